@@ -1,0 +1,91 @@
+//! Errors of this crate.
+
+use std::path::PathBuf;
+
+/// What can go wrong while reading a checkpoint or laying out a network.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A tensor the network asks for is not in the checkpoint.
+    #[error("`{path}`: not in the checkpoint{}", near_misses(.similar))]
+    MissingTensor {
+        /// Full path of the tensor.
+        path: String,
+        /// Names in the checkpoint that look alike, best first.
+        similar: Vec<String>,
+    },
+    /// A tensor has another shape than the network needs.
+    #[error("`{path}`: expected {expected:?}, found {found:?}")]
+    ShapeMismatch {
+        /// Full path of the tensor.
+        path: String,
+        /// Dimensions the network needs.
+        expected: Vec<usize>,
+        /// Dimensions in the checkpoint.
+        found: Vec<usize>,
+    },
+    /// The network left tensors of the checkpoint unread.
+    #[error("the network leaves {} tensor(s) of the checkpoint unused: {}", .paths.len(), abbreviate(.paths))]
+    UnusedTensors {
+        /// Full paths, in the checkpoint's order.
+        paths: Vec<String>,
+    },
+    /// Two tensors of one network would have the same path.
+    #[error("`{path}`: requested twice")]
+    DuplicateTensor {
+        /// Full path of the tensor.
+        path: String,
+    },
+    /// A configuration value is missing, unknown or out of range.
+    #[error("network configuration: {what}")]
+    Config {
+        /// Field, expected and found.
+        what: String,
+    },
+    /// An engine (libtorch, the graph builder) refused an operation.
+    #[error("`{scope}`: operation `{op}` failed")]
+    Engine {
+        /// Scope path of the layer.
+        scope: String,
+        /// Name of the `Backend` operation.
+        op: &'static str,
+        /// The engine's own error.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file's bytes do not follow its format.
+    #[error("{}: {place}: expected {expected}, found {found}", .file.display())]
+    Format {
+        /// The file.
+        file: PathBuf,
+        /// Position inside the file (byte offset, opcode, entry name).
+        place: String,
+        /// What the format asks for.
+        expected: String,
+        /// What the file holds.
+        found: String,
+    },
+    /// The file could not be read or written.
+    #[error("input/output failed")]
+    Io(#[from] std::io::Error),
+}
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn near_misses(similar: &[String]) -> String {
+    if similar.is_empty() {
+        String::new()
+    } else {
+        format!("; similar names there: {}", abbreviate(similar))
+    }
+}
+
+fn abbreviate(names: &[String]) -> String {
+    const SHOWN: usize = 6;
+    let mut text = names.iter().take(SHOWN).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text.push_str(", …");
+    }
+    text
+}

@@ -1,0 +1,1 @@
+//! Checkpoint readers and network definitions over one Backend trait.

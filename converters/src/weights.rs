@@ -1,0 +1,277 @@
+//! Weights by path: every tensor is requested with its shape, and every load accounts for itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::checkpoint::TensorSource;
+use crate::error::{Error, Result};
+
+/// Position in a network: weight key, ONNX node name and the path in errors, e.g. `model.enc.32x32_block0.conv0`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Scope(String);
+
+impl Scope {
+    /// The outermost scope.
+    #[must_use]
+    pub fn root() -> Self {
+        Self::default()
+    }
+
+    /// The scope `name` inside this one.
+    #[must_use]
+    pub fn child(&self, name: impl fmt::Display) -> Self {
+        Self(self.key(name))
+    }
+
+    /// Full path of the tensor or scope `name` inside this one.
+    #[must_use]
+    pub fn key(&self, name: impl fmt::Display) -> String {
+        if self.0.is_empty() { name.to_string() } else { format!("{}.{name}", self.0) }
+    }
+
+    /// The path as text; empty for the root.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Initial values of a parameter when no checkpoint gives them.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Init {
+    /// Every element the same.
+    Constant(f32),
+    /// These values, row-major.
+    Values(Vec<f32>),
+    /// Uniform on ±`bound`.
+    Uniform {
+        /// Half width.
+        bound: f64,
+    },
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
+}
+
+impl Init {
+    /// Glorot and Bengio 2010: uniform on ±√(6/(fan_in+fan_out)), times `gain`.
+    #[must_use]
+    pub fn xavier_uniform(fan_in: usize, fan_out: usize, gain: f64) -> Self {
+        Self::Uniform { bound: gain * (6.0 / (fan_in + fan_out) as f64).sqrt() }
+    }
+
+    /// He et al. 2015 as EDM spells it: uniform on ±√(3/fan_in), times `gain`.
+    #[must_use]
+    pub fn kaiming_uniform(fan_in: usize, gain: f64) -> Self {
+        Self::Uniform { bound: gain * (3.0 / fan_in as f64).sqrt() }
+    }
+
+    /// PyTorch's default for convolutions and linear layers, weight and bias alike: uniform on ±1/√fan_in.
+    #[must_use]
+    pub fn torch_default(fan_in: usize) -> Self {
+        Self::Uniform { bound: 1.0 / (fan_in as f64).sqrt() }
+    }
+
+    /// The `count` values for `path` under `seed`.
+    ///
+    /// The generator is SplitMix64 started at `seed ^ FNV-1a64(path)`, so a tensor's values depend on nothing but seed
+    /// and path. A uniform takes the top 24 bits of each word; a normal is Box–Muller (cosine branch) on two uniforms.
+    #[must_use]
+    pub fn values(&self, seed: u64, path: &str, count: usize) -> Vec<f32> {
+        let mut rng = SplitMix64::for_path(seed, path);
+        match self {
+            Self::Constant(v) => vec![*v; count],
+            Self::Values(v) => v.clone(),
+            Self::Uniform { bound } => (0..count).map(|_| narrow((rng.uniform() * 2.0 - 1.0) * bound)).collect(),
+            Self::Normal { std } => (0..count).map(|_| narrow(rng.normal() * std)).collect(),
+        }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "initial values are stored as f32")]
+fn narrow(v: f64) -> f32 {
+    v as f32
+}
+
+/// The small documented generator behind [`Init`]: Steele, Lea and Flood 2014.
+#[derive(Debug, Clone)]
+pub struct SplitMix64(u64);
+
+impl SplitMix64 {
+    /// The stream of `path` under `seed`.
+    #[must_use]
+    pub fn for_path(seed: u64, path: &str) -> Self {
+        const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+        const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
+        let hash = path.bytes().fold(FNV_OFFSET, |h, b| (h ^ u64::from(b)).wrapping_mul(FNV_PRIME));
+        Self(seed ^ hash)
+    }
+
+    /// Next 64-bit word.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform on [0, 1), 24 bits.
+    pub fn uniform(&mut self) -> f64 {
+        (self.next_u64() >> 40) as f64 / f64::from(1u32 << 24)
+    }
+
+    /// Standard normal.
+    pub fn normal(&mut self) -> f64 {
+        let (u, v) = (self.uniform(), self.uniform());
+        (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+    }
+}
+
+/// Where a network's tensors come from, and which of them it took.
+pub struct Weights {
+    source: Source,
+    taken: BTreeMap<String, Vec<usize>>,
+    may_remain: BTreeSet<String>,
+}
+
+enum Source {
+    Checkpoint { tensors: Box<dyn TensorSource>, prefix: String },
+    Initializer { seed: u64 },
+}
+
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Weights").field("taken", &self.taken.len()).finish_non_exhaustive()
+    }
+}
+
+/// What a finished load took and left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Number of tensors read.
+    pub tensors: usize,
+    /// Number of scalars read.
+    pub scalars: usize,
+    /// Tensors of the checkpoint that were left unread, in the checkpoint's order.
+    pub unused: Vec<String>,
+}
+
+impl Weights {
+    /// Weights from a checkpoint, whose names start with `prefix` (may be empty; names without it are not seen).
+    #[must_use]
+    pub fn checkpoint(tensors: Box<dyn TensorSource>, prefix: &str) -> Self {
+        Self {
+            source: Source::Checkpoint { tensors, prefix: prefix.to_owned() },
+            taken: BTreeMap::new(),
+            may_remain: BTreeSet::new(),
+        }
+    }
+
+    /// Fresh weights drawn by [`Init::values`] from `seed`.
+    #[must_use]
+    pub fn initialised(seed: u64) -> Self {
+        Self { source: Source::Initializer { seed }, taken: BTreeMap::new(), may_remain: BTreeSet::new() }
+    }
+
+    /// Names that the network may leave unread although they are in the checkpoint.
+    #[must_use]
+    pub fn allowing_unused(mut self, paths: impl IntoIterator<Item = String>) -> Self {
+        self.may_remain.extend(paths);
+        self
+    }
+
+    /// Whether `path` is there; always true for fresh weights.
+    #[must_use]
+    pub fn contains(&self, path: &str) -> bool {
+        match &self.source {
+            Source::Checkpoint { tensors, prefix } => tensors.info(&format!("{prefix}{path}")).is_some(),
+            Source::Initializer { .. } => true,
+        }
+    }
+
+    /// Tensor `scope.name`, row-major f32, exactly `dims`; `init` says what a fresh one holds.
+    ///
+    /// # Errors
+    /// `MissingTensor`, `ShapeMismatch`, `DuplicateTensor` naming the path; reading errors of the source.
+    pub fn take(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Vec<f32>> {
+        let path = scope.key(name);
+        if self.taken.insert(path.clone(), dims.to_vec()).is_some() {
+            return Err(Error::DuplicateTensor { path });
+        }
+        let count = dims.iter().product();
+        match &self.source {
+            Source::Initializer { seed } => {
+                let values = init.values(*seed, &path, count);
+                if values.len() == count {
+                    Ok(values)
+                } else {
+                    Err(Error::ShapeMismatch { path, expected: dims.to_vec(), found: vec![values.len()] })
+                }
+            }
+            Source::Checkpoint { tensors, prefix } => {
+                let full = format!("{prefix}{path}");
+                let info = tensors.info(&full).ok_or_else(|| Error::MissingTensor {
+                    similar: similar_names(&full, &tensors.names()),
+                    path: full.clone(),
+                })?;
+                if info.dims != dims {
+                    return Err(Error::ShapeMismatch { path: full, expected: dims.to_vec(), found: info.dims });
+                }
+                tensors.read_f32(&full)
+            }
+        }
+    }
+
+    /// Ends the load: every tensor of the checkpoint must have been read.
+    ///
+    /// # Errors
+    /// `UnusedTensors` lists those that were not.
+    pub fn finish(&self) -> Result<LoadReport> {
+        let report = self.report();
+        let paths: Vec<_> = report.unused.iter().filter(|p| !self.may_remain.contains(*p)).cloned().collect();
+        if paths.is_empty() { Ok(report) } else { Err(Error::UnusedTensors { paths }) }
+    }
+
+    /// What was read and left so far.
+    #[must_use]
+    pub fn report(&self) -> LoadReport {
+        let unused = match &self.source {
+            Source::Initializer { .. } => Vec::new(),
+            Source::Checkpoint { tensors, prefix } => tensors
+                .names()
+                .into_iter()
+                .filter_map(|n| n.strip_prefix(prefix.as_str()).map(str::to_owned))
+                .filter(|n| !self.taken.contains_key(n))
+                .collect(),
+        };
+        LoadReport {
+            tensors: self.taken.len(),
+            scalars: self.taken.values().map(|d| d.iter().product::<usize>()).sum(),
+            unused,
+        }
+    }
+}
+
+/// Names of `among` that resemble `path`: same last part first, then by common prefix.
+fn similar_names(path: &str, among: &[String]) -> Vec<String> {
+    const SHOWN: usize = 3;
+    let leaf = |p: &str| p.rsplit('.').next().unwrap_or(p).to_owned();
+    let common = |a: &str, b: &str| a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+    let tail = |a: &str, b: &str| a.bytes().rev().zip(b.bytes().rev()).take_while(|(x, y)| x == y).count();
+    let mut scored: Vec<_> = among
+        .iter()
+        .map(|n| (usize::from(leaf(n) == leaf(path)), common(n, path) + tail(n, path), n))
+        .filter(|(_, score, _)| *score > 0)
+        .collect();
+    scored.sort_by(|a, b| (b.0, b.1).cmp(&(a.0, a.1)).then(a.2.cmp(b.2)));
+    scored.into_iter().take(SHOWN).map(|(_, _, n)| n.clone()).collect()
+}

@@ -1,0 +1,1 @@
+//! Metrics of image generators: FID, Inception Score, precision/recall, KID.

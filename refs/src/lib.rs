@@ -1,0 +1,1 @@
+//! Image and reference containers: npy, npz, HDF5, image zips and folders.

@@ -1,0 +1,1 @@
+//! d2o: fine-tune, export, run and measure one-step image generators.

@@ -1,0 +1,2 @@
+//! The `d2o` command.
+fn main() {}
