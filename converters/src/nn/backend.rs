@@ -43,6 +43,12 @@ pub trait Backend {
     /// Those of [`crate::weights::Weights::take`].
     fn buffer(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Vec<f32>>;
 
+    /// Tensor `scope.name` that a layer keeps up to date itself instead of by gradients (spectral norm's `u`, `v`).
+    ///
+    /// # Errors
+    /// Those of [`crate::weights::Weights::take`].
+    fn state(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Self::Value>;
+
     /// A fixed value known while the network is laid out, called `scope.name` where the back end has names.
     ///
     /// # Errors

@@ -1,6 +1,13 @@
 //! Networks, written once over [`Backend`] and laid out by libtorch or as ONNX graphs.
 
 pub mod backend;
+pub mod dhariwal_unet;
+pub mod discriminator;
+pub mod efficientnet_lite;
 pub mod layers;
+pub mod onnx;
+pub mod precond;
+pub mod song_unet;
 
 pub use backend::{Backend, Conv2d};
+pub use onnx::OnnxBackend;

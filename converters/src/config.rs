@@ -1,0 +1,377 @@
+//! Architecture configurations: a class name and the arguments its constructor was given, as checkpoints carry them.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// A preconditioned denoiser: which class, and its constructor's arguments.
+///
+/// As JSON: `{"class": "EDMPrecond", "init_kwargs": {…}}`, the form of NET.json and of safetensors metadata.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NetConfig {
+    /// Preconditioner.
+    pub precond: Precond,
+    /// Height and width of the images, pixels.
+    pub img_resolution: usize,
+    /// Colour channels.
+    pub img_channels: usize,
+    /// Number of classes; 0 if unconditional.
+    pub label_dim: usize,
+    /// The network inside.
+    pub unet: UNetConfig,
+    init_kwargs: Map<String, Value>,
+}
+
+/// The preconditioners D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Precond {
+    /// Karras et al. 2022.
+    Edm {
+        /// Standard deviation of the data.
+        sigma_data: f64,
+    },
+    /// EDM's with the boundary condition D(x; 0.002) = x.
+    D2o {
+        /// Standard deviation of the data.
+        sigma_data: f64,
+    },
+    /// Variance preserving (Song et al. 2021).
+    Vp {
+        /// Extent of the noise schedule.
+        beta_d: f64,
+        /// Its start.
+        beta_min: f64,
+        /// Number of steps of the original training.
+        steps: f64,
+    },
+    /// Variance exploding (Song et al. 2021).
+    Ve,
+}
+
+impl Precond {
+    /// Name of the class in checkpoints.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Edm { .. } => "EDMPrecond",
+            Self::D2o { .. } => "D2OPrecond",
+            Self::Vp { .. } => "VPPrecond",
+            Self::Ve => "VEPrecond",
+        }
+    }
+}
+
+/// The two U-Nets of the EDM family.
+#[derive(Debug, Clone, PartialEq)]
+pub enum UNetConfig {
+    /// DDPM++ and NCSN++.
+    Song(SongConfig),
+    /// ADM.
+    Dhariwal(DhariwalConfig),
+}
+
+/// How the noise level is embedded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EmbeddingType {
+    /// Fixed sinusoids.
+    Positional,
+    /// Random Fourier features.
+    Fourier,
+}
+
+/// What the encoder carries beside its blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EncoderType {
+    /// Nothing.
+    Standard,
+    /// The downsampled image, mixed in by 1×1 convolutions.
+    Skip,
+    /// A residual pyramid of the image.
+    Residual,
+}
+
+/// What the decoder carries beside its blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DecoderType {
+    /// Nothing.
+    Standard,
+    /// An output image at each resolution, upsampled and summed.
+    Skip,
+}
+
+/// Arguments of `SongUNet` beyond resolution, channels and labels; absent ones take the class's defaults.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "the original's own argument names; facts on each are in its class documentation")]
+pub struct SongConfig {
+    pub augment_dim: usize,
+    pub model_channels: usize,
+    pub channel_mult: Vec<usize>,
+    pub channel_mult_emb: usize,
+    pub num_blocks: usize,
+    pub attn_resolutions: Vec<usize>,
+    pub dropout: f64,
+    pub label_dropout: f64,
+    pub embedding_type: EmbeddingType,
+    pub channel_mult_noise: usize,
+    pub encoder_type: EncoderType,
+    pub decoder_type: DecoderType,
+    pub resample_filter: Vec<f64>,
+}
+
+impl Default for SongConfig {
+    fn default() -> Self {
+        Self {
+            augment_dim: 0,
+            model_channels: 128,
+            channel_mult: vec![1, 2, 2, 2],
+            channel_mult_emb: 4,
+            num_blocks: 4,
+            attn_resolutions: vec![16],
+            dropout: 0.10,
+            label_dropout: 0.0,
+            embedding_type: EmbeddingType::Positional,
+            channel_mult_noise: 1,
+            encoder_type: EncoderType::Standard,
+            decoder_type: DecoderType::Standard,
+            resample_filter: vec![1.0, 1.0],
+        }
+    }
+}
+
+impl SongConfig {
+    /// The NCSN++ settings on top of the class's defaults.
+    #[must_use]
+    pub fn ncsnpp() -> Self {
+        Self {
+            embedding_type: EmbeddingType::Fourier,
+            channel_mult_noise: 2,
+            encoder_type: EncoderType::Residual,
+            resample_filter: vec![1.0, 3.0, 3.0, 1.0],
+            ..Self::default()
+        }
+    }
+}
+
+/// Arguments of `DhariwalUNet` beyond resolution, channels and labels; absent ones take the class's defaults.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "the original's own argument names; facts on each are in its class documentation")]
+pub struct DhariwalConfig {
+    pub augment_dim: usize,
+    pub model_channels: usize,
+    pub channel_mult: Vec<usize>,
+    pub channel_mult_emb: usize,
+    pub num_blocks: usize,
+    pub attn_resolutions: Vec<usize>,
+    pub dropout: f64,
+    pub label_dropout: f64,
+}
+
+impl Default for DhariwalConfig {
+    fn default() -> Self {
+        Self {
+            augment_dim: 0,
+            model_channels: 192,
+            channel_mult: vec![1, 2, 3, 4],
+            channel_mult_emb: 4,
+            num_blocks: 3,
+            attn_resolutions: vec![32, 16, 8],
+            dropout: 0.10,
+            label_dropout: 0.0,
+        }
+    }
+}
+
+impl NetConfig {
+    /// Reads a class name and its constructor's arguments.
+    ///
+    /// # Errors
+    /// `Config` for an unknown class, an unknown or missing argument, or a value out of range.
+    pub fn new(class: &str, init_kwargs: &Value) -> Result<Self> {
+        let Value::Object(kwargs) = init_kwargs else {
+            return Err(wrong(format!("`init_kwargs`: expected an object, found {init_kwargs}")));
+        };
+        let mut rest = Args { left: kwargs.clone() };
+        let img_resolution = rest.required("img_resolution")?;
+        let img_channels = rest.required("img_channels")?;
+        let label_dim = rest.number("label_dim")?.unwrap_or(0);
+        rest.left.remove("use_fp16");
+        let (precond, default_model) = match class {
+            "EDMPrecond" | "D2OPrecond" => {
+                for unused in ["sigma_min", "sigma_max"] {
+                    rest.left.remove(unused);
+                }
+                let sigma_data = rest.float("sigma_data", 0.5)?;
+                let precond =
+                    if class == "EDMPrecond" { Precond::Edm { sigma_data } } else { Precond::D2o { sigma_data } };
+                (precond, "DhariwalUNet")
+            }
+            "VPPrecond" => {
+                rest.left.remove("epsilon_t");
+                let beta_d = rest.float("beta_d", 19.9)?;
+                let beta_min = rest.float("beta_min", 0.1)?;
+                (Precond::Vp { beta_d, beta_min, steps: rest.float("M", 1000.0)? }, "SongUNet")
+            }
+            "VEPrecond" => {
+                for unused in ["sigma_min", "sigma_max"] {
+                    rest.left.remove(unused);
+                }
+                (Precond::Ve, "SongUNet")
+            }
+            other => {
+                let known = "EDMPrecond, D2OPrecond, VPPrecond, VEPrecond";
+                return Err(wrong(format!("`class`: expected one of {known}, found `{other}`")));
+            }
+        };
+        let model = match rest.left.remove("model_type") {
+            None => default_model.to_owned(),
+            Some(Value::String(name)) => name,
+            Some(other) => return Err(wrong(format!("`model_type`: expected text, found {other}"))),
+        };
+        let left = Value::Object(rest.left);
+        let read = |e: serde_json::Error| wrong(format!("arguments of `{model}`: {e}"));
+        let unet = match model.as_str() {
+            "SongUNet" => UNetConfig::Song(serde_json::from_value(left).map_err(read)?),
+            "DhariwalUNet" => UNetConfig::Dhariwal(serde_json::from_value(left).map_err(read)?),
+            other => {
+                return Err(wrong(format!("`model_type`: expected SongUNet or DhariwalUNet, found `{other}`")));
+            }
+        };
+        let config = Self { precond, img_resolution, img_channels, label_dim, unet, init_kwargs: kwargs.clone() };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The same network as a one-step generator: class `D2OPrecond`, no augmentation labels, this `dropout`.
+    ///
+    /// # Errors
+    /// `Config` if the preconditioner has no σ_data, which D2O's needs.
+    pub fn into_one_step(&self, dropout: f64) -> Result<Self> {
+        let (Precond::Edm { .. } | Precond::D2o { .. }) = self.precond else {
+            return Err(wrong(format!("`class`: fine-tuning starts from EDMPrecond, found {}", self.precond.class())));
+        };
+        let mut kwargs = self.init_kwargs.clone();
+        kwargs.remove("augment_dim");
+        kwargs.remove("use_fp16");
+        kwargs.insert("dropout".to_owned(), dropout.into());
+        Self::new("D2OPrecond", &Value::Object(kwargs))
+    }
+
+    /// Name of the preconditioner's class.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        self.precond.class()
+    }
+
+    /// The constructor's arguments as they were read.
+    #[must_use]
+    pub fn init_kwargs(&self) -> Value {
+        Value::Object(self.init_kwargs.clone())
+    }
+
+    fn check(&self) -> Result<()> {
+        const MAX_RESOLUTION: usize = 4096;
+        const MAX_CHANNELS: usize = 1 << 14;
+        let (mult, channels, blocks) = match &self.unet {
+            UNetConfig::Song(c) => (&c.channel_mult, c.model_channels * c.channel_mult_noise, c.num_blocks),
+            UNetConfig::Dhariwal(c) => (&c.channel_mult, c.model_channels, c.num_blocks),
+        };
+        let within = |name: &str, value: usize, low: usize, high: usize| {
+            if (low..=high).contains(&value) {
+                Ok(())
+            } else {
+                Err(wrong(format!("`{name}`: expected {low} to {high}, found {value}")))
+            }
+        };
+        within("img_resolution", self.img_resolution, 1, MAX_RESOLUTION)?;
+        within("img_channels", self.img_channels, 1, MAX_CHANNELS)?;
+        within("label_dim", self.label_dim, 0, MAX_CHANNELS * MAX_CHANNELS)?;
+        within("model_channels", channels, 4, MAX_CHANNELS)?;
+        within("channel_mult (length)", mult.len(), 1, 12)?;
+        within("num_blocks", blocks, 1, 64)?;
+        for m in mult {
+            within("channel_mult", *m, 1, 64)?;
+        }
+        let unit = 1 << (mult.len() - 1);
+        if !self.img_resolution.is_multiple_of(unit) {
+            let levels = mult.len();
+            return Err(wrong(format!(
+                "`img_resolution`: expected a multiple of {unit} for {levels} levels, found {}",
+                self.img_resolution
+            )));
+        }
+        Ok(())
+    }
+}
+
+struct Args {
+    left: Map<String, Value>,
+}
+
+impl Args {
+    fn number(&mut self, name: &str) -> Result<Option<usize>> {
+        match self.left.remove(name) {
+            None => Ok(None),
+            Some(v) => v
+                .as_u64()
+                .and_then(|n| usize::try_from(n).ok())
+                .map(Some)
+                .ok_or_else(|| wrong(format!("`{name}`: expected a whole number, found {v}"))),
+        }
+    }
+
+    fn required(&mut self, name: &str) -> Result<usize> {
+        self.number(name)?.ok_or_else(|| wrong(format!("`{name}` is missing")))
+    }
+
+    fn float(&mut self, name: &str, default: f64) -> Result<f64> {
+        match self.left.remove(name) {
+            None => Ok(default),
+            Some(v) => v.as_f64().ok_or_else(|| wrong(format!("`{name}`: expected a number, found {v}"))),
+        }
+    }
+}
+
+fn wrong(what: String) -> Error {
+    Error::Config { what }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn defaults_are_those_of_the_class() {
+        let config = NetConfig::new("VPPrecond", &json!({"img_resolution": 32, "img_channels": 3})).unwrap();
+        assert_eq!(config.unet, UNetConfig::Song(SongConfig::default()));
+        let config = NetConfig::new("EDMPrecond", &json!({"img_resolution": 64, "img_channels": 3})).unwrap();
+        assert_eq!(config.unet, UNetConfig::Dhariwal(DhariwalConfig::default()));
+    }
+
+    #[test]
+    fn errors_name_the_argument() {
+        let fails = |class: &str, kwargs: Value| NetConfig::new(class, &kwargs).unwrap_err().to_string();
+        assert!(fails("EDMPrecond", json!({"img_channels": 3})).contains("`img_resolution` is missing"));
+        assert!(fails("XPrecond", json!({"img_resolution": 8, "img_channels": 3})).contains("found `XPrecond`"));
+        let typo = json!({"img_resolution": 8, "img_channels": 3, "model_type": "SongUNet", "num_block": 1});
+        assert!(fails("EDMPrecond", typo).contains("num_block"));
+        let odd = json!({"img_resolution": 9, "img_channels": 3, "model_type": "SongUNet"});
+        assert!(fails("EDMPrecond", odd).contains("multiple of 8"));
+    }
+
+    #[test]
+    fn one_step_keeps_sizes_and_drops_augmentation() {
+        let kwargs = json!({"img_resolution": 32, "img_channels": 3, "model_type": "SongUNet", "augment_dim": 9});
+        let config = NetConfig::new("EDMPrecond", &kwargs).unwrap().into_one_step(0.0).unwrap();
+        assert_eq!(config.class(), "D2OPrecond");
+        let UNetConfig::Song(song) = &config.unet else { panic!("expected SongUNet") };
+        assert_eq!((song.augment_dim, song.dropout), (0, 0.0));
+        assert_eq!(NetConfig::new("D2OPrecond", &config.init_kwargs()).unwrap(), config);
+    }
+}
