@@ -1,0 +1,111 @@
+//! Losses: EDM's denoising loss, D2O's adversarial ones, R1.
+
+use d2o_converters::error::Result as NetResult;
+use d2o_converters::nn::precond::{Denoiser, Sigma};
+use tch::{Kind, Tensor};
+
+use super::libtorch::{LibTorch, Value};
+
+/// EDM's noise distribution, ln σ ~ N(−1.2, 1.2²).
+const P_MEAN: f64 = -1.2;
+const P_STD: f64 = 1.2;
+
+/// Kind of adversarial loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossType {
+    /// Non-saturating (softplus), as all presets have it.
+    NonSaturating,
+    /// Hinge.
+    Hinge,
+}
+
+impl LossType {
+    /// Generator's loss from logits `[B, L]` of its images: sum over images of the mean over logits.
+    #[must_use]
+    pub fn generator(self, fake: &Tensor) -> Tensor {
+        let per_logit = match self {
+            Self::NonSaturating => fake.neg().softplus(),
+            Self::Hinge => fake.neg(),
+        };
+        sum_of_means(&per_logit)
+    }
+
+    /// Discriminator's loss from logits `[B, L]` of generated and real images.
+    #[must_use]
+    pub fn discriminator(self, fake: &Tensor, real: &Tensor) -> Tensor {
+        match self {
+            Self::NonSaturating => sum_of_means(&fake.softplus()) + sum_of_means(&real.neg().softplus()),
+            Self::Hinge => sum_of_means(&(fake + 1.0).relu()) + sum_of_means(&(1.0 - real).relu()),
+        }
+    }
+}
+
+fn sum_of_means(per_logit: &Tensor) -> Tensor {
+    per_logit.mean_dim(1, false, Kind::Float).sum(Kind::Float)
+}
+
+/// R1 penalty times γ/2, mean over images: `logits` of real `images`, which require gradients.
+///
+/// # Panics
+/// Never on tensors of one graph; libtorch's errors are returned.
+///
+/// # Errors
+/// libtorch's own.
+pub fn r1_penalty(logits: &Tensor, images: &Tensor, gamma: f64) -> Result<Tensor, tch::TchError> {
+    let sum = logits.f_sum(Kind::Float)?;
+    let grads = Tensor::f_run_backward(&[sum], &[images], true, true)?;
+    let grad = &grads[0];
+    let penalty = grad.f_square()?.f_sum_dim_intlist([1_i64, 2, 3].as_slice(), false, Kind::Float)?;
+    penalty.f_mul_scalar(gamma / 2.0)?.f_mean(Kind::Float)
+}
+
+/// EDM's loss of `net` on `images [B, C, H, W]`: mean over images of the weighted squared error's sum over pixels.
+///
+/// # Errors
+/// `Engine`.
+pub fn edm_loss(
+    b: &mut LibTorch,
+    net: &Denoiser<Value>,
+    images: &Tensor,
+    labels: Option<&Tensor>,
+    sigma_data: f64,
+) -> NetResult<Tensor> {
+    let batch = images.size()[0];
+    let options = (Kind::Float, images.device());
+    let sigma = (Tensor::randn([batch], options) * P_STD + P_MEAN).exp();
+    let wide = sigma.reshape([-1, 1, 1, 1]);
+    let noisy = images + images.randn_like() * &wide;
+    let labels = labels.map(|y| Value(y.shallow_clone()));
+    let out = net.denoise(b, &Value(noisy), &Sigma::PerImage(Value(sigma)), labels.as_ref())?;
+    let data = sigma_data * sigma_data;
+    let weight = (wide.square() + data) / (&wide * sigma_data).square();
+    let error = (out.0 - images).square() * weight;
+    Ok(error.sum(Kind::Float) / f64::from(i32::try_from(batch).unwrap_or(i32::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_sum_over_images_and_average_over_logits() {
+        let fake = Tensor::from_slice(&[0.0_f32, 1.0, -1.0, 2.0]).reshape([2, 2]);
+        let real = Tensor::from_slice(&[1.0_f32, 1.0, 3.0, -1.0]).reshape([2, 2]);
+        let softplus = |x: f64| x.exp().ln_1p();
+        let expected: f64 = [0.0, -1.0, 1.0, -2.0].map(softplus).iter().sum::<f64>() / 2.0;
+        let got = LossType::NonSaturating.generator(&fake).double_value(&[]);
+        assert!((got - expected).abs() < 1e-6, "{got} differs from {expected}");
+        let got = LossType::Hinge.discriminator(&fake, &real).double_value(&[]);
+        let expected = (1.0 + 2.0 + 0.0 + 3.0) / 2.0 + (0.0 + 0.0 + 0.0 + 2.0) / 2.0;
+        assert!((got - expected).abs() < 1e-6, "{got} differs from {expected}");
+    }
+
+    #[test]
+    fn r1_of_a_known_function() {
+        // logits = x², so the gradient is 2x and the penalty Σ 4x².
+        let x = Tensor::from_slice(&[1.0_f32, 2.0, 3.0, 4.0]).reshape([2, 1, 1, 2]).set_requires_grad(true);
+        let logits = x.square().reshape([2, 2]);
+        let got = r1_penalty(&logits, &x, 0.5).unwrap().double_value(&[]);
+        assert!((got - 4.0 * 30.0 * 0.25 / 2.0).abs() < 1e-5, "{got}");
+    }
+}
