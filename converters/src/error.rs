@@ -70,6 +70,17 @@ pub enum Error {
     Io(#[from] std::io::Error),
 }
 
+impl Error {
+    pub(crate) fn format(
+        file: &std::path::Path,
+        place: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
+        Self::Format { file: file.to_owned(), place: place.into(), expected: expected.into(), found: found.into() }
+    }
+}
+
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -1,1 +1,16 @@
-//! Image and reference containers: npy, npz, HDF5, image zips and folders.
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+pub mod atomic;
+pub mod batch;
+pub mod error;
+pub mod folder;
+pub mod hdf5;
+pub mod image_zip;
+pub mod npy;
+pub mod npz;
+pub mod stats;
+
+mod decode;
+
+pub use error::{Error, Result};

@@ -1,0 +1,215 @@
+//! safetensors: a JSON header, then raw little-endian tensors. Reading is memory-mapped; writing gives the same bytes each time.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use memmap2::Mmap;
+use safetensors::tensor::Metadata;
+use safetensors::{Dtype as Stored, SafeTensors};
+
+use super::{Dtype, TensorInfo, TensorSource};
+use crate::error::{Error, Result};
+
+/// Whether `head`, the first bytes of a file, can begin a safetensors file.
+pub(crate) fn recognises(head: &[u8]) -> bool {
+    const MAX_HEADER: u64 = 100_000_000;
+    let (Some(length), Some(b'{')) = (head.first_chunk::<8>(), head.get(8)) else { return false };
+    u64::from_le_bytes(*length) <= MAX_HEADER
+}
+
+/// A memory-mapped safetensors file.
+#[derive(Debug)]
+pub struct SafetensorsFile {
+    path: PathBuf,
+    map: Mmap,
+    start: usize,
+    header: Metadata,
+    names: Vec<String>,
+    metadata: Vec<(String, String)>,
+}
+
+impl SafetensorsFile {
+    /// Maps `path` and checks its header: sizes, gaps, overlaps and the end of the file.
+    ///
+    /// # Errors
+    /// `Format` if the header is bad.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = fs::File::open(path)?;
+        #[allow(unsafe_code, reason = "a map of a file opened for reading; another process truncating it is outside our model")]
+        // SAFETY: the map is only read, and lives as long as the struct that owns it.
+        let map = unsafe { Mmap::map(file.file())? };
+        let bad = |e: safetensors::SafeTensorError| Error::format(path, "header", "a valid safetensors header", e.to_string());
+        let (length, header) = SafeTensors::read_metadata(&map).map_err(bad)?;
+        let names = header.offset_keys();
+        let mut metadata: Vec<(String, String)> =
+            header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        metadata.sort_unstable();
+        Ok(Self { path: path.to_owned(), map, start: length + 8, header, names, metadata })
+    }
+
+    /// The file's metadata, sorted by key.
+    #[must_use]
+    pub fn metadata(&self) -> &[(String, String)] {
+        &self.metadata
+    }
+}
+
+fn dtype(stored: Stored) -> Option<Dtype> {
+    Some(match stored {
+        Stored::F64 => Dtype::F64,
+        Stored::F32 => Dtype::F32,
+        Stored::F16 => Dtype::F16,
+        Stored::BF16 => Dtype::BF16,
+        Stored::I64 => Dtype::I64,
+        Stored::I32 => Dtype::I32,
+        Stored::I16 => Dtype::I16,
+        Stored::I8 => Dtype::I8,
+        Stored::U8 => Dtype::U8,
+        Stored::BOOL => Dtype::Bool,
+        _ => return None,
+    })
+}
+
+impl TensorSource for SafetensorsFile {
+    fn names(&self) -> Vec<String> {
+        self.names.clone()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        let info = self.header.info(name)?;
+        Some(TensorInfo { dtype: dtype(info.dtype)?, dims: info.shape.clone() })
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let missing = || Error::MissingTensor { path: name.to_owned(), similar: Vec::new() };
+        let info = self.header.info(name).ok_or_else(missing)?;
+        let dtype = dtype(info.dtype).ok_or_else(|| {
+            Error::format(&self.path, name, "a floating point or integer type", format!("{:?}", info.dtype))
+        })?;
+        let (from, to) = info.data_offsets;
+        let bytes = &self.map[self.start + from..self.start + to];
+        Ok(bytes.chunks_exact(dtype.size()).map(|b| dtype.element(b)).collect())
+    }
+}
+
+/// A tensor to be written, f32.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    /// Name in the file.
+    pub name: String,
+    /// Dimensions, outermost first.
+    pub dims: Vec<usize>,
+    /// Row-major values.
+    pub values: Vec<f32>,
+}
+
+/// Writes `tensors` in the given order with `metadata`: equal arguments give equal bytes; the file is complete or absent.
+///
+/// # Errors
+/// `Io`; `DuplicateTensor` if two have one name; `ShapeMismatch` if values do not fill the dimensions.
+pub fn write(path: &Path, tensors: &[Tensor], metadata: &BTreeMap<String, String>) -> Result<()> {
+    const ALIGN: usize = 8;
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".to_owned(), serde_json::json!(metadata));
+    let mut offset = 0;
+    for t in tensors {
+        if t.dims.iter().product::<usize>() != t.values.len() {
+            let (path, found) = (t.name.clone(), vec![t.values.len()]);
+            return Err(Error::ShapeMismatch { path, expected: t.dims.clone(), found });
+        }
+        let end = offset + 4 * t.values.len();
+        let entry = serde_json::json!({"dtype": "F32", "shape": t.dims, "data_offsets": [offset, end]});
+        if header.insert(t.name.clone(), entry).is_some() {
+            return Err(Error::DuplicateTensor { path: t.name.clone() });
+        }
+        offset = end;
+    }
+    let mut text = serde_json::Value::Object(header).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(ALIGN), b' ');
+
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let partial = tempfile::Builder::new().prefix(".d2o-").suffix(".partial").tempfile_in(folder)?;
+    let mut out = std::io::BufWriter::with_capacity(1 << 20, partial);
+    out.write_all(&(text.len() as u64).to_le_bytes())?;
+    out.write_all(&text)?;
+    for value in tensors.iter().flat_map(|t| &t.values) {
+        out.write_all(&value.to_le_bytes())?;
+    }
+    let partial = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    partial.as_file().sync_all()?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(partial.path(), std::fs::Permissions::from_mode(0o644))?;
+    }
+    partial.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sample() -> (Vec<Tensor>, BTreeMap<String, String>) {
+        let t = |name: &str, dims: &[usize]| Tensor {
+            name: name.to_owned(),
+            dims: dims.to_vec(),
+            values: (0..dims.iter().product::<usize>()).map(|i| i as f32 * 0.5).collect(),
+        };
+        let metadata = BTreeMap::from([("b".to_owned(), "2".to_owned()), ("a".to_owned(), "1".to_owned())]);
+        (vec![t("z.weight", &[2, 3]), t("a.bias", &[4]), t("s", &[])], metadata)
+    }
+
+    #[test]
+    fn round_trip_in_order_with_equal_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tensors, metadata) = sample();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        write(&a, &tensors, &metadata).unwrap();
+        write(&b, &tensors, &metadata).unwrap();
+        assert_eq!(fs::read(&a).unwrap(), fs::read(&b).unwrap());
+        let file = SafetensorsFile::open(&a).unwrap();
+        assert_eq!(file.metadata(), [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]);
+        for t in tensors {
+            assert_eq!(file.info(&t.name).unwrap(), TensorInfo { dtype: Dtype::F32, dims: t.dims });
+            assert_eq!(file.read_f32(&t.name).unwrap(), t.values);
+        }
+        assert!(matches!(file.read_f32("x"), Err(Error::MissingTensor { .. })));
+    }
+
+    #[test]
+    fn bad_arguments_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let t = |values| Tensor { name: "x".to_owned(), dims: vec![2], values };
+        assert!(matches!(write(&path, &[t(vec![1.0])], &BTreeMap::new()), Err(Error::ShapeMismatch { .. })));
+        let twice = [t(vec![1.0, 2.0]), t(vec![1.0, 2.0])];
+        assert!(matches!(write(&path, &twice, &BTreeMap::new()), Err(Error::DuplicateTensor { .. })));
+        assert!(!path.exists());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn mutated_files_give_a_result(at in 0_usize..400, byte in any::<u8>(), keep in 0_usize..400) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("a");
+            let (tensors, metadata) = sample();
+            write(&path, &tensors, &metadata).unwrap();
+            let mut bytes = fs::read(&path).unwrap();
+            let length = bytes.len();
+            bytes[at % length] = byte;
+            bytes.truncate(keep.max(1));
+            fs::write(&path, &bytes).unwrap();
+            if let Ok(file) = SafetensorsFile::open(&path) {
+                for name in file.names() {
+                    let _ = file.read_f32(&name);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Images by index, whatever holds them.
+
+use std::ops::Range;
+use std::path::Path;
+
+use fs_err as fs;
+use ndarray::Array4;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::error::{Error, Result};
+use crate::{folder, hdf5, image_zip, npz};
+
+/// Size of every image of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ImageDims {
+    /// Rows, pixels.
+    pub height: usize,
+    /// Columns, pixels.
+    pub width: usize,
+    /// Colour channels; 3 after decoding.
+    pub channels: usize,
+}
+
+/// A set of equally large RGB images.
+pub trait ImageSource: Send {
+    /// Number of images.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Size of each.
+    fn dims(&self) -> ImageDims;
+
+    /// Class of each image, if the set has classes.
+    fn labels(&self) -> Option<&[i64]>;
+
+    /// Images `range`, u8 `[N, H, W, 3]`, in the set's order.
+    ///
+    /// # Errors
+    /// `Format` if the range lies outside the set; reading and decoding errors naming the image.
+    fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>>;
+}
+
+/// Opens an npz or npy pack, an HDF5 file, a dataset zip or a folder of images; the content decides which.
+///
+/// # Errors
+/// `Format` if it is none of these, `Empty` if it holds no image, and those of the container.
+pub fn open(path: &Path) -> Result<Box<dyn ImageSource>> {
+    if fs::metadata(path)?.is_dir() {
+        return Ok(Box::new(folder::Folder::open(path)?));
+    }
+    let mut head = [0_u8; 8];
+    let count = {
+        use std::io::Read as _;
+        let mut file = fs::File::open(path)?;
+        let mut count = 0;
+        while count < head.len() {
+            match file.read(&mut head[count..])? {
+                0 => break,
+                n => count += n,
+            }
+        }
+        count
+    };
+    let head = &head[..count];
+    if head.starts_with(b"\x93NUMPY") {
+        Ok(Box::new(npz::Pack::open_npy(path)?))
+    } else if head.starts_with(b"\x89HDF\r\n\x1a\n") {
+        Ok(Box::new(hdf5::Hdf5Images::open(path)?))
+    } else if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
+        if npz::has_arrays(path)? {
+            Ok(Box::new(npz::Pack::open(path)?))
+        } else {
+            Ok(Box::new(image_zip::ImageZip::open(path)?))
+        }
+    } else {
+        let found = if head.is_empty() { "an empty file".to_owned() } else { format!("bytes {head:02x?}") };
+        Err(Error::format(path, "start of file", "npz, npy, HDF5 or zip, or a folder of images", found))
+    }
+}
+
+/// SHA-256 over `[N, H, W, C]` (u64, little endian) and all pixels: equal images give equal hashes in every container.
+///
+/// # Errors
+/// Those of [`ImageSource::read`].
+pub fn content_sha256(source: &mut dyn ImageSource) -> Result<String> {
+    const CHUNK: usize = 256;
+    let dims = source.dims();
+    let mut hash = Sha256::new();
+    for n in [source.len(), dims.height, dims.width, dims.channels] {
+        hash.update((n as u64).to_le_bytes());
+    }
+    for start in (0..source.len()).step_by(CHUNK) {
+        let images = source.read(start..(start + CHUNK).min(source.len()))?;
+        hash.update(images.as_standard_layout().as_slice().unwrap_or(&[]));
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// Lower-case hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, b| {
+        let _ = write!(text, "{b:02x}");
+        text
+    })
+}
+
+/// `range` if it lies in a set of `len` images.
+pub(crate) fn check_range(file: &Path, range: &Range<usize>, len: usize) -> Result<()> {
+    if range.start <= range.end && range.end <= len {
+        Ok(())
+    } else {
+        Err(Error::format(file, "image index", format!("0 to {len}"), format!("{}..{}", range.start, range.end)))
+    }
+}

@@ -1,0 +1,256 @@
+//! Reference statistics as the existing evaluators keep them: npz with `mu`, `sigma` and, by layout, more.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array1, Array2};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::npy::Dtype;
+use crate::npz::{IMAGES, Npz, NpzWriter};
+
+const FEATURES: &str = "features";
+const META: &str = "d2o_meta";
+
+/// Which tool's file it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// EDM, D2O, pytorch-fid: `mu`, `sigma` in f64.
+    Edm,
+    /// guided-diffusion: `arr_0` images, `mu`, `sigma`, `mu_s`, `sigma_s`.
+    Adm,
+    /// clean-fid: `mu` in f32, `sigma` in f64.
+    Clean,
+}
+
+/// Statistics of a reference set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReferenceStats {
+    /// Mean of the features, `[D]`.
+    pub mu: Array1<f64>,
+    /// Covariance, `[D, D]`.
+    pub sigma: Array2<f64>,
+    /// Mean and covariance of the spatial features (sFID).
+    pub spatial: Option<(Array1<f64>, Array2<f64>)>,
+    /// The features themselves, `[N, D]`, where the file carries them (d2o's own addition to any layout).
+    pub features: Option<Array2<f32>>,
+    /// How it was made (d2o's own addition), or null.
+    pub meta: Value,
+}
+
+impl ReferenceStats {
+    /// Reads the npz at `path`.
+    ///
+    /// # Errors
+    /// `Format` if `mu` or `sigma` is missing, has the wrong shape, or holds a value that is not finite.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut npz = Npz::open(path)?;
+        let (mu, sigma) = gaussian(&mut npz, path, "mu", "sigma")?;
+        let spatial = if npz.contains("mu_s") && npz.contains("sigma_s") {
+            Some(gaussian(&mut npz, path, "mu_s", "sigma_s")?)
+        } else {
+            None
+        };
+        let features = if npz.contains(FEATURES) {
+            let rows = npz.f32(FEATURES)?;
+            let shape = format!("{:?}", rows.shape());
+            let rows = rows
+                .into_dimensionality()
+                .map_err(|_| Error::format(path, FEATURES, "two axes", shape))?;
+            Some(rows)
+        } else {
+            None
+        };
+        let meta = if npz.contains(META) {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the array holds bytes")]
+            let text: Vec<u8> = npz.f64(META)?.iter().map(|v| *v as u8).collect();
+            serde_json::from_slice(&text).map_err(|e| Error::format(path, META, "JSON", e.to_string()))?
+        } else {
+            Value::Null
+        };
+        Ok(Self { mu, sigma, spatial, features, meta })
+    }
+
+    /// Writes the statistics in `layout`; `images` (a source read from the start) is needed by, and only by, [`Layout::Adm`].
+    ///
+    /// # Errors
+    /// `Format` if the layout asks for images or spatial statistics that are not there; writing errors.
+    pub fn write(
+        &self,
+        path: &Path,
+        layout: Layout,
+        images: Option<&mut dyn crate::batch::ImageSource>,
+    ) -> Result<()> {
+        let mut npz = NpzWriter::create(path)?;
+        if layout == Layout::Adm {
+            let Some(images) = images else {
+                return Err(Error::format(path, IMAGES, "images for the adm layout", "none"));
+            };
+            let dims = images.dims();
+            npz.start(IMAGES, Dtype::U8, &[images.len(), dims.height, dims.width, dims.channels])?;
+            const CHUNK: usize = 256;
+            for start in (0..images.len()).step_by(CHUNK) {
+                let chunk = images.read(start..(start + CHUNK).min(images.len()))?;
+                npz.raw(chunk.as_standard_layout().as_slice().unwrap_or(&[]))?;
+            }
+        }
+        match layout {
+            Layout::Clean => {
+                #[allow(clippy::cast_possible_truncation, reason = "clean-fid keeps the mean in f32")]
+                let mu = self.mu.mapv(|v| v as f32);
+                npz.f32("mu", mu.view().into_dyn())?;
+            }
+            Layout::Edm | Layout::Adm => npz.f64("mu", self.mu.view().into_dyn())?,
+        }
+        npz.f64("sigma", self.sigma.view().into_dyn())?;
+        if let Some((mu, sigma)) = &self.spatial {
+            npz.f64("mu_s", mu.view().into_dyn())?;
+            npz.f64("sigma_s", sigma.view().into_dyn())?;
+        }
+        if let Some(features) = &self.features {
+            npz.f32(FEATURES, features.view().into_dyn())?;
+        }
+        if !self.meta.is_null() {
+            npz.bytes(META, self.meta.to_string().as_bytes())?;
+        }
+        npz.finish()
+    }
+}
+
+fn gaussian(npz: &mut Npz, path: &Path, mu: &str, sigma: &str) -> Result<(Array1<f64>, Array2<f64>)> {
+    let mean = npz.f64(mu)?;
+    let shape = format!("{:?}", mean.shape());
+    let mean: Array1<f64> = mean.into_dimensionality().map_err(|_| Error::format(path, mu, "one axis", shape))?;
+    let cov = npz.f64(sigma)?;
+    let (d, shape) = (mean.len(), format!("{:?}", cov.shape()));
+    let cov: Array2<f64> = cov
+        .into_dimensionality()
+        .ok()
+        .filter(|c: &Array2<f64>| c.dim() == (d, d))
+        .ok_or_else(|| Error::format(path, sigma, format!("[{d}, {d}]"), shape))?;
+    for (name, bad) in [(mu, mean.iter().any(|v| !v.is_finite())), (sigma, cov.iter().any(|v| !v.is_finite()))] {
+        if bad {
+            return Err(Error::format(path, name, "finite numbers", "NaN or infinity"));
+        }
+    }
+    Ok((mean, cov))
+}
+
+/// What a reference file is and whether anything in it looks wrong.
+#[derive(Debug, Clone, Serialize)]
+pub struct Diagnosis {
+    /// The file.
+    pub file: PathBuf,
+    /// Layout it follows.
+    pub layout: Layout,
+    /// Arrays: name, type, shape.
+    pub arrays: Vec<(String, String, Vec<usize>)>,
+    /// Feature length.
+    pub dims: usize,
+    /// Number of images, where it is known.
+    pub count: Option<usize>,
+    /// How it was made, where it says so.
+    pub meta: Value,
+    /// What a user should know, most serious first.
+    pub warnings: Vec<String>,
+}
+
+/// Examines the reference at `path`.
+///
+/// # Errors
+/// Those of [`ReferenceStats::read`].
+pub fn inspect(path: &Path) -> Result<Diagnosis> {
+    const INCEPTION: usize = 2048;
+    let mut npz = Npz::open(path)?;
+    let mut arrays = Vec::new();
+    for name in npz.names() {
+        let header = npz.header(&name)?;
+        arrays.push((name, header.dtype.descr().to_owned(), header.shape));
+    }
+    let shape_of = |name: &str| arrays.iter().find(|(n, ..)| n == name).map(|(_, d, s)| (d.clone(), s.clone()));
+    let stats = ReferenceStats::read(path)?;
+    let layout = match (shape_of(IMAGES), shape_of("mu")) {
+        (Some(_), _) => Layout::Adm,
+        (None, Some((dtype, _))) if dtype == "<f4" => Layout::Clean,
+        _ => Layout::Edm,
+    };
+    let count = shape_of(FEATURES).or_else(|| shape_of(IMAGES)).and_then(|(_, s)| s.first().copied());
+    let dims = stats.mu.len();
+    let mut warnings = Vec::new();
+    let scale = stats.sigma.diag().iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+    let asymmetry = stats.sigma.indexed_iter().fold(0.0_f64, |m, ((i, j), v)| m.max((v - stats.sigma[[j, i]]).abs()));
+    if asymmetry > 1e-6 * scale {
+        warnings.push(format!("sigma is not symmetric: entries differ by up to {asymmetry:.3e}"));
+    }
+    if let Some(bad) = stats.sigma.diag().iter().position(|v| *v < 0.0) {
+        warnings.push(format!("variance {bad} is negative"));
+    }
+    if let Some(n) = count
+        && n <= dims
+    {
+        warnings.push(format!("{n} images for {dims} features: the covariance has no full rank"));
+    }
+    if dims != INCEPTION && stats.meta.is_null() {
+        warnings.push(format!("{dims} features: not Inception's pool3 (2048), and the file does not say whose they are"));
+    }
+    Ok(Diagnosis { file: path.to_owned(), layout, arrays, dims, count, meta: stats.meta, warnings })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::ImageSource as _;
+
+    fn stats() -> ReferenceStats {
+        ReferenceStats {
+            mu: Array1::linspace(0.1, 0.5, 3),
+            sigma: Array2::eye(3),
+            spatial: None,
+            features: Some(Array2::from_shape_fn((4, 3), |(i, j)| i as f32 - j as f32)),
+            meta: serde_json::json!({"extractor": "x"}),
+        }
+    }
+
+    #[test]
+    fn layouts_round_trip() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.npz");
+        stats().write(&path, Layout::Edm, None).unwrap();
+        assert_eq!(ReferenceStats::read(&path).unwrap(), stats());
+        assert_eq!(inspect(&path).unwrap().layout, Layout::Edm);
+        stats().write(&path, Layout::Clean, None).unwrap();
+        let back = ReferenceStats::read(&path).unwrap();
+        assert!((&back.mu - &stats().mu).iter().all(|d| d.abs() < 1e-7));
+        assert_eq!(inspect(&path).unwrap().layout, Layout::Clean);
+    }
+
+    #[test]
+    fn adm_layout_carries_images() {
+        let dir = tempfile::tempdir().unwrap();
+        let zip = dir.path().join("d.zip");
+        let mut writer = crate::image_zip::DatasetWriter::create(&zip).unwrap();
+        writer.append(&ndarray::Array4::from_elem((5, 2, 2, 3), 9), None).unwrap();
+        writer.finish().unwrap();
+        let path = dir.path().join("r.npz");
+        let mut images = crate::batch::open(&zip).unwrap();
+        stats().write(&path, Layout::Adm, Some(images.as_mut())).unwrap();
+        assert_eq!(inspect(&path).unwrap().layout, Layout::Adm);
+        assert_eq!(crate::batch::open(&path).unwrap().len(), 5);
+        assert!(stats().write(&path, Layout::Adm, None).unwrap_err().to_string().contains("images"));
+    }
+
+    #[test]
+    fn bad_statistics_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.npz");
+        let mut bad = stats();
+        bad.sigma[[1, 1]] = f64::NAN;
+        bad.write(&path, Layout::Edm, None).unwrap();
+        assert!(ReferenceStats::read(&path).unwrap_err().to_string().contains("sigma: expected finite numbers"));
+        bad.sigma = Array2::eye(2);
+        bad.write(&path, Layout::Edm, None).unwrap();
+        assert!(ReferenceStats::read(&path).unwrap_err().to_string().contains("[3, 3]"));
+    }
+}
