@@ -1,1 +1,11 @@
-//! d2o: fine-tune, export, run and measure one-step image generators.
+//! The `d2o` command as a library, so that tests can reach its parts.
+#![deny(missing_docs)]
+
+pub mod cli;
+pub mod commands;
+pub mod dataset;
+pub mod error;
+pub mod interrupt;
+pub mod printer;
+#[cfg(feature = "train")]
+pub mod train;

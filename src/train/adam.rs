@@ -18,69 +18,70 @@ pub struct AdamConfig {
 pub struct Adam {
     config: AdamConfig,
     params: Vec<Tensor>,
-    first: Vec<Tensor>,
-    second: Vec<Tensor>,
-    steps: u64,
+    moments: Vec<Moments>,
+}
+
+/// What Adam remembers of one parameter.
+#[derive(Debug)]
+pub struct Moments {
+    /// Running mean of the gradient.
+    pub first: Tensor,
+    /// Running mean of its square.
+    pub second: Tensor,
+    /// Updates so far.
+    pub steps: u32,
 }
 
 impl Adam {
     /// For `params`, with moments 0.
     #[must_use]
     pub fn new(params: Vec<Tensor>, config: AdamConfig) -> Self {
-        let zeros = || params.iter().map(Tensor::zeros_like).collect();
-        Self { first: zeros(), second: zeros(), params, config, steps: 0 }
+        let moments =
+            params.iter().map(|p| Moments { first: p.zeros_like(), second: p.zeros_like(), steps: 0 }).collect();
+        Self { config, params, moments }
     }
 
-    /// Clears the gradients.
-    pub fn zero_grad(&mut self) {
-        for p in &mut self.params {
-            p.zero_grad();
-        }
-    }
-
-    /// One update from the gradients present; NaN counts as 0, infinities as ±1e5. `lr_scale` multiplies the step size.
+    /// Gradients of `loss` for the parameters; undefined where the loss does not depend on one.
     ///
     /// # Errors
     /// libtorch's own.
-    pub fn step(&mut self, lr_scale: f64) -> Result<(), TchError> {
+    pub fn gradients(&self, loss: &Tensor) -> Result<Vec<Tensor>, TchError> {
+        Tensor::f_run_backward(&[loss], &self.params, false, false)
+    }
+
+    /// One update; NaN in a gradient counts as 0, infinities as ±1e5, and an undefined gradient leaves its parameter alone.
+    /// `lr_scale` multiplies the step size.
+    ///
+    /// # Errors
+    /// libtorch's own.
+    pub fn step(&mut self, gradients: Vec<Tensor>, lr_scale: f64) -> Result<(), TchError> {
         const LARGE: f64 = 1e5;
-        self.steps += 1;
         let [b1, b2] = self.config.betas;
-        #[allow(clippy::cast_precision_loss, reason = "exact for any number of steps that can be run")]
-        let t = self.steps as f64;
-        let (c1, c2) = (1.0 - b1.powf(t), 1.0 - b2.powf(t));
-        let step = -self.config.lr * lr_scale / c1;
         let _guard = tch::no_grad_guard();
-        for ((p, m), v) in self.params.iter_mut().zip(&mut self.first).zip(&mut self.second) {
-            let mut g = p.grad();
+        for ((p, m), mut g) in self.params.iter_mut().zip(&mut self.moments).zip(gradients) {
             if !g.defined() {
                 continue;
             }
+            m.steps += 1;
+            let t = f64::from(m.steps);
+            let step = -self.config.lr * lr_scale / (1.0 - b1.powf(t));
             let g = g.f_nan_to_num_(0.0, LARGE, -LARGE)?;
-            let _ = m.f_mul_scalar_(b1)?.f_add_(&g.f_mul_scalar(1.0 - b1)?)?;
-            let _ = v.f_mul_scalar_(b2)?.f_add_(&g.f_square()?.f_mul_scalar(1.0 - b2)?)?;
-            let denominator = v.f_sqrt()?.f_div_scalar(c2.sqrt())?.f_add_scalar(self.config.eps)?;
-            let _ = p.f_add_(&m.f_div(&denominator)?.f_mul_scalar(step)?)?;
+            let _ = m.first.f_mul_scalar_(b1)?.f_add_(&g.f_mul_scalar(1.0 - b1)?)?;
+            let _ = m.second.f_mul_scalar_(b2)?.f_add_(&g.f_square()?.f_mul_scalar(1.0 - b2)?)?;
+            let root = m.second.f_sqrt()?.f_div_scalar((1.0 - b2.powf(t)).sqrt())?.f_add_scalar(self.config.eps)?;
+            let _ = p.f_add_(&m.first.f_div(&root)?.f_mul_scalar(step)?)?;
         }
         Ok(())
     }
 
-    /// Moments and step count, for a snapshot: (first, second, steps), in the order of the parameters.
-    #[must_use]
-    pub fn state(&self) -> (&[Tensor], &[Tensor], u64) {
-        (&self.first, &self.second, self.steps)
+    /// What it remembers, in the order of the parameters.
+    pub fn moments(&self) -> &[Moments] {
+        &self.moments
     }
 
-    /// Restores what [`Adam::state`] gave.
-    ///
-    /// # Errors
-    /// libtorch's own if a shape differs.
-    pub fn restore(&mut self, first: &[Tensor], second: &[Tensor], steps: u64) -> Result<(), TchError> {
-        for (mine, saved) in self.first.iter_mut().zip(first).chain(self.second.iter_mut().zip(second)) {
-            mine.f_copy_(saved)?;
-        }
-        self.steps = steps;
-        Ok(())
+    /// The same, to be restored.
+    pub fn moments_mut(&mut self) -> &mut [Moments] {
+        &mut self.moments
     }
 }
 
@@ -95,9 +96,8 @@ mod tests {
         let mut adam = Adam::new(vec![p.shallow_clone()], config);
         let (mut x, mut m, mut v) = (1.0_f64, 0.0, 0.0);
         for t in 1..=3 {
-            adam.zero_grad();
-            p.square().sum(tch::Kind::Double).backward();
-            adam.step(1.0).unwrap();
+            let gradients = adam.gradients(&p.square().sum(tch::Kind::Double)).unwrap();
+            adam.step(gradients, 1.0).unwrap();
             let g = 2.0 * x;
             m = 0.5 * m + 0.5 * g;
             v = 0.9 * v + 0.1 * g * g;
@@ -111,8 +111,8 @@ mod tests {
         let p = Tensor::from_slice(&[1.0_f32]).set_requires_grad(true);
         let config = AdamConfig { lr: 0.1, betas: [0.0, 0.99], eps: 1e-8 };
         let mut adam = Adam::new(vec![p.shallow_clone()], config);
-        (&p * f64::NAN).sum(tch::Kind::Float).backward();
-        adam.step(1.0).unwrap();
+        let gradients = adam.gradients(&(&p * f64::NAN).sum(tch::Kind::Float)).unwrap();
+        adam.step(gradients, 1.0).unwrap();
         assert_eq!(p.double_value(&[0]), 1.0);
     }
 }

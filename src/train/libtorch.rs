@@ -205,7 +205,7 @@ impl Backend for LibTorch {
                 u.0.shallow_clone().f_copy_(&unit(matrix.f_mv(&v.0)?)?)?;
             }
             // Copies: a later power iteration must not change what autograd keeps.
-            let (u, v) = (u.0.f_copy()?, v.0.f_copy()?);
+            let (u, v) = (u.0.copy(), v.0.copy());
             let sigma = u.f_dot(&matrix.f_mv(&v)?)?;
             w.0.f_div(&sigma)
         };

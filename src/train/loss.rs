@@ -35,7 +35,7 @@ impl LossType {
     pub fn discriminator(self, fake: &Tensor, real: &Tensor) -> Tensor {
         match self {
             Self::NonSaturating => sum_of_means(&fake.softplus()) + sum_of_means(&real.neg().softplus()),
-            Self::Hinge => sum_of_means(&(fake + 1.0).relu()) + sum_of_means(&(1.0 - real).relu()),
+            Self::Hinge => sum_of_means(&(fake + 1.0).relu()) + sum_of_means(&(real.neg() + 1.0).relu()),
         }
     }
 }

@@ -70,7 +70,7 @@ pub struct TensorInfo {
 }
 
 /// A bag of named tensors, read lazily.
-pub trait TensorSource {
+pub trait TensorSource: std::fmt::Debug {
     /// Tensor names in the file's order.
     fn names(&self) -> Vec<String>;
 
@@ -85,15 +85,10 @@ pub trait TensorSource {
 }
 
 /// A source under other names: `renamed` lists (shown name, name in the source).
+#[derive(Debug)]
 pub struct Renamed {
     source: Rc<dyn TensorSource>,
     renamed: Vec<(String, String)>,
-}
-
-impl std::fmt::Debug for Renamed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Renamed").field("tensors", &self.renamed.len()).finish_non_exhaustive()
-    }
 }
 
 impl Renamed {
@@ -160,6 +155,7 @@ pub enum Architecture {
 }
 
 /// One network of a checkpoint.
+#[derive(Debug)]
 pub struct Network {
     /// `ema`, `net`, or empty for a file with a single unnamed one.
     pub name: String,
@@ -167,12 +163,6 @@ pub struct Network {
     pub architecture: Architecture,
     /// Its tensors.
     pub tensors: Rc<dyn TensorSource>,
-}
-
-impl std::fmt::Debug for Network {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Network").field("name", &self.name).finish_non_exhaustive()
-    }
 }
 
 /// An opened checkpoint.

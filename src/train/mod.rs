@@ -1,0 +1,9 @@
+//! Training with libtorch: EDM pre-training and D2O fine-tuning.
+
+pub mod adam;
+pub mod dataset;
+pub mod freeze;
+pub mod libtorch;
+pub mod loss;
+pub mod snapshot;
+pub mod trainer;

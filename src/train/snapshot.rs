@@ -1,0 +1,93 @@
+//! Snapshots: the averaged network for use, and the whole state for resuming.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context as _;
+use d2o_converters::checkpoint::safetensors::{self, SafetensorsFile, Tensor as Stored};
+use d2o_converters::checkpoint::TensorSource as _;
+use d2o_converters::config::NetConfig;
+use tch::{Device, Tensor};
+
+use super::libtorch::{tensor_of, values_of};
+
+/// Metadata every snapshot carries.
+#[must_use]
+pub fn metadata(config: &NetConfig, networks: &[&str], images: u64) -> BTreeMap<String, String> {
+    let entry = |k: &str, v: String| (k.to_owned(), v);
+    BTreeMap::from([
+        entry("class", config.class().to_owned()),
+        entry("init_kwargs", config.init_kwargs().to_string()),
+        entry("networks", serde_json::json!(networks).to_string()),
+        entry("images", images.to_string()),
+        entry("d2o_version", env!("CARGO_PKG_VERSION").to_owned()),
+    ])
+}
+
+/// `tensor` under `name`, ready to be written.
+///
+/// # Errors
+/// libtorch's own.
+pub fn stored(name: String, tensor: &Tensor) -> anyhow::Result<Stored> {
+    let dims = tensor.size().iter().map(|d| usize::try_from(*d)).collect::<Result<_, _>>()?;
+    Ok(Stored { name, dims, values: values_of(tensor)? })
+}
+
+/// Writes tensors and metadata; the file is complete or absent.
+///
+/// # Errors
+/// Writing errors.
+pub fn write(path: &Path, tensors: &[Stored], metadata: &BTreeMap<String, String>) -> anyhow::Result<()> {
+    safetensors::write(path, tensors, metadata).with_context(|| format!("write `{}`", path.display()))
+}
+
+/// A state file opened for resuming.
+#[derive(Debug)]
+pub struct State {
+    file: SafetensorsFile,
+}
+
+impl State {
+    /// Opens `path`.
+    ///
+    /// # Errors
+    /// Reading errors.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        Ok(Self { file: SafetensorsFile::open(path)? })
+    }
+
+    /// A metadata entry.
+    ///
+    /// # Errors
+    /// If it is missing.
+    pub fn get(&self, key: &str) -> anyhow::Result<&str> {
+        let found = self.file.metadata().iter().find(|(k, _)| k == key);
+        found.map(|(_, v)| v.as_str()).with_context(|| format!("the training state has no `{key}`"))
+    }
+
+    /// Copies tensor `name` into `target`, whose shape it must have.
+    ///
+    /// # Errors
+    /// If it is missing or has another shape.
+    pub fn restore(&self, name: &str, target: &mut Tensor) -> anyhow::Result<()> {
+        let info = self.file.info(name).with_context(|| format!("the training state has no `{name}`"))?;
+        let tensor = tensor_of(&self.file.read_f32(name)?, &info.dims, Device::Cpu)?;
+        anyhow::ensure!(
+            tensor.size() == target.size(),
+            "`{name}` of the training state: expected {:?}, found {:?}",
+            target.size(),
+            tensor.size()
+        );
+        let _guard = tch::no_grad_guard();
+        target.f_copy_(&tensor)?;
+        Ok(())
+    }
+
+    /// Tensor `name` as numbers.
+    ///
+    /// # Errors
+    /// If it is missing.
+    pub fn numbers(&self, name: &str) -> anyhow::Result<Vec<f32>> {
+        Ok(self.file.read_f32(name)?)
+    }
+}
