@@ -5,7 +5,9 @@ pub mod cli;
 pub mod commands;
 pub mod dataset;
 pub mod error;
+pub mod generate;
 pub mod interrupt;
 pub mod printer;
+pub mod runtime;
 #[cfg(feature = "train")]
 pub mod train;

@@ -4,7 +4,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod error;
-// pub mod export;
+pub mod export;
 pub mod nn;
 pub mod weights;
 

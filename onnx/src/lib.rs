@@ -1,1 +1,15 @@
-//! ONNX graph building, checking and writing, and sessions on ONNX Runtime and tract.
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+pub mod check;
+pub mod error;
+pub mod graph;
+pub mod opset;
+pub mod read;
+pub mod session;
+pub mod write;
+
+pub mod ops;
+mod proto;
+
+pub use error::{Error, Result};

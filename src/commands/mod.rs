@@ -1,7 +1,10 @@
 //! One file for each command: options and printer in, exit status out.
 
 pub mod dataset;
+pub mod export;
+pub mod generate;
 pub mod train;
+pub mod verify;
 
 use crate::cli::{Cli, Command};
 use crate::printer::Printer;
@@ -25,6 +28,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
     match cli.command {
         Command::Train(args) => train::run(&args, &cli.global, printer),
         Command::Dataset(args) => dataset::run(&args, printer),
+        Command::Export(args) => export::run(&args, &cli.global, printer),
+        Command::Generate(args) => generate::run(&args, &cli.global, printer),
+        Command::Verify(args) => verify::run(&args, &cli.global, printer),
         _ => anyhow::bail!("not yet"),
     }
 }

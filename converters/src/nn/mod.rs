@@ -5,9 +5,9 @@ pub mod dhariwal_unet;
 pub mod discriminator;
 pub mod efficientnet_lite;
 pub mod layers;
-// pub mod onnx;
+pub mod onnx;
 pub mod precond;
 pub mod song_unet;
 
 pub use backend::{Backend, Conv2d};
-// pub use onnx::OnnxBackend;
+pub use onnx::OnnxBackend;

@@ -1,0 +1,182 @@
+//! Networks of a checkpoint as finished graphs.
+//!
+//! | kind | inputs | outputs |
+//! |---|---|---|
+//! | one-step | `latents [N, C, H, W]` of unit variance, `class_labels [N, L]` one-hot if conditional | `images [N, C, H, W]`, and on request `images_u8 [N, H, W, C]` |
+//! | denoiser | `x [N, C, H, W]`, `sigma [N]`, `class_labels` | `denoised` |
+//! | features | `images_u8 [N, H, W, 3]` | `features [N, D]`, `logits [N, K]` |
+
+use std::rc::Rc;
+
+use d2o_onnx::graph::{Dim, ElementType, Model};
+
+use crate::checkpoint::{Architecture, Network};
+use crate::config::NetConfig;
+use crate::error::{Error, Result};
+use crate::nn::efficientnet_lite::EfficientNetLite0;
+use crate::nn::layers::signed;
+use crate::nn::precond::{Denoiser, Sigma};
+use crate::nn::{Backend as _, OnnxBackend};
+use crate::weights::{LoadReport, Scope, Weights};
+
+/// What a graph of a denoiser computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Latents to images in one evaluation.
+    OneStep,
+    /// One denoising step.
+    Denoiser,
+}
+
+impl Kind {
+    /// Name in metadata and on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OneStep => "one-step",
+            Self::Denoiser => "denoiser",
+        }
+    }
+}
+
+/// How a denoiser is exported.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Options {
+    /// What the graph computes.
+    pub kind: Kind,
+    /// Noise level a one-step generator starts from.
+    pub sigma_max: f64,
+    /// Whether `images_u8` is an output too.
+    pub uint8: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { kind: Kind::OneStep, sigma_max: 80.0, uint8: false }
+    }
+}
+
+/// A finished graph and what was read for it.
+#[derive(Debug)]
+pub struct Exported {
+    /// The graph.
+    pub model: Model,
+    /// Tensors taken and left.
+    pub report: LoadReport,
+}
+
+/// The graph of the denoiser `network`, which must know its configuration.
+///
+/// # Errors
+/// `Config` if it does not; errors of the load; `Engine` if the graph cannot be built.
+pub fn denoiser(network: &Network, options: &Options) -> Result<Exported> {
+    let Architecture::Denoiser(config) = &network.architecture else {
+        let what = "the checkpoint does not say which network it holds (class and init_kwargs)".to_owned();
+        return Err(Error::Config { what });
+    };
+    denoiser_of(config, weights(network), options)
+}
+
+/// The graph of a denoiser of this configuration over `weights`.
+///
+/// # Errors
+/// Errors of the load; `Engine` if the graph cannot be built.
+pub fn denoiser_of(config: &NetConfig, weights: Weights, options: &Options) -> Result<Exported> {
+    let mut b = OnnxBackend::new(config.class(), weights);
+    let net = Denoiser::build(&mut b, config)?;
+    let (c, r) = (Dim::Known(config.img_channels), Dim::Known(config.img_resolution));
+    let image = [Dim::Batch, c, r, r];
+    let input = |b: &mut OnnxBackend, name: &str, dims: &[Dim]| {
+        let edge = b.graph.input(name, ElementType::F32, dims);
+        edge.map_err(|e| engine("input", e))
+    };
+    let first = if options.kind == Kind::OneStep { "latents" } else { "x" };
+    let x = input(&mut b, first, &image)?;
+    let sigma = match options.kind {
+        Kind::OneStep => None,
+        Kind::Denoiser => Some(input(&mut b, "sigma", &[Dim::Batch])?),
+    };
+    let labels = if config.label_dim > 0 {
+        Some(input(&mut b, "class_labels", &[Dim::Batch, Dim::Known(config.label_dim)])?)
+    } else {
+        None
+    };
+    let (name, out) = match sigma {
+        None => ("images", net.one_step(&mut b, &x, options.sigma_max, labels.as_ref())?),
+        Some(sigma) => ("denoised", net.denoise(&mut b, &x, &Sigma::PerImage(sigma), labels.as_ref())?),
+    };
+    b.graph.output(name, &out).map_err(|e| engine("output", e))?;
+    if options.uint8 {
+        b.enter(&Scope::root().child("quantise"));
+        let scaled = b.scale(&out, 127.5)?;
+        let shifted = b.offset(&scaled, 128.0)?;
+        let last = b.transpose(&shifted, &[0, 2, 3, 1])?;
+        let pixels = b.f32_to_u8(&last)?;
+        b.graph.output("images_u8", &pixels).map_err(|e| engine("output", e))?;
+    }
+    let (mut graph, report) = b.finish()?;
+    graph.metadata("d2o_version", env!("CARGO_PKG_VERSION"));
+    graph.metadata("kind", options.kind.name());
+    graph.metadata("class", config.class());
+    graph.metadata("init_kwargs", config.init_kwargs().to_string());
+    if options.kind == Kind::OneStep {
+        graph.metadata("sigma_max", options.sigma_max.to_string());
+    }
+    let model = graph.finish().map_err(|e| engine("finish", e))?;
+    Ok(Exported { model, report })
+}
+
+/// How a feature network is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FeatureOptions {
+    /// Height and width of the images the graph takes, pixels.
+    pub image_size: usize,
+    /// Height and width the network sees, pixels: images are resized to it bilinearly (half-pixel, no antialiasing).
+    pub input_size: usize,
+}
+
+/// The graph of the feature network `network`.
+///
+/// # Errors
+/// `Config` if it is none; errors of the load; `Engine` if the graph cannot be built.
+pub fn features(network: &Network, options: &FeatureOptions) -> Result<Exported> {
+    if network.architecture != Architecture::EfficientNetLite0 {
+        let what = "a feature network was expected: EfficientNet-Lite0 (timm's or PyPI's layout)".to_owned();
+        return Err(Error::Config { what });
+    }
+    let mut b = OnnxBackend::new("tf_efficientnet_lite0", weights(network));
+    let net = EfficientNetLite0::build(&mut b, &Scope::root())?;
+    let size = Dim::Known(options.image_size);
+    let dims = [Dim::Batch, size, size, Dim::Known(3)];
+    let x = b.graph.input("images_u8", ElementType::U8, &dims).map_err(|e| engine("input", e))?;
+    b.enter(&Scope::root().child("preprocess"));
+    let x = b.u8_to_f32(&x)?;
+    let x = b.transpose(&x, &[0, 3, 1, 2])?;
+    let x = b.scale(&x, 1.0 / 127.5)?;
+    let x = b.offset(&x, -1.0)?;
+    let x = if options.image_size == options.input_size {
+        x
+    } else {
+        b.resize_bilinear(&x, [options.input_size; 2], false)?
+    };
+    let (features, logits) = net.forward(&mut b, &x)?;
+    let features = b.reshape(&features, &[-1, signed(crate::nn::efficientnet_lite::FEATURES)])?;
+    b.graph.output("features", &features).map_err(|e| engine("output", e))?;
+    b.graph.output("logits", &logits).map_err(|e| engine("output", e))?;
+    let (mut graph, report) = b.finish()?;
+    graph.metadata("d2o_version", env!("CARGO_PKG_VERSION"));
+    graph.metadata("kind", "features");
+    graph.metadata("extractor", "tf_efficientnet_lite0");
+    graph.metadata("input_size", options.input_size.to_string());
+    graph.metadata("resize", "bilinear, half-pixel, no antialiasing");
+    let model = graph.finish().map_err(|e| engine("finish", e))?;
+    Ok(Exported { model, report })
+}
+
+fn weights(network: &Network) -> Weights {
+    Weights::checkpoint(Box::new(Rc::clone(&network.tensors)), "")
+}
+
+fn engine(op: &'static str, e: d2o_onnx::Error) -> Error {
+    Error::Engine { scope: String::new(), op, source: Box::new(e) }
+}

@@ -1,0 +1,69 @@
+//! Group, batch and spectral norm, spelled in operations whose meaning never changed.
+//! <https://onnx.ai/onnx/operators/onnx__InstanceNormalization.html>, opset 6.
+
+use crate::error::Result;
+use crate::graph::{Dim, Edge, ElementType, GraphBuilder, show, signed};
+use crate::proto::AttributeProto;
+
+impl GraphBuilder {
+    /// Normalises each of `groups` channel groups of `x [N, C, H, W]` (biased variance), then scales and shifts each channel.
+    ///
+    /// # Errors
+    /// `Shape` if the channels do not split into the groups.
+    pub fn group_norm(&mut self, x: &Edge, groups: usize, eps: f64, weight: &Edge, bias: &Edge) -> Result<Edge> {
+        let &[_, Dim::Known(c), Dim::Known(h), Dim::Known(w)] = x.dims() else {
+            return Err(self.mismatch("InstanceNormalization", format!("x {}", show(x.dims()))));
+        };
+        if groups == 0 || !c.is_multiple_of(groups) {
+            return Err(self.mismatch("InstanceNormalization", format!("{c} channels in {groups} groups")));
+        }
+        let flat = self.reshape(x, &[-1, signed(groups), signed(c / groups * h * w)])?;
+        let ones = self.constant("ones", &[groups], vec![1.0; groups])?;
+        let zeros = self.constant("zeros", &[groups], vec![0.0; groups])?;
+        #[allow(clippy::cast_possible_truncation, reason = "an f32 attribute")]
+        let epsilon = AttributeProto::float("epsilon", eps as f32);
+        let dims = flat.dims().to_vec();
+        let normed = self.node("InstanceNormalization", &[&flat, &ones, &zeros], vec![epsilon], ElementType::F32, dims);
+        let normed = self.reshape(&normed, &[-1, signed(c), signed(h), signed(w)])?;
+        self.per_channel(&normed, weight, bias)
+    }
+
+    /// Normalises each channel of `x [N, C, H, W]` with the statistics of the batch (biased variance), then scales and shifts it.
+    ///
+    /// # Errors
+    /// `Shape` if operands do not fit.
+    pub fn batch_norm(&mut self, x: &Edge, eps: f64, weight: &Edge, bias: &Edge) -> Result<Edge> {
+        let mean = self.mean(x, &[0, 2, 3], true)?;
+        let centred = self.sub(x, &mean)?;
+        let square = self.mul(&centred, &centred)?;
+        let variance = self.mean(&square, &[0, 2, 3], true)?;
+        let variance = self.offset(&variance, eps)?;
+        let deviation = self.sqrt(&variance)?;
+        let normed = self.div(&centred, &deviation)?;
+        self.per_channel(&normed, weight, bias)
+    }
+
+    fn per_channel(&mut self, x: &Edge, weight: &Edge, bias: &Edge) -> Result<Edge> {
+        let weight = self.reshape(weight, &[1, -1, 1, 1])?;
+        let bias = self.reshape(bias, &[1, -1, 1, 1])?;
+        let scaled = self.mul(x, &weight)?;
+        self.add(&scaled, &bias)
+    }
+
+    /// `w [O, ..]` divided by `uᵀ W v`, with `u [O]` and `v` of the length of a row.
+    ///
+    /// # Errors
+    /// `Shape` if operands do not fit.
+    pub fn spectral_norm(&mut self, w: &Edge, u: &Edge, v: &Edge) -> Result<Edge> {
+        let Some(Dim::Known(outputs)) = w.dims().first() else {
+            return Err(self.mismatch("spectral norm", format!("w {}", show(w.dims()))));
+        };
+        let matrix = self.reshape(w, &[signed(*outputs), -1])?;
+        let v = self.reshape(v, &[-1, 1])?;
+        let u = self.reshape(u, &[1, -1])?;
+        let image = self.matmul(&matrix, &v)?;
+        let sigma = self.matmul(&u, &image)?;
+        let sigma = self.reshape(&sigma, &[1])?;
+        self.div(w, &sigma)
+    }
+}

@@ -1,0 +1,80 @@
+//! Bilinear interpolation as two matrix products with constant matrices: every runtime agrees on it, whatever it makes of `Resize`'s
+//! coordinate modes, and a symbolic batch needs no computed sizes.
+
+use crate::error::Result;
+use crate::graph::{Dim, Edge, GraphBuilder, show};
+
+/// Where the pixels of the result lie in the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sampling {
+    /// `(i + ½)·in/out − ½` (PyTorch's default).
+    HalfPixel,
+    /// `i·(in − 1)/(out − 1)`.
+    AlignCorners,
+    /// `i·in/out` (TensorFlow 1's default).
+    Asymmetric,
+}
+
+impl GraphBuilder {
+    /// Resizes `x [N, C, H, W]` to `[N, C, size[0], size[1]]` without antialiasing; positions outside the image take its edge.
+    ///
+    /// # Errors
+    /// `Shape` if `x` is no batch of images.
+    pub fn resize_bilinear(&mut self, x: &Edge, size: [usize; 2], sampling: Sampling) -> Result<Edge> {
+        let &[_, _, Dim::Known(h), Dim::Known(w)] = x.dims() else {
+            return Err(self.mismatch("resize", format!("x {}", show(x.dims()))));
+        };
+        let [tall, wide] = size;
+        let mut y = x.clone();
+        if wide != w {
+            let rows = interpolation(w, wide, sampling);
+            let transposed = (0..w).flat_map(|i| (0..wide).map(move |o| (o, i))).map(|(o, i)| rows[o * w + i]).collect();
+            let matrix = self.constant(&format!("bilinear.{w}.{wide}.transposed"), &[w, wide], transposed)?;
+            y = self.matmul(&y, &matrix)?;
+        }
+        if tall != h {
+            let matrix = self.constant(&format!("bilinear.{h}.{tall}"), &[tall, h], interpolation(h, tall, sampling))?;
+            y = self.matmul(&matrix, &y)?;
+        }
+        Ok(y)
+    }
+}
+
+/// Row-major `[out, input]`: the weight of each source pixel in each result pixel, in f32 as PyTorch computes it.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small sizes")]
+fn interpolation(input: usize, out: usize, sampling: Sampling) -> Vec<f32> {
+    let mut rows = vec![0.0; out * input];
+    for o in 0..out {
+        let at = match sampling {
+            Sampling::HalfPixel => ((o as f32 + 0.5) * (input as f32 / out as f32) - 0.5).max(0.0),
+            Sampling::AlignCorners if out == 1 => 0.0,
+            Sampling::AlignCorners => o as f32 * ((input - 1) as f32 / (out - 1) as f32),
+            Sampling::Asymmetric => o as f32 * (input as f32 / out as f32),
+        };
+        let low = (at as usize).min(input - 1);
+        let high = (low + 1).min(input - 1);
+        let fraction = (at - low as f32).min(1.0);
+        rows[o * input + low] += 1.0 - fraction;
+        rows[o * input + high] += fraction;
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_sum_to_one_and_ends_are_kept() {
+        for sampling in [Sampling::HalfPixel, Sampling::AlignCorners, Sampling::Asymmetric] {
+            let m = interpolation(5, 9, sampling);
+            for row in m.chunks(5) {
+                assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+            }
+            assert_eq!(m[0], 1.0);
+        }
+        assert_eq!(interpolation(5, 9, Sampling::AlignCorners)[9 * 5 - 1], 1.0);
+        assert_eq!(interpolation(2, 4, Sampling::HalfPixel)[2..4], [0.75, 0.25]);
+        assert_eq!(interpolation(2, 4, Sampling::Asymmetric)[2..4], [0.5, 0.5]);
+    }
+}

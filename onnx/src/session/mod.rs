@@ -1,0 +1,125 @@
+//! Running models: one trait, ONNX Runtime and tract behind it.
+
+#[cfg(feature = "ort")]
+pub mod ort;
+#[cfg(feature = "tract")]
+pub mod tract;
+
+use ndarray::{ArrayD, ArrayViewD};
+
+use crate::error::{Error, Result};
+use crate::graph::{Dim, ElementType, show};
+use crate::read::ModelInfo;
+
+/// A tensor given to or taken from a session.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Tensor {
+    F32(ArrayD<f32>),
+    U8(ArrayD<u8>),
+    I64(ArrayD<i64>),
+}
+
+impl Tensor {
+    /// Type of its elements.
+    #[must_use]
+    pub fn element(&self) -> ElementType {
+        match self {
+            Self::F32(_) => ElementType::F32,
+            Self::U8(_) => ElementType::U8,
+            Self::I64(_) => ElementType::I64,
+        }
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub fn dims(&self) -> &[usize] {
+        match self {
+            Self::F32(a) => a.shape(),
+            Self::U8(a) => a.shape(),
+            Self::I64(a) => a.shape(),
+        }
+    }
+
+    /// Its values as f32, if it holds f32.
+    #[must_use]
+    pub fn as_f32(&self) -> Option<ArrayViewD<'_, f32>> {
+        match self {
+            Self::F32(a) => Some(a.view()),
+            _ => None,
+        }
+    }
+
+    /// Its values as u8, if it holds u8.
+    #[must_use]
+    pub fn as_u8(&self) -> Option<ArrayViewD<'_, u8>> {
+        match self {
+            Self::U8(a) => Some(a.view()),
+            _ => None,
+        }
+    }
+}
+
+/// Where ONNX Runtime computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Provider {
+    /// The CPU.
+    Cpu,
+    /// A CUDA device.
+    Cuda {
+        /// Its number.
+        device: i32,
+    },
+}
+
+/// A model ready to run.
+pub trait Session: Send {
+    /// `ort-cpu`, `ort-cuda` or `tract`.
+    fn runtime(&self) -> &'static str;
+
+    /// The model.
+    fn model(&self) -> &ModelInfo;
+
+    /// Runs the model on `inputs` and gives all outputs in the model's order.
+    ///
+    /// # Errors
+    /// `Input` if an input is missing or does not fit; `Runtime` if the runtime fails.
+    fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>>;
+}
+
+/// `inputs` in the model's order, checked against it.
+pub(crate) fn arrange<'a>(model: &ModelInfo, inputs: &'a [(&str, Tensor)]) -> Result<Vec<&'a Tensor>> {
+    for (name, _) in inputs {
+        if model.input(name).is_none() {
+            let expected = model.inputs.iter().map(|v| v.name.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(Error::Input { name: (*name).to_owned(), expected, found: "another name".to_owned() });
+        }
+    }
+    let mut batch = None;
+    let mut arranged = Vec::with_capacity(inputs.len());
+    for wanted in &model.inputs {
+        let wrong = |found: String| Error::Input {
+            name: wanted.name.clone(),
+            expected: format!("{} {}", wanted.element, show(&wanted.dims)),
+            found,
+        };
+        let Some((_, tensor)) = inputs.iter().find(|(n, _)| *n == wanted.name) else {
+            return Err(wrong("nothing".to_owned()));
+        };
+        let describe = || format!("{} {:?}", tensor.element(), tensor.dims());
+        if tensor.element() != wanted.element || tensor.dims().len() != wanted.dims.len() {
+            return Err(wrong(describe()));
+        }
+        for (have, want) in tensor.dims().iter().zip(&wanted.dims) {
+            let fits = match want {
+                Dim::Known(n) => n == have,
+                Dim::Batch => *batch.get_or_insert(*have) == *have,
+            };
+            if !fits {
+                return Err(wrong(describe()));
+            }
+        }
+        arranged.push(tensor);
+    }
+    Ok(arranged)
+}

@@ -1,0 +1,150 @@
+//! ONNX Runtime, loaded when it is needed.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+
+use ort::environment::Environment;
+use ort::ep::{CUDA, ExecutionProvider as _};
+use ort::session::{Session as Inner, SessionInputValue};
+use ort::session::builder::GraphOptimizationLevel;
+use ort::value::{DynValue, TensorElementType, Value};
+
+use super::{Provider, Session, Tensor, arrange};
+use crate::error::{Error, Result};
+use crate::read::ModelInfo;
+
+/// The library, loaded once for the process.
+#[derive(Clone)]
+pub struct OrtRuntime {
+    environment: Environment,
+    library: PathBuf,
+}
+
+impl std::fmt::Debug for OrtRuntime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OrtRuntime").field("library", &self.library).finish_non_exhaustive()
+    }
+}
+
+/// How a session runs.
+#[derive(Debug, Clone, Copy)]
+pub struct OrtOptions {
+    /// Where it computes.
+    pub provider: Provider,
+    /// CPU threads; `None` for as many as there are cores.
+    pub threads: Option<usize>,
+}
+
+impl OrtRuntime {
+    /// Loads `library` (libonnxruntime). A second call must name the same one.
+    ///
+    /// # Errors
+    /// `Library` if it is missing, no ONNX Runtime, too old, or another one is loaded already.
+    pub fn load(library: &Path) -> Result<Self> {
+        static LOADED: OnceLock<Mutex<Option<OrtRuntime>>> = OnceLock::new();
+        let failed = |what: String, source: Option<Box<dyn std::error::Error + Send + Sync>>| Error::Library { what, source };
+        let mut loaded = LOADED
+            .get_or_init(Mutex::default)
+            .lock()
+            .map_err(|_| failed("loading it failed before".to_owned(), None))?;
+        if let Some(runtime) = loaded.as_ref() {
+            if runtime.library == library {
+                return Ok(runtime.clone());
+            }
+            let what = format!("`{}` is loaded already, not `{}`", runtime.library.display(), library.display());
+            return Err(failed(what, None));
+        }
+        if !library.exists() {
+            return Err(failed(format!("there is no `{}`", library.display()), None));
+        }
+        let what = || format!("cannot load `{}`", library.display());
+        let builder = ort::init_from(library).map_err(|e| failed(what(), Some(e.to_string().into())))?;
+        let environment = builder.build().map_err(|e| failed(what(), Some(e.to_string().into())))?;
+        let runtime = Self { environment, library: library.to_owned() };
+        *loaded = Some(runtime.clone());
+        Ok(runtime)
+    }
+
+    /// Whether the library has the CUDA provider.
+    #[must_use]
+    pub fn has_cuda(&self) -> bool {
+        CUDA::is_available().unwrap_or(false)
+    }
+
+    /// Opens `model`.
+    ///
+    /// # Errors
+    /// `Format` if it is no model; `Library` if the provider is missing; `Runtime` if ONNX Runtime refuses the model.
+    pub fn session(&self, model: &Path, options: &OrtOptions) -> Result<OrtSession> {
+        let info = ModelInfo::open(model)?;
+        let name = match options.provider {
+            Provider::Cpu => "ort-cpu",
+            Provider::Cuda { .. } => "ort-cuda",
+        };
+        let refused = |e: String| Error::Runtime { runtime: name, what: format!("cannot open `{}`", model.display()), source: e.into() };
+        let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let mut builder = Inner::builder(&self.environment)
+            .map_err(|e| refused(e.to_string()))?
+            .with_optimization_level(GraphOptimizationLevel::All)
+            .map_err(|e| refused(e.to_string()))?
+            .with_intra_threads(threads)
+            .map_err(|e| refused(e.to_string()))?;
+        if let Provider::Cuda { device } = options.provider {
+            if !self.has_cuda() {
+                let what = format!("`{}` has no CUDA provider; CUDA needs the onnxruntime-gpu library", self.library.display());
+                return Err(Error::Library { what, source: None });
+            }
+            let cuda = CUDA::default().with_device_id(device).with_tf32(false).build().error_on_failure();
+            builder = builder.with_execution_providers([cuda]).map_err(|e| Error::Library {
+                what: format!("CUDA device {device} cannot be used"),
+                source: Some(e.to_string().into()),
+            })?;
+        }
+        let inner = builder.commit_from_file(model).map_err(|e| refused(e.to_string()))?;
+        Ok(OrtSession { name, info, inner })
+    }
+}
+
+/// A model on ONNX Runtime.
+#[derive(Debug)]
+pub struct OrtSession {
+    name: &'static str,
+    info: ModelInfo,
+    inner: Inner,
+}
+
+impl Session for OrtSession {
+    fn runtime(&self) -> &'static str {
+        self.name
+    }
+
+    fn model(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>> {
+        let name = self.name;
+        let failed = |e: ort::Error| Error::Runtime { runtime: name, what: "run failed".to_owned(), source: e.to_string().into() };
+        let arranged = arrange(&self.info, inputs)?;
+        let values = arranged.into_iter().map(to_value).collect::<ort::Result<Vec<_>>>().map_err(failed)?;
+        let values: Vec<SessionInputValue<'_>> = values.into_iter().map(Into::into).collect();
+        let outputs = self.inner.run(values.as_slice()).map_err(failed)?;
+        outputs.iter().map(|(name, value)| Ok((name.to_owned(), from_value(&value).map_err(failed)?))).collect()
+    }
+}
+
+fn to_value(tensor: &Tensor) -> ort::Result<DynValue> {
+    Ok(match tensor {
+        Tensor::F32(a) => Value::from_array(a.clone())?.into_dyn(),
+        Tensor::U8(a) => Value::from_array(a.clone())?.into_dyn(),
+        Tensor::I64(a) => Value::from_array(a.clone())?.into_dyn(),
+    })
+}
+
+fn from_value(value: &Value) -> ort::Result<Tensor> {
+    match value.dtype().tensor_type() {
+        Some(TensorElementType::Uint8) => Ok(Tensor::U8(value.try_extract_array::<u8>()?.to_owned())),
+        Some(TensorElementType::Int64) => Ok(Tensor::I64(value.try_extract_array::<i64>()?.to_owned())),
+        _ => Ok(Tensor::F32(value.try_extract_array::<f32>()?.to_owned())),
+    }
+}

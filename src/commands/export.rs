@@ -1,0 +1,95 @@
+//! `d2o export`.
+
+use std::time::Instant;
+
+use anyhow::Context as _;
+use d2o_converters::checkpoint::{Architecture, Checkpoint, Network};
+use d2o_converters::config::NetConfig;
+use d2o_converters::export::{self, Exported, FeatureOptions, Options};
+use d2o_onnx::write;
+use fs_err as fs;
+use serde_json::Value;
+
+use super::ExitStatus;
+use super::verify::compare;
+use crate::cli::{Export, Global, Kind, Net, Runtime};
+use crate::printer::Printer;
+
+/// Inputs of the check that follows an export.
+const CHECKED: usize = 2;
+/// Largest difference between the runtimes that check allows, relative to the largest output.
+const TOLERANCE: f64 = 2e-5;
+
+/// Turns a checkpoint into a graph, and checks it on two runtimes.
+///
+/// # Errors
+/// Unreadable or unknown checkpoints, loads that are not clean, runtimes that differ.
+pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
+    let start = Instant::now();
+    let exported = graph(args).with_context(|| format!("cannot export `{}`", args.source.display()))?;
+    write::write(&exported.model, &args.out).with_context(|| format!("write `{}`", args.out.display()))?;
+    printer.note(&format!(
+        "`{}`: {} tensors, {} parameters, {:.2} s",
+        args.out.display(),
+        exported.report.tensors,
+        exported.report.scalars,
+        start.elapsed().as_secs_f64()
+    ));
+    if args.no_check {
+        return Ok(ExitStatus::Done);
+    }
+    let runtimes = [Runtime::OrtCpu, Runtime::Tract];
+    let comparison = compare(&args.out, &runtimes, CHECKED, CHECKED, TOLERANCE, global)
+        .context("the graph was written, but the check of it failed (--no-check skips it)")?;
+    for output in &comparison.outputs {
+        printer.note(&format!(
+            "checked `{}` on {} and {}: largest difference {:.1e} of the largest value",
+            output.name, comparison.reference, output.runtime, output.max_rel
+        ));
+    }
+    Ok(if comparison.agree { ExitStatus::Done } else { ExitStatus::No })
+}
+
+fn graph(args: &Export) -> anyhow::Result<Exported> {
+    let checkpoint = Checkpoint::open(&args.source)?;
+    let network = checkpoint.network(match args.net {
+        Net::Ema => "ema",
+        Net::Net => "net",
+    })?;
+    let given = match &args.config {
+        Some(path) => Some(read_config(path).with_context(|| format!("cannot use `{}`", path.display()))?),
+        None => None,
+    };
+    let described = Network {
+        name: network.name.clone(),
+        architecture: given.map_or_else(|| network.architecture.clone(), Architecture::Denoiser),
+        tensors: std::rc::Rc::clone(&network.tensors),
+    };
+    let feature_network = described.architecture == Architecture::EfficientNetLite0;
+    let kind = args.kind.unwrap_or(if feature_network { Kind::Features } else { Kind::OneStep });
+    let denoiser = |kind| {
+        anyhow::ensure!(args.sigma_max > 0.0, "--sigma-max: expected a number above 0, found {}", args.sigma_max);
+        let options = Options { kind, sigma_max: args.sigma_max, uint8: args.uint8 };
+        Ok(export::denoiser(&described, &options)?)
+    };
+    match kind {
+        Kind::OneStep => denoiser(export::Kind::OneStep),
+        Kind::Denoiser => denoiser(export::Kind::Denoiser),
+        Kind::Features => {
+            let input_size = args.input_size;
+            let image_size = args.image_size.unwrap_or(input_size);
+            anyhow::ensure!(
+                input_size >= 32 && image_size > 0,
+                "--input-size: expected at least 32, found {input_size}"
+            );
+            Ok(export::features(&described, &FeatureOptions { image_size, input_size })?)
+        }
+    }
+}
+
+fn read_config(path: &std::path::Path) -> anyhow::Result<NetConfig> {
+    let json: Value = serde_json::from_slice(&fs::read(path)?)?;
+    let class = json.get("class").and_then(Value::as_str).context("no `class`")?;
+    let kwargs = json.get("init_kwargs").context("no `init_kwargs`")?;
+    Ok(NetConfig::new(class, kwargs)?)
+}

@@ -1,0 +1,232 @@
+//! torch's generators, one for each seed, so that a seed stands for the same latents and class as in the original tools.
+
+use std::f64::consts::PI;
+
+/// A CPU generator: MT19937 (Matsumoto and Nishimura 1998) seeded as `torch.Generator().manual_seed(seed)`.
+#[derive(Clone)]
+pub struct TorchCpu {
+    state: [u32; Self::N],
+    next: usize,
+    cached_normal: Option<f64>,
+}
+
+impl std::fmt::Debug for TorchCpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TorchCpu").field("next", &self.next).finish_non_exhaustive()
+    }
+}
+
+impl TorchCpu {
+    const N: usize = 624;
+    const M: usize = 397;
+    /// Fewer values than this are drawn one by one.
+    const VECTOR: usize = 16;
+
+    /// The generator of `seed`, of which torch uses the low 32 bits here.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "the low 32 bits are the seed")]
+    pub fn new(seed: u64) -> Self {
+        let mut state = [0; Self::N];
+        state[0] = seed as u32;
+        for i in 1..Self::N {
+            let previous: u32 = state[i - 1];
+            state[i] = 1_812_433_253_u32.wrapping_mul(previous ^ previous >> 30).wrapping_add(i as u32);
+        }
+        Self { state, next: Self::N, cached_normal: None }
+    }
+
+    /// The next 32-bit word.
+    pub fn word(&mut self) -> u32 {
+        if self.next == Self::N {
+            for i in 0..Self::N {
+                let y = self.state[i] & 0x8000_0000 | self.state[(i + 1) % Self::N] & 0x7fff_ffff;
+                let twist = if y & 1 == 1 { 0x9908_b0df } else { 0 };
+                self.state[i] = self.state[(i + Self::M) % Self::N] ^ y >> 1 ^ twist;
+            }
+            self.next = 0;
+        }
+        let mut y = self.state[self.next];
+        self.next += 1;
+        y ^= y >> 11;
+        y ^= y << 7 & 0x9d2c_5680;
+        y ^= y << 15 & 0xefc6_0000;
+        y ^ y >> 18
+    }
+
+    fn uniform32(&mut self) -> f32 {
+        #[allow(clippy::cast_precision_loss, reason = "24 bits fit")]
+        let value = (self.word() & 0x00ff_ffff) as f32;
+        value / 16_777_216.0
+    }
+
+    fn uniform64(&mut self) -> f64 {
+        let (high, low) = (u64::from(self.word()), u64::from(self.word()));
+        #[allow(clippy::cast_precision_loss, reason = "53 bits fit")]
+        let value = ((high << 32 | low) & ((1 << 53) - 1)) as f64;
+        value / 9_007_199_254_740_992.0
+    }
+
+    /// `torch.randn(count)` in float32. Values may differ from a vectorised build's in the last place.
+    pub fn randn(&mut self, count: usize) -> Vec<f32> {
+        if count < Self::VECTOR {
+            #[allow(clippy::cast_possible_truncation, reason = "torch rounds here too")]
+            return (0..count).map(|_| self.normal() as f32).collect();
+        }
+        let mut values: Vec<f32> = (0..count).map(|_| self.uniform32()).collect();
+        for block in values.chunks_exact_mut(Self::VECTOR) {
+            box_muller(block);
+        }
+        if !count.is_multiple_of(Self::VECTOR) {
+            let tail = &mut values[count - Self::VECTOR..];
+            for v in tail.iter_mut() {
+                *v = self.uniform32();
+            }
+            box_muller(tail);
+        }
+        values
+    }
+
+    fn normal(&mut self) -> f64 {
+        if let Some(value) = self.cached_normal.take() {
+            return value;
+        }
+        let (u1, u2) = (self.uniform64(), self.uniform64());
+        let radius = (-2.0 * (-u2).ln_1p()).sqrt();
+        let theta = 2.0 * PI * u1;
+        self.cached_normal = Some(radius * theta.sin());
+        radius * theta.cos()
+    }
+
+    /// `torch.randint(bound, [1])`.
+    pub fn randint(&mut self, bound: u32) -> u32 {
+        self.word() % bound
+    }
+}
+
+fn box_muller(block: &mut [f32]) {
+    #[allow(clippy::cast_possible_truncation, reason = "torch computes in f32")]
+    const TAU: f32 = (2.0 * PI) as f32;
+    let (first, second) = block.split_at_mut(8);
+    for (a, b) in first.iter_mut().zip(second) {
+        let radius = (-2.0 * (1.0 - *a).ln()).sqrt();
+        let theta = TAU * *b;
+        (*a, *b) = (radius * theta.cos(), radius * theta.sin());
+    }
+}
+
+/// A CUDA generator: Philox4x32-10 (Salmon et al. 2011), as torch lays it over threads for at most as many values as a launch has threads.
+#[derive(Debug, Clone)]
+pub struct TorchCuda {
+    key: [u32; 2],
+    offset: u64,
+}
+
+impl TorchCuda {
+    /// The generator of `seed`.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "split into halves")]
+    pub fn new(seed: u64) -> Self {
+        Self { key: [seed as u32, (seed >> 32) as u32], offset: 0 }
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "split into halves")]
+    fn words(&mut self, index: u64) -> [u32; 4] {
+        let block = self.offset / 4;
+        philox([block as u32, (block >> 32) as u32, index as u32, (index >> 32) as u32], self.key)
+    }
+
+    /// `torch.randn(count, device='cuda')` in float32, for `count` up to one value a thread (every network of the EDM family).
+    pub fn randn(&mut self, count: usize) -> Vec<f32> {
+        const SCALE: f32 = 1.0 / 4_294_967_296.0;
+        #[allow(clippy::cast_possible_truncation, reason = "curand computes in f32")]
+        const TAU: f32 = (2.0 * PI) as f32;
+        let values = (0..count as u64)
+            .map(|i| {
+                let [a, b, ..] = self.words(i);
+                #[allow(clippy::cast_precision_loss, reason = "curand rounds here too")]
+                let (a, b) = (a as f32, b as f32);
+                let u = a * SCALE + SCALE / 2.0;
+                let v = b * (SCALE * TAU) + SCALE * TAU / 2.0;
+                v.sin() * (-2.0 * u.ln()).sqrt()
+            })
+            .collect();
+        self.offset += 4;
+        values
+    }
+
+    /// `torch.randint(bound, [1], device='cuda')`.
+    pub fn randint(&mut self, bound: u32) -> u32 {
+        let [a, ..] = self.words(0);
+        self.offset += 4;
+        a % bound
+    }
+}
+
+/// Ten rounds of Philox4x32.
+fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    const ROUNDS: usize = 10;
+    for round in 0..ROUNDS {
+        if round > 0 {
+            key = [key[0].wrapping_add(0x9e37_79b9), key[1].wrapping_add(0xbb67_ae85)];
+        }
+        let product = |m: u32, x: u32| {
+            let wide = (u64::from(m) * u64::from(x)).to_le_bytes();
+            let half = |at: usize| u32::from_le_bytes([wide[at], wide[at + 1], wide[at + 2], wide[at + 3]]);
+            (half(4), half(0))
+        };
+        let (high0, low0) = product(0xd251_1f53, counter[0]);
+        let (high1, low1) = product(0xcd9e_8d57, counter[2]);
+        counter = [high1 ^ counter[1] ^ key[0], low1, high0 ^ counter[3] ^ key[1], low0];
+    }
+    counter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(found: &[f32], expected: &[f32]) {
+        for (f, e) in found.iter().zip(expected) {
+            assert!((f - e).abs() <= 1e-6, "{f} differs from {e}");
+        }
+    }
+
+    #[test]
+    fn mt19937_gives_the_published_sequence() {
+        // mt19937ar.out is for an array seed; these are the first words for seed 5489 (C++ std::mt19937's default).
+        let mut rng = TorchCpu::new(5489);
+        assert_eq!([rng.word(), rng.word()], [3_499_211_612, 581_869_302]);
+        for _ in 2..9_999 {
+            rng.word();
+        }
+        assert_eq!(rng.word(), 4_123_659_995);
+    }
+
+    include!("../../tests/data/torch_rng.rs");
+
+    #[test]
+    fn cpu_normals_are_torchs() {
+        for (seed, count, first, last, label) in TORCH_CPU {
+            let mut rng = TorchCpu::new(*seed);
+            let values = rng.randn(*count);
+            close(&values[..first.len()], first);
+            close(&values[count - last.len()..], last);
+            assert_eq!(rng.randint(1000), *label, "label of seed {seed} after {count} normals");
+        }
+    }
+
+    #[test]
+    fn philox_gives_the_published_vectors() {
+        // Random123's kat_vectors.
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+    }
+
+    #[test]
+    fn cuda_normals_are_torchs_published_ones() {
+        // Printed by torch with four digits.
+        for (f, e) in TorchCuda::new(42).randn(3072).iter().zip([0.1940_f32, 2.1614, -0.1721, 0.8491]) {
+            assert!((f - e).abs() <= 5.1e-5, "{f} differs from {e}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Opening sessions: which runtime, which library.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use d2o_onnx::session::ort::{OrtOptions, OrtRuntime};
+use d2o_onnx::session::tract::TractSession;
+use d2o_onnx::session::{Provider, Session};
+
+use crate::cli::{Global, ProviderArg, Runtime};
+use crate::error::with_hint;
+use crate::printer::Printer;
+
+/// Version of ONNX Runtime that set-up installs.
+const INSTALLED: &str = "onnxruntime-1.32.0/lib/libonnxruntime.so.1.32.0";
+
+/// Opens `model` where `provider` says; `auto` takes CUDA if it is there, else the CPU, and says so.
+///
+/// # Errors
+/// A missing library or device, with a hint; a file that is no model.
+pub fn open(model: &Path, provider: ProviderArg, global: &Global, printer: Printer) -> anyhow::Result<Box<dyn Session>> {
+    match provider {
+        ProviderArg::Tract => open_on(model, Runtime::Tract, global),
+        ProviderArg::Cpu => open_on(model, Runtime::OrtCpu, global),
+        ProviderArg::Cuda => open_on(model, Runtime::OrtCuda, global),
+        ProviderArg::Auto => {
+            if library(global).is_ok_and(|runtime| runtime.has_cuda()) {
+                match open_on(model, Runtime::OrtCuda, global) {
+                    Ok(session) => return Ok(session),
+                    Err(error) => printer.note(&format!("CUDA cannot be used ({error:#}); running on the CPU")),
+                }
+            }
+            open_on(model, Runtime::OrtCpu, global)
+        }
+    }
+}
+
+/// Opens `model` on `runtime`.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn open_on(model: &Path, runtime: Runtime, global: &Global) -> anyhow::Result<Box<dyn Session>> {
+    let describe = || format!("cannot open `{}`", model.display());
+    // The file's own faults come first, whatever is installed.
+    d2o_onnx::read::ModelInfo::open(model).with_context(describe)?;
+    let provider = match runtime {
+        Runtime::Tract => return Ok(Box::new(TractSession::open(model, global.threads).with_context(describe)?)),
+        Runtime::OrtCpu => Provider::Cpu,
+        Runtime::OrtCuda => Provider::Cuda { device: 0 },
+    };
+    let options = OrtOptions { provider, threads: global.threads };
+    Ok(Box::new(library(global)?.session(model, &options).with_context(describe)?))
+}
+
+fn library(global: &Global) -> anyhow::Result<OrtRuntime> {
+    let path = match &global.onnxruntime {
+        Some(path) => path.clone(),
+        None => installed().ok_or_else(|| {
+            with_hint(
+                anyhow::anyhow!("ONNX Runtime was not found"),
+                "run `cargo xtask setup`, or name the library with --onnxruntime or D2O_ONNXRUNTIME",
+            )
+        })?,
+    };
+    Ok(OrtRuntime::load(&path)?)
+}
+
+/// Where `cargo xtask setup` puts the library, if it did.
+fn installed() -> Option<PathBuf> {
+    let cache = match std::env::var_os("D2O_CACHE") {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(std::env::var_os("HOME")?).join(".cache/d2o"),
+    };
+    Some(cache.join(INSTALLED)).filter(|p| p.exists())
+}
