@@ -134,7 +134,7 @@ impl<V: Clone> Denoiser<V> {
     fn per_image<B: Backend<Value = V>>(&self, b: &mut B, sigma: &V) -> Result<Coefficients<V>> {
         let s = b.reshape(sigma, &[-1, 1, 1, 1])?;
         let square = b.mul(&s, &s)?;
-        let one = b.constant(&self.scope, "one", &[1, 1, 1, 1], vec![1.0])?;
+        let one = |b: &mut B| b.constant(&self.scope, "one", &[1, 1, 1, 1], vec![1.0]);
         match self.config.precond {
             Precond::Edm { sigma_data } | Precond::D2o { sigma_data } => {
                 let var = sigma_data * sigma_data;
@@ -147,6 +147,7 @@ impl<V: Clone> Denoiser<V> {
                 } else {
                     (s, total)
                 };
+                let one = one(b)?;
                 let skip = b.div(&one, &below)?;
                 let skip = b.scale(&skip, var)?;
                 let out = b.scale(&shifted, sigma_data)?;
@@ -159,6 +160,7 @@ impl<V: Clone> Denoiser<V> {
             Precond::Vp { beta_d, beta_min, steps } => {
                 let total = b.offset(&square, 1.0)?;
                 let root = b.sqrt(&total)?;
+                let one = one(b)?;
                 let input = b.div(&one, &root)?;
                 let out = b.scale(&s, -1.0)?;
                 let t = b.log(&total)?;
