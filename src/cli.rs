@@ -320,8 +320,6 @@ pub enum Metric {
     Pr,
     /// Density and coverage
     Dc,
-    /// Kernel distance
-    Kid,
 }
 
 /// `d2o verify`.

@@ -5,9 +5,11 @@ pub mod cli;
 pub mod commands;
 pub mod dataset;
 pub mod error;
+pub mod features;
 pub mod generate;
 pub mod interrupt;
 pub mod printer;
+pub mod report;
 pub mod runtime;
 #[cfg(feature = "train")]
 pub mod train;

@@ -35,11 +35,14 @@ impl Factor {
     }
 }
 
-/// Σ √λ over the eigenvalues of a positive semidefinite matrix; rounding below zero counts as zero.
+/// Σ √λ over the eigenvalues of a positive semidefinite matrix; what rounding leaves of a zero eigenvalue, of either sign, counts as zero.
 pub(crate) fn sum_of_roots(matrix: &Mat<f64>) -> Result<f64> {
     let values =
         matrix.self_adjoint_eigenvalues(Side::Lower).map_err(|_| Error::Eigen { what: "a product of covariances" })?;
-    Ok(values.iter().map(|v| v.max(0.0).sqrt()).sum())
+    let largest = values.iter().copied().fold(0.0_f64, f64::max);
+    #[allow(clippy::cast_precision_loss, reason = "a matrix size")]
+    let floor = largest * values.len() as f64 * f64::EPSILON;
+    Ok(values.iter().filter(|v| **v > floor).map(|v| v.sqrt()).sum())
 }
 
 /// Fréchet distance between Gaussians fitted to two feature sets (FID when the features are pool3).

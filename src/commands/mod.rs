@@ -1,8 +1,12 @@
 //! One file for each command: options and printer in, exit status out.
 
 pub mod dataset;
+pub mod evaluate;
 pub mod export;
 pub mod generate;
+pub mod inspect;
+pub mod refs;
+pub mod report;
 pub mod train;
 pub mod verify;
 
@@ -31,6 +35,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
         Command::Export(args) => export::run(&args, &cli.global, printer),
         Command::Generate(args) => generate::run(&args, &cli.global, printer),
         Command::Verify(args) => verify::run(&args, &cli.global, printer),
-        _ => anyhow::bail!("not yet"),
+        Command::Inspect(args) => inspect::run(&args, printer),
+        Command::Refs(command) => refs::run(&command, &cli.global, printer),
+        Command::Evaluate(args) => evaluate::run(&args, &cli.global, printer),
+        Command::Report(args) => report::run(&args, printer),
     }
 }

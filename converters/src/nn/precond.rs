@@ -133,11 +133,11 @@ impl<V: Clone> Denoiser<V> {
 
     fn per_image<B: Backend<Value = V>>(&self, b: &mut B, sigma: &V) -> Result<Coefficients<V>> {
         let s = b.reshape(sigma, &[-1, 1, 1, 1])?;
-        let square = b.mul(&s, &s)?;
         let one = |b: &mut B| b.constant(&self.scope, "one", &[1, 1, 1, 1], vec![1.0]);
         match self.config.precond {
             Precond::Edm { sigma_data } | Precond::D2o { sigma_data } => {
                 let var = sigma_data * sigma_data;
+                let square = b.mul(&s, &s)?;
                 let total = b.offset(&square, var)?;
                 let root = b.sqrt(&total)?;
                 let (shifted, below) = if matches!(self.config.precond, Precond::D2o { .. }) {
@@ -158,6 +158,7 @@ impl<V: Clone> Denoiser<V> {
                 Ok(Coefficients { skip: Some(skip), out, input: Some(input), noise })
             }
             Precond::Vp { beta_d, beta_min, steps } => {
+                let square = b.mul(&s, &s)?;
                 let total = b.offset(&square, 1.0)?;
                 let root = b.sqrt(&total)?;
                 let one = one(b)?;
