@@ -9,7 +9,7 @@ use d2o_refs::atomic::AtomicFile;
 use d2o_refs::batch;
 use fs_err as fs;
 use image::ImageEncoder as _;
-use minijinja::value::Value as Rendered;
+use minijinja::value::{Serde, Value as Rendered};
 use minijinja::{Environment, context};
 use ndarray::{Array3, s};
 use serde_json::Value;
@@ -68,11 +68,11 @@ pub fn write(
     let html = environment.get_template("report.html")?.render(context! {
         title,
         version => env!("CARGO_PKG_VERSION"),
-        evaluations => Rendered::from_serialize(evaluations),
-        rows => Rendered::from_serialize(&rows),
-        grids => Rendered::from_serialize(&grids),
-        curves => Rendered::from_serialize(&curves),
-        verdicts => Rendered::from_serialize(verdicts),
+        evaluations => Rendered::from(Serde(evaluations)),
+        rows => Rendered::from(Serde(&rows)),
+        grids => Rendered::from(Serde(&grids)),
+        curves => Rendered::from(Serde(&curves)),
+        verdicts => Rendered::from(Serde(verdicts)),
     })?;
     AtomicFile::write_all_to(path, html.as_bytes()).with_context(|| format!("write `{}`", path.display()))
 }

