@@ -297,10 +297,7 @@ fn report(rows: &[(String, String, f64)]) {
 
 #[test]
 fn golden_networks_on_the_runtimes() {
-    let Some(dir) = test_support::golden_dir() else {
-        println!("skipped: no golden files (D2O_GOLDEN is not set)");
-        return;
-    };
+    let dir = test_support::golden_dir();
     let out = tempfile::tempdir().unwrap();
     let mut rows = Vec::new();
     for name in GOLDEN {
@@ -336,10 +333,7 @@ fn golden_networks_on_libtorch() {
     use d2o_converters::nn::precond::{Denoiser, Sigma};
     use tch::Device;
 
-    let Some(dir) = test_support::golden_dir() else {
-        println!("skipped: no golden files (D2O_GOLDEN is not set)");
-        return;
-    };
+    let dir = test_support::golden_dir();
     let mut rows = Vec::new();
     for name in GOLDEN {
         let golden = Golden::open(&dir, name);
@@ -371,10 +365,7 @@ fn golden_networks_on_libtorch() {
 fn golden_heun_on_the_runtimes() {
     use d2o::generate::sampler::Heun;
 
-    let Some(dir) = test_support::golden_dir() else {
-        println!("skipped: no golden files (D2O_GOLDEN is not set)");
-        return;
-    };
+    let dir = test_support::golden_dir();
     let out = tempfile::tempdir().unwrap();
     let heun = Heun { steps: 6, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 };
     let mut rows = Vec::new();
@@ -405,10 +396,7 @@ fn golden_heun_on_the_runtimes() {
 
 #[test]
 fn graphs_take_any_batch_and_export_repeats_its_bytes() {
-    let Some(dir) = test_support::golden_dir() else {
-        println!("skipped: no golden files (D2O_GOLDEN is not set)");
-        return;
-    };
+    let dir = test_support::golden_dir();
     let golden = Golden::open(&dir, "d2o-ncsnpp-uncond");
     let network = golden.checkpoint.network("ema").unwrap();
     let options = Options { uint8: true, ..Options::default() };

@@ -66,7 +66,7 @@ pub enum Error {
         found: String,
     },
     /// The file could not be read or written.
-    #[error("input/output failed")]
+    #[error(transparent)]
     Io(#[from] std::io::Error),
 }
 

@@ -241,6 +241,12 @@ impl Weights {
         if paths.is_empty() { Ok(report) } else { Err(Error::UnusedTensors { paths }) }
     }
 
+    /// Path and shape of every tensor requested so far.
+    #[must_use]
+    pub fn taken(&self) -> &BTreeMap<String, Vec<usize>> {
+        &self.taken
+    }
+
     /// What was read and left so far.
     #[must_use]
     pub fn report(&self) -> LoadReport {

@@ -67,7 +67,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Reading or writing failed.
-    #[error("input/output failed")]
+    #[error(transparent)]
     Io(#[from] std::io::Error),
 }
 

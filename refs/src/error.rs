@@ -68,7 +68,7 @@ pub enum Error {
         source: zip::result::ZipError,
     },
     /// Reading or writing failed.
-    #[error("input/output failed")]
+    #[error(transparent)]
     Io(#[from] std::io::Error),
 }
 

@@ -72,13 +72,10 @@ pub fn assert_close(what: &str, found: &[f32], expected: &[f32], tol: Tol) -> f6
     }
 }
 
-/// Folder of the golden files: `D2O_GOLDEN`, else `../shared/golden` beside the repository, else `tests/data/golden` in it.
+/// Folder of the golden files: outputs of the official networks.
 #[must_use]
-pub fn golden_dir() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
-    let given = std::env::var_os("D2O_GOLDEN").map(PathBuf::from);
-    let candidates = [root.join("tests/data/golden"), root.parent()?.join("shared/golden")];
-    given.into_iter().chain(candidates).find(|d| d.is_dir())
+pub fn golden_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden")
 }
 
 /// The ONNX Runtime library for tests: `D2O_ONNXRUNTIME`, if it is set.

@@ -3,22 +3,34 @@
 
 use std::process::ExitCode;
 
+mod demo;
 mod paths;
 mod setup;
+mod test;
+mod tidy;
 
 const USAGE: &str = "\
 usage: cargo xtask TASK
 
+  demo    fine-tune, export, generate, evaluate and verify on real images; writes target/demo/report.html
+  test    format, lints, tidy and every test, with training
   setup   bring libtorch, ONNX Runtime, cmake, EfficientNet-Lite0 and OpenMoji into the cache (~/.cache/d2o, or D2O_CACHE)
   env     print the variables that builds need, for `eval \"$(cargo xtask env)\"`
+  tidy    check what the compiler cannot: provenance of fixtures, headers, crate documentation
+
+Tasks set up what they need and change nothing outside the cache and the checkout.
 ";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let result = match arguments.first().map(String::as_str) {
-        Some("setup") => setup::run(),
-        Some("env") => setup::run().and_then(|()| print_environment()),
-        Some("help" | "--help" | "-h") => {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["demo"] => setup::run().and_then(|()| demo::run()),
+        ["test"] => setup::run().and_then(|()| test::run()),
+        ["setup"] => setup::run(),
+        ["env"] => setup::run().and_then(|()| print_environment()),
+        ["tidy"] => tidy::run(),
+        ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())
         }

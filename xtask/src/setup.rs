@@ -203,7 +203,8 @@ fn download(wheel: &Wheel, dir: &Path) -> anyhow::Result<PathBuf> {
     Ok(file)
 }
 
-fn hash(file: &Path) -> anyhow::Result<(String, u64)> {
+/// SHA-256 and size of `file`.
+pub(crate) fn hash(file: &Path) -> anyhow::Result<(String, u64)> {
     let mut input = fs::File::open(file)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0_u8; 1 << 20];

@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::backend::{Backend, Conv2d};
 use crate::weights::{Init, Scope};
 
@@ -220,13 +220,18 @@ impl<V: Clone> GroupNorm<V> {
     /// Takes `weight` and `bias`.
     ///
     /// # Errors
-    /// Those of [`Backend::param`].
+    /// `Config` if the channels cannot be divided into groups; those of [`Backend::param`].
     pub fn build<B: Backend<Value = V>>(b: &mut B, scope: Scope, channels: usize, eps: f64) -> Result<Self> {
         const MAX_GROUPS: usize = 32;
         const MIN_CHANNELS: usize = 4;
+        let groups = MAX_GROUPS.min(channels / MIN_CHANNELS);
+        if groups == 0 || !channels.is_multiple_of(groups) {
+            let what = format!("`{scope}`: {channels} channels cannot be divided into {groups} groups; choose other `model_channels`");
+            return Err(Error::Config { what });
+        }
         let weight = b.param(&scope, "weight", &[channels], &Init::Constant(1.0))?;
         let bias = b.param(&scope, "bias", &[channels], &Init::Constant(0.0))?;
-        Ok(Self { scope, groups: MAX_GROUPS.min(channels / MIN_CHANNELS), eps, weight, bias })
+        Ok(Self { scope, groups, eps, weight, bias })
     }
 
     /// Same shape as `x [N, C, H, W]`.

@@ -23,6 +23,12 @@ impl OnnxBackend {
         Self { graph: GraphBuilder::new(name), weights, scope: Scope::root() }
     }
 
+    /// The weights, and what was taken of them so far.
+    #[must_use]
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
     /// Ends the lay-out: the graph, and the report of a clean load.
     ///
     /// # Errors

@@ -1,0 +1,97 @@
+//! What a user sees: help, errors and exit codes of the binary.
+#![allow(missing_docs, reason = "a test")]
+
+use std::path::Path;
+
+use fs_err as fs;
+use test_support::{Outcome, run};
+
+const COMMANDS: [&str; 9] = ["export", "inspect", "generate", "refs", "evaluate", "verify", "train", "report", "dataset"];
+
+fn d2o(dir: &Path, args: &[&str]) -> Outcome {
+    let mut outcome = run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir, args);
+    // A usage line has this only where the environment names the library.
+    outcome.stderr = outcome.stderr.replace(" --onnxruntime <LIB>", "");
+    outcome
+}
+
+#[test]
+fn help_of_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    insta::assert_snapshot!("help", d2o(dir.path(), &["--help"]));
+    for command in COMMANDS {
+        insta::assert_snapshot!(format!("help_{command}"), d2o(dir.path(), &[command, "--help"]));
+    }
+    for command in ["make", "inspect"] {
+        insta::assert_snapshot!(format!("help_refs_{command}"), d2o(dir.path(), &["refs", command, "--help"]));
+    }
+}
+
+#[test]
+fn wrong_arguments_are_misuse() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases: [&[&str]; 5] = [
+        &["generate", "x.onnx", "--seeds", "9-1", "--out", "s.npz"],
+        &["export", "x.safetensors"],
+        &["evaluate", "a.npz", "--ref", "r.npz", "--extractor", "f.onnx", "--metrics", "fud"],
+        &["frobnicate"],
+        &["verify", "x.onnx", "--samples", "0"],
+    ];
+    let outcomes: Vec<String> = cases
+        .iter()
+        .map(|args| {
+            let outcome = d2o(dir.path(), args);
+            assert_eq!(outcome.code, 2, "{args:?}");
+            format!("$ d2o {}\n{outcome}", args.join(" "))
+        })
+        .collect();
+    insta::assert_snapshot!("misuse", outcomes.join("\n"));
+}
+
+#[test]
+fn bad_input_is_one_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("text.onnx"), "this is no graph").unwrap();
+    fs::write(at("empty.onnx"), "").unwrap();
+    fs::write(at("text.safetensors"), "neither is this a checkpoint").unwrap();
+    fs::write(at("broken.npz"), "PK\u{3}\u{4} and then nothing").unwrap();
+    fs::write(at("evil.pkl"), b"\x80\x04cos\nsystem\n(S'true'\ntR.").unwrap();
+    fs::create_dir(at("folder")).unwrap();
+    truncated_zip(&at("truncated.zip"));
+    let cases: [&[&str]; 11] = [
+        &["verify", "missing.onnx"],
+        &["verify", "text.onnx"],
+        &["verify", "empty.onnx"],
+        &["generate", "text.onnx", "--seeds", "0-3", "--out", "s.npz"],
+        &["export", "missing.safetensors", "--out", "x.onnx"],
+        &["export", "text.safetensors", "--out", "x.onnx"],
+        &["export", "evil.pkl", "--out", "x.onnx"],
+        &["inspect", "broken.npz"],
+        &["inspect", "truncated.zip"],
+        &["dataset", "folder", "--resolution", "32", "--out", "d.zip"],
+        &["report", "text.onnx", "--out", "r.html"],
+    ];
+    let outcomes: Vec<String> = cases
+        .iter()
+        .map(|args| {
+            let outcome = d2o(dir.path(), args);
+            assert_eq!(outcome.code, 1, "{args:?}: {outcome}");
+            assert!(outcome.stderr.starts_with("error: "), "{args:?}: {outcome}");
+            format!("$ d2o {}\n{outcome}", args.join(" "))
+        })
+        .collect();
+    insta::assert_snapshot!("bad_input", outcomes.join("\n"));
+    for absent in ["s.npz", "x.onnx", "d.zip", "r.html"] {
+        assert!(!at(absent).exists(), "{absent} was left behind");
+    }
+}
+
+/// A dataset zip that ends in the middle.
+fn truncated_zip(path: &Path) {
+    let mut writer = d2o_refs::image_zip::DatasetWriter::create(path).unwrap();
+    writer.append(&ndarray::Array4::from_elem((4, 8, 8, 3), 7), None).unwrap();
+    writer.finish().unwrap();
+    let bytes = fs::read(path).unwrap();
+    fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+}

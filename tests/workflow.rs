@@ -1,0 +1,168 @@
+//! The commands in a row on small files, as a user runs them.
+#![allow(missing_docs, reason = "a test")]
+
+use std::path::Path;
+
+use d2o_converters::checkpoint::safetensors::{self, Tensor};
+use d2o_converters::nn::efficientnet_lite::EfficientNetLite0;
+use d2o_converters::nn::OnnxBackend;
+use d2o_converters::weights::{Init, Scope, Weights};
+use fs_err as fs;
+use serde_json::Value;
+use test_support::{Outcome, golden_dir, run};
+
+fn d2o(dir: &Path, args: &[&str]) -> Outcome {
+    let outcome = run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir, args);
+    assert_eq!(outcome.code, 0, "d2o {}: {outcome}", args.join(" "));
+    outcome
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// EfficientNet-Lite0 with seeded weights, as a checkpoint with timm's names.
+fn write_lite0(path: &Path) {
+    let mut b = OnnxBackend::new("names", Weights::initialised(1));
+    EfficientNetLite0::build(&mut b, &Scope::root()).unwrap();
+    let tensors: Vec<Tensor> = b
+        .weights()
+        .taken()
+        .iter()
+        .map(|(name, dims)| {
+            let count = dims.iter().product();
+            let fan_in = dims.iter().skip(1).product::<usize>().max(1);
+            let init = if name.ends_with("running_var") || (dims.len() == 1 && name.ends_with("weight")) {
+                Init::Constant(1.0)
+            } else if dims.len() == 1 {
+                Init::Constant(0.0)
+            } else {
+                Init::Normal { std: (2.0 / fan_in as f64).sqrt() }
+            };
+            Tensor { name: name.clone(), dims: dims.clone(), values: init.values(7, name, count) }
+        })
+        .collect();
+    safetensors::write(path, &tensors, &std::collections::BTreeMap::new()).unwrap();
+}
+
+fn checkpoint() -> String {
+    golden_dir().join("d2o-ncsnpp-uncond.safetensors").display().to_string()
+}
+
+#[test]
+fn export_repeats_its_bytes_and_leaves_nothing_partial() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint();
+    for name in ["a.onnx", "b.onnx"] {
+        d2o(dir.path(), &["export", &checkpoint, "--uint8", "--out", name]);
+    }
+    assert_eq!(fs::read(dir.path().join("a.onnx")).unwrap(), fs::read(dir.path().join("b.onnx")).unwrap());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn images_do_not_depend_on_batch_or_container() {
+    let dir = tempfile::tempdir().unwrap();
+    d2o(dir.path(), &["export", &checkpoint(), "--out", "x.onnx", "--no-check"]);
+    d2o(dir.path(), &["generate", "x.onnx", "--seeds", "0-9", "--out", "a.npz", "--batch", "4"]);
+    d2o(dir.path(), &["generate", "x.onnx", "--seeds", "0-9", "--out", "b.h5", "--batch", "10"]);
+    d2o(dir.path(), &["generate", "x.onnx", "--seeds", "0-9", "--out", "c.zip", "--batch", "1"]);
+    d2o(dir.path(), &["generate", "x.onnx", "--seeds", "0-9", "--out", "d", "--batch", "3"]);
+    let pixels: Vec<String> = ["a.npz", "b.h5", "c.zip", "d"]
+        .iter()
+        .map(|f| {
+            d2o(dir.path(), &["inspect", f, "--json", "i.json"]);
+            json(&dir.path().join("i.json"))[0]["pixels_sha256"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    assert!(pixels.windows(2).all(|p| p[0] == p[1]), "{pixels:?}");
+}
+
+#[test]
+fn evaluate_verify_and_report() {
+    let dir = tempfile::tempdir().unwrap();
+    write_lite0(&dir.path().join("lite0.safetensors"));
+    d2o(dir.path(), &["export", &checkpoint(), "--out", "x.onnx", "--no-check"]);
+    let lite0 = ["export", "lite0.safetensors", "--image-size", "16", "--input-size", "64", "--out", "lite0.onnx"];
+    d2o(dir.path(), &lite0);
+    d2o(dir.path(), &["generate", "x.onnx", "--seeds", "0-39", "--out", "real.npz"]);
+    d2o(dir.path(), &["generate", "x.onnx", "--seeds", "40-79", "--out", "fake.npz"]);
+    d2o(dir.path(), &["refs", "make", "real.npz", "--extractor", "lite0.onnx", "--out", "ref.npz"]);
+    d2o(dir.path(), &["refs", "inspect", "ref.npz"]);
+    let evaluate = |samples: &str, out: &str, batch: &str| {
+        let command = ["evaluate", samples, "--ref", "ref.npz", "--extractor", "lite0.onnx", "--json", out, "--batch", batch];
+        d2o(dir.path(), &command);
+        json(&dir.path().join(out))
+    };
+    let value = |result: &Value, metric: &str| result["metrics"][metric]["value"].as_f64().unwrap();
+
+    // A set is at no distance from itself, and all of it lies in its own manifold.
+    let same = evaluate("real.npz", "same.json", "40");
+    assert!(value(&same, "fd").abs() < 1e-6, "{same}");
+    assert_eq!((value(&same, "precision"), value(&same, "recall")), (1.0, 1.0));
+
+    // The numbers do not depend on the batch.
+    let (other, small) = (evaluate("fake.npz", "other.json", "40"), evaluate("fake.npz", "small.json", "7"));
+    assert!(value(&other, "fd") > 1e-3);
+    for metric in ["fd", "is", "precision", "recall"] {
+        let (a, b) = (value(&other, metric), value(&small, metric));
+        assert!((a - b).abs() <= 1e-4 * a.abs(), "{metric}: {a} and {b}");
+    }
+
+    d2o(dir.path(), &["verify", "x.onnx", "--samples", "5", "--batch", "2", "--json", "verify.json"]);
+    assert_eq!(json(&dir.path().join("verify.json"))["agree"], true);
+    let report = ["report", "same.json", "other.json", "verify.json", "--images", "real=real.npz", "--out", "r.html"];
+    d2o(dir.path(), &report);
+    let page = fs::read_to_string(dir.path().join("r.html")).unwrap();
+    for part in ["FD (tf_efficientnet_lite0)", "data:image/png;base64,", "runtimes agree"] {
+        assert!(page.contains(part), "the report lacks {part}");
+    }
+
+    // A condition that does not hold is the answer no; one on a metric that was not computed is an error.
+    let expect = |condition: &str| {
+        let command = ["evaluate", "fake.npz", "--ref", "ref.npz", "--extractor", "lite0.onnx", "--expect", condition];
+        run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir.path(), &command)
+    };
+    assert_eq!(expect("fd<=1e9").code, 0);
+    let missed = expect("fd<=0");
+    assert!(missed.code == 1 && missed.stderr.contains("not met: fd<=0"), "{missed}");
+    assert!(expect("kid<=1").stderr.contains("was not computed"));
+}
+
+#[cfg(feature = "train")]
+#[test]
+fn training_resumes_where_it_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    write_lite0(&dir.path().join("lite0.safetensors"));
+    d2o(dir.path(), &["export", &checkpoint(), "--out", "x.onnx", "--no-check"]);
+    d2o(dir.path(), &["generate", "x.onnx", "--seeds", "0-31", "--out", "data.zip"]);
+    let train = |loss: &str, outdir: &str, kimg: &str, more: &[&str]| {
+        let mut command = vec!["--threads", "1", "train", "--loss", loss, "--data", "data.zip", "--outdir", outdir];
+        command.extend(["--duration-kimg", kimg, "--batch", "8", "--snap-kimg", "0"]);
+        command.extend(more);
+        d2o(dir.path(), &command);
+        fs::read(dir.path().join(outdir).join("training-state.safetensors")).unwrap()
+    };
+    let small = ["--model-channels", "16", "--channel-mult", "1,2", "--num-blocks", "1", "--attn-resolutions", "8"];
+    let whole = train("edm", "whole", "0.048", &small);
+    train("edm", "parts", "0.024", &small);
+    let parts = train("edm", "parts", "0.048", &[&small[..], &["--resume"]].concat());
+    assert!(whole == parts, "a resumed run of the EDM loss ends elsewhere than an undisturbed one");
+
+    let adversary = ["--transfer", "whole/network-snapshot-000000.safetensors", "--backbone", "lite0.safetensors"];
+    let adversary = [&adversary[..], &["--feature-resolution", "64", "--r1-interval", "2"]].concat();
+    let whole = train("d2o", "d2o", "0.048", &adversary);
+    train("d2o", "d2o-parts", "0.024", &adversary);
+    let parts = train("d2o", "d2o-parts", "0.048", &[&adversary[..], &["--resume"]].concat());
+    assert!(whole == parts, "a resumed run of the D2O loss ends elsewhere than an undisturbed one");
+
+    // Frozen layers stay as they were transferred, the others move; the snapshot exports.
+    let (from, to) = ("whole/network-snapshot-000000.safetensors", "d2o/network-snapshot-000000.safetensors");
+    let open = |path: &str| safetensors::SafetensorsFile::open(&dir.path().join(path)).unwrap();
+    let (before, after) = (open(from), open(to));
+    use d2o_converters::checkpoint::TensorSource as _;
+    let same = |name: &str| before.read_f32(name).unwrap() == after.read_f32(name).unwrap();
+    assert!(same("ema.model.enc.16x16_block0.conv0.weight"));
+    assert!(!same("ema.model.enc.16x16_block0.norm0.weight"));
+    d2o(dir.path(), &["export", to, "--out", "tuned.onnx"]);
+}

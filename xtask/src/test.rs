@@ -1,0 +1,94 @@
+//! `cargo xtask test`: formatting, lints, tidy, then every test, with a total at the end.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+
+use crate::paths::cargo;
+use crate::tidy;
+
+/// Runs everything; a failing step ends the run.
+///
+/// # Errors
+/// The step that failed.
+pub(crate) fn run() -> anyhow::Result<()> {
+    step("formatting", cargo()?.args(["fmt", "--all", "--check"]))?;
+    tidy::run()?;
+    // Without libtorch first: evaluation, export and verification must not need it.
+    step("lints without training", cargo()?.args(["clippy", "--package", "d2o", "--", "-D", "warnings"]).env_remove("LIBTORCH"))?;
+    step(
+        "lints",
+        cargo()?.args(["clippy", "--workspace", "--all-targets", "--features", "d2o/train", "--", "-D", "warnings"]),
+    )?;
+    tests(cargo()?.args(["test", "--workspace", "--features", "d2o/train"]))
+}
+
+fn step(name: &str, command: &mut Command) -> anyhow::Result<()> {
+    eprintln!("test: {name}");
+    let status = command.status().with_context(|| format!("start {name}"))?;
+    if !status.success() {
+        bail!("{name} failed ({status})");
+    }
+    Ok(())
+}
+
+/// Runs `cargo test`, passes its output on and adds its summaries up.
+fn tests(command: &mut Command) -> anyhow::Result<()> {
+    eprintln!("test: tests");
+    let mut child = command.stdout(Stdio::piped()).spawn().context("start cargo test")?;
+    let output = child.stdout.take().context("the output of cargo test")?;
+    let mut totals = Totals::default();
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        totals.add(&line);
+        println!("{line}");
+    }
+    let status = child.wait()?;
+    println!("{} passed, {} failed, {} skipped", totals.passed, totals.failed, totals.ignored);
+    if !status.success() {
+        bail!("cargo test failed ({status})");
+    }
+    if totals.passed == 0 {
+        bail!("no test ran");
+    }
+    Ok(())
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Totals {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Totals {
+    /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; …`; others count nothing.
+    fn add(&mut self, line: &str) {
+        let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|l| l.split_once(". ")) else { return };
+        for part in counts.split("; ") {
+            let Some((number, what)) = part.split_once(' ') else { continue };
+            let number: u64 = number.parse().unwrap_or(0);
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Totals;
+
+    #[test]
+    fn summaries_add_up() {
+        let mut totals = Totals::default();
+        totals.add("test result: ok. 19 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.12s");
+        totals.add("test x ... ok");
+        totals.add("test result: FAILED. 1 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s");
+        assert_eq!(totals, Totals { passed: 20, failed: 3, ignored: 2 });
+    }
+}
