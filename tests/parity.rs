@@ -19,13 +19,17 @@ use test_support::{Tol, assert_close};
 /// Sessions on the runtimes there are, for the model at `path`.
 fn sessions(path: &Path) -> Vec<Box<dyn Session>> {
     let mut all: Vec<Box<dyn Session>> = vec![Box::new(TractSession::open(path, Some(2)).unwrap())];
-    match test_support::onnxruntime() {
-        Some(library) => {
-            let runtime = OrtRuntime::load(&library).unwrap();
-            let options = OrtOptions { provider: Provider::Cpu, threads: Some(2) };
-            all.push(Box::new(runtime.session(path, &options).unwrap()));
-        }
-        None => println!("skipped: ONNX Runtime (D2O_ONNXRUNTIME is not set)"),
+    let Some(library) = test_support::onnxruntime() else {
+        println!("skipped: ONNX Runtime (D2O_ONNXRUNTIME is not set)");
+        return all;
+    };
+    let runtime = OrtRuntime::load(&library).unwrap();
+    let session = |provider| runtime.session(path, &OrtOptions { provider, threads: Some(2) });
+    all.push(Box::new(session(Provider::Cpu).unwrap()));
+    if runtime.has_cuda() {
+        all.push(Box::new(session(Provider::Cuda { device: 0 }).unwrap()));
+    } else {
+        println!("skipped: no CUDA device");
     }
     all
 }
@@ -343,9 +347,8 @@ fn golden_networks_on_libtorch() {
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
         let net = Denoiser::build(&mut b, config).unwrap();
         b.finish().unwrap();
-        let value = |n: &str| {
-            Value(tensor_of(&golden.values(n), &golden.file.info(n).unwrap().dims, Device::Cpu).unwrap())
-        };
+        let value =
+            |n: &str| Value(tensor_of(&golden.values(n), &golden.file.info(n).unwrap().dims, Device::Cpu).unwrap());
         let labels = golden.has_labels().then(|| value("labels"));
         let mut b = LibTorch::running(Device::Cpu, false);
         let _guard = tch::no_grad_guard();

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use d2o_converters::checkpoint::safetensors::{self, Tensor};
-use d2o_converters::nn::efficientnet_lite::EfficientNetLite0;
 use d2o_converters::nn::OnnxBackend;
+use d2o_converters::nn::efficientnet_lite::EfficientNetLite0;
 use d2o_converters::weights::{Init, Scope, Weights};
 use fs_err as fs;
 use serde_json::Value;
@@ -79,6 +79,22 @@ fn images_do_not_depend_on_batch_or_container() {
 }
 
 #[test]
+fn cuda_is_used_or_refused_with_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    d2o(dir.path(), &["export", &checkpoint(), "--out", "x.onnx", "--no-check"]);
+    let command = ["verify", "x.onnx", "--samples", "4", "--runtimes", "ort-cpu,ort-cuda", "--tolerance", "1e-4"];
+    let outcome = run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir.path(), &command);
+    if outcome.code == 0 {
+        assert!(outcome.stdout.contains("ort-cuda"), "{outcome}");
+    } else {
+        println!("skipped: no CUDA device");
+        assert!(outcome.code == 1 && outcome.stderr.contains("CUDA"), "{outcome}");
+    }
+    let outcome = d2o(dir.path(), &["generate", "x.onnx", "--seeds", "0", "--out", "s.npz", "--provider", "auto"]);
+    assert!(outcome.stderr.contains("(ort-cpu)") || outcome.stderr.contains("(ort-cuda)"), "{outcome}");
+}
+
+#[test]
 fn evaluate_verify_and_report() {
     let dir = tempfile::tempdir().unwrap();
     write_lite0(&dir.path().join("lite0.safetensors"));
@@ -90,7 +106,8 @@ fn evaluate_verify_and_report() {
     d2o(dir.path(), &["refs", "make", "real.npz", "--extractor", "lite0.onnx", "--out", "ref.npz"]);
     d2o(dir.path(), &["refs", "inspect", "ref.npz"]);
     let evaluate = |samples: &str, out: &str, batch: &str| {
-        let command = ["evaluate", samples, "--ref", "ref.npz", "--extractor", "lite0.onnx", "--json", out, "--batch", batch];
+        let command =
+            ["evaluate", samples, "--ref", "ref.npz", "--extractor", "lite0.onnx", "--json", out, "--batch", batch];
         d2o(dir.path(), &command);
         json(&dir.path().join(out))
     };

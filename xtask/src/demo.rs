@@ -32,7 +32,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     build()?;
     let mut demo = Demo::new()?;
     let cache = cache()?;
-    let (emoji, lite0) = (cache.join(component::OPENMOJI).join("svg"), cache.join(component::LITE0).join("efficientnet-lite0-57934424.pth"));
+    let (emoji, lite0) = (
+        cache.join(component::OPENMOJI).join("svg"),
+        cache.join(component::LITE0).join("efficientnet-lite0-57934424.pth"),
+    );
     let pretrained = root().join("xtask/demo/openmoji-32-edm.safetensors");
     let longer = root().join("xtask/demo/openmoji-32-d2o.safetensors");
 
@@ -40,13 +43,14 @@ pub(crate) fn run() -> anyhow::Result<()> {
     demo.d2o("dataset", args(["dataset"]).path(&emoji).with(["--resolution", "32", "--out", "data.zip"]).with(skin))?;
     let _ = fs::remove_dir_all(demo.dir.join("run"));
     let adversary = ["--feature-resolution", FEATURE_RESOLUTION, "--batch", "16", "--lr", "3e-4", "--d-lr", "1.5e-4"];
-    let fine_tune = args(["train", "--loss", "d2o", "--data", "data.zip", "--outdir", "run", "--max-seconds", FINE_TUNE])
-        .with(adversary)
-        .with(["--xflip", "--ema-kimg", "2", "--snap-kimg", "0", "--tick-kimg", "0.25"])
-        .with(["--transfer"])
-        .path(&pretrained)
-        .with(["--backbone"])
-        .path(&lite0);
+    let fine_tune =
+        args(["train", "--loss", "d2o", "--data", "data.zip", "--outdir", "run", "--max-seconds", FINE_TUNE])
+            .with(adversary)
+            .with(["--xflip", "--ema-kimg", "2", "--snap-kimg", "0", "--tick-kimg", "0.25"])
+            .with(["--transfer"])
+            .path(&pretrained)
+            .with(["--backbone"])
+            .path(&lite0);
     let printed = demo.d2o("fine-tune", fine_tune)?;
     let tuned = demo.dir.join(printed.lines().last().unwrap_or_default());
 
@@ -64,7 +68,18 @@ pub(crate) fn run() -> anyhow::Result<()> {
     for (graph, out) in [("before.onnx", "before.npz"), ("after.onnx", "after.npz"), ("longer.onnx", "longer.npz")] {
         demo.d2o("generate, one step", args(["generate", graph, "--seeds", SEEDS, "--out", out]))?;
     }
-    let heun = args(["generate", "denoiser.onnx", "--sampler", "heun", "--num-steps", STEPS, "--seeds", SEEDS, "--out", "heun.npz"]);
+    let heun = args([
+        "generate",
+        "denoiser.onnx",
+        "--sampler",
+        "heun",
+        "--num-steps",
+        STEPS,
+        "--seeds",
+        SEEDS,
+        "--out",
+        "heun.npz",
+    ]);
     demo.d2o("generate, Heun", heun)?;
 
     demo.d2o("reference", args(["refs", "make", "data.zip", "--extractor", "lite0.onnx", "--out", "reference.npz"]))?;
@@ -84,9 +99,18 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let images = images.into_iter().chain(["one step, longer fine-tuning=longer.npz", "EDM Heun, 18 steps=heun.npz"]);
     demo.d2o(
         "report",
-        args(["report", "before.json", "after.json", "longer.json", "heun.json", "verify.json", "--out", "report.html"])
-            .with(["--title", "d2o demo: OpenMoji, 32 × 32", "--losses", "fine-tuning=run/stats.jsonl"])
-            .with(images.flat_map(|i| ["--images", i])),
+        args([
+            "report",
+            "before.json",
+            "after.json",
+            "longer.json",
+            "heun.json",
+            "verify.json",
+            "--out",
+            "report.html",
+        ])
+        .with(["--title", "d2o demo: OpenMoji, 32 × 32", "--losses", "fine-tuning=run/stats.jsonl"])
+        .with(images.flat_map(|i| ["--images", i])),
     )?;
 
     demo.summarise(&sets)?;
@@ -169,7 +193,10 @@ impl Demo {
 
     /// Writes and prints the tables of `docs/demo.md`.
     fn summarise(&self, sets: &[(&str, &str)]) -> anyhow::Result<()> {
-        let mut lines = vec!["| images | FD (Lite0) ↓ | IS (Lite0) ↑ | precision ↑ | recall ↑ |".to_owned(), "|---|---|---|---|---|".to_owned()];
+        let mut lines = vec![
+            "| images | FD (Lite0) ↓ | IS (Lite0) ↑ | precision ↑ | recall ↑ |".to_owned(),
+            "|---|---|---|---|---|".to_owned(),
+        ];
         for (name, title) in sets {
             let json = self.json(name)?;
             let cell = |metric: &str| -> anyhow::Result<String> {
@@ -182,9 +209,19 @@ impl Demo {
                     _ => value,
                 })
             };
-            lines.push(format!("| {title} | {} | {} | {} | {} |", cell("fd")?, cell("is")?, cell("precision")?, cell("recall")?));
+            lines.push(format!(
+                "| {title} | {} | {} | {} | {} |",
+                cell("fd")?,
+                cell("is")?,
+                cell("precision")?,
+                cell("recall")?
+            ));
         }
-        lines.extend([String::new(), "| output | max abs | max rel | SNR | verdict |".to_owned(), "|---|---|---|---|---|".to_owned()]);
+        lines.extend([
+            String::new(),
+            "| output | max abs | max rel | SNR | verdict |".to_owned(),
+            "|---|---|---|---|---|".to_owned(),
+        ]);
         for o in self.json("verify")?["outputs"].as_array().into_iter().flatten() {
             let number = |key: &str| o[key].as_f64().unwrap_or(f64::NAN);
             let verdict = if o["agrees"] == true { "agrees" } else { "differs" };
@@ -211,7 +248,10 @@ impl Demo {
             self.json(name)?["metrics"]["fd"]["ci95"][end].as_f64().with_context(|| format!("{name}: no interval"))
         };
         let (before, after) = (bound("before", 0)?, bound("after", 1)?);
-        ensure!(after < before, "fine-tuning did not clearly lower the distance: at most {after:.3} after, at least {before:.3} before");
+        ensure!(
+            after < before,
+            "fine-tuning did not clearly lower the distance: at most {after:.3} after, at least {before:.3} before"
+        );
         Ok(())
     }
 }

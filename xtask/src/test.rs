@@ -16,7 +16,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     step("formatting", cargo()?.args(["fmt", "--all", "--check"]))?;
     tidy::run()?;
     // Without libtorch first: evaluation, export and verification must not need it.
-    step("lints without training", cargo()?.args(["clippy", "--package", "d2o", "--", "-D", "warnings"]).env_remove("LIBTORCH"))?;
+    step(
+        "lints without training",
+        cargo()?.args(["clippy", "--package", "d2o", "--", "-D", "warnings"]).env_remove("LIBTORCH"),
+    )?;
     step(
         "lints",
         cargo()?.args(["clippy", "--workspace", "--all-targets", "--features", "d2o/train", "--", "-D", "warnings"]),

@@ -26,7 +26,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
         provenance(dir, &files, &mut faults)?;
     }
     for file in files.iter().filter(|f| f.starts_with("onnx/src/ops/") && !f.ends_with("mod.rs")) {
-        let head: String = fs::read_to_string(root().join(file))?.lines().take_while(|l| l.starts_with("//!")).collect();
+        let head: String =
+            fs::read_to_string(root().join(file))?.lines().take_while(|l| l.starts_with("//!")).collect();
         if !head.contains("opset") {
             faults.push(format!("{}: the header names no opset", file.display()));
         }

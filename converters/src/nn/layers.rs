@@ -226,7 +226,9 @@ impl<V: Clone> GroupNorm<V> {
         const MIN_CHANNELS: usize = 4;
         let groups = MAX_GROUPS.min(channels / MIN_CHANNELS);
         if groups == 0 || !channels.is_multiple_of(groups) {
-            let what = format!("`{scope}`: {channels} channels cannot be divided into {groups} groups; choose other `model_channels`");
+            let what = format!(
+                "`{scope}`: {channels} channels cannot be divided into {groups} groups; choose other `model_channels`"
+            );
             return Err(Error::Config { what });
         }
         let weight = b.param(&scope, "weight", &[channels], &Init::Constant(1.0))?;
