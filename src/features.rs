@@ -58,6 +58,9 @@ pub fn describe(model: &ModelInfo, path: &Path) -> anyhow::Result<Extractor> {
     Ok(Extractor { name, path: path.display().to_string(), sha256: file_sha256(path)?, dims })
 }
 
+/// Takes features `[n, D]` and logits `[n, K]` of a batch.
+pub type Each<'a> = dyn FnMut(ArrayView2<'_, f32>, Option<ArrayView2<'_, f32>>) -> anyhow::Result<()> + 'a;
+
 /// Runs every image of `source` through `session` and hands features `[n, D]` and logits `[n, K]` (if the network has them) to `each`,
 /// in the source's order.
 ///
@@ -68,7 +71,7 @@ pub fn extract(
     source: &mut dyn ImageSource,
     batch: usize,
     printer: Printer,
-    each: &mut dyn FnMut(ArrayView2<'_, f32>, Option<ArrayView2<'_, f32>>) -> anyhow::Result<()>,
+    each: &mut Each<'_>,
 ) -> anyhow::Result<()> {
     let dims = source.dims();
     let input = session.model().input(INPUT).context("the graph is no feature network")?;

@@ -1,5 +1,5 @@
 //! What a user sees: help, errors and exit codes of the binary.
-#![allow(missing_docs, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::path::Path;
 

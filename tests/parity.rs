@@ -1,5 +1,5 @@
 //! One suite on every engine: each primitive of `Backend`, and the official networks' golden outputs, on libtorch, ONNX Runtime and tract.
-#![allow(missing_docs, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::path::Path;
 

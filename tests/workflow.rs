@@ -1,5 +1,5 @@
 //! The commands in a row on small files, as a user runs them.
-#![allow(missing_docs, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::path::Path;
 

@@ -95,6 +95,7 @@ mod tests {
     use super::*;
     use ndarray::s;
 
+    #[allow(clippy::cast_possible_truncation, reason = "test values")]
     pub(crate) fn rows(n: usize, d: usize, seed: u32) -> Array2<f32> {
         let mut state = seed.wrapping_mul(2_654_435_761).max(1);
         Array2::from_shape_simple_fn((n, d), || {

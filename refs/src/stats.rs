@@ -195,7 +195,6 @@ pub fn inspect(path: &Path) -> Result<Diagnosis> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::ImageSource as _;
 
     fn stats() -> ReferenceStats {
         ReferenceStats {

@@ -42,7 +42,7 @@ pub fn run(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
         printer.data(&render(&result))?;
     }
     if let Some(path) = &args.report {
-        report::write(path, "d2o evaluation", &[result.clone()], &[], &[], &[])?;
+        report::write(path, "d2o evaluation", std::slice::from_ref(&result), &[], &[], &[])?;
     }
     let mut status = ExitStatus::Done;
     for condition in &conditions {

@@ -21,7 +21,6 @@ pub enum LossType {
 
 impl LossType {
     /// Generator's loss from logits `[B, L]` of its images: sum over images of the mean over logits.
-    #[must_use]
     pub fn generator(self, fake: &Tensor) -> Tensor {
         let per_logit = match self {
             Self::NonSaturating => fake.neg().softplus(),
@@ -31,7 +30,6 @@ impl LossType {
     }
 
     /// Discriminator's loss from logits `[B, L]` of generated and real images.
-    #[must_use]
     pub fn discriminator(self, fake: &Tensor, real: &Tensor) -> Tensor {
         match self {
             Self::NonSaturating => sum_of_means(&fake.softplus()) + sum_of_means(&real.neg().softplus()),

@@ -446,8 +446,8 @@ impl<'a> Trainer<'a> {
     fn resume(&mut self) -> anyhow::Result<()> {
         let path = state_path(&self.config.outdir);
         let state = State::open(&path).with_context(|| format!("resume from `{}`", path.display()))?;
-        let same = state.get("class")? == self.config.net.class()
-            && state.get("init_kwargs")? == self.config.net.init_kwargs().to_string();
+        let kwargs = self.config.net.init_kwargs().to_string();
+        let same = state.get("class")? == self.config.net.class() && state.get("init_kwargs")? == kwargs;
         anyhow::ensure!(same, "`{}` holds another network than this run trains", path.display());
         self.images = state.get("images")?.parse().context("metadata `images`")?;
         self.iteration = state.get("iteration")?.parse().context("metadata `iteration`")?;
