@@ -14,3 +14,5 @@ pub mod stats;
 mod decode;
 
 pub use error::{Error, Result};
+
+pub use decode::png;

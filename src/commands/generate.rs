@@ -12,6 +12,7 @@ use d2o_refs::hdf5::Hdf5Writer;
 use d2o_refs::image_zip::DatasetWriter;
 use d2o_refs::npy::Dtype;
 use d2o_refs::npz::{IMAGES, LABELS, NpzWriter};
+use d2o_refs::png;
 use ndarray::{Array2, Array4, ArrayD, s};
 
 use super::ExitStatus;
@@ -199,7 +200,7 @@ impl Sink {
             Self::Folder(path) => {
                 for (image, seed) in images.outer_iter().zip(seeds) {
                     let target = path.join(format!("{seed:06}.png"));
-                    AtomicFile::write_all_to(&target, &png(&image.to_owned())?)?;
+                    AtomicFile::write_all_to(&target, &png(&target, "", image)?)?;
                 }
             }
         }
@@ -226,21 +227,6 @@ impl Sink {
         }
         Ok(())
     }
-}
-
-/// u8 `[H, W, 3]` as PNG.
-fn png(image: &ndarray::Array3<u8>) -> anyhow::Result<Vec<u8>> {
-    use image::ImageEncoder as _;
-    let (height, width, _) = image.dim();
-    let mut bytes = Vec::new();
-    let pixels: Vec<u8> = image.iter().copied().collect();
-    image::codecs::png::PngEncoder::new(&mut bytes).write_image(
-        &pixels,
-        u32::try_from(width)?,
-        u32::try_from(height)?,
-        image::ExtendedColorType::Rgb8,
-    )?;
-    Ok(bytes)
 }
 
 /// The first images, side by side.
@@ -274,7 +260,7 @@ impl<'a> Grid<'a> {
     }
 
     fn save(self) -> anyhow::Result<()> {
-        AtomicFile::write_all_to(self.path, &png(&self.canvas)?)
+        AtomicFile::write_all_to(self.path, &png(self.path, "", self.canvas.view())?)
             .with_context(|| format!("write `{}`", self.path.display()))
     }
 }

@@ -8,7 +8,6 @@ use d2o_evaluations::result::Evaluation;
 use d2o_refs::atomic::AtomicFile;
 use d2o_refs::batch;
 use fs_err as fs;
-use image::ImageEncoder as _;
 use minijinja::value::{Serde, Value as Rendered};
 use minijinja::{Environment, context};
 use ndarray::{Array3, s};
@@ -92,15 +91,7 @@ fn grid(path: &Path) -> anyhow::Result<String> {
         let (top, left) = (i / GRID * h, i % GRID * w);
         canvas.slice_mut(s![top..top + h, left..left + w, ..]).assign(&large);
     }
-    let mut png = Vec::new();
-    let pixels: Vec<u8> = canvas.iter().copied().collect();
-    let side = |n: usize| u32::try_from(n);
-    image::codecs::png::PngEncoder::new(&mut png).write_image(
-        &pixels,
-        side(GRID * w)?,
-        side(GRID * h)?,
-        image::ExtendedColorType::Rgb8,
-    )?;
+    let png = d2o_refs::png(path, "", canvas.view())?;
     Ok(format!("data:image/png;base64,{}", base64::engine::general_purpose::STANDARD.encode(png)))
 }
 
