@@ -59,10 +59,10 @@ pub enum Command {
 /// `d2o export`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  d2o export snapshot.safetensors --out one-step.onnx\n  \
-    d2o export snapshot.safetensors --kind denoiser --out denoiser.onnx\n  \
+    d2o export edm-cifar10-32x32-uncond-vp.pkl --kind denoiser --out denoiser.onnx\n  \
     d2o export efficientnet-lite0-57934424.pth --kind features --image-size 32 --out lite0.onnx")]
 pub struct Export {
-    /// Checkpoint: safetensors, or a legacy torch.save file
+    /// Checkpoint: a pickle of EDM, D2O or SiD, safetensors, torch.save (.pt, .pth), TorchScript, TensorFlow GraphDef (.pb)
     #[arg(value_name = "SRC")]
     pub source: PathBuf,
     /// File to write

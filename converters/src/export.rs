@@ -70,9 +70,14 @@ pub struct Exported {
 /// # Errors
 /// `Config` if it does not; errors of the load; `Engine` if the graph cannot be built.
 pub fn denoiser(network: &Network, options: &Options) -> Result<Exported> {
-    let Architecture::Denoiser(config) = &network.architecture else {
-        let what = "the checkpoint does not say which network it holds (class and init_kwargs)".to_owned();
-        return Err(Error::Config { what });
+    let config = match &network.architecture {
+        Architecture::Denoiser(config) => config,
+        Architecture::Unsupported(why) => return Err(Error::Config { what: why.clone() }),
+        Architecture::Unknown => {
+            let what = "the checkpoint does not say which network it holds (class and init_kwargs)".to_owned();
+            return Err(Error::Config { what });
+        }
+        other => return Err(Error::Config { what: format!("a denoiser was expected, found {}", other.name()) }),
     };
     denoiser_of(config, weights(network), options)
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Context as _;
-use d2o_converters::checkpoint::{Architecture, Checkpoint, Network};
+use d2o_converters::checkpoint::{Architecture, Checkpoint};
 use d2o_converters::config::NetConfig;
 use d2o_converters::export::{self, Exported, FeatureOptions, Options};
 use d2o_onnx::write;
@@ -60,11 +60,8 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
         Some(path) => Some(read_config(path).with_context(|| format!("cannot use `{}`", path.display()))?),
         None => None,
     };
-    let described = Network {
-        name: network.name.clone(),
-        architecture: given.map_or_else(|| network.architecture.clone(), Architecture::Denoiser),
-        tensors: std::rc::Rc::clone(&network.tensors),
-    };
+    let architecture = given.map_or_else(|| network.architecture.clone(), Architecture::Denoiser);
+    let described = network.described_as(architecture);
     let feature_network = described.architecture == Architecture::EfficientNetLite0;
     let kind = args.kind.unwrap_or(if feature_network { Kind::Features } else { Kind::OneStep });
     let denoiser = |kind| {

@@ -1,15 +1,22 @@
 //! Checkpoint files as sources of named tensors, one format a file.
 
+mod graph_def;
+mod objects;
 pub mod pickle;
 pub mod safetensors;
-pub mod torch_legacy;
+mod torch_legacy;
+mod torch_pickle;
+mod torch_zip;
+mod views;
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use fs_err as fs;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use self::objects::Found;
+use self::views::Views;
 use crate::config::NetConfig;
 use crate::error::{Error, Result};
 use crate::nn::efficientnet_lite;
@@ -140,6 +147,29 @@ pub enum Format {
     Safetensors,
     /// `torch.save` before PyTorch 1.6.
     TorchLegacy,
+    /// `torch.save` since PyTorch 1.6.
+    TorchZip,
+    /// TorchScript.
+    TorchScript,
+    /// A Python pickle of modules.
+    Pickle,
+    /// A TensorFlow graph.
+    GraphDef,
+}
+
+impl Format {
+    /// What people call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::TorchLegacy => "torch.save, legacy layout",
+            Self::TorchZip => "torch.save",
+            Self::TorchScript => "TorchScript",
+            Self::Pickle => "Python pickle",
+            Self::GraphDef => "TensorFlow GraphDef",
+        }
+    }
 }
 
 /// What a network in a checkpoint is, as far as the file tells.
@@ -150,6 +180,8 @@ pub enum Architecture {
     Denoiser(NetConfig),
     /// EfficientNet-Lite0, tensors under timm's names.
     EfficientNetLite0,
+    /// Something known that cannot be used, and why.
+    Unsupported(String),
     /// Tensors without a description.
     Unknown,
 }
@@ -163,6 +195,8 @@ pub struct Network {
     pub architecture: Architecture,
     /// Its tensors.
     pub tensors: Rc<dyn TensorSource>,
+    /// SHA-256 of the Python source the file carries for it, hexadecimal.
+    pub source_sha256: Option<String>,
 }
 
 /// An opened checkpoint.
@@ -186,18 +220,47 @@ impl Checkpoint {
     /// A safetensors file with metadata `class` and `init_kwargs` holds denoisers: those whose prefixes its metadata `networks` lists
     /// (a JSON list, as in d2o's snapshots), else the one under `weights.`, else the whole file.
     ///
+    /// A pickle holds the modules of its outermost dict, a torch or TorchScript archive its modules or state dicts, a GraphDef its
+    /// constants.
+    ///
     /// # Errors
     /// `Format` if it is no checkpoint, or a damaged one; `Config` for a bad configuration.
     pub fn open(path: &Path) -> Result<Self> {
         let head = head(path)?;
-        if torch_legacy::recognises(&head) {
-            return Self::from_legacy(path);
-        }
         if safetensors::recognises(&head) {
             return Self::from_safetensors(path);
         }
-        let found = if head.is_empty() { "an empty file".to_owned() } else { format!("bytes {head:02x?}") };
-        Err(Error::format(path, "start of file", "a safetensors file or a legacy torch.save file", found))
+        let format = if torch_legacy::recognises(&head) {
+            Format::TorchLegacy
+        } else if torch_zip::recognises(&head) {
+            Format::TorchZip
+        } else if torch_pickle::recognises(&head) {
+            Format::Pickle
+        } else if graph_def::recognises(&head) {
+            Format::GraphDef
+        } else {
+            let found = if head.is_empty() { "an empty file".to_owned() } else { format!("bytes {head:02x?}") };
+            let expected = "a safetensors, torch.save, TorchScript, pickle or GraphDef file";
+            return Err(Error::format(path, "start of file", expected, found));
+        };
+        let map = views::map(path)?;
+        let (found, format) = match format {
+            Format::TorchLegacy => (torch_legacy::networks(path, &map)?, format),
+            Format::Pickle => (torch_pickle::networks(path, &map)?, format),
+            Format::GraphDef => return Self::from_graph_def(path, map),
+            _ => {
+                let (found, script) = torch_zip::networks(path, &map)?;
+                (found, if script { Format::TorchScript } else { format })
+            }
+        };
+        let (mut networks, mut all) = (Vec::new(), Vec::new());
+        for network in found {
+            let prefix = if network.name.is_empty() { String::new() } else { format!("{}.", network.name) };
+            all.extend(network.tensors.iter().map(|(n, v)| (format!("{prefix}{n}"), v.clone())));
+            networks.push(Network::found(path, &map, network)?);
+        }
+        let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(path, map, all)?);
+        Ok(Self { path: path.to_owned(), format, networks, metadata: Vec::new(), tensors })
     }
 
     /// The network called `name`, or the only one if the file names none.
@@ -205,8 +268,15 @@ impl Checkpoint {
     /// # Errors
     /// `Config` listing the names there are.
     pub fn network(&self, name: &str) -> Result<&Network> {
+        // StyleGAN's names for the two.
+        let alias = match name {
+            "ema" => "G_ema",
+            "net" => "G",
+            other => other,
+        };
         let only = self.networks.first().filter(|n| n.name.is_empty());
-        self.networks.iter().find(|n| n.name == name).or(only).ok_or_else(|| {
+        let named = |name: &str| self.networks.iter().find(|n| n.name == name);
+        named(name).or_else(|| named(alias)).or(only).ok_or_else(|| {
             let names: Vec<_> = self.networks.iter().map(|n| n.name.as_str()).collect();
             Error::Config { what: format!("network `{name}`: the file holds only {names:?}") }
         })
@@ -240,41 +310,147 @@ impl Checkpoint {
             if !listed.is_empty() {
                 for name in listed {
                     let tensors = below(format!("{name}."));
-                    networks.push(Network { name, architecture: architecture.clone(), tensors });
+                    networks.push(Network::new(name, architecture.clone(), tensors));
                 }
             } else if names.iter().any(|n| n.starts_with("weights.")) {
-                networks.push(Network { name: String::new(), architecture, tensors: below("weights.".to_owned()) });
+                networks.push(Network::new(String::new(), architecture, below("weights.".to_owned())));
             } else {
-                networks.push(Network { name: String::new(), architecture, tensors: Rc::clone(&tensors) });
+                networks.push(Network::new(String::new(), architecture, Rc::clone(&tensors)));
             }
         } else {
-            networks.push(recognise(Rc::clone(&tensors)));
+            networks.push(recognise(String::new(), Rc::clone(&tensors)));
         }
         Ok(Self { path: path.to_owned(), format: Format::Safetensors, networks, metadata, tensors })
     }
 
-    fn from_legacy(path: &Path) -> Result<Self> {
-        let tensors: Rc<dyn TensorSource> = Rc::new(torch_legacy::LegacyFile::open(path)?);
-        let networks = vec![recognise(Rc::clone(&tensors))];
-        Ok(Self { path: path.to_owned(), format: Format::TorchLegacy, networks, metadata: Vec::new(), tensors })
+    fn from_graph_def(path: &Path, map: Rc<memmap2::Mmap>) -> Result<Self> {
+        let graph = graph_def::read(path, &map)?;
+        let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(path, map, graph.constants)?);
+        let networks = vec![recognise(String::new(), Rc::clone(&tensors))];
+        Ok(Self { path: path.to_owned(), format: Format::GraphDef, networks, metadata: Vec::new(), tensors })
     }
 }
 
+impl Architecture {
+    /// Name of the network's class.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Denoiser(config) => config.class(),
+            Self::EfficientNetLite0 => "EfficientNet-Lite0",
+            Self::Unsupported(_) => "unsupported",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl Network {
+    /// The same tensors as another network.
+    #[must_use]
+    pub fn described_as(&self, architecture: Architecture) -> Self {
+        let (name, tensors) = (self.name.clone(), Rc::clone(&self.tensors));
+        Self { name, architecture, tensors, source_sha256: self.source_sha256.clone() }
+    }
+
+    fn new(name: String, architecture: Architecture, tensors: Rc<dyn TensorSource>) -> Self {
+        Self { name, architecture, tensors, source_sha256: None }
+    }
+
+    fn found(path: &Path, map: &Rc<memmap2::Mmap>, found: Found) -> Result<Self> {
+        let source_sha256 = found.source_sha256();
+        let architecture = found.class.as_deref().and_then(|class| described(class, &found));
+        let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(path, Rc::clone(map), found.tensors)?);
+        Ok(match architecture {
+            Some(architecture) => Self { name: found.name, architecture, tensors, source_sha256 },
+            None => {
+                let recognised = recognise(found.name, tensors);
+                let architecture = match (recognised.architecture, found.class) {
+                    (Architecture::Unknown, Some(class)) => {
+                        Architecture::Unsupported(format!("objects of class `{class}` are not known"))
+                    }
+                    (other, _) => other,
+                };
+                Self { architecture, source_sha256, ..recognised }
+            }
+        })
+    }
+}
+
+/// What a persistent object of `class` says it is; `None` if the class is none of the denoisers'.
+fn described(class: &str, found: &Found) -> Option<Architecture> {
+    const POSITIONAL: [&str; 4] = ["img_resolution", "img_channels", "label_dim", "use_fp16"];
+    if !class.ends_with("Precond") {
+        return None;
+    }
+    if found.init_args.len() > POSITIONAL.len() {
+        let count = found.init_args.len();
+        return Some(Architecture::Unsupported(format!("`{class}` was given {count} positional arguments; only {POSITIONAL:?} are known")));
+    }
+    if let Some(source) = &found.source
+        && let Err(text) = check_source(class, source)
+    {
+        return Some(Architecture::Unsupported(text));
+    }
+    let mut kwargs: Map<String, Value> =
+        POSITIONAL.iter().zip(&found.init_args).map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+    kwargs.extend(found.init_kwargs.clone());
+    Some(match NetConfig::new(class, &Value::Object(kwargs)) {
+        Ok(config) => Architecture::Denoiser(config),
+        Err(e) => Architecture::Unsupported(e.to_string()),
+    })
+}
+
+/// Compares what the source that a pickle carries for `class` computes as c_skip and c_out with what that class is known to compute: a
+/// repository may have changed a formula and kept the name.
+fn check_source(class: &str, source: &str) -> Result<(), String> {
+    let known = FORMULAS.iter().find(|(c, _)| *c == class).map_or(&[][..], |(_, lines)| lines);
+    let start = source.find(&format!("class {class}("));
+    let Some(body) = start.map(|s| &source[s..]) else { return Ok(()) };
+    let body = body[1..].find("\nclass ").map_or(body, |end| &body[..=end]);
+    for (name, formula) in known {
+        let found = body.lines().filter_map(|l| l.trim().strip_prefix(name)).find_map(|l| l.trim_start().strip_prefix('='));
+        let Some(found) = found else { continue };
+        let bare = |t: &str| t.split('#').next().unwrap_or("").split_whitespace().collect::<String>();
+        if bare(found) != bare(formula) {
+            let found = found.trim();
+            return Err(format!("the pickle's own source of `{class}` sets {name} = {found}, expected {formula}"));
+        }
+    }
+    Ok(())
+}
+
+/// The preconditioners' formulas as their sources spell them.
+const FORMULAS: [(&str, &[(&str, &str)]); 2] = [
+    (
+        "EDMPrecond",
+        &[
+            ("c_skip", "self.sigma_data ** 2 / (sigma ** 2 + self.sigma_data ** 2)"),
+            ("c_out", "sigma * self.sigma_data / (sigma ** 2 + self.sigma_data ** 2).sqrt()"),
+        ],
+    ),
+    (
+        "D2OPrecond",
+        &[
+            ("c_skip", "self.sigma_data ** 2 / ((sigma - self.eps) ** 2 + self.sigma_data ** 2)"),
+            ("c_out", "(sigma - self.eps) * self.sigma_data / (sigma ** 2 + self.sigma_data ** 2).sqrt()"),
+        ],
+    ),
+];
+
 /// Names the architecture of a plain state dict from its tensor names.
-fn recognise(tensors: Rc<dyn TensorSource>) -> Network {
+fn recognise(name: String, tensors: Rc<dyn TensorSource>) -> Network {
     let names = tensors.names();
     let has = |name: &str| names.iter().any(|n| n == name);
-    let name = String::new();
     let counted = |n: &str| n.ends_with(".num_batches_tracked");
     if has("_conv_stem.weight") && has("_blocks.15._project_conv.weight") {
         let renamed =
             Renamed::new(tensors, move |n| if counted(n) { None } else { efficientnet_lite::timm_name(n) });
-        Network { name, architecture: Architecture::EfficientNetLite0, tensors: Rc::new(renamed) }
+        Network::new(name, Architecture::EfficientNetLite0, Rc::new(renamed))
     } else if has("conv_stem.weight") && has("blocks.6.0.conv_pwl.weight") && !has("blocks.0.0.se.conv_reduce.weight") {
         let renamed = Renamed::new(tensors, move |n| if counted(n) { None } else { Some(n.to_owned()) });
-        Network { name, architecture: Architecture::EfficientNetLite0, tensors: Rc::new(renamed) }
+        Network::new(name, Architecture::EfficientNetLite0, Rc::new(renamed))
     } else {
-        Network { name, architecture: Architecture::Unknown, tensors }
+        Network::new(name, Architecture::Unknown, tensors)
     }
 }
 
