@@ -9,6 +9,7 @@ mod torch_pickle;
 mod torch_zip;
 mod views;
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -19,7 +20,7 @@ use self::objects::Found;
 use self::views::Views;
 use crate::config::NetConfig;
 use crate::error::{Error, Result};
-use crate::nn::efficientnet_lite;
+use crate::nn::{efficientnet_lite, inception_v3};
 
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,38 +92,76 @@ pub trait TensorSource: std::fmt::Debug {
     fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
 }
 
-/// A source under other names: `renamed` lists (shown name, name in the source).
+/// A source under other names and in other axis orders.
 #[derive(Debug)]
 pub struct Renamed {
     source: Rc<dyn TensorSource>,
-    renamed: Vec<(String, String)>,
+    renamed: Vec<Entry>,
+    index: HashMap<String, usize>,
+}
+
+/// Axis i of the shown tensor is axis `axes[i]` of the source's; no axes leave it as it is.
+#[derive(Debug)]
+struct Entry {
+    shown: String,
+    old: String,
+    axes: &'static [usize],
 }
 
 impl Renamed {
     /// `source`'s tensors that `name` gives a name, under that name.
     #[must_use]
     pub fn new(source: Rc<dyn TensorSource>, name: impl Fn(&str) -> Option<String>) -> Self {
-        let renamed = source.names().into_iter().filter_map(|old| name(&old).map(|new| (new, old))).collect();
-        Self { source, renamed }
+        let renamed = source.names().into_iter().filter_map(|old| name(&old).map(|new| (new, old, &[][..])));
+        let renamed = renamed.collect();
+        Self::listed(source, renamed)
     }
 
-    fn old(&self, name: &str) -> Option<&str> {
-        self.renamed.iter().find(|(n, _)| n == name).map(|(_, o)| o.as_str())
+    /// The tensors of `source` that `list` names: shown name, name in the source, and for each shown axis the source's (none: the same).
+    /// What the source lacks is left out.
+    #[must_use]
+    pub fn listed(source: Rc<dyn TensorSource>, list: Vec<(String, String, &'static [usize])>) -> Self {
+        let fits = |old: &str, axes: &[usize]| {
+            let mut sorted = axes.to_vec();
+            sorted.sort_unstable();
+            source.info(old).is_some_and(|i| axes.is_empty() || sorted.iter().copied().eq(0..i.dims.len()))
+        };
+        let list = list.into_iter().filter(|(_, old, axes)| fits(old, axes));
+        let renamed: Vec<Entry> = list.map(|(shown, old, axes)| Entry { shown, old, axes }).collect();
+        let index = renamed.iter().enumerate().map(|(i, e)| (e.shown.clone(), i)).collect();
+        Self { source, renamed, index }
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.index.get(name).map(|i| &self.renamed[*i])
     }
 }
 
 impl TensorSource for Renamed {
     fn names(&self) -> Vec<String> {
-        self.renamed.iter().map(|(n, _)| n.clone()).collect()
+        self.renamed.iter().map(|e| e.shown.clone()).collect()
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
-        self.source.info(self.old(name)?)
+        let entry = self.entry(name)?;
+        let mut info = self.source.info(&entry.old)?;
+        if !entry.axes.is_empty() {
+            info.dims = entry.axes.iter().map(|a| info.dims[*a]).collect();
+        }
+        Some(info)
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let old = self.old(name).ok_or_else(|| Error::MissingTensor { path: name.to_owned(), similar: Vec::new() })?;
-        self.source.read_f32(old)
+        let missing = || Error::MissingTensor { path: name.to_owned(), similar: Vec::new() };
+        let entry = self.entry(name).ok_or_else(missing)?;
+        let values = self.source.read_f32(&entry.old)?;
+        if entry.axes.is_empty() {
+            return Ok(values);
+        }
+        let dims = self.source.info(&entry.old).ok_or_else(missing)?.dims;
+        let array = ndarray::ArrayViewD::from_shape(dims.as_slice(), &values)
+            .map_err(|_| Error::ShapeMismatch { path: entry.old.clone(), expected: dims.clone(), found: vec![values.len()] })?;
+        Ok(array.permuted_axes(entry.axes.to_vec()).iter().copied().collect())
     }
 }
 
@@ -180,6 +219,11 @@ pub enum Architecture {
     Denoiser(NetConfig),
     /// EfficientNet-Lite0, tensors under timm's names.
     EfficientNetLite0,
+    /// Inception-2015-12-05, tensors under NVIDIA's names.
+    InceptionV3 {
+        /// Whether batch norms have a scale `gamma`.
+        gamma: bool,
+    },
     /// Something known that cannot be used, and why.
     Unsupported(String),
     /// Tensors without a description.
@@ -326,7 +370,12 @@ impl Checkpoint {
     fn from_graph_def(path: &Path, map: Rc<memmap2::Mmap>) -> Result<Self> {
         let graph = graph_def::read(path, &map)?;
         let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(path, map, graph.constants)?);
-        let networks = vec![recognise(String::new(), Rc::clone(&tensors))];
+        let mut network = recognise(String::new(), Rc::clone(&tensors));
+        if let (Architecture::InceptionV3 { .. }, Some(norm)) = (&network.architecture, graph.scaled_norms.first()) {
+            let what = format!("`{norm}` scales after normalising, which Inception-2015-12-05 does not");
+            network.architecture = Architecture::Unsupported(what);
+        }
+        let networks = vec![network];
         Ok(Self { path: path.to_owned(), format: Format::GraphDef, networks, metadata: Vec::new(), tensors })
     }
 }
@@ -338,6 +387,7 @@ impl Architecture {
         match self {
             Self::Denoiser(config) => config.class(),
             Self::EfficientNetLite0 => "EfficientNet-Lite0",
+            Self::InceptionV3 { .. } => "Inception-2015-12-05",
             Self::Unsupported(_) => "unsupported",
             Self::Unknown => "unknown",
         }
@@ -441,6 +491,9 @@ const FORMULAS: [(&str, &[(&str, &str)]); 2] = [
 fn recognise(name: String, tensors: Rc<dyn TensorSource>) -> Network {
     let names = tensors.names();
     let has = |name: &str| names.iter().any(|n| n == name);
+    if let Some(layout) = inception_v3::layout(|n| has(n)) {
+        return inception(name, tensors, layout);
+    }
     let counted = |n: &str| n.ends_with(".num_batches_tracked");
     if has("_conv_stem.weight") && has("_blocks.15._project_conv.weight") {
         let renamed =
@@ -452,6 +505,24 @@ fn recognise(name: String, tensors: Rc<dyn TensorSource>) -> Network {
     } else {
         Network::new(name, Architecture::Unknown, tensors)
     }
+}
+
+fn inception(name: String, tensors: Rc<dyn TensorSource>, layout: inception_v3::Layout) -> Network {
+    let mut list = inception_v3::names(layout);
+    if layout != inception_v3::Layout::TensorFlow {
+        // Whatever else is there stays visible, so that a load of another network is not clean.
+        let known: HashSet<_> = list.iter().map(|(_, theirs, _)| theirs.clone()).collect();
+        let rest = tensors.names().into_iter().filter(|n| !known.contains(n) && !n.ends_with(".num_batches_tracked"));
+        list.extend(rest.map(|n| (n.clone(), n, &[][..])));
+    }
+    let renamed = Renamed::listed(tensors, list);
+    let rows = renamed.info("output.weight").and_then(|i| i.dims.first().copied());
+    let architecture = match inception_v3::check_head(rows) {
+        Ok(()) => Architecture::InceptionV3 { gamma: layout == inception_v3::Layout::PyTorch },
+        Err(Error::Config { what }) => Architecture::Unsupported(what),
+        Err(e) => Architecture::Unsupported(e.to_string()),
+    };
+    Network::new(name, architecture, Rc::new(renamed))
 }
 
 /// The first bytes of `path`, at most 32.

@@ -52,14 +52,6 @@ impl View {
         Self { dtype, storage, offset: 0, dims, strides }
     }
 
-    /// Axis `i` of the result is axis `perm[i]`; nothing is copied.
-    pub(crate) fn permuted(mut self, perm: &[usize]) -> Self {
-        if perm.len() == self.dims.len() {
-            (self.dims, self.strides) = perm.iter().map(|p| (self.dims[*p], self.strides[*p])).unzip();
-        }
-        self
-    }
-
     /// The gate: the view lies inside its storage and repeats none of its elements, so that reading it takes no more memory than
     /// four bytes for each byte of the file.
     fn check(&self) -> Result<(), (String, String)> {
