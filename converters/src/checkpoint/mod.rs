@@ -532,3 +532,103 @@ fn head(path: &Path) -> Result<Vec<u8>> {
     fs::File::open(path)?.take(32).read_to_end(&mut head)?;
     Ok(head)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::OnnxBackend;
+    use crate::nn::inception_v3::{InceptionV3, Layout, names};
+    use crate::weights::{Init, Scope, Weights};
+
+    /// A tensor: name, dimensions, values as a function of NVIDIA's name.
+    #[derive(Debug)]
+    struct Drawn(Vec<(String, Vec<usize>, String, &'static [usize])>);
+
+    fn draw(ours: &str, count: usize) -> Vec<f32> {
+        let gamma = ours.ends_with(".gamma");
+        if gamma { vec![1.0; count] } else { Init::Uniform { bound: 0.5 }.values(3, ours, count) }
+    }
+
+    impl TensorSource for Drawn {
+        fn names(&self) -> Vec<String> {
+            self.0.iter().map(|t| t.0.clone()).collect()
+        }
+
+        fn info(&self, name: &str) -> Option<TensorInfo> {
+            self.0.iter().find(|t| t.0 == name).map(|t| TensorInfo { dtype: Dtype::F32, dims: t.1.clone() })
+        }
+
+        fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+            let (_, dims, ours, axes) = self.0.iter().find(|t| t.0 == name).unwrap();
+            let values = draw(ours, dims.iter().product());
+            if axes.is_empty() {
+                return Ok(values);
+            }
+            // Our axis i is their axis axes[i], so theirs come from undoing that order.
+            let our_dims: Vec<usize> = axes.iter().map(|a| dims[*a]).collect();
+            let mut undo = vec![0; axes.len()];
+            axes.iter().enumerate().for_each(|(i, a)| undo[*a] = i);
+            let array = ndarray::ArrayD::from_shape_vec(our_dims, values).unwrap();
+            Ok(array.permuted_axes(undo).iter().copied().collect())
+        }
+    }
+
+    /// Dimensions of all tensors under NVIDIA's names, as the network asks for them.
+    fn asked() -> Vec<(String, Vec<usize>)> {
+        let mut b = OnnxBackend::new("x", Weights::initialised(0));
+        InceptionV3::build(&mut b, &Scope::root(), true).unwrap();
+        b.taken().map(|(name, dims)| (name.to_owned(), dims.to_vec())).collect()
+    }
+
+    fn source(layout: Layout, asked: &[(String, Vec<usize>)], rows: usize) -> Rc<dyn TensorSource> {
+        let tensors = names(layout).into_iter().map(|(ours, theirs, axes)| {
+            let mut dims = asked.iter().find(|(n, _)| *n == ours).unwrap().1.clone();
+            if ours.starts_with("output.") {
+                dims[0] = rows;
+            }
+            let mut their_dims = dims.clone();
+            axes.iter().enumerate().for_each(|(i, a)| their_dims[*a] = dims[i]);
+            (theirs, their_dims, ours, axes)
+        });
+        Rc::new(Drawn(tensors.collect()))
+    }
+
+    #[test]
+    fn all_layouts_of_inception_give_the_same_tensors() {
+        let asked = asked();
+        assert_eq!(asked.len(), 472);
+        let open = |layout| recognise(String::new(), source(layout, &asked, 1008));
+        let nvidia = open(Layout::Nvidia);
+        assert_eq!(nvidia.architecture, Architecture::InceptionV3 { gamma: false });
+        let scalars = |n: &Network| -> usize {
+            n.tensors.names().iter().map(|t| n.tensors.info(t).unwrap().dims.iter().product::<usize>()).sum()
+        };
+        assert_eq!((nvidia.tensors.names().len(), scalars(&nvidia)), (378, 23_868_176));
+        for layout in [Layout::PyTorch, Layout::TensorFlow] {
+            let other = open(layout);
+            let gamma = layout == Layout::PyTorch;
+            assert_eq!(other.architecture, Architecture::InceptionV3 { gamma });
+            assert_eq!(scalars(&other), if gamma { 23_885_392 } else { 23_868_176 });
+            for name in nvidia.tensors.names() {
+                assert_eq!(other.tensors.info(&name), nvidia.tensors.info(&name), "{layout:?}: {name}");
+                assert!(other.tensors.read_f32(&name).unwrap() == nvidia.tensors.read_f32(&name).unwrap(), "{layout:?}: {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn torchvisions_inception_is_refused() {
+        let network = recognise(String::new(), source(Layout::PyTorch, &asked(), 1000));
+        let Architecture::Unsupported(why) = network.architecture else { panic!("{:?}", network.architecture) };
+        assert!(why.contains("1000 classes") && why.contains("no FID"), "{why}");
+    }
+
+    #[test]
+    fn a_changed_formula_under_a_known_name_is_refused() {
+        let source = |c_skip: &str| format!("import x\n\nclass EDMPrecond(torch.nn.Module):\n    def forward(self):\n        c_skip = {c_skip}\n\nclass Next(x):\n    c_skip = 1\n");
+        assert_eq!(check_source("EDMPrecond", &source("self.sigma_data**2 / (sigma**2 + self.sigma_data**2) # x")), Ok(()));
+        let text = check_source("EDMPrecond", &source("1 / (1 + sigma)")).unwrap_err();
+        assert!(text.contains("sets c_skip = 1 / (1 + sigma)"), "{text}");
+        assert_eq!(check_source("VEPrecond", "class VEPrecond(x):\n    c_skip = 1"), Ok(()));
+    }
+}

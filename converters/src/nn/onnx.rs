@@ -32,6 +32,11 @@ impl OnnxBackend {
         Ok((self.graph, report))
     }
 
+    /// Path and dimensions of the tensors taken so far, sorted by path.
+    pub fn taken(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.weights.taken()
+    }
+
     fn ok(&self, op: &'static str, result: d2o_onnx::Result<Edge>) -> Result<Edge> {
         result.map_err(|e| Error::Engine { scope: self.scope.to_string(), op, source: Box::new(e) })
     }
