@@ -91,7 +91,8 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
             );
             if inception && image_size != input_size && !args.fuse_resize {
                 let what = format!("images of {image_size} pixels, and a network for {input_size}");
-                let hint = "add `--fuse-resize` to put TensorFlow 1's bilinear resize in front, as FID's original code has it";
+                let hint =
+                    "add `--fuse-resize` to put TensorFlow 1's bilinear resize in front, as FID's original code has it";
                 return Err(with_hint(anyhow::anyhow!(what), hint));
             }
             Ok(export::features(&described, &FeatureOptions { image_size, input_size, taps: args.taps })?)
