@@ -59,10 +59,11 @@ pub enum Command {
 /// `d2o export`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  d2o export snapshot.safetensors --out one-step.onnx\n  \
-    d2o export snapshot.safetensors --kind denoiser --out denoiser.onnx\n  \
+    d2o export edm-cifar10-32x32-uncond-vp.pkl --kind denoiser --out denoiser.onnx\n  \
+    d2o export inception-2015-12-05.pkl --image-size 32 --fuse-resize --out inception.onnx\n  \
     d2o export efficientnet-lite0-57934424.pth --kind features --image-size 32 --out lite0.onnx")]
 pub struct Export {
-    /// Checkpoint: safetensors, or a legacy torch.save file
+    /// Checkpoint: a pickle of EDM, D2O or SiD, safetensors, torch.save (.pt, .pth), TorchScript, TensorFlow GraphDef (.pb)
     #[arg(value_name = "SRC")]
     pub source: PathBuf,
     /// File to write
@@ -86,9 +87,15 @@ pub struct Export {
     /// Height and width of the images a feature network will be given, pixels; resized to the network's own inside the graph
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
-    /// Resolution a feature network runs at, pixels
-    #[arg(long, value_name = "PIXELS", default_value_t = 224)]
-    pub input_size: usize,
+    /// Resolution a feature network runs at, pixels [default: 299 for Inception, else 224]
+    #[arg(long, value_name = "PIXELS")]
+    pub input_size: Option<usize>,
+    /// Let Inception take images of `--image-size` and resize them inside the graph as TensorFlow 1 does
+    #[arg(long)]
+    pub fuse_resize: bool,
+    /// Add Inception's 64-, 192- and 768-dimensional features as outputs
+    #[arg(long)]
+    pub taps: bool,
     /// Skip the check of the written graph on ONNX Runtime and tract
     #[arg(long)]
     pub no_check: bool,

@@ -7,7 +7,7 @@ use d2o_converters::checkpoint::safetensors::SafetensorsFile;
 use d2o_converters::checkpoint::{Architecture, Checkpoint, TensorSource as _};
 use d2o_converters::error::Result;
 use d2o_converters::export::{self, Kind, Options};
-use d2o_converters::nn::{Backend, Conv2d, OnnxBackend};
+use d2o_converters::nn::{Backend, Conv2d, OnnxBackend, Pool};
 use d2o_converters::weights::{Init, Scope, Weights};
 use d2o_onnx::graph::{Dim, ElementType};
 use d2o_onnx::session::ort::{OrtOptions, OrtRuntime};
@@ -59,6 +59,8 @@ const CASES: &[Case] = &[
     case("conv2d", Tol::Parity, &[&[3, 4, 7, 6], &[8, 2, 3, 3], &[8]]),
     case("conv2d_uneven_padding", Tol::Parity, &[&[3, 4, 8, 8], &[4, 1, 5, 5], &[4]]),
     case("conv_transpose2d", Tol::Parity, &[&[3, 4, 5, 6], &[4, 1, 4, 4]]),
+    case("max_pool2d", Tol::Exact, &[&[3, 2, 8, 7]]),
+    case("avg_pool2d", Tol::Close, &[&[3, 2, 6, 7]]),
     case("linear", Tol::Parity, &[&[3, 5], &[7, 5], &[7]]),
     case("matmul", Tol::Parity, &[&[3, 4, 5], &[3, 5, 6]]),
     case("group_norm", Tol::Parity, &[&[3, 8, 5, 5], &[8], &[8]]),
@@ -97,6 +99,11 @@ fn lay_out<B: Backend>(b: &mut B, name: &str, x: &[B::Value]) -> Result<B::Value
             b.conv2d(&x[0], &x[1], Some(&x[2]), Conv2d { stride: 2, pads: [1, 1, 2, 2], groups: 4 })
         }
         "conv_transpose2d" => b.conv_transpose2d(&x[0], &x[1], Conv2d { stride: 2, pads: [1; 4], groups: 4 }),
+        "max_pool2d" => {
+            let y = b.max_pool2d(&x[0], Pool { kernel: 3, stride: 1, pad: 1 })?;
+            b.max_pool2d(&y, Pool { kernel: 3, stride: 2, pad: 0 })
+        }
+        "avg_pool2d" => b.avg_pool2d(&x[0], Pool { kernel: 3, stride: 1, pad: 1 }),
         "linear" => b.linear(&x[0], &x[1], Some(&x[2])),
         "matmul" => b.matmul(&x[0], &x[1]),
         "group_norm" => b.group_norm(&x[0], 2, 1e-5, &x[1], &x[2]),

@@ -28,7 +28,6 @@ fn write_lite0(path: &Path) {
     let tensors: Vec<Tensor> = b
         .weights()
         .taken()
-        .iter()
         .map(|(name, dims)| {
             let count = dims.iter().product();
             let fan_in = dims.iter().skip(1).product::<usize>().max(1);
@@ -39,7 +38,7 @@ fn write_lite0(path: &Path) {
             } else {
                 Init::Normal { std: (2.0 / fan_in as f64).sqrt() }
             };
-            Tensor { name: name.clone(), dims: dims.clone(), values: init.values(7, name, count) }
+            Tensor { name: name.to_owned(), dims: dims.to_vec(), values: init.values(7, name, count) }
         })
         .collect();
     safetensors::write(path, &tensors, &std::collections::BTreeMap::new()).unwrap();

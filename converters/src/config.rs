@@ -47,6 +47,15 @@ pub enum Precond {
     },
     /// Variance exploding (Song et al. 2021).
     Ve,
+    /// Improved DDPM (Nichol and Dhariwal 2021): the network also predicts variances, which are not used.
+    Iddpm {
+        /// Bound of the ratio of successive ᾱ.
+        c1: f64,
+        /// Offset of the cosine schedule.
+        c2: f64,
+        /// Number of steps of the original training.
+        steps: usize,
+    },
 }
 
 impl Precond {
@@ -58,6 +67,7 @@ impl Precond {
             Self::D2o { .. } => "D2OPrecond",
             Self::Vp { .. } => "VPPrecond",
             Self::Ve => "VEPrecond",
+            Self::Iddpm { .. } => "iDDPMPrecond",
         }
     }
 }
@@ -187,6 +197,9 @@ impl Default for DhariwalConfig {
     }
 }
 
+/// Longest schedule of an iDDPM.
+const MAX_IDDPM_STEPS: usize = 1 << 14;
+
 impl NetConfig {
     /// Reads a class name and its constructor's arguments.
     ///
@@ -223,8 +236,16 @@ impl NetConfig {
                 }
                 (Precond::Ve, "SongUNet")
             }
+            "iDDPMPrecond" => {
+                let (c1, c2) = (rest.float("C_1", 0.001)?, rest.float("C_2", 0.008)?);
+                let steps = rest.number("M")?.unwrap_or(1000);
+                if !(1..=MAX_IDDPM_STEPS).contains(&steps) {
+                    return Err(wrong(format!("`M`: expected 1 to {MAX_IDDPM_STEPS}, found {steps}")));
+                }
+                (Precond::Iddpm { c1, c2, steps }, "DhariwalUNet")
+            }
             other => {
-                let known = "EDMPrecond, D2OPrecond, VPPrecond, VEPrecond";
+                let known = "EDMPrecond, D2OPrecond, VPPrecond, VEPrecond, iDDPMPrecond";
                 return Err(wrong(format!("`class`: expected one of {known}, found `{other}`")));
             }
         };

@@ -5,15 +5,18 @@
 //! | one-step | `latents [N, C, H, W]` of unit variance, `class_labels [N, L]` one-hot if conditional | `images [N, C, H, W]`, and on request `images_u8 [N, H, W, C]` |
 //! | denoiser | `x [N, C, H, W]`, `sigma [N]`, `class_labels` | `denoised` |
 //! | features | `images_u8 [N, H, W, 3]` | `features [N, D]`, `logits [N, K]` |
+//! | features, Inception-2015-12-05 | `images_u8 [N, H, W, 3]` | `pool3 [N, 2048]`, `logits [N, 1008]`, `spatial [N, 2023]`, on request `tap_64`, `tap_192`, `tap_768` |
 
 use std::rc::Rc;
 
 use d2o_onnx::graph::{Dim, ElementType, Model};
+use d2o_onnx::ops::Sampling;
 
 use crate::checkpoint::{Architecture, Network};
 use crate::config::NetConfig;
 use crate::error::{Error, Result};
 use crate::nn::efficientnet_lite::EfficientNetLite0;
+use crate::nn::inception_v3::{self, InceptionV3};
 use crate::nn::layers::signed;
 use crate::nn::precond::{Denoiser, Sigma};
 use crate::nn::{Backend as _, OnnxBackend};
@@ -70,9 +73,14 @@ pub struct Exported {
 /// # Errors
 /// `Config` if it does not; errors of the load; `Engine` if the graph cannot be built.
 pub fn denoiser(network: &Network, options: &Options) -> Result<Exported> {
-    let Architecture::Denoiser(config) = &network.architecture else {
-        let what = "the checkpoint does not say which network it holds (class and init_kwargs)".to_owned();
-        return Err(Error::Config { what });
+    let config = match &network.architecture {
+        Architecture::Denoiser(config) => config,
+        Architecture::Unsupported(why) => return Err(Error::Config { what: why.clone() }),
+        Architecture::Unknown => {
+            let what = "the checkpoint does not say which network it holds (class and init_kwargs)".to_owned();
+            return Err(Error::Config { what });
+        }
+        other => return Err(Error::Config { what: format!("a denoiser was expected, found {}", other.name()) }),
     };
     denoiser_of(config, weights(network), options)
 }
@@ -131,8 +139,10 @@ pub fn denoiser_of(config: &NetConfig, weights: Weights, options: &Options) -> R
 pub struct FeatureOptions {
     /// Height and width of the images the graph takes, pixels.
     pub image_size: usize,
-    /// Height and width the network sees, pixels: images are resized to it bilinearly (half-pixel, no antialiasing).
+    /// Height and width EfficientNet-Lite0 sees, pixels: images are resized to it bilinearly (half-pixel, no antialiasing).
     pub input_size: usize,
+    /// Whether Inception's 64-, 192- and 768-dimensional taps are outputs too.
+    pub taps: bool,
 }
 
 /// The graph of the feature network `network`.
@@ -140,9 +150,15 @@ pub struct FeatureOptions {
 /// # Errors
 /// `Config` if it is none; errors of the load; `Engine` if the graph cannot be built.
 pub fn features(network: &Network, options: &FeatureOptions) -> Result<Exported> {
-    if network.architecture != Architecture::EfficientNetLite0 {
-        let what = "a feature network was expected: EfficientNet-Lite0 (timm's or PyPI's layout)".to_owned();
-        return Err(Error::Config { what });
+    match &network.architecture {
+        Architecture::EfficientNetLite0 => {}
+        Architecture::InceptionV3 { gamma } => return inception(network, *gamma, options),
+        Architecture::Unsupported(why) => return Err(Error::Config { what: why.clone() }),
+        other => {
+            let known = "Inception-2015-12-05, EfficientNet-Lite0";
+            let what = format!("a feature network was expected ({known}), found one of class {}", other.name());
+            return Err(Error::Config { what });
+        }
     }
     let mut b = OnnxBackend::new("tf_efficientnet_lite0", weights(network));
     let net = EfficientNetLite0::build(&mut b, &Scope::root())?;
@@ -169,6 +185,38 @@ pub fn features(network: &Network, options: &FeatureOptions) -> Result<Exported>
     graph.metadata("extractor", "tf_efficientnet_lite0");
     graph.metadata("input_size", options.input_size.to_string());
     graph.metadata("resize", "bilinear, half-pixel, no antialiasing");
+    let model = graph.finish().map_err(|e| engine("finish", e))?;
+    Ok(Exported { model, report })
+}
+
+/// Inception; images of another size than its own are resized as TensorFlow 1 does (bilinear, asymmetric, no antialiasing).
+fn inception(network: &Network, gamma: bool, options: &FeatureOptions) -> Result<Exported> {
+    let mut b = OnnxBackend::new("inception-2015-12-05", weights(network));
+    let net = InceptionV3::build(&mut b, &Scope::root(), gamma)?;
+    let size = Dim::Known(options.image_size);
+    let dims = [Dim::Batch, size, size, Dim::Known(3)];
+    let x = b.graph.input("images_u8", ElementType::U8, &dims).map_err(|e| engine("input", e))?;
+    b.enter(&Scope::root().child("preprocess"));
+    let x = b.u8_to_f32(&x)?;
+    let x = b.transpose(&x, &[0, 3, 1, 2])?;
+    let resized = b.graph.resize_bilinear(&x, [inception_v3::INPUT_SIZE; 2], Sampling::Asymmetric);
+    let x = resized.map_err(|e| engine("resize_bilinear", e))?;
+    let x = b.offset(&x, -128.0)?;
+    let x = b.scale(&x, 1.0 / 128.0)?;
+    let out = net.forward(&mut b, &x, options.taps)?;
+    let mut outputs = vec![("pool3", out.pool3), ("logits", out.logits), ("spatial", out.spatial)];
+    outputs.extend(["tap_64", "tap_192", "tap_768"].into_iter().zip(out.taps));
+    for (name, edge) in outputs {
+        b.graph.output(name, &edge).map_err(|e| engine("output", e))?;
+    }
+    let (mut graph, report) = b.finish()?;
+    graph.metadata("d2o_version", env!("CARGO_PKG_VERSION"));
+    graph.metadata("kind", "features");
+    graph.metadata("extractor", "inception-2015-12-05");
+    graph.metadata("input_size", inception_v3::INPUT_SIZE.to_string());
+    if options.image_size != inception_v3::INPUT_SIZE {
+        graph.metadata("resize", "TensorFlow 1 bilinear (asymmetric), no antialiasing");
+    }
     let model = graph.finish().map_err(|e| engine("finish", e))?;
     Ok(Exported { model, report })
 }

@@ -241,10 +241,9 @@ impl Weights {
         if paths.is_empty() { Ok(report) } else { Err(Error::UnusedTensors { paths }) }
     }
 
-    /// Path and shape of every tensor requested so far.
-    #[must_use]
-    pub fn taken(&self) -> &BTreeMap<String, Vec<usize>> {
-        &self.taken
+    /// Path and dimensions of the tensors taken so far, sorted by path.
+    pub fn taken(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.taken.iter().map(|(path, dims)| (path.as_str(), dims.as_slice()))
     }
 
     /// What was read and left so far.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Context as _;
-use d2o_converters::checkpoint::{Architecture, Checkpoint, Network};
+use d2o_converters::checkpoint::{Architecture, Checkpoint};
 use d2o_converters::config::NetConfig;
 use d2o_converters::export::{self, Exported, FeatureOptions, Options};
 use d2o_onnx::write;
@@ -13,10 +13,15 @@ use serde_json::Value;
 use super::ExitStatus;
 use super::verify::compare;
 use crate::cli::{Export, Global, Kind, Net, Runtime};
+use crate::error::with_hint;
 use crate::printer::Printer;
 
 /// Inputs of the check that follows an export.
 const CHECKED: usize = 2;
+/// Height and width Inception sees, pixels.
+const INCEPTION_SIZE: usize = d2o_converters::nn::inception_v3::INPUT_SIZE;
+/// Height and width EfficientNet-Lite0 was trained at, pixels.
+const LITE0_SIZE: usize = 224;
 /// Largest difference between the runtimes that check allows, relative to the largest output.
 const TOLERANCE: f64 = 2e-5;
 
@@ -60,12 +65,10 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
         Some(path) => Some(read_config(path).with_context(|| format!("cannot use `{}`", path.display()))?),
         None => None,
     };
-    let described = Network {
-        name: network.name.clone(),
-        architecture: given.map_or_else(|| network.architecture.clone(), Architecture::Denoiser),
-        tensors: std::rc::Rc::clone(&network.tensors),
-    };
-    let feature_network = described.architecture == Architecture::EfficientNetLite0;
+    let architecture = given.map_or_else(|| network.architecture.clone(), Architecture::Denoiser);
+    let described = network.described_as(architecture);
+    let inception = matches!(described.architecture, Architecture::InceptionV3 { .. });
+    let feature_network = inception || described.architecture == Architecture::EfficientNetLite0;
     let kind = args.kind.unwrap_or(if feature_network { Kind::Features } else { Kind::OneStep });
     let denoiser = |kind| {
         anyhow::ensure!(args.sigma_max > 0.0, "--sigma-max: expected a number above 0, found {}", args.sigma_max);
@@ -76,13 +79,23 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
         Kind::OneStep => denoiser(export::Kind::OneStep),
         Kind::Denoiser => denoiser(export::Kind::Denoiser),
         Kind::Features => {
-            let input_size = args.input_size;
+            let input_size = args.input_size.unwrap_or(if inception { INCEPTION_SIZE } else { LITE0_SIZE });
             let image_size = args.image_size.unwrap_or(input_size);
+            anyhow::ensure!(
+                !inception || input_size == INCEPTION_SIZE,
+                "--input-size: Inception-2015-12-05 runs at {INCEPTION_SIZE} pixels, found {input_size}"
+            );
             anyhow::ensure!(
                 input_size >= 32 && image_size > 0,
                 "--input-size: expected at least 32, found {input_size}"
             );
-            Ok(export::features(&described, &FeatureOptions { image_size, input_size })?)
+            if inception && image_size != input_size && !args.fuse_resize {
+                let what = format!("images of {image_size} pixels, and a network for {input_size}");
+                let hint =
+                    "add `--fuse-resize` to put TensorFlow 1's bilinear resize in front, as FID's original code has it";
+                return Err(with_hint(anyhow::anyhow!(what), hint));
+            }
+            Ok(export::features(&described, &FeatureOptions { image_size, input_size, taps: args.taps })?)
         }
     }
 }

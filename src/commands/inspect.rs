@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use d2o_converters::checkpoint::{Architecture, Checkpoint};
+use d2o_converters::checkpoint::{Architecture, Checkpoint, Network};
 use d2o_onnx::read::ModelInfo;
 use d2o_refs::{batch, npz};
 use fs_err as fs;
@@ -101,18 +101,30 @@ fn checkpoint(path: &Path) -> anyhow::Result<Value> {
         let names = network.tensors.names();
         let scalars: usize =
             names.iter().filter_map(|n| network.tensors.info(n)).map(|i| i.dims.iter().product::<usize>()).sum();
-        let (class, kwargs) = match &network.architecture {
-            Architecture::Denoiser(config) => (config.class(), config.init_kwargs()),
-            Architecture::EfficientNetLite0 => ("EfficientNet-Lite0", Value::Null),
-            Architecture::Unknown => ("unknown", Value::Null),
+        let class = network.architecture.name();
+        let (kwargs, problem) = match &network.architecture {
+            Architecture::Denoiser(config) => (config.init_kwargs(), Value::Null),
+            Architecture::Unsupported(why) => (Value::Null, why.as_str().into()),
+            _ => (Value::Null, Value::Null),
         };
         networks.push(json!({
-            "name": network.name, "class": class, "init_kwargs": kwargs, "tensors": names.len(), "scalars": scalars,
+            "name": network.name, "class": class, "init_kwargs": kwargs, "problem": problem, "tensors": names.len(),
+            "scalars": scalars, "source_sha256": network.source_sha256,
         }));
     }
+    // The command for the network that `export` takes by itself, or for the first there is.
+    let usable = |n: &&Network| !matches!(n.architecture, Architecture::Unknown | Architecture::Unsupported(_));
+    let chosen = checkpoint.network("ema").ok().filter(usable).or_else(|| checkpoint.networks.iter().find(usable));
+    let file = path.display();
+    let next = match chosen {
+        Some(n) if n.name.is_empty() || checkpoint.network("ema").is_ok_and(|e| e.name == n.name) => {
+            format!("d2o export {file} --out X.onnx")
+        }
+        Some(n) if n.name == "net" || n.name == "G" => format!("d2o export {file} --net net --out X.onnx"),
+        _ => format!("d2o export {file} --config NET.json --out X.onnx"),
+    };
     Ok(json!({
-        "file": path, "what": format!("checkpoint, {:?}", checkpoint.format), "networks": networks,
-        "next": format!("d2o export {} --out X.onnx", path.display()),
+        "file": path, "what": format!("checkpoint, {}", checkpoint.format.name()), "networks": networks, "next": next,
     }))
 }
 

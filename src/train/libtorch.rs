@@ -1,7 +1,7 @@
 //! `Backend` on libtorch: networks run as they are laid out, with autograd.
 
 use d2o_converters::error::{Error, Result};
-use d2o_converters::nn::{Backend, Conv2d};
+use d2o_converters::nn::{Backend, Conv2d, Pool};
 use d2o_converters::weights::{Init, LoadReport, Scope, Weights};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -173,6 +173,17 @@ impl Backend for LibTorch {
         let none: Option<&Tensor> = None;
         let out = x.0.f_conv_transpose2d(&w.0, none, [stride, stride], [pad, pad], [0, 0], int(how.groups), [1, 1]);
         self.value("conv_transpose2d", out)
+    }
+
+    fn max_pool2d(&mut self, x: &Value, how: Pool) -> Result<Value> {
+        let (k, s, p) = (int(how.kernel), int(how.stride), int(how.pad));
+        self.value("max_pool2d", x.0.f_max_pool2d([k, k], [s, s], [p, p], [1, 1], false))
+    }
+
+    fn avg_pool2d(&mut self, x: &Value, how: Pool) -> Result<Value> {
+        let (k, s, p) = (int(how.kernel), int(how.stride), int(how.pad));
+        let by_count: Option<i64> = None;
+        self.value("avg_pool2d", x.0.f_avg_pool2d([k, k], [s, s], [p, p], false, false, by_count))
     }
 
     fn linear(&mut self, x: &Value, w: &Value, bias: Option<&Value>) -> Result<Value> {

@@ -1,18 +1,26 @@
 //! Checkpoint files as sources of named tensors, one format a file.
 
+mod graph_def;
+mod objects;
 pub mod pickle;
 pub mod safetensors;
-pub mod torch_legacy;
+mod torch_legacy;
+mod torch_pickle;
+mod torch_zip;
+mod views;
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use fs_err as fs;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use self::objects::Found;
+use self::views::Views;
 use crate::config::NetConfig;
 use crate::error::{Error, Result};
-use crate::nn::efficientnet_lite;
+use crate::nn::{efficientnet_lite, inception_v3};
 
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,38 +92,79 @@ pub trait TensorSource: std::fmt::Debug {
     fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
 }
 
-/// A source under other names: `renamed` lists (shown name, name in the source).
+/// A source under other names and in other axis orders.
 #[derive(Debug)]
 pub struct Renamed {
     source: Rc<dyn TensorSource>,
-    renamed: Vec<(String, String)>,
+    renamed: Vec<Entry>,
+    index: HashMap<String, usize>,
+}
+
+/// Axis i of the shown tensor is axis `axes[i]` of the source's; no axes leave it as it is.
+#[derive(Debug)]
+struct Entry {
+    shown: String,
+    old: String,
+    axes: &'static [usize],
 }
 
 impl Renamed {
     /// `source`'s tensors that `name` gives a name, under that name.
     #[must_use]
     pub fn new(source: Rc<dyn TensorSource>, name: impl Fn(&str) -> Option<String>) -> Self {
-        let renamed = source.names().into_iter().filter_map(|old| name(&old).map(|new| (new, old))).collect();
-        Self { source, renamed }
+        let renamed = source.names().into_iter().filter_map(|old| name(&old).map(|new| (new, old, &[][..])));
+        let renamed = renamed.collect();
+        Self::listed(source, renamed)
     }
 
-    fn old(&self, name: &str) -> Option<&str> {
-        self.renamed.iter().find(|(n, _)| n == name).map(|(_, o)| o.as_str())
+    /// The tensors of `source` that `list` names: shown name, name in the source, and for each shown axis the source's (none: the same).
+    /// What the source lacks is left out.
+    #[must_use]
+    pub fn listed(source: Rc<dyn TensorSource>, list: Vec<(String, String, &'static [usize])>) -> Self {
+        let fits = |old: &str, axes: &[usize]| {
+            let mut sorted = axes.to_vec();
+            sorted.sort_unstable();
+            source.info(old).is_some_and(|i| axes.is_empty() || sorted.iter().copied().eq(0..i.dims.len()))
+        };
+        let list = list.into_iter().filter(|(_, old, axes)| fits(old, axes));
+        let renamed: Vec<Entry> = list.map(|(shown, old, axes)| Entry { shown, old, axes }).collect();
+        let index = renamed.iter().enumerate().map(|(i, e)| (e.shown.clone(), i)).collect();
+        Self { source, renamed, index }
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.index.get(name).map(|i| &self.renamed[*i])
     }
 }
 
 impl TensorSource for Renamed {
     fn names(&self) -> Vec<String> {
-        self.renamed.iter().map(|(n, _)| n.clone()).collect()
+        self.renamed.iter().map(|e| e.shown.clone()).collect()
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
-        self.source.info(self.old(name)?)
+        let entry = self.entry(name)?;
+        let mut info = self.source.info(&entry.old)?;
+        if !entry.axes.is_empty() {
+            info.dims = entry.axes.iter().map(|a| info.dims[*a]).collect();
+        }
+        Some(info)
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let old = self.old(name).ok_or_else(|| Error::MissingTensor { path: name.to_owned(), similar: Vec::new() })?;
-        self.source.read_f32(old)
+        let missing = || Error::MissingTensor { path: name.to_owned(), similar: Vec::new() };
+        let entry = self.entry(name).ok_or_else(missing)?;
+        let values = self.source.read_f32(&entry.old)?;
+        if entry.axes.is_empty() {
+            return Ok(values);
+        }
+        let dims = self.source.info(&entry.old).ok_or_else(missing)?.dims;
+        let array = ndarray::ArrayViewD::from_shape(dims.as_slice(), &values).map_err(|_| Error::ShapeMismatch {
+            path: entry.old.clone(),
+            expected: dims.clone(),
+            found: vec![values.len()],
+        })?;
+        Ok(array.permuted_axes(entry.axes.to_vec()).iter().copied().collect())
     }
 }
 
@@ -140,6 +189,29 @@ pub enum Format {
     Safetensors,
     /// `torch.save` before PyTorch 1.6.
     TorchLegacy,
+    /// `torch.save` since PyTorch 1.6.
+    TorchZip,
+    /// TorchScript.
+    TorchScript,
+    /// A Python pickle of modules.
+    Pickle,
+    /// A TensorFlow graph.
+    GraphDef,
+}
+
+impl Format {
+    /// What people call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::TorchLegacy => "torch.save, legacy layout",
+            Self::TorchZip => "torch.save",
+            Self::TorchScript => "TorchScript",
+            Self::Pickle => "Python pickle",
+            Self::GraphDef => "TensorFlow GraphDef",
+        }
+    }
 }
 
 /// What a network in a checkpoint is, as far as the file tells.
@@ -150,6 +222,13 @@ pub enum Architecture {
     Denoiser(NetConfig),
     /// EfficientNet-Lite0, tensors under timm's names.
     EfficientNetLite0,
+    /// Inception-2015-12-05, tensors under NVIDIA's names.
+    InceptionV3 {
+        /// Whether batch norms have a scale `gamma`.
+        gamma: bool,
+    },
+    /// Something known that cannot be used, and why.
+    Unsupported(String),
     /// Tensors without a description.
     Unknown,
 }
@@ -163,6 +242,8 @@ pub struct Network {
     pub architecture: Architecture,
     /// Its tensors.
     pub tensors: Rc<dyn TensorSource>,
+    /// SHA-256 of the Python source the file carries for it, hexadecimal.
+    pub source_sha256: Option<String>,
 }
 
 /// An opened checkpoint.
@@ -186,18 +267,47 @@ impl Checkpoint {
     /// A safetensors file with metadata `class` and `init_kwargs` holds denoisers: those whose prefixes its metadata `networks` lists
     /// (a JSON list, as in d2o's snapshots), else the one under `weights.`, else the whole file.
     ///
+    /// A pickle holds the modules of its outermost dict, a torch or TorchScript archive its modules or state dicts, a GraphDef its
+    /// constants.
+    ///
     /// # Errors
     /// `Format` if it is no checkpoint, or a damaged one; `Config` for a bad configuration.
     pub fn open(path: &Path) -> Result<Self> {
         let head = head(path)?;
-        if torch_legacy::recognises(&head) {
-            return Self::from_legacy(path);
-        }
         if safetensors::recognises(&head) {
             return Self::from_safetensors(path);
         }
-        let found = if head.is_empty() { "an empty file".to_owned() } else { format!("bytes {head:02x?}") };
-        Err(Error::format(path, "start of file", "a safetensors file or a legacy torch.save file", found))
+        let format = if torch_legacy::recognises(&head) {
+            Format::TorchLegacy
+        } else if torch_zip::recognises(&head) {
+            Format::TorchZip
+        } else if torch_pickle::recognises(&head) {
+            Format::Pickle
+        } else if graph_def::recognises(&head) {
+            Format::GraphDef
+        } else {
+            let found = if head.is_empty() { "an empty file".to_owned() } else { format!("bytes {head:02x?}") };
+            let expected = "a safetensors, torch.save, TorchScript, pickle or GraphDef file";
+            return Err(Error::format(path, "start of file", expected, found));
+        };
+        let map = views::map(path)?;
+        let (found, format) = match format {
+            Format::TorchLegacy => (torch_legacy::networks(path, &map)?, format),
+            Format::Pickle => (torch_pickle::networks(path, &map)?, format),
+            Format::GraphDef => return Self::from_graph_def(path, map),
+            _ => {
+                let (found, script) = torch_zip::networks(path, &map)?;
+                (found, if script { Format::TorchScript } else { format })
+            }
+        };
+        let (mut networks, mut all) = (Vec::new(), Vec::new());
+        for network in found {
+            let prefix = if network.name.is_empty() { String::new() } else { format!("{}.", network.name) };
+            all.extend(network.tensors.iter().map(|(n, v)| (format!("{prefix}{n}"), v.clone())));
+            networks.push(Network::found(path, &map, network)?);
+        }
+        let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(path, map, all)?);
+        Ok(Self { path: path.to_owned(), format, networks, metadata: Vec::new(), tensors })
     }
 
     /// The network called `name`, or the only one if the file names none.
@@ -205,8 +315,15 @@ impl Checkpoint {
     /// # Errors
     /// `Config` listing the names there are.
     pub fn network(&self, name: &str) -> Result<&Network> {
+        // StyleGAN's names for the two.
+        let alias = match name {
+            "ema" => "G_ema",
+            "net" => "G",
+            other => other,
+        };
         let only = self.networks.first().filter(|n| n.name.is_empty());
-        self.networks.iter().find(|n| n.name == name).or(only).ok_or_else(|| {
+        let named = |name: &str| self.networks.iter().find(|n| n.name == name);
+        named(name).or_else(|| named(alias)).or(only).ok_or_else(|| {
             let names: Vec<_> = self.networks.iter().map(|n| n.name.as_str()).collect();
             Error::Config { what: format!("network `{name}`: the file holds only {names:?}") }
         })
@@ -241,41 +358,177 @@ impl Checkpoint {
             if !listed.is_empty() {
                 for name in listed {
                     let tensors = below(format!("{name}."));
-                    networks.push(Network { name, architecture: architecture.clone(), tensors });
+                    networks.push(Network::new(name, architecture.clone(), tensors));
                 }
             } else if names.iter().any(|n| n.starts_with("weights.")) {
-                networks.push(Network { name: String::new(), architecture, tensors: below("weights.".to_owned()) });
+                networks.push(Network::new(String::new(), architecture, below("weights.".to_owned())));
             } else {
-                networks.push(Network { name: String::new(), architecture, tensors: Rc::clone(&tensors) });
+                networks.push(Network::new(String::new(), architecture, Rc::clone(&tensors)));
             }
         } else {
-            networks.push(recognise(Rc::clone(&tensors)));
+            networks.push(recognise(String::new(), Rc::clone(&tensors)));
         }
         Ok(Self { path: path.to_owned(), format: Format::Safetensors, networks, metadata, tensors })
     }
 
-    fn from_legacy(path: &Path) -> Result<Self> {
-        let tensors: Rc<dyn TensorSource> = Rc::new(torch_legacy::LegacyFile::open(path)?);
-        let networks = vec![recognise(Rc::clone(&tensors))];
-        Ok(Self { path: path.to_owned(), format: Format::TorchLegacy, networks, metadata: Vec::new(), tensors })
+    fn from_graph_def(path: &Path, map: Rc<memmap2::Mmap>) -> Result<Self> {
+        let graph = graph_def::read(path, &map)?;
+        let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(path, map, graph.constants)?);
+        let mut network = recognise(String::new(), Rc::clone(&tensors));
+        if let (Architecture::InceptionV3 { .. }, Some(norm)) = (&network.architecture, graph.scaled_norms.first()) {
+            let what = format!("`{norm}` scales after normalising, which Inception-2015-12-05 does not");
+            network.architecture = Architecture::Unsupported(what);
+        }
+        let networks = vec![network];
+        Ok(Self { path: path.to_owned(), format: Format::GraphDef, networks, metadata: Vec::new(), tensors })
     }
 }
 
+impl Architecture {
+    /// Name of the network's class.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Denoiser(config) => config.class(),
+            Self::EfficientNetLite0 => "EfficientNet-Lite0",
+            Self::InceptionV3 { .. } => "Inception-2015-12-05",
+            Self::Unsupported(_) => "unsupported",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl Network {
+    /// The same tensors as another network.
+    #[must_use]
+    pub fn described_as(&self, architecture: Architecture) -> Self {
+        let (name, tensors) = (self.name.clone(), Rc::clone(&self.tensors));
+        Self { name, architecture, tensors, source_sha256: self.source_sha256.clone() }
+    }
+
+    fn new(name: String, architecture: Architecture, tensors: Rc<dyn TensorSource>) -> Self {
+        Self { name, architecture, tensors, source_sha256: None }
+    }
+
+    fn found(path: &Path, map: &Rc<memmap2::Mmap>, found: Found) -> Result<Self> {
+        let source_sha256 = found.source_sha256();
+        let architecture = found.class.as_deref().and_then(|class| described(class, &found));
+        let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(path, Rc::clone(map), found.tensors)?);
+        Ok(match architecture {
+            Some(architecture) => Self { name: found.name, architecture, tensors, source_sha256 },
+            None => {
+                let recognised = recognise(found.name, tensors);
+                let architecture = match (recognised.architecture, found.class) {
+                    (Architecture::Unknown, Some(class)) => {
+                        Architecture::Unsupported(format!("objects of class `{class}` are not known"))
+                    }
+                    (other, _) => other,
+                };
+                Self { architecture, source_sha256, ..recognised }
+            }
+        })
+    }
+}
+
+/// What a persistent object of `class` says it is; `None` if the class is none of the denoisers'.
+fn described(class: &str, found: &Found) -> Option<Architecture> {
+    const POSITIONAL: [&str; 4] = ["img_resolution", "img_channels", "label_dim", "use_fp16"];
+    if !class.ends_with("Precond") {
+        return None;
+    }
+    if found.init_args.len() > POSITIONAL.len() {
+        let count = found.init_args.len();
+        return Some(Architecture::Unsupported(format!(
+            "`{class}` was given {count} positional arguments; only {POSITIONAL:?} are known"
+        )));
+    }
+    if let Some(source) = &found.source
+        && let Err(text) = check_source(class, source)
+    {
+        return Some(Architecture::Unsupported(text));
+    }
+    let mut kwargs: Map<String, Value> =
+        POSITIONAL.iter().zip(&found.init_args).map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+    kwargs.extend(found.init_kwargs.clone());
+    Some(match NetConfig::new(class, &Value::Object(kwargs)) {
+        Ok(config) => Architecture::Denoiser(config),
+        Err(e) => Architecture::Unsupported(e.to_string()),
+    })
+}
+
+/// Compares what the source that a pickle carries for `class` computes as c_skip and c_out with what that class is known to compute: a
+/// repository may have changed a formula and kept the name.
+fn check_source(class: &str, source: &str) -> Result<(), String> {
+    let known = FORMULAS.iter().find(|(c, _)| *c == class).map_or(&[][..], |(_, lines)| lines);
+    let start = source.find(&format!("class {class}("));
+    let Some(body) = start.map(|s| &source[s..]) else { return Ok(()) };
+    let body = body[1..].find("\nclass ").map_or(body, |end| &body[..=end]);
+    for (name, formula) in known {
+        let found =
+            body.lines().filter_map(|l| l.trim().strip_prefix(name)).find_map(|l| l.trim_start().strip_prefix('='));
+        let Some(found) = found else { continue };
+        let bare = |t: &str| t.split('#').next().unwrap_or("").split_whitespace().collect::<String>();
+        if bare(found) != bare(formula) {
+            let found = found.trim();
+            return Err(format!("the pickle's own source of `{class}` sets {name} = {found}, expected {formula}"));
+        }
+    }
+    Ok(())
+}
+
+/// The preconditioners' formulas as their sources spell them.
+const FORMULAS: [(&str, &[(&str, &str)]); 2] = [
+    (
+        "EDMPrecond",
+        &[
+            ("c_skip", "self.sigma_data ** 2 / (sigma ** 2 + self.sigma_data ** 2)"),
+            ("c_out", "sigma * self.sigma_data / (sigma ** 2 + self.sigma_data ** 2).sqrt()"),
+        ],
+    ),
+    (
+        "D2OPrecond",
+        &[
+            ("c_skip", "self.sigma_data ** 2 / ((sigma - self.eps) ** 2 + self.sigma_data ** 2)"),
+            ("c_out", "(sigma - self.eps) * self.sigma_data / (sigma ** 2 + self.sigma_data ** 2).sqrt()"),
+        ],
+    ),
+];
+
 /// Names the architecture of a plain state dict from its tensor names.
-fn recognise(tensors: Rc<dyn TensorSource>) -> Network {
+fn recognise(name: String, tensors: Rc<dyn TensorSource>) -> Network {
     let names = tensors.names();
     let has = |name: &str| names.iter().any(|n| n == name);
-    let name = String::new();
+    if let Some(layout) = inception_v3::layout(|n| has(n)) {
+        return inception(name, tensors, layout);
+    }
     let counted = |n: &str| n.ends_with(".num_batches_tracked");
     if has("_conv_stem.weight") && has("_blocks.15._project_conv.weight") {
         let renamed = Renamed::new(tensors, move |n| if counted(n) { None } else { efficientnet_lite::timm_name(n) });
-        Network { name, architecture: Architecture::EfficientNetLite0, tensors: Rc::new(renamed) }
+        Network::new(name, Architecture::EfficientNetLite0, Rc::new(renamed))
     } else if has("conv_stem.weight") && has("blocks.6.0.conv_pwl.weight") && !has("blocks.0.0.se.conv_reduce.weight") {
         let renamed = Renamed::new(tensors, move |n| if counted(n) { None } else { Some(n.to_owned()) });
-        Network { name, architecture: Architecture::EfficientNetLite0, tensors: Rc::new(renamed) }
+        Network::new(name, Architecture::EfficientNetLite0, Rc::new(renamed))
     } else {
-        Network { name, architecture: Architecture::Unknown, tensors }
+        Network::new(name, Architecture::Unknown, tensors)
     }
+}
+
+fn inception(name: String, tensors: Rc<dyn TensorSource>, layout: inception_v3::Layout) -> Network {
+    let mut list = inception_v3::names(layout);
+    if layout != inception_v3::Layout::TensorFlow {
+        // Whatever else is there stays visible, so that a load of another network is not clean.
+        let known: HashSet<_> = list.iter().map(|(_, theirs, _)| theirs.clone()).collect();
+        let rest = tensors.names().into_iter().filter(|n| !known.contains(n) && !n.ends_with(".num_batches_tracked"));
+        list.extend(rest.map(|n| (n.clone(), n, &[][..])));
+    }
+    let renamed = Renamed::listed(tensors, list);
+    let rows = renamed.info("output.weight").and_then(|i| i.dims.first().copied());
+    let architecture = match inception_v3::check_head(rows) {
+        Ok(()) => Architecture::InceptionV3 { gamma: layout == inception_v3::Layout::PyTorch },
+        Err(Error::Config { what }) => Architecture::Unsupported(what),
+        Err(e) => Architecture::Unsupported(e.to_string()),
+    };
+    Network::new(name, architecture, Rc::new(renamed))
 }
 
 /// The first bytes of `path`, at most 32.
@@ -284,4 +537,114 @@ fn head(path: &Path) -> Result<Vec<u8>> {
     let mut head = Vec::new();
     fs::File::open(path)?.take(32).read_to_end(&mut head)?;
     Ok(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::OnnxBackend;
+    use crate::nn::inception_v3::{InceptionV3, Layout, names};
+    use crate::weights::{Init, Scope, Weights};
+
+    /// A tensor: name, dimensions, values as a function of NVIDIA's name.
+    #[derive(Debug)]
+    struct Drawn(Vec<(String, Vec<usize>, String, &'static [usize])>);
+
+    fn draw(ours: &str, count: usize) -> Vec<f32> {
+        let gamma = ours.ends_with(".gamma");
+        if gamma { vec![1.0; count] } else { Init::Uniform { bound: 0.5 }.values(3, ours, count) }
+    }
+
+    impl TensorSource for Drawn {
+        fn names(&self) -> Vec<String> {
+            self.0.iter().map(|t| t.0.clone()).collect()
+        }
+
+        fn info(&self, name: &str) -> Option<TensorInfo> {
+            self.0.iter().find(|t| t.0 == name).map(|t| TensorInfo { dtype: Dtype::F32, dims: t.1.clone() })
+        }
+
+        fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+            let (_, dims, ours, axes) = self.0.iter().find(|t| t.0 == name).unwrap();
+            let values = draw(ours, dims.iter().product());
+            if axes.is_empty() {
+                return Ok(values);
+            }
+            // Our axis i is their axis axes[i], so theirs come from undoing that order.
+            let our_dims: Vec<usize> = axes.iter().map(|a| dims[*a]).collect();
+            let mut undo = vec![0; axes.len()];
+            axes.iter().enumerate().for_each(|(i, a)| undo[*a] = i);
+            let array = ndarray::ArrayD::from_shape_vec(our_dims, values).unwrap();
+            Ok(array.permuted_axes(undo).iter().copied().collect())
+        }
+    }
+
+    /// Dimensions of all tensors under NVIDIA's names, as the network asks for them.
+    fn asked() -> Vec<(String, Vec<usize>)> {
+        let mut b = OnnxBackend::new("x", Weights::initialised(0));
+        InceptionV3::build(&mut b, &Scope::root(), true).unwrap();
+        b.taken().map(|(name, dims)| (name.to_owned(), dims.to_vec())).collect()
+    }
+
+    fn source(layout: Layout, asked: &[(String, Vec<usize>)], rows: usize) -> Rc<dyn TensorSource> {
+        let tensors = names(layout).into_iter().map(|(ours, theirs, axes)| {
+            let mut dims = asked.iter().find(|(n, _)| *n == ours).unwrap().1.clone();
+            if ours.starts_with("output.") {
+                dims[0] = rows;
+            }
+            let mut their_dims = dims.clone();
+            axes.iter().enumerate().for_each(|(i, a)| their_dims[*a] = dims[i]);
+            (theirs, their_dims, ours, axes)
+        });
+        Rc::new(Drawn(tensors.collect()))
+    }
+
+    #[test]
+    fn all_layouts_of_inception_give_the_same_tensors() {
+        let asked = asked();
+        assert_eq!(asked.len(), 472);
+        let open = |layout| recognise(String::new(), source(layout, &asked, 1008));
+        let nvidia = open(Layout::Nvidia);
+        assert_eq!(nvidia.architecture, Architecture::InceptionV3 { gamma: false });
+        let scalars = |n: &Network| -> usize {
+            n.tensors.names().iter().map(|t| n.tensors.info(t).unwrap().dims.iter().product::<usize>()).sum()
+        };
+        assert_eq!((nvidia.tensors.names().len(), scalars(&nvidia)), (378, 23_868_176));
+        for layout in [Layout::PyTorch, Layout::TensorFlow] {
+            let other = open(layout);
+            let gamma = layout == Layout::PyTorch;
+            assert_eq!(other.architecture, Architecture::InceptionV3 { gamma });
+            assert_eq!(scalars(&other), if gamma { 23_885_392 } else { 23_868_176 });
+            for name in nvidia.tensors.names() {
+                assert_eq!(other.tensors.info(&name), nvidia.tensors.info(&name), "{layout:?}: {name}");
+                assert!(
+                    other.tensors.read_f32(&name).unwrap() == nvidia.tensors.read_f32(&name).unwrap(),
+                    "{layout:?}: {name}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn torchvisions_inception_is_refused() {
+        let network = recognise(String::new(), source(Layout::PyTorch, &asked(), 1000));
+        let Architecture::Unsupported(why) = network.architecture else { panic!("{:?}", network.architecture) };
+        assert!(why.contains("1000 classes") && why.contains("no FID"), "{why}");
+    }
+
+    #[test]
+    fn a_changed_formula_under_a_known_name_is_refused() {
+        let source = |c_skip: &str| {
+            format!(
+                "import x\n\nclass EDMPrecond(torch.nn.Module):\n    def forward(self):\n        c_skip = {c_skip}\n\nclass Next(x):\n    c_skip = 1\n"
+            )
+        };
+        assert_eq!(
+            check_source("EDMPrecond", &source("self.sigma_data**2 / (sigma**2 + self.sigma_data**2) # x")),
+            Ok(())
+        );
+        let text = check_source("EDMPrecond", &source("1 / (1 + sigma)")).unwrap_err();
+        assert!(text.contains("sets c_skip = 1 / (1 + sigma)"), "{text}");
+        assert_eq!(check_source("VEPrecond", "class VEPrecond(x):\n    c_skip = 1"), Ok(()));
+    }
 }

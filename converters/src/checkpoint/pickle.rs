@@ -1,37 +1,53 @@
 //! Python pickles, protocols 2 to 5, as data: an opcode machine that records what a pickle would build and never calls anything.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
 /// Most values one pickle may hold.
-const MAX_NODES: usize = 1 << 22;
+const MAX_NODES: usize = 1 << 20;
+/// Most values that may wait on the stack.
+const MAX_STACK: usize = 1 << 20;
+/// Most elements all lists, tuples, sets and dicts together may hold.
+const MAX_ELEMENTS: usize = 1 << 22;
 /// Deepest nesting of marks.
 const MAX_MARKS: usize = 1 << 12;
 /// Highest memo index.
 const MAX_MEMO: u32 = 1 << 22;
 /// Longest integer, bytes.
 const MAX_INT: usize = 256;
+/// Longest byte string that is kept with the values, bytes.
+const MAX_INLINE: usize = 16;
 
 /// Callables whose calls are recorded; a call of anything else is refused. A trailing dot admits a whole module.
-const KNOWN_CALLS: [&str; 15] = [
-    "collections.OrderedDict",
-    "torch._utils.",
-    "torch.storage._load_from_bytes",
-    "torch.Size",
-    "torch.device",
-    "torch.nn.",
-    "torch_utils.persistence._reconstruct_persistent_obj",
-    "dnnlib.util.EasyDict",
-    "builtins.set",
+const KNOWN_CALLS: [&str; 20] = [
     "__builtin__.set",
-    "dill._dill._load_type",
-    "copyreg._reconstructor",
-    "_codecs.encode",
-    "numpy.",
     "__torch__.",
+    "_codecs.encode",
+    "argparse.Namespace",
+    "builtins.set",
+    "collections.Counter",
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    "copyreg._reconstructor",
+    "dill._dill._load_type",
+    "dnnlib.util.EasyDict",
+    "numpy.",
+    "torch.Size",
+    "torch._tensor._rebuild_from_type_v2",
+    "torch._utils.",
+    "torch.device",
+    "torch.jit._pickle.",
+    "torch.nn.",
+    "torch.storage._load_from_bytes",
+    "torch_utils.persistence._reconstruct_persistent_obj",
 ];
+
+/// Classes whose objects are dicts.
+const MAPPINGS: [&str; 4] =
+    ["collections.OrderedDict", "collections.defaultdict", "collections.Counter", "dnnlib.util.EasyDict"];
 
 /// Index of a value in its [`Pickle`].
 pub type Id = usize;
@@ -51,8 +67,8 @@ pub enum Node {
     Float(f64),
     /// Text.
     Text(String),
-    /// Bytes.
-    Bytes(Vec<u8>),
+    /// Bytes, as the range of the file they fill; short ones can be had from [`Pickle::inline`].
+    Bytes(Range<usize>),
     /// A list, tuple or set.
     Sequence(Vec<Id>),
     /// A dict.
@@ -78,6 +94,7 @@ pub enum Node {
 #[derive(Debug, Clone)]
 pub struct Pickle {
     nodes: Vec<Node>,
+    inline: HashMap<Id, Vec<u8>>,
     root: Id,
 }
 
@@ -90,7 +107,7 @@ impl Pickle {
         let mut m = Machine { bytes, at: 0, file, base, opcode: (0, 0), ..Machine::new(file) };
         loop {
             if let Some(root) = m.step()? {
-                return Ok((Self { nodes: m.nodes, root }, m.at));
+                return Ok((Self { nodes: m.nodes, inline: m.inline, root }, m.at));
             }
         }
     }
@@ -134,25 +151,50 @@ impl Pickle {
         }
     }
 
-    /// Items of dict or OrderedDict `id`.
+    /// Items of dict `id`, be it an OrderedDict, EasyDict or plain.
     #[must_use]
     pub fn items(&self, id: Id) -> Option<&[(Id, Id)]> {
         match self.node(id) {
             Node::Dict(items) => Some(items),
-            Node::Call { function, items, .. }
-                if *self.node(*function) == Node::Global("collections.OrderedDict".into()) =>
-            {
+            Node::Call { function, items, .. } if self.global(*function).is_some_and(|f| MAPPINGS.contains(&f)) => {
                 Some(items)
             }
             _ => None,
         }
     }
 
+    /// All values, in the order they were read.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Byte string `id` if it is short, as those of numpy scalars are.
+    #[must_use]
+    pub fn inline(&self, id: Id) -> Option<&[u8]> {
+        self.inline.get(&id).map(Vec::as_slice)
+    }
+
+    /// Name of class or function `id`.
+    #[must_use]
+    pub fn global(&self, id: Id) -> Option<&str> {
+        match self.node(id) {
+            Node::Global(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// What dict `id` holds under the text `key`; the last of several.
+    #[must_use]
+    pub fn get(&self, id: Id, key: &str) -> Option<Id> {
+        self.items(id)?.iter().rev().find(|(k, _)| self.text(*k) == Some(key)).map(|(_, v)| *v)
+    }
+
     /// Arguments of `id` if it is a call of `function`.
     #[must_use]
     pub fn call(&self, id: Id, called: &str) -> Option<&[Id]> {
         match self.node(id) {
-            Node::Call { function, arguments, .. } if *self.node(*function) == Node::Global(called.to_owned()) => {
+            Node::Call { function, arguments, .. } if self.global(*function) == Some(called) => {
                 self.sequence(*arguments)
             }
             _ => None,
@@ -170,6 +212,8 @@ struct Machine<'a> {
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    elements: usize,
+    inline: HashMap<Id, Vec<u8>>,
 }
 
 impl<'a> Machine<'a> {
@@ -184,12 +228,15 @@ impl<'a> Machine<'a> {
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
+            elements: 0,
+            inline: HashMap::new(),
         }
     }
 
     fn bad(&self, expected: impl Into<String>, found: impl Into<String>) -> Error {
         let (code, at) = self.opcode;
-        Error::format(self.file, format!("pickle opcode 0x{code:02x} at byte {}", self.base + at), expected, found)
+        let place = format!("pickle opcode {} (0x{code:02x}) at byte {}", opcode_name(code), self.base + at);
+        Error::format(self.file, place, expected, found)
     }
 
     fn take(&mut self, count: usize) -> Result<&'a [u8]> {
@@ -232,7 +279,22 @@ impl<'a> Machine<'a> {
 
     fn push(&mut self, node: Node) -> Result<()> {
         let id = self.add(node)?;
+        self.push_id(id)
+    }
+
+    fn push_id(&mut self, id: Id) -> Result<()> {
+        if self.stack.len() >= MAX_STACK {
+            return Err(self.bad(format!("at most {MAX_STACK} values on the stack"), "more"));
+        }
         self.stack.push(id);
+        Ok(())
+    }
+
+    fn count_elements(&mut self, more: usize) -> Result<()> {
+        self.elements += more;
+        if self.elements > MAX_ELEMENTS {
+            return Err(self.bad(format!("at most {MAX_ELEMENTS} elements in containers"), "more"));
+        }
         Ok(())
     }
 
@@ -260,11 +322,29 @@ impl<'a> Machine<'a> {
     }
 
     fn data(&mut self, length: usize) -> Result<()> {
-        let bytes = self.take(length)?.to_vec();
-        self.push(Node::Bytes(bytes))
+        let start = self.base + self.at;
+        let bytes = self.take(length)?;
+        if length <= MAX_INLINE {
+            self.inline.insert(self.nodes.len(), bytes.to_vec());
+        }
+        self.push(Node::Bytes(start..start + length))
+    }
+
+    /// A `str` of Python 2: text where it is UTF-8, as `torch.load` decodes it, else bytes.
+    fn old_string(&mut self, length: usize) -> Result<()> {
+        let start = self.base + self.at;
+        let bytes = self.take(length)?;
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            return self.push(Node::Text(text.to_owned()));
+        }
+        if length <= MAX_INLINE {
+            self.inline.insert(self.nodes.len(), bytes.to_vec());
+        }
+        self.push(Node::Bytes(start..start + length))
     }
 
     fn tuple(&mut self, count: usize) -> Result<()> {
+        self.count_elements(count)?;
         let mut items = Vec::with_capacity(count);
         for _ in 0..count {
             items.push(self.pop()?);
@@ -284,8 +364,7 @@ impl<'a> Machine<'a> {
     fn recall(&mut self, index: u64) -> Result<()> {
         let id = u32::try_from(index).ok().and_then(|i| self.memo.get(&i).copied());
         let Some(id) = id else { return Err(self.bad("a memo index in use", index.to_string())) };
-        self.stack.push(id);
-        Ok(())
+        self.push_id(id)
     }
 
     fn integer(&mut self, length: usize) -> Result<()> {
@@ -306,6 +385,7 @@ impl<'a> Machine<'a> {
         if !pairs.len().is_multiple_of(2) {
             return Err(self.bad("pairs", format!("{} values", pairs.len())));
         }
+        self.count_elements(pairs.len())?;
         let target = self.top()?;
         let pairs = pairs.chunks_exact(2).map(|p| (p[0], p[1]));
         match &mut self.nodes[target] {
@@ -318,6 +398,7 @@ impl<'a> Machine<'a> {
     }
 
     fn append(&mut self, values: Vec<Id>) -> Result<()> {
+        self.count_elements(values.len())?;
         let target = self.top()?;
         match &mut self.nodes[target] {
             Node::Sequence(list) => {
@@ -337,6 +418,18 @@ impl<'a> Machine<'a> {
             return Err(self.bad("a constructor of tensors or modules", format!("a call of `{name}`")));
         }
         self.push(Node::Call { function, arguments, state: None, items: Vec::new() })
+    }
+
+    /// Old torch files keep a module's class outside, as `('module', class, file, source)`.
+    fn class_kept_outside(&self, id: Id) -> Option<Id> {
+        match self.nodes.get(id)? {
+            Node::Sequence(s)
+                if s.first().is_some_and(|t| self.nodes.get(*t) == Some(&Node::Text("module".into()))) =>
+            {
+                s.get(1).copied()
+            }
+            _ => None,
+        }
     }
 
     /// Runs one opcode; gives the result at STOP.
@@ -366,7 +459,7 @@ impl<'a> Machine<'a> {
             }
             b'2' => {
                 let top = self.top()?;
-                self.stack.push(top);
+                self.push_id(top)?;
             }
             b'N' => self.push(Node::None)?,
             0x88 => self.push(Node::Bool(true))?,
@@ -404,11 +497,19 @@ impl<'a> Machine<'a> {
                 let n = self.length(8)?;
                 self.text(n)?;
             }
-            b'U' | b'C' => {
+            b'U' => {
+                let n = self.length(1)?;
+                self.old_string(n)?;
+            }
+            b'T' => {
+                let n = self.length(4)?;
+                self.old_string(n)?;
+            }
+            b'C' => {
                 let n = self.length(1)?;
                 self.data(n)?;
             }
-            b'T' | b'B' => {
+            b'B' => {
                 let n = self.length(4)?;
                 self.data(n)?;
             }
@@ -423,6 +524,7 @@ impl<'a> Machine<'a> {
             0x87 => self.tuple(3)?,
             b't' | b'l' | 0x91 => {
                 let items = self.since_mark()?;
+                self.count_elements(items.len())?;
                 self.push(Node::Sequence(items))?;
             }
             b'd' => {
@@ -493,7 +595,10 @@ impl<'a> Machine<'a> {
             }
             b'Q' => {
                 let id = self.pop()?;
-                self.push(Node::Persistent(id))?;
+                match self.class_kept_outside(id) {
+                    Some(class) => self.push_id(class)?,
+                    None => self.push(Node::Persistent(id))?,
+                }
             }
             0x95 => {
                 self.take(8)?;
@@ -501,6 +606,81 @@ impl<'a> Machine<'a> {
             other => return Err(self.bad("an opcode of protocols 2 to 5", format!("0x{other:02x}"))),
         }
         Ok(None)
+    }
+}
+
+/// Python's name of an opcode.
+fn opcode_name(code: u8) -> &'static str {
+    match code {
+        b'(' => "MARK",
+        b'.' => "STOP",
+        b'0' => "POP",
+        b'1' => "POP_MARK",
+        b'2' => "DUP",
+        b'F' => "FLOAT",
+        b'I' => "INT",
+        b'J' => "BININT",
+        b'K' => "BININT1",
+        b'L' => "LONG",
+        b'M' => "BININT2",
+        b'N' => "NONE",
+        b'P' => "PERSID",
+        b'Q' => "BINPERSID",
+        b'R' => "REDUCE",
+        b'S' => "STRING",
+        b'T' => "BINSTRING",
+        b'U' => "SHORT_BINSTRING",
+        b'V' => "UNICODE",
+        b'X' => "BINUNICODE",
+        b'a' => "APPEND",
+        b'b' => "BUILD",
+        b'c' => "GLOBAL",
+        b'd' => "DICT",
+        b'}' => "EMPTY_DICT",
+        b'e' => "APPENDS",
+        b'g' => "GET",
+        b'h' => "BINGET",
+        b'i' => "INST",
+        b'j' => "LONG_BINGET",
+        b'l' => "LIST",
+        b']' => "EMPTY_LIST",
+        b'o' => "OBJ",
+        b'p' => "PUT",
+        b'q' => "BINPUT",
+        b'r' => "LONG_BINPUT",
+        b's' => "SETITEM",
+        b't' => "TUPLE",
+        b')' => "EMPTY_TUPLE",
+        b'u' => "SETITEMS",
+        b'G' => "BINFLOAT",
+        b'B' => "BINBYTES",
+        b'C' => "SHORT_BINBYTES",
+        0x80 => "PROTO",
+        0x81 => "NEWOBJ",
+        0x82 => "EXT1",
+        0x83 => "EXT2",
+        0x84 => "EXT4",
+        0x85 => "TUPLE1",
+        0x86 => "TUPLE2",
+        0x87 => "TUPLE3",
+        0x88 => "NEWTRUE",
+        0x89 => "NEWFALSE",
+        0x8a => "LONG1",
+        0x8b => "LONG4",
+        0x8c => "SHORT_BINUNICODE",
+        0x8d => "BINUNICODE8",
+        0x8e => "BINBYTES8",
+        0x8f => "EMPTY_SET",
+        0x90 => "ADDITEMS",
+        0x91 => "FROZENSET",
+        0x92 => "NEWOBJ_EX",
+        0x93 => "STACK_GLOBAL",
+        0x94 => "MEMOIZE",
+        0x95 => "FRAME",
+        0x96 => "BYTEARRAY8",
+        0x97 => "NEXT_BUFFER",
+        0x98 => "READONLY_BUFFER",
+        _ => "unknown",
     }
 }
 
@@ -531,7 +711,7 @@ mod tests {
     fn hostile_pickles_are_errors_with_opcode_and_offset() {
         let fails = |bytes: &[u8]| parse(bytes).unwrap_err().to_string();
         let system = fails(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.");
-        assert!(system.contains("opcode 0x52 at byte 21") && system.contains("os.system"), "{system}");
+        assert!(system.contains("opcode REDUCE (0x52) at byte 21") && system.contains("os.system"), "{system}");
         assert!(fails(b"\x80\x02X\xff\xff\xff\xffa.").contains("within the file"));
         assert!(fails(b"\x80\x02\x8b\xff\xff\xff\xff.").contains("within the file"));
         assert!(fails(b"\x80\x02K\x01r\xff\xff\xff\xff.").contains("memo index"));
@@ -540,6 +720,32 @@ mod tests {
         assert!(fails(b"\x80\x07.").contains("protocol 2 to 5"));
         assert!(fails(b"\x80\x02K\x01").contains("more bytes"));
         assert!(fails(&[b'('; 100_000]).contains("open marks"));
+        let popen = fails(b"\x80\x04\x8c\x0asubprocess\x8c\x05Popen\x93)\x81.");
+        assert!(popen.contains("opcode NEWOBJ (0x81) at byte 23") && popen.contains("subprocess.Popen"), "{popen}");
+        assert!(fails(b"\x80\x02I01\n.").contains("opcode INT"));
+        assert!(fails(b"\x80\x02]K\x01s.").contains("a value on the stack"));
+        assert!(fails(b"\x80\x02K\x01K\x02a.").contains("a list or set"));
+        assert!(fails(b"\x80\x02NNb.").contains("an object to give its state"));
+        assert!(fails(b"\x80\x02u.").contains("a mark"));
+    }
+
+    #[test]
+    fn stacks_nodes_and_elements_are_bounded() {
+        let fails = |bytes: &[u8]| parse(bytes).unwrap_err().to_string();
+        let mut dup = b"\x80\x02N".to_vec();
+        dup.resize(MAX_STACK + 100, b'2');
+        assert!(fails(&dup).contains("values on the stack"));
+        let mut none = b"\x80\x02N".to_vec();
+        none.extend(b"N0".repeat(MAX_NODES));
+        assert!(fails(&none).contains(&format!("at most {MAX_NODES} values")));
+        // A list that takes the same thousand values again and again.
+        let mut lists = b"\x80\x02]".to_vec();
+        for _ in 0..MAX_ELEMENTS / 1000 + 1 {
+            lists.extend(b"(N");
+            lists.resize(lists.len() + 999, b'2');
+            lists.push(b'e');
+        }
+        assert!(fails(&lists).contains("elements in containers"));
     }
 
     #[test]

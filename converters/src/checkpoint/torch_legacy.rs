@@ -1,66 +1,53 @@
-//! `torch.save` files from before PyTorch 1.6: five pickles, then raw storages.
+//! `torch.save` files from before PyTorch 1.6: five pickles, then raw storages. Python pickles of modules nest one for each tensor.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::rc::Rc;
 
-use fs_err as fs;
-use memmap2::Mmap;
-
+use super::Dtype;
+use super::objects::{self, Found, Keyed};
 use super::pickle::{Id, Node, Pickle};
-use super::{Dtype, TensorInfo, TensorSource};
+use super::views::Storage;
 use crate::error::{Error, Result};
 
 /// First pickle of a file: protocol 2, LONG1, ten bytes of 0x1950a86a20f9469cfc6c.
 const MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 const PROTOCOL: i64 = 1001;
-/// Most tensors accepted.
-const MAX_TENSORS: usize = 1 << 20;
 
 /// Whether `head`, the first bytes of a file, begin such a file.
 pub(crate) fn recognises(head: &[u8]) -> bool {
     head.starts_with(MAGIC)
 }
 
-/// A state dict; tensors may be strided views that share storages.
+/// The networks of the file at `path`, mapped as `bytes`.
+///
+/// # Errors
+/// `Format` naming the place.
+pub(crate) fn networks(path: &Path, bytes: &[u8]) -> Result<Vec<Found>> {
+    let legacy = Legacy::parse(path, bytes, 0, None)?;
+    objects::networks(&legacy.object, path, &mut |p, id| legacy.resolve(p, id))
+}
+
+/// A parsed file, or one nested in a pickle.
 #[derive(Debug)]
-pub struct LegacyFile {
-    path: PathBuf,
-    map: Mmap,
-    storages: HashMap<String, Storage>,
-    tensors: Vec<(String, View)>,
+pub(crate) struct Legacy {
+    /// What was saved.
+    pub(crate) object: Pickle,
+    storages: Keyed,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Storage {
-    start: usize,
-    elements: usize,
-}
-
-#[derive(Debug, Clone)]
-struct View {
-    dtype: Dtype,
-    storage: String,
-    offset: usize,
-    dims: Vec<usize>,
-    strides: Vec<usize>,
-}
-
-impl LegacyFile {
-    /// Maps `path` and reads its pickles. The gate of this format: every view lies inside its storage, every storage inside the file.
+impl Legacy {
+    /// Reads `bytes`, which lie at `base` of the file, or are `owned` because they had to be decoded. The gate of this format: every
+    /// storage lies inside the bytes.
     ///
     /// # Errors
     /// `Format` naming the place.
-    pub fn open(path: &Path) -> Result<Self> {
-        let file = fs::File::open(path)?;
-        #[allow(
-            unsafe_code,
-            reason = "a map of a file opened for reading; another process truncating it is outside our model"
-        )]
-        // SAFETY: the map is only read, and lives as long as the struct that owns it.
-        let map = unsafe { Mmap::map(file.file())? };
-        let mut at = MAGIC.len().min(map.len());
+    pub(crate) fn parse(path: &Path, bytes: &[u8], base: usize, owned: Option<&Rc<Vec<u8>>>) -> Result<Self> {
+        if !recognises(bytes) {
+            return Err(Error::format(path, format!("byte {base}"), "a legacy torch.save file", "other bytes"));
+        }
+        let mut at = MAGIC.len();
         let mut next = |what: &str| -> Result<Pickle> {
-            let (pickle, used) = Pickle::parse(&map[at..], path, at).map_err(|e| match e {
+            let (pickle, used) = Pickle::parse(&bytes[at..], path, base + at).map_err(|e| match e {
                 Error::Format { file, place, expected, found } => {
                     Error::Format { file, place: format!("{what}: {place}"), expected, found }
                 }
@@ -71,168 +58,76 @@ impl LegacyFile {
         };
         let version = next("protocol version")?;
         if *version.node(version.root()) != Node::Int(PROTOCOL) {
-            let found = format!("{:?}", version.node(version.root()));
+            let found = objects::describe(&version, version.root());
             return Err(Error::format(path, "protocol version", PROTOCOL.to_string(), found));
         }
         let system = next("system information")?;
-        let little = system
-            .items(system.root())
-            .unwrap_or(&[])
-            .iter()
-            .any(|(k, v)| system.text(*k) == Some("little_endian") && *system.node(*v) == Node::Bool(true));
-        if !little {
+        if system.get(system.root(), "little_endian").map(|v| system.node(v)) != Some(&Node::Bool(true)) {
             return Err(Error::format(path, "system information", "little_endian true", "another byte order"));
         }
         let object = next("object")?;
         let keys = next("storage keys")?;
-        let tensors = state_dict(&object, path)?;
 
-        let mut types: HashMap<&str, Dtype> = HashMap::new();
-        for (_, view) in &tensors {
-            types.insert(&view.storage, view.dtype);
+        let mut sizes = std::collections::HashMap::new();
+        for id in 0..object.nodes().len() {
+            if let Some(outside) = objects::outside(&object, id) {
+                sizes.insert(outside.key, outside.size());
+            }
         }
-        let mut storages = HashMap::new();
+        let mut storages = Keyed::new();
         for key in keys.sequence(keys.root()).unwrap_or(&[]) {
             let name = keys.text(*key).ok_or_else(|| Error::format(path, "storage keys", "text", "another value"))?;
-            let place = || format!("storage `{name}` at byte {at}");
-            let count = map.get(at..at + 8).and_then(|b| b.first_chunk::<8>());
+            let place = || format!("storage `{name}` at byte {}", base + at);
+            let count = bytes.get(at..at + 8).and_then(|b| b.first_chunk::<8>());
             let count = count.ok_or_else(|| Error::format(path, place(), "an element count", "end of file"))?;
             let elements = usize::try_from(i64::from_le_bytes(*count))
                 .map_err(|_| Error::format(path, place(), "a count of at least 0", "a negative one"))?;
-            let Some(dtype) = types.get(name) else {
+            let Some(size) = sizes.get(name) else {
                 return Err(Error::format(path, place(), "a storage some tensor uses", "one of unknown type"));
             };
-            let end =
-                elements.checked_mul(dtype.size()).and_then(|n| n.checked_add(at + 8)).filter(|e| *e <= map.len());
-            let end = end.ok_or_else(|| {
-                Error::format(path, place(), format!("{elements} elements"), format!("{} bytes left", map.len() - at))
+            let length = elements.checked_mul(*size).filter(|n| *n <= bytes.len() - at - 8);
+            let length = length.ok_or_else(|| {
+                Error::format(
+                    path,
+                    place(),
+                    format!("{elements} elements"),
+                    format!("{} bytes left", bytes.len() - at - 8),
+                )
             })?;
-            storages.insert(name.to_owned(), Storage { start: at + 8, elements });
-            at = end;
+            let start = if owned.is_some() { at + 8 } else { base + at + 8 };
+            storages.insert(name.to_owned(), Storage { owned: owned.cloned(), start, bytes: length });
+            at += 8 + length;
         }
-        for (name, view) in &tensors {
-            let storage = storages
-                .get(&view.storage)
-                .ok_or_else(|| Error::format(path, name, "a storage in the file", format!("key `{}`", view.storage)))?;
-            let last = view.dims.iter().zip(&view.strides).try_fold(view.offset, |n, (d, s)| {
-                d.saturating_sub(1).checked_mul(*s).and_then(|step| n.checked_add(step))
-            });
-            let empty = view.dims.contains(&0);
-            if !empty && last.is_none_or(|l| l >= storage.elements) {
-                let found = format!("{} elements", storage.elements);
-                return Err(Error::format(path, name, "a view inside its storage", found));
+        Ok(Self { object, storages })
+    }
+
+    /// Element type and bytes of the storage that `id` of `pickle` names.
+    pub(crate) fn resolve(&self, pickle: &Pickle, id: Id) -> Result<Option<(Option<Dtype>, Storage)>> {
+        let Some(outside) = objects::outside(pickle, id) else { return Ok(None) };
+        let Some(storage) = self.storages.get(outside.key) else { return Ok(None) };
+        let mut storage = storage.clone();
+        if let Some((_, offset, count)) = outside.part {
+            let size = outside.size();
+            let (Some(skip), Some(length)) = (offset.checked_mul(size), count.checked_mul(size)) else {
+                return Ok(None);
+            };
+            if skip.checked_add(length).is_none_or(|end| end > storage.bytes) {
+                return Ok(None);
             }
+            storage.start += skip;
+            storage.bytes = length;
         }
-        Ok(Self { path: path.to_owned(), map, storages, tensors })
-    }
-
-    fn view(&self, name: &str) -> Option<&View> {
-        self.tensors.iter().find(|(n, _)| n == name).map(|(_, v)| v)
-    }
-}
-
-/// The tensors of a state dict, or of the one under `state_dict` or `model`.
-fn state_dict(object: &Pickle, path: &Path) -> Result<Vec<(String, View)>> {
-    let mut root = object.root();
-    let wrapped = object
-        .items(root)
-        .unwrap_or(&[])
-        .iter()
-        .find(|(k, v)| matches!(object.text(*k), Some("state_dict" | "model")) && object.items(*v).is_some());
-    if let Some((_, inner)) = wrapped {
-        root = *inner;
-    }
-    let items =
-        object.items(root).ok_or_else(|| Error::format(path, "object", "a dict of tensors", "another object"))?;
-    if items.len() > MAX_TENSORS {
-        return Err(Error::format(path, "object", format!("at most {MAX_TENSORS} tensors"), items.len().to_string()));
-    }
-    let mut tensors = Vec::new();
-    for (key, value) in items {
-        let name = object.text(*key).ok_or_else(|| Error::format(path, "object", "text keys", "another key"))?;
-        let value =
-            object.call(*value, "torch._utils._rebuild_parameter").and_then(|a| a.first().copied()).unwrap_or(*value);
-        let view = tensor(object, value).ok_or_else(|| Error::format(path, name, "a tensor", "another value"))?;
-        tensors.push((name.to_owned(), view));
-    }
-    Ok(tensors)
-}
-
-fn tensor(object: &Pickle, id: Id) -> Option<View> {
-    let arguments = object.call(id, "torch._utils._rebuild_tensor_v2")?;
-    let [storage, offset, dims, strides, ..] = arguments else { return None };
-    let Node::Persistent(persistent) = object.node(*storage) else { return None };
-    let [tag, class, key, _, _, ..] = object.sequence(*persistent)? else { return None };
-    if object.text(*tag)? != "storage" {
-        return None;
-    }
-    let Node::Global(class) = object.node(*class) else { return None };
-    let sizes = |id: Id| object.sequence(id)?.iter().map(|d| object.size(*d)).collect::<Option<Vec<_>>>();
-    let (dims, strides) = (sizes(*dims)?, sizes(*strides)?);
-    let count = dims.iter().try_fold(1_usize, |n, d| n.checked_mul(*d))?;
-    if dims.len() != strides.len() || count > 1 << 40 {
-        return None;
-    }
-    let storage = object.text(*key)?.to_owned();
-    Some(View { dtype: storage_type(class)?, storage, offset: object.size(*offset)?, dims, strides })
-}
-
-/// Element type of a `torch.<X>Storage`.
-fn storage_type(class: &str) -> Option<Dtype> {
-    Some(match class.strip_prefix("torch.")?.strip_suffix("Storage")? {
-        "Double" => Dtype::F64,
-        "Float" => Dtype::F32,
-        "Half" => Dtype::F16,
-        "BFloat16" => Dtype::BF16,
-        "Long" => Dtype::I64,
-        "Int" => Dtype::I32,
-        "Short" => Dtype::I16,
-        "Char" => Dtype::I8,
-        "Byte" => Dtype::U8,
-        "Bool" => Dtype::Bool,
-        _ => return None,
-    })
-}
-
-impl TensorSource for LegacyFile {
-    fn names(&self) -> Vec<String> {
-        self.tensors.iter().map(|(n, _)| n.clone()).collect()
-    }
-
-    fn info(&self, name: &str) -> Option<TensorInfo> {
-        self.view(name).map(|v| TensorInfo { dtype: v.dtype, dims: v.dims.clone() })
-    }
-
-    fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let missing = || Error::MissingTensor { path: name.to_owned(), similar: Vec::new() };
-        let view = self.view(name).ok_or_else(missing)?;
-        let storage = self.storages.get(&view.storage).ok_or_else(missing)?;
-        let count = view.dims.iter().product::<usize>();
-        let size = view.dtype.size();
-        let mut values = Vec::new();
-        values
-            .try_reserve_exact(count)
-            .map_err(|e| Error::format(&self.path, name, "a tensor that fits in memory", e.to_string()))?;
-        let mut index = vec![0_usize; view.dims.len()];
-        for _ in 0..count {
-            let element: usize = view.offset + index.iter().zip(&view.strides).map(|(i, s)| i * s).sum::<usize>();
-            let at = storage.start + element * size;
-            values.push(view.dtype.element(&self.map[at..at + size]));
-            for (i, d) in index.iter_mut().zip(&view.dims).rev() {
-                *i += 1;
-                if *i < *d {
-                    break;
-                }
-                *i = 0;
-            }
-        }
-        Ok(values)
+        Ok(Some((outside.dtype, storage)))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use fs_err as fs;
+
     use super::*;
+    use crate::checkpoint::TensorSource as _;
+    use crate::checkpoint::views::Views;
 
     /// A file like torch.save(OrderedDict(w=[[0, 2], [1, 3]] strided, b=[2, 3] sharing its storage)).
     fn sample(offset: u8, count: i64) -> Vec<u8> {
@@ -261,11 +156,13 @@ mod tests {
         b
     }
 
-    fn open(bytes: &[u8]) -> Result<LegacyFile> {
+    fn open(bytes: &[u8]) -> Result<Views> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.pth");
         fs::write(&path, bytes).unwrap();
-        LegacyFile::open(&path)
+        let map = super::super::views::map(&path)?;
+        let found = networks(&path, &map)?.remove(0);
+        Views::new(&path, map, found.tensors)
     }
 
     #[test]
@@ -279,7 +176,7 @@ mod tests {
     #[test]
     fn damage_is_an_error_naming_the_place() {
         let fails = |bytes: &[u8]| open(bytes).unwrap_err().to_string();
-        assert!(fails(&sample(3, 4)).contains("b: expected a view inside its storage"));
+        assert!(fails(&sample(3, 4)).contains("b: expected a view inside its storage: shape [2]"));
         assert!(fails(&sample(2, -1)).contains("a count of at least 0"));
         assert!(fails(&sample(2, i64::MAX)).contains("storage `0`"));
         let whole = sample(2, 4);

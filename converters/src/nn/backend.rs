@@ -22,6 +22,17 @@ impl Conv2d {
     }
 }
 
+/// How a pooling window walks: square, the same step and padding along both axes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    /// Height and width of the window.
+    pub kernel: usize,
+    /// Step.
+    pub stride: usize,
+    /// Padding on each side.
+    pub pad: usize,
+}
+
 /// Where a network is laid out: executed now (libtorch) or written as nodes (ONNX).
 ///
 /// Images are f32 `[N, C, H, W]`. Only the batch N may be unknown while a network is laid out. Every primitive has a parity
@@ -71,6 +82,10 @@ pub trait Backend {
     ) -> Result<Self::Value>;
     /// `x [N, Ci, H, W]`, `w [Ci, Co/groups, kH, kW]` -> `[N, Co, stride*(H-1)+kH-2*pad, ..]`; `pads` must be equal.
     fn conv_transpose2d(&mut self, x: &Self::Value, w: &Self::Value, how: Conv2d) -> Result<Self::Value>;
+    /// Largest value in each window of `x [N, C, H, W]`; padding never wins. The last windows lie inside the padded image.
+    fn max_pool2d(&mut self, x: &Self::Value, how: Pool) -> Result<Self::Value>;
+    /// Mean of each window of `x [N, C, H, W]` over the pixels of the image it covers: padding is not counted.
+    fn avg_pool2d(&mut self, x: &Self::Value, how: Pool) -> Result<Self::Value>;
     /// `x [N, I]`, `w [O, I]`, `bias [O]` -> `x wᵀ + bias [N, O]`.
     fn linear(&mut self, x: &Self::Value, w: &Self::Value, bias: Option<&Self::Value>) -> Result<Self::Value>;
     /// Batched matrix product of the last two axes.

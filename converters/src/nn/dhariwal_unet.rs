@@ -28,7 +28,7 @@ pub struct DhariwalUNet<V> {
 }
 
 impl<V: Clone> DhariwalUNet<V> {
-    /// Takes the tensors of a network for images `[channels, resolution, resolution]`.
+    /// Takes the tensors of a network for square images of this resolution; `channels` are those of its input and of its output.
     ///
     /// # Errors
     /// Those of [`Backend::param`].
@@ -36,7 +36,7 @@ impl<V: Clone> DhariwalUNet<V> {
         b: &mut B,
         scope: Scope,
         resolution: usize,
-        channels: usize,
+        [channels, outputs]: [usize; 2],
         label_dim: usize,
         cfg: &DhariwalConfig,
     ) -> Result<Self> {
@@ -120,7 +120,7 @@ impl<V: Clone> DhariwalUNet<V> {
             }
         }
         let out_norm = GroupNorm::build(b, scope.child("out_norm"), width, EPS)?;
-        let out_conv = Conv::build(b, scope.child("out_conv"), &conv(width, channels, zero))?;
+        let out_conv = Conv::build(b, scope.child("out_conv"), &conv(width, outputs, zero))?;
         Ok(Self { scope, label_dim, map_noise, map_layer0, map_layer1, map_label, stem, enc, dec, out_norm, out_conv })
     }
 

@@ -4,10 +4,11 @@ pub mod backend;
 pub mod dhariwal_unet;
 pub mod discriminator;
 pub mod efficientnet_lite;
+pub mod inception_v3;
 pub mod layers;
 pub mod onnx;
 pub mod precond;
 pub mod song_unet;
 
-pub use backend::{Backend, Conv2d};
+pub use backend::{Backend, Conv2d, Pool};
 pub use onnx::OnnxBackend;

@@ -1,10 +1,10 @@
 //! `Backend` on the graph builder: networks become nodes as they are laid out.
 
 use d2o_onnx::graph::{Dim, Edge, GraphBuilder};
-use d2o_onnx::ops::{ConvAttributes, Sampling};
+use d2o_onnx::ops::{ConvAttributes, PoolAttributes, Sampling};
 
 use crate::error::{Error, Result};
-use crate::nn::backend::{Backend, Conv2d};
+use crate::nn::backend::{Backend, Conv2d, Pool};
 use crate::weights::{Init, LoadReport, Scope, Weights};
 
 /// The back end: a graph under construction and the weights it is filled from.
@@ -38,6 +38,11 @@ impl OnnxBackend {
         Ok((self.graph, report))
     }
 
+    /// Path and dimensions of the tensors taken so far, sorted by path.
+    pub fn taken(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.weights.taken()
+    }
+
     fn ok(&self, op: &'static str, result: d2o_onnx::Result<Edge>) -> Result<Edge> {
         result.map_err(|e| Error::Engine { scope: self.scope.to_string(), op, source: Box::new(e) })
     }
@@ -45,6 +50,10 @@ impl OnnxBackend {
 
 fn attributes(how: Conv2d) -> ConvAttributes {
     ConvAttributes { stride: how.stride, pads: how.pads, groups: how.groups }
+}
+
+fn window(how: Pool) -> PoolAttributes {
+    PoolAttributes { kernel: how.kernel, stride: how.stride, pad: how.pad }
 }
 
 impl Backend for OnnxBackend {
@@ -88,6 +97,16 @@ impl Backend for OnnxBackend {
     fn conv_transpose2d(&mut self, x: &Edge, w: &Edge, how: Conv2d) -> Result<Edge> {
         let edge = self.graph.conv_transpose2d(x, w, attributes(how));
         self.ok("conv_transpose2d", edge)
+    }
+
+    fn max_pool2d(&mut self, x: &Edge, how: Pool) -> Result<Edge> {
+        let edge = self.graph.max_pool2d(x, window(how));
+        self.ok("max_pool2d", edge)
+    }
+
+    fn avg_pool2d(&mut self, x: &Edge, how: Pool) -> Result<Edge> {
+        let edge = self.graph.avg_pool2d(x, window(how));
+        self.ok("avg_pool2d", edge)
     }
 
     fn linear(&mut self, x: &Edge, w: &Edge, bias: Option<&Edge>) -> Result<Edge> {

@@ -6,7 +6,7 @@ use crate::nn::backend::Backend;
 use crate::nn::dhariwal_unet::DhariwalUNet;
 use crate::nn::layers::signed;
 use crate::nn::song_unet::SongUNet;
-use crate::weights::Scope;
+use crate::weights::{Init, Scope};
 
 /// Constant of D2O's boundary condition: D(x; EPS) = x.
 pub const D2O_EPS: f64 = 2e-3;
@@ -26,6 +26,8 @@ pub struct Denoiser<V> {
     config: NetConfig,
     scope: Scope,
     unet: UNet<V>,
+    /// Noise levels of an iDDPM, falling to 0.
+    levels: Option<Vec<f32>>,
 }
 
 #[derive(Debug, Clone)]
@@ -50,14 +52,22 @@ impl<V: Clone> Denoiser<V> {
     /// Those of [`Backend::param`].
     pub fn build<B: Backend<Value = V>>(b: &mut B, config: &NetConfig) -> Result<Self> {
         let scope = Scope::root().child("model");
-        let (resolution, channels, labels) = (config.img_resolution, config.img_channels, config.label_dim);
+        let (resolution, inputs, labels) = (config.img_resolution, config.img_channels, config.label_dim);
+        let iddpm = match config.precond {
+            Precond::Iddpm { c1, c2, steps } => {
+                let init = Init::Values(iddpm_levels(c1, c2, steps));
+                Some(b.buffer(&Scope::root(), "u", &[steps + 1], &init)?)
+            }
+            _ => None,
+        };
+        let channels = [inputs, if iddpm.is_some() { 2 * inputs } else { inputs }];
         let unet = match &config.unet {
             UNetConfig::Song(c) => UNet::Song(SongUNet::build(b, scope.clone(), resolution, channels, labels, c)?),
             UNetConfig::Dhariwal(c) => {
                 UNet::Dhariwal(DhariwalUNet::build(b, scope.clone(), resolution, channels, labels, c)?)
             }
         };
-        Ok(Self { config: config.clone(), scope: Scope::root().child("precond"), unet })
+        Ok(Self { config: config.clone(), scope: Scope::root().child("precond"), unet, levels: iddpm })
     }
 
     /// The configuration it was built from.
@@ -86,6 +96,7 @@ impl<V: Clone> Denoiser<V> {
             UNet::Dhariwal(net) => net.forward(b, &input, &c.noise, labels)?,
         };
         b.enter(&self.scope);
+        let out = if self.levels.is_some() { b.slice(&out, 1, 0, self.config.img_channels)? } else { out };
         let out = b.mul(&out, &c.out)?;
         let skip = match &c.skip {
             Some(c_skip) => b.mul(x, c_skip)?,
@@ -111,7 +122,12 @@ impl<V: Clone> Denoiser<V> {
     }
 
     fn fixed<B: Backend<Value = V>>(&self, b: &mut B, sigma: f64) -> Result<Coefficients<V>> {
-        let c = coefficients(self.config.precond, sigma);
+        let mut c = coefficients(self.config.precond, sigma);
+        if let Some(levels) = &self.levels {
+            #[allow(clippy::cast_possible_truncation, reason = "the original takes sigma as f32")]
+            let sigma = sigma as f32;
+            c.noise = thresholds(levels).iter().filter(|t| sigma >= **t).count() as f64 - 1.0;
+        }
         let scope = self.scope.clone();
         #[allow(clippy::cast_possible_truncation, reason = "networks compute in f32")]
         let mut image = |name: &str, value: f64| b.constant(&scope, name, &[1, 1, 1, 1], vec![value as f32]);
@@ -165,6 +181,29 @@ impl<V: Clone> Denoiser<V> {
                 let noise = b.scale(&t, (steps - 1.0) / beta_d)?;
                 Ok(Coefficients { skip: None, out, input: Some(input), noise })
             }
+            Precond::Iddpm { .. } => {
+                let square = b.mul(&s, &s)?;
+                let total = b.offset(&square, 1.0)?;
+                let root = b.sqrt(&total)?;
+                let one = one(b)?;
+                let input = b.div(&one, &root)?;
+                let out = b.scale(&s, -1.0)?;
+                // The number of thresholds at or below sigma: 1 - (1 if sigma < threshold), summed exactly.
+                let thresholds = thresholds(self.levels.as_deref().unwrap_or(&[]));
+                let count = thresholds.len();
+                let minus = b.constant(&self.scope, "thresholds", &[1, count], thresholds)?;
+                let column = b.reshape(sigma, &[-1, 1])?;
+                let column = b.scale(&column, -1.0)?;
+                let above = b.add(&minus, &column)?;
+                let above = b.scale(&above, STEP)?;
+                let above = b.clamp(&above, 0.0, 1.0)?;
+                let ones = b.constant(&self.scope, "ones", &[1, count], vec![1.0; count])?;
+                let above = b.linear(&above, &ones, None)?;
+                let noise = b.scale(&above, -1.0)?;
+                let noise = b.offset(&noise, count as f64 - 1.0)?;
+                let noise = b.reshape(&noise, &[-1])?;
+                Ok(Coefficients { skip: None, out, input: Some(input), noise })
+            }
             Precond::Ve => {
                 let noise = b.scale(sigma, 0.5)?;
                 let noise = b.log(&noise)?;
@@ -172,6 +211,27 @@ impl<V: Clone> Denoiser<V> {
             }
         }
     }
+}
+
+/// Turns any positive difference of two noise levels into a number above 1.
+const STEP: f64 = 1e30;
+
+/// Noise levels u of an iDDPM, `steps + 1` of them, falling to 0: facts of EDM's `iDDPMPrecond`.
+#[allow(clippy::cast_possible_truncation, reason = "the original keeps them as f32")]
+fn iddpm_levels(c1: f64, c2: f64, steps: usize) -> Vec<f32> {
+    let alpha_bar = |j: usize| (0.5 * std::f64::consts::PI * j as f64 / steps as f64 / (c2 + 1.0)).sin().powi(2);
+    let mut u = vec![0.0; steps + 1];
+    for j in (1..=steps).rev() {
+        let ratio = (alpha_bar(j - 1) / alpha_bar(j)).max(c1);
+        u[j - 1] = ((f64::from(u[j]) * f64::from(u[j]) + 1.0) / ratio - 1.0).sqrt() as f32;
+    }
+    u
+}
+
+/// Half-way points between successive levels, rising: a noise level at or above k of them is nearest to level `steps - k`, and the
+/// network is told k - 1.
+fn thresholds(levels: &[f32]) -> Vec<f32> {
+    levels.windows(2).rev().map(|pair| (pair[0] + pair[1]) / 2.0).collect()
 }
 
 /// Scalar coefficients of a preconditioner at one noise level.
@@ -207,6 +267,8 @@ pub fn coefficients(precond: Precond, sigma: f64) -> Scalars {
             let t = ((beta_min * beta_min + 2.0 * beta_d * (s * s).ln_1p()).sqrt() - beta_min) / beta_d;
             Scalars { skip: 1.0, out: -s, input: 1.0 / (s * s + 1.0).sqrt(), noise: (steps - 1.0) * t }
         }
+        // What the network is told depends on the levels in the checkpoint.
+        Precond::Iddpm { .. } => Scalars { skip: 1.0, out: -s, input: 1.0 / (s * s + 1.0).sqrt(), noise: f64::NAN },
         Precond::Ve => Scalars { skip: 1.0, out: s, input: 1.0, noise: (0.5 * s).ln() },
     }
 }
@@ -237,6 +299,19 @@ mod tests {
         close(c.out, 0.490_290_337_8);
         close(c.input, 0.392_232_270_3);
         close(c.noise, 0.229_072_683);
+    }
+
+    #[test]
+    fn an_iddpm_is_told_the_index_of_the_nearest_level() {
+        let levels = iddpm_levels(0.001, 0.008, 1000);
+        assert!((levels[0] - 20291.0).abs() < 1.0 && (levels[999] - 0.006425).abs() < 1e-5 && levels[1000] == 0.0);
+        let thresholds = thresholds(&levels);
+        let told = |sigma: f32| thresholds.iter().filter(|t| sigma >= **t).count() as f64 - 1.0;
+        for sigma in [0.0_f32, 0.003, 0.0033, 0.1, 1.0, 2.5, 80.0, 1e6] {
+            let nearest =
+                (0..levels.len()).min_by(|a, b| (levels[*a] - sigma).abs().total_cmp(&(levels[*b] - sigma).abs()));
+            assert_eq!(told(sigma), 999.0 - nearest.unwrap() as f64, "{sigma}");
+        }
     }
 
     #[test]

@@ -44,7 +44,7 @@ enum Decoder<V> {
 }
 
 impl<V: Clone> SongUNet<V> {
-    /// Takes the tensors of a network for images `[channels, resolution, resolution]`.
+    /// Takes the tensors of a network for square images of this resolution; `channels` are those of its input and of its output.
     ///
     /// # Errors
     /// Those of [`Backend::param`].
@@ -52,7 +52,7 @@ impl<V: Clone> SongUNet<V> {
         b: &mut B,
         scope: Scope,
         resolution: usize,
-        channels: usize,
+        [channels, out_channels]: [usize; 2],
         label_dim: usize,
         cfg: &SongConfig,
     ) -> Result<Self> {
@@ -160,11 +160,12 @@ impl<V: Clone> SongUNet<V> {
             }
             if cfg.decoder_type == DecoderType::Skip || level == 0 {
                 if cfg.decoder_type == DecoderType::Skip && level < deepest {
-                    let up = conv(channels, channels, 0, Resample::Up, init);
+                    let up = conv(out_channels, out_channels, 0, Resample::Up, init);
                     dec.push(Decoder::AuxUp(Conv::build(b, at("aux_up"), &up)?));
                 }
                 let norm = GroupNorm::build(b, at("aux_norm"), width, EPS)?;
-                let out = Conv::build(b, at("aux_conv"), &conv(width, channels, 3, Resample::Keep, style.init_zero))?;
+                let out =
+                    Conv::build(b, at("aux_conv"), &conv(width, out_channels, 3, Resample::Keep, style.init_zero))?;
                 dec.push(Decoder::AuxOut(norm, out));
             }
         }

@@ -28,7 +28,57 @@ impl ConvAttributes {
     }
 }
 
+/// Window, step and padding of pooling, the same along both axes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolAttributes {
+    /// Height and width of the window.
+    pub kernel: usize,
+    /// Step.
+    pub stride: usize,
+    /// Padding on each side.
+    pub pad: usize,
+}
+
 impl GraphBuilder {
+    /// Largest value in each window.
+    ///
+    /// # Errors
+    /// `Shape` if the windows do not fit.
+    pub fn max_pool2d(&mut self, x: &Edge, how: PoolAttributes) -> Result<Edge> {
+        self.pool("MaxPool", x, how, Vec::new())
+    }
+
+    /// Mean of each window; padding is not counted.
+    ///
+    /// # Errors
+    /// `Shape` if the windows do not fit.
+    pub fn avg_pool2d(&mut self, x: &Edge, how: PoolAttributes) -> Result<Edge> {
+        self.pool("AveragePool", x, how, vec![AttributeProto::int("count_include_pad", 0)])
+    }
+
+    fn pool(
+        &mut self,
+        op: &'static str,
+        x: &Edge,
+        how: PoolAttributes,
+        mut attributes: Vec<AttributeProto>,
+    ) -> Result<Edge> {
+        let &[n, c, Dim::Known(h), Dim::Known(w)] = x.dims() else {
+            return Err(self.mismatch(op, format!("x {}", show(x.dims()))));
+        };
+        // A window must cover some of the image, hence the bound on the padding.
+        let steps = |n: usize| (n + 2 * how.pad).checked_sub(how.kernel)?.checked_div(how.stride).map(|s| s + 1);
+        let (Some(tall), Some(wide), true) = (steps(h), steps(w), 2 * how.pad <= how.kernel) else {
+            return Err(self.mismatch(op, format!("x {}, {how:?}", show(x.dims()))));
+        };
+        attributes.extend([
+            AttributeProto::ints("kernel_shape", vec![signed(how.kernel); 2]),
+            AttributeProto::ints("pads", vec![signed(how.pad); 4]),
+            AttributeProto::ints("strides", vec![signed(how.stride); 2]),
+        ]);
+        Ok(self.node(op, &[x], attributes, x.element(), vec![n, c, Dim::Known(tall), Dim::Known(wide)]))
+    }
+
     /// Convolution.
     ///
     /// # Errors

@@ -8,5 +8,5 @@ mod norm;
 mod reduce;
 mod resample;
 
-pub use conv::ConvAttributes;
+pub use conv::{ConvAttributes, PoolAttributes};
 pub use resample::Sampling;

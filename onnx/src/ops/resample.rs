@@ -1,5 +1,5 @@
 //! Bilinear interpolation as two matrix products with constant matrices: every runtime agrees on it, whatever it makes of `Resize`'s
-//! coordinate modes, and a symbolic batch needs no computed sizes.
+//! coordinate modes, and a symbolic batch needs no computed sizes. MatMul, opset 13.
 
 use crate::error::Result;
 use crate::graph::{Dim, Edge, GraphBuilder, show};

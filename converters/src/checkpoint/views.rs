@@ -1,0 +1,173 @@
+//! Tensors as strided views of storages in a mapped file: what every torch container and TensorFlow's constants come down to.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use fs_err as fs;
+use memmap2::Mmap;
+
+use super::{Dtype, TensorInfo, TensorSource};
+use crate::error::{Error, Result};
+
+/// Most tensors one network may have.
+const MAX_TENSORS: usize = 1 << 16;
+/// Most axes of a tensor.
+const MAX_RANK: usize = 16;
+
+/// A file opened for reading, as memory.
+pub(crate) fn map(path: &Path) -> Result<Rc<Mmap>> {
+    let file = fs::File::open(path)?;
+    #[allow(
+        unsafe_code,
+        reason = "a map of a file opened for reading; another process truncating it is outside our model"
+    )]
+    // SAFETY: the map is only read, and lives as long as the values that own it.
+    let map = unsafe { Mmap::map(file.file())? };
+    Ok(Rc::new(map))
+}
+
+/// Bytes that hold elements: a range of the file, or of `owned` if they had to be decoded.
+#[derive(Debug, Clone)]
+pub(crate) struct Storage {
+    pub(crate) owned: Option<Rc<Vec<u8>>>,
+    pub(crate) start: usize,
+    pub(crate) bytes: usize,
+}
+
+/// A tensor: elements `offset + Σ index·stride` of a storage. Offset and strides count elements.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) dtype: Dtype,
+    pub(crate) storage: Storage,
+    pub(crate) offset: usize,
+    pub(crate) dims: Vec<usize>,
+    pub(crate) strides: Vec<usize>,
+}
+
+impl View {
+    /// A tensor that fills `storage` in row-major order.
+    pub(crate) fn contiguous(dtype: Dtype, storage: Storage, dims: Vec<usize>) -> Self {
+        let mut strides = vec![1_usize; dims.len()];
+        for axis in (1..dims.len()).rev() {
+            strides[axis - 1] = strides[axis].saturating_mul(dims[axis]);
+        }
+        Self { dtype, storage, offset: 0, dims, strides }
+    }
+
+    /// The gate: the view lies inside its storage and repeats none of its elements, so that reading it takes no more memory than
+    /// four bytes for each byte of the file.
+    fn check(&self) -> Result<(), (String, String)> {
+        let elements = self.storage.bytes / self.dtype.size();
+        let held = || format!("a storage of {elements} elements");
+        if self.dims.len() > MAX_RANK || self.dims.len() != self.strides.len() {
+            return Err((format!("at most {MAX_RANK} axes, each with a stride"), format!("{:?}", self.dims)));
+        }
+        let count = self.dims.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
+        if count.is_none_or(|n| n > elements) {
+            return Err((format!("a view that repeats no element, of shape {:?}", self.dims), held()));
+        }
+        let last = self.dims.iter().zip(&self.strides).try_fold(self.offset, |n, (d, s)| {
+            d.saturating_sub(1).checked_mul(*s).and_then(|step| n.checked_add(step))
+        });
+        if count != Some(0) && last.is_none_or(|l| l >= elements) {
+            let (offset, strides) = (self.offset, &self.strides);
+            let view =
+                format!("a view inside its storage: shape {:?}, strides {strides:?}, offset {offset}", self.dims);
+            return Err((view, held()));
+        }
+        Ok(())
+    }
+}
+
+/// Named views of one file; lazy.
+#[derive(Debug)]
+pub(crate) struct Views {
+    path: PathBuf,
+    map: Rc<Mmap>,
+    tensors: Vec<(String, View)>,
+    index: HashMap<String, usize>,
+}
+
+impl Views {
+    /// `tensors` of the file at `path`, each checked.
+    ///
+    /// # Errors
+    /// `Format` naming the tensor that lies outside its storage; `DuplicateTensor`.
+    pub(crate) fn new(path: &Path, map: Rc<Mmap>, tensors: Vec<(String, View)>) -> Result<Self> {
+        if tensors.len() > MAX_TENSORS {
+            let found = tensors.len().to_string();
+            return Err(Error::format(path, "tensors", format!("at most {MAX_TENSORS}"), found));
+        }
+        let mut index = HashMap::new();
+        for (i, (name, view)) in tensors.iter().enumerate() {
+            view.check().map_err(|(expected, found)| Error::format(path, name, expected, found))?;
+            let length = view.storage.owned.as_ref().map_or(map.len(), |o| o.len());
+            if view.storage.start.checked_add(view.storage.bytes).is_none_or(|end| end > length) {
+                return Err(Error::format(path, name, "a storage inside the file", format!("{length} bytes")));
+            }
+            if index.insert(name.clone(), i).is_some() {
+                return Err(Error::DuplicateTensor { path: name.clone() });
+            }
+        }
+        Ok(Self { path: path.to_owned(), map, tensors, index })
+    }
+
+    fn view(&self, name: &str) -> Option<&View> {
+        self.index.get(name).map(|i| &self.tensors[*i].1)
+    }
+}
+
+impl TensorSource for Views {
+    fn names(&self) -> Vec<String> {
+        self.tensors.iter().map(|(n, _)| n.clone()).collect()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.view(name).map(|v| TensorInfo { dtype: v.dtype, dims: v.dims.clone() })
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let missing = || Error::MissingTensor { path: name.to_owned(), similar: Vec::new() };
+        let view = self.view(name).ok_or_else(missing)?;
+        let all: &[u8] = view.storage.owned.as_ref().map_or(&self.map, |o| o.as_slice());
+        let bytes = &all[view.storage.start..view.storage.start + view.storage.bytes];
+        let (count, size) = (view.dims.iter().product::<usize>(), view.dtype.size());
+        let mut values = Vec::new();
+        values
+            .try_reserve_exact(count)
+            .map_err(|e| Error::format(&self.path, name, "a tensor that fits in memory", e.to_string()))?;
+        if count == 0 {
+            return Ok(values);
+        }
+        let row_major = View::contiguous(view.dtype, view.storage.clone(), view.dims.clone());
+        let strides_match =
+            view.dims.iter().zip(&view.strides).zip(&row_major.strides).all(|((d, a), b)| *d == 1 || a == b);
+        if strides_match {
+            let from = view.offset * size;
+            values.extend(bytes[from..from + count * size].chunks_exact(size).map(|b| view.dtype.element(b)));
+            return Ok(values);
+        }
+        // Row by row along the last axis; `check` has shown that every element is there.
+        let (Some((inner, outer)), Some((step, outer_strides))) = (view.dims.split_last(), view.strides.split_last())
+        else {
+            return Ok(values);
+        };
+        let mut index = vec![0_usize; outer.len()];
+        for _ in 0..count / inner {
+            let start = view.offset + index.iter().zip(outer_strides).map(|(i, s)| i * s).sum::<usize>();
+            values.extend((0..*inner).map(|i| {
+                let at = (start + i * step) * size;
+                view.dtype.element(&bytes[at..at + size])
+            }));
+            for (i, d) in index.iter_mut().zip(outer).rev() {
+                *i += 1;
+                if *i < *d {
+                    break;
+                }
+                *i = 0;
+            }
+        }
+        Ok(values)
+    }
+}
