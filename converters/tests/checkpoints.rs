@@ -128,7 +128,9 @@ fn read_all(bytes: &[u8], dir: &Path) -> Result<usize, Error> {
     let path = dir.join("x");
     fs::write(&path, bytes).unwrap();
     let checkpoint = Checkpoint::open(&path)?;
-    let read = |n: &Network| n.tensors.names().iter().map(|t| n.tensors.read_f32(t).map(|v| v.len())).sum::<Result<usize, _>>();
+    let read = |n: &Network| {
+        n.tensors.names().iter().map(|t| n.tensors.read_f32(t).map(|v| v.len())).sum::<Result<usize, _>>()
+    };
     checkpoint.networks.iter().map(read).sum()
 }
 
@@ -207,7 +209,14 @@ fn hostile_pickles_name_opcode_and_offset() {
 #[test]
 fn modules_that_nest_without_end_or_share_without_bound_are_refused() {
     // A module that is its own child.
-    let own = [&global("torch.nn.modules.container.ModuleDict")[..], b")\x81q\x00}", &text("_modules"), b"}", &text("a"), b"h\x00ssb"];
+    let own = [
+        &global("torch.nn.modules.container.ModuleDict")[..],
+        b")\x81q\x00}",
+        &text("_modules"),
+        b"}",
+        &text("a"),
+        b"h\x00ssb",
+    ];
     assert!(refused(&pickle(&own.concat())).contains("modules"));
     // Forty levels, each holding the one below twice: 2^40 modules if they were expanded.
     let mut body = module(&[&b"}"[..], &text("_modules"), b"}s"].concat());

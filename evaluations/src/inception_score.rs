@@ -40,7 +40,12 @@ pub fn inception_score(logits: ArrayView2<'_, f32>) -> Result<InceptionScore> {
             let divergence: f64 = probs
                 .outer_iter()
                 .zip(part.outer_iter())
-                .map(|(p, l)| p.iter().zip(l.iter().zip(&marginal)).map(|(p, (l, m))| if *p > 0.0 { p * (l - m) } else { 0.0 }).sum::<f64>())
+                .map(|(p, l)| {
+                    p.iter()
+                        .zip(l.iter().zip(&marginal))
+                        .map(|(p, (l, m))| if *p > 0.0 { p * (l - m) } else { 0.0 })
+                        .sum::<f64>()
+                })
                 .sum();
             #[allow(clippy::cast_precision_loss, reason = "sample counts")]
             let rows = part.nrows() as f64;

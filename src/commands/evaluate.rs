@@ -30,7 +30,8 @@ const INCEPTION: &str = "inception-2015-12-05";
 /// Unreadable samples or references, an extractor that does not belong to the reference, failing solvers.
 pub fn run(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     let conditions: Vec<Condition> = args.expect.iter().map(|t| t.parse()).collect::<Result<_, _>>()?;
-    let result = measure(args, global, printer).with_context(|| format!("cannot evaluate `{}`", args.samples.display()))?;
+    let result =
+        measure(args, global, printer).with_context(|| format!("cannot evaluate `{}`", args.samples.display()))?;
     for warning in &result.warnings {
         printer.warn(warning);
     }
@@ -137,7 +138,9 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
     }
 
     let title = args.title.clone().unwrap_or_else(|| {
-        args.samples.file_stem().map_or_else(|| args.samples.display().to_string(), |s| s.to_string_lossy().into_owned())
+        args.samples
+            .file_stem()
+            .map_or_else(|| args.samples.display().to_string(), |s| s.to_string_lossy().into_owned())
     });
     let sha256 = batch::content_sha256(source.as_mut())?;
     lap("hash");
@@ -154,7 +157,11 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
         reference: ImageSet {
             title: "reference".to_owned(),
             path: args.reference.display().to_string(),
-            count: reference.meta.get("count").and_then(serde_json::Value::as_u64).and_then(|n| usize::try_from(n).ok()),
+            count: reference
+                .meta
+                .get("count")
+                .and_then(serde_json::Value::as_u64)
+                .and_then(|n| usize::try_from(n).ok()),
             sha256: file_sha256(&args.reference)?,
         },
         extractors: BTreeMap::from([("features".to_owned(), extractor)]),

@@ -61,8 +61,16 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
         LayoutArg::Adm => Layout::Adm,
         LayoutArg::Clean => Layout::Clean,
     };
-    reference.write(&args.out, layout, Some(source.as_mut())).with_context(|| format!("write `{}`", args.out.display()))?;
-    printer.note(&format!("{} images, {} features by {} in `{}`", source.len(), extractor.dims, extractor.name, args.out.display()));
+    reference
+        .write(&args.out, layout, Some(source.as_mut()))
+        .with_context(|| format!("write `{}`", args.out.display()))?;
+    printer.note(&format!(
+        "{} images, {} features by {} in `{}`",
+        source.len(),
+        extractor.dims,
+        extractor.name,
+        args.out.display()
+    ));
     Ok(ExitStatus::Done)
 }
 

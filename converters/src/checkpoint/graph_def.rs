@@ -30,7 +30,9 @@ pub(crate) fn recognises(head: &[u8]) -> bool {
     const NAME: u8 = 0x0a;
     let Some((&NODE, rest)) = head.split_first() else { return false };
     let length = rest.iter().take(5).position(|b| b & 0x80 == 0);
-    length.and_then(|l| rest.get(l + 1..)).is_some_and(|r| r.first() == Some(&NAME) && r.get(2).is_some_and(u8::is_ascii))
+    length
+        .and_then(|l| rest.get(l + 1..))
+        .is_some_and(|r| r.first() == Some(&NAME) && r.get(2).is_some_and(u8::is_ascii))
 }
 
 /// Reads the graph at `path`, mapped as `bytes`. The gate of this format: every field lies inside the one that holds it.
@@ -78,7 +80,8 @@ impl Reader<'_> {
         const MAX_LENGTH: usize = 10;
         let mut value = 0_u64;
         for i in 0..MAX_LENGTH {
-            let byte = self.bytes.get(*at).filter(|_| *at < end).ok_or_else(|| self.bad(*at, "more bytes", "the end"))?;
+            let byte =
+                self.bytes.get(*at).filter(|_| *at < end).ok_or_else(|| self.bad(*at, "more bytes", "the end"))?;
             *at += 1;
             value |= u64::from(byte & 0x7f).checked_shl(u32::try_from(7 * i).unwrap_or(u32::MAX)).unwrap_or(0);
             if byte & 0x80 == 0 {
@@ -185,7 +188,11 @@ impl Reader<'_> {
                         Ok(())
                     })?;
                     let size = usize::try_from(size).ok().filter(|s| *s <= self.bytes.len() && dims.len() < MAX_RANK);
-                    dims.push(size.ok_or_else(|| self.bad(place, format!("{MAX_RANK} sizes within the file"), "other sizes"))?);
+                    dims.push(
+                        size.ok_or_else(|| {
+                            self.bad(place, format!("{MAX_RANK} sizes within the file"), "other sizes")
+                        })?,
+                    );
                     Ok(())
                 })?,
                 (4, Field::Bytes(r)) => content = Some(r),

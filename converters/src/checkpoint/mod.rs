@@ -159,8 +159,11 @@ impl TensorSource for Renamed {
             return Ok(values);
         }
         let dims = self.source.info(&entry.old).ok_or_else(missing)?.dims;
-        let array = ndarray::ArrayViewD::from_shape(dims.as_slice(), &values)
-            .map_err(|_| Error::ShapeMismatch { path: entry.old.clone(), expected: dims.clone(), found: vec![values.len()] })?;
+        let array = ndarray::ArrayViewD::from_shape(dims.as_slice(), &values).map_err(|_| Error::ShapeMismatch {
+            path: entry.old.clone(),
+            expected: dims.clone(),
+            found: vec![values.len()],
+        })?;
         Ok(array.permuted_axes(entry.axes.to_vec()).iter().copied().collect())
     }
 }
@@ -338,7 +341,8 @@ impl Checkpoint {
         let metadata = file.metadata().to_vec();
         let of = |key: &str| metadata.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
         let json = |key: &str, text: &str| -> Result<Value> {
-            serde_json::from_str(text).map_err(|e| Error::format(path, format!("metadata `{key}`"), "JSON", e.to_string()))
+            serde_json::from_str(text)
+                .map_err(|e| Error::format(path, format!("metadata `{key}`"), "JSON", e.to_string()))
         };
         let architecture = match (of("class"), of("init_kwargs")) {
             (Some(class), Some(kwargs)) => {
@@ -442,7 +446,9 @@ fn described(class: &str, found: &Found) -> Option<Architecture> {
     }
     if found.init_args.len() > POSITIONAL.len() {
         let count = found.init_args.len();
-        return Some(Architecture::Unsupported(format!("`{class}` was given {count} positional arguments; only {POSITIONAL:?} are known")));
+        return Some(Architecture::Unsupported(format!(
+            "`{class}` was given {count} positional arguments; only {POSITIONAL:?} are known"
+        )));
     }
     if let Some(source) = &found.source
         && let Err(text) = check_source(class, source)
@@ -466,7 +472,8 @@ fn check_source(class: &str, source: &str) -> Result<(), String> {
     let Some(body) = start.map(|s| &source[s..]) else { return Ok(()) };
     let body = body[1..].find("\nclass ").map_or(body, |end| &body[..=end]);
     for (name, formula) in known {
-        let found = body.lines().filter_map(|l| l.trim().strip_prefix(name)).find_map(|l| l.trim_start().strip_prefix('='));
+        let found =
+            body.lines().filter_map(|l| l.trim().strip_prefix(name)).find_map(|l| l.trim_start().strip_prefix('='));
         let Some(found) = found else { continue };
         let bare = |t: &str| t.split('#').next().unwrap_or("").split_whitespace().collect::<String>();
         if bare(found) != bare(formula) {
@@ -515,8 +522,7 @@ fn recognise(name: String, tensors: Rc<dyn TensorSource>) -> Network {
     }
     let counted = |n: &str| n.ends_with(".num_batches_tracked");
     if has("_conv_stem.weight") && has("_blocks.15._project_conv.weight") {
-        let renamed =
-            Renamed::new(tensors, move |n| if counted(n) { None } else { efficientnet_lite::timm_name(n) });
+        let renamed = Renamed::new(tensors, move |n| if counted(n) { None } else { efficientnet_lite::timm_name(n) });
         Network::new(name, Architecture::EfficientNetLite0, Rc::new(renamed))
     } else if has("conv_stem.weight") && has("blocks.6.0.conv_pwl.weight") && !has("blocks.0.0.se.conv_reduce.weight") {
         let renamed = Renamed::new(tensors, move |n| if counted(n) { None } else { Some(n.to_owned()) });
@@ -532,7 +538,9 @@ fn clip(name: String, tensors: Renamed, packed: bool, quick: bool) -> Network {
     let architecture = if dims.as_deref() == Some(&[768, 3, 32, 32]) && blocks == 12 {
         Architecture::ClipVitB32 { packed, quick }
     } else {
-        let what = format!("a CLIP image tower of {blocks} blocks with patches {dims:?}: expected ViT-B/32, 12 blocks and [768, 3, 32, 32]");
+        let what = format!(
+            "a CLIP image tower of {blocks} blocks with patches {dims:?}: expected ViT-B/32, 12 blocks and [768, 3, 32, 32]"
+        );
         Architecture::Unsupported(what)
     };
     Network::new(name, architecture, Rc::new(tensors))
@@ -642,7 +650,10 @@ mod tests {
             assert_eq!(scalars(&other), if gamma { 23_885_392 } else { 23_868_176 });
             for name in nvidia.tensors.names() {
                 assert_eq!(other.tensors.info(&name), nvidia.tensors.info(&name), "{layout:?}: {name}");
-                assert!(other.tensors.read_f32(&name).unwrap() == nvidia.tensors.read_f32(&name).unwrap(), "{layout:?}: {name}");
+                assert!(
+                    other.tensors.read_f32(&name).unwrap() == nvidia.tensors.read_f32(&name).unwrap(),
+                    "{layout:?}: {name}"
+                );
             }
         }
     }
@@ -656,8 +667,15 @@ mod tests {
 
     #[test]
     fn a_changed_formula_under_a_known_name_is_refused() {
-        let source = |c_skip: &str| format!("import x\n\nclass EDMPrecond(torch.nn.Module):\n    def forward(self):\n        c_skip = {c_skip}\n\nclass Next(x):\n    c_skip = 1\n");
-        assert_eq!(check_source("EDMPrecond", &source("self.sigma_data**2 / (sigma**2 + self.sigma_data**2) # x")), Ok(()));
+        let source = |c_skip: &str| {
+            format!(
+                "import x\n\nclass EDMPrecond(torch.nn.Module):\n    def forward(self):\n        c_skip = {c_skip}\n\nclass Next(x):\n    c_skip = 1\n"
+            )
+        };
+        assert_eq!(
+            check_source("EDMPrecond", &source("self.sigma_data**2 / (sigma**2 + self.sigma_data**2) # x")),
+            Ok(())
+        );
         let text = check_source("EDMPrecond", &source("1 / (1 + sigma)")).unwrap_err();
         assert!(text.contains("sets c_skip = 1 / (1 + sigma)"), "{text}");
         assert_eq!(check_source("VEPrecond", "class VEPrecond(x):\n    c_skip = 1"), Ok(()));

@@ -66,9 +66,9 @@ pub(crate) fn networks(pickle: &Pickle, path: &Path, resolve: &mut Resolve<'_>) 
     let root = pickle.root();
     if pickle.items(root).is_none() || walk.module(root).is_some() {
         let found = walk.network(String::new(), root)?;
-        return found.map(|f| vec![f]).ok_or_else(|| {
-            Error::format(path, "object", "a module or a dict of tensors", describe(pickle, root))
-        });
+        return found
+            .map(|f| vec![f])
+            .ok_or_else(|| Error::format(path, "object", "a module or a dict of tensors", describe(pickle, root)));
     }
     let mut found = Vec::new();
     for (key, value) in pickle.items(root).unwrap_or(&[]) {
@@ -137,7 +137,8 @@ impl<'a> Walk<'a, '_> {
         let mut tensors = Vec::new();
         let Some(module) = self.module(id) else {
             self.state_dict(id, &mut tensors)?;
-            let found = Found { name, class: None, init_args: Vec::new(), init_kwargs: Map::new(), source: None, tensors };
+            let found =
+                Found { name, class: None, init_args: Vec::new(), init_kwargs: Map::new(), source: None, tensors };
             return Ok((!found.tensors.is_empty()).then_some(found));
         };
         if let Some(&[meta, ..]) = self.pickle.call(id, PERSISTENT) {
@@ -149,7 +150,9 @@ impl<'a> Walk<'a, '_> {
         }
         let mut budget = MAX_ARGUMENTS;
         let p = self.pickle;
-        let json = |key: &str, budget: &mut usize| p.get(module.state, key).map(|v| value(p, v, MAX_DEPTH, budget)).transpose();
+        let json = |key: &str, budget: &mut usize| {
+            p.get(module.state, key).map(|v| value(p, v, MAX_DEPTH, budget)).transpose()
+        };
         let arguments = json("_init_args", &mut budget).and_then(|a| Ok((a, json("_init_kwargs", &mut budget)?)));
         let Ok((args, kwargs)) = arguments else {
             let expected = format!("constructor arguments of at most {MAX_ARGUMENTS} values");
@@ -171,7 +174,9 @@ impl<'a> Walk<'a, '_> {
             let name = p.text(*key);
             match (name, self.tensor(name.unwrap_or(""), *value)?) {
                 (Some(name), Some(view)) => out.push((name.to_owned(), view)),
-                (Some(name), None) if !matches!(p.node(*value), Node::None | Node::Int(_) | Node::Bool(_) | Node::Float(_)) => {
+                (Some(name), None)
+                    if !matches!(p.node(*value), Node::None | Node::Int(_) | Node::Bool(_) | Node::Float(_)) =>
+                {
                     others = Some((name, *value));
                 }
                 _ => {}
@@ -189,7 +194,13 @@ impl<'a> Walk<'a, '_> {
         }
     }
 
-    fn descend(&mut self, prefix: &str, module: &Module<'a>, depth: usize, out: &mut Vec<(String, View)>) -> Result<()> {
+    fn descend(
+        &mut self,
+        prefix: &str,
+        module: &Module<'a>,
+        depth: usize,
+        out: &mut Vec<(String, View)>,
+    ) -> Result<()> {
         self.modules += 1;
         if depth == 0 || self.modules > MAX_MODULES {
             let expected = format!("at most {MAX_MODULES} modules, nested at most {MAX_DEPTH} deep");
@@ -267,7 +278,8 @@ impl<'a> Walk<'a, '_> {
         let dims = sizes(dims).ok_or_else(|| bad("sizes of at least 0"))?;
         let strides = sizes(strides).ok_or_else(|| bad("strides of at least 0"))?;
         let named = args.get(6).filter(|_| newer).and_then(|d| p.global(*d)).and_then(named_type);
-        let (stored, bytes) = (self.resolve)(p, storage)?.ok_or_else(|| self.bad(name, "a storage", describe(p, storage)))?;
+        let (stored, bytes) =
+            (self.resolve)(p, storage)?.ok_or_else(|| self.bad(name, "a storage", describe(p, storage)))?;
         let dtype = named.or(stored).ok_or_else(|| self.bad(name, "a known element type", describe(p, storage)))?;
         Ok(Some(View { dtype, storage: bytes, offset, dims, strides }))
     }
@@ -384,10 +396,14 @@ fn value(p: &Pickle, id: Id, depth: usize, budget: &mut usize) -> Result<Value, 
         Node::Int(i) => Value::from(*i),
         Node::Float(f) => Number::from_f64(*f).map_or_else(|| Value::String(f.to_string()), Value::Number),
         Node::Text(t) => Value::String(t.clone()),
-        Node::Sequence(s) => Value::Array(s.iter().map(|v| value(p, *v, depth - 1, budget)).collect::<Result<_, ()>>()?),
+        Node::Sequence(s) => {
+            Value::Array(s.iter().map(|v| value(p, *v, depth - 1, budget)).collect::<Result<_, ()>>()?)
+        }
         Node::Global(name) => Value::String(name.clone()),
         Node::Call { function, arguments, .. } => match (p.global(*function), p.sequence(*arguments)) {
-            (Some("torch.Size" | "builtins.set" | "__builtin__.set"), Some(&[list])) => value(p, list, depth - 1, budget)?,
+            (Some("torch.Size" | "builtins.set" | "__builtin__.set"), Some(&[list])) => {
+                value(p, list, depth - 1, budget)?
+            }
             (Some("numpy.core.multiarray.scalar" | "numpy._core.multiarray.scalar"), Some(&[dtype, bytes])) => {
                 numpy_scalar(p, dtype, bytes).unwrap_or(Value::Null)
             }

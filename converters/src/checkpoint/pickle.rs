@@ -156,7 +156,9 @@ impl Pickle {
     pub fn items(&self, id: Id) -> Option<&[(Id, Id)]> {
         match self.node(id) {
             Node::Dict(items) => Some(items),
-            Node::Call { function, items, .. } if self.global(*function).is_some_and(|f| MAPPINGS.contains(&f)) => Some(items),
+            Node::Call { function, items, .. } if self.global(*function).is_some_and(|f| MAPPINGS.contains(&f)) => {
+                Some(items)
+            }
             _ => None,
         }
     }
@@ -192,7 +194,9 @@ impl Pickle {
     #[must_use]
     pub fn call(&self, id: Id, called: &str) -> Option<&[Id]> {
         match self.node(id) {
-            Node::Call { function, arguments, .. } if self.global(*function) == Some(called) => self.sequence(*arguments),
+            Node::Call { function, arguments, .. } if self.global(*function) == Some(called) => {
+                self.sequence(*arguments)
+            }
             _ => None,
         }
     }
@@ -252,7 +256,10 @@ impl<'a> Machine<'a> {
     fn length(&mut self, width: usize) -> Result<usize> {
         let n = self.u(width)?;
         // A signed length below zero, or one no file could hold, ends here.
-        usize::try_from(n).ok().filter(|n| *n <= self.bytes.len()).ok_or_else(|| self.bad("a length within the file", n.to_string()))
+        usize::try_from(n)
+            .ok()
+            .filter(|n| *n <= self.bytes.len())
+            .ok_or_else(|| self.bad("a length within the file", n.to_string()))
     }
 
     fn line(&mut self) -> Result<&'a str> {
@@ -416,7 +423,9 @@ impl<'a> Machine<'a> {
     /// Old torch files keep a module's class outside, as `('module', class, file, source)`.
     fn class_kept_outside(&self, id: Id) -> Option<Id> {
         match self.nodes.get(id)? {
-            Node::Sequence(s) if s.first().is_some_and(|t| self.nodes.get(*t) == Some(&Node::Text("module".into()))) => {
+            Node::Sequence(s)
+                if s.first().is_some_and(|t| self.nodes.get(*t) == Some(&Node::Text("module".into()))) =>
+            {
                 s.get(1).copied()
             }
             _ => None,

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::rc::Rc;
 
+use super::Dtype;
 use super::objects::{self, Found, Keyed};
 use super::pickle::{Id, Node, Pickle};
 use super::views::Storage;
-use super::Dtype;
 use crate::error::{Error, Result};
 
 /// First pickle of a file: protocol 2, LONG1, ten bytes of 0x1950a86a20f9469cfc6c.
@@ -87,7 +87,12 @@ impl Legacy {
             };
             let length = elements.checked_mul(*size).filter(|n| *n <= bytes.len() - at - 8);
             let length = length.ok_or_else(|| {
-                Error::format(path, place(), format!("{elements} elements"), format!("{} bytes left", bytes.len() - at - 8))
+                Error::format(
+                    path,
+                    place(),
+                    format!("{elements} elements"),
+                    format!("{} bytes left", bytes.len() - at - 8),
+                )
             })?;
             let start = if owned.is_some() { at + 8 } else { base + at + 8 };
             storages.insert(name.to_owned(), Storage { owned: owned.cloned(), start, bytes: length });
@@ -103,7 +108,9 @@ impl Legacy {
         let mut storage = storage.clone();
         if let Some((_, offset, count)) = outside.part {
             let size = outside.size();
-            let (Some(skip), Some(length)) = (offset.checked_mul(size), count.checked_mul(size)) else { return Ok(None) };
+            let (Some(skip), Some(length)) = (offset.checked_mul(size), count.checked_mul(size)) else {
+                return Ok(None);
+            };
             if skip.checked_add(length).is_none_or(|end| end > storage.bytes) {
                 return Ok(None);
             }
@@ -128,7 +135,9 @@ mod tests {
         b.extend(b"\x80\x02M\xe9\x03.");
         b.extend(b"\x80\x02}X\x0d\x00\x00\x00little_endian\x88s.");
         b.extend(b"\x80\x02ccollections\nOrderedDict\n)R(");
-        for (name, dims, strides, offset) in [("w", &[2_u8, 2][..], &[1_u8, 2][..], 0), ("b", &[2][..], &[1][..], offset)] {
+        for (name, dims, strides, offset) in
+            [("w", &[2_u8, 2][..], &[1_u8, 2][..], 0), ("b", &[2][..], &[1][..], offset)]
+        {
             b.extend(b"X\x01\x00\x00\x00");
             b.extend(name.as_bytes());
             b.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04NtQ");

@@ -32,7 +32,8 @@ pub(crate) fn networks(path: &Path, bytes: &[u8]) -> Result<Vec<Found>> {
         let legacy = match objects::blob(p, inner) {
             Some(Blob::InFile(range)) => {
                 let part = bytes.get(range.clone());
-                let part = part.ok_or_else(|| Error::format(path, "nested tensor", "bytes of the file", "other bytes"))?;
+                let part =
+                    part.ok_or_else(|| Error::format(path, "nested tensor", "bytes of the file", "other bytes"))?;
                 Legacy::parse(path, part, range.start, None)?
             }
             Some(Blob::Decoded(decoded)) => Legacy::parse(path, &decoded, 0, Some(&Rc::clone(&decoded)))?,

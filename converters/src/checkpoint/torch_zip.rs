@@ -47,7 +47,8 @@ pub(crate) fn recognises(head: &[u8]) -> bool {
 /// `Format` naming the entry, opcode and offset, or tensor.
 pub(crate) fn networks(path: &Path, bytes: &[u8]) -> Result<(Vec<Found>, bool)> {
     let entries = entries(path, bytes)?;
-    let mut roots = entries.keys().filter_map(|n| n.strip_suffix("data.pkl")).filter(|r| r.is_empty() || r.ends_with('/'));
+    let mut roots =
+        entries.keys().filter_map(|n| n.strip_suffix("data.pkl")).filter(|r| r.is_empty() || r.ends_with('/'));
     let root = match (roots.next(), roots.next()) {
         (Some(root), None) => root,
         (None, _) => return Err(Error::format(path, "archive", "an entry `data.pkl`", "none")),
@@ -74,7 +75,12 @@ fn entries(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Entry>> {
     let bad = |e: zip::result::ZipError| Error::format(path, "archive", "a zip archive", e.to_string());
     let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(bad)?;
     if archive.len() > MAX_ENTRIES {
-        return Err(Error::format(path, "archive", format!("at most {MAX_ENTRIES} entries"), archive.len().to_string()));
+        return Err(Error::format(
+            path,
+            "archive",
+            format!("at most {MAX_ENTRIES} entries"),
+            archive.len().to_string(),
+        ));
     }
     let mut entries = HashMap::new();
     for i in 0..archive.len() {
@@ -87,7 +93,9 @@ fn entries(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Entry>> {
         let place = match (start, end) {
             (Some(start), Some(end)) => start..end,
             _ if !stored => 0..0,
-            _ => return Err(Error::format(path, format!("entry `{name}`"), "an entry inside the file", "a larger one")),
+            _ => {
+                return Err(Error::format(path, format!("entry `{name}`"), "an entry inside the file", "a larger one"));
+            }
         };
         if entries.insert(name.clone(), Entry { place, stored }).is_some() {
             return Err(Error::format(path, format!("entry `{name}`"), "one entry of this name", "two"));

@@ -18,7 +18,10 @@ const MAX_RANK: usize = 16;
 /// A file opened for reading, as memory.
 pub(crate) fn map(path: &Path) -> Result<Rc<Mmap>> {
     let file = fs::File::open(path)?;
-    #[allow(unsafe_code, reason = "a map of a file opened for reading; another process truncating it is outside our model")]
+    #[allow(
+        unsafe_code,
+        reason = "a map of a file opened for reading; another process truncating it is outside our model"
+    )]
     // SAFETY: the map is only read, and lives as long as the values that own it.
     let map = unsafe { Mmap::map(file.file())? };
     Ok(Rc::new(map))
@@ -69,7 +72,8 @@ impl View {
         });
         if count != Some(0) && last.is_none_or(|l| l >= elements) {
             let (offset, strides) = (self.offset, &self.strides);
-            let view = format!("a view inside its storage: shape {:?}, strides {strides:?}, offset {offset}", self.dims);
+            let view =
+                format!("a view inside its storage: shape {:?}, strides {strides:?}, offset {offset}", self.dims);
             return Err((view, held()));
         }
         Ok(())
@@ -137,14 +141,16 @@ impl TensorSource for Views {
             return Ok(values);
         }
         let row_major = View::contiguous(view.dtype, view.storage.clone(), view.dims.clone());
-        let strides_match = view.dims.iter().zip(&view.strides).zip(&row_major.strides).all(|((d, a), b)| *d == 1 || a == b);
+        let strides_match =
+            view.dims.iter().zip(&view.strides).zip(&row_major.strides).all(|((d, a), b)| *d == 1 || a == b);
         if strides_match {
             let from = view.offset * size;
             values.extend(bytes[from..from + count * size].chunks_exact(size).map(|b| view.dtype.element(b)));
             return Ok(values);
         }
         // Row by row along the last axis; `check` has shown that every element is there.
-        let (Some((inner, outer)), Some((step, outer_strides))) = (view.dims.split_last(), view.strides.split_last()) else {
+        let (Some((inner, outer)), Some((step, outer_strides))) = (view.dims.split_last(), view.strides.split_last())
+        else {
             return Ok(values);
         };
         let mut index = vec![0_usize; outer.len()];

@@ -86,7 +86,8 @@ impl<V: Clone> Block<V> {
             }
             all
         };
-        let linear = |b: &mut B, at: Scope, inputs, outputs| Linear::build(b, at, inputs, outputs, true, LayerInit::TORCH);
+        let linear =
+            |b: &mut B, at: Scope, inputs, outputs| Linear::build(b, at, inputs, outputs, true, LayerInit::TORCH);
         let out_proj = linear(b, attn.child("out_proj"), WIDTH, WIDTH)?;
         let ln_2 = LayerNorm::build(b, scope.child("ln_2"))?;
         let c_fc = linear(b, scope.child("mlp").child("c_fc"), WIDTH, 4 * WIDTH)?;

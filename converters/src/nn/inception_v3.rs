@@ -71,7 +71,11 @@ macro_rules! block_35 {
                 Branch(Entry::Input, &[point("tower.conv", 48), same("tower.conv_1", 64, [5, 5])]),
                 Branch(
                     Entry::Input,
-                    &[point("tower_1.conv", 64), same("tower_1.conv_1", 96, [3, 3]), same("tower_1.conv_2", 96, [3, 3])],
+                    &[
+                        point("tower_1.conv", 64),
+                        same("tower_1.conv_1", 96, [3, 3]),
+                        same("tower_1.conv_2", 96, [3, 3]),
+                    ],
                 ),
                 Branch(Entry::Average, &[point("tower_2.conv", $pool)]),
             ],
@@ -115,7 +119,11 @@ macro_rules! block_8 {
                 Branch(Entry::Fork, &[same("tower_mixed_conv_1", 384, [3, 1])]),
                 Branch(
                     Entry::Input,
-                    &[point("tower_1_conv", 448), same("tower_1_conv_1", 384, [3, 3]), same("tower_1_mixed_conv", 384, [1, 3])],
+                    &[
+                        point("tower_1_conv", 448),
+                        same("tower_1_conv_1", 384, [3, 3]),
+                        same("tower_1_mixed_conv", 384, [1, 3]),
+                    ],
                 ),
                 Branch(Entry::Fork, &[same("tower_1_mixed_conv_1", 384, [3, 1])]),
                 Branch($pool, &[point("tower_2_conv", 192)]),
@@ -144,7 +152,11 @@ const BLOCKS: [Block; 11] = [
             Branch(Entry::Input, &[Spec("conv", 384, [3, 3], 2, Valid)]),
             Branch(
                 Entry::Input,
-                &[point("tower.conv", 64), same("tower.conv_1", 96, [3, 3]), Spec("tower.conv_2", 96, [3, 3], 2, Valid)],
+                &[
+                    point("tower.conv", 64),
+                    same("tower.conv_1", 96, [3, 3]),
+                    Spec("tower.conv_2", 96, [3, 3], 2, Valid),
+                ],
             ),
             Branch(Entry::Reduce, &[]),
         ],
@@ -425,8 +437,8 @@ fn pytorch_path(path: &str) -> String {
         return stem[STEM.iter().position(|s| s.0 == path).unwrap_or(0)].to_owned();
     };
     const MODULES: [&str; 11] = [
-        "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b",
-        "Mixed_7c",
+        "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
+        "Mixed_7b", "Mixed_7c",
     ];
     let index = BLOCKS.iter().position(|b| b.0 == block).unwrap_or(0);
     let branch = match (index, conv) {

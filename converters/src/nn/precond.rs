@@ -62,9 +62,7 @@ impl<V: Clone> Denoiser<V> {
         };
         let channels = [inputs, if iddpm.is_some() { 2 * inputs } else { inputs }];
         let unet = match &config.unet {
-            UNetConfig::Song(c) => {
-                UNet::Song(SongUNet::build(b, scope.clone(), resolution, channels, labels, c)?)
-            }
+            UNetConfig::Song(c) => UNet::Song(SongUNet::build(b, scope.clone(), resolution, channels, labels, c)?),
             UNetConfig::Dhariwal(c) => {
                 UNet::Dhariwal(DhariwalUNet::build(b, scope.clone(), resolution, channels, labels, c)?)
             }
@@ -82,13 +80,7 @@ impl<V: Clone> Denoiser<V> {
     ///
     /// # Errors
     /// `Engine`.
-    pub fn denoise<B: Backend<Value = V>>(
-        &self,
-        b: &mut B,
-        x: &V,
-        sigma: &Sigma<V>,
-        labels: Option<&V>,
-    ) -> Result<V> {
+    pub fn denoise<B: Backend<Value = V>>(&self, b: &mut B, x: &V, sigma: &Sigma<V>, labels: Option<&V>) -> Result<V> {
         b.enter(&self.scope);
         let c = match sigma {
             Sigma::Fixed(value) => self.fixed(b, *value)?,
@@ -316,7 +308,8 @@ mod tests {
         let thresholds = thresholds(&levels);
         let told = |sigma: f32| thresholds.iter().filter(|t| sigma >= **t).count() as f64 - 1.0;
         for sigma in [0.0_f32, 0.003, 0.0033, 0.1, 1.0, 2.5, 80.0, 1e6] {
-            let nearest = (0..levels.len()).min_by(|a, b| (levels[*a] - sigma).abs().total_cmp(&(levels[*b] - sigma).abs()));
+            let nearest =
+                (0..levels.len()).min_by(|a, b| (levels[*a] - sigma).abs().total_cmp(&(levels[*b] - sigma).abs()));
             assert_eq!(told(sigma), 999.0 - nearest.unwrap() as f64, "{sigma}");
         }
     }

@@ -164,7 +164,8 @@ impl<V: Clone> SongUNet<V> {
                     dec.push(Decoder::AuxUp(Conv::build(b, at("aux_up"), &up)?));
                 }
                 let norm = GroupNorm::build(b, at("aux_norm"), width, EPS)?;
-                let out = Conv::build(b, at("aux_conv"), &conv(width, out_channels, 3, Resample::Keep, style.init_zero))?;
+                let out =
+                    Conv::build(b, at("aux_conv"), &conv(width, out_channels, 3, Resample::Keep, style.init_zero))?;
                 dec.push(Decoder::AuxOut(norm, out));
             }
         }

@@ -56,7 +56,13 @@ impl GraphBuilder {
         self.pool("AveragePool", x, how, vec![AttributeProto::int("count_include_pad", 0)])
     }
 
-    fn pool(&mut self, op: &'static str, x: &Edge, how: PoolAttributes, mut attributes: Vec<AttributeProto>) -> Result<Edge> {
+    fn pool(
+        &mut self,
+        op: &'static str,
+        x: &Edge,
+        how: PoolAttributes,
+        mut attributes: Vec<AttributeProto>,
+    ) -> Result<Edge> {
         let &[n, c, Dim::Known(h), Dim::Known(w)] = x.dims() else {
             return Err(self.mismatch(op, format!("x {}", show(x.dims()))));
         };
@@ -78,8 +84,10 @@ impl GraphBuilder {
     /// # Errors
     /// `Shape` if operands do not fit.
     pub fn conv2d(&mut self, x: &Edge, w: &Edge, bias: Option<&Edge>, how: ConvAttributes) -> Result<Edge> {
-        let (&[n, Dim::Known(ci), Dim::Known(h), Dim::Known(wd)], &[Dim::Known(co), Dim::Known(per), Dim::Known(kh), Dim::Known(kw)]) =
-            (x.dims(), w.dims())
+        let (
+            &[n, Dim::Known(ci), Dim::Known(h), Dim::Known(wd)],
+            &[Dim::Known(co), Dim::Known(per), Dim::Known(kh), Dim::Known(kw)],
+        ) = (x.dims(), w.dims())
         else {
             return Err(self.mismatch("Conv", format!("x {} and w {}", show(x.dims()), show(w.dims()))));
         };
@@ -104,8 +112,10 @@ impl GraphBuilder {
     /// # Errors
     /// `Shape` if operands do not fit.
     pub fn conv_transpose2d(&mut self, x: &Edge, w: &Edge, how: ConvAttributes) -> Result<Edge> {
-        let (&[n, Dim::Known(ci), Dim::Known(h), Dim::Known(wd)], &[Dim::Known(wi), Dim::Known(per), Dim::Known(kh), Dim::Known(kw)]) =
-            (x.dims(), w.dims())
+        let (
+            &[n, Dim::Known(ci), Dim::Known(h), Dim::Known(wd)],
+            &[Dim::Known(wi), Dim::Known(per), Dim::Known(kh), Dim::Known(kw)],
+        ) = (x.dims(), w.dims())
         else {
             return Err(self.mismatch("ConvTranspose", format!("x {} and w {}", show(x.dims()), show(w.dims()))));
         };
