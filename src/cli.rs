@@ -90,7 +90,10 @@ pub struct Export {
     /// Resolution a feature network runs at, pixels [default: 299 for Inception, else 224]
     #[arg(long, value_name = "PIXELS")]
     pub input_size: Option<usize>,
-    /// Let Inception take images of `--image-size` and resize them inside the graph as TensorFlow 1 does
+    /// Take CLIP weights for ones trained with QuickGELU (OpenAI's) if the file does not say
+    #[arg(long)]
+    pub quick_gelu: bool,
+    /// Let Inception or CLIP take images of `--image-size` and resize them inside the graph as TensorFlow 1 does
     #[arg(long)]
     pub fuse_resize: bool,
     /// Add Inception's 64-, 192- and 768-dimensional features as outputs

@@ -15,6 +15,7 @@ use d2o_onnx::ops::Sampling;
 use crate::checkpoint::{Architecture, Network};
 use crate::config::NetConfig;
 use crate::error::{Error, Result};
+use crate::nn::clip_vit::{self, ClipVitB32};
 use crate::nn::efficientnet_lite::EfficientNetLite0;
 use crate::nn::inception_v3::{self, InceptionV3};
 use crate::nn::layers::signed;
@@ -141,6 +142,8 @@ pub struct FeatureOptions {
     pub image_size: usize,
     /// Height and width EfficientNet-Lite0 sees, pixels: images are resized to it bilinearly (half-pixel, no antialiasing).
     pub input_size: usize,
+    /// Whether CLIP weights are to be taken for ones trained with QuickGELU if the file does not say.
+    pub quick_gelu: bool,
     /// Whether Inception's 64-, 192- and 768-dimensional taps are outputs too.
     pub taps: bool,
 }
@@ -153,9 +156,18 @@ pub fn features(network: &Network, options: &FeatureOptions) -> Result<Exported>
     match &network.architecture {
         Architecture::EfficientNetLite0 => {}
         Architecture::InceptionV3 { gamma } => return inception(network, *gamma, options),
+        Architecture::ClipVitB32 { packed, quick } => {
+            if !quick && !options.quick_gelu {
+                let what = "the file does not say which activation CLIP was trained with: OpenAI's weights need QuickGELU, most others the \
+                            exact GELU, which is not available"
+                    .to_owned();
+                return Err(Error::Config { what });
+            }
+            return clip(network, *packed, options);
+        }
         Architecture::Unsupported(why) => return Err(Error::Config { what: why.clone() }),
         other => {
-            let known = "Inception-2015-12-05, EfficientNet-Lite0";
+            let known = "Inception-2015-12-05, CLIP ViT-B/32, EfficientNet-Lite0";
             let what = format!("a feature network was expected ({known}), found one of class {}", other.name());
             return Err(Error::Config { what });
         }
@@ -221,10 +233,75 @@ fn inception(network: &Network, gamma: bool, options: &FeatureOptions) -> Result
     Ok(Exported { model, report })
 }
 
+/// CLIP's image tower; images of another size than its own are resized as TensorFlow 1 does, as torch-fidelity has it.
+fn clip(network: &Network, packed: bool, options: &FeatureOptions) -> Result<Exported> {
+    let mut b = OnnxBackend::new("clip-vit-b-32", weights(network));
+    let net = ClipVitB32::build(&mut b, &Scope::root(), packed)?;
+    let size = Dim::Known(options.image_size);
+    let dims = [Dim::Batch, size, size, Dim::Known(3)];
+    let x = b.graph.input("images_u8", ElementType::U8, &dims).map_err(|e| engine("input", e))?;
+    let scope = Scope::root().child("preprocess");
+    b.enter(&scope);
+    let x = b.u8_to_f32(&x)?;
+    let x = b.transpose(&x, &[0, 3, 1, 2])?;
+    let resized = b.graph.resize_bilinear(&x, [clip_vit::INPUT_SIZE; 2], Sampling::Asymmetric);
+    let x = resized.map_err(|e| engine("resize_bilinear", e))?;
+    let x = b.scale(&x, 1.0 / 255.0)?;
+    let mean = b.constant(&scope, "minus_mean", &[1, 3, 1, 1], clip_vit::MEAN.map(|m| -m).to_vec())?;
+    let std = b.constant(&scope, "std", &[1, 3, 1, 1], clip_vit::STD.to_vec())?;
+    let x = b.add(&x, &mean)?;
+    let x = b.div(&x, &std)?;
+    let features = net.forward(&mut b, &x)?;
+    b.graph.output("features", &features).map_err(|e| engine("output", e))?;
+    let (mut graph, report) = b.finish()?;
+    graph.metadata("d2o_version", env!("CARGO_PKG_VERSION"));
+    graph.metadata("kind", "features");
+    graph.metadata("extractor", "clip-vit-b-32");
+    graph.metadata("input_size", clip_vit::INPUT_SIZE.to_string());
+    if options.image_size != clip_vit::INPUT_SIZE {
+        graph.metadata("resize", "TensorFlow 1 bilinear (asymmetric), no antialiasing");
+    }
+    let model = graph.finish().map_err(|e| engine("finish", e))?;
+    Ok(Exported { model, report })
+}
+
 fn weights(network: &Network) -> Weights {
     Weights::checkpoint(Box::new(Rc::clone(&network.tensors)), "")
 }
 
 fn engine(op: &'static str, e: d2o_onnx::Error) -> Error {
     Error::Engine { scope: String::new(), op, source: Box::new(e) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn adm_with_several_heads_is_laid_out() {
+        let kwargs = json!({"img_resolution": 16, "img_channels": 3, "label_dim": 3, "model_channels": 128, "channel_mult": [1, 2],
+            "num_blocks": 1, "attn_resolutions": [8]});
+        for (class, tensors) in [("EDMPrecond", 149), ("iDDPMPrecond", 150)] {
+            let config = NetConfig::new(class, &kwargs).unwrap();
+            for kind in [Kind::OneStep, Kind::Denoiser] {
+                let options = Options { kind, ..Options::default() };
+                let exported = denoiser_of(&config, Weights::initialised(0), &options).unwrap();
+                assert_eq!(exported.report.tensors, tensors, "{class}");
+            }
+        }
+    }
+
+    #[test]
+    fn clip_is_laid_out_for_any_batch() {
+        let mut b = OnnxBackend::new("clip", Weights::initialised(0));
+        let net = ClipVitB32::build(&mut b, &Scope::root(), true).unwrap();
+        let side = Dim::Known(clip_vit::INPUT_SIZE);
+        let x = b.graph.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(3), side, side]).unwrap();
+        let features = net.forward(&mut b, &x).unwrap();
+        assert_eq!(features.dims(), [Dim::Batch, Dim::Known(clip_vit::FEATURES)]);
+        b.graph.output("features", &features).unwrap();
+        b.finish().unwrap().0.finish().unwrap();
+    }
 }

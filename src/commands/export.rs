@@ -20,6 +20,8 @@ use crate::printer::Printer;
 const CHECKED: usize = 2;
 /// Height and width Inception sees, pixels.
 const INCEPTION_SIZE: usize = d2o_converters::nn::inception_v3::INPUT_SIZE;
+/// Height and width CLIP sees, pixels.
+const CLIP_SIZE: usize = d2o_converters::nn::clip_vit::INPUT_SIZE;
 /// Height and width EfficientNet-Lite0 was trained at, pixels.
 const LITE0_SIZE: usize = 224;
 /// Largest difference between the runtimes that check allows, relative to the largest output.
@@ -68,7 +70,8 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
     let architecture = given.map_or_else(|| network.architecture.clone(), Architecture::Denoiser);
     let described = network.described_as(architecture);
     let inception = matches!(described.architecture, Architecture::InceptionV3 { .. });
-    let feature_network = inception || described.architecture == Architecture::EfficientNetLite0;
+    let clip = matches!(described.architecture, Architecture::ClipVitB32 { .. });
+    let feature_network = inception || clip || described.architecture == Architecture::EfficientNetLite0;
     let kind = args.kind.unwrap_or(if feature_network { Kind::Features } else { Kind::OneStep });
     let denoiser = |kind| {
         anyhow::ensure!(args.sigma_max > 0.0, "--sigma-max: expected a number above 0, found {}", args.sigma_max);
@@ -81,21 +84,22 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
         Kind::Features => {
             let input_size = args.input_size.unwrap_or(if inception { INCEPTION_SIZE } else { LITE0_SIZE });
             let image_size = args.image_size.unwrap_or(input_size);
-            anyhow::ensure!(
-                !inception || input_size == INCEPTION_SIZE,
-                "--input-size: Inception-2015-12-05 runs at {INCEPTION_SIZE} pixels, found {input_size}"
-            );
+            let fixed = if inception { Some(INCEPTION_SIZE) } else { clip.then_some(CLIP_SIZE) };
+            if let Some(fixed) = fixed {
+                let name = described.architecture.name();
+                anyhow::ensure!(input_size == fixed, "--input-size: {name} runs at {fixed} pixels, found {input_size}");
+            }
             anyhow::ensure!(
                 input_size >= 32 && image_size > 0,
                 "--input-size: expected at least 32, found {input_size}"
             );
-            if inception && image_size != input_size && !args.fuse_resize {
+            if fixed.is_some() && image_size != input_size && !args.fuse_resize {
                 let what = format!("images of {image_size} pixels, and a network for {input_size}");
-                let hint =
-                    "add `--fuse-resize` to put TensorFlow 1's bilinear resize in front, as FID's original code has it";
+                let hint = "add `--fuse-resize` to put TensorFlow 1's bilinear resize in front, as the original FID and torch-fidelity have it";
                 return Err(with_hint(anyhow::anyhow!(what), hint));
             }
-            Ok(export::features(&described, &FeatureOptions { image_size, input_size, taps: args.taps })?)
+            let options = FeatureOptions { image_size, input_size, quick_gelu: args.quick_gelu, taps: args.taps };
+            Ok(export::features(&described, &options)?)
         }
     }
 }

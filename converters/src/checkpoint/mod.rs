@@ -20,7 +20,7 @@ use self::objects::Found;
 use self::views::Views;
 use crate::config::NetConfig;
 use crate::error::{Error, Result};
-use crate::nn::{efficientnet_lite, inception_v3};
+use crate::nn::{clip_vit, efficientnet_lite, inception_v3};
 
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -227,6 +227,13 @@ pub enum Architecture {
         /// Whether batch norms have a scale `gamma`.
         gamma: bool,
     },
+    /// Image tower of CLIP ViT-B/32, tensors under OpenAI's names without `visual.`.
+    ClipVitB32 {
+        /// Whether queries, keys and values are one tensor.
+        packed: bool,
+        /// Whether the activation is known to be QuickGELU.
+        quick: bool,
+    },
     /// Something known that cannot be used, and why.
     Unsupported(String),
     /// Tensors without a description.
@@ -392,6 +399,7 @@ impl Architecture {
             Self::Denoiser(config) => config.class(),
             Self::EfficientNetLite0 => "EfficientNet-Lite0",
             Self::InceptionV3 { .. } => "Inception-2015-12-05",
+            Self::ClipVitB32 { .. } => "CLIP ViT-B/32",
             Self::Unsupported(_) => "unsupported",
             Self::Unknown => "unknown",
         }
@@ -501,6 +509,17 @@ fn recognise(name: String, tensors: Rc<dyn TensorSource>) -> Network {
     if let Some(layout) = inception_v3::layout(|n| has(n)) {
         return inception(name, tensors, layout);
     }
+    if has("visual.conv1.weight") && has("visual.transformer.resblocks.0.attn.in_proj_weight") {
+        // OpenAI's archives keep three sizes among the tensors; they and the text tower lie outside `visual.`.
+        let quick = has("input_resolution") && has("context_length");
+        let visual = Renamed::new(tensors, |n| n.strip_prefix("visual.").map(str::to_owned));
+        return clip(name, visual, true, quick);
+    }
+    if has("vision_model.embeddings.patch_embedding.weight") && has("visual_projection.weight") {
+        let list = names.iter().filter_map(|n| clip_vit::openai_name(n).map(|(ours, axes)| (ours, n.clone(), axes)));
+        let list = list.collect();
+        return clip(name, Renamed::listed(tensors, list), false, false);
+    }
     let counted = |n: &str| n.ends_with(".num_batches_tracked");
     if has("_conv_stem.weight") && has("_blocks.15._project_conv.weight") {
         let renamed = Renamed::new(tensors, move |n| if counted(n) { None } else { efficientnet_lite::timm_name(n) });
@@ -511,6 +530,20 @@ fn recognise(name: String, tensors: Rc<dyn TensorSource>) -> Network {
     } else {
         Network::new(name, Architecture::Unknown, tensors)
     }
+}
+
+fn clip(name: String, tensors: Renamed, packed: bool, quick: bool) -> Network {
+    let dims = tensors.info("conv1.weight").map(|i| i.dims);
+    let blocks = tensors.names().iter().filter(|n| n.ends_with(".ln_1.weight")).count();
+    let architecture = if dims.as_deref() == Some(&[768, 3, 32, 32]) && blocks == 12 {
+        Architecture::ClipVitB32 { packed, quick }
+    } else {
+        let what = format!(
+            "a CLIP image tower of {blocks} blocks with patches {dims:?}: expected ViT-B/32, 12 blocks and [768, 3, 32, 32]"
+        );
+        Architecture::Unsupported(what)
+    };
+    Network::new(name, architecture, Rc::new(tensors))
 }
 
 fn inception(name: String, tensors: Rc<dyn TensorSource>, layout: inception_v3::Layout) -> Network {

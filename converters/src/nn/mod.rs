@@ -1,6 +1,7 @@
 //! Networks, written once over [`Backend`] and laid out by libtorch or as ONNX graphs.
 
 pub mod backend;
+pub mod clip_vit;
 pub mod dhariwal_unet;
 pub mod discriminator;
 pub mod efficientnet_lite;

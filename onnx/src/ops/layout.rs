@@ -59,8 +59,8 @@ impl GraphBuilder {
         let fixed: usize = dims.iter().filter_map(|d| usize::try_from(*d).ok()).product();
         let free = dims.iter().filter(|d| **d == -1).count();
         let fits = match (batched, free) {
-            // The batch goes into the free axis; what remains of a multiple of it goes there too.
-            (true, 1) => fixed > 0 && have.is_multiple_of(fixed),
+            // The batch goes into the free axis. What was merged into it (heads, tokens) may come out again: the runtime knows how much.
+            (true, 1) => fixed > 0 && have > 0 && (have.is_multiple_of(fixed) || fixed.is_multiple_of(have)),
             (false, 1) => fixed > 0 && have.is_multiple_of(fixed),
             (false, 0) => have == fixed,
             _ => false,
