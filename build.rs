@@ -7,6 +7,8 @@ fn main() {
     }
     match std::env::var("LIBTORCH") {
         Ok(dir) => println!("cargo:rustc-link-arg=-Wl,-rpath,{dir}/lib"),
-        Err(_) => println!("cargo:warning=LIBTORCH is not set; run `cargo xtask setup` and `eval \"$(cargo xtask env)\"`"),
+        Err(_) => {
+            println!("cargo:warning=LIBTORCH is not set; run `cargo xtask setup` and `eval \"$(cargo xtask env)\"`")
+        }
     }
 }

@@ -270,8 +270,10 @@ pub struct RefsInspect {
 
 /// `d2o evaluate`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  d2o evaluate samples.npz --ref ref.npz --extractor lite0.onnx --json result.json\n  \
-    d2o evaluate samples.npz --ref ref.npz --extractor inception.onnx --expect 'fid<=1.6'")]
+#[command(
+    after_help = "Examples:\n  d2o evaluate samples.npz --ref ref.npz --extractor lite0.onnx --json result.json\n  \
+    d2o evaluate samples.npz --ref ref.npz --extractor inception.onnx --expect 'fid<=1.6'"
+)]
 pub struct Evaluate {
     /// Samples: npz, npy, HDF5, zip or folder
     #[arg(value_name = "SAMPLES")]
@@ -374,8 +376,10 @@ pub enum Runtime {
 
 /// `d2o train`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  d2o train --loss edm --data data.zip --outdir runs/edm --model-channels 32 --channel-mult 1,2,2\n  \
-    d2o train --loss d2o --transfer edm.safetensors --data data.zip --backbone lite0.pth --outdir runs/d2o --max-seconds 240")]
+#[command(
+    after_help = "Examples:\n  d2o train --loss edm --data data.zip --outdir runs/edm --model-channels 32 --channel-mult 1,2,2\n  \
+    d2o train --loss d2o --transfer edm.safetensors --data data.zip --backbone lite0.pth --outdir runs/d2o --max-seconds 240"
+)]
 pub struct Train {
     /// Objective
     #[arg(long, value_enum)]
@@ -516,7 +520,9 @@ pub enum LossTypeArg {
 
 /// `d2o report`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  d2o report before.json after.json --images real=data.zip --images after=after.npz --out report.html")]
+#[command(
+    after_help = "Example:\n  d2o report before.json after.json --images real=data.zip --images after=after.npz --out report.html"
+)]
 pub struct Report {
     /// Results of `d2o evaluate --json` and `d2o verify --json`
     #[arg(required = true, value_name = "EVAL.json")]
@@ -537,7 +543,9 @@ pub struct Report {
 
 /// `d2o dataset`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  d2o dataset photos/ --resolution 64 --out data.zip\n  d2o dataset icons/svg --resolution 32 --out icons.zip")]
+#[command(
+    after_help = "Examples:\n  d2o dataset photos/ --resolution 64 --out data.zip\n  d2o dataset icons/svg --resolution 32 --out icons.zip"
+)]
 pub struct Dataset {
     /// Folder or zip of images, or folder of SVGs
     #[arg(value_name = "SRC")]

@@ -58,8 +58,11 @@ impl Printer {
     #[must_use]
     pub fn progress(&self, what: &'static str, total: u64) -> Progress {
         let bar = (!self.quiet && std::io::stderr().is_terminal()).then(|| {
-            let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} · {per_sec} · ETA {eta}");
-            ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(what)
+            let style =
+                ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} · {per_sec} · ETA {eta}");
+            ProgressBar::new(total)
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+                .with_message(what)
         });
         let now = Instant::now();
         Progress { what, total, done: 0, start: now, last: now, bar, quiet: self.quiet }
@@ -107,13 +110,20 @@ impl Progress {
 #[must_use]
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |c: usize| {
-        rows.iter().filter_map(|r| r.get(c)).map(|t| t.chars().count()).chain([header[c].chars().count()]).max().unwrap_or(0)
+        rows.iter()
+            .filter_map(|r| r.get(c))
+            .map(|t| t.chars().count())
+            .chain([header[c].chars().count()])
+            .max()
+            .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let line = |cells: Vec<&str>| {
-        let padded = cells.iter().zip(&widths).enumerate().map(|(c, (text, width))| {
-            if c == 0 { format!("{text:<width$}") } else { format!("{text:>width$}") }
-        });
+        let padded = cells
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(c, (text, width))| if c == 0 { format!("{text:<width$}") } else { format!("{text:>width$}") });
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     let mut lines = vec![line(header.to_vec())];

@@ -18,7 +18,12 @@ const INSTALLED: &str = "onnxruntime-1.32.0/lib/libonnxruntime.so.1.32.0";
 ///
 /// # Errors
 /// A missing library or device, with a hint; a file that is no model.
-pub fn open(model: &Path, provider: ProviderArg, global: &Global, printer: Printer) -> anyhow::Result<Box<dyn Session>> {
+pub fn open(
+    model: &Path,
+    provider: ProviderArg,
+    global: &Global,
+    printer: Printer,
+) -> anyhow::Result<Box<dyn Session>> {
     match provider {
         ProviderArg::Tract => open_on(model, Runtime::Tract, global),
         ProviderArg::Cpu => open_on(model, Runtime::OrtCpu, global),

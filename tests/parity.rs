@@ -349,9 +349,8 @@ fn golden_networks_on_libtorch() {
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
         let net = Denoiser::build(&mut b, config).unwrap();
         b.finish().unwrap();
-        let value = |n: &str| {
-            Value(tensor_of(&golden.values(n), &golden.file.info(n).unwrap().dims, Device::Cpu).unwrap())
-        };
+        let value =
+            |n: &str| Value(tensor_of(&golden.values(n), &golden.file.info(n).unwrap().dims, Device::Cpu).unwrap());
         let labels = golden.has_labels().then(|| value("labels"));
         let mut b = LibTorch::running(Device::Cpu, false);
         let _guard = tch::no_grad_guard();

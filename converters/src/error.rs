@@ -85,11 +85,7 @@ impl Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 fn near_misses(similar: &[String]) -> String {
-    if similar.is_empty() {
-        String::new()
-    } else {
-        format!("; similar names there: {}", abbreviate(similar))
-    }
+    if similar.is_empty() { String::new() } else { format!("; similar names there: {}", abbreviate(similar)) }
 }
 
 fn abbreviate(names: &[String]) -> String {

@@ -93,9 +93,8 @@ pub fn share_interval(flags: &[bool], resamples: u32, seed: u64) -> Option<[f64;
     let n = flags.len();
     let value = flags.iter().filter(|f| **f).count() as f64 / n as f64;
     let mut rng = SplitMix64(seed);
-    let values: Vec<f64> = (0..resamples)
-        .map(|_| (0..n).filter(|_| flags[rng.below(n)]).count() as f64 / n as f64)
-        .collect();
+    let values: Vec<f64> =
+        (0..resamples).map(|_| (0..n).filter(|_| flags[rng.below(n)]).count() as f64 / n as f64).collect();
     (resamples > 0).then(|| about(value, values).map(|v| v.clamp(0.0, 1.0)))
 }
 
@@ -107,7 +106,12 @@ fn about(value: f64, mut values: Vec<f64>) -> [f64; 2] {
 }
 
 /// Linear interpolation between order statistics.
-#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small indices")]
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small indices"
+)]
 fn quantile(sorted: &[f64], q: f64) -> f64 {
     let at = q * sorted.len().saturating_sub(1) as f64;
     let (low, fraction) = (at.floor() as usize, at.fract());

@@ -89,14 +89,10 @@ mod tests {
     #[test]
     fn scipys_value() {
         // scipy.linalg.sqrtm(sigma1 @ sigma2).
-        let a = Gaussian {
-            mu: array![0.1, -0.2, 0.3],
-            sigma: array![[2.0, 0.5, 0.1], [0.5, 1.5, -0.3], [0.1, -0.3, 0.8]],
-        };
-        let b = Gaussian {
-            mu: array![0.0, 0.4, 0.2],
-            sigma: array![[1.0, -0.2, 0.3], [-0.2, 2.5, 0.4], [0.3, 0.4, 1.2]],
-        };
+        let a =
+            Gaussian { mu: array![0.1, -0.2, 0.3], sigma: array![[2.0, 0.5, 0.1], [0.5, 1.5, -0.3], [0.1, -0.3, 0.8]] };
+        let b =
+            Gaussian { mu: array![0.0, 0.4, 0.2], sigma: array![[1.0, -0.2, 0.3], [-0.2, 2.5, 0.4], [0.3, 0.4, 1.2]] };
         assert!((frechet_distance(&a, &b).unwrap() - 1.073922592121523).abs() < 1e-10);
     }
 

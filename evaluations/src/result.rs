@@ -146,7 +146,10 @@ mod tests {
             timings: BTreeMap::new(),
         };
         let holds = |t: &str| t.parse::<Condition>().unwrap().holds(&e);
-        assert_eq!([holds("fid<=1.6"), holds("fid < 1.6"), holds("FID>=1.6"), holds("fid>1")], [Some(true), Some(false), Some(true), Some(true)]);
+        assert_eq!(
+            [holds("fid<=1.6"), holds("fid < 1.6"), holds("FID>=1.6"), holds("fid>1")],
+            [Some(true), Some(false), Some(true), Some(true)]
+        );
         assert_eq!(holds("kid<1"), None);
         for bad in ["fid", "<=1", "fid<=x", "fid=1"] {
             assert!(bad.parse::<Condition>().is_err(), "{bad}");

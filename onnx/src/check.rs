@@ -70,7 +70,11 @@ mod tests {
         assert!(g.finish().unwrap_err().to_string().contains("`w` is never used"));
         let (mut g, _) = start();
         let (_, other) = start();
-        let other = { let (mut h, x) = start(); drop(other); h.scale(&x, 2.0).unwrap() };
+        let other = {
+            let (mut h, x) = start();
+            drop(other);
+            h.scale(&x, 2.0).unwrap()
+        };
         g.output("y", &other).unwrap();
         assert!(g.finish().unwrap_err().to_string().contains("before it is defined"));
         let (mut g, x) = start();

@@ -62,17 +62,14 @@ pub(crate) fn rgb(file: &Path, entry: &str, bytes: &[u8]) -> Result<Array3<u8>> 
         other => other.into_rgb8(),
     };
     let dims = (rgb.height() as usize, rgb.width() as usize, 3);
-    Array3::from_shape_vec(dims, rgb.into_raw())
-        .map_err(|e| Error::format(file, entry, "H·W·3 bytes", e.to_string()))
+    Array3::from_shape_vec(dims, rgb.into_raw()).map_err(|e| Error::format(file, entry, "H·W·3 bytes", e.to_string()))
 }
 
 /// Encodes u8 `[H, W, 3]` as PNG, the same bytes each time.
 pub(crate) fn png(file: &Path, entry: &str, pixels: ndarray::ArrayView3<'_, u8>) -> Result<Vec<u8>> {
     use image::ImageEncoder as _;
     let (height, width, _) = pixels.dim();
-    let side = |n: usize| {
-        u32::try_from(n).map_err(|_| Error::format(file, entry, "a size below 2^32", n.to_string()))
-    };
+    let side = |n: usize| u32::try_from(n).map_err(|_| Error::format(file, entry, "a size below 2^32", n.to_string()));
     let pixels = pixels.as_standard_layout();
     let flat = pixels.as_slice().unwrap_or(&[]);
     let mut bytes = Vec::new();

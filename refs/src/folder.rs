@@ -97,7 +97,10 @@ mod tests {
     fn grey_alpha_and_nesting() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("b")).unwrap();
-        png(&dir.path().join("a.png"), &image::DynamicImage::ImageLuma8(image::GrayImage::from_pixel(2, 2, image::Luma([7]))));
+        png(
+            &dir.path().join("a.png"),
+            &image::DynamicImage::ImageLuma8(image::GrayImage::from_pixel(2, 2, image::Luma([7]))),
+        );
         let rgba = image::RgbaImage::from_pixel(2, 2, image::Rgba([1, 2, 3, 4]));
         png(&dir.path().join("b/c.png"), &image::DynamicImage::ImageRgba8(rgba));
         let mut folder = Folder::open(dir.path()).unwrap();

@@ -75,9 +75,7 @@ impl ImageSource for Hdf5Images {
 
     fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>> {
         check_range(&self.path, &range, self.len)?;
-        self.images
-            .read_slice(s![range, .., .., ..])
-            .map_err(|source| Error::Hdf5 { file: self.path.clone(), source })
+        self.images.read_slice(s![range, .., .., ..]).map_err(|source| Error::Hdf5 { file: self.path.clone(), source })
     }
 }
 

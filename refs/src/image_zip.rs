@@ -92,7 +92,9 @@ pub(crate) fn labels_of(path: &Path, json: &[u8], names: &[String]) -> Result<Op
     }
     names
         .iter()
-        .map(|n| by_name.get(n.as_str()).copied().ok_or_else(|| bad("a label for every image", format!("none for `{n}`"))))
+        .map(|n| {
+            by_name.get(n.as_str()).copied().ok_or_else(|| bad("a label for every image", format!("none for `{n}`")))
+        })
         .collect::<Result<_>>()
         .map(Some)
 }

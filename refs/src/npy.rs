@@ -230,7 +230,9 @@ mod tests {
             b.extend(text.as_bytes());
             parse_bytes(&b).unwrap_err().to_string()
         };
-        assert!(with("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 99999999999), }").contains("2^63"));
+        assert!(
+            with("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 99999999999), }").contains("2^63")
+        );
         assert!(with("{'descr': '>f4', 'fortran_order': False, 'shape': (1,), }").contains("little endian"));
         assert!(with("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }").contains("dtype"));
         assert!(with("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }").contains("whole numbers"));

@@ -379,8 +379,9 @@ mod tests {
     use ndarray::{Array1, Array2};
 
     fn pack(path: &Path, n: usize) -> Array4<u8> {
-        let images =
-            Array4::from_shape_fn((n, 2, 3, 3), |(i, y, x, c)| u8::try_from((i * 50 + y * 9 + x * 3 + c) % 256).unwrap());
+        let images = Array4::from_shape_fn((n, 2, 3, 3), |(i, y, x, c)| {
+            u8::try_from((i * 50 + y * 9 + x * 3 + c) % 256).unwrap()
+        });
         let mut writer = NpzWriter::create(path).unwrap();
         writer.start(IMAGES, Dtype::U8, images.shape()).unwrap();
         writer.raw(images.as_slice().unwrap()).unwrap();

@@ -56,9 +56,7 @@ impl ReferenceStats {
         let features = if npz.contains(FEATURES) {
             let rows = npz.f32(FEATURES)?;
             let shape = format!("{:?}", rows.shape());
-            let rows = rows
-                .into_dimensionality()
-                .map_err(|_| Error::format(path, FEATURES, "two axes", shape))?;
+            let rows = rows.into_dimensionality().map_err(|_| Error::format(path, FEATURES, "two axes", shape))?;
             Some(rows)
         } else {
             None
@@ -77,12 +75,7 @@ impl ReferenceStats {
     ///
     /// # Errors
     /// `Format` if the layout asks for images or spatial statistics that are not there; writing errors.
-    pub fn write(
-        &self,
-        path: &Path,
-        layout: Layout,
-        images: Option<&mut dyn crate::batch::ImageSource>,
-    ) -> Result<()> {
+    pub fn write(&self, path: &Path, layout: Layout, images: Option<&mut dyn crate::batch::ImageSource>) -> Result<()> {
         let mut npz = NpzWriter::create(path)?;
         if layout == Layout::Adm {
             let Some(images) = images else {
@@ -193,7 +186,8 @@ pub fn inspect(path: &Path) -> Result<Diagnosis> {
         warnings.push(format!("{n} images for {dims} features: the covariance has no full rank"));
     }
     if dims != INCEPTION && stats.meta.is_null() {
-        warnings.push(format!("{dims} features: not Inception's pool3 (2048), and the file does not say whose they are"));
+        warnings
+            .push(format!("{dims} features: not Inception's pool3 (2048), and the file does not say whose they are"));
     }
     Ok(Diagnosis { file: path.to_owned(), layout, arrays, dims, count, meta: stats.meta, warnings })
 }

@@ -146,7 +146,12 @@ impl Plan {
         Ok((latents, (bound > 0).then_some(labels)))
     }
 
-    fn sample(&self, session: &mut dyn Session, latents: &Array4<f32>, labels: Option<&[usize]>) -> anyhow::Result<Array4<f32>> {
+    fn sample(
+        &self,
+        session: &mut dyn Session,
+        latents: &Array4<f32>,
+        labels: Option<&[usize]>,
+    ) -> anyhow::Result<Array4<f32>> {
         let one_hot: Option<ArrayD<f32>> = labels.map(|labels| {
             Array2::from_shape_fn((labels.len(), self.classes), |(i, k)| f32::from(u8::from(labels[i] == k))).into_dyn()
         });
@@ -248,7 +253,12 @@ struct Grid<'a> {
 
 impl<'a> Grid<'a> {
     fn new(path: &'a Path, columns: usize, height: usize, width: usize) -> Self {
-        Self { path, columns, canvas: ndarray::Array3::from_elem((columns * height, columns * width, 3), 255), placed: 0 }
+        Self {
+            path,
+            columns,
+            canvas: ndarray::Array3::from_elem((columns * height, columns * width, 3), 255),
+            placed: 0,
+        }
     }
 
     fn add(&mut self, images: &Array4<u8>) {
@@ -264,6 +274,7 @@ impl<'a> Grid<'a> {
     }
 
     fn save(self) -> anyhow::Result<()> {
-        AtomicFile::write_all_to(self.path, &png(&self.canvas)?).with_context(|| format!("write `{}`", self.path.display()))
+        AtomicFile::write_all_to(self.path, &png(&self.canvas)?)
+            .with_context(|| format!("write `{}`", self.path.display()))
     }
 }

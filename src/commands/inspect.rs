@@ -123,7 +123,9 @@ fn render(value: &Value) -> String {
             Value::Null => {}
             Value::Array(items) => {
                 lines.push(format!("{key}:"));
-                lines.extend(items.iter().map(|i| format!("  {}", i.as_str().map_or_else(|| i.to_string(), str::to_owned))));
+                lines.extend(
+                    items.iter().map(|i| format!("  {}", i.as_str().map_or_else(|| i.to_string(), str::to_owned))),
+                );
             }
             Value::Object(map) => {
                 lines.push(format!("{key}:"));

@@ -45,7 +45,12 @@ mod training {
         let mut source =
             batch::open(&args.data).with_context(|| format!("cannot train on `{}`", args.data.display()))?;
         let dims = source.dims();
-        anyhow::ensure!(dims.height == dims.width, "training images must be square, not {}×{}", dims.width, dims.height);
+        anyhow::ensure!(
+            dims.height == dims.width,
+            "training images must be square, not {}×{}",
+            dims.width,
+            dims.height
+        );
         let net = network(args, dims.height)?;
         anyhow::ensure!(
             net.img_resolution == dims.height,
@@ -75,14 +80,18 @@ mod training {
 
     fn network(args: &Train, resolution: usize) -> anyhow::Result<NetConfig> {
         match (&args.transfer, args.loss) {
-            (None, LossArg::D2o) => anyhow::bail!("--loss d2o fine-tunes a pre-trained denoiser: give it with --transfer"),
+            (None, LossArg::D2o) => {
+                anyhow::bail!("--loss d2o fine-tunes a pre-trained denoiser: give it with --transfer")
+            }
             (None, LossArg::Edm) => fresh(&args.fresh, resolution),
             (Some(path), loss) => {
                 let describe = || format!("cannot start from `{}`", path.display());
                 let checkpoint = Checkpoint::open(path).with_context(describe)?;
                 let network = checkpoint.network("ema").with_context(describe)?;
                 let Architecture::Denoiser(config) = &network.architecture else {
-                    return Err(anyhow::anyhow!("the checkpoint does not say which network it holds").context(describe()));
+                    return Err(
+                        anyhow::anyhow!("the checkpoint does not say which network it holds").context(describe())
+                    );
                 };
                 Ok(match loss {
                     LossArg::Edm => config.clone(),

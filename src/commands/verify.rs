@@ -73,7 +73,10 @@ pub fn run(args: &Verify, global: &Global, printer: Printer) -> anyhow::Result<E
         printer.data(&table(&header, &rows))?;
         let verdict = if result.agree { "agree" } else { "DIFFER" };
         let tolerance = result.tolerance;
-        printer.data(&format!("{samples} inputs, reference {}, tolerance {tolerance:.1e}: runtimes {verdict}", result.reference))?;
+        printer.data(&format!(
+            "{samples} inputs, reference {}, tolerance {tolerance:.1e}: runtimes {verdict}",
+            result.reference
+        ))?;
     }
     Ok(if result.agree { ExitStatus::Done } else { ExitStatus::No })
 }
@@ -218,7 +221,11 @@ impl Sum {
                     *total += 1;
                 }
             }
-            _ => anyhow::bail!("output `{name}`: {} on one runtime, {} on the other", expected.element(), found.element()),
+            _ => anyhow::bail!(
+                "output `{name}`: {} on one runtime, {} on the other",
+                expected.element(),
+                found.element()
+            ),
         }
         Ok(())
     }

@@ -60,8 +60,7 @@ fn denoise(
 ) -> anyhow::Result<Array4<f64>> {
     #[allow(clippy::cast_possible_truncation, reason = "networks take f32")]
     let sigma = Array1::from_elem(x.dim().0, sigma as f32);
-    let mut inputs =
-        vec![("x", Tensor::F32(narrow(x).into_dyn())), ("sigma", Tensor::F32(sigma.into_dyn()))];
+    let mut inputs = vec![("x", Tensor::F32(narrow(x).into_dyn())), ("sigma", Tensor::F32(sigma.into_dyn()))];
     if let Some(labels) = labels {
         inputs.push(("class_labels", Tensor::F32(labels.clone())));
     }

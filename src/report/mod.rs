@@ -118,7 +118,9 @@ pub fn read(paths: &[std::path::PathBuf]) -> anyhow::Result<(Vec<Evaluation>, Ve
         } else if value.get("agree").is_some() {
             verdicts.push(value);
         } else {
-            return Err(anyhow::anyhow!("it is no result of `d2o evaluate --json` or `d2o verify --json`").context(describe()));
+            return Err(
+                anyhow::anyhow!("it is no result of `d2o evaluate --json` or `d2o verify --json`").context(describe())
+            );
         }
     }
     Ok((evaluations, verdicts))

@@ -77,7 +77,11 @@ mod tests {
     fn every_loss_gets_a_curve() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stats.jsonl");
-        fs::write(&path, "{\"kimg\":1.0,\"losses\":{\"edm\":2.0}}\n{\"kimg\":2.0,\"losses\":{\"edm\":1.0,\"r1\":3.0}}\n").unwrap();
+        fs::write(
+            &path,
+            "{\"kimg\":1.0,\"losses\":{\"edm\":2.0}}\n{\"kimg\":2.0,\"losses\":{\"edm\":1.0,\"r1\":3.0}}\n",
+        )
+        .unwrap();
         let found = curves(&path).unwrap();
         assert_eq!(found.iter().map(|c| c.0.as_str()).collect::<Vec<_>>(), ["edm", "r1"]);
         assert!(found[0].1.contains("2.0 kimg"));

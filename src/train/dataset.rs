@@ -41,9 +41,9 @@ impl TrainingSet {
         let labels = if label_dim == 0 {
             None
         } else {
-            let labels = source
-                .labels()
-                .ok_or_else(|| anyhow::anyhow!("the network is conditional ({label_dim} classes), the dataset has no labels"))?;
+            let labels = source.labels().ok_or_else(|| {
+                anyhow::anyhow!("the network is conditional ({label_dim} classes), the dataset has no labels")
+            })?;
             if let Some(bad) = labels.iter().find(|l| usize::try_from(**l).map_or(true, |l| l >= label_dim)) {
                 anyhow::bail!("label {bad} of the dataset: expected 0 to {}", label_dim - 1);
             }
@@ -92,7 +92,8 @@ impl TrainingSet {
         let labels = match &self.labels {
             None => None,
             Some(labels) => {
-                let chosen: Vec<i64> = index.iter().filter_map(|i| usize::try_from(*i).ok()).map(|i| labels[i]).collect();
+                let chosen: Vec<i64> =
+                    index.iter().filter_map(|i| usize::try_from(*i).ok()).map(|i| labels[i]).collect();
                 let classes = i64::try_from(self.label_dim)?;
                 Some(Tensor::f_from_slice(&chosen)?.f_one_hot(classes)?.f_to_kind(Kind::Float)?.f_to_device(device)?)
             }

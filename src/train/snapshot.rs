@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context as _;
-use d2o_converters::checkpoint::safetensors::{self, SafetensorsFile, Tensor as Stored};
 use d2o_converters::checkpoint::TensorSource as _;
+use d2o_converters::checkpoint::safetensors::{self, SafetensorsFile, Tensor as Stored};
 use d2o_converters::config::NetConfig;
 use tch::{Device, Tensor};
 

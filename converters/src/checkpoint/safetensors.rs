@@ -37,10 +37,15 @@ impl SafetensorsFile {
     /// `Format` if the header is bad.
     pub fn open(path: &Path) -> Result<Self> {
         let file = fs::File::open(path)?;
-        #[allow(unsafe_code, reason = "a map of a file opened for reading; another process truncating it is outside our model")]
+        #[allow(
+            unsafe_code,
+            reason = "a map of a file opened for reading; another process truncating it is outside our model"
+        )]
         // SAFETY: the map is only read, and lives as long as the struct that owns it.
         let map = unsafe { Mmap::map(file.file())? };
-        let bad = |e: safetensors::SafeTensorError| Error::format(path, "header", "a valid safetensors header", e.to_string());
+        let bad = |e: safetensors::SafeTensorError| {
+            Error::format(path, "header", "a valid safetensors header", e.to_string())
+        };
         let (length, header) = SafeTensors::read_metadata(&map).map_err(bad)?;
         let names = header.offset_keys();
         let mut metadata: Vec<(String, String)> =

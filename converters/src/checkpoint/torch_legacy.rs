@@ -52,18 +52,20 @@ impl LegacyFile {
     /// `Format` naming the place.
     pub fn open(path: &Path) -> Result<Self> {
         let file = fs::File::open(path)?;
-        #[allow(unsafe_code, reason = "a map of a file opened for reading; another process truncating it is outside our model")]
+        #[allow(
+            unsafe_code,
+            reason = "a map of a file opened for reading; another process truncating it is outside our model"
+        )]
         // SAFETY: the map is only read, and lives as long as the struct that owns it.
         let map = unsafe { Mmap::map(file.file())? };
         let mut at = MAGIC.len().min(map.len());
         let mut next = |what: &str| -> Result<Pickle> {
-            let (pickle, used) = Pickle::parse(&map[at..], path, at)
-                .map_err(|e| match e {
-                    Error::Format { file, place, expected, found } => {
-                        Error::Format { file, place: format!("{what}: {place}"), expected, found }
-                    }
-                    other => other,
-                })?;
+            let (pickle, used) = Pickle::parse(&map[at..], path, at).map_err(|e| match e {
+                Error::Format { file, place, expected, found } => {
+                    Error::Format { file, place: format!("{what}: {place}"), expected, found }
+                }
+                other => other,
+            })?;
             at += used;
             Ok(pickle)
         };
@@ -73,9 +75,11 @@ impl LegacyFile {
             return Err(Error::format(path, "protocol version", PROTOCOL.to_string(), found));
         }
         let system = next("system information")?;
-        let little = system.items(system.root()).unwrap_or(&[]).iter().any(|(k, v)| {
-            system.text(*k) == Some("little_endian") && *system.node(*v) == Node::Bool(true)
-        });
+        let little = system
+            .items(system.root())
+            .unwrap_or(&[])
+            .iter()
+            .any(|(k, v)| system.text(*k) == Some("little_endian") && *system.node(*v) == Node::Bool(true));
         if !little {
             return Err(Error::format(path, "system information", "little_endian true", "another byte order"));
         }
@@ -98,7 +102,8 @@ impl LegacyFile {
             let Some(dtype) = types.get(name) else {
                 return Err(Error::format(path, place(), "a storage some tensor uses", "one of unknown type"));
             };
-            let end = elements.checked_mul(dtype.size()).and_then(|n| n.checked_add(at + 8)).filter(|e| *e <= map.len());
+            let end =
+                elements.checked_mul(dtype.size()).and_then(|n| n.checked_add(at + 8)).filter(|e| *e <= map.len());
             let end = end.ok_or_else(|| {
                 Error::format(path, place(), format!("{elements} elements"), format!("{} bytes left", map.len() - at))
             })?;
@@ -129,20 +134,24 @@ impl LegacyFile {
 /// The tensors of a state dict, or of the one under `state_dict` or `model`.
 fn state_dict(object: &Pickle, path: &Path) -> Result<Vec<(String, View)>> {
     let mut root = object.root();
-    let wrapped = object.items(root).unwrap_or(&[]).iter().find(|(k, v)| {
-        matches!(object.text(*k), Some("state_dict" | "model")) && object.items(*v).is_some()
-    });
+    let wrapped = object
+        .items(root)
+        .unwrap_or(&[])
+        .iter()
+        .find(|(k, v)| matches!(object.text(*k), Some("state_dict" | "model")) && object.items(*v).is_some());
     if let Some((_, inner)) = wrapped {
         root = *inner;
     }
-    let items = object.items(root).ok_or_else(|| Error::format(path, "object", "a dict of tensors", "another object"))?;
+    let items =
+        object.items(root).ok_or_else(|| Error::format(path, "object", "a dict of tensors", "another object"))?;
     if items.len() > MAX_TENSORS {
         return Err(Error::format(path, "object", format!("at most {MAX_TENSORS} tensors"), items.len().to_string()));
     }
     let mut tensors = Vec::new();
     for (key, value) in items {
         let name = object.text(*key).ok_or_else(|| Error::format(path, "object", "text keys", "another key"))?;
-        let value = object.call(*value, "torch._utils._rebuild_parameter").and_then(|a| a.first().copied()).unwrap_or(*value);
+        let value =
+            object.call(*value, "torch._utils._rebuild_parameter").and_then(|a| a.first().copied()).unwrap_or(*value);
         let view = tensor(object, value).ok_or_else(|| Error::format(path, name, "a tensor", "another value"))?;
         tensors.push((name.to_owned(), view));
     }
@@ -231,7 +240,9 @@ mod tests {
         b.extend(b"\x80\x02M\xe9\x03.");
         b.extend(b"\x80\x02}X\x0d\x00\x00\x00little_endian\x88s.");
         b.extend(b"\x80\x02ccollections\nOrderedDict\n)R(");
-        for (name, dims, strides, offset) in [("w", &[2_u8, 2][..], &[1_u8, 2][..], 0), ("b", &[2][..], &[1][..], offset)] {
+        for (name, dims, strides, offset) in
+            [("w", &[2_u8, 2][..], &[1_u8, 2][..], 0), ("b", &[2][..], &[1][..], offset)]
+        {
             b.extend(b"X\x01\x00\x00\x00");
             b.extend(name.as_bytes());
             b.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04NtQ");

@@ -62,7 +62,13 @@ pub trait Backend {
     fn dim(&self, x: &Self::Value, axis: usize) -> Option<usize>;
 
     /// `x [N, Ci, H, W]`, `w [Co, Ci/groups, kH, kW]`, `bias [Co]` -> `[N, Co, H', W']`.
-    fn conv2d(&mut self, x: &Self::Value, w: &Self::Value, bias: Option<&Self::Value>, how: Conv2d) -> Result<Self::Value>;
+    fn conv2d(
+        &mut self,
+        x: &Self::Value,
+        w: &Self::Value,
+        bias: Option<&Self::Value>,
+        how: Conv2d,
+    ) -> Result<Self::Value>;
     /// `x [N, Ci, H, W]`, `w [Ci, Co/groups, kH, kW]` -> `[N, Co, stride*(H-1)+kH-2*pad, ..]`; `pads` must be equal.
     fn conv_transpose2d(&mut self, x: &Self::Value, w: &Self::Value, how: Conv2d) -> Result<Self::Value>;
     /// `x [N, I]`, `w [O, I]`, `bias [O]` -> `x wᵀ + bias [N, O]`.
@@ -80,7 +86,13 @@ pub trait Backend {
         bias: &Self::Value,
     ) -> Result<Self::Value>;
     /// Normalises each channel of `x [N, C, H, W]` with the statistics of this very batch (biased variance).
-    fn batch_norm(&mut self, x: &Self::Value, eps: f64, weight: &Self::Value, bias: &Self::Value) -> Result<Self::Value>;
+    fn batch_norm(
+        &mut self,
+        x: &Self::Value,
+        eps: f64,
+        weight: &Self::Value,
+        bias: &Self::Value,
+    ) -> Result<Self::Value>;
     /// `w [O, ..]` divided by `uᵀ W v`, its spectral norm as `u [O]` and `v [I·k·k]` estimate it.
     ///
     /// In libtorch's train mode `u` and `v` first advance by one power iteration (Miyato et al. 2018; eps 1e-12).

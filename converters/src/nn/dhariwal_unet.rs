@@ -72,8 +72,14 @@ impl<V: Clone> DhariwalUNet<V> {
             None
         };
 
-        let conv =
-            |inputs, outputs, init| ConvConfig { inputs, outputs, kernel: 3, resample: Resample::Keep, filter: &[], init };
+        let conv = |inputs, outputs, init| ConvConfig {
+            inputs,
+            outputs,
+            kernel: 3,
+            resample: Resample::Keep,
+            filter: &[],
+            init,
+        };
         let first = cfg.model_channels * cfg.channel_mult.first().copied().unwrap_or(1);
         let stem_scope = scope.child("enc").child(format!("{resolution}x{resolution}_conv"));
         let stem = Conv::build(b, stem_scope, &conv(channels, first, init))?;
@@ -115,19 +121,7 @@ impl<V: Clone> DhariwalUNet<V> {
         }
         let out_norm = GroupNorm::build(b, scope.child("out_norm"), width, EPS)?;
         let out_conv = Conv::build(b, scope.child("out_conv"), &conv(width, channels, zero))?;
-        Ok(Self {
-            scope,
-            label_dim,
-            map_noise,
-            map_layer0,
-            map_layer1,
-            map_label,
-            stem,
-            enc,
-            dec,
-            out_norm,
-            out_conv,
-        })
+        Ok(Self { scope, label_dim, map_noise, map_layer0, map_layer1, map_label, stem, enc, dec, out_norm, out_conv })
     }
 
     /// `x [N, C, R, R]`, `noise [N or 1]`, `labels [N, label_dim]` one-hot -> `[N, C, R, R]`. No labels means none applies.

@@ -59,7 +59,13 @@ struct FoldedConfig {
 }
 
 impl<V: Clone> FoldedConv<V> {
-    fn build<B: Backend<Value = V>>(b: &mut B, scope: &Scope, conv: &str, norm: &str, c: &FoldedConfig) -> Result<Self> {
+    fn build<B: Backend<Value = V>>(
+        b: &mut B,
+        scope: &Scope,
+        conv: &str,
+        norm: &str,
+        c: &FoldedConfig,
+    ) -> Result<Self> {
         let per_group = if c.depthwise { 1 } else { c.inputs };
         let dims = [c.outputs, per_group, c.kernel, c.kernel];
         let fan_in = per_group * c.kernel * c.kernel;
@@ -117,16 +123,16 @@ struct Block<V> {
 }
 
 impl<V: Clone> Block<V> {
-    fn build<B: Backend<Value = V>>(b: &mut B, scope: Scope, inputs: usize, stage: &Stage, stride: usize) -> Result<Self> {
+    fn build<B: Backend<Value = V>>(
+        b: &mut B,
+        scope: Scope,
+        inputs: usize,
+        stage: &Stage,
+        stride: usize,
+    ) -> Result<Self> {
         let wide = inputs * stage.expansion;
-        let point = |inputs, outputs, relu6| FoldedConfig {
-            inputs,
-            outputs,
-            kernel: 1,
-            stride: 1,
-            depthwise: false,
-            relu6,
-        };
+        let point =
+            |inputs, outputs, relu6| FoldedConfig { inputs, outputs, kernel: 1, stride: 1, depthwise: false, relu6 };
         let depth =
             FoldedConfig { inputs: wide, outputs: wide, kernel: stage.kernel, stride, depthwise: true, relu6: true };
         let project = point(wide, stage.channels, false);
@@ -218,8 +224,7 @@ impl<V: Clone> EfficientNetLite0<V> {
     /// Those of [`Backend::buffer`].
     pub fn build<B: Backend<Value = V>>(b: &mut B, scope: &Scope) -> Result<Self> {
         let trunk = LiteTrunk::build(b, scope)?;
-        let head =
-            FoldedConfig { inputs: 320, outputs: FEATURES, kernel: 1, stride: 1, depthwise: false, relu6: true };
+        let head = FoldedConfig { inputs: 320, outputs: FEATURES, kernel: 1, stride: 1, depthwise: false, relu6: true };
         let head = FoldedConv::build(b, scope, "conv_head", "bn2", &head)?;
         let classifier = Linear::build(b, scope.child("classifier"), FEATURES, CLASSES, true, LayerInit::TORCH)?;
         Ok(Self { trunk, head, classifier })

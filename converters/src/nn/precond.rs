@@ -52,9 +52,7 @@ impl<V: Clone> Denoiser<V> {
         let scope = Scope::root().child("model");
         let (resolution, channels, labels) = (config.img_resolution, config.img_channels, config.label_dim);
         let unet = match &config.unet {
-            UNetConfig::Song(c) => {
-                UNet::Song(SongUNet::build(b, scope.clone(), resolution, channels, labels, c)?)
-            }
+            UNetConfig::Song(c) => UNet::Song(SongUNet::build(b, scope.clone(), resolution, channels, labels, c)?),
             UNetConfig::Dhariwal(c) => {
                 UNet::Dhariwal(DhariwalUNet::build(b, scope.clone(), resolution, channels, labels, c)?)
             }
@@ -72,13 +70,7 @@ impl<V: Clone> Denoiser<V> {
     ///
     /// # Errors
     /// `Engine`.
-    pub fn denoise<B: Backend<Value = V>>(
-        &self,
-        b: &mut B,
-        x: &V,
-        sigma: &Sigma<V>,
-        labels: Option<&V>,
-    ) -> Result<V> {
+    pub fn denoise<B: Backend<Value = V>>(&self, b: &mut B, x: &V, sigma: &Sigma<V>, labels: Option<&V>) -> Result<V> {
         b.enter(&self.scope);
         let c = match sigma {
             Sigma::Fixed(value) => self.fixed(b, *value)?,

@@ -34,8 +34,10 @@ impl GraphBuilder {
     /// # Errors
     /// `Shape` if operands do not fit.
     pub fn conv2d(&mut self, x: &Edge, w: &Edge, bias: Option<&Edge>, how: ConvAttributes) -> Result<Edge> {
-        let (&[n, Dim::Known(ci), Dim::Known(h), Dim::Known(wd)], &[Dim::Known(co), Dim::Known(per), Dim::Known(kh), Dim::Known(kw)]) =
-            (x.dims(), w.dims())
+        let (
+            &[n, Dim::Known(ci), Dim::Known(h), Dim::Known(wd)],
+            &[Dim::Known(co), Dim::Known(per), Dim::Known(kh), Dim::Known(kw)],
+        ) = (x.dims(), w.dims())
         else {
             return Err(self.mismatch("Conv", format!("x {} and w {}", show(x.dims()), show(w.dims()))));
         };
@@ -60,8 +62,10 @@ impl GraphBuilder {
     /// # Errors
     /// `Shape` if operands do not fit.
     pub fn conv_transpose2d(&mut self, x: &Edge, w: &Edge, how: ConvAttributes) -> Result<Edge> {
-        let (&[n, Dim::Known(ci), Dim::Known(h), Dim::Known(wd)], &[Dim::Known(wi), Dim::Known(per), Dim::Known(kh), Dim::Known(kw)]) =
-            (x.dims(), w.dims())
+        let (
+            &[n, Dim::Known(ci), Dim::Known(h), Dim::Known(wd)],
+            &[Dim::Known(wi), Dim::Known(per), Dim::Known(kh), Dim::Known(kw)],
+        ) = (x.dims(), w.dims())
         else {
             return Err(self.mismatch("ConvTranspose", format!("x {} and w {}", show(x.dims()), show(w.dims()))));
         };

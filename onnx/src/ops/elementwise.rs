@@ -14,7 +14,8 @@ impl GraphBuilder {
     fn binary(&mut self, op: &'static str, a: &Edge, b: &Edge) -> Result<Edge> {
         let dims = broadcast(a.dims(), b.dims()).filter(|_| a.element() == b.element());
         let Some(dims) = dims else {
-            return Err(self.mismatch(op, format!("{} {} with {} {}", a.element(), show(a.dims()), b.element(), show(b.dims()))));
+            return Err(self
+                .mismatch(op, format!("{} {} with {} {}", a.element(), show(a.dims()), b.element(), show(b.dims()))));
         };
         Ok(self.node(op, &[a, b], Vec::new(), a.element(), dims))
     }

@@ -38,9 +38,14 @@ impl GraphBuilder {
         let mut dims = x.dims().to_vec();
         match dims.get_mut(axis) {
             Some(Dim::Known(length)) if start + len <= *length => *length = len,
-            _ => return Err(self.mismatch("Slice", format!("{start}..{} on axis {axis} of {}", start + len, show(x.dims())))),
+            _ => {
+                return Err(
+                    self.mismatch("Slice", format!("{start}..{} on axis {axis} of {}", start + len, show(x.dims())))
+                );
+            }
         }
-        let (from, to, on) = (self.integers(&[signed(start)]), self.integers(&[signed(start + len)]), self.integers(&[signed(axis)]));
+        let (from, to, on) =
+            (self.integers(&[signed(start)]), self.integers(&[signed(start + len)]), self.integers(&[signed(axis)]));
         Ok(self.node("Slice", &[x, &from, &to, &on], Vec::new(), x.element(), dims))
     }
 

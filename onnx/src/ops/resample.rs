@@ -28,12 +28,14 @@ impl GraphBuilder {
         let mut y = x.clone();
         if wide != w {
             let rows = interpolation(w, wide, sampling);
-            let transposed = (0..w).flat_map(|i| (0..wide).map(move |o| (o, i))).map(|(o, i)| rows[o * w + i]).collect();
+            let transposed =
+                (0..w).flat_map(|i| (0..wide).map(move |o| (o, i))).map(|(o, i)| rows[o * w + i]).collect();
             let matrix = self.constant(&format!("bilinear.{w}.{wide}.transposed"), &[w, wide], transposed)?;
             y = self.matmul(&y, &matrix)?;
         }
         if tall != h {
-            let matrix = self.constant(&format!("bilinear.{h}.{tall}"), &[tall, h], interpolation(h, tall, sampling))?;
+            let matrix =
+                self.constant(&format!("bilinear.{h}.{tall}"), &[tall, h], interpolation(h, tall, sampling))?;
             y = self.matmul(&matrix, &y)?;
         }
         Ok(y)

@@ -5,8 +5,8 @@ use std::sync::{Mutex, OnceLock};
 
 use ort::environment::Environment;
 use ort::ep::{CUDA, ExecutionProvider as _};
-use ort::session::{Session as Inner, SessionInputValue};
 use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{Session as Inner, SessionInputValue};
 use ort::value::{DynValue, TensorElementType, Value};
 
 use super::{Provider, Session, Tensor, arrange};
@@ -42,7 +42,8 @@ impl OrtRuntime {
     /// `Library` if it is missing, no ONNX Runtime, too old, or another one is loaded already.
     pub fn load(library: &Path) -> Result<Self> {
         static LOADED: OnceLock<Mutex<Option<OrtRuntime>>> = OnceLock::new();
-        let failed = |what: String, source: Option<Box<dyn std::error::Error + Send + Sync>>| Error::Library { what, source };
+        let failed =
+            |what: String, source: Option<Box<dyn std::error::Error + Send + Sync>>| Error::Library { what, source };
         let mut loaded = LOADED
             .get_or_init(Mutex::default)
             .lock()
@@ -81,7 +82,11 @@ impl OrtRuntime {
             Provider::Cpu => "ort-cpu",
             Provider::Cuda { .. } => "ort-cuda",
         };
-        let refused = |e: String| Error::Runtime { runtime: name, what: format!("cannot open `{}`", model.display()), source: e.into() };
+        let refused = |e: String| Error::Runtime {
+            runtime: name,
+            what: format!("cannot open `{}`", model.display()),
+            source: e.into(),
+        };
         let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let mut builder = Inner::builder(&self.environment)
             .map_err(|e| refused(e.to_string()))?
@@ -91,7 +96,10 @@ impl OrtRuntime {
             .map_err(|e| refused(e.to_string()))?;
         if let Provider::Cuda { device } = options.provider {
             if !self.has_cuda() {
-                let what = format!("`{}` has no CUDA provider; CUDA needs the onnxruntime-gpu library", self.library.display());
+                let what = format!(
+                    "`{}` has no CUDA provider; CUDA needs the onnxruntime-gpu library",
+                    self.library.display()
+                );
                 return Err(Error::Library { what, source: None });
             }
             let cuda = CUDA::default().with_device_id(device).with_tf32(false).build().error_on_failure();
@@ -124,7 +132,11 @@ impl Session for OrtSession {
 
     fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>> {
         let name = self.name;
-        let failed = |e: ort::Error| Error::Runtime { runtime: name, what: "run failed".to_owned(), source: e.to_string().into() };
+        let failed = |e: ort::Error| Error::Runtime {
+            runtime: name,
+            what: "run failed".to_owned(),
+            source: e.to_string().into(),
+        };
         let arranged = arrange(&self.info, inputs)?;
         let values = arranged.into_iter().map(to_value).collect::<ort::Result<Vec<_>>>().map_err(failed)?;
         let values: Vec<SessionInputValue<'_>> = values.into_iter().map(Into::into).collect();
