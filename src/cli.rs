@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use d2o_evaluations::protocol::PROTOCOLS;
 
 /// One-step image generators around ONNX: fine-tune, export, generate, measure, verify.
 #[derive(Debug, Parser)]
@@ -237,6 +238,10 @@ pub struct RefsMake {
     /// File to write
     #[arg(long, value_name = "R.npz")]
     pub out: PathBuf,
+    /// Whose resize to follow, where the extractor leaves it to d2o
+    #[arg(long, value_name = "NAME", default_value = "edm",
+          value_parser = clap::builder::PossibleValuesParser::new(PROTOCOLS.map(|p| p.name)))]
+    pub protocol: String,
     /// Whose tools shall read it
     #[arg(long, value_enum, default_value_t = LayoutArg::Edm)]
     pub layout: LayoutArg,
@@ -283,24 +288,28 @@ pub struct Evaluate {
     /// Samples: npz, npy, HDF5, zip or folder
     #[arg(value_name = "SAMPLES")]
     pub samples: PathBuf,
-    /// Reference made by `d2o refs make`, or another tool's mu/sigma npz
+    /// Reference made by `d2o refs make`, another tool's mu/sigma npz, or images
     #[arg(long = "ref", value_name = "R.npz")]
     pub reference: PathBuf,
     /// Feature network, exported with `--kind features`; the reference must come from the same
     #[arg(long, value_name = "F.onnx")]
     pub extractor: PathBuf,
+    /// Whose way of computing to follow
+    #[arg(long, value_name = "NAME", default_value = "edm",
+          value_parser = clap::builder::PossibleValuesParser::new(PROTOCOLS.map(|p| p.name)))]
+    pub protocol: String,
     /// Metrics to compute
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Metric::Fid, Metric::Is, Metric::Pr])]
     pub metrics: Vec<Metric>,
-    /// Neighbours of precision and recall
-    #[arg(long, value_name = "K", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub neighbours: u32,
+    /// Neighbours of precision and recall [default: the protocol's]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub neighbours: Option<u32>,
     /// Resamples for the 95 % intervals; 0 for none
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub bootstrap: u32,
-    /// Seed of the resamples
+    /// Seed of the resamples, and of subsets where the protocol's tool does not seed
     #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    pub seed: u32,
     /// Write JSON to FILE, or to standard output with `-`
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -332,6 +341,12 @@ pub enum Metric {
     Pr,
     /// Density and coverage
     Dc,
+    /// Fréchet distance of spatial features
+    Sfid,
+    /// Kernel distance
+    Kid,
+    /// Fréchet distance extrapolated to infinitely many samples
+    FdInf,
 }
 
 /// `d2o verify`.

@@ -1,23 +1,35 @@
 //! Features of images from an exported feature network.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::time::Instant;
 
 use anyhow::Context as _;
+use d2o_evaluations::preprocess::{Resize, Resizer, Scaling};
+use d2o_evaluations::protocol::{INCEPTION, Protocol};
 use d2o_evaluations::result::Extractor;
 use d2o_onnx::graph::Dim;
 use d2o_onnx::read::ModelInfo;
 use d2o_onnx::session::{Session, Tensor};
-use d2o_refs::batch::{ImageSource, hex};
+use d2o_refs::batch::{ContentHash, ImageSource, hex};
 use fs_err as fs;
-use ndarray::ArrayView2;
+use ndarray::{Array4, ArrayView2, Axis};
+use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::with_hint;
 use crate::interrupt;
 use crate::printer::Printer;
 
-/// Name of a feature network's input.
-const INPUT: &str = "images_u8";
+/// Names a feature network's input may have: bytes, which it resizes itself, or floats 0..255 of its own size, resized by d2o.
+const INPUTS: [&str; 2] = ["images_u8", "images_f32"];
+/// Names its features may have.
+const FEATURES: [&str; 2] = ["pool3", "features"];
+/// Batches read and resized ahead of the network.
+const AHEAD: usize = 2;
 
 /// SHA-256 of the file at `path`.
 ///
@@ -45,9 +57,10 @@ impl std::io::Write for HashWriter<'_> {
 /// Who `model` at `path` is, if it is a feature network.
 ///
 /// # Errors
-/// If it is none.
+/// If it is none, or calls itself Inception without its 1008 classes.
 pub fn describe(model: &ModelInfo, path: &Path) -> anyhow::Result<Extractor> {
-    let features = model.output("features").filter(|_| model.input(INPUT).is_some());
+    const CLASSES: usize = 1008;
+    let features = FEATURES.iter().find_map(|n| model.output(n)).filter(|_| input_of(model).is_ok());
     let Some(&[_, Dim::Known(dims)]) = features.map(|f| f.dims.as_slice()) else {
         return Err(with_hint(
             anyhow::anyhow!("`{}` is no feature network", path.display()),
@@ -55,47 +68,207 @@ pub fn describe(model: &ModelInfo, path: &Path) -> anyhow::Result<Extractor> {
         ));
     };
     let name = model.metadata.get("extractor").map_or_else(|| path.display().to_string(), Clone::clone);
+    if name == INCEPTION
+        && let Some(&[_, Dim::Known(classes)]) = model.output("logits").map(|l| l.dims.as_slice())
+    {
+        anyhow::ensure!(
+            classes == CLASSES,
+            "`{}` calls itself {INCEPTION}, which has {CLASSES} classes, but has {classes}, as torchvision's Inception",
+            path.display()
+        );
+    }
     Ok(Extractor { name, path: path.display().to_string(), sha256: file_sha256(path)?, dims })
 }
 
-/// Takes features `[n, D]` and logits `[n, K]` of a batch.
-pub type Each<'a> = dyn FnMut(ArrayView2<'_, f32>, Option<ArrayView2<'_, f32>>) -> anyhow::Result<()> + 'a;
+/// Length of the output `name` of `model`, if it has it.
+#[must_use]
+pub fn output_dims(model: &ModelInfo, name: &str) -> Option<usize> {
+    match model.output(name)?.dims.as_slice() {
+        &[_, Dim::Known(dims)] => Some(dims),
+        _ => None,
+    }
+}
 
-/// Runs every image of `source` through `session` and hands features `[n, D]` and logits `[n, K]` (if the network has them) to `each`,
-/// in the source's order.
+fn input_of(model: &ModelInfo) -> anyhow::Result<&'static str> {
+    INPUTS.into_iter().find(|n| model.input(n).is_some()).context("the graph is no feature network")
+}
+
+/// Where `model` departs from what `protocol` does to images.
+#[must_use]
+pub fn deviations(model: &ModelInfo, extractor: &Extractor, protocol: &Protocol) -> Vec<String> {
+    let mut found = Vec::new();
+    if extractor.name != INCEPTION {
+        found.push(format!("features of {} instead of {INCEPTION}", extractor.name));
+    }
+    if model.input(INPUTS[0]).is_some() {
+        let resize = model.metadata.get("resize").map_or("not stated", String::as_str);
+        let word = match protocol.resize {
+            Resize::TensorFlow => "asymmetric",
+            Resize::Torch => "half-pixel",
+            Resize::PilBicubic => "bicubic",
+        };
+        if !resize.contains(word) {
+            found.push(format!("resize in the network ({resize}) instead of {}", protocol.resize.describe()));
+        }
+        if protocol.scaling == Scaling::Unit && extractor.name == INCEPTION {
+            found.push(format!("scaling in the network instead of {}", protocol.scaling.describe()));
+        }
+    }
+    found
+}
+
+/// What the network says of a batch of images, one row an image.
+#[derive(Debug)]
+pub struct Rows<'a> {
+    /// Features `[n, D]`: `pool3` or `features`.
+    pub features: ArrayView2<'a, f32>,
+    /// Classes `[n, K]`, if it has them.
+    pub logits: Option<ArrayView2<'a, f32>>,
+    /// Spatial features `[n, S]` (sFID), if it has them.
+    pub spatial: Option<ArrayView2<'a, f32>>,
+}
+
+/// What [`extract`] found out on the way. Stages overlap, so their seconds add up to more than the whole.
+#[derive(Debug, Clone, Default)]
+pub struct Extracted {
+    /// Hash of the images, as `batch::content_sha256`.
+    pub images_sha256: String,
+    /// Seconds spent in each stage.
+    pub seconds: BTreeMap<String, f64>,
+}
+
+/// One batch on its way to the network.
+struct Prepared {
+    start: usize,
+    count: usize,
+    tensor: Tensor,
+}
+
+/// Runs every image of `source` through `session` and hands the outputs to `each`, in the source's order. Reading and resizing run ahead
+/// of the network on a thread of their own, a few batches at most.
 ///
 /// # Errors
-/// Images of another size than the network takes, unreadable images, a failing runtime, Ctrl-C.
+/// Images of another size than the network takes, unreadable images, features that are not finite (naming the image), a failing runtime,
+/// Ctrl-C.
 pub fn extract(
     session: &mut dyn Session,
     source: &mut dyn ImageSource,
     batch: usize,
+    protocol: &Protocol,
     printer: Printer,
-    each: &mut Each<'_>,
-) -> anyhow::Result<()> {
+    each: &mut dyn FnMut(Rows<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<Extracted> {
     let dims = source.dims();
-    let input = session.model().input(INPUT).context("the graph is no feature network")?;
-    if let [_, Dim::Known(h), Dim::Known(w), _] = input.dims.as_slice()
-        && (*h, *w) != (dims.height, dims.width)
-    {
-        return Err(with_hint(
-            anyhow::anyhow!("the extractor takes {w}×{h} images, these are {}×{}", dims.width, dims.height),
-            format!("export it with `--image-size {}`", dims.height),
-        ));
-    }
-    let mut progress = printer.progress("features", source.len() as u64);
-    for start in (0..source.len()).step_by(batch) {
-        anyhow::ensure!(!interrupt::asked(), "interrupted");
-        let images = source.read(start..(start + batch).min(source.len()))?;
-        let count = images.dim().0;
-        let outputs = session.run(&[(INPUT, Tensor::U8(images.into_dyn()))])?;
-        let matrix = |name: &str| {
-            let tensor = outputs.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.as_f32());
-            tensor.map(|t| t.into_dimensionality()).transpose()
+    let input = input_of(session.model())?;
+    let known = session.model().input(input).map(|i| i.dims.clone()).unwrap_or_default();
+    let resizer = match known.as_slice() {
+        [_, Dim::Known(h), Dim::Known(w), _] if input == INPUTS[1] => {
+            Some(Resizer::new(protocol.resize, protocol.scaling, [dims.height, dims.width], [*h, *w]))
+        }
+        [_, Dim::Known(h), Dim::Known(w), _] if (*h, *w) != (dims.height, dims.width) => {
+            return Err(with_hint(
+                anyhow::anyhow!("the extractor takes {w}×{h} images, these are {}×{}", dims.width, dims.height),
+                format!("export it with `--image-size {}`", dims.height),
+            ));
+        }
+        _ if input == INPUTS[1] => anyhow::bail!("the extractor's input `{input}` has no fixed height and width"),
+        _ => None,
+    };
+    let len = source.len();
+    let mut progress = printer.progress("features", len as u64);
+    let stop = AtomicBool::new(false);
+    let names = Mutex::new(BTreeMap::new());
+    let mut network = 0.0;
+    let (sender, receiver) = sync_channel::<anyhow::Result<Prepared>>(AHEAD);
+    let (images_sha256, reading, resizing) = std::thread::scope(|scope| -> anyhow::Result<(String, f64, f64)> {
+        let (stop, names) = (&stop, &names);
+        let reader = scope.spawn(move || {
+            let mut hash = ContentHash::new(len, dims);
+            let (mut reading, mut resizing) = (0.0, 0.0);
+            for start in (0..len).step_by(batch) {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let clock = Instant::now();
+                let range = start..(start + batch).min(len);
+                let images = match source.read(range.clone()) {
+                    Ok(images) => images,
+                    Err(error) => {
+                        let _ = sender.send(Err(error.into()));
+                        break;
+                    }
+                };
+                hash.update(&images);
+                if let Ok(mut names) = names.lock() {
+                    names.insert(start, range.map(|i| source.name(i)).collect::<Vec<_>>());
+                }
+                reading += clock.elapsed().as_secs_f64();
+                let clock = Instant::now();
+                let count = images.dim().0;
+                let tensor = match &resizer {
+                    Some(resizer) => Tensor::F32(resized(resizer, &images).into_dyn()),
+                    None => Tensor::U8(images.into_dyn()),
+                };
+                resizing += clock.elapsed().as_secs_f64();
+                if sender.send(Ok(Prepared { start, count, tensor })).is_err() {
+                    break;
+                }
+            }
+            (hash.finish(), reading, resizing)
+        });
+        let mut consume = || -> anyhow::Result<()> {
+            for prepared in &receiver {
+                anyhow::ensure!(!interrupt::asked(), "interrupted");
+                let Prepared { start, count, tensor } = prepared?;
+                let clock = Instant::now();
+                let outputs = session.run(&[(input, tensor)])?;
+                network += clock.elapsed().as_secs_f64();
+                let labels = names.lock().ok().and_then(|mut n| n.remove(&start)).unwrap_or_default();
+                let matrix = |name: &str| {
+                    let tensor = outputs.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.as_f32());
+                    let rows: Option<ArrayView2<'_, f32>> = tensor.map(|t| t.into_dimensionality()).transpose()?;
+                    if let Some(rows) = &rows {
+                        finite(name, rows, &labels)?;
+                    }
+                    anyhow::Ok(rows)
+                };
+                let features = match matrix(FEATURES[0])? {
+                    Some(rows) => rows,
+                    None => matrix(FEATURES[1])?.context("the network gives no features")?,
+                };
+                anyhow::ensure!(features.nrows() == count, "{count} images gave {} feature rows", features.nrows());
+                each(Rows { features, logits: matrix("logits")?, spatial: matrix("spatial")? })?;
+                progress.advance(count as u64);
+            }
+            Ok(())
         };
-        each(matrix("features")?.context("no output `features`")?, matrix("logits")?)?;
-        progress.advance(count as u64);
-    }
+        let result = consume();
+        stop.store(true, Ordering::Relaxed);
+        drop(receiver);
+        let read = reader.join().map_err(|_| anyhow::anyhow!("reading images failed"))?;
+        result.map(|()| read)
+    })?;
     progress.finish();
-    Ok(())
+    let seconds = [("read", reading), ("resize", resizing), ("network", network)];
+    Ok(Extracted { images_sha256, seconds: seconds.into_iter().map(|(k, v)| (k.to_owned(), v)).collect() })
+}
+
+fn resized(resizer: &Resizer, images: &Array4<u8>) -> Array4<f32> {
+    let [h, w] = resizer.output();
+    let mut out = Array4::zeros((images.dim().0, h, w, 3));
+    out.axis_iter_mut(Axis(0))
+        .into_par_iter()
+        .zip(images.axis_iter(Axis(0)))
+        .for_each(|(slot, image)| resizer.apply(image, slot));
+    out
+}
+
+fn finite(output: &str, rows: &ArrayView2<'_, f32>, names: &[String]) -> anyhow::Result<()> {
+    match rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
+        None => Ok(()),
+        Some(row) => {
+            let name = names.get(row).map_or("an image", String::as_str);
+            Err(anyhow::anyhow!("{name}: the network's `{output}` holds NaN or infinity"))
+        }
+    }
 }

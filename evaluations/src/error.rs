@@ -34,6 +34,16 @@ pub enum Error {
         /// How many there are.
         found: usize,
     },
+    /// More samples came than were announced.
+    #[error("{what}: {most} rows were announced, {found} came")]
+    TooMany {
+        /// Which operand.
+        what: &'static str,
+        /// How many were announced.
+        most: usize,
+        /// How many there are.
+        found: usize,
+    },
     /// An eigenvalue solver did not converge.
     #[error("the eigenvalues of {what} did not converge")]
     Eigen {

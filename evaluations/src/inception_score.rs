@@ -1,11 +1,43 @@
-//! Inception Score (Salimans et al. 2016).
+//! Inception Score (Salimans et al. 2016), summed row by row.
 
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2};
 
 use crate::error::{Error, Result};
+use crate::numpy_random::RandomState;
 
-/// Number of parts the samples are split into.
-const SPLITS: usize = 10;
+/// How the samples are split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parts {
+    /// So many parts, from `i·N/count` to `(i + 1)·N/count`.
+    Count(usize),
+    /// Parts of so many samples; the last may be shorter.
+    Size(usize),
+}
+
+/// One tool's Inception Score.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScoreRule {
+    /// The split.
+    pub parts: Parts,
+    /// Seed of the `RandomState` whose permutation comes before the split; `None` for the samples' own order.
+    pub shuffle_seed: Option<u32>,
+    /// Whether class probabilities and their logarithms are f32, else f64. Where an f32 probability is 0 the tools give NaN; here the term
+    /// is 0, its limit.
+    pub f32_probabilities: bool,
+}
+
+impl ScoreRule {
+    /// In words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let parts = match self.parts {
+            Parts::Count(n) => format!("{n} parts"),
+            Parts::Size(n) => format!("parts of {n}"),
+        };
+        let order = self.shuffle_seed.map_or("in order".to_owned(), |s| format!("after RandomState({s}).permutation"));
+        format!("{parts} {order}, {}", if self.f32_probabilities { "f32" } else { "f64" })
+    }
+}
 
 /// Mean and standard deviation (ddof 0) over the parts.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,77 +48,190 @@ pub struct InceptionScore {
     pub std: f64,
 }
 
-/// exp of the mean divergence of each image's class distribution from the mean one, over ten consecutive parts `i·N/10 ..`.
-///
-/// `logits [N, K]`; softmax and logarithms in f64.
-///
-/// # Errors
-/// `TooFew` below ten samples; `NotFinite`.
-pub fn inception_score(logits: ArrayView2<'_, f32>) -> Result<InceptionScore> {
-    let n = logits.nrows();
-    if n < SPLITS {
-        return Err(Error::TooFew { what: "Inception Score", least: SPLITS, found: n });
-    }
-    if let Some(row) = logits.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
-        let count = logits.iter().filter(|v| !v.is_finite()).count();
-        return Err(Error::NotFinite { what: "logits", count, row });
-    }
-    let log_probs = log_softmax(logits);
-    let scores: Vec<f64> = (0..SPLITS)
-        .map(|i| {
-            let part = log_probs.slice(s![i * n / SPLITS..(i + 1) * n / SPLITS, ..]);
-            let probs = part.mapv(f64::exp);
-            let marginal = probs.mean_axis(Axis(0)).map(|m| m.mapv(f64::ln)).unwrap_or_default();
-            let divergence: f64 = probs
-                .outer_iter()
-                .zip(part.outer_iter())
-                .map(|(p, l)| {
-                    p.iter()
-                        .zip(l.iter().zip(&marginal))
-                        .map(|(p, (l, m))| if *p > 0.0 { p * (l - m) } else { 0.0 })
-                        .sum::<f64>()
-                })
-                .sum();
-            #[allow(clippy::cast_precision_loss, reason = "sample counts")]
-            let rows = part.nrows() as f64;
-            (divergence / rows).exp()
-        })
-        .collect();
-    let mean = scores.iter().sum::<f64>() / 10.0;
-    let variance = scores.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / 10.0;
-    Ok(InceptionScore { mean, std: variance.sqrt() })
+/// Sums behind the score. Memory is classes × parts and, for a shuffled split, one integer a sample.
+#[derive(Debug, Clone)]
+pub struct ScoreSums {
+    rule: ScoreRule,
+    total: usize,
+    at: usize,
+    place: Vec<usize>,
+    counts: Vec<usize>,
+    /// Σ p·log p of each part.
+    entropy: Vec<f64>,
+    /// Σ p of each part and class.
+    marginal: Array2<f64>,
 }
 
-fn log_softmax(logits: ArrayView2<'_, f32>) -> Array2<f64> {
-    let mut out = logits.mapv(f64::from);
-    for mut row in out.outer_iter_mut() {
-        let peak = row.fold(f64::NEG_INFINITY, |m, v| m.max(*v));
-        let total = row.iter().map(|v| (v - peak).exp()).sum::<f64>().ln() + peak;
-        row -= total;
+impl ScoreSums {
+    /// For `total` rows of `classes` logits.
+    ///
+    /// # Errors
+    /// `TooFew` if a part would be empty.
+    pub fn new(rule: ScoreRule, total: usize, classes: usize) -> Result<Self> {
+        let (parts, least) = match rule.parts {
+            Parts::Count(n) => (n, n),
+            Parts::Size(n) => (total.div_ceil(n), 1),
+        };
+        if total < least || parts == 0 {
+            return Err(Error::TooFew { what: "Inception Score", least: least.max(1), found: total });
+        }
+        let place = match rule.shuffle_seed {
+            Some(seed) => {
+                let mut place = vec![0; total];
+                for (position, row) in RandomState::new(seed).permutation(total).into_iter().enumerate() {
+                    place[row] = position;
+                }
+                place
+            }
+            None => Vec::new(),
+        };
+        Ok(Self {
+            rule,
+            total,
+            at: 0,
+            place,
+            counts: vec![0; parts],
+            entropy: vec![0.0; parts],
+            marginal: Array2::zeros((parts, classes)),
+        })
     }
-    out
+
+    fn part(&self, row: usize) -> usize {
+        let position = self.place.get(row).copied().unwrap_or(row);
+        match self.rule.parts {
+            Parts::Size(n) => position / n,
+            // The last part whose start i·N/count (rounded down) is not beyond the position.
+            Parts::Count(n) => ((position + 1) * n - 1) / self.total,
+        }
+    }
+
+    /// Adds the next rows of logits `[n, K]`.
+    ///
+    /// # Errors
+    /// `DimMismatch`; `NotFinite` naming the row; `TooMany` beyond the announced total.
+    pub fn push(&mut self, logits: ArrayView2<'_, f32>) -> Result<()> {
+        if logits.ncols() != self.marginal.ncols() {
+            return Err(Error::DimMismatch { what: "logits", expected: self.marginal.ncols(), found: logits.ncols() });
+        }
+        if self.at + logits.nrows() > self.total {
+            return Err(Error::TooMany { what: "logits", most: self.total, found: self.at + logits.nrows() });
+        }
+        if let Some(row) = logits.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
+            let count = logits.iter().filter(|v| !v.is_finite()).count();
+            return Err(Error::NotFinite { what: "logits", count, row: self.at + row });
+        }
+        for row in logits.outer_iter() {
+            let part = self.part(self.at);
+            self.at += 1;
+            self.counts[part] += 1;
+            let peak = row.fold(f64::NEG_INFINITY, |m, v| m.max(f64::from(*v)));
+            let total = row.iter().map(|v| (f64::from(*v) - peak).exp()).sum::<f64>().ln() + peak;
+            for (v, sum) in row.iter().zip(self.marginal.row_mut(part)) {
+                let log_p = f64::from(*v) - total;
+                let mut p = log_p.exp();
+                if self.rule.f32_probabilities {
+                    #[allow(clippy::cast_possible_truncation, reason = "the rule asks for f32")]
+                    let (p32, log32) = (p as f32, (p as f32).ln());
+                    p = f64::from(p32);
+                    if p32 > 0.0 {
+                        self.entropy[part] += p * f64::from(log32);
+                    }
+                } else {
+                    self.entropy[part] += p * log_p;
+                }
+                *sum += p;
+            }
+        }
+        Ok(())
+    }
+
+    /// The score: exp of the mean divergence of each sample's class distribution from its part's mean one, over the parts.
+    ///
+    /// # Errors
+    /// `TooFew` unless all announced rows came.
+    #[allow(clippy::cast_precision_loss, reason = "sample counts")]
+    pub fn finish(&self) -> Result<InceptionScore> {
+        if self.at < self.total {
+            return Err(Error::TooFew { what: "Inception Score", least: self.total, found: self.at });
+        }
+        let scores: Vec<f64> = self
+            .counts
+            .iter()
+            .zip(&self.entropy)
+            .zip(self.marginal.outer_iter())
+            .map(|((n, entropy), sums)| {
+                let n = *n as f64;
+                let cross: f64 = sums.iter().filter(|s| **s > 0.0).map(|s| s * (s / n).ln()).sum();
+                ((entropy - cross) / n).exp()
+            })
+            .collect();
+        let parts = scores.len() as f64;
+        let mean = scores.iter().sum::<f64>() / parts;
+        let variance = scores.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / parts;
+        Ok(InceptionScore { mean, std: variance.sqrt() })
+    }
+}
+
+/// The score of `logits [N, K]` at once.
+///
+/// # Errors
+/// Those of [`ScoreSums`].
+pub fn inception_score(logits: ArrayView2<'_, f32>, rule: ScoreRule) -> Result<InceptionScore> {
+    let mut sums = ScoreSums::new(rule, logits.nrows(), logits.ncols())?;
+    sums.push(logits)?;
+    sums.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const TEN: ScoreRule = ScoreRule { parts: Parts::Count(10), shuffle_seed: None, f32_probabilities: false };
+
     #[test]
     fn confident_and_diverse_scores_the_number_of_classes() {
         let sharp = Array2::from_shape_fn((100, 5), |(i, k)| if i % 5 == k { 50.0 } else { 0.0 });
-        let score = inception_score(sharp.view()).unwrap();
-        assert!((score.mean - 5.0).abs() < 1e-9 && score.std < 1e-9);
+        for rule in [TEN, ScoreRule { f32_probabilities: true, ..TEN }, ScoreRule { parts: Parts::Size(30), ..TEN }] {
+            let score = inception_score(sharp.view(), rule).unwrap();
+            assert!((score.mean - 5.0).abs() < 1e-6 && score.std < 1e-6, "{rule:?}");
+        }
         let same = Array2::from_shape_fn((100, 5), |(_, k)| if k == 0 { 50.0 } else { 0.0 });
-        assert!((inception_score(same.view()).unwrap().mean - 1.0).abs() < 1e-9);
+        assert!((inception_score(same.view(), TEN).unwrap().mean - 1.0).abs() < 1e-9);
         let uniform = Array2::<f32>::zeros((100, 5));
-        assert!((inception_score(uniform.view()).unwrap().mean - 1.0).abs() < 1e-12);
+        assert!((inception_score(uniform.view(), TEN).unwrap().mean - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn every_row_falls_into_the_part_the_tools_put_it_in() {
+        for (total, parts) in [(10, 10), (103, 10), (47, 6), (1009, 10)] {
+            let sums = ScoreSums::new(ScoreRule { parts: Parts::Count(parts), ..TEN }, total, 2).unwrap();
+            for i in 0..parts {
+                for row in i * total / parts..(i + 1) * total / parts {
+                    assert_eq!(sums.part(row), i, "row {row} of {total}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn batches_do_not_show() {
+        let x = Array2::from_shape_fn((53, 4), |(i, k)| ((i * 7 + k * 5) % 11) as f32 / 3.0);
+        let rule = ScoreRule { shuffle_seed: Some(1), ..TEN };
+        let mut sums = ScoreSums::new(rule, 53, 4).unwrap();
+        for start in (0..53).step_by(9) {
+            sums.push(x.slice(ndarray::s![start..(start + 9).min(53), ..])).unwrap();
+        }
+        assert_eq!(sums.finish().unwrap(), inception_score(x.view(), rule).unwrap());
     }
 
     #[test]
     fn bad_logits_are_errors() {
-        assert!(matches!(inception_score(Array2::zeros((9, 2)).view()), Err(Error::TooFew { .. })));
+        assert!(matches!(inception_score(Array2::zeros((9, 2)).view(), TEN), Err(Error::TooFew { .. })));
         let mut x = Array2::zeros((20, 2));
         x[[13, 1]] = f32::INFINITY;
-        assert!(matches!(inception_score(x.view()), Err(Error::NotFinite { row: 13, .. })));
+        assert!(matches!(inception_score(x.view(), TEN), Err(Error::NotFinite { row: 13, .. })));
+        let mut sums = ScoreSums::new(TEN, 10, 2).unwrap();
+        assert!(matches!(sums.push(Array2::zeros((11, 2)).view()), Err(Error::TooMany { .. })));
+        assert!(matches!(sums.finish(), Err(Error::TooFew { .. })));
     }
 }

@@ -3,10 +3,15 @@
 
 pub mod bootstrap;
 pub mod error;
+pub mod fd_infinity;
 pub mod frechet;
 pub mod gaussian;
 pub mod inception_score;
+pub mod kid;
 pub mod manifold;
+pub mod numpy_random;
+pub mod preprocess;
+pub mod protocol;
 pub mod result;
 
 pub use error::{Error, Result};

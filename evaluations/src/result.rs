@@ -57,6 +57,9 @@ pub struct Evaluation {
     pub schema: u32,
     /// How the numbers were computed.
     pub protocol: BTreeMap<String, String>,
+    /// Where this evaluation departs from the protocol.
+    #[serde(default)]
+    pub deviations: Vec<String>,
     /// The samples.
     pub samples: ImageSet,
     /// The reference.
@@ -133,6 +136,7 @@ mod tests {
         let e = Evaluation {
             schema: SCHEMA,
             protocol: BTreeMap::new(),
+            deviations: Vec::new(),
             samples: set.clone(),
             reference: set,
             extractors: BTreeMap::new(),

@@ -38,6 +38,11 @@ pub trait ImageSource: Send {
     /// Class of each image, if the set has classes.
     fn labels(&self) -> Option<&[i64]>;
 
+    /// What to call image `index` in messages: its file's name where it has one.
+    fn name(&self, index: usize) -> String {
+        format!("image {index}")
+    }
+
     /// Images `range`, u8 `[N, H, W, 3]`, in the set's order.
     ///
     /// # Errors
@@ -89,16 +94,39 @@ pub fn open(path: &Path) -> Result<Box<dyn ImageSource>> {
 /// Those of [`ImageSource::read`].
 pub fn content_sha256(source: &mut dyn ImageSource) -> Result<String> {
     const CHUNK: usize = 256;
-    let dims = source.dims();
-    let mut hash = Sha256::new();
-    for n in [source.len(), dims.height, dims.width, dims.channels] {
-        hash.update((n as u64).to_le_bytes());
-    }
+    let mut hash = ContentHash::new(source.len(), source.dims());
     for start in (0..source.len()).step_by(CHUNK) {
         let images = source.read(start..(start + CHUNK).min(source.len()))?;
-        hash.update(images.as_standard_layout().as_slice().unwrap_or(&[]));
+        hash.update(&images);
     }
-    Ok(hex(&hash.finalize()))
+    Ok(hash.finish())
+}
+
+/// [`content_sha256`] of images that pass by in order.
+#[derive(Debug, Clone)]
+pub struct ContentHash(Sha256);
+
+impl ContentHash {
+    /// For `len` images of size `dims`.
+    #[must_use]
+    pub fn new(len: usize, dims: ImageDims) -> Self {
+        let mut hash = Sha256::new();
+        for n in [len, dims.height, dims.width, dims.channels] {
+            hash.update((n as u64).to_le_bytes());
+        }
+        Self(hash)
+    }
+
+    /// Adds the next images, u8 `[n, H, W, 3]`.
+    pub fn update(&mut self, images: &Array4<u8>) {
+        self.0.update(images.as_standard_layout().as_slice().unwrap_or(&[]));
+    }
+
+    /// The hash, in hexadecimal.
+    #[must_use]
+    pub fn finish(self) -> String {
+        hex(&self.0.finalize())
+    }
 }
 
 /// Lower-case hexadecimal.

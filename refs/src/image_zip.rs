@@ -138,6 +138,10 @@ impl ImageSource for ImageZip {
         self.labels.as_deref()
     }
 
+    fn name(&self, index: usize) -> String {
+        self.names.get(index).map_or_else(|| format!("image {index}"), |n| format!("`{n}`"))
+    }
+
     fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>> {
         check_range(&self.path, &range, self.names.len())?;
         let mut encoded = Vec::with_capacity(range.len());

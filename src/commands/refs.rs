@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use d2o_evaluations::gaussian::Accumulator;
+use d2o_evaluations::protocol::Protocol;
 use d2o_refs::batch;
 use d2o_refs::stats::{self, Layout, ReferenceStats};
 use ndarray::{Array2, Axis};
@@ -11,7 +12,7 @@ use serde_json::json;
 
 use super::ExitStatus;
 use crate::cli::{Global, LayoutArg, Refs, RefsInspect, RefsMake};
-use crate::features::{describe, extract};
+use crate::features::{describe, extract, output_dims};
 use crate::printer::{Printer, table};
 use crate::runtime;
 
@@ -31,28 +32,37 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     let mut source = batch::open(&args.data).with_context(intent)?;
     let mut session = runtime::open(&args.extractor, args.provider, global, printer)?;
     let extractor = describe(session.model(), &args.extractor)?;
+    let protocol = Protocol::named(&args.protocol).context("no such protocol")?;
+    let spatial = output_dims(session.model(), "spatial");
     let mut sums = Accumulator::new(extractor.dims);
+    let mut spatial_sums = spatial.map(Accumulator::new);
     let mut features = Array2::zeros((0, extractor.dims));
-    extract(session.as_mut(), source.as_mut(), args.batch as usize, printer, &mut |rows, _| {
-        sums.push(rows)?;
+    let found = extract(session.as_mut(), source.as_mut(), args.batch as usize, protocol, printer, &mut |rows| {
+        sums.push(rows.features)?;
+        if let (Some(sums), Some(rows)) = (&mut spatial_sums, rows.spatial) {
+            sums.push(rows)?;
+        }
         if !args.no_features {
-            features.append(Axis(0), rows)?;
+            features.append(Axis(0), rows.features)?;
         }
         Ok(())
     })
     .with_context(intent)?;
-    let gaussian = sums.finish(1)?;
+    let gaussian = sums.finish(protocol.ddof).with_context(intent)?;
+    let spatial = spatial_sums.map(|s| s.finish(protocol.ddof)).transpose().with_context(intent)?;
     let meta = json!({
         "extractor": extractor.name,
         "extractor_sha256": extractor.sha256,
+        "protocol": protocol.name,
+        "ddof": protocol.ddof,
         "count": source.len(),
-        "images_sha256": batch::content_sha256(source.as_mut())?,
+        "images_sha256": found.images_sha256,
         "d2o_version": env!("CARGO_PKG_VERSION"),
     });
     let reference = ReferenceStats {
         mu: gaussian.mu,
         sigma: gaussian.sigma,
-        spatial: None,
+        spatial: spatial.map(|g| (g.mu, g.sigma)),
         features: (!args.no_features).then_some(features),
         meta,
     };

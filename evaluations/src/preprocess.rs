@@ -1,0 +1,440 @@
+//! Images to the input of a feature network, on the host, as each tool resizes them.
+//!
+//! Shapes: images u8 `[H, W, 3]`, 0..=255; results f32 `[h, w, 3]`, 0..=255 (or [`Scaling`]'s equivalent), or u8 for CLIP.
+
+use ndarray::{Array3, ArrayView3, ArrayViewMut3, s};
+
+/// How an image becomes the network's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resize {
+    /// TensorFlow 1's bilinear: source `i·in/out`, no half pixel, no antialiasing, all in f32.
+    TensorFlow,
+    /// PyTorch's bilinear: half-pixel centres, no antialiasing, f32.
+    Torch,
+    /// Pillow's bicubic (a = -0.5, antialiased) of f32 channels, clipped to 0..255 and not rounded.
+    PilBicubic,
+}
+
+impl Resize {
+    /// In words.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::TensorFlow => "bilinear, asymmetric, no antialiasing (TensorFlow 1)",
+            Self::Torch => "bilinear, half-pixel, no antialiasing (PyTorch)",
+            Self::PilBicubic => "bicubic, antialiased, float, clipped (Pillow)",
+        }
+    }
+}
+
+/// What the tool's network makes of a value 0..255. The exported network computes `(v - 128)/128`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scaling {
+    /// `(v - 128)/128`.
+    TensorFlow,
+    /// `2·(v/255) - 1`; such a value is handed to the exported network as `256·(v/255)`, which rounds to the same number.
+    Unit,
+}
+
+impl Scaling {
+    /// In words.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::TensorFlow => "(v - 128)/128",
+            Self::Unit => "2 v/255 - 1",
+        }
+    }
+}
+
+/// Weights of the source pixels in each result pixel of one axis.
+#[derive(Debug, Clone)]
+struct Taps {
+    /// First source pixel and number of weights of each result pixel.
+    bounds: Vec<(usize, usize)>,
+    /// Weights, `width` for each result pixel.
+    weights: Vec<f64>,
+    width: usize,
+}
+
+impl Taps {
+    /// Pillow's: the kernel is widened when shrinking, cut at the edges and normalised.
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "image sizes"
+    )]
+    fn pil_bicubic(input: usize, output: usize) -> Self {
+        const SUPPORT: f64 = 2.0;
+        let scale = input as f64 / output as f64;
+        let widened = scale.max(1.0);
+        let support = SUPPORT * widened;
+        let width = support.ceil() as usize * 2 + 1;
+        let mut weights = vec![0.0; width * output];
+        let bounds = (0..output)
+            .map(|o| {
+                let centre = (o as f64 + 0.5) * scale;
+                let first = (centre - support + 0.5).max(0.0) as usize;
+                let count = ((centre + support + 0.5) as usize).min(input) - first;
+                let slot = &mut weights[o * width..o * width + count];
+                for (x, w) in slot.iter_mut().enumerate() {
+                    *w = bicubic(((x + first) as f64 - centre + 0.5) * (1.0 / widened));
+                }
+                let total: f64 = slot.iter().sum();
+                if total != 0.0 {
+                    slot.iter_mut().for_each(|w| *w /= total);
+                }
+                (first, count)
+            })
+            .collect();
+        Self { bounds, weights, width }
+    }
+
+    fn of(&self, output: usize) -> (usize, &[f64]) {
+        let (first, count) = self.bounds[output];
+        (first, &self.weights[output * self.width..output * self.width + count])
+    }
+}
+
+fn bicubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+/// Two neighbours and the share of the second, for each result pixel of one axis.
+#[derive(Debug, Clone)]
+struct Neighbours(Vec<(usize, usize, f32)>);
+
+impl Neighbours {
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "image sizes"
+    )]
+    fn new(input: usize, output: usize, half_pixel: bool) -> Self {
+        let scale = input as f32 / output as f32;
+        let at = |o: usize| {
+            let source = if half_pixel { (scale * (o as f32 + 0.5) - 0.5).max(0.0) } else { o as f32 * scale };
+            let low = (source as usize).min(input - 1);
+            (low, (low + 1).min(input - 1), source - low as f32)
+        };
+        Self((0..output).map(at).collect())
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Axes {
+    Linear { rows: Neighbours, columns: Neighbours, half_pixel: bool },
+    Cubic { rows: Option<Taps>, columns: Option<Taps> },
+}
+
+/// A resize between two fixed sizes, prepared once.
+#[derive(Debug, Clone)]
+pub struct Resizer {
+    input: [usize; 2],
+    output: [usize; 2],
+    scaling: Scaling,
+    axes: Axes,
+}
+
+impl Resizer {
+    /// From `input` to `output`, both `[height, width]` and not 0.
+    #[must_use]
+    pub fn new(resize: Resize, scaling: Scaling, input: [usize; 2], output: [usize; 2]) -> Self {
+        let linear = |half_pixel| Axes::Linear {
+            rows: Neighbours::new(input[0], output[0], half_pixel),
+            columns: Neighbours::new(input[1], output[1], half_pixel),
+            half_pixel,
+        };
+        let taps = |axis: usize| (input[axis] != output[axis]).then(|| Taps::pil_bicubic(input[axis], output[axis]));
+        let axes = match resize {
+            Resize::TensorFlow => linear(false),
+            Resize::Torch => linear(true),
+            Resize::PilBicubic => Axes::Cubic { rows: taps(0), columns: taps(1) },
+        };
+        Self { input, output, scaling, axes }
+    }
+
+    /// Height and width of results.
+    #[must_use]
+    pub fn output(&self) -> [usize; 2] {
+        self.output
+    }
+
+    /// Resizes u8 `image` into `out`; both must have the sizes given to [`Resizer::new`].
+    ///
+    /// # Panics
+    /// If they have not.
+    pub fn apply(&self, image: ArrayView3<'_, u8>, mut out: ArrayViewMut3<'_, f32>) {
+        let channels = image.dim().2;
+        assert_eq!(image.dim(), (self.input[0], self.input[1], channels), "input size");
+        assert_eq!(out.dim(), (self.output[0], self.output[1], channels), "output size");
+        let value = |v: u8| match self.scaling {
+            Scaling::TensorFlow => f32::from(v),
+            Scaling::Unit => f32::from(v) / 255.0,
+        };
+        match &self.axes {
+            Axes::Linear { rows, columns, half_pixel } => {
+                for (y, (y0, y1, fy)) in rows.0.iter().copied().enumerate() {
+                    for (x, (x0, x1, fx)) in columns.0.iter().copied().enumerate() {
+                        for c in 0..channels {
+                            let at = |y: usize, x: usize| value(image[[y, x, c]]);
+                            out[[y, x, c]] = if *half_pixel {
+                                let mix = |a: f32, b: f32, f: f32| a * (1.0 - f) + b * f;
+                                mix(mix(at(y0, x0), at(y0, x1), fx), mix(at(y1, x0), at(y1, x1), fx), fy)
+                            } else {
+                                let mix = |a: f32, b: f32, f: f32| a + (b - a) * f;
+                                mix(mix(at(y0, x0), at(y0, x1), fx), mix(at(y1, x0), at(y1, x1), fx), fy)
+                            };
+                        }
+                    }
+                }
+            }
+            Axes::Cubic { rows, columns } => {
+                let wide = horizontal(image, columns.as_ref(), self.output[1], value);
+                vertical(&wide, rows.as_ref(), &mut out);
+                let top = if self.scaling == Scaling::Unit { 1.0 } else { 255.0 };
+                out.mapv_inplace(|v| v.clamp(0.0, top));
+            }
+        }
+        if self.scaling == Scaling::Unit {
+            out.mapv_inplace(|v| v * 256.0);
+        }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "Pillow stores f32 between the passes")]
+fn horizontal(image: ArrayView3<'_, u8>, taps: Option<&Taps>, wide: usize, value: impl Fn(u8) -> f32) -> Array3<f32> {
+    let (h, _, channels) = image.dim();
+    let Some(taps) = taps else { return image.mapv(value) };
+    Array3::from_shape_fn((h, wide, channels), |(y, x, c)| {
+        let (first, weights) = taps.of(x);
+        weights.iter().enumerate().map(|(i, w)| f64::from(value(image[[y, first + i, c]])) * w).sum::<f64>() as f32
+    })
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "Pillow's result is f32")]
+fn vertical(image: &Array3<f32>, taps: Option<&Taps>, out: &mut ArrayViewMut3<'_, f32>) {
+    let Some(taps) = taps else {
+        out.assign(image);
+        return;
+    };
+    for ((y, x, c), slot) in out.indexed_iter_mut() {
+        let (first, weights) = taps.of(y);
+        *slot = weights.iter().enumerate().map(|(i, w)| f64::from(image[[first + i, x, c]]) * w).sum::<f64>() as f32;
+    }
+}
+
+/// Pillow's bicubic resize of u8 images, bit for bit: fixed-point weights of 22 bits, rounded to u8 after each pass.
+#[must_use]
+pub fn pil_bicubic_u8(image: ArrayView3<'_, u8>, output: [usize; 2]) -> Array3<u8> {
+    const BITS: u32 = 22;
+    let (h, w, channels) = image.dim();
+    let fixed = |taps: &Taps| -> Vec<i64> {
+        #[allow(clippy::cast_possible_truncation, reason = "weights lie in -1..2")]
+        let round = |v: &f64| (v * f64::from(1_u32 << BITS)).round() as i64;
+        taps.weights.iter().map(round).collect()
+    };
+    let clip = |sum: i64| u8::try_from((sum >> BITS).clamp(0, 255)).unwrap_or(u8::MAX);
+    let half = 1_i64 << (BITS - 1);
+    let mut current = image.to_owned();
+    if output[1] != w {
+        let taps = Taps::pil_bicubic(w, output[1]);
+        let weights = fixed(&taps);
+        current = Array3::from_shape_fn((h, output[1], channels), |(y, x, c)| {
+            let (first, count) = taps.bounds[x];
+            clip(
+                (0..count)
+                    .fold(half, |sum, i| sum + i64::from(current[[y, first + i, c]]) * weights[x * taps.width + i]),
+            )
+        });
+    }
+    if output[0] != h {
+        let taps = Taps::pil_bicubic(h, output[0]);
+        let weights = fixed(&taps);
+        current = Array3::from_shape_fn((output[0], output[1], channels), |(y, x, c)| {
+            let (first, count) = taps.bounds[y];
+            clip(
+                (0..count)
+                    .fold(half, |sum, i| sum + i64::from(current[[first + i, x, c]]) * weights[y * taps.width + i]),
+            )
+        });
+    }
+    current
+}
+
+/// CLIP's: shorter side to `size` by [`pil_bicubic_u8`] (the longer one rounded down), then the `size`×`size` centre.
+#[must_use]
+pub fn clip_crop(image: ArrayView3<'_, u8>, size: usize) -> Array3<u8> {
+    let (h, w, _) = image.dim();
+    let long = |a: usize, b: usize| size * a / b;
+    let output = if h <= w { [size, long(w, h)] } else { [long(h, w), size] };
+    let resized = pil_bicubic_u8(image, output);
+    // Python's round: halves go to the even neighbour.
+    let offset = |n: usize| {
+        let spare = n - size;
+        spare / 2 + usize::from(spare % 4 == 3)
+    };
+    let (top, left) = (offset(output[0]), offset(output[1]));
+    resized.slice(s![top..top + size, left..left + size, ..]).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(h: usize, w: usize) -> Array3<u8> {
+        let value =
+            |(y, x, c): (usize, usize, usize)| u8::try_from((y * 37 + x * 71 + c * 113 + y * x * 5) % 256).unwrap();
+        Array3::from_shape_fn((h, w, 3), value)
+    }
+
+    fn resized(resize: Resize, scaling: Scaling, input: [usize; 2], output: [usize; 2]) -> Vec<f32> {
+        let resizer = Resizer::new(resize, scaling, input, output);
+        let mut out = Array3::zeros((output[0], output[1], 3));
+        resizer.apply(image(input[0], input[1]).view(), out.view_mut());
+        out.iter().copied().collect()
+    }
+
+    /// Every `step`-th value, so that a constant list covers the whole image.
+    fn thin<T: Copy>(values: &[T], step: usize) -> Vec<T> {
+        values.iter().copied().step_by(step).collect()
+    }
+
+    fn close(found: &[f32], expected: &[f32], bound: f32) {
+        assert_eq!(found.len(), expected.len());
+        for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+            assert!((f - e).abs() <= bound, "at {i}: {f}, expected {e}");
+        }
+    }
+
+    // Constants printed by tests/data/gen/preprocess.py: NumPy 2.4.6, torch 2.15.0, Pillow 13.0.0.
+
+    #[test]
+    fn tensorflow_bilinear_is_exact() {
+        let up = resized(Resize::TensorFlow, Scaling::TensorFlow, [7, 5], [11, 13]);
+        assert_eq!(
+            thin(&up, 41),
+            [
+                0.0, 86.63637, 162.99301, 132.5944, 128.5874, 75.00698, 142.02795, 140.46852, 209.37065, 128.55246,
+                169.07692
+            ]
+        );
+        let down = resized(Resize::TensorFlow, Scaling::TensorFlow, [30, 40], [9, 11]);
+        assert_eq!(
+            thin(&down, 37),
+            [0.0, 105.18181, 160.90907, 82.00005, 177.00003, 129.4545, 82.5456, 144.09082, 187.21216]
+        );
+    }
+
+    #[test]
+    fn torch_bilinear() {
+        let up = resized(Resize::Torch, Scaling::TensorFlow, [7, 5], [11, 13]);
+        close(
+            &thin(&up, 41),
+            &[
+                0.0, 126.454544, 157.45456, 100.66434, 95.67832, 80.15384, 185.23074, 182.69229, 192.97902, 146.63635,
+                138.0,
+            ],
+            2e-5,
+        );
+        let down = resized(Resize::Torch, Scaling::TensorFlow, [30, 40], [9, 11]);
+        // Design: floats within 1e-4; torch rounds positions once where this rounds twice.
+        close(
+            &thin(&down, 37),
+            &[144.44698, 108.56818, 182.26512, 150.29535, 119.75, 210.41649, 125.113594, 49.477364, 83.416626],
+            1e-4,
+        );
+        // (256·r - 128)/128 is 2r - 1: what pytorch-fid's network sees.
+        let unit = resized(Resize::Torch, Scaling::Unit, [7, 5], [11, 13]);
+        let seen: Vec<f32> = thin(&unit, 41).iter().map(|v| (v - 128.0) / 128.0).collect();
+        close(
+            &seen,
+            &[
+                -1.0,
+                -0.008199573,
+                0.23493767,
+                -0.21047574,
+                -0.24958181,
+                -0.37134236,
+                0.45279026,
+                0.43288064,
+                0.513561,
+                0.15008914,
+                0.082352996,
+            ],
+            3e-7,
+        );
+    }
+
+    #[test]
+    fn pillow_bicubic_of_floats() {
+        let up = resized(Resize::PilBicubic, Scaling::TensorFlow, [7, 5], [11, 13]);
+        close(
+            &thin(&up, 41),
+            &[
+                0.0, 140.85085, 156.63225, 92.3725, 87.50841, 69.30599, 211.96118, 197.30034, 218.6175, 150.96622,
+                141.30469,
+            ],
+            2e-5,
+        );
+        let down = resized(Resize::PilBicubic, Scaling::TensorFlow, [30, 40], [9, 11]);
+        close(
+            &thin(&down, 37),
+            &[112.5402, 125.10646, 127.580826, 150.27197, 134.37524, 143.06142, 133.89406, 120.682465, 112.14637],
+            2e-5,
+        );
+        let wide = resized(Resize::PilBicubic, Scaling::TensorFlow, [7, 5], [7, 8]);
+        close(
+            &thin(&wide, 13),
+            &[
+                0.0, 207.5, 1.5313653, 13.6875, 113.832855, 35.375, 192.9375, 127.444916, 205.25, 0.0, 222.90625,
+                15.487085, 129.875,
+            ],
+            2e-5,
+        );
+        assert!(up.iter().all(|v| (0.0..=255.0).contains(v)));
+    }
+
+    #[test]
+    fn pillow_bicubic_of_bytes_is_identical() {
+        let up: Vec<u8> = pil_bicubic_u8(image(7, 5).view(), [11, 13]).iter().copied().collect();
+        assert_eq!(
+            thin(&up, 13),
+            [
+                0, 207, 162, 10, 212, 205, 32, 186, 227, 56, 52, 97, 79, 11, 63, 102, 56, 110, 124, 99, 106, 155, 137,
+                123, 196, 163, 171, 226, 162, 213, 241, 155, 237
+            ]
+        );
+        let down: Vec<u8> = pil_bicubic_u8(image(30, 40).view(), [9, 11]).iter().copied().collect();
+        assert_eq!(
+            thin(&down, 11),
+            [
+                113, 140, 143, 128, 111, 148, 110, 117, 129, 129, 125, 139, 122, 123, 125, 122, 109, 115, 120, 131,
+                103, 126, 129, 129, 134, 124, 131
+            ]
+        );
+    }
+
+    #[test]
+    fn clip_takes_the_centre() {
+        for ((h, w), expected) in [
+            ((13, 20), [186, 98, 99, 175, 5, 136, 135, 127, 155, 135, 167, 37, 108, 169, 201]),
+            ((29, 16), [222, 79, 230, 145, 42, 248, 218, 155, 160, 185, 87, 77, 87, 29, 74]),
+            ((16, 16), [0, 83, 174, 29, 152, 42, 208, 115, 60, 25, 121, 51, 1, 169, 154]),
+        ] {
+            let out = clip_crop(image(h, w).view(), 16);
+            assert_eq!(out.dim(), (16, 16, 3));
+            assert_eq!(thin(&out.iter().copied().collect::<Vec<u8>>(), 53), expected, "{h}×{w}");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! How each existing tool computes its numbers, as data: one table, [`PROTOCOLS`].
+//!
+//! Sources: `fid.py` of EDM and D2O, the evaluator of guided-diffusion (also D2O's), the metrics of StyleGAN3, torch-fidelity 0.4,
+//! clean-fid 0.1.35, pytorch-fid 0.3. A tool that lacks a metric takes the rule its users combine it with; [`Protocol::borrowed`] says whose.
+
+use std::collections::BTreeMap;
+
+use crate::inception_score::{Parts, ScoreRule};
+use crate::kid::{KidRule, SmallSets};
+use crate::manifold::{Distance, ManifoldRule, Ties};
+use crate::preprocess::{Resize, Scaling};
+
+/// Name of the genuine Inception network of 2015-12-05; a Fréchet distance of other features is no FID.
+pub const INCEPTION: &str = "inception-2015-12-05";
+
+/// How images in about -1..1 become bytes, where the tool generates them itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantiser {
+    /// `trunc(clip(127.5·x + 128, 0, 255))`.
+    Round,
+    /// `trunc(clip(127.5·(x + 1), 0, 255))`.
+    Truncate,
+    /// The tool takes bytes.
+    Bytes,
+}
+
+/// One tool's way of computing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Protocol {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What else it is known as, for people.
+    pub title: &'static str,
+    /// Quantisation of generated images.
+    pub quantiser: Quantiser,
+    /// What turns an image into the network's 299×299 input.
+    pub resize: Resize,
+    /// What the network makes of a value 0..255.
+    pub scaling: Scaling,
+    /// Divisor of a covariance: N - ddof.
+    pub ddof: usize,
+    /// Inception Score.
+    pub score: ScoreRule,
+    /// Network whose features enter precision and recall.
+    pub manifold_features: &'static str,
+    /// Precision and recall.
+    pub manifold: ManifoldRule,
+    /// KID.
+    pub kid: KidRule,
+    /// Metrics the tool lacks, and whose rule stands in: `(metrics, tool)`.
+    pub borrowed: &'static [(&'static str, &'static str)],
+}
+
+const ADM_SCORE: ScoreRule = ScoreRule { parts: Parts::Size(5000), shuffle_seed: None, f32_probabilities: true };
+const NVIDIA_SCORE: ScoreRule = ScoreRule { parts: Parts::Count(10), shuffle_seed: None, f32_probabilities: true };
+const FIDELITY_SCORE: ScoreRule =
+    ScoreRule { parts: Parts::Count(10), shuffle_seed: Some(2020), f32_probabilities: false };
+
+const ADM_MANIFOLD: ManifoldRule = ManifoldRule { k: 3, distance: Distance::SquaredHalfBlocks, ties: Ties::Inside };
+const NVIDIA_MANIFOLD: ManifoldRule = ManifoldRule { k: 3, distance: Distance::EuclideanHalf, ties: Ties::Inside };
+const FIDELITY_MANIFOLD: ManifoldRule = ManifoldRule { k: 3, distance: Distance::Euclidean, ties: Ties::Inside };
+
+/// Subsets of at most 1000 from a generator the tool does not seed.
+const NVIDIA_KID: KidRule = KidRule { subsets: 100, subset_size: 1000, seed: None, small_sets: SmallSets::Shrink };
+const FIDELITY_KID: KidRule =
+    KidRule { subsets: 100, subset_size: 1000, seed: Some(2020), small_sets: SmallSets::Refuse };
+
+/// Every protocol. The order is that of the command line's help.
+pub const PROTOCOLS: [Protocol; 6] = [
+    Protocol {
+        name: "edm",
+        title: "EDM and D2O",
+        quantiser: Quantiser::Round,
+        resize: Resize::TensorFlow,
+        scaling: Scaling::TensorFlow,
+        ddof: 1,
+        score: ADM_SCORE,
+        manifold_features: "pool3",
+        manifold: ADM_MANIFOLD,
+        kid: NVIDIA_KID,
+        borrowed: &[("sfid, is, pr", "adm, which D2O's evaluator follows"), ("kid", "stylegan3")],
+    },
+    Protocol {
+        name: "adm",
+        title: "guided-diffusion",
+        quantiser: Quantiser::Truncate,
+        resize: Resize::TensorFlow,
+        scaling: Scaling::TensorFlow,
+        ddof: 1,
+        score: ADM_SCORE,
+        manifold_features: "pool3",
+        manifold: ADM_MANIFOLD,
+        kid: NVIDIA_KID,
+        borrowed: &[("kid", "stylegan3")],
+    },
+    Protocol {
+        name: "stylegan3",
+        title: "StyleGAN3",
+        quantiser: Quantiser::Round,
+        resize: Resize::TensorFlow,
+        scaling: Scaling::TensorFlow,
+        ddof: 0,
+        score: NVIDIA_SCORE,
+        manifold_features: "VGG16",
+        manifold: NVIDIA_MANIFOLD,
+        kid: NVIDIA_KID,
+        borrowed: &[("sfid", "adm")],
+    },
+    Protocol {
+        name: "torch-fidelity",
+        title: "torch-fidelity",
+        quantiser: Quantiser::Bytes,
+        resize: Resize::TensorFlow,
+        scaling: Scaling::TensorFlow,
+        ddof: 1,
+        score: FIDELITY_SCORE,
+        manifold_features: "VGG16",
+        manifold: FIDELITY_MANIFOLD,
+        kid: FIDELITY_KID,
+        borrowed: &[("sfid", "adm")],
+    },
+    Protocol {
+        name: "clean",
+        title: "clean-fid, mode clean",
+        quantiser: Quantiser::Bytes,
+        resize: Resize::PilBicubic,
+        scaling: Scaling::TensorFlow,
+        ddof: 1,
+        score: FIDELITY_SCORE,
+        manifold_features: "pool3",
+        manifold: FIDELITY_MANIFOLD,
+        kid: NVIDIA_KID,
+        borrowed: &[("sfid", "adm"), ("is, pr", "torch-fidelity")],
+    },
+    Protocol {
+        name: "pytorch-fid",
+        title: "pytorch-fid",
+        quantiser: Quantiser::Bytes,
+        resize: Resize::Torch,
+        scaling: Scaling::Unit,
+        ddof: 1,
+        score: FIDELITY_SCORE,
+        manifold_features: "pool3",
+        manifold: FIDELITY_MANIFOLD,
+        kid: FIDELITY_KID,
+        borrowed: &[("sfid", "adm"), ("is, kid, pr", "torch-fidelity")],
+    },
+];
+
+impl Protocol {
+    /// The protocol called `name`.
+    #[must_use]
+    pub fn named(name: &str) -> Option<&'static Self> {
+        PROTOCOLS.iter().find(|p| p.name == name)
+    }
+
+    /// Every choice in words, as it stands in a result.
+    #[must_use]
+    pub fn describe(&self) -> BTreeMap<String, String> {
+        let quantiser = match self.quantiser {
+            Quantiser::Round => "trunc(clip(127.5 x + 128, 0, 255))",
+            Quantiser::Truncate => "trunc(clip(127.5 (x + 1), 0, 255))",
+            Quantiser::Bytes => "none: the tool takes bytes",
+        };
+        let borrowed: Vec<String> = self.borrowed.iter().map(|(m, t)| format!("{m} as {t}")).collect();
+        let mut rows = vec![
+            ("name", self.name.to_owned()),
+            ("quantiser", quantiser.to_owned()),
+            ("resize", self.resize.describe().to_owned()),
+            ("scaling", self.scaling.describe().to_owned()),
+            ("covariance", if self.ddof == 0 { "N" } else { "N - 1" }.to_owned()),
+            ("inception_score", self.score.describe()),
+            ("manifold", format!("{} features, {}", self.manifold_features, self.manifold.describe())),
+            ("kid", self.kid.describe()),
+        ];
+        if !borrowed.is_empty() {
+            rows.push(("borrowed", borrowed.join("; ")));
+        }
+        rows.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct_and_found() {
+        for p in &PROTOCOLS {
+            assert_eq!(Protocol::named(p.name), Some(p));
+            assert_eq!(PROTOCOLS.iter().filter(|q| q.name == p.name).count(), 1);
+        }
+        assert_eq!(Protocol::named("ttur"), None);
+    }
+
+    #[test]
+    fn no_two_protocols_agree_in_everything_but_the_name() {
+        let rows = |p: &Protocol| {
+            let mut rows = p.describe();
+            rows.remove("name");
+            rows
+        };
+        for (i, p) in PROTOCOLS.iter().enumerate() {
+            for q in &PROTOCOLS[..i] {
+                assert_ne!(rows(p), rows(q), "{} and {}", p.name, q.name);
+            }
+        }
+    }
+}
