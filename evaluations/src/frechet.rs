@@ -24,25 +24,64 @@ impl Factor {
     /// From the eigenvectors with eigenvalues above rounding; exact where the covariance has no full rank.
     pub(crate) fn of(sigma: &Array2<f64>) -> Result<Self> {
         let d = sigma.nrows();
-        let matrix = Mat::from_fn(d, d, |i, j| sigma[[i, j]]);
-        let eigen = matrix.self_adjoint_eigen(Side::Lower).map_err(|_| Error::Eigen { what: "a covariance" })?;
+        let Some(scaled) = Scaled::new(&Mat::from_fn(d, d, |i, j| sigma[[i, j]])) else {
+            return Ok(Self { matrix: Mat::zeros(d, 0) });
+        };
+        let (eigen, turned) = match scaled.matrix.self_adjoint_eigen(Side::Lower) {
+            Ok(eigen) => (eigen, false),
+            Err(_) => {
+                let again = scaled.turned().self_adjoint_eigen(Side::Lower);
+                (again.map_err(|_| Error::Eigen { what: "a covariance" })?, true)
+            }
+        };
         let (u, s) = (eigen.U(), eigen.S());
-        let largest = (0..d).map(|i| s[i]).fold(0.0_f64, f64::max);
-        #[allow(clippy::cast_precision_loss, reason = "a matrix size")]
-        let floor = largest * d as f64 * f64::EPSILON;
+        let floor = floor((0..d).map(|i| s[i]), d);
         let kept: Vec<usize> = (0..d).filter(|i| s[*i] > floor).collect();
-        Ok(Self { matrix: Mat::from_fn(d, kept.len(), |i, k| u[(i, kept[k])] * s[kept[k]].sqrt()) })
+        let root = |k: usize| (s[kept[k]] * scaled.peak).sqrt();
+        Ok(Self {
+            matrix: Mat::from_fn(d, kept.len(), |i, k| u[(if turned { d - 1 - i } else { i }, kept[k])] * root(k)),
+        })
     }
+}
+
+/// A symmetric matrix divided by its largest element: the solvers lose their way where all elements are tiny, as in the covariance of a
+/// generator that makes one image only.
+struct Scaled {
+    matrix: Mat<f64>,
+    peak: f64,
+}
+
+impl Scaled {
+    /// `None` if every element is 0.
+    fn new(matrix: &Mat<f64>) -> Option<Self> {
+        let peak = matrix.norm_max();
+        (peak > 0.0)
+            .then(|| Self { matrix: Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| matrix[(i, j)] / peak), peak })
+    }
+
+    /// The same with rows and columns in reverse: eigenvalues stay, and a solver that did not converge goes another way.
+    fn turned(&self) -> Mat<f64> {
+        let d = self.matrix.nrows();
+        Mat::from_fn(d, d, |i, j| self.matrix[(d - 1 - i, d - 1 - j)])
+    }
+}
+
+/// What rounding leaves of a zero eigenvalue, at most.
+#[allow(clippy::cast_precision_loss, reason = "a matrix size")]
+fn floor(values: impl Iterator<Item = f64>, d: usize) -> f64 {
+    values.fold(0.0_f64, f64::max) * d as f64 * f64::EPSILON
 }
 
 /// Σ √λ over the eigenvalues of a positive semidefinite matrix; what rounding leaves of a zero eigenvalue, of either sign, counts as zero.
 pub(crate) fn sum_of_roots(matrix: &Mat<f64>) -> Result<f64> {
-    let values =
-        matrix.self_adjoint_eigenvalues(Side::Lower).map_err(|_| Error::Eigen { what: "a product of covariances" })?;
-    let largest = values.iter().copied().fold(0.0_f64, f64::max);
-    #[allow(clippy::cast_precision_loss, reason = "a matrix size")]
-    let floor = largest * values.len() as f64 * f64::EPSILON;
-    Ok(values.iter().filter(|v| **v > floor).map(|v| v.sqrt()).sum())
+    let Some(scaled) = Scaled::new(matrix) else { return Ok(0.0) };
+    let values = scaled
+        .matrix
+        .self_adjoint_eigenvalues(Side::Lower)
+        .or_else(|_| scaled.turned().self_adjoint_eigenvalues(Side::Lower))
+        .map_err(|_| Error::Eigen { what: "a product of covariances" })?;
+    let floor = floor(values.iter().copied(), values.len());
+    Ok(values.iter().filter(|v| **v > floor).map(|v| (v * scaled.peak).sqrt()).sum())
 }
 
 /// Fréchet distance between Gaussians fitted to two feature sets (FID when the features are pool3).
@@ -103,6 +142,24 @@ mod tests {
         acc.push(x.view()).unwrap();
         let g = acc.finish(1).unwrap();
         assert!(frechet_distance(&g, &g).unwrap().abs() < 1e-12);
+    }
+
+    #[test]
+    fn one_image_over_and_over_is_a_point() {
+        // Its covariance is rounding alone, far below 1.
+        let image = ndarray::Array1::from_shape_fn(600, |j| ((j * 37 % 101) as f32).sin().abs() * 0.37);
+        let mut point = crate::gaussian::Accumulator::new(600);
+        let mut spread = crate::gaussian::Accumulator::new(600);
+        let rows = ndarray::Array2::from_shape_fn((40, 600), |(_, j)| image[j]);
+        point.push(rows.view()).unwrap();
+        spread.push(crate::gaussian::tests::rows(40, 600, 7).view()).unwrap();
+        let (point, spread) = (point.finish(1).unwrap(), spread.finish(1).unwrap());
+        let expected: f64 =
+            (&point.mu - &spread.mu).mapv(|v| v * v).sum() + spread.sigma.diag().sum() + point.sigma.diag().sum();
+        for found in [frechet_distance(&point, &spread), frechet_distance(&spread, &point)] {
+            let found = found.unwrap();
+            assert!((found - expected).abs() < 1e-5 * expected, "{found} differs from {expected}");
+        }
     }
 
     #[test]

@@ -10,12 +10,14 @@ use crate::frechet::Gaussian;
 /// Rows that enter the sums together.
 const BLOCK: usize = 512;
 
-/// Sums over feature rows. Rows wait until a block of fixed length is full, so the order of additions, and with it every bit of the result,
+/// Sums over feature rows, taken relative to the first row: what all rows share costs no digits. Rows wait until a block of fixed length is full, so the order of additions, and with it every bit of the result,
 /// depends on the order of rows alone.
 #[derive(Debug, Clone)]
 pub struct Accumulator {
     dims: usize,
     count: usize,
+    /// The first row.
+    origin: Vec<f64>,
     sum: Vec<f64>,
     outer: Mat<f64>,
     waiting: Vec<f64>,
@@ -25,7 +27,8 @@ impl Accumulator {
     /// For rows of `dims` features.
     #[must_use]
     pub fn new(dims: usize) -> Self {
-        Self { dims, count: 0, sum: vec![0.0; dims], outer: Mat::zeros(dims, dims), waiting: Vec::new() }
+        let (origin, sum) = (vec![0.0; dims], vec![0.0; dims]);
+        Self { dims, count: 0, origin, sum, outer: Mat::zeros(dims, dims), waiting: Vec::new() }
     }
 
     /// Number of rows so far.
@@ -48,7 +51,10 @@ impl Accumulator {
             return Err(Error::NotFinite { what: "features", count, row: self.count + row });
         }
         for row in rows.outer_iter() {
-            self.waiting.extend(row.iter().map(|v| f64::from(*v)));
+            if self.count == 0 {
+                self.origin = row.iter().map(|v| f64::from(*v)).collect();
+            }
+            self.waiting.extend(row.iter().zip(&self.origin).map(|(v, o)| f64::from(*v) - o));
             self.count += 1;
             if self.waiting.len() == BLOCK * self.dims {
                 self.flush();
@@ -80,18 +86,19 @@ impl Accumulator {
         self.flush();
         #[allow(clippy::cast_precision_loss, reason = "sample counts")]
         let (n, divisor) = (self.count as f64, (self.count - ddof) as f64);
-        let mu = Array1::from_iter(self.sum.iter().map(|s| s / n));
+        let mean: Vec<f64> = self.sum.iter().map(|s| s / n).collect();
         let sigma = Array2::from_shape_fn((self.dims, self.dims), |(i, j)| {
             // Both triangles from one of them, so the result is symmetric to the last bit.
             let (i, j) = (i.max(j), i.min(j));
-            (self.outer[(i, j)] - n * mu[i] * mu[j]) / divisor
+            (self.outer[(i, j)] - n * mean[i] * mean[j]) / divisor
         });
+        let mu = Array1::from_iter(self.origin.iter().zip(&mean).map(|(o, m)| o + m));
         Ok(Gaussian { mu, sigma })
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use ndarray::s;
 
