@@ -44,8 +44,7 @@ impl Factor {
     }
 }
 
-/// A symmetric matrix divided by its largest element: the solvers lose their way where all elements are tiny, as in the covariance of a
-/// generator that makes one image only.
+/// A symmetric matrix divided by its largest element, so that solvers and floors see numbers about 1.
 struct Scaled {
     matrix: Mat<f64>,
     peak: f64,
@@ -146,7 +145,7 @@ mod tests {
 
     #[test]
     fn one_image_over_and_over_is_a_point() {
-        // Its covariance is rounding alone, far below 1.
+        // Its covariance is 0; were it rounding noise instead, the solver would not converge on it.
         let image = ndarray::Array1::from_shape_fn(600, |j| ((j * 37 % 101) as f32).sin().abs() * 0.37);
         let mut point = crate::gaussian::Accumulator::new(600);
         let mut spread = crate::gaussian::Accumulator::new(600);

@@ -10,8 +10,9 @@ use crate::frechet::Gaussian;
 /// Rows that enter the sums together.
 const BLOCK: usize = 512;
 
-/// Sums over feature rows, taken relative to the first row: what all rows share costs no digits. Rows wait until a block of fixed length is full, so the order of additions, and with it every bit of the result,
-/// depends on the order of rows alone.
+/// Sums over feature rows. They are taken relative to the first row, so what all rows share costs no digits and rows that are all equal have
+/// covariance 0. Rows wait until a block of fixed length is full, so the order of additions, and with it every bit of the result, depends on
+/// the order of rows alone.
 #[derive(Debug, Clone)]
 pub struct Accumulator {
     dims: usize,

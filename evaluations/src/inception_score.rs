@@ -44,8 +44,8 @@ impl ScoreRule {
 pub struct InceptionScore {
     /// Mean of the parts' scores; higher is better.
     pub mean: f64,
-    /// Their standard deviation.
-    pub std: f64,
+    /// Their standard deviation; `None` where there is one part only.
+    pub std: Option<f64>,
 }
 
 /// Sums behind the score. Memory is classes × parts and, for a shuffled split, one integer a sample.
@@ -168,7 +168,7 @@ impl ScoreSums {
         let parts = scores.len() as f64;
         let mean = scores.iter().sum::<f64>() / parts;
         let variance = scores.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / parts;
-        Ok(InceptionScore { mean, std: variance.sqrt() })
+        Ok(InceptionScore { mean, std: (scores.len() > 1).then(|| variance.sqrt()) })
     }
 }
 
@@ -193,7 +193,7 @@ mod tests {
         let sharp = Array2::from_shape_fn((100, 5), |(i, k)| if i % 5 == k { 50.0 } else { 0.0 });
         for rule in [TEN, ScoreRule { f32_probabilities: true, ..TEN }, ScoreRule { parts: Parts::Size(30), ..TEN }] {
             let score = inception_score(sharp.view(), rule).unwrap();
-            assert!((score.mean - 5.0).abs() < 1e-6 && score.std < 1e-6, "{rule:?}");
+            assert!((score.mean - 5.0).abs() < 1e-6 && score.std.is_none_or(|s| s < 1e-6), "{rule:?}");
         }
         let same = Array2::from_shape_fn((100, 5), |(_, k)| if k == 0 { 50.0 } else { 0.0 });
         assert!((inception_score(same.view(), TEN).unwrap().mean - 1.0).abs() < 1e-9);

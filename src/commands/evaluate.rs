@@ -225,7 +225,7 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
     }
     if let Some(sums) = score {
         let score = sums.finish()?;
-        put("is", score.mean, None, Some(score.std));
+        put("is", score.mean, None, score.std);
         lap("is", &mut timings);
     }
     if needs_features {
