@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
@@ -60,8 +59,7 @@ impl std::io::Write for HashWriter<'_> {
 /// If it is none, or calls itself Inception without its 1008 classes.
 pub fn describe(model: &ModelInfo, path: &Path) -> anyhow::Result<Extractor> {
     const CLASSES: usize = 1008;
-    let features = FEATURES.iter().find_map(|n| model.output(n)).filter(|_| input_of(model).is_ok());
-    let Some(&[_, Dim::Known(dims)]) = features.map(|f| f.dims.as_slice()) else {
+    let Some(dims) = feature_dims(model).filter(|_| input_of(model).is_ok()) else {
         return Err(with_hint(
             anyhow::anyhow!("`{}` is no feature network", path.display()),
             "export one with `d2o export WEIGHTS --kind features`",
@@ -69,7 +67,7 @@ pub fn describe(model: &ModelInfo, path: &Path) -> anyhow::Result<Extractor> {
     };
     let name = model.metadata.get("extractor").map_or_else(|| path.display().to_string(), Clone::clone);
     if name == INCEPTION
-        && let Some(&[_, Dim::Known(classes)]) = model.output("logits").map(|l| l.dims.as_slice())
+        && let Some(classes) = output_dims(model, "logits")
     {
         anyhow::ensure!(
             classes == CLASSES,
@@ -78,6 +76,12 @@ pub fn describe(model: &ModelInfo, path: &Path) -> anyhow::Result<Extractor> {
         );
     }
     Ok(Extractor { name, path: path.display().to_string(), sha256: file_sha256(path)?, dims })
+}
+
+/// Length of the features of `model`, if it has any.
+#[must_use]
+pub fn feature_dims(model: &ModelInfo) -> Option<usize> {
+    FEATURES.iter().find_map(|n| output_dims(model, n))
 }
 
 /// Length of the output `name` of `model`, if it has it.
@@ -139,8 +143,8 @@ pub struct Extracted {
 
 /// One batch on its way to the network.
 struct Prepared {
-    start: usize,
-    count: usize,
+    /// What its images are called.
+    names: Vec<String>,
     tensor: Tensor,
 }
 
@@ -177,11 +181,10 @@ pub fn extract(
     let len = source.len();
     let mut progress = printer.progress("features", len as u64);
     let stop = AtomicBool::new(false);
-    let names = Mutex::new(BTreeMap::new());
     let mut network = 0.0;
     let (sender, receiver) = sync_channel::<anyhow::Result<Prepared>>(AHEAD);
     let (images_sha256, reading, resizing) = std::thread::scope(|scope| -> anyhow::Result<(String, f64, f64)> {
-        let (stop, names) = (&stop, &names);
+        let stop = &stop;
         let reader = scope.spawn(move || {
             let mut hash = ContentHash::new(len, dims);
             let (mut reading, mut resizing) = (0.0, 0.0);
@@ -199,18 +202,15 @@ pub fn extract(
                     }
                 };
                 hash.update(&images);
-                if let Ok(mut names) = names.lock() {
-                    names.insert(start, range.map(|i| source.name(i)).collect::<Vec<_>>());
-                }
+                let names = range.map(|i| source.name(i)).collect();
                 reading += clock.elapsed().as_secs_f64();
                 let clock = Instant::now();
-                let count = images.dim().0;
                 let tensor = match &resizer {
                     Some(resizer) => Tensor::F32(resized(resizer, &images).into_dyn()),
                     None => Tensor::U8(images.into_dyn()),
                 };
                 resizing += clock.elapsed().as_secs_f64();
-                if sender.send(Ok(Prepared { start, count, tensor })).is_err() {
+                if sender.send(Ok(Prepared { names, tensor })).is_err() {
                     break;
                 }
             }
@@ -219,16 +219,16 @@ pub fn extract(
         let mut consume = || -> anyhow::Result<()> {
             for prepared in &receiver {
                 anyhow::ensure!(!interrupt::asked(), "interrupted");
-                let Prepared { start, count, tensor } = prepared?;
+                let Prepared { names, tensor } = prepared?;
+                let count = names.len();
                 let clock = Instant::now();
                 let outputs = session.run(&[(input, tensor)])?;
                 network += clock.elapsed().as_secs_f64();
-                let labels = names.lock().ok().and_then(|mut n| n.remove(&start)).unwrap_or_default();
                 let matrix = |name: &str| {
                     let tensor = outputs.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.as_f32());
                     let rows: Option<ArrayView2<'_, f32>> = tensor.map(|t| t.into_dimensionality()).transpose()?;
                     if let Some(rows) = &rows {
-                        finite(name, rows, &labels)?;
+                        finite(name, rows, &names)?;
                     }
                     anyhow::Ok(rows)
                 };

@@ -9,7 +9,7 @@
 
 use std::rc::Rc;
 
-use d2o_onnx::graph::{Dim, ElementType, Model};
+use d2o_onnx::graph::{Dim, Edge, ElementType, Model};
 use d2o_onnx::ops::Sampling;
 
 use crate::checkpoint::{Architecture, Network};
@@ -174,12 +174,7 @@ pub fn features(network: &Network, options: &FeatureOptions) -> Result<Exported>
     }
     let mut b = OnnxBackend::new("tf_efficientnet_lite0", weights(network));
     let net = EfficientNetLite0::build(&mut b, &Scope::root())?;
-    let size = Dim::Known(options.image_size);
-    let dims = [Dim::Batch, size, size, Dim::Known(3)];
-    let x = b.graph.input("images_u8", ElementType::U8, &dims).map_err(|e| engine("input", e))?;
-    b.enter(&Scope::root().child("preprocess"));
-    let x = b.u8_to_f32(&x)?;
-    let x = b.transpose(&x, &[0, 3, 1, 2])?;
+    let x = pixels(&mut b, options.image_size)?;
     let x = b.scale(&x, 1.0 / 127.5)?;
     let x = b.offset(&x, -1.0)?;
     let x = if options.image_size == options.input_size {
@@ -191,26 +186,14 @@ pub fn features(network: &Network, options: &FeatureOptions) -> Result<Exported>
     let features = b.reshape(&features, &[-1, signed(crate::nn::efficientnet_lite::FEATURES)])?;
     b.graph.output("features", &features).map_err(|e| engine("output", e))?;
     b.graph.output("logits", &logits).map_err(|e| engine("output", e))?;
-    let (mut graph, report) = b.finish()?;
-    graph.metadata("d2o_version", env!("CARGO_PKG_VERSION"));
-    graph.metadata("kind", "features");
-    graph.metadata("extractor", "tf_efficientnet_lite0");
-    graph.metadata("input_size", options.input_size.to_string());
-    graph.metadata("resize", "bilinear, half-pixel, no antialiasing");
-    let model = graph.finish().map_err(|e| engine("finish", e))?;
-    Ok(Exported { model, report })
+    finish_features(b, "tf_efficientnet_lite0", options.input_size, Some("bilinear, half-pixel, no antialiasing"))
 }
 
 /// Inception; images of another size than its own are resized as TensorFlow 1 does (bilinear, asymmetric, no antialiasing).
 fn inception(network: &Network, gamma: bool, options: &FeatureOptions) -> Result<Exported> {
     let mut b = OnnxBackend::new("inception-2015-12-05", weights(network));
     let net = InceptionV3::build(&mut b, &Scope::root(), gamma)?;
-    let size = Dim::Known(options.image_size);
-    let dims = [Dim::Batch, size, size, Dim::Known(3)];
-    let x = b.graph.input("images_u8", ElementType::U8, &dims).map_err(|e| engine("input", e))?;
-    b.enter(&Scope::root().child("preprocess"));
-    let x = b.u8_to_f32(&x)?;
-    let x = b.transpose(&x, &[0, 3, 1, 2])?;
+    let x = pixels(&mut b, options.image_size)?;
     let resized = b.graph.resize_bilinear(&x, [inception_v3::INPUT_SIZE; 2], Sampling::Asymmetric);
     let x = resized.map_err(|e| engine("resize_bilinear", e))?;
     let x = b.offset(&x, -128.0)?;
@@ -221,45 +204,51 @@ fn inception(network: &Network, gamma: bool, options: &FeatureOptions) -> Result
     for (name, edge) in outputs {
         b.graph.output(name, &edge).map_err(|e| engine("output", e))?;
     }
-    let (mut graph, report) = b.finish()?;
-    graph.metadata("d2o_version", env!("CARGO_PKG_VERSION"));
-    graph.metadata("kind", "features");
-    graph.metadata("extractor", "inception-2015-12-05");
-    graph.metadata("input_size", inception_v3::INPUT_SIZE.to_string());
-    if options.image_size != inception_v3::INPUT_SIZE {
-        graph.metadata("resize", "TensorFlow 1 bilinear (asymmetric), no antialiasing");
-    }
-    let model = graph.finish().map_err(|e| engine("finish", e))?;
-    Ok(Exported { model, report })
+    let resize = (options.image_size != inception_v3::INPUT_SIZE).then_some(TENSORFLOW_RESIZE);
+    finish_features(b, "inception-2015-12-05", inception_v3::INPUT_SIZE, resize)
 }
 
 /// CLIP's image tower; images of another size than its own are resized as TensorFlow 1 does, as torch-fidelity has it.
 fn clip(network: &Network, packed: bool, options: &FeatureOptions) -> Result<Exported> {
     let mut b = OnnxBackend::new("clip-vit-b-32", weights(network));
     let net = ClipVitB32::build(&mut b, &Scope::root(), packed)?;
-    let size = Dim::Known(options.image_size);
-    let dims = [Dim::Batch, size, size, Dim::Known(3)];
-    let x = b.graph.input("images_u8", ElementType::U8, &dims).map_err(|e| engine("input", e))?;
-    let scope = Scope::root().child("preprocess");
-    b.enter(&scope);
-    let x = b.u8_to_f32(&x)?;
-    let x = b.transpose(&x, &[0, 3, 1, 2])?;
+    let x = pixels(&mut b, options.image_size)?;
     let resized = b.graph.resize_bilinear(&x, [clip_vit::INPUT_SIZE; 2], Sampling::Asymmetric);
     let x = resized.map_err(|e| engine("resize_bilinear", e))?;
     let x = b.scale(&x, 1.0 / 255.0)?;
+    let scope = Scope::root().child("preprocess");
     let mean = b.constant(&scope, "minus_mean", &[1, 3, 1, 1], clip_vit::MEAN.map(|m| -m).to_vec())?;
     let std = b.constant(&scope, "std", &[1, 3, 1, 1], clip_vit::STD.to_vec())?;
     let x = b.add(&x, &mean)?;
     let x = b.div(&x, &std)?;
     let features = net.forward(&mut b, &x)?;
     b.graph.output("features", &features).map_err(|e| engine("output", e))?;
+    let resize = (options.image_size != clip_vit::INPUT_SIZE).then_some(TENSORFLOW_RESIZE);
+    finish_features(b, "clip-vit-b-32", clip_vit::INPUT_SIZE, resize)
+}
+
+/// How `Sampling::Asymmetric` is called in metadata.
+const TENSORFLOW_RESIZE: &str = "TensorFlow 1 bilinear (asymmetric), no antialiasing";
+
+/// The input `images_u8 [N, S, S, 3]` of a feature network as f32 `[N, 3, S, S]`, 0..=255; what follows belongs to `preprocess`.
+fn pixels(b: &mut OnnxBackend, image_size: usize) -> Result<Edge> {
+    let size = Dim::Known(image_size);
+    let dims = [Dim::Batch, size, size, Dim::Known(3)];
+    let x = b.graph.input("images_u8", ElementType::U8, &dims).map_err(|e| engine("input", e))?;
+    b.enter(&Scope::root().child("preprocess"));
+    let x = b.u8_to_f32(&x)?;
+    b.transpose(&x, &[0, 3, 1, 2])
+}
+
+/// Ends the graph of a feature network whose outputs are declared.
+fn finish_features(b: OnnxBackend, extractor: &str, input_size: usize, resize: Option<&str>) -> Result<Exported> {
     let (mut graph, report) = b.finish()?;
     graph.metadata("d2o_version", env!("CARGO_PKG_VERSION"));
     graph.metadata("kind", "features");
-    graph.metadata("extractor", "clip-vit-b-32");
-    graph.metadata("input_size", clip_vit::INPUT_SIZE.to_string());
-    if options.image_size != clip_vit::INPUT_SIZE {
-        graph.metadata("resize", "TensorFlow 1 bilinear (asymmetric), no antialiasing");
+    graph.metadata("extractor", extractor);
+    graph.metadata("input_size", input_size.to_string());
+    if let Some(resize) = resize {
+        graph.metadata("resize", resize);
     }
     let model = graph.finish().map_err(|e| engine("finish", e))?;
     Ok(Exported { model, report })

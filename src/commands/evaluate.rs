@@ -22,12 +22,9 @@ use ndarray::{Array2, Axis};
 
 use super::ExitStatus;
 use crate::cli::{Evaluate, Global, Metric};
-use crate::features::{Extracted, describe, deviations, extract, file_sha256, output_dims};
+use crate::features::{Extracted, describe, deviations, extract, feature_dims, file_sha256, output_dims};
 use crate::printer::{Printer, table};
 use crate::{report, runtime};
-
-/// Names of the output that holds features.
-const FEATURE_OUTPUTS: [&str; 2] = ["pool3", "features"];
 
 /// Measures samples.
 ///
@@ -84,7 +81,7 @@ fn pass(
     printer: Printer,
     (keep, score): (bool, Option<ScoreRule>),
 ) -> anyhow::Result<Pass> {
-    let dims = FEATURE_OUTPUTS.iter().find_map(|n| output_dims(session.model(), n)).context("no features")?;
+    let dims = feature_dims(session.model()).context("no features")?;
     let mut sums = Accumulator::new(dims);
     let mut spatial =
         output_dims(session.model(), "spatial").filter(|_| args.metrics.contains(&Metric::Sfid)).map(Accumulator::new);
