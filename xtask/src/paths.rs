@@ -16,9 +16,11 @@ pub(crate) mod component {
     pub(crate) const OPENMOJI: &str = "openmoji-17.0.0";
 }
 
-/// The checkout this binary was built from.
-pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+/// The checkout this task was started in. Asked at run time: checkouts that share a target folder share this binary.
+pub(crate) fn root() -> PathBuf {
+    let package =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    package.parent().unwrap_or(Path::new(".")).to_owned()
 }
 
 /// `D2O_CACHE`, else `~/.cache/d2o`.
