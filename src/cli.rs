@@ -85,6 +85,9 @@ pub struct Export {
     /// Add the output `images_u8 [N, H, W, C]`
     #[arg(long)]
     pub uint8: bool,
+    /// What a feature network is given: bytes, or floats 0 to 255 that d2o resizes as the protocol does (exact for every protocol)
+    #[arg(long, value_enum, default_value_t = PixelType::U8)]
+    pub input: PixelType,
     /// Height and width of the images a feature network will be given, pixels; resized to the network's own inside the graph
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
@@ -112,6 +115,15 @@ pub enum Net {
     Ema,
     /// The weights of the last step.
     Net,
+}
+
+/// Pixels a feature network takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PixelType {
+    /// `images_u8`, of `--image-size`.
+    U8,
+    /// `images_f32`, of the network's own size.
+    F32,
 }
 
 /// What an exported graph computes.

@@ -175,6 +175,54 @@ fn protocols_state_what_they_are_and_what_departs_from_them() {
 }
 
 #[test]
+fn images_resized_by_the_protocol_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_inception(dir);
+    let both = attempt(
+        dir,
+        &[
+            "export",
+            "inception.safetensors",
+            "--input",
+            "f32",
+            "--image-size",
+            "32",
+            "--fuse-resize",
+            "--out",
+            "x.onnx",
+        ],
+    );
+    assert!(both.code == 1 && both.stderr.contains("leave out `--image-size`"), "{both}");
+    let exported = d2o(dir, &["export", "inception.safetensors", "--input", "f32", "--out", "float.onnx"]);
+    assert!(exported.stderr.contains("checked `pool3`"), "{exported}");
+    write_images(&dir.join("real.npz"), 0..24);
+    write_images(&dir.join("fake.npz"), 12..36);
+    let float = |protocol: &str| {
+        let (extractor, out) = (["--extractor", "float.onnx"], ["--bootstrap", "0", "--json", "e.json"]);
+        let what = ["--protocol", protocol, "--metrics", "fid,sfid,is"];
+        let files = ["evaluate", "fake.npz", "--ref", "real.npz"];
+        d2o(dir, &[&files[..], &extractor, &out, &what].concat());
+        let result: Value = serde_json::from_slice(&fs::read(dir.join("e.json")).unwrap()).unwrap();
+        result
+    };
+    let inside =
+        |protocol| evaluate(dir, "fake.npz", "real.npz", &["--protocol", protocol, "--metrics", "fid,sfid,is"]);
+    // TensorFlow's resize is the same inside the graph and before it.
+    let (adm, clean) = (float("adm"), float("clean"));
+    let fused = inside("adm");
+    for name in ["fid", "sfid", "is"] {
+        assert!(close(value(&adm, name), value(&fused, name)), "{name}: {adm} {fused}");
+    }
+    // Other resizes give other numbers, and only the graph that leaves them to d2o can follow them.
+    assert!(!close(value(&adm, "fid"), value(&clean, "fid")), "{adm} {clean}");
+    for result in [&adm, &clean, &float("pytorch-fid")] {
+        assert_eq!(result["deviations"], serde_json::json!([]), "{result}");
+    }
+    assert!(inside("clean")["deviations"].to_string().contains("resize in the network"));
+}
+
+#[test]
 fn bad_images_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

@@ -4,8 +4,11 @@
 //! |---|---|---|
 //! | one-step | `latents [N, C, H, W]` of unit variance, `class_labels [N, L]` one-hot if conditional | `images [N, C, H, W]`, and on request `images_u8 [N, H, W, C]` |
 //! | denoiser | `x [N, C, H, W]`, `sigma [N]`, `class_labels` | `denoised` |
-//! | features | `images_u8 [N, H, W, 3]` | `features [N, D]`, `logits [N, K]` |
-//! | features, Inception-2015-12-05 | `images_u8 [N, H, W, 3]` | `pool3 [N, 2048]`, `logits [N, 1008]`, `spatial [N, 2023]`, on request `tap_64`, `tap_192`, `tap_768` |
+//! | features | `images_u8 [N, H, W, 3]` or `images_f32 [N, S, S, 3]` | `features [N, D]`, `logits [N, K]` |
+//! | features, Inception-2015-12-05 | the same | `pool3 [N, 2048]`, `logits [N, 1008]`, `spatial [N, 2023]`, on request `tap_64`, `tap_192`, `tap_768` |
+//!
+//! `images_u8` holds bytes of any one size, resized in the graph; `images_f32` holds values 0 to 255 that were resized to the network's own
+//! size S before, so that fractions survive as a protocol's own resize leaves them. Normalisation is part of the graph in both.
 
 use std::rc::Rc;
 
@@ -135,10 +138,22 @@ pub fn denoiser_of(config: &NetConfig, weights: Weights, options: &Options) -> R
     Ok(Exported { model, report })
 }
 
+/// What a feature network is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PixelInput {
+    /// `images_u8 [N, H, W, 3]`: bytes, resized in the graph if they have not the network's size.
+    #[default]
+    U8,
+    /// `images_f32 [N, S, S, 3]`: values 0 to 255 of the network's size.
+    F32,
+}
+
 /// How a feature network is exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeatureOptions {
-    /// Height and width of the images the graph takes, pixels.
+    /// What the graph is given.
+    pub input: PixelInput,
+    /// Height and width of the images the graph takes, pixels; the network's own for `PixelInput::F32`.
     pub image_size: usize,
     /// Height and width EfficientNet-Lite0 sees, pixels: images are resized to it bilinearly (half-pixel, no antialiasing).
     pub input_size: usize,
@@ -151,7 +166,7 @@ pub struct FeatureOptions {
 /// The graph of the feature network `network`.
 ///
 /// # Errors
-/// `Config` if it is none; errors of the load; `Engine` if the graph cannot be built.
+/// `Config` if it is none, or if f32 images are not of its size; errors of the load; `Engine` if the graph cannot be built.
 pub fn features(network: &Network, options: &FeatureOptions) -> Result<Exported> {
     match &network.architecture {
         Architecture::EfficientNetLite0 => {}
@@ -174,7 +189,7 @@ pub fn features(network: &Network, options: &FeatureOptions) -> Result<Exported>
     }
     let mut b = OnnxBackend::new("tf_efficientnet_lite0", weights(network));
     let net = EfficientNetLite0::build(&mut b, &Scope::root())?;
-    let x = pixels(&mut b, options.image_size)?;
+    let x = pixels(&mut b, options)?;
     let x = b.scale(&x, 1.0 / 127.5)?;
     let x = b.offset(&x, -1.0)?;
     let x = if options.image_size == options.input_size {
@@ -193,7 +208,7 @@ pub fn features(network: &Network, options: &FeatureOptions) -> Result<Exported>
 fn inception(network: &Network, gamma: bool, options: &FeatureOptions) -> Result<Exported> {
     let mut b = OnnxBackend::new("inception-2015-12-05", weights(network));
     let net = InceptionV3::build(&mut b, &Scope::root(), gamma)?;
-    let x = pixels(&mut b, options.image_size)?;
+    let x = pixels(&mut b, options)?;
     let resized = b.graph.resize_bilinear(&x, [inception_v3::INPUT_SIZE; 2], Sampling::Asymmetric);
     let x = resized.map_err(|e| engine("resize_bilinear", e))?;
     let x = b.offset(&x, -128.0)?;
@@ -212,7 +227,7 @@ fn inception(network: &Network, gamma: bool, options: &FeatureOptions) -> Result
 fn clip(network: &Network, packed: bool, options: &FeatureOptions) -> Result<Exported> {
     let mut b = OnnxBackend::new("clip-vit-b-32", weights(network));
     let net = ClipVitB32::build(&mut b, &Scope::root(), packed)?;
-    let x = pixels(&mut b, options.image_size)?;
+    let x = pixels(&mut b, options)?;
     let resized = b.graph.resize_bilinear(&x, [clip_vit::INPUT_SIZE; 2], Sampling::Asymmetric);
     let x = resized.map_err(|e| engine("resize_bilinear", e))?;
     let x = b.scale(&x, 1.0 / 255.0)?;
@@ -230,13 +245,22 @@ fn clip(network: &Network, packed: bool, options: &FeatureOptions) -> Result<Exp
 /// How `Sampling::Asymmetric` is called in metadata.
 const TENSORFLOW_RESIZE: &str = "TensorFlow 1 bilinear (asymmetric), no antialiasing";
 
-/// The input `images_u8 [N, S, S, 3]` of a feature network as f32 `[N, 3, S, S]`, 0..=255; what follows belongs to `preprocess`.
-fn pixels(b: &mut OnnxBackend, image_size: usize) -> Result<Edge> {
-    let size = Dim::Known(image_size);
+/// The input of a feature network as f32 `[N, 3, S, S]`, 0 to 255; what follows belongs to `preprocess`.
+fn pixels(b: &mut OnnxBackend, options: &FeatureOptions) -> Result<Edge> {
+    let size = Dim::Known(options.image_size);
     let dims = [Dim::Batch, size, size, Dim::Known(3)];
-    let x = b.graph.input("images_u8", ElementType::U8, &dims).map_err(|e| engine("input", e))?;
+    let (name, element) = match options.input {
+        PixelInput::U8 => ("images_u8", ElementType::U8),
+        PixelInput::F32 if options.image_size != options.input_size => {
+            let (images, network) = (options.image_size, options.input_size);
+            let what = format!("f32 images come resized: expected the network's {network} pixels, found {images}");
+            return Err(Error::Config { what });
+        }
+        PixelInput::F32 => ("images_f32", ElementType::F32),
+    };
+    let x = b.graph.input(name, element, &dims).map_err(|e| engine("input", e))?;
     b.enter(&Scope::root().child("preprocess"));
-    let x = b.u8_to_f32(&x)?;
+    let x = if options.input == PixelInput::U8 { b.u8_to_f32(&x)? } else { x };
     b.transpose(&x, &[0, 3, 1, 2])
 }
 

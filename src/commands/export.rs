@@ -5,14 +5,14 @@ use std::time::Instant;
 use anyhow::Context as _;
 use d2o_converters::checkpoint::{Architecture, Checkpoint};
 use d2o_converters::config::NetConfig;
-use d2o_converters::export::{self, Exported, FeatureOptions, Options};
+use d2o_converters::export::{self, Exported, FeatureOptions, Options, PixelInput};
 use d2o_onnx::write;
 use fs_err as fs;
 use serde_json::Value;
 
 use super::ExitStatus;
 use super::verify::compare;
-use crate::cli::{Export, Global, Kind, Net, Runtime};
+use crate::cli::{Export, Global, Kind, Net, PixelType, Runtime};
 use crate::error::with_hint;
 use crate::printer::Printer;
 
@@ -93,12 +93,22 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
                 input_size >= 32 && image_size > 0,
                 "--input-size: expected at least 32, found {input_size}"
             );
+            if args.input == PixelType::F32 && (args.fuse_resize || image_size != input_size) {
+                let what = format!("--input f32: images come at the network's {input_size} pixels, resized before");
+                return Err(with_hint(anyhow::anyhow!(what), "leave out `--image-size` and `--fuse-resize`"));
+            }
             if fixed.is_some() && image_size != input_size && !args.fuse_resize {
                 let what = format!("images of {image_size} pixels, and a network for {input_size}");
-                let hint = "add `--fuse-resize` to put TensorFlow 1's bilinear resize in front, as the original FID and torch-fidelity have it";
+                let hint = "add `--fuse-resize` to put TensorFlow 1's bilinear resize in front, as the original FID and torch-fidelity have it, or \
+                            `--input f32` to have d2o resize as the protocol does";
                 return Err(with_hint(anyhow::anyhow!(what), hint));
             }
-            let options = FeatureOptions { image_size, input_size, quick_gelu: args.quick_gelu, taps: args.taps };
+            let input = match args.input {
+                PixelType::U8 => PixelInput::U8,
+                PixelType::F32 => PixelInput::F32,
+            };
+            let (quick_gelu, taps) = (args.quick_gelu, args.taps);
+            let options = FeatureOptions { input, image_size, input_size, quick_gelu, taps };
             Ok(export::features(&described, &options)?)
         }
     }

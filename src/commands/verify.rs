@@ -160,6 +160,15 @@ fn inputs(info: &ModelInfo, start: usize, count: usize) -> anyhow::Result<Vec<(S
             (ElementType::F32, "class_labels") => {
                 Tensor::F32(ArrayD::from_shape_fn(shape, |i| if i[1] == (start + i[0]) % one { 1.0 } else { 0.0 }))
             }
+            (ElementType::F32, "images_f32") => {
+                let mut values = Vec::with_capacity(one * count);
+                for i in start..start + count {
+                    let mut rng = SplitMix64::for_path(i as u64, &input.name);
+                    #[allow(clippy::cast_possible_truncation, reason = "pixel values")]
+                    values.extend((0..one).map(|_| (255.0 * rng.uniform()) as f32));
+                }
+                Tensor::F32(ArrayD::from_shape_vec(shape, values)?)
+            }
             (ElementType::F32, name) => {
                 let mut values = Vec::with_capacity(one * count);
                 for i in start..start + count {
