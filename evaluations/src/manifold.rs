@@ -1,8 +1,12 @@
 //! Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020): exact nearest neighbours in blocks.
 
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
 use ndarray::{Array2, ArrayView2};
+use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 
 use crate::error::{Error, Result};
 
@@ -62,7 +66,7 @@ impl ManifoldRule {
     }
 }
 
-/// Rows of a block; memory is two blocks of distances whatever N.
+/// Rows of a block; memory is one block of products for each thread, whatever N.
 const BLOCK: usize = 1024;
 /// Rows of guided-diffusion's blocks, which are f16 or f32 as a whole.
 const TILE: usize = 10_000;
@@ -116,7 +120,7 @@ fn share(flags: &[bool]) -> f64 {
 
 /// Compares `samples [N, D]` with `reference [M, D]` under `rule`.
 ///
-/// Memory is the features, their f16 roundings where the rule asks for them, and two blocks of distances.
+/// Memory is the features, their f16 roundings where the rule asks for them, and one block of products for each thread.
 ///
 /// # Errors
 /// `DimMismatch`; `TooFew` unless both sets have more than k rows; `NotFinite`.
@@ -137,28 +141,22 @@ pub fn manifold(samples: ArrayView2<'_, f32>, reference: ArrayView2<'_, f32>, ru
     let (samples, reference) = (Points::new(samples, rule.distance), Points::new(reference, rule.distance));
     let (sample_radii, reference_radii) = (samples.radii(k), reference.radii(k));
     let (n, m) = (samples.len(), reference.len());
-    let mut out = Manifold {
+    let out = Mutex::new(Manifold {
         sample_inside: vec![false; n],
         reference_inside: vec![false; m],
         balls: vec![0; n],
         covered: vec![false; m],
         k,
-    };
-    let inside = |distance: f32, radius: f32| match rule.ties {
-        Ties::Inside => distance <= radius,
-        Ties::Outside => distance < radius,
-    };
-    samples.blocks(&reference, |i, j, distance| {
-        if inside(distance, reference_radii[j]) {
-            out.sample_inside[i] = true;
-            out.balls[i] += 1;
-            out.covered[j] = true;
-        }
-        if inside(distance, sample_radii[i]) {
-            out.reference_inside[j] = true;
-        }
     });
-    Ok(out)
+    samples.blocks(&reference, false).par_iter().for_each(|block| {
+        let (rows, columns) = (block.rows.clone(), block.columns.clone());
+        let found = match rule.ties {
+            Ties::Inside => block.memberships(&sample_radii[rows], &reference_radii[columns], |d, r| d <= r),
+            Ties::Outside => block.memberships(&sample_radii[rows], &reference_radii[columns], |d, r| d < r),
+        };
+        found.add_to(&mut out.lock().unwrap_or_else(PoisonError::into_inner), block);
+    });
+    Ok(out.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// `x` rounded to f16 (to nearest, ties to even), as f32.
@@ -193,10 +191,10 @@ impl Rows {
         Self { rows, squares, largest }
     }
 
-    fn block(&self, start: usize, end: usize) -> MatRef<'_, f32> {
+    fn block(&self, rows: &Range<usize>) -> MatRef<'_, f32> {
         let d = self.rows.ncols();
         let flat = self.rows.as_slice().unwrap_or(&[]);
-        MatRef::from_row_major_slice(&flat[start * d..end * d], end - start, d)
+        MatRef::from_row_major_slice(&flat[rows.start * d..rows.end * d], rows.len(), d)
     }
 }
 
@@ -229,44 +227,231 @@ impl Points {
         self.plain.squares.len()
     }
 
-    /// Calls `each(i, j, distance)` for every pair.
-    fn blocks(&self, other: &Self, mut each: impl FnMut(usize, usize, f32)) {
-        for i0 in (0..self.len()).step_by(TILE) {
-            let is = (i0, (i0 + TILE).min(self.len()));
-            for j0 in (0..other.len()).step_by(TILE) {
-                let js = (j0, (j0 + TILE).min(other.len()));
-                match (&self.half, &other.half) {
-                    (Some(a), Some(b)) if all_finite(a, b, is, js) => tile(a, b, is, js, half_squared, &mut each),
-                    _ => match self.distance {
-                        Distance::Squared | Distance::SquaredHalfBlocks => {
-                            tile(&self.plain, &other.plain, is, js, squared, &mut each);
-                        }
-                        Distance::Euclidean => {
-                            let root = |u, p, v| squared(u, p, v).sqrt();
-                            tile(&self.plain, &other.plain, is, js, root, &mut each);
-                        }
-                        Distance::EuclideanHalf => {
-                            let root = |u, p, v| to_half(to_half(squared(u, p, v)).sqrt());
-                            tile(&self.plain, &other.plain, is, js, root, &mut each);
-                        }
-                    },
+    /// Blocks that hold every pair once; with `both`, where a set meets itself, half of them, for `d(i, j)` and `d(j, i)` at once.
+    fn blocks<'a>(&'a self, other: &'a Self, both: bool) -> Vec<Block<'a>> {
+        let mut out = Vec::new();
+        let tiles = |n: usize| (0..n).step_by(TILE).map(move |start| start..(start + TILE).min(n));
+        for is in tiles(self.len()) {
+            for js in tiles(other.len()).filter(|js| !both || js.start >= is.start) {
+                let measure = self.measure(other, &is, &js);
+                let back = both && js.start > is.start;
+                if back && other.measure(self, &js, &is) != measure {
+                    out.extend(other.tile(self, &js, &is, other.measure(self, &js, &is), false));
+                    out.extend(self.tile(other, &is, &js, measure, false));
+                } else {
+                    out.extend(self.tile(other, &is, &js, measure, both));
+                }
+            }
+        }
+        out
+    }
+
+    /// How the distances of a tile are measured.
+    fn measure(&self, other: &Self, is: &Range<usize>, js: &Range<usize>) -> Measure {
+        match (&self.half, &other.half) {
+            (Some(a), Some(b)) if all_finite(a, b, is, js) => Measure::HalfSquared,
+            _ => match self.distance {
+                Distance::Squared | Distance::SquaredHalfBlocks => Measure::Squared,
+                Distance::Euclidean => Measure::Root,
+                Distance::EuclideanHalf => Measure::HalfRoot,
+            },
+        }
+    }
+
+    fn tile<'a>(
+        &'a self,
+        other: &'a Self,
+        is: &Range<usize>,
+        js: &Range<usize>,
+        measure: Measure,
+        both: bool,
+    ) -> impl Iterator<Item = Block<'a>> + use<'a> {
+        let (a, b) = match (measure, &self.half, &other.half) {
+            (Measure::HalfSquared, Some(a), Some(b)) => (a, b),
+            _ => (&self.plain, &other.plain),
+        };
+        blocks_of(is, js).filter(move |(rows, columns)| !both || columns.start >= rows.start).map(
+            move |(rows, columns)| Block { a, b, both: both && columns.start > rows.start, rows, columns, measure },
+        )
+    }
+
+    /// Distance of each point to its k-th neighbour: index k of the sorted row, the point itself included.
+    fn radii(&self, k: usize) -> Vec<f32> {
+        // Blocks start anew in each tile, so the tile and the block in it name a group of rows.
+        let per_tile = TILE.div_ceil(BLOCK);
+        let group = |start: usize| start / TILE * per_tile + start % TILE / BLOCK;
+        let nearest: Vec<Mutex<Nearest>> =
+            (0..self.len().div_ceil(TILE) * per_tile).map(|_| Mutex::new(Nearest::new(BLOCK, k))).collect();
+        let lock = |start: usize| nearest[group(start)].lock().unwrap_or_else(PoisonError::into_inner);
+        self.blocks(self, true).par_iter().for_each(|block| {
+            let products = block.products();
+            block.distances(&products, false, |i, distances| lock(block.rows.start).offer_row(i, distances));
+            if block.both {
+                block.distances(&products, true, |_, distances| lock(block.columns.start).offer_each(distances));
+            }
+        });
+        (0..self.len()).map(|i| lock(i).last(i % TILE % BLOCK)).collect()
+    }
+}
+
+/// The k + 1 smallest distances of each row of a block.
+struct Nearest {
+    /// Ascending, `[rows, k + 1]`.
+    smallest: Array2<f32>,
+    /// Its last column: what a distance must beat.
+    bound: Vec<f32>,
+}
+
+impl Nearest {
+    fn new(rows: usize, k: usize) -> Self {
+        Self { smallest: Array2::from_elem((rows, k + 1), f32::INFINITY), bound: vec![f32::INFINITY; rows] }
+    }
+
+    fn offer(&mut self, row: usize, distance: f32) {
+        let mut list = self.smallest.row_mut(row);
+        let mut at = list.len() - 1;
+        while at > 0 && list[at - 1] > distance {
+            list[at] = list[at - 1];
+            at -= 1;
+        }
+        list[at] = distance;
+        self.bound[row] = list[list.len() - 1];
+    }
+
+    /// Distances of one row.
+    fn offer_row(&mut self, row: usize, distances: &[f32]) {
+        for chunk in distances.chunks(CHUNK) {
+            let bound = self.bound[row];
+            if chunk.iter().fold(false, |any, d| any | (*d < bound)) {
+                for d in chunk {
+                    if *d < self.bound[row] {
+                        self.offer(row, *d);
+                    }
                 }
             }
         }
     }
 
-    /// Distance of each point to its k-th neighbour: index k of the sorted row, the point itself included.
-    fn radii(&self, k: usize) -> Vec<f32> {
-        let mut nearest = vec![Vec::<f32>::with_capacity(k + 2); self.len()];
-        self.blocks(self, |i, _, d| {
-            let list = &mut nearest[i];
-            if list.len() <= k || list.last().is_some_and(|l| d < *l) {
-                let at = list.partition_point(|v| *v <= d);
-                list.insert(at, d);
-                list.truncate(k + 1);
+    /// One distance for each row.
+    fn offer_each(&mut self, distances: &[f32]) {
+        for (start, chunk) in (0..).step_by(CHUNK).zip(distances.chunks(CHUNK)) {
+            let bounds = &self.bound[start..start + chunk.len()];
+            if chunk.iter().zip(bounds).fold(false, |any, (d, bound)| any | (d < bound)) {
+                for (row, d) in (start..).zip(chunk) {
+                    if *d < self.bound[row] {
+                        self.offer(row, *d);
+                    }
+                }
+            }
+        }
+    }
+
+    fn last(&self, row: usize) -> f32 {
+        self.bound[row]
+    }
+}
+
+/// Distances looked at together before any of them is looked at alone.
+const CHUNK: usize = 64;
+
+/// How a distance comes from two squared lengths and a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Measure {
+    Squared,
+    Root,
+    HalfRoot,
+    HalfSquared,
+}
+
+/// Pairs of some rows of one set with some of another.
+struct Block<'a> {
+    a: &'a Rows,
+    b: &'a Rows,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    measure: Measure,
+    /// Whether the block also stands for its mirror image.
+    both: bool,
+}
+
+impl Block<'_> {
+    /// `[columns, rows]`: the products of one row lie side by side in memory.
+    fn products(&self) -> Mat<f32> {
+        products(self.a, self.b, &self.rows, &self.columns)
+    }
+
+    /// Calls `each(row in the block, distances to the columns)`, or, `mirrored`, with the distances from the columns.
+    fn distances(&self, products: &Mat<f32>, mirrored: bool, mut each: impl FnMut(usize, &[f32])) {
+        match self.measure {
+            Measure::Squared => self.measured(products, mirrored, squared, &mut each),
+            Measure::Root => self.measured(products, mirrored, |u, p, v| squared(u, p, v).sqrt(), &mut each),
+            Measure::HalfRoot => {
+                let root = |u, p, v| to_half(to_half(squared(u, p, v)).sqrt());
+                self.measured(products, mirrored, root, &mut each);
+            }
+            Measure::HalfSquared => self.measured(products, mirrored, half_squared, &mut each),
+        }
+    }
+
+    fn measured(
+        &self,
+        products: &Mat<f32>,
+        mirrored: bool,
+        measure: impl Fn(f32, f32, f32) -> f32,
+        each: &mut impl FnMut(usize, &[f32]),
+    ) {
+        let (vector, mut out) = (pulp::Arch::new(), vec![0.0; self.columns.len()]);
+        for (row, i) in self.rows.clone().enumerate() {
+            let (u, vs) = (self.a.squares[i], &self.b.squares[self.columns.clone()]);
+            let Some(products) = products.col(row).try_as_col_major().map(faer::ColRef::as_slice) else { continue };
+            vector.dispatch(|| {
+                for ((d, p), v) in out.iter_mut().zip(products).zip(vs) {
+                    *d = if mirrored { measure(*v, *p, u) } else { measure(u, *p, *v) };
+                }
+            });
+            each(row, &out);
+        }
+    }
+
+    fn memberships(&self, row_radii: &[f32], column_radii: &[f32], inside: impl Fn(f32, f32) -> bool) -> Memberships {
+        let mut out = Memberships {
+            balls: vec![0; row_radii.len()],
+            covered: vec![false; column_radii.len()],
+            inside: vec![false; column_radii.len()],
+        };
+        self.distances(&self.products(), false, |row, distances| {
+            let mut balls = 0;
+            for ((d, radius), covered) in distances.iter().zip(column_radii).zip(&mut out.covered) {
+                let hit = inside(*d, *radius);
+                balls += u32::from(hit);
+                *covered |= hit;
+            }
+            out.balls[row] = balls;
+            for (d, found) in distances.iter().zip(&mut out.inside) {
+                *found |= inside(*d, row_radii[row]);
             }
         });
-        nearest.iter().map(|l| l.last().copied().unwrap_or(0.0)).collect()
+        out
+    }
+}
+
+/// What one block tells of samples (rows) and reference images (columns).
+struct Memberships {
+    balls: Vec<u32>,
+    covered: Vec<bool>,
+    inside: Vec<bool>,
+}
+
+impl Memberships {
+    fn add_to(&self, all: &mut Manifold, block: &Block<'_>) {
+        for (i, balls) in block.rows.clone().zip(&self.balls) {
+            all.balls[i] += balls;
+            all.sample_inside[i] |= *balls > 0;
+        }
+        for ((j, covered), inside) in block.columns.clone().zip(&self.covered).zip(&self.inside) {
+            all.covered[j] |= covered;
+            all.reference_inside[j] |= inside;
+        }
     }
 }
 
@@ -279,44 +464,37 @@ fn half_squared(u: f32, product: f32, v: f32) -> f32 {
 }
 
 /// Whether the f16 distances of a tile are all finite.
-fn all_finite(a: &Rows, b: &Rows, is: (usize, usize), js: (usize, usize)) -> bool {
+fn all_finite(a: &Rows, b: &Rows, is: &Range<usize>, js: &Range<usize>) -> bool {
     // 2|uv| ≤ |u|² + |v|², so no value on the way exceeds twice the sum of the largest squares; a tenth is left for rounding.
     const SAFE: f32 = 65504.0 * 0.9 / 2.0;
     if a.largest + b.largest < SAFE {
         return true;
     }
-    let mut finite = true;
     // `max` drops NaN, which ∞ - ∞ gives, so the unclamped value decides.
     let unclamped = |u: f32, p: f32, v: f32| to_half(to_half(u - to_half(2.0 * to_half(p))) + v);
-    tile(a, b, is, js, unclamped, &mut |_, _, d: f32| finite &= d.is_finite());
-    finite
+    let blocks: Vec<_> = blocks_of(is, js).collect();
+    blocks.par_iter().all(|(rows, columns)| {
+        let products = products(a, b, rows, columns);
+        rows.clone().enumerate().all(|(row, i)| {
+            let products = products.col(row);
+            columns.clone().enumerate().all(|(at, j)| unclamped(a.squares[i], products[at], b.squares[j]).is_finite())
+        })
+    })
 }
 
-/// Calls `each(i, j, measure(|a_i|², a_i·b_j, |b_j|²))` for the pairs of a tile.
-fn tile(
-    a: &Rows,
-    b: &Rows,
-    is: (usize, usize),
-    js: (usize, usize),
-    measure: impl Fn(f32, f32, f32) -> f32,
-    each: &mut impl FnMut(usize, usize, f32),
-) {
-    for i0 in (is.0..is.1).step_by(BLOCK) {
-        let i1 = (i0 + BLOCK).min(is.1);
-        for j0 in (js.0..js.1).step_by(BLOCK) {
-            let j1 = (j0 + BLOCK).min(js.1);
-            // Columns are the rows of `a`, so the inner loop below walks memory in order.
-            let mut products = Mat::<f32>::zeros(j1 - j0, i1 - i0);
-            let (left, right) = (a.block(i0, i1), b.block(j0, j1));
-            matmul(&mut products, Accum::Replace, right, left.transpose(), 1.0, Par::rayon(0));
-            for i in i0..i1 {
-                let column = products.col(i - i0);
-                for j in j0..j1 {
-                    each(i, j, measure(a.squares[i], column[j - j0], b.squares[j]));
-                }
-            }
-        }
-    }
+/// The blocks of a tile.
+fn blocks_of(is: &Range<usize>, js: &Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + use<> {
+    let cut = |r: Range<usize>| r.clone().step_by(BLOCK).map(move |start| start..(start + BLOCK).min(r.end));
+    let js = js.clone();
+    cut(is.clone()).flat_map(move |rows| cut(js.clone()).map(move |columns| (rows.clone(), columns)))
+}
+
+/// `b aᵀ`, `[columns, rows]`, on this thread alone: blocks are what runs in parallel.
+fn products(a: &Rows, b: &Rows, rows: &Range<usize>, columns: &Range<usize>) -> Mat<f32> {
+    let mut out = Mat::<f32>::zeros(columns.len(), rows.len());
+    let (left, right) = (a.block(rows), b.block(columns));
+    matmul(&mut out, Accum::Replace, right, left.transpose(), 1.0, Par::Seq);
+    out
 }
 
 #[cfg(test)]
@@ -368,6 +546,37 @@ mod tests {
             let near = (0..1050).any(|j| distance(a.view(), i, b.view(), j) <= radii[j] * (1.0 + 1e-5) + 1e-5);
             let surely = (0..1050).any(|j| distance(a.view(), i, b.view(), j) < radii[j] * (1.0 - 1e-5) - 1e-5);
             assert!((!m.sample_inside[i] || near) && (m.sample_inside[i] || !surely), "row {i}");
+        }
+    }
+
+    #[test]
+    fn tiles_do_not_show() {
+        // Two tiles of small integers, exact in f16, so every rule must find the same; with the second tile far off, f16 must give way there.
+        let set = |n: usize, step: usize| {
+            Array2::from_shape_fn((n, 2), |(i, j)| {
+                let place = ((i * step + j * 31 + i / 97) % 16) as f32;
+                place + if i >= TILE { 400.0 } else { 0.0 }
+            })
+        };
+        let (a, b) = (set(TILE + 1500, 37), set(TILE + 20, 53));
+        let of = |distance| manifold(a.view(), b.view(), &ManifoldRule { distance, ..RULE }).unwrap();
+        let plain = of(Distance::Squared);
+        assert!(of(Distance::SquaredHalfBlocks) == plain);
+        let distance = |x: &Array2<f32>, i: usize, y: &Array2<f32>, j: usize| {
+            (0..2).map(|c| (x[[i, c]] - y[[j, c]]).powi(2)).sum::<f32>()
+        };
+        let radius = |set: &Array2<f32>, i: usize| {
+            let mut all: Vec<f32> = (0..set.nrows()).map(|j| distance(set, i, set, j)).collect();
+            all.sort_by(f32::total_cmp);
+            all[3]
+        };
+        let found = Points::new(b.view(), Distance::Squared).radii(3);
+        for i in [0, 700, 1024, TILE - 1, TILE, TILE + 19] {
+            assert_eq!(found[i], radius(&b, i), "row {i}");
+        }
+        for i in [0, 700, TILE - 1, TILE, TILE + 1030] {
+            let hits = (0..b.nrows()).filter(|j| distance(&a, i, &b, *j) <= found[*j]).count();
+            assert_eq!(plain.balls[i] as usize, hits, "row {i}");
         }
     }
 
