@@ -91,16 +91,16 @@ pub struct Export {
     /// Height and width of the images a feature network will be given, pixels; resized to the network's own inside the graph
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
-    /// Resolution a feature network runs at, pixels [default: 299 for Inception, else 224]
+    /// Resolution EfficientNet-Lite0 or DINOv2 runs at, pixels [default: 224; the others have one of their own]
     #[arg(long, value_name = "PIXELS")]
     pub input_size: Option<usize>,
-    /// Take CLIP weights for ones trained with QuickGELU (OpenAI's) if the file does not say
-    #[arg(long)]
-    pub quick_gelu: bool,
-    /// Let Inception or CLIP take images of `--image-size` and resize them inside the graph as TensorFlow 1 does
+    /// What CLIP was trained with, if the file does not say: QuickGELU for OpenAI's weights, else mostly the exact GELU
+    #[arg(long, value_enum)]
+    pub activation: Option<ActivationArg>,
+    /// Take images of `--image-size` and resize them inside the graph as TensorFlow 1 does
     #[arg(long)]
     pub fuse_resize: bool,
-    /// Add Inception's 64-, 192- and 768-dimensional features as outputs
+    /// Add intermediate outputs: Inception's 64-, 192- and 768-dimensional features, the maps of VGG16 and DeiT
     #[arg(long)]
     pub taps: bool,
     /// Skip the check of the written graph on ONNX Runtime and tract
@@ -124,6 +124,15 @@ pub enum PixelType {
     U8,
     /// `images_f32`, of the network's own size.
     F32,
+}
+
+/// The activation in CLIP's blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ActivationArg {
+    /// x·Φ(x).
+    Gelu,
+    /// x·σ(1.702x).
+    QuickGelu,
 }
 
 /// What an exported graph computes.

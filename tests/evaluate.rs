@@ -5,7 +5,7 @@ use std::path::Path;
 
 use d2o_converters::checkpoint::safetensors::{self, Tensor};
 use d2o_converters::nn::OnnxBackend;
-use d2o_converters::nn::inception_v3::InceptionV3;
+use d2o_converters::nn::inception_v3::{InceptionV3, Parts};
 use d2o_converters::weights::{Init, Scope, SplitMix64, Weights};
 use d2o_refs::npy::Dtype;
 use d2o_refs::npz::{IMAGES, NpzWriter};
@@ -29,7 +29,7 @@ fn d2o(dir: &Path, args: &[&str]) -> Outcome {
 /// Inception-2015-12-05 with drawn weights under NVIDIA's names, exported for 32-pixel images.
 fn write_inception(dir: &Path) {
     let mut b = OnnxBackend::new("names", Weights::initialised(1));
-    InceptionV3::build(&mut b, &Scope::root(), false).unwrap();
+    InceptionV3::build(&mut b, &Scope::root(), Parts { gamma: false, head: true }).unwrap();
     let tensors: Vec<Tensor> = b
         .weights()
         .taken()

@@ -68,6 +68,7 @@ const CASES: &[Case] = &[
     case("spectral_norm", Tol::Parity, &[&[4, 3, 2, 2], &[4], &[12]]),
     case("dropout", Tol::Exact, &[&[3, 4]]),
     case("silu", Tol::Close, &[&[3, 40]]),
+    case("gelu", Tol::Close, &[&[3, 40]]),
     case("clamp", Tol::Exact, &[&[3, 40]]),
     case("relu", Tol::Exact, &[&[3, 40]]),
     case("leaky_relu", Tol::Close, &[&[3, 40]]),
@@ -117,6 +118,7 @@ fn lay_out<B: Backend>(b: &mut B, name: &str, x: &[B::Value]) -> Result<B::Value
             b.reshape(&y, &[-1, 2, 2])
         }
         "silu" => b.silu(&x[0]),
+        "gelu" => b.gelu(&x[0]),
         "clamp" => b.clamp(&x[0], -0.5, 0.75),
         "relu" => b.clamp(&x[0], 0.0, f64::INFINITY),
         "leaky_relu" => b.leaky_relu(&x[0], 0.2),

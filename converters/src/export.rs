@@ -6,6 +6,7 @@
 //! | denoiser | `x [N, C, H, W]`, `sigma [N]`, `class_labels` | `denoised` |
 //! | features | `images_u8 [N, H, W, 3]` or `images_f32 [N, S, S, 3]` | `features [N, D]`, `logits [N, K]` |
 //! | features, Inception-2015-12-05 | the same | `pool3 [N, 2048]`, `logits [N, 1008]`, `spatial [N, 2023]`, on request `tap_64`, `tap_192`, `tap_768` |
+//! | features, DeiT, VGG16 | the same | `features`, `logits`, on request maps `[N, C, H, W]`: `block_2` to `block_11`, `relu1_2` to `relu5_3` |
 //!
 //! `images_u8` holds bytes of any one size, resized in the graph; `images_f32` holds values 0 to 255 that were resized to the network's own
 //! size S before, so that fractions survive as a protocol's own resize leaves them. Normalisation is part of the graph in both.
@@ -18,11 +19,12 @@ use d2o_onnx::ops::Sampling;
 use crate::checkpoint::{Architecture, Network};
 use crate::config::NetConfig;
 use crate::error::{Error, Result};
-use crate::nn::clip_vit::{self, ClipVitB32};
-use crate::nn::efficientnet_lite::EfficientNetLite0;
-use crate::nn::inception_v3::{self, InceptionV3};
+use crate::nn::efficientnet_lite::{self, EfficientNetLite0};
+use crate::nn::inception_v3::InceptionV3;
 use crate::nn::layers::signed;
 use crate::nn::precond::{Denoiser, Sigma};
+use crate::nn::vgg16::{self, Vgg16};
+use crate::nn::vision_transformer::{self, Activation, Family, VisionTransformer, VitConfig};
 use crate::nn::{Backend as _, OnnxBackend};
 use crate::weights::{LoadReport, Scope, Weights};
 
@@ -155,95 +157,163 @@ pub struct FeatureOptions {
     pub input: PixelInput,
     /// Height and width of the images the graph takes, pixels; the network's own for `PixelInput::F32`.
     pub image_size: usize,
-    /// Height and width EfficientNet-Lite0 sees, pixels: images are resized to it bilinearly (half-pixel, no antialiasing).
+    /// Height and width the network sees, pixels; images of another size are resized to it in the graph. EfficientNet-Lite0 and DINOv2 take
+    /// several, the others only [`Architecture::feature_size`].
     pub input_size: usize,
-    /// Whether CLIP weights are to be taken for ones trained with QuickGELU if the file does not say.
-    pub quick_gelu: bool,
-    /// Whether Inception's 64-, 192- and 768-dimensional taps are outputs too.
+    /// What CLIP was trained with, if the file does not say.
+    pub activation: Option<Activation>,
+    /// Whether the taps of Inception, DeiT or VGG16 are outputs too.
     pub taps: bool,
 }
 
 /// The graph of the feature network `network`.
 ///
 /// # Errors
-/// `Config` if it is none, or if f32 images are not of its size; errors of the load; `Engine` if the graph cannot be built.
+/// `Config` if it is none, if it does not run at the size asked for, if its activation is not known, or if f32 images are not of its size;
+/// errors of the load; `Engine` if the graph cannot be built.
 pub fn features(network: &Network, options: &FeatureOptions) -> Result<Exported> {
-    match &network.architecture {
-        Architecture::EfficientNetLite0 => {}
-        Architecture::InceptionV3 { gamma } => return inception(network, *gamma, options),
-        Architecture::ClipVitB32 { packed, quick } => {
-            if !quick && !options.quick_gelu {
-                let what = "the file does not say which activation CLIP was trained with: OpenAI's weights need QuickGELU, most others the \
-                            exact GELU, which is not available"
-                    .to_owned();
-                return Err(Error::Config { what });
+    let architecture = &network.architecture;
+    let Some(size) = architecture.feature_size() else {
+        let what = match architecture {
+            Architecture::Unsupported(why) => why.clone(),
+            other => {
+                let known = "Inception-2015-12-05, CLIP ViT, EfficientNet-Lite0, DeiT distilled, VGG16, DINOv2";
+                format!("a feature network was expected ({known}), found one of class {}", other.name())
             }
-            return clip(network, *packed, options);
-        }
-        Architecture::Unsupported(why) => return Err(Error::Config { what: why.clone() }),
-        other => {
-            let known = "Inception-2015-12-05, CLIP ViT-B/32, EfficientNet-Lite0";
-            let what = format!("a feature network was expected ({known}), found one of class {}", other.name());
-            return Err(Error::Config { what });
-        }
-    }
-    let mut b = OnnxBackend::new("tf_efficientnet_lite0", weights(network));
-    let net = EfficientNetLite0::build(&mut b, &Scope::root())?;
-    let x = pixels(&mut b, options)?;
-    let x = b.scale(&x, 1.0 / 127.5)?;
-    let x = b.offset(&x, -1.0)?;
-    let x = if options.image_size == options.input_size {
-        x
-    } else {
-        b.resize_bilinear(&x, [options.input_size; 2], false)?
+        };
+        return Err(Error::Config { what });
     };
-    let (features, logits) = net.forward(&mut b, &x)?;
-    let features = b.reshape(&features, &[-1, signed(crate::nn::efficientnet_lite::FEATURES)])?;
-    b.graph.output("features", &features).map_err(|e| engine("output", e))?;
-    b.graph.output("logits", &logits).map_err(|e| engine("output", e))?;
-    finish_features(b, "tf_efficientnet_lite0", options.input_size, Some("bilinear, half-pixel, no antialiasing"))
-}
-
-/// Inception; images of another size than its own are resized as TensorFlow 1 does (bilinear, asymmetric, no antialiasing).
-fn inception(network: &Network, gamma: bool, options: &FeatureOptions) -> Result<Exported> {
-    let mut b = OnnxBackend::new("inception-2015-12-05", weights(network));
-    let net = InceptionV3::build(&mut b, &Scope::root(), gamma)?;
-    let x = pixels(&mut b, options)?;
-    let resized = b.graph.resize_bilinear(&x, [inception_v3::INPUT_SIZE; 2], Sampling::Asymmetric);
-    let x = resized.map_err(|e| engine("resize_bilinear", e))?;
-    let x = b.offset(&x, -128.0)?;
-    let x = b.scale(&x, 1.0 / 128.0)?;
-    let out = net.forward(&mut b, &x, options.taps)?;
-    let mut outputs = vec![("pool3", out.pool3), ("logits", out.logits), ("spatial", out.spatial)];
-    outputs.extend(["tap_64", "tap_192", "tap_768"].into_iter().zip(out.taps));
-    for (name, edge) in outputs {
-        b.graph.output(name, &edge).map_err(|e| engine("output", e))?;
+    let architecture = match architecture {
+        Architecture::VisionTransformer(config) => Architecture::VisionTransformer(with_activation(*config, options)?),
+        other => other.clone(),
+    };
+    let flexible = match &architecture {
+        Architecture::EfficientNetLite0 => true,
+        Architecture::VisionTransformer(config) => config.family == Family::Dino,
+        _ => false,
+    };
+    let extractor = architecture.name();
+    if options.input_size != size && !flexible {
+        let what = format!("{extractor} runs at {size} pixels, found {}", options.input_size);
+        return Err(Error::Config { what });
     }
-    let resize = (options.image_size != inception_v3::INPUT_SIZE).then_some(TENSORFLOW_RESIZE);
-    finish_features(b, "inception-2015-12-05", inception_v3::INPUT_SIZE, resize)
-}
-
-/// CLIP's image tower; images of another size than its own are resized as TensorFlow 1 does, as torch-fidelity has it.
-fn clip(network: &Network, packed: bool, options: &FeatureOptions) -> Result<Exported> {
-    let mut b = OnnxBackend::new("clip-vit-b-32", weights(network));
-    let net = ClipVitB32::build(&mut b, &Scope::root(), packed)?;
+    let mut b = OnnxBackend::new(&extractor, weights(network));
     let x = pixels(&mut b, options)?;
-    let resized = b.graph.resize_bilinear(&x, [clip_vit::INPUT_SIZE; 2], Sampling::Asymmetric);
-    let x = resized.map_err(|e| engine("resize_bilinear", e))?;
-    let x = b.scale(&x, 1.0 / 255.0)?;
-    let scope = Scope::root().child("preprocess");
-    let mean = b.constant(&scope, "minus_mean", &[1, 3, 1, 1], clip_vit::MEAN.map(|m| -m).to_vec())?;
-    let std = b.constant(&scope, "std", &[1, 3, 1, 1], clip_vit::STD.to_vec())?;
-    let x = b.add(&x, &mean)?;
-    let x = b.div(&x, &std)?;
-    let features = net.forward(&mut b, &x)?;
-    b.graph.output("features", &features).map_err(|e| engine("output", e))?;
-    let resize = (options.image_size != clip_vit::INPUT_SIZE).then_some(TENSORFLOW_RESIZE);
-    finish_features(b, "clip-vit-b-32", clip_vit::INPUT_SIZE, resize)
+    let outputs = match &architecture {
+        Architecture::EfficientNetLite0 => lite0(&mut b, &x, options)?,
+        Architecture::VisionTransformer(config) => transformer(&mut b, &x, config, options)?,
+        Architecture::Vgg16(config) => {
+            let net = Vgg16::build(&mut b, &Scope::root(), config)?;
+            let x = tensorflow_resized(&mut b, &x, options)?;
+            let x = standardised(&mut b, &x, &IMAGENET_MEAN, &IMAGENET_STD)?;
+            let out = net.forward(&mut b, &x, options.taps)?;
+            let mut outputs = vec![("features".to_owned(), out.features), ("logits".to_owned(), out.logits)];
+            outputs.extend(vgg16::TAPS.map(str::to_owned).into_iter().zip(out.taps));
+            outputs
+        }
+        Architecture::InceptionV3(parts) => {
+            let net = InceptionV3::build(&mut b, &Scope::root(), *parts)?;
+            let x = tensorflow_resized(&mut b, &x, options)?;
+            let x = b.offset(&x, -128.0)?;
+            let x = b.scale(&x, 1.0 / 128.0)?;
+            let out = net.forward(&mut b, &x, options.taps)?;
+            let mut outputs = vec![("pool3".to_owned(), out.pool3)];
+            outputs.extend(out.logits.map(|l| ("logits".to_owned(), l)));
+            outputs.push(("spatial".to_owned(), out.spatial));
+            outputs.extend(["tap_64", "tap_192", "tap_768"].map(str::to_owned).into_iter().zip(out.taps));
+            outputs
+        }
+        other => return Err(Error::Config { what: format!("{} is no feature network", other.name()) }),
+    };
+    for (name, edge) in outputs {
+        b.graph.output(&name, &edge).map_err(|e| engine("output", e))?;
+    }
+    let (mut graph, report) = b.finish()?;
+    graph.metadata("d2o_version", env!("CARGO_PKG_VERSION"));
+    graph.metadata("kind", "features");
+    graph.metadata("extractor", extractor);
+    graph.metadata("input_size", options.input_size.to_string());
+    if let Architecture::VisionTransformer(VitConfig { activation: Some(activation), .. }) = architecture {
+        graph.metadata("activation", activation.name());
+    }
+    if options.image_size != options.input_size {
+        let torch = architecture == Architecture::EfficientNetLite0;
+        graph.metadata("resize", if torch { TORCH_RESIZE } else { TENSORFLOW_RESIZE });
+    }
+    let model = graph.finish().map_err(|e| engine("finish", e))?;
+    Ok(Exported { model, report })
 }
 
-/// How `Sampling::Asymmetric` is called in metadata.
+/// Named outputs of a feature network.
+type Named = Vec<(String, Edge)>;
+
+/// How the resizes in graphs are called in metadata.
 const TENSORFLOW_RESIZE: &str = "TensorFlow 1 bilinear (asymmetric), no antialiasing";
+const TORCH_RESIZE: &str = "bilinear, half-pixel, no antialiasing";
+/// Mean of each colour channel of ImageNet, of 0 to 1, as torchvision and timm have it.
+const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+/// Standard deviation of each.
+const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// `config` with the activation that the file or the user names.
+fn with_activation(config: VitConfig, options: &FeatureOptions) -> Result<VitConfig> {
+    match (config.activation, options.activation) {
+        (Some(known), Some(asked)) if known != asked => {
+            let (known, asked) = (known.name(), asked.name());
+            Err(Error::Config { what: format!("the file's network applies {known}, and {asked} was asked for") })
+        }
+        (known, asked) => Ok(VitConfig { activation: known.or(asked), ..config }),
+    }
+}
+
+fn lite0(b: &mut OnnxBackend, x: &Edge, options: &FeatureOptions) -> Result<Named> {
+    let net = EfficientNetLite0::build(b, &Scope::root())?;
+    b.enter(&preprocess());
+    let x = b.scale(x, 1.0 / 127.5)?;
+    let x = b.offset(&x, -1.0)?;
+    let same = options.image_size == options.input_size;
+    let x = if same { x } else { b.resize_bilinear(&x, [options.input_size; 2], false)? };
+    let (features, logits) = net.forward(b, &x)?;
+    let features = b.reshape(&features, &[-1, signed(efficientnet_lite::FEATURES)])?;
+    Ok(vec![("features".to_owned(), features), ("logits".to_owned(), logits)])
+}
+
+fn transformer(b: &mut OnnxBackend, x: &Edge, config: &VitConfig, options: &FeatureOptions) -> Result<Named> {
+    let net = VisionTransformer::build(b, &Scope::root(), config, options.input_size)?;
+    let x = tensorflow_resized(b, x, options)?;
+    let x = if config.family == Family::Clip {
+        standardised(b, &x, &vision_transformer::CLIP_MEAN, &vision_transformer::CLIP_STD)?
+    } else {
+        standardised(b, &x, &IMAGENET_MEAN, &IMAGENET_STD)?
+    };
+    let out = net.forward(b, &x, options.taps)?;
+    let mut outputs = vec![("features".to_owned(), out.features)];
+    outputs.extend(out.logits.map(|l| ("logits".to_owned(), l)));
+    outputs.extend(vision_transformer::DEIT_TAPS.map(|i| format!("block_{i}")).into_iter().zip(out.taps));
+    Ok(outputs)
+}
+
+fn preprocess() -> Scope {
+    Scope::root().child("preprocess")
+}
+
+/// `x` at the network's size: resized as TensorFlow 1 does (bilinear, asymmetric, no antialiasing), as torch-fidelity does for every network.
+fn tensorflow_resized(b: &mut OnnxBackend, x: &Edge, options: &FeatureOptions) -> Result<Edge> {
+    b.enter(&preprocess());
+    let resized = b.graph.resize_bilinear(x, [options.input_size; 2], Sampling::Asymmetric);
+    resized.map_err(|e| engine("resize_bilinear", e))
+}
+
+/// (x/255 - mean)/std for each channel of `x [N, 3, S, S]`.
+fn standardised(b: &mut OnnxBackend, x: &Edge, mean: &[f32; 3], std: &[f32; 3]) -> Result<Edge> {
+    let scope = preprocess();
+    b.enter(&scope);
+    let x = b.scale(x, 1.0 / 255.0)?;
+    let mean = b.constant(&scope, "minus_mean", &[1, 3, 1, 1], mean.map(|m| -m).to_vec())?;
+    let std = b.constant(&scope, "std", &[1, 3, 1, 1], std.to_vec())?;
+    let x = b.add(&x, &mean)?;
+    b.div(&x, &std)
+}
 
 /// The input of a feature network as f32 `[N, 3, S, S]`, 0 to 255; what follows belongs to `preprocess`.
 fn pixels(b: &mut OnnxBackend, options: &FeatureOptions) -> Result<Edge> {
@@ -259,23 +329,9 @@ fn pixels(b: &mut OnnxBackend, options: &FeatureOptions) -> Result<Edge> {
         PixelInput::F32 => ("images_f32", ElementType::F32),
     };
     let x = b.graph.input(name, element, &dims).map_err(|e| engine("input", e))?;
-    b.enter(&Scope::root().child("preprocess"));
+    b.enter(&preprocess());
     let x = if options.input == PixelInput::U8 { b.u8_to_f32(&x)? } else { x };
     b.transpose(&x, &[0, 3, 1, 2])
-}
-
-/// Ends the graph of a feature network whose outputs are declared.
-fn finish_features(b: OnnxBackend, extractor: &str, input_size: usize, resize: Option<&str>) -> Result<Exported> {
-    let (mut graph, report) = b.finish()?;
-    graph.metadata("d2o_version", env!("CARGO_PKG_VERSION"));
-    graph.metadata("kind", "features");
-    graph.metadata("extractor", extractor);
-    graph.metadata("input_size", input_size.to_string());
-    if let Some(resize) = resize {
-        graph.metadata("resize", resize);
-    }
-    let model = graph.finish().map_err(|e| engine("finish", e))?;
-    Ok(Exported { model, report })
 }
 
 fn weights(network: &Network) -> Weights {
@@ -307,14 +363,18 @@ mod tests {
     }
 
     #[test]
-    fn clip_is_laid_out_for_any_batch() {
-        let mut b = OnnxBackend::new("clip", Weights::initialised(0));
-        let net = ClipVitB32::build(&mut b, &Scope::root(), true).unwrap();
-        let side = Dim::Known(clip_vit::INPUT_SIZE);
-        let x = b.graph.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(3), side, side]).unwrap();
-        let features = net.forward(&mut b, &x).unwrap();
-        assert_eq!(features.dims(), [Dim::Batch, Dim::Known(clip_vit::FEATURES)]);
-        b.graph.output("features", &features).unwrap();
-        b.finish().unwrap().0.finish().unwrap();
+    fn transformers_are_laid_out_for_any_batch() {
+        let clip = VitConfig { blocks: 1, ..VitConfig::clip_b_32() };
+        let dino = VitConfig { family: Family::Dino, patch: 14, grid: 37, ..clip };
+        for (config, size) in [(clip, 224), (dino, 224), (dino, 98)] {
+            let mut b = OnnxBackend::new("vit", Weights::initialised(0));
+            let net = VisionTransformer::build(&mut b, &Scope::root(), &config, size).unwrap();
+            let side = Dim::Known(size);
+            let x = b.graph.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(3), side, side]).unwrap();
+            let out = net.forward(&mut b, &x, true).unwrap();
+            assert_eq!(out.features.dims(), [Dim::Batch, Dim::Known(config.features())]);
+            b.graph.output("features", &out.features).unwrap();
+            b.finish().unwrap().0.finish().unwrap();
+        }
     }
 }

@@ -6,24 +6,19 @@ use anyhow::Context as _;
 use d2o_converters::checkpoint::{Architecture, Checkpoint};
 use d2o_converters::config::NetConfig;
 use d2o_converters::export::{self, Exported, FeatureOptions, Options, PixelInput};
+use d2o_converters::nn::vision_transformer::Activation;
 use d2o_onnx::write;
 use fs_err as fs;
 use serde_json::Value;
 
 use super::ExitStatus;
 use super::verify::compare;
-use crate::cli::{Export, Global, Kind, Net, PixelType, Runtime};
+use crate::cli::{ActivationArg, Export, Global, Kind, Net, PixelType, Runtime};
 use crate::error::with_hint;
 use crate::printer::Printer;
 
 /// Inputs of the check that follows an export.
 const CHECKED: usize = 2;
-/// Height and width Inception sees, pixels.
-const INCEPTION_SIZE: usize = d2o_converters::nn::inception_v3::INPUT_SIZE;
-/// Height and width CLIP sees, pixels.
-const CLIP_SIZE: usize = d2o_converters::nn::clip_vit::INPUT_SIZE;
-/// Height and width EfficientNet-Lite0 was trained at, pixels.
-const LITE0_SIZE: usize = 224;
 /// Largest difference between the runtimes that check allows, relative to the largest output.
 const TOLERANCE: f64 = 2e-5;
 
@@ -69,10 +64,8 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
     };
     let architecture = given.map_or_else(|| network.architecture.clone(), Architecture::Denoiser);
     let described = network.described_as(architecture);
-    let inception = matches!(described.architecture, Architecture::InceptionV3 { .. });
-    let clip = matches!(described.architecture, Architecture::ClipVitB32 { .. });
-    let feature_network = inception || clip || described.architecture == Architecture::EfficientNetLite0;
-    let kind = args.kind.unwrap_or(if feature_network { Kind::Features } else { Kind::OneStep });
+    let feature_size = described.architecture.feature_size();
+    let kind = args.kind.unwrap_or(if feature_size.is_some() { Kind::Features } else { Kind::OneStep });
     let denoiser = |kind| {
         anyhow::ensure!(args.sigma_max > 0.0, "--sigma-max: expected a number above 0, found {}", args.sigma_max);
         let options = Options { kind, sigma_max: args.sigma_max, uint8: args.uint8 };
@@ -82,22 +75,17 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
         Kind::OneStep => denoiser(export::Kind::OneStep),
         Kind::Denoiser => denoiser(export::Kind::Denoiser),
         Kind::Features => {
-            let input_size = args.input_size.unwrap_or(if inception { INCEPTION_SIZE } else { LITE0_SIZE });
+            let input_size = args.input_size.or(feature_size).unwrap_or(1);
             let image_size = args.image_size.unwrap_or(input_size);
-            let fixed = if inception { Some(INCEPTION_SIZE) } else { clip.then_some(CLIP_SIZE) };
-            if let Some(fixed) = fixed {
-                let name = described.architecture.name();
-                anyhow::ensure!(input_size == fixed, "--input-size: {name} runs at {fixed} pixels, found {input_size}");
-            }
-            anyhow::ensure!(
-                input_size >= 32 && image_size > 0,
-                "--input-size: expected at least 32, found {input_size}"
-            );
+            anyhow::ensure!(input_size > 0 && image_size > 0, "--input-size, --image-size: expected at least 1");
             if args.input == PixelType::F32 && (args.fuse_resize || image_size != input_size) {
                 let what = format!("--input f32: images come at the network's {input_size} pixels, resized before");
                 return Err(with_hint(anyhow::anyhow!(what), "leave out `--image-size` and `--fuse-resize`"));
             }
-            if fixed.is_some() && image_size != input_size && !args.fuse_resize {
+            if described.architecture != Architecture::EfficientNetLite0
+                && image_size != input_size
+                && !args.fuse_resize
+            {
                 let what = format!("images of {image_size} pixels, and a network for {input_size}");
                 let hint = "add `--fuse-resize` to put TensorFlow 1's bilinear resize in front, as the original FID and torch-fidelity have it, or \
                             `--input f32` to have d2o resize as the protocol does";
@@ -107,8 +95,11 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
                 PixelType::U8 => PixelInput::U8,
                 PixelType::F32 => PixelInput::F32,
             };
-            let (quick_gelu, taps) = (args.quick_gelu, args.taps);
-            let options = FeatureOptions { input, image_size, input_size, quick_gelu, taps };
+            let activation = args.activation.map(|a| match a {
+                ActivationArg::Gelu => Activation::Gelu,
+                ActivationArg::QuickGelu => Activation::QuickGelu,
+            });
+            let options = FeatureOptions { input, image_size, input_size, activation, taps: args.taps };
             Ok(export::features(&described, &options)?)
         }
     }

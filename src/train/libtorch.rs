@@ -231,6 +231,10 @@ impl Backend for LibTorch {
         self.value("silu", x.0.f_silu())
     }
 
+    fn gelu(&mut self, x: &Value) -> Result<Value> {
+        self.value("gelu", x.0.f_gelu("none"))
+    }
+
     fn clamp(&mut self, x: &Value, low: f64, high: f64) -> Result<Value> {
         let out = if high.is_infinite() { x.0.f_clamp_min(low) } else { x.0.f_clamp(low, high) };
         self.value("clamp", out)

@@ -20,7 +20,8 @@ use self::objects::Found;
 use self::views::Views;
 use crate::config::NetConfig;
 use crate::error::{Error, Result};
-use crate::nn::{clip_vit, efficientnet_lite, inception_v3};
+use crate::nn::vision_transformer::{self, Activation, Family, VitConfig};
+use crate::nn::{efficientnet_lite, inception_v3, vgg16};
 
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -223,17 +224,11 @@ pub enum Architecture {
     /// EfficientNet-Lite0, tensors under timm's names.
     EfficientNetLite0,
     /// Inception-2015-12-05, tensors under NVIDIA's names.
-    InceptionV3 {
-        /// Whether batch norms have a scale `gamma`.
-        gamma: bool,
-    },
-    /// Image tower of CLIP ViT-B/32, tensors under OpenAI's names without `visual.`.
-    ClipVitB32 {
-        /// Whether queries, keys and values are one tensor.
-        packed: bool,
-        /// Whether the activation is known to be QuickGELU.
-        quick: bool,
-    },
+    InceptionV3(inception_v3::Parts),
+    /// CLIP's image tower, tensors under OpenAI's names without `visual.`; DeiT and DINOv2 under their own.
+    VisionTransformer(VitConfig),
+    /// VGG16, with or without batch norms, tensors under torchvision's names.
+    Vgg16(vgg16::VggConfig),
     /// Something known that cannot be used, and why.
     Unsupported(String),
     /// Tensors without a description.
@@ -392,16 +387,30 @@ impl Checkpoint {
 }
 
 impl Architecture {
-    /// Name of the network's class.
+    /// Name of the network's class; of a feature network, that of the extractor it makes.
     #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub fn name(&self) -> String {
         match self {
-            Self::Denoiser(config) => config.class(),
-            Self::EfficientNetLite0 => "EfficientNet-Lite0",
-            Self::InceptionV3 { .. } => "Inception-2015-12-05",
-            Self::ClipVitB32 { .. } => "CLIP ViT-B/32",
-            Self::Unsupported(_) => "unsupported",
-            Self::Unknown => "unknown",
+            Self::Denoiser(config) => config.class().to_owned(),
+            Self::EfficientNetLite0 => "tf_efficientnet_lite0".to_owned(),
+            Self::InceptionV3 { .. } => "inception-2015-12-05".to_owned(),
+            Self::VisionTransformer(config) => config.name(),
+            Self::Vgg16(config) if config.batch_norm => "vgg16-bn".to_owned(),
+            Self::Vgg16(_) => "vgg16".to_owned(),
+            Self::Unsupported(_) => "unsupported".to_owned(),
+            Self::Unknown => "unknown".to_owned(),
+        }
+    }
+
+    /// Height and width a feature network is used at, pixels; `None` for what is no feature network.
+    #[must_use]
+    pub fn feature_size(&self) -> Option<usize> {
+        match self {
+            Self::EfficientNetLite0 => Some(efficientnet_lite::INPUT_SIZE),
+            Self::InceptionV3(_) => Some(inception_v3::INPUT_SIZE),
+            Self::VisionTransformer(config) => Some(config.input_size()),
+            Self::Vgg16(_) => Some(vgg16::INPUT_SIZE),
+            Self::Denoiser(_) | Self::Unsupported(_) | Self::Unknown => None,
         }
     }
 }
@@ -513,12 +522,31 @@ fn recognise(name: String, tensors: Rc<dyn TensorSource>) -> Network {
         // OpenAI's archives keep three sizes among the tensors; they and the text tower lie outside `visual.`.
         let quick = has("input_resolution") && has("context_length");
         let visual = Renamed::new(tensors, |n| n.strip_prefix("visual.").map(str::to_owned));
-        return clip(name, visual, true, quick);
+        return transformer(name, Family::Clip, Rc::new(visual), quick.then_some(Activation::QuickGelu));
     }
     if has("vision_model.embeddings.patch_embedding.weight") && has("visual_projection.weight") {
-        let list = names.iter().filter_map(|n| clip_vit::openai_name(n).map(|(ours, axes)| (ours, n.clone(), axes)));
+        let list =
+            names.iter().filter_map(|n| vision_transformer::openai_name(n).map(|(ours, axes)| (ours, n.clone(), axes)));
         let list = list.collect();
-        return clip(name, Renamed::listed(tensors, list), false, false);
+        return transformer(name, Family::Clip, Rc::new(Renamed::listed(tensors, list)), None);
+    }
+    if has("embeddings.patch_embeddings.projection.weight") && has("encoder.layer.0.layer_scale1.lambda1") {
+        // Whatever else is there stays visible under its own name, so that a load of another network is not clean.
+        let renamed = Renamed::new(tensors, |n| Some(vision_transformer::dino_name(n).unwrap_or_else(|| n.to_owned())));
+        return transformer(name, Family::Dino, Rc::new(renamed), None);
+    }
+    if has("pos_embed") && has("patch_embed.proj.weight") && has("blocks.0.norm1.weight") {
+        if has("dist_token") {
+            return transformer(name, Family::Deit, tensors, None);
+        }
+        if has("blocks.0.ls1.gamma") {
+            return transformer(name, Family::Dino, tensors, None);
+        }
+    }
+    if let Some(batch_norm) = vgg16::recognise(|n| has(n)) {
+        let kept = Renamed::new(tensors, |n| (!n.ends_with(".num_batches_tracked")).then(|| n.to_owned()));
+        let architecture = or_unsupported(vgg16::VggConfig::of(batch_norm, &kept).map(Architecture::Vgg16));
+        return Network::new(name, architecture, Rc::new(kept));
     }
     let counted = |n: &str| n.ends_with(".num_batches_tracked");
     if has("_conv_stem.weight") && has("_blocks.15._project_conv.weight") {
@@ -532,18 +560,29 @@ fn recognise(name: String, tensors: Rc<dyn TensorSource>) -> Network {
     }
 }
 
-fn clip(name: String, tensors: Renamed, packed: bool, quick: bool) -> Network {
-    let dims = tensors.info("conv1.weight").map(|i| i.dims);
-    let blocks = tensors.names().iter().filter(|n| n.ends_with(".ln_1.weight")).count();
-    let architecture = if dims.as_deref() == Some(&[768, 3, 32, 32]) && blocks == 12 {
-        Architecture::ClipVitB32 { packed, quick }
-    } else {
-        let what = format!(
-            "a CLIP image tower of {blocks} blocks with patches {dims:?}: expected ViT-B/32, 12 blocks and [768, 3, 32, 32]"
-        );
-        Architecture::Unsupported(what)
+/// A transformer of the sizes of `tensors`.
+fn transformer(name: String, family: Family, tensors: Rc<dyn TensorSource>, activation: Option<Activation>) -> Network {
+    let unlike = [
+        ("register_tokens", "registers"),
+        ("blocks.0.mlp.w12.weight", "SwiGLU"),
+        ("blocks.0.mlp.weights_in.weight", "SwiGLU"),
+    ];
+    let architecture = match unlike.iter().find(|(n, _)| tensors.info(n).is_some()) {
+        Some((_, what)) => Architecture::Unsupported(format!("a vision transformer with {what} is not known")),
+        None => {
+            or_unsupported(VitConfig::of(family, tensors.as_ref(), activation).map(Architecture::VisionTransformer))
+        }
     };
-    Network::new(name, architecture, Rc::new(tensors))
+    Network::new(name, architecture, tensors)
+}
+
+/// What was recognised, or why it cannot be used.
+fn or_unsupported(architecture: Result<Architecture>) -> Architecture {
+    match architecture {
+        Ok(architecture) => architecture,
+        Err(Error::Config { what }) => Architecture::Unsupported(what),
+        Err(e) => Architecture::Unsupported(e.to_string()),
+    }
 }
 
 fn inception(name: String, tensors: Rc<dyn TensorSource>, layout: inception_v3::Layout) -> Network {
@@ -556,11 +595,12 @@ fn inception(name: String, tensors: Rc<dyn TensorSource>, layout: inception_v3::
     }
     let renamed = Renamed::listed(tensors, list);
     let rows = renamed.info("output.weight").and_then(|i| i.dims.first().copied());
-    let architecture = match inception_v3::check_head(rows) {
-        Ok(()) => Architecture::InceptionV3 { gamma: layout == inception_v3::Layout::PyTorch },
-        Err(Error::Config { what }) => Architecture::Unsupported(what),
-        Err(e) => Architecture::Unsupported(e.to_string()),
+    let parts = inception_v3::Parts {
+        gamma: matches!(layout, inception_v3::Layout::PyTorch | inception_v3::Layout::Blocks),
+        head: layout != inception_v3::Layout::Blocks,
     };
+    let head = if parts.head { inception_v3::check_head(rows) } else { Ok(()) };
+    let architecture = or_unsupported(head.map(|()| Architecture::InceptionV3(parts)));
     Network::new(name, architecture, Rc::new(renamed))
 }
 
@@ -576,7 +616,7 @@ fn head(path: &Path) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::nn::OnnxBackend;
-    use crate::nn::inception_v3::{InceptionV3, Layout, names};
+    use crate::nn::inception_v3::{InceptionV3, Layout, Parts, names};
     use crate::weights::{Init, Scope, Weights};
 
     /// A tensor: name, dimensions, values as a function of NVIDIA's name.
@@ -615,7 +655,7 @@ mod tests {
     /// Dimensions of all tensors under NVIDIA's names, as the network asks for them.
     fn asked() -> Vec<(String, Vec<usize>)> {
         let mut b = OnnxBackend::new("x", Weights::initialised(0));
-        InceptionV3::build(&mut b, &Scope::root(), true).unwrap();
+        InceptionV3::build(&mut b, &Scope::root(), Parts { gamma: true, head: true }).unwrap();
         b.taken().map(|(name, dims)| (name.to_owned(), dims.to_vec())).collect()
     }
 
@@ -638,17 +678,21 @@ mod tests {
         assert_eq!(asked.len(), 472);
         let open = |layout| recognise(String::new(), source(layout, &asked, 1008));
         let nvidia = open(Layout::Nvidia);
-        assert_eq!(nvidia.architecture, Architecture::InceptionV3 { gamma: false });
+        assert_eq!(nvidia.architecture, Architecture::InceptionV3(Parts { gamma: false, head: true }));
         let scalars = |n: &Network| -> usize {
             n.tensors.names().iter().map(|t| n.tensors.info(t).unwrap().dims.iter().product::<usize>()).sum()
         };
         assert_eq!((nvidia.tensors.names().len(), scalars(&nvidia)), (378, 23_868_176));
-        for layout in [Layout::PyTorch, Layout::TensorFlow] {
+        for (layout, count) in [
+            (Layout::PyTorch, 23_885_392),
+            (Layout::TensorFlow, 23_868_176),
+            (Layout::Blocks, 23_885_392 - 2049 * 1008),
+        ] {
             let other = open(layout);
-            let gamma = layout == Layout::PyTorch;
-            assert_eq!(other.architecture, Architecture::InceptionV3 { gamma });
-            assert_eq!(scalars(&other), if gamma { 23_885_392 } else { 23_868_176 });
-            for name in nvidia.tensors.names() {
+            let (gamma, head) = (layout != Layout::TensorFlow, layout != Layout::Blocks);
+            assert_eq!(other.architecture, Architecture::InceptionV3(Parts { gamma, head }));
+            assert_eq!(scalars(&other), count);
+            for name in nvidia.tensors.names().into_iter().filter(|n| head || !n.starts_with("output.")) {
                 assert_eq!(other.tensors.info(&name), nvidia.tensors.info(&name), "{layout:?}: {name}");
                 assert!(
                     other.tensors.read_f32(&name).unwrap() == nvidia.tensors.read_f32(&name).unwrap(),

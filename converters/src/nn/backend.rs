@@ -117,6 +117,8 @@ pub trait Backend {
 
     /// `x · sigmoid(x)`.
     fn silu(&mut self, x: &Self::Value) -> Result<Self::Value>;
+    /// `x · Φ(x)`, Φ the normal distribution function by way of the error function.
+    fn gelu(&mut self, x: &Self::Value) -> Result<Self::Value>;
     /// `x` limited to `[low, high]`; `high` may be infinite (ReLU).
     fn clamp(&mut self, x: &Self::Value, low: f64, high: f64) -> Result<Self::Value>;
     /// `x` where positive, `slope·x` elsewhere.

@@ -4,11 +4,13 @@
 
 use crate::error::Result;
 use crate::nn::backend::{Backend, Conv2d};
-use crate::nn::layers::{LayerInit, Linear};
+use crate::nn::layers::{LayerInit, Linear, Norm, fold_norm};
 use crate::weights::{Init, Scope};
 
 /// Channels of the four taps, at 1/4, 1/8, 1/16 and 1/32 of the input.
 pub const TAP_CHANNELS: [usize; 4] = [24, 40, 112, 320];
+/// Height and width it was trained at, pixels.
+pub const INPUT_SIZE: usize = 224;
 /// Length of the pooled features.
 pub const FEATURES: usize = 1280;
 /// Number of ImageNet classes.
@@ -71,12 +73,9 @@ impl<V: Clone> FoldedConv<V> {
         let fan_in = per_group * c.kernel * c.kernel;
         let (conv, norm) = (scope.child(conv), scope.child(norm));
         let std = (2.0 / fan_in as f64).sqrt();
-        let weight = b.buffer(&conv, "weight", &dims, &Init::Normal { std })?;
-        let gamma = b.buffer(&norm, "weight", &[c.outputs], &Init::Constant(1.0))?;
-        let beta = b.buffer(&norm, "bias", &[c.outputs], &Init::Constant(0.0))?;
-        let mean = b.buffer(&norm, "running_mean", &[c.outputs], &Init::Constant(0.0))?;
-        let var = b.buffer(&norm, "running_var", &[c.outputs], &Init::Constant(1.0))?;
-        let (weight, bias) = fold(weight, &gamma, &beta, &mean, &var);
+        let mut weight = b.buffer(&conv, "weight", &dims, &Init::Normal { std })?;
+        let norm = Norm::take(b, &norm, c.outputs)?;
+        let bias = fold_norm(&mut weight, None, &norm, BN_EPS);
         let weight = b.constant(&conv, "weight", &dims, weight)?;
         let bias = b.constant(&conv, "bias", &[c.outputs], bias)?;
         let groups = if c.depthwise { c.outputs } else { 1 };
@@ -91,21 +90,6 @@ impl<V: Clone> FoldedConv<V> {
         let x = b.conv2d(x, &self.weight, Some(&self.bias), how)?;
         if self.relu6 { b.clamp(&x, 0.0, 6.0) } else { Ok(x) }
     }
-}
-
-/// W·γ/√(var+ε) and β − mean·γ/√(var+ε), computed in f64.
-#[allow(clippy::cast_possible_truncation, reason = "weights are f32")]
-fn fold(mut weight: Vec<f32>, gamma: &[f32], beta: &[f32], mean: &[f32], var: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let per_output = weight.len() / gamma.len().max(1);
-    let mut bias = Vec::with_capacity(gamma.len());
-    for (o, row) in weight.chunks_mut(per_output.max(1)).enumerate() {
-        let gain = f64::from(gamma[o]) / (f64::from(var[o]) + BN_EPS).sqrt();
-        for w in row {
-            *w = (f64::from(*w) * gain) as f32;
-        }
-        bias.push((f64::from(beta[o]) - f64::from(mean[o]) * gain) as f32);
-    }
-    (weight, bias)
 }
 
 /// TensorFlow's SAME padding: (before, after).

@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::nn::backend::{Backend, Conv2d, Pool};
-use crate::nn::layers::signed;
+use crate::nn::layers::{Norm, fold_norm, signed};
 use crate::weights::{Init, Scope};
 
 /// Height and width the network sees, pixels.
@@ -208,13 +208,7 @@ impl<V: Clone> FoldedConv<V> {
         let mean = b.buffer(&scope, "mean", &[outputs], &Init::Constant(0.0))?;
         let var = b.buffer(&scope, "var", &[outputs], &Init::Constant(1.0))?;
         let gamma = if gamma { Some(b.buffer(&scope, "gamma", &[outputs], &Init::Constant(1.0))?) } else { None };
-        let mut bias = Vec::with_capacity(outputs);
-        #[allow(clippy::cast_possible_truncation, reason = "weights are f32")]
-        for (o, row) in weight.chunks_mut(inputs * kh * kw).enumerate() {
-            let gain = gamma.as_ref().map_or(1.0, |g| f64::from(g[o])) / (f64::from(var[o]) + BN_EPS).sqrt();
-            row.iter_mut().for_each(|w| *w = (f64::from(*w) * gain) as f32);
-            bias.push((f64::from(beta[o]) - f64::from(mean[o]) * gain) as f32);
-        }
+        let bias = fold_norm(&mut weight, None, &Norm { gamma, beta, mean, var }, BN_EPS);
         let weight = b.constant(&scope, "weight", &dims, weight)?;
         let bias = b.constant(&scope, "bias", &[outputs], bias)?;
         let pads = if pad == Same { [kh / 2, kw / 2, kh / 2, kw / 2] } else { [0; 4] };
@@ -231,13 +225,22 @@ impl<V: Clone> FoldedConv<V> {
 
 type BuiltBranch<V> = (Entry, Vec<FoldedConv<V>>);
 
+/// What of the network a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts {
+    /// Whether batch norms have a scale `gamma`.
+    pub gamma: bool,
+    /// Whether the head is there, without which there are no logits.
+    pub head: bool,
+}
+
 /// The network.
 #[derive(Clone)]
 pub struct InceptionV3<V> {
     scope: Scope,
     stem: Vec<FoldedConv<V>>,
     blocks: Vec<(&'static str, Scope, Vec<BuiltBranch<V>>)>,
-    head: V,
+    head: Option<V>,
 }
 
 impl<V> std::fmt::Debug for InceptionV3<V> {
@@ -251,8 +254,8 @@ impl<V> std::fmt::Debug for InceptionV3<V> {
 pub struct Outputs<V> {
     /// Mean of the last feature map over its pixels, `[N, 2048]`.
     pub pool3: V,
-    /// `pool3` times the head's weight, without its bias, `[N, 1008]`.
-    pub logits: V,
+    /// `pool3` times the head's weight, without its bias, `[N, 1008]`, if the network has its head.
+    pub logits: Option<V>,
     /// First 7 channels of `mixed_6/conv` after ReLU, pixels outermost, `[N, 2023]`.
     pub spatial: V,
     /// Means over the pixels after the first and the second maximum of the stem and after `mixed_7`: `[N, 64]`, `[N, 192]`, `[N, 768]`; empty if not asked for.
@@ -260,11 +263,12 @@ pub struct Outputs<V> {
 }
 
 impl<V: Clone> InceptionV3<V> {
-    /// Takes all tensors below `scope`; `gamma` says whether batch norms have a scale.
+    /// Takes all tensors below `scope`: those that `parts` says are there.
     ///
     /// # Errors
     /// Those of [`Backend::buffer`].
-    pub fn build<B: Backend<Value = V>>(b: &mut B, scope: &Scope, gamma: bool) -> Result<Self> {
+    pub fn build<B: Backend<Value = V>>(b: &mut B, scope: &Scope, parts: Parts) -> Result<Self> {
+        let Parts { gamma, head } = parts;
         let layers = scope.child("layers");
         let (mut stem, mut width) = (Vec::new(), 3);
         for spec in &STEM {
@@ -289,11 +293,15 @@ impl<V: Clone> InceptionV3<V> {
             blocks.push((*name, at, built));
             width = total;
         }
-        let output = scope.child("output");
-        let init = Init::torch_default(POOL3);
-        let head = b.param(&output, "weight", &[CLASSES, POOL3], &init)?;
-        // Read, so that the load is complete: no metric uses it.
-        b.buffer(&output, "bias", &[CLASSES], &Init::Constant(0.0))?;
+        let head = if head {
+            let output = scope.child("output");
+            let init = Init::torch_default(POOL3);
+            // Read, so that the load is complete: no metric uses it.
+            b.buffer(&output, "bias", &[CLASSES], &Init::Constant(0.0))?;
+            Some(b.param(&output, "weight", &[CLASSES, POOL3], &init)?)
+        } else {
+            None
+        };
         Ok(Self { scope: scope.clone(), stem, blocks, head })
     }
 
@@ -339,7 +347,10 @@ impl<V: Clone> InceptionV3<V> {
         b.enter(&self.scope.child("output"));
         let pool3 = b.mean(&x, &[2, 3], false)?;
         let pool3 = b.reshape(&pool3, &[-1, signed(POOL3)])?;
-        let logits = b.linear(&pool3, &self.head, None)?;
+        let logits = match &self.head {
+            Some(head) => Some(b.linear(&pool3, head, None)?),
+            None => None,
+        };
         b.enter(&self.scope.child("spatial"));
         let spatial = b.slice(&spatial, 1, 0, SPATIAL_CHANNELS)?;
         let spatial = b.transpose(&spatial, &[0, 2, 3, 1])?;
@@ -369,6 +380,8 @@ pub enum Layout {
     Nvidia,
     /// The PyTorch ports: pytorch-fid, torch-fidelity.
     PyTorch,
+    /// pytorch-fid's own module as it lies in memory: the layers in numbered blocks, without the head.
+    Blocks,
     /// The TensorFlow graph.
     TensorFlow,
 }
@@ -380,6 +393,8 @@ pub fn layout(has: impl Fn(&str) -> bool) -> Option<Layout> {
         Some(Layout::Nvidia)
     } else if has("Conv2d_1a_3x3.conv.weight") && has("Mixed_7c.branch_pool.conv.weight") {
         Some(Layout::PyTorch)
+    } else if has("blocks.0.0.conv.weight") && has("blocks.3.2.branch_pool.conv.weight") {
+        Some(Layout::Blocks)
     } else if has("conv/conv2d_params") && has("mixed_10/tower_2/conv/conv2d_params") {
         Some(Layout::TensorFlow)
     } else {
@@ -397,8 +412,9 @@ pub fn names(layout: Layout) -> Vec<(String, String, &'static [usize])> {
         let ours = |leaf: &str| format!("layers.{path}.{leaf}");
         match layout {
             Layout::Nvidia => all.extend(["weight", "beta", "mean", "var"].map(|l| (ours(l), ours(l), &[][..]))),
-            Layout::PyTorch => {
+            Layout::PyTorch | Layout::Blocks => {
                 let theirs = pytorch_path(&path);
+                let theirs = if layout == Layout::Blocks { blocks_path(&theirs) } else { theirs };
                 all.extend(
                     [
                         ("weight", "conv.weight"),
@@ -423,6 +439,7 @@ pub fn names(layout: Layout) -> Vec<(String, String, &'static [usize])> {
     let (weight, bias, axes) = match layout {
         Layout::Nvidia => ("output.weight", "output.bias", &[][..]),
         Layout::PyTorch => ("fc.weight", "fc.bias", &[][..]),
+        Layout::Blocks => return all,
         Layout::TensorFlow => ("softmax/weights", "softmax/biases", &[1, 0][..]),
     };
     all.push(("output.weight".to_owned(), weight.to_owned(), axes));
@@ -479,6 +496,19 @@ fn pytorch_path(path: &str) -> String {
     format!("{}.{branch}", MODULES[index])
 }
 
+/// Where pytorch-fid's module keeps what the PyTorch ports call `path`.
+fn blocks_path(path: &str) -> String {
+    const BLOCKS: [&[&str]; 4] = [
+        &["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"],
+        &["Conv2d_3b_1x1", "Conv2d_4a_3x3"],
+        &["Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"],
+        &["Mixed_7a", "Mixed_7b", "Mixed_7c"],
+    ];
+    let (module, rest) = path.split_once('.').map_or((path, ""), |(module, _)| (module, &path[module.len()..]));
+    let found = BLOCKS.iter().enumerate().find_map(|(i, b)| b.iter().position(|m| *m == module).map(|j| (i, j)));
+    found.map_or_else(|| path.to_owned(), |(i, j)| format!("blocks.{i}.{j}{rest}"))
+}
+
 /// The TensorFlow scope of the convolution `path`: dots are slashes, and so are the underscores after `tower` and `mixed` in the last two blocks.
 fn tensorflow_path(path: &str) -> String {
     let slashed = path.replace('.', "/");
@@ -517,7 +547,8 @@ mod tests {
         assert_eq!(paths().count(), 94);
         assert_eq!(names(Layout::Nvidia).len(), 378);
         assert_eq!(names(Layout::PyTorch).len(), 472);
-        for layout in [Layout::Nvidia, Layout::PyTorch, Layout::TensorFlow] {
+        assert_eq!(names(Layout::Blocks).len(), 470);
+        for layout in [Layout::Nvidia, Layout::PyTorch, Layout::Blocks, Layout::TensorFlow] {
             let mut theirs: Vec<_> = names(layout).into_iter().map(|n| n.1).collect();
             theirs.sort();
             theirs.dedup();
@@ -533,6 +564,9 @@ mod tests {
         assert_eq!(pytorch_path("mixed_6.tower_1.conv_4"), "Mixed_6d.branch7x7dbl_5");
         assert_eq!(pytorch_path("mixed_8.tower_1.conv_3"), "Mixed_7a.branch7x7x3_4");
         assert_eq!(pytorch_path("mixed_10.tower_1_mixed_conv_1"), "Mixed_7c.branch3x3dbl_3b");
+        assert_eq!(blocks_path("Conv2d_4a_3x3"), "blocks.1.1");
+        assert_eq!(blocks_path("Mixed_6e.branch7x7dbl_5"), "blocks.2.7.branch7x7dbl_5");
+        assert_eq!(blocks_path("Mixed_7c.branch3x3dbl_3b"), "blocks.3.2.branch3x3dbl_3b");
         assert_eq!(tensorflow_path("conv_1"), "conv_1");
         assert_eq!(tensorflow_path("mixed_6.tower_1.conv_4"), "mixed_6/tower_1/conv_4");
         assert_eq!(tensorflow_path("mixed_9.tower_conv"), "mixed_9/tower/conv");

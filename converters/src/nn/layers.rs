@@ -246,6 +246,39 @@ impl<V: Clone> GroupNorm<V> {
     }
 }
 
+/// A batch norm with fixed statistics, to be folded into the convolution before it.
+#[derive(Debug, Clone)]
+pub(crate) struct Norm {
+    /// Scale of each channel; `None` for 1.
+    pub(crate) gamma: Option<Vec<f32>>,
+    pub(crate) beta: Vec<f32>,
+    pub(crate) mean: Vec<f32>,
+    pub(crate) var: Vec<f32>,
+}
+
+impl Norm {
+    /// PyTorch's `weight`, `bias`, `running_mean`, `running_var` at `scope`, each `[channels]`.
+    pub(crate) fn take<B: Backend>(b: &mut B, scope: &Scope, channels: usize) -> Result<Self> {
+        let mut of = |name, value| b.buffer(scope, name, &[channels], &Init::Constant(value));
+        let (gamma, beta) = (Some(of("weight", 1.0)?), of("bias", 0.0)?);
+        Ok(Self { gamma, beta, mean: of("running_mean", 0.0)?, var: of("running_var", 1.0)? })
+    }
+}
+
+/// Multiplies each row of `weight` by γ/√(var+ε) and gives the bias β + (bias − mean)·γ/√(var+ε), computed in f64.
+#[allow(clippy::cast_possible_truncation, reason = "weights are f32")]
+pub(crate) fn fold_norm(weight: &mut [f32], bias: Option<&[f32]>, norm: &Norm, eps: f64) -> Vec<f32> {
+    let row = (weight.len() / norm.beta.len().max(1)).max(1);
+    let mut folded = Vec::with_capacity(norm.beta.len());
+    for (o, row) in weight.chunks_mut(row).enumerate() {
+        let gain = norm.gamma.as_ref().map_or(1.0, |g| f64::from(g[o])) / (f64::from(norm.var[o]) + eps).sqrt();
+        row.iter_mut().for_each(|w| *w = (f64::from(*w) * gain) as f32);
+        let bias = bias.map_or(0.0, |b| f64::from(b[o]));
+        folded.push((f64::from(norm.beta[o]) + (bias - f64::from(norm.mean[o])) * gain) as f32);
+    }
+    folded
+}
+
 /// Embedding of the noise level: `[N]` -> `[N, channels]`.
 #[derive(Debug, Clone)]
 pub struct NoiseEmbedding<V> {

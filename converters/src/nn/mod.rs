@@ -1,7 +1,6 @@
 //! Networks, written once over [`Backend`] and laid out by libtorch or as ONNX graphs.
 
 pub mod backend;
-pub mod clip_vit;
 pub mod dhariwal_unet;
 pub mod discriminator;
 pub mod efficientnet_lite;
@@ -10,6 +9,8 @@ pub mod layers;
 pub mod onnx;
 pub mod precond;
 pub mod song_unet;
+pub mod vgg16;
+pub mod vision_transformer;
 
 pub use backend::{Backend, Conv2d, Pool};
 pub use onnx::OnnxBackend;

@@ -143,6 +143,11 @@ impl Backend for OnnxBackend {
         self.ok("silu", edge)
     }
 
+    fn gelu(&mut self, x: &Edge) -> Result<Edge> {
+        let edge = self.graph.gelu(x);
+        self.ok("gelu", edge)
+    }
+
     fn clamp(&mut self, x: &Edge, low: f64, high: f64) -> Result<Edge> {
         let edge = self.graph.clamp(x, low, high);
         self.ok("clamp", edge)

@@ -79,6 +79,20 @@ impl GraphBuilder {
         self.mul(x, &gate)
     }
 
+    /// `x · Φ(x)`, Φ the normal distribution function.
+    ///
+    /// # Errors
+    /// `Shape` if `x` is not f32.
+    pub fn gelu(&mut self, x: &Edge) -> Result<Edge> {
+        // x/√2 by division: ONNX Runtime knows this spelling and computes it at once.
+        let root = self.scalar(std::f64::consts::SQRT_2);
+        let scaled = self.div(x, &root)?;
+        let erf = self.unary("Erf", &scaled)?;
+        let raised = self.offset(&erf, 1.0)?;
+        let gated = self.mul(x, &raised)?;
+        self.scale(&gated, 0.5)
+    }
+
     /// `x` limited to `[low, high]`; an infinite `high` with `low` 0 is ReLU.
     ///
     /// # Errors
