@@ -73,7 +73,7 @@ pub struct Export {
     /// Which network of the checkpoint
     #[arg(long, value_enum, default_value_t = Net::Ema)]
     pub net: Net,
-    /// Class and constructor arguments (JSON) for a checkpoint that does not carry them
+    /// Class and constructor arguments (JSON, see docs/net-json.md) for a checkpoint that does not carry them
     #[arg(long, value_name = "NET.json")]
     pub config: Option<PathBuf>,
     /// What the graph computes [default: features for a feature network, else one-step]

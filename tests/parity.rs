@@ -1,6 +1,8 @@
 //! One suite on every engine: each primitive of `Backend`, and the official networks' golden outputs, on libtorch, ONNX Runtime and tract.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_possible_truncation, reason = "a test")]
 
+mod engines;
+
 use std::path::Path;
 
 use d2o_converters::checkpoint::safetensors::SafetensorsFile;
@@ -10,29 +12,10 @@ use d2o_converters::export::{self, Kind, Options};
 use d2o_converters::nn::{Backend, Conv2d, OnnxBackend, Pool};
 use d2o_converters::weights::{Init, Scope, Weights};
 use d2o_onnx::graph::{Dim, ElementType};
-use d2o_onnx::session::ort::{OrtOptions, OrtRuntime};
-use d2o_onnx::session::tract::TractSession;
-use d2o_onnx::session::{Provider, Session, Tensor};
+use d2o_onnx::session::Tensor;
+use engines::sessions;
 use ndarray::ArrayD;
 use test_support::{Tol, assert_close};
-
-/// Sessions on the runtimes there are, for the model at `path`.
-fn sessions(path: &Path) -> Vec<Box<dyn Session>> {
-    let mut all: Vec<Box<dyn Session>> = vec![Box::new(TractSession::open(path, Some(2)).unwrap())];
-    let Some(library) = test_support::onnxruntime() else {
-        println!("skipped: ONNX Runtime (D2O_ONNXRUNTIME is not set)");
-        return all;
-    };
-    let runtime = OrtRuntime::load(&library).unwrap();
-    let session = |provider| runtime.session(path, &OrtOptions { provider, threads: Some(2) });
-    all.push(Box::new(session(Provider::Cpu).unwrap()));
-    if runtime.has_cuda() {
-        all.push(Box::new(session(Provider::Cuda { device: 0 }).unwrap()));
-    } else {
-        println!("skipped: no CUDA device");
-    }
-    all
-}
 
 fn f32s(dims: &[usize], seed: u64) -> Vec<f32> {
     Init::Normal { std: 1.0 }.values(seed, "x", dims.iter().product())

@@ -56,6 +56,71 @@ pub enum Precond {
         /// Number of steps of the original training.
         steps: usize,
     },
+    /// EDM's as consistency_models has it: the network is told 250 ln σ (Song et al. 2023).
+    Karras {
+        /// Standard deviation of the data.
+        sigma_data: f64,
+        /// Noise level at which a consistency model is the identity; `None` for a denoiser.
+        sigma_min: Option<f64>,
+        /// Whether the result is limited to [-1, 1].
+        clip: bool,
+    },
+    /// A DDPM that predicts the noise, as guided-diffusion has it; variances it also predicts are not used.
+    Gaussian {
+        /// How the noise grows.
+        schedule: NoiseSchedule,
+        /// Number of steps of the original training.
+        steps: usize,
+        /// Whether the result is limited to [-1, 1].
+        clip: bool,
+    },
+}
+
+/// The noise schedules of guided-diffusion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoiseSchedule {
+    /// β from 1e-4 to 0.02 for a thousand steps (Ho et al. 2020).
+    Linear,
+    /// ᾱ a squared cosine (Nichol and Dhariwal 2021).
+    Cosine,
+}
+
+/// How images about [-1, 1] become bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantiser {
+    /// Truncation of 127.5 x + 128 (EDM, D2O, SiD, StyleGAN).
+    Edm,
+    /// Truncation of 127.5 (x + 1) (guided-diffusion, consistency models).
+    OpenAi,
+}
+
+impl Quantiser {
+    /// Name in a graph's metadata, under the key `quantiser`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Edm => "127.5 x + 128",
+            Self::OpenAi => "127.5 (x + 1)",
+        }
+    }
+
+    /// The quantiser of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Edm, Self::OpenAi].into_iter().find(|q| q.name() == name)
+    }
+
+    /// The byte of the pixel `x`, in f32 as the originals compute it.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped first")]
+    pub fn apply(self, x: f32) -> u8 {
+        let scaled = match self {
+            Self::Edm => x * 127.5 + 128.0,
+            Self::OpenAi => (x + 1.0) * 127.5,
+        };
+        scaled.clamp(0.0, 255.0) as u8
+    }
 }
 
 impl Precond {
@@ -68,17 +133,30 @@ impl Precond {
             Self::Vp { .. } => "VPPrecond",
             Self::Ve => "VEPrecond",
             Self::Iddpm { .. } => "iDDPMPrecond",
+            Self::Karras { .. } => "KarrasDenoiser",
+            Self::Gaussian { .. } => "GaussianDiffusion",
+        }
+    }
+
+    /// How the original turns its images into bytes.
+    #[must_use]
+    pub fn quantiser(&self) -> Quantiser {
+        match self {
+            Self::Karras { .. } | Self::Gaussian { .. } => Quantiser::OpenAi,
+            _ => Quantiser::Edm,
         }
     }
 }
 
-/// The two U-Nets of the EDM family.
+/// The U-Nets.
 #[derive(Debug, Clone, PartialEq)]
 pub enum UNetConfig {
     /// DDPM++ and NCSN++.
     Song(SongConfig),
-    /// ADM.
+    /// ADM, as EDM has it.
     Dhariwal(DhariwalConfig),
+    /// ADM, as guided-diffusion and consistency_models have it.
+    OpenAi(OpenAiConfig),
 }
 
 /// How the noise level is embedded.
@@ -197,6 +275,68 @@ impl Default for DhariwalConfig {
     }
 }
 
+/// Arguments of `UNetModel` beyond resolution, input channels and classes; absent ones take the class's defaults.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "the original's own argument names; facts on each are in its class documentation")]
+pub struct OpenAiConfig {
+    pub model_channels: usize,
+    /// Channels of the output; `None` for those of the input.
+    pub out_channels: Option<usize>,
+    pub num_res_blocks: usize,
+    /// Downsampling rates (not resolutions in pixels) with attention.
+    pub attention_resolutions: Vec<usize>,
+    /// Halves occur; widths are rounded down.
+    pub channel_mult: Vec<f64>,
+    pub conv_resample: bool,
+    pub num_heads: usize,
+    /// Width of a head; takes precedence over the numbers of heads.
+    pub num_head_channels: Option<usize>,
+    /// Heads in the output blocks; `None` for `num_heads`.
+    pub num_heads_upsample: Option<usize>,
+    pub use_scale_shift_norm: bool,
+    pub resblock_updown: bool,
+    /// Whether `qkv` holds all queries, all keys, all values; a network of consistency_models always does.
+    pub use_new_attention_order: bool,
+    pub dropout: f64,
+}
+
+impl Default for OpenAiConfig {
+    fn default() -> Self {
+        Self {
+            model_channels: 128,
+            out_channels: None,
+            num_res_blocks: 2,
+            attention_resolutions: vec![2, 4, 8],
+            channel_mult: vec![1.0, 2.0, 4.0, 8.0],
+            conv_resample: true,
+            num_heads: 1,
+            num_head_channels: None,
+            num_heads_upsample: None,
+            use_scale_shift_norm: false,
+            resblock_updown: false,
+            use_new_attention_order: false,
+            dropout: 0.0,
+        }
+    }
+}
+
+impl OpenAiConfig {
+    /// Channels of each level.
+    #[must_use]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "rounded down, as in the original; bounded when read"
+    )]
+    pub fn widths(&self) -> Vec<usize> {
+        self.channel_mult.iter().map(|m| (m * self.model_channels as f64) as usize).collect()
+    }
+}
+
+/// Classes of guided-diffusion and consistency_models.
+const OPENAI: [&str; 2] = ["KarrasDenoiser", "GaussianDiffusion"];
+
 /// Longest schedule of an iDDPM.
 const MAX_IDDPM_STEPS: usize = 1 << 14;
 
@@ -210,6 +350,9 @@ impl NetConfig {
             return Err(wrong(format!("`init_kwargs`: expected an object, found {init_kwargs}")));
         };
         let mut rest = Args { left: kwargs.clone() };
+        if OPENAI.contains(&class) {
+            return Self::openai(class, rest, kwargs.clone());
+        }
         let img_resolution = rest.required("img_resolution")?;
         let img_channels = rest.required("img_channels")?;
         let label_dim = rest.number("label_dim")?.unwrap_or(0);
@@ -245,7 +388,8 @@ impl NetConfig {
                 (Precond::Iddpm { c1, c2, steps }, "DhariwalUNet")
             }
             other => {
-                let known = "EDMPrecond, D2OPrecond, VPPrecond, VEPrecond, iDDPMPrecond";
+                let known =
+                    "EDMPrecond, D2OPrecond, VPPrecond, VEPrecond, iDDPMPrecond, KarrasDenoiser, GaussianDiffusion";
                 return Err(wrong(format!("`class`: expected one of {known}, found `{other}`")));
             }
         };
@@ -264,6 +408,47 @@ impl NetConfig {
             }
         };
         let config = Self { precond, img_resolution, img_channels, label_dim, unet, init_kwargs: kwargs.clone() };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The arguments of `UNetModel` and of the diffusion around it, together.
+    fn openai(class: &str, mut rest: Args, init_kwargs: Map<String, Value>) -> Result<Self> {
+        // An argument that is None in the original is null here: as if it were absent.
+        rest.left.retain(|_, v| !v.is_null());
+        let img_resolution = rest.required("image_size")?;
+        let img_channels = rest.number("in_channels")?.unwrap_or(3);
+        let label_dim = rest.number("num_classes")?.unwrap_or(0);
+        let clip = rest.flag("clip_denoised")?.unwrap_or(true);
+        for unused in
+            ["use_fp16", "use_checkpoint", "sigma_max", "rho", "weight_schedule", "loss_norm", "rescale_learned_sigmas"]
+        {
+            rest.left.remove(unused);
+        }
+        let missing = |name: &str| wrong(format!("`{name}` is missing"));
+        let precond = if class == "KarrasDenoiser" {
+            let (sigma_data, sigma_min) = (rest.float("sigma_data", 0.5)?, rest.float("sigma_min", 0.002)?);
+            let distillation = rest.flag("distillation")?.ok_or_else(|| missing("distillation"))?;
+            Precond::Karras { sigma_data, sigma_min: distillation.then_some(sigma_min), clip }
+        } else {
+            let steps = rest.number("diffusion_steps")?.unwrap_or(1000);
+            if !(2..=MAX_IDDPM_STEPS).contains(&steps) {
+                return Err(wrong(format!("`diffusion_steps`: expected 2 to {MAX_IDDPM_STEPS}, found {steps}")));
+            }
+            let schedule = rest.left.remove("noise_schedule").ok_or_else(|| missing("noise_schedule"))?;
+            let schedule = serde_json::from_value(schedule).map_err(|e| wrong(format!("`noise_schedule`: {e}")))?;
+            if !rest.left.contains_key("use_new_attention_order") {
+                return Err(missing("use_new_attention_order"));
+            }
+            Precond::Gaussian { schedule, steps, clip }
+        };
+        let unet: OpenAiConfig = serde_json::from_value(Value::Object(rest.left))
+            .map_err(|e| wrong(format!("arguments of `UNetModel`: {e}")))?;
+        if let Some(outputs) = unet.out_channels.filter(|n| *n != img_channels && *n != 2 * img_channels) {
+            return Err(wrong(format!("`out_channels`: expected {img_channels} or twice as many, found {outputs}")));
+        }
+        let unet = UNetConfig::OpenAi(unet);
+        let config = Self { precond, img_resolution, img_channels, label_dim, unet, init_kwargs };
         config.check()?;
         Ok(config)
     }
@@ -298,9 +483,13 @@ impl NetConfig {
     fn check(&self) -> Result<()> {
         const MAX_RESOLUTION: usize = 4096;
         const MAX_CHANNELS: usize = 1 << 14;
-        let (mult, channels, blocks) = match &self.unet {
-            UNetConfig::Song(c) => (&c.channel_mult, c.model_channels * c.channel_mult_noise, c.num_blocks),
-            UNetConfig::Dhariwal(c) => (&c.channel_mult, c.model_channels, c.num_blocks),
+        let whole = |list: &[usize]| list.iter().map(|m| *m as f64).collect();
+        let (mult, channels, blocks): (Vec<f64>, _, _) = match &self.unet {
+            UNetConfig::Song(c) => {
+                (whole(&c.channel_mult), c.model_channels.saturating_mul(c.channel_mult_noise), c.num_blocks)
+            }
+            UNetConfig::Dhariwal(c) => (whole(&c.channel_mult), c.model_channels, c.num_blocks),
+            UNetConfig::OpenAi(c) => (c.channel_mult.clone(), c.model_channels, c.num_res_blocks),
         };
         let within = |name: &str, value: usize, low: usize, high: usize| {
             if (low..=high).contains(&value) {
@@ -315,8 +504,10 @@ impl NetConfig {
         within("model_channels", channels, 4, MAX_CHANNELS)?;
         within("channel_mult (length)", mult.len(), 1, 12)?;
         within("num_blocks", blocks, 1, 64)?;
-        for m in mult {
-            within("channel_mult", *m, 1, 64)?;
+        for m in &mult {
+            if !(0.125..=64.0).contains(m) {
+                return Err(wrong(format!("`channel_mult`: expected 0.125 to 64, found {m}")));
+            }
         }
         let unit = 1 << (mult.len() - 1);
         if !self.img_resolution.is_multiple_of(unit) {
@@ -348,6 +539,13 @@ impl Args {
 
     fn required(&mut self, name: &str) -> Result<usize> {
         self.number(name)?.ok_or_else(|| wrong(format!("`{name}` is missing")))
+    }
+
+    fn flag(&mut self, name: &str) -> Result<Option<bool>> {
+        let value = self.left.remove(name);
+        value
+            .map(|v| v.as_bool().ok_or_else(|| wrong(format!("`{name}`: expected true or false, found {v}"))))
+            .transpose()
     }
 
     fn float(&mut self, name: &str, default: f64) -> Result<f64> {

@@ -17,7 +17,7 @@ use d2o_onnx::graph::{Dim, Edge, ElementType, Model};
 use d2o_onnx::ops::Sampling;
 
 use crate::checkpoint::{Architecture, Network};
-use crate::config::NetConfig;
+use crate::config::{NetConfig, Quantiser};
 use crate::error::{Error, Result};
 use crate::nn::efficientnet_lite::{self, EfficientNetLite0};
 use crate::nn::inception_v3::InceptionV3;
@@ -79,15 +79,7 @@ pub struct Exported {
 /// # Errors
 /// `Config` if it does not; errors of the load; `Engine` if the graph cannot be built.
 pub fn denoiser(network: &Network, options: &Options) -> Result<Exported> {
-    let config = match &network.architecture {
-        Architecture::Denoiser(config) => config,
-        Architecture::Unsupported(why) => return Err(Error::Config { what: why.clone() }),
-        Architecture::Unknown => {
-            let what = "the checkpoint does not say which network it holds (class and init_kwargs)".to_owned();
-            return Err(Error::Config { what });
-        }
-        other => return Err(Error::Config { what: format!("a denoiser was expected, found {}", other.name()) }),
-    };
+    let config = network.denoiser_config()?;
     denoiser_of(config, weights(network), options)
 }
 
@@ -120,10 +112,19 @@ pub fn denoiser_of(config: &NetConfig, weights: Weights, options: &Options) -> R
         Some(sigma) => ("denoised", net.denoise(&mut b, &x, &Sigma::PerImage(sigma), labels.as_ref())?),
     };
     b.graph.output(name, &out).map_err(|e| engine("output", e))?;
+    let quantiser = config.precond.quantiser();
     if options.uint8 {
         b.enter(&Scope::root().child("quantise"));
-        let scaled = b.scale(&out, 127.5)?;
-        let shifted = b.offset(&scaled, 128.0)?;
+        let shifted = match quantiser {
+            Quantiser::Edm => {
+                let scaled = b.scale(&out, 127.5)?;
+                b.offset(&scaled, 128.0)?
+            }
+            Quantiser::OpenAi => {
+                let shifted = b.offset(&out, 1.0)?;
+                b.scale(&shifted, 127.5)?
+            }
+        };
         let last = b.transpose(&shifted, &[0, 2, 3, 1])?;
         let pixels = b.f32_to_u8(&last)?;
         b.graph.output("images_u8", &pixels).map_err(|e| engine("output", e))?;
@@ -133,6 +134,7 @@ pub fn denoiser_of(config: &NetConfig, weights: Weights, options: &Options) -> R
     graph.metadata("kind", options.kind.name());
     graph.metadata("class", config.class());
     graph.metadata("init_kwargs", config.init_kwargs().to_string());
+    graph.metadata("quantiser", quantiser.name());
     if options.kind == Kind::OneStep {
         graph.metadata("sigma_max", options.sigma_max.to_string());
     }

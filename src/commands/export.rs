@@ -58,11 +58,12 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
         Net::Ema => "ema",
         Net::Net => "net",
     })?;
-    let given = match &args.config {
-        Some(path) => Some(read_config(path).with_context(|| format!("cannot use `{}`", path.display()))?),
-        None => None,
+    let architecture = match &args.config {
+        Some(path) => read_config(path, &network.architecture)
+            .map(Architecture::Denoiser)
+            .with_context(|| format!("cannot use `{}`", path.display()))?,
+        None => network.architecture.clone(),
     };
-    let architecture = given.map_or_else(|| network.architecture.clone(), Architecture::Denoiser);
     let described = network.described_as(architecture);
     let feature_size = described.architecture.feature_size();
     let kind = args.kind.unwrap_or(if feature_size.is_some() { Kind::Features } else { Kind::OneStep });
@@ -105,9 +106,13 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
     }
 }
 
-fn read_config(path: &std::path::Path) -> anyhow::Result<NetConfig> {
+/// The configuration in `path`; what it leaves out of OpenAI's U-Net is what the shapes tell.
+fn read_config(path: &std::path::Path, recognised: &Architecture) -> anyhow::Result<NetConfig> {
     let json: Value = serde_json::from_slice(&fs::read(path)?)?;
     let class = json.get("class").and_then(Value::as_str).context("no `class`")?;
     let kwargs = json.get("init_kwargs").context("no `init_kwargs`")?;
-    Ok(NetConfig::new(class, kwargs)?)
+    match (recognised, kwargs) {
+        (Architecture::OpenAiUNet(found), Value::Object(kwargs)) => Ok(found.completed(class, kwargs)?),
+        _ => Ok(NetConfig::new(class, kwargs)?),
+    }
 }

@@ -16,7 +16,7 @@ use d2o_refs::png;
 use ndarray::{Array2, Array4, ArrayD, s};
 
 use super::ExitStatus;
-use super::verify::{kind_of, quantise};
+use super::verify::{kind_of, quantiser_of};
 use crate::cli::{Generate, Global, Rng, Sampler};
 use crate::generate::rng::{TorchCpu, TorchCuda};
 use crate::generate::sampler::{Heun, images};
@@ -32,6 +32,7 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
     let mut session = runtime::open(&args.model, args.provider, global, printer)?;
     let info = session.model().clone();
     let plan = Plan::new(args, &info).with_context(|| format!("cannot generate with `{}`", args.model.display()))?;
+    let quantiser = quantiser_of(&info);
     let seeds = &args.seeds.0;
     let [_, height, width] = plan.dims;
     let mut sink = Sink::create(&args.out, seeds.len(), ImageDims { height, width, channels: 3 })?;
@@ -47,7 +48,7 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
             not_finite += usize::from(image.iter().any(|v| !v.is_finite()));
             constant += usize::from(image.iter().all(|v| *v == image[[0, 0, 0]]));
         }
-        let pixels = images.mapv(quantise).permuted_axes([0, 2, 3, 1]).as_standard_layout().into_owned();
+        let pixels = images.mapv(|v| quantiser.apply(v)).permuted_axes([0, 2, 3, 1]).as_standard_layout().into_owned();
         if let Some(labels) = labels {
             classes.extend(labels.into_iter().map(|l| l as i64));
         }

@@ -104,6 +104,10 @@ fn checkpoint(path: &Path) -> anyhow::Result<Value> {
         let class = network.architecture.name();
         let (kwargs, problem) = match &network.architecture {
             Architecture::Denoiser(config) => (config.init_kwargs(), Value::Null),
+            Architecture::OpenAiUNet(found) => match &found.config {
+                Some(config) => (config.init_kwargs(), Value::Null),
+                None => (Value::Object(found.kwargs.clone()), found.question().into()),
+            },
             Architecture::Unsupported(why) => (Value::Null, why.as_str().into()),
             _ => (Value::Null, Value::Null),
         };
@@ -113,7 +117,11 @@ fn checkpoint(path: &Path) -> anyhow::Result<Value> {
         }));
     }
     // The command for the network that `export` takes by itself, or for the first there is.
-    let usable = |n: &&Network| !matches!(n.architecture, Architecture::Unknown | Architecture::Unsupported(_));
+    let usable = |n: &&Network| match &n.architecture {
+        Architecture::Unknown | Architecture::Unsupported(_) => false,
+        Architecture::OpenAiUNet(found) => found.config.is_some(),
+        _ => true,
+    };
     let chosen = checkpoint.network("ema").ok().filter(usable).or_else(|| checkpoint.networks.iter().find(usable));
     let file = path.display();
     let next = match chosen {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use d2o_converters::config::Quantiser;
 use d2o_converters::weights::SplitMix64;
 use d2o_onnx::graph::{Dim, ElementType};
 use d2o_onnx::read::ModelInfo;
@@ -111,6 +112,7 @@ pub fn compare(
     }
     let Some((first, others)) = sessions.split_first_mut() else { anyhow::bail!("no runtime to verify on") };
     let info = first.model().clone();
+    let quantiser = quantiser_of(&info);
     let mut sums: Vec<Vec<Sum>> = others.iter().map(|_| vec![Sum::default(); info.outputs.len()]).collect();
     let mut at = 0;
     while at < samples {
@@ -121,7 +123,7 @@ pub fn compare(
         for (session, sums) in others.iter_mut().zip(&mut sums) {
             let found = session.run(&given)?;
             for ((sum, (name, e)), (_, f)) in sums.iter_mut().zip(&expected).zip(&found) {
-                sum.add(name, e, f)?;
+                sum.add(name, quantiser, e, f)?;
             }
         }
         at += count;
@@ -203,7 +205,7 @@ struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, name: &str, expected: &Tensor, found: &Tensor) -> anyhow::Result<()> {
+    fn add(&mut self, name: &str, quantiser: Quantiser, expected: &Tensor, found: &Tensor) -> anyhow::Result<()> {
         anyhow::ensure!(
             expected.dims() == found.dims(),
             "output `{name}`: {:?} on one runtime, {:?} on the other",
@@ -217,7 +219,7 @@ impl Sum {
                     self.value(f64::from(*e), f64::from(*f));
                     if image {
                         let (changed, total) = self.pixels.get_or_insert((0, 0));
-                        *changed += u64::from(quantise(*e) != quantise(*f));
+                        *changed += u64::from(quantiser.apply(*e) != quantiser.apply(*f));
                         *total += 1;
                     }
                 }
@@ -269,11 +271,10 @@ impl Sum {
     }
 }
 
-/// EDM's quantiser.
+/// The quantiser that belongs to a model, from its metadata; EDM's if it names none.
 #[must_use]
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped first")]
-pub fn quantise(v: f32) -> u8 {
-    (v * 127.5 + 128.0).clamp(0.0, 255.0) as u8
+pub fn quantiser_of(info: &ModelInfo) -> Quantiser {
+    info.metadata.get("quantiser").and_then(|name| Quantiser::named(name)).unwrap_or(Quantiser::Edm)
 }
 
 /// Says what a model is for, from its metadata.

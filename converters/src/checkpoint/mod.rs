@@ -20,6 +20,7 @@ use self::objects::Found;
 use self::views::Views;
 use crate::config::NetConfig;
 use crate::error::{Error, Result};
+use crate::nn::openai_unet::{self, Recognised};
 use crate::nn::vision_transformer::{self, Activation, Family, VitConfig};
 use crate::nn::{efficientnet_lite, inception_v3, vgg16};
 
@@ -229,6 +230,8 @@ pub enum Architecture {
     VisionTransformer(VitConfig),
     /// VGG16, with or without batch norms, tensors under torchvision's names.
     Vgg16(vgg16::VggConfig),
+    /// OpenAI's U-Net: what the shapes tell of it, and what else is known.
+    OpenAiUNet(Recognised),
     /// Something known that cannot be used, and why.
     Unsupported(String),
     /// Tensors without a description.
@@ -306,7 +309,7 @@ impl Checkpoint {
         for network in found {
             let prefix = if network.name.is_empty() { String::new() } else { format!("{}.", network.name) };
             all.extend(network.tensors.iter().map(|(n, v)| (format!("{prefix}{n}"), v.clone())));
-            networks.push(Network::found(path, &map, network)?);
+            networks.push(Network::found(path, &map, network)?.with_name_of(path));
         }
         let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(path, map, all)?);
         Ok(Self { path: path.to_owned(), format, networks, metadata: Vec::new(), tensors })
@@ -368,7 +371,7 @@ impl Checkpoint {
                 networks.push(Network::new(String::new(), architecture, Rc::clone(&tensors)));
             }
         } else {
-            networks.push(recognise(String::new(), Rc::clone(&tensors)));
+            networks.push(recognise(String::new(), Rc::clone(&tensors)).with_name_of(path));
         }
         Ok(Self { path: path.to_owned(), format: Format::Safetensors, networks, metadata, tensors })
     }
@@ -392,6 +395,7 @@ impl Architecture {
     pub fn name(&self) -> String {
         match self {
             Self::Denoiser(config) => config.class().to_owned(),
+            Self::OpenAiUNet(found) => found.class.to_owned(),
             Self::EfficientNetLite0 => "tf_efficientnet_lite0".to_owned(),
             Self::InceptionV3 { .. } => "inception-2015-12-05".to_owned(),
             Self::VisionTransformer(config) => config.name(),
@@ -410,7 +414,7 @@ impl Architecture {
             Self::InceptionV3(_) => Some(inception_v3::INPUT_SIZE),
             Self::VisionTransformer(config) => Some(config.input_size()),
             Self::Vgg16(_) => Some(vgg16::INPUT_SIZE),
-            Self::Denoiser(_) | Self::Unsupported(_) | Self::Unknown => None,
+            Self::Denoiser(_) | Self::OpenAiUNet(_) | Self::Unsupported(_) | Self::Unknown => None,
         }
     }
 }
@@ -421,6 +425,38 @@ impl Network {
     pub fn described_as(&self, architecture: Architecture) -> Self {
         let (name, tensors) = (self.name.clone(), Rc::clone(&self.tensors));
         Self { name, architecture, tensors, source_sha256: self.source_sha256.clone() }
+    }
+
+    /// What the file's name adds to a network that its shapes do not tell all of.
+    fn with_name_of(self, path: &Path) -> Self {
+        if self.architecture != Architecture::Unknown {
+            return self;
+        }
+        let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        match openai_unet::recognise(&stem, &self.tensors) {
+            Some(found) => Self { architecture: Architecture::OpenAiUNet(found), ..self },
+            None => self,
+        }
+    }
+
+    /// The configuration of a denoiser, as far as it is known.
+    ///
+    /// # Errors
+    /// `Config` saying what is missing, or that it is another network.
+    pub fn denoiser_config(&self) -> Result<&NetConfig> {
+        let what = match &self.architecture {
+            Architecture::Denoiser(config) => return Ok(config),
+            Architecture::OpenAiUNet(found) => match &found.config {
+                Some(config) => return Ok(config),
+                None => found.question(),
+            },
+            Architecture::Unsupported(why) => why.clone(),
+            Architecture::Unknown => {
+                "the checkpoint does not say which network it holds (class and init_kwargs)".to_owned()
+            }
+            other => format!("a denoiser was expected, found {}", other.name()),
+        };
+        Err(Error::Config { what })
     }
 
     fn new(name: String, architecture: Architecture, tensors: Rc<dyn TensorSource>) -> Self {

@@ -206,7 +206,7 @@ fn separable(filter: &[f64]) -> Init {
     Init::Values(filter.iter().flat_map(|a| filter.iter().map(move |b| (a * b / (sum * sum)) as f32)).collect())
 }
 
-/// Group normalisation over min(32, C/4) groups; keys `weight [C]`, `bias [C]`.
+/// Group normalisation; keys `weight [C]`, `bias [C]`.
 #[derive(Debug, Clone)]
 pub struct GroupNorm<V> {
     scope: Scope,
@@ -217,14 +217,27 @@ pub struct GroupNorm<V> {
 }
 
 impl<V: Clone> GroupNorm<V> {
-    /// Takes `weight` and `bias`.
+    /// Takes `weight` and `bias` for min(32, C/4) groups, EDM's rule.
     ///
     /// # Errors
-    /// `Config` if the channels cannot be divided into groups; those of [`Backend::param`].
+    /// Those of [`GroupNorm::build_in_groups`].
     pub fn build<B: Backend<Value = V>>(b: &mut B, scope: Scope, channels: usize, eps: f64) -> Result<Self> {
         const MAX_GROUPS: usize = 32;
         const MIN_CHANNELS: usize = 4;
-        let groups = MAX_GROUPS.min(channels / MIN_CHANNELS);
+        Self::build_in_groups(b, scope, channels, MAX_GROUPS.min(channels / MIN_CHANNELS), eps)
+    }
+
+    /// Takes `weight` and `bias` for this number of groups.
+    ///
+    /// # Errors
+    /// `Config` if the channels cannot be divided into the groups; those of [`Backend::param`].
+    pub fn build_in_groups<B: Backend<Value = V>>(
+        b: &mut B,
+        scope: Scope,
+        channels: usize,
+        groups: usize,
+        eps: f64,
+    ) -> Result<Self> {
         if groups == 0 || !channels.is_multiple_of(groups) {
             let what = format!(
                 "`{scope}`: {channels} channels cannot be divided into {groups} groups; choose other `model_channels`"
@@ -305,6 +318,26 @@ impl<V: Clone> NoiseEmbedding<V> {
         let freqs = (0..half).map(|i| 1e-4_f32.powf(i as f32 / (half - usize::from(endpoint)) as f32)).collect();
         let freqs = b.constant(&scope, "freqs", &[1, half], freqs)?;
         Ok(Self { scope, freqs, sin_first })
+    }
+
+    /// Fixed frequencies exp(-ln 10000 · i/(channels/2)) for times of up to thousands, `[cos | sin]`.
+    ///
+    /// # Errors
+    /// `Config` for an odd number of channels; `Engine`.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "in f32 step by step, as the original: a last-place error of a frequency times a thousand is an error of the angle"
+    )]
+    pub fn timestep<B: Backend<Value = V>>(b: &mut B, scope: Scope, channels: usize) -> Result<Self> {
+        const PERIOD: f64 = 10000.0;
+        if channels < 2 || !channels.is_multiple_of(2) {
+            return Err(Error::Config { what: format!("`model_channels`: expected an even number, found {channels}") });
+        }
+        let half = channels / 2;
+        let freqs = (0..half).map(|i| f64::from(-PERIOD.ln() as f32 * i as f32 / half as f32).exp() as f32).collect();
+        let freqs = b.constant(&scope, "freqs", &[1, half], freqs)?;
+        Ok(Self { scope, freqs, sin_first: false })
     }
 
     /// Random frequencies from the buffer `freqs [channels/2]`; 2π times them, then times the noise level.

@@ -7,6 +7,7 @@ pub mod efficientnet_lite;
 pub mod inception_v3;
 pub mod layers;
 pub mod onnx;
+pub mod openai_unet;
 pub mod precond;
 pub mod song_unet;
 pub mod vgg16;

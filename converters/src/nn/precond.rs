@@ -1,10 +1,11 @@
 //! Preconditioned denoisers D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise) and the one-step generators made of them.
 
-use crate::config::{NetConfig, Precond, UNetConfig};
+use crate::config::{NetConfig, NoiseSchedule, Precond, UNetConfig};
 use crate::error::Result;
 use crate::nn::backend::Backend;
 use crate::nn::dhariwal_unet::DhariwalUNet;
 use crate::nn::layers::signed;
+use crate::nn::openai_unet::{OpenAiUNet, QkvLayout};
 use crate::nn::song_unet::SongUNet;
 use crate::weights::{Init, Scope};
 
@@ -20,14 +21,30 @@ pub enum Sigma<V> {
     PerImage(V),
 }
 
-/// A network with its preconditioner; tensors lie below `model.`.
+/// A network with its preconditioner; tensors lie below `model.`, those of OpenAI's at the root.
 #[derive(Debug, Clone)]
 pub struct Denoiser<V> {
     config: NetConfig,
     scope: Scope,
     unet: UNet<V>,
-    /// Noise levels of an iDDPM, falling to 0.
-    levels: Option<Vec<f32>>,
+    /// Noise levels of a network that is told an index.
+    levels: Option<Levels>,
+}
+
+/// Falling noise levels of a DDPM's training; of an iDDPM's the last is 0.
+#[derive(Debug, Clone)]
+struct Levels {
+    sigmas: Vec<f32>,
+    /// What the network is told at the lowest.
+    first: f64,
+}
+
+impl Levels {
+    /// Half-way points between successive levels, rising: a noise level at or above k of them is nearest to the k-th from below, and the
+    /// network is told `first` + k.
+    fn thresholds(&self) -> Vec<f32> {
+        self.sigmas.windows(2).rev().map(|pair| (pair[0] + pair[1]) / 2.0).collect()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -35,6 +52,7 @@ pub struct Denoiser<V> {
 enum UNet<V> {
     Song(SongUNet<V>),
     Dhariwal(DhariwalUNet<V>),
+    OpenAi(OpenAiUNet<V>),
 }
 
 /// c_skip, c_out, c_in (each `[N or 1, 1, 1, 1]`) and c_noise (`[N or 1]`).
@@ -53,21 +71,31 @@ impl<V: Clone> Denoiser<V> {
     pub fn build<B: Backend<Value = V>>(b: &mut B, config: &NetConfig) -> Result<Self> {
         let scope = Scope::root().child("model");
         let (resolution, inputs, labels) = (config.img_resolution, config.img_channels, config.label_dim);
-        let iddpm = match config.precond {
+        let levels = match config.precond {
             Precond::Iddpm { c1, c2, steps } => {
                 let init = Init::Values(iddpm_levels(c1, c2, steps));
-                Some(b.buffer(&Scope::root(), "u", &[steps + 1], &init)?)
+                let sigmas = b.buffer(&Scope::root(), "u", &[steps + 1], &init)?;
+                Some(Levels { sigmas, first: -1.0 })
+            }
+            Precond::Gaussian { schedule, steps, .. } => {
+                Some(Levels { sigmas: gaussian_levels(schedule, steps), first: 0.0 })
             }
             _ => None,
         };
-        let channels = [inputs, if iddpm.is_some() { 2 * inputs } else { inputs }];
+        let channels = [inputs, if matches!(config.precond, Precond::Iddpm { .. }) { 2 * inputs } else { inputs }];
         let unet = match &config.unet {
             UNetConfig::Song(c) => UNet::Song(SongUNet::build(b, scope.clone(), resolution, channels, labels, c)?),
             UNetConfig::Dhariwal(c) => {
                 UNet::Dhariwal(DhariwalUNet::build(b, scope.clone(), resolution, channels, labels, c)?)
             }
+            UNetConfig::OpenAi(c) => {
+                let guided = matches!(config.precond, Precond::Gaussian { .. });
+                let layout = QkvLayout { split_first: !guided || c.use_new_attention_order, conv1d: guided };
+                let channels = [inputs, c.out_channels.unwrap_or(inputs)];
+                UNet::OpenAi(OpenAiUNet::build(b, Scope::root(), channels, labels, c, layout)?)
+            }
         };
-        Ok(Self { config: config.clone(), scope: Scope::root().child("precond"), unet, levels: iddpm })
+        Ok(Self { config: config.clone(), scope: Scope::root().child("precond"), unet, levels })
     }
 
     /// The configuration it was built from.
@@ -94,15 +122,25 @@ impl<V: Clone> Denoiser<V> {
         let out = match &self.unet {
             UNet::Song(net) => net.forward(b, &input, &c.noise, labels)?,
             UNet::Dhariwal(net) => net.forward(b, &input, &c.noise, labels)?,
+            UNet::OpenAi(net) => net.forward(b, &input, &c.noise, labels)?,
         };
         b.enter(&self.scope);
-        let out = if self.levels.is_some() { b.slice(&out, 1, 0, self.config.img_channels)? } else { out };
+        let out = if b.dim(&out, 1) == Some(self.config.img_channels) {
+            out
+        } else {
+            // The rest are variances.
+            b.slice(&out, 1, 0, self.config.img_channels)?
+        };
         let out = b.mul(&out, &c.out)?;
         let skip = match &c.skip {
             Some(c_skip) => b.mul(x, c_skip)?,
             None => x.clone(),
         };
-        b.add(&skip, &out)
+        let denoised = b.add(&skip, &out)?;
+        match self.config.precond {
+            Precond::Karras { clip: true, .. } | Precond::Gaussian { clip: true, .. } => b.clamp(&denoised, -1.0, 1.0),
+            _ => Ok(denoised),
+        }
     }
 
     /// One-step generation: `latents [N, C, R, R]` of unit variance -> images `[N, C, R, R]` about [-1, 1].
@@ -126,7 +164,7 @@ impl<V: Clone> Denoiser<V> {
         if let Some(levels) = &self.levels {
             #[allow(clippy::cast_possible_truncation, reason = "the original takes sigma as f32")]
             let sigma = sigma as f32;
-            c.noise = thresholds(levels).iter().filter(|t| sigma >= **t).count() as f64 - 1.0;
+            c.noise = levels.thresholds().iter().filter(|t| sigma >= **t).count() as f64 + levels.first;
         }
         let scope = self.scope.clone();
         #[allow(clippy::cast_possible_truncation, reason = "networks compute in f32")]
@@ -143,13 +181,18 @@ impl<V: Clone> Denoiser<V> {
         let s = b.reshape(sigma, &[-1, 1, 1, 1])?;
         let one = |b: &mut B| b.constant(&self.scope, "one", &[1, 1, 1, 1], vec![1.0]);
         match self.config.precond {
-            Precond::Edm { sigma_data } | Precond::D2o { sigma_data } => {
+            Precond::Edm { sigma_data } | Precond::D2o { sigma_data } | Precond::Karras { sigma_data, .. } => {
                 let var = sigma_data * sigma_data;
                 let square = b.mul(&s, &s)?;
                 let total = b.offset(&square, var)?;
                 let root = b.sqrt(&total)?;
-                let (shifted, below) = if matches!(self.config.precond, Precond::D2o { .. }) {
-                    let shifted = b.offset(&s, -D2O_EPS)?;
+                let identity_at = match self.config.precond {
+                    Precond::D2o { .. } => Some(D2O_EPS),
+                    Precond::Karras { sigma_min, .. } => sigma_min,
+                    _ => None,
+                };
+                let (shifted, below) = if let Some(eps) = identity_at {
+                    let shifted = b.offset(&s, -eps)?;
                     let square = b.mul(&shifted, &shifted)?;
                     (shifted, b.offset(&square, var)?)
                 } else {
@@ -161,8 +204,14 @@ impl<V: Clone> Denoiser<V> {
                 let out = b.scale(&shifted, sigma_data)?;
                 let out = b.div(&out, &root)?;
                 let input = b.div(&one, &root)?;
-                let noise = b.log(sigma)?;
-                let noise = b.scale(&noise, 0.25)?;
+                let noise = if matches!(self.config.precond, Precond::Karras { .. }) {
+                    let above_zero = b.offset(sigma, KARRAS_TINY)?;
+                    let noise = b.log(&above_zero)?;
+                    b.scale(&noise, KARRAS_TIME)?
+                } else {
+                    let noise = b.log(sigma)?;
+                    b.scale(&noise, 0.25)?
+                };
                 Ok(Coefficients { skip: Some(skip), out, input: Some(input), noise })
             }
             Precond::Vp { beta_d, beta_min, steps } => {
@@ -181,7 +230,7 @@ impl<V: Clone> Denoiser<V> {
                 let noise = b.scale(&t, (steps - 1.0) / beta_d)?;
                 Ok(Coefficients { skip: None, out, input: Some(input), noise })
             }
-            Precond::Iddpm { .. } => {
+            Precond::Iddpm { .. } | Precond::Gaussian { .. } => {
                 let square = b.mul(&s, &s)?;
                 let total = b.offset(&square, 1.0)?;
                 let root = b.sqrt(&total)?;
@@ -189,7 +238,7 @@ impl<V: Clone> Denoiser<V> {
                 let input = b.div(&one, &root)?;
                 let out = b.scale(&s, -1.0)?;
                 // The number of thresholds at or below sigma: 1 - (1 if sigma < threshold), summed exactly.
-                let thresholds = thresholds(self.levels.as_deref().unwrap_or(&[]));
+                let (thresholds, first) = self.levels.as_ref().map_or((Vec::new(), 0.0), |l| (l.thresholds(), l.first));
                 let count = thresholds.len();
                 let minus = b.constant(&self.scope, "thresholds", &[1, count], thresholds)?;
                 let column = b.reshape(sigma, &[-1, 1])?;
@@ -200,7 +249,7 @@ impl<V: Clone> Denoiser<V> {
                 let ones = b.constant(&self.scope, "ones", &[1, count], vec![1.0; count])?;
                 let above = b.linear(&above, &ones, None)?;
                 let noise = b.scale(&above, -1.0)?;
-                let noise = b.offset(&noise, count as f64 - 1.0)?;
+                let noise = b.offset(&noise, count as f64 + first)?;
                 let noise = b.reshape(&noise, &[-1])?;
                 Ok(Coefficients { skip: None, out, input: Some(input), noise })
             }
@@ -228,11 +277,36 @@ fn iddpm_levels(c1: f64, c2: f64, steps: usize) -> Vec<f32> {
     u
 }
 
-/// Half-way points between successive levels, rising: a noise level at or above k of them is nearest to level `steps - k`, and the
-/// network is told k - 1.
-fn thresholds(levels: &[f32]) -> Vec<f32> {
-    levels.windows(2).rev().map(|pair| (pair[0] + pair[1]) / 2.0).collect()
+/// Noise levels √((1 − ᾱ)/ᾱ) of guided-diffusion's schedules, falling.
+#[allow(clippy::cast_possible_truncation, reason = "thresholds are compared in f32")]
+fn gaussian_levels(schedule: NoiseSchedule, steps: usize) -> Vec<f32> {
+    const MAX_BETA: f64 = 0.999;
+    let total = steps as f64;
+    let beta = |i: usize| match schedule {
+        NoiseSchedule::Linear => {
+            let (low, high) = (1000.0 / total * 0.0001, 1000.0 / total * 0.02);
+            low + (high - low) * i as f64 / (total - 1.0)
+        }
+        NoiseSchedule::Cosine => {
+            let alpha_bar = |t: f64| ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
+            (1.0 - alpha_bar((i + 1) as f64 / total) / alpha_bar(i as f64 / total)).min(MAX_BETA)
+        }
+    };
+    let mut alpha_bar = 1.0;
+    let mut sigmas: Vec<f32> = (0..steps)
+        .map(|i| {
+            alpha_bar *= 1.0 - beta(i);
+            ((1.0 - alpha_bar) / alpha_bar).sqrt() as f32
+        })
+        .collect();
+    sigmas.reverse();
+    sigmas
 }
+
+/// A network of consistency_models is told 1000 · ¼ ln(σ + 1e-44).
+const KARRAS_TIME: f64 = 250.0;
+/// Keeps the logarithm finite at σ = 0.
+const KARRAS_TINY: f64 = 1e-44;
 
 /// Scalar coefficients of a preconditioner at one noise level.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -263,12 +337,23 @@ pub fn coefficients(precond: Precond, sigma: f64) -> Scalars {
             let skip = d * d / (shifted * shifted + d * d);
             Scalars { skip, out: shifted * d / root, input: 1.0 / root, noise: s.ln() / 4.0 }
         }
+        Precond::Karras { sigma_data: d, sigma_min, .. } => {
+            let root = (s * s + d * d).sqrt();
+            let shifted = s - sigma_min.unwrap_or(0.0);
+            let skip = d * d / (shifted * shifted + d * d);
+            // In f32 step by step: the time is in the hundreds, and its sine counts.
+            #[allow(clippy::cast_possible_truncation, reason = "the original computes it in f32")]
+            let noise = (s + KARRAS_TINY).ln() as f32 * KARRAS_TIME as f32;
+            Scalars { skip, out: shifted * d / root, input: 1.0 / root, noise: noise.into() }
+        }
         Precond::Vp { beta_d, beta_min, steps } => {
             let t = ((beta_min * beta_min + 2.0 * beta_d * (s * s).ln_1p()).sqrt() - beta_min) / beta_d;
             Scalars { skip: 1.0, out: -s, input: 1.0 / (s * s + 1.0).sqrt(), noise: (steps - 1.0) * t }
         }
-        // What the network is told depends on the levels in the checkpoint.
-        Precond::Iddpm { .. } => Scalars { skip: 1.0, out: -s, input: 1.0 / (s * s + 1.0).sqrt(), noise: f64::NAN },
+        // What the network is told depends on the levels.
+        Precond::Iddpm { .. } | Precond::Gaussian { .. } => {
+            Scalars { skip: 1.0, out: -s, input: 1.0 / (s * s + 1.0).sqrt(), noise: f64::NAN }
+        }
         Precond::Ve => Scalars { skip: 1.0, out: s, input: 1.0, noise: (0.5 * s).ln() },
     }
 }
@@ -305,7 +390,9 @@ mod tests {
     fn an_iddpm_is_told_the_index_of_the_nearest_level() {
         let levels = iddpm_levels(0.001, 0.008, 1000);
         assert!((levels[0] - 20291.0).abs() < 1.0 && (levels[999] - 0.006425).abs() < 1e-5 && levels[1000] == 0.0);
-        let thresholds = thresholds(&levels);
+        let cosine = gaussian_levels(NoiseSchedule::Cosine, 1000);
+        assert!(cosine.iter().zip(&levels).all(|(a, b)| (a - b).abs() <= 1e-4 * a), "the two spell one schedule");
+        let thresholds = Levels { sigmas: levels.clone(), first: -1.0 }.thresholds();
         let told = |sigma: f32| thresholds.iter().filter(|t| sigma >= **t).count() as f64 - 1.0;
         for sigma in [0.0_f32, 0.003, 0.0033, 0.1, 1.0, 2.5, 80.0, 1e6] {
             let nearest =

@@ -7,8 +7,12 @@ pub mod tract;
 
 use ndarray::{ArrayD, ArrayViewD};
 
-use crate::error::{Error, Result};
-use crate::graph::{Dim, ElementType, show};
+#[cfg(any(feature = "ort", feature = "tract"))]
+use crate::error::Error;
+use crate::error::Result;
+use crate::graph::ElementType;
+#[cfg(any(feature = "ort", feature = "tract"))]
+use crate::graph::{Dim, show};
 use crate::read::ModelInfo;
 
 /// A tensor given to or taken from a session.
@@ -88,6 +92,7 @@ pub trait Session: Send {
 }
 
 /// `inputs` in the model's order, checked against it.
+#[cfg(any(feature = "ort", feature = "tract"))]
 pub(crate) fn arrange<'a>(model: &ModelInfo, inputs: &'a [(&str, Tensor)]) -> Result<Vec<&'a Tensor>> {
     for (name, _) in inputs {
         if model.input(name).is_none() {

@@ -1,0 +1,158 @@
+//! Checkpoints as the original projects write them, exported and run: outputs equal the originals' on every engine.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
+mod engines;
+
+use std::path::{Path, PathBuf};
+
+use d2o_converters::checkpoint::{Architecture, Checkpoint, Network};
+use d2o_converters::export::{self, Kind, Options};
+use d2o_onnx::session::Tensor;
+use d2o_refs::npz::Npz;
+use engines::sessions;
+use ndarray::ArrayD;
+use serde_json::{Value, json};
+use test_support::{Tol, assert_close};
+
+fn data(name: &str) -> PathBuf {
+    test_support::golden_dir().join("..").join(name)
+}
+
+fn array(npz: &mut Npz, name: &str) -> ArrayD<f32> {
+    npz.f32(name).unwrap()
+}
+
+/// Runs `exported` on every runtime and compares its first output.
+fn agrees(what: &str, exported: &export::Exported, inputs: &[(&str, Tensor)], expected: &ArrayD<f32>, dir: &Path) {
+    let path = dir.join(format!("{}.onnx", what.replace(' ', "-")));
+    d2o_onnx::write::write(&exported.model, &path).unwrap();
+    for mut session in sessions(&path) {
+        let outputs = session.run(inputs).unwrap();
+        let found: Vec<f32> = outputs[0].1.as_f32().unwrap().iter().copied().collect();
+        let relative = assert_close(what, &found, expected.as_slice().unwrap(), Tol::Parity);
+        println!("parity: {what:<32} {:<10} {relative:.1e}", session.runtime());
+    }
+}
+
+/// What the shapes of OpenAI's files leave open, for each fixture.
+fn openai_cases() -> Vec<(&'static str, &'static str, Value)> {
+    let legacy = json!({"noise_schedule": "cosine", "use_new_attention_order": false, "num_head_channels": 8});
+    let new = json!({"noise_schedule": "linear", "use_new_attention_order": true, "num_head_channels": 8});
+    vec![
+        ("cm-cond", "KarrasDenoiser", json!({"distillation": true, "num_head_channels": 32})),
+        ("edm-uncond", "KarrasDenoiser", json!({"distillation": false, "num_head_channels": 16})),
+        ("guided-legacy", "GaussianDiffusion", legacy),
+        ("guided-new", "GaussianDiffusion", new),
+    ]
+}
+
+/// The fixture described by its shapes and `rest`.
+fn openai(name: &str, class: &str, rest: &Value, clip: bool) -> Network {
+    let checkpoint = Checkpoint::open(&data(&format!("openai/{name}.pt"))).unwrap();
+    let network = checkpoint.network("ema").unwrap();
+    let Architecture::OpenAiUNet(found) = &network.architecture else { panic!("{:?}", network.architecture) };
+    assert_eq!((found.class, &found.config), (class, &None), "{name}");
+    let mut kwargs = rest.as_object().unwrap().clone();
+    kwargs.extend([("image_size".to_owned(), json!(16)), ("clip_denoised".to_owned(), json!(clip))]);
+    network.described_as(Architecture::Denoiser(found.completed(class, &kwargs).unwrap()))
+}
+
+#[test]
+fn openais_unets_on_the_runtimes() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, class, rest) in openai_cases() {
+        let mut npz = Npz::open(&data(&format!("openai/{name}.npz"))).unwrap();
+        let mut labels = Vec::new();
+        if npz.contains("labels") {
+            labels.push(("class_labels", Tensor::F32(array(&mut npz, "labels"))));
+        }
+        for (output, kind, clip) in [
+            ("denoised", Kind::Denoiser, true),
+            ("unclipped", Kind::Denoiser, false),
+            ("one_step", Kind::OneStep, true),
+        ] {
+            if !npz.contains(output) {
+                continue;
+            }
+            let network = openai(name, class, &rest, clip);
+            let exported = export::denoiser(&network, &Options { kind, ..Options::default() }).unwrap();
+            let mut inputs = match kind {
+                Kind::OneStep => vec![("latents", Tensor::F32(array(&mut npz, "z")))],
+                Kind::Denoiser => {
+                    vec![("x", Tensor::F32(array(&mut npz, "x"))), ("sigma", Tensor::F32(array(&mut npz, "sigma")))]
+                }
+            };
+            inputs.extend(labels.iter().cloned());
+            agrees(&format!("{name} {output}"), &exported, &inputs, &array(&mut npz, output), dir.path());
+        }
+    }
+}
+
+#[cfg(feature = "train")]
+#[test]
+fn openais_unets_on_libtorch() {
+    use d2o::train::libtorch::{LibTorch, Value, tensor_of, values_of};
+    use d2o_converters::nn::precond::{Denoiser, Sigma};
+    use d2o_converters::weights::Weights;
+    use tch::Device;
+
+    for (name, class, rest) in openai_cases() {
+        let mut npz = Npz::open(&data(&format!("openai/{name}.npz"))).unwrap();
+        let network = openai(name, class, &rest, true);
+        let weights = Weights::checkpoint(Box::new(std::rc::Rc::clone(&network.tensors)), "");
+        let mut b = LibTorch::with_weights(weights, Device::Cpu);
+        let net = Denoiser::build(&mut b, network.denoiser_config().unwrap()).unwrap();
+        b.finish().unwrap();
+        let mut value = |n: &str| {
+            let a = npz.f32(n).unwrap();
+            Value(tensor_of(a.as_slice().unwrap(), a.shape(), Device::Cpu).unwrap())
+        };
+        let labels = class_labels(name).then(|| value("labels"));
+        let mut b = LibTorch::running(Device::Cpu, false);
+        let _guard = tch::no_grad_guard();
+        let sigma = Sigma::PerImage(value("sigma"));
+        let mut outputs = vec![("denoised", net.denoise(&mut b, &value("x"), &sigma, labels.as_ref()).unwrap())];
+        if class == "KarrasDenoiser" {
+            outputs.push(("one_step", net.one_step(&mut b, &value("z"), 80.0, labels.as_ref()).unwrap()));
+        }
+        for (output, found) in outputs {
+            let what = format!("{name} {output}");
+            let expected = npz.f32(output).unwrap();
+            let found = values_of(&found.0).unwrap();
+            let relative = assert_close(&what, &found, expected.as_slice().unwrap(), Tol::Parity);
+            println!("parity: {what:<32} libtorch   {relative:.1e}");
+        }
+    }
+}
+
+#[cfg(feature = "train")]
+fn class_labels(name: &str) -> bool {
+    Npz::open(&data(&format!("openai/{name}.npz"))).unwrap().contains("labels")
+}
+
+#[test]
+fn shapes_tell_most_of_openais_unets() {
+    let checkpoint = Checkpoint::open(&data("openai/edm-uncond.pt")).unwrap();
+    let network = checkpoint.network("ema").unwrap();
+    let Architecture::OpenAiUNet(found) = &network.architecture else { panic!("{:?}", network.architecture) };
+    let kwargs = json!({
+        "in_channels": 3, "model_channels": 32, "out_channels": 3, "num_res_blocks": 2, "attention_resolutions": [1, 2],
+        "channel_mult": [1, 1], "conv_resample": true, "num_classes": null, "num_head_channels": 64, "use_scale_shift_norm": false,
+        "resblock_updown": false,
+    });
+    assert_eq!(Value::Object(found.kwargs.clone()), kwargs);
+    let text = export::denoiser(network, &Options::default()).unwrap_err().to_string();
+    assert!(text.contains("NET.json") && text.contains("distillation"), "{text}");
+    let text = found.completed("KarrasDenoiser", &kwargs_of(&json!({"image_size": 16}))).unwrap_err().to_string();
+    assert!(text.contains("`distillation` is missing"), "{text}");
+    // 32 channels do not make heads of 64.
+    let whole =
+        found.completed("KarrasDenoiser", &kwargs_of(&json!({"image_size": 16, "distillation": true}))).unwrap();
+    let network = network.described_as(Architecture::Denoiser(whole));
+    let text = export::denoiser(&network, &Options::default()).unwrap_err().to_string();
+    assert!(text.contains("`num_head_channels`: 32 channels cannot be split into heads of 64"), "{text}");
+}
+
+fn kwargs_of(json: &Value) -> serde_json::Map<String, Value> {
+    json.as_object().unwrap().clone()
+}
