@@ -46,6 +46,44 @@ fn an_edm_pickle_is_a_denoiser_with_its_weights() {
     assert!(checkpoint.network("net").unwrap_err().to_string().contains("[\"ema\"]"));
 }
 
+/// `archive` with an empty entry `first` before its own, and with the records of zip64 that torch adds although nothing needs them.
+fn with_zip64_records(archive: &Path, out: &Path, first: &str) {
+    use std::io::Cursor;
+
+    let mut old = zip::ZipArchive::new(Cursor::new(fs::read(archive).unwrap())).unwrap();
+    let mut new = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    new.start_file(first, stored).unwrap();
+    for i in 0..old.len() {
+        new.raw_copy_file(old.by_index_raw(i).unwrap()).unwrap();
+    }
+    let bytes = new.finish().unwrap().into_inner();
+    let end = bytes.len() - 22;
+    let field = |at: usize, width: usize| {
+        let mut wide = [0; 8];
+        wide[..width].copy_from_slice(&bytes[end + at..end + at + width]);
+        wide
+    };
+    let (count, size, offset) = (field(10, 2), field(12, 4), field(16, 4));
+    let record =
+        [b"PK\x06\x06", &44_u64.to_le_bytes()[..], &[45, 0, 45, 0], &[0; 8], &count, &count, &size, &offset].concat();
+    let locator = [b"PK\x06\x07", &[0; 4][..], &(end as u64).to_le_bytes(), &1_u32.to_le_bytes()].concat();
+    fs::write(out, [&bytes[..end], &record, &locator, &bytes[end..]].concat()).unwrap();
+}
+
+/// The records are 76 bytes long, and so is the directory's first header if its name has 30 bytes: a parser that guesses where the archive
+/// begins took one for the other.
+#[test]
+fn zip64_records_as_long_as_the_first_header_do_not_shift_the_archive() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("long.pt");
+    for length in 28..33 {
+        with_zip64_records(&fixture("state.pt"), &path, &format!("state/{}", "x".repeat(length - 6)));
+        let (found, expected) = (Checkpoint::open(&path).unwrap(), open("state.pt"));
+        assert_eq!(found.tensors.names(), expected.tensors.names(), "a name of {length} bytes");
+    }
+}
+
 #[test]
 fn every_protocol_gives_the_same_tensors() {
     for protocol in 2..=5 {

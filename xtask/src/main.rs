@@ -4,6 +4,8 @@
 use std::process::ExitCode;
 
 mod demo;
+mod fuzz;
+mod originals;
 mod paths;
 mod setup;
 mod test;
@@ -16,6 +18,10 @@ usage: cargo xtask TASK
   test    format, lints, tidy and every test, with training
   setup   bring libtorch, ONNX Runtime, cmake, EfficientNet-Lite0 and OpenMoji into the cache (~/.cache/d2o, or D2O_CACHE)
   env     print the variables that builds need, for `eval \"$(cargo xtask env)\"`
+  fuzz MINUTES [TARGET]
+          libFuzzer on every reader, so long each; docs/fuzz.md has the last record
+  originals --orig DIR [--only NAME]... [--python PROGRAM] [--keep]
+          full-size checkpoints written by the original projects, exported and compared; renews the table of docs/export.md
   tidy    check what the compiler cannot: provenance of fixtures, headers, crate documentation
 
 Tasks set up what they need and change nothing outside the cache and the checkout.
@@ -29,6 +35,9 @@ fn main() -> ExitCode {
         ["test"] => setup::run().and_then(|()| test::run()),
         ["setup"] => setup::run(),
         ["env"] => setup::run().and_then(|()| print_environment()),
+        ["fuzz", minutes] => fuzz::run(minutes, None),
+        ["fuzz", minutes, target] => fuzz::run(minutes, Some(target)),
+        ["originals", rest @ ..] => setup::run().and_then(|()| originals::run(rest)),
         ["tidy"] => tidy::run(),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -7,6 +7,7 @@ use std::io::Cursor;
 use std::ops::Range;
 use std::path::Path;
 
+use zip::read::{ArchiveOffset, Config};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::Dtype;
@@ -73,7 +74,10 @@ pub(crate) fn networks(path: &Path, bytes: &[u8]) -> Result<(Vec<Found>, bool)> 
 /// stored as it is (TorchScript compresses its code, which is not read).
 fn entries(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Entry>> {
     let bad = |e: zip::result::ZipError| Error::format(path, "archive", "a zip archive", e.to_string());
-    let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(bad)?;
+    // torch's archives begin with the file. Told so, the parser need not guess where they begin: it would take the 76 bytes of zip64 records
+    // that torch puts after the directory for bytes before the archive, if the directory's first header happens to be as long.
+    let config = Config { archive_offset: ArchiveOffset::Known(0) };
+    let mut archive = ZipArchive::with_config(config, Cursor::new(bytes)).map_err(bad)?;
     if archive.len() > MAX_ENTRIES {
         return Err(Error::format(
             path,

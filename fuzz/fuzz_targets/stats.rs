@@ -1,0 +1,19 @@
+//! Reference statistics: the bytes, cut in two, as `mu` and `sigma`; or a whole file.
+#![no_main]
+
+use std::path::Path;
+
+use d2o_refs::stats::{self, ReferenceStats};
+
+fn read(path: &Path) {
+    let _ = (ReferenceStats::read(path), stats::inspect(path));
+}
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    if bytes.starts_with(b"PK") {
+        d2o_fuzz::with_file(bytes, read);
+    } else if let Some((cut, rest)) = bytes.split_first() {
+        let (mu, sigma) = rest.split_at(rest.len().min(usize::from(*cut)));
+        d2o_fuzz::with_file(&d2o_fuzz::stored_zip(&[("mu.npy", mu), ("sigma.npy", sigma)]), read);
+    }
+});

@@ -1,0 +1,97 @@
+//! Writes the first inputs of every target: `seeds FIXTURES CORPUS`, the repository's checkpoint fixtures and where the folders go.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+
+use d2o_converters::checkpoint::safetensors::{self, Tensor};
+use d2o_converters::config::NetConfig;
+use d2o_converters::export::{self, Options};
+use d2o_converters::weights::Weights;
+use d2o_refs::image_zip::DatasetWriter;
+use d2o_refs::npy::{self, Dtype};
+use d2o_refs::npz::NpzWriter;
+use d2o_refs::stats::{Layout, ReferenceStats};
+use ndarray::{Array1, Array2, Array4};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [fixtures, corpus] = arguments.as_slice() else { return Err("usage: seeds FIXTURES CORPUS".into()) };
+    let (fixtures, corpus) = (Path::new(fixtures), Path::new(corpus));
+    let folder = |target: &str| -> std::io::Result<std::path::PathBuf> {
+        let dir = corpus.join(target);
+        std::fs::create_dir_all(&dir)?;
+        Ok(dir)
+    };
+    let copies: [(&str, &[&str]); 5] = [
+        ("pickle", &["edm.pkl", "pair-protocol2.pkl", "pair-protocol3.pkl", "pair-protocol4.pkl", "pair-protocol5.pkl"]),
+        ("torch_zip", &["state.pt", "wrapped.pt"]),
+        ("torch_legacy", &["state-legacy.pth"]),
+        ("torchscript", &["script.pt"]),
+        ("graph_def", &["graph.pb"]),
+    ];
+    for (target, files) in copies {
+        let dir = folder(target)?;
+        for file in files {
+            let bytes = std::fs::read(fixtures.join(file))?;
+            std::fs::write(dir.join(file), &bytes)?;
+            // The pickle inside an archive: what follows its name in the local header, as torch stores it.
+            let name = b"data.pkl";
+            let inside = bytes.windows(name.len()).position(|w| w == name).map(|at| &bytes[at + name.len()..]);
+            if let (true, Some(rest)) = (bytes.starts_with(b"PK"), inside) {
+                let start = rest.windows(2).position(|w| w == b"\x80\x02").unwrap_or(0);
+                let end = rest.windows(2).position(|w| w == b"PK").unwrap_or(rest.len());
+                std::fs::write(dir.join(format!("{file}.data.pkl")), &rest[start..end.max(start)])?;
+            }
+        }
+    }
+
+    let kwargs = serde_json_object();
+    let tensors = [Tensor { name: "a.weight".to_owned(), dims: vec![2, 3], values: vec![0.5; 6] }];
+    let metadata = BTreeMap::from([("class".to_owned(), "EDMPrecond".to_owned()), ("init_kwargs".to_owned(), kwargs.to_owned())]);
+    safetensors::write(&folder("safetensors")?.join("plain"), &tensors, &BTreeMap::new())?;
+    safetensors::write(&folder("safetensors")?.join("network"), &tensors, &metadata)?;
+
+    for (name, dtype, shape, bytes) in
+        [("f8", Dtype::F64, vec![2, 2], 32), ("f4", Dtype::F32, vec![3], 12), ("images", Dtype::U8, vec![2, 4, 4, 3], 96)]
+    {
+        let mut file = Vec::new();
+        npy::write_header(&mut file, dtype, &shape)?;
+        file.extend(vec![7_u8; bytes]);
+        for target in ["npy", "npz"] {
+            std::fs::write(folder(target)?.join(name), &file)?;
+        }
+        let cut = u8::try_from(file.len()).unwrap_or(u8::MAX);
+        std::fs::write(folder("stats")?.join(name), [&[cut], &file[..], &file[..]].concat())?;
+    }
+    let mut npz = NpzWriter::create(&folder("npz")?.join("whole"))?;
+    npz.start("arr_0", Dtype::U8, &[2, 4, 4, 3])?;
+    npz.raw(&[9; 96])?;
+    npz.i64("arr_1", &[1, 0])?;
+    npz.finish()?;
+    let stats = ReferenceStats {
+        mu: Array1::zeros(3),
+        sigma: Array2::eye(3),
+        spatial: Some((Array1::zeros(2), Array2::eye(2))),
+        features: Some(Array2::zeros((4, 3))),
+        meta: "seed".into(),
+    };
+    stats.write(&folder("stats")?.join("whole"), Layout::Edm, None)?;
+
+    let path = folder("image_zip")?.join("whole");
+    let mut zip = DatasetWriter::create(&path)?;
+    zip.append(&Array4::from_elem((2, 4, 4, 3), 40), Some(&[1, 0]))?;
+    zip.finish()?;
+    std::fs::write(folder("image_zip")?.join("png"), d2o_refs::png(&path, "", Array4::<u8>::zeros((1, 5, 5, 3)).index_axis(ndarray::Axis(0), 0))?)?;
+    std::fs::write(folder("image_zip")?.join("labels"), br#"{"labels": [["00000/img00000000.png", 3]]}"#)?;
+
+    let config = NetConfig::new("EDMPrecond", &kwargs.parse()?)?;
+    let exported = export::denoiser_of(&config, Weights::initialised(0), &Options::default())?;
+    d2o_onnx::write::write(&exported.model, &folder("onnx")?.join("network"))?;
+    Ok(())
+}
+
+/// Arguments of the smallest network.
+fn serde_json_object() -> &'static str {
+    r#"{"img_resolution": 4, "img_channels": 3, "model_type": "SongUNet", "model_channels": 4, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}"#
+}

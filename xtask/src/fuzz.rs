@@ -1,0 +1,109 @@
+//! `cargo xtask fuzz`: libFuzzer on every reader of files from outside.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use fs_err as fs;
+
+use crate::paths::{environment, root};
+
+/// Targets, named after what they read; each is a file in fuzz/fuzz_targets.
+const TARGETS: [&str; 11] = [
+    "pickle",
+    "torch_zip",
+    "torch_legacy",
+    "torchscript",
+    "safetensors",
+    "graph_def",
+    "npy",
+    "npz",
+    "stats",
+    "image_zip",
+    "onnx",
+];
+/// Longest input, bytes.
+const MAX_LEN: usize = 1 << 16;
+/// Most memory a target may hold, and most it may ask for at once, MiB.
+const MEMORY_MIB: [usize; 2] = [2048, 512];
+/// Longest time one input may take, seconds.
+const TIMEOUT: usize = 10;
+/// What cargo-fuzz passes for coverage without a sanitizer, which stable Rust knows too.
+const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Clink-dead-code -Ccodegen-units=1";
+
+/// Runs every target, or the one called `only`, for `minutes` each, one after the other.
+///
+/// # Errors
+/// An unknown target, a failing build, or a finding: its input is kept under the target folder.
+pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
+    let seconds = minutes.parse::<f64>().ok().filter(|m| *m > 0.0).context("MINUTES: a number above 0")? * 60.0;
+    let targets: Vec<&str> = TARGETS.into_iter().filter(|t| only.is_none_or(|o| o == *t)).collect();
+    if targets.is_empty() {
+        bail!("no target `{}`: {}", only.unwrap_or(""), TARGETS.join(", "));
+    }
+    let variables = environment()?;
+    let target: PathBuf =
+        variables.iter().find(|(n, _)| *n == "CARGO_TARGET_DIR").map(|(_, v)| v.into()).context("no target folder")?;
+    let dir = target.join("fuzz");
+    let triple = host()?;
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.current_dir(root().join("fuzz")).envs(variables).env("CARGO_TARGET_DIR", &dir).env("RUSTFLAGS", FLAGS);
+    // With a target named, build scripts and macros are built without these flags.
+    let status = build.args(["build", "--release", "--bins", "--target", &triple]).status().context("start cargo")?;
+    if !status.success() {
+        bail!("the fuzz targets do not build");
+    }
+    let bin = dir.join(&triple).join("release");
+    let corpus = dir.join("corpus");
+    let seeds = Command::new(bin.join("seeds")).arg(root().join("tests/data/checkpoints")).arg(&corpus).status()?;
+    if !seeds.success() {
+        bail!("the first inputs could not be written");
+    }
+    let mut findings = Vec::new();
+    for name in targets {
+        let found = dir.join("findings").join(name);
+        fs::create_dir_all(&found)?;
+        let log = dir.join(format!("{name}.log"));
+        let [rss, malloc] = MEMORY_MIB;
+        let clock = Instant::now();
+        let status = Command::new(bin.join(name))
+            .arg(corpus.join(name))
+            .args([
+                format!("-max_total_time={seconds:.0}"),
+                format!("-max_len={MAX_LEN}"),
+                format!("-timeout={TIMEOUT}"),
+            ])
+            .args([
+                format!("-rss_limit_mb={rss}"),
+                format!("-malloc_limit_mb={malloc}"),
+                "-print_final_stats=1".to_owned(),
+            ])
+            .arg(format!("-artifact_prefix={}/", found.display()))
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&log)?.into_parts().0)
+            .status()
+            .with_context(|| format!("start {name}"))?;
+        let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
+        let runs = text.lines().find_map(|l| l.strip_prefix("stat::number_of_executed_units:")).unwrap_or("?").trim();
+        let peak = text.lines().find_map(|l| l.strip_prefix("stat::peak_rss_mb:")).unwrap_or("?").trim();
+        let covered = text.lines().rev().find_map(|l| l.split(" cov: ").nth(1)?.split(' ').next()).unwrap_or("?");
+        let verdict = if status.success() { "clean" } else { "FINDING" };
+        println!(
+            "| `{name}` | {verdict} | {:.1} min | {runs} inputs | {covered} edges | {peak} MiB |",
+            clock.elapsed().as_secs_f64() / 60.0
+        );
+        if !status.success() {
+            findings.push(format!("{name}: see {} and {}", log.display(), found.display()));
+        }
+    }
+    if findings.is_empty() { Ok(()) } else { bail!("{}", findings.join("\n")) }
+}
+
+/// The triple rustc builds for by itself.
+fn host() -> anyhow::Result<String> {
+    let output = Command::new("rustc").arg("-vV").output().context("start rustc")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().find_map(|l| l.strip_prefix("host: ")).map(str::to_owned).context("rustc names no host")
+}

@@ -1,0 +1,225 @@
+//! `cargo xtask originals`: full-size checkpoints written by the original projects, exported and compared on every engine.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use fs_err as fs;
+use serde_json::{Map, Value, json};
+
+use crate::paths::{cache, cargo, environment, root};
+
+/// What the originals run with.
+const REQUIREMENTS: [&str; 12] = [
+    "torch==2.15.0",
+    "torchvision==0.29.2",
+    "timm==1.0.31",
+    "transformers==5.24.0",
+    "open_clip_torch==3.3.0",
+    "torch-fidelity==0.4.0",
+    "pytorch-fid==0.3.0",
+    "safetensors",
+    "numpy==2.4.6",
+    "scipy",
+    "onnxruntime==1.32.0",
+    "onnxscript==0.7.2",
+];
+/// Lines of docs/export.md between which the table lies.
+const MARKS: [&str; 2] = ["<!-- table: cargo xtask originals -->", "<!-- end of table -->"];
+
+/// What the command line asks for.
+struct Options {
+    orig: PathBuf,
+    only: Vec<String>,
+    python: Option<PathBuf>,
+    keep: bool,
+}
+
+fn options(words: &[&str]) -> anyhow::Result<Options> {
+    let (mut orig, mut only, mut python, mut keep) = (None, Vec::new(), None, false);
+    let mut rest = words.iter();
+    while let Some(word) = rest.next() {
+        let mut value = || rest.next().with_context(|| format!("{word}: a value is missing"));
+        match *word {
+            "--orig" => orig = Some(std::path::absolute(value()?)?),
+            "--only" => only.push((*value()?).to_owned()),
+            "--python" => python = Some(std::path::absolute(value()?)?),
+            "--keep" => keep = true,
+            other => bail!("`{other}`: expected --orig DIR, --only NAME, --python PROGRAM or --keep"),
+        }
+    }
+    Ok(Options { orig: orig.context("--orig DIR: where the originals are checked out")?, only, python, keep })
+}
+
+/// Makes, exports and compares every case, or those named with `--only`; rows join those of earlier runs, and docs/export.md gets the table.
+///
+/// # Errors
+/// A case that cannot be made, exported or reproduced; the others are finished first.
+pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
+    let options = options(words)?;
+    let python = match &options.python {
+        Some(python) => python.clone(),
+        None => interpreter()?,
+    };
+    let script = root().join("tests/data/gen/originals.py");
+    let listed = text(Command::new(&python).arg(&script).arg("--list"))?;
+    let names: Vec<&str> = listed.lines().collect();
+    if let Some(unknown) = options.only.iter().find(|n| !names.contains(&n.as_str())) {
+        bail!("no case `{unknown}`: {}", names.join(", "));
+    }
+    let target = target()?;
+    let (out, record) = (target.join("originals"), target.join("originals.json"));
+    let built = cargo()?.args(["build", "-p", "d2o", "--features", "train"]).status()?;
+    if !built.success() {
+        bail!("d2o does not build");
+    }
+    let mut faults = Vec::new();
+    for name in names.iter().filter(|n| options.only.is_empty() || options.only.iter().any(|o| o == *n)) {
+        eprintln!("originals: {name}");
+        match case(name, &python, &script, &options, &out, &target) {
+            Ok(row) => {
+                eprintln!("originals: {row}");
+                let mut rows = recorded(&record)?;
+                rows.insert((*name).to_owned(), row);
+                fs::write(&record, serde_json::to_vec_pretty(&rows)?)?;
+            }
+            Err(error) => faults.push(format!("{name}: {error:#}")),
+        }
+        if !options.keep && out.is_dir() {
+            fs::remove_dir_all(&out)?;
+        }
+    }
+    render(&names, &recorded(&record)?)?;
+    if faults.is_empty() { Ok(()) } else { bail!("{}", faults.join("\n")) }
+}
+
+fn case(
+    name: &str,
+    python: &Path,
+    script: &Path,
+    options: &Options,
+    out: &Path,
+    target: &Path,
+) -> anyhow::Result<Value> {
+    let mut make = Command::new(python);
+    make.arg(script).arg(out).arg("--orig").arg(&options.orig).args(["--case", name]);
+    // Nothing is fetched: weights are drawn.
+    make.envs([("OMP_NUM_THREADS", "1"), ("HF_HUB_OFFLINE", "1"), ("PYTHONPATH", "")]);
+    if !make.stdout(Stdio::null()).status()?.success() {
+        bail!("originals.py failed");
+    }
+    let facts: Value = serde_json::from_slice(&fs::read(out.join(format!("{name}.json")))?)?;
+    let field = |key: &str| facts[key].as_str().with_context(|| format!("no `{key}`"));
+    let (source, graph) = (out.join(field("file")?), out.join(format!("{name}.onnx")));
+    let mut export = Command::new(python);
+    export
+        .arg(script)
+        .arg("--measure")
+        .arg(target.join("debug/d2o"))
+        .arg("export")
+        .arg(&source)
+        .arg("--out")
+        .arg(&graph);
+    export.arg("--no-check").args(facts["options"].as_array().into_iter().flatten().filter_map(Value::as_str));
+    export.envs(environment()?);
+    let measured: Value = serde_json::from_str(text(&mut export)?.trim())?;
+    if measured["code"] != 0 {
+        bail!("d2o export failed: {measured}");
+    }
+    let mut compare = cargo()?;
+    compare.args(["test", "-q", "-p", "d2o", "--features", "train", "--test", "originals", "--", "--nocapture"]);
+    let output = compare.env("D2O_ORIGINAL", out.join(format!("{name}.json"))).output()?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!("{printed}{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let mut runtimes = Map::new();
+    for line in printed.lines().filter_map(|l| l.split_once("original: ")) {
+        let of: Value = serde_json::from_str(line.1)?;
+        runtimes.insert(of["runtime"].as_str().unwrap_or_default().to_owned(), of["relative"].clone());
+    }
+    Ok(json!({
+        "kind": facts["kind"], "network": facts["network"], "parameters": facts["parameters"], "seconds": measured["seconds"], "cpu_seconds": measured["cpu_seconds"],
+        "peak_kib": measured["peak_kib"], "source_bytes": fs::metadata(&source)?.len(), "graph_bytes": fs::metadata(&graph)?.len(),
+        "graph_sha256": crate::setup::hash(&graph)?.0, "relative": runtimes,
+    }))
+}
+
+/// What a command prints.
+fn text(command: &mut Command) -> anyhow::Result<String> {
+    let output =
+        command.stderr(Stdio::inherit()).output().with_context(|| format!("start {:?}", command.get_program()))?;
+    if !output.status.success() {
+        bail!("{:?} failed", command.get_program());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn target() -> anyhow::Result<PathBuf> {
+    environment()?
+        .into_iter()
+        .find(|(n, _)| *n == "CARGO_TARGET_DIR")
+        .map(|(_, v)| v.into())
+        .context("no target folder")
+}
+
+/// A Python of its own in the cache, with [`REQUIREMENTS`].
+fn interpreter() -> anyhow::Result<PathBuf> {
+    let dir = cache()?.join("originals-python");
+    let (python, done) = (dir.join("bin/python"), dir.join("d2o-requirements"));
+    let wanted = REQUIREMENTS.join("\n");
+    if fs::read_to_string(&done).is_ok_and(|found| found == wanted) {
+        return Ok(python);
+    }
+    eprintln!("originals: installing {}", REQUIREMENTS.join(" "));
+    let made = Command::new("python3").args(["-m", "venv"]).arg(&dir).status()?.success();
+    if !made || !Command::new(&python).args(["-m", "pip", "install"]).args(REQUIREMENTS).status()?.success() {
+        bail!("the originals' packages could not be installed into {}", dir.display());
+    }
+    fs::write(done, wanted)?;
+    Ok(python)
+}
+
+fn recorded(path: &Path) -> anyhow::Result<Map<String, Value>> {
+    if !path.exists() {
+        return Ok(Map::new());
+    }
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+/// Puts the rows into docs/export.md, in the order of `names`.
+fn render(names: &[&str], rows: &Map<String, Value>) -> anyhow::Result<()> {
+    let mut table = vec![
+        "| file | network | parameters | export | processor | peak memory | of the file | file | graph | ort | tract | libtorch |"
+            .to_owned(),
+        "|---|---|---|---|---|---|---|---|---|---|---|---|".to_owned(),
+    ];
+    for row in names.iter().filter_map(|n| rows.get(*n)) {
+        let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+        const MIB: f64 = (1 << 20) as f64;
+        let relative =
+            |runtime: &str| row["relative"][runtime].as_f64().map_or_else(|| "–".to_owned(), |r| format!("{r:.1e}"));
+        table.push(format!(
+            "| {} | {} | {:.2} M | {:.2} s | {:.2} s | {:.0} MiB | {:.2} × | {:.0} MiB | {:.0} MiB | {} | {} | {} |",
+            row["kind"].as_str().unwrap_or_default(),
+            row["network"].as_str().unwrap_or_default(),
+            number("parameters") / 1e6,
+            number("seconds"),
+            number("cpu_seconds"),
+            number("peak_kib") / 1024.0,
+            number("peak_kib") * 1024.0 / number("source_bytes"),
+            number("source_bytes") / MIB,
+            number("graph_bytes") / MIB,
+            relative("ort-cpu"),
+            relative("tract"),
+            relative("libtorch"),
+        ));
+    }
+    let path = root().join("docs/export.md");
+    let document = fs::read_to_string(&path)?;
+    let [before, after] = MARKS;
+    let (head, rest) = document.split_once(before).context("docs/export.md has lost the table's first mark")?;
+    let (_, tail) = rest.split_once(after).context("docs/export.md has lost the table's last mark")?;
+    fs::write(&path, format!("{head}{before}\n{}\n{after}{tail}", table.join("\n")))?;
+    Ok(())
+}
