@@ -250,12 +250,18 @@ pub enum Refs {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  d2o refs make data.zip --extractor lite0.onnx --out ref.npz")]
 pub struct RefsMake {
-    /// Images: npz, npy, HDF5, zip or folder
+    /// Images: npz, npy, HDF5, zip or folder; or a feature file (HDF5)
     #[arg(value_name = "DATA")]
     pub data: PathBuf,
-    /// Feature network, exported with `--kind features`
+    /// Feature network, exported with `--kind features`; not needed for a feature file
     #[arg(long, value_name = "F.onnx")]
-    pub extractor: PathBuf,
+    pub extractor: Option<PathBuf>,
+    /// CLIP's image tower: adds `mu_clip` and `sigma_clip`
+    #[arg(long, value_name = "C.onnx")]
+    pub clip: Option<PathBuf>,
+    /// Folder in which features are kept and found again [default: none]
+    #[arg(long, value_name = "DIR", env = "D2O_FEATURE_CACHE", hide_env_values = true)]
+    pub cache: Option<PathBuf>,
     /// File to write
     #[arg(long, value_name = "R.npz")]
     pub out: PathBuf,
@@ -303,18 +309,41 @@ pub struct RefsInspect {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  d2o evaluate samples.npz --ref ref.npz --extractor lite0.onnx --json result.json\n  \
-    d2o evaluate samples.npz --ref ref.npz --extractor inception.onnx --expect 'fid<=1.6'"
+    d2o evaluate samples.npz --ref ref.npz --extractor inception.onnx --expect 'fid<=1.6'\n  \
+    d2o evaluate samples.npz --extractor inception.onnx --shard 0/8 --save-features part-0.h5\n  \
+    d2o evaluate --merge part-*.h5 --ref ref.npz --json result.json"
 )]
 pub struct Evaluate {
-    /// Samples: npz, npy, HDF5, zip or folder
-    #[arg(value_name = "SAMPLES")]
-    pub samples: PathBuf,
-    /// Reference made by `d2o refs make`, another tool's mu/sigma npz, or images
-    #[arg(long = "ref", value_name = "R.npz")]
-    pub reference: PathBuf,
-    /// Feature network, exported with `--kind features`; the reference must come from the same
+    /// Samples: npz, npy, HDF5, zip or folder of images, or a feature file (HDF5)
+    #[arg(value_name = "SAMPLES", required_unless_present = "merge")]
+    pub samples: Option<PathBuf>,
+    /// Reference made by `d2o refs make`, another tool's mu/sigma npz, images, or a feature file
+    #[arg(long = "ref", value_name = "R.npz", required_unless_present = "shard")]
+    pub reference: Option<PathBuf>,
+    /// Feature network, exported with `--kind features`; the reference must come from the same. Not needed for feature files
     #[arg(long, value_name = "F.onnx")]
-    pub extractor: PathBuf,
+    pub extractor: Option<PathBuf>,
+    /// CLIP's image tower, for `clip-fid`
+    #[arg(long, value_name = "C.onnx")]
+    pub clip: Option<PathBuf>,
+    /// Reference of `clip-fid` (mu/sigma npz), if it is not in `--ref`
+    #[arg(long, value_name = "R.npz")]
+    pub clip_ref: Option<PathBuf>,
+    /// Only take the features of part I (from 0) of N of the samples
+    #[arg(long, value_name = "I/N", requires = "save_features", conflicts_with_all = ["merge", "reference", "per_class", "report", "expect"])]
+    pub shard: Option<Shard>,
+    /// Also write the samples' features to a file (HDF5)
+    #[arg(long, value_name = "F.h5")]
+    pub save_features: Option<PathBuf>,
+    /// Samples are the features that `--shard` runs wrote
+    #[arg(long, value_name = "SHARDS", num_args = 1.., conflicts_with_all = ["samples", "save_features"])]
+    pub merge: Vec<PathBuf>,
+    /// Folder in which features are kept and found again [default: none]
+    #[arg(long, value_name = "DIR", env = "D2O_FEATURE_CACHE", hide_env_values = true)]
+    pub cache: Option<PathBuf>,
+    /// Also Fréchet distance, precision and recall of each class
+    #[arg(long)]
+    pub per_class: bool,
     /// Whose way of computing to follow
     #[arg(long, value_name = "NAME", default_value = "edm",
           value_parser = clap::builder::PossibleValuesParser::new(PROTOCOLS.map(|p| p.name)))]
@@ -368,6 +397,8 @@ pub enum Metric {
     Kid,
     /// Fréchet distance extrapolated to infinitely many samples
     FdInf,
+    /// Fréchet distance of CLIP's features
+    ClipFid,
 }
 
 /// `d2o verify`.
@@ -629,6 +660,27 @@ fn number(text: &str) -> Result<u64, String> {
     text.trim().parse().map_err(|_| format!("`{text}` is not a seed; write e.g. 0-63 or 1,2,5-10"))
 }
 
+/// `I/N`: part I, from 0, of N.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    /// Which part.
+    pub index: usize,
+    /// Of how many.
+    pub count: usize,
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        match parts {
+            Some((index, count)) if index < count && count <= 1 << 20 => Ok(Self { index, count }),
+            _ => Err("write I/N with I from 0 to N - 1, e.g. 0/8".to_owned()),
+        }
+    }
+}
+
 /// `TITLE=FILE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Titled {
@@ -677,6 +729,14 @@ mod tests {
         assert_eq!("1,2,5-7".parse(), Ok(Seeds(vec![1, 2, 5, 6, 7])));
         for bad in ["", "a", "3-1", "1-", "0-99999999999"] {
             assert!(bad.parse::<Seeds>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shards_parse() {
+        assert_eq!("2/3".parse(), Ok(Shard { index: 2, count: 3 }));
+        for bad in ["3/3", "0/0", "1", "-1/2", "a/b"] {
+            assert!(bad.parse::<Shard>().is_err(), "{bad}");
         }
     }
 

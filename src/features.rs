@@ -1,57 +1,40 @@
 //! Features of images from an exported feature network.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use d2o_evaluations::preprocess::{Resize, Resizer, Scaling};
+use d2o_evaluations::preprocess::{Resize, Resizer, Scaling, clip_crop};
 use d2o_evaluations::protocol::{INCEPTION, Protocol};
 use d2o_evaluations::result::Extractor;
 use d2o_onnx::graph::Dim;
 use d2o_onnx::read::ModelInfo;
 use d2o_onnx::session::{Session, Tensor};
-use d2o_refs::batch::{ContentHash, ImageSource, hex};
-use fs_err as fs;
-use ndarray::{Array4, ArrayView2, Axis};
+use d2o_refs::batch::{Digest, ImageDims, ImageSource, container_sha256, digests};
+use d2o_refs::features::NetworkMeta;
+use ndarray::{Array2, Array4, ArrayView2, ArrayView3, ArrayViewMut3, Axis};
 use rayon::prelude::*;
-use sha2::{Digest as _, Sha256};
 
+use crate::cli::{Global, ProviderArg};
 use crate::error::with_hint;
-use crate::interrupt;
 use crate::printer::Printer;
+use crate::{interrupt, runtime};
 
 /// Names a feature network's input may have: bytes, which it resizes itself, or floats 0..255 of its own size, resized by d2o.
 const INPUTS: [&str; 2] = ["images_u8", "images_f32"];
 /// Names its features may have.
 const FEATURES: [&str; 2] = ["pool3", "features"];
+/// Name of the network of CLIP-FID.
+pub const CLIP: &str = "clip-vit-b-32";
+/// How preprocessing begins that is part of the graph, and what follows where there is nothing to resize.
+const IN_NETWORK: &str = "in the network: ";
+const NO_RESIZE: &str = "none, images have its size";
 /// Batches read and resized ahead of the network.
 const AHEAD: usize = 2;
-
-/// SHA-256 of the file at `path`.
-///
-/// # Errors
-/// Reading errors.
-pub fn file_sha256(path: &Path) -> anyhow::Result<String> {
-    let mut hash = Sha256::new();
-    std::io::copy(&mut fs::File::open(path)?, &mut HashWriter(&mut hash))?;
-    Ok(hex(&hash.finalize()))
-}
-
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl std::io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 /// Who `model` at `path` is, if it is a feature network.
 ///
@@ -75,7 +58,7 @@ pub fn describe(model: &ModelInfo, path: &Path) -> anyhow::Result<Extractor> {
             path.display()
         );
     }
-    Ok(Extractor { name, path: path.display().to_string(), sha256: file_sha256(path)?, dims })
+    Ok(Extractor { name, path: path.display().to_string(), sha256: container_sha256(path)?, dims })
 }
 
 /// Length of the features of `model`, if it has any.
@@ -97,148 +80,327 @@ fn input_of(model: &ModelInfo) -> anyhow::Result<&'static str> {
     INPUTS.into_iter().find(|n| model.input(n).is_some()).context("the graph is no feature network")
 }
 
-/// Where `model` departs from what `protocol` does to images.
+/// Where features of `network`, which is there for `role`, depart from what `protocol` computes.
 #[must_use]
-pub fn deviations(model: &ModelInfo, extractor: &Extractor, protocol: &Protocol) -> Vec<String> {
+pub fn deviations(role: Role, network: &NetworkMeta, protocol: &Protocol) -> Vec<String> {
+    let (genuine, instead) = match role {
+        Role::Features => (INCEPTION, String::new()),
+        Role::Clip => (CLIP, "CLIP-FID: ".to_owned()),
+    };
     let mut found = Vec::new();
-    if extractor.name != INCEPTION {
-        found.push(format!("features of {} instead of {INCEPTION}", extractor.name));
+    if network.name != genuine {
+        found.push(format!("{instead}features of {} instead of {genuine}", network.name));
     }
-    if model.input(INPUTS[0]).is_some() {
-        let resize = model.metadata.get("resize").map_or("not stated", String::as_str);
-        let word = match protocol.resize {
-            Resize::TensorFlow => "asymmetric",
-            Resize::Torch => "half-pixel",
-            Resize::PilBicubic => "bicubic",
-        };
-        if !resize.contains(word) {
-            found.push(format!("resize in the network ({resize}) instead of {}", protocol.resize.describe()));
-        }
-        if protocol.scaling == Scaling::Unit && extractor.name == INCEPTION {
-            found.push(format!("scaling in the network instead of {}", protocol.scaling.describe()));
-        }
+    let Some(resize) = network.preprocessing.strip_prefix(IN_NETWORK) else { return found };
+    let (word, wanted) = match (role, protocol.resize) {
+        (Role::Clip, _) => ("crop", protocol.clip.describe()),
+        (_, Resize::TensorFlow) => ("asymmetric", protocol.resize.describe()),
+        (_, Resize::Torch) => ("half-pixel", protocol.resize.describe()),
+        (_, Resize::PilBicubic) => ("bicubic", protocol.resize.describe()),
+    };
+    if !resize.contains(word) && resize != NO_RESIZE {
+        found.push(format!("{instead}resize in the network ({resize}) instead of {wanted}"));
+    }
+    if role == Role::Features && protocol.scaling == Scaling::Unit && network.name == INCEPTION {
+        found.push(format!("scaling in the network instead of {}", protocol.scaling.describe()));
     }
     found
 }
 
-/// What the network says of a batch of images, one row an image.
+/// What a network is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Features of most metrics, classes of the Inception Score, spatial features of sFID.
+    Features,
+    /// Features of CLIP-FID.
+    Clip,
+}
+
+impl Role {
+    /// Its name in results and feature files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Features => "features",
+            Self::Clip => "clip",
+        }
+    }
+}
+
+/// An open feature network.
+pub struct Network {
+    /// What it is for.
+    pub role: Role,
+    /// Who it is.
+    pub extractor: Extractor,
+    session: Box<dyn Session>,
+    input: &'static str,
+    /// Matrices it gives, by the outputs they are.
+    matrices: Vec<(&'static str, &'static str)>,
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network").field("role", &self.role).field("extractor", &self.extractor).finish_non_exhaustive()
+    }
+}
+
+impl Network {
+    /// Opens the graph at `path` for `role` under `protocol`.
+    ///
+    /// # Errors
+    /// A file that is no feature network, or not one for this role; those of the runtime.
+    pub fn open(
+        role: Role,
+        path: &Path,
+        protocol: &Protocol,
+        provider: ProviderArg,
+        global: &Global,
+        printer: Printer,
+    ) -> anyhow::Result<Self> {
+        let session = runtime::open(path, provider, global, printer)?;
+        let mut extractor = describe(session.model(), path)?;
+        let input = input_of(session.model())?;
+        let matrices = match role {
+            Role::Features => {
+                let features = FEATURES.into_iter().find(|n| output_dims(session.model(), n).is_some());
+                let others = ["logits", "spatial"].into_iter().filter(|n| output_dims(session.model(), n).is_some());
+                let first = ("features", features.context("no features")?);
+                std::iter::once(first).chain(others.map(|n| (n, n))).collect()
+            }
+            Role::Clip => {
+                let output = protocol.clip.output();
+                extractor.dims = output_dims(session.model(), output).with_context(|| {
+                    format!(
+                        "protocol {} needs the output `{output}`, which `{}` does not have",
+                        protocol.name,
+                        path.display()
+                    )
+                })?;
+                vec![("clip", output)]
+            }
+        };
+        Ok(Self { role, extractor, session, input, matrices })
+    }
+
+    /// The graph.
+    #[must_use]
+    pub fn model(&self) -> &ModelInfo {
+        self.session.model()
+    }
+
+    /// Length of the rows of `matrix`, if the network gives it.
+    #[must_use]
+    pub fn width(&self, matrix: &str) -> Option<usize> {
+        let (_, output) = self.matrices.iter().find(|(m, _)| *m == matrix)?;
+        output_dims(self.session.model(), output)
+    }
+
+    /// How it stands in feature files of images of this size.
+    ///
+    /// # Errors
+    /// If it does not take such images.
+    pub fn meta(&self, dims: ImageDims, protocol: &Protocol) -> anyhow::Result<NetworkMeta> {
+        let mut preprocessing = match self.preparation(dims, protocol)? {
+            Preparation::None => {
+                let metadata = &self.model().metadata;
+                let own = metadata.get("input_size").is_some_and(|s| s.parse() == Ok(dims.height));
+                let resize = metadata.get("resize").map_or(if own { NO_RESIZE } else { "not stated" }, String::as_str);
+                format!("{IN_NETWORK}{resize}")
+            }
+            Preparation::Resize(_) => format!("{}; {}", protocol.resize.describe(), protocol.scaling.describe()),
+            Preparation::Crop(_) | Preparation::CropFloat(_) => "u8 bicubic (Pillow), centre crop".to_owned(),
+        };
+        if self.role == Role::Clip {
+            preprocessing = format!("{preprocessing}; {}", protocol.clip.output());
+        }
+        let Extractor { name, path, sha256, dims } = self.extractor.clone();
+        Ok(NetworkMeta { name, path, sha256, dims, preprocessing, runtime: self.session.runtime().to_owned() })
+    }
+
+    fn preparation(&self, dims: ImageDims, protocol: &Protocol) -> anyhow::Result<Preparation> {
+        let model = self.session.model();
+        let known = model.input(self.input).map(|i| i.dims.as_slice()).unwrap_or_default();
+        let size = match known {
+            &[_, Dim::Known(h), Dim::Known(w), _] => Some([h, w]),
+            _ => None,
+        };
+        let here = [dims.height, dims.width];
+        match (self.role, self.input, size) {
+            (Role::Clip, input, Some([h, w])) if h == w && !model.metadata.contains_key("resize") => {
+                Ok(if input == INPUTS[1] { Preparation::CropFloat(h) } else { Preparation::Crop(h) })
+            }
+            (_, "images_f32", Some(size)) => {
+                Ok(Preparation::Resize(Box::new(Resizer::new(protocol.resize, protocol.scaling, here, size))))
+            }
+            (_, "images_f32", None) => {
+                anyhow::bail!("the extractor's input `images_f32` has no fixed height and width")
+            }
+            (_, _, Some([h, w])) if [h, w] != here => Err(with_hint(
+                anyhow::anyhow!("the extractor takes {w}×{h} images, these are {}×{}", dims.width, dims.height),
+                format!("export it with `--image-size {}`, or with `--input f32`", dims.height),
+            )),
+            _ => Ok(Preparation::None),
+        }
+    }
+}
+
+/// What happens to images before a network.
+enum Preparation {
+    /// Nothing: the network resizes, or the size is its own.
+    None,
+    /// The protocol's resize.
+    Resize(Box<Resizer>),
+    /// CLIP's resize and crop, to bytes.
+    Crop(usize),
+    /// The same, as floats 0 to 255.
+    CropFloat(usize),
+}
+
+impl Preparation {
+    fn apply(&self, images: &Array4<u8>) -> Tensor {
+        match self {
+            Self::None => Tensor::U8(images.clone().into_dyn()),
+            Self::Resize(resizer) => {
+                let [h, w] = resizer.output();
+                let each = |image: ArrayView3<'_, u8>, slot: ArrayViewMut3<'_, f32>| resizer.apply(image, slot);
+                Tensor::F32(mapped(images, [h, w], each).into_dyn())
+            }
+            Self::Crop(size) => {
+                let each =
+                    |image: ArrayView3<'_, u8>, mut slot: ArrayViewMut3<'_, u8>| slot.assign(&clip_crop(image, *size));
+                Tensor::U8(mapped(images, [*size; 2], each).into_dyn())
+            }
+            Self::CropFloat(size) => {
+                let each = |image: ArrayView3<'_, u8>, mut slot: ArrayViewMut3<'_, f32>| {
+                    slot.assign(&clip_crop(image, *size).mapv(f32::from));
+                };
+                Tensor::F32(mapped(images, [*size; 2], each).into_dyn())
+            }
+        }
+    }
+}
+
+/// Every image through `each`, into `[N, h, w, 3]`.
+fn mapped<T: Clone + Default + Send + Sync>(
+    images: &Array4<u8>,
+    [h, w]: [usize; 2],
+    each: impl Fn(ArrayView3<'_, u8>, ArrayViewMut3<'_, T>) + Sync,
+) -> Array4<T> {
+    let mut out = Array4::from_elem((images.dim().0, h, w, 3), T::default());
+    out.axis_iter_mut(Axis(0))
+        .into_par_iter()
+        .zip(images.axis_iter(Axis(0)))
+        .for_each(|(slot, image)| each(image, slot));
+    out
+}
+
+/// What networks say of a batch of images, one row an image.
 #[derive(Debug)]
-pub struct Rows<'a> {
-    /// Features `[n, D]`: `pool3` or `features`.
-    pub features: ArrayView2<'a, f32>,
-    /// Classes `[n, K]`, if it has them.
-    pub logits: Option<ArrayView2<'a, f32>>,
-    /// Spatial features `[n, S]` (sFID), if it has them.
-    pub spatial: Option<ArrayView2<'a, f32>>,
+pub struct Rows {
+    /// Place of the first image in the set.
+    pub start: usize,
+    /// Hash of each image.
+    pub digests: Vec<Digest>,
+    /// Matrices by name, as `d2o_refs::features` has them.
+    pub matrices: Vec<(&'static str, Array2<f32>)>,
 }
 
-/// What [`extract`] found out on the way. Stages overlap, so their seconds add up to more than the whole.
-#[derive(Debug, Clone, Default)]
-pub struct Extracted {
-    /// Hash of the images, as `batch::content_sha256`.
-    pub images_sha256: String,
-    /// Seconds spent in each stage.
-    pub seconds: BTreeMap<String, f64>,
+impl Rows {
+    /// Matrix `name`, if a network gave it.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<ArrayView2<'_, f32>> {
+        self.matrices.iter().find(|(n, _)| *n == name).map(|(_, m)| m.view())
+    }
 }
 
-/// One batch on its way to the network.
+/// Seconds spent in each stage. Stages overlap, so they add up to more than the whole.
+pub type Seconds = BTreeMap<String, f64>;
+
+/// One batch on its way to the networks.
 struct Prepared {
+    start: usize,
     /// What its images are called.
     names: Vec<String>,
-    tensor: Tensor,
+    digests: Vec<Digest>,
+    /// One for each network.
+    tensors: Vec<Tensor>,
 }
 
-/// Runs every image of `source` through `session` and hands the outputs to `each`, in the source's order. Reading and resizing run ahead
-/// of the network on a thread of their own, a few batches at most.
+/// Runs images `range` of `source` through `networks` and hands the outputs to `each`, in the source's order. Reading and resizing run ahead
+/// of the networks on a thread of their own, a few batches at most.
 ///
 /// # Errors
-/// Images of another size than the network takes, unreadable images, features that are not finite (naming the image), a failing runtime,
+/// Images of another size than a network takes, unreadable images, features that are not finite (naming the image), a failing runtime,
 /// Ctrl-C.
 pub fn extract(
-    session: &mut dyn Session,
+    networks: &mut [&mut Network],
     source: &mut dyn ImageSource,
+    range: Range<usize>,
     batch: usize,
     protocol: &Protocol,
     printer: Printer,
-    each: &mut dyn FnMut(Rows<'_>) -> anyhow::Result<()>,
-) -> anyhow::Result<Extracted> {
+    each: &mut dyn FnMut(Rows) -> anyhow::Result<()>,
+) -> anyhow::Result<Seconds> {
     let dims = source.dims();
-    let input = input_of(session.model())?;
-    let known = session.model().input(input).map(|i| i.dims.clone()).unwrap_or_default();
-    let resizer = match known.as_slice() {
-        [_, Dim::Known(h), Dim::Known(w), _] if input == INPUTS[1] => {
-            Some(Resizer::new(protocol.resize, protocol.scaling, [dims.height, dims.width], [*h, *w]))
-        }
-        [_, Dim::Known(h), Dim::Known(w), _] if (*h, *w) != (dims.height, dims.width) => {
-            return Err(with_hint(
-                anyhow::anyhow!("the extractor takes {w}×{h} images, these are {}×{}", dims.width, dims.height),
-                format!("export it with `--image-size {}`", dims.height),
-            ));
-        }
-        _ if input == INPUTS[1] => anyhow::bail!("the extractor's input `{input}` has no fixed height and width"),
-        _ => None,
-    };
-    let len = source.len();
-    let mut progress = printer.progress("features", len as u64);
+    let preparations: Vec<Preparation> =
+        networks.iter().map(|n| n.preparation(dims, protocol)).collect::<anyhow::Result<_>>()?;
+    let mut progress = printer.progress("features", range.len() as u64);
     let stop = AtomicBool::new(false);
-    let mut network = 0.0;
+    let mut network_seconds = 0.0;
     let (sender, receiver) = sync_channel::<anyhow::Result<Prepared>>(AHEAD);
-    let (images_sha256, reading, resizing) = std::thread::scope(|scope| -> anyhow::Result<(String, f64, f64)> {
+    let (reading, resizing) = std::thread::scope(|scope| -> anyhow::Result<(f64, f64)> {
         let stop = &stop;
         let reader = scope.spawn(move || {
-            let mut hash = ContentHash::new(len, dims);
             let (mut reading, mut resizing) = (0.0, 0.0);
-            for start in (0..len).step_by(batch) {
+            for start in range.clone().step_by(batch) {
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
                 let clock = Instant::now();
-                let range = start..(start + batch).min(len);
-                let images = match source.read(range.clone()) {
+                let batch = start..(start + batch).min(range.end);
+                let images = match source.read(batch.clone()) {
                     Ok(images) => images,
                     Err(error) => {
                         let _ = sender.send(Err(error.into()));
                         break;
                     }
                 };
-                hash.update(&images);
-                let names = range.map(|i| source.name(i)).collect();
+                let digests = digests(&images);
+                let names = batch.map(|i| source.name(i)).collect();
                 reading += clock.elapsed().as_secs_f64();
                 let clock = Instant::now();
-                let tensor = match &resizer {
-                    Some(resizer) => Tensor::F32(resized(resizer, &images).into_dyn()),
-                    None => Tensor::U8(images.into_dyn()),
-                };
+                let tensors = preparations.iter().map(|p| p.apply(&images)).collect();
                 resizing += clock.elapsed().as_secs_f64();
-                if sender.send(Ok(Prepared { names, tensor })).is_err() {
+                if sender.send(Ok(Prepared { start, names, digests, tensors })).is_err() {
                     break;
                 }
             }
-            (hash.finish(), reading, resizing)
+            (reading, resizing)
         });
         let mut consume = || -> anyhow::Result<()> {
             for prepared in &receiver {
                 anyhow::ensure!(!interrupt::asked(), "interrupted");
-                let Prepared { names, tensor } = prepared?;
-                let count = names.len();
+                let Prepared { start, names, digests, tensors } = prepared?;
                 let clock = Instant::now();
-                let outputs = session.run(&[(input, tensor)])?;
-                network += clock.elapsed().as_secs_f64();
-                let matrix = |name: &str| {
-                    let tensor = outputs.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.as_f32());
-                    let rows: Option<ArrayView2<'_, f32>> = tensor.map(|t| t.into_dimensionality()).transpose()?;
-                    if let Some(rows) = &rows {
-                        finite(name, rows, &names)?;
+                let mut matrices = Vec::new();
+                for (network, tensor) in networks.iter_mut().zip(tensors) {
+                    let outputs = network.session.run(&[(network.input, tensor)])?;
+                    for (name, tensor) in outputs {
+                        let Some((matrix, _)) = network.matrices.iter().find(|(_, output)| *output == name) else {
+                            continue;
+                        };
+                        let Tensor::F32(rows) = tensor else { anyhow::bail!("the network's `{name}` is not f32") };
+                        let rows: Array2<f32> = rows.into_dimensionality()?;
+                        let (count, expected) = (rows.nrows(), names.len());
+                        anyhow::ensure!(count == expected, "{expected} images gave {count} rows of `{name}`");
+                        finite(&name, &rows.view(), &names)?;
+                        matrices.push((*matrix, rows));
                     }
-                    anyhow::Ok(rows)
-                };
-                let features = match matrix(FEATURES[0])? {
-                    Some(rows) => rows,
-                    None => matrix(FEATURES[1])?.context("the network gives no features")?,
-                };
-                anyhow::ensure!(features.nrows() == count, "{count} images gave {} feature rows", features.nrows());
-                each(Rows { features, logits: matrix("logits")?, spatial: matrix("spatial")? })?;
-                progress.advance(count as u64);
+                }
+                network_seconds += clock.elapsed().as_secs_f64();
+                each(Rows { start, digests, matrices })?;
+                progress.advance(names.len() as u64);
             }
             Ok(())
         };
@@ -249,18 +411,8 @@ pub fn extract(
         result.map(|()| read)
     })?;
     progress.finish();
-    let seconds = [("read", reading), ("resize", resizing), ("network", network)];
-    Ok(Extracted { images_sha256, seconds: seconds.into_iter().map(|(k, v)| (k.to_owned(), v)).collect() })
-}
-
-fn resized(resizer: &Resizer, images: &Array4<u8>) -> Array4<f32> {
-    let [h, w] = resizer.output();
-    let mut out = Array4::zeros((images.dim().0, h, w, 3));
-    out.axis_iter_mut(Axis(0))
-        .into_par_iter()
-        .zip(images.axis_iter(Axis(0)))
-        .for_each(|(slot, image)| resizer.apply(image, slot));
-    out
+    let seconds = [("read", reading), ("resize", resizing), ("network", network_seconds)];
+    Ok(seconds.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
 }
 
 fn finite(output: &str, rows: &ArrayView2<'_, f32>, names: &[String]) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ pub mod error;
 pub mod features;
 pub mod generate;
 pub mod interrupt;
+pub mod measure;
 pub mod printer;
 pub mod report;
 pub mod runtime;

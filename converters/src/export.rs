@@ -5,6 +5,7 @@
 //! | one-step | `latents [N, C, H, W]` of unit variance, `class_labels [N, L]` one-hot if conditional | `images [N, C, H, W]`, and on request `images_u8 [N, H, W, C]` |
 //! | denoiser | `x [N, C, H, W]`, `sigma [N]`, `class_labels` | `denoised` |
 //! | features | `images_u8 [N, H, W, 3]` or `images_f32 [N, S, S, 3]` | `features [N, D]`, `logits [N, K]` |
+//! | features, CLIP | the same | `features [N, 512]`, `unprojected [N, 768]` before their projection |
 //! | features, Inception-2015-12-05 | the same | `pool3 [N, 2048]`, `logits [N, 1008]`, `spatial [N, 2023]`, on request `tap_64`, `tap_192`, `tap_768` |
 //! | features, DeiT, VGG16 | the same | `features`, `logits`, on request maps `[N, C, H, W]`: `block_2` to `block_11`, `relu1_2` to `relu5_3` |
 //!
@@ -290,6 +291,7 @@ fn transformer(b: &mut OnnxBackend, x: &Edge, config: &VitConfig, options: &Feat
     };
     let out = net.forward(b, &x, options.taps)?;
     let mut outputs = vec![("features".to_owned(), out.features)];
+    outputs.extend(out.unprojected.map(|u| ("unprojected".to_owned(), u)));
     outputs.extend(out.logits.map(|l| ("logits".to_owned(), l)));
     outputs.extend(vision_transformer::DEIT_TAPS.map(|i| format!("block_{i}")).into_iter().zip(out.taps));
     Ok(outputs)

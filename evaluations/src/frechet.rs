@@ -1,9 +1,10 @@
 //! Fréchet distance between Gaussians (Dowson and Landau 1982), with symmetric solvers only.
 
 use faer::{Mat, Side};
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayView2};
 
 use crate::error::{Error, Result};
+use crate::gaussian::Accumulator;
 
 /// Mean `[D]` and covariance `[D, D]` of features.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,6 +110,48 @@ pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
     Ok(mean + a.sigma.diag().sum() + b.sigma.diag().sum() - 2.0 * sum_of_roots(&product)?)
 }
 
+/// [`frechet_distance`] of the Gaussians of two feature sets `[N, D]` and `[M, D]`, covariances over `N − ddof`; quick where a set has fewer
+/// rows than features, as one class has.
+///
+/// With `Σ₁ = A₁ᵀA₁`, `Σ₂ = A₂ᵀA₂` of the centred, scaled rows, `Σ √λ(Σ₁ Σ₂)` is the sum of the singular values of `A₁ A₂ᵀ [N, M]`.
+///
+/// # Errors
+/// `DimMismatch`; `TooFew` unless both sets have more than `ddof` rows; `NotFinite`; `Eigen`.
+pub fn frechet_distance_of(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, ddof: usize) -> Result<f64> {
+    if a.ncols() != b.ncols() {
+        return Err(Error::DimMismatch { what: "second set", expected: a.ncols(), found: b.ncols() });
+    }
+    let gaussian = |rows: ArrayView2<'_, f32>| {
+        let mut sums = Accumulator::new(rows.ncols());
+        sums.push(rows)?;
+        sums.finish(ddof)
+    };
+    if a.nrows().min(b.nrows()) >= a.ncols() {
+        return frechet_distance(&gaussian(a)?, &gaussian(b)?);
+    }
+    let centred = |rows: ArrayView2<'_, f32>| {
+        let n = rows.nrows();
+        if n <= ddof {
+            return Err(Error::TooFew { what: "covariance", least: ddof + 1, found: n });
+        }
+        if let Some(row) = rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
+            let count = rows.iter().filter(|v| !v.is_finite()).count();
+            return Err(Error::NotFinite { what: "features", count, row });
+        }
+        #[allow(clippy::cast_precision_loss, reason = "sample counts")]
+        let (count, scale) = (n as f64, ((n - ddof) as f64).sqrt());
+        let mean: Vec<f64> =
+            rows.columns().into_iter().map(|c| c.iter().map(|v| f64::from(*v)).sum::<f64>() / count).collect();
+        let matrix = Mat::from_fn(n, rows.ncols(), |i, j| (f64::from(rows[[i, j]]) - mean[j]) / scale);
+        Ok((mean, matrix))
+    };
+    let ((mean_a, x), (mean_b, y)) = (centred(a)?, centred(b)?);
+    let product = if x.nrows() <= y.nrows() { &x * y.transpose() } else { &y * x.transpose() };
+    let roots = sum_of_roots(&(&product * product.transpose()))?;
+    let mean: f64 = mean_a.iter().zip(&mean_b).map(|(p, q)| (p - q) * (p - q)).sum();
+    Ok(mean + x.squared_norm_l2() + y.squared_norm_l2() - 2.0 * roots)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,6 +202,24 @@ mod tests {
             let found = found.unwrap();
             assert!((found - expected).abs() < 1e-5 * expected, "{found} differs from {expected}");
         }
+    }
+
+    #[test]
+    fn few_rows_give_the_distance_of_their_gaussians() {
+        let rows = crate::gaussian::tests::rows;
+        for (n, m, d) in [(5, 60, 40), (60, 7, 40), (30, 35, 40), (60, 50, 9)] {
+            let (a, b) = (rows(n, d, 3), rows(m, d, 4).mapv(|v| 1.5 * v + 0.1));
+            let fit = |x: &ndarray::Array2<f32>| {
+                let mut sums = Accumulator::new(d);
+                sums.push(x.view()).unwrap();
+                sums.finish(1).unwrap()
+            };
+            let expected = frechet_distance(&fit(&a), &fit(&b)).unwrap();
+            let found = frechet_distance_of(a.view(), b.view(), 1).unwrap();
+            assert!((found - expected).abs() < 1e-9 * expected, "{n} and {m} of {d}: {found}, expected {expected}");
+        }
+        let one = rows(1, 4, 1);
+        assert!(matches!(frechet_distance_of(one.view(), rows(9, 4, 1).view(), 1), Err(Error::TooFew { .. })));
     }
 
     #[test]

@@ -24,6 +24,35 @@ pub enum Quantiser {
     Bytes,
 }
 
+/// Which of CLIP's features make CLIP-FID. Images are prepared alike: Pillow's bicubic resize of u8, shorter side to 224, centre crop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClipFeatures {
+    /// After the projection, 512 of them, not normalised.
+    Projected,
+    /// Before it, 768.
+    Unprojected,
+}
+
+impl ClipFeatures {
+    /// The exported network's output that holds them.
+    #[must_use]
+    pub fn output(self) -> &'static str {
+        match self {
+            Self::Projected => "features",
+            Self::Unprojected => "unprojected",
+        }
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Projected => "u8 bicubic (Pillow), centre crop, projected features",
+            Self::Unprojected => "u8 bicubic (Pillow), centre crop, features before the projection",
+        }
+    }
+}
+
 /// One tool's way of computing.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Protocol {
@@ -47,6 +76,8 @@ pub struct Protocol {
     pub manifold: ManifoldRule,
     /// KID.
     pub kid: KidRule,
+    /// CLIP-FID.
+    pub clip: ClipFeatures,
     /// Metrics the tool lacks, and whose rule stands in: `(metrics, tool)`.
     pub borrowed: &'static [(&'static str, &'static str)],
 }
@@ -65,6 +96,8 @@ const NVIDIA_KID: KidRule = KidRule { subsets: 100, subset_size: 1000, seed: Non
 const FIDELITY_KID: KidRule =
     KidRule { subsets: 100, subset_size: 1000, seed: Some(2020), small_sets: SmallSets::Refuse };
 
+const CLEAN: &str = "clean";
+
 /// Every protocol. The order is that of the command line's help.
 pub const PROTOCOLS: [Protocol; 6] = [
     Protocol {
@@ -78,7 +111,8 @@ pub const PROTOCOLS: [Protocol; 6] = [
         manifold_features: "pool3",
         manifold: ADM_MANIFOLD,
         kid: NVIDIA_KID,
-        borrowed: &[("sfid, is, pr", "adm, which D2O's evaluator follows"), ("kid", "stylegan3")],
+        clip: ClipFeatures::Projected,
+        borrowed: &[("sfid, is, pr", "adm, which D2O's evaluator follows"), ("kid", "stylegan3"), ("clip-fid", CLEAN)],
     },
     Protocol {
         name: "adm",
@@ -91,7 +125,8 @@ pub const PROTOCOLS: [Protocol; 6] = [
         manifold_features: "pool3",
         manifold: ADM_MANIFOLD,
         kid: NVIDIA_KID,
-        borrowed: &[("kid", "stylegan3")],
+        clip: ClipFeatures::Unprojected,
+        borrowed: &[("kid", "stylegan3"), ("clip-fid", "consistency models' evaluator")],
     },
     Protocol {
         name: "stylegan3",
@@ -104,7 +139,8 @@ pub const PROTOCOLS: [Protocol; 6] = [
         manifold_features: "VGG16",
         manifold: NVIDIA_MANIFOLD,
         kid: NVIDIA_KID,
-        borrowed: &[("sfid", "adm")],
+        clip: ClipFeatures::Projected,
+        borrowed: &[("sfid", "adm"), ("clip-fid", CLEAN)],
     },
     Protocol {
         name: "torch-fidelity",
@@ -117,7 +153,8 @@ pub const PROTOCOLS: [Protocol; 6] = [
         manifold_features: "VGG16",
         manifold: FIDELITY_MANIFOLD,
         kid: FIDELITY_KID,
-        borrowed: &[("sfid", "adm")],
+        clip: ClipFeatures::Projected,
+        borrowed: &[("sfid", "adm"), ("clip-fid", CLEAN)],
     },
     Protocol {
         name: "clean",
@@ -130,6 +167,7 @@ pub const PROTOCOLS: [Protocol; 6] = [
         manifold_features: "pool3",
         manifold: FIDELITY_MANIFOLD,
         kid: NVIDIA_KID,
+        clip: ClipFeatures::Projected,
         borrowed: &[("sfid", "adm"), ("is, pr", "torch-fidelity")],
     },
     Protocol {
@@ -143,7 +181,8 @@ pub const PROTOCOLS: [Protocol; 6] = [
         manifold_features: "pool3",
         manifold: FIDELITY_MANIFOLD,
         kid: FIDELITY_KID,
-        borrowed: &[("sfid", "adm"), ("is, kid, pr", "torch-fidelity")],
+        clip: ClipFeatures::Projected,
+        borrowed: &[("sfid", "adm"), ("is, kid, pr", "torch-fidelity"), ("clip-fid", CLEAN)],
     },
 ];
 
@@ -172,6 +211,7 @@ impl Protocol {
             ("inception_score", self.score.describe()),
             ("manifold", format!("{} features, {}", self.manifold_features, self.manifold.describe())),
             ("kid", self.kid.describe()),
+            ("clip_fid", self.clip.describe().to_owned()),
         ];
         if !borrowed.is_empty() {
             rows.push(("borrowed", borrowed.join("; ")));

@@ -50,6 +50,19 @@ pub struct Extractor {
     pub dims: usize,
 }
 
+/// One class of the samples against the same class of the reference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClassMetrics {
+    /// The class.
+    pub class: i64,
+    /// Samples of it.
+    pub samples: usize,
+    /// Reference images of it.
+    pub reference: usize,
+    /// Metrics by name; those that take more images are left out.
+    pub metrics: BTreeMap<String, Metric>,
+}
+
 /// An evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
@@ -70,6 +83,9 @@ pub struct Evaluation {
     pub runtime: BTreeMap<String, String>,
     /// Metrics by name.
     pub metrics: BTreeMap<String, Metric>,
+    /// Metrics of each class, where they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub per_class: Vec<ClassMetrics>,
     /// What a reader of the numbers should know.
     pub warnings: Vec<String>,
     /// Seconds of each stage.
@@ -142,6 +158,7 @@ mod tests {
             extractors: BTreeMap::new(),
             runtime: BTreeMap::new(),
             metrics: BTreeMap::from([("fid".to_owned(), metric(1.6))]),
+            per_class: Vec::new(),
             warnings: Vec::new(),
             timings: BTreeMap::new(),
         };

@@ -5,14 +5,15 @@ use std::path::Path;
 
 use fs_err as fs;
 use ndarray::Array4;
-use serde::Serialize;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
 use crate::{folder, hdf5, image_zip, npz};
 
 /// Size of every image of a set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageDims {
     /// Rows, pixels.
     pub height: usize,
@@ -88,7 +89,11 @@ pub fn open(path: &Path) -> Result<Box<dyn ImageSource>> {
     }
 }
 
-/// SHA-256 over `[N, H, W, C]` (u64, little endian) and all pixels: equal images give equal hashes in every container.
+/// SHA-256 of one image's pixels.
+pub type Digest = [u8; 32];
+
+/// SHA-256 over `[N, H, W, C]` (u64, little endian) and the SHA-256 of each image's pixels: equal images give equal hashes in every
+/// container, and parts of a set can be hashed apart.
 ///
 /// # Errors
 /// Those of [`ImageSource::read`].
@@ -96,10 +101,17 @@ pub fn content_sha256(source: &mut dyn ImageSource) -> Result<String> {
     const CHUNK: usize = 256;
     let mut hash = ContentHash::new(source.len(), source.dims());
     for start in (0..source.len()).step_by(CHUNK) {
-        let images = source.read(start..(start + CHUNK).min(source.len()))?;
-        hash.update(&images);
+        hash.update(&digests(&source.read(start..(start + CHUNK).min(source.len()))?));
     }
     Ok(hash.finish())
+}
+
+/// SHA-256 of each of `images [N, H, W, 3]`.
+#[must_use]
+pub fn digests(images: &Array4<u8>) -> Vec<Digest> {
+    let images = images.as_standard_layout();
+    let size = images.len() / images.dim().0.max(1);
+    images.as_slice().unwrap_or(&[]).par_chunks(size.max(1)).map(|pixels| Sha256::digest(pixels).into()).collect()
 }
 
 /// [`content_sha256`] of images that pass by in order.
@@ -117,15 +129,48 @@ impl ContentHash {
         Self(hash)
     }
 
-    /// Adds the next images, u8 `[n, H, W, 3]`.
-    pub fn update(&mut self, images: &Array4<u8>) {
-        self.0.update(images.as_standard_layout().as_slice().unwrap_or(&[]));
+    /// Adds the next images by their [`digests`].
+    pub fn update(&mut self, digests: &[Digest]) {
+        digests.iter().for_each(|d| self.0.update(d));
     }
 
     /// The hash, in hexadecimal.
     #[must_use]
     pub fn finish(self) -> String {
         hex(&self.0.finalize())
+    }
+}
+
+/// SHA-256 of the file at `path` or, for a folder, over the name, length and bytes of each file in it, in the order of their paths.
+///
+/// # Errors
+/// Reading errors.
+pub fn container_sha256(path: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    if path.is_dir() {
+        for name in folder::files(path)? {
+            let bytes = fs::read(path.join(&name))?;
+            for part in [name.as_bytes(), &bytes] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
+        }
+    } else {
+        std::io::copy(&mut fs::File::open(path)?, &mut HashWriter(&mut hash))?;
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl std::io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

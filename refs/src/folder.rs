@@ -29,15 +29,22 @@ impl Folder {
     /// # Errors
     /// `Empty` without images, `Format` for a bad `dataset.json`, `Image` for a bad first image.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut names = Vec::new();
-        list(path, path, 0, &mut names)?;
-        names.sort_unstable();
+        let mut names = files(path)?;
+        names.retain(|n| decode::is_image(n));
         let Some(first) = names.first() else { return Err(Error::Empty { file: path.to_owned() }) };
         let (height, width, channels) = decode::rgb(path, first, &fs::read(path.join(first))?)?.dim();
         let json = path.join(LABEL_FILE);
         let labels = if json.exists() { labels_of(path, &fs::read(json)?, &names)? } else { None };
         Ok(Self { path: path.to_owned(), names, dims: ImageDims { height, width, channels }, labels })
     }
+}
+
+/// Paths of all files below `path`, sorted.
+pub(crate) fn files(path: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    list(path, path, 0, &mut names)?;
+    names.sort_unstable();
+    Ok(names)
 }
 
 fn list(root: &Path, folder: &Path, depth: usize, names: &mut Vec<String>) -> Result<()> {
@@ -49,10 +56,7 @@ fn list(root: &Path, folder: &Path, depth: usize, names: &mut Vec<String>) -> Re
         if path.is_dir() {
             list(root, &path, depth + 1, names)?;
         } else if let Ok(name) = path.strip_prefix(root) {
-            let name = name.to_string_lossy().replace('\\', "/");
-            if decode::is_image(&name) {
-                names.push(name);
-            }
+            names.push(name.to_string_lossy().replace('\\', "/"));
         }
     }
     Ok(())

@@ -4,6 +4,7 @@
 pub mod atomic;
 pub mod batch;
 pub mod error;
+pub mod features;
 pub mod folder;
 pub mod hdf5;
 pub mod image_zip;

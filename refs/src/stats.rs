@@ -11,6 +11,7 @@ use crate::npy::Dtype;
 use crate::npz::{IMAGES, Npz, NpzWriter};
 
 const FEATURES: &str = "features";
+const LABELS: &str = "labels";
 const META: &str = "d2o_meta";
 
 /// Which tool's file it is.
@@ -34,8 +35,12 @@ pub struct ReferenceStats {
     pub sigma: Array2<f64>,
     /// Mean and covariance of the spatial features (sFID).
     pub spatial: Option<(Array1<f64>, Array2<f64>)>,
+    /// Mean and covariance of CLIP's features, as consistency models keep them (`mu_clip`, `sigma_clip`).
+    pub clip: Option<(Array1<f64>, Array2<f64>)>,
     /// The features themselves, `[N, D]`, where the file carries them (d2o's own addition to any layout).
     pub features: Option<Array2<f32>>,
+    /// Class of each of `features` (d2o's own addition).
+    pub labels: Option<Vec<i64>>,
     /// How it was made (d2o's own addition), or null.
     pub meta: Value,
 }
@@ -48,11 +53,11 @@ impl ReferenceStats {
     pub fn read(path: &Path) -> Result<Self> {
         let mut npz = Npz::open(path)?;
         let (mu, sigma) = gaussian(&mut npz, path, "mu", "sigma")?;
-        let spatial = if npz.contains("mu_s") && npz.contains("sigma_s") {
-            Some(gaussian(&mut npz, path, "mu_s", "sigma_s")?)
-        } else {
-            None
+        let mut pair = |mu: &str, sigma: &str| {
+            let both = npz.contains(mu) && npz.contains(sigma);
+            both.then(|| gaussian(&mut npz, path, mu, sigma)).transpose()
         };
+        let (spatial, clip) = (pair("mu_s", "sigma_s")?, pair("mu_clip", "sigma_clip")?);
         let features = if npz.contains(FEATURES) {
             let rows = npz.f32(FEATURES)?;
             let shape = format!("{:?}", rows.shape());
@@ -61,6 +66,13 @@ impl ReferenceStats {
         } else {
             None
         };
+        let labels = if npz.contains(LABELS) { Some(npz.i64(LABELS)?) } else { None };
+        if let (Some(rows), Some(labels)) = (&features, &labels) {
+            let rows: &Array2<f32> = rows;
+            if rows.nrows() != labels.len() {
+                return Err(Error::format(path, LABELS, format!("{} classes", rows.nrows()), labels.len().to_string()));
+            }
+        }
         let meta = if npz.contains(META) {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the array holds bytes")]
             let text: Vec<u8> = npz.f64(META)?.iter().map(|v| *v as u8).collect();
@@ -68,7 +80,7 @@ impl ReferenceStats {
         } else {
             Value::Null
         };
-        Ok(Self { mu, sigma, spatial, features, meta })
+        Ok(Self { mu, sigma, spatial, clip, features, labels, meta })
     }
 
     /// Writes the statistics in `layout`; `images` (a source read from the start) is needed by, and only by, [`Layout::Adm`].
@@ -98,12 +110,17 @@ impl ReferenceStats {
             Layout::Edm | Layout::Adm => npz.f64("mu", self.mu.view().into_dyn())?,
         }
         npz.f64("sigma", self.sigma.view().into_dyn())?;
-        if let Some((mu, sigma)) = &self.spatial {
-            npz.f64("mu_s", mu.view().into_dyn())?;
-            npz.f64("sigma_s", sigma.view().into_dyn())?;
+        for (pair, [mean, cov]) in [(&self.spatial, ["mu_s", "sigma_s"]), (&self.clip, ["mu_clip", "sigma_clip"])] {
+            if let Some((mu, sigma)) = pair {
+                npz.f64(mean, mu.view().into_dyn())?;
+                npz.f64(cov, sigma.view().into_dyn())?;
+            }
         }
         if let Some(features) = &self.features {
             npz.f32(FEATURES, features.view().into_dyn())?;
+        }
+        if let Some(labels) = &self.labels {
+            npz.i64(LABELS, labels)?;
         }
         if !self.meta.is_null() {
             npz.bytes(META, self.meta.to_string().as_bytes())?;
@@ -201,6 +218,8 @@ mod tests {
             mu: Array1::linspace(0.1, 0.5, 3),
             sigma: Array2::eye(3),
             spatial: None,
+            clip: Some((Array1::zeros(2), Array2::eye(2))),
+            labels: Some(vec![0, 1, 0, 7]),
             features: Some(Array2::from_shape_fn((4, 3), |(i, j)| i as f32 - j as f32)),
             meta: serde_json::json!({"extractor": "x"}),
         }

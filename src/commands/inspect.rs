@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 
 use super::ExitStatus;
 use crate::cli::Inspect;
-use crate::features::file_sha256;
 use crate::printer::Printer;
 
 /// Says what files are.
@@ -44,7 +43,7 @@ fn describe(path: &Path) -> anyhow::Result<Value> {
         Some("npz" | "npy" | "zip" | "h5" | "hdf5") => images(path)?,
         _ => checkpoint(path)?,
     };
-    value["sha256"] = file_sha256(path)?.into();
+    value["sha256"] = batch::container_sha256(path)?.into();
     Ok(value)
 }
 

@@ -3,18 +3,19 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use d2o_evaluations::frechet::Gaussian;
 use d2o_evaluations::gaussian::Accumulator;
 use d2o_evaluations::protocol::Protocol;
-use d2o_refs::batch;
+use d2o_refs::batch::ImageSource;
 use d2o_refs::stats::{self, Layout, ReferenceStats};
-use ndarray::{Array2, Axis};
 use serde_json::json;
 
 use super::ExitStatus;
 use crate::cli::{Global, LayoutArg, Refs, RefsInspect, RefsMake};
-use crate::features::{describe, extract, output_dims};
+use crate::error::with_hint;
+use crate::features::{Network, Role};
+use crate::measure::{How, Set, Wants, sums};
 use crate::printer::{Printer, table};
-use crate::runtime;
 
 /// Makes or examines a reference.
 ///
@@ -29,41 +30,50 @@ pub fn run(command: &Refs, global: &Global, printer: Printer) -> anyhow::Result<
 
 fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     let intent = || format!("cannot make a reference of `{}`", args.data.display());
-    let mut source = batch::open(&args.data).with_context(intent)?;
-    let mut session = runtime::open(&args.extractor, args.provider, global, printer)?;
-    let extractor = describe(session.model(), &args.extractor)?;
+    let mut set = Set::open(&args.data).with_context(intent)?;
     let protocol = Protocol::named(&args.protocol).context("no such protocol")?;
-    let spatial = output_dims(session.model(), "spatial");
-    let mut sums = Accumulator::new(extractor.dims);
-    let mut spatial_sums = spatial.map(Accumulator::new);
-    let mut features = Array2::zeros((0, extractor.dims));
-    let found = extract(session.as_mut(), source.as_mut(), args.batch as usize, protocol, printer, &mut |rows| {
-        sums.push(rows.features)?;
-        if let (Some(sums), Some(rows)) = (&mut spatial_sums, rows.spatial) {
-            sums.push(rows)?;
+    let mut networks = Vec::new();
+    for (role, path) in [(Role::Features, &args.extractor), (Role::Clip, &args.clip)] {
+        if let Some(path) = path {
+            networks.push(Network::open(role, path, protocol, args.provider, global, printer)?);
         }
-        if !args.no_features {
-            features.append(Axis(0), rows.features)?;
-        }
-        Ok(())
-    })
-    .with_context(intent)?;
-    let gaussian = sums.finish(protocol.ddof).with_context(intent)?;
-    let spatial = spatial_sums.map(|s| s.finish(protocol.ddof)).transpose().with_context(intent)?;
-    let meta = json!({
-        "extractor": extractor.name,
-        "extractor_sha256": extractor.sha256,
+    }
+    if set.width("features", &networks).is_none() {
+        return Err(with_hint(anyhow::anyhow!("no network takes the images' features"), "name one with --extractor"))
+            .with_context(intent);
+    }
+    let has = |matrix: &str| set.width(matrix, &networks).is_some();
+    let keep = !args.no_features;
+    let wants = Wants { features: true, keep, score: None, spatial: has("spatial"), clip: has("clip") };
+    let how = How { batch: args.batch as usize, protocol, cache: args.cache.as_deref(), printer };
+    let found = sums(&mut set, &mut networks, &wants, &how, None).with_context(intent)?;
+    let finish = |sums: Option<Accumulator>| sums.map(|s| s.finish(protocol.ddof)).transpose().with_context(intent);
+    let gaussian = finish(found.features)?.context("no features")?;
+    let pair = |g: Option<Gaussian>| g.map(|g| (g.mu, g.sigma));
+    let count = set.len();
+    let mut meta = json!({
         "protocol": protocol.name,
         "ddof": protocol.ddof,
-        "count": source.len(),
-        "images_sha256": found.images_sha256,
+        "count": count,
+        "images_sha256": found.walk.sha256,
         "d2o_version": env!("CARGO_PKG_VERSION"),
     });
+    for (role, key) in [(Role::Features, "extractor"), (Role::Clip, "clip")] {
+        if let Some(network) = found.walk.networks.get(role.name()) {
+            meta[key] = network.name.clone().into();
+            meta[format!("{key}_sha256")] = network.sha256.clone().into();
+            meta[format!("{key}_preprocessing")] = network.preprocessing.clone().into();
+        }
+    }
+    let name = found.walk.networks.get(Role::Features.name()).map_or("a file", |n| n.name.as_str()).to_owned();
+    let dims = gaussian.mu.len();
     let reference = ReferenceStats {
         mu: gaussian.mu,
         sigma: gaussian.sigma,
-        spatial: spatial.map(|g| (g.mu, g.sigma)),
-        features: (!args.no_features).then_some(features),
+        spatial: pair(finish(found.spatial)?),
+        clip: pair(finish(found.clip)?),
+        labels: set.labels().filter(|_| keep),
+        features: found.kept,
         meta,
     };
     let layout = match args.layout {
@@ -71,16 +81,12 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
         LayoutArg::Adm => Layout::Adm,
         LayoutArg::Clean => Layout::Clean,
     };
-    reference
-        .write(&args.out, layout, Some(source.as_mut()))
-        .with_context(|| format!("write `{}`", args.out.display()))?;
-    printer.note(&format!(
-        "{} images, {} features by {} in `{}`",
-        source.len(),
-        extractor.dims,
-        extractor.name,
-        args.out.display()
-    ));
+    let images = match &mut set {
+        Set::Images { source, .. } => Some(source.as_mut() as &mut dyn ImageSource),
+        Set::Features(_) => None,
+    };
+    reference.write(&args.out, layout, images).with_context(|| format!("write `{}`", args.out.display()))?;
+    printer.note(&format!("{count} images, {dims} features by {name} in `{}`", args.out.display()));
     Ok(ExitStatus::Done)
 }
 

@@ -378,6 +378,8 @@ fn split<B: Backend>(b: &mut B, x: &B::Value, width: usize) -> Result<B::Value> 
 pub struct Outputs<V> {
     /// `[N, D]`.
     pub features: V,
+    /// CLIP's features before their projection, `[N, width]`.
+    pub unprojected: Option<V>,
     /// DeiT's classes, the mean of its two heads, `[N, K]`.
     pub logits: Option<V>,
     /// Patches after the blocks [`DEIT_TAPS`] as maps `[N, width, S/patch, S/patch]`; empty for the others and if not asked for.
@@ -520,11 +522,11 @@ impl<V: Clone> VisionTransformer<V> {
         }
         b.enter(&self.scope);
         let class = normed.swap_remove(0);
-        let features = match &self.projection {
-            Some(projection) => b.matmul(&class, projection)?,
-            None => class,
+        let (features, unprojected) = match &self.projection {
+            Some(projection) => (b.matmul(&class, projection)?, Some(class)),
+            None => (class, None),
         };
-        Ok(Outputs { features, logits, taps: tapped })
+        Ok(Outputs { features, unprojected, logits, taps: tapped })
     }
 }
 

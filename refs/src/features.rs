@@ -1,0 +1,464 @@
+//! Feature files: what networks say of a set of images, one row an image, in HDF5.
+//!
+//! | dataset | what |
+//! |---|---|
+//! | `features`, `logits`, `spatial`, `clip` f32 `[N, D]` | outputs of the feature networks; a file may hold any of them |
+//! | `labels` i64 `[N]` | classes, if the images have them |
+//! | `image_sha256` u8 `[N, 32]` | SHA-256 of each image's pixels |
+//! | `d2o_meta` u8 | JSON, [`Meta`]; absent in files of other tools |
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array2, ArrayView2, s};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::batch::{Digest, ImageDims, check_range, hex};
+use crate::error::{Error, Result};
+
+/// Matrices a feature file may hold.
+pub const MATRICES: [&str; 4] = ["features", "logits", "spatial", "clip"];
+const LABELS: &str = "labels";
+const DIGESTS: &str = "image_sha256";
+const META: &str = "d2o_meta";
+/// Version of the layout.
+const VERSION: u32 = 1;
+/// Bytes of a chunk, about.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Rows read at a time where a whole file is walked.
+const ROWS: usize = 256;
+/// Most bytes of meta data accepted.
+const MAX_META: usize = 1 << 24;
+
+/// A network whose outputs a file holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkMeta {
+    /// Its name.
+    pub name: String,
+    /// Its file.
+    pub path: String,
+    /// Hash of that file.
+    pub sha256: String,
+    /// Length of its features.
+    pub dims: usize,
+    /// What was done to images before it.
+    pub preprocessing: String,
+    /// Where it ran.
+    pub runtime: String,
+}
+
+/// What a feature file says of itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Version of the layout.
+    #[serde(default)]
+    pub d2o_features: u32,
+    /// Hash of the container the images came from, as `batch::container_sha256`, or of what made them.
+    pub source_sha256: String,
+    /// Images of that container.
+    pub total: usize,
+    /// Of these the file holds `start..end`.
+    pub rows: Range<usize>,
+    /// Size of the images.
+    pub images: ImageDims,
+    /// Images in a batch when the networks ran.
+    pub batch: usize,
+    /// Networks by role: `features`, `clip`.
+    pub networks: BTreeMap<String, NetworkMeta>,
+    /// SHA-256 of each dataset's rows (little endian).
+    #[serde(default)]
+    pub sha256: BTreeMap<String, String>,
+}
+
+/// An open feature file.
+#[derive(Debug)]
+pub struct FeatureFile {
+    path: PathBuf,
+    len: usize,
+    matrices: BTreeMap<String, (::hdf5::Dataset, usize)>,
+    labels: Option<Vec<i64>>,
+    digests: Option<Vec<Digest>>,
+    meta: Option<Meta>,
+}
+
+impl FeatureFile {
+    /// Whether the HDF5 file at `path` holds features, and no images.
+    #[must_use]
+    pub fn is_one(path: &Path) -> bool {
+        const MAGIC: &[u8] = b"\x89HDF\r\n\x1a\n";
+        let mut head = [0_u8; MAGIC.len()];
+        let read = |head: &mut [u8]| std::io::Read::read_exact(&mut fs_err::File::open(path)?, head);
+        path.is_file()
+            && read(&mut head).is_ok()
+            && head == MAGIC
+            && ::hdf5::File::open(path)
+                .and_then(|f| f.member_names())
+                .is_ok_and(|names| MATRICES.iter().any(|m| names.iter().any(|n| n == m)))
+    }
+
+    /// Opens `path` and reads all but the matrices.
+    ///
+    /// # Errors
+    /// `Hdf5` if it is damaged; `Format` without a matrix, for matrices of differing length, or for meta data that do not belong to them.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |source| Error::Hdf5 { file: path.to_owned(), source };
+        let file = ::hdf5::File::open(path).map_err(failed)?;
+        let names = file.member_names().map_err(failed)?;
+        let has = |name: &str| names.iter().any(|n| n == name);
+        let mut matrices = BTreeMap::new();
+        let mut len = None;
+        for name in MATRICES.into_iter().filter(|n| has(n)) {
+            let data = file.dataset(name).map_err(failed)?;
+            let &[rows, width] = data.shape().as_slice() else {
+                return Err(Error::format(path, name, "two axes", format!("{:?}", data.shape())));
+            };
+            let expected = *len.get_or_insert(rows);
+            if rows != expected || width == 0 {
+                let found = format!("[{rows}, {width}]");
+                return Err(Error::format(path, name, format!("{expected} rows of at least one number"), found));
+            }
+            matrices.insert(name.to_owned(), (data, width));
+        }
+        let Some(len) = len else {
+            let expected = format!("one of {}", MATRICES.join(", "));
+            return Err(Error::format(path, "datasets", expected, format!("only {}", names.join(", "))));
+        };
+        if len == 0 {
+            return Err(Error::Empty { file: path.to_owned() });
+        }
+        let labels = if has(LABELS) {
+            Some(file.dataset(LABELS).and_then(|d| d.read_raw::<i64>()).map_err(failed)?)
+        } else {
+            None
+        };
+        let digests = if has(DIGESTS) {
+            let data = file.dataset(DIGESTS).map_err(failed)?;
+            if data.shape() != [len, 32] {
+                return Err(Error::format(path, DIGESTS, format!("[{len}, 32]"), format!("{:?}", data.shape())));
+            }
+            let bytes = data.read_raw::<u8>().map_err(failed)?;
+            Some(bytes.chunks_exact(32).map(|c| std::array::from_fn(|i| c[i])).collect())
+        } else {
+            None
+        };
+        if let Some(found) = labels.as_ref().map(Vec::len).filter(|n| *n != len) {
+            return Err(Error::format(path, LABELS, format!("{len} classes"), found.to_string()));
+        }
+        let meta = if has(META) {
+            let data = file.dataset(META).map_err(failed)?;
+            if data.size() > MAX_META {
+                return Err(Error::format(path, META, format!("at most {MAX_META} bytes"), data.size().to_string()));
+            }
+            let text = data.read_raw::<u8>().map_err(failed)?;
+            let meta: Meta =
+                serde_json::from_slice(&text).map_err(|e| Error::format(path, META, "JSON", e.to_string()))?;
+            if meta.d2o_features != VERSION {
+                return Err(Error::format(path, META, format!("version {VERSION}"), meta.d2o_features.to_string()));
+            }
+            if meta.rows.len() != len || meta.rows.end > meta.total || digests.is_none() {
+                let expected = format!("{len} rows of {}, each with its image's hash", meta.total);
+                return Err(Error::format(path, META, expected, format!("{:?}", meta.rows)));
+            }
+            Some(meta)
+        } else {
+            None
+        };
+        Ok(Self { path: path.to_owned(), len, matrices, labels, digests, meta })
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Class of each image.
+    #[must_use]
+    pub fn labels(&self) -> Option<&[i64]> {
+        self.labels.as_deref()
+    }
+
+    /// Hash of each image.
+    #[must_use]
+    pub fn digests(&self) -> Option<&[Digest]> {
+        self.digests.as_deref()
+    }
+
+    /// What it says of itself; `None` for a file of another tool.
+    #[must_use]
+    pub fn meta(&self) -> Option<&Meta> {
+        self.meta.as_ref()
+    }
+
+    /// Length of the rows of matrix `name`, if it is there.
+    #[must_use]
+    pub fn width(&self, name: &str) -> Option<usize> {
+        self.matrices.get(name).map(|(_, w)| *w)
+    }
+
+    /// Rows `range` of matrix `name`.
+    ///
+    /// # Errors
+    /// `Format` if there is no such matrix or row; `Hdf5` for a damaged file.
+    pub fn read(&self, name: &str, range: Range<usize>) -> Result<Array2<f32>> {
+        check_range(&self.path, &range, self.len)?;
+        let Some((data, _)) = self.matrices.get(name) else {
+            let found = format!("only {}", self.matrices.keys().cloned().collect::<Vec<_>>().join(", "));
+            return Err(Error::format(&self.path, "datasets", format!("`{name}`"), found));
+        };
+        data.read_slice(s![range, ..]).map_err(|source| Error::Hdf5 { file: self.path.clone(), source })
+    }
+
+    /// Compares every dataset with the hash written for it. A file of another tool has none and passes.
+    ///
+    /// # Errors
+    /// `Format` naming the dataset that differs; `Hdf5`.
+    pub fn verify(&self) -> Result<()> {
+        let Some(meta) = &self.meta else { return Ok(()) };
+        let check = |name: &str, hash: Sha256| {
+            let found = hex(&hash.finalize());
+            match meta.sha256.get(name) {
+                Some(expected) if *expected == found => Ok(()),
+                expected => {
+                    let expected = expected.map_or("no such dataset".to_owned(), |e| format!("sha256 {e}"));
+                    Err(Error::format(&self.path, name, expected, format!("sha256 {found}")))
+                }
+            }
+        };
+        for name in self.matrices.keys() {
+            let mut hash = Sha256::new();
+            for start in (0..self.len).step_by(ROWS) {
+                hash_rows(&mut hash, self.read(name, start..(start + ROWS).min(self.len))?.view());
+            }
+            check(name, hash)?;
+        }
+        if let Some(labels) = &self.labels {
+            check(LABELS, hash_of(labels.iter().map(|l| l.to_le_bytes())))?;
+        }
+        if let Some(digests) = &self.digests {
+            check(DIGESTS, hash_of(digests.iter().copied()))?;
+        }
+        let here = |name: &str| match name {
+            LABELS => self.labels.is_some(),
+            DIGESTS => self.digests.is_some(),
+            other => self.matrices.contains_key(other),
+        };
+        match meta.sha256.keys().find(|n| !here(n)) {
+            Some(name) => Err(Error::format(&self.path, "datasets", format!("`{name}`"), "no such dataset")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn hash_of<const N: usize>(values: impl Iterator<Item = [u8; N]>) -> Sha256 {
+    let mut hash = Sha256::new();
+    values.for_each(|v| hash.update(v));
+    hash
+}
+
+fn hash_rows(hash: &mut Sha256, rows: ArrayView2<'_, f32>) {
+    let mut bytes = Vec::with_capacity(4 * rows.ncols());
+    for row in rows.outer_iter() {
+        bytes.clear();
+        bytes.extend(row.iter().flat_map(|v| v.to_le_bytes()));
+        hash.update(&bytes);
+    }
+}
+
+/// Writes a feature file batch by batch; it gets its name at the end.
+pub struct FeatureWriter {
+    target: PathBuf,
+    partial: tempfile::TempPath,
+    file: ::hdf5::File,
+    matrices: BTreeMap<String, (::hdf5::Dataset, Sha256)>,
+    digests: Vec<Digest>,
+    meta: Meta,
+}
+
+impl std::fmt::Debug for FeatureWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FeatureWriter").field("target", &self.target).field("rows", &self.digests.len()).finish()
+    }
+}
+
+impl FeatureWriter {
+    /// Starts writing what will be `path`: the rows `meta.rows`. Its version and hashes are filled in.
+    ///
+    /// # Errors
+    /// `Hdf5`, or the file system's own.
+    pub fn create(path: &Path, meta: Meta) -> Result<Self> {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs_err::create_dir_all(folder)?;
+        let partial = tempfile::Builder::new().prefix(".d2o-").suffix(".partial").tempfile_in(folder)?.into_temp_path();
+        let file = ::hdf5::File::create(&partial).map_err(|source| Error::Hdf5 { file: path.to_owned(), source })?;
+        Ok(Self {
+            target: path.to_owned(),
+            partial,
+            file,
+            matrices: BTreeMap::new(),
+            digests: Vec::with_capacity(meta.rows.len()),
+            meta,
+        })
+    }
+
+    /// Appends one batch: the images' hashes and a row of each matrix for each of them.
+    ///
+    /// # Errors
+    /// `Hdf5`, also if more rows come than were announced.
+    pub fn append(&mut self, digests: &[Digest], matrices: &[(&str, ArrayView2<'_, f32>)]) -> Result<()> {
+        let (at, len) = (self.digests.len(), self.meta.rows.len());
+        let failed = |source| Error::Hdf5 { file: self.target.clone(), source };
+        for (name, rows) in matrices {
+            if !self.matrices.contains_key(*name) {
+                let width = rows.ncols();
+                let chunk = (CHUNK_BYTES / (4 * width.max(1))).clamp(1, len.max(1));
+                let data = self.file.new_dataset::<f32>().shape((len, width)).chunk((chunk, width)).fletcher32();
+                let data = data.create(*name).map_err(failed)?;
+                self.matrices.insert((*name).to_owned(), (data, Sha256::new()));
+            }
+            let Some((data, hash)) = self.matrices.get_mut(*name) else { continue };
+            data.write_slice(rows, s![at..at + rows.nrows(), ..]).map_err(failed)?;
+            hash_rows(hash, *rows);
+        }
+        self.digests.extend_from_slice(digests);
+        Ok(())
+    }
+
+    /// Adds the classes of the rows, closes the file and gives it its name.
+    ///
+    /// # Errors
+    /// `Format` unless all announced rows came; `Hdf5`, or the file system's own.
+    pub fn finish(self, labels: Option<&[i64]>) -> Result<()> {
+        let Self { target, partial, file, matrices, digests, mut meta } = self;
+        let failed = |source| Error::Hdf5 { file: target.clone(), source };
+        if digests.len() != meta.rows.len() {
+            let expected = format!("{} rows", meta.rows.len());
+            return Err(Error::format(&target, "features", expected, format!("{} rows", digests.len())));
+        }
+        meta.d2o_features = VERSION;
+        meta.sha256 = matrices.into_iter().map(|(name, (_, hash))| (name, hex(&hash.finalize()))).collect();
+        if let Some(labels) = labels {
+            file.new_dataset::<i64>()
+                .shape(labels.len())
+                .create(LABELS)
+                .and_then(|d| d.write_raw(labels))
+                .map_err(failed)?;
+            meta.sha256.insert(LABELS.to_owned(), hex(&hash_of(labels.iter().map(|l| l.to_le_bytes())).finalize()));
+        }
+        let bytes: Vec<u8> = digests.iter().flatten().copied().collect();
+        let data = file.new_dataset::<u8>().shape((digests.len(), 32)).create(DIGESTS);
+        data.and_then(|d| d.write_raw(&bytes)).map_err(failed)?;
+        meta.sha256.insert(DIGESTS.to_owned(), hex(&hash_of(digests.into_iter()).finalize()));
+        let text = serde_json::to_vec(&meta).map_err(|e| Error::format(&target, META, "JSON", e.to_string()))?;
+        // A checksum guards the hashes themselves.
+        let data = file.new_dataset::<u8>().shape(text.len()).chunk(text.len()).fletcher32().create(META);
+        data.and_then(|d| d.write_raw(&text)).map_err(failed)?;
+        file.close().map_err(failed)?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            fs_err::set_permissions(&partial, std::fs::Permissions::from_mode(0o644))?;
+        }
+        partial.persist(&target).map_err(|e| e.error)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(rows: Range<usize>) -> Meta {
+        Meta {
+            d2o_features: 0,
+            source_sha256: "s".to_owned(),
+            total: 700,
+            rows,
+            images: ImageDims { height: 2, width: 2, channels: 3 },
+            batch: 64,
+            networks: BTreeMap::new(),
+            sha256: BTreeMap::new(),
+        }
+    }
+
+    fn write(path: &Path, rows: Range<usize>) -> Array2<f32> {
+        let n = rows.len();
+        let x = Array2::from_shape_fn((n, 5), |(i, j)| i as f32 + j as f32 / 8.0);
+        let mut writer = FeatureWriter::create(path, meta(rows)).unwrap();
+        for start in (0..n).step_by(64) {
+            let end = (start + 64).min(n);
+            let part = x.slice(s![start..end, ..]);
+            writer.append(&vec![[7; 32]; end - start], &[("features", part), ("clip", part)]).unwrap();
+        }
+        writer.finish(Some(&vec![3; n])).unwrap();
+        x
+    }
+
+    #[test]
+    fn round_trip_and_equal_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.h5");
+        let x = write(&path, 100..650);
+        let file = FeatureFile::open(&path).unwrap();
+        file.verify().unwrap();
+        assert!(FeatureFile::is_one(&path));
+        assert_eq!((file.len(), file.width("clip"), file.width("logits")), (550, Some(5), None));
+        assert_eq!(file.read("features", 200..400).unwrap(), x.slice(s![200..400, ..]));
+        assert_eq!(file.labels().unwrap()[549], 3);
+        assert_eq!(file.meta().unwrap().rows, 100..650);
+        assert!(file.read("logits", 0..1).unwrap_err().to_string().contains("only clip, features"));
+    }
+
+    #[test]
+    fn a_changed_byte_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.h5");
+        write(&path, 0..300);
+        let bytes = fs_err::read(&path).unwrap();
+        let pattern: Vec<u8> = 77.125_f32.to_le_bytes().to_vec();
+        let at = bytes.windows(4).position(|w| w == pattern).unwrap();
+        for (position, mask) in [(at + 1, 0x10), (at + 3, 0x01)] {
+            let mut changed = bytes.clone();
+            changed[position] ^= mask;
+            fs_err::write(&path, &changed).unwrap();
+            let found = FeatureFile::open(&path).and_then(|f| f.verify());
+            assert!(found.is_err_and(|e| e.to_string().contains("f.h5")));
+        }
+        for keep in [0, 100, bytes.len() / 2, bytes.len() - 1] {
+            fs_err::write(&path, &bytes[..keep]).unwrap();
+            assert!(FeatureFile::open(&path).and_then(|f| f.verify()).is_err(), "{keep} bytes");
+        }
+        let text = bytes.windows(13).position(|w| w == b"source_sha256").unwrap();
+        let mut changed = bytes;
+        changed[text + 17] ^= 1;
+        fs_err::write(&path, &changed).unwrap();
+        assert!(FeatureFile::open(&path).is_err());
+    }
+
+    #[test]
+    fn files_of_other_tools_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.h5");
+        let file = ::hdf5::File::create(&path).unwrap();
+        let data = file.new_dataset::<f64>().shape((3, 2)).create("features").unwrap();
+        data.write_raw(&[0.5, 1.5, 2.5, 3.5, 4.5, 5.5]).unwrap();
+        file.close().unwrap();
+        let file = FeatureFile::open(&path).unwrap();
+        assert_eq!(file.read("features", 1..3).unwrap(), ndarray::array![[2.5, 3.5], [4.5, 5.5]]);
+        assert!(file.meta().is_none() && file.verify().is_ok());
+    }
+}

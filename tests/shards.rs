@@ -1,0 +1,207 @@
+//! Features in files: shards and their merging, the cache, feature files as samples and references, classes.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "a test"
+)]
+
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use serde_json::Value;
+
+mod common;
+use common::{attempt, d2o, value, write_images, write_labelled, write_lite0};
+
+const ALL: &str = "fid,is,pr,dc,kid,clip-fid";
+
+/// `evaluate` with these arguments; its result.
+fn evaluate(dir: &Path, args: &[&str]) -> Value {
+    d2o(dir, &[&["evaluate", "--bootstrap", "3", "--json", "e.json"], args].concat());
+    serde_json::from_slice(&fs::read(dir.join("e.json")).unwrap()).unwrap()
+}
+
+fn metrics(result: &Value) -> String {
+    result["metrics"].to_string()
+}
+
+/// Two networks, samples of two classes and their reference.
+fn prepare() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    write_lite0(path, 1, "lite0");
+    write_lite0(path, 2, "other");
+    write_labelled(&path.join("real.npz"), 0..90, |s| Some((s % 2) as i64));
+    write_labelled(&path.join("fake.npz"), 60..160, |s| Some((s % 2) as i64));
+    let make = ["refs", "make", "real.npz", "--extractor", "lite0.onnx", "--clip", "other.onnx", "--out", "ref.npz"];
+    d2o(path, &make);
+    dir
+}
+
+const NETWORKS: [&str; 4] = ["--extractor", "lite0.onnx", "--clip", "other.onnx"];
+
+fn shard(dir: &Path, index: usize, more: &[&str]) -> String {
+    let (part, out) = (format!("{index}/3"), format!("part-{index}.h5"));
+    let args = ["evaluate", "fake.npz", "--shard", &part, "--save-features", &out, "--batch", "16"];
+    d2o(dir, &[&args[..], &NETWORKS, more].concat());
+    out
+}
+
+#[test]
+fn three_shards_merged_are_one_run_to_the_last_bit() {
+    let dir = prepare();
+    let dir = dir.path();
+    let how = ["--ref", "ref.npz", "--metrics", ALL, "--batch", "16", "--per-class"];
+    let one = evaluate(dir, &[&["fake.npz"], &NETWORKS[..], &how].concat());
+    assert!(value(&one, "fd") > 0.0 && value(&one, "clip_fd") > 0.0, "{one}");
+    for i in 0..3 {
+        shard(dir, i, &[]);
+    }
+    // In any order, and with another batch for reading.
+    for parts in [["part-0.h5", "part-1.h5", "part-2.h5"], ["part-2.h5", "part-0.h5", "part-1.h5"]] {
+        let merged = evaluate(dir, &[&["--merge"], &parts[..], &how].concat());
+        assert_eq!(metrics(&one), metrics(&merged));
+        for key in ["per_class", "extractors", "runtime", "protocol", "deviations"] {
+            assert_eq!(one[key], merged[key], "{key}");
+        }
+        assert_eq!(one["samples"]["sha256"], merged["samples"]["sha256"]);
+        assert_eq!(one["samples"]["count"], 100);
+    }
+}
+
+#[test]
+fn a_mix_of_shards_is_refused() {
+    let dir = prepare();
+    let dir = dir.path();
+    for i in 0..3 {
+        shard(dir, i, &[]);
+    }
+    let merge = |parts: &[&str], text: &str| {
+        let outcome = attempt(dir, &[&["evaluate", "--merge"], parts, &["--ref", "ref.npz"]].concat());
+        assert!(outcome.code == 1 && outcome.stderr.contains(text), "{text}: {outcome}");
+    };
+    merge(&["part-0.h5", "part-2.h5"], "images 32..64 of 100 are in none of the files");
+    merge(&["part-0.h5", "part-1.h5"], "images 64..100 of 100 are in none of the files");
+    merge(&["part-1.h5", "part-0.h5", "part-1.h5", "part-2.h5"], "both hold image 32");
+    let single = attempt(dir, &["evaluate", "part-1.h5", "--ref", "ref.npz"]);
+    assert!(single.code == 1 && single.stderr.contains("images 0..32 of 100"), "{single}");
+
+    write_images(&dir.join("fake.npz"), 61..161);
+    fs::rename(dir.join("part-1.h5"), dir.join("old.h5")).unwrap();
+    shard(dir, 1, &[]);
+    merge(&["part-0.h5", "part-1.h5", "part-2.h5"], "differ in the images they come from");
+    fs::remove_file(dir.join("part-1.h5")).unwrap();
+    write_labelled(&dir.join("fake.npz"), 60..160, |s| Some((s % 2) as i64));
+    let args = ["evaluate", "fake.npz", "--shard", "1/3", "--save-features", "part-1.h5", "--batch", "16"];
+    d2o(dir, &[&args[..], &["--extractor", "other.onnx"]].concat());
+    merge(&["part-0.h5", "part-1.h5", "part-2.h5"], "differ in the networks");
+
+    let mut bytes = fs::read(dir.join("old.h5")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(dir.join("old.h5"), &bytes).unwrap();
+    merge(&["part-0.h5", "old.h5", "part-2.h5"], "old.h5");
+    let none = attempt(
+        dir,
+        &["evaluate", "fake.npz", "--shard", "0/9", "--save-features", "x.h5", "--extractor", "lite0.onnx"],
+    );
+    assert!(none.code == 1 && none.stderr.contains("do not make 9 parts"), "{none}");
+}
+
+fn cached(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = fs::read_dir(dir.join("cache")).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort_unstable();
+    files
+}
+
+#[test]
+fn the_cache_gives_the_same_numbers_without_the_network() {
+    let dir = prepare();
+    let dir = dir.path();
+    let how = ["--ref", "real.npz", "--metrics", ALL, "--cache", "cache"];
+    let run = |more: &[&str]| evaluate(dir, &[&["fake.npz"], &NETWORKS[..], &how, more].concat());
+    let first = run(&[]);
+    assert!(first["timings"].get("features_network").is_some(), "{first}");
+    // Two networks, two sets.
+    assert_eq!(cached(dir).len(), 4);
+    let second = run(&[]);
+    assert_eq!(metrics(&first), metrics(&second));
+    assert_eq!(first["samples"], second["samples"]);
+    assert!(second["timings"].get("features_network").is_none(), "{second}");
+    assert!(second["timings"].get("features_cache").is_some(), "{second}");
+
+    // Other pixels, or another network, are something else.
+    write_images(&dir.join("fake.npz"), 61..161);
+    let other = run(&[]);
+    assert_ne!(metrics(&first), metrics(&other));
+    assert_eq!(cached(dir).len(), 6);
+    write_images(&dir.join("fake.npz"), 60..160);
+    // The container differs (it has no classes), the images do not.
+    assert_eq!(metrics(&run(&[])), metrics(&first));
+
+    // A damaged file is found and replaced.
+    for file in cached(dir) {
+        let mut bytes = fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 4;
+        fs::write(&file, bytes).unwrap();
+    }
+    let outcome = d2o(dir, &[&["evaluate", "fake.npz"], &NETWORKS[..], &how, &["--json", "e.json"]].concat());
+    assert!(outcome.stderr.contains("the cache is damaged"), "{outcome}");
+    let repaired: Value = serde_json::from_slice(&fs::read(dir.join("e.json")).unwrap()).unwrap();
+    assert_eq!(metrics(&repaired), metrics(&first));
+    let quiet = d2o(dir, &[&["evaluate", "fake.npz"], &NETWORKS[..], &how].concat());
+    assert!(!quiet.stderr.contains("damaged"), "{quiet}");
+}
+
+#[test]
+fn feature_files_stand_for_images_on_both_sides() {
+    let dir = prepare();
+    let dir = dir.path();
+    let save = |samples: &str, out: &str| {
+        let args = ["--ref", "ref.npz", "--metrics", ALL, "--save-features", out];
+        evaluate(dir, &[&[samples], &NETWORKS[..], &args].concat())
+    };
+    let fake = save("fake.npz", "fake.h5");
+    save("real.npz", "real.h5");
+    let again = evaluate(dir, &["fake.h5", "--ref", "real.h5", "--metrics", ALL]);
+    assert_eq!(metrics(&fake), metrics(&again));
+    d2o(dir, &["refs", "make", "real.h5", "--out", "ref2.npz"]);
+    let made = evaluate(dir, &["fake.h5", "--ref", "ref2.npz", "--metrics", ALL]);
+    assert_eq!(metrics(&fake), metrics(&made));
+
+    let wrong = attempt(dir, &["evaluate", "fake.h5", "--ref", "real.h5", "--extractor", "other.onnx"]);
+    assert!(wrong.code == 1 && wrong.stderr.contains("holds features of"), "{wrong}");
+    let lacking = attempt(dir, &["evaluate", "fake.npz", "--ref", "real.h5"]);
+    assert!(lacking.code == 1 && lacking.stderr.contains("--extractor"), "{lacking}");
+}
+
+#[test]
+fn classes_are_measured_apart() {
+    let dir = prepare();
+    let dir = dir.path();
+    // Class 0 of the samples is class 0 of the reference; class 1 is one image over and over.
+    write_labelled(&dir.join("fake.npz"), (0..60).map(|i| if i % 2 == 0 { i } else { 1 }), |s| Some((s % 2) as i64));
+    for reference in ["ref.npz", "real.npz"] {
+        let args = ["fake.npz", "--ref", reference, "--extractor", "lite0.onnx", "--per-class", "--metrics", "fid"];
+        let result = evaluate(dir, &args);
+        let classes = result["per_class"].as_array().unwrap();
+        assert_eq!(classes.len(), 2, "{result}");
+        let of = |class: usize, metric: &str| classes[class]["metrics"][metric]["value"].as_f64().unwrap();
+        assert_eq!((classes[0]["samples"].as_u64(), classes[1]["reference"].as_u64()), (Some(30), Some(45)));
+        assert!(of(0, "fd") < of(1, "fd"), "{result}");
+        assert_eq!((of(0, "precision"), of(1, "precision")), (1.0, 1.0), "{result}");
+        assert!(of(0, "recall") > 0.6 && of(1, "recall") < 0.2, "{result}");
+        assert!(result["warnings"].to_string().contains("2 of 2 classes have at most 1280 images"), "{result}");
+    }
+    let args =
+        ["evaluate", "fake.npz", "--ref", "ref.npz", "--extractor", "lite0.onnx", "--per-class", "--metrics", "fid"];
+    let table = d2o(dir, &args).stdout;
+    assert!(table.contains("class  samples  reference"), "{table}");
+    write_images(&dir.join("plain.npz"), 0..40);
+    let args = ["evaluate", "plain.npz", "--ref", "ref.npz", "--extractor", "lite0.onnx", "--per-class"];
+    let outcome = attempt(dir, &args);
+    assert!(outcome.code == 1 && outcome.stderr.contains("`plain.npz` has no classes"), "{outcome}");
+}
