@@ -173,38 +173,88 @@ pub enum ProviderArg {
 /// `d2o generate`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  d2o generate one-step.onnx --seeds 0-49999 --out samples.npz\n  \
-    d2o generate denoiser.onnx --sampler heun --num-steps 18 --seeds 0-63 --out heun.npz --grid heun.png")]
+    d2o generate denoiser.onnx --seeds 0-63 --num-steps 18 --out heun.npz --grid heun.png\n  \
+    d2o generate denoiser.onnx --seeds 0-49999 --num-steps 256 --s-churn 40 --s-min 0.05 --s-max 50 --s-noise 1.003 --out samples.h5\n  \
+    d2o generate cd.onnx --seeds 0-49999 --ts 0,22,39 --num-steps 40 --out samples.zip --resume")]
 pub struct Generate {
-    /// Graph exported with `--kind one-step`, or `--kind denoiser` for `--sampler heun`
+    /// Graph exported with `--kind one-step`, or `--kind denoiser` for every sampler but `one-step`
     #[arg(value_name = "X.onnx")]
     pub model: PathBuf,
-    /// One image for each seed, e.g. `0-49999` or `1,2,5-10`
-    #[arg(long, value_name = "SEEDS")]
-    pub seeds: Seeds,
+    /// One image for each seed, e.g. `0-49999` or `1,2,5-10` [default: those in `--latents`]
+    #[arg(long, value_name = "SEEDS", required_unless_present = "latents")]
+    pub seeds: Option<Seeds>,
     /// S.npz, S.h5, S.zip or a folder
     #[arg(long, value_name = "OUT")]
     pub out: PathBuf,
-    /// How to sample [default: one-step for a one-step graph, heun for a denoiser]
+    /// Continue the unfinished run whose images lie in `OUT.partial`
+    #[arg(long)]
+    pub resume: bool,
+    /// A folder for every 1000 seeds, named after the first of them, if OUT is a folder
+    #[arg(long)]
+    pub subdirs: bool,
+    /// How to sample [default: one-step for a one-step graph, consistency for a consistency model, heun for another denoiser]
     #[arg(long, value_enum)]
     pub sampler: Option<Sampler>,
-    /// Steps of the Heun sampler
-    #[arg(long, value_name = "N", default_value_t = 18, value_parser = clap::value_parser!(u32).range(2..=4096))]
-    pub num_steps: u32,
-    /// Lowest noise level of the Heun sampler
-    #[arg(long, value_name = "SIGMA", default_value_t = 0.002)]
-    pub sigma_min: f64,
-    /// Highest noise level of the Heun sampler
-    #[arg(long, value_name = "SIGMA", default_value_t = 80.0)]
-    pub sigma_max: f64,
-    /// Exponent of the Heun sampler's noise levels
+    /// Steps of the heun and multi-step samplers, noise levels of the consistency sampler [default: 18; 40 for consistency models]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=4096))]
+    pub num_steps: Option<u32>,
+    /// Lowest noise level [default: 0.002, or that of --disc]
+    #[arg(long, value_name = "SIGMA")]
+    pub sigma_min: Option<f64>,
+    /// Highest noise level, from which latents start [default: 80, or that of --disc; 2.5 for sid]
+    #[arg(long, value_name = "SIGMA")]
+    pub sigma_max: Option<f64>,
+    /// Exponent of the noise levels
     #[arg(long, default_value_t = 7.0)]
     pub rho: f64,
-    /// Class of every image [default: drawn for each seed]
+    /// heun: strength of added noise over all steps
+    #[arg(long, value_name = "S", default_value_t = 0.0)]
+    pub s_churn: f64,
+    /// heun: lowest noise level at which noise is added
+    #[arg(long, value_name = "SIGMA", default_value_t = 0.0)]
+    pub s_min: f64,
+    /// heun: highest noise level at which noise is added
+    #[arg(long, value_name = "SIGMA", default_value_t = f64::INFINITY)]
+    pub s_max: f64,
+    /// heun: inflation of added noise
+    #[arg(long, value_name = "S", default_value_t = 1.0)]
+    pub s_noise: f64,
+    /// heun: solver of EDM's ablation
+    #[arg(long, value_enum)]
+    pub solver: Option<Solver>,
+    /// heun: time steps of EDM's ablation
+    #[arg(long, value_enum)]
+    pub disc: Option<Discretization>,
+    /// heun: noise level over time of EDM's ablation
+    #[arg(long, value_enum)]
+    pub schedule: Option<Schedule>,
+    /// heun: scale over time of EDM's ablation
+    #[arg(long, value_enum)]
+    pub scaling: Option<Scaling>,
+    /// heun: where the second evaluation of a step of EDM's ablation lies
+    #[arg(long)]
+    pub alpha: Option<f64>,
+    /// two-step: noise level in between [default: 1]
+    #[arg(long, value_name = "SIGMA")]
+    pub middle: Option<f64>,
+    /// consistency: noise levels to pass, as positions among `--num-steps` [default: one step from the highest]
+    #[arg(long, value_name = "T,...", value_delimiter = ',')]
+    pub ts: Vec<u32>,
+    /// Class of every image, which is also what is recorded [default: drawn for each seed]
     #[arg(long, value_name = "K")]
     pub class: Option<usize>,
     /// Whose random numbers a seed stands for
     #[arg(long, value_enum, default_value_t = Rng::TorchCpu)]
     pub rng: Rng,
+    /// Take `latents` [N, C, H, W], and `labels` and `seeds` [N] where it has them, from this file instead of drawing them
+    #[arg(long, value_name = "L.npz")]
+    pub latents: Option<PathBuf>,
+    /// Also write latents, labels and seeds
+    #[arg(long, value_name = "L.npz")]
+    pub save_latents: Option<PathBuf>,
+    /// How images become bytes [default: what the graph says]
+    #[arg(long, value_enum)]
+    pub quantise: Option<Quantise>,
     /// Where the graph runs
     #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
     pub provider: ProviderArg,
@@ -222,10 +272,66 @@ pub struct Generate {
 /// Samplers around an exported graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Sampler {
-    /// One evaluation of a one-step graph.
+    /// One evaluation (D2O)
     OneStep,
-    /// EDM's deterministic Heun sampler around a denoiser.
+    /// D2O's two steps; the released network cannot take the second noise level its code gives it, so it is left out
+    TwoStep,
+    /// D2O's several steps; as two-step
+    MultiStep,
+    /// EDM's Heun sampler, deterministic or stochastic, and its ablation
     Heun,
+    /// One evaluation at noise level 2.5 (SiD)
+    Sid,
+    /// One or several evaluations of a consistency model
+    Consistency,
+}
+
+/// Solvers of EDM's ablation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the original's own names")]
+pub enum Solver {
+    Euler,
+    Heun,
+}
+
+/// Time steps of EDM's ablation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the original's own names")]
+pub enum Discretization {
+    Vp,
+    Ve,
+    Iddpm,
+    Edm,
+}
+
+/// Noise level over time of EDM's ablation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the original's own names")]
+pub enum Schedule {
+    Vp,
+    Ve,
+    Linear,
+}
+
+/// Scale over time of EDM's ablation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the original's own names")]
+pub enum Scaling {
+    Vp,
+    None,
+}
+
+/// How images about [-1, 1] become bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Quantise {
+    /// Truncation of 127.5 x + 128 (EDM, D2O, SiD)
+    Edm,
+    /// Truncation of 127.5 (x + 1) (consistency models, guided-diffusion)
+    Openai,
 }
 
 /// Random number generators of torch.
@@ -632,6 +738,19 @@ pub struct Dataset {
 /// Seeds given as `1,2,5-10`, in that order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seeds(pub Vec<u64>);
+
+impl Seeds {
+    /// The seeds as [`Seeds::from_str`] reads them, runs as ranges.
+    #[must_use]
+    pub fn text(seeds: &[u64]) -> String {
+        let runs = seeds.chunk_by(|a, b| a.checked_add(1) == Some(*b));
+        let run = |r: &[u64]| match (r.first(), r.last()) {
+            (Some(a), Some(b)) if a != b => format!("{a}-{b}"),
+            _ => r.iter().map(u64::to_string).collect(),
+        };
+        runs.map(run).collect::<Vec<_>>().join(",")
+    }
+}
 
 impl FromStr for Seeds {
     type Err = String;

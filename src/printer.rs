@@ -65,7 +65,7 @@ impl Printer {
                 .with_message(what)
         });
         let now = Instant::now();
-        Progress { what, total, done: 0, start: now, last: now, bar, quiet: self.quiet }
+        Progress { what, total, done: 0, skipped: 0, start: now, last: now, bar, quiet: self.quiet }
     }
 }
 
@@ -75,6 +75,7 @@ pub struct Progress {
     what: &'static str,
     total: u64,
     done: u64,
+    skipped: u64,
     start: Instant,
     last: Instant,
     bar: Option<ProgressBar>,
@@ -82,6 +83,16 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// The first `count` images were done before; they do not count for the pace.
+    pub fn skip(&mut self, count: u64) {
+        self.done += count;
+        self.skipped += count;
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.done);
+            bar.reset_eta();
+        }
+    }
+
     /// `count` more images are done.
     pub fn advance(&mut self, count: u64) {
         const EVERY: Duration = Duration::from_secs(5);
@@ -91,8 +102,8 @@ impl Progress {
         } else if !self.quiet && self.last.elapsed() >= EVERY {
             self.last = Instant::now();
             #[allow(clippy::cast_precision_loss, reason = "image counts")]
-            let (done, total) = (self.done as f64, self.total as f64);
-            let pace = done / self.start.elapsed().as_secs_f64();
+            let (done, skipped, total) = (self.done as f64, self.skipped as f64, self.total as f64);
+            let pace = (done - skipped) / self.start.elapsed().as_secs_f64();
             let (what, eta) = (self.what, (total - done) / pace);
             let _ = writeln!(std::io::stderr().lock(), "{what} {done}/{total} · {pace:.1} images/s · ETA {eta:.0} s");
         }

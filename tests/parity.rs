@@ -358,11 +358,14 @@ fn golden_networks_on_libtorch() {
 
 #[test]
 fn golden_heun_on_the_runtimes() {
-    use d2o::generate::sampler::Heun;
+    use d2o::generate::rng::Streams;
+    use d2o::generate::sampler::{Churn, Grid, Sampler};
 
     let dir = test_support::golden_dir();
     let out = tempfile::tempdir().unwrap();
-    let heun = Heun { steps: 6, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 };
+    let grid = Grid { steps: 6, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 };
+    let churn = Churn { churn: 0.0, min: 0.0, max: f64::INFINITY, noise: 1.0, single: false };
+    let heun = Sampler::Edm { grid, churn };
     let mut rows = Vec::new();
     for name in GOLDEN {
         let golden = Golden::open(&dir, name);
@@ -380,7 +383,8 @@ fn golden_heun_on_the_runtimes() {
             _ => panic!("labels are not f32"),
         });
         for mut session in sessions(&path) {
-            let found = heun.sample(session.as_mut(), &latents, labels.as_ref()).unwrap();
+            let found = heun.sample(session.as_mut(), &latents, labels.as_ref(), &mut Streams::cpu(&[])).unwrap();
+            let found = found.mapv(|v| v as f32);
             let what = format!("{name} heun6");
             let relative = assert_close(&what, found.as_slice().unwrap(), &golden.values("heun6"), Tol::Parity);
             rows.push((what, session.runtime().to_owned(), relative));

@@ -111,15 +111,14 @@ impl Quantiser {
         [Self::Edm, Self::OpenAi].into_iter().find(|q| q.name() == name)
     }
 
-    /// The byte of the pixel `x`, in f32 as the originals compute it.
+    /// The byte of `x`: EDM's code computes in f64, OpenAI's in f32.
     #[must_use]
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped first")]
-    pub fn apply(self, x: f32) -> u8 {
-        let scaled = match self {
-            Self::Edm => x * 127.5 + 128.0,
-            Self::OpenAi => (x + 1.0) * 127.5,
-        };
-        scaled.clamp(0.0, 255.0) as u8
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "limited first")]
+    pub fn apply(self, x: f64) -> u8 {
+        match self {
+            Self::Edm => (x * 127.5 + 128.0).clamp(0.0, 255.0) as u8,
+            Self::OpenAi => ((x as f32 + 1.0) * 127.5).clamp(0.0, 255.0) as u8,
+        }
     }
 }
 

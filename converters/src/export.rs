@@ -138,6 +138,13 @@ pub fn denoiser_of(config: &NetConfig, weights: Weights, options: &Options) -> R
     graph.metadata("quantiser", quantiser.name());
     if options.kind == Kind::OneStep {
         graph.metadata("sigma_max", options.sigma_max.to_string());
+    } else {
+        let [low, high] = net.noise_range();
+        graph.metadata("net_sigma_min", low.to_string());
+        graph.metadata("net_sigma_max", high.to_string());
+        if let Some(levels) = net.noise_levels() {
+            graph.metadata("net_levels", format!("{levels:?}"));
+        }
     }
     let model = graph.finish().map_err(|e| engine("finish", e))?;
     Ok(Exported { model, report })

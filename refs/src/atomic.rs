@@ -22,6 +22,14 @@ impl AtomicFile {
             Some(p) if !p.as_os_str().is_empty() => p,
             _ => Path::new("."),
         };
+        Self::create_in(folder, target)
+    }
+
+    /// As [`AtomicFile::create`], with the temporary file in `folder`, which must be of the target's file system.
+    ///
+    /// # Errors
+    /// The file system's own.
+    pub fn create_in(folder: &Path, target: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(".d2o-").suffix(".partial");
@@ -41,6 +49,16 @@ impl AtomicFile {
     pub fn commit(self) -> io::Result<()> {
         let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.as_file().sync_all()?;
+        file.persist(&self.target).map_err(|e| e.error)?;
+        Ok(())
+    }
+
+    /// As [`AtomicFile::commit`] without the sync: the file is whole after a crash of the process, not of the machine.
+    ///
+    /// # Errors
+    /// The file system's own; the target is then untouched.
+    pub fn commit_unsynced(self) -> io::Result<()> {
+        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.persist(&self.target).map_err(|e| e.error)?;
         Ok(())
     }

@@ -87,6 +87,9 @@ pub struct Hdf5Writer {
     file: ::hdf5::File,
     images: ::hdf5::Dataset,
     at: usize,
+    /// Images that do not fill a chunk yet: only whole chunks are written, so bytes do not depend on how images arrive.
+    waiting: Vec<u8>,
+    dims: ImageDims,
 }
 
 impl Hdf5Writer {
@@ -107,7 +110,7 @@ impl Hdf5Writer {
             .deflate(GZIP)
             .create(IMAGE_NAMES[0])
             .map_err(failed)?;
-        Ok(Self { target: path.to_owned(), partial, file, images, at: 0 })
+        Ok(Self { target: path.to_owned(), partial, file, images, at: 0, waiting: Vec::new(), dims })
     }
 
     /// Appends u8 `images [n, H, W, 3]`.
@@ -115,11 +118,31 @@ impl Hdf5Writer {
     /// # Errors
     /// `Hdf5`, also if more images come than were announced.
     pub fn append(&mut self, images: &Array4<u8>) -> Result<()> {
-        let end = self.at + images.dim().0;
-        self.images
-            .write_slice(images, s![self.at..end, .., .., ..])
-            .map_err(|source| Error::Hdf5 { file: self.target.clone(), source })?;
-        self.at = end;
+        let ImageDims { height, width, channels } = self.dims;
+        if images.shape()[1..] != [height, width, channels] {
+            let expected = format!("[N, {height}, {width}, {channels}]");
+            return Err(Error::format(&self.target, IMAGE_NAMES[0], expected, format!("{:?}", images.shape())));
+        }
+        self.waiting.extend(images.iter());
+        let chunk = CHUNK * height * width * channels;
+        let whole = self.waiting.len() / chunk * chunk;
+        let ready: Vec<u8> = self.waiting.drain(..whole).collect();
+        self.write(ready)
+    }
+
+    fn write(&mut self, pixels: Vec<u8>) -> Result<()> {
+        let ImageDims { height, width, channels } = self.dims;
+        let count = pixels.len() / (height * width * channels).max(1);
+        let array = Array4::from_shape_vec((count, height, width, channels), pixels)
+            .map_err(|e| Error::format(&self.target, IMAGE_NAMES[0], "whole images", e.to_string()))?;
+        for start in (0..count).step_by(CHUNK) {
+            let chunk = array.slice(s![start..(start + CHUNK).min(count), .., .., ..]);
+            let end = self.at + chunk.dim().0;
+            self.images
+                .write_slice(chunk, s![self.at..end, .., .., ..])
+                .map_err(|source| Error::Hdf5 { file: self.target.clone(), source })?;
+            self.at = end;
+        }
         Ok(())
     }
 
@@ -133,11 +156,23 @@ impl Hdf5Writer {
         data.write_raw(values).map_err(failed)
     }
 
+    /// Adds a dataset of bytes.
+    ///
+    /// # Errors
+    /// `Hdf5`.
+    pub fn bytes(&mut self, name: &str, values: &[u8]) -> Result<()> {
+        let failed = |source| Error::Hdf5 { file: self.target.clone(), source };
+        let data = self.file.new_dataset::<u8>().shape(values.len()).create(name).map_err(failed)?;
+        data.write_raw(values).map_err(failed)
+    }
+
     /// Closes the file and gives it its name.
     ///
     /// # Errors
     /// `Hdf5`, or the file system's own.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
+        let rest = std::mem::take(&mut self.waiting);
+        self.write(rest)?;
         let Self { target, partial, file, images, .. } = self;
         drop(images);
         file.close().map_err(|source| Error::Hdf5 { file: target.clone(), source })?;
@@ -146,6 +181,7 @@ impl Hdf5Writer {
             use std::os::unix::fs::PermissionsExt as _;
             fs_err::set_permissions(&partial, std::fs::Permissions::from_mode(0o644))?;
         }
+        fs_err::File::open(&partial)?.sync_all()?;
         partial.persist(&target).map_err(|e| e.error)?;
         Ok(())
     }
@@ -169,6 +205,28 @@ mod tests {
         let mut source = crate::batch::open(&path).unwrap();
         assert_eq!(source.read(3..19).unwrap(), images.slice(s![3..19, .., .., ..]));
         assert_eq!(source.labels().unwrap()[7], 7);
+    }
+
+    #[test]
+    fn bytes_do_not_depend_on_how_images_arrive() {
+        let dir = tempfile::tempdir().unwrap();
+        let images =
+            Array4::from_shape_fn((50, 8, 8, 3), |(i, y, x, c)| u8::try_from((i * 7 + y * x + c) % 256).unwrap());
+        let write = |name: &str, step: usize| {
+            let path = dir.path().join(name);
+            let mut writer = Hdf5Writer::create(&path, 50, ImageDims { height: 8, width: 8, channels: 3 }).unwrap();
+            for start in (0..50).step_by(step) {
+                writer.append(&images.slice(s![start..(start + step).min(50), .., .., ..]).to_owned()).unwrap();
+            }
+            writer.i64("labels", &[3; 50]).unwrap();
+            writer.bytes("d2o", b"{}").unwrap();
+            writer.finish().unwrap();
+            fs_err::read(path).unwrap()
+        };
+        let first = write("a.h5", 50);
+        // HDF5 can keep times, in seconds.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        assert!([1, 3, 16, 40].into_iter().all(|step| write("b.h5", step) == first));
     }
 
     #[test]

@@ -22,7 +22,7 @@ const MAX_ENTRY: u64 = 256 << 20;
 /// Largest `dataset.json` accepted, bytes.
 const MAX_JSON: u64 = 512 << 20;
 /// Name of the label file.
-pub(crate) const LABEL_FILE: &str = "dataset.json";
+pub const LABEL_FILE: &str = "dataset.json";
 
 /// A zip of images, read by index.
 #[derive(Debug)]
@@ -199,14 +199,17 @@ impl DatasetWriter {
     ///
     /// # Errors
     /// Writing errors.
-    pub fn finish(mut self) -> Result<()> {
-        let rows: Option<Vec<Value>> = if self.labels.is_empty() {
-            None
-        } else {
-            let row = |(i, l): (usize, &Option<i64>)| l.map(|l| serde_json::json!([name_of(i), l]));
-            self.labels.iter().enumerate().map(row).collect()
-        };
-        let json = serde_json::json!({ "labels": rows }).to_string();
+    pub fn finish(self) -> Result<()> {
+        self.finish_with(None)
+    }
+
+    /// As [`DatasetWriter::finish`], with `record`, where the images come from, under `d2o` in `dataset.json`.
+    ///
+    /// # Errors
+    /// Writing errors.
+    pub fn finish_with(mut self, record: Option<&Value>) -> Result<()> {
+        let labels: Option<Vec<i64>> = self.labels.iter().copied().collect();
+        let json = label_file((0..self.labels.len()).map(name_of), labels.as_deref(), record);
         self.entry(LABEL_FILE, json.as_bytes())?;
         let file = self.zip.finish().map_err(|e| Error::zip(&self.path, e))?;
         file.commit()?;
@@ -222,6 +225,16 @@ impl DatasetWriter {
         self.zip.write_all(bytes)?;
         Ok(())
     }
+}
+
+/// The text of `dataset.json` for images `names` of these classes; `record` tells where they come from.
+pub fn label_file(names: impl Iterator<Item = String>, labels: Option<&[i64]>, record: Option<&Value>) -> String {
+    let rows = labels.filter(|l| !l.is_empty()).map(|l| names.zip(l).map(|(n, l)| serde_json::json!([n, l])));
+    let mut json = serde_json::json!({ "labels": rows.map(Iterator::collect::<Vec<_>>) });
+    if let Some(record) = record {
+        json["d2o"] = record.clone();
+    }
+    json.to_string()
 }
 
 /// Name of image `index`.

@@ -1,28 +1,31 @@
 //! `d2o generate`.
 
 use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use anyhow::Context as _;
+use d2o_converters::config::Quantiser;
 use d2o_onnx::graph::Dim;
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::{Session, Tensor};
-use d2o_refs::atomic::AtomicFile;
+use d2o_onnx::session::Session;
 use d2o_refs::batch::ImageDims;
-use d2o_refs::hdf5::Hdf5Writer;
-use d2o_refs::image_zip::DatasetWriter;
-use d2o_refs::npy::Dtype;
-use d2o_refs::npz::{IMAGES, LABELS, NpzWriter};
-use d2o_refs::png;
-use ndarray::{Array2, Array4, ArrayD, s};
+use ndarray::{Array2, Array4, ArrayD};
+use serde_json::{Value, json};
 
 use super::ExitStatus;
 use super::verify::{kind_of, quantiser_of};
-use crate::cli::{Generate, Global, Rng, Sampler};
-use crate::generate::rng::{TorchCpu, TorchCuda};
-use crate::generate::sampler::{Heun, images};
+use crate::cli::{self, Generate, Global, Quantise, Rng, Seeds};
+use crate::features::file_sha256;
+use crate::generate::journal::{Journal, Part};
+use crate::generate::latents::{Drawing, Drawn, Given, LatentsWriter};
+use crate::generate::sampler::{Ablation, Churn, Consistency, Grid as Levels, Sampler};
+use crate::generate::sink::{Form, Grid, Sink};
 use crate::interrupt;
-use crate::printer::Printer;
+use crate::printer::{Printer, Progress};
 use crate::runtime;
+
+/// Batches that may wait between two stages.
+const AHEAD: usize = 2;
 
 /// Draws images.
 ///
@@ -31,39 +34,40 @@ use crate::runtime;
 pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     let mut session = runtime::open(&args.model, args.provider, global, printer)?;
     let info = session.model().clone();
-    let plan = Plan::new(args, &info).with_context(|| format!("cannot generate with `{}`", args.model.display()))?;
-    let quantiser = quantiser_of(&info);
-    let seeds = &args.seeds.0;
-    let [_, height, width] = plan.dims;
-    let mut sink = Sink::create(&args.out, seeds.len(), ImageDims { height, width, channels: 3 })?;
-    let mut grid = args.grid.as_ref().map(|path| Grid::new(path, args.grid_size as usize, height, width));
+    let cannot = || format!("cannot generate with `{}`", args.model.display());
+    let plan = Plan::new(args, &info).with_context(cannot)?;
+    Form::of(&args.out)?;
+    let seeds = plan.seeds.as_slice();
+    let record = plan.record(args, &info, session.runtime())?;
+    let mut expected = record.clone();
+    expected["batch"] = args.batch.into();
+    expected["subdirs"] = args.subdirs.into();
+    let journal = Journal::open(&args.out, &expected, args.resume)?;
     let mut progress = printer.progress("generate", seeds.len() as u64);
-    let (mut not_finite, mut constant) = (0, 0);
-    let mut classes = Vec::new();
-    for chunk in seeds.chunks(args.batch as usize) {
-        anyhow::ensure!(!interrupt::asked(), "interrupted; `{}` was not written", args.out.display());
-        let (latents, labels) = plan.draw(chunk)?;
-        let images = plan.sample(session.as_mut(), &latents, labels.as_deref())?;
-        for image in images.outer_iter() {
-            not_finite += usize::from(image.iter().any(|v| !v.is_finite()));
-            constant += usize::from(image.iter().all(|v| *v == image[[0, 0, 0]]));
-        }
-        let pixels = images.mapv(|v| quantiser.apply(v)).permuted_axes([0, 2, 3, 1]).as_standard_layout().into_owned();
-        if let Some(labels) = labels {
-            classes.extend(labels.into_iter().map(|l| l as i64));
-        }
-        let start = classes.len().saturating_sub(chunk.len());
-        sink.append(&pixels, (plan.classes > 0).then(|| &classes[start..]), chunk)?;
-        if let Some(grid) = &mut grid {
-            grid.add(&pixels);
-        }
-        progress.advance(chunk.len() as u64);
+    let resumed = journal.done();
+    if resumed > 0 {
+        printer.note(&format!("{resumed} of {} images are there already", seeds.len()));
+        progress.skip(resumed as u64);
     }
+    let writer = Writer::new(args, &plan, journal)?;
+    let (drawn_in, drawn) = sync_channel(AHEAD);
+    let (parts, parts_out) = sync_channel(AHEAD);
+    let faults = std::thread::scope(|scope| -> anyhow::Result<Option<[usize; 2]>> {
+        let (drawing, save, batch, record) =
+            (&plan.drawing, args.save_latents.as_deref(), args.batch as usize, &record);
+        let drawer = scope.spawn(move || draw(drawing, seeds, resumed, batch, save, &drawn_in));
+        let writing = scope.spawn(move || writer.run(parts_out, record));
+        let computed = plan.compute(session.as_mut(), drawn, parts, &mut progress);
+        let written = writing.join().map_err(|_| anyhow::anyhow!("writing failed"))?;
+        let drawn = drawer.join().map_err(|_| anyhow::anyhow!("drawing failed"))?;
+        computed?;
+        drawn?;
+        written
+    })?;
     progress.finish();
-    sink.finish(&classes, seeds)?;
-    if let Some(grid) = grid {
-        grid.save()?;
-    }
+    let Some([not_finite, constant]) = faults else {
+        anyhow::bail!("interrupted; --resume continues `{}`", args.out.display());
+    };
     if not_finite > 0 {
         printer.warn(&format!("{not_finite} images hold values that are not finite"));
     }
@@ -74,27 +78,89 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
     Ok(ExitStatus::Done)
 }
 
-/// How one batch is made.
+/// Draws the starting points of every batch after the first `resumed` images; with `save`, of all.
+fn draw(
+    drawing: &Drawing,
+    seeds: &[u64],
+    resumed: usize,
+    batch: usize,
+    save: Option<&Path>,
+    to: &SyncSender<Drawn>,
+) -> anyhow::Result<()> {
+    let mut file = save.map(|p| LatentsWriter::create(p, seeds.len(), drawing.dims)).transpose()?;
+    let first = if file.is_some() { 0 } else { resumed };
+    for (i, chunk) in seeds[first..].chunks(batch).enumerate() {
+        let drawn = drawing.draw(chunk)?;
+        if let Some(file) = &mut file {
+            file.append(drawn.latents.view(), drawn.labels.as_deref())?;
+        }
+        if first + i * batch >= resumed && to.send(drawn).is_err() {
+            return Ok(());
+        }
+    }
+    file.map_or(Ok(()), |f| f.finish(seeds))
+}
+
+/// Encodes and writes batches as they come, in a thread of its own.
+struct Writer<'a> {
+    out: &'a Path,
+    seeds: &'a [u64],
+    dims: ImageDims,
+    subdirs: bool,
+    journal: Journal,
+    grid: Option<Grid>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(args: &'a Generate, plan: &'a Plan, journal: Journal) -> anyhow::Result<Self> {
+        let [channels, height, width] = plan.drawing.dims;
+        let dims = ImageDims { height, width, channels };
+        let grid = args.grid.as_ref().map(|path| Grid::new(path, args.grid_size as usize, dims));
+        Ok(Self { out: &args.out, seeds: &plan.seeds, dims, subdirs: args.subdirs, journal, grid })
+    }
+
+    /// Numbers of images that are not finite and that are constant; `None` if the images ended early.
+    fn run(mut self, parts: Receiver<Part>, record: &Value) -> anyhow::Result<Option<[usize; 2]>> {
+        let mut sink = Sink::create(self.out, self.journal.folder(), self.seeds, self.dims, self.subdirs)?;
+        let mut grid = self.grid.take();
+        let (mut faults, mut count) = ([0, 0], 0);
+        let mut take = |part: &Part| -> anyhow::Result<()> {
+            if let Some(grid) = &mut grid {
+                grid.add(&part.images);
+            }
+            faults = [faults[0] + part.faults[0], faults[1] + part.faults[1]];
+            count += part.images.dim().0;
+            sink.append(&part.images, part.labels.as_deref())
+        };
+        self.journal.replay(self.dims, |part| take(&part))?;
+        for part in parts {
+            take(&part)?;
+            self.journal.append(part)?;
+        }
+        if count < self.seeds.len() {
+            self.journal.flush()?;
+            return Ok(None);
+        }
+        sink.finish(record)?;
+        if let Some(grid) = grid {
+            grid.save()?;
+        }
+        self.journal.remove()?;
+        Ok(Some(faults))
+    }
+}
+
+/// How images are made.
 struct Plan {
-    dims: [usize; 3],
-    classes: usize,
-    class: Option<usize>,
-    rng: Rng,
-    heun: Option<Heun>,
+    seeds: Vec<u64>,
+    drawing: Drawing,
+    sampler: Sampler,
+    quantiser: Quantiser,
 }
 
 impl Plan {
     fn new(args: &Generate, info: &ModelInfo) -> anyhow::Result<Self> {
-        let kind = kind_of(info)?;
-        let sampler = match (args.sampler, kind) {
-            (None | Some(Sampler::OneStep), "one-step") => Sampler::OneStep,
-            (None | Some(Sampler::Heun), "denoiser") => Sampler::Heun,
-            (Some(sampler), kind @ ("one-step" | "denoiser")) => {
-                let need = if sampler == Sampler::Heun { "denoiser" } else { "one-step" };
-                anyhow::bail!("the sampler needs a graph of kind {need}, this one is of kind {kind}");
-            }
-            (_, kind) => anyhow::bail!("the graph is of kind {kind}, not a generator"),
-        };
+        let sampler = sampler(args, info)?;
         let input = info.inputs.first().context("the graph has no input")?;
         let &[_, Dim::Known(c), Dim::Known(h), Dim::Known(w)] = input.dims.as_slice() else {
             anyhow::bail!("input `{}` is no batch of images", input.name);
@@ -109,159 +175,149 @@ impl Plan {
             Some(k) if k >= classes => anyhow::bail!("--class {k}: the generator has classes 0 to {}", classes - 1),
             _ => {}
         }
-        let heun = (sampler == Sampler::Heun).then_some(Heun {
-            steps: args.num_steps,
+        let dims = [c, h, w];
+        let asked = args.seeds.as_ref().map(|s| s.0.as_slice());
+        let given = match &args.latents {
+            Some(path) => Some(Given::read(path, dims, classes, asked)?),
+            None => None,
+        };
+        let seeds = asked.or(given.as_ref().map(Given::seeds)).unwrap_or(&[]).to_vec();
+        let noise_first = matches!(sampler, Sampler::Consistency(_));
+        let drawing = Drawing { dims, classes, class: args.class, rng: args.rng, noise_first, given };
+        let quantiser = match args.quantise {
+            Some(Quantise::Edm) => Quantiser::Edm,
+            Some(Quantise::Openai) => Quantiser::OpenAi,
+            None => quantiser_of(info),
+        };
+        Ok(Self { seeds, drawing, sampler, quantiser })
+    }
+
+    /// Where the images come from: what is kept with them.
+    fn record(&self, args: &Generate, info: &ModelInfo, runtime: &str) -> anyhow::Result<Value> {
+        let rng = match self.drawing.rng {
+            Rng::TorchCpu => "torch-cpu",
+            Rng::TorchCuda => "torch-cuda",
+        };
+        let latents = args.latents.as_deref().map(file_sha256).transpose()?;
+        Ok(json!({
+            "d2o": env!("CARGO_PKG_VERSION"), "model_sha256": file_sha256(&args.model)?, "network": info.metadata.get("class"),
+            "runtime": runtime, "seeds": Seeds::text(&self.seeds), "rng": rng, "latents_sha256": latents, "class": args.class,
+            "sampler": self.sampler, "evaluations": self.sampler.evaluations(), "quantiser": self.quantiser.name(),
+        }))
+    }
+
+    /// Turns starting points into images until there are no more, or the user asks to stop.
+    fn compute(
+        &self,
+        session: &mut dyn Session,
+        drawn: Receiver<Drawn>,
+        parts: SyncSender<Part>,
+        progress: &mut Progress,
+    ) -> anyhow::Result<()> {
+        for drawn in drawn {
+            let count = drawn.latents.dim().0;
+            // A closed channel means that writing failed, which tells its own error.
+            if interrupt::asked() || parts.send(self.sample(session, drawn)?).is_err() {
+                break;
+            }
+            progress.advance(count as u64);
+        }
+        Ok(())
+    }
+
+    fn sample(&self, session: &mut dyn Session, mut drawn: Drawn) -> anyhow::Result<Part> {
+        let classes = self.drawing.classes;
+        let one_hot: Option<ArrayD<f32>> = drawn.labels.as_ref().map(|labels| {
+            Array2::from_shape_fn((labels.len(), classes), |(i, k)| f32::from(u8::from(labels[i] == k))).into_dyn()
+        });
+        let images: Array4<f64> = self.sampler.sample(session, &drawn.latents, one_hot.as_ref(), &mut drawn.noise)?;
+        let mut faults = [0, 0];
+        for image in images.outer_iter() {
+            faults[0] += usize::from(image.iter().any(|v| !v.is_finite()));
+            faults[1] += usize::from(image.iter().all(|v| *v == image[[0, 0, 0]]));
+        }
+        let pixels = images.mapv(|v| self.quantiser.apply(v)).permuted_axes([0, 2, 3, 1]);
+        let images = pixels.as_standard_layout().into_owned();
+        let labels = drawn.labels.map(|l| l.into_iter().map(|l| l as i64).collect());
+        Ok(Part { images, labels, faults })
+    }
+}
+
+/// The sampler that `args` ask for around a graph.
+fn sampler(args: &Generate, info: &ModelInfo) -> anyhow::Result<Sampler> {
+    use cli::Sampler as Asked;
+    let class = info.metadata.get("class").map(String::as_str);
+    let kwargs: Value = info.metadata.get("init_kwargs").and_then(|t| serde_json::from_str(t).ok()).unwrap_or_default();
+    let karras = class == Some("KarrasDenoiser");
+    let distilled = karras && kwargs.get("distillation") == Some(&Value::Bool(true));
+    let one_step = match kind_of(info)? {
+        "one-step" => true,
+        "denoiser" => false,
+        kind => anyhow::bail!("the graph is of kind {kind}, not a generator"),
+    };
+    let asked = match (args.sampler, one_step) {
+        (None, true) => Asked::OneStep,
+        (None, false) if distilled => Asked::Consistency,
+        (None, false) => Asked::Heun,
+        (Some(s), false) | (Some(s @ (Asked::OneStep | Asked::Sid)), true) => s,
+        (Some(_), true) => anyhow::bail!("the sampler needs a graph of kind denoiser, this one is of kind one-step"),
+    };
+    let ablation = args.solver.is_some() || args.disc.is_some() || args.schedule.is_some() || args.scaling.is_some();
+    let churning = (args.s_churn, args.s_min, args.s_max, args.s_noise) != (0.0, 0.0, f64::INFINITY, 1.0);
+    let steps = matches!(asked, Asked::Heun | Asked::MultiStep | Asked::Consistency);
+    let belongs = [
+        ("--num-steps", args.num_steps.is_some(), steps),
+        ("--sigma-min", args.sigma_min.is_some(), steps),
+        ("--sigma-max", args.sigma_max.is_some(), !one_step),
+        ("--s-churn and its companions", churning, asked == Asked::Heun),
+        ("--solver, --disc, --schedule, --scaling", ablation, asked == Asked::Heun),
+        ("--alpha", args.alpha.is_some(), asked == Asked::Heun && ablation),
+        ("--middle", args.middle.is_some(), asked == Asked::TwoStep),
+        ("--ts", !args.ts.is_empty(), asked == Asked::Consistency),
+    ];
+    if let Some((option, ..)) = belongs.iter().find(|(_, given, fits)| *given && !fits) {
+        anyhow::bail!("{option}: the sampler does not take it");
+    }
+    let grid = Levels {
+        steps: args.num_steps.unwrap_or(if karras { 40 } else { 18 }),
+        sigma_min: args.sigma_min.unwrap_or(0.002),
+        sigma_max: args.sigma_max.unwrap_or(80.0),
+        rho: args.rho,
+    };
+    anyhow::ensure!(
+        grid.sigma_min > 0.0 && grid.sigma_min < grid.sigma_max && grid.rho > 0.0,
+        "--sigma-min must lie between 0 and --sigma-max, --rho above 0"
+    );
+    let churn = Churn { churn: args.s_churn, min: args.s_min, max: args.s_max, noise: args.s_noise, single: karras };
+    anyhow::ensure!(churn.churn >= 0.0 && churn.churn.is_finite(), "--s-churn: expected a number from 0");
+    Ok(match asked {
+        Asked::OneStep if one_step => Sampler::Graph,
+        Asked::Sid if one_step => {
+            let sigma = info.metadata.get("sigma_max").map_or("nothing", String::as_str);
+            anyhow::ensure!(sigma == "2.5", "SiD starts from noise level 2.5, the graph from {sigma}: export it anew");
+            Sampler::Graph
+        }
+        Asked::OneStep => Sampler::OneStep { sigma: grid.sigma_max },
+        Asked::Sid => Sampler::OneStep { sigma: args.sigma_max.unwrap_or(2.5) },
+        Asked::TwoStep => Sampler::TwoStep { sigma_max: grid.sigma_max, middle: args.middle.unwrap_or(1.0) },
+        Asked::MultiStep => Sampler::MultiStep(grid),
+        Asked::Heun if ablation => Sampler::Ablation(Box::new(Ablation {
+            steps: grid.steps,
             sigma_min: args.sigma_min,
             sigma_max: args.sigma_max,
             rho: args.rho,
-        });
-        if heun.is_some() {
-            anyhow::ensure!(
-                args.sigma_min > 0.0 && args.sigma_min < args.sigma_max && args.rho > 0.0,
-                "--sigma-min must lie between 0 and --sigma-max, --rho above 0"
-            );
+            solver: args.solver.unwrap_or(cli::Solver::Heun),
+            discretization: args.disc.unwrap_or(cli::Discretization::Edm),
+            schedule: args.schedule.unwrap_or(cli::Schedule::Linear),
+            scaling: args.scaling.unwrap_or(cli::Scaling::None),
+            alpha: args.alpha.unwrap_or(1.0),
+            churn,
+        })),
+        Asked::Heun => Sampler::Edm { grid, churn },
+        Asked::Consistency => {
+            let within = args.ts.len() != 1 && args.ts.iter().all(|t| *t < grid.steps);
+            anyhow::ensure!(within, "--ts: expected two or more positions below --num-steps {}", grid.steps);
+            Sampler::Consistency(Consistency { ts: args.ts.clone(), grid })
         }
-        Ok(Self { dims: [c, h, w], classes, class: args.class, rng: args.rng, heun })
-    }
-
-    /// Latents `[N, C, H, W]` and classes of `seeds`. A class is drawn from a seed's stream even where one is given.
-    fn draw(&self, seeds: &[u64]) -> anyhow::Result<(Array4<f32>, Option<Vec<usize>>)> {
-        let [c, h, w] = self.dims;
-        let one = c * h * w;
-        let bound = u32::try_from(self.classes)?;
-        let (mut values, mut labels) = (Vec::with_capacity(one * seeds.len()), Vec::new());
-        for seed in seeds {
-            let (latent, label) = match self.rng {
-                Rng::TorchCpu => {
-                    let mut rng = TorchCpu::new(*seed);
-                    (rng.randn(one), (bound > 0).then(|| rng.randint(bound)))
-                }
-                Rng::TorchCuda => {
-                    let mut rng = TorchCuda::new(seed % (1 << 32));
-                    (rng.randn(one), (bound > 0).then(|| rng.randint(bound)))
-                }
-            };
-            values.extend(latent);
-            labels.extend(label.map(|l| self.class.unwrap_or(l as usize)));
-        }
-        let latents = Array4::from_shape_vec((seeds.len(), c, h, w), values)?;
-        Ok((latents, (bound > 0).then_some(labels)))
-    }
-
-    fn sample(
-        &self,
-        session: &mut dyn Session,
-        latents: &Array4<f32>,
-        labels: Option<&[usize]>,
-    ) -> anyhow::Result<Array4<f32>> {
-        let one_hot: Option<ArrayD<f32>> = labels.map(|labels| {
-            Array2::from_shape_fn((labels.len(), self.classes), |(i, k)| f32::from(u8::from(labels[i] == k))).into_dyn()
-        });
-        if let Some(heun) = &self.heun {
-            return heun.sample(session, latents, one_hot.as_ref());
-        }
-        let mut inputs = vec![("latents", Tensor::F32(latents.clone().into_dyn()))];
-        inputs.extend(one_hot.map(|l| ("class_labels", Tensor::F32(l))));
-        images(session.run(&inputs)?, "images")
-    }
-}
-
-/// Where images go.
-enum Sink {
-    Npz(NpzWriter),
-    Hdf5(Hdf5Writer),
-    Zip(DatasetWriter),
-    Folder(std::path::PathBuf),
-}
-
-impl Sink {
-    fn create(path: &Path, len: usize, dims: ImageDims) -> anyhow::Result<Self> {
-        let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-        Ok(match ending.as_deref() {
-            Some("npz") => {
-                let mut npz = NpzWriter::create(path)?;
-                npz.start(IMAGES, Dtype::U8, &[len, dims.height, dims.width, dims.channels])?;
-                Self::Npz(npz)
-            }
-            Some("h5" | "hdf5") => Self::Hdf5(Hdf5Writer::create(path, len, dims)?),
-            Some("zip") => Self::Zip(DatasetWriter::create(path)?),
-            None => {
-                fs_err::create_dir_all(path)?;
-                Self::Folder(path.to_owned())
-            }
-            Some(other) => anyhow::bail!("--out: expected .npz, .h5, .zip or a folder, found .{other}"),
-        })
-    }
-
-    fn append(&mut self, images: &Array4<u8>, labels: Option<&[i64]>, seeds: &[u64]) -> anyhow::Result<()> {
-        match self {
-            Self::Npz(npz) => npz.raw(images.as_slice().context("contiguous images")?)?,
-            Self::Hdf5(h5) => h5.append(images)?,
-            Self::Zip(zip) => zip.append(images, labels)?,
-            Self::Folder(path) => {
-                for (image, seed) in images.outer_iter().zip(seeds) {
-                    let target = path.join(format!("{seed:06}.png"));
-                    AtomicFile::write_all_to(&target, &png(&target, "", image)?)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(self, classes: &[i64], seeds: &[u64]) -> anyhow::Result<()> {
-        match self {
-            Self::Npz(mut npz) => {
-                if !classes.is_empty() {
-                    npz.i64(LABELS, classes)?;
-                }
-                npz.finish()?;
-            }
-            Self::Hdf5(mut h5) => {
-                if !classes.is_empty() {
-                    h5.i64("labels", classes)?;
-                }
-                h5.i64("seeds", &seeds.iter().map(|s| s.cast_signed()).collect::<Vec<_>>())?;
-                h5.finish()?;
-            }
-            Self::Zip(zip) => zip.finish()?,
-            Self::Folder(_) => {}
-        }
-        Ok(())
-    }
-}
-
-/// The first images, side by side.
-struct Grid<'a> {
-    path: &'a Path,
-    columns: usize,
-    canvas: ndarray::Array3<u8>,
-    placed: usize,
-}
-
-impl<'a> Grid<'a> {
-    fn new(path: &'a Path, columns: usize, height: usize, width: usize) -> Self {
-        Self {
-            path,
-            columns,
-            canvas: ndarray::Array3::from_elem((columns * height, columns * width, 3), 255),
-            placed: 0,
-        }
-    }
-
-    fn add(&mut self, images: &Array4<u8>) {
-        let (_, h, w, _) = images.dim();
-        for image in images.outer_iter() {
-            let (row, column) = (self.placed / self.columns, self.placed % self.columns);
-            if row < self.columns {
-                let (top, left) = (row * h, column * w);
-                self.canvas.slice_mut(s![top..top + h, left..left + w, ..]).assign(&image);
-                self.placed += 1;
-            }
-        }
-    }
-
-    fn save(self) -> anyhow::Result<()> {
-        AtomicFile::write_all_to(self.path, &png(self.path, "", self.canvas.view())?)
-            .with_context(|| format!("write `{}`", self.path.display()))
-    }
+    })
 }

@@ -219,7 +219,7 @@ impl Sum {
                     self.value(f64::from(*e), f64::from(*f));
                     if image {
                         let (changed, total) = self.pixels.get_or_insert((0, 0));
-                        *changed += u64::from(quantiser.apply(*e) != quantiser.apply(*f));
+                        *changed += u64::from(quantiser.apply((*e).into()) != quantiser.apply((*f).into()));
                         *total += 1;
                     }
                 }

@@ -72,16 +72,25 @@ impl TorchCpu {
             #[allow(clippy::cast_possible_truncation, reason = "torch rounds here too")]
             return (0..count).map(|_| self.normal() as f32).collect();
         }
-        let mut values: Vec<f32> = (0..count).map(|_| self.uniform32()).collect();
-        for block in values.chunks_exact_mut(Self::VECTOR) {
-            box_muller(block);
+        self.filled(count, Self::uniform32, box_muller)
+    }
+
+    /// `torch.randn(count, dtype=torch.float64)`. Values may differ from a vectorised build's in the last place.
+    pub fn randn64(&mut self, count: usize) -> Vec<f64> {
+        if count < Self::VECTOR {
+            return (0..count).map(|_| self.normal()).collect();
         }
+        self.filled(count, Self::uniform64, box_muller64)
+    }
+
+    /// Uniform values, turned into normal ones in blocks; the last block is drawn anew if it is not a whole one.
+    fn filled<T>(&mut self, count: usize, uniform: fn(&mut Self) -> T, block: fn(&mut [T])) -> Vec<T> {
+        let mut values: Vec<T> = (0..count).map(|_| uniform(self)).collect();
+        values.chunks_exact_mut(Self::VECTOR).for_each(block);
         if !count.is_multiple_of(Self::VECTOR) {
             let tail = &mut values[count - Self::VECTOR..];
-            for v in tail.iter_mut() {
-                *v = self.uniform32();
-            }
-            box_muller(tail);
+            tail.fill_with(|| uniform(self));
+            block(tail);
         }
         values
     }
@@ -110,6 +119,15 @@ fn box_muller(block: &mut [f32]) {
     for (a, b) in first.iter_mut().zip(second) {
         let radius = (-2.0 * (1.0 - *a).ln()).sqrt();
         let theta = TAU * *b;
+        (*a, *b) = (radius * theta.cos(), radius * theta.sin());
+    }
+}
+
+fn box_muller64(block: &mut [f64]) {
+    let (first, second) = block.split_at_mut(8);
+    for (a, b) in first.iter_mut().zip(second) {
+        let radius = (-2.0 * (1.0 - *a).ln()).sqrt();
+        let theta = 2.0 * PI * *b;
         (*a, *b) = (radius * theta.cos(), radius * theta.sin());
     }
 }
@@ -154,11 +172,74 @@ impl TorchCuda {
         values
     }
 
+    /// `torch.randn(count, dtype=torch.float64, device='cuda')`, for `count` as in [`TorchCuda::randn`].
+    pub fn randn64(&mut self, count: usize) -> Vec<f64> {
+        const SCALE: f64 = 1.0 / 9_007_199_254_740_992.0;
+        let values = (0..count as u64)
+            .map(|i| {
+                let [a, b, c, d] = self.words(i).map(u64::from);
+                #[allow(clippy::cast_precision_loss, reason = "53 bits fit")]
+                let (u, v) = ((a ^ b << 21) as f64, (c ^ d << 21) as f64);
+                let (u, v) = (u * SCALE + SCALE / 2.0, v * (2.0 * SCALE) + SCALE);
+                (PI * v).sin() * (-2.0 * u.ln()).sqrt()
+            })
+            .collect();
+        self.offset += 4;
+        values
+    }
+
     /// `torch.randint(bound, [1], device='cuda')`.
     pub fn randint(&mut self, bound: u32) -> u32 {
         let [a, ..] = self.words(0);
         self.offset += 4;
         a % bound
+    }
+}
+
+/// A generator for each image of a batch, as the original tools keep them.
+#[derive(Debug, Clone)]
+pub enum Streams {
+    /// On the CPU.
+    Cpu(Vec<TorchCpu>),
+    /// On a CUDA device.
+    Cuda(Vec<TorchCuda>),
+}
+
+impl Streams {
+    /// CPU generators of `seeds`, of which the originals take the low 32 bits.
+    #[must_use]
+    pub fn cpu(seeds: &[u64]) -> Self {
+        Self::Cpu(seeds.iter().map(|s| TorchCpu::new(*s)).collect())
+    }
+
+    /// CUDA generators of `seeds`, of which the originals take the low 32 bits.
+    #[must_use]
+    pub fn cuda(seeds: &[u64]) -> Self {
+        Self::Cuda(seeds.iter().map(|s| TorchCuda::new(s % (1 << 32))).collect())
+    }
+
+    /// `count` float32 normals for each image, one image after the other.
+    pub fn randn(&mut self, count: usize) -> Vec<f32> {
+        match self {
+            Self::Cpu(all) => all.iter_mut().flat_map(|g| g.randn(count)).collect(),
+            Self::Cuda(all) => all.iter_mut().flat_map(|g| g.randn(count)).collect(),
+        }
+    }
+
+    /// `count` float64 normals for each image, one image after the other.
+    pub fn randn64(&mut self, count: usize) -> Vec<f64> {
+        match self {
+            Self::Cpu(all) => all.iter_mut().flat_map(|g| g.randn64(count)).collect(),
+            Self::Cuda(all) => all.iter_mut().flat_map(|g| g.randn64(count)).collect(),
+        }
+    }
+
+    /// An integer below `bound` for each image.
+    pub fn randint(&mut self, bound: u32) -> Vec<u32> {
+        match self {
+            Self::Cpu(all) => all.iter_mut().map(|g| g.randint(bound)).collect(),
+            Self::Cuda(all) => all.iter_mut().map(|g| g.randint(bound)).collect(),
+        }
     }
 }
 
@@ -211,6 +292,19 @@ mod tests {
             let values = rng.randn(*count);
             close(&values[..first.len()], first);
             close(&values[count - last.len()..], last);
+            assert_eq!(rng.randint(1000), *label, "label of seed {seed} after {count} normals");
+        }
+    }
+
+    #[test]
+    fn cpu_doubles_are_torchs() {
+        for (seed, count, first, last, label) in TORCH_CPU_F64 {
+            let mut rng = TorchCpu::new(*seed);
+            let values = rng.randn64(*count);
+            let tail = &values[count - last.len()..];
+            for (f, e) in values.iter().zip(*first).chain(tail.iter().zip(*last)) {
+                assert!((f - e).abs() <= 1e-14, "{f} differs from {e}");
+            }
             assert_eq!(rng.randint(1000), *label, "label of seed {seed} after {count} normals");
         }
     }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 mod demo;
 mod fuzz;
+mod generate_parity;
 mod originals;
 mod paths;
 mod setup;
@@ -22,6 +23,9 @@ usage: cargo xtask TASK
           libFuzzer on every reader, so long each; docs/fuzz.md has the last record
   originals --orig DIR [--only NAME]... [--python PROGRAM] [--keep]
           full-size checkpoints written by the original projects, exported and compared; renews the table of docs/export.md
+  generate-parity ORIG
+          compare images of the originals' generate.py, whose checkouts lie in ORIG, with d2o's; writes the table in docs/generate.md.
+          Needs a Python with PyTorch (D2O_PYTHON, else python3)
   tidy    check what the compiler cannot: provenance of fixtures, headers, crate documentation
 
 Tasks set up what they need and change nothing outside the cache and the checkout.
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         ["fuzz", minutes] => fuzz::run(minutes, None),
         ["fuzz", minutes, target] => fuzz::run(minutes, Some(target)),
         ["originals", rest @ ..] => setup::run().and_then(|()| originals::run(rest)),
+        ["generate-parity", orig] => setup::run().and_then(|()| generate_parity::run(orig)),
         ["tidy"] => tidy::run(),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -358,7 +358,48 @@ pub fn coefficients(precond: Precond, sigma: f64) -> Scalars {
     }
 }
 
+/// Noise levels a denoiser can take: `sigma_min` and `sigma_max` of the originals' classes.
+///
+/// Arguments of the constructor count before the class's own limits.
+#[must_use]
+#[allow(clippy::cast_possible_truncation, reason = "the original computes its attributes in f32")]
+fn noise_range(config: &NetConfig, levels: Option<&[f32]>) -> [f64; 2] {
+    let given = |name: &str| config.init_kwargs().get(name).and_then(serde_json::Value::as_f64);
+    let [low, high] = match config.precond {
+        Precond::Ve => [0.02, 100.0],
+        Precond::Vp { beta_d, beta_min, .. } => {
+            let sigma = |t: f64| {
+                let t = t as f32;
+                f64::from((((0.5 * beta_d) as f32 * (t * t) + beta_min as f32 * t).exp() - 1.0).sqrt())
+            };
+            return [sigma(given("epsilon_t").unwrap_or(1e-5)), sigma(1.0)];
+        }
+        _ => {
+            // The lowest above 0.
+            let known = levels.unwrap_or(&[]).iter().copied().filter(|l| *l > 0.0);
+            let bounds = known.fold(None, |b: Option<[f32; 2]>, l| Some(b.map_or([l; 2], |[a, b]| [a.min(l), b.max(l)])));
+            if let Some(bounds) = bounds {
+                return bounds.map(f64::from);
+            }
+            [0.0, f64::INFINITY]
+        }
+    };
+    [given("sigma_min").unwrap_or(low), given("sigma_max").unwrap_or(high)]
+}
+
 impl<V> Denoiser<V> {
+    /// Lowest and highest noise level it can take.
+    #[must_use]
+    pub fn noise_range(&self) -> [f64; 2] {
+        noise_range(&self.config, self.noise_levels())
+    }
+
+    /// The only noise levels it knows, falling to 0, if they are discrete.
+    #[must_use]
+    pub fn noise_levels(&self) -> Option<&[f32]> {
+        self.levels.as_ref().map(|l| l.sigmas.as_slice())
+    }
+
     /// Dimensions of one image, `[C, R, R]`.
     #[must_use]
     pub fn image_dims(&self) -> [i64; 3] {
@@ -399,6 +440,18 @@ mod tests {
                 (0..levels.len()).min_by(|a, b| (levels[*a] - sigma).abs().total_cmp(&(levels[*b] - sigma).abs()));
             assert_eq!(told(sigma), 999.0 - nearest.unwrap() as f64, "{sigma}");
         }
+    }
+
+    #[test]
+    fn noise_ranges_are_the_originals_attributes() {
+        let range = |class: &str| {
+            let kwargs = serde_json::json!({"img_resolution": 8, "img_channels": 3, "model_type": "SongUNet"});
+            noise_range(&NetConfig::new(class, &kwargs).unwrap(), None)
+        };
+        let [low, high] = range("VPPrecond");
+        assert!((low - 9.765_625e-4).abs() < 1e-12 && (high - 152.17).abs() < 0.01, "{low} {high}");
+        assert_eq!(range("VEPrecond"), [0.02, 100.0]);
+        assert_eq!(range("EDMPrecond"), [0.0, f64::INFINITY]);
     }
 
     #[test]

@@ -1,0 +1,181 @@
+//! What a seed stands for: a latent, a class, and the noise of a stochastic sampler.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::Context as _;
+use d2o_refs::npy::Dtype;
+use d2o_refs::npz::{Npz, NpzWriter};
+use ndarray::{Array4, ArrayView4, Axis, Ix4};
+
+use super::rng::Streams;
+use crate::cli::Rng;
+
+/// Names of the arrays of a latents file.
+const LATENTS: &str = "latents";
+const LABELS: &str = "labels";
+const SEEDS: &str = "seeds";
+
+/// Starting points of a batch.
+#[derive(Debug)]
+pub struct Drawn {
+    /// `[N, C, H, W]` of unit variance.
+    pub latents: Array4<f32>,
+    /// Classes, if the generator is conditional.
+    pub labels: Option<Vec<usize>>,
+    /// Each image's generator, from which its sampler draws on.
+    pub noise: Streams,
+}
+
+/// How starting points are drawn.
+#[derive(Debug)]
+pub struct Drawing {
+    /// Channels, height, width.
+    pub dims: [usize; 3],
+    /// Number of classes; 0 if unconditional.
+    pub classes: usize,
+    /// The class of every image, if it is given.
+    pub class: Option<usize>,
+    /// Whose generators.
+    pub rng: Rng,
+    /// Whether the sampler's noise follows the latent at once, without the class in between: consistency_models takes classes from
+    /// a stream of their own.
+    pub noise_first: bool,
+    /// Latents and classes from a file.
+    pub given: Option<Given>,
+}
+
+impl Drawing {
+    /// Starting points of `seeds`. A class is drawn from a seed's generator after its latent, even where another one is given.
+    ///
+    /// # Errors
+    /// A seed that the given latents lack.
+    pub fn draw(&self, seeds: &[u64]) -> anyhow::Result<Drawn> {
+        let [c, h, w] = self.dims;
+        let mut noise = match self.rng {
+            Rng::TorchCpu => Streams::cpu(seeds),
+            Rng::TorchCuda => Streams::cuda(seeds),
+        };
+        let mut latents = Array4::from_shape_vec((seeds.len(), c, h, w), noise.randn(c * h * w))?;
+        let bound = u32::try_from(self.classes)?;
+        let mut labels = (bound > 0).then(|| {
+            let drawn = if self.noise_first { noise.clone().randint(bound) } else { noise.randint(bound) };
+            drawn.into_iter().map(|l| l as usize).collect::<Vec<_>>()
+        });
+        if let Some(given) = &self.given {
+            for (i, seed) in seeds.iter().enumerate() {
+                let row = *given.rows.get(seed).with_context(|| format!("no latent for seed {seed}"))?;
+                latents.index_axis_mut(Axis(0), i).assign(&given.latents.index_axis(Axis(0), row));
+                if let (Some(labels), Some(chosen)) = (&mut labels, &given.labels) {
+                    labels[i] = chosen[row];
+                }
+            }
+        }
+        if let (Some(labels), Some(class)) = (&mut labels, self.class) {
+            labels.fill(class);
+        }
+        Ok(Drawn { latents, labels, noise })
+    }
+}
+
+/// Latents and classes of a file.
+#[derive(Debug)]
+pub struct Given {
+    latents: Array4<f32>,
+    labels: Option<Vec<usize>>,
+    seeds: Vec<u64>,
+    rows: HashMap<u64, usize>,
+}
+
+impl Given {
+    /// Reads `path`: `latents` f32 [N, C, H, W], `labels` and `seeds` [N] if it has them. Without `seeds`, its rows belong to the
+    /// seeds `asked` in turn, or to 0, 1, ….
+    ///
+    /// # Errors
+    /// A file that does not hold latents of `dims`, or classes below `classes`.
+    pub fn read(path: &Path, dims: [usize; 3], classes: usize, asked: Option<&[u64]>) -> anyhow::Result<Self> {
+        let describe = || format!("cannot use the latents in `{}`", path.display());
+        Self::parse(path, dims, classes, asked).with_context(describe)
+    }
+
+    fn parse(path: &Path, dims: [usize; 3], classes: usize, asked: Option<&[u64]>) -> anyhow::Result<Self> {
+        let mut npz = Npz::open(path)?;
+        let latents = npz.f32(LATENTS)?;
+        let shape = latents.shape().to_vec();
+        let fits = shape.len() == 4 && shape[1..] == dims;
+        anyhow::ensure!(fits, "`{LATENTS}`: expected [N, {}, {}, {}], found {shape:?}", dims[0], dims[1], dims[2]);
+        let latents = latents.into_dimensionality::<Ix4>()?;
+        let count = latents.dim().0;
+        let list = |npz: &mut Npz, name: &str| -> anyhow::Result<Option<Vec<u64>>> {
+            if !npz.contains(name) {
+                return Ok(None);
+            }
+            let values = npz.i64(name)?;
+            anyhow::ensure!(values.len() == count, "`{name}`: expected {count} values, found {}", values.len());
+            Ok(Some(values.into_iter().map(u64::try_from).collect::<Result<_, _>>().context(format!("`{name}`"))?))
+        };
+        let labels = match list(&mut npz, LABELS)?.filter(|_| classes > 0) {
+            Some(labels) => Some(labels.into_iter().map(usize::try_from).collect::<Result<Vec<_>, _>>()?),
+            None => None,
+        };
+        if let Some(bad) = labels.iter().flatten().find(|l| **l >= classes) {
+            anyhow::bail!("`{LABELS}`: expected classes below {classes}, found {bad}");
+        }
+        let seeds = match (list(&mut npz, SEEDS)?, asked) {
+            (Some(seeds), _) => seeds,
+            (None, Some(asked)) => {
+                anyhow::ensure!(asked.len() <= count, "{} seeds, but only {count} latents", asked.len());
+                asked.to_vec()
+            }
+            (None, None) => (0..count as u64).collect(),
+        };
+        let rows = seeds.iter().enumerate().map(|(row, seed)| (*seed, row)).collect();
+        Ok(Self { latents, labels, seeds, rows })
+    }
+
+    /// The seeds it holds, in its order.
+    #[must_use]
+    pub fn seeds(&self) -> &[u64] {
+        &self.seeds
+    }
+}
+
+/// Writes latents, labels and seeds, batch by batch.
+pub struct LatentsWriter {
+    npz: NpzWriter,
+    labels: Vec<i64>,
+}
+
+impl LatentsWriter {
+    /// Starts writing what will be `path`, for `len` latents.
+    ///
+    /// # Errors
+    /// The file system's own.
+    pub fn create(path: &Path, len: usize, dims: [usize; 3]) -> anyhow::Result<Self> {
+        let mut npz = NpzWriter::create(path)?;
+        npz.start(LATENTS, Dtype::F32, &[len, dims[0], dims[1], dims[2]])?;
+        Ok(Self { npz, labels: Vec::new() })
+    }
+
+    /// Appends the next ones.
+    ///
+    /// # Errors
+    /// The file system's own.
+    pub fn append(&mut self, latents: ArrayView4<'_, f32>, labels: Option<&[usize]>) -> anyhow::Result<()> {
+        let bytes: Vec<u8> = latents.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.labels.extend(labels.unwrap_or(&[]).iter().map(|l| *l as i64));
+        Ok(self.npz.raw(&bytes)?)
+    }
+
+    /// Adds classes and seeds and gives the file its name.
+    ///
+    /// # Errors
+    /// The file system's own.
+    pub fn finish(mut self, seeds: &[u64]) -> anyhow::Result<()> {
+        if !self.labels.is_empty() {
+            self.npz.i64(LABELS, &self.labels)?;
+        }
+        self.npz.i64(SEEDS, &seeds.iter().map(|s| s.cast_signed()).collect::<Vec<_>>())?;
+        Ok(self.npz.finish()?)
+    }
+}

@@ -1,0 +1,185 @@
+//! `d2o generate`: the originals' pixels, the same bytes after every kill.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_possible_truncation, reason = "a test")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use d2o_converters::weights::SplitMix64;
+use d2o_refs::npz::Npz;
+use fs_err as fs;
+use test_support::{Outcome, golden_dir, run};
+
+const D2O: &str = env!("CARGO_BIN_EXE_d2o");
+
+fn d2o(dir: &Path, args: &[&str]) -> Outcome {
+    let outcome = run(Path::new(D2O), dir, args);
+    assert_eq!(outcome.code, 0, "d2o {}: {outcome}", args.join(" "));
+    outcome
+}
+
+fn export(dir: &Path, checkpoint: &str, kind: &str, out: &str) {
+    let source = golden_dir().join(format!("{checkpoint}.safetensors")).display().to_string();
+    let sigma = if out.starts_with("sid") { "2.5" } else { "80" };
+    let mut words = vec!["export", &source, "--kind", kind, "--out", out, "--no-check"];
+    words.extend(if kind == "one-step" { vec!["--sigma-max", sigma] } else { vec![] });
+    d2o(dir, &words);
+}
+
+/// Images that the originals' generate.py made of the golden networks; see tests/data/gen/generate.py.
+#[test]
+fn images_are_the_originals() {
+    const CHURN: [&str; 8] = ["--s-churn", "40", "--s-min", "0.05", "--s-max", "50", "--s-noise", "1.003"];
+    const ABLATION: [&str; 10] =
+        ["--solver", "euler", "--disc", "vp", "--schedule", "vp", "--scaling", "vp", "--sigma-max", "0.6"];
+    let cases: [(&str, &str, &str, &[&str]); 6] = [
+        ("edm-heun-cond", "edm-ddpmpp-cond", "denoiser", &[]),
+        ("edm-churn-uncond", "edm-ncsnpp-uncond", "denoiser", &CHURN),
+        ("edm-ablation-vp", "vp-ddpmpp", "denoiser", &ABLATION),
+        ("d2o-one-step-uncond", "d2o-ncsnpp-uncond", "one-step", &[]),
+        ("d2o-one-step-class", "d2o-adm-cond", "one-step", &["--class", "3"]),
+        ("sid-cond", "edm-adm-cond", "one-step", &["--sampler", "sid"]),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    for (name, checkpoint, kind, options) in cases {
+        let (graph, out) = (format!("{name}.onnx"), format!("{name}.npz"));
+        export(dir.path(), checkpoint, kind, &graph);
+        let words = ["generate", &graph, "--seeds", "0-11", "--provider", "cpu", "--out", &out];
+        d2o(dir.path(), &[&words[..], options].concat());
+        let mut theirs = Npz::open(&golden_dir().parent().unwrap().join("generate").join(&out)).unwrap();
+        let mut ours = Npz::open(&dir.path().join(&out)).unwrap();
+        let (expected, found) = (theirs.f64("images").unwrap(), ours.f64("arr_0").unwrap());
+        assert_eq!(expected.shape(), found.shape(), "{name}");
+        let beyond = expected.iter().zip(&found).filter(|(e, f)| (*e - *f).abs() > 1.0).count();
+        let equal = expected.iter().zip(&found).filter(|(e, f)| e == f).count();
+        println!("{name}: {equal} of {} values equal, {beyond} differ by more than a step", expected.len());
+        assert!(
+            beyond * 1000 <= expected.len(),
+            "{name}: {beyond} of {} values differ by more than a step",
+            expected.len()
+        );
+        if theirs.contains("arr_1") {
+            let forced = options.contains(&"--class");
+            let drawn = theirs.i64("arr_1").unwrap();
+            assert_eq!(ours.i64("arr_1").unwrap(), if forced { vec![3; drawn.len()] } else { drawn }, "{name}");
+        }
+    }
+}
+
+#[test]
+fn latents_are_saved_and_read() {
+    let dir = tempfile::tempdir().unwrap();
+    export(dir.path(), "edm-ddpmpp-cond", "denoiser", "x.onnx");
+    let churn = ["generate", "x.onnx", "--num-steps", "4", "--s-churn", "2", "--out"];
+    d2o(dir.path(), &[&churn[..], &["a.npz", "--seeds", "3-9,1", "--save-latents", "l.npz"]].concat());
+    d2o(dir.path(), &[&churn[..], &["b.npz", "--latents", "l.npz"]].concat());
+    d2o(dir.path(), &[&churn[..], &["c.npz", "--latents", "l.npz", "--seeds", "1,5"]].concat());
+    let images = |name: &str| Npz::open(&dir.path().join(name)).unwrap().f64("arr_0").unwrap();
+    let (a, b, c) = (images("a.npz"), images("b.npz"), images("c.npz"));
+    assert_eq!(a, b);
+    let row = |array: &ndarray::ArrayD<f64>, i: usize| array.index_axis(ndarray::Axis(0), i).to_owned();
+    assert_eq!([row(&c, 0), row(&c, 1)], [row(&a, 7), row(&a, 2)]);
+    let missing =
+        run(Path::new(D2O), dir.path(), &[&churn[..], &["d.npz", "--latents", "l.npz", "--seeds", "2"]].concat());
+    assert!(missing.code == 1 && missing.stderr.contains("no latent for seed 2"), "{missing}");
+}
+
+#[test]
+fn options_of_another_sampler_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    export(dir.path(), "edm-ddpmpp-cond", "denoiser", "x.onnx");
+    for (options, text) in [
+        (&["--ts", "0,1"][..], "--ts"),
+        (&["--sampler", "consistency", "--ts", "0,40"], "--ts"),
+        (&["--sampler", "one-step", "--num-steps", "4"], "--num-steps"),
+        (&["--alpha", "0.5"], "--alpha"),
+    ] {
+        let words = [&["generate", "x.onnx", "--seeds", "0", "--out", "a.npz"], options].concat();
+        let outcome = run(Path::new(D2O), dir.path(), &words);
+        assert!(outcome.code == 1 && outcome.stderr.contains(text), "{options:?}: {outcome}");
+    }
+}
+
+/// Every file below `path` with its bytes, or the one file.
+fn bytes(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![path.to_owned()];
+    while let Some(at) = open.pop() {
+        if at.is_dir() {
+            open.extend(fs::read_dir(&at).unwrap().map(|e| e.unwrap().path()));
+        } else {
+            found.insert(at.strip_prefix(path).unwrap().to_owned(), fs::read(&at).unwrap());
+        }
+    }
+    found
+}
+
+/// Kills `d2o generate` `kills` times at random moments and lets it resume; the outputs must be those of an undisturbed run.
+fn killed_and_resumed(images: usize, kills: u32) {
+    let dir = tempfile::tempdir().unwrap();
+    export(dir.path(), "d2o-adm-cond", "one-step", "x.onnx");
+    let seeds = format!("0-{}", images - 1);
+    let mut random = SplitMix64::for_path(1, "kills");
+    for out in ["s.npz", "s.h5", "s.zip", "s"] {
+        let words = |name: &str| {
+            let words = ["generate", "x.onnx", "--provider", "cpu", "--batch", "32", "--out", name, "--seeds", &seeds];
+            let more: &[&str] = if out == "s" { &["--subdirs"] } else { &[] };
+            [&words, more].concat().iter().map(|w| (*w).to_owned()).collect::<Vec<_>>()
+        };
+        fs::create_dir(dir.path().join("whole")).unwrap();
+        let start = Instant::now();
+        d2o(dir.path(), &words(&format!("whole/{out}")).iter().map(String::as_str).collect::<Vec<_>>());
+        let whole = start.elapsed();
+        let expected = bytes(&dir.path().join("whole").join(out));
+        fs::create_dir(dir.path().join("cut")).unwrap();
+        let target = dir.path().join("cut").join(out);
+        let (mut killed, mut finished, mut resumed) = (0, 0, 0);
+        while killed < kills || finished == 0 {
+            let mut child = Command::new(D2O)
+                .args(words(&format!("cut/{out}")))
+                .arg("--resume")
+                .current_dir(dir.path())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            if killed < kills {
+                let share = (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+                std::thread::sleep(whole.mul_f64(share * 0.6).max(Duration::from_millis(1)));
+                child.kill().unwrap();
+            }
+            let output = child.wait_with_output().unwrap();
+            resumed += u32::from(String::from_utf8_lossy(&output.stderr).contains("are there already"));
+            if output.status.code().is_none() {
+                killed += 1;
+                continue;
+            }
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            finished += 1;
+            assert!(bytes(&target) == expected, "{out}: other bytes after {killed} kills");
+            assert_eq!(fs::read_dir(dir.path().join("cut")).unwrap().count(), 1, "{out}: something is left over");
+            if killed < kills {
+                if target.is_dir() { fs::remove_dir_all(&target).unwrap() } else { fs::remove_file(&target).unwrap() }
+            }
+        }
+        println!(
+            "{out}: {images} images, {killed} kills, {resumed} resumed runs found images, {finished} finished: equal bytes"
+        );
+        assert!(images < 1000 || resumed > 0, "{out}: no run was killed late enough to leave images");
+        for folder in ["whole", "cut"] {
+            fs::remove_dir_all(dir.path().join(folder)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_bytes() {
+    killed_and_resumed(600, 2);
+}
+
+/// `cargo test --features train --test generate -- --ignored --nocapture`; its last result is in docs/generate.md.
+#[test]
+#[ignore = "takes minutes"]
+fn twenty_kills_leave_the_same_bytes() {
+    killed_and_resumed(2000, 20);
+}
