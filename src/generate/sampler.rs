@@ -247,12 +247,14 @@ impl Ablation {
 /// Noise levels of the iDDPM discretization, falling to 0.
 fn iddpm_levels() -> Vec<f64> {
     const STEPS: usize = 1000;
-    const C_1: f64 = 0.001;
-    const C_2: f64 = 0.008;
-    let alpha_bar = |j: usize| (0.5 * std::f64::consts::PI * j as f64 / STEPS as f64 / (C_2 + 1.0)).sin().powi(2);
+    const C_1: f32 = 0.001;
+    const C_2: f32 = 0.008;
+    // In f32, as PyTorch computes with an index that is a tensor of integers.
+    #[allow(clippy::cast_precision_loss, reason = "indices up to 1000")]
+    let alpha_bar = |j: usize| (std::f32::consts::FRAC_PI_2 * j as f32 / STEPS as f32 / (C_2 + 1.0)).sin().powi(2);
     let mut u = vec![0.0_f64; STEPS + 1];
     for j in (1..=STEPS).rev() {
-        u[j - 1] = ((u[j] * u[j] + 1.0) / (alpha_bar(j - 1) / alpha_bar(j)).max(C_1) - 1.0).sqrt();
+        u[j - 1] = ((u[j] * u[j] + 1.0) / f64::from((alpha_bar(j - 1) / alpha_bar(j)).max(C_1)) - 1.0).sqrt();
     }
     u
 }
@@ -556,9 +558,11 @@ mod tests {
             };
             let (low, high) = options.range(&every);
             let found = options.levels(low, high).unwrap();
-            near(&found, &levels, 1e-9);
+            // Its sines are in f32, whose last place depends on the build.
+            let tolerance = if discretization == Discretization::Iddpm { 2e-7 } else { 1e-9 };
+            near(&found, &levels, tolerance);
             let course = Course { schedule, scaling: Scaling::None, vp: Vp::between(low, high) };
-            near(&found.iter().map(|s| course.time(*s)).collect::<Vec<_>>(), &times, 1e-9);
+            near(&found.iter().map(|s| course.time(*s)).collect::<Vec<_>>(), &times, 4.0 * tolerance);
         }
     }
 

@@ -377,7 +377,8 @@ fn noise_range(config: &NetConfig, levels: Option<&[f32]>) -> [f64; 2] {
         _ => {
             // The lowest above 0.
             let known = levels.unwrap_or(&[]).iter().copied().filter(|l| *l > 0.0);
-            let bounds = known.fold(None, |b: Option<[f32; 2]>, l| Some(b.map_or([l; 2], |[a, b]| [a.min(l), b.max(l)])));
+            let bounds =
+                known.fold(None, |b: Option<[f32; 2]>, l| Some(b.map_or([l; 2], |[a, b]| [a.min(l), b.max(l)])));
             if let Some(bounds) = bounds {
                 return bounds.map(f64::from);
             }
