@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use d2o_onnx::session::ort::{OrtOptions, OrtRuntime};
+use d2o_onnx::session::ort::{OrtOptions, OrtRuntime, OrtSession};
 use d2o_onnx::session::tract::TractSession;
 use d2o_onnx::session::{Provider, Session};
 
@@ -51,10 +51,33 @@ pub fn open_on(model: &Path, runtime: Runtime, global: &Global) -> anyhow::Resul
     let provider = match runtime {
         Runtime::Tract => return Ok(Box::new(TractSession::open(model, global.threads).with_context(describe)?)),
         Runtime::OrtCpu => Provider::Cpu,
-        Runtime::OrtCuda => Provider::Cuda { device: 0 },
+        Runtime::OrtCuda => Provider::Cuda { device: 0, tf32: false },
+        Runtime::Libtorch => anyhow::bail!("libtorch runs checkpoints, not graphs"),
     };
     let options = OrtOptions { provider, threads: global.threads };
     Ok(Box::new(library(global)?.session(model, &options).with_context(describe)?))
+}
+
+/// Opens `model` on ONNX Runtime with CUDA and products in TF32; `None` where there is no CUDA device.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn open_tf32(model: &Path, global: &Global) -> anyhow::Result<Option<Box<dyn Session>>> {
+    let library = library(global)?;
+    if !library.has_cuda() {
+        return Ok(None);
+    }
+    let options = OrtOptions { provider: Provider::Cuda { device: 0, tf32: true }, threads: global.threads };
+    Ok(Some(Box::new(library.session(model, &options)?)))
+}
+
+/// Opens `model` on ONNX Runtime's CPU provider and times every node; the times go to a JSON file whose name begins with `prefix`.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn open_profiled(model: &Path, prefix: &Path, global: &Global) -> anyhow::Result<OrtSession> {
+    let options = OrtOptions { provider: Provider::Cpu, threads: global.threads };
+    Ok(library(global)?.profiled(model, &options, prefix)?)
 }
 
 fn library(global: &Global) -> anyhow::Result<OrtRuntime> {

@@ -7,6 +7,7 @@ pub mod graph;
 pub mod opset;
 pub mod read;
 pub mod session;
+pub mod taps;
 pub mod write;
 
 pub mod ops;

@@ -8,14 +8,13 @@ use d2o_converters::config::Quantiser;
 use d2o_onnx::graph::Dim;
 use d2o_onnx::read::ModelInfo;
 use d2o_onnx::session::Session;
-use d2o_refs::batch::ImageDims;
+use d2o_refs::batch::{ImageDims, container_sha256};
 use ndarray::{Array2, Array4, ArrayD};
 use serde_json::{Value, json};
 
 use super::ExitStatus;
 use super::verify::{kind_of, quantiser_of};
 use crate::cli::{self, Generate, Global, Quantise, Rng, Seeds};
-use crate::features::file_sha256;
 use crate::generate::journal::{Journal, Part};
 use crate::generate::latents::{Drawing, Drawn, Given, LatentsWriter};
 use crate::generate::sampler::{Ablation, Churn, Consistency, Grid as Levels, Sampler};
@@ -198,9 +197,9 @@ impl Plan {
             Rng::TorchCpu => "torch-cpu",
             Rng::TorchCuda => "torch-cuda",
         };
-        let latents = args.latents.as_deref().map(file_sha256).transpose()?;
+        let latents = args.latents.as_deref().map(container_sha256).transpose()?;
         Ok(json!({
-            "d2o": env!("CARGO_PKG_VERSION"), "model_sha256": file_sha256(&args.model)?, "network": info.metadata.get("class"),
+            "d2o": env!("CARGO_PKG_VERSION"), "model_sha256": container_sha256(&args.model)?, "network": info.metadata.get("class"),
             "runtime": runtime, "seeds": Seeds::text(&self.seeds), "rng": rng, "latents_sha256": latents, "class": args.class,
             "sampler": self.sampler, "evaluations": self.sampler.evaluations(), "quantiser": self.quantiser.name(),
         }))

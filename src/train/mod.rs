@@ -5,5 +5,6 @@ pub mod dataset;
 pub mod freeze;
 pub mod libtorch;
 pub mod loss;
+pub mod session;
 pub mod snapshot;
 pub mod trainer;

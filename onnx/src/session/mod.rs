@@ -73,6 +73,8 @@ pub enum Provider {
     Cuda {
         /// Its number.
         device: i32,
+        /// Whether products may be computed in TF32.
+        tf32: bool,
     },
 }
 

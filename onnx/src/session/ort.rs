@@ -77,6 +77,18 @@ impl OrtRuntime {
     /// # Errors
     /// `Format` if it is no model; `Library` if the provider is missing; `Runtime` if ONNX Runtime refuses the model.
     pub fn session(&self, model: &Path, options: &OrtOptions) -> Result<OrtSession> {
+        self.open(model, options, None)
+    }
+
+    /// As [`OrtRuntime::session`], timing every node until [`OrtSession::end_profile`]; `prefix` begins the name of ONNX Runtime's JSON file.
+    ///
+    /// # Errors
+    /// Those of [`OrtRuntime::session`].
+    pub fn profiled(&self, model: &Path, options: &OrtOptions, prefix: &Path) -> Result<OrtSession> {
+        self.open(model, options, Some(prefix))
+    }
+
+    fn open(&self, model: &Path, options: &OrtOptions, profile: Option<&Path>) -> Result<OrtSession> {
         let info = ModelInfo::open(model)?;
         let name = match options.provider {
             Provider::Cpu => "ort-cpu",
@@ -94,7 +106,10 @@ impl OrtRuntime {
             .map_err(|e| refused(e.to_string()))?
             .with_intra_threads(threads)
             .map_err(|e| refused(e.to_string()))?;
-        if let Provider::Cuda { device } = options.provider {
+        if let Some(prefix) = profile {
+            builder = builder.with_profiling(prefix).map_err(|e| refused(e.to_string()))?;
+        }
+        if let Provider::Cuda { device, tf32 } = options.provider {
             if !self.has_cuda() {
                 let what = format!(
                     "`{}` has no CUDA provider; CUDA needs the onnxruntime-gpu library",
@@ -102,7 +117,7 @@ impl OrtRuntime {
                 );
                 return Err(Error::Library { what, source: None });
             }
-            let cuda = CUDA::default().with_device_id(device).with_tf32(false).build().error_on_failure();
+            let cuda = CUDA::default().with_device_id(device).with_tf32(tf32).build().error_on_failure();
             builder = builder.with_execution_providers([cuda]).map_err(|e| Error::Library {
                 what: format!("CUDA device {device} cannot be used"),
                 source: Some(e.to_string().into()),
@@ -119,6 +134,21 @@ pub struct OrtSession {
     name: &'static str,
     info: ModelInfo,
     inner: Inner,
+}
+
+impl OrtSession {
+    /// Ends the timing of a profiled session and gives the path of ONNX Runtime's JSON file.
+    ///
+    /// # Errors
+    /// `Runtime`, also if the session is not profiled.
+    pub fn end_profile(&mut self) -> Result<PathBuf> {
+        let failed = |e: ort::Error| Error::Runtime {
+            runtime: self.name,
+            what: "no profile".to_owned(),
+            source: e.to_string().into(),
+        };
+        self.inner.end_profiling().map(PathBuf::from).map_err(failed)
+    }
 }
 
 impl Session for OrtSession {

@@ -1,16 +1,18 @@
 //! tract: a second engine in pure Rust, on the CPU.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ndarray::{ArrayD, Axis, Slice, concatenate};
 use tract_linalg::multithread;
 use tract_onnx::prelude::*;
 
 use super::{Session, Tensor, arrange};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, ElementType};
-use crate::read::ModelInfo;
+use crate::read::{ModelInfo, ValueInfo};
 
 const NAME: &str = "tract";
 /// Plans kept, one for each batch size.
@@ -20,6 +22,7 @@ const PLANS: usize = 4;
 pub struct TractSession {
     path: PathBuf,
     info: ModelInfo,
+    threads: usize,
     executor: multithread::Executor,
     plans: BTreeMap<usize, Arc<TypedRunnableModel>>,
 }
@@ -42,7 +45,37 @@ impl TractSession {
     pub fn open(model: &Path, threads: Option<usize>) -> Result<Self> {
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let executor = multithread::Executor::multithread(threads);
-        Ok(Self { path: model.to_owned(), info: ModelInfo::open(model)?, executor, plans: BTreeMap::new() })
+        Ok(Self { path: model.to_owned(), info: ModelInfo::open(model)?, threads, executor, plans: BTreeMap::new() })
+    }
+
+    /// Runs a part of the batch on each thread: images do not depend on one another, and one thread computes an image fastest.
+    fn run_split(&mut self, arranged: &[&Tensor], batch: usize) -> Result<Vec<(String, Tensor)>> {
+        let size = batch.div_ceil(self.threads);
+        let ranges: Vec<Range<usize>> = (0..batch).step_by(size).map(|a| a..(a + size).min(batch)).collect();
+        let mut plans = Vec::with_capacity(ranges.len());
+        for range in &ranges {
+            plans.push(self.plan(range.len())?);
+        }
+        let one = |(range, plan): (&Range<usize>, &Arc<TypedRunnableModel>)| {
+            let values = arranged.iter().map(|t| to_value(&rows(t, range))).collect();
+            multithread::multithread_tract_scope(multithread::Executor::SingleThread, || plan.run(values))
+        };
+        let parts = std::thread::scope(|scope| {
+            let all: Vec<_> = ranges.iter().zip(&plans).map(|job| scope.spawn(move || one(job))).collect();
+            all.into_iter()
+                .map(|t| t.join().unwrap_or_else(|_| Err(TractError::msg("a thread panicked"))))
+                .collect::<Vec<_>>()
+        });
+        let parts: Vec<_> =
+            parts.into_iter().collect::<TractResult<_>>().map_err(|e| failed("run failed".to_owned(), &e))?;
+        let names = self.info.outputs.iter().map(|o| o.name.clone());
+        names
+            .enumerate()
+            .map(|(i, name)| {
+                let read = parts.iter().map(|p| from_value(&p[i])).collect::<Result<Vec<_>>>()?;
+                Ok((name, join(read)?))
+            })
+            .collect()
     }
 
     fn plan(&mut self, batch: usize) -> Result<Arc<TypedRunnableModel>> {
@@ -96,6 +129,11 @@ impl Session for TractSession {
         let arranged = arrange(&self.info, inputs)?;
         let sizes = self.info.inputs.iter().zip(&arranged).flat_map(|(v, t)| v.dims.iter().zip(t.dims()));
         let batch = sizes.filter(|(d, _)| **d == Dim::Batch).map(|(_, n)| *n).next().unwrap_or(1);
+        let by_image = |v: &ValueInfo| v.dims.first() == Some(&Dim::Batch);
+        let splits = batch > 1 && self.threads > 1 && self.info.inputs.iter().chain(&self.info.outputs).all(by_image);
+        if splits {
+            return self.run_split(&arranged, batch);
+        }
         let values: TVec<TValue> = arranged.into_iter().map(to_value).collect();
         let plan = self.plan(batch)?;
         let executor = self.executor.clone();
@@ -103,6 +141,39 @@ impl Session for TractSession {
         let outputs = run().map_err(|e| failed("run failed".to_owned(), &e))?;
         let names = self.info.outputs.iter().map(|o| o.name.clone());
         names.zip(outputs.iter().map(from_value)).map(|(name, value)| Ok((name, value?))).collect()
+    }
+}
+
+/// Rows `range` of the first axis.
+fn rows(tensor: &Tensor, range: &Range<usize>) -> Tensor {
+    let slice = Slice::from(range.clone());
+    match tensor {
+        Tensor::F32(a) => Tensor::F32(a.slice_axis(Axis(0), slice).to_owned()),
+        Tensor::U8(a) => Tensor::U8(a.slice_axis(Axis(0), slice).to_owned()),
+        Tensor::I64(a) => Tensor::I64(a.slice_axis(Axis(0), slice).to_owned()),
+    }
+}
+
+/// `parts` one after the other along the first axis.
+fn join(parts: Vec<Tensor>) -> Result<Tensor> {
+    fn together<T: Clone>(parts: &[ArrayD<T>]) -> Result<ArrayD<T>> {
+        let views: Vec<_> = parts.iter().map(|p| p.view()).collect();
+        concatenate(Axis(0), &views).map_err(|e| failed("outputs of a part do not fit".to_owned(), &e.into()))
+    }
+    let (mut floats, mut bytes, mut ints) = (Vec::new(), Vec::new(), Vec::new());
+    for part in parts {
+        match part {
+            Tensor::F32(a) => floats.push(a),
+            Tensor::U8(a) => bytes.push(a),
+            Tensor::I64(a) => ints.push(a),
+        }
+    }
+    if !bytes.is_empty() {
+        together(&bytes).map(Tensor::U8)
+    } else if !ints.is_empty() {
+        together(&ints).map(Tensor::I64)
+    } else {
+        together(&floats).map(Tensor::F32)
     }
 }
 

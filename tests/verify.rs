@@ -1,0 +1,123 @@
+//! `d2o verify`: planted faults are found where they are, engines agree on one network.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
+use std::path::Path;
+
+use d2o_converters::checkpoint::Checkpoint;
+use d2o_converters::checkpoint::safetensors::{self, Tensor};
+use d2o_refs::npz::Npz;
+use fs_err as fs;
+use serde_json::Value;
+use test_support::{Outcome, golden_dir, run};
+
+fn verify(dir: &Path, args: &[&str]) -> (Outcome, Value) {
+    let words = [&["verify", "good.onnx", "--json", "v.json"], args].concat();
+    let outcome = run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir, &words);
+    let json = serde_json::from_slice(&fs::read(dir.join("v.json")).unwrap_or_default()).unwrap_or_default();
+    (outcome, json)
+}
+
+fn export(dir: &Path, checkpoint: &str, out: &str) {
+    let words = ["export", checkpoint, "--kind", "denoiser", "--no-check", "--out", out];
+    let outcome = run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir, &words);
+    assert_eq!(outcome.code, 0, "{outcome}");
+}
+
+fn golden() -> std::path::PathBuf {
+    golden_dir().join("edm-ddpmpp-cond.safetensors")
+}
+
+/// The golden network with the largest value of the weight `name` raised by one percent.
+fn write_changed(name: &str, out: &Path) {
+    let checkpoint = Checkpoint::open(&golden()).unwrap();
+    let network = checkpoint.network("ema").unwrap();
+    let mut tensors = Vec::new();
+    for path in network.tensors.names() {
+        let info = network.tensors.info(&path).unwrap();
+        let mut values = network.tensors.read_f32(&path).unwrap();
+        if path == name {
+            let largest = values.iter_mut().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap();
+            *largest *= 1.01;
+        }
+        tensors.push(Tensor { name: format!("weights.{path}"), dims: info.dims.clone(), values });
+    }
+    let config = network.denoiser_config().unwrap();
+    let metadata = [("class", config.class().to_owned()), ("init_kwargs", config.init_kwargs().to_string())];
+    safetensors::write(out, &tensors, &metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()).unwrap();
+}
+
+#[test]
+fn a_changed_weight_is_found_at_its_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let weight = "model.dec.8x8_in0.conv1.weight";
+    write_changed(weight, &dir.path().join("bad.safetensors"));
+    export(dir.path(), &golden().display().to_string(), "good.onnx");
+    export(dir.path(), "bad.safetensors", "bad.onnx");
+    let (outcome, json) = verify(dir.path(), &["--against", "good.onnx", "--bisect"]);
+    assert!(outcome.code == 0 && json.get("parting").is_none(), "{outcome}");
+    let faulty = ["--against", "bad.onnx", "--bisect", "--runtimes", "ort-cpu,tract", "--dump", "d.npz"];
+    let (outcome, json) = verify(dir.path(), &faulty);
+    assert_eq!(outcome.code, 1, "{outcome}");
+    for parting in json["parting"].as_array().unwrap() {
+        println!("{parting}");
+        assert_eq!(parting["weights"][0], weight, "{outcome}");
+        assert_eq!(parting["op"], "Conv", "{outcome}");
+        assert_eq!(parting["scope"], "model.dec.8x8_in0.conv1", "{outcome}");
+    }
+    assert_eq!(json["parting"].as_array().unwrap().len(), 2, "{outcome}");
+    let mut dump = Npz::open(&dir.path().join("d.npz")).unwrap();
+    let (expected, found) = (dump.f32("expected").unwrap(), dump.f32("found").unwrap());
+    assert!(expected.shape() == found.shape() && expected != found && dump.contains("input0"));
+}
+
+#[test]
+fn a_wrong_attribute_is_found_at_its_node() {
+    let dir = tempfile::tempdir().unwrap();
+    export(dir.path(), &golden().display().to_string(), "good.onnx");
+    // The attribute `epsilon` of the fourth normalisation: name, then a float.
+    let mut bytes = fs::read(dir.path().join("good.onnx")).unwrap();
+    let mark = b"\x0a\x07epsilon\x15";
+    let places: Vec<usize> = bytes.windows(mark.len()).enumerate().filter(|(_, w)| w == mark).map(|(i, _)| i).collect();
+    let at = places[3] + mark.len();
+    assert_eq!(bytes[at..at + 4], 1e-6_f32.to_le_bytes());
+    bytes[at..at + 4].copy_from_slice(&1e-2_f32.to_le_bytes());
+    fs::write(dir.path().join("bad.onnx"), bytes).unwrap();
+    let taps = d2o_onnx::taps::Taps::open(&dir.path().join("good.onnx")).unwrap();
+    let fourth = taps.nodes().iter().filter(|n| n.op == "InstanceNormalization").nth(3).unwrap();
+    let (outcome, json) = verify(dir.path(), &["--against", "bad.onnx", "--bisect"]);
+    println!("{}", json["parting"]);
+    assert_eq!((outcome.code, json["parting"][0]["node"].as_str()), (1, Some(fourth.name.as_str())), "{outcome}");
+}
+
+#[test]
+fn a_profile_and_the_precisions_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    export(dir.path(), &golden().display().to_string(), "good.onnx");
+    let (outcome, json) = verify(dir.path(), &["--profile", "--samples", "8", "--batch", "2"]);
+    assert_eq!(outcome.code, 0, "{outcome}");
+    assert!(json["profile"][0]["milliseconds"].as_f64().unwrap() > 0.0, "{outcome}");
+    let ulps: u64 = json["outputs"][0]["ulps"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!(ulps, 8 * 3 * 16 * 16, "{outcome}");
+    let (outcome, json) = verify(dir.path(), &["--precisions", "--samples", "8", "--batch", "2"]);
+    assert_eq!(outcome.code, 0, "{outcome}");
+    assert_eq!(json["precisions"].as_array().unwrap().len(), 4, "{outcome}");
+    assert!(json["precisions"][0]["speed"].as_f64().unwrap() > 0.0, "{outcome}");
+}
+
+#[cfg(feature = "train")]
+#[test]
+fn libtorch_runs_the_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = golden().display().to_string();
+    export(dir.path(), &checkpoint, "good.onnx");
+    let words = ["--runtimes", "libtorch,ort-cpu,tract", "--checkpoint", &checkpoint];
+    let (outcome, json) = verify(dir.path(), &words);
+    assert_eq!(outcome.code, 0, "{outcome}");
+    assert_eq!(
+        (json["reference"].as_str(), json["outputs"].as_array().unwrap().len()),
+        (Some("libtorch"), 2),
+        "{outcome}"
+    );
+    let (outcome, _) = verify(dir.path(), &["--runtimes", "libtorch,ort-cpu"]);
+    assert!(outcome.code == 1 && outcome.stderr.contains("--checkpoint"), "{outcome}");
+}
