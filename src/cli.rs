@@ -103,9 +103,27 @@ pub struct Export {
     /// Add intermediate outputs: Inception's 64-, 192- and 768-dimensional features, the maps of VGG16 and DeiT
     #[arg(long)]
     pub taps: bool,
+    /// StyleGAN2: pull latents towards their average, 1 for not at all
+    #[arg(long, value_name = "PSI", default_value_t = 1.0)]
+    pub truncation_psi: f64,
+    /// StyleGAN2: number of layers, from the coarsest, whose latents are pulled [default: all]
+    #[arg(long, value_name = "N")]
+    pub truncation_cutoff: Option<usize>,
+    /// StyleGAN2: which noise is added
+    #[arg(long, value_enum, default_value_t = NoiseArg::Const)]
+    pub noise: NoiseArg,
     /// Skip the check of the written graph on ONNX Runtime and tract
     #[arg(long)]
     pub no_check: bool,
+}
+
+/// Noise of StyleGAN2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NoiseArg {
+    /// The constant noise of the checkpoint
+    Const,
+    /// None
+    None,
 }
 
 /// Which network of a checkpoint.

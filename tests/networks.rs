@@ -6,7 +6,8 @@ mod engines;
 use std::path::{Path, PathBuf};
 
 use d2o_converters::checkpoint::{Architecture, Checkpoint, Network};
-use d2o_converters::export::{self, Kind, Options};
+use d2o_converters::export::{self, GeneratorOptions, Kind, Options};
+use d2o_converters::nn::stylegan2::Drawing;
 use d2o_onnx::session::Tensor;
 use d2o_refs::npz::Npz;
 use engines::sessions;
@@ -155,4 +156,69 @@ fn shapes_tell_most_of_openais_unets() {
 
 fn kwargs_of(json: &Value) -> serde_json::Map<String, Value> {
     json.as_object().unwrap().clone()
+}
+
+const GENERATORS: [&str; 2] = ["skip-cond", "resnet"];
+
+/// The original's outputs by name, and how each was drawn.
+fn drawings() -> [(&'static str, Drawing); 3] {
+    let plain = Drawing::default();
+    [
+        ("one_step", plain),
+        ("truncated", Drawing { truncation_psi: 0.7, truncation_cutoff: Some(3), ..plain }),
+        ("quiet", Drawing { noise: false, ..plain }),
+    ]
+}
+
+#[test]
+fn stylegan2_on_the_runtimes() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in GENERATORS {
+        let checkpoint = Checkpoint::open(&data(&format!("stylegan2/{name}.pkl"))).unwrap();
+        let network = checkpoint.network("ema").unwrap();
+        assert_eq!((network.name.as_str(), network.architecture.name().as_str()), ("G_ema", "Generator"));
+        let mut npz = Npz::open(&data(&format!("stylegan2/{name}.npz"))).unwrap();
+        let mut inputs = vec![("latents", Tensor::F32(array(&mut npz, "z")))];
+        if npz.contains("labels") {
+            inputs.push(("class_labels", Tensor::F32(array(&mut npz, "labels"))));
+        }
+        for (output, drawing) in drawings() {
+            let exported = export::generator(network, &GeneratorOptions { drawing, uint8: true }).unwrap();
+            agrees(&format!("{name} {output}"), &exported, &inputs, &array(&mut npz, output), dir.path());
+        }
+    }
+}
+
+#[cfg(feature = "train")]
+#[test]
+fn stylegan2_on_libtorch() {
+    use d2o::train::libtorch::{LibTorch, Value, tensor_of, values_of};
+    use d2o_converters::nn::stylegan2::StyleGan2;
+    use d2o_converters::weights::Weights;
+    use tch::Device;
+
+    for name in GENERATORS {
+        let checkpoint = Checkpoint::open(&data(&format!("stylegan2/{name}.pkl"))).unwrap();
+        let network = checkpoint.network("ema").unwrap();
+        let Architecture::StyleGan2(config) = &network.architecture else { panic!("{:?}", network.architecture) };
+        let weights = Weights::checkpoint(Box::new(std::rc::Rc::clone(&network.tensors)), "");
+        let mut b = LibTorch::with_weights(weights, Device::Cpu);
+        let net = StyleGan2::build(&mut b, config).unwrap();
+        b.finish().unwrap();
+        let mut npz = Npz::open(&data(&format!("stylegan2/{name}.npz"))).unwrap();
+        let labelled = npz.contains("labels");
+        let mut value = |n: &str| {
+            let a = npz.f32(n).unwrap();
+            Value(tensor_of(a.as_slice().unwrap(), a.shape(), Device::Cpu).unwrap())
+        };
+        let (latents, labels) = (value("z"), labelled.then(|| value("labels")));
+        let mut b = LibTorch::running(Device::Cpu, false);
+        let _guard = tch::no_grad_guard();
+        for (output, drawing) in drawings() {
+            let what = format!("{name} {output}");
+            let found = values_of(&net.forward(&mut b, &latents, labels.as_ref(), &drawing).unwrap().0).unwrap();
+            let relative = assert_close(&what, &found, npz.f32(output).unwrap().as_slice().unwrap(), Tol::Parity);
+            println!("parity: {what:<32} libtorch   {relative:.1e}");
+        }
+    }
 }

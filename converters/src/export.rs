@@ -3,6 +3,7 @@
 //! | kind | inputs | outputs |
 //! |---|---|---|
 //! | one-step | `latents [N, C, H, W]` of unit variance, `class_labels [N, L]` one-hot if conditional | `images [N, C, H, W]`, and on request `images_u8 [N, H, W, C]` |
+//! | one-step, StyleGAN2 | `latents [N, z_dim]`, `class_labels [N, c_dim]` | the same |
 //! | denoiser | `x [N, C, H, W]`, `sigma [N]`, `class_labels` | `denoised` |
 //! | features | `images_u8 [N, H, W, 3]` or `images_f32 [N, S, S, 3]` | `features [N, D]`, `logits [N, K]` |
 //! | features, CLIP | the same | `features [N, 512]`, `unprojected [N, 768]` before their projection |
@@ -24,6 +25,7 @@ use crate::nn::efficientnet_lite::{self, EfficientNetLite0};
 use crate::nn::inception_v3::InceptionV3;
 use crate::nn::layers::signed;
 use crate::nn::precond::{Denoiser, Sigma};
+use crate::nn::stylegan2::{self, Drawing, StyleGan2};
 use crate::nn::vgg16::{self, Vgg16};
 use crate::nn::vision_transformer::{self, Activation, Family, VisionTransformer, VitConfig};
 use crate::nn::{Backend as _, OnnxBackend};
@@ -115,20 +117,7 @@ pub fn denoiser_of(config: &NetConfig, weights: Weights, options: &Options) -> R
     b.graph.output(name, &out).map_err(|e| engine("output", e))?;
     let quantiser = config.precond.quantiser();
     if options.uint8 {
-        b.enter(&Scope::root().child("quantise"));
-        let shifted = match quantiser {
-            Quantiser::Edm => {
-                let scaled = b.scale(&out, 127.5)?;
-                b.offset(&scaled, 128.0)?
-            }
-            Quantiser::OpenAi => {
-                let shifted = b.offset(&out, 1.0)?;
-                b.scale(&shifted, 127.5)?
-            }
-        };
-        let last = b.transpose(&shifted, &[0, 2, 3, 1])?;
-        let pixels = b.f32_to_u8(&last)?;
-        b.graph.output("images_u8", &pixels).map_err(|e| engine("output", e))?;
+        images_u8(&mut b, &out, quantiser)?;
     }
     let (mut graph, report) = b.finish()?;
     graph.metadata("d2o_version", env!("CARGO_PKG_VERSION"));
@@ -158,6 +147,70 @@ pub enum PixelInput {
     U8,
     /// `images_f32 [N, S, S, 3]`: values 0 to 255 of the network's size.
     F32,
+}
+
+/// How StyleGAN2's generator is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct GeneratorOptions {
+    /// Truncation and noise.
+    pub drawing: Drawing,
+    /// Whether `images_u8` is an output too.
+    pub uint8: bool,
+}
+
+/// The one-step graph of StyleGAN2's generator `network`: `latents [N, z_dim]` to `images`.
+///
+/// # Errors
+/// `Config` if it is none, or cannot be truncated; errors of the load; `Engine` if the graph cannot be built.
+pub fn generator(network: &Network, options: &GeneratorOptions) -> Result<Exported> {
+    let Architecture::StyleGan2(config) = &network.architecture else {
+        let what = format!("a StyleGAN2 generator was expected, found {}", network.architecture.name());
+        return Err(Error::Config { what });
+    };
+    let mut b = OnnxBackend::new(stylegan2::CLASS, weights(network));
+    let net = StyleGan2::build(&mut b, config)?;
+    let mut input = |name: &str, width: usize| {
+        let edge = b.graph.input(name, ElementType::F32, &[Dim::Batch, Dim::Known(width)]);
+        edge.map_err(|e| engine("input", e))
+    };
+    let latents = input("latents", config.z_dim)?;
+    let labels = if config.c_dim > 0 { Some(input("class_labels", config.c_dim)?) } else { None };
+    let images = net.forward(&mut b, &latents, labels.as_ref(), &options.drawing)?;
+    b.graph.output("images", &images).map_err(|e| engine("output", e))?;
+    if options.uint8 {
+        images_u8(&mut b, &images, Quantiser::Edm)?;
+    }
+    let (mut graph, report) = b.finish()?;
+    graph.metadata("d2o_version", env!("CARGO_PKG_VERSION"));
+    graph.metadata("kind", Kind::OneStep.name());
+    graph.metadata("class", stylegan2::CLASS);
+    graph.metadata("init_kwargs", config.init_kwargs().to_string());
+    graph.metadata("quantiser", Quantiser::Edm.name());
+    graph.metadata("truncation_psi", options.drawing.truncation_psi.to_string());
+    if let Some(cutoff) = options.drawing.truncation_cutoff {
+        graph.metadata("truncation_cutoff", cutoff.to_string());
+    }
+    graph.metadata("noise", if options.drawing.noise { "const" } else { "none" });
+    let model = graph.finish().map_err(|e| engine("finish", e))?;
+    Ok(Exported { model, report })
+}
+
+/// The output `images_u8 [N, H, W, C]` of `images [N, C, H, W]`.
+fn images_u8(b: &mut OnnxBackend, images: &Edge, quantiser: Quantiser) -> Result<()> {
+    b.enter(&Scope::root().child("quantise"));
+    let shifted = match quantiser {
+        Quantiser::Edm => {
+            let scaled = b.scale(images, 127.5)?;
+            b.offset(&scaled, 128.0)?
+        }
+        Quantiser::OpenAi => {
+            let shifted = b.offset(images, 1.0)?;
+            b.scale(&shifted, 127.5)?
+        }
+    };
+    let last = b.transpose(&shifted, &[0, 2, 3, 1])?;
+    let pixels = b.f32_to_u8(&last)?;
+    b.graph.output("images_u8", &pixels).map_err(|e| engine("output", e))
 }
 
 /// How a feature network is exported.

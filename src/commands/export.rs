@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use d2o_converters::checkpoint::{Architecture, Checkpoint};
-use d2o_converters::config::NetConfig;
-use d2o_converters::export::{self, Exported, FeatureOptions, Options, PixelInput};
+use d2o_converters::export::{self, Exported, FeatureOptions, GeneratorOptions, Options, PixelInput};
+use d2o_converters::nn::stylegan2::Drawing;
 use d2o_converters::nn::vision_transformer::Activation;
 use d2o_onnx::write;
 use fs_err as fs;
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::ExitStatus;
 use super::verify::compare;
-use crate::cli::{ActivationArg, Export, Global, Kind, Net, PixelType, Runtime};
+use crate::cli::{ActivationArg, Export, Global, Kind, Net, NoiseArg, PixelType, Runtime};
 use crate::error::with_hint;
 use crate::printer::Printer;
 
@@ -59,9 +59,9 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
         Net::Net => "net",
     })?;
     let architecture = match &args.config {
-        Some(path) => read_config(path, &network.architecture)
-            .map(Architecture::Denoiser)
-            .with_context(|| format!("cannot use `{}`", path.display()))?,
+        Some(path) => {
+            read_config(path, &network.architecture).with_context(|| format!("cannot use `{}`", path.display()))?
+        }
         None => network.architecture.clone(),
     };
     let described = network.described_as(architecture);
@@ -73,6 +73,14 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
         Ok(export::denoiser(&described, &options)?)
     };
     match kind {
+        Kind::OneStep if matches!(described.architecture, Architecture::StyleGan2(_)) => {
+            let drawing = Drawing {
+                truncation_psi: args.truncation_psi,
+                truncation_cutoff: args.truncation_cutoff,
+                noise: args.noise == NoiseArg::Const,
+            };
+            Ok(export::generator(&described, &GeneratorOptions { drawing, uint8: args.uint8 })?)
+        }
         Kind::OneStep => denoiser(export::Kind::OneStep),
         Kind::Denoiser => denoiser(export::Kind::Denoiser),
         Kind::Features => {
@@ -107,12 +115,14 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
 }
 
 /// The configuration in `path`; what it leaves out of OpenAI's U-Net is what the shapes tell.
-fn read_config(path: &std::path::Path, recognised: &Architecture) -> anyhow::Result<NetConfig> {
+fn read_config(path: &std::path::Path, recognised: &Architecture) -> anyhow::Result<Architecture> {
     let json: Value = serde_json::from_slice(&fs::read(path)?)?;
     let class = json.get("class").and_then(Value::as_str).context("no `class`")?;
     let kwargs = json.get("init_kwargs").context("no `init_kwargs`")?;
     match (recognised, kwargs) {
-        (Architecture::OpenAiUNet(found), Value::Object(kwargs)) => Ok(found.completed(class, kwargs)?),
-        _ => Ok(NetConfig::new(class, kwargs)?),
+        (Architecture::OpenAiUNet(found), Value::Object(kwargs)) => {
+            Ok(Architecture::Denoiser(found.completed(class, kwargs)?))
+        }
+        _ => Ok(Architecture::configured(class, kwargs)?),
     }
 }

@@ -107,6 +107,7 @@ fn checkpoint(path: &Path) -> anyhow::Result<Value> {
                 Some(config) => (config.init_kwargs(), Value::Null),
                 None => (Value::Object(found.kwargs.clone()), found.question().into()),
             },
+            Architecture::StyleGan2(config) => (config.init_kwargs(), Value::Null),
             Architecture::Unsupported(why) => (Value::Null, why.as_str().into()),
             _ => (Value::Null, Value::Null),
         };

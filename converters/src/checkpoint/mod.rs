@@ -21,6 +21,7 @@ use self::views::Views;
 use crate::config::NetConfig;
 use crate::error::{Error, Result};
 use crate::nn::openai_unet::{self, Recognised};
+use crate::nn::stylegan2::{self, StyleGan2Config};
 use crate::nn::vision_transformer::{self, Activation, Family, VitConfig};
 use crate::nn::{efficientnet_lite, inception_v3, vgg16};
 
@@ -232,6 +233,8 @@ pub enum Architecture {
     Vgg16(vgg16::VggConfig),
     /// OpenAI's U-Net: what the shapes tell of it, and what else is known.
     OpenAiUNet(Recognised),
+    /// StyleGAN2's generator.
+    StyleGan2(StyleGan2Config),
     /// Something known that cannot be used, and why.
     Unsupported(String),
     /// Tensors without a description.
@@ -343,9 +346,7 @@ impl Checkpoint {
                 .map_err(|e| Error::format(path, format!("metadata `{key}`"), "JSON", e.to_string()))
         };
         let architecture = match (of("class"), of("init_kwargs")) {
-            (Some(class), Some(kwargs)) => {
-                Some(Architecture::Denoiser(NetConfig::new(class, &json("init_kwargs", kwargs)?)?))
-            }
+            (Some(class), Some(kwargs)) => Some(Architecture::configured(class, &json("init_kwargs", kwargs)?)?),
             _ => None,
         };
         let names = file.names();
@@ -390,12 +391,24 @@ impl Checkpoint {
 }
 
 impl Architecture {
+    /// A network by the class of its outermost object and that constructor's arguments.
+    ///
+    /// # Errors
+    /// `Config` for an unknown class or arguments that do not fit it.
+    pub fn configured(class: &str, init_kwargs: &Value) -> Result<Self> {
+        match (class, init_kwargs) {
+            (stylegan2::CLASS, Value::Object(kwargs)) => Ok(Self::StyleGan2(StyleGan2Config::new(kwargs)?)),
+            _ => Ok(Self::Denoiser(NetConfig::new(class, init_kwargs)?)),
+        }
+    }
+
     /// Name of the network's class; of a feature network, that of the extractor it makes.
     #[must_use]
     pub fn name(&self) -> String {
         match self {
             Self::Denoiser(config) => config.class().to_owned(),
             Self::OpenAiUNet(found) => found.class.to_owned(),
+            Self::StyleGan2(_) => stylegan2::CLASS.to_owned(),
             Self::EfficientNetLite0 => "tf_efficientnet_lite0".to_owned(),
             Self::InceptionV3 { .. } => "inception-2015-12-05".to_owned(),
             Self::VisionTransformer(config) => config.name(),
@@ -414,7 +427,7 @@ impl Architecture {
             Self::InceptionV3(_) => Some(inception_v3::INPUT_SIZE),
             Self::VisionTransformer(config) => Some(config.input_size()),
             Self::Vgg16(_) => Some(vgg16::INPUT_SIZE),
-            Self::Denoiser(_) | Self::OpenAiUNet(_) | Self::Unsupported(_) | Self::Unknown => None,
+            Self::Denoiser(_) | Self::OpenAiUNet(_) | Self::StyleGan2(_) | Self::Unsupported(_) | Self::Unknown => None,
         }
     }
 }
@@ -483,16 +496,23 @@ impl Network {
     }
 }
 
-/// What a persistent object of `class` says it is; `None` if the class is none of the denoisers'.
+/// What a persistent object of `class` says it is; `None` if the class is none of the generators'.
 fn described(class: &str, found: &Found) -> Option<Architecture> {
-    const POSITIONAL: [&str; 4] = ["img_resolution", "img_channels", "label_dim", "use_fp16"];
-    if !class.ends_with("Precond") {
-        return None;
+    const DENOISER: [&str; 4] = ["img_resolution", "img_channels", "label_dim", "use_fp16"];
+    const GENERATOR: [&str; 5] = ["z_dim", "c_dim", "w_dim", "img_resolution", "img_channels"];
+    let positional = match class {
+        stylegan2::CLASS => &GENERATOR[..],
+        _ if class.ends_with("Precond") => &DENOISER,
+        _ => return None,
+    };
+    if class == stylegan2::CLASS && !found.tensors.iter().any(|(name, _)| name == "synthesis.b4.const") {
+        let what = "a generator without `synthesis.b4.const` is none of StyleGAN2's (StyleGAN3's is not supported)";
+        return Some(Architecture::Unsupported(what.to_owned()));
     }
-    if found.init_args.len() > POSITIONAL.len() {
+    if found.init_args.len() > positional.len() {
         let count = found.init_args.len();
         return Some(Architecture::Unsupported(format!(
-            "`{class}` was given {count} positional arguments; only {POSITIONAL:?} are known"
+            "`{class}` was given {count} positional arguments; only {positional:?} are known"
         )));
     }
     if let Some(source) = &found.source
@@ -501,12 +521,12 @@ fn described(class: &str, found: &Found) -> Option<Architecture> {
         return Some(Architecture::Unsupported(text));
     }
     let mut kwargs: Map<String, Value> =
-        POSITIONAL.iter().zip(&found.init_args).map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+        positional.iter().zip(&found.init_args).map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
     kwargs.extend(found.init_kwargs.clone());
-    Some(match NetConfig::new(class, &Value::Object(kwargs)) {
-        Ok(config) => Architecture::Denoiser(config),
-        Err(e) => Architecture::Unsupported(e.to_string()),
-    })
+    Some(
+        Architecture::configured(class, &Value::Object(kwargs))
+            .unwrap_or_else(|e| Architecture::Unsupported(e.to_string())),
+    )
 }
 
 /// Compares what the source that a pickle carries for `class` computes as c_skip and c_out with what that class is known to compute: a

@@ -10,6 +10,7 @@ pub mod onnx;
 pub mod openai_unet;
 pub mod precond;
 pub mod song_unet;
+pub mod stylegan2;
 pub mod vgg16;
 pub mod vision_transformer;
 

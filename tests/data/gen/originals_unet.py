@@ -1,14 +1,16 @@
-"""What guided-diffusion and consistency_models compute: a checkpoint and an .npz of inputs and outputs for each case.
+"""What guided-diffusion, consistency_models and StyleGAN2-ADA compute: a checkpoint and an .npz of inputs and outputs for each case.
 
     python originals_unet.py OUT --orig DIR [--case NAME ...]
 
-DIR holds checkouts `guided-diffusion` (22e0df8) and `consistency_models` (e32b69e). Small cases take their weights from `openai_unet.py`,
-full-size ones draw them. Arrays: `z`, `x`, `sigma`, `labels` (one-hot, if conditional), `denoised`, `unclipped` (the same before its limitation
-to [-1, 1]), `one_step`. Attention is computed in f32: the `.half()` of consistency_models' path without FlashAttention is taken out, and so is FlashAttention.
+DIR holds checkouts `guided-diffusion` (22e0df8), `consistency_models` (e32b69e) and `stylegan2-ada-pytorch` (d72cc7d). Small cases take their
+weights from `openai_unet.py` and `stylegan2.py`, full-size ones draw them. Arrays: `z`, `x`, `sigma`, `labels` (one-hot, if conditional), `denoised`, `unclipped` (the same before its limitation
+to [-1, 1]), `one_step`; of StyleGAN2 `truncated`
+(psi 0.7, cutoff 3) and `quiet` (no noise) as well. Attention is computed in f32: the `.half()` of consistency_models' path without FlashAttention is taken out, and so is FlashAttention.
 """
 import argparse
 import contextlib
 import importlib
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -17,11 +19,19 @@ import numpy as np
 import torch
 
 import openai_unet
+import stylegan2
 
-# Full-size networks: arguments of `create_model_and_diffusion` in scripts/launch.sh.
+# Full-size networks: arguments of `create_model_and_diffusion` in scripts/launch.sh, of `Generator` in train.py's cfg_specs.
 FULL = {
     "cd_imagenet64_l2": dict(image_size=64, num_channels=192, num_res_blocks=3, class_cond=True, use_scale_shift_norm=True),
     "cd_bedroom256_l2": dict(image_size=256, num_channels=256, num_res_blocks=2, class_cond=False, use_scale_shift_norm=False),
+}
+
+GENERATORS = {
+    "stylegan2-cifar10": dict(z_dim=512, c_dim=10, w_dim=512, img_resolution=32, img_channels=3, mapping_kwargs=dict(num_layers=2),
+                              synthesis_kwargs=dict(channel_base=65536 // 2, channel_max=512, num_fp16_res=4, conv_clamp=256)),
+    "stylegan2-ffhq256": dict(z_dim=512, c_dim=0, w_dim=512, img_resolution=256, img_channels=3, mapping_kwargs=dict(num_layers=8),
+                              synthesis_kwargs=dict(channel_base=16384, channel_max=512, num_fp16_res=4, conv_clamp=256)),
 }
 
 
@@ -135,7 +145,32 @@ def full_karras(orig, name, c):
     return model.state_dict(), karras(kd, model, diffusion, shape, np.array([0.7, 12.5], np.float32), classes)
 
 
+def generator(orig, name, c):
+    """`Generator.forward` in f32, and the object itself as the original pickles it."""
+    sys.path.insert(0, str(orig / "stylegan2-ada-pytorch"))
+    networks = importlib.import_module("training.networks")
+    model = networks.Generator(**c).eval().requires_grad_(False)
+    if name in stylegan2.CASES:
+        model.load_state_dict(stylegan2.state(c))
+    else:
+        torch.manual_seed(0)
+        for n, p in model.named_parameters():
+            if p.dim() < 2 and "affine" not in n:
+                p.copy_(torch.randn(p.shape) * 0.1)
+        model.mapping.w_avg.copy_(torch.randn(model.w_dim))
+    random = np.random.RandomState(1)
+    data = dict(z=random.randn(2, c["z_dim"]).astype(np.float32))
+    if c["c_dim"]:
+        data["labels"] = np.eye(c["c_dim"], dtype=np.float32)[random.randint(c["c_dim"], size=2)]
+    t = {k: torch.from_numpy(v) for k, v in data.items()}
+    run = lambda **k: model(t["z"], t.get("labels"), **{"noise_mode": "const", "force_fp32": True, **k}).numpy()
+    data.update(one_step=run(), truncated=run(truncation_psi=0.7, truncation_cutoff=3), quiet=run(noise_mode="none"))
+    return dict(G_ema=model), data
+
+
 def case(name):
+    if name in stylegan2.CASES or name in GENERATORS:
+        return lambda orig: generator(orig, name, {**stylegan2.CASES, **GENERATORS}[name])
     if name in FULL:
         return lambda orig: full_karras(orig, name, FULL[name])
     c = openai_unet.CASES[name]
@@ -147,12 +182,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--orig", type=Path, required=True)
-    parser.add_argument("--case", nargs="+", default=list(openai_unet.CASES))
+    parser.add_argument("--case", nargs="+", default=[*openai_unet.CASES, *stylegan2.CASES])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     for name in args.case:
         state, arrays = case(name)(args.orig)
-        torch.save(state, args.out / f"{name}.pt")
+        if "G_ema" in state:
+            (args.out / f"{name}.pkl").write_bytes(pickle.dumps(state))
+        else:
+            torch.save(state, args.out / f"{name}.pt")
         np.savez(args.out / f"{name}.npz", **arrays)
         print(name, {k: (v.shape, float(np.abs(v).max()), f"{np.mean(np.abs(v) < 1):.0%} inside") for k, v in arrays.items()})
