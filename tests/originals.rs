@@ -144,7 +144,8 @@ mod on_libtorch {
         let root = Scope::root();
         let mut outputs: Vec<(&str, Value)> = Vec::new();
         match &network.architecture {
-            Architecture::Denoiser(config) => {
+            Architecture::Denoiser(_) | Architecture::OpenAiUNet(_) => {
+                let config = network.denoiser_config().unwrap();
                 let net = Denoiser::build(&mut b, config).unwrap();
                 let sigma = option("--sigma-max").map_or(80.0, |s| s.parse().unwrap());
                 let labels = value("class_labels");

@@ -57,7 +57,12 @@ pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
     }
     let bin = dir.join(&triple).join("release");
     let corpus = dir.join("corpus");
-    let seeds = Command::new(bin.join("seeds")).arg(root().join("tests/data/checkpoints")).arg(&corpus).status()?;
+    let mut seeds = Command::new(bin.join("seeds"));
+    seeds
+        .env("D2O_FIXTURES", root().join("tests/data/checkpoints"))
+        .env("D2O_CORPUS", &corpus)
+        .stderr(Stdio::inherit());
+    let seeds = seeds.status()?;
     if !seeds.success() {
         bail!("the first inputs could not be written");
     }

@@ -26,6 +26,8 @@ usage: cargo xtask TASK
   generate-parity ORIG
           compare images of the originals' generate.py, whose checkouts lie in ORIG, with d2o's; writes the table in docs/generate.md.
           Needs a Python with PyTorch (D2O_PYTHON, else python3)
+  bench-export --orig DIR [--python PROGRAM]
+          ONNX Runtime on our export of the CIFAR-10 NCSN++ and on PyTorch's own, in turns
   tidy    check what the compiler cannot: provenance of fixtures, headers, crate documentation
 
 Tasks set up what they need and change nothing outside the cache and the checkout.
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         ["fuzz", minutes, target] => fuzz::run(minutes, Some(target)),
         ["originals", rest @ ..] => setup::run().and_then(|()| originals::run(rest)),
         ["generate-parity", orig] => setup::run().and_then(|()| generate_parity::run(orig)),
+        ["bench-export", rest @ ..] => setup::run().and_then(|()| originals::bench(rest)),
         ["tidy"] => tidy::run(),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

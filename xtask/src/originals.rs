@@ -145,6 +145,38 @@ fn case(
     }))
 }
 
+/// ONNX Runtime on d2o's graph of the CIFAR-10 NCSN++ and on PyTorch's own export of it, in turns, in one process.
+///
+/// # Errors
+/// A step that fails, or outputs that differ.
+pub(crate) fn bench(words: &[&str]) -> anyhow::Result<()> {
+    const NAME: &str = "cifar10-ncsnpp";
+    let options = options(words)?;
+    let python = match &options.python {
+        Some(python) => python.clone(),
+        None => interpreter()?,
+    };
+    let (script, target) = (root().join("tests/data/gen/originals.py"), target()?);
+    let out = target.join("bench-export");
+    let script = || {
+        let mut command = Command::new(&python);
+        command.arg(&script).arg(&out).arg("--orig").arg(&options.orig).args(["--case", NAME]);
+        command
+    };
+    if !script().status()?.success() {
+        bail!("originals.py failed");
+    }
+    let (source, graph) = (out.join(format!("{NAME}.pkl")), out.join(format!("{NAME}.onnx")));
+    let mut export = cargo()?;
+    export.args(["run", "-q", "-p", "d2o", "--", "export", "--no-check"]).arg(&source).arg("--out").arg(&graph);
+    if !export.status()?.success() {
+        bail!("d2o export failed");
+    }
+    let threads = std::thread::available_parallelism()?.to_string();
+    println!("{}", text(script().arg("--bench").arg(&graph).args(["--threads", &threads]))?.trim());
+    Ok(())
+}
+
 /// What a command prints.
 fn text(command: &mut Command) -> anyhow::Result<String> {
     let output =

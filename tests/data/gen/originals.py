@@ -2,11 +2,13 @@
 
     python originals.py --list
     python originals.py OUT --orig DIR --case NAME
+    python originals.py OUT --orig DIR --case NAME --bench GRAPH.onnx [--threads N]
     python originals.py --measure COMMAND...
 
 DIR holds checkouts `edm` (008a4e5), `D2O` (9f8124d), `SiD` (01fbb13), `consistency_models` (e32b69e), `stylegan3` (c233a91), `dinov2` (b8931f7).
 A case writes OUT/NAME.<ending>, OUT/NAME.npz with inputs and outputs, and OUT/NAME.json: the file, what it is, d2o's options for it, and
-which array is which input and output of the graph. `--measure` runs a command and prints its seconds, those of the processor, peak memory (KiB) and exit code.
+which array is which input and output of the graph. `--bench` runs d2o's graph of an unconditional denoiser and PyTorch's own export of the same
+network on ONNX Runtime in turns, and prints images per second. `--measure` runs a command and prints its seconds, those of the processor, peak memory (KiB) and exit code.
 """
 import argparse
 import importlib
@@ -36,6 +38,8 @@ import numpy as np
 import torch
 
 torch.set_num_threads(1)
+# Fourier features are drawn as the network is built.
+torch.manual_seed(0)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
@@ -445,17 +449,62 @@ def consistency(name, title):
 CASES["cd_imagenet64_l2"] = consistency("cd_imagenet64_l2", "consistency distillation 64×64, conditional")
 
 
+def bench(orig, out, name, graph, threads, batch=8, rounds=12):
+    """Images per second of d2o's graph and of torch.onnx.export(dynamo=True), measured in turns; the median of the rounds."""
+    import onnxruntime
+
+    # Made before, and exported by d2o since.
+    with open(out / f"{name}.pkl", "rb") as file:
+        sys.path.insert(0, str(orig / "edm"))
+        net = pickle.load(file)["ema"].eval()
+
+    class OneStep(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, latents):
+            return self.net(latents * 80.0, torch.full([1], 80.0))
+
+    latents = torch.from_numpy(np.random.RandomState(3).randn(batch, 3, net.img_resolution, net.img_resolution).astype(np.float32))
+    theirs = out / f"{name}-torch.onnx"
+    # The batch is fixed for PyTorch's graph, which is to its advantage.
+    torch.onnx.export(OneStep().eval(), (latents,), str(theirs), dynamo=True, input_names=["latents"], output_names=["images"], external_data=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    sessions = {"d2o": graph, "torch": theirs}
+    sessions = {k: onnxruntime.InferenceSession(str(v), options, providers=["CPUExecutionProvider"]) for k, v in sessions.items()}
+    run = {k: lambda s=s: s.run(["images"], {"latents": latents.numpy()})[0] for k, s in sessions.items()}
+    results = {k: f() for k, f in run.items()}
+    difference = float(np.abs(results["d2o"] - results["torch"]).max() / np.abs(results["torch"]).max())
+    assert difference < 2e-5, difference
+    speeds = {k: [] for k in run}
+    for i in range(rounds):
+        for k in sorted(run, reverse=i % 2 == 1):
+            start = time.perf_counter()
+            run[k]()
+            speeds[k].append(batch / (time.perf_counter() - start))
+    speeds = {k: float(np.median(v)) for k, v in speeds.items()}
+    print(json.dumps(dict(speeds, ratio=speeds["d2o"] / speeds["torch"], difference=difference, batch=batch, threads=threads, rounds=rounds)))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--orig", type=Path)
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--bench", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     if args.list:
         print("\n".join(CASES))
         return
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.bench:
+        with torch.no_grad():
+            bench(args.orig.resolve(), args.out, args.case, args.bench, args.threads)
+        return
     with torch.no_grad():
         facts, arrays = CASES[args.case](args.orig.resolve(), args.out, args.case)
     arrays = {k: v.detach() if torch.is_tensor(v) else v for k, v in arrays.items()}

@@ -1,4 +1,6 @@
-//! Writes the first inputs of every target: `seeds FIXTURES CORPUS`, the repository's checkpoint fixtures and where the folders go.
+//! Not a target: writes the first inputs of all others. `D2O_FIXTURES` names the repository's checkpoint fixtures, `D2O_CORPUS` where the folders
+//! go. Built like the targets, because what is built with coverage needs the fuzzer's runtime.
+#![no_main]
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -14,10 +16,21 @@ use d2o_refs::npz::NpzWriter;
 use d2o_refs::stats::{Layout, ReferenceStats};
 use ndarray::{Array1, Array2, Array4};
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [fixtures, corpus] = arguments.as_slice() else { return Err("usage: seeds FIXTURES CORPUS".into()) };
-    let (fixtures, corpus) = (Path::new(fixtures), Path::new(corpus));
+libfuzzer_sys::fuzz_target!(init: finish(), |_bytes: &[u8]| {});
+
+/// Writes and ends the process: nothing is to be fuzzed.
+fn finish() {
+    if let Err(error) = write() {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+    std::process::exit(0);
+}
+
+fn write() -> Result<(), Box<dyn Error>> {
+    let variable = |name| std::env::var_os(name).ok_or(name);
+    let (fixtures, corpus) = (variable("D2O_FIXTURES")?, variable("D2O_CORPUS")?);
+    let (fixtures, corpus) = (Path::new(&fixtures), Path::new(&corpus));
     let folder = |target: &str| -> std::io::Result<std::path::PathBuf> {
         let dir = corpus.join(target);
         std::fs::create_dir_all(&dir)?;
@@ -46,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
 
-    let kwargs = serde_json_object();
+    let kwargs = smallest_network();
     let tensors = [Tensor { name: "a.weight".to_owned(), dims: vec![2, 3], values: vec![0.5; 6] }];
     let metadata = BTreeMap::from([("class".to_owned(), "EDMPrecond".to_owned()), ("init_kwargs".to_owned(), kwargs.to_owned())]);
     safetensors::write(&folder("safetensors")?.join("plain"), &tensors, &BTreeMap::new())?;
@@ -92,6 +105,6 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Arguments of the smallest network.
-fn serde_json_object() -> &'static str {
+fn smallest_network() -> &'static str {
     r#"{"img_resolution": 4, "img_channels": 3, "model_type": "SongUNet", "model_channels": 4, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}"#
 }
