@@ -207,7 +207,7 @@ def run_cm(cases, out, orig, seeds):
 
 def config_of_cm(case):
     """NET.json for `d2o export`: what the state dict does not tell."""
-    return {"class": "KarrasDenoiser", "init_kwargs": {"image_size": 16, "distillation": True}}
+    return {"class": "KarrasDenoiser", "init_kwargs": {"image_size": 16, "distillation": True, "num_head_channels": 32}}
 
 
 def manifest(out, seeds):
