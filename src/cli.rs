@@ -421,9 +421,12 @@ pub enum LayoutArg {
 /// `d2o refs inspect`.
 #[derive(Debug, Args)]
 pub struct RefsInspect {
-    /// Reference file
+    /// Reference: npz of statistics or images, feature file, zip or folder
     #[arg(value_name = "R.npz")]
     pub file: PathBuf,
+    /// Also say whether these samples fit it: resolution, classes
+    #[arg(long, value_name = "SAMPLES")]
+    pub samples: Option<PathBuf>,
     /// Write JSON to FILE, or to standard output with `-`
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -478,6 +481,9 @@ pub struct Evaluate {
     /// Neighbours of precision and recall [default: the protocol's]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub neighbours: Option<u32>,
+    /// Images in a subset of KID [default: the protocol's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub kid_subset_size: Option<u32>,
     /// Resamples for the 95 % intervals; 0 for none
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub bootstrap: u32,

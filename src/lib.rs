@@ -4,6 +4,7 @@
 pub mod cli;
 pub mod commands;
 pub mod dataset;
+pub mod doctor;
 pub mod error;
 pub mod features;
 pub mod generate;

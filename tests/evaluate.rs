@@ -1,25 +1,28 @@
 //! `d2o evaluate` on Inception's architecture with drawn weights: protocols, references of every kind, bad input.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test")]
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use d2o_converters::checkpoint::safetensors::{self, Tensor};
 use d2o_converters::nn::OnnxBackend;
 use d2o_converters::nn::inception_v3::{InceptionV3, Parts};
 use d2o_converters::weights::{Init, Scope, Weights};
+use d2o_refs::batch::ImageDims;
+use d2o_refs::features::{FeatureWriter, Meta};
+use d2o_refs::npz::NpzWriter;
 use fs_err as fs;
 use ndarray::s;
 use serde_json::Value;
 
 mod common;
-use common::{SIDE, attempt, close, d2o, image, value, write_images, write_png};
+use common::{SIDE, attempt, close, d2o, image, value, write_images, write_labelled, write_lite0, write_png};
 
-/// Inception-2015-12-05 with drawn weights under NVIDIA's names, exported for 32-pixel images.
-fn write_inception(dir: &Path) {
+/// Inception-2015-12-05 with drawn weights under NVIDIA's names.
+fn inception() -> Vec<Tensor> {
     let mut b = OnnxBackend::new("names", Weights::initialised(1));
     InceptionV3::build(&mut b, &Scope::root(), Parts { gamma: false, head: true }).unwrap();
-    let tensors: Vec<Tensor> = b
-        .weights()
+    b.weights()
         .taken()
         .map(|(name, dims)| {
             let fan_in = dims.iter().skip(1).product::<usize>().max(1) as f64;
@@ -31,8 +34,12 @@ fn write_inception(dir: &Path) {
             let values = init.values(3, name, dims.iter().product());
             Tensor { name: name.to_owned(), dims: dims.to_vec(), values }
         })
-        .collect();
-    safetensors::write(&dir.join("inception.safetensors"), &tensors, &std::collections::BTreeMap::new()).unwrap();
+        .collect()
+}
+
+/// That network, exported for 32-pixel images.
+fn write_inception(dir: &Path) {
+    safetensors::write(&dir.join("inception.safetensors"), &inception(), &BTreeMap::new()).unwrap();
     let side = SIDE.to_string();
     let export = ["export", "inception.safetensors", "--image-size", &side, "--fuse-resize", "--out", "inception.onnx"];
     d2o(dir, &export);
@@ -177,35 +184,209 @@ fn images_resized_by_the_protocol_itself() {
     assert!(inside("clean")["deviations"].to_string().contains("resize in the network"));
 }
 
+/// A folder of eight PNGs.
+fn folder(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    fs::create_dir(&path).unwrap();
+    (0..8).for_each(|i| write_png(&path.join(format!("{i}.png")), &image(i)));
+    path
+}
+
+/// Fails with code 1 and an error that holds each of `texts`.
+fn fails(dir: &Path, args: &[&str], texts: &[&str]) {
+    let outcome = attempt(dir, args);
+    assert_eq!(outcome.code, 1, "{args:?}: {outcome}");
+    // Progress may come before.
+    assert!(outcome.stderr.lines().any(|l| l.starts_with("error: ")), "{args:?}: {outcome}");
+    for text in texts {
+        assert!(outcome.stderr.contains(text), "{args:?} does not say `{text}`: {outcome}");
+    }
+}
+
 #[test]
 fn bad_images_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    write_inception(dir);
+    write_lite0(dir, 1, "lite0");
     write_images(&dir.join("real.npz"), 0..12);
-    let folder = |name: &str| {
-        let path = dir.join(name);
-        fs::create_dir(&path).unwrap();
-        (0..8).for_each(|i| write_png(&path.join(format!("{i}.png")), &image(i)));
-        path
-    };
-    let broken = folder("broken").join("5.png");
+    let broken = folder(dir, "broken").join("5.png");
     let bytes = fs::read(&broken).unwrap();
     fs::write(&broken, &bytes[..bytes.len() / 2]).unwrap();
-    write_png(&folder("mixed").join("6.png"), &image(6).slice(s![..16, ..16, ..]).to_owned());
+    write_png(&folder(dir, "mixed").join("6.png"), &image(6).slice(s![..16, ..16, ..]).to_owned());
     fs::create_dir(dir.join("empty")).unwrap();
     let few = dir.join("few");
     fs::create_dir(&few).unwrap();
     (0..3).for_each(|i| write_png(&few.join(format!("{i}.png")), &image(i)));
-
-    for (samples, named) in [("broken", "5.png"), ("mixed", "6.png"), ("empty", "empty"), ("few", "few")] {
-        let outcome = attempt(dir, &["evaluate", samples, "--ref", "real.npz", "--extractor", "inception.onnx"]);
-        assert_eq!(outcome.code, 1, "{samples}: {outcome}");
-        // Progress may come before.
-        let error = outcome.stderr.lines().any(|l| l.starts_with("error: "));
-        assert!(error && outcome.stderr.contains(named), "{samples}: {outcome}");
+    let deep = image::ImageBuffer::from_fn(32, 32, |x, y| image::Rgb([x as u16 * 900, y as u16 * 900, 77]));
+    deep.save(folder(dir, "deep").join("4.png")).unwrap();
+    fs::write(dir.join("no.npz"), b"neither").unwrap();
+    for (samples, texts) in [
+        ("broken", &["broken", "`5.png` is not a readable image"][..]),
+        ("mixed", &["mixed", "`0.png` is 32×32, `6.png` is 16×16"]),
+        ("empty", &["empty: no images in it"]),
+        ("few", &["cannot evaluate `few`", "at least 4 samples are needed, found 3"]),
+        ("deep", &["4.png", "expected 8 bits a channel"]),
+        ("no.npz", &["no.npz", "expected npz, npy, HDF5 or zip"]),
+        ("missing.npz", &["missing.npz"]),
+    ] {
+        fails(dir, &["evaluate", samples, "--ref", "real.npz", "--extractor", "lite0.onnx"], texts);
     }
-    let outcome =
-        attempt(dir, &["evaluate", "real.npz", "--ref", "inception.safetensors", "--extractor", "inception.onnx"]);
-    assert!(outcome.code == 1 && outcome.stderr.contains("inception.safetensors"), "{outcome}");
+    let reference = ["evaluate", "real.npz", "--ref", "lite0.safetensors", "--extractor", "lite0.onnx"];
+    fails(dir, &reference, &["lite0.safetensors"]);
+}
+
+#[test]
+fn grey_and_transparent_images_are_what_pillow_makes_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_lite0(dir, 1, "lite0");
+    write_images(&dir.join("real.npz"), 0..12);
+    let sha256 = |samples: &str| {
+        let args =
+            ["evaluate", samples, "--ref", "real.npz", "--extractor", "lite0.onnx", "--bootstrap", "0", "--json", "-"];
+        let result: Value = serde_json::from_str(&d2o(dir, &args).stdout).unwrap();
+        result["samples"]["sha256"].clone()
+    };
+    // convert("RGB") drops alpha, whatever it is, and repeats grey.
+    folder(dir, "plain");
+    let clear = folder(dir, "clear");
+    for i in 0..8 {
+        let rgb = image(i);
+        let pixel = |x: u32, y: u32| [0, 1, 2].map(|c| rgb[[y as usize, x as usize, c]]);
+        let rgba = image::ImageBuffer::from_fn(32, 32, |x, y| {
+            let [r, g, b] = pixel(x, y);
+            image::Rgba([r, g, b, (8 * x + y) as u8])
+        });
+        rgba.save(clear.join(format!("{i}.png"))).unwrap();
+    }
+    assert_eq!(sha256("plain"), sha256("clear"));
+    let (grey, repeated) = (folder(dir, "grey"), folder(dir, "repeated"));
+    for i in 0..8 {
+        let one = image(i).slice(s![.., .., 0]).to_owned();
+        let luma = image::ImageBuffer::from_fn(32, 32, |x, y| image::Luma([one[[y as usize, x as usize]]]));
+        luma.save(grey.join(format!("{i}.png"))).unwrap();
+        let three = ndarray::Array3::from_shape_fn((32, 32, 3), |(y, x, _)| one[[y, x]]);
+        write_png(&repeated.join(format!("{i}.png")), &three);
+    }
+    assert_eq!(sha256("grey"), sha256("repeated"));
+}
+
+#[test]
+fn features_that_cannot_be_compared_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_lite0(dir, 1, "lite0");
+    write_images(&dir.join("real.npz"), 0..12);
+    let mut rows = ndarray::Array2::from_shape_fn((12, 1280), |(i, j)| (i * j) as f32);
+    rows[[7, 3]] = f32::NAN;
+    let meta = Meta {
+        d2o_features: 0,
+        source_sha256: String::new(),
+        total: 12,
+        rows: 0..12,
+        images: ImageDims { height: 32, width: 32, channels: 3 },
+        batch: 64,
+        networks: BTreeMap::new(),
+        sha256: BTreeMap::new(),
+    };
+    let mut writer = FeatureWriter::create(&dir.join("nan.h5"), meta).unwrap();
+    writer.append(&[[0; 32]; 12], &[("features", rows.view())]).unwrap();
+    writer.finish(None).unwrap();
+    let metrics = ["--metrics", "fid"];
+    let nan = ["evaluate", "nan.h5", "--ref", "real.npz", "--extractor", "lite0.onnx"];
+    fails(dir, &[&nan[..], &metrics].concat(), &["nan.h5", "row 7 of `features` holds NaN"]);
+
+    let write = |name: &str, mu: f64, dims: usize| {
+        let mut npz = NpzWriter::create(&dir.join(name)).unwrap();
+        npz.f64("mu", ndarray::Array1::from_elem(dims, mu).view().into_dyn()).unwrap();
+        npz.f64("sigma", ndarray::Array2::<f64>::eye(dims).view().into_dyn()).unwrap();
+        npz.finish().unwrap();
+    };
+    write("short.npz", 0.5, 5);
+    write("bad.npz", f64::NAN, 1280);
+    let against =
+        |reference| [&["evaluate", "real.npz", "--extractor", "lite0.onnx", "--ref", reference][..], &metrics].concat();
+    fails(dir, &against("short.npz"), &["`short.npz` has 5 features, `tf_efficientnet_lite0` gives 1280"]);
+    fails(dir, &against("bad.npz"), &["bad.npz: mu: expected finite numbers"]);
+}
+
+#[test]
+fn torchvisions_inception_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut tensors = inception();
+    for tensor in &mut tensors {
+        if tensor.dims.first() == Some(&1008) {
+            tensor.dims[0] = 1000;
+            tensor.values.truncate(tensor.dims.iter().product());
+        }
+    }
+    safetensors::write(&dir.join("torchvision.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    let export = ["export", "torchvision.safetensors", "--input", "f32", "--out", "x.onnx"];
+    fails(dir, &export, &["torchvision.safetensors", "1008"]);
+    assert!(!dir.join("x.onnx").exists());
+}
+
+#[test]
+fn the_doctor_tells_references_apart_and_finds_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_lite0(dir, 1, "lite0");
+    write_labelled(&dir.join("real.npz"), 0..40, |s| Some((s % 4) as i64));
+    let examine = |file: &str, more: &[&str]| -> Value {
+        serde_json::from_str(&d2o(dir, &[&["refs", "inspect", file, "--json", "-"], more].concat()).stdout).unwrap()
+    };
+    let warns = |found: &Value, text: &str| {
+        let warnings = found["warnings"].to_string();
+        assert!(warnings.contains(text), "no `{text}` in {warnings}");
+    };
+    for (layout, kind) in [("edm", "EDM statistics"), ("clean", "clean-fid statistics"), ("adm", "guided-diffusion")] {
+        d2o(dir, &["refs", "make", "real.npz", "--extractor", "lite0.onnx", "--layout", layout, "--out", "r.npz"]);
+        let found = examine("r.npz", &[]);
+        assert!(found["kind"].as_str().unwrap().contains(kind), "{found}");
+        assert_eq!((&found["moments"][0]["dims"], &found["moments"][0]["rank"]), (&1280.into(), &39.into()), "{found}");
+        assert_eq!(found["count"], 40);
+        warns(&found, "`sigma` has rank 39 of 1280: as of 40 images");
+        warns(&found, "40 images for 1280 features");
+    }
+    let found = examine("r.npz", &[]);
+    assert_eq!(found["images"]["size"], serde_json::json!({"height": 32, "width": 32, "channels": 3}));
+    write_labelled(&dir.join("other.npz"), 0..40, |s| Some((s % 2) as i64));
+    let found = examine("real.npz", &["--samples", "other.npz"]);
+    assert_eq!(found["images"]["classes"], serde_json::json!({"0": 10, "1": 10, "2": 10, "3": 10}));
+    warns(&found, "0 classes are in `other.npz` only, 2 in the reference only");
+    warns(&found, "50 % of `other.npz` would have to change class");
+
+    // Moments as other tools write them, one fault each.
+    let write = |name: &str, mu: &ndarray::Array1<f64>, sigma: &ndarray::Array2<f64>, names: [&str; 2]| {
+        let mut npz = NpzWriter::create(&dir.join(name)).unwrap();
+        npz.f64(names[0], mu.view().into_dyn()).unwrap();
+        npz.f64(names[1], sigma.view().into_dyn()).unwrap();
+        npz.finish().unwrap();
+    };
+    let mean = ndarray::Array1::from_elem(64, 0.5);
+    let mut sigma = ndarray::Array2::<f64>::eye(64);
+    write("plain.npz", &mean, &sigma, ["mu", "sigma"]);
+    let found = examine("plain.npz", &[]);
+    assert_eq!((&found["kind"], &found["warnings"]), (&"EDM statistics".into(), &serde_json::json!([])), "{found}");
+    sigma[[0, 1]] = 0.5;
+    write("skew.npz", &mean, &sigma, ["mu", "sigma"]);
+    warns(&examine("skew.npz", &[]), "`sigma` is not symmetric");
+    sigma[[0, 1]] = 0.0;
+    sigma[[3, 3]] = -0.5;
+    write("negative.npz", &mean, &sigma, ["mu", "sigma"]);
+    warns(&examine("negative.npz", &[]), "`sigma` is no covariance");
+    write("spatial.npz", &mean, &sigma, ["mu_s", "sigma"]);
+    warns(&examine("spatial.npz", &[]), "`mu_s` without `sigma_s`");
+
+    let photographs = folder(dir, "photographs");
+    fs::remove_file(photographs.join("0.png")).unwrap();
+    fs::copy(photographs.join("1.png"), photographs.join("2.png")).unwrap();
+    let rgb = image::RgbImage::from_fn(32, 32, |x, y| image::Rgb([(x * 7) as u8, (y * 5) as u8, 9]));
+    rgb.save(photographs.join("0.jpg")).unwrap();
+    let found = examine("photographs", &[]);
+    warns(&found, "1 of 8 files are JPEG");
+    warns(&found, "1 of 8 images occur before already");
+    fs::write(dir.join("stats.pkl"), b"\x80\x04}q\x00(X\x08\x00\x00\x00raw_meanq\x01").unwrap();
+    fails(dir, &["refs", "inspect", "stats.pkl"], &["StyleGAN's metrics", "numpy.savez"]);
 }

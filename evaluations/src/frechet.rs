@@ -110,6 +110,42 @@ pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
     Ok(mean + a.sigma.diag().sum() + b.sigma.diag().sum() - 2.0 * sum_of_roots(&product)?)
 }
 
+/// Eigenvalues of a covariance, in short.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Spectrum {
+    /// The smallest.
+    pub smallest: f64,
+    /// The largest.
+    pub largest: f64,
+    /// How many are above rounding.
+    pub rank: usize,
+}
+
+/// Eigenvalues of the lower triangle of `sigma [D, D]`.
+///
+/// # Errors
+/// `NotFinite`; `Eigen` if the solver does not converge.
+pub fn spectrum(sigma: &Array2<f64>) -> Result<Spectrum> {
+    let count = sigma.iter().filter(|v| !v.is_finite()).count();
+    if count > 0 {
+        return Err(Error::NotFinite { what: "covariance", count, row: 0 });
+    }
+    let matrix = Mat::from_fn(sigma.nrows(), sigma.nrows(), |i, j| sigma[[i, j]]);
+    let Some(scaled) = Scaled::new(&matrix) else { return Ok(Spectrum { smallest: 0.0, largest: 0.0, rank: 0 }) };
+    let values = scaled
+        .matrix
+        .self_adjoint_eigenvalues(Side::Lower)
+        .or_else(|_| scaled.turned().self_adjoint_eigenvalues(Side::Upper))
+        .map_err(|_| Error::Eigen { what: "a covariance" })?;
+    let floor = floor(values.iter().copied(), values.len());
+    let fold = |start: f64, pick: fn(f64, f64) -> f64| values.iter().copied().fold(start, pick) * scaled.peak;
+    Ok(Spectrum {
+        smallest: fold(f64::INFINITY, f64::min),
+        largest: fold(f64::NEG_INFINITY, f64::max),
+        rank: values.iter().filter(|v| **v > floor).count(),
+    })
+}
+
 /// [`frechet_distance`] of the Gaussians of two feature sets `[N, D]` and `[M, D]`, covariances over `N − ddof`; quick where a set has fewer
 /// rows than features, as one class has.
 ///
@@ -202,6 +238,17 @@ mod tests {
             let found = found.unwrap();
             assert!((found - expected).abs() < 1e-5 * expected, "{found} differs from {expected}");
         }
+    }
+
+    #[test]
+    fn spectra() {
+        let x = crate::gaussian::tests::rows(4, 9, 5);
+        let mut sums = Accumulator::new(9);
+        sums.push(x.view()).unwrap();
+        let found = spectrum(&sums.finish(1).unwrap().sigma).unwrap();
+        assert!(found.rank == 3 && found.smallest.abs() < 1e-12 && found.largest > 0.0, "{found:?}");
+        let bad = array![[1.0, 0.0], [0.0, -2.0]];
+        assert_eq!(spectrum(&bad).unwrap(), Spectrum { smallest: -2.0, largest: 1.0, rank: 1 });
     }
 
     #[test]

@@ -66,6 +66,14 @@ impl Npz {
         npy::read_header(&mut entry, &path, name)
     }
 
+    /// Whether array `name` is compressed, as `numpy.savez_compressed` writes it.
+    ///
+    /// # Errors
+    /// `Format` if there is none.
+    pub fn is_compressed(&mut self, name: &str) -> Result<bool> {
+        Ok(self.entry(name)?.compression() != CompressionMethod::Stored)
+    }
+
     /// Array `name` as f64, C order.
     ///
     /// # Errors

@@ -1,9 +1,8 @@
 //! Reference statistics as the existing evaluators keep them: npz with `mu`, `sigma` and, by layout, more.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ndarray::{Array1, Array2};
-use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -15,8 +14,7 @@ const LABELS: &str = "labels";
 const META: &str = "d2o_meta";
 
 /// Which tool's file it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
     /// EDM, D2O, pytorch-fid: `mu`, `sigma` in f64.
     Edm,
@@ -73,13 +71,7 @@ impl ReferenceStats {
                 return Err(Error::format(path, LABELS, format!("{} classes", rows.nrows()), labels.len().to_string()));
             }
         }
-        let meta = if npz.contains(META) {
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the array holds bytes")]
-            let text: Vec<u8> = npz.f64(META)?.iter().map(|v| *v as u8).collect();
-            serde_json::from_slice(&text).map_err(|e| Error::format(path, META, "JSON", e.to_string()))?
-        } else {
-            Value::Null
-        };
+        let meta = meta_of(&mut npz, path)?;
         Ok(Self { mu, sigma, spatial, clip, features, labels, meta })
     }
 
@@ -148,65 +140,21 @@ fn gaussian(npz: &mut Npz, path: &Path, mu: &str, sigma: &str) -> Result<(Array1
     Ok((mean, cov))
 }
 
-/// What a reference file is and whether anything in it looks wrong.
-#[derive(Debug, Clone, Serialize)]
-pub struct Diagnosis {
-    /// The file.
-    pub file: PathBuf,
-    /// Layout it follows.
-    pub layout: Layout,
-    /// Arrays: name, type, shape.
-    pub arrays: Vec<(String, String, Vec<usize>)>,
-    /// Feature length.
-    pub dims: usize,
-    /// Number of images, where it is known.
-    pub count: Option<usize>,
-    /// How it was made, where it says so.
-    pub meta: Value,
-    /// What a user should know, most serious first.
-    pub warnings: Vec<String>,
-}
-
-/// Examines the reference at `path`.
+/// What the reference at `path` says of how it was made, or null.
 ///
 /// # Errors
-/// Those of [`ReferenceStats::read`].
-pub fn inspect(path: &Path) -> Result<Diagnosis> {
-    const INCEPTION: usize = 2048;
-    let mut npz = Npz::open(path)?;
-    let mut arrays = Vec::new();
-    for name in npz.names() {
-        let header = npz.header(&name)?;
-        arrays.push((name, header.dtype.descr().to_owned(), header.shape));
+/// `Format` if it is no JSON; those of npz.
+pub fn meta(path: &Path) -> Result<Value> {
+    meta_of(&mut Npz::open(path)?, path)
+}
+
+fn meta_of(npz: &mut Npz, path: &Path) -> Result<Value> {
+    if !npz.contains(META) {
+        return Ok(Value::Null);
     }
-    let shape_of = |name: &str| arrays.iter().find(|(n, ..)| n == name).map(|(_, d, s)| (d.clone(), s.clone()));
-    let stats = ReferenceStats::read(path)?;
-    let layout = match (shape_of(IMAGES), shape_of("mu")) {
-        (Some(_), _) => Layout::Adm,
-        (None, Some((dtype, _))) if dtype == "<f4" => Layout::Clean,
-        _ => Layout::Edm,
-    };
-    let count = shape_of(FEATURES).or_else(|| shape_of(IMAGES)).and_then(|(_, s)| s.first().copied());
-    let dims = stats.mu.len();
-    let mut warnings = Vec::new();
-    let scale = stats.sigma.diag().iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-    let asymmetry = stats.sigma.indexed_iter().fold(0.0_f64, |m, ((i, j), v)| m.max((v - stats.sigma[[j, i]]).abs()));
-    if asymmetry > 1e-6 * scale {
-        warnings.push(format!("sigma is not symmetric: entries differ by up to {asymmetry:.3e}"));
-    }
-    if let Some(bad) = stats.sigma.diag().iter().position(|v| *v < 0.0) {
-        warnings.push(format!("variance {bad} is negative"));
-    }
-    if let Some(n) = count
-        && n <= dims
-    {
-        warnings.push(format!("{n} images for {dims} features: the covariance has no full rank"));
-    }
-    if dims != INCEPTION && stats.meta.is_null() {
-        warnings
-            .push(format!("{dims} features: not Inception's pool3 (2048), and the file does not say whose they are"));
-    }
-    Ok(Diagnosis { file: path.to_owned(), layout, arrays, dims, count, meta: stats.meta, warnings })
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the array holds bytes")]
+    let text: Vec<u8> = npz.f64(META)?.iter().map(|v| *v as u8).collect();
+    serde_json::from_slice(&text).map_err(|e| Error::format(path, META, "JSON", e.to_string()))
 }
 
 #[cfg(test)]
@@ -231,11 +179,9 @@ mod tests {
         let path = dir.path().join("r.npz");
         stats().write(&path, Layout::Edm, None).unwrap();
         assert_eq!(ReferenceStats::read(&path).unwrap(), stats());
-        assert_eq!(inspect(&path).unwrap().layout, Layout::Edm);
         stats().write(&path, Layout::Clean, None).unwrap();
         let back = ReferenceStats::read(&path).unwrap();
         assert!((&back.mu - &stats().mu).iter().all(|d| d.abs() < 1e-7));
-        assert_eq!(inspect(&path).unwrap().layout, Layout::Clean);
     }
 
     #[test]
@@ -248,7 +194,6 @@ mod tests {
         let path = dir.path().join("r.npz");
         let mut images = crate::batch::open(&zip).unwrap();
         stats().write(&path, Layout::Adm, Some(images.as_mut())).unwrap();
-        assert_eq!(inspect(&path).unwrap().layout, Layout::Adm);
         assert_eq!(crate::batch::open(&path).unwrap().len(), 5);
         assert!(stats().write(&path, Layout::Adm, None).unwrap_err().to_string().contains("images"));
     }

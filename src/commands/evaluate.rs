@@ -409,7 +409,12 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
                 let (seed, title) = (args.seed, protocol.title);
                 departures.push(format!("KID subsets by RandomState({seed}): {title} does not seed them"));
             }
-            let found = kid(rows.view(), real.view(), &protocol.kid, args.seed)?;
+            let mut rule = protocol.kid;
+            if let Some(size) = args.kid_subset_size.map(|n| n as usize).filter(|n| *n != rule.subset_size) {
+                departures.push(format!("KID subsets of {size} instead of {}", rule.subset_size));
+                rule.subset_size = size;
+            }
+            let found = kid(rows.view(), real.view(), &rule, args.seed)?;
             put(if genuine { "kid" } else { "kd" }, found.mean, None, Some(found.std));
             lap("kid", &mut timings);
         }

@@ -7,11 +7,12 @@ use d2o_evaluations::frechet::Gaussian;
 use d2o_evaluations::gaussian::Accumulator;
 use d2o_evaluations::protocol::Protocol;
 use d2o_refs::batch::ImageSource;
-use d2o_refs::stats::{self, Layout, ReferenceStats};
+use d2o_refs::stats::{Layout, ReferenceStats};
 use serde_json::json;
 
 use super::ExitStatus;
 use crate::cli::{Global, LayoutArg, Refs, RefsInspect, RefsMake};
+use crate::doctor::{self, Diagnosis};
 use crate::error::with_hint;
 use crate::features::{Network, Role};
 use crate::measure::{How, Set, Wants, sums};
@@ -51,7 +52,17 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     let gaussian = finish(found.features)?.context("no features")?;
     let pair = |g: Option<Gaussian>| g.map(|g| (g.mu, g.sigma));
     let count = set.len();
+    let images = match &set {
+        Set::Images { source, .. } => serde_json::to_value(source.dims())?,
+        Set::Features(parts) => parts
+            .first()
+            .and_then(|p| p.meta())
+            .map(|m| serde_json::to_value(m.images))
+            .transpose()?
+            .unwrap_or_default(),
+    };
     let mut meta = json!({
+        "images": images,
         "protocol": protocol.name,
         "ddof": protocol.ddof,
         "count": count,
@@ -91,22 +102,42 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
 }
 
 fn inspect(args: &RefsInspect, printer: Printer) -> anyhow::Result<ExitStatus> {
-    let found = stats::inspect(&args.file).with_context(|| format!("cannot inspect `{}`", args.file.display()))?;
+    let found = doctor::examine(&args.file, args.samples.as_deref())
+        .with_context(|| format!("cannot inspect `{}`", args.file.display()))?;
     if let Some(path) = &args.json {
         printer.json(path, &found)?;
     }
     if args.json.as_deref() != Some(Path::new("-")) {
-        let rows: Vec<Vec<String>> =
-            found.arrays.iter().map(|(n, d, s)| vec![n.clone(), d.clone(), format!("{s:?}")]).collect();
-        printer.data(&table(&["array", "type", "shape"], &rows))?;
-        let count = found.count.map_or_else(|| "unknown".to_owned(), |n| n.to_string());
-        printer.data(&format!("layout {:?} · {} features · images: {count}", found.layout, found.dims))?;
-        if !found.meta.is_null() {
-            printer.data(&format!("made by d2o: {}", found.meta))?;
-        }
-        for warning in &found.warnings {
-            printer.data(&format!("warning: {warning}"))?;
-        }
+        printer.data(&render(&found))?;
     }
     Ok(ExitStatus::Done)
+}
+
+fn render(found: &Diagnosis) -> String {
+    let mut parts = vec![format!("{}\n{}", found.file.display(), found.kind)];
+    if !found.arrays.is_empty() {
+        let row = |a: &doctor::Array| vec![a.name.clone(), a.dtype.clone(), format!("{:?}", a.shape)];
+        parts.push(table(&["array", "type", "shape"], &found.arrays.iter().map(row).collect::<Vec<_>>()));
+    }
+    if !found.moments.is_empty() {
+        let row = |m: &doctor::Moments| {
+            let name = m.order.map_or_else(|| m.name.clone(), |o| format!("{} ({o})", m.name));
+            let numbers = [m.trace, m.smallest_eigenvalue, m.largest_eigenvalue].map(|v| format!("{v:.4e}"));
+            [vec![name, m.features.to_owned(), format!("{} of {}", m.rank, m.dims)], numbers.to_vec()].concat()
+        };
+        let header = ["moments", "features", "rank", "trace", "smallest eigenvalue", "largest"];
+        parts.push(table(&header, &found.moments.iter().map(row).collect::<Vec<_>>()));
+    }
+    if let Some(images) = &found.images {
+        let block = images.blockiness.map_or_else(|| "–".to_owned(), |b| format!("{b:.3}"));
+        let size = format!("{}×{}", images.size.width, images.size.height);
+        let classes = images.classes.as_ref().map_or_else(|| "–".to_owned(), |c| c.len().to_string());
+        let row = vec![images.count.to_string(), size, classes, images.repeated.to_string(), block];
+        parts.push(table(&["images", "size", "classes", "repeated", "blockiness"], &[row]));
+    }
+    if !found.meta.is_null() {
+        parts.push(format!("made by d2o: {}", found.meta));
+    }
+    parts.extend(found.warnings.iter().map(|w| format!("warning: {w}")));
+    parts.join("\n")
 }

@@ -7,6 +7,7 @@ mod demo;
 mod fuzz;
 mod generate_parity;
 mod originals;
+mod parity;
 mod paths;
 mod setup;
 mod test;
@@ -28,6 +29,7 @@ usage: cargo xtask TASK
           Needs a Python with PyTorch (D2O_PYTHON, else python3)
   bench-export --orig DIR [--python PROGRAM]
           ONNX Runtime on our export of the CIFAR-10 NCSN++ and on PyTorch's own, in turns
+  parity  run the original tools beside d2o and write docs/parity.md; options name checkouts and interpreters (see xtask/src/parity.rs)
   tidy    check what the compiler cannot: provenance of fixtures, headers, crate documentation
 
 Tasks set up what they need and change nothing outside the cache and the checkout.
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         ["generate-parity", orig] => setup::run().and_then(|()| generate_parity::run(orig)),
         ["bench-export", rest @ ..] => setup::run().and_then(|()| originals::bench(rest)),
         ["tidy"] => tidy::run(),
+        ["parity", options @ ..] => setup::run().and_then(|()| parity::run(options)),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())

@@ -1,0 +1,576 @@
+//! What a reference file is, and what in it a user should know before comparing with it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use d2o_evaluations::frechet::spectrum;
+use d2o_refs::batch::{self, Digest, ImageDims, ImageSource, container_sha256, digests};
+use d2o_refs::features::FeatureFile;
+use d2o_refs::npz::{IMAGES, Npz};
+use fs_err as fs;
+use ndarray::{Array1, Array2, Array4, Ix1, Ix2};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::with_hint;
+
+/// Length of Inception's pool3.
+const POOL3: usize = 2048;
+/// Rows, columns and channels of guided-diffusion's spatial features.
+const SPATIAL: [usize; 3] = [17, 17, 7];
+/// Images in guided-diffusion's published references.
+const PUBLISHED: usize = 10_000;
+/// Side of a JPEG block, pixels.
+const BLOCK: usize = 8;
+/// Images whose pixels are looked at for JPEG blocks.
+const LOOKED_AT: usize = 256;
+
+/// A reference file.
+#[derive(Debug, Clone, Serialize)]
+pub struct Diagnosis {
+    /// The file.
+    pub file: PathBuf,
+    /// Which tool's it is, and what is in it.
+    pub kind: String,
+    /// Its hash.
+    pub sha256: String,
+    /// Arrays: name, type, shape.
+    pub arrays: Vec<Array>,
+    /// Means and covariances.
+    pub moments: Vec<Moments>,
+    /// Images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<Images>,
+    /// Images it was made of, where it says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<usize>,
+    /// How it was made, where it says so.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub meta: Value,
+    /// What a user should know.
+    pub warnings: Vec<String>,
+}
+
+/// An array in the file.
+#[derive(Debug, Clone, Serialize)]
+pub struct Array {
+    /// Its name.
+    pub name: String,
+    /// NumPy's name of its type.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+/// A mean and a covariance.
+#[derive(Debug, Clone, Serialize)]
+pub struct Moments {
+    /// Name of the mean.
+    pub name: String,
+    /// Number of features.
+    pub dims: usize,
+    /// Whose features have this length.
+    pub features: &'static str,
+    /// Sum of variances.
+    pub trace: f64,
+    /// Directions in which there is variance.
+    pub rank: usize,
+    /// Smallest eigenvalue of the covariance.
+    pub smallest_eigenvalue: f64,
+    /// Largest.
+    pub largest_eigenvalue: f64,
+    /// Largest difference of mirrored entries.
+    pub asymmetry: f64,
+    /// Order of spatial features: `NHWC` as guided-diffusion has them, `NCHW`, or `unclear`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<&'static str>,
+}
+
+/// Images in the file.
+#[derive(Debug, Clone, Serialize)]
+pub struct Images {
+    /// How many.
+    pub count: usize,
+    /// Their size.
+    pub size: ImageDims,
+    /// Images that occur before already.
+    pub repeated: usize,
+    /// Images of a single value.
+    pub constant: usize,
+    /// Steps between pixels where JPEG blocks meet over those elsewhere; 1 without blocks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blockiness: Option<f64>,
+    /// Images of each class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<BTreeMap<i64, usize>>,
+}
+
+/// Examines the reference at `path`; with `samples`, also whether they fit it. What looks wrong is a warning.
+///
+/// # Errors
+/// A file that is no reference or cannot be read.
+pub fn examine(path: &Path, samples: Option<&Path>) -> anyhow::Result<Diagnosis> {
+    let mut found = Diagnosis {
+        file: path.to_owned(),
+        kind: String::new(),
+        sha256: container_sha256(path)?,
+        arrays: Vec::new(),
+        moments: Vec::new(),
+        images: None,
+        count: None,
+        meta: Value::Null,
+        warnings: Vec::new(),
+    };
+    if FeatureFile::is_one(path) {
+        feature_file(&mut found)?;
+    } else if path.is_file()
+        && let Some(kind) = foreign(path)?
+    {
+        let hint =
+            "save its mean and covariance as `mu` and `sigma` with numpy.savez, or make one with `d2o refs make`";
+        return Err(with_hint(anyhow::anyhow!("it is {kind}, which d2o does not read"), hint));
+    } else if path.is_file() && Npz::open(path).is_ok_and(|n| !n.names().is_empty()) {
+        arrays(&mut found)?;
+    } else {
+        found.kind = "images".to_owned();
+        look(&mut found, batch::open(path)?.as_mut())?;
+    }
+    if let Some(samples) = samples {
+        compare(&mut found, samples)?;
+    }
+    Ok(found)
+}
+
+/// References of other tools that are no npz, told by what stands in them; nothing is unpickled.
+fn foreign(path: &Path) -> anyhow::Result<Option<&'static str>> {
+    const HEAD: u64 = 1 << 16;
+    let mut head = Vec::new();
+    std::io::Read::read_to_end(&mut std::io::Read::take(fs::File::open(path)?, HEAD), &mut head)?;
+    let holds = |text: &str| head.windows(text.len()).any(|w| w == text.as_bytes());
+    Ok(if head.starts_with(b"\x80") {
+        Some(if holds("raw_mean") || holds("raw_cov") {
+            "a pickle of StyleGAN's metrics (FeatureStats)"
+        } else if holds("fd_dinov2") || holds("fid") {
+            "a pickle of EDM2's reference statistics"
+        } else {
+            "a pickle"
+        })
+    } else if head.starts_with(b"PK") && holds("/data.pkl") {
+        Some("a file of torch.save, as torch-fidelity's cache holds them")
+    } else {
+        None
+    })
+}
+
+fn feature_file(found: &mut Diagnosis) -> anyhow::Result<()> {
+    let file = FeatureFile::open(&found.file)?;
+    found.kind = match file.meta() {
+        Some(meta) if meta.rows.len() < meta.total => "feature file (HDF5), one part of several".to_owned(),
+        Some(_) => "feature file (HDF5)".to_owned(),
+        None => "feature file (HDF5) of another tool".to_owned(),
+    };
+    if let Err(error) = file.verify() {
+        found.warnings.push(format!("damaged: {error}"));
+    }
+    for name in d2o_refs::features::MATRICES {
+        if let Some(width) = file.width(name) {
+            found.arrays.push(Array { name: name.to_owned(), dtype: "<f4".to_owned(), shape: vec![file.len(), width] });
+            few(found, name, width, file.len());
+        }
+    }
+    found.count = Some(file.len());
+    match file.meta() {
+        Some(meta) => found.meta = serde_json::to_value(meta)?,
+        None => found.warnings.push("it does not say which network made it".to_owned()),
+    }
+    if let Some(labels) = file.labels() {
+        let classes = histogram(labels);
+        balance(found, &classes);
+    }
+    Ok(())
+}
+
+fn arrays(found: &mut Diagnosis) -> anyhow::Result<()> {
+    let path = found.file.clone();
+    let mut npz = Npz::open(&path)?;
+    for name in npz.names() {
+        let header = npz.header(&name)?;
+        found.arrays.push(Array { name, dtype: header.dtype.descr().to_owned(), shape: header.shape });
+    }
+    let arrays: BTreeMap<String, String> = found.arrays.iter().map(|a| (a.name.clone(), a.dtype.clone())).collect();
+    let dtype_of = |name: &str| arrays.get(name).cloned();
+    let has = |name: &str| dtype_of(name).is_some();
+    let compressed = has("mu") && npz.is_compressed("mu")?;
+    let mut kind = match (has(IMAGES), dtype_of("mu").as_deref(), compressed) {
+        (true, Some(_), _) => "guided-diffusion reference (ADM): images and statistics",
+        (true, None, _) => "images (`arr_0`) without statistics",
+        (false, Some("<f4"), _) => "clean-fid statistics",
+        (false, Some(_), true) => "pytorch-fid statistics",
+        (false, Some(_), false) => "EDM statistics",
+        (false, None, _) if has("feats") => "clean-fid's features for KID (`feats`)",
+        (false, None, _) if has("reps") => "dgm-eval's representations (`reps`)",
+        (false, None, _) => "no reference: neither `mu` nor `arr_0`",
+    }
+    .to_owned();
+    if has("d2o_meta") && has("mu") {
+        found.meta = d2o_refs::stats::meta(&path)?;
+        kind = format!("made by d2o, laid out as {kind}");
+    }
+    found.kind = kind;
+    found.count = found.meta.get("count").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
+    for (mu, sigma) in [("mu", "sigma"), ("mu_s", "sigma_s"), ("mu_clip", "sigma_clip")] {
+        match (has(mu), has(sigma)) {
+            (true, true) => moments(found, &mut npz, mu, sigma)?,
+            (false, false) => {}
+            (here, _) => {
+                let (there, lacking) = if here { (mu, sigma) } else { (sigma, mu) };
+                found.warnings.push(format!("`{there}` without `{lacking}`"));
+            }
+        }
+    }
+    if found.arrays.iter().any(|a| a.name == "features") && found.moments.iter().any(|m| m.name == "mu") {
+        features(found, &mut npz)?;
+    }
+    if found.arrays.iter().any(|a| a.name == IMAGES) {
+        look(found, batch::open(&path)?.as_mut())?;
+        let count = found.images.as_ref().map_or(0, |i| i.count);
+        if !found.moments.is_empty() && found.meta.is_null() {
+            let note =
+                format!("`mu` and `sigma` stand for a whole dataset, the {count} images for precision and recall only");
+            found.warnings.push(note);
+            if !found.moments.iter().any(|m| m.name == "mu_s") {
+                found.warnings.push("`mu` without `mu_s`: guided-diffusion's evaluator refuses it".to_owned());
+            }
+        }
+        if count < PUBLISHED {
+            found
+                .warnings
+                .push(format!("{count} images; published references hold {PUBLISHED} for precision and recall"));
+        }
+    }
+    Ok(())
+}
+
+/// Whose features have this length.
+fn whose(name: &str, dims: usize) -> &'static str {
+    match (name, dims) {
+        ("mu_s", 2023) => "Inception, spatial (17·17·7)",
+        ("mu_clip", 512) | (_, 512) => "CLIP ViT-B/32, projected (clean-fid)",
+        ("mu_clip", 768) => "CLIP ViT-B/32 before its projection (consistency models)",
+        (_, POOL3) => "Inception pool3",
+        (_, 64 | 192) => "an early tap of Inception (pytorch-fid, torch-fidelity)",
+        (_, 768) => "Inception's tap of 768, CLIP before its projection, or ViT-B",
+        (_, 1024) => "DINOv2 ViT-L/14",
+        (_, 1280) => "EfficientNet-Lite0",
+        (_, 4096) => "VGG16 fc2",
+        _ => "unknown",
+    }
+}
+
+fn moments(found: &mut Diagnosis, npz: &mut Npz, mu_name: &str, sigma_name: &str) -> anyhow::Result<()> {
+    let (mu, sigma) = (npz.f64(mu_name)?, npz.f64(sigma_name)?);
+    let shapes = format!("{:?} and {:?}", mu.shape(), sigma.shape());
+    let (Ok(mu), Ok(sigma)) = (mu.into_dimensionality::<Ix1>(), sigma.into_dimensionality::<Ix2>()) else {
+        found.warnings.push(format!("`{mu_name}` and `{sigma_name}` have the shapes {shapes}, not [D] and [D, D]"));
+        return Ok(());
+    };
+    let dims = mu.len();
+    if sigma.dim() != (dims, dims) {
+        found.warnings.push(format!("`{mu_name}` and `{sigma_name}` have the shapes {shapes}, not [D] and [D, D]"));
+        return Ok(());
+    }
+    let bad = mu.iter().chain(&sigma).filter(|v| !v.is_finite()).count();
+    if bad > 0 {
+        found.warnings.push(format!("`{mu_name}`, `{sigma_name}`: {bad} values are NaN or infinite"));
+        return Ok(());
+    }
+    let scale = sigma.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+    let asymmetry = sigma.indexed_iter().fold(0.0_f64, |m, ((i, j), v)| m.max((v - sigma[[j, i]]).abs()));
+    if asymmetry > 1e-6 * scale {
+        found.warnings.push(format!("`{sigma_name}` is not symmetric: entries differ by up to {asymmetry:.3e}"));
+    }
+    let spectrum = spectrum(&sigma)?;
+    if spectrum.smallest < -1e-6 * spectrum.largest {
+        let (low, high) = (spectrum.smallest, spectrum.largest);
+        found.warnings.push(format!("`{sigma_name}` is no covariance: eigenvalues from {low:.3e} to {high:.3e}"));
+    }
+    if spectrum.rank < dims {
+        let rank = spectrum.rank;
+        let what = format!(
+            "`{sigma_name}` has rank {rank} of {dims}: as of {} images, or of features that are constant",
+            rank + 1
+        );
+        found.warnings.push(what);
+    }
+    if let Some(count) = found.count {
+        few(found, mu_name, dims, count);
+    }
+    let features = whose(mu_name, dims);
+    if features == "unknown" && found.meta.is_null() {
+        found.warnings.push(format!("{dims} features: of no network d2o knows, and the file does not say whose"));
+    }
+    // Both are averages of what a ReLU gives.
+    let rectified = (mu_name == "mu" && dims == POOL3) || mu_name == "mu_s";
+    if rectified && let Some(negative) = mu.iter().position(|v| *v < 0.0) {
+        found
+            .warnings
+            .push(format!("`{mu_name}`: feature {negative} has a negative mean, which {features} cannot have"));
+    }
+    let order = (mu_name == "mu_s").then(|| order(&mu));
+    match order {
+        Some("NCHW") => found.warnings.push(
+            "`mu_s` is ordered NCHW; guided-diffusion flattens NHWC, so sFID against it would be meaningless"
+                .to_owned(),
+        ),
+        Some("unclear") => found.warnings.push("the order of `mu_s` (NHWC or NCHW) cannot be told".to_owned()),
+        _ => {}
+    }
+    found.moments.push(Moments {
+        name: mu_name.to_owned(),
+        dims,
+        features,
+        trace: sigma.diag().sum(),
+        rank: spectrum.rank,
+        smallest_eigenvalue: spectrum.smallest,
+        largest_eigenvalue: spectrum.largest,
+        asymmetry,
+        order,
+    });
+    Ok(())
+}
+
+/// In which order spatial means lie: those of one channel are alike over positions, those of different channels are not.
+fn order(mu: &Array1<f64>) -> &'static str {
+    /// How many times smaller the spread within channels must be in one order than in the other.
+    const CLEAR: f64 = 1.5;
+    let [h, w, c] = SPATIAL;
+    if mu.len() != h * w * c {
+        return "unclear";
+    }
+    // Spread about the channel's mean, if `channel` says which channel an entry belongs to.
+    let spread = |channel: &dyn Fn(usize) -> usize| {
+        let mut sums = vec![0.0; c];
+        for (i, v) in mu.iter().enumerate() {
+            sums[channel(i)] += v / f64::from(u32::try_from(h * w).unwrap_or(1));
+        }
+        mu.iter().enumerate().map(|(i, v)| (v - sums[channel(i)]).powi(2)).sum::<f64>()
+    };
+    let (last, first) = (spread(&|i| i % c), spread(&|i| i / (h * w)));
+    if last * CLEAR < first {
+        "NHWC"
+    } else if first * CLEAR < last {
+        "NCHW"
+    } else {
+        "unclear"
+    }
+}
+
+fn few(found: &mut Diagnosis, name: &str, dims: usize, count: usize) {
+    if count <= dims {
+        found
+            .warnings
+            .push(format!("`{name}`: {count} images for {dims} features; distances from it are biased upwards"));
+    }
+}
+
+/// Whether the features in the file are those its mean was computed of.
+fn features(found: &mut Diagnosis, npz: &mut Npz) -> anyhow::Result<()> {
+    let Ok(rows) = npz.f64("features")?.into_dimensionality::<Ix2>() else {
+        found.warnings.push("`features` is no matrix".to_owned());
+        return Ok(());
+    };
+    let rows: Array2<f64> = rows;
+    found.count = found.count.or(Some(rows.nrows()));
+    if rows.iter().any(|v| !v.is_finite()) {
+        found.warnings.push("`features` holds NaN or infinity".to_owned());
+        return Ok(());
+    }
+    let mu = npz.f64("mu")?;
+    let mean = rows.mean_axis(ndarray::Axis(0)).context("no rows")?;
+    let scale = mu.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+    let apart = mu.iter().zip(&mean).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
+    if mu.len() != mean.len() || apart > 1e-4 * scale {
+        found.warnings.push("`features` are not those `mu` is the mean of".to_owned());
+    }
+    Ok(())
+}
+
+/// Looks at the images themselves.
+fn look(found: &mut Diagnosis, source: &mut dyn ImageSource) -> anyhow::Result<()> {
+    const CHUNK: usize = 128;
+    let (count, size) = (source.len(), source.dims());
+    let (mut seen, mut repeated, mut constant): (HashMap<Digest, usize>, _, _) = (HashMap::new(), 0, 0);
+    let (mut meeting, mut elsewhere) = ([0.0; 2], [0.0; 2]);
+    let mut jpegs = 0;
+    for start in (0..count).step_by(CHUNK) {
+        let images = source.read(start..(start + CHUNK).min(count))?;
+        for digest in digests(&images) {
+            let times = seen.entry(digest).or_default();
+            repeated += usize::from(*times > 0);
+            *times += 1;
+        }
+        constant += images.outer_iter().filter(|i| i.iter().all(|v| *v == i[[0, 0, 0]])).count();
+        if start < LOOKED_AT {
+            steps(&images, &mut meeting, &mut elsewhere);
+        }
+        let jpeg = |i: usize| {
+            let name = source.name(i).to_ascii_lowercase();
+            name.contains(".jpg") || name.contains(".jpeg")
+        };
+        jpegs += (start..start + images.dim().0).filter(|i| jpeg(*i)).count();
+    }
+    let blockiness = (elsewhere[1] > 0.0 && meeting[1] > 0.0 && elsewhere[0] > 0.0)
+        .then(|| (meeting[0] / meeting[1]) / (elsewhere[0] / elsewhere[1]));
+    if jpegs > 0 {
+        found.warnings.push(format!("{jpegs} of {count} files are JPEG; compression changes Fréchet distances"));
+    }
+    if let Some(ratio) = blockiness.filter(|r| *r > BLOCKY) {
+        found.warnings.push(format!(
+            "traces of JPEG: steps between pixels are {ratio:.2} times as large where 8×8 blocks meet; compression changes Fréchet distances"
+        ));
+    }
+    for (n, what) in [(repeated, "occur before already"), (constant, "are of a single value")] {
+        if n > 0 {
+            found.warnings.push(format!("{n} of {count} images {what}"));
+        }
+    }
+    let classes = source.labels().map(histogram);
+    if let Some(classes) = &classes {
+        balance(found, classes);
+    }
+    found.count = found.count.or(Some(count));
+    found.images = Some(Images { count, size, repeated, constant, blockiness, classes });
+    Ok(())
+}
+
+/// Ratio of steps from which blocks are reported; images without JPEG stay within a few hundredths of 1.
+const BLOCKY: f64 = 1.1;
+
+/// Adds up second differences of brightness between horizontal and vertical neighbours: where 8×8 blocks meet, and elsewhere.
+fn steps(images: &Array4<u8>, meeting: &mut [f64; 2], elsewhere: &mut [f64; 2]) {
+    let light = images.mapv(f64::from).sum_axis(ndarray::Axis(3));
+    for image in light.outer_iter() {
+        for lines in [image.view(), image.t()] {
+            for line in lines.outer_iter() {
+                // How far a step departs from what its neighbours would make of it.
+                for i in 1..line.len().saturating_sub(2) {
+                    let step = line[i + 1] - line[i];
+                    let around = (line[i] - line[i - 1] + line[i + 2] - line[i + 1]) / 2.0;
+                    let sum = if (i + 1) % BLOCK == 0 { &mut *meeting } else { &mut *elsewhere };
+                    sum[0] += (step - around).abs();
+                    sum[1] += 1.0;
+                }
+            }
+        }
+    }
+}
+
+fn histogram(labels: &[i64]) -> BTreeMap<i64, usize> {
+    let mut classes = BTreeMap::new();
+    labels.iter().for_each(|l| *classes.entry(*l).or_default() += 1);
+    classes
+}
+
+fn balance(found: &mut Diagnosis, classes: &BTreeMap<i64, usize>) {
+    let (least, most) = (classes.values().min().copied().unwrap_or(0), classes.values().max().copied().unwrap_or(0));
+    if most > 2 * least {
+        found.warnings.push(format!("classes hold from {least} to {most} images"));
+    }
+    let missing = (0..classes.keys().max().copied().unwrap_or(0)).filter(|c| !classes.contains_key(c)).count();
+    if missing > 0 {
+        found.warnings.push(format!("{missing} classes below the largest have no image"));
+    }
+}
+
+/// Whether `samples` fit the reference.
+fn compare(found: &mut Diagnosis, samples: &Path) -> anyhow::Result<()> {
+    let source = batch::open(samples)?;
+    let (ours, name) = (source.dims(), samples.display());
+    let theirs = match (&found.images, found.meta.get("images")) {
+        (Some(images), _) => Some(images.size),
+        (None, Some(size)) => serde_json::from_value(size.clone()).ok(),
+        _ => None,
+    };
+    match theirs {
+        Some(theirs) if theirs != ours => found.warnings.push(format!(
+            "resolution: `{name}` holds images of {}×{}, the reference of {}×{}",
+            ours.width, ours.height, theirs.width, theirs.height
+        )),
+        None => found
+            .warnings
+            .push(format!("the reference does not say its resolution; `{name}` has {}×{}", ours.width, ours.height)),
+        _ => {}
+    }
+    if let (Some(reference), Some(labels)) = (found.images.as_ref().and_then(|i| i.classes.clone()), source.labels()) {
+        let ours = histogram(labels);
+        let here = ours.keys().filter(|c| !reference.contains_key(c)).count();
+        let there = reference.keys().filter(|c| !ours.contains_key(c)).count();
+        if here + there > 0 {
+            found.warnings.push(format!("{here} classes are in `{name}` only, {there} in the reference only"));
+        }
+        #[allow(clippy::cast_precision_loss, reason = "image counts")]
+        let share = |classes: &BTreeMap<i64, usize>, class: &i64| {
+            let all: usize = classes.values().sum();
+            classes.get(class).copied().unwrap_or(0) as f64 / all.max(1) as f64
+        };
+        let apart: f64 = reference
+            .keys()
+            .chain(ours.keys().filter(|c| !reference.contains_key(c)))
+            .map(|c| (share(&reference, c) - share(&ours, c)).abs())
+            .sum::<f64>()
+            / 2.0;
+        if apart > 0.05 {
+            found.warnings.push(format!("classes are distributed otherwise than in the reference: {:.0} % of `{name}` would have to change class", 100.0 * apart));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_spatial_means_is_told() {
+        let [h, w, c] = SPATIAL;
+        let value =
+            |channel: usize, at: usize| [0.1, 0.9, 0.2, 0.5, 0.05, 0.7, 0.3][channel] + 0.0003 * (at % 17) as f64;
+        let nhwc = Array1::from_shape_fn(h * w * c, |i| value(i % c, i / c));
+        let nchw = Array1::from_shape_fn(h * w * c, |i| value(i / (h * w), i % (h * w)));
+        assert_eq!((order(&nhwc), order(&nchw)), ("NHWC", "NCHW"));
+        assert_eq!(order(&Array1::from_elem(h * w * c, 0.5)), "unclear");
+        assert_eq!(order(&Array1::from_elem(100, 0.5)), "unclear");
+    }
+
+    #[test]
+    fn jpeg_leaves_traces() {
+        let (side, mut plain) = (64, Array4::<u8>::zeros((4, 64, 64, 3)));
+        let mut state = 1_u32;
+        for (i, mut image) in plain.outer_iter_mut().enumerate() {
+            image.indexed_iter_mut().for_each(|((y, x, c), v)| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let wave = ((x * (i + 2)) as f64 / 9.0).sin() * 50.0 + ((y * (c + 3)) as f64 / 13.0).cos() * 40.0;
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a test")]
+                let value = (128.0 + wave + f64::from(state >> 28)) as u8;
+                *v = value;
+            });
+        }
+        let mut compressed = plain.clone();
+        for mut image in compressed.outer_iter_mut() {
+            let mut bytes = Vec::new();
+            let pixels = image.as_standard_layout().as_slice().unwrap().to_vec();
+            let mut encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 30);
+            encoder.encode(&pixels, side, side, image::ExtendedColorType::Rgb8).unwrap();
+            let back = image::load_from_memory(&bytes).unwrap().into_rgb8().into_raw();
+            image.assign(&ndarray::Array3::from_shape_vec((64, 64, 3), back).unwrap());
+        }
+        let ratio = |images: &Array4<u8>| {
+            let (mut a, mut b) = ([0.0; 2], [0.0; 2]);
+            steps(images, &mut a, &mut b);
+            a[0] / a[1] / (b[0] / b[1])
+        };
+        let (clean, blocky) = (ratio(&plain), ratio(&compressed));
+        assert!(clean < BLOCKY && blocky > BLOCKY, "{clean} without JPEG, {blocky} with it");
+    }
+}

@@ -1,0 +1,331 @@
+//! `cargo xtask parity`: every original tool and d2o on the same images with the same drawn weights, as the table in docs/parity.md.
+//!
+//! Not part of the tests: it needs Python packages, and checkouts of the tools that have none.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail, ensure};
+use fs_err as fs;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::paths;
+
+/// Relative difference from the original that is allowed.
+const BOUND: f64 = 1e-4;
+/// Relative difference of standard deviations: the tools' f32 sums scatter more than their means.
+const BOUND_STD: f64 = 1e-3;
+/// Side of the images, and metrics, by size.
+const SIZES: [usize; 2] = [32, 64];
+/// Images in a subset of KID; the sets are smaller than the protocols' 1000.
+const KID_SUBSET: &str = "50";
+
+const TORCH: &[&str] = &[
+    "torch==2.15.0",
+    "torchvision==0.29.2",
+    "torch-fidelity==0.4.0",
+    "clean-fid==0.1.35",
+    "pytorch-fid==0.3.0",
+    "torchmetrics==1.9.0",
+    "open_clip_torch==3.3.0",
+    "timm==1.0.31",
+    "numpy==2.4.6",
+    "scipy==1.17.1",
+    "pillow==13.0.0",
+    "click",
+    "psutil",
+    "setuptools",
+];
+const TENSORFLOW: &[&str] =
+    &["tensorflow-cpu==2.21.0", "numpy==2.4.6", "scipy==1.17.1", "pillow==13.0.0", "h5py==3.14.0", "requests", "tqdm"];
+
+/// Original tools: what runs them, and the option that names their checkout.
+const TOOLS: [(&str, Env, Option<&str>); 7] = [
+    ("torch-fidelity", Env::Torch, None),
+    ("pytorch-fid", Env::Torch, None),
+    ("clean-fid", Env::Torch, None),
+    ("torchmetrics", Env::Torch, None),
+    ("edm", Env::Torch, Some("--edm")),
+    ("stylegan3", Env::Torch, Some("--stylegan3")),
+    ("guided-diffusion", Env::TensorFlow, Some("--guided-diffusion")),
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Env {
+    Torch,
+    TensorFlow,
+}
+
+/// One number of an original tool.
+#[derive(Debug, Deserialize)]
+struct Original {
+    protocol: String,
+    metric: String,
+    size: usize,
+    value: f64,
+    tool: String,
+    /// Whether it is known to differ, for a reason the page states.
+    #[serde(default)]
+    known: bool,
+    /// Feature files it was computed of, instead of the images.
+    #[serde(default)]
+    samples: Option<String>,
+    #[serde(default)]
+    reference: Option<String>,
+}
+
+/// Runs every tool whose packages or checkout are there, compares, and writes docs/parity.md.
+///
+/// # Errors
+/// A tool that fails, a file that cannot be written, a difference beyond the bound.
+pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
+    let option = |name: &str| words.iter().position(|w| *w == name).and_then(|i| words.get(i + 1)).copied();
+    if let Some(odd) = words.iter().step_by(2).find(|w| !OPTIONS.contains(w)) {
+        bail!("unknown option `{odd}`; known are {}, each with a path", OPTIONS.join(", "));
+    }
+    let dir = option("--dir").map_or_else(|| paths::cache().map(|c| c.join("parity")), |d| Ok(PathBuf::from(d)))?;
+    fs::create_dir_all(&dir)?;
+    let torch = python(option("--python"), &dir.join("torch"), TORCH)?;
+    let tensorflow = match (option("--guided-diffusion"), option("--tensorflow-python")) {
+        (None, _) => None,
+        (Some(_), given) => Some(python(given, &dir.join("tensorflow"), TENSORFLOW)?),
+    };
+    let d2o = match option("--d2o") {
+        Some(path) => PathBuf::from(path),
+        None => build()?,
+    };
+    let script = paths::root().join("xtask/parity/originals.py");
+    let interpreter = |env: Env| if env == Env::Torch { Some(&torch) } else { tensorflow.as_ref() };
+    let original = |tool: &str, env: Env, checkout: Option<&str>| -> anyhow::Result<String> {
+        let python = interpreter(env).context("no interpreter")?;
+        let mut command = Command::new(python);
+        command.arg(&script).arg(tool).arg(&dir).args(checkout);
+        output(&mut command).with_context(|| format!("run `{tool}`"))
+    };
+    if !dir.join("clip.pth").exists() {
+        original("prepare", Env::Torch, None)?;
+    }
+    if !dir.join("features-fake-64.npz").exists() {
+        original("features", Env::Torch, None)?;
+    }
+    let ours = Ours { d2o, dir: dir.clone() };
+    ours.prepare()?;
+    let mut originals: Vec<Original> = Vec::new();
+    let mut skipped = Vec::new();
+    for (tool, env, checkout) in TOOLS {
+        let kept = dir.join(format!("out-{tool}.json"));
+        let checkout_dir = checkout.and_then(option);
+        if checkout.is_some() && checkout_dir.is_none() && !kept.exists() {
+            skipped.push(tool);
+            continue;
+        }
+        // What a tool found is kept: its images and weights do not change. Delete the file to run it again.
+        if !kept.exists() {
+            fs::write(&kept, original(tool, env, checkout_dir)?)?;
+        }
+        let found: Vec<Original> =
+            serde_json::from_slice(&fs::read(&kept)?).with_context(|| format!("what `{tool}` says"))?;
+        originals.extend(found);
+    }
+    let (text, beyond) = ours.compare(&originals, &skipped)?;
+    fs::write(paths::root().join("docs/parity.md"), text)?;
+    eprintln!("parity: {} numbers, {beyond} beyond the bound; see docs/parity.md", originals.len());
+    ensure!(beyond == 0, "{beyond} numbers differ from the original's by more than the bound");
+    Ok(())
+}
+
+const OPTIONS: [&str; 7] =
+    ["--dir", "--python", "--tensorflow-python", "--d2o", "--edm", "--stylegan3", "--guided-diffusion"];
+
+/// The interpreter that was given, or that of a virtual environment at `dir` with these packages.
+fn python(given: Option<&str>, dir: &Path, packages: &[&str]) -> anyhow::Result<PathBuf> {
+    if let Some(path) = given {
+        return Ok(path.into());
+    }
+    let python = dir.join("bin/python");
+    let done = dir.join("complete");
+    if !done.exists() {
+        output(Command::new("python3").args(["-m", "venv"]).arg(dir))?;
+        output(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(packages))?;
+        fs::write(done, packages.join("\n"))?;
+    }
+    Ok(python)
+}
+
+fn build() -> anyhow::Result<PathBuf> {
+    let status = paths::cargo()?.args(["build", "-p", "d2o"]).status()?;
+    ensure!(status.success(), "d2o does not build");
+    let environment = paths::environment()?;
+    let target = environment.iter().find(|(n, _)| *n == "CARGO_TARGET_DIR").map(|(_, v)| PathBuf::from(v));
+    Ok(target.context("no target folder")?.join("debug/d2o"))
+}
+
+/// What `command` prints; an error with what it said otherwise.
+fn output(command: &mut Command) -> anyhow::Result<String> {
+    let out = command.output().with_context(|| format!("start {command:?}"))?;
+    if !out.status.success() {
+        bail!("{command:?} failed:\n{}", String::from_utf8_lossy(&out.stderr));
+    }
+    Ok(String::from_utf8(out.stdout)?)
+}
+
+/// Our side.
+struct Ours {
+    d2o: PathBuf,
+    dir: PathBuf,
+}
+
+impl Ours {
+    fn d2o(&self, args: &[&str]) -> anyhow::Result<String> {
+        output(Command::new(&self.d2o).current_dir(&self.dir).envs(paths::environment()?).arg("--quiet").args(args))
+    }
+
+    /// Exports the networks and writes the references that the originals are to read.
+    fn prepare(&self) -> anyhow::Result<()> {
+        if !self.dir.join("inception.onnx").exists() {
+            self.d2o(&["export", "inception.pth", "--input", "f32", "--out", "inception.onnx"])?;
+        }
+        if !self.dir.join("clip.onnx").exists() {
+            self.d2o(&["export", "clip.pth", "--activation", "quick-gelu", "--out", "clip.onnx"])?;
+        }
+        for layout in ["edm", "adm"] {
+            let out = format!("ours-{layout}.npz");
+            let args =
+                ["refs", "make", "real-32", "--extractor", "inception.onnx", "--protocol", layout, "--layout", layout];
+            self.d2o(&[&args[..], &["--cache", "cache", "--out", &out]].concat())?;
+        }
+        Ok(())
+    }
+
+    fn evaluate(&self, protocol: &str, size: usize, reference: &str, metrics: &str) -> anyhow::Result<Value> {
+        let fake = format!("fake-{size}");
+        let networks = ["--extractor", "inception.onnx", "--clip", "clip.onnx", "--cache", "cache", "--bootstrap", "0"];
+        let what = ["--protocol", protocol, "--metrics", metrics, "--kid-subset-size", KID_SUBSET, "--json", "-"];
+        let args = [&["evaluate", &fake, "--ref", reference][..], &networks, &what].concat();
+        Ok(serde_json::from_str(&self.d2o(&args)?)?)
+    }
+
+    /// Precision and recall of feature files.
+    fn of_files(&self, protocol: &str, samples: &str, reference: &str) -> anyhow::Result<Value> {
+        let args = [
+            "evaluate",
+            samples,
+            "--ref",
+            reference,
+            "--protocol",
+            protocol,
+            "--metrics",
+            "pr",
+            "--bootstrap",
+            "0",
+            "--json",
+            "-",
+        ];
+        Ok(serde_json::from_str(&self.d2o(&args)?)?)
+    }
+
+    /// The table, and how many of its rows are beyond the bound.
+    fn compare(&self, originals: &[Original], skipped: &[&str]) -> anyhow::Result<(String, usize)> {
+        let mut rows = String::new();
+        let mut beyond = 0;
+        let mut worst = 0.0_f64;
+        for protocol in ["edm", "adm", "stylegan3", "torch-fidelity", "clean", "pytorch-fid"] {
+            for size in SIZES {
+                let real = format!("real-{size}");
+                let metrics = if size == SIZES[0] { "fid,sfid,is,pr,kid,clip-fid" } else { "fid,sfid,is,pr,clip-fid" };
+                let ours = self.evaluate(protocol, size, &real, metrics)?;
+                for o in originals.iter().filter(|o| o.protocol == protocol && o.size == size) {
+                    let value = |of: &Value| {
+                        let (name, field) = match o.metric.strip_suffix(" std") {
+                            Some(name) => (name, "std"),
+                            None => (o.metric.as_str(), "value"),
+                        };
+                        of["metrics"][name][field]
+                            .as_f64()
+                            .with_context(|| format!("d2o gives no {} for {protocol}", o.metric))
+                    };
+                    let found = match (&o.samples, &o.reference) {
+                        (Some(samples), Some(reference)) => value(&self.of_files(protocol, samples, reference)?)?,
+                        _ => value(&ours)?,
+                    };
+                    let relative = (found - o.value).abs() / o.value.abs().max(f64::MIN_POSITIVE);
+                    let bound = if o.metric.ends_with(" std") { BOUND_STD } else { BOUND };
+                    let holds = relative <= bound;
+                    beyond += usize::from(!holds && !o.known);
+                    if !o.known {
+                        worst = worst.max(relative);
+                    }
+                    let verdict = match (holds, o.known) {
+                        (true, _) => "equal",
+                        (false, true) => "differs, see above",
+                        (false, false) => "DIFFERS",
+                    };
+                    let (metric, was, tool) = (&o.metric, o.value, &o.tool);
+                    writeln!(
+                        rows,
+                        "| {protocol} | {metric} | {size} | {was:.8} | {found:.8} | {relative:.1e} | {verdict} | {tool} |"
+                    )?;
+                }
+            }
+        }
+        for (tool, file, protocol) in [
+            ("numpy.savez of EDM's fid.py", "stats-edm.npz", "edm"),
+            ("numpy.savez of guided-diffusion's statistics and images", "stats-adm.npz", "adm"),
+            ("numpy.savez_compressed of clean-fid", "stats-clean.npz", "clean"),
+            ("save_fid_stats of pytorch-fid", "stats-pytorch-fid.npz", "pytorch-fid"),
+        ] {
+            if !self.dir.join(file).exists() {
+                continue;
+            }
+            let fid = |reference: &str| -> anyhow::Result<f64> {
+                let found = self.evaluate(protocol, SIZES[0], reference, "fid")?;
+                found["metrics"]["fid"]["value"].as_f64().context("no fid")
+            };
+            let (was, found) = (fid("real-32")?, fid(file)?);
+            let relative = (found - was).abs() / was.abs();
+            let holds = relative <= BOUND;
+            beyond += usize::from(!holds);
+            let verdict = if holds { "equal" } else { "DIFFERS" };
+            writeln!(
+                rows,
+                "| {protocol} | fid | 32 | {was:.8} | {found:.8} | {relative:.1e} | {verdict} | d2o against images, then against the file by {tool} |"
+            )?;
+        }
+        let skipped = if skipped.is_empty() { String::new() } else { format!("Not run: {}.\n\n", skipped.join(", ")) };
+        let text = format!("{HEAD}{skipped}Largest relative difference: {worst:.1e}.\n\n{TABLE}{rows}");
+        Ok((text, beyond))
+    }
+}
+
+const TABLE: &str = "| protocol | metric | pixels | original | d2o | relative difference | verdict | original tool |\n|---|---|---|---|---|---|---|---|\n";
+
+const HEAD: &str = "\
+# Parity with the original tools
+
+Written by `cargo xtask parity`, which runs each original tool and d2o on the same PNGs with the same drawn weights. Allowed: 1e-4 relative; 1e-3 for the
+standard deviation over KID's subsets or the Inception Score's parts, which the tools sum in f32.
+
+```sh
+cargo xtask parity --edm EDM --stylegan3 STYLEGAN3 --guided-diffusion GUIDED_DIFFUSION
+```
+
+The options name local checkouts (here NVlabs/edm@008a4e5, NVlabs/stylegan3@c233a91, openai/guided-diffusion@22e0df8); without them those tools are left out.
+Packages: torch 2.15.0, torchvision 0.29.2, NumPy 2.4.6, SciPy 1.17.1, Pillow 13.0.0, open_clip 3.3.0, and those in the table.
+
+- Images: 110 real and 100 fake of 32×32, 24 and 20 of 64×64, drawn by `xtask/parity/originals.py`. Fewer images than features is the hard case for a
+  distance: covariances have no full rank.
+- Weights: Inception and CLIP ViT-B/32 with seeded normal weights, so numbers mean nothing in themselves. d2o runs them exported with `--input f32`
+  (Inception) and resizes as the protocol says.
+- torch-fidelity, pytorch-fid and torchmetrics run as installed. clean-fid does everything but the network itself: its Inception and CLIP are handed the drawn weights.
+- EDM's and StyleGAN3's code is the original; their detector is torch-fidelity's Inception, which computes the same as theirs. StyleGAN3's precision and recall take
+  Inception's features, since its VGG16 is not free to draw.
+- guided-diffusion's `evaluator.py` runs in TensorFlow 2 (`compat.v1`) on activations of the same images, its softmax graph fed with the classes of the very activations:
+  distances, scores, radii and blocks are its own code. Its f16 precision and recall appear twice. As it is on this CPU, `reduce_sum` rounds
+  partial sums of the norms to f16, in an order that depends on the processor's vectors: a third of the norms is off by one f16 step, and where distances
+  are as small as those steps, the shares move by a few images. d2o sums in f32 and rounds once. With that one change, made from outside, the evaluator
+  gives d2o's numbers; its products are summed in f32 either way. Features × 64 overflow f16 and show the f32 blocks.
+- KID in subsets of 50 (the sets are smaller than 1000), `RandomState(2020)` for torch-fidelity, `numpy.random.seed(0)` for the tools that do not seed.
+
+";
