@@ -2,6 +2,7 @@
 //!
 //! Not part of the tests: it needs Python packages, and checkouts of the tools that have none.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -233,10 +234,15 @@ impl Ours {
         let mut worst = 0.0_f64;
         for protocol in ["edm", "adm", "stylegan3", "torch-fidelity", "clean", "pytorch-fid"] {
             for size in SIZES {
-                let real = format!("real-{size}");
-                let metrics = if size == SIZES[0] { "fid,sfid,is,pr,kid,clip-fid" } else { "fid,sfid,is,pr,clip-fid" };
-                let ours = self.evaluate(protocol, size, &real, metrics)?;
-                for o in originals.iter().filter(|o| o.protocol == protocol && o.size == size) {
+                let here: Vec<&Original> =
+                    originals.iter().filter(|o| o.protocol == protocol && o.size == size).collect();
+                let metrics: BTreeSet<&str> = here.iter().map(|o| command_metric(&o.metric)).collect();
+                if metrics.is_empty() {
+                    continue;
+                }
+                let metrics: Vec<&str> = metrics.into_iter().collect();
+                let ours = self.evaluate(protocol, size, &format!("real-{size}"), &metrics.join(","))?;
+                for o in here {
                     let value = |of: &Value| {
                         let (name, field) = match o.metric.strip_suffix(" std") {
                             Some(name) => (name, "std"),
@@ -296,6 +302,15 @@ impl Ours {
         let skipped = if skipped.is_empty() { String::new() } else { format!("Not run: {}.\n\n", skipped.join(", ")) };
         let text = format!("{HEAD}{skipped}Largest relative difference: {worst:.1e}.\n\n{TABLE}{rows}");
         Ok((text, beyond))
+    }
+}
+
+/// The word for `metric` in `--metrics`.
+fn command_metric(metric: &str) -> &str {
+    match metric.strip_suffix(" std").unwrap_or(metric) {
+        "precision" | "recall" => "pr",
+        "clip_fid" => "clip-fid",
+        other => other,
     }
 }
 
