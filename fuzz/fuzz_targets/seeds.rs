@@ -13,7 +13,6 @@ use d2o_converters::weights::Weights;
 use d2o_refs::image_zip::DatasetWriter;
 use d2o_refs::npy::{self, Dtype};
 use d2o_refs::npz::NpzWriter;
-use d2o_refs::stats::{Layout, ReferenceStats};
 use ndarray::{Array1, Array2, Array4};
 
 libfuzzer_sys::fuzz_target!(init: finish(), |_bytes: &[u8]| {});
@@ -82,14 +81,12 @@ fn write() -> Result<(), Box<dyn Error>> {
     npz.raw(&[9; 96])?;
     npz.i64("arr_1", &[1, 0])?;
     npz.finish()?;
-    let stats = ReferenceStats {
-        mu: Array1::zeros(3),
-        sigma: Array2::eye(3),
-        spatial: Some((Array1::zeros(2), Array2::eye(2))),
-        features: Some(Array2::zeros((4, 3))),
-        meta: "seed".into(),
-    };
-    stats.write(&folder("stats")?.join("whole"), Layout::Edm, None)?;
+    let mut npz = NpzWriter::create(&folder("stats")?.join("whole"))?;
+    for (mean, covariance, length) in [("mu", "sigma", 3), ("mu_s", "sigma_s", 2)] {
+        npz.f64(mean, Array1::zeros(length).view().into_dyn())?;
+        npz.f64(covariance, Array2::eye(length).view().into_dyn())?;
+    }
+    npz.finish()?;
 
     let path = folder("image_zip")?.join("whole");
     let mut zip = DatasetWriter::create(&path)?;
