@@ -256,9 +256,9 @@ fn show(result: &Comparison, printer: Printer) -> anyhow::Result<()> {
     let header = ["output", "runtime", "max abs", "max rel", "SNR dB", "≤ 1 ulp", "u8 changed", "verdict"];
     printer.data(&table(&header, &rows))?;
     for change in &result.metrics {
-        let from = change.reference_distance.map_or_else(String::new, |d| format!(" instead of {d:.6}"));
+        let from = change.reference_distance.map_or_else(String::new, |d| format!(" instead of {d:.6e}"));
         let (runtime, distance, extractor) = (&change.runtime, change.distance, &change.extractor);
-        printer.data(&format!("{runtime}: FD ({extractor}) {distance:.6}{from}"))?;
+        printer.data(&format!("{runtime}: FD ({extractor}) {distance:.6e}{from}"))?;
     }
     for parting in &result.parting {
         let how = match (parting.max_abs, parting.max_rel) {
@@ -292,7 +292,7 @@ fn show(result: &Comparison, printer: Printer) -> anyhow::Result<()> {
                 or_dash(p.speed.map(|v| format!("{v:.2}"))),
                 or_dash(output.map(|o| format!("{:.2e}", o.max_rel))),
                 or_dash(changed),
-                or_dash(metric.map(|m| format!("{:.6}", m.distance))),
+                or_dash(metric.map(|m| format!("{:.6e}", m.distance))),
             ]
         };
         let rows: Vec<Vec<String>> = result.precisions.iter().map(row).collect();

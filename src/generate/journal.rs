@@ -69,6 +69,10 @@ impl Journal {
             journal.done = journal.files()?.last().map_or(0, |(start, count, _)| start + count);
             journal.sweep()?;
         } else {
+            // Without a plan it is the rest of a journal that was being removed.
+            if journal.folder.exists() {
+                fs::remove_dir_all(&journal.folder)?;
+            }
             AtomicFile::write_all_to(&file, serde_json::to_string_pretty(plan)?.as_bytes())?;
         }
         Ok(journal)
@@ -179,10 +183,8 @@ impl Journal {
     /// # Errors
     /// The file system's own.
     pub fn remove(self) -> anyhow::Result<()> {
-        // The plan goes last: without it the rest is no journal.
-        for (_, _, path) in self.files()? {
-            fs::remove_file(path)?;
-        }
+        // The plan goes first: without it the rest is no journal.
+        fs::remove_file(self.folder.join(PLAN))?;
         Ok(fs::remove_dir_all(&self.folder)?)
     }
 }
@@ -241,6 +243,15 @@ mod tests {
             })
             .unwrap();
         assert_eq!(seen, [(5, Some(vec![7; 5]), [0, 5])]);
+        let part =
+            fs::read_dir(journal.folder()).unwrap().map(|e| e.unwrap().path()).find(|p| !p.ends_with(PLAN)).unwrap();
+        let kept = fs::read(&part).unwrap();
+        journal.remove().unwrap();
+        // A removal cut short leaves nothing to resume.
+        fs::create_dir(part.parent().unwrap()).unwrap();
+        fs::write(&part, kept).unwrap();
+        let journal = Journal::open(&out, &plan, true).unwrap();
+        assert!(journal.done() == 0 && journal.files().unwrap().is_empty());
         journal.remove().unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
