@@ -337,10 +337,13 @@ Packages: torch 2.15.0, torchvision 0.29.2, NumPy 2.4.6, SciPy 1.17.1, Pillow 13
 - EDM's and StyleGAN3's code is the original; their detector is torch-fidelity's Inception, which computes the same as theirs. StyleGAN3's precision and recall take
   Inception's features, since its VGG16 is not free to draw.
 - guided-diffusion's `evaluator.py` runs in TensorFlow 2 (`compat.v1`) on activations of the same images, its softmax graph fed with the classes of the very activations:
-  distances, scores, radii and blocks are its own code. Its f16 precision and recall appear twice. As it is on this CPU, `reduce_sum` rounds
-  partial sums of the norms to f16, in an order that depends on the processor's vectors: a third of the norms is off by one f16 step, and where distances
-  are as small as those steps, the shares move by a few images. d2o sums in f32 and rounds once. With that one change, made from outside, the evaluator
-  gives d2o's numbers; its products are summed in f32 either way. Features × 64 overflow f16 and show the f32 blocks.
+  distances, scores, radii and blocks are its own code.
+- Where f16 precision and recall differ from guided-diffusion's: on the CPU, TensorFlow's `reduce_sum` rounds partial sums of the norms to f16, in an order
+  that depends on the processor's vectors. Measured on these features: a third of the norms is off by one f16 step, while the products are summed in f32 and agree.
+  Distances here are as small as those steps, so the shares move by a few images. d2o sums in f32 and rounds once; so does the NumPy oracle behind
+  `tests/data/metrics.json`, whose shares of these features are d2o's.
+- Where KID differs from torch-fidelity's beyond the bound: the tool sums kernels near 2 in f32, and what is left of their difference here is below 1e-3, so its
+  last digits are rounding; d2o computes in f64. The tool's own function, handed the same features as f64, gives 0.00069229765, d2o's value.
 - KID in subsets of 50 (the sets are smaller than 1000), `RandomState(2020)` for torch-fidelity, `numpy.random.seed(0)` for the tools that do not seed.
 
 ";
