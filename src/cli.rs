@@ -103,6 +103,9 @@ pub struct Export {
     /// Add intermediate outputs: Inception's 64-, 192- and 768-dimensional features, the maps of VGG16 and DeiT
     #[arg(long)]
     pub taps: bool,
+    /// Type of weights and of convolutions and products; norms, softmax, scalings, inputs and outputs stay in f32
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Fp32)]
+    pub precision: PrecisionArg,
     /// StyleGAN2: pull latents towards their average, 1 for not at all
     #[arg(long, value_name = "PSI", default_value_t = 1.0)]
     pub truncation_psi: f64,
@@ -112,9 +115,18 @@ pub struct Export {
     /// StyleGAN2: which noise is added
     #[arg(long, value_enum, default_value_t = NoiseArg::Const)]
     pub noise: NoiseArg,
-    /// Skip the check of the written graph on ONNX Runtime and tract
+    /// Skip the check of the written graph on ONNX Runtime, tract and, where this d2o has it, libtorch
     #[arg(long)]
     pub no_check: bool,
+}
+
+/// Type a graph computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// 32 bits
+    Fp32,
+    /// 16 bits; what that changes is measured and kept in the metadata
+    Fp16,
 }
 
 /// Noise of StyleGAN2.

@@ -57,6 +57,12 @@ impl Printer {
     /// Progress of `total` images: a bar on a terminal, a line every few seconds elsewhere.
     #[must_use]
     pub fn progress(&self, what: &'static str, total: u64) -> Progress {
+        self.progress_of(what, "images", total)
+    }
+
+    /// Progress of `total` of something else.
+    #[must_use]
+    pub fn progress_of(&self, what: &'static str, unit: &'static str, total: u64) -> Progress {
         let bar = (!self.quiet && std::io::stderr().is_terminal()).then(|| {
             let style =
                 ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} · {per_sec} · ETA {eta}");
@@ -65,7 +71,7 @@ impl Printer {
                 .with_message(what)
         });
         let now = Instant::now();
-        Progress { what, total, done: 0, skipped: 0, start: now, last: now, bar, quiet: self.quiet }
+        Progress { what, unit, total, done: 0, skipped: 0, start: now, last: now, bar, quiet: self.quiet }
     }
 }
 
@@ -73,6 +79,7 @@ impl Printer {
 #[derive(Debug)]
 pub struct Progress {
     what: &'static str,
+    unit: &'static str,
     total: u64,
     done: u64,
     skipped: u64,
@@ -104,8 +111,8 @@ impl Progress {
             #[allow(clippy::cast_precision_loss, reason = "image counts")]
             let (done, skipped, total) = (self.done as f64, self.skipped as f64, self.total as f64);
             let pace = (done - skipped) / self.start.elapsed().as_secs_f64();
-            let (what, eta) = (self.what, (total - done) / pace);
-            let _ = writeln!(std::io::stderr().lock(), "{what} {done}/{total} · {pace:.1} images/s · ETA {eta:.0} s");
+            let (what, unit, eta) = (self.what, self.unit, (total - done) / pace);
+            let _ = writeln!(std::io::stderr().lock(), "{what} {done}/{total} · {pace:.1} {unit}/s · ETA {eta:.0} s");
         }
     }
 

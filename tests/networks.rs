@@ -222,3 +222,57 @@ fn stylegan2_on_libtorch() {
         }
     }
 }
+
+/// Outputs of the model at `path` on every runtime.
+fn outputs(path: &Path, inputs: &[(&str, Tensor)]) -> Vec<(String, Vec<f32>)> {
+    let run = |mut s: Box<dyn d2o_onnx::session::Session>| {
+        let outputs = s.run(inputs).unwrap_or_else(|e| panic!("{}: {e:?}", s.runtime()));
+        (s.runtime().to_owned(), outputs[0].1.as_f32().unwrap().iter().copied().collect())
+    };
+    sessions(path).into_iter().map(run).collect()
+}
+
+fn latents() -> Vec<(&'static str, Tensor)> {
+    let values = d2o_converters::weights::Init::Normal { std: 1.0 }.values(0, "latents", 2 * 3 * 16 * 16);
+    vec![("latents", Tensor::F32(ArrayD::from_shape_vec(vec![2, 3, 16, 16], values).unwrap()))]
+}
+
+#[test]
+fn graphs_in_f16_stay_near_those_in_f32() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(&test_support::golden_dir().join("d2o-ncsnpp-uncond.safetensors")).unwrap();
+    let exported = export::denoiser(checkpoint.network("ema").unwrap(), &Options::default()).unwrap();
+    let half = exported.model.to_f16(&["precond", "quantise"]).unwrap();
+    let paths = [dir.path().join("fp32.onnx"), dir.path().join("fp16.onnx")];
+    for (path, model) in paths.iter().zip([&exported.model, &half]) {
+        d2o_onnx::write::write(model, path).unwrap();
+    }
+    let size = |path: &PathBuf| fs_err::metadata(path).unwrap().len();
+    assert!(size(&paths[1]) * 10 < size(&paths[0]) * 7, "{} and {} bytes", size(&paths[0]), size(&paths[1]));
+    let full = outputs(&paths[0], &latents());
+    for ((runtime, found), (_, expected)) in outputs(&paths[1], &latents()).iter().zip(&full) {
+        let peak = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        let worst = found.iter().zip(expected).fold(0.0_f32, |m, (f, e)| m.max((f - e).abs()));
+        println!("f16 on {runtime}: {:.1e} of the largest value", worst / peak);
+        // f16 has 11 bits; the network some forty layers.
+        assert!(worst > 0.0 && worst / peak < 5e-3, "{runtime}: {worst} of {peak}");
+    }
+}
+
+#[test]
+fn weights_in_a_side_file_are_the_same_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(&test_support::golden_dir().join("d2o-ncsnpp-uncond.safetensors")).unwrap();
+    let model = export::denoiser(checkpoint.network("ema").unwrap(), &Options::default()).unwrap().model;
+    let (inline, split) = (dir.path().join("inline.onnx"), dir.path().join("split.onnx"));
+    d2o_onnx::write::write(&model, &inline).unwrap();
+    let read = |name: &str| fs_err::read(dir.path().join(name)).unwrap();
+    d2o_onnx::write::write_splitting(&model, &split, 1 << 16).unwrap();
+    let (first, side) = (read("split.onnx"), read("split.onnx.data"));
+    d2o_onnx::write::write_splitting(&model, &split, 1 << 16).unwrap();
+    assert!(read("split.onnx") == first && read("split.onnx.data") == side, "the bytes changed");
+    assert!(first.len() * 4 < read("inline.onnx").len() && side.len() > 1 << 16);
+    let info = |path: &Path| d2o_onnx::read::ModelInfo::open(path).unwrap();
+    assert_eq!(info(&split), info(&inline));
+    assert_eq!(outputs(&split, &latents()), outputs(&inline, &latents()));
+}

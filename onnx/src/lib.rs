@@ -4,6 +4,7 @@
 pub mod check;
 pub mod error;
 pub mod graph;
+mod half;
 pub mod opset;
 pub mod read;
 pub mod session;

@@ -1,34 +1,46 @@
 //! `d2o export`.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use d2o_converters::checkpoint::{Architecture, Checkpoint};
+use d2o_converters::checkpoint::{Architecture, Checkpoint, Network, TensorInfo, TensorSource};
 use d2o_converters::export::{self, Exported, FeatureOptions, GeneratorOptions, Options, PixelInput};
 use d2o_converters::nn::stylegan2::Drawing;
 use d2o_converters::nn::vision_transformer::Activation;
+use d2o_onnx::graph::Model;
 use d2o_onnx::write;
 use fs_err as fs;
 use serde_json::Value;
 
 use super::ExitStatus;
-use super::verify::compare;
-use crate::cli::{ActivationArg, Export, Global, Kind, Net, NoiseArg, PixelType, Runtime};
+use super::verify::{against, check};
+use crate::cli::{ActivationArg, Export, Global, Kind, Net, NoiseArg, PixelType, PrecisionArg};
 use crate::error::with_hint;
-use crate::printer::Printer;
+use crate::printer::{Printer, Progress};
 
 /// Inputs of the check that follows an export.
 const CHECKED: usize = 2;
 /// Largest difference between the runtimes that check allows, relative to the largest output.
 const TOLERANCE: f64 = 2e-5;
 
-/// Turns a checkpoint into a graph, and checks it on two runtimes.
+/// The same for graphs in f16, whose sums each engine rounds in its own way.
+const HALF_TOLERANCE: f64 = 2e-2;
+/// What stays in f32 in a graph in f16.
+const SINGLE: [&str; 3] = ["precond", "preprocess", "quantise"];
+
+/// Turns a checkpoint into a graph, and checks it on the runtimes there are.
 ///
 /// # Errors
 /// Unreadable or unknown checkpoints, loads that are not clean, runtimes that differ.
 pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     let start = Instant::now();
-    let exported = graph(args).with_context(|| format!("cannot export `{}`", args.source.display()))?;
+    let (mut exported, network) =
+        graph(args, printer).with_context(|| format!("cannot export `{}`", args.source.display()))?;
+    if args.precision == PrecisionArg::Fp16 {
+        exported.model = half(&exported.model, args, global, printer)?;
+    }
     write::write(&exported.model, &args.out).with_context(|| format!("write `{}`", args.out.display()))?;
     printer.note(&format!(
         "`{}`: {} tensors, {} parameters, {:.2} s",
@@ -40,8 +52,8 @@ pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<E
     if args.no_check {
         return Ok(ExitStatus::Done);
     }
-    let runtimes = [Runtime::OrtCpu, Runtime::Tract];
-    let comparison = compare(&args.out, &runtimes, CHECKED, CHECKED, TOLERANCE, global)
+    let tolerance = if args.precision == PrecisionArg::Fp16 { HALF_TOLERANCE } else { TOLERANCE };
+    let comparison = check(&args.out, &network, CHECKED, tolerance, global)
         .context("the graph was written, but the check of it failed (--no-check skips it)")?;
     for output in &comparison.outputs {
         printer.note(&format!(
@@ -52,7 +64,54 @@ pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<E
     Ok(if comparison.agree { ExitStatus::Done } else { ExitStatus::No })
 }
 
-fn graph(args: &Export) -> anyhow::Result<Exported> {
+/// `model` in f16. How far its outputs lie from those in f32 is measured, and kept in its metadata.
+fn half(model: &Model, args: &Export, global: &Global, printer: Printer) -> anyhow::Result<Model> {
+    let narrow = model.to_f16(&SINGLE)?.with_metadata("precision", "fp16");
+    if args.no_check {
+        return Ok(narrow.with_metadata("fp16_difference", "not measured"));
+    }
+    let dir = tempfile::tempdir()?;
+    let (full, reduced) = (dir.path().join("fp32.onnx"), dir.path().join("fp16.onnx"));
+    write::write(model, &full)?;
+    write::write(&narrow, &reduced)?;
+    let comparison =
+        against(&full, &reduced, CHECKED, global).context("measure what f16 changes (--no-check skips it)")?;
+    let mut worst = 0.0_f64;
+    for output in &comparison.outputs {
+        anyhow::ensure!(output.not_finite == 0, "`{}` holds values that are not finite in f16", output.name);
+        worst = worst.max(output.max_rel);
+        let (name, rel, snr) = (&output.name, output.max_rel, output.snr_db.unwrap_or(f64::INFINITY));
+        printer.note(&format!("f16: `{name}` differs by {rel:.1e} of the largest value, {snr:.1} dB below the signal"));
+    }
+    Ok(narrow.with_metadata("fp16_difference", format!("{worst:.1e} of the largest value, {CHECKED} inputs")))
+}
+
+/// Tensors that show how many of them were read.
+#[derive(Debug)]
+struct Counted {
+    tensors: Rc<dyn TensorSource>,
+    progress: RefCell<Option<Progress>>,
+}
+
+impl TensorSource for Counted {
+    fn names(&self) -> Vec<String> {
+        self.tensors.names()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.tensors.info(name)
+    }
+
+    fn read_f32(&self, name: &str) -> d2o_converters::Result<Vec<f32>> {
+        if let Some(progress) = self.progress.borrow_mut().as_mut() {
+            progress.advance(1);
+        }
+        self.tensors.read_f32(name)
+    }
+}
+
+/// The graph, and the network it was made from.
+fn graph(args: &Export, printer: Printer) -> anyhow::Result<(Exported, Network)> {
     let checkpoint = Checkpoint::open(&args.source)?;
     let network = checkpoint.network(match args.net {
         Net::Ema => "ema",
@@ -64,22 +123,39 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
         }
         None => network.architecture.clone(),
     };
-    let described = network.described_as(architecture);
+    let network = network.described_as(architecture);
+    let total = network.tensors.names().len() as u64;
+    let progress = RefCell::new(Some(printer.progress_of("export", "tensors", total)));
+    let counted = Rc::new(Counted { tensors: Rc::clone(&network.tensors), progress });
+    let described = Network { tensors: counted.clone(), ..network.described_as(network.architecture.clone()) };
+    let exported = laid_out(args, &described)?;
+    if let Some(progress) = counted.progress.borrow_mut().take() {
+        progress.finish();
+    }
+    Ok((exported, network))
+}
+
+fn laid_out(args: &Export, described: &Network) -> anyhow::Result<Exported> {
     let feature_size = described.architecture.feature_size();
     let kind = args.kind.unwrap_or(if feature_size.is_some() { Kind::Features } else { Kind::OneStep });
     let denoiser = |kind| {
         anyhow::ensure!(args.sigma_max > 0.0, "--sigma-max: expected a number above 0, found {}", args.sigma_max);
         let options = Options { kind, sigma_max: args.sigma_max, uint8: args.uint8 };
-        Ok(export::denoiser(&described, &options)?)
+        Ok(export::denoiser(described, &options)?)
     };
     match kind {
         Kind::OneStep if matches!(described.architecture, Architecture::StyleGan2(_)) => {
+            // The original normalises weights and styles anew before it computes in f16.
+            anyhow::ensure!(
+                args.precision == PrecisionArg::Fp32,
+                "--precision fp16: StyleGAN2's sums exceed f16's range"
+            );
             let drawing = Drawing {
                 truncation_psi: args.truncation_psi,
                 truncation_cutoff: args.truncation_cutoff,
                 noise: args.noise == NoiseArg::Const,
             };
-            Ok(export::generator(&described, &GeneratorOptions { drawing, uint8: args.uint8 })?)
+            Ok(export::generator(described, &GeneratorOptions { drawing, uint8: args.uint8 })?)
         }
         Kind::OneStep => denoiser(export::Kind::OneStep),
         Kind::Denoiser => denoiser(export::Kind::Denoiser),
@@ -109,7 +185,7 @@ fn graph(args: &Export) -> anyhow::Result<Exported> {
                 ActivationArg::QuickGelu => Activation::QuickGelu,
             });
             let options = FeatureOptions { input, image_size, input_size, activation, taps: args.taps };
-            Ok(export::features(&described, &options)?)
+            Ok(export::features(described, &options)?)
         }
     }
 }

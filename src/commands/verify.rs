@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context as _;
+use d2o_converters::checkpoint::Network;
 use d2o_converters::config::Quantiser;
 use d2o_converters::weights::SplitMix64;
 use d2o_evaluations::frechet::{Gaussian, frechet_distance};
@@ -369,6 +370,45 @@ pub fn compare(
         sides.push(Side::new(session.runtime(), session));
     }
     compare_sides(model, &mut sides, [samples, batch], tolerance, false)
+}
+
+/// Runs the graph at `model` on ONNX Runtime and tract, and `network`, which it was made from, on libtorch where this d2o has it and it is
+/// a denoiser; compares with the first.
+///
+/// # Errors
+/// Runtimes that are missing or fail.
+pub fn check(
+    model: &Path,
+    network: &Network,
+    samples: usize,
+    tolerance: f64,
+    global: &Global,
+) -> anyhow::Result<Comparison> {
+    let mut sides = Vec::new();
+    for runtime in [Runtime::OrtCpu, Runtime::Tract] {
+        let session = runtime::open_on(model, runtime, global)?;
+        sides.push(Side::new(session.runtime(), session));
+    }
+    #[cfg(feature = "train")]
+    if network.denoiser_config().is_ok() {
+        let session = crate::train::session::LibTorchSession::of(model, network)?;
+        sides.push(Side::new(session.runtime(), Box::new(session)));
+    }
+    #[cfg(not(feature = "train"))]
+    let _ = network;
+    compare_sides(model, &mut sides, [samples, samples], tolerance, false)
+}
+
+/// Runs the graph at `model` and one that should compute the same, `reference`, on ONNX Runtime, or on tract if there is none.
+///
+/// # Errors
+/// Graphs that cannot be run.
+pub fn against(reference: &Path, model: &Path, samples: usize, global: &Global) -> anyhow::Result<Comparison> {
+    let open = |path: &Path| {
+        runtime::open_on(path, Runtime::OrtCpu, global).or_else(|_| runtime::open_on(path, Runtime::Tract, global))
+    };
+    let mut sides = vec![Side::new("reference", open(reference)?), Side::new("model", open(model)?)];
+    compare_sides(model, &mut sides, [samples, samples], 1.0, false)
 }
 
 /// Compares every side with the first on `[samples, batch]` inputs; with `keep`, each keeps its 8-bit images.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use d2o_converters::checkpoint::Checkpoint;
+use d2o_converters::checkpoint::{Checkpoint, Network};
 use d2o_converters::nn::precond::{Denoiser, Sigma};
 use d2o_converters::weights::Weights;
 use d2o_onnx::read::ModelInfo;
@@ -29,11 +29,19 @@ impl LibTorchSession {
     /// # Errors
     /// A checkpoint without a denoiser; one of another class than the graph's; a graph of another kind.
     pub fn open(model: &Path, checkpoint: &Path) -> anyhow::Result<Self> {
-        let mut info = ModelInfo::open(model)?;
         let describe = || format!("cannot run `{}` on libtorch", checkpoint.display());
         let opened = Checkpoint::open(checkpoint).with_context(describe)?;
         let network = opened.network("ema").with_context(describe)?;
-        let config = network.denoiser_config().with_context(describe)?;
+        Self::of(model, network).with_context(describe)
+    }
+
+    /// Lays out `network` for the inputs and outputs of the graph at `model`.
+    ///
+    /// # Errors
+    /// A network that is no denoiser, or of another class than the graph's; a graph of another kind.
+    pub fn of(model: &Path, network: &Network) -> anyhow::Result<Self> {
+        let mut info = ModelInfo::open(model)?;
+        let config = network.denoiser_config()?;
         let (name, sigma_max) = match info.metadata.get("kind").map(String::as_str) {
             Some("one-step") => {
                 let sigma = info.metadata.get("sigma_max").context("the graph does not say where it starts from")?;
@@ -46,8 +54,8 @@ impl LibTorchSession {
         anyhow::ensure!(class == Some(config.class()), "the graph holds {class:?}, the checkpoint {}", config.class());
         let tensors = Box::new(std::rc::Rc::clone(&network.tensors));
         let mut b = LibTorch::with_weights(Weights::checkpoint(tensors, ""), Device::Cpu);
-        let net = Denoiser::build(&mut b, config).with_context(describe)?;
-        b.finish().with_context(describe)?;
+        let net = Denoiser::build(&mut b, config)?;
+        b.finish()?;
         info.outputs.retain(|o| o.name == name);
         Ok(Self { info, net, sigma_max })
     }

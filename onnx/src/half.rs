@@ -1,0 +1,303 @@
+//! A finished f32 graph as one that stores its weights and computes in f16. Cast, <https://onnx.ai/onnx/operators/onnx__Cast.html>, opset 13.
+//!
+//! Convolutions and matrix products take and give f16. Normalisation, softmax, roots, quotients and transcendental functions stay in f32, as do
+//! inputs, outputs, and the nodes of the scopes the caller names. Sums and products are in f16 where all their operands are.
+
+use std::collections::{HashMap, HashSet};
+
+use ::half::f16;
+
+use crate::check;
+use crate::error::{Error, Result};
+use crate::graph::{ElementType, Model};
+use crate::proto::{AttributeProto, GraphProto, NodeProto, StringStringEntryProto, TensorProto};
+
+/// Computed in f16.
+const HALF: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
+/// Computed in the type of their operands; f16 if constants are all that is f32.
+const EITHER: [&str; 12] = [
+    "Add",
+    "Sub",
+    "Mul",
+    "Sigmoid",
+    "Relu",
+    "LeakyRelu",
+    "Clip",
+    "Concat",
+    "MaxPool",
+    "AveragePool",
+    "Identity",
+    "Pad",
+];
+/// Only move elements: their first operand decides, the others are shapes.
+const LAYOUT: [&str; 4] = ["Reshape", "Transpose", "Slice", "Squeeze"];
+
+impl Model {
+    /// This graph in f16, but for the scopes `keep` (first parts of node names, such as `precond`).
+    ///
+    /// # Errors
+    /// `Graph` if a weight lies outside the range of f16.
+    pub fn to_f16(&self, keep: &[&str]) -> Result<Self> {
+        let mut proto = self.proto.clone();
+        let Some(graph) = proto.graph.take() else { return Ok(self.clone()) };
+        proto.graph = Some(Rewriter::new(graph, keep).run()?);
+        check::check(&proto)?;
+        Ok(Self { proto })
+    }
+
+    /// This model with one more entry in its metadata.
+    #[must_use]
+    pub fn with_metadata(mut self, key: &str, value: impl Into<String>) -> Self {
+        let entry = StringStringEntryProto { key: key.to_owned(), value: value.into() };
+        let entries = &mut self.proto.metadata_props;
+        entries.retain(|e| e.key != key);
+        let at = entries.partition_point(|e| e.key < entry.key);
+        entries.insert(at, entry);
+        self
+    }
+}
+
+struct Rewriter<'a> {
+    graph: GraphProto,
+    keep: &'a [&'a str],
+    /// Edges that hold f16.
+    halves: HashSet<String>,
+    /// f32 initializers by name, and what only rearranges one: the node that does.
+    constants: HashMap<String, Option<NodeProto>>,
+    /// f16 copies of f32 edges, and f32 copies of f16 edges.
+    copies: HashMap<(String, bool), String>,
+    nodes: Vec<NodeProto>,
+    initializers: Vec<TensorProto>,
+}
+
+impl<'a> Rewriter<'a> {
+    fn new(graph: GraphProto, keep: &'a [&'a str]) -> Self {
+        let f32s = graph.initializer.iter().filter(|t| t.data_type == ElementType::F32.code());
+        let constants = f32s.map(|t| (t.name.clone(), None)).collect();
+        Self {
+            graph,
+            keep,
+            halves: HashSet::new(),
+            constants,
+            copies: HashMap::new(),
+            nodes: Vec::new(),
+            initializers: Vec::new(),
+        }
+    }
+
+    fn run(mut self) -> Result<GraphProto> {
+        let outputs: HashSet<String> = self.graph.output.iter().map(|o| o.name.clone()).collect();
+        // Which edges are floats at all: the others (shapes, bytes) are left alone.
+        let mut floats: HashSet<String> = self.constants.keys().cloned().collect();
+        let element = |v: &crate::proto::ValueInfoProto| {
+            v.r#type.as_ref().and_then(|t| t.tensor_type.as_ref()).map_or(0, |t| t.elem_type)
+        };
+        floats
+            .extend(self.graph.input.iter().filter(|v| element(v) == ElementType::F32.code()).map(|v| v.name.clone()));
+        for mut node in std::mem::take(&mut self.graph.node) {
+            let to_float = node.op_type != "Cast"
+                || node.attribute.iter().any(|a| a.name == "to" && a.i == i64::from(ElementType::F32.code()));
+            let kept = self.keep.iter().any(|k| node.name.strip_prefix(k).is_some_and(|rest| rest.starts_with('/')));
+            let is_output = node.output.iter().any(|o| outputs.contains(o));
+            let operands: Vec<usize> = (0..node.input.len()).filter(|i| floats.contains(&node.input[*i])).collect();
+            let deciding: Vec<&String> =
+                operands.iter().map(|i| &node.input[*i]).filter(|n| !self.constants.contains_key(*n)).collect();
+            let op = node.op_type.as_str();
+            let half = !operands.is_empty()
+                && !kept
+                && !is_output
+                && match op {
+                    _ if HALF.contains(&op) => true,
+                    "Concat" => deciding.iter().any(|n| self.halves.contains(*n)),
+                    _ if EITHER.contains(&op) => {
+                        !deciding.is_empty() && deciding.iter().all(|n| self.halves.contains(*n))
+                    }
+                    _ if LAYOUT.contains(&op) => self.halves.contains(&node.input[0]),
+                    _ => false,
+                };
+            if LAYOUT.contains(&op) && deciding.is_empty() && !operands.is_empty() {
+                for output in &node.output {
+                    self.constants.insert(output.clone(), Some(node.clone()));
+                }
+            }
+            for i in operands {
+                node.input[i] = self.typed(&node.input[i].clone(), half)?;
+            }
+            for output in &node.output {
+                if to_float {
+                    floats.insert(output.clone());
+                }
+                if half {
+                    self.halves.insert(output.clone());
+                }
+            }
+            if half && node.op_type == "Gemm" {
+                self.product(node);
+            } else {
+                self.nodes.push(node);
+            }
+        }
+        self.prune();
+        self.graph.node = self.nodes;
+        self.graph.initializer = self.initializers;
+        Ok(self.graph)
+    }
+
+    /// `Gemm` of `x`, transposed `w` and perhaps a bias as the operations it stands for: tract takes its factors for f32.
+    fn product(&mut self, gemm: NodeProto) {
+        let NodeProto { input, output, name, .. } = gemm;
+        let mut node = |op: &str, input: Vec<String>, output: Vec<String>, attribute: Vec<AttributeProto>| {
+            self.nodes.push(NodeProto {
+                input,
+                output,
+                name: format!("{name}/{op}"),
+                op_type: op.to_owned(),
+                attribute,
+            });
+        };
+        let (turned, product) = (format!("{name}/Transpose:0"), format!("{name}/MatMul:0"));
+        let perm = AttributeProto::ints("perm", vec![1, 0]);
+        node("Transpose", vec![input[1].clone()], vec![turned.clone()], vec![perm]);
+        match input.get(2) {
+            Some(bias) => {
+                node("MatMul", vec![input[0].clone(), turned], vec![product.clone()], Vec::new());
+                node("Add", vec![product, bias.clone()], output, Vec::new());
+            }
+            None => node("MatMul", vec![input[0].clone(), turned], output, Vec::new()),
+        }
+    }
+
+    /// The edge `name` in f16 or f32, with a copy made where there is none.
+    fn typed(&mut self, name: &str, half: bool) -> Result<String> {
+        if self.halves.contains(name) == half {
+            return Ok(name.to_owned());
+        }
+        if let Some(copy) = self.copies.get(&(name.to_owned(), half)) {
+            return Ok(copy.clone());
+        }
+        let base = name.strip_suffix(":0").unwrap_or(name);
+        let copy = match (half, self.constants.get(name).cloned()) {
+            (true, Some(None)) => self.narrowed(name, &format!("{base}.f16"))?,
+            (true, Some(Some(mut node))) => {
+                node.input[0] = self.typed(&node.input[0].clone(), true)?;
+                node.name.push_str("_f16");
+                node.output = vec![format!("{}:0", node.name)];
+                let copy = node.output[0].clone();
+                self.nodes.push(node);
+                copy
+            }
+            _ => {
+                let (to, suffix) = if half { (ElementType::F16, "to_f16") } else { (ElementType::F32, "to_f32") };
+                let node = format!("{base}/{suffix}");
+                let copy = format!("{node}:0");
+                self.nodes.push(NodeProto {
+                    input: vec![name.to_owned()],
+                    output: vec![copy.clone()],
+                    name: node,
+                    op_type: "Cast".to_owned(),
+                    attribute: vec![AttributeProto::int("to", i64::from(to.code()))],
+                });
+                copy
+            }
+        };
+        if half {
+            self.halves.insert(copy.clone());
+        }
+        self.copies.insert((name.to_owned(), half), copy.clone());
+        Ok(copy)
+    }
+
+    /// The f32 initializer `name` as an f16 one.
+    fn narrowed(&mut self, name: &str, copy: &str) -> Result<String> {
+        let found = self.graph.initializer.iter().find(|t| t.name == name);
+        let Some(tensor) = found else {
+            return Err(Error::Graph { graph: self.graph.name.clone(), what: format!("`{name}` is no weight") });
+        };
+        let mut bytes = Vec::with_capacity(tensor.raw_data.len() / 2);
+        for v in tensor.raw_data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])) {
+            let narrow = f16::from_f32(v);
+            if narrow.is_infinite() && v.is_finite() {
+                let what = format!("`{name}` holds {v}, beyond f16's range");
+                return Err(Error::Graph { graph: self.graph.name.clone(), what });
+            }
+            bytes.extend(narrow.to_le_bytes());
+        }
+        self.initializers.push(TensorProto {
+            dims: tensor.dims.clone(),
+            data_type: ElementType::F16.code(),
+            name: copy.to_owned(),
+            raw_data: bytes,
+            external_data: Vec::new(),
+            data_location: 0,
+        });
+        Ok(copy.to_owned())
+    }
+
+    /// Leaves out what nothing uses any more: weights kept in f16 only, rearrangements of them.
+    fn prune(&mut self) {
+        let mut used: HashSet<String> = self.graph.output.iter().map(|o| o.name.clone()).collect();
+        let mut kept = Vec::new();
+        for node in std::mem::take(&mut self.nodes).into_iter().rev() {
+            if node.output.iter().any(|o| used.contains(o)) {
+                used.extend(node.input.iter().cloned());
+                kept.push(node);
+            }
+        }
+        kept.reverse();
+        self.nodes = kept;
+        let all = std::mem::take(&mut self.graph.initializer).into_iter().chain(std::mem::take(&mut self.initializers));
+        self.initializers = all.filter(|t| used.contains(&t.name)).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Dim, GraphBuilder};
+    use crate::ops::ConvAttributes;
+
+    /// A convolution, a softmax, a residual sum, and a scaling in a scope of its own.
+    fn model() -> Model {
+        let mut g = GraphBuilder::new("g");
+        let x = g.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(2), Dim::Known(4), Dim::Known(4)]).unwrap();
+        g.set_scope("model.conv");
+        let w = g.constant("model.conv.weight", &[2, 2], vec![0.1, 0.2, -0.3, 1.0]).unwrap();
+        let w = g.reshape(&w, &[2, 2, 1, 1]).unwrap();
+        let how = ConvAttributes { stride: 1, pads: [0; 4], groups: 1 };
+        let h = g.conv2d(&x, &w, None, how).unwrap();
+        let s = g.softmax(&h, 3).unwrap();
+        let twice = g.scale(&h, 2.0).unwrap();
+        let y = g.conv2d(&s, &w, None, how).unwrap();
+        let y = g.add(&y, &twice).unwrap();
+        g.set_scope("precond");
+        let y = g.scale(&y, 0.5).unwrap();
+        let y = g.add(&y, &x).unwrap();
+        g.output("y", &y).unwrap();
+        g.finish().unwrap()
+    }
+
+    #[test]
+    fn heavy_nodes_compute_in_half_and_the_rest_in_single() {
+        let half = model().to_f16(&["precond"]).unwrap();
+        let graph = half.proto.graph.as_ref().unwrap();
+        let casts: Vec<_> = graph.node.iter().filter(|n| n.op_type == "Cast").map(|n| n.name.as_str()).collect();
+        assert_eq!(casts, ["x/to_f16", "model/conv/Conv/to_f32", "model/conv/Softmax/to_f16", "model/conv/Add/to_f32"]);
+        let names: Vec<_> = graph.initializer.iter().map(|t| (t.name.as_str(), t.data_type)).collect();
+        // The weight is there in f16 only, rearranged as before; the factor inside is f16, that outside f32.
+        assert_eq!(
+            names,
+            [("shape.2_2_1_1", 7), ("scalar.5e-1", 1), ("model.conv.weight.f16", 10), ("scalar.2e0.f16", 10)]
+        );
+    }
+
+    #[test]
+    fn weights_beyond_the_range_are_refused() {
+        let mut g = GraphBuilder::new("g");
+        let x = g.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(1)]).unwrap();
+        let w = g.constant("w", &[1, 1], vec![1e6]).unwrap();
+        let y = g.linear(&x, &w, None).unwrap();
+        g.output("y", &y).unwrap();
+        let text = g.finish().unwrap().to_f16(&[]).unwrap_err().to_string();
+        assert!(text.contains("`w` holds 1000000"), "{text}");
+    }
+}
