@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+mod bench;
 mod demo;
 mod fuzz;
 mod generate_parity;
@@ -18,6 +19,7 @@ usage: cargo xtask TASK
 
   demo    fine-tune, export, generate, evaluate and verify on real images; writes target/demo/report.html
   test    format, lints, tidy and every test, with training
+  bench   [--python PY] [--images N] [PART...]: speed beside other tools; PY has the packages named in xtask/peers/bench.py
   setup   bring libtorch, ONNX Runtime, cmake, EfficientNet-Lite0 and OpenMoji into the cache (~/.cache/d2o, or D2O_CACHE)
   env     print the variables that builds need, for `eval \"$(cargo xtask env)\"`
   fuzz MINUTES [TARGET]
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         ["demo"] => setup::run().and_then(|()| demo::run()),
         ["test"] => setup::run().and_then(|()| test::run()),
         ["setup"] => setup::run(),
+        ["bench", rest @ ..] => setup::run().and_then(|()| bench::run(rest)),
         ["env"] => setup::run().and_then(|()| print_environment()),
         ["fuzz", minutes] => fuzz::run(minutes, None),
         ["fuzz", minutes, target] => fuzz::run(minutes, Some(target)),

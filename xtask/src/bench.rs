@@ -1,0 +1,265 @@
+//! `cargo xtask bench`: speed and memory beside the other tools, in one run; the tables of `docs/performance.md`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, bail, ensure};
+use fs_err as fs;
+use serde_json::Value;
+
+use crate::paths::{cargo, environment, root};
+
+/// Repetitions of the short measurements; ours and the other's take turns, and the best of each counts.
+const ROUNDS: usize = 3;
+/// Images behind the throughput of a feature network.
+const IMAGES: usize = 512;
+
+/// The measurements, by the names the command takes.
+const PARTS: [&str; 4] = ["inception", "frechet", "precision-recall", "end-to-end"];
+
+/// Runs `parts`, or all; `--python PY` names a Python with the other tools, `--images N` the images of `end-to-end`.
+///
+/// # Errors
+/// A tool that is missing or fails.
+pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
+    let mut bench = Bench {
+        dir: root().join("target/bench"),
+        python: "python3".into(),
+        images: "5000".to_owned(),
+        rows: Vec::new(),
+    };
+    let (mut parts, mut words) = (Vec::new(), arguments.iter());
+    while let Some(word) = words.next() {
+        match *word {
+            "--python" => bench.python = words.next().context("--python needs a path")?.into(),
+            "--images" => bench.images = (*words.next().context("--images needs a number")?).to_owned(),
+            part if PARTS.contains(&part) => parts.push(part),
+            other => bail!("`{other}` is none of {}", PARTS.join(", ")),
+        }
+    }
+    if parts.is_empty() {
+        parts = PARTS.to_vec();
+    }
+    fs::create_dir_all(&bench.dir)?;
+    let built = cargo()?.args(["build", "--package", "d2o", "--features", "train"]).status()?;
+    ensure!(built.success(), "the build failed");
+    for part in parts {
+        bench.rows.push(format!("\n{part}\n"));
+        match part {
+            "inception" => bench.inception()?,
+            "frechet" => bench.frechet()?,
+            "precision-recall" => bench.precision_recall()?,
+            _ => bench.end_to_end()?,
+        }
+    }
+    let text = bench.rows.join("\n");
+    println!("{text}");
+    Ok(fs::write(bench.dir.join("summary.md"), format!("{text}\n"))?)
+}
+
+struct Bench {
+    dir: PathBuf,
+    python: OsString,
+    images: String,
+    rows: Vec<String>,
+}
+
+impl Bench {
+    /// One command of `xtask/peers/bench.py`; its last line is its result.
+    fn peer(&self, words: &[&str]) -> anyhow::Result<Value> {
+        eprintln!("bench: {}", words.join(" "));
+        let script = root().join("xtask/peers/bench.py");
+        let output = Command::new(&self.python)
+            .arg(script)
+            .args(words)
+            .current_dir(&self.dir)
+            .envs(environment()?)
+            .stderr(std::process::Stdio::inherit())
+            .output()
+            .with_context(|| format!("start {}", self.python.display()))?;
+        ensure!(
+            output.status.success(),
+            "`{}` failed; its packages are named in xtask/peers/bench.py",
+            words.join(" ")
+        );
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let line = printed.lines().rfind(|l| l.starts_with('{')).context("the script printed no result")?;
+        Ok(serde_json::from_str(line)?)
+    }
+
+    /// d2o, timed from outside.
+    fn d2o(&self, words: &[&str]) -> anyhow::Result<Value> {
+        let target = environment()?.into_iter().find(|(name, _)| *name == "CARGO_TARGET_DIR").map(|(_, dir)| dir);
+        let binary = root().join(target.context("a target folder")?).join("debug/d2o");
+        let binary = binary.to_string_lossy().into_owned();
+        self.peer(&[&["run", "--", &binary], words].concat())
+    }
+
+    fn json(&self, name: &str) -> anyhow::Result<Value> {
+        Ok(serde_json::from_slice(&fs::read(self.dir.join(name))?)?)
+    }
+
+    fn weights(&self) -> anyhow::Result<()> {
+        if !self.dir.join("inception.onnx").exists() {
+            self.peer(&["weights", "inception.pth"])?;
+            let export = ["export", "inception.pth", "--fuse-resize", "--image-size", "32", "--out", "inception.onnx"];
+            self.d2o(&export)?;
+            self.d2o(&["export", "inception.pth", "--input", "f32", "--out", "inception-f32.onnx"])?;
+        }
+        Ok(())
+    }
+
+    fn samples(&self, name: &str, first: usize, count: usize) -> anyhow::Result<()> {
+        let demo = root().join("xtask/demo/openmoji-32-d2o.safetensors");
+        if !self.dir.join("demo.onnx").exists() {
+            self.d2o(&["export", &demo.to_string_lossy(), "--out", "demo.onnx"])?;
+        }
+        if !self.dir.join(name).exists() {
+            let seeds = format!("{first}-{}", first + count - 1);
+            self.d2o(&["generate", "demo.onnx", "--seeds", &seeds, "--out", name])?;
+        }
+        Ok(())
+    }
+
+    /// Features of Inception: all of `d2o evaluate`'s stage against the session alone.
+    fn inception(&mut self) -> anyhow::Result<()> {
+        self.weights()?;
+        self.samples("inception.npz", 0, IMAGES)?;
+        let (mut bare, mut ours) = (0.0_f64, 0.0_f64);
+        for _ in 0..ROUNDS {
+            let peer = self.peer(&["ort", "inception.onnx", &IMAGES.to_string(), "64"])?;
+            bare = bare.max(number(&peer["images"]) / number(&peer["seconds"]));
+            self.d2o(&[
+                "evaluate",
+                "inception.npz",
+                "--ref",
+                "inception.npz",
+                "--extractor",
+                "inception.onnx",
+                "--metrics",
+                "fid",
+                "--bootstrap",
+                "0",
+                "--json",
+                "inception.json",
+            ])?;
+            let timings = &self.json("inception.json")?["timings"];
+            ours = ours.max(count(IMAGES) / number(&timings["features"]));
+        }
+        self.rows.extend([
+            "| network | bare ONNX Runtime, img/s | d2o, img/s | ratio |".to_owned(),
+            "|---|---|---|---|".to_owned(),
+            format!("| Inception pool3, logits and spatial at 299² | {bare:.1} | {ours:.1} | {:.3} |", ours / bare),
+        ]);
+        Ok(())
+    }
+
+    fn frechet(&mut self) -> anyhow::Result<()> {
+        let (mut sqrtm, mut cholesky, mut ours) = (f64::INFINITY, f64::INFINITY, f64::INFINITY);
+        for round in 0..ROUNDS {
+            if round == 0 {
+                let peer = self.peer(&["frechet", "2048"])?;
+                sqrtm = sqrtm.min(number(&peer["seconds"]));
+                cholesky = cholesky.min(number(&peer["cholesky_seconds"]));
+            }
+            ours = ours.min(divan("frechet/2048")?);
+        }
+        self.rows.extend([
+            "| two 2048-d Gaussians | seconds |".to_owned(),
+            "|---|---|".to_owned(),
+            format!("| pytorch-fid (scipy sqrtm) | {sqrtm:.2} |"),
+            format!("| NumPy, Cholesky and symmetric eigenvalues | {cholesky:.2} |"),
+            format!("| d2o | {ours:.2} |"),
+        ]);
+        Ok(())
+    }
+
+    fn precision_recall(&mut self) -> anyhow::Result<()> {
+        let (mut numpy, mut memory, mut ours) = (f64::INFINITY, 0.0_f64, f64::INFINITY);
+        for _ in 0..ROUNDS {
+            let peer = self.peer(&["precision-recall", "10000", "2048"])?;
+            numpy = numpy.min(number(&peer["seconds"]));
+            memory = memory.max(number(&peer["peak_mb"]));
+            ours = ours.min(divan("precision_recall_10k_by_10k/Squared")?);
+        }
+        self.rows.extend([
+            "| 10 000 × 10 000 × 2048, f32 | seconds | peak, MB |".to_owned(),
+            "|---|---|---|".to_owned(),
+            format!("| NumPy | {numpy:.2} | {memory:.0} |"),
+            format!("| d2o | {ours:.2} | `cargo bench -p d2o-evaluations` counts every byte |"),
+        ]);
+        Ok(())
+    }
+
+    /// PNG folders to FID, IS, KID, precision and recall.
+    fn end_to_end(&mut self) -> anyhow::Result<()> {
+        self.weights()?;
+        let images: usize = self.images.parse().context("--images")?;
+        let (samples, reference) = (format!("samples-{images}"), format!("reference-{images}"));
+        self.samples(&samples, 0, images)?;
+        self.samples(&reference, images, images)?;
+        let mut ours = Vec::new();
+        for (protocol, metrics) in [("torch-fidelity", "fid,is,kid,pr"), ("clean", "fid,kid")] {
+            let json = format!("{protocol}.json");
+            let files = ["evaluate", &samples, "--ref", &reference, "--extractor", "inception-f32.onnx"];
+            let options = ["--protocol", protocol, "--metrics", metrics, "--bootstrap", "0", "--json", &json];
+            let timed = self.d2o(&[&files[..], &options].concat())?;
+            ours.push((timed, self.json(&json)?));
+        }
+        self.rows.extend([
+            format!("| {images} + {images} PNG of 32×32 | seconds | img/s | peak, MB | FID |"),
+            "|---|---|---|---|---|".to_owned(),
+        ]);
+        let peers = [("torch-fidelity", "torch-fidelity"), ("clean-fid", "clean")];
+        for ((peer, protocol), (timed, result)) in peers.iter().zip(&ours) {
+            let theirs = self.peer(&[peer, &samples, &reference, "inception.pth"])?;
+            let fid = theirs.get("frechet_inception_distance").unwrap_or(&theirs["fid"]);
+            let row = |name: &str, run: &Value, fid: f64| {
+                let seconds = number(&run["seconds"]);
+                let rate = 2.0 * count(images) / seconds;
+                format!("| {name} | {seconds:.1} | {rate:.1} | {:.0} | {fid:.6} |", number(&run["peak_mb"]))
+            };
+            self.rows.push(row(peer, &theirs, number(fid)));
+            self.rows.push(row(
+                &format!(
+                    "d2o, `--protocol {protocol}`, {:.2} ×",
+                    number(&theirs["seconds"]) / number(&timed["seconds"])
+                ),
+                timed,
+                number(&result["metrics"]["fid"]["value"]),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Fastest time of one bench of `evaluations/benches`, seconds.
+fn divan(name: &str) -> anyhow::Result<f64> {
+    eprintln!("bench: {name}");
+    let (function, argument) = name.split_once('/').context("a bench has an argument")?;
+    let output = cargo()?
+        .args(["bench", "--package", "d2o-evaluations", "--bench", "metrics", "--", function])
+        .stderr(std::process::Stdio::inherit())
+        .output()?;
+    ensure!(output.status.success(), "`cargo bench` failed");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let line = printed.lines().find_map(|l| l.split_once("─ ")?.1.strip_prefix(argument)?.strip_prefix(' '));
+    let mut words = line.with_context(|| format!("no `{name}` in the output"))?.split_whitespace();
+    let (value, unit) = (words.next().unwrap_or_default().parse::<f64>()?, words.next().unwrap_or_default());
+    Ok(match unit {
+        "s" => value,
+        "ms" => value / 1e3,
+        "µs" => value / 1e6,
+        other => bail!("unit `{other}`"),
+    })
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(f64::NAN)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a number of images")]
+fn count(images: usize) -> f64 {
+    images as f64
+}
