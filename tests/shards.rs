@@ -148,7 +148,8 @@ fn the_cache_gives_the_same_numbers_without_the_network() {
         bytes[middle] ^= 4;
         fs::write(&file, bytes).unwrap();
     }
-    let outcome = d2o(dir, &[&["evaluate", "fake.npz"], &NETWORKS[..], &how, &["--json", "e.json"]].concat());
+    let options = ["--bootstrap", "3", "--json", "e.json"];
+    let outcome = d2o(dir, &[&["evaluate", "fake.npz"], &NETWORKS[..], &how, &options].concat());
     assert!(outcome.stderr.contains("the cache is damaged"), "{outcome}");
     let repaired: Value = serde_json::from_slice(&fs::read(dir.join("e.json")).unwrap()).unwrap();
     assert_eq!(metrics(&repaired), metrics(&first));

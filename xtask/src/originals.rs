@@ -168,7 +168,11 @@ pub(crate) fn bench(words: &[&str]) -> anyhow::Result<()> {
     }
     let (source, graph) = (out.join(format!("{NAME}.pkl")), out.join(format!("{NAME}.onnx")));
     let mut export = cargo()?;
-    export.args(["run", "-q", "-p", "d2o", "--", "export", "--no-check"]).arg(&source).arg("--out").arg(&graph);
+    export
+        .args(["run", "-q", "-p", "d2o", "--features", "train", "--", "export", "--no-check"])
+        .arg(&source)
+        .arg("--out")
+        .arg(&graph);
     if !export.status()?.success() {
         bail!("d2o export failed");
     }

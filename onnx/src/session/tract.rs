@@ -48,7 +48,7 @@ impl TractSession {
         Ok(Self { path: model.to_owned(), info: ModelInfo::open(model)?, threads, executor, plans: BTreeMap::new() })
     }
 
-    /// Runs a part of the batch on each thread: images do not depend on one another, and one thread computes an image fastest.
+    /// Runs a part of the batch on each thread: images do not depend on one another where [`by_image`] holds, and one thread computes an image fastest.
     fn run_split(&mut self, arranged: &[&Tensor], batch: usize) -> Result<Vec<(String, Tensor)>> {
         let size = batch.div_ceil(self.threads);
         let ranges: Vec<Range<usize>> = (0..batch).step_by(size).map(|a| a..(a + size).min(batch)).collect();
@@ -129,9 +129,7 @@ impl Session for TractSession {
         let arranged = arrange(&self.info, inputs)?;
         let sizes = self.info.inputs.iter().zip(&arranged).flat_map(|(v, t)| v.dims.iter().zip(t.dims()));
         let batch = sizes.filter(|(d, _)| **d == Dim::Batch).map(|(_, n)| *n).next().unwrap_or(1);
-        let by_image = |v: &ValueInfo| v.dims.first() == Some(&Dim::Batch);
-        let splits = batch > 1 && self.threads > 1 && self.info.inputs.iter().chain(&self.info.outputs).all(by_image);
-        if splits {
+        if batch > 1 && self.threads > 1 && by_image(&self.info) {
             return self.run_split(&arranged, batch);
         }
         let values: TVec<TValue> = arranged.into_iter().map(to_value).collect();
@@ -142,6 +140,13 @@ impl Session for TractSession {
         let names = self.info.outputs.iter().map(|o| o.name.clone());
         names.zip(outputs.iter().map(from_value)).map(|(name, value)| Ok((name, value?))).collect()
     }
+}
+
+/// Whether an image's outputs depend on that image alone. What the exporter names the kind of is such a network; of other graphs, which
+/// may take statistics of the batch, it is not known.
+fn by_image(model: &ModelInfo) -> bool {
+    let batched = |v: &ValueInfo| v.dims.first() == Some(&Dim::Batch);
+    model.metadata.contains_key("kind") && model.inputs.iter().chain(&model.outputs).all(batched)
 }
 
 /// Rows `range` of the first axis.
