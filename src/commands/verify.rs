@@ -352,26 +352,6 @@ fn precision_sides(args: &Verify, global: &Global) -> anyhow::Result<(Vec<Side>,
     Ok((sides, lines))
 }
 
-/// Runs `model` on each of `runtimes` with the same `samples` inputs and compares with the first.
-///
-/// # Errors
-/// Runtimes that are missing or fail.
-pub fn compare(
-    model: &Path,
-    runtimes: &[Runtime],
-    samples: usize,
-    batch: usize,
-    tolerance: f64,
-    global: &Global,
-) -> anyhow::Result<Comparison> {
-    let mut sides = Vec::new();
-    for runtime in runtimes {
-        let session = runtime::open_on(model, *runtime, global)?;
-        sides.push(Side::new(session.runtime(), session));
-    }
-    compare_sides(model, &mut sides, [samples, batch], tolerance, false)
-}
-
 /// Runs the graph at `model` on ONNX Runtime and tract, and `network`, which it was made from, on libtorch where this d2o has it and it is
 /// a denoiser; compares with the first.
 ///

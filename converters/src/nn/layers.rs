@@ -484,20 +484,7 @@ impl<V: Clone> UNetBlock<V> {
         let h = b.silu(&h)?;
         let h = self.conv0.forward(b, &h)?;
         let p = self.affine.forward(b, embedding)?;
-        let p = b.reshape(&p, &[-1, signed(self.channels) * if self.style.adaptive_scale { 2 } else { 1 }, 1, 1])?;
-        let h = if self.style.adaptive_scale {
-            let scale = b.slice(&p, 1, 0, self.channels)?;
-            let shift = b.slice(&p, 1, self.channels, self.channels)?;
-            let h = self.norm1.forward(b, &h)?;
-            b.enter(&self.scope);
-            let scale = b.offset(&scale, 1.0)?;
-            let h = b.mul(&h, &scale)?;
-            b.add(&h, &shift)?
-        } else {
-            b.enter(&self.scope);
-            let h = b.add(&h, &p)?;
-            self.norm1.forward(b, &h)?
-        };
+        let h = condition(b, &self.scope, &self.norm1, &h, &p, self.channels, self.style.adaptive_scale)?;
         let h = b.silu(&h)?;
         let h = b.dropout(&h, self.style.dropout)?;
         let h = self.conv1.forward(b, &h)?;
@@ -570,4 +557,31 @@ impl<V: Clone> Attention<V> {
 /// A size as an entry of [`Backend::reshape`].
 pub(crate) fn signed(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
+}
+
+/// How a block's second norm takes the embedding `p [N or 1, C or 2C]`: `adaptive`, the normalised `h [N, C, H, W]` is scaled by 1 plus the
+/// first half of `p` and shifted by the second; else `p` is added before the norm.
+pub(crate) fn condition<B: Backend>(
+    b: &mut B,
+    scope: &Scope,
+    norm: &GroupNorm<B::Value>,
+    h: &B::Value,
+    p: &B::Value,
+    channels: usize,
+    adaptive: bool,
+) -> Result<B::Value> {
+    let p = b.reshape(p, &[-1, signed(channels) * if adaptive { 2 } else { 1 }, 1, 1])?;
+    if adaptive {
+        let scale = b.slice(&p, 1, 0, channels)?;
+        let shift = b.slice(&p, 1, channels, channels)?;
+        let h = norm.forward(b, h)?;
+        b.enter(scope);
+        let scale = b.offset(&scale, 1.0)?;
+        let h = b.mul(&h, &scale)?;
+        b.add(&h, &shift)
+    } else {
+        b.enter(scope);
+        let h = b.add(h, &p)?;
+        norm.forward(b, &h)
+    }
 }

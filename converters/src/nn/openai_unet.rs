@@ -9,7 +9,7 @@ use crate::checkpoint::TensorSource;
 use crate::config::{NetConfig, OpenAiConfig};
 use crate::error::{Error, Result};
 use crate::nn::backend::{Backend, Conv2d, Pool};
-use crate::nn::layers::{GroupNorm, LayerInit, Linear, NoiseEmbedding, signed};
+use crate::nn::layers::{GroupNorm, LayerInit, Linear, NoiseEmbedding, condition, signed};
 use crate::weights::{Init, Scope};
 
 const EPS: f64 = 1e-5;
@@ -140,21 +140,7 @@ impl<V: Clone> ResBlock<V> {
         let x = resample(b, x, self.resample)?;
         let h = self.in_conv.forward(b, &h)?;
         let p = self.emb.forward(b, emb)?;
-        let width = if self.scale_shift { 2 * self.outputs } else { self.outputs };
-        let p = b.reshape(&p, &[-1, signed(width), 1, 1])?;
-        let h = if self.scale_shift {
-            let scale = b.slice(&p, 1, 0, self.outputs)?;
-            let shift = b.slice(&p, 1, self.outputs, self.outputs)?;
-            let h = self.out_norm.forward(b, &h)?;
-            b.enter(&self.scope);
-            let scale = b.offset(&scale, 1.0)?;
-            let h = b.mul(&h, &scale)?;
-            b.add(&h, &shift)?
-        } else {
-            b.enter(&self.scope);
-            let h = b.add(&h, &p)?;
-            self.out_norm.forward(b, &h)?
-        };
+        let h = condition(b, &self.scope, &self.out_norm, &h, &p, self.outputs, self.scale_shift)?;
         let h = b.silu(&h)?;
         let h = b.dropout(&h, self.dropout)?;
         let h = self.out_conv.forward(b, &h)?;
