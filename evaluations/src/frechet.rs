@@ -1,6 +1,7 @@
 //! Fréchet distance between Gaussians (Dowson and Landau 1982), with symmetric solvers only.
 
-use faer::{Mat, Side};
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::{Accum, Mat, Scale, Side};
 use ndarray::{Array1, Array2, ArrayView2};
 
 use crate::error::{Error, Result};
@@ -15,19 +16,25 @@ pub struct Gaussian {
     pub sigma: Array2<f64>,
 }
 
-/// A covariance's root factor `A [D, r]` with `A Aᵀ = Σ`, where r is its rank.
+/// A covariance's root factor `A [D, r]` with `A Aᵀ = Σ`; r is its rank, or D.
 #[derive(Debug, Clone)]
 pub(crate) struct Factor {
     pub(crate) matrix: Mat<f64>,
+    /// Lower triangular, or dense.
+    structure: BlockStructure,
 }
 
 impl Factor {
-    /// From the eigenvectors with eigenvalues above rounding; exact where the covariance has no full rank.
+    /// Cholesky's, or, where the covariance has no full rank, from the eigenvectors with eigenvalues above rounding.
     pub(crate) fn of(sigma: &Array2<f64>) -> Result<Self> {
         let d = sigma.nrows();
         let Some(scaled) = Scaled::new(&Mat::from_fn(d, d, |i, j| sigma[[i, j]])) else {
-            return Ok(Self { matrix: Mat::zeros(d, 0) });
+            return Ok(Self { matrix: Mat::zeros(d, 0), structure: BlockStructure::Rectangular });
         };
+        if let Ok(cholesky) = scaled.matrix.llt(Side::Lower) {
+            let matrix = cholesky.L() * Scale(scaled.peak.sqrt());
+            return Ok(Self { matrix, structure: BlockStructure::TriangularLower });
+        }
         let (eigen, turned) = match scaled.matrix.self_adjoint_eigen(Side::Lower) {
             Ok(eigen) => (eigen, false),
             Err(_) => {
@@ -41,7 +48,32 @@ impl Factor {
         let root = |k: usize| (s[kept[k]] * scaled.peak).sqrt();
         Ok(Self {
             matrix: Mat::from_fn(d, kept.len(), |i, k| u[(if turned { d - 1 - i } else { i }, kept[k])] * root(k)),
+            structure: BlockStructure::Rectangular,
         })
+    }
+
+    /// `Aᵀ Σ A [r, r]` of a symmetric `sigma [D, D]`, its lower triangle.
+    fn around(&self, sigma: &Array2<f64>) -> Mat<f64> {
+        use BlockStructure::{Rectangular, TriangularLower, TriangularUpper};
+        let (d, r) = (self.matrix.nrows(), self.matrix.ncols());
+        let sigma = Mat::from_fn(d, d, |i, j| sigma[[i, j]]);
+        let (mut half, mut whole) = (Mat::zeros(d, r), Mat::zeros(r, r));
+        let transposed = if self.structure == TriangularLower { TriangularUpper } else { Rectangular };
+        let (a, par) = (&self.matrix, faer::get_global_parallelism());
+        triangular::matmul(&mut half, Rectangular, Accum::Replace, &sigma, Rectangular, a, self.structure, 1.0, par);
+        let replace = Accum::Replace;
+        triangular::matmul(
+            &mut whole,
+            TriangularLower,
+            replace,
+            a.transpose(),
+            transposed,
+            &half,
+            Rectangular,
+            1.0,
+            par,
+        );
+        whole
     }
 }
 
@@ -62,7 +94,7 @@ impl Scaled {
     /// The same with rows and columns in reverse: eigenvalues stay, and a solver that did not converge goes another way.
     fn turned(&self) -> Mat<f64> {
         let d = self.matrix.nrows();
-        Mat::from_fn(d, d, |i, j| self.matrix[(d - 1 - i, d - 1 - j)])
+        Mat::from_fn(d, d, |i, j| self.matrix[(d - 1 - i.min(j), d - 1 - i.max(j))])
     }
 }
 
@@ -72,7 +104,7 @@ fn floor(values: impl Iterator<Item = f64>, d: usize) -> f64 {
     values.fold(0.0_f64, f64::max) * d as f64 * f64::EPSILON
 }
 
-/// Σ √λ over the eigenvalues of a positive semidefinite matrix; what rounding leaves of a zero eigenvalue, of either sign, counts as zero.
+/// Σ √λ over the eigenvalues of a positive semidefinite matrix, of which the lower triangle is read; what rounding leaves of a zero eigenvalue, of either sign, counts as zero.
 pub(crate) fn sum_of_roots(matrix: &Mat<f64>) -> Result<f64> {
     let Some(scaled) = Scaled::new(matrix) else { return Ok(0.0) };
     let values = scaled
@@ -102,10 +134,7 @@ pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
             return Err(Error::NotFinite { what: "Gaussian", count, row: 0 });
         }
     }
-    let d = a.mu.len();
-    let factor = Factor::of(&a.sigma)?.matrix;
-    let sigma = Mat::from_fn(d, d, |i, j| b.sigma[[i, j]]);
-    let product = factor.transpose() * (&sigma * &factor);
+    let product = Factor::of(&a.sigma)?.around(&b.sigma);
     let mean: f64 = a.mu.iter().zip(&b.mu).map(|(x, y)| (x - y) * (x - y)).sum();
     Ok(mean + a.sigma.diag().sum() + b.sigma.diag().sum() - 2.0 * sum_of_roots(&product)?)
 }
@@ -237,6 +266,46 @@ mod tests {
         for found in [frechet_distance(&point, &spread), frechet_distance(&spread, &point)] {
             let found = found.unwrap();
             assert!((found - expected).abs() < 1e-5 * expected, "{found} differs from {expected}");
+        }
+    }
+
+    #[test]
+    fn cholesky_and_eigenvectors_give_one_distance() {
+        let gaussian = |seed| {
+            let mut sums = Accumulator::new(40);
+            sums.push(crate::gaussian::tests::rows(90, 40, seed).view()).unwrap();
+            sums.finish(1).unwrap()
+        };
+        let (a, b) = (gaussian(1), gaussian(2));
+        assert_eq!(Factor::of(&a.sigma).unwrap().structure, BlockStructure::TriangularLower);
+        let by_cholesky = frechet_distance(&a, &b).unwrap();
+        // The same with one dimension more, in which nothing varies: no full rank.
+        let wider = |g: &Gaussian| {
+            let at = |i: usize, j: usize| if i.max(j) < 40 { g.sigma[[i, j]] } else { 0.0 };
+            Gaussian {
+                mu: Array1::from_shape_fn(41, |i| if i < 40 { g.mu[i] } else { 1.0 }),
+                sigma: Array2::from_shape_fn((41, 41), |(i, j)| at(i, j)),
+            }
+        };
+        let factor = Factor::of(&wider(&a).sigma).unwrap();
+        assert_eq!((factor.structure, factor.matrix.ncols()), (BlockStructure::Rectangular, 40));
+        let by_eigenvectors = frechet_distance(&wider(&a), &wider(&b)).unwrap();
+        assert!((by_cholesky - by_eigenvectors).abs() < 1e-9 * by_cholesky, "{by_cholesky} and {by_eigenvectors}");
+    }
+
+    #[test]
+    fn the_second_try_sees_the_same_eigenvalues() {
+        let rows = crate::gaussian::tests::rows(30, 12, 3);
+        let mut sums = Accumulator::new(12);
+        sums.push(rows.view()).unwrap();
+        let sigma = sums.finish(1).unwrap().sigma;
+        // Only the lower triangle may count.
+        let lower = Mat::from_fn(12, 12, |i, j| if j <= i { sigma[[i, j]] } else { 0.0 });
+        let scaled = Scaled::new(&lower).unwrap();
+        let first = scaled.matrix.self_adjoint_eigenvalues(Side::Lower).unwrap();
+        for side in [Side::Lower, Side::Upper] {
+            let second = scaled.turned().self_adjoint_eigenvalues(side).unwrap();
+            assert!(first.iter().zip(&second).all(|(a, b)| (a - b).abs() < 1e-12), "{first:?} and {second:?}");
         }
     }
 

@@ -42,7 +42,7 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
         parts = PARTS.to_vec();
     }
     fs::create_dir_all(&bench.dir)?;
-    let built = cargo()?.args(["build", "--package", "d2o", "--features", "train"]).status()?;
+    let built = cargo()?.args(["build", "--release", "--workspace", "--features", "d2o/train"]).status()?;
     ensure!(built.success(), "the build failed");
     for part in parts {
         bench.rows.push(format!("\n{part}\n"));
@@ -91,7 +91,7 @@ impl Bench {
     /// d2o, timed from outside.
     fn d2o(&self, words: &[&str]) -> anyhow::Result<Value> {
         let target = environment()?.into_iter().find(|(name, _)| *name == "CARGO_TARGET_DIR").map(|(_, dir)| dir);
-        let binary = root().join(target.context("a target folder")?).join("debug/d2o");
+        let binary = root().join(target.context("a target folder")?).join("release/d2o");
         let binary = binary.to_string_lossy().into_owned();
         self.peer(&[&["run", "--", &binary], words].concat())
     }
