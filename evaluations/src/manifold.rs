@@ -67,7 +67,7 @@ impl ManifoldRule {
 }
 
 /// Rows of a block; memory is one block of products for each thread, whatever N.
-const BLOCK: usize = 1024;
+const BLOCK: usize = 768;
 /// Rows of guided-diffusion's blocks, which are f16 or f32 as a whole.
 const TILE: usize = 10_000;
 

@@ -74,7 +74,9 @@ impl GraphBuilder {
             Err(_) => Dim::Known(have / fixed),
         });
         let result = result.collect();
-        let shape = self.integers(dims);
+        // 0 keeps the batch where it was, so that runtimes know it for the same axis and can reuse buffers and fuse.
+        let kept = batched && x.dims().first() == Some(&Dim::Batch) && dims.first() == Some(&-1) && have == fixed;
+        let shape = if kept { self.integers(&[&[0], &dims[1..]].concat()) } else { self.integers(dims) };
         Ok(self.node("Reshape", &[x, &shape], Vec::new(), x.element(), result))
     }
 
