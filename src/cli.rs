@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use d2o_evaluations::protocol::PROTOCOLS;
 
 /// One-step image generators around ONNX: fine-tune, export, generate, measure, verify.
@@ -41,12 +41,12 @@ pub enum Command {
     /// Say what a file is and what d2o can do with it
     Inspect(Inspect),
     /// Draw images from an exported generator
-    Generate(Generate),
+    Generate(Box<Generate>),
     /// Make or examine reference statistics
     #[command(subcommand)]
     Refs(Refs),
     /// Measure a set of samples against a reference
-    Evaluate(Evaluate),
+    Evaluate(Box<Evaluate>),
     /// Run a graph on several runtimes and compare the outputs
     Verify(Verify),
     /// Train a denoiser, or fine-tune one into a one-step generator
@@ -206,13 +206,11 @@ pub enum ProviderArg {
     d2o generate denoiser.onnx --seeds 0-63 --num-steps 18 --out heun.npz --grid heun.png\n  \
     d2o generate denoiser.onnx --seeds 0-49999 --num-steps 256 --s-churn 40 --s-min 0.05 --s-max 50 --s-noise 1.003 --out samples.h5\n  \
     d2o generate cd.onnx --seeds 0-49999 --ts 0,22,39 --num-steps 40 --out samples.zip --resume")]
+#[command(group(clap::ArgGroup::new("start").args(["seeds", "latents"]).required(true).multiple(true)))]
 pub struct Generate {
     /// Graph exported with `--kind one-step`, or `--kind denoiser` for every sampler but `one-step`
     #[arg(value_name = "X.onnx")]
     pub model: PathBuf,
-    /// One image for each seed, e.g. `0-49999` or `1,2,5-10` [default: those in `--latents`]
-    #[arg(long, value_name = "SEEDS", required_unless_present = "latents")]
-    pub seeds: Option<Seeds>,
     /// S.npz, S.h5, S.zip or a folder
     #[arg(long, value_name = "OUT")]
     pub out: PathBuf,
@@ -222,6 +220,32 @@ pub struct Generate {
     /// A folder for every 1000 seeds, named after the first of them, if OUT is a folder
     #[arg(long)]
     pub subdirs: bool,
+    /// Also write latents, labels and seeds
+    #[arg(long, value_name = "L.npz")]
+    pub save_latents: Option<PathBuf>,
+    /// Where the graph runs
+    #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
+    pub provider: ProviderArg,
+    /// Images in a batch; changes the speed, not the images
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch: u32,
+    /// Also write the first images as one PNG
+    #[arg(long, value_name = "G.png")]
+    pub grid: Option<PathBuf>,
+    /// Columns and rows of that PNG
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub grid_size: u32,
+    /// How images are made
+    #[command(flatten, next_help_heading = "Sampling")]
+    pub sampling: Sampling,
+}
+
+/// How a generator makes images.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct Sampling {
+    /// One image for each seed, e.g. `0-49999` or `1,2,5-10` [default: those in `--latents`]
+    #[arg(long, value_name = "SEEDS")]
+    pub seeds: Option<Seeds>,
     /// How to sample [default: one-step for a one-step graph, consistency for a consistency model, heun for another denoiser]
     #[arg(long, value_enum)]
     pub sampler: Option<Sampler>,
@@ -273,30 +297,24 @@ pub struct Generate {
     /// Class of every image, which is also what is recorded [default: drawn for each seed]
     #[arg(long, value_name = "K")]
     pub class: Option<usize>,
-    /// Whose random numbers a seed stands for
-    #[arg(long, value_enum, default_value_t = Rng::TorchCpu)]
-    pub rng: Rng,
-    /// Take `latents` [N, C, H, W], and `labels` and `seeds` [N] where it has them, from this file instead of drawing them
+    /// Whose random numbers a seed stands for [default: torch-cpu; numpy for StyleGAN2]
+    #[arg(long, value_enum)]
+    pub rng: Option<Rng>,
+    /// Take `latents` [N, C, H, W] or [N, Z], and `labels` and `seeds` [N] where it has them, from this file instead of drawing them
     #[arg(long, value_name = "L.npz")]
     pub latents: Option<PathBuf>,
-    /// Also write latents, labels and seeds
-    #[arg(long, value_name = "L.npz")]
-    pub save_latents: Option<PathBuf>,
     /// How images become bytes [default: what the graph says]
     #[arg(long, value_enum)]
     pub quantise: Option<Quantise>,
-    /// Where the graph runs
-    #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
-    pub provider: ProviderArg,
-    /// Images in a batch; changes the speed, not the images
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
-    pub batch: u32,
-    /// Also write the first images as one PNG
-    #[arg(long, value_name = "G.png")]
-    pub grid: Option<PathBuf>,
-    /// Columns and rows of that PNG
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub grid_size: u32,
+}
+
+impl Sampling {
+    /// Whether no option is given.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        let none = Self::augment_args(clap::Command::new("sampling")).try_get_matches_from(["sampling"]);
+        none.and_then(|m| Self::from_arg_matches(&m)).is_ok_and(|default| default == *self)
+    }
 }
 
 /// Samplers around an exported graph.
@@ -371,6 +389,8 @@ pub enum Rng {
     TorchCpu,
     /// Philox, as a CUDA generator draws.
     TorchCuda,
+    /// NumPy's RandomState, as StyleGAN's tools draw.
+    Numpy,
 }
 
 /// `d2o refs`.
@@ -450,10 +470,11 @@ pub struct RefsInspect {
     after_help = "Examples:\n  d2o evaluate samples.npz --ref ref.npz --extractor lite0.onnx --json result.json\n  \
     d2o evaluate samples.npz --ref ref.npz --extractor inception.onnx --expect 'fid<=1.6'\n  \
     d2o evaluate samples.npz --extractor inception.onnx --shard 0/8 --save-features part-0.h5\n  \
-    d2o evaluate --merge part-*.h5 --ref ref.npz --json result.json"
+    d2o evaluate --merge part-*.h5 --ref ref.npz --json result.json\n  \
+    d2o evaluate one-step.onnx --seeds 0-49999 --ref ref.npz --extractor inception.onnx"
 )]
 pub struct Evaluate {
-    /// Samples: npz, npy, HDF5, zip or folder of images, or a feature file (HDF5)
+    /// Samples: npz, npy, HDF5, zip or folder of images, a feature file (HDF5), or a generator (X.onnx), which makes them from --seeds
     #[arg(value_name = "SAMPLES", required_unless_present = "merge")]
     pub samples: Option<PathBuf>,
     /// Reference made by `d2o refs make`, another tool's mu/sigma npz, images, or a feature file
@@ -514,12 +535,15 @@ pub struct Evaluate {
     /// Name of the samples in tables [default: file name]
     #[arg(long, value_name = "TEXT")]
     pub title: Option<String>,
-    /// Where the extractor runs
+    /// Where networks run
     #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
     pub provider: ProviderArg,
     /// Images in a batch; changes the speed, not the numbers
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: u32,
+    /// How a generator makes the samples
+    #[command(flatten, next_help_heading = "Generator as SAMPLES")]
+    pub sampling: Sampling,
 }
 
 /// Metrics.

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use d2o_converters::weights::SplitMix64;
-use d2o_refs::npz::Npz;
+use d2o_refs::npz::{Npz, NpzWriter};
 use fs_err as fs;
 use test_support::{Outcome, golden_dir, run};
 
@@ -83,6 +83,44 @@ fn latents_are_saved_and_read() {
     let missing =
         run(Path::new(D2O), dir.path(), &[&churn[..], &["d.npz", "--latents", "l.npz", "--seeds", "2"]].concat());
     assert!(missing.code == 1 && missing.stderr.contains("no latent for seed 2"), "{missing}");
+}
+
+/// Vectors as latents: NumPy's for each seed, or the original's own inputs with the images it made of them.
+#[test]
+fn stylegan2_draws_from_vectors() {
+    let data = golden_dir().parent().unwrap().join("stylegan2");
+    let dir = tempfile::tempdir().unwrap();
+    let source = data.join("skip-cond.pkl").display().to_string();
+    d2o(dir.path(), &["export", &source, "--kind", "one-step", "--out", "g.onnx", "--no-check"]);
+    let draw = ["generate", "g.onnx", "--provider", "cpu", "--out"];
+    let options = ["--seeds", "0-4,5", "--class", "1", "--save-latents", "l.npz", "--grid", "g.png"];
+    d2o(dir.path(), &[&draw[..], &["a.npz"], &options].concat());
+    let latents = Npz::open(&dir.path().join("l.npz")).unwrap().f32("latents").unwrap();
+    assert_eq!(latents.shape(), [6, 8]);
+    // np.random.RandomState(5).randn(8)[:4]
+    let expected = [0.441_227_5, -0.330_870_15, 2.430_771, -0.252_092_12];
+    assert!(
+        latents.index_axis(ndarray::Axis(0), 5).iter().zip(expected).all(|(f, e): (&f32, f32)| (f - e).abs() < 1e-6),
+        "{latents}"
+    );
+    d2o(dir.path(), &[&draw[..], &["b.npz", "--latents", "l.npz"]].concat());
+    let images = |name: &str| Npz::open(&dir.path().join(name)).unwrap().f64("arr_0").unwrap();
+    assert_eq!(images("a.npz"), images("b.npz"));
+
+    let mut theirs = Npz::open(&data.join("skip-cond.npz")).unwrap();
+    let classes = theirs.f32("labels").unwrap();
+    let labels: Vec<i64> = classes.outer_iter().map(|row| row.iter().position(|v| *v == 1.0).unwrap() as i64).collect();
+    let mut given = NpzWriter::create(&dir.path().join("z.npz")).unwrap();
+    given.f32("latents", theirs.f32("z").unwrap().view()).unwrap();
+    given.i64("labels", &labels).unwrap();
+    given.finish().unwrap();
+    d2o(dir.path(), &[&draw[..], &["c.npz", "--latents", "z.npz"]].concat());
+    let expected = theirs.f64("one_step").unwrap().permuted_axes(vec![0, 2, 3, 1]);
+    let pixels = expected.mapv(|v| (127.5 * v + 128.0).clamp(0.0, 255.0).floor());
+    let beyond = pixels.iter().zip(&images("c.npz")).filter(|(e, f)| (*e - *f).abs() > 1.0).count();
+    assert_eq!(beyond, 0, "values differ by more than a step");
+    let wrong = run(Path::new(D2O), dir.path(), &[&draw[..], &["d.npz", "--seeds", "0", "--sampler", "heun"]].concat());
+    assert!(wrong.code == 1 && wrong.stderr.contains("kind denoiser"), "{wrong}");
 }
 
 #[test]

@@ -206,3 +206,57 @@ fn classes_are_measured_apart() {
     let outcome = attempt(dir, &args);
     assert!(outcome.code == 1 && outcome.stderr.contains("`plain.npz` has no classes"), "{outcome}");
 }
+
+#[test]
+fn a_generator_is_measured_as_its_images_are() {
+    let dir = prepare();
+    let dir = dir.path();
+    let source = test_support::golden_dir().join("d2o-adm-cond.safetensors").display().to_string();
+    d2o(dir, &["export", &source, "--kind", "one-step", "--out", "g.onnx", "--no-check"]);
+    let size = ["--image-size", "16", "--input-size", "32", "--kind", "features", "--no-check"];
+    d2o(dir, &[&["export", "lite0.safetensors", "--out", "small.onnx"], &size[..]].concat());
+    let cpu = ["--provider", "cpu", "--rng", "torch-cuda"];
+    d2o(dir, &[&["generate", "g.onnx", "--seeds", "3-52", "--out", "fake.npz"], &cpu[..]].concat());
+    d2o(dir, &[&["generate", "g.onnx", "--seeds", "60-140", "--out", "real.npz"], &cpu[..]].concat());
+    let how = ["--ref", "real.npz", "--extractor", "small.onnx", "--metrics", "fid,pr,kid", "--per-class"];
+    let seeds = ["--seeds", "3-52", "--rng", "torch-cuda"];
+    let read = evaluate(dir, &[&["fake.npz"], &how[..]].concat());
+    let made = evaluate(dir, &[&["g.onnx"], &how[..], &seeds].concat());
+    let same = |other: &Value| {
+        assert_eq!(metrics(&read), metrics(other));
+        assert_eq!(read["per_class"], other["per_class"]);
+        assert_eq!(read["samples"]["sha256"], other["samples"]["sha256"]);
+    };
+    same(&made);
+    assert!(read["samples"].get("generator").is_none(), "{read}");
+    let generator = &made["samples"]["generator"];
+    assert_eq!((&generator["seeds"], &generator["rng"]), (&"3-52".into(), &"torch-cuda".into()), "{made}");
+
+    // The cache knows images by what makes them, and classes without making them again.
+    for timing in ["features_network", "features_cache"] {
+        let found = evaluate(dir, &[&["g.onnx"], &how[..], &seeds, &["--cache", "cache"]].concat());
+        assert!(found["timings"].get(timing).is_some(), "{found}");
+        same(&found);
+    }
+    let mut other = seeds;
+    other[1] = "3-51,53";
+    evaluate(dir, &[&["g.onnx"], &how[..], &other, &["--cache", "cache"]].concat());
+    assert_eq!(cached(dir).len(), 3);
+
+    let parts = ["p0.h5", "p1.h5"];
+    for (i, part) in parts.iter().enumerate() {
+        let shard = ["--batch", "16", "--shard", &format!("{i}/2"), "--save-features", part];
+        d2o(dir, &[&["evaluate", "g.onnx", "--extractor", "small.onnx"], &shard[..], &seeds].concat());
+    }
+    let files = ["--merge", "p0.h5", "p1.h5", "--ref", "real.npz", "--extractor", "small.onnx"];
+    same(&evaluate(dir, &[&files[..], &["--metrics", "fid,pr,kid", "--per-class"]].concat()));
+
+    for (args, text) in [
+        (&["evaluate", "g.onnx"][..], "--seeds"),
+        (&["evaluate", "fake.npz", "--class", "1"], "options of a generator"),
+        (&["evaluate", "small.onnx", "--seeds", "0-4"], "not a generator"),
+    ] {
+        let outcome = attempt(dir, &[args, &how[..]].concat());
+        assert!(outcome.code == 1 && outcome.stderr.contains(text), "{args:?}: {outcome}");
+    }
+}

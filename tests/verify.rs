@@ -10,6 +10,8 @@ use fs_err as fs;
 use serde_json::Value;
 use test_support::{Outcome, golden_dir, run};
 
+mod common;
+
 fn verify(dir: &Path, args: &[&str]) -> (Outcome, Value) {
     let words = [&["verify", "good.onnx", "--json", "v.json"], args].concat();
     let outcome = run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir, &words);
@@ -102,6 +104,40 @@ fn a_profile_and_the_precisions_are_told() {
     assert_eq!(outcome.code, 0, "{outcome}");
     assert_eq!(json["precisions"].as_array().unwrap().len(), 4, "{outcome}");
     assert!(json["precisions"][0]["speed"].as_f64().unwrap() > 0.0, "{outcome}");
+}
+
+/// A half-precision graph beside its own in single precision, in pixels and in a metric against a reference.
+#[test]
+fn precisions_change_pixels_and_a_metric() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    export(dir, &golden().display().to_string(), "good.onnx");
+    let checkpoint = golden().display().to_string();
+    common::d2o(dir, &["export", &checkpoint, "--kind", "denoiser", "--precision", "fp16", "--out", "half.onnx"]);
+    common::write_lite0(dir, 1, "lite0");
+    let size = ["--image-size", "16", "--input-size", "32", "--kind", "features", "--no-check"];
+    common::d2o(dir, &[&["export", "lite0.safetensors", "--out", "small.onnx"], &size[..]].concat());
+    common::d2o(dir, &["generate", "good.onnx", "--seeds", "0-49", "--num-steps", "4", "--out", "real.npz"]);
+    common::d2o(dir, &["refs", "make", "real.npz", "--extractor", "small.onnx", "--out", "ref.npz"]);
+    let judged = ["--extractor", "small.onnx", "--ref", "ref.npz", "--samples", "16"];
+    let distances = |json: &Value| {
+        let metric = &json["metrics"][0];
+        (metric["reference_distance"].as_f64().unwrap(), metric["distance"].as_f64().unwrap())
+    };
+    let (outcome, json) = verify(dir, &[&["--runtimes", "ort-cpu,tract"], &judged[..]].concat());
+    let (reference, tract) = distances(&json);
+    assert!(outcome.code == 0 && reference > 0.0 && (reference - tract).abs() < 1e-3 * reference, "{outcome}");
+    let (outcome, json) = verify(dir, &[&["--precisions", "--fp16", "half.onnx"], &judged[..]].concat());
+    assert_eq!(outcome.code, 0, "{outcome}");
+    println!("{}", outcome.stdout);
+    let of = |name: &str| json["precisions"].as_array().unwrap().iter().find(|p| p["precision"] == name).unwrap();
+    assert!(of("fp16")["speed"].as_f64().unwrap() > 0.0, "{outcome}");
+    assert!(of("tf32").get("skipped").is_some() || of("tf32")["speed"].as_f64().unwrap() > 0.0, "{outcome}");
+    let output = &json["outputs"][0];
+    let (max_rel, changed) = (output["max_rel"].as_f64().unwrap(), output["pixels_changed"].as_f64().unwrap());
+    assert!(max_rel > 1e-5 && max_rel < 2e-2 && changed > 0.0 && changed < 0.5, "{outcome}");
+    let (fp32, fp16) = distances(&json);
+    assert!(fp32 == reference && fp16 != fp32 && (fp16 - fp32).abs() < 0.1 * fp32, "{outcome}");
 }
 
 #[cfg(feature = "train")]

@@ -9,6 +9,7 @@ pub mod gaussian;
 pub mod inception_score;
 pub mod kid;
 pub mod manifold;
+pub mod mt19937;
 pub mod numpy_random;
 pub mod preprocess;
 pub mod protocol;

@@ -1,10 +1,8 @@
-//! NumPy's legacy `RandomState`, so that subsets and orders are those the Python tools draw.
+//! NumPy's legacy `RandomState`, so that subsets, orders and normals are those the Python tools draw.
 //!
-//! Source: the Mersenne Twister MT19937 (Matsumoto and Nishimura 1998) as NumPy seeds it from an integer (`init_genrand`), and the streams
-//! NumPy froze for `RandomState` (NEP 19).
+//! Source: the Mersenne Twister as NumPy seeds it from an integer (`init_genrand`), and the streams NumPy froze for `RandomState` (NEP 19).
 
-const WORDS: usize = 624;
-const SHIFT: usize = 397;
+use crate::mt19937::Mt19937;
 
 /// `numpy.random.RandomState(seed)` for a 32-bit integer seed.
 ///
@@ -12,51 +10,50 @@ const SHIFT: usize = 397;
 /// use d2o_evaluations::numpy_random::RandomState;
 /// assert_eq!(RandomState::new(2020).permutation(5), [3, 1, 2, 4, 0]);
 /// ```
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct RandomState {
-    words: [u32; WORDS],
-    at: usize,
-}
-
-impl std::fmt::Debug for RandomState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RandomState").field("at", &self.at).finish_non_exhaustive()
-    }
+    twister: Mt19937,
+    /// The second normal of a pair.
+    waiting: Option<f64>,
 }
 
 impl RandomState {
     /// Seeded as `RandomState(seed)`.
     #[must_use]
     pub fn new(seed: u32) -> Self {
-        const MULTIPLIER: u32 = 1_812_433_253;
-        let mut words = [0; WORDS];
-        words[0] = seed;
-        let mut last = seed;
-        for (i, word) in (1_u32..).zip(words.iter_mut().skip(1)) {
-            last = MULTIPLIER.wrapping_mul(last ^ (last >> 30)).wrapping_add(i);
-            *word = last;
-        }
-        Self { words, at: WORDS }
+        Self { twister: Mt19937::new(seed), waiting: None }
     }
 
     /// The next 32 bits.
     pub fn next_u32(&mut self) -> u32 {
-        const UPPER: u32 = 0x8000_0000;
-        const TWIST: u32 = 0x9908_b0df;
-        if self.at == WORDS {
-            for i in 0..WORDS {
-                let joined = (self.words[i] & UPPER) | (self.words[(i + 1) % WORDS] & !UPPER);
-                let twisted = (joined >> 1) ^ if joined & 1 == 1 { TWIST } else { 0 };
-                self.words[i] = self.words[(i + SHIFT) % WORDS] ^ twisted;
-            }
-            self.at = 0;
+        self.twister.word()
+    }
+
+    /// `random_sample()`: uniform in [0, 1), 53 bits.
+    fn uniform(&mut self) -> f64 {
+        let (upper, lower) = (self.next_u32() >> 5, self.next_u32() >> 6);
+        (f64::from(upper) * 67_108_864.0 + f64::from(lower)) / 9_007_199_254_740_992.0
+    }
+
+    /// `randn(count)`: normals of the polar method, in pairs of which the second waits for the next call.
+    #[must_use]
+    pub fn randn(&mut self, count: usize) -> Vec<f64> {
+        (0..count).map(|_| self.normal()).collect()
+    }
+
+    fn normal(&mut self) -> f64 {
+        if let Some(value) = self.waiting.take() {
+            return value;
         }
-        let mut y = self.words[self.at];
-        self.at += 1;
-        y ^= y >> 11;
-        y ^= (y << 7) & 0x9d2c_5680;
-        y ^= (y << 15) & 0xefc6_0000;
-        y ^ (y >> 18)
+        loop {
+            let (x, y) = (2.0 * self.uniform() - 1.0, 2.0 * self.uniform() - 1.0);
+            let square = x * x + y * y;
+            if square < 1.0 && square != 0.0 {
+                let scale = (-2.0 * square.ln() / square).sqrt();
+                self.waiting = Some(scale * x);
+                return scale * y;
+            }
+        }
     }
 
     /// The next 64 bits, the upper half first.
@@ -77,6 +74,11 @@ impl RandomState {
                 return drawn & mask;
             }
         }
+    }
+
+    /// `randint(bound)`.
+    pub fn below(&mut self, bound: u32) -> u32 {
+        u32::try_from(self.up_to(u64::from(bound.saturating_sub(1)))).unwrap_or(0)
     }
 
     /// `shuffle(values)`.
@@ -152,6 +154,28 @@ mod tests {
         let mut all = rng.choice(300, 300);
         all.sort_unstable();
         assert_eq!(all, (0..300).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn normals() {
+        let mut rng = RandomState::new(7);
+        let close = |found: &[f64], expected: &[f64]| {
+            assert!(
+                found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-14),
+                "{found:?} differs from {expected:?}"
+            );
+        };
+        let first = [
+            1.690_525_703_800_356,
+            -0.465_937_370_540_832_8,
+            0.032_820_163_678_584_4,
+            0.407_516_282_996_507_83,
+            -0.788_923_028_625_738_6,
+        ];
+        close(&rng.randn(5), &first);
+        assert_eq!(rng.below(1000), 730);
+        // The second of the last pair comes first.
+        close(&rng.randn(3), &[0.002_065_572_905_948_13, 0.020_064_386_981_922_06, -0.349_830_132_522_562_07]);
     }
 
     #[test]

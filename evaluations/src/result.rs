@@ -35,6 +35,9 @@ pub struct ImageSet {
     pub count: Option<usize>,
     /// Hash of the images (samples) or of the file (reference).
     pub sha256: String,
+    /// How a generator made the images, if they were not read: graph, seeds, sampler, quantiser.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generator: Option<serde_json::Value>,
 }
 
 /// A feature network.
@@ -148,7 +151,8 @@ mod tests {
     #[test]
     fn conditions_parse_and_hold() {
         let metric = |value| Metric { value, ci95: None, std: None };
-        let set = ImageSet { title: String::new(), path: String::new(), count: None, sha256: String::new() };
+        let empty = String::new;
+        let set = ImageSet { title: empty(), path: empty(), count: None, sha256: empty(), generator: None };
         let e = Evaluation {
             schema: SCHEMA,
             protocol: BTreeMap::new(),

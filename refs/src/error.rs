@@ -67,6 +67,15 @@ pub enum Error {
         #[source]
         source: zip::result::ZipError,
     },
+    /// Images that are made as they are read could not be made.
+    #[error("{name}: no images could be made")]
+    Made {
+        /// What makes them.
+        name: String,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Reading or writing failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),

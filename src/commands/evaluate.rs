@@ -23,7 +23,8 @@ use super::ExitStatus;
 use crate::cli::{Evaluate, Global, Metric};
 use crate::error::with_hint;
 use crate::features::{CLIP, Network, Role, deviations};
-use crate::measure::{How, Set, Sums, Walk, Wants, meta_of, save, sums};
+use crate::generate::made::{self, Made};
+use crate::measure::{How, Origin, Set, Sums, Walk, Wants, meta_of, save, sums};
 use crate::printer::{Printer, table};
 use crate::report;
 
@@ -97,6 +98,21 @@ fn networks_of(
     Ok(networks)
 }
 
+/// The samples, and how a generator made them, if one did.
+fn samples(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<(Set, Option<serde_json::Value>)> {
+    if !args.merge.is_empty() {
+        return Ok((Set::merge(&args.merge)?, None));
+    }
+    let path = samples_of(args);
+    if path.extension().is_some_and(|e| e == "onnx") {
+        let (source, record) = Made::open(path, &args.sampling, args.provider, global, printer)?;
+        let origin = Origin::Made(made::sha256(&record));
+        return Ok((Set::Images { source: Box::new(source), origin }, Some(record)));
+    }
+    anyhow::ensure!(args.sampling.is_default(), "options of a generator are given, and the samples are none");
+    Ok((Set::open(path)?, None))
+}
+
 fn protocol_of(args: &Evaluate) -> anyhow::Result<&'static Protocol> {
     Protocol::named(&args.protocol).context("no such protocol")
 }
@@ -116,7 +132,7 @@ fn take_shard(
     let protocol = protocol_of(args)?;
     let mut networks = networks_of(args, protocol, global, printer)?;
     anyhow::ensure!(!networks.is_empty(), "--shard needs --extractor or --clip");
-    let mut set = Set::open(samples_of(args))?;
+    let (mut set, _) = samples(args, global, printer)?;
     let range = set.shard(index, count, args.batch as usize);
     anyhow::ensure!(!range.is_empty(), "{} images in batches of {} do not make {count} parts", set.len(), args.batch);
     save(&mut set, range.clone(), &mut networks, &how_of(args, protocol, printer), out)?;
@@ -255,7 +271,7 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
     let how = how_of(args, protocol, printer);
     let reference_path = args.reference.as_deref().context("no reference")?;
     let wants_metric = |m: Metric| args.metrics.contains(&m);
-    let mut set = if args.merge.is_empty() { Set::open(samples_of(args))? } else { Set::merge(&args.merge)? };
+    let (mut set, generator) = samples(args, global, printer)?;
     let mut networks = networks_of(args, protocol, global, printer)?;
     if wants_features(args) && set.width("features", &networks).is_none() {
         return Err(with_hint(
@@ -312,7 +328,7 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
         None => None,
     };
     let found = sums(&mut set, &mut networks, &Wants { keep, score, ..wanted }, &how, writer.as_mut())?;
-    let labels = set.labels();
+    let labels = if writer.is_some() || args.per_class { set.labels() } else { None };
     if let Some(writer) = writer {
         writer.finish(labels.as_deref())?;
     }
@@ -467,12 +483,14 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
             path: samples_of(args).display().to_string(),
             count: Some(count),
             sha256: found.walk.sha256,
+            generator,
         },
         reference: ImageSet {
             title: "reference".to_owned(),
             path: reference_path.display().to_string(),
             count: reference.count,
             sha256: reference_sha256,
+            generator: None,
         },
         extractors,
         runtime: BTreeMap::from([text("runtime", runtime), text("d2o_version", env!("CARGO_PKG_VERSION").to_owned())]),

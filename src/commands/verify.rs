@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use super::ExitStatus;
 use crate::cli::{Global, Runtime, Verify};
+use crate::generate::plan::quantiser_of;
 use crate::generate::rng::TorchCpu;
 use crate::printer::{Printer, table};
 use crate::runtime;
@@ -785,18 +786,4 @@ impl Sum {
             agrees: self.not_finite == 0 && (max_rel <= tolerance || one_step),
         }
     }
-}
-
-/// The quantiser that belongs to a model, from its metadata; EDM's if it names none.
-#[must_use]
-pub fn quantiser_of(info: &ModelInfo) -> Quantiser {
-    info.metadata.get("quantiser").and_then(|name| Quantiser::named(name)).unwrap_or(Quantiser::Edm)
-}
-
-/// Says what a model is for, from its metadata.
-///
-/// # Errors
-/// If it is none of d2o's graphs.
-pub fn kind_of(info: &ModelInfo) -> anyhow::Result<&str> {
-    info.metadata.get("kind").map(String::as_str).context("the graph carries no `kind`: it was not exported by d2o")
 }

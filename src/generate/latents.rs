@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use d2o_refs::npy::Dtype;
 use d2o_refs::npz::{Npz, NpzWriter};
-use ndarray::{Array4, ArrayView4, Axis, Ix4};
+use ndarray::{ArrayD, ArrayViewD, Axis};
 
 use super::rng::Streams;
 use crate::cli::Rng;
@@ -19,8 +19,8 @@ const SEEDS: &str = "seeds";
 /// Starting points of a batch.
 #[derive(Debug)]
 pub struct Drawn {
-    /// `[N, C, H, W]` of unit variance.
-    pub latents: Array4<f32>,
+    /// `[N, C, H, W]` or `[N, Z]` of unit variance.
+    pub latents: ArrayD<f32>,
     /// Classes, if the generator is conditional.
     pub labels: Option<Vec<usize>>,
     /// Each image's generator, from which its sampler draws on.
@@ -30,8 +30,8 @@ pub struct Drawn {
 /// How starting points are drawn.
 #[derive(Debug)]
 pub struct Drawing {
-    /// Channels, height, width.
-    pub dims: [usize; 3],
+    /// Channels, height, width; or the length of vectors.
+    pub dims: Vec<usize>,
     /// Number of classes; 0 if unconditional.
     pub classes: usize,
     /// The class of every image, if it is given.
@@ -51,12 +51,13 @@ impl Drawing {
     /// # Errors
     /// A seed that the given latents lack.
     pub fn draw(&self, seeds: &[u64]) -> anyhow::Result<Drawn> {
-        let [c, h, w] = self.dims;
         let mut noise = match self.rng {
             Rng::TorchCpu => Streams::cpu(seeds),
             Rng::TorchCuda => Streams::cuda(seeds),
+            Rng::Numpy => Streams::numpy(seeds),
         };
-        let mut latents = Array4::from_shape_vec((seeds.len(), c, h, w), noise.randn(c * h * w))?;
+        let shape = [&[seeds.len()], self.dims.as_slice()].concat();
+        let mut latents = ArrayD::from_shape_vec(shape, noise.randn(self.dims.iter().product()))?;
         let bound = u32::try_from(self.classes)?;
         let mut labels = (bound > 0).then(|| {
             let drawn = if self.noise_first { noise.clone().randint(bound) } else { noise.randint(bound) };
@@ -81,31 +82,31 @@ impl Drawing {
 /// Latents and classes of a file.
 #[derive(Debug)]
 pub struct Given {
-    latents: Array4<f32>,
+    latents: ArrayD<f32>,
     labels: Option<Vec<usize>>,
     seeds: Vec<u64>,
     rows: HashMap<u64, usize>,
 }
 
 impl Given {
-    /// Reads `path`: `latents` f32 [N, C, H, W], `labels` and `seeds` [N] if it has them. Without `seeds`, its rows belong to the
+    /// Reads `path`: `latents` f32 [N, C, H, W] or [N, Z], `labels` and `seeds` [N] if it has them. Without `seeds`, its rows belong to the
     /// seeds `asked` in turn, or to 0, 1, ….
     ///
     /// # Errors
     /// A file that does not hold latents of `dims`, or classes below `classes`.
-    pub fn read(path: &Path, dims: [usize; 3], classes: usize, asked: Option<&[u64]>) -> anyhow::Result<Self> {
+    pub fn read(path: &Path, dims: &[usize], classes: usize, asked: Option<&[u64]>) -> anyhow::Result<Self> {
         let describe = || format!("cannot use the latents in `{}`", path.display());
         Self::parse(path, dims, classes, asked).with_context(describe)
     }
 
-    fn parse(path: &Path, dims: [usize; 3], classes: usize, asked: Option<&[u64]>) -> anyhow::Result<Self> {
+    fn parse(path: &Path, dims: &[usize], classes: usize, asked: Option<&[u64]>) -> anyhow::Result<Self> {
         let mut npz = Npz::open(path)?;
         let latents = npz.f32(LATENTS)?;
-        let shape = latents.shape().to_vec();
-        let fits = shape.len() == 4 && shape[1..] == dims;
-        anyhow::ensure!(fits, "`{LATENTS}`: expected [N, {}, {}, {}], found {shape:?}", dims[0], dims[1], dims[2]);
-        let latents = latents.into_dimensionality::<Ix4>()?;
-        let count = latents.dim().0;
+        let shape = latents.shape();
+        let wanted = dims.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        let fits = shape.get(1..) == Some(dims);
+        anyhow::ensure!(fits, "`{LATENTS}`: expected [N, {wanted}], found {shape:?}");
+        let count = shape[0];
         let list = |npz: &mut Npz, name: &str| -> anyhow::Result<Option<Vec<u64>>> {
             if !npz.contains(name) {
                 return Ok(None);
@@ -151,9 +152,9 @@ impl LatentsWriter {
     ///
     /// # Errors
     /// The file system's own.
-    pub fn create(path: &Path, len: usize, dims: [usize; 3]) -> anyhow::Result<Self> {
+    pub fn create(path: &Path, len: usize, dims: &[usize]) -> anyhow::Result<Self> {
         let mut npz = NpzWriter::create(path)?;
-        npz.start(LATENTS, Dtype::F32, &[len, dims[0], dims[1], dims[2]])?;
+        npz.start(LATENTS, Dtype::F32, &[&[len], dims].concat())?;
         Ok(Self { npz, labels: Vec::new() })
     }
 
@@ -161,7 +162,7 @@ impl LatentsWriter {
     ///
     /// # Errors
     /// The file system's own.
-    pub fn append(&mut self, latents: ArrayView4<'_, f32>, labels: Option<&[usize]>) -> anyhow::Result<()> {
+    pub fn append(&mut self, latents: ArrayViewD<'_, f32>, labels: Option<&[usize]>) -> anyhow::Result<()> {
         let bytes: Vec<u8> = latents.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.labels.extend(labels.unwrap_or(&[]).iter().map(|l| *l as i64));
         Ok(self.npz.raw(&bytes)?)

@@ -4,7 +4,7 @@ use std::f64::consts::{E, SQRT_2};
 
 use d2o_onnx::read::ModelInfo;
 use d2o_onnx::session::{Session, Tensor};
-use ndarray::{Array1, Array4, ArrayD};
+use ndarray::{Array1, Array4, ArrayD, Ix4};
 use serde::Serialize;
 
 use super::rng::Streams;
@@ -334,7 +334,7 @@ impl Network<'_> {
 }
 
 impl Sampler {
-    /// Images `[N, C, H, W]` about [-1, 1] from `latents` of unit variance. `noise` gives what a stochastic sampler adds: one
+    /// Images `[N, C, H, W]` about [-1, 1] from `latents` of unit variance: `[N, C, H, W]`, or `[N, Z]` for a one-step graph of them. `noise` gives what a stochastic sampler adds: one
     /// generator for each image, just after its latent and class were drawn.
     ///
     /// # Errors
@@ -342,24 +342,25 @@ impl Sampler {
     pub fn sample(
         &self,
         session: &mut dyn Session,
-        latents: &Array4<f32>,
+        latents: &ArrayD<f32>,
         labels: Option<&ArrayD<f32>>,
         noise: &mut Streams,
     ) -> anyhow::Result<Array4<f64>> {
         let range = Range::of(session.model())?;
         let mut network = Network { session, labels };
-        let scaled = |sigma: f64| latents.mapv(|v| f64::from(v) * sigma);
+        let start = || -> anyhow::Result<Array4<f32>> { Ok(latents.view().into_dimensionality::<Ix4>()?.into_owned()) };
+        let scaled = |sigma: f64| -> anyhow::Result<Array4<f64>> { Ok(start()?.mapv(|v| f64::from(v) * sigma)) };
         match self {
-            Self::Graph => network.run(vec![("latents", Tensor::F32(latents.clone().into_dyn()))], "images"),
-            Self::OneStep { sigma } => network.denoise(&scaled(*sigma), *sigma),
+            Self::Graph => network.run(vec![("latents", Tensor::F32(latents.clone()))], "images"),
+            Self::OneStep { sigma } => network.denoise(&scaled(*sigma)?, *sigma),
             Self::TwoStep { sigma_max: t, middle } => {
-                let x = scaled(*t);
+                let x = scaled(*t)?;
                 let denoised = network.denoise(&x, *t)?;
                 network.denoise(&((denoised - &x) / *t * (t - middle) + &x), *middle)
             }
             Self::MultiStep(grid) => {
                 let levels = Grid { steps: grid.steps + 1, ..*grid }.levels();
-                let mut x = scaled(levels[0]);
+                let mut x = scaled(levels[0])?;
                 for (i, pair) in levels.windows(2).enumerate() {
                     let denoised = network.denoise(&x, pair[0])?;
                     let last = i + 2 == levels.len();
@@ -367,9 +368,9 @@ impl Sampler {
                 }
                 Ok(x)
             }
-            Self::Edm { grid, churn } => edm(grid, churn, &range, &mut network, latents, noise),
-            Self::Ablation(options) => ablation(options, &range, &mut network, latents, noise),
-            Self::Consistency(options) => consistency(options, &mut network, latents, noise),
+            Self::Edm { grid, churn } => edm(grid, churn, &range, &mut network, &start()?, noise),
+            Self::Ablation(options) => ablation(options, &range, &mut network, &start()?, noise),
+            Self::Consistency(options) => consistency(options, &mut network, &start()?, noise),
         }
     }
 

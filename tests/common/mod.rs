@@ -1,5 +1,5 @@
 //! What tests of `evaluate` share: the command, drawn images, a small feature network.
-#![allow(dead_code, reason = "each test crate uses a part")]
+#![allow(dead_code, clippy::cast_possible_truncation, reason = "each test crate uses a part; drawn bytes")]
 
 use std::collections::BTreeMap;
 use std::path::Path;

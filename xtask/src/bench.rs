@@ -45,6 +45,7 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let built = cargo()?.args(["build", "--release", "--workspace", "--features", "d2o/train"]).status()?;
     ensure!(built.success(), "the build failed");
     for part in parts {
+        let first = bench.rows.len();
         bench.rows.push(format!("\n{part}\n"));
         match part {
             "inception" => bench.inception()?,
@@ -52,10 +53,10 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
             "precision-recall" => bench.precision_recall()?,
             _ => bench.end_to_end()?,
         }
+        println!("{}", bench.rows[first..].join("\n"));
+        fs::write(bench.dir.join("summary.md"), format!("{}\n", bench.rows.join("\n")))?;
     }
-    let text = bench.rows.join("\n");
-    println!("{text}");
-    Ok(fs::write(bench.dir.join("summary.md"), format!("{text}\n"))?)
+    Ok(())
 }
 
 struct Bench {

@@ -1,0 +1,94 @@
+//! A generator as a set of images, which are made as they are read.
+
+use std::cell::OnceCell;
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::Context as _;
+use d2o_onnx::session::Session;
+use d2o_refs::batch::{ImageDims, ImageSource, hex};
+use d2o_refs::error::{Error, Result};
+use ndarray::Array4;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::plan::Plan;
+use crate::cli::{Global, ProviderArg, Sampling};
+use crate::printer::Printer;
+use crate::runtime;
+
+/// Images of a graph, one for each seed.
+pub struct Made {
+    session: Box<dyn Session>,
+    plan: Plan,
+    name: String,
+    labels: OnceCell<Option<Vec<i64>>>,
+}
+
+impl Made {
+    /// The images that `sampling` asks of the graph at `path`, and where they come from.
+    ///
+    /// # Errors
+    /// A graph that is no generator, options that do not fit it, a failing runtime.
+    pub fn open(
+        path: &Path,
+        sampling: &Sampling,
+        provider: ProviderArg,
+        global: &Global,
+        printer: Printer,
+    ) -> anyhow::Result<(Self, Value)> {
+        let session = runtime::open(path, provider, global, printer)?;
+        let name = path.display().to_string();
+        let plan = Plan::new(sampling, session.model()).with_context(|| format!("cannot generate with `{name}`"))?;
+        let record = plan.record(sampling, path, session.model(), session.runtime())?;
+        Ok((Self { session, plan, name, labels: OnceCell::new() }, record))
+    }
+
+    fn make(&mut self, range: Range<usize>) -> anyhow::Result<Array4<u8>> {
+        let seeds = self.plan.seeds.get(range).context("no such images")?;
+        let drawn = self.plan.drawing.draw(seeds)?;
+        let part = self.plan.sample(self.session.as_mut(), drawn)?;
+        // The bytes would hide it.
+        anyhow::ensure!(part.faults[0] == 0, "{} images hold values that are not finite", part.faults[0]);
+        Ok(part.images)
+    }
+}
+
+/// Hash of what `record` says of images that are made: equal for equal images.
+#[must_use]
+pub fn sha256(record: &Value) -> String {
+    hex(&Sha256::digest(record.to_string().as_bytes()))
+}
+
+impl ImageSource for Made {
+    fn len(&self) -> usize {
+        self.plan.seeds.len()
+    }
+
+    fn dims(&self) -> ImageDims {
+        self.plan.dims
+    }
+
+    /// Drawn when first asked for, which is as much work as drawing the latents.
+    fn labels(&self) -> Option<&[i64]> {
+        const CHUNK: usize = 1024;
+        let draw = || -> Option<Vec<i64>> {
+            let chunks = self.plan.seeds.chunks(CHUNK).map(|c| self.plan.drawing.draw(c).ok()?.labels);
+            let labels: Vec<Vec<usize>> = chunks.collect::<Option<_>>()?;
+            Some(labels.concat().into_iter().map(|l| l as i64).collect())
+        };
+        if self.plan.drawing.classes == 0 {
+            return None;
+        }
+        self.labels.get_or_init(draw).as_deref()
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.plan.seeds.get(index).map_or_else(|| format!("image {index}"), |seed| format!("seed {seed}"))
+    }
+
+    fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>> {
+        let name = self.name.clone();
+        self.make(range).map_err(|e| Error::Made { name, source: e.into() })
+    }
+}

@@ -1,0 +1,213 @@
+//! Images of a graph: which starting points, which sampler, which bytes.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use d2o_converters::config::Quantiser;
+use d2o_converters::nn::stylegan2;
+use d2o_onnx::graph::Dim;
+use d2o_onnx::read::ModelInfo;
+use d2o_onnx::session::Session;
+use d2o_refs::batch::{ImageDims, container_sha256};
+use ndarray::{Array2, Array4, ArrayD};
+use serde_json::{Value, json};
+
+use super::journal::Part;
+use super::latents::{Drawing, Drawn, Given};
+use super::sampler::{Ablation, Churn, Consistency, Grid as Levels, Sampler};
+use crate::cli::{self, Quantise, Rng, Sampling, Seeds};
+use crate::error::with_hint;
+
+/// The quantiser that belongs to a model, from its metadata; EDM's if it names none.
+#[must_use]
+pub fn quantiser_of(info: &ModelInfo) -> Quantiser {
+    info.metadata.get("quantiser").and_then(|name| Quantiser::named(name)).unwrap_or(Quantiser::Edm)
+}
+
+/// Says what a model is for, from its metadata.
+///
+/// # Errors
+/// If it is none of d2o's graphs.
+pub fn kind_of(info: &ModelInfo) -> anyhow::Result<&str> {
+    info.metadata.get("kind").map(String::as_str).context("the graph carries no `kind`: it was not exported by d2o")
+}
+
+/// How images are made.
+#[derive(Debug)]
+pub struct Plan {
+    /// One image each.
+    pub seeds: Vec<u64>,
+    /// Starting points.
+    pub drawing: Drawing,
+    /// Size of the images.
+    pub dims: ImageDims,
+    sampler: Sampler,
+    quantiser: Quantiser,
+}
+
+impl Plan {
+    /// What `args` ask of the graph `info`.
+    ///
+    /// # Errors
+    /// A graph that is no generator, options that do not fit it, unreadable latents.
+    pub fn new(args: &Sampling, info: &ModelInfo) -> anyhow::Result<Self> {
+        let sampler = sampler(args, info)?;
+        let input = info.inputs.first().context("the graph has no input")?;
+        let known = |d: &Dim| if let Dim::Known(n) = d { Some(*n) } else { None };
+        let latent: Option<Vec<usize>> = input.dims.iter().skip(1).map(known).collect();
+        let latent = latent.filter(|l| matches!(l.len(), 1 | 3));
+        let latent = latent.with_context(|| format!("input `{}` is no batch of images or vectors", input.name))?;
+        // A sampler's state is an image, so only a one-step graph has an output of another shape.
+        let dims = match (latent.as_slice(), info.output("images").map(|o| o.dims.as_slice())) {
+            (_, Some(&[_, Dim::Known(channels), Dim::Known(height), Dim::Known(width)]))
+            | (&[channels, height, width], None) => ImageDims { height, width, channels },
+            _ => anyhow::bail!("the graph gives no images of fixed size"),
+        };
+        anyhow::ensure!(dims.channels == 3, "images of {} channels cannot be written", dims.channels);
+        let classes = match info.input("class_labels").map(|v| v.dims.as_slice()) {
+            Some(&[_, Dim::Known(n)]) => n,
+            _ => 0,
+        };
+        match args.class {
+            Some(_) if classes == 0 => anyhow::bail!("--class: the generator is unconditional"),
+            Some(k) if k >= classes => anyhow::bail!("--class {k}: the generator has classes 0 to {}", classes - 1),
+            _ => {}
+        }
+        let asked = args.seeds.as_ref().map(|s| s.0.as_slice());
+        let given = match &args.latents {
+            Some(path) => Some(Given::read(path, &latent, classes, asked)?),
+            None => None,
+        };
+        let Some(seeds) = asked.or(given.as_ref().map(Given::seeds)).map(<[u64]>::to_vec) else {
+            return Err(with_hint(anyhow::anyhow!("no seeds"), "name them with --seeds, e.g. --seeds 0-49999"));
+        };
+        let noise_first = matches!(sampler, Sampler::Consistency(_));
+        let stylegan = info.metadata.get("class").is_some_and(|c| c == stylegan2::CLASS);
+        let rng = args.rng.unwrap_or(if stylegan { Rng::Numpy } else { Rng::TorchCpu });
+        let drawing = Drawing { dims: latent, classes, class: args.class, rng, noise_first, given };
+        let quantiser = match args.quantise {
+            Some(Quantise::Edm) => Quantiser::Edm,
+            Some(Quantise::Openai) => Quantiser::OpenAi,
+            None => quantiser_of(info),
+        };
+        Ok(Self { seeds, drawing, dims, sampler, quantiser })
+    }
+
+    /// Where the images come from: what is kept with them.
+    ///
+    /// # Errors
+    /// Those of reading the graph at `model` and the latents.
+    pub fn record(&self, args: &Sampling, model: &Path, info: &ModelInfo, runtime: &str) -> anyhow::Result<Value> {
+        let rng = match self.drawing.rng {
+            Rng::TorchCpu => "torch-cpu",
+            Rng::TorchCuda => "torch-cuda",
+            Rng::Numpy => "numpy",
+        };
+        let latents = args.latents.as_deref().map(container_sha256).transpose()?;
+        Ok(json!({
+            "d2o": env!("CARGO_PKG_VERSION"), "model_sha256": container_sha256(model)?, "network": info.metadata.get("class"),
+            "runtime": runtime, "seeds": Seeds::text(&self.seeds), "rng": rng, "latents_sha256": latents, "class": args.class,
+            "sampler": self.sampler, "evaluations": self.sampler.evaluations(), "quantiser": self.quantiser.name(),
+        }))
+    }
+
+    /// Turns starting points into images.
+    ///
+    /// # Errors
+    /// Those of the session.
+    pub fn sample(&self, session: &mut dyn Session, mut drawn: Drawn) -> anyhow::Result<Part> {
+        let classes = self.drawing.classes;
+        let one_hot: Option<ArrayD<f32>> = drawn.labels.as_ref().map(|labels| {
+            Array2::from_shape_fn((labels.len(), classes), |(i, k)| f32::from(u8::from(labels[i] == k))).into_dyn()
+        });
+        let images: Array4<f64> = self.sampler.sample(session, &drawn.latents, one_hot.as_ref(), &mut drawn.noise)?;
+        let mut faults = [0, 0];
+        for image in images.outer_iter() {
+            faults[0] += usize::from(image.iter().any(|v| !v.is_finite()));
+            faults[1] += usize::from(image.iter().all(|v| *v == image[[0, 0, 0]]));
+        }
+        let pixels = images.mapv(|v| self.quantiser.apply(v)).permuted_axes([0, 2, 3, 1]);
+        let images = pixels.as_standard_layout().into_owned();
+        let labels = drawn.labels.map(|l| l.into_iter().map(|l| l as i64).collect());
+        Ok(Part { images, labels, faults })
+    }
+}
+
+/// The sampler that `args` ask for around a graph.
+fn sampler(args: &Sampling, info: &ModelInfo) -> anyhow::Result<Sampler> {
+    use cli::Sampler as Asked;
+    let class = info.metadata.get("class").map(String::as_str);
+    let kwargs: Value = info.metadata.get("init_kwargs").and_then(|t| serde_json::from_str(t).ok()).unwrap_or_default();
+    let karras = class == Some("KarrasDenoiser");
+    let distilled = karras && kwargs.get("distillation") == Some(&Value::Bool(true));
+    let one_step = match kind_of(info)? {
+        "one-step" => true,
+        "denoiser" => false,
+        kind => anyhow::bail!("the graph is of kind {kind}, not a generator"),
+    };
+    let asked = match (args.sampler, one_step) {
+        (None, true) => Asked::OneStep,
+        (None, false) if distilled => Asked::Consistency,
+        (None, false) => Asked::Heun,
+        (Some(s), false) | (Some(s @ (Asked::OneStep | Asked::Sid)), true) => s,
+        (Some(_), true) => anyhow::bail!("the sampler needs a graph of kind denoiser, this one is of kind one-step"),
+    };
+    let ablation = args.solver.is_some() || args.disc.is_some() || args.schedule.is_some() || args.scaling.is_some();
+    let churning = (args.s_churn, args.s_min, args.s_max, args.s_noise) != (0.0, 0.0, f64::INFINITY, 1.0);
+    let steps = matches!(asked, Asked::Heun | Asked::MultiStep | Asked::Consistency);
+    let belongs = [
+        ("--num-steps", args.num_steps.is_some(), steps),
+        ("--sigma-min", args.sigma_min.is_some(), steps),
+        ("--sigma-max", args.sigma_max.is_some(), !one_step),
+        ("--s-churn and its companions", churning, asked == Asked::Heun),
+        ("--solver, --disc, --schedule, --scaling", ablation, asked == Asked::Heun),
+        ("--alpha", args.alpha.is_some(), asked == Asked::Heun && ablation),
+        ("--middle", args.middle.is_some(), asked == Asked::TwoStep),
+        ("--ts", !args.ts.is_empty(), asked == Asked::Consistency),
+    ];
+    if let Some((option, ..)) = belongs.iter().find(|(_, given, fits)| *given && !fits) {
+        anyhow::bail!("{option}: the sampler does not take it");
+    }
+    let grid = Levels {
+        steps: args.num_steps.unwrap_or(if karras { 40 } else { 18 }),
+        sigma_min: args.sigma_min.unwrap_or(0.002),
+        sigma_max: args.sigma_max.unwrap_or(80.0),
+        rho: args.rho,
+    };
+    anyhow::ensure!(
+        grid.sigma_min > 0.0 && grid.sigma_min < grid.sigma_max && grid.rho > 0.0,
+        "--sigma-min must lie between 0 and --sigma-max, --rho above 0"
+    );
+    let churn = Churn { churn: args.s_churn, min: args.s_min, max: args.s_max, noise: args.s_noise, single: karras };
+    anyhow::ensure!(churn.churn >= 0.0 && churn.churn.is_finite(), "--s-churn: expected a number from 0");
+    Ok(match asked {
+        Asked::OneStep if one_step => Sampler::Graph,
+        Asked::Sid if one_step => {
+            let sigma = info.metadata.get("sigma_max").map_or("nothing", String::as_str);
+            anyhow::ensure!(sigma == "2.5", "SiD starts from noise level 2.5, the graph from {sigma}: export it anew");
+            Sampler::Graph
+        }
+        Asked::OneStep => Sampler::OneStep { sigma: grid.sigma_max },
+        Asked::Sid => Sampler::OneStep { sigma: args.sigma_max.unwrap_or(2.5) },
+        Asked::TwoStep => Sampler::TwoStep { sigma_max: grid.sigma_max, middle: args.middle.unwrap_or(1.0) },
+        Asked::MultiStep => Sampler::MultiStep(grid),
+        Asked::Heun if ablation => Sampler::Ablation(Box::new(Ablation {
+            steps: grid.steps,
+            sigma_min: args.sigma_min,
+            sigma_max: args.sigma_max,
+            rho: args.rho,
+            solver: args.solver.unwrap_or(cli::Solver::Heun),
+            discretization: args.disc.unwrap_or(cli::Discretization::Edm),
+            schedule: args.schedule.unwrap_or(cli::Schedule::Linear),
+            scaling: args.scaling.unwrap_or(cli::Scaling::None),
+            alpha: args.alpha.unwrap_or(1.0),
+            churn,
+        })),
+        Asked::Heun => Sampler::Edm { grid, churn },
+        Asked::Consistency => {
+            let within = args.ts.len() != 1 && args.ts.iter().all(|t| *t < grid.steps);
+            anyhow::ensure!(within, "--ts: expected two or more positions below --num-steps {}", grid.steps);
+            Sampler::Consistency(Consistency { ts: args.ts.clone(), grid })
+        }
+    })
+}
