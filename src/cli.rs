@@ -541,6 +541,9 @@ pub struct Evaluate {
     /// Images in a batch; changes the speed, not the numbers
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: u32,
+    /// Join a one-step generator (exported with --uint8) and the feature network (--fuse-resize) into one graph, so that images stay on the device
+    #[arg(long)]
+    pub fuse: bool,
     /// How a generator makes the samples
     #[command(flatten, next_help_heading = "Generator as SAMPLES")]
     pub sampling: Sampling,

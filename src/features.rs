@@ -218,6 +218,28 @@ impl Network {
         Ok(NetworkMeta { name, path, sha256, dims, preprocessing, runtime: self.session.runtime().to_owned() })
     }
 
+    /// The matrices among `outputs` of images called `names`.
+    ///
+    /// # Errors
+    /// Rows of another number, or not finite, naming the image.
+    pub fn matrices(
+        &self,
+        outputs: Vec<(String, Tensor)>,
+        names: &[String],
+    ) -> anyhow::Result<Vec<(&'static str, Array2<f32>)>> {
+        let mut found = Vec::new();
+        for (name, tensor) in outputs {
+            let Some((matrix, _)) = self.matrices.iter().find(|(_, output)| *output == name) else { continue };
+            let Tensor::F32(rows) = tensor else { anyhow::bail!("the network's `{name}` is not f32") };
+            let rows: Array2<f32> = rows.into_dimensionality()?;
+            let (count, expected) = (rows.nrows(), names.len());
+            anyhow::ensure!(count == expected, "{expected} images gave {count} rows of `{name}`");
+            finite(&name, &rows.view(), names)?;
+            found.push((*matrix, rows));
+        }
+        Ok(found)
+    }
+
     fn preparation(&self, dims: ImageDims, protocol: &Protocol) -> anyhow::Result<Preparation> {
         let model = self.session.model();
         let known = model.input(self.input).map(|i| i.dims.as_slice()).unwrap_or_default();
@@ -386,17 +408,7 @@ pub fn extract(
                 let mut matrices = Vec::new();
                 for (network, tensor) in networks.iter_mut().zip(tensors) {
                     let outputs = network.session.run(&[(network.input, tensor)])?;
-                    for (name, tensor) in outputs {
-                        let Some((matrix, _)) = network.matrices.iter().find(|(_, output)| *output == name) else {
-                            continue;
-                        };
-                        let Tensor::F32(rows) = tensor else { anyhow::bail!("the network's `{name}` is not f32") };
-                        let rows: Array2<f32> = rows.into_dimensionality()?;
-                        let (count, expected) = (rows.nrows(), names.len());
-                        anyhow::ensure!(count == expected, "{expected} images gave {count} rows of `{name}`");
-                        finite(&name, &rows.view(), &names)?;
-                        matrices.push((*matrix, rows));
-                    }
+                    matrices.extend(network.matrices(outputs, &names)?);
                 }
                 network_seconds += clock.elapsed().as_secs_f64();
                 each(Rows { start, digests, matrices })?;

@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::with_hint;
 use crate::features::{Network, Role, Rows, Seconds, extract};
+use crate::generate::fused::Fused;
 use crate::interrupt;
 use crate::printer::Printer;
 
@@ -26,6 +27,13 @@ pub enum Set {
         /// The images.
         source: Box<dyn ImageSource>,
         /// What they come from.
+        origin: Origin,
+    },
+    /// A generator in one graph with the feature network.
+    Fused {
+        /// The graph.
+        fused: Box<Fused>,
+        /// What it makes.
         origin: Origin,
     },
     /// Features, in files that follow one another.
@@ -144,6 +152,7 @@ impl Set {
     pub fn len(&self) -> usize {
         match self {
             Self::Images { source, .. } => source.len(),
+            Self::Fused { fused, .. } => fused.len(),
             Self::Features(parts) => parts.iter().map(FeatureFile::len).sum(),
         }
     }
@@ -159,6 +168,7 @@ impl Set {
     pub fn labels(&self) -> Option<Vec<i64>> {
         match self {
             Self::Images { source, .. } => source.labels().map(<[i64]>::to_vec),
+            Self::Fused { fused, .. } => fused.labels(),
             Self::Features(parts) => {
                 let all: Option<Vec<&[i64]>> = parts.iter().map(FeatureFile::labels).collect();
                 all.map(|l| l.concat())
@@ -170,7 +180,7 @@ impl Set {
     #[must_use]
     pub fn width(&self, matrix: &str, networks: &[Network]) -> Option<usize> {
         match self {
-            Self::Images { .. } => networks.iter().find_map(|n| n.width(matrix)),
+            Self::Images { .. } | Self::Fused { .. } => networks.iter().find_map(|n| n.width(matrix)),
             Self::Features(parts) => parts.first().and_then(|p| p.width(matrix)),
         }
     }
@@ -197,6 +207,10 @@ impl Set {
     ) -> anyhow::Result<Walk> {
         match self {
             Self::Images { source, origin } => images(source.as_mut(), origin, range, networks, wanted, how, each),
+            Self::Fused { fused, .. } => match networks {
+                [network] => fused.rows(range, network, how, each),
+                _ => anyhow::bail!("--fuse takes one feature network"),
+            },
             Self::Features(parts) => features(parts, networks, wanted, how, each),
         }
     }
@@ -505,16 +519,18 @@ pub fn save(
 /// # Errors
 /// A set that is no images, or not ones the networks take; reading errors.
 pub fn meta_of(set: &Set, range: Range<usize>, networks: &[Network], how: &How<'_>) -> anyhow::Result<Meta> {
-    let Set::Images { source, origin } = set else {
-        anyhow::bail!("features can be saved of images only, and these are features already");
+    let (images, origin) = match set {
+        Set::Images { source, origin } => (source.dims(), origin),
+        Set::Fused { fused, origin } => (fused.dims(), origin),
+        Set::Features(_) => anyhow::bail!("features can be saved of images only, and these are features already"),
     };
-    let describe = |n: &Network| Ok((n.role.name().to_owned(), n.meta(source.dims(), how.protocol)?));
+    let describe = |n: &Network| Ok((n.role.name().to_owned(), n.meta(images, how.protocol)?));
     Ok(Meta {
         d2o_features: 0,
         source_sha256: origin.sha256()?,
-        total: source.len(),
+        total: set.len(),
         rows: range,
-        images: source.dims(),
+        images,
         batch: how.batch,
         networks: networks.iter().map(describe).collect::<anyhow::Result<_>>()?,
         sha256: BTreeMap::new(),

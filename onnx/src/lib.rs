@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 pub mod check;
+pub mod compose;
 pub mod error;
 pub mod graph;
 mod half;

@@ -108,6 +108,27 @@ impl ModelInfo {
     }
 }
 
+/// The whole model at `path`, which d2o wrote with its weights inside.
+pub(crate) fn written(path: &Path) -> Result<ModelProto> {
+    let bad = |place: &str, expected: &str, found: String| Error::Format {
+        file: path.to_owned(),
+        place: place.to_owned(),
+        expected: expected.to_owned(),
+        found,
+    };
+    let model = ModelProto::decode(fs::read(path)?.as_slice())
+        .map_err(|e| bad("ONNX message", "an ONNX model", e.to_string()))?;
+    if model.producer_name != "d2o" {
+        // Other writers may use fields that would be lost.
+        return Err(bad("producer", "d2o", format!("`{}`", model.producer_name)));
+    }
+    let graph = model.graph.as_ref().ok_or_else(|| bad("ONNX message", "a graph", "none".to_owned()))?;
+    if let Some(outside) = graph.initializer.iter().find(|t| !t.external_data.is_empty()) {
+        return Err(bad(&outside.name, "weights in the file itself", "a side file".to_owned()));
+    }
+    Ok(model)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

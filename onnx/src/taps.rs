@@ -1,14 +1,16 @@
 //! A written graph's nodes, and copies of it that give intermediate edges as outputs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::Path;
 
 use fs_err as fs;
 use prost::Message as _;
 
+use crate::compose::prune;
 use crate::error::{Error, Result};
 use crate::graph::ElementType;
-use crate::proto::{ModelProto, TensorTypeProto, TypeProto, ValueInfoProto};
+use crate::proto::{GraphProto, ModelProto, TensorTypeProto, TypeProto, ValueInfoProto};
+use crate::read::written;
 
 /// A node of a written graph.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,22 +45,9 @@ impl Taps {
     /// # Errors
     /// `Format` if it is no ONNX model of d2o's, or keeps weights in a side file.
     pub fn open(path: &Path) -> Result<Self> {
-        let bad = |place: &str, expected: &str, found: String| Error::Format {
-            file: path.to_owned(),
-            place: place.to_owned(),
-            expected: expected.to_owned(),
-            found,
-        };
-        let model = ModelProto::decode(fs::read(path)?.as_slice())
-            .map_err(|e| bad("ONNX message", "an ONNX model", e.to_string()))?;
-        if model.producer_name != "d2o" {
-            // Other writers may use fields that would be lost.
-            return Err(bad("producer", "d2o", format!("`{}`", model.producer_name)));
-        }
-        let graph = model.graph.as_ref().ok_or_else(|| bad("ONNX message", "a graph", "none".to_owned()))?;
-        if let Some(outside) = graph.initializer.iter().find(|t| !t.external_data.is_empty()) {
-            return Err(bad(&outside.name, "weights in the file itself", "a side file".to_owned()));
-        }
+        let model = written(path)?;
+        let empty = GraphProto::default();
+        let graph = model.graph.as_ref().unwrap_or(&empty);
         let declared = graph.input.iter().filter_map(|v| {
             let tensor = v.r#type.as_ref()?.tensor_type.as_ref()?;
             Some((v.name.clone(), ElementType::from_code(tensor.elem_type)?))
@@ -125,21 +114,7 @@ impl Taps {
                 Ok(ValueInfoProto { name: (*edge).to_owned(), r#type: Some(kind) })
             })
             .collect::<Result<_>>()?;
-        let mut needed: HashSet<String> = edges.iter().map(|e| (*e).to_owned()).collect();
-        let mut kept: Vec<_> = std::mem::take(&mut graph.node)
-            .into_iter()
-            .rev()
-            .filter(|node| {
-                let wanted = node.output.iter().any(|o| needed.contains(o));
-                if wanted {
-                    needed.extend(node.input.iter().cloned());
-                }
-                wanted
-            })
-            .collect();
-        kept.reverse();
-        graph.node = kept;
-        graph.initializer.retain(|t| needed.contains(&t.name));
+        prune(graph);
         Ok(fs::write(path, model.encode_to_vec())?)
     }
 }

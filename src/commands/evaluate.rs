@@ -23,6 +23,7 @@ use super::ExitStatus;
 use crate::cli::{Evaluate, Global, Metric};
 use crate::error::with_hint;
 use crate::features::{CLIP, Network, Role, deviations};
+use crate::generate::fused::Fused;
 use crate::generate::made::{self, Made};
 use crate::measure::{How, Origin, Set, Sums, Walk, Wants, meta_of, save, sums};
 use crate::printer::{Printer, table};
@@ -99,18 +100,32 @@ fn networks_of(
 }
 
 /// The samples, and how a generator made them, if one did.
-fn samples(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<(Set, Option<serde_json::Value>)> {
+fn samples(
+    args: &Evaluate,
+    networks: &[Network],
+    global: &Global,
+    printer: Printer,
+) -> anyhow::Result<(Set, Option<serde_json::Value>)> {
     if !args.merge.is_empty() {
         return Ok((Set::merge(&args.merge)?, None));
     }
-    let path = samples_of(args);
-    if path.extension().is_some_and(|e| e == "onnx") {
-        let (source, record) = Made::open(path, &args.sampling, args.provider, global, printer)?;
-        let origin = Origin::Made(made::sha256(&record));
-        return Ok((Set::Images { source: Box::new(source), origin }, Some(record)));
+    let (path, sampling, provider) = (samples_of(args), &args.sampling, args.provider);
+    if path.extension().is_none_or(|e| e != "onnx") {
+        anyhow::ensure!(
+            sampling.is_default() && !args.fuse,
+            "options of a generator are given, and the samples are none"
+        );
+        return Ok((Set::open(path)?, None));
     }
-    anyhow::ensure!(args.sampling.is_default(), "options of a generator are given, and the samples are none");
-    Ok((Set::open(path)?, None))
+    if args.fuse {
+        let [network] = networks else { anyhow::bail!("--fuse takes one feature network, --extractor") };
+        let (fused, record) = Fused::open(path, network, sampling, provider, global, printer)?;
+        let origin = Origin::Made(made::sha256(&record));
+        return Ok((Set::Fused { fused: Box::new(fused), origin }, Some(record)));
+    }
+    let (source, record) = Made::open(path, sampling, provider, global, printer)?;
+    let origin = Origin::Made(made::sha256(&record));
+    Ok((Set::Images { source: Box::new(source), origin }, Some(record)))
 }
 
 fn protocol_of(args: &Evaluate) -> anyhow::Result<&'static Protocol> {
@@ -132,7 +147,7 @@ fn take_shard(
     let protocol = protocol_of(args)?;
     let mut networks = networks_of(args, protocol, global, printer)?;
     anyhow::ensure!(!networks.is_empty(), "--shard needs --extractor or --clip");
-    let (mut set, _) = samples(args, global, printer)?;
+    let (mut set, _) = samples(args, &networks, global, printer)?;
     let range = set.shard(index, count, args.batch as usize);
     anyhow::ensure!(!range.is_empty(), "{} images in batches of {} do not make {count} parts", set.len(), args.batch);
     save(&mut set, range.clone(), &mut networks, &how_of(args, protocol, printer), out)?;
@@ -271,8 +286,8 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
     let how = how_of(args, protocol, printer);
     let reference_path = args.reference.as_deref().context("no reference")?;
     let wants_metric = |m: Metric| args.metrics.contains(&m);
-    let (mut set, generator) = samples(args, global, printer)?;
     let mut networks = networks_of(args, protocol, global, printer)?;
+    let (mut set, generator) = samples(args, &networks, global, printer)?;
     if wants_features(args) && set.width("features", &networks).is_none() {
         return Err(with_hint(
             anyhow::anyhow!("the samples are images, and no network takes their features"),

@@ -54,6 +54,7 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     let count = set.len();
     let images = match &set {
         Set::Images { source, .. } => serde_json::to_value(source.dims())?,
+        Set::Fused { fused, .. } => serde_json::to_value(fused.dims())?,
         Set::Features(parts) => parts
             .first()
             .and_then(|p| p.meta())
@@ -94,7 +95,7 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     };
     let images = match &mut set {
         Set::Images { source, .. } => Some(source.as_mut() as &mut dyn ImageSource),
-        Set::Features(_) => None,
+        Set::Fused { .. } | Set::Features(_) => None,
     };
     reference.write(&args.out, layout, images).with_context(|| format!("write `{}`", args.out.display()))?;
     printer.note(&format!("{count} images, {dims} features by {name} in `{}`", args.out.display()));

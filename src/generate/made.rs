@@ -71,16 +71,7 @@ impl ImageSource for Made {
 
     /// Drawn when first asked for, which is as much work as drawing the latents.
     fn labels(&self) -> Option<&[i64]> {
-        const CHUNK: usize = 1024;
-        let draw = || -> Option<Vec<i64>> {
-            let chunks = self.plan.seeds.chunks(CHUNK).map(|c| self.plan.drawing.draw(c).ok()?.labels);
-            let labels: Vec<Vec<usize>> = chunks.collect::<Option<_>>()?;
-            Some(labels.concat().into_iter().map(|l| l as i64).collect())
-        };
-        if self.plan.drawing.classes == 0 {
-            return None;
-        }
-        self.labels.get_or_init(draw).as_deref()
+        self.labels.get_or_init(|| self.plan.labels()).as_deref()
     }
 
     fn name(&self, index: usize) -> String {

@@ -1,5 +1,6 @@
 //! Drawing images: random numbers as the original tools draw them, samplers around sessions, files that survive a kill.
 
+pub mod fused;
 pub mod journal;
 pub mod latents;
 pub mod made;

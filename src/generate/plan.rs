@@ -111,15 +111,38 @@ impl Plan {
         }))
     }
 
+    /// Classes as a conditional network takes them, `[N, L]`.
+    #[must_use]
+    pub fn one_hot(&self, drawn: &Drawn) -> Option<ArrayD<f32>> {
+        let labels = drawn.labels.as_ref()?;
+        let hot = |(i, k): (usize, usize)| f32::from(u8::from(labels[i] == k));
+        Some(Array2::from_shape_fn((labels.len(), self.drawing.classes), hot).into_dyn())
+    }
+
+    /// Class of each image, if the generator is conditional; as much work as drawing the latents.
+    #[must_use]
+    pub fn labels(&self) -> Option<Vec<i64>> {
+        const CHUNK: usize = 1024;
+        if self.drawing.classes == 0 {
+            return None;
+        }
+        let labels = self.seeds.chunks(CHUNK).map(|c| self.drawing.draw(c).ok()?.labels);
+        let labels: Vec<Vec<usize>> = labels.collect::<Option<_>>()?;
+        Some(labels.concat().into_iter().map(|l| l as i64).collect())
+    }
+
+    /// Whether one evaluation of a graph that holds its noise level is all there is.
+    #[must_use]
+    pub fn is_one_graph(&self) -> bool {
+        self.sampler == Sampler::Graph
+    }
+
     /// Turns starting points into images.
     ///
     /// # Errors
     /// Those of the session.
     pub fn sample(&self, session: &mut dyn Session, mut drawn: Drawn) -> anyhow::Result<Part> {
-        let classes = self.drawing.classes;
-        let one_hot: Option<ArrayD<f32>> = drawn.labels.as_ref().map(|labels| {
-            Array2::from_shape_fn((labels.len(), classes), |(i, k)| f32::from(u8::from(labels[i] == k))).into_dyn()
-        });
+        let one_hot = self.one_hot(&drawn);
         let images: Array4<f64> = self.sampler.sample(session, &drawn.latents, one_hot.as_ref(), &mut drawn.noise)?;
         let mut faults = [0, 0];
         for image in images.outer_iter() {
