@@ -1,7 +1,9 @@
 """Runs one original tool on the images and weights of a parity run and prints what it finds, as JSON.
 
 python originals.py prepare DIR          draws the images and the networks' weights
+python originals.py vgg16 DIR            draws the weights of VGG16
 python originals.py features DIR         features of torch-fidelity's Inception for the tools that take any detector
+python originals.py matrices DIR         d2o's features beside them
 python originals.py TOOL DIR [CHECKOUT]  torch-fidelity, pytorch-fid, clean-fid, torchmetrics, edm, stylegan3, guided-diffusion
 
 Tools without a package are run from a checkout of their sources. Everything is seeded; nothing is downloaded.
@@ -66,6 +68,16 @@ def prepare(folder):
     torch.save({f"visual.{k}": v for k, v in tower.state_dict().items()}, f"{folder}/clip.pth")
 
 
+def vgg16(folder):
+    """torchvision's VGG16 with its own initialisation, seeded."""
+    import torch
+    import torchvision
+
+    torch.manual_seed(2)
+    torch.save(torchvision.models.vgg16(weights=None).state_dict(), f"{folder}/vgg16.pth")
+    return []
+
+
 def clip_tower():
     import open_clip
 
@@ -125,6 +137,17 @@ def features(folder):
     return []
 
 
+def matrices(folder):
+    """Features that `d2o refs make` keeps beside those of torch-fidelity's Inception: largest difference over the largest value."""
+    out = []
+    for protocol in ("edm", "adm"):
+        ours = np.load(f"{folder}/ours-{protocol}.npz")["features"]
+        theirs = np.load(f"{folder}/features-real-32.npz")["pool"]
+        assert ours.shape == theirs.shape
+        out.append(dict(protocol=protocol, shape=list(ours.shape), relative=float(np.abs(ours - theirs).max() / np.abs(theirs).max())))
+    return out
+
+
 def detector(folder):
     """A module that gives the saved features of the very images, for tools that take any detector."""
     import torch
@@ -172,7 +195,21 @@ def torch_fidelity(folder):
             "kid": "kernel_inception_distance_mean", "kid std": "kernel_inception_distance_std", "precision": "precision",
             "recall": "recall",
         }
-        out += [row("torch-fidelity", m, found[n], size, tool=tool) for m, n in names.items() if n in found]
+        # Its f32 kernels cancel to few digits; the same function on the same features in f64 does not.
+        short = lambda m: dict(tool=f"{tool}, f32 sums", known=True) if m == "kid" else dict(tool=tool)
+        out += [row("torch-fidelity", m, found[n], size, **short(m)) for m, n in names.items() if n in found]
+    found = calculate_metrics(
+        input1=f"{folder}/fake-32", input2=f"{folder}/real-32", cuda=False, prc=True, feature_extractor="vgg16",
+        feature_extractor_weights_path=f"{folder}/vgg16.pth", cache=False, verbose=False, batch_size=20,
+    )
+    more = dict(tool=f"{tool}, VGG16 (its default)", extractor="vgg16.onnx")
+    out += both("torch-fidelity", [found["precision"], found["recall"]], 32, **more)
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    import torch
+
+    sets = [torch.from_numpy(np.load(f"{folder}/features-{kind}-32.npz")["pool"]).double() for kind in ("fake", "real")]
+    found = kid_features_to_metric(*sets, kid_subset_size=SUBSET_SIZE, kid_subsets=SUBSETS, verbose=False)
+    out.append(row("torch-fidelity", "kid", found["kernel_inception_distance_mean"], 32, tool=f"{tool}, its function on f64 features"))
     return out
 
 

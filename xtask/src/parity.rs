@@ -20,6 +20,8 @@ const BOUND: f64 = 1e-4;
 const BOUND_STD: f64 = 1e-3;
 /// Side of the images, and metrics, by size.
 const SIZES: [usize; 2] = [32, 64];
+/// The feature network of most numbers.
+const INCEPTION: &str = "inception.onnx";
 /// Images in a subset of KID; the sets are smaller than the protocols' 1000.
 const KID_SUBSET: &str = "50";
 
@@ -73,8 +75,19 @@ struct Original {
     /// Feature files it was computed of, instead of the images.
     #[serde(default)]
     samples: Option<String>,
+    /// Feature network, if it is not Inception.
+    #[serde(default)]
+    extractor: Option<String>,
     #[serde(default)]
     reference: Option<String>,
+}
+
+/// How far features of ours lie from an original's.
+#[derive(Debug, Deserialize)]
+struct Matrix {
+    protocol: String,
+    shape: [usize; 2],
+    relative: f64,
 }
 
 /// Runs every tool whose packages or checkout are there, compares, and writes docs/parity.md.
@@ -108,6 +121,9 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     if !dir.join("clip.pth").exists() {
         original("prepare", Env::Torch, None)?;
     }
+    if !dir.join("vgg16.pth").exists() {
+        original("vgg16", Env::Torch, None)?;
+    }
     if !dir.join("features-fake-64.npz").exists() {
         original("features", Env::Torch, None)?;
     }
@@ -130,7 +146,8 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
             serde_json::from_slice(&fs::read(&kept)?).with_context(|| format!("what `{tool}` says"))?;
         originals.extend(found);
     }
-    let (text, beyond) = ours.compare(&originals, &skipped)?;
+    let matrices: Vec<Matrix> = serde_json::from_str(&original("matrices", Env::Torch, None)?)?;
+    let (text, beyond) = ours.compare(&originals, &matrices, &skipped)?;
     fs::write(paths::root().join("docs/parity.md"), text)?;
     eprintln!("parity: {} numbers, {beyond} beyond the bound; see docs/parity.md", originals.len());
     ensure!(beyond == 0, "{beyond} numbers differ from the original's by more than the bound");
@@ -185,24 +202,33 @@ impl Ours {
 
     /// Exports the networks and writes the references that the originals are to read.
     fn prepare(&self) -> anyhow::Result<()> {
-        if !self.dir.join("inception.onnx").exists() {
-            self.d2o(&["export", "inception.pth", "--input", "f32", "--out", "inception.onnx"])?;
+        if !self.dir.join(INCEPTION).exists() {
+            self.d2o(&["export", "inception.pth", "--input", "f32", "--out", INCEPTION])?;
         }
         if !self.dir.join("clip.onnx").exists() {
             self.d2o(&["export", "clip.pth", "--activation", "quick-gelu", "--out", "clip.onnx"])?;
         }
+        if !self.dir.join("vgg16.onnx").exists() {
+            self.d2o(&["export", "vgg16.pth", "--input", "f32", "--out", "vgg16.onnx"])?;
+        }
         for layout in ["edm", "adm"] {
             let out = format!("ours-{layout}.npz");
-            let args =
-                ["refs", "make", "real-32", "--extractor", "inception.onnx", "--protocol", layout, "--layout", layout];
+            let args = ["refs", "make", "real-32", "--extractor", INCEPTION, "--protocol", layout, "--layout", layout];
             self.d2o(&[&args[..], &["--cache", "cache", "--out", &out]].concat())?;
         }
         Ok(())
     }
 
-    fn evaluate(&self, protocol: &str, size: usize, reference: &str, metrics: &str) -> anyhow::Result<Value> {
+    fn evaluate(
+        &self,
+        protocol: &str,
+        size: usize,
+        reference: &str,
+        metrics: &str,
+        extractor: &str,
+    ) -> anyhow::Result<Value> {
         let fake = format!("fake-{size}");
-        let networks = ["--extractor", "inception.onnx", "--clip", "clip.onnx", "--cache", "cache", "--bootstrap", "0"];
+        let networks = ["--extractor", extractor, "--clip", "clip.onnx", "--cache", "cache", "--bootstrap", "0"];
         let what = ["--protocol", protocol, "--metrics", metrics, "--kid-subset-size", KID_SUBSET, "--json", "-"];
         let args = [&["evaluate", &fake, "--ref", reference][..], &networks, &what].concat();
         Ok(serde_json::from_str(&self.d2o(&args)?)?)
@@ -228,7 +254,12 @@ impl Ours {
     }
 
     /// The table, and how many of its rows are beyond the bound.
-    fn compare(&self, originals: &[Original], skipped: &[&str]) -> anyhow::Result<(String, usize)> {
+    fn compare(
+        &self,
+        originals: &[Original],
+        matrices: &[Matrix],
+        skipped: &[&str],
+    ) -> anyhow::Result<(String, usize)> {
         let mut rows = String::new();
         let mut beyond = 0;
         let mut worst = 0.0_f64;
@@ -241,7 +272,7 @@ impl Ours {
                     continue;
                 }
                 let metrics: Vec<&str> = metrics.into_iter().collect();
-                let ours = self.evaluate(protocol, size, &format!("real-{size}"), &metrics.join(","))?;
+                let ours = self.evaluate(protocol, size, &format!("real-{size}"), &metrics.join(","), INCEPTION)?;
                 for o in here {
                     let value = |of: &Value| {
                         let (name, field) = match o.metric.strip_suffix(" std") {
@@ -252,8 +283,12 @@ impl Ours {
                             .as_f64()
                             .with_context(|| format!("d2o gives no {} for {protocol}", o.metric))
                     };
-                    let found = match (&o.samples, &o.reference) {
-                        (Some(samples), Some(reference)) => value(&self.of_files(protocol, samples, reference)?)?,
+                    let found = match (&o.samples, &o.reference, &o.extractor) {
+                        (Some(samples), Some(reference), _) => value(&self.of_files(protocol, samples, reference)?)?,
+                        (_, _, Some(extractor)) => {
+                            let metric = command_metric(&o.metric);
+                            value(&self.evaluate(protocol, size, &format!("real-{size}"), metric, extractor)?)?
+                        }
                         _ => value(&ours)?,
                     };
                     let relative = (found - o.value).abs() / o.value.abs().max(f64::MIN_POSITIVE);
@@ -286,7 +321,7 @@ impl Ours {
                 continue;
             }
             let fid = |reference: &str| -> anyhow::Result<f64> {
-                let found = self.evaluate(protocol, SIZES[0], reference, "fid")?;
+                let found = self.evaluate(protocol, SIZES[0], reference, "fid", INCEPTION)?;
                 found["metrics"]["fid"]["value"].as_f64().context("no fid")
             };
             let (was, found) = (fid("real-32")?, fid(file)?);
@@ -297,6 +332,15 @@ impl Ours {
             writeln!(
                 rows,
                 "| {protocol} | fid | 32 | {was:.8} | {found:.8} | {relative:.1e} | {verdict} | d2o against images, then against the file by {tool} |"
+            )?;
+        }
+        for Matrix { protocol, shape: [n, d], relative } in matrices {
+            let holds = *relative <= BOUND;
+            beyond += usize::from(!holds);
+            let verdict = if holds { "equal" } else { "DIFFERS" };
+            writeln!(
+                rows,
+                "| {protocol} | features [{n}, {d}] | 32 | – | – | {relative:.1e} | {verdict} | torch-fidelity's Inception; largest difference over largest value |"
             )?;
         }
         let skipped = if skipped.is_empty() { String::new() } else { format!("Not run: {}.\n\n", skipped.join(", ")) };
@@ -331,19 +375,20 @@ Packages: torch 2.15.0, torchvision 0.29.2, NumPy 2.4.6, SciPy 1.17.1, Pillow 13
 
 - Images: 110 real and 100 fake of 32×32, 24 and 20 of 64×64, drawn by `xtask/parity/originals.py`. Fewer images than features is the hard case for a
   distance: covariances have no full rank.
-- Weights: Inception and CLIP ViT-B/32 with seeded normal weights, so numbers mean nothing in themselves. d2o runs them exported with `--input f32`
+- Weights: Inception, CLIP ViT-B/32 and torchvision's VGG16 with seeded normal weights, so numbers mean nothing in themselves. d2o runs them exported with `--input f32`
   (Inception) and resizes as the protocol says.
 - torch-fidelity, pytorch-fid and torchmetrics run as installed. clean-fid does everything but the network itself: its Inception and CLIP are handed the drawn weights.
 - EDM's and StyleGAN3's code is the original; their detector is torch-fidelity's Inception, which computes the same as theirs. StyleGAN3's precision and recall take
   Inception's features, since its VGG16 is not free to draw.
 - guided-diffusion's `evaluator.py` runs in TensorFlow 2 (`compat.v1`) on activations of the same images, its softmax graph fed with the classes of the very activations:
   distances, scores, radii and blocks are its own code.
+- `differs, see above` marks numbers whose original is known to round; the same original without that rounding stands in the next row and must agree.
 - Where f16 precision and recall differ from guided-diffusion's: on the CPU, TensorFlow's `reduce_sum` rounds partial sums of the norms to f16, in an order
   that depends on the processor's vectors. Measured on these features: a third of the norms is off by one f16 step, while the products are summed in f32 and agree.
   Distances here are as small as those steps, so the shares move by a few images. d2o sums in f32 and rounds once; so does the NumPy oracle behind
   `tests/data/metrics.json`, whose shares of these features are d2o's.
 - Where KID differs from torch-fidelity's beyond the bound: the tool sums kernels near 2 in f32, and what is left of their difference here is below 1e-3, so its
-  last digits are rounding; d2o computes in f64. The tool's own function, handed the same features as f64, gives 0.00069229765, d2o's value.
+  last digits are rounding; d2o computes in f64. The row after it has the tool's own function on the same features as f64.
 - KID in subsets of 50 (the sets are smaller than 1000), `RandomState(2020)` for torch-fidelity, `numpy.random.seed(0)` for the tools that do not seed.
 
 ";

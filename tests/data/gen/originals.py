@@ -5,7 +5,8 @@
     python originals.py OUT --orig DIR --case NAME --bench GRAPH.onnx [--threads N]
     python originals.py --measure COMMAND...
 
-DIR holds checkouts `edm` (008a4e5), `D2O` (9f8124d), `SiD` (01fbb13), `consistency_models` (e32b69e), `stylegan3` (c233a91), `dinov2` (b8931f7).
+DIR holds checkouts `edm` (008a4e5), `D2O` (9f8124d), `SiD` (01fbb13), `consistency_models` (e32b69e), `stylegan3` (c233a91), `dinov2` (b8931f7),
+`stylegan2-ada-pytorch` (d72cc7d).
 A case writes OUT/NAME.<ending>, OUT/NAME.npz with inputs and outputs, and OUT/NAME.json: the file, what it is, d2o's options for it, and
 which array is which input and output of the graph. `--bench` runs d2o's graph of an unconditional denoiser and PyTorch's own export of the same
 network on ONNX Runtime in turns, and prints images per second. `--measure` runs a command and prints its seconds, those of the processor, peak memory (KiB) and exit code.
@@ -447,6 +448,27 @@ def consistency(name, title):
 
 
 CASES["cd_imagenet64_l2"] = consistency("cd_imagenet64_l2", "consistency distillation 64×64, conditional")
+
+
+def stylegan2(title):
+    """A case of originals_unet.py."""
+
+    def make(orig, out, name):
+        import originals_unet
+
+        snapshot, arrays = originals_unet.case(name)(orig)
+        arrays = {k: arrays[k][:1] for k in ("z", "labels", "one_step") if k in arrays}
+        with open(out / f"{name}.pkl", "wb") as file:
+            pickle.dump(snapshot, file)
+        inputs = dict({"latents": "z"}, **({"class_labels": "labels"} if "labels" in arrays else {}))
+        return dict(file=f"{name}.pkl", kind="pickle", network=title, parameters=parameters(snapshot["G_ema"]), options=[],
+                    inputs=inputs, outputs={"images": "one_step"}), arrays
+
+    return make
+
+
+CASES["stylegan2-cifar10"] = stylegan2("StyleGAN2-ADA 32×32, conditional")
+CASES["stylegan2-ffhq256"] = stylegan2("StyleGAN2-ADA 256×256")
 
 
 def bench(orig, out, name, graph, threads, batch=8, rounds=12):
