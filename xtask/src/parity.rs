@@ -344,7 +344,8 @@ impl Ours {
             )?;
         }
         let skipped = if skipped.is_empty() { String::new() } else { format!("Not run: {}.\n\n", skipped.join(", ")) };
-        let text = format!("{HEAD}{skipped}Largest relative difference: {worst:.1e}.\n\n{TABLE}{rows}");
+        let text =
+            format!("{HEAD}{skipped}Largest relative difference of those not marked: {worst:.1e}.\n\n{TABLE}{rows}");
         Ok((text, beyond))
     }
 }

@@ -9,6 +9,7 @@ use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype as Stored, SafeTensors};
 
+use super::views::release;
 use super::{Dtype, TensorInfo, TensorSource};
 use crate::error::{Error, Result};
 
@@ -94,8 +95,10 @@ impl TensorSource for SafetensorsFile {
             Error::format(&self.path, name, "a floating point or integer type", format!("{:?}", info.dtype))
         })?;
         let (from, to) = info.data_offsets;
-        let bytes = &self.map[self.start + from..self.start + to];
-        Ok(bytes.chunks_exact(dtype.size()).map(|b| dtype.element(b)).collect())
+        let range = self.start + from..self.start + to;
+        let values = self.map[range.clone()].chunks_exact(dtype.size()).map(|b| dtype.element(b)).collect();
+        release(&self.map, range);
+        Ok(values)
     }
 }
 

@@ -27,6 +27,19 @@ pub(crate) fn map(path: &Path) -> Result<Rc<Mmap>> {
     Ok(Rc::new(map))
 }
 
+/// Lets the system take back the memory of `range`, which was read: a later read fetches it from the file again.
+pub(crate) fn release(map: &Mmap, range: std::ops::Range<usize>) {
+    /// Shorter ranges are not worth a system call.
+    const LEAST: usize = 1 << 16;
+    if range.len() < LEAST {
+        return;
+    }
+    #[cfg(unix)]
+    #[allow(unsafe_code, reason = "the map is of a file and only read, so its pages can be fetched again")]
+    // SAFETY: no page of a map that is never written holds anything but the file's bytes.
+    let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+}
+
 /// Bytes that hold elements: a range of the file, or of `owned` if they had to be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct Storage {
@@ -130,6 +143,17 @@ impl TensorSource for Views {
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let missing = || Error::MissingTensor { path: name.to_owned(), similar: Vec::new() };
         let view = self.view(name).ok_or_else(missing)?;
+        let values = self.elements(name, view)?;
+        let Storage { owned, start, bytes } = &view.storage;
+        if owned.is_none() {
+            release(&self.map, *start..start + bytes);
+        }
+        Ok(values)
+    }
+}
+
+impl Views {
+    fn elements(&self, name: &str, view: &View) -> Result<Vec<f32>> {
         let all: &[u8] = view.storage.owned.as_ref().map_or(&self.map, |o| o.as_slice());
         let bytes = &all[view.storage.start..view.storage.start + view.storage.bytes];
         let (count, size) = (view.dims.iter().product::<usize>(), view.dtype.size());
