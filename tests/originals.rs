@@ -108,6 +108,7 @@ mod on_libtorch {
     use d2o_converters::nn::efficientnet_lite::EfficientNetLite0;
     use d2o_converters::nn::inception_v3::InceptionV3;
     use d2o_converters::nn::precond::Denoiser;
+    use d2o_converters::nn::stylegan2::{Drawing, StyleGan2};
     use d2o_converters::nn::vgg16::Vgg16;
     use d2o_converters::nn::vision_transformer::{
         Activation, CLIP_MEAN, CLIP_STD, Family, VisionTransformer, VitConfig,
@@ -180,6 +181,13 @@ mod on_libtorch {
                 let out = net.forward(&mut b, &x, false).unwrap();
                 outputs.push(("features", out.features));
                 outputs.extend(out.logits.map(|l| ("logits", l)));
+            }
+            Architecture::StyleGan2(config) => {
+                let net = StyleGan2::build(&mut b, config).unwrap();
+                let labels = value("class_labels");
+                let images =
+                    net.forward(&mut b, &value("latents").unwrap(), labels.as_ref(), &Drawing::default()).unwrap();
+                outputs.push(("images", images));
             }
             other => panic!("{} has no libtorch row", other.name()),
         }
