@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use d2o_evaluations::gaussian::Accumulator;
 use d2o_evaluations::inception_score::{ScoreRule, ScoreSums};
 use d2o_evaluations::protocol::Protocol;
-use d2o_refs::batch::{self, ContentHash, ImageSource, container_sha256, hex};
+use d2o_refs::batch::{self, ContentHash, ImageDims, ImageSource, container_sha256, hex};
 use d2o_refs::features::{FeatureFile, FeatureWriter, MATRICES, Meta, NetworkMeta};
 use ndarray::Array2;
 use sha2::{Digest as _, Sha256};
@@ -161,6 +161,16 @@ impl Set {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Size of the images, unless the set is features that do not tell it.
+    #[must_use]
+    pub fn image_dims(&self) -> Option<ImageDims> {
+        match self {
+            Self::Images { source, .. } => Some(source.dims()),
+            Self::Fused { fused, .. } => Some(fused.dims()),
+            Self::Features(parts) => parts.first()?.meta().map(|m| m.images),
+        }
     }
 
     /// Class of each image, if the set has classes.

@@ -91,6 +91,14 @@ impl Scaled {
             .then(|| Self { matrix: Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| matrix[(i, j)] / peak), peak })
     }
 
+    /// Eigenvalues of `what`, of which the lower triangle is read, in units of the peak.
+    fn eigenvalues(&self, what: &'static str) -> Result<Vec<f64>> {
+        self.matrix
+            .self_adjoint_eigenvalues(Side::Lower)
+            .or_else(|_| self.turned().self_adjoint_eigenvalues(Side::Lower))
+            .map_err(|_| Error::Eigen { what })
+    }
+
     /// The same with rows and columns in reverse: eigenvalues stay, and a solver that did not converge goes another way.
     fn turned(&self) -> Mat<f64> {
         let d = self.matrix.nrows();
@@ -107,11 +115,7 @@ fn floor(values: impl Iterator<Item = f64>, d: usize) -> f64 {
 /// Σ √λ over the eigenvalues of a positive semidefinite matrix, of which the lower triangle is read; what rounding leaves of a zero eigenvalue, of either sign, counts as zero.
 pub(crate) fn sum_of_roots(matrix: &Mat<f64>) -> Result<f64> {
     let Some(scaled) = Scaled::new(matrix) else { return Ok(0.0) };
-    let values = scaled
-        .matrix
-        .self_adjoint_eigenvalues(Side::Lower)
-        .or_else(|_| scaled.turned().self_adjoint_eigenvalues(Side::Lower))
-        .map_err(|_| Error::Eigen { what: "a product of covariances" })?;
+    let values = scaled.eigenvalues("a product of covariances")?;
     let floor = floor(values.iter().copied(), values.len());
     Ok(values.iter().filter(|v| **v > floor).map(|v| (v * scaled.peak).sqrt()).sum())
 }
@@ -161,11 +165,7 @@ pub fn spectrum(sigma: &Array2<f64>) -> Result<Spectrum> {
     }
     let matrix = Mat::from_fn(sigma.nrows(), sigma.nrows(), |i, j| sigma[[i, j]]);
     let Some(scaled) = Scaled::new(&matrix) else { return Ok(Spectrum { smallest: 0.0, largest: 0.0, rank: 0 }) };
-    let values = scaled
-        .matrix
-        .self_adjoint_eigenvalues(Side::Lower)
-        .or_else(|_| scaled.turned().self_adjoint_eigenvalues(Side::Upper))
-        .map_err(|_| Error::Eigen { what: "a covariance" })?;
+    let values = scaled.eigenvalues("a covariance")?;
     let floor = floor(values.iter().copied(), values.len());
     let fold = |start: f64, pick: fn(f64, f64) -> f64| values.iter().copied().fold(start, pick) * scaled.peak;
     Ok(Spectrum {

@@ -52,18 +52,8 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     let gaussian = finish(found.features)?.context("no features")?;
     let pair = |g: Option<Gaussian>| g.map(|g| (g.mu, g.sigma));
     let count = set.len();
-    let images = match &set {
-        Set::Images { source, .. } => serde_json::to_value(source.dims())?,
-        Set::Fused { fused, .. } => serde_json::to_value(fused.dims())?,
-        Set::Features(parts) => parts
-            .first()
-            .and_then(|p| p.meta())
-            .map(|m| serde_json::to_value(m.images))
-            .transpose()?
-            .unwrap_or_default(),
-    };
     let mut meta = json!({
-        "images": images,
+        "images": set.image_dims(),
         "protocol": protocol.name,
         "ddof": protocol.ddof,
         "count": count,

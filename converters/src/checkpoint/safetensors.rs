@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use fs_err as fs;
 use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype as Stored, SafeTensors};
 
-use super::views::release;
+use super::views::{map, release};
 use super::{Dtype, TensorInfo, TensorSource};
 use crate::error::{Error, Result};
 
@@ -24,7 +25,7 @@ pub(crate) fn recognises(head: &[u8]) -> bool {
 #[derive(Debug)]
 pub struct SafetensorsFile {
     path: PathBuf,
-    map: Mmap,
+    map: Rc<Mmap>,
     start: usize,
     header: Metadata,
     names: Vec<String>,
@@ -37,13 +38,7 @@ impl SafetensorsFile {
     /// # Errors
     /// `Format` if the header is bad.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = fs::File::open(path)?;
-        #[allow(
-            unsafe_code,
-            reason = "a map of a file opened for reading; another process truncating it is outside our model"
-        )]
-        // SAFETY: the map is only read, and lives as long as the struct that owns it.
-        let map = unsafe { Mmap::map(file.file())? };
+        let map = map(path)?;
         let bad = |e: safetensors::SafeTensorError| {
             Error::format(path, "header", "a valid safetensors header", e.to_string())
         };

@@ -7,34 +7,16 @@ import io
 import pickle
 import struct
 import sys
-import types
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from stylegan2 import EasyDict, package, reconstruct
+
 out = Path(sys.argv[1])
 out.mkdir(parents=True, exist_ok=True)
-
-
-def package(name, **members):
-    """A module of this name, so that its members pickle under it."""
-    module = types.ModuleType(name)
-    for key, member in members.items():
-        member.__module__, member.__qualname__ = name, key
-        setattr(module, key, member)
-    sys.modules[name] = module
-    return module
-
-
-def reconstruct(meta):
-    raise NotImplementedError
-
-
-class EasyDict(dict):
-    pass
-
 
 package("torch_utils")
 package("torch_utils.persistence", _reconstruct_persistent_obj=reconstruct)

@@ -35,6 +35,7 @@ def package(name, **members):
         member.__module__, member.__qualname__ = name, key
         setattr(module, key, member)
     sys.modules[name] = module
+    return module
 
 
 class Persistent(torch.nn.Module):
