@@ -106,6 +106,9 @@ pub struct Export {
     /// Type of weights and of convolutions and products; norms, softmax, scalings, inputs and outputs stay in f32
     #[arg(long, value_enum, default_value_t = PrecisionArg::Fp32)]
     pub precision: PrecisionArg,
+    /// Write wide 3x3 convolutions as Winograd's F(4, 3), for ONNX Runtime on CPUs: faster there, twice the file, rounded in another order
+    #[arg(long)]
+    pub winograd: bool,
     /// StyleGAN2: pull latents towards their average, 1 for not at all
     #[arg(long, value_name = "PSI", default_value_t = 1.0)]
     pub truncation_psi: f64,

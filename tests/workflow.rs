@@ -4,9 +4,13 @@
 use std::path::Path;
 
 use d2o_converters::checkpoint::safetensors::{self, Tensor};
+use d2o_converters::config::NetConfig;
 use d2o_converters::nn::OnnxBackend;
 use d2o_converters::nn::efficientnet_lite::EfficientNetLite0;
+use d2o_converters::nn::precond::Denoiser;
 use d2o_converters::weights::{Init, Scope, Weights};
+use d2o_refs::batch::ImageSource as _;
+use d2o_refs::npz::Pack;
 use fs_err as fs;
 use serde_json::Value;
 use test_support::{Outcome, golden_dir, run};
@@ -25,6 +29,11 @@ fn json(path: &Path) -> Value {
 fn write_lite0(path: &Path) {
     let mut b = OnnxBackend::new("names", Weights::initialised(1));
     EfficientNetLite0::build(&mut b, &Scope::root()).unwrap();
+    write_checkpoint(path, &b);
+}
+
+/// What was taken from `b`, with seeded weights.
+fn write_checkpoint(path: &Path, b: &OnnxBackend) {
     let tensors: Vec<Tensor> = b
         .weights()
         .taken()
@@ -57,6 +66,44 @@ fn export_repeats_its_bytes_and_leaves_nothing_partial() {
     }
     assert_eq!(fs::read(dir.path().join("a.onnx")).unwrap(), fs::read(dir.path().join("b.onnx")).unwrap());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn winograd_is_for_wide_networks_in_f32() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let program = Path::new(env!("CARGO_BIN_EXE_d2o"));
+    // The golden networks are narrow: nothing to gain.
+    d2o(dir, &["export", &checkpoint(), "--no-check", "--out", "plain.onnx"]);
+    let narrow = d2o(dir, &["export", &checkpoint(), "--no-check", "--winograd", "--out", "narrow.onnx"]);
+    assert!(narrow.stderr.contains("no convolution of this network is wide enough"), "{narrow}");
+    assert_eq!(fs::read(dir.join("plain.onnx")).unwrap(), fs::read(dir.join("narrow.onnx")).unwrap());
+    let half = ["export", &checkpoint(), "--winograd", "--precision", "fp16", "--out", "half.onnx"];
+    let refused = run(program, dir, &half);
+    assert!(refused.code == 1 && refused.stderr.contains("--winograd: its sums need f32"), "{refused}");
+    assert!(!dir.join("half.onnx").exists());
+
+    let kwargs = serde_json::json!({
+        "img_resolution": 8, "img_channels": 3, "label_dim": 0, "model_type": "SongUNet", "model_channels": 128,
+        "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "channel_mult_emb": 1,
+    });
+    let net = serde_json::json!({"class": "EDMPrecond", "init_kwargs": kwargs});
+    fs::write(dir.join("net.json"), net.to_string()).unwrap();
+    let mut b = OnnxBackend::new("names", Weights::initialised(1));
+    Denoiser::build(&mut b, &NetConfig::new("EDMPrecond", &kwargs).unwrap()).unwrap();
+    write_checkpoint(&dir.join("wide.safetensors"), &b);
+    // The check that follows compares the runtimes.
+    let wide = d2o(dir, &["export", "wide.safetensors", "--config", "net.json", "--winograd", "--out", "wide.onnx"]);
+    assert!(wide.stderr.contains("convolutions as Winograd's F(4, 3)"), "{wide}");
+    assert!(wide.stderr.contains("checked `images` on ort-cpu and tract"), "{wide}");
+    d2o(dir, &["export", "wide.safetensors", "--config", "net.json", "--no-check", "--out", "direct.onnx"]);
+    let images = |graph: &str, out: &str| {
+        d2o(dir, &["generate", graph, "--seeds", "0-3", "--out", out]);
+        Pack::open(&dir.join(out)).unwrap().read(0..4).unwrap()
+    };
+    let (direct, filtered) = (images("direct.onnx", "direct.npz"), images("wide.onnx", "wide.npz"));
+    let most = direct.iter().zip(&filtered).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    assert!(most <= 1, "bytes differ by {most}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Kernel Inception Distance (Bińkowski et al. 2018): unbiased MMD² with `k(x, y) = (x·y/D + 1)³` over random subsets.
 
 use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, Par};
 use ndarray::ArrayView2;
 
@@ -94,23 +95,19 @@ fn gather(rows: ArrayView2<'_, f32>, indices: &[usize]) -> Mat<f64> {
 #[allow(clippy::cast_precision_loss, reason = "matrix sizes")]
 fn mmd(x: &Mat<f64>, y: &Mat<f64>) -> f64 {
     let (d, m) = (x.nrows() as f64, x.ncols() as f64);
-    let sum = |a: &Mat<f64>, b: &Mat<f64>, diagonal: bool| {
-        let mut k = Mat::<f64>::zeros(a.ncols(), b.ncols());
-        matmul(&mut k, Accum::Replace, a.transpose(), b, 1.0 / d, Par::rayon(0));
-        let mut total = 0.0;
-        for j in 0..k.ncols() {
-            let mut column = 0.0;
-            for i in 0..k.nrows() {
-                if diagonal || i != j {
-                    let v = k[(i, j)] + 1.0;
-                    column += v * v * v;
-                }
-            }
-            total += column;
-        }
-        total
+    let cubed = |product: f64| (product + 1.0).powi(3);
+    let mut k = Mat::<f64>::zeros(x.ncols(), y.ncols());
+    matmul(&mut k, Accum::Replace, x.transpose(), y, 1.0 / d, Par::rayon(0));
+    let across: f64 = k.col_iter().map(|column| column.iter().map(|v| cubed(*v)).sum::<f64>()).sum();
+    // k(a, b) = k(b, a): the products below the diagonal tell those above.
+    let mut within = |a: &Mat<f64>| -> f64 {
+        let lower = BlockStructure::TriangularLower;
+        let full = BlockStructure::Rectangular;
+        triangular::matmul(&mut k, lower, Accum::Replace, a.transpose(), full, a, full, 1.0 / d, Par::rayon(0));
+        let below = |j: usize| (j + 1..a.ncols()).map(|i| cubed(k[(i, j)])).sum::<f64>();
+        2.0 * (0..a.ncols()).map(below).sum::<f64>()
     };
-    (sum(x, x, false) + sum(y, y, false)) / (m * (m - 1.0)) - 2.0 * sum(x, y, true) / (m * m)
+    (within(x) + within(y)) / (m * (m - 1.0)) - 2.0 * across / (m * m)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatRef, Par};
 use ndarray::{Array2, ArrayView2};
 use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
@@ -493,7 +494,18 @@ fn blocks_of(is: &Range<usize>, js: &Range<usize>) -> impl Iterator<Item = (Rang
 fn products(a: &Rows, b: &Rows, rows: &Range<usize>, columns: &Range<usize>) -> Mat<f32> {
     let mut out = Mat::<f32>::zeros(columns.len(), rows.len());
     let (left, right) = (a.block(rows), b.block(columns));
-    matmul(&mut out, Accum::Replace, right, left.transpose(), 1.0, Par::Seq);
+    if std::ptr::eq(a, b) && rows == columns {
+        // A block on the diagonal is symmetric: the products below it tell those above.
+        let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+        triangular::matmul(&mut out, lower, Accum::Replace, right, full, left.transpose(), full, 1.0, Par::Seq);
+        for j in 1..out.ncols() {
+            for i in 0..j {
+                out[(i, j)] = out[(j, i)];
+            }
+        }
+    } else {
+        matmul(&mut out, Accum::Replace, right, left.transpose(), 1.0, Par::Seq);
+    }
     out
 }
 

@@ -1,6 +1,6 @@
 //! Two written graphs as one.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use crate::check;
@@ -55,7 +55,7 @@ pub fn chain(first: &Path, second: &Path, images: &str) -> Result<Model> {
     let entry = |key: &str, value: &str| StringStringEntryProto { key: key.to_owned(), value: value.to_owned() };
     model.metadata_props = vec![entry("d2o_version", env!("CARGO_PKG_VERSION")), entry("kind", KIND)];
     check::check(&model)?;
-    Ok(Model { proto: model })
+    Ok(Model { proto: model, conv_heights: HashMap::new() })
 }
 
 /// Whether what is `given` may be `taken`: axes that both know are equal.

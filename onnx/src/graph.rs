@@ -120,6 +120,8 @@ impl Edge {
 #[derive(Debug, Clone)]
 pub struct Model {
     pub(crate) proto: ModelProto,
+    /// Height of the input of each convolution, pixels, by the name of its output.
+    pub(crate) conv_heights: HashMap<String, usize>,
 }
 
 /// A graph under construction.
@@ -128,6 +130,7 @@ pub struct GraphBuilder {
     name: String,
     scope: String,
     nodes: Vec<NodeProto>,
+    pub(crate) conv_heights: HashMap<String, usize>,
     initializers: Vec<TensorProto>,
     shared: HashMap<(Vec<i64>, i32, Vec<u8>), Edge>,
     names: HashMap<String, usize>,
@@ -147,6 +150,7 @@ impl GraphBuilder {
             name: name.to_owned(),
             scope: String::new(),
             nodes: Vec::new(),
+            conv_heights: HashMap::new(),
             initializers: Vec::new(),
             shared: HashMap::new(),
             names: HashMap::new(),
@@ -310,7 +314,7 @@ impl GraphBuilder {
             metadata_props: self.metadata.into_iter().map(entry).collect(),
         };
         check::check(&proto)?;
-        Ok(Model { proto })
+        Ok(Model { proto, conv_heights: self.conv_heights })
     }
 }
 

@@ -42,7 +42,7 @@ impl Model {
         let Some(graph) = proto.graph.take() else { return Ok(self.clone()) };
         proto.graph = Some(Rewriter::new(graph, keep).run()?);
         check::check(&proto)?;
-        Ok(Self { proto })
+        Ok(Self { proto, conv_heights: HashMap::new() })
     }
 
     /// This model with one more entry in its metadata.

@@ -10,6 +10,7 @@ pub mod opset;
 pub mod read;
 pub mod session;
 pub mod taps;
+pub mod winograd;
 pub mod write;
 
 pub mod ops;

@@ -10,6 +10,7 @@ use d2o_converters::export::{self, Exported, FeatureOptions, GeneratorOptions, O
 use d2o_converters::nn::stylegan2::Drawing;
 use d2o_converters::nn::vision_transformer::Activation;
 use d2o_onnx::graph::Model;
+use d2o_onnx::winograd::PAYS_FROM;
 use d2o_onnx::write;
 use fs_err as fs;
 use serde_json::Value;
@@ -38,6 +39,9 @@ pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<E
     let start = Instant::now();
     let (mut exported, network) =
         graph(args, printer).with_context(|| format!("cannot export `{}`", args.source.display()))?;
+    if args.winograd {
+        exported.model = winograd(exported.model, args, printer)?;
+    }
     if args.precision == PrecisionArg::Fp16 {
         exported.model = half(&exported.model, args, global, printer)?;
     }
@@ -62,6 +66,23 @@ pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<E
         ));
     }
     Ok(if comparison.agree { ExitStatus::Done } else { ExitStatus::No })
+}
+
+/// `model` with its wide convolutions as Winograd's, noted in its metadata.
+fn winograd(model: Model, args: &Export, printer: Printer) -> anyhow::Result<Model> {
+    anyhow::ensure!(
+        args.precision == PrecisionArg::Fp32,
+        "--winograd: its sums need f32, and `--precision fp16` was asked for"
+    );
+    let (model, count) = model.to_winograd(PAYS_FROM)?;
+    if count == 0 {
+        printer.warn(
+            "--winograd: no convolution of this network is wide enough for it to pay; the graph is the plain one",
+        );
+        return Ok(model);
+    }
+    printer.note(&format!("{count} convolutions as Winograd's F(4, 3)"));
+    Ok(model.with_metadata("winograd", format!("F(4, 3) in {count} convolutions")))
 }
 
 /// `model` in f16. How far its outputs lie from those in f32 is measured, and kept in its metadata.

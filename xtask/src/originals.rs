@@ -145,7 +145,7 @@ fn case(
     }))
 }
 
-/// ONNX Runtime on d2o's graph of the CIFAR-10 NCSN++ and on PyTorch's own export of it, in turns, in one process.
+/// ONNX Runtime on d2o's graphs of the CIFAR-10 NCSN++, plain and with `--winograd`, and on PyTorch's own export of it, in turns, in one process.
 ///
 /// # Errors
 /// A step that fails, or outputs that differ.
@@ -167,14 +167,18 @@ pub(crate) fn bench(words: &[&str]) -> anyhow::Result<()> {
         bail!("originals.py failed");
     }
     let (source, graph) = (out.join(format!("{NAME}.pkl")), out.join(format!("{NAME}.onnx")));
-    let mut export = cargo()?;
-    export
-        .args(["run", "-q", "-p", "d2o", "--features", "train", "--", "export", "--no-check"])
-        .arg(&source)
-        .arg("--out")
-        .arg(&graph);
-    if !export.status()?.success() {
-        bail!("d2o export failed");
+    let filtered = out.join(format!("{NAME}-winograd.onnx"));
+    for (to, options) in [(&graph, &[][..]), (&filtered, &["--winograd"][..])] {
+        let mut export = cargo()?;
+        export
+            .args(["run", "-q", "-p", "d2o", "--features", "train", "--", "export", "--no-check"])
+            .args(options)
+            .arg(&source)
+            .arg("--out")
+            .arg(to);
+        if !export.status()?.success() {
+            bail!("d2o export failed");
+        }
     }
     let threads = std::thread::available_parallelism()?.to_string();
     println!("{}", text(script().arg("--bench").arg(&graph).args(["--threads", &threads]))?.trim());

@@ -104,7 +104,9 @@ impl GraphBuilder {
         inputs.extend(bias);
         let mut attributes = how.list();
         attributes.push(AttributeProto::ints("kernel_shape", vec![signed(kh), signed(kw)]));
-        Ok(self.node("Conv", &inputs, attributes, ElementType::F32, dims))
+        let y = self.node("Conv", &inputs, attributes, ElementType::F32, dims);
+        self.conv_heights.insert(y.name().to_owned(), h);
+        Ok(y)
     }
 
     /// Transposed convolution; pads must be equal.

@@ -472,7 +472,7 @@ CASES["stylegan2-ffhq256"] = stylegan2("StyleGAN2-ADA 256×256")
 
 
 def bench(orig, out, name, graph, threads, batch=8, rounds=12):
-    """Images per second of d2o's graph and of torch.onnx.export(dynamo=True), measured in turns; the median of the rounds."""
+    """Images per second of d2o's graphs, plain and with --winograd, and of torch.onnx.export(dynamo=True), in turns; the median of the rounds."""
     import onnxruntime
 
     # Made before, and exported by d2o since.
@@ -497,11 +497,12 @@ def bench(orig, out, name, graph, threads, batch=8, rounds=12):
         torch.onnx.export(OneStep().eval(), (latents,), path, dynamo=True, dynamic_shapes=shapes, input_names=["latents"], output_names=["images"], external_data=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    sessions = {"d2o": graph} | {kind: out / f"{name}-{kind}.onnx" for kind in theirs}
+    ours = {"d2o": graph, "d2o_winograd": graph.with_name(f"{name}-winograd.onnx")}
+    sessions = ours | {kind: out / f"{name}-{kind}.onnx" for kind in theirs}
     sessions = {k: onnxruntime.InferenceSession(str(v), options, providers=["CPUExecutionProvider"]) for k, v in sessions.items()}
     run = {k: lambda s=s: s.run(["images"], {"latents": latents.numpy()})[0] for k, s in sessions.items()}
     results = {k: f() for k, f in run.items()}
-    difference = max(float(np.abs(results["d2o"] - results[k]).max() / np.abs(results[k]).max()) for k in theirs)
+    difference = max(float(np.abs(results[d] - results[k]).max() / np.abs(results[k]).max()) for d in ours for k in theirs)
     assert difference < 2e-5, difference
     speeds = {k: [] for k in run}
     for i in range(rounds):
@@ -510,7 +511,8 @@ def bench(orig, out, name, graph, threads, batch=8, rounds=12):
             run[k]()
             speeds[k].append(batch / (time.perf_counter() - start))
     speeds = {k: float(np.median(v)) for k, v in speeds.items()}
-    print(json.dumps(dict(speeds, ratio=speeds["d2o"] / speeds["torch"], ratio_dynamic=speeds["d2o"] / speeds["torch_dynamic"], difference=difference, batch=batch, threads=threads, rounds=rounds)))
+    ratios = {f"{d}/{k}": speeds[d] / speeds[k] for d in ours for k in theirs}
+    print(json.dumps(dict(speeds, ratios=ratios, difference=difference, batch=batch, threads=threads, rounds=rounds)))
 
 
 def main():

@@ -1,0 +1,363 @@
+//! Convolutions of height 3 as Winograd's minimal filtering F(4, 3): half the multiplications.
+//!
+//! Along the height, four output rows of a 3-tap filter take six products instead of twelve (Winograd 1980; Lavin & Gray 2016, the points 0, ±1, ±2, ∞).
+//! A graph has no operation for that, but its parts are ordinary ones:
+//!
+//! | node | shapes |
+//! |---|---|
+//! | `MatMul` by a constant, which cuts rows into tiles, pads and transforms them | `[6T, H] × [N, Ci, H, W]` |
+//! | `Split` into the six points | `[N, Ci, T, W]` each |
+//! | a `Conv` with its own `1 × k` kernel at each point | `[N, Co, T, W']` |
+//! | `Concat`, and `MatMul` by a constant back to rows | `[H', 6T] × [N, Co, 6T, W']` |
+//!
+//! T = ⌈H'/4⌉. The constants are mostly zeros, and cheap: their products grow with the channels, those they replace with the channels squared.
+//! Weights take twice the room. Sums are rounded in another order: outputs differ as they do between runtimes.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use crate::check;
+use crate::error::{Error, Result};
+use crate::graph::{ElementType, Model, signed};
+use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
+
+/// Ci·Co/(Ci + Co) from which it is faster in ONNX Runtime on CPUs: 128 input and 128 output channels.
+pub const PAYS_FROM: usize = 64;
+
+/// Rows of an output tile.
+const TILE: usize = 4;
+/// Rows of an input tile, and the points of the transform.
+const POINTS: usize = 6;
+/// Bᵀ: an input tile to its values at the points.
+const INPUT: [[f32; POINTS]; POINTS] = [
+    [4.0, 0.0, -5.0, 0.0, 1.0, 0.0],
+    [0.0, -4.0, -4.0, 1.0, 1.0, 0.0],
+    [0.0, 4.0, -4.0, -1.0, 1.0, 0.0],
+    [0.0, -2.0, -1.0, 2.0, 1.0, 0.0],
+    [0.0, 2.0, -1.0, -2.0, 1.0, 0.0],
+    [0.0, 4.0, 0.0, -5.0, 0.0, 1.0],
+];
+/// G: the filter's three taps to its values at the points.
+const FILTER: [[f64; 3]; POINTS] = [
+    [1.0 / 4.0, 0.0, 0.0],
+    [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
+    [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
+    [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
+    [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
+    [0.0, 0.0, 1.0],
+];
+/// Aᵀ: products at the points to output rows.
+const OUTPUT: [[f32; POINTS]; TILE] = [
+    [1.0, 1.0, 1.0, 1.0, 1.0, 0.0],
+    [0.0, 1.0, -1.0, 2.0, -2.0, 0.0],
+    [0.0, 1.0, 1.0, 4.0, 4.0, 0.0],
+    [0.0, 1.0, -1.0, 8.0, -8.0, 1.0],
+];
+/// The point whose column of Aᵀ is all ones: a bias added there reaches every row.
+const BIASED: usize = 1;
+/// Least height, pixels: two tiles.
+const LEAST_HEIGHT: usize = 2 * TILE;
+
+impl Model {
+    /// This graph with each convolution of kernel `3 × k`, stride 1 and one group over at least 8 rows written in that way, if its channels make
+    /// Ci·Co/(Ci + Co) at least `from` ([`PAYS_FROM`]); and how many there were.
+    ///
+    /// # Errors
+    /// `Graph` if the result breaks an invariant.
+    pub fn to_winograd(self, from: usize) -> Result<(Self, usize)> {
+        let Self { mut proto, conv_heights } = self;
+        let Some(graph) = proto.graph.take() else {
+            return Err(Error::Graph { graph: String::new(), what: "there is no graph".to_owned() });
+        };
+        let (graph, count) = Rewriter::new(graph).run(&conv_heights, from);
+        proto.graph = Some(graph);
+        check::check(&proto)?;
+        Ok((Self { proto, conv_heights: HashMap::new() }, count))
+    }
+}
+
+/// One convolution, as far as it matters here.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    outputs: usize,
+    inputs: usize,
+    width: usize,
+    height: usize,
+    pads: [usize; 4],
+}
+
+impl Shape {
+    fn new(node: &NodeProto, weights: &HashMap<String, Vec<i64>>, heights: &HashMap<String, usize>) -> Option<Self> {
+        let (output, weight) = (node.output.first()?, weights.get(node.input.get(1)?)?);
+        let of = |name: &str| node.attribute.iter().find(|a| a.name == name);
+        let plain = node.op_type == "Conv" && of("group")?.i == 1 && of("strides")?.ints == [1, 1];
+        let size = |v: &i64| usize::try_from(*v).ok();
+        let &[outputs, inputs, 3, width] = weight.iter().map(size).collect::<Option<Vec<_>>>()?.as_slice() else {
+            return None;
+        };
+        let &[top, left, bottom, right] = of("pads")?.ints.iter().map(size).collect::<Option<Vec<_>>>()?.as_slice()
+        else {
+            return None;
+        };
+        let shape = Self { outputs, inputs, width, height: *heights.get(output)?, pads: [top, left, bottom, right] };
+        (plain && shape.rows() >= LEAST_HEIGHT).then_some(shape)
+    }
+
+    /// Rows of the output.
+    fn rows(self) -> usize {
+        let [top, _, bottom, _] = self.pads;
+        (self.height + top + bottom).saturating_sub(2)
+    }
+
+    fn tiles(self) -> usize {
+        self.rows().div_ceil(TILE)
+    }
+
+    /// `[6T, H]`: tiles of padded rows, transformed; row `k·T + t` is point k of tile t.
+    fn analysis(self) -> Vec<f32> {
+        let (tiles, [top, ..]) = (self.tiles(), self.pads);
+        let mut matrix = vec![0.0; POINTS * tiles * self.height];
+        for (k, taps) in INPUT.iter().enumerate() {
+            for t in 0..tiles {
+                for (j, value) in taps.iter().enumerate() {
+                    // Rows beyond the image are zeros: nothing stands for them.
+                    if let Some(row) = (TILE * t + j).checked_sub(top).filter(|row| *row < self.height) {
+                        matrix[(k * tiles + t) * self.height + row] = *value;
+                    }
+                }
+            }
+        }
+        matrix
+    }
+
+    /// `[H', 6T]`: back from products at the points to rows.
+    fn synthesis(self) -> Vec<f32> {
+        let (tiles, rows) = (self.tiles(), self.rows());
+        let mut matrix = vec![0.0; rows * POINTS * tiles];
+        for row in 0..rows {
+            for (k, value) in OUTPUT[row % TILE].iter().enumerate() {
+                matrix[row * POINTS * tiles + k * tiles + row / TILE] = *value;
+            }
+        }
+        matrix
+    }
+}
+
+struct Rewriter {
+    graph: GraphProto,
+    /// Constants of the transforms, and their names.
+    added: Vec<TensorProto>,
+    made: HashSet<String>,
+}
+
+impl Rewriter {
+    fn new(graph: GraphProto) -> Self {
+        Self { graph, added: Vec::new(), made: HashSet::new() }
+    }
+
+    fn run(mut self, heights: &HashMap<String, usize>, from: usize) -> (GraphProto, usize) {
+        let tensors = self.graph.initializer.iter().filter(|t| t.data_type == ElementType::F32.code());
+        let weights: HashMap<String, Vec<i64>> = tensors.map(|t| (t.name.clone(), t.dims.clone())).collect();
+        let pays = |s: &Shape| s.inputs * s.outputs >= from * (s.inputs + s.outputs);
+        let (mut nodes, mut replaced) = (Vec::new(), BTreeSet::new());
+        let mut count = 0;
+        for node in std::mem::take(&mut self.graph.node) {
+            match Shape::new(&node, &weights, heights).filter(pays) {
+                Some(shape) => {
+                    replaced.insert(node.input[1].clone());
+                    self.filtered(&node, shape, &mut nodes);
+                    count += 1;
+                }
+                None => nodes.push(node),
+            }
+        }
+        // A weight may serve a convolution that stays as well.
+        let used: HashSet<&String> = nodes.iter().flat_map(|n| &n.input).collect();
+        replaced.retain(|name| !used.contains(name));
+        let mut kept = Vec::new();
+        for tensor in std::mem::take(&mut self.graph.initializer) {
+            if weights.get(&tensor.name).is_some_and(|d| d.len() == 4) {
+                let points: Vec<String> = (0..POINTS).map(|k| point(&tensor.name, k)).collect();
+                if points.iter().any(|p| used.contains(p)) {
+                    kept.extend(transformed(&tensor, &points));
+                }
+            }
+            if !replaced.contains(&tensor.name) {
+                kept.push(tensor);
+            }
+        }
+        kept.append(&mut self.added);
+        self.graph.initializer = kept;
+        self.graph.node = nodes;
+        (self.graph, count)
+    }
+
+    /// The nodes that stand for `conv`.
+    fn filtered(&mut self, conv: &NodeProto, shape: Shape, nodes: &mut Vec<NodeProto>) {
+        let (tiles, rows, [top, left, bottom, right]) = (shape.tiles(), shape.rows(), shape.pads);
+        let base = format!("{}/winograd", conv.name);
+        let mut node = |op: &str, input: Vec<String>, output: Vec<String>, name: String, attribute| {
+            nodes.push(NodeProto { input, output, name, op_type: op.to_owned(), attribute });
+        };
+        let key = format!("{}_{top}_{bottom}", shape.height);
+        let (analysis, synthesis) = (format!("winograd.analysis.{key}"), format!("winograd.synthesis.{key}"));
+        let bytes = |matrix: Vec<f32>| matrix.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(&analysis, ElementType::F32, &[POINTS * tiles, shape.height], || bytes(shape.analysis()));
+        self.constant(&synthesis, ElementType::F32, &[rows, POINTS * tiles], || bytes(shape.synthesis()));
+        let sizes = format!("winograd.sizes.{tiles}");
+        self.constant(&sizes, ElementType::I64, &[POINTS], || {
+            [signed(tiles); POINTS].iter().flat_map(|v| v.to_le_bytes()).collect()
+        });
+        let cut = format!("{base}/analysis:0");
+        node(
+            "MatMul",
+            vec![analysis, conv.input[0].clone()],
+            vec![cut.clone()],
+            format!("{base}/analysis"),
+            Vec::new(),
+        );
+        let parts: Vec<String> = (0..POINTS).map(|k| format!("{base}/Split:{k}")).collect();
+        let axis = || vec![AttributeProto::int("axis", 2)];
+        node("Split", vec![cut, sizes], parts.clone(), format!("{base}/Split"), axis());
+        let mut products = Vec::new();
+        for (k, part) in parts.into_iter().enumerate() {
+            let name = format!("{base}/Conv_{k}");
+            let mut input = vec![part, point(&conv.input[1], k)];
+            input.extend(conv.input.get(2).filter(|_| k == BIASED).cloned());
+            let attribute = vec![
+                AttributeProto::int("group", 1),
+                AttributeProto::ints("pads", [0, left, 0, right].map(signed).to_vec()),
+                AttributeProto::ints("strides", vec![1, 1]),
+                AttributeProto::ints("kernel_shape", vec![1, signed(shape.width)]),
+            ];
+            products.push(format!("{name}:0"));
+            node("Conv", input, vec![format!("{name}:0")], name, attribute);
+        }
+        let joined = format!("{base}/Concat:0");
+        node("Concat", products, vec![joined.clone()], format!("{base}/Concat"), axis());
+        node("MatMul", vec![synthesis, joined], conv.output.clone(), format!("{base}/synthesis"), Vec::new());
+    }
+
+    /// Makes the initializer `name` if it is not there yet.
+    fn constant(&mut self, name: &str, element: ElementType, dims: &[usize], bytes: impl FnOnce() -> Vec<u8>) {
+        if self.made.insert(name.to_owned()) {
+            self.added.push(tensor(name, element, dims, bytes()));
+        }
+    }
+}
+
+/// Name of the weight at point `k`.
+fn point(weight: &str, k: usize) -> String {
+    format!("{weight}.winograd_{k}")
+}
+
+/// `weight [Co, Ci, 3, k]` at the points: six of `[Co, Ci, 1, k]`, computed in f64.
+#[allow(clippy::cast_possible_truncation, reason = "graphs compute in f32")]
+fn transformed(weight: &TensorProto, names: &[String]) -> Vec<TensorProto> {
+    let sizes: Vec<usize> = weight.dims.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
+    let (pairs, width) = (sizes[0] * sizes[1], sizes[3]);
+    let at = |i: usize| {
+        let b = &weight.raw_data[4 * i..4 * i + 4];
+        f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    };
+    let one = |(taps, name): (&[f64; 3], &String)| {
+        let mut bytes = Vec::with_capacity(4 * pairs * width);
+        for pair in 0..pairs {
+            for s in 0..width {
+                let sum: f64 = taps.iter().enumerate().map(|(r, g)| g * at((pair * 3 + r) * width + s)).sum();
+                bytes.extend((sum as f32).to_le_bytes());
+            }
+        }
+        tensor(name, ElementType::F32, &[sizes[0], sizes[1], 1, width], bytes)
+    };
+    FILTER.iter().zip(names).map(one).collect()
+}
+
+fn tensor(name: &str, element: ElementType, dims: &[usize], raw_data: Vec<u8>) -> TensorProto {
+    TensorProto {
+        dims: dims.iter().map(|d| signed(*d)).collect(),
+        data_type: element.code(),
+        name: name.to_owned(),
+        raw_data,
+        external_data: Vec::new(),
+        data_location: 0,
+    }
+}
+
+#[cfg(all(test, feature = "tract"))]
+mod tests {
+    use ndarray::{ArrayD, IxDyn};
+
+    use super::*;
+    use crate::graph::{Dim, GraphBuilder};
+    use crate::ops::ConvAttributes;
+    use crate::session::tract::TractSession;
+    use crate::session::{Session as _, Tensor};
+    use crate::write;
+
+    /// Values without a pattern, of about unit size.
+    fn values(dims: &[usize], seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1_u32 << 23) as f32 - 1.0
+        };
+        (0..dims.iter().product()).map(|_| next()).collect()
+    }
+
+    fn outputs(model: &Model, input: &Tensor) -> ArrayD<f32> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("g.onnx");
+        write::write(model, &path).unwrap();
+        let mut session = TractSession::open(&path, None).unwrap();
+        session.run(&[("x", input.clone())]).unwrap()[0].1.as_f32().unwrap().to_owned()
+    }
+
+    fn model(height: usize, kernel: [usize; 2], pads: [usize; 4]) -> Model {
+        let (w, b) = ([5, 4, kernel[0], kernel[1]], [5]);
+        let mut g = GraphBuilder::new("g");
+        let dims = [Dim::Batch, Dim::Known(4), Dim::Known(height), Dim::Known(7)];
+        let x = g.input("x", ElementType::F32, &dims).unwrap();
+        let w = g.constant("w", &w, values(&w, 1)).unwrap();
+        let b = g.constant("b", &b, values(&b, 2)).unwrap();
+        let y = g.conv2d(&x, &w, Some(&b), ConvAttributes { stride: 1, pads, groups: 1 }).unwrap();
+        g.output("y", &y).unwrap();
+        g.finish().unwrap()
+    }
+
+    #[test]
+    fn every_height_and_padding_gives_the_convolution() {
+        for (height, kernel, pads) in [
+            (8, [3, 3], [1; 4]),
+            (9, [3, 3], [1; 4]),
+            (10, [3, 1], [1, 0, 1, 0]),
+            (11, [3, 5], [1, 2, 1, 2]),
+            (12, [3, 3], [0; 4]),
+            (13, [3, 3], [2, 0, 0, 1]),
+        ] {
+            let dims = [2, 4, height, 7];
+            let x = Tensor::F32(ArrayD::from_shape_vec(IxDyn(&dims), values(&dims, 3)).unwrap());
+            let direct = model(height, kernel, pads);
+            let (filtered, count) = direct.clone().to_winograd(1).unwrap();
+            assert_eq!(count, 1);
+            let (expected, found) = (outputs(&direct, &x), outputs(&filtered, &x));
+            assert_eq!(expected.dim(), found.dim());
+            let peak = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+            let worst = expected.iter().zip(&found).fold(0.0_f32, |m, (e, f)| m.max((e - f).abs()));
+            assert!(worst < 2e-6 * peak, "{height} {kernel:?} {pads:?}: {worst} of {peak}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_pay_stays() {
+        for (model, from) in [
+            (model(8, [3, 3], [1; 4]), PAYS_FROM),
+            (model(8, [1, 1], [0; 4]), 1),
+            (model(8, [5, 5], [2; 4]), 1),
+            (model(7, [3, 3], [1; 4]), 1),
+        ] {
+            let (same, count) = model.clone().to_winograd(from).unwrap();
+            assert_eq!(count, 0);
+            assert_eq!(write::to_bytes(&same).unwrap(), write::to_bytes(&model).unwrap());
+        }
+    }
+}
