@@ -121,6 +121,13 @@ fn stylegan2_draws_from_vectors() {
     assert_eq!(beyond, 0, "values differ by more than a step");
     let wrong = run(Path::new(D2O), dir.path(), &[&draw[..], &["d.npz", "--seeds", "0", "--sampler", "heun"]].concat());
     assert!(wrong.code == 1 && wrong.stderr.contains("kind denoiser"), "{wrong}");
+
+    // In f16 the styles and weights are of a size whose sums fit; the export measures what it changes.
+    let half = run(Path::new(D2O), dir.path(), &["export", &source, "--precision", "fp16", "--out", "half.onnx"]);
+    assert!(half.code == 0 && half.stderr.contains("f16: `images` differs by"), "{half}");
+    d2o(dir.path(), &["generate", "half.onnx", "--provider", "cpu", "--latents", "z.npz", "--out", "half.npz"]);
+    let most = pixels.iter().zip(&images("half.npz")).fold(0.0_f64, |m, (e, f)| m.max((e - f).abs()));
+    assert!(most <= 2.0, "{most} steps");
 }
 
 #[test]

@@ -320,6 +320,18 @@ impl<V: Clone> Filter<V> {
     }
 }
 
+/// Weights of each output divided by their largest magnitude and by √n of its n weights: demodulation cancels a factor of an output, and the sums
+/// before it stay within f16's range.
+#[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "computed in f64, kept in f32")]
+fn normalised(values: &[f32], n: usize) -> Vec<f32> {
+    let one = |weights: &[f32]| {
+        let peak = weights.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        let factor = if peak > 0.0 { 1.0 / (f64::from(peak) * (n as f64).sqrt()) } else { 1.0 };
+        weights.iter().map(|v| (f64::from(*v) * factor) as f32).collect::<Vec<_>>()
+    };
+    values.chunks(n).flat_map(one).collect()
+}
+
 fn resample_filter<B: Backend>(b: &mut B, scope: &Scope, filter: &[f64]) -> Result<Vec<f32>> {
     let (taps, sum) = (filter.len(), filter.iter().sum::<f64>());
     #[allow(clippy::cast_possible_truncation, reason = "the filter is stored as f32")]
@@ -362,6 +374,7 @@ impl<V: Clone> SynthesisLayer<V> {
         let dims = [outputs, inputs, TAPS, TAPS];
         let values = b.buffer(&scope, "weight", &dims, &Init::Normal { std: 1.0 })?;
         let area = TAPS * TAPS;
+        let values = normalised(&values, inputs * area);
         #[allow(clippy::cast_possible_truncation, reason = "summed in f64, kept in f32")]
         let energy = values.chunks(area).map(|k| k.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() as f32).collect();
         let energy = b.constant(&scope, "weight_energy", &[outputs, inputs], energy)?;
@@ -397,6 +410,12 @@ impl<V: Clone> SynthesisLayer<V> {
     fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, w: &V, noise: bool) -> Result<V> {
         let styles = self.affine.forward(b, w)?;
         b.enter(&self.scope);
+        // Their size cancels against the norm below; at one, sums stay within f16's range.
+        let square = b.mul(&styles, &styles)?;
+        let mean = b.mean(&square, &[1], true)?;
+        let mean = b.offset(&mean, EPS)?;
+        let size = b.sqrt(&mean)?;
+        let styles = b.div(&styles, &size)?;
         let square = b.mul(&styles, &styles)?;
         let energy = b.linear(&square, &self.energy, None)?;
         let energy = b.offset(&energy, EPS)?;
