@@ -71,6 +71,57 @@ fn three_shards_merged_are_one_run_to_the_last_bit() {
     }
 }
 
+/// The commands of docs/scale.md as each scheduler runs them, by what it sets and by their text.
+#[test]
+fn documented_jobs_give_the_result_of_one_run() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/scale.md")).unwrap();
+    let between = |from: &str, to: &str| {
+        let rest = &page[page.find(from).unwrap() + from.len()..];
+        rest[..rest.find(to).unwrap()].trim().to_owned()
+    };
+    let slurm = between("#SBATCH --job-name=d2o --array=0-7 --cpus-per-task=8\n", "```");
+    let pod = between("args:\n            - >-\n", "resources:");
+    // `parallel` is not everywhere; xargs puts the same line together.
+    let parallel = between("## GNU parallel\n\n```sh\n", "\nd2o evaluate --merge");
+    assert!(parallel.contains("parallel --jobs 4 d2o"), "{parallel}");
+    let parallel = parallel.replace("parallel --jobs 4", "xargs -P 4 -I{}");
+    let (slurm, pod) = (slurm.replace("--threads 8", "--threads 1"), pod.replace(['\n', '\r'], " "));
+
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_lite0(dir, 1, "inception");
+    write_images(&dir.join("real.npz"), 0..90);
+    write_images(&dir.join("samples.npz"), 60..600);
+    d2o(dir, &["refs", "make", "real.npz", "--extractor", "inception.onnx", "--out", "ref.npz"]);
+    let expected = evaluate(dir, &["samples.npz", "--ref", "ref.npz", "--extractor", "inception.onnx"]);
+    let sh = |line: &str, variables: &[(&str, &str)]| {
+        let program = Path::new(env!("CARGO_BIN_EXE_d2o")).parent().unwrap();
+        let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+        let mut command = std::process::Command::new("sh");
+        command.current_dir(dir).env("PATH", path).args(["-euc", line]).envs(variables.iter().copied());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let parts: Vec<String> = (0..8).map(|i| format!("part-{i}.h5")).collect();
+    for scheduler in ["slurm", "kubernetes", "parallel"] {
+        for index in 0..8 {
+            let index = index.to_string();
+            match scheduler {
+                "slurm" => sh(&slurm, &[("SLURM_ARRAY_TASK_ID", &index), ("SLURM_ARRAY_TASK_COUNT", "8")]),
+                "kubernetes" => sh(&pod, &[("JOB_COMPLETION_INDEX", &index)]),
+                _ if index == "0" => sh(&parallel, &[]),
+                _ => {}
+            }
+        }
+        sh("d2o evaluate --merge part-*.h5 --ref ref.npz --bootstrap 3 --json merged.json", &[]);
+        let merged: Value = serde_json::from_slice(&fs::read(dir.join("merged.json")).unwrap()).unwrap();
+        assert_eq!(metrics(&expected), metrics(&merged), "{scheduler}");
+        for part in &parts {
+            fs::remove_file(dir.join(part)).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_mix_of_shards_is_refused() {
     let dir = prepare();
