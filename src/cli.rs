@@ -437,9 +437,9 @@ pub struct RefsMake {
     /// Where the extractor runs
     #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
     pub provider: ProviderArg,
-    /// Images in a batch
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
-    pub batch: u32,
+    /// Images in a batch; changes speed and memory, not the numbers [default: 64 on CUDA, else 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch: Option<u32>,
 }
 
 /// Layouts of reference files.
@@ -541,9 +541,9 @@ pub struct Evaluate {
     /// Where networks run
     #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
     pub provider: ProviderArg,
-    /// Images in a batch; changes the speed, not the numbers
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
-    pub batch: u32,
+    /// Images in a batch; changes speed and memory, not the numbers [default: 64 on CUDA, else 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch: Option<u32>,
     /// Join a one-step generator (exported with --uint8) and the feature network (--fuse-resize) into one graph, so that images stay on the device
     #[arg(long)]
     pub fuse: bool,

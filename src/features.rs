@@ -107,6 +107,15 @@ pub fn deviations(role: Role, network: &NetworkMeta, protocol: &Protocol) -> Vec
     found
 }
 
+/// Images in a batch: what was asked for, or what each kind of device needs to be busy. Beyond it a batch only costs memory.
+#[must_use]
+pub fn batch(asked: Option<u32>, networks: &[Network]) -> usize {
+    const CUDA: usize = 64;
+    const CPU: usize = 16;
+    let cuda = networks.iter().any(|n| n.session.runtime() == "ort-cuda");
+    asked.map_or(if cuda { CUDA } else { CPU }, |n| n as usize)
+}
+
 /// What a network is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {

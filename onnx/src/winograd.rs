@@ -283,7 +283,8 @@ fn tensor(name: &str, element: ElementType, dims: &[usize], raw_data: Vec<u8>) -
     }
 }
 
-#[cfg(all(test, feature = "tract"))]
+#[cfg(test)]
+#[cfg(feature = "tract")]
 mod tests {
     use ndarray::{ArrayD, IxDyn};
 

@@ -22,7 +22,7 @@ use ndarray::{Array2, ArrayView2, Axis};
 use super::ExitStatus;
 use crate::cli::{Evaluate, Global, Metric};
 use crate::error::with_hint;
-use crate::features::{CLIP, Network, Role, deviations};
+use crate::features::{self, CLIP, Network, Role, deviations};
 use crate::generate::fused::Fused;
 use crate::generate::made::{self, Made};
 use crate::measure::{How, Origin, Set, Sums, Walk, Wants, meta_of, save, sums};
@@ -132,8 +132,8 @@ fn protocol_of(args: &Evaluate) -> anyhow::Result<&'static Protocol> {
     Protocol::named(&args.protocol).context("no such protocol")
 }
 
-fn how_of<'a>(args: &'a Evaluate, protocol: &'static Protocol, printer: Printer) -> How<'a> {
-    How { batch: args.batch as usize, protocol, cache: args.cache.as_deref(), printer }
+fn how_of<'a>(args: &'a Evaluate, networks: &[Network], protocol: &'static Protocol, printer: Printer) -> How<'a> {
+    How { batch: features::batch(args.batch, networks), protocol, cache: args.cache.as_deref(), printer }
 }
 
 /// Writes the features of one part of the samples.
@@ -148,9 +148,10 @@ fn take_shard(
     let mut networks = networks_of(args, protocol, global, printer)?;
     anyhow::ensure!(!networks.is_empty(), "--shard needs --extractor or --clip");
     let (mut set, _) = samples(args, &networks, global, printer)?;
-    let range = set.shard(index, count, args.batch as usize);
-    anyhow::ensure!(!range.is_empty(), "{} images in batches of {} do not make {count} parts", set.len(), args.batch);
-    save(&mut set, range.clone(), &mut networks, &how_of(args, protocol, printer), out)?;
+    let how = how_of(args, &networks, protocol, printer);
+    let range = set.shard(index, count, how.batch);
+    anyhow::ensure!(!range.is_empty(), "{} images in batches of {} do not make {count} parts", set.len(), how.batch);
+    save(&mut set, range.clone(), &mut networks, &how, out)?;
     printer.note(&format!("features of images {}..{} of {} in `{}`", range.start, range.end, set.len(), out.display()));
     Ok(())
 }
@@ -283,10 +284,10 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
         clock = Instant::now();
     };
     let protocol = protocol_of(args)?;
-    let how = how_of(args, protocol, printer);
     let reference_path = args.reference.as_deref().context("no reference")?;
     let wants_metric = |m: Metric| args.metrics.contains(&m);
     let mut networks = networks_of(args, protocol, global, printer)?;
+    let how = how_of(args, &networks, protocol, printer);
     let (mut set, generator) = samples(args, &networks, global, printer)?;
     if wants_features(args) && set.width("features", &networks).is_none() {
         return Err(with_hint(

@@ -14,7 +14,7 @@ use super::ExitStatus;
 use crate::cli::{Global, LayoutArg, Refs, RefsInspect, RefsMake};
 use crate::doctor::{self, Diagnosis};
 use crate::error::with_hint;
-use crate::features::{Network, Role};
+use crate::features::{self, Network, Role};
 use crate::measure::{How, Set, Wants, sums};
 use crate::printer::{Printer, table};
 
@@ -46,7 +46,7 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     let has = |matrix: &str| set.width(matrix, &networks).is_some();
     let keep = !args.no_features;
     let wants = Wants { features: true, keep, score: None, spatial: has("spatial"), clip: has("clip") };
-    let how = How { batch: args.batch as usize, protocol, cache: args.cache.as_deref(), printer };
+    let how = How { batch: features::batch(args.batch, &networks), protocol, cache: args.cache.as_deref(), printer };
     let found = sums(&mut set, &mut networks, &wants, &how, None).with_context(intent)?;
     let finish = |sums: Option<Accumulator>| sums.map(|s| s.finish(protocol.ddof)).transpose().with_context(intent);
     let gaussian = finish(found.features)?.context("no features")?;
