@@ -281,6 +281,15 @@ impl Backend for LibTorch {
         self.value("offset", x.0.f_add_scalar(term))
     }
 
+    fn channel_statistics(&mut self, x: &Value) -> Result<(Vec<f32>, Vec<f32>)> {
+        let axes: &[i64] = &[0, 2, 3];
+        let run = || {
+            let variances = x.0.f_var_dim(axes, true, false)?;
+            Ok((values_of(&x.0.f_mean_dim(axes, false, Kind::Float)?)?, values_of(&variances)?))
+        };
+        self.ok("channel_statistics", run())
+    }
+
     fn softmax(&mut self, x: &Value, axis: usize) -> Result<Value> {
         self.value("softmax", x.0.f_softmax(int(axis), Kind::Float))
     }

@@ -1,6 +1,7 @@
 //! Losses: EDM's denoising loss, D2O's adversarial ones, R1.
 
 use d2o_converters::error::Result as NetResult;
+use d2o_converters::nn::discriminator::{MultiScaleHeads, Projector};
 use d2o_converters::nn::precond::{Denoiser, Sigma};
 use tch::{Kind, Tensor};
 
@@ -9,6 +10,9 @@ use super::libtorch::{LibTorch, Value};
 /// EDM's noise distribution, ln σ ~ N(−1.2, 1.2²).
 const P_MEAN: f64 = -1.2;
 const P_STD: f64 = 1.2;
+
+/// Noise level a one-step generator starts from.
+const SIGMA_MAX: f64 = 80.0;
 
 /// Kind of adversarial loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +59,67 @@ pub fn r1_penalty(logits: &Tensor, images: &Tensor, gamma: f64) -> Result<Tensor
     let grad = &grads[0];
     let penalty = grad.f_square()?.f_sum_dim_intlist([1_i64, 2, 3].as_slice(), false, Kind::Float)?;
     penalty.f_mul_scalar(gamma / 2.0)?.f_mean(Kind::Float)
+}
+
+/// The projected discriminator: frozen features, trained heads.
+#[derive(Debug)]
+pub struct Critic {
+    /// Frozen part.
+    pub projector: Projector<Value>,
+    /// Trained part.
+    pub heads: MultiScaleHeads<Value>,
+}
+
+impl Critic {
+    /// Logits `[B, L]` of `images [B, 3, H, W]` in [-1, 1]; `labels [B, K]` one-hot for a conditional one.
+    ///
+    /// # Errors
+    /// `Engine`.
+    pub fn logits(&self, b: &mut LibTorch, images: &Tensor, labels: Option<&Value>) -> NetResult<Tensor> {
+        let maps = self.projector.forward(b, &Value(images.shallow_clone()))?;
+        Ok(self.heads.forward(b, &maps, labels)?.0)
+    }
+}
+
+/// One-step images of `noise [B, C, H, W]` of unit variance.
+fn generate(b: &mut LibTorch, net: &Denoiser<Value>, noise: &Tensor, labels: Option<&Value>) -> NetResult<Tensor> {
+    Ok(net.denoise(b, &Value(noise * SIGMA_MAX), &Sigma::Fixed(SIGMA_MAX), labels)?.0)
+}
+
+/// D2O's stage for the generator: its loss, and the logits of its images.
+///
+/// # Errors
+/// `Engine`.
+pub fn generator_loss(
+    b: &mut LibTorch,
+    net: &Denoiser<Value>,
+    critic: &Critic,
+    loss: LossType,
+    noise: &Tensor,
+    labels: Option<&Value>,
+) -> NetResult<(Tensor, Tensor)> {
+    let images = generate(b, net, noise, labels)?;
+    let logits = critic.logits(b, &images, labels)?;
+    Ok((loss.generator(&logits), logits))
+}
+
+/// D2O's stage for the discriminator: its loss, and the logits of the real `images`. The generator gets no gradients.
+///
+/// # Errors
+/// `Engine`.
+pub fn discriminator_loss(
+    b: &mut LibTorch,
+    net: &Denoiser<Value>,
+    critic: &Critic,
+    loss: LossType,
+    noise: &Tensor,
+    images: &Tensor,
+    labels: Option<&Value>,
+) -> NetResult<(Tensor, Tensor)> {
+    let fake = tch::no_grad(|| generate(b, net, noise, labels))?;
+    let fake = critic.logits(b, &fake, labels)?;
+    let real = critic.logits(b, images, labels)?;
+    Ok((loss.discriminator(&fake, &real), real))
 }
 
 /// EDM's loss of `net` on `images [B, C, H, W]`: mean over images of the weighted squared error's sum over pixels.

@@ -9,7 +9,7 @@ use d2o_converters::checkpoint::{Architecture, Checkpoint};
 use d2o_converters::config::{NetConfig, Precond};
 use d2o_converters::nn::discriminator::{DiscriminatorConfig, MultiScaleHeads, Projector};
 use d2o_converters::nn::efficientnet_lite::{self, LiteTrunk};
-use d2o_converters::nn::precond::{Denoiser, Sigma};
+use d2o_converters::nn::precond::Denoiser;
 use d2o_converters::weights::{Scope, SplitMix64, Weights};
 use fs_err as fs;
 use serde::Serialize;
@@ -19,11 +19,9 @@ use super::adam::{Adam, AdamConfig};
 use super::dataset::{Batch, TrainingSet};
 use super::freeze::is_frozen;
 use super::libtorch::{LibTorch, Named, Role, Value};
-use super::loss::{LossType, edm_loss, r1_penalty};
+use super::loss::{Critic, LossType, discriminator_loss, edm_loss, generator_loss, r1_penalty};
 use super::snapshot::{self, State};
 
-/// Noise level the generator starts from.
-const SIGMA_MAX: f64 = 80.0;
 /// Share of the images seen so far that bounds the half-life of the average.
 const NO_RAMPUP: f64 = 0.0;
 
@@ -223,16 +221,8 @@ impl Trained {
 
 struct Discriminator {
     settings: Adversarial,
-    projector: Projector<Value>,
-    heads: MultiScaleHeads<Value>,
+    critic: Critic,
     trained: Trained,
-}
-
-impl Discriminator {
-    fn logits(&self, b: &mut LibTorch, images: &Tensor, labels: Option<&Value>) -> anyhow::Result<Tensor> {
-        let maps = self.projector.forward(b, &Value(images.shallow_clone()))?;
-        Ok(self.heads.forward(b, &maps, labels)?.0)
-    }
 }
 
 struct Trainer<'a> {
@@ -357,26 +347,19 @@ impl<'a> Trainer<'a> {
     fn adversarial(&mut self, b: &mut LibTorch, batch: &Batch, lr_scale: f64, sums: &mut Sums) -> anyhow::Result<()> {
         let Some(d) = &mut self.discriminator else { anyhow::bail!("no discriminator") };
         let labels = batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
-        let net = &self.net;
-        let generate = |b: &mut LibTorch| -> anyhow::Result<Tensor> {
-            let x = Value(batch.images.randn_like() * SIGMA_MAX);
-            Ok(net.denoise(b, &x, &Sigma::Fixed(SIGMA_MAX), labels.as_ref())?.0)
-        };
+        let (net, kind) = (&self.net, d.settings.loss);
         #[allow(clippy::cast_precision_loss, reason = "a batch size")]
         let images = self.config.batch as f64;
 
-        let fake = generate(b)?;
-        let logits = d.logits(b, &fake, labels.as_ref())?;
-        let loss = d.settings.loss.generator(&logits);
+        let noise = batch.images.randn_like();
+        let (loss, logits) = generator_loss(b, net, &d.critic, kind, &noise, labels.as_ref())?;
         let gradients = self.generator.adam.gradients(&loss)?;
         self.generator.adam.step(gradients, lr_scale)?;
         sums.add(|s| &mut s.generator, &loss, images);
         sums.add(|s| &mut s.logits_fake, &logits.mean(Kind::Float), 1.0);
 
-        let fake = tch::no_grad(|| generate(b))?;
-        let fake = d.logits(b, &fake, labels.as_ref())?;
-        let real = d.logits(b, &batch.images, labels.as_ref())?;
-        let loss = d.settings.loss.discriminator(&fake, &real);
+        let noise = batch.images.randn_like();
+        let (loss, real) = discriminator_loss(b, net, &d.critic, kind, &noise, &batch.images, labels.as_ref())?;
         let gradients = d.trained.adam.gradients(&loss)?;
         d.trained.adam.step(gradients, 1.0)?;
         sums.add(|s| &mut s.discriminator, &loss, images);
@@ -385,7 +368,7 @@ impl<'a> Trainer<'a> {
         let interval = d.settings.r1_interval;
         if interval > 0 && self.iteration != 0 && self.iteration.is_multiple_of(interval) {
             let images = batch.images.detach().copy().set_requires_grad(true);
-            let logits = d.logits(b, &images, labels.as_ref())?;
+            let logits = d.critic.logits(b, &images, labels.as_ref())?;
             let penalty = r1_penalty(&logits, &images, d.settings.r1_gamma)?;
             let gradients = d.trained.adam.gradients(&(&penalty * whole(interval)))?;
             d.trained.adam.step(gradients, 1.0)?;
@@ -494,7 +477,7 @@ fn discriminator(settings: &Adversarial, config: &TrainConfig) -> anyhow::Result
     let unused = network.tensors.names().into_iter().filter(|n| efficientnet_lite::is_head(n));
     let weights = Weights::checkpoint(Box::new(Rc::clone(&network.tensors)), "").allowing_unused(unused);
     let mut b = LibTorch::with_weights(weights, config.device);
-    let trunk = LiteTrunk::build(&mut b, &Scope::root())?;
+    let trunk = LiteTrunk::build_after_blank_image(&mut b, &Scope::root())?;
     b.finish()?;
 
     let mut b = LibTorch::with_weights(Weights::initialised(config.seed), config.device);
@@ -506,7 +489,7 @@ fn discriminator(settings: &Adversarial, config: &TrainConfig) -> anyhow::Result
     let correction = if settings.r1_interval == 0 { 1.0 } else { interval / (interval + 1.0) };
     let adam = AdamConfig { lr: settings.d_lr * correction, betas: [0.0, 0.99_f64.powf(correction)], eps: 1e-8 };
     let trained = Trained::new(tensors, |_| false, adam);
-    Ok(Discriminator { settings: settings.clone(), projector, heads, trained })
+    Ok(Discriminator { settings: settings.clone(), critic: Critic { projector, heads }, trained })
 }
 
 #[derive(Default)]

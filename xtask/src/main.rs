@@ -31,6 +31,8 @@ usage: cargo xtask TASK
           Needs a Python with PyTorch (D2O_PYTHON, else python3)
   bench-export --orig DIR [--python PROGRAM]
           ONNX Runtime on our export of the CIFAR-10 NCSN++ and on PyTorch's own, in turns
+  bench-train --orig DIR [--python PROGRAM]
+          one step of D2O's training by the original's code and by `d2o train`, in turns
   parity  run the original tools beside d2o and write docs/parity.md; options name checkouts and interpreters (see xtask/src/parity.rs)
   tidy    check what the compiler cannot: provenance of fixtures, headers, crate documentation
 
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         ["originals", rest @ ..] => setup::run().and_then(|()| originals::run(rest)),
         ["generate-parity", orig] => setup::run().and_then(|()| generate_parity::run(orig)),
         ["bench-export", rest @ ..] => setup::run().and_then(|()| originals::bench(rest)),
+        ["bench-train", rest @ ..] => setup::run().and_then(|()| originals::bench_train(rest)),
         ["tidy"] => tidy::run(),
         ["parity", options @ ..] => setup::run().and_then(|()| parity::run(options)),
         ["help" | "--help" | "-h"] => {

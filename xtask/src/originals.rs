@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use fs_err as fs;
 use serde_json::{Map, Value, json};
 
-use crate::paths::{cache, cargo, environment, root};
+use crate::paths::{cache, cargo, component, environment, root};
 
 /// What the originals run with.
 const REQUIREMENTS: [&str; 12] = [
@@ -182,6 +182,58 @@ pub(crate) fn bench(words: &[&str]) -> anyhow::Result<()> {
     }
     let threads = std::thread::available_parallelism()?.to_string();
     println!("{}", text(script().arg("--bench").arg(&graph).args(["--threads", &threads]))?.trim());
+    Ok(())
+}
+
+/// One step of D2O's training on CIFAR-10's network, batch 8: the original's code and `d2o train`, in turns.
+///
+/// # Errors
+/// A step that fails.
+pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
+    const NAME: &str = "cifar10-ncsnpp";
+    const ROUNDS: usize = 2;
+    let options = options(words)?;
+    let python = match &options.python {
+        Some(python) => python.clone(),
+        None => interpreter()?,
+    };
+    let (scripts, out) = (root().join("tests/data/gen"), target()?.join("bench-train"));
+    fs::create_dir_all(&out)?;
+    let (source, run) = (out.join(format!("{NAME}.pkl")), out.join("run"));
+    if !source.exists() {
+        let mut make = Command::new(&python);
+        make.arg(scripts.join("originals.py")).arg(&out).arg("--orig").arg(&options.orig).args(["--case", NAME]);
+        if !make.status()?.success() {
+            bail!("originals.py failed");
+        }
+    }
+    let backbone = cache()?.join(component::LITE0).join("efficientnet-lite0-57934424.pth");
+    for _ in 0..ROUNDS {
+        let mut theirs = Command::new(&python);
+        theirs.arg(scripts.join("recipe.py")).arg("--orig").arg(&options.orig).arg("--time").arg(&out);
+        let theirs: Value = serde_json::from_str(text(&mut theirs)?.trim())?;
+        if run.exists() {
+            fs::remove_dir_all(&run)?;
+        }
+        let mut ours = cargo()?;
+        ours.args(["run", "-q", "-p", "d2o", "--features", "train", "--", "train", "--quiet", "--loss", "d2o"]);
+        ours.args(["--batch", "8", "--freeze", "0", "--r1-interval", "0", "--tick-kimg", "0.008", "--duration-kimg", "0.048"]);
+        ours.arg("--transfer").arg(&source).arg("--backbone").arg(&backbone);
+        ours.arg("--data").arg(out.join("images.npz")).arg("--outdir").arg(&run);
+        if !ours.status()?.success() {
+            bail!("d2o train failed");
+        }
+        let log = fs::read_to_string(run.join("stats.jsonl"))?;
+        let mut speeds = log
+            .lines()
+            .skip(1)
+            .map(|l| Ok(serde_json::from_str::<Value>(l)?["images_per_second"].as_f64().context("a speed")?))
+            .collect::<anyhow::Result<Vec<f64>>>()?;
+        speeds.sort_by(f64::total_cmp);
+        let ours = *speeds.get(speeds.len() / 2).context("no iteration was logged")?;
+        let original = theirs["images_per_second"].as_f64().context("a speed")?;
+        println!("{}", json!({ "d2o": ours, "original": original, "ratio": ours / original, "batch": 8 }));
+    }
     Ok(())
 }
 

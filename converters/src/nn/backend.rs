@@ -1,6 +1,6 @@
 //! The small set of primitives a network is written in.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::weights::{Init, Scope};
 
 /// How a convolution walks: strides, zero padding, groups. Dilation is 1.
@@ -141,6 +141,13 @@ pub trait Backend {
     fn scale(&mut self, x: &Self::Value, factor: f64) -> Result<Self::Value>;
     /// `x + term`.
     fn offset(&mut self, x: &Self::Value, term: f64) -> Result<Self::Value>;
+    /// Mean and unbiased variance of each channel of `x [N, C, H, W]`, over N, H and W.
+    ///
+    /// # Errors
+    /// `Engine`; `Config` from a back end that does not compute as it lays out.
+    fn channel_statistics(&mut self, _x: &Self::Value) -> Result<(Vec<f32>, Vec<f32>)> {
+        Err(Error::Config { what: "values of a graph that has not run".to_owned() })
+    }
     /// Softmax along `axis`.
     fn softmax(&mut self, x: &Self::Value, axis: usize) -> Result<Self::Value>;
     /// Mean over `axes`, which stay with size 1 if `keep`.

@@ -17,6 +17,7 @@ pub const FEATURES: usize = 1280;
 pub const CLASSES: usize = 1000;
 
 const BN_EPS: f64 = 1e-3;
+const BN_MOMENTUM: f32 = 0.1;
 const STEM: usize = 32;
 
 struct Stage {
@@ -45,12 +46,10 @@ struct FoldedConv<V> {
     scope: Scope,
     weight: V,
     bias: V,
-    kernel: usize,
-    stride: usize,
-    groups: usize,
-    relu6: bool,
+    config: FoldedConfig,
 }
 
+#[derive(Debug, Clone, Copy)]
 struct FoldedConfig {
     inputs: usize,
     outputs: usize,
@@ -60,6 +59,43 @@ struct FoldedConfig {
     relu6: bool,
 }
 
+impl FoldedConfig {
+    /// The convolution of `x [N, C, H, W]`, which fills up to TensorFlow's SAME size.
+    fn conv<B: Backend>(&self, b: &B, x: &B::Value) -> Conv2d {
+        let pad = |axis| same_padding(b.dim(x, axis).unwrap_or(0), self.kernel, self.stride);
+        let ((top, bottom), (left, right)) = (pad(2), pad(3));
+        let groups = if self.depthwise { self.outputs } else { 1 };
+        Conv2d { stride: self.stride, pads: [top, left, bottom, right], groups }
+    }
+
+    fn activated<B: Backend>(&self, b: &mut B, x: B::Value) -> Result<B::Value> {
+        if self.relu6 { b.clamp(&x, 0.0, 6.0) } else { Ok(x) }
+    }
+
+    /// A step of batch norm in training mode: `x` is normalised by its own statistics, and `norm`'s move towards them.
+    fn normed_by_batch<B: Backend>(
+        &self,
+        b: &mut B,
+        x: &B::Value,
+        weight: &B::Value,
+        norm: &mut Norm,
+    ) -> Result<B::Value> {
+        let x = b.conv2d(x, weight, None, self.conv(b, x))?;
+        let (means, variances) = b.channel_statistics(&x)?;
+        let moved = |old: &mut [f32], new: &[f32]| {
+            old.iter_mut().zip(new).for_each(|(old, new)| *old = BN_MOMENTUM * new + (1.0 - BN_MOMENTUM) * *old);
+        };
+        moved(&mut norm.mean, &means);
+        moved(&mut norm.var, &variances);
+        let channels = [self.outputs];
+        let gain = norm.gamma.clone().unwrap_or_else(|| vec![1.0; self.outputs]);
+        let gain = b.constant(&Scope::root(), "weight", &channels, gain)?;
+        let offset = b.constant(&Scope::root(), "bias", &channels, norm.beta.clone())?;
+        let x = b.batch_norm(&x, BN_EPS, &gain, &offset)?;
+        self.activated(b, x)
+    }
+}
+
 impl<V: Clone> FoldedConv<V> {
     fn build<B: Backend<Value = V>>(
         b: &mut B,
@@ -67,6 +103,7 @@ impl<V: Clone> FoldedConv<V> {
         conv: &str,
         norm: &str,
         c: &FoldedConfig,
+        blank: &mut Option<V>,
     ) -> Result<Self> {
         let per_group = if c.depthwise { 1 } else { c.inputs };
         let dims = [c.outputs, per_group, c.kernel, c.kernel];
@@ -74,21 +111,23 @@ impl<V: Clone> FoldedConv<V> {
         let (conv, norm) = (scope.child(conv), scope.child(norm));
         let std = (2.0 / fan_in as f64).sqrt();
         let mut weight = b.buffer(&conv, "weight", &dims, &Init::Normal { std })?;
-        let norm = Norm::take(b, &norm, c.outputs)?;
+        let mut norm = Norm::take(b, &norm, c.outputs)?;
+        if let Some(image) = blank {
+            b.enter(&conv);
+            let raw = b.constant(&conv, "weight", &dims, weight.clone())?;
+            *image = c.normed_by_batch(b, image, &raw, &mut norm)?;
+        }
         let bias = fold_norm(&mut weight, None, &norm, BN_EPS);
         let weight = b.constant(&conv, "weight", &dims, weight)?;
         let bias = b.constant(&conv, "bias", &[c.outputs], bias)?;
-        let groups = if c.depthwise { c.outputs } else { 1 };
-        Ok(Self { scope: conv, weight, bias, kernel: c.kernel, stride: c.stride, groups, relu6: c.relu6 })
+        Ok(Self { scope: conv, weight, bias, config: *c })
     }
 
     fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V) -> Result<V> {
         b.enter(&self.scope);
-        let pad = |axis| same_padding(b.dim(x, axis).unwrap_or(0), self.kernel, self.stride);
-        let ((top, bottom), (left, right)) = (pad(2), pad(3));
-        let how = Conv2d { stride: self.stride, pads: [top, left, bottom, right], groups: self.groups };
+        let how = self.config.conv(b, x);
         let x = b.conv2d(x, &self.weight, Some(&self.bias), how)?;
-        if self.relu6 { b.clamp(&x, 0.0, 6.0) } else { Ok(x) }
+        self.config.activated(b, x)
     }
 }
 
@@ -113,7 +152,9 @@ impl<V: Clone> Block<V> {
         inputs: usize,
         stage: &Stage,
         stride: usize,
+        blank: &mut Option<V>,
     ) -> Result<Self> {
+        let before = blank.clone();
         let wide = inputs * stage.expansion;
         let point =
             |inputs, outputs, relu6| FoldedConfig { inputs, outputs, kernel: 1, stride: 1, depthwise: false, relu6 };
@@ -122,17 +163,21 @@ impl<V: Clone> Block<V> {
         let project = point(wide, stage.channels, false);
         let convs = if stage.expansion == 1 {
             vec![
-                FoldedConv::build(b, &scope, "conv_dw", "bn1", &depth)?,
-                FoldedConv::build(b, &scope, "conv_pw", "bn2", &project)?,
+                FoldedConv::build(b, &scope, "conv_dw", "bn1", &depth, blank)?,
+                FoldedConv::build(b, &scope, "conv_pw", "bn2", &project, blank)?,
             ]
         } else {
             vec![
-                FoldedConv::build(b, &scope, "conv_pw", "bn1", &point(inputs, wide, true))?,
-                FoldedConv::build(b, &scope, "conv_dw", "bn2", &depth)?,
-                FoldedConv::build(b, &scope, "conv_pwl", "bn3", &project)?,
+                FoldedConv::build(b, &scope, "conv_pw", "bn1", &point(inputs, wide, true), blank)?,
+                FoldedConv::build(b, &scope, "conv_dw", "bn2", &depth, blank)?,
+                FoldedConv::build(b, &scope, "conv_pwl", "bn3", &project, blank)?,
             ]
         };
-        Ok(Self { scope, convs, residual: stride == 1 && inputs == stage.channels })
+        let residual = stride == 1 && inputs == stage.channels;
+        if let (true, Some(before), Some(after)) = (residual, before, blank.as_mut()) {
+            *after = b.add(after, &before)?;
+        }
+        Ok(Self { scope, convs, residual })
     }
 
     fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V) -> Result<V> {
@@ -158,15 +203,31 @@ impl<V: Clone> LiteTrunk<V> {
     /// # Errors
     /// Those of [`Backend::buffer`].
     pub fn build<B: Backend<Value = V>>(b: &mut B, scope: &Scope) -> Result<Self> {
+        Self::build_with(b, scope, None)
+    }
+
+    /// As [`build`](Self::build), with the statistics Projected GAN's discriminators (Sauer et al. 2021) and D2O's train with: to learn
+    /// the sizes of the maps they send one blank image of 256 pixels through the backbone in training mode, and batch norm's
+    /// running statistics move a tenth of the way to that image's.
+    ///
+    /// # Errors
+    /// Those of [`Backend::buffer`] and [`Backend::channel_statistics`].
+    pub fn build_after_blank_image<B: Backend<Value = V>>(b: &mut B, scope: &Scope) -> Result<Self> {
+        const SIZE: usize = 256;
+        let blank = b.constant(scope, "blank", &[1, 3, SIZE, SIZE], vec![0.0; 3 * SIZE * SIZE])?;
+        Self::build_with(b, scope, Some(blank))
+    }
+
+    fn build_with<B: Backend<Value = V>>(b: &mut B, scope: &Scope, mut blank: Option<V>) -> Result<Self> {
         let stem = FoldedConfig { inputs: 3, outputs: STEM, kernel: 3, stride: 2, depthwise: false, relu6: true };
-        let stem = FoldedConv::build(b, scope, "conv_stem", "bn1", &stem)?;
+        let stem = FoldedConv::build(b, scope, "conv_stem", "bn1", &stem, &mut blank)?;
         let (mut stages, mut width) = (Vec::new(), STEM);
         for (s, stage) in STAGES.iter().enumerate() {
             let mut blocks = Vec::new();
             for i in 0..stage.blocks {
                 let name = scope.child("blocks").child(s).child(i);
                 let stride = if i == 0 { stage.stride } else { 1 };
-                blocks.push(Block::build(b, name, width, stage, stride)?);
+                blocks.push(Block::build(b, name, width, stage, stride, &mut blank)?);
                 width = stage.channels;
             }
             stages.push(blocks);
@@ -209,7 +270,7 @@ impl<V: Clone> EfficientNetLite0<V> {
     pub fn build<B: Backend<Value = V>>(b: &mut B, scope: &Scope) -> Result<Self> {
         let trunk = LiteTrunk::build(b, scope)?;
         let head = FoldedConfig { inputs: 320, outputs: FEATURES, kernel: 1, stride: 1, depthwise: false, relu6: true };
-        let head = FoldedConv::build(b, scope, "conv_head", "bn2", &head)?;
+        let head = FoldedConv::build(b, scope, "conv_head", "bn2", &head, &mut None)?;
         let classifier = Linear::build(b, scope.child("classifier"), FEATURES, CLASSES, true, LayerInit::TORCH)?;
         Ok(Self { trunk, head, classifier })
     }

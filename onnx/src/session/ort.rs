@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
+use ndarray::ArrayD;
 use ort::environment::Environment;
 use ort::ep::{CUDA, ExecutionProvider as _};
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session as Inner, SessionInputValue};
-use ort::value::{DynValue, TensorElementType, Value};
+use ort::value::{PrimitiveTensorElementType, TensorElementType, TensorRef, Value};
 
 use super::{Provider, Session, Tensor, arrange};
 use crate::error::{Error, Result};
@@ -169,18 +170,27 @@ impl Session for OrtSession {
         };
         let arranged = arrange(&self.info, inputs)?;
         let values = arranged.into_iter().map(to_value).collect::<ort::Result<Vec<_>>>().map_err(failed)?;
-        let values: Vec<SessionInputValue<'_>> = values.into_iter().map(Into::into).collect();
         let outputs = self.inner.run(values.as_slice()).map_err(failed)?;
         outputs.iter().map(|(name, value)| Ok((name.to_owned(), from_value(&value).map_err(failed)?))).collect()
     }
 }
 
-fn to_value(tensor: &Tensor) -> ort::Result<DynValue> {
-    Ok(match tensor {
-        Tensor::F32(a) => Value::from_array(a.clone())?.into_dyn(),
-        Tensor::U8(a) => Value::from_array(a.clone())?.into_dyn(),
-        Tensor::I64(a) => Value::from_array(a.clone())?.into_dyn(),
-    })
+fn to_value(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
+    match tensor {
+        Tensor::F32(a) => lend(a),
+        Tensor::U8(a) => lend(a),
+        Tensor::I64(a) => lend(a),
+    }
+}
+
+/// `array` as it lies in memory, or a copy where it is not in C order.
+fn lend<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
+    array: &ArrayD<T>,
+) -> ort::Result<SessionInputValue<'_>> {
+    if array.is_standard_layout() {
+        return Ok(TensorRef::from_array_view(array.view())?.into());
+    }
+    Ok(Value::from_array(array.as_standard_layout().into_owned())?.into())
 }
 
 fn from_value(value: &Value) -> ort::Result<Tensor> {

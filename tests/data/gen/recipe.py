@@ -1,0 +1,279 @@
+"""Writes tests/data/recipe.json: one step of D2O's training as the original code computes it, from drawn weights.
+
+python tests/data/gen/recipe.py --orig DIR > tests/data/recipe.json
+python tests/data/gen/recipe.py --orig DIR --time FOLDER    # speed on CIFAR-10's network; FOLDER gets images.npz for d2o's side
+(torch 2.15.0, torchvision 0.29.2, timm 1.0.31, numpy; DIR holds Zyriix/D2O at 9f8124d, with pg_modules and feature_networks)
+
+The generator is a golden network of this folder without dropout. Every other tensor is drawn from its name by the generator of
+converters/src/weights.rs under the seed below, with the distribution d2o's layers ask for. The original's modules and its `D2OLoss` then run the
+generator's, the discriminator's and R1's stage one after another, without updates between them, so that spectral norm's vectors advance as
+in training. Of each gradient the norm is kept, and its product with uniform values drawn from its name, computed in f64. The network is piecewise
+linear: where rounding puts one activation on the other side of a kink its gradient jumps, so that f32 and f64 differ by more than
+rounding. `single` says by how much the original's own f32 is off.
+"""
+import argparse
+import json
+import os
+import pickle
+import struct
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SEED = 7
+BATCH = 3
+# Norm of a gradient that is zero but for rounding.
+VANISHES = 1e-9
+BACKBONE = "tf_efficientnet_lite0"
+
+
+def words(name, count):
+    mask, h = (1 << 64) - 1, 0xCBF29CE484222325
+    for byte in name.encode():
+        h = ((h ^ byte) * 0x100000001B3) & mask
+    with np.errstate(over="ignore"):
+        z = np.uint64(h ^ SEED) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def units(name, count):
+    return (words(name, count) >> np.uint64(40)).astype(np.float64) / (1 << 24)
+
+
+def uniform(name, dims, bound):
+    return (units(name, int(np.prod(dims))) * 2 - 1).reshape(dims) * bound
+
+
+def normal(name, dims, std):
+    u = units(name, 2 * int(np.prod(dims)))
+    return (np.sqrt(-2 * np.log(1 - u[0::2])) * np.cos(2 * np.pi * u[1::2])).reshape(dims) * std
+
+
+def single(values):
+    """Values of f32 in the type of the run."""
+    return torch.from_numpy(values.astype(np.float32)).to(torch.get_default_dtype())
+
+
+def golden(path):
+    """Tensors and metadata of a safetensors file of f32."""
+    data = Path(path).read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    body, tensors = data[8 + length :], {}
+    meta = header.pop("__metadata__")
+    for name, info in header.items():
+        start, end = info["data_offsets"]
+        tensors[name] = torch.from_numpy(np.frombuffer(body[start:end], np.float32).reshape(info["shape"]).copy())
+    return tensors, meta
+
+
+def trunk():
+    """timm's network with the trunk's weights drawn: He's normal for convolutions, norms as they begin."""
+    import timm
+
+    net = timm.models.efficientnet.tf_efficientnet_lite0(pretrained=False)
+    # Newer versions of timm have the first activation inside bn1.
+    net.act1 = torch.nn.Identity()
+    state = net.state_dict()
+    for name, old in state.items():
+        if old.dim() == 4:
+            state[name] = single(normal(name, list(old.shape), np.sqrt(2 / np.prod(old.shape[1:]))))
+        elif name.endswith(("running_var", "bn1.weight", "bn2.weight", "bn3.weight")):
+            state[name] = torch.ones_like(old)
+        elif old.dim() == 1 and not name.startswith("classifier"):
+            state[name] = torch.zeros_like(old)
+    net.load_state_dict(state)
+    return net.train()
+
+
+def original_modules(orig):
+    """The original's discriminator and loss; what they import without need is left out."""
+    sys.path.insert(0, str(orig))
+    for name, members in {
+        "feature_networks.vit": ["_make_vit_b16_backbone", "forward_vit"],
+        "feature_networks.clip": [],
+        "lpips": ["ScalingLayer"],
+    }.items():
+        module = types.ModuleType(name)
+        for member in members:
+            setattr(module, member, None)
+        sys.modules[name] = module
+    # Gone from new setuptools.
+    packages = types.ModuleType("pkg_resources")
+    packages.parse_version = __import__("packaging.version").version.parse
+    sys.modules.setdefault("pkg_resources", packages)
+    import feature_networks
+    import timm
+
+    feature_networks.clip = sys.modules["feature_networks.clip"]
+    timm.create_model = lambda *_, **__: trunk()
+    from pg_modules.discriminator import ProjectedDiscriminatorOnly, ProjectedFeatureOnly
+    from training import loss, networks
+
+    return ProjectedFeatureOnly, ProjectedDiscriminatorOnly, loss, networks
+
+
+def fill(features, critic):
+    """Draws the random projections and the heads as d2o initialises them."""
+    for module, prefix in ((features, ""), (critic, "")):
+        state = module.state_dict()
+        for name, old in state.items():
+            full, dims = prefix + name, list(old.shape)
+            leaf = name.rpartition(".")[2]
+            if ".pretrained." in name or leaf in ("running_mean", "running_var", "num_batches_tracked", "resample_filter"):
+                continue
+            owner = name[: -len(leaf) - 1]
+            if ".scratch." in name or leaf == "weight_orig":
+                weight = state[owner + (".weight" if ".scratch." in name else ".weight_orig")]
+                drawn = uniform(full, dims, 1 / np.sqrt(np.prod(weight.shape[1:])))
+            elif leaf in ("weight_u", "weight_v"):
+                drawn = normal(full, dims, 1 / np.sqrt(dims[0]))
+            elif owner.endswith(("embed", "embed_proj")):
+                drawn = normal(full, dims, 1.0) if leaf == "weight" else np.zeros(dims)
+            elif leaf == "bias" and owner + ".weight_orig" in state:
+                drawn = uniform(full, dims, 1 / np.sqrt(np.prod(state[owner + ".weight_orig"].shape[1:])))
+            else:
+                drawn = np.full(dims, 1.0 if leaf == "weight" else 0.0)
+            state[name] = single(np.asarray(drawn))
+        module.load_state_dict(state)
+
+
+def gradients(module):
+    found = {}
+    for name, p in module.named_parameters():
+        if p.grad is not None:
+            grad = p.grad.double().numpy()
+            found[name] = [float(np.linalg.norm(grad)), float((grad * uniform("along." + name, list(grad.shape), 1.0)).sum())]
+            p.grad = None
+    return found
+
+
+def off(found, expected):
+    """By how much `found` is off: the loss relative to itself, the worst gradient relative to its norm."""
+    loss = abs(found["loss"] / expected["loss"] - 1)
+    pairs = [(found["gradients"][k], e) for k, e in expected["gradients"].items() if e[0] > VANISHES]
+    return {"loss": loss, "gradients": max(abs(f[i] - e[i]) / e[0] for f, e in pairs for i in (0, 1))}
+
+
+def both(orig, name, loss_type):
+    """A step in f64, and how far one in f32 is from it. The original asks for f32 by name."""
+    rough = step(orig, name, loss_type)
+    f32 = torch.float32
+    torch.set_default_dtype(torch.float64)
+    torch.float32 = torch.float64
+    try:
+        exact = step(orig, name, loss_type)
+    finally:
+        torch.float32 = f32
+        torch.set_default_dtype(f32)
+    for stage, values in exact["stages"].items():
+        values["single"] = off(rough["stages"][stage], values)
+    return exact
+
+
+def step(orig, name, loss_type):
+    features_of, critic_of, loss_module, networks = orig
+    tensors, meta = golden(Path(__file__).parent.parent / "golden" / f"{name}.safetensors")
+    kwargs = dict(json.loads(meta["init_kwargs"]), dropout=0.0)
+    net = networks.D2OPrecond(**kwargs)
+    net.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
+    net.to(torch.get_default_dtype())
+    net.train()
+    cond = kwargs.get("label_dim", 0) > 0
+    options = {"cout": 64, "expand": True, "proj_type": 2, "num_discs": 4, "cond": int(cond), "im_res": 256}
+    features = features_of([BACKBONE], diffaug=False, interp224=True, backbone_kwargs=options)
+    projected = features.feature_networks[BACKBONE]
+    critic = critic_of([BACKBONE], [projected.CHANNELS], [projected.RESOLUTIONS], diffaug=False, interp224=True, backbone_kwargs=options)
+    fill(features, critic)
+    features.train().requires_grad_(False)
+    critic.train()
+    loss = loss_module.D2OLoss(g=net, d=critic, lpips_net=None, feature_net=features, score_net=None, loss_type=loss_type, r1_gamma=0.01)
+
+    dims = [BATCH, kwargs["img_channels"], kwargs["img_resolution"], kwargs["img_resolution"]]
+    images = single(uniform("images", dims, 1.0))
+    labels = torch.eye(kwargs["label_dim"])[torch.arange(BATCH) * 3 % kwargs["label_dim"]] if cond else None
+    losses, reported = [], {}
+    loss_module.training_stats.report = lambda key, value: reported.setdefault(key, []).append(torch.as_tensor(value).detach()) or value
+    backward, seen = torch.Tensor.backward, []
+    torch.Tensor.backward = lambda self, *a, **k: (seen.append(self.item()), backward(self, *a, **k))[1]
+    randn, stages = torch.randn, []
+    try:
+        for stage, trained in ((loss_module.DO_GMAIN, net), (loss_module.DO_DMAIN, critic), (loss_module.DO_DR1, critic)):
+            torch.randn = lambda *_, stage=stage, **__: single(normal(f"noise.{stage}", dims, 1.0))
+            loss.accumulate_gradients(images, labels, stage=stage)
+            stages.append({"loss": seen[-1], "gradients": gradients(trained)})
+    finally:
+        torch.Tensor.backward, torch.randn = backward, randn
+    losses = {"generator": stages[0], "discriminator": stages[1], "r1": stages[2]}
+    logits = torch.cat([v.reshape(-1) for v in reported["Loss/logits/fake"]]).double()
+    return {"golden": name, "loss_type": loss_type, "batch": BATCH, "logits_fake": float(logits.mean()), "stages": losses}
+
+
+def timed(orig, folder, batch=8, rounds=5):
+    """Images per second of the original's step for generator and discriminator, updates and average included: the median of the rounds."""
+    features_of, critic_of, loss_module, networks = orig
+    images = np.random.RandomState(0).randint(0, 256, (8 * batch, 32, 32, 3), np.uint8)
+    np.savez(folder / "images.npz", arr_0=images)
+    net = networks.D2OPrecond(
+        img_resolution=32, img_channels=3, label_dim=0, model_type="SongUNet", embedding_type="fourier", encoder_type="residual",
+        decoder_type="standard", channel_mult_noise=2, resample_filter=[1, 3, 3, 1], model_channels=128, channel_mult=[2, 2, 2], dropout=0.13)
+    average = [p.detach().clone() for p in net.parameters()]
+    options = {"cout": 64, "expand": True, "proj_type": 2, "num_discs": 4, "cond": 0, "im_res": 256}
+    features = features_of([BACKBONE], diffaug=False, interp224=True, backbone_kwargs=options)
+    projected = features.feature_networks[BACKBONE]
+    critic = critic_of([BACKBONE], [projected.CHANNELS], [projected.RESOLUTIONS], diffaug=False, interp224=True, backbone_kwargs=options)
+    features.train().requires_grad_(False)
+    loss = loss_module.D2OLoss(g=net.train(), d=critic.train(), lpips_net=None, feature_net=features, score_net=None, use_gp=False)
+    adams = [torch.optim.Adam(m.parameters(), lr=1e-4, betas=(0.0, 0.99), eps=1e-8) for m in (net, critic)]
+    speeds = []
+    for i in range(rounds + 1):
+        real = torch.from_numpy(images[:batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        start = time.perf_counter()
+        for stage, module, adam in ((loss_module.DO_GMAIN, net, adams[0]), (loss_module.DO_DMAIN, critic, adams[1])):
+            adam.zero_grad(set_to_none=True)
+            loss.accumulate_gradients(real, None, stage=stage)
+            for p in module.parameters():
+                if p.grad is not None:
+                    torch.nan_to_num(p.grad, nan=0, posinf=1e5, neginf=-1e5, out=p.grad)
+            adam.step()
+        with torch.no_grad():
+            for a, p in zip(average, net.parameters()):
+                a.copy_(p.detach().lerp(a, 0.999))
+        if i > 0:
+            speeds.append(batch / (time.perf_counter() - start))
+    return {"images_per_second": float(np.median(speeds)), "batch": batch, "rounds": rounds, "threads": torch.get_num_threads()}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--orig", type=Path, required=True)
+    parser.add_argument("--time", type=Path)
+    args = parser.parse_args()
+    root = args.orig.resolve()
+    folder = args.time.resolve() if args.time else None
+    # The original prints as it goes.
+    result, sys.stdout = sys.stdout, sys.stderr
+    orig = original_modules(root / "D2O" if (root / "D2O").is_dir() else root)
+    if folder:
+        print(json.dumps(timed(orig, folder)), file=result)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        # A conditional head reads its class table from here; its values are drawn afterwards.
+        os.makedirs(f"{folder}/in_embeddings")
+        with open(f"{folder}/in_embeddings/{BACKBONE}.pkl", "wb") as file:
+            pickle.dump({"embed": torch.nn.Embedding(1000, 320)}, file)
+        here = os.getcwd()
+        os.chdir(folder)
+        cases = [both(orig, "d2o-ncsnpp-uncond", "ns"), both(orig, "d2o-adm-cond", "ns"), both(orig, "d2o-ncsnpp-uncond", "hinge")]
+        os.chdir(here)
+    print("[\n" + ",\n".join(map(json.dumps, cases)) + "\n]", file=result)
+
+
+main()
