@@ -227,7 +227,7 @@ pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
         let mut speeds = log
             .lines()
             .skip(1)
-            .map(|l| Ok(serde_json::from_str::<Value>(l)?["images_per_second"].as_f64().context("a speed")?))
+            .map(|l| serde_json::from_str::<Value>(l)?["images_per_second"].as_f64().context("a speed"))
             .collect::<anyhow::Result<Vec<f64>>>()?;
         speeds.sort_by(f64::total_cmp);
         let ours = *speeds.get(speeds.len() / 2).context("no iteration was logged")?;
