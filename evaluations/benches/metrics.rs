@@ -40,6 +40,13 @@ fn frechet(bencher: Bencher<'_, '_>, d: usize) {
     bencher.bench(|| frechet_distance(&a, &b).unwrap());
 }
 
+/// Covariances without full rank: singular values instead of eigenvalues.
+#[divan::bench(args = [512, 2048], sample_count = 3, sample_size = 1)]
+fn frechet_of_few(bencher: Bencher<'_, '_>, d: usize) {
+    let (a, b) = (gaussian(d * 3 / 4, d, 1), gaussian(d * 3 / 4, d, 2));
+    bencher.bench(|| frechet_distance(&a, &b).unwrap());
+}
+
 #[divan::bench(args = [64], sample_count = 5)]
 fn accumulate_pool3(bencher: Bencher<'_, '_>, rows: usize) {
     let (block, mut sums) = (features(rows, 2048, 1), Accumulator::new(2048));

@@ -4,7 +4,7 @@ use faer::Mat;
 use ndarray::{Array1, Array2, ArrayView2};
 
 use crate::error::Result;
-use crate::frechet::{Factor, Gaussian, sum_of_roots};
+use crate::frechet::{Factor, Gaussian, RootSum};
 
 /// A small documented generator (SplitMix64, Steele et al. 2014): intervals depend on the seed alone.
 #[derive(Debug, Clone)]
@@ -83,7 +83,7 @@ fn resampled(counts: &[u32], gram: &Mat<f64>, rows: &Array2<f64>, squares: &[f64
     let centred = Mat::from_fn(drawn.len(), drawn.len(), |a, b| {
         roots[a] * roots[b] * (gram[(drawn[a], drawn[b])] - row_means[a] - row_means[b] + total)
     });
-    Ok(mean_square + variance * unbiased + trace - 2.0 * sum_of_roots(&centred)?)
+    Ok(mean_square + variance * unbiased + trace - 2.0 * RootSum::of(&centred)?.value)
 }
 
 /// 95 % interval of a share (precision, recall, coverage) over the images `flags` stands for; `None` without resamples.

@@ -52,6 +52,11 @@ impl Factor {
         })
     }
 
+    /// `Aᵀ B [r, q]` of two factors.
+    fn times(&self, other: &Self) -> Mat<f64> {
+        self.matrix.transpose() * &other.matrix
+    }
+
     /// `Aᵀ Σ A [r, r]` of a symmetric `sigma [D, D]`, its lower triangle.
     fn around(&self, sigma: &Array2<f64>) -> Mat<f64> {
         use BlockStructure::{Rectangular, TriangularLower, TriangularUpper};
@@ -77,7 +82,7 @@ impl Factor {
     }
 }
 
-/// A symmetric matrix divided by its largest element, so that solvers and floors see numbers about 1.
+/// A matrix divided by its largest element, so that solvers and floors see numbers about 1.
 struct Scaled {
     matrix: Mat<f64>,
     peak: f64,
@@ -112,18 +117,39 @@ fn floor(values: impl Iterator<Item = f64>, d: usize) -> f64 {
     values.fold(0.0_f64, f64::max) * d as f64 * f64::EPSILON
 }
 
-/// Σ √λ over the eigenvalues of a positive semidefinite matrix, of which the lower triangle is read; what rounding leaves of a zero eigenvalue, of either sign, counts as zero.
-pub(crate) fn sum_of_roots(matrix: &Mat<f64>) -> Result<f64> {
+/// Σ √λ over the eigenvalues of a positive semidefinite matrix, of which the lower triangle is read.
+pub(crate) struct RootSum {
+    /// The sum over eigenvalues that stand out of rounding.
+    pub(crate) value: f64,
+    /// Whether all do. The root of one that does not may be as large as √(D ε) ≈ 10⁻⁶ of the largest root, and thousands of those count.
+    complete: bool,
+}
+
+impl RootSum {
+    pub(crate) fn of(matrix: &Mat<f64>) -> Result<Self> {
+        let Some(scaled) = Scaled::new(matrix) else { return Ok(Self { value: 0.0, complete: true }) };
+        let values = scaled.eigenvalues("a product of covariances")?;
+        let floor = floor(values.iter().copied(), values.len());
+        let clear = values.iter().filter(|v| **v > floor);
+        let value = clear.clone().map(|v| (v * scaled.peak).sqrt()).sum();
+        Ok(Self { value, complete: clear.count() == values.len() })
+    }
+}
+
+/// Sum of the singular values of `matrix`. Each is off by rounding of the largest at most, so zeros need no floor.
+fn nuclear_norm(matrix: &Mat<f64>) -> Result<f64> {
+    const WHAT: &str = "a product of covariance factors";
     let Some(scaled) = Scaled::new(matrix) else { return Ok(0.0) };
-    let values = scaled.eigenvalues("a product of covariances")?;
-    let floor = floor(values.iter().copied(), values.len());
-    Ok(values.iter().filter(|v| **v > floor).map(|v| (v * scaled.peak).sqrt()).sum())
+    // A solver that did not converge goes another way around the transpose.
+    let values = scaled.matrix.singular_values().or_else(|_| scaled.matrix.transpose().singular_values());
+    Ok(values.map_err(|_| Error::Eigen { what: WHAT })?.iter().sum::<f64>() * scaled.peak)
 }
 
 /// Fréchet distance between Gaussians fitted to two feature sets (FID when the features are pool3).
 ///
 /// Unit: squared feature distance, lower is better. Computes `|μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 Σ √λ(A₁ᵀ Σ₂ A₁)` with `A₁ A₁ᵀ = Σ₁`, whose
-/// eigenvalues are those of `Σ₁ Σ₂`; no matrix root of an asymmetric product is taken, so nothing turns complex.
+/// eigenvalues are those of `Σ₁ Σ₂`; no matrix root of an asymmetric product is taken, so nothing turns complex. Where some of them drown in
+/// rounding, their roots are taken as what they also are, the singular values of `A₁ᵀ A₂` with `A₂ A₂ᵀ = Σ₂`: twice the time, twice the digits.
 /// Source: Heusel et al. 2017; same convention as EDM's `fid.py`.
 ///
 /// # Errors
@@ -138,9 +164,11 @@ pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
             return Err(Error::NotFinite { what: "Gaussian", count, row: 0 });
         }
     }
-    let product = Factor::of(&a.sigma)?.around(&b.sigma);
+    let factor = Factor::of(&a.sigma)?;
+    let roots = RootSum::of(&factor.around(&b.sigma))?;
+    let roots = if roots.complete { roots.value } else { nuclear_norm(&factor.times(&Factor::of(&b.sigma)?))? };
     let mean: f64 = a.mu.iter().zip(&b.mu).map(|(x, y)| (x - y) * (x - y)).sum();
-    Ok(mean + a.sigma.diag().sum() + b.sigma.diag().sum() - 2.0 * sum_of_roots(&product)?)
+    Ok(mean + a.sigma.diag().sum() + b.sigma.diag().sum() - 2.0 * roots)
 }
 
 /// Eigenvalues of a covariance, in short.
@@ -212,7 +240,7 @@ pub fn frechet_distance_of(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, ddof:
     };
     let ((mean_a, x), (mean_b, y)) = (centred(a)?, centred(b)?);
     let product = if x.nrows() <= y.nrows() { &x * y.transpose() } else { &y * x.transpose() };
-    let roots = sum_of_roots(&(&product * product.transpose()))?;
+    let roots = nuclear_norm(&product)?;
     let mean: f64 = mean_a.iter().zip(&mean_b).map(|(p, q)| (p - q) * (p - q)).sum();
     Ok(mean + x.squared_norm_l2() + y.squared_norm_l2() - 2.0 * roots)
 }
@@ -291,6 +319,32 @@ mod tests {
         assert_eq!((factor.structure, factor.matrix.ncols()), (BlockStructure::Rectangular, 40));
         let by_eigenvectors = frechet_distance(&wider(&a), &wider(&b)).unwrap();
         assert!((by_cholesky - by_eigenvectors).abs() < 1e-9 * by_cholesky, "{by_cholesky} and {by_eigenvectors}");
+    }
+
+    /// Turns a diagonal by the reflection at a drawn plane.
+    fn reflected(diagonal: impl Fn(usize) -> f64, d: usize) -> Gaussian {
+        let v = crate::gaussian::tests::rows(1, d, 11).row(0).mapv(f64::from);
+        let v = &v / v.dot(&v).sqrt();
+        let q = |i: usize, j: usize| f64::from(u8::from(i == j)) - 2.0 * v[i] * v[j];
+        let at = |i: usize, j: usize| (0..d).map(|k| q(i, k) * diagonal(k) * q(j, k)).sum::<f64>();
+        let sigma = Array2::from_shape_fn((d, d), |(i, j)| at(i.max(j), i.min(j)));
+        Gaussian { mu: Array1::zeros(d), sigma }
+    }
+
+    #[test]
+    fn small_eigenvalues_count() {
+        // Nine decades between the largest and the smallest, so that those of the product span eighteen; with and without full rank.
+        let d = 64;
+        for rank in [64, 50] {
+            let first = |k: usize| if k < rank { 10_f64.powf(-9.0 * k as f64 / 63.0) } else { 0.0 };
+            let second = |k: usize| first(k) * (1.0 + 0.1 * (k as f64).sin());
+            let expected: f64 = (0..d).map(|k| (first(k).sqrt() - second(k).sqrt()).powi(2)).sum();
+            let (a, b) = (reflected(first, d), reflected(second, d));
+            for found in [frechet_distance(&a, &b), frechet_distance(&b, &a)] {
+                let found = found.unwrap();
+                assert!((found - expected).abs() < 1e-12, "{rank}: {found} differs from {expected}");
+            }
+        }
     }
 
     #[test]
