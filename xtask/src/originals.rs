@@ -217,7 +217,18 @@ pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
         }
         let mut ours = cargo()?;
         ours.args(["run", "-q", "-p", "d2o", "--features", "train", "--", "train", "--quiet", "--loss", "d2o"]);
-        ours.args(["--batch", "8", "--freeze", "0", "--r1-interval", "0", "--tick-kimg", "0.008", "--duration-kimg", "0.048"]);
+        ours.args([
+            "--batch",
+            "8",
+            "--freeze",
+            "0",
+            "--r1-interval",
+            "0",
+            "--tick-kimg",
+            "0.008",
+            "--duration-kimg",
+            "0.048",
+        ]);
         ours.arg("--transfer").arg(&source).arg("--backbone").arg(&backbone);
         ours.arg("--data").arg(out.join("images.npz")).arg("--outdir").arg(&run);
         if !ours.status()?.success() {
