@@ -101,12 +101,7 @@ impl LibTorch {
 /// # Errors
 /// libtorch's own if `data` does not fill `dims`.
 pub fn tensor_of(data: &[f32], dims: &[usize], device: Device) -> Result<Tensor, TchError> {
-    let tensor = Tensor::f_from_slice(data)?.f_reshape(ints(dims))?.f_to_device(device)?;
-    // On CPUs convolutions whose weights lie channels last give results that do, and need no reordering in between.
-    if dims.len() == 4 && device == Device::Cpu {
-        return tensor.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2]);
-    }
-    Ok(tensor)
+    Tensor::f_from_slice(data)?.f_reshape(ints(dims))?.f_to_device(device)
 }
 
 /// The values of `tensor`, row-major, as f32.
