@@ -215,6 +215,27 @@ fn primitives_agree_on_all_engines() {
     }
 }
 
+/// No graph has it: training asks for it before it begins.
+#[cfg(feature = "train")]
+#[test]
+fn statistics_of_channels_are_numbers_of_libtorch_alone() {
+    use d2o::train::libtorch::{LibTorch, Value, tensor_of};
+    use tch::Device;
+
+    let (dims, values) = ([3, 4, 5, 6], f32s(&[3, 4, 5, 6], 0));
+    let x = Value(tensor_of(&values, &dims, Device::Cpu).unwrap());
+    let mut b = LibTorch::running(Device::Cpu, false);
+    let (means, variances) = b.channel_statistics(&x).unwrap();
+    let array = ArrayD::from_shape_vec(dims.to_vec(), values).unwrap().mapv(f64::from);
+    for (channel, (mean, variance)) in array.axis_iter(ndarray::Axis(1)).zip(means.iter().zip(&variances)) {
+        assert!((channel.mean().unwrap() - f64::from(*mean)).abs() < 1e-6);
+        assert!((channel.var(1.0) - f64::from(*variance)).abs() < 1e-6);
+    }
+    let mut graph = OnnxBackend::new("statistics", Weights::initialised(0));
+    let edge = graph.graph.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(4)]).unwrap();
+    assert!(graph.channel_statistics(&edge).is_err());
+}
+
 #[test]
 fn primitives_agree_on_both_runtimes() {
     let dir = tempfile::tempdir().unwrap();
