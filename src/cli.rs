@@ -199,6 +199,8 @@ pub enum ProviderArg {
     Cuda,
     /// ONNX Runtime on the CPU
     Cpu,
+    /// The same, with convolutions by Winograd's minimal filtering: faster, and off by 1e-6 to 1e-5 of the outputs' size
+    Winograd,
     /// tract (pure Rust) on the CPU
     Tract,
 }
@@ -632,6 +634,8 @@ pub struct Verify {
 pub enum Runtime {
     /// ONNX Runtime, CPU
     OrtCpu,
+    /// ONNX Runtime, CPU, with convolutions by Winograd's minimal filtering
+    OrtWinograd,
     /// ONNX Runtime, CUDA
     OrtCuda,
     /// tract, CPU

@@ -27,6 +27,7 @@ pub fn open(
     match provider {
         ProviderArg::Tract => open_on(model, Runtime::Tract, global),
         ProviderArg::Cpu => open_on(model, Runtime::OrtCpu, global),
+        ProviderArg::Winograd => open_on(model, Runtime::OrtWinograd, global),
         ProviderArg::Cuda => open_on(model, Runtime::OrtCuda, global),
         ProviderArg::Auto => {
             if library(global).is_ok_and(|runtime| runtime.has_cuda()) {
@@ -51,6 +52,7 @@ pub fn open_on(model: &Path, runtime: Runtime, global: &Global) -> anyhow::Resul
     let provider = match runtime {
         Runtime::Tract => return Ok(Box::new(TractSession::open(model, global.threads).with_context(describe)?)),
         Runtime::OrtCpu => Provider::Cpu,
+        Runtime::OrtWinograd => Provider::Winograd,
         Runtime::OrtCuda => Provider::Cuda { device: 0, tf32: false },
         Runtime::Libtorch => anyhow::bail!("libtorch runs checkpoints, not graphs"),
     };

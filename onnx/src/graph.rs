@@ -194,6 +194,7 @@ impl GraphBuilder {
             name: node,
             op_type: "Identity".to_owned(),
             attribute: Vec::new(),
+            ..NodeProto::default()
         });
         Ok(())
     }
@@ -267,6 +268,7 @@ impl GraphBuilder {
             name,
             op_type: op.to_owned(),
             attribute: attributes,
+            ..NodeProto::default()
         });
         edge
     }

@@ -153,6 +153,7 @@ impl<'a> Rewriter<'a> {
                 name: format!("{name}/{op}"),
                 op_type: op.to_owned(),
                 attribute,
+                ..NodeProto::default()
             });
         };
         let (turned, product) = (format!("{name}/Transpose:0"), format!("{name}/MatMul:0"));
@@ -196,6 +197,7 @@ impl<'a> Rewriter<'a> {
                     name: node,
                     op_type: "Cast".to_owned(),
                     attribute: vec![AttributeProto::int("to", i64::from(to.code()))],
+                    ..NodeProto::default()
                 });
                 copy
             }

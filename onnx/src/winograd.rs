@@ -196,7 +196,7 @@ impl Rewriter {
         let (tiles, rows, [top, left, bottom, right]) = (shape.tiles(), shape.rows(), shape.pads);
         let base = format!("{}/winograd", conv.name);
         let mut node = |op: &str, input: Vec<String>, output: Vec<String>, name: String, attribute| {
-            nodes.push(NodeProto { input, output, name, op_type: op.to_owned(), attribute });
+            nodes.push(NodeProto { input, output, name, op_type: op.to_owned(), attribute, ..NodeProto::default() });
         };
         let key = format!("{}_{top}_{bottom}", shape.height);
         let (analysis, synthesis) = (format!("winograd.analysis.{key}"), format!("winograd.synthesis.{key}"));

@@ -10,9 +10,11 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session as Inner, SessionInputValue};
 use ort::value::{PrimitiveTensorElementType, TensorElementType, TensorRef, Value};
 
-use super::{Provider, Session, Tensor, arrange};
+use prost::Message as _;
+
+use super::{Provider, Session, Tensor, arrange, winograd};
 use crate::error::{Error, Result};
-use crate::read::ModelInfo;
+use crate::read::{ModelInfo, written};
 
 /// The library, loaded once for the process.
 #[derive(Clone)]
@@ -93,6 +95,7 @@ impl OrtRuntime {
         let info = ModelInfo::open(model)?;
         let name = match options.provider {
             Provider::Cpu => "ort-cpu",
+            Provider::Winograd => "ort-winograd",
             Provider::Cuda { .. } => "ort-cuda",
         };
         let refused = |e: String| Error::Runtime {
@@ -124,7 +127,14 @@ impl OrtRuntime {
                 source: Some(e.to_string().into()),
             })?;
         }
-        let inner = builder.commit_from_file(model).map_err(|e| refused(e.to_string()))?;
+        let inner = if options.provider == Provider::Winograd {
+            let (rewritten, domain) = winograd::rewritten(written(model)?).map_err(|e| refused(e.to_string()))?;
+            let mut builder = builder.with_operators(domain).map_err(|e| refused(e.to_string()))?;
+            builder.commit_from_memory(&rewritten.encode_to_vec())
+        } else {
+            builder.commit_from_file(model)
+        };
+        let inner = inner.map_err(|e| refused(e.to_string()))?;
         Ok(OrtSession { name, info, inner })
     }
 }
