@@ -42,8 +42,10 @@ fn sessions(path: &Path) -> Vec<Box<dyn Session>> {
     match test_support::onnxruntime() {
         None => println!("skipped: ONNX Runtime (D2O_ONNXRUNTIME is not set)"),
         Some(library) => {
-            let options = OrtOptions { provider: Provider::Cpu, threads: Some(2) };
-            all.push(Box::new(OrtRuntime::load(&library).unwrap().session(path, &options).unwrap()));
+            let runtime = OrtRuntime::load(&library).unwrap();
+            for provider in [Provider::Cpu, Provider::Winograd] {
+                all.push(Box::new(runtime.session(path, &OrtOptions { provider, threads: Some(2) }).unwrap()));
+            }
         }
     }
     all

@@ -131,8 +131,8 @@ impl Axis {
         y[0] = x[0];
         for (j, out) in y.iter_mut().enumerate().take(M) {
             let terms = if j % 2 == 0 { &sums } else { &differences };
-            for i in 0..N {
-                *out = simd.mul_add_f32s(simd.splat_f32s(self.powers[i][j]), terms[i], *out);
+            for (powers, term) in self.powers.iter().zip(terms) {
+                *out = simd.mul_add_f32s(simd.splat_f32s(powers[j]), *term, *out);
             }
         }
         y[M - 1] = simd.add_f32s(y[M - 1], x[2 * N + 1]);

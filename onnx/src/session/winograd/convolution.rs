@@ -477,8 +477,9 @@ fn some_tiles<S: Simd, const R: usize>(
     let blocks = inputs.chunks_exact(products.len()).zip(weights.chunks_exact(LANES * LANES));
     for (inputs, weights) in blocks {
         let inputs = &inputs[tile * LANES..][..R * LANES];
-        for channel in 0..LANES {
-            let weight = load(simd, &weights[channel * LANES + lane..]);
+        let weights = S::as_simd_f32s(weights).0.chunks_exact(LANES / S::F32_LANES);
+        for (channel, weights) in weights.enumerate() {
+            let weight = weights[lane / S::F32_LANES];
             for (r, sum) in sums.iter_mut().enumerate() {
                 *sum = simd.mul_add_f32s(simd.splat_f32s(inputs[r * LANES + channel]), weight, *sum);
             }
