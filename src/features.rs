@@ -91,6 +91,11 @@ pub fn deviations(role: Role, network: &NetworkMeta, protocol: &Protocol) -> Vec
     if network.name != genuine {
         found.push(format!("{instead}features of {} instead of {genuine}", network.name));
     }
+    if network.runtime == "ort-winograd" {
+        found.push(format!(
+            "{instead}convolutions by Winograd's minimal filtering: features off by up to 1e-5 of their size"
+        ));
+    }
     let Some(resize) = network.preprocessing.strip_prefix(IN_NETWORK) else { return found };
     let (word, wanted) = match (role, protocol.resize) {
         (Role::Clip, _) => ("crop", protocol.clip.describe()),

@@ -182,6 +182,15 @@ fn images_resized_by_the_protocol_itself() {
         assert_eq!(result["deviations"], serde_json::json!([]), "{result}");
     }
     assert!(inside("clean")["deviations"].to_string().contains("resize in the network"));
+
+    // Minimal filtering rounds otherwise, and the result says so.
+    let options = ["--protocol", "adm", "--metrics", "fid,sfid,is", "--provider", "winograd"];
+    let filtered = evaluate(dir, "fake.npz", "real.npz", &options);
+    assert!(filtered["deviations"].to_string().contains("Winograd"), "{filtered}");
+    for name in ["fid", "sfid", "is"] {
+        let (found, expected) = (value(&filtered, name), value(&fused, name));
+        assert!((found / expected - 1.0).abs() < 1e-4, "{name}: {found} {expected}");
+    }
 }
 
 /// A folder of eight PNGs.
