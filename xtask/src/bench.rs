@@ -196,18 +196,20 @@ impl Bench {
         self.samples(&reference, images, images)?;
         let mut ours = Vec::new();
         for (protocol, metrics) in [("torch-fidelity", "fid,is,kid,pr"), ("clean", "fid,kid")] {
-            let json = format!("{protocol}.json");
-            let files = ["evaluate", &samples, "--ref", &reference, "--extractor", "inception-f32.onnx"];
-            let options = ["--protocol", protocol, "--metrics", metrics, "--bootstrap", "0", "--json", &json];
-            let timed = self.d2o(&[&files[..], &options].concat())?;
-            ours.push((timed, self.json(&json)?));
+            for provider in ["cpu", "winograd"] {
+                let json = format!("{protocol}-{provider}.json");
+                let files = ["evaluate", &samples, "--ref", &reference, "--extractor", "inception-f32.onnx"];
+                let options = ["--protocol", protocol, "--metrics", metrics, "--bootstrap", "0", "--json", &json];
+                let timed = self.d2o(&[&files[..], &options, &["--provider", provider]].concat())?;
+                ours.push((provider, timed, self.json(&json)?));
+            }
         }
         self.rows.extend([
             format!("| {images} + {images} PNG of 32×32 | seconds | img/s | peak, MB | FID |"),
             "|---|---|---|---|---|".to_owned(),
         ]);
         let peers = [("torch-fidelity", "torch-fidelity"), ("clean-fid", "clean")];
-        for ((peer, protocol), (timed, result)) in peers.iter().zip(&ours) {
+        for ((peer, protocol), ours) in peers.iter().zip(ours.chunks(2)) {
             let theirs = self.peer(&[peer, &samples, &reference, "inception.pth"])?;
             let fid = theirs.get("frechet_inception_distance").unwrap_or(&theirs["fid"]);
             let row = |name: &str, run: &Value, fid: f64| {
@@ -216,14 +218,11 @@ impl Bench {
                 format!("| {name} | {seconds:.1} | {rate:.1} | {:.0} | {fid:.6} |", number(&run["peak_mb"]))
             };
             self.rows.push(row(peer, &theirs, number(fid)));
-            self.rows.push(row(
-                &format!(
-                    "d2o, `--protocol {protocol}`, {:.2} ×",
-                    number(&theirs["seconds"]) / number(&timed["seconds"])
-                ),
-                timed,
-                number(&result["metrics"]["fid"]["value"]),
-            ));
+            for (provider, timed, result) in ours {
+                let ratio = number(&theirs["seconds"]) / number(&timed["seconds"]);
+                let name = format!("d2o, `--protocol {protocol} --provider {provider}`, {ratio:.2} ×");
+                self.rows.push(row(&name, timed, number(&result["metrics"]["fid"]["value"])));
+            }
         }
         Ok(())
     }
