@@ -178,5 +178,5 @@ fn compute(convolution: &Convolution, pool: &Pool, context: &ComputeContext) -> 
     let mut output = context.output(0, shape)?.ok_or_else(|| ort::Error::new("no output"))?;
     let (_, out) = output.try_extract_tensor_mut::<f32>()?;
     let images = Images { values, batch, height, width };
-    convolution.run(&images, out, pool, |tasks, task| context.par_for(tasks, 0, task))
+    convolution.run(&images, out, pool, |tasks, task| context.par_for(tasks, tasks, task))
 }
