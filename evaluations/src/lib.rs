@@ -11,6 +11,7 @@ pub mod kid;
 pub mod manifold;
 pub mod mt19937;
 pub mod numpy_random;
+mod panels;
 pub mod preprocess;
 pub mod protocol;
 pub mod result;

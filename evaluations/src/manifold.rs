@@ -3,13 +3,11 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use faer::linalg::matmul::matmul;
-use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::{Accum, Mat, MatRef, Par};
 use ndarray::{Array2, ArrayView2};
 use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 
 use crate::error::{Error, Result};
+use crate::panels::{Panels, Products};
 
 /// How the distance of two rows is computed. All are `|u|² - 2uv + |v|²`, negative results 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,8 +65,8 @@ impl ManifoldRule {
     }
 }
 
-/// Rows of a block; memory is one block of products for each thread, whatever N.
-const BLOCK: usize = 768;
+/// Rows of a block, in whole panels; memory is one block of products for each thread, whatever N, and a core's second cache holds it.
+const BLOCK: usize = 384;
 /// Rows of guided-diffusion's blocks, which are f16 or f32 as a whole.
 const TILE: usize = 10_000;
 
@@ -179,23 +177,17 @@ fn to_half(x: f32) -> f32 {
 
 /// Rows with their squared lengths.
 struct Rows {
-    rows: Array2<f32>,
+    panels: Panels,
     squares: Vec<f32>,
     /// Largest of `squares`.
     largest: f32,
 }
 
 impl Rows {
-    fn new(rows: Array2<f32>, square: impl Fn(ndarray::ArrayView1<'_, f32>) -> f32) -> Self {
+    fn new(rows: ArrayView2<'_, f32>, square: impl Fn(ndarray::ArrayView1<'_, f32>) -> f32) -> Self {
         let squares: Vec<f32> = rows.outer_iter().map(square).collect();
         let largest = squares.iter().fold(0.0_f32, |m, v| m.max(*v));
-        Self { rows, squares, largest }
-    }
-
-    fn block(&self, rows: &Range<usize>) -> MatRef<'_, f32> {
-        let d = self.rows.ncols();
-        let flat = self.rows.as_slice().unwrap_or(&[]);
-        MatRef::from_row_major_slice(&flat[rows.start * d..rows.end * d], rows.len(), d)
+        Self { panels: Panels::new(rows), squares, largest }
     }
 }
 
@@ -209,18 +201,17 @@ struct Points {
 
 impl Points {
     fn new(rows: ArrayView2<'_, f32>, distance: Distance) -> Self {
-        let rows = rows.as_standard_layout().into_owned();
         let half_square = |r: ndarray::ArrayView1<'_, f32>| to_half(r.iter().map(|v| to_half(v * v)).sum());
-        let half = |rows: &Array2<f32>| Rows::new(rows.mapv(to_half), half_square);
+        let half = || Rows::new(rows.mapv(to_half).view(), half_square);
         match distance {
             Distance::Squared | Distance::Euclidean => {
                 Self { distance, plain: Rows::new(rows, |r| r.dot(&r)), half: None }
             }
             Distance::SquaredHalfBlocks => {
-                let half = Some(half(&rows));
+                let half = Some(half());
                 Self { distance, plain: Rows::new(rows, |r| r.dot(&r)), half }
             }
-            Distance::EuclideanHalf => Self { distance, plain: half(&rows), half: None },
+            Distance::EuclideanHalf => Self { distance, plain: half(), half: None },
         }
     }
 
@@ -376,13 +367,12 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// `[columns, rows]`: the products of one row lie side by side in memory.
-    fn products(&self) -> Mat<f32> {
+    fn products(&self) -> Products {
         products(self.a, self.b, &self.rows, &self.columns)
     }
 
     /// Calls `each(row in the block, distances to the columns)`, or, `mirrored`, with the distances from the columns.
-    fn distances(&self, products: &Mat<f32>, mirrored: bool, mut each: impl FnMut(usize, &[f32])) {
+    fn distances(&self, products: &Products, mirrored: bool, mut each: impl FnMut(usize, &[f32])) {
         match self.measure {
             Measure::Squared => self.measured(products, mirrored, squared, &mut each),
             Measure::Root => self.measured(products, mirrored, |u, p, v| squared(u, p, v).sqrt(), &mut each),
@@ -396,7 +386,7 @@ impl Block<'_> {
 
     fn measured(
         &self,
-        products: &Mat<f32>,
+        products: &Products,
         mirrored: bool,
         measure: impl Fn(f32, f32, f32) -> f32,
         each: &mut impl FnMut(usize, &[f32]),
@@ -404,9 +394,8 @@ impl Block<'_> {
         let (vector, mut out) = (pulp::Arch::new(), vec![0.0; self.columns.len()]);
         for (row, i) in self.rows.clone().enumerate() {
             let (u, vs) = (self.a.squares[i], &self.b.squares[self.columns.clone()]);
-            let Some(products) = products.col(row).try_as_col_major().map(faer::ColRef::as_slice) else { continue };
             vector.dispatch(|| {
-                for ((d, p), v) in out.iter_mut().zip(products).zip(vs) {
+                for ((d, p), v) in out.iter_mut().zip(products.row(row)).zip(vs) {
                     *d = if mirrored { measure(*v, *p, u) } else { measure(u, *p, *v) };
                 }
             });
@@ -477,7 +466,7 @@ fn all_finite(a: &Rows, b: &Rows, is: &Range<usize>, js: &Range<usize>) -> bool 
     blocks.par_iter().all(|(rows, columns)| {
         let products = products(a, b, rows, columns);
         rows.clone().enumerate().all(|(row, i)| {
-            let products = products.col(row);
+            let products = products.row(row);
             columns.clone().enumerate().all(|(at, j)| unclamped(a.squares[i], products[at], b.squares[j]).is_finite())
         })
     })
@@ -490,23 +479,9 @@ fn blocks_of(is: &Range<usize>, js: &Range<usize>) -> impl Iterator<Item = (Rang
     cut(is.clone()).flat_map(move |rows| cut(js.clone()).map(move |columns| (rows.clone(), columns)))
 }
 
-/// `b aᵀ`, `[columns, rows]`, on this thread alone: blocks are what runs in parallel.
-fn products(a: &Rows, b: &Rows, rows: &Range<usize>, columns: &Range<usize>) -> Mat<f32> {
-    let mut out = Mat::<f32>::zeros(columns.len(), rows.len());
-    let (left, right) = (a.block(rows), b.block(columns));
-    if std::ptr::eq(a, b) && rows == columns {
-        // A block on the diagonal is symmetric: the products below it tell those above.
-        let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
-        triangular::matmul(&mut out, lower, Accum::Replace, right, full, left.transpose(), full, 1.0, Par::Seq);
-        for j in 1..out.ncols() {
-            for i in 0..j {
-                out[(i, j)] = out[(j, i)];
-            }
-        }
-    } else {
-        matmul(&mut out, Accum::Replace, right, left.transpose(), 1.0, Par::Seq);
-    }
-    out
+/// On this thread alone: blocks are what runs in parallel.
+fn products(a: &Rows, b: &Rows, rows: &Range<usize>, columns: &Range<usize>) -> Products {
+    Products::new(&a.panels, rows, &b.panels, columns, std::ptr::eq(a, b) && rows == columns)
 }
 
 #[cfg(test)]
