@@ -7,7 +7,7 @@ use ndarray::{Array2, ArrayView2};
 use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 
 use crate::error::{Error, Result};
-use crate::panels::{Panels, Products};
+use crate::panels::{PANEL, Panels, Products};
 
 /// How the distance of two rows is computed. All are `|u|² - 2uv + |v|²`, negative results 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +69,8 @@ impl ManifoldRule {
 const BLOCK: usize = 384;
 /// Rows of guided-diffusion's blocks, which are f16 or f32 as a whole.
 const TILE: usize = 10_000;
+// Blocks start anew in each tile, and products are of ranges that begin with a panel.
+const _: () = assert!(BLOCK.is_multiple_of(PANEL) && TILE.is_multiple_of(PANEL));
 
 /// Flags and counts behind the four numbers, for each sample and each reference image.
 #[derive(Debug, Clone, PartialEq)]
@@ -201,6 +203,9 @@ struct Points {
 
 impl Points {
     fn new(rows: ArrayView2<'_, f32>, distance: Distance) -> Self {
+        // Sums of squares are rounded alike whatever the caller's layout is.
+        let rows = rows.as_standard_layout();
+        let rows = rows.view();
         let half_square = |r: ndarray::ArrayView1<'_, f32>| to_half(r.iter().map(|v| to_half(v * v)).sum());
         let half = || Rows::new(rows.mapv(to_half).view(), half_square);
         match distance {
