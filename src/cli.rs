@@ -546,12 +546,33 @@ pub struct Evaluate {
     /// Images in a batch; changes speed and memory, not the numbers [default: 64 on CUDA, else 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: Option<u32>,
-    /// Join a one-step generator (exported with --uint8) and the feature network (--fuse-resize) into one graph, so that images stay on the device
-    #[arg(long)]
-    pub fuse: bool,
+    /// Keep images on the device between a one-step generator (exported with --uint8) and the networks (--fuse-resize): as one graph with the only
+    /// network, or as graphs of their own that share the device's memory
+    #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "graph", value_name = "HOW")]
+    pub fuse: Option<Fuse>,
     /// How a generator makes the samples
     #[command(flatten, next_help_heading = "Generator as SAMPLES")]
     pub sampling: Sampling,
+}
+
+/// How images stay on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Fuse {
+    /// One graph of the generator and the feature network
+    Graph,
+    /// A graph each; images are handed over in the device's memory (`IoBinding`), to several networks if there are
+    Memory,
+}
+
+impl Fuse {
+    /// Its name in results.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Graph => "graph",
+            Self::Memory => "memory",
+        }
+    }
 }
 
 /// Metrics.

@@ -12,8 +12,8 @@ use d2o_evaluations::preprocess::{Resize, Resizer, Scaling, clip_crop};
 use d2o_evaluations::protocol::{INCEPTION, Protocol};
 use d2o_evaluations::result::Extractor;
 use d2o_onnx::graph::Dim;
-use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::{Session, Tensor};
+use d2o_onnx::read::{ModelInfo, ValueInfo};
+use d2o_onnx::session::{Resident, Session, Tensor};
 use d2o_refs::batch::{Digest, ImageDims, ImageSource, container_sha256, digests};
 use d2o_refs::features::NetworkMeta;
 use ndarray::{Array2, Array4, ArrayView2, ArrayView3, ArrayViewMut3, Axis};
@@ -21,6 +21,7 @@ use rayon::prelude::*;
 
 use crate::cli::{Global, ProviderArg};
 use crate::error::with_hint;
+use crate::generate::fused::hosted;
 use crate::printer::Printer;
 use crate::{interrupt, runtime};
 
@@ -252,6 +253,36 @@ impl Network {
             found.push((*matrix, rows));
         }
         Ok(found)
+    }
+
+    /// Makes sure that the network takes what a graph calls `name` and describes as `given`, as it is.
+    ///
+    /// # Errors
+    /// Another name, type or size; preprocessing outside the graph.
+    pub fn ensure_takes(&self, name: &str, given: &ValueInfo) -> anyhow::Result<()> {
+        let path = &self.extractor.path;
+        let taken = self.model().input(name).with_context(|| format!("`{path}` has no input `{name}`"))?;
+        let same = |(a, b): (&Dim, &Dim)| matches!((a, b), (Dim::Batch, _) | (_, Dim::Batch)) || a == b;
+        let fits = given.element == taken.element
+            && given.dims.len() == taken.dims.len()
+            && given.dims.iter().zip(&taken.dims).all(same);
+        anyhow::ensure!(fits, "`{path}` takes images of another size");
+        let crops = self.role == Role::Clip && !self.model().metadata.contains_key("resize");
+        anyhow::ensure!(!crops, "`{path}` leaves CLIP's resize to the program");
+        Ok(())
+    }
+
+    /// The matrices of `images` called `names`, wherever the images are.
+    ///
+    /// # Errors
+    /// Those of [`Network::matrices`] and of the session.
+    pub fn run_resident(
+        &mut self,
+        images: &Resident,
+        names: &[String],
+    ) -> anyhow::Result<Vec<(&'static str, Array2<f32>)>> {
+        let outputs = self.session.run_resident(&[(self.input, images)], &[])?;
+        self.matrices(hosted(outputs)?, names)
     }
 
     fn preparation(&self, dims: ImageDims, protocol: &Protocol) -> anyhow::Result<Preparation> {

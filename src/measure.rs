@@ -29,9 +29,9 @@ pub enum Set {
         /// What they come from.
         origin: Origin,
     },
-    /// A generator in one graph with the feature network.
+    /// A generator whose images feed the networks on the device.
     Fused {
-        /// The graph.
+        /// The generator.
         fused: Box<Fused>,
         /// What it makes.
         origin: Origin,
@@ -217,10 +217,7 @@ impl Set {
     ) -> anyhow::Result<Walk> {
         match self {
             Self::Images { source, origin } => images(source.as_mut(), origin, range, networks, wanted, how, each),
-            Self::Fused { fused, .. } => match networks {
-                [network] => fused.rows(range, network, how, each),
-                _ => anyhow::bail!("--fuse takes one feature network"),
-            },
+            Self::Fused { fused, .. } => fused.rows(range, networks, how, each),
             Self::Features(parts) => features(parts, networks, wanted, how, each),
         }
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use d2o_converters::checkpoint::{Architecture, Checkpoint, Network};
 use d2o_converters::export::{self, GeneratorOptions, Kind, Options};
 use d2o_converters::nn::stylegan2::Drawing;
-use d2o_onnx::session::Tensor;
+use d2o_onnx::session::{Resident, Session, Tensor};
 use d2o_refs::npz::Npz;
 use engines::sessions;
 use ndarray::ArrayD;
@@ -32,6 +32,18 @@ fn agrees(what: &str, exported: &export::Exported, inputs: &[(&str, Tensor)], ex
         let found: Vec<f32> = outputs[0].1.as_f32().unwrap().iter().copied().collect();
         let relative = assert_close(what, &found, expected.as_slice().unwrap(), Tol::Parity);
         println!("parity: {what:<32} {:<10} {relative:.1e}", session.runtime());
+        stays_where_it_is(session.as_mut(), inputs, &outputs);
+    }
+}
+
+/// Outputs that stay in the memory of `session`'s device are those that come to the host.
+fn stays_where_it_is(session: &mut dyn Session, inputs: &[(&str, Tensor)], outputs: &[(String, Tensor)]) {
+    let inputs: Vec<_> = inputs.iter().map(|(name, tensor)| (*name, Resident::Host(tensor.clone()))).collect();
+    let inputs: Vec<_> = inputs.iter().map(|(name, value)| (*name, value)).collect();
+    let kept = session.run_resident(&inputs, &[outputs[0].0.as_str()]).unwrap();
+    assert_eq!(matches!(kept[0].1, Resident::Ort(_)), session.runtime() != "tract");
+    for ((name, value), (expected, tensor)) in kept.iter().zip(outputs) {
+        assert_eq!((name, &value.to_host().unwrap()), (expected, tensor));
     }
 }
 

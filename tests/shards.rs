@@ -308,8 +308,19 @@ fn a_generator_is_measured_as_its_images_are() {
     for metric in ["fd", "precision", "recall", "kd"] {
         assert!(close(value(&fused, metric), value(&read, metric)), "{metric}: {fused}");
     }
-    assert_eq!(fused["samples"]["generator"]["fused"], true, "{fused}");
+    assert_eq!(fused["samples"]["generator"]["fused"], "graph", "{fused}");
+    let shared = evaluate(dir, &[&["bytes.onnx", "--fuse=memory"], &how[..], &seeds].concat());
+    assert_eq!(shared["samples"]["generator"]["fused"], "memory", "{shared}");
+    assert_eq!(shared["samples"]["sha256"], fused["samples"]["sha256"]);
+    for metric in ["fd", "precision", "recall", "kd"] {
+        assert!(close(value(&shared, metric), value(&fused, metric)), "{metric}: {shared}");
+    }
     assert!(fused["timings"].get("features_fused").is_some(), "{fused}");
+    // Two networks read the same bytes where they lie.
+    let clip = ["--clip", "small.onnx", "--metrics", "fid,clip-fid", "--fuse=memory"];
+    let both = evaluate(dir, &[&["bytes.onnx"], &how[..4], &clip, &seeds].concat());
+    assert!(close(value(&both, "fd"), value(&both, "clip_fd")), "{both}");
+    assert!(close(value(&both, "fd"), value(&fused, "fd")), "{both}");
     for (i, part) in parts.iter().enumerate() {
         let shard = ["--fuse", "--batch", "16", "--shard", &format!("{i}/2"), "--save-features", part];
         d2o(dir, &[&["evaluate", "bytes.onnx", "--extractor", "small.onnx"], &shard[..], &seeds].concat());
@@ -319,6 +330,7 @@ fn a_generator_is_measured_as_its_images_are() {
 
     for (args, text) in [
         (&["evaluate", "g.onnx", "--fuse", "--seeds", "0-4"][..], "--uint8"),
+        (&["evaluate", "g.onnx", "--fuse=memory", "--seeds", "0-4"], "--uint8"),
         (&["evaluate", "fake.npz", "--fuse"], "options of a generator"),
         (&["evaluate", "g.onnx"], "--seeds"),
         (&["evaluate", "fake.npz", "--class", "1"], "options of a generator"),

@@ -83,7 +83,10 @@ pub(crate) struct AttributeProto {
 impl AttributeProto {
     const FLOAT: i32 = 1;
     const INT: i32 = 2;
+    const STRING: i32 = 3;
     const INTS: i32 = 7;
+    /// Types of which all fields are here.
+    pub(crate) const TYPES: [i32; 4] = [Self::FLOAT, Self::INT, Self::STRING, Self::INTS];
 
     pub(crate) fn float(name: &str, f: f32) -> Self {
         Self { name: name.to_owned(), f, r#type: Self::FLOAT, ..Self::default() }

@@ -112,14 +112,13 @@ fn samples(
     let (path, sampling, provider) = (samples_of(args), &args.sampling, args.provider);
     if path.extension().is_none_or(|e| e != "onnx") {
         anyhow::ensure!(
-            sampling.is_default() && !args.fuse,
+            sampling.is_default() && args.fuse.is_none(),
             "options of a generator are given, and the samples are none"
         );
         return Ok((Set::open(path)?, None));
     }
-    if args.fuse {
-        let [network] = networks else { anyhow::bail!("--fuse takes one feature network, --extractor") };
-        let (fused, record) = Fused::open(path, network, sampling, provider, global, printer)?;
+    if let Some(how) = args.fuse {
+        let (fused, record) = Fused::open(path, networks, how, sampling, provider, global, printer)?;
         let origin = Origin::Made(made::sha256(&record));
         return Ok((Set::Fused { fused: Box::new(fused), origin }, Some(record)));
     }

@@ -1,4 +1,4 @@
-//! A one-step generator and a feature network as one graph: images never leave the device before their features do.
+//! A one-step generator whose images feed the feature networks where they were made, in the device's memory.
 
 use std::ops::Range;
 use std::path::Path;
@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::{Session, Tensor};
+use d2o_onnx::session::{Resident, Session, Tensor};
 use d2o_onnx::{compose, write};
 use d2o_refs::batch::{ContentHash, ImageDims, digests};
 use ndarray::Ix4;
 use serde_json::Value;
 
 use super::plan::Plan;
-use crate::cli::{Global, ProviderArg, Sampling};
+use crate::cli::{Fuse, Global, ProviderArg, Sampling};
 use crate::error::with_hint;
 use crate::features::{Network, Rows};
 use crate::interrupt;
@@ -24,20 +24,22 @@ use crate::runtime;
 /// The edge where the graphs meet.
 const IMAGES: &str = "images_u8";
 
-/// The joined graph and what it is fed.
+/// The generator, what it is fed, and how its images reach the networks.
 pub struct Fused {
     session: Box<dyn Session>,
     plan: Plan,
+    how: Fuse,
 }
 
 impl Fused {
-    /// Joins the generator at `path` with `network`.
+    /// Opens the generator at `path`, as one graph with the only one of `networks` or to hand its images to all of them.
     ///
     /// # Errors
     /// Graphs that do not fit each other; a sampler that needs more than one evaluation; a failing runtime.
     pub fn open(
         path: &Path,
-        network: &Network,
+        networks: &[Network],
+        how: Fuse,
         sampling: &Sampling,
         provider: ProviderArg,
         global: &Global,
@@ -48,14 +50,32 @@ impl Fused {
         let plan = Plan::new(sampling, &info).with_context(|| format!("cannot generate with `{name}`"))?;
         anyhow::ensure!(plan.is_one_graph(), "--fuse needs a graph of kind one-step, `{name}` is sampled in steps");
         let hint = "export the generator with --uint8, and the feature network with --fuse-resize and --image-size";
-        let joined = compose::chain(path, Path::new(&network.extractor.path), IMAGES)
-            .map_err(|e| with_hint(anyhow::Error::new(e).context("the two graphs cannot be joined"), hint))?;
-        let file = tempfile::Builder::new().prefix("d2o-fused-").suffix(".onnx").tempfile()?;
-        write::write(&joined, file.path())?;
-        let session = runtime::open(file.path(), provider, global, printer)?;
+        let session = match how {
+            Fuse::Graph => {
+                let [network] = networks else {
+                    return Err(with_hint(
+                        anyhow::anyhow!("--fuse takes one feature network, --extractor"),
+                        "--fuse=memory takes several",
+                    ));
+                };
+                let joined = compose::chain(path, Path::new(&network.extractor.path), IMAGES)
+                    .map_err(|e| with_hint(anyhow::Error::new(e).context("the two graphs cannot be joined"), hint))?;
+                let file = tempfile::Builder::new().prefix("d2o-fused-").suffix(".onnx").tempfile()?;
+                write::write(&joined, file.path())?;
+                runtime::open(file.path(), provider, global, printer)?
+            }
+            Fuse::Memory => {
+                let given = info.output(IMAGES).with_context(|| format!("`{name}` has no output `{IMAGES}`"));
+                let given = given.map_err(|e| with_hint(e, hint))?;
+                for network in networks {
+                    network.ensure_takes(IMAGES, given).map_err(|e| with_hint(e, hint))?;
+                }
+                runtime::open(path, provider, global, printer)?
+            }
+        };
         let mut record = plan.record(sampling, path, &info, session.runtime())?;
-        record["fused"] = true.into();
-        Ok((Self { session, plan }, record))
+        record["fused"] = how.name().into();
+        Ok((Self { session, plan, how }, record))
     }
 
     /// Number of images.
@@ -82,20 +102,22 @@ impl Fused {
         self.plan.labels()
     }
 
-    /// Hands rows `range` of what `network` gives to `each`, batch by batch in order.
+    /// Hands rows `range` of what `networks`, those it was opened with, give to `each`, batch by batch in order.
     ///
     /// # Errors
     /// Those of the session; features that are not finite, naming the seed; Ctrl-C.
     pub fn rows(
         &mut self,
         range: Range<usize>,
-        network: &Network,
+        networks: &mut [Network],
         how: &How<'_>,
         each: &mut dyn FnMut(Rows) -> anyhow::Result<()>,
     ) -> anyhow::Result<Walk> {
         let mut walk = Walk::default();
-        let meta = network.meta(self.plan.dims, how.protocol)?;
-        walk.networks.insert(network.role.name().to_owned(), meta);
+        for network in &*networks {
+            let meta = network.meta(self.plan.dims, how.protocol)?;
+            walk.networks.insert(network.role.name().to_owned(), meta);
+        }
         let mut hash = ContentHash::new(range.len(), self.plan.dims);
         let mut progress = how.printer.progress("features", range.len() as u64);
         let clock = Instant::now();
@@ -106,15 +128,24 @@ impl Fused {
             let drawn = self.plan.drawing.draw(seeds)?;
             let mut inputs = Vec::new();
             if let Some(labels) = self.plan.one_hot(&drawn) {
-                inputs.push(("class_labels", Tensor::F32(labels)));
+                inputs.push(("class_labels", Resident::Host(Tensor::F32(labels))));
             }
-            inputs.push(("latents", Tensor::F32(drawn.latents)));
-            let mut outputs = self.session.run(&inputs)?;
+            inputs.push(("latents", Resident::Host(Tensor::F32(drawn.latents))));
+            let inputs: Vec<(&str, &Resident)> = inputs.iter().map(|(name, value)| (*name, value)).collect();
+            let mut outputs = self.session.run_resident(&inputs, &[IMAGES])?;
             let at = outputs.iter().position(|(n, _)| n == IMAGES).context("the graph gives no images")?;
-            let (_, Tensor::U8(images)) = outputs.swap_remove(at) else { anyhow::bail!("`{IMAGES}` are no bytes") };
+            let (_, images) = outputs.swap_remove(at);
+            let matrices = match (self.how, &mut *networks) {
+                (Fuse::Graph, [network]) => network.matrices(hosted(outputs)?, &names)?,
+                (Fuse::Graph, _) => anyhow::bail!("--fuse takes one feature network"),
+                (Fuse::Memory, networks) => {
+                    let of = |network: &mut Network| network.run_resident(&images, &names);
+                    networks.iter_mut().map(of).collect::<anyhow::Result<Vec<_>>>()?.concat()
+                }
+            };
+            let Tensor::U8(images) = images.to_host()? else { anyhow::bail!("`{IMAGES}` are no bytes") };
             let digests = digests(&images.into_dimensionality::<Ix4>()?);
             hash.update(&digests);
-            let matrices = network.matrices(outputs, &names)?;
             each(Rows { start, digests, matrices })?;
             progress.advance(names.len() as u64);
         }
@@ -123,4 +154,9 @@ impl Fused {
         walk.sha256 = hash.finish();
         Ok(walk)
     }
+}
+
+/// `outputs` of a session in the program's own memory.
+pub fn hosted(outputs: Vec<(String, Resident)>) -> anyhow::Result<Vec<(String, Tensor)>> {
+    outputs.into_iter().map(|(name, value)| Ok((name, value.into_host()?))).collect()
 }

@@ -66,6 +66,76 @@ impl Tensor {
     }
 }
 
+/// A tensor where a session left it, which may be the memory of a device.
+#[derive(Debug)]
+pub enum Resident {
+    /// In the program's own memory.
+    Host(Tensor),
+    /// Where ONNX Runtime computes.
+    #[cfg(feature = "ort")]
+    Ort(ort::Bound),
+}
+
+impl Resident {
+    /// The tensor in the program's own memory.
+    ///
+    /// # Errors
+    /// `Runtime` if the device fails.
+    pub fn into_host(self) -> Result<Tensor> {
+        match self {
+            Self::Host(tensor) => Ok(tensor),
+            #[cfg(feature = "ort")]
+            Self::Ort(bound) => bound.to_host(),
+        }
+    }
+
+    /// A copy of the tensor in the program's own memory.
+    ///
+    /// # Errors
+    /// `Runtime` if the device fails.
+    pub fn to_host(&self) -> Result<Tensor> {
+        match self {
+            Self::Host(tensor) => Ok(tensor.clone()),
+            #[cfg(feature = "ort")]
+            Self::Ort(bound) => bound.to_host(),
+        }
+    }
+}
+
+/// What is known of a tensor without its values.
+pub(crate) trait Shaped {
+    fn element(&self) -> ElementType;
+    fn dims(&self) -> &[usize];
+}
+
+impl Shaped for Tensor {
+    fn element(&self) -> ElementType {
+        Self::element(self)
+    }
+
+    fn dims(&self) -> &[usize] {
+        Self::dims(self)
+    }
+}
+
+impl Shaped for &Resident {
+    fn element(&self) -> ElementType {
+        match self {
+            Resident::Host(tensor) => tensor.element(),
+            #[cfg(feature = "ort")]
+            Resident::Ort(bound) => bound.element,
+        }
+    }
+
+    fn dims(&self) -> &[usize] {
+        match self {
+            Resident::Host(tensor) => tensor.dims(),
+            #[cfg(feature = "ort")]
+            Resident::Ort(bound) => &bound.dims,
+        }
+    }
+}
+
 /// Where ONNX Runtime computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Provider {
@@ -95,11 +165,23 @@ pub trait Session: Send {
     /// # Errors
     /// `Input` if an input is missing or does not fit; `Runtime` if the runtime fails.
     fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>>;
+
+    /// As [`Session::run`], on inputs wherever they are; outputs in `keep` stay where the session computes, the others come to the host. A session
+    /// without a device's memory has everything on the host.
+    ///
+    /// # Errors
+    /// Those of [`Session::run`].
+    fn run_resident(&mut self, inputs: &[(&str, &Resident)], keep: &[&str]) -> Result<Vec<(String, Resident)>> {
+        let _ = keep;
+        let hosted = |(name, value): &(_, &Resident)| Ok((*name, value.to_host()?));
+        let inputs: Vec<(&str, Tensor)> = inputs.iter().map(hosted).collect::<Result<_>>()?;
+        Ok(self.run(&inputs)?.into_iter().map(|(name, tensor)| (name, Resident::Host(tensor))).collect())
+    }
 }
 
 /// `inputs` in the model's order, checked against it.
 #[cfg(any(feature = "ort", feature = "tract"))]
-pub(crate) fn arrange<'a>(model: &ModelInfo, inputs: &'a [(&str, Tensor)]) -> Result<Vec<&'a Tensor>> {
+pub(crate) fn arrange<'a, T: Shaped>(model: &ModelInfo, inputs: &'a [(&str, T)]) -> Result<Vec<&'a T>> {
     for (name, _) in inputs {
         if model.input(name).is_none() {
             let expected = model.inputs.iter().map(|v| v.name.as_str()).collect::<Vec<_>>().join(", ");

@@ -6,15 +6,19 @@ use std::sync::{Mutex, OnceLock};
 use ndarray::ArrayD;
 use ort::environment::Environment;
 use ort::ep::{CUDA, ExecutionProvider as _};
-use ort::session::builder::GraphOptimizationLevel;
+use ort::logging::LogLevel;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{Session as Inner, SessionInputValue};
-use ort::value::{PrimitiveTensorElementType, TensorElementType, TensorRef, Value};
+use ort::value::{
+    DynTensor, DynTensorValueType, PrimitiveTensorElementType, TensorElementType, TensorRef, TensorValueTypeMarker,
+    Value,
+};
 
-use prost::Message as _;
-
-use super::{Provider, Session, Tensor, arrange, winograd};
+use super::{Provider, Resident, Session, Tensor, arrange, winograd};
 use crate::error::{Error, Result};
-use crate::read::{ModelInfo, written};
+use crate::graph::ElementType;
+use crate::read::ModelInfo;
 
 /// The library, loaded once for the process.
 #[derive(Clone)]
@@ -128,14 +132,36 @@ impl OrtRuntime {
             })?;
         }
         let inner = if options.provider == Provider::Winograd {
-            let (rewritten, domain) = winograd::rewritten(written(model)?).map_err(|e| refused(e.to_string()))?;
-            let mut builder = builder.with_operators(domain).map_err(|e| refused(e.to_string()))?;
-            builder.commit_from_memory(&rewritten.encode_to_vec())
+            self.with_winograd(builder, model)
         } else {
             builder.commit_from_file(model)
         };
         let inner = inner.map_err(|e| refused(e.to_string()))?;
-        Ok(OrtSession { name, info, inner })
+        let device = match options.provider {
+            Provider::Cpu | Provider::Winograd => None,
+            Provider::Cuda { device, .. } => Some(device),
+        };
+        Ok(OrtSession { name, info, inner, device })
+    }
+}
+
+impl OrtRuntime {
+    /// Opens `model` with minimal filtering: ONNX Runtime's optimised graph goes through [`winograd`] and is opened with `builder`.
+    fn with_winograd(&self, builder: SessionBuilder, model: &Path) -> ort::Result<Inner> {
+        let quiet = || {
+            Ok::<_, ort::Error>(
+                Inner::builder(&self.environment)?.with_intra_threads(1)?.with_log_level(LogLevel::Error)?,
+            )
+        };
+        let block = winograd::block(|bytes| quiet()?.commit_from_memory(bytes))?;
+        let failed = |e: std::io::Error| ort::Error::new(e.to_string());
+        let folder = tempfile::Builder::new().prefix("d2o-optimised-").tempdir().map_err(failed)?;
+        let optimised = folder.path().join("graph.onnx");
+        let first =
+            quiet()?.with_optimization_level(GraphOptimizationLevel::All)?.with_optimized_model_path(&optimised)?;
+        drop({ first }.commit_from_file(model)?);
+        let (rewritten, domain) = winograd::rewritten(&fs_err::read(&optimised).map_err(failed)?, block)?;
+        builder.with_operators(domain)?.commit_from_memory(&rewritten)
     }
 }
 
@@ -145,20 +171,88 @@ pub struct OrtSession {
     name: &'static str,
     info: ModelInfo,
     inner: Inner,
+    /// The CUDA device, if it is one.
+    device: Option<i32>,
+}
+
+/// A tensor in the memory of the device where a session computes.
+#[derive(Debug)]
+pub struct Bound {
+    runtime: &'static str,
+    value: DynTensor,
+    pub(super) element: ElementType,
+    pub(super) dims: Vec<usize>,
+}
+
+impl Bound {
+    fn new(runtime: &'static str, value: Value) -> ort::Result<Self> {
+        let value = value.downcast::<DynTensorValueType>()?;
+        let element = match value.data_type() {
+            TensorElementType::Float32 => ElementType::F32,
+            TensorElementType::Uint8 => ElementType::U8,
+            TensorElementType::Int64 => ElementType::I64,
+            other => return Err(ort::Error::new(format!("an output of {other}"))),
+        };
+        let dims = value.shape().iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
+        Ok(Self { runtime, value, element, dims })
+    }
+
+    pub(super) fn to_host(&self) -> Result<Tensor> {
+        let copied = || {
+            if self.value.memory_info().is_cpu_accessible() {
+                return from_value(&self.value);
+            }
+            from_value(&self.value.to(AllocationDevice::CPU, 0)?.into_dyn())
+        };
+        copied().map_err(|e: ort::Error| failed(self.runtime, "a tensor cannot be taken from the device", &e))
+    }
+}
+
+fn failed(runtime: &'static str, what: &str, error: &ort::Error) -> Error {
+    Error::Runtime { runtime, what: what.to_owned(), source: error.to_string().into() }
 }
 
 impl OrtSession {
+    fn bind_and_run(&mut self, inputs: &[&&Resident], keep: &[&str]) -> ort::Result<Vec<(String, Resident)>> {
+        let memory = |device, id, memory| MemoryInfo::new(device, id, AllocatorType::Device, memory);
+        let host = memory(AllocationDevice::CPU, 0, MemoryType::CPUOutput)?;
+        let own = match self.device {
+            Some(id) => Some(memory(AllocationDevice::CUDA, id, MemoryType::Default)?),
+            None => None,
+        };
+        let mut binding = self.inner.create_binding()?;
+        for (input, value) in self.info.inputs.iter().zip(inputs) {
+            match value {
+                Resident::Host(tensor) => binding.bind_input(&input.name, &*to_value(tensor)?)?,
+                Resident::Ort(bound) => binding.bind_input(&input.name, &bound.value)?,
+            }
+        }
+        for output in &self.info.outputs {
+            let stays = keep.contains(&output.name.as_str());
+            let memory = own.as_ref().filter(|_| stays).unwrap_or(&host);
+            binding.bind_output_to_device(&output.name, memory)?;
+        }
+        let mut outputs = self.inner.run_binding(&binding)?;
+        binding.synchronize_outputs()?;
+        let mut found = Vec::new();
+        for output in &self.info.outputs {
+            let name = output.name.clone();
+            let value = outputs.remove(&name).ok_or_else(|| ort::Error::new(format!("no output `{name}`")))?;
+            let stays = keep.contains(&name.as_str());
+            let value =
+                if stays { Resident::Ort(Bound::new(self.name, value)?) } else { Resident::Host(from_value(&value)?) };
+            found.push((name, value));
+        }
+        Ok(found)
+    }
+
     /// Ends the timing of a profiled session and gives the path of ONNX Runtime's JSON file.
     ///
     /// # Errors
     /// `Runtime`, also if the session is not profiled.
     pub fn end_profile(&mut self) -> Result<PathBuf> {
-        let failed = |e: ort::Error| Error::Runtime {
-            runtime: self.name,
-            what: "no profile".to_owned(),
-            source: e.to_string().into(),
-        };
-        self.inner.end_profiling().map(PathBuf::from).map_err(failed)
+        let name = self.name;
+        self.inner.end_profiling().map(PathBuf::from).map_err(|e| failed(name, "no profile", &e))
     }
 }
 
@@ -173,15 +267,17 @@ impl Session for OrtSession {
 
     fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>> {
         let name = self.name;
-        let failed = |e: ort::Error| Error::Runtime {
-            runtime: name,
-            what: "run failed".to_owned(),
-            source: e.to_string().into(),
-        };
+        let failed = |e: ort::Error| failed(name, "run failed", &e);
         let arranged = arrange(&self.info, inputs)?;
         let values = arranged.into_iter().map(to_value).collect::<ort::Result<Vec<_>>>().map_err(failed)?;
         let outputs = self.inner.run(values.as_slice()).map_err(failed)?;
         outputs.iter().map(|(name, value)| Ok((name.to_owned(), from_value(&value).map_err(failed)?))).collect()
+    }
+
+    fn run_resident(&mut self, inputs: &[(&str, &Resident)], keep: &[&str]) -> Result<Vec<(String, Resident)>> {
+        let name = self.name;
+        let arranged = arrange(&self.info, inputs)?;
+        self.bind_and_run(&arranged, keep).map_err(|e| failed(name, "run failed", &e))
     }
 }
 
@@ -203,7 +299,7 @@ fn lend<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
     Ok(Value::from_array(array.as_standard_layout().into_owned())?.into())
 }
 
-fn from_value(value: &Value) -> ort::Result<Tensor> {
+fn from_value<K: TensorValueTypeMarker + ?Sized>(value: &Value<K>) -> ort::Result<Tensor> {
     match value.dtype().tensor_type() {
         Some(TensorElementType::Uint8) => Ok(Tensor::U8(value.try_extract_array::<u8>()?.to_owned())),
         Some(TensorElementType::Int64) => Ok(Tensor::I64(value.try_extract_array::<i64>()?.to_owned())),

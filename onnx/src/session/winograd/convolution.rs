@@ -6,33 +6,38 @@ use pulp::{Simd, WithSimd};
 
 use super::axis::{Axis, MOST};
 
-/// Channels that lie together.
-pub(super) const LANES: usize = 16;
-/// Pixels and channels that are transposed together.
-const SIDE: usize = 4;
 /// Tiles of a task, at least and at most.
-const TILES: [usize; 2] = [24, 96];
+const TILES: [usize; 2] = [32, 160];
 /// Floats of a task's transformed inputs and products: what a core's second cache holds.
-const CACHED: usize = 160_000;
+const CACHED: usize = 200_000;
+/// Tasks from which on it does not matter that the last ones leave threads idle.
+const MANY: usize = 8;
+/// Tiles of the smallest product.
+const SIDE: usize = 4;
 
 /// A convolution of stride 1 and one group, with its bias and, where asked, the ReLU after it.
 #[derive(Debug)]
 pub(super) struct Convolution {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
+    /// Channels that lie together.
+    block: usize,
     axes: [Axis; 2],
     /// Top, left, bottom, right.
     pads: [usize; 4],
-    /// `[points, Co / 16, Ci, 16]`.
+    /// `[Co / block, points, Ci, block]`.
     weights: Vec<f32>,
     bias: Vec<f32>,
     relu: bool,
 }
 
-/// `[N, Ci, H, W]`.
+/// What a convolution is computed of.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Images<'a> {
+    /// `[N, Ci / block, H, W, block]`.
     pub(super) values: &'a [f32],
+    /// What is added before the ReLU, as the output lies.
+    pub(super) sum: Option<&'a [f32]>,
     pub(super) batch: usize,
     pub(super) height: usize,
     pub(super) width: usize,
@@ -55,7 +60,7 @@ impl Grid {
     }
 }
 
-/// Rows of a task's outputs: for each strip the rows of each channel.
+/// Rows of a task's outputs: for each strip the rows of each block of channels.
 type Rows<'a> = Vec<&'a mut [f32]>;
 
 /// Working memory, lent to one task at a time.
@@ -64,14 +69,14 @@ pub(super) struct Pool(Mutex<Vec<Scratch>>);
 
 #[derive(Debug, Default)]
 struct Scratch {
-    /// Rows of 16 channels, `[points of the height, W, 16]`.
+    /// A row outside the image, `[W, block]`.
+    zeros: Vec<f32>,
+    /// Rows of a block of channels, `[points of the height, W, block]`.
     lines: Vec<f32>,
-    /// `[points, Ci / 16, tiles, 16]`.
+    /// `[points, Ci / block, tiles, block]`.
     transformed: Vec<f32>,
-    /// `[points, Co / 16, tiles, 16]`.
+    /// `[points, tiles, block]`.
     products: Vec<f32>,
-    /// `[16, W']`.
-    turned: Vec<f32>,
 }
 
 impl Convolution {
@@ -82,14 +87,15 @@ impl Convolution {
         bias: Option<&[f32]>,
         pads: [usize; 4],
         relu: bool,
+        block: usize,
     ) -> Option<Self> {
         let [outputs, inputs, height, width] = dims;
         let axes = [Axis::new(height)?, Axis::new(width)?];
-        let whole = outputs.is_multiple_of(LANES) && inputs.is_multiple_of(LANES);
+        let whole = outputs.is_multiple_of(block) && inputs.is_multiple_of(block);
         let padded = pads.iter().zip([height, width, height, width]).all(|(pad, taps)| *pad < taps);
         // Errors of two axes multiply: seven taps by more than one would be off by 1e-4.
         let exact = height.min(width) == 1 || height.max(width) < 7;
-        // Half the products are no gain: so much goes into the transforms and the other layout.
+        // Half the products are no gain: so much goes into the transforms.
         let [products, all] = [Axis::points, |axis: &Axis| axis.tile * axis.taps].map(|n| n(&axes[0]) * n(&axes[1]));
         if !whole || !padded || !exact || all <= 2 * products || weights.len() != dims.iter().product::<usize>() {
             return None;
@@ -98,8 +104,8 @@ impl Convolution {
         if bias.len() != outputs {
             return None;
         }
-        let weights = at_the_points(weights, [outputs, inputs], &axes);
-        Some(Self { outputs, inputs, axes, pads, weights, bias, relu })
+        let weights = at_the_points(weights, [outputs, inputs], &axes, block);
+        Some(Self { outputs, inputs, block, axes, pads, weights, bias, relu })
     }
 
     /// Height and width of the output; `None` if an image is smaller than the filter.
@@ -113,14 +119,18 @@ impl Convolution {
         let [height, width] = self.output_size(images.height, images.width)?;
         let (strips_of_image, tiles_of_strip) = (height.div_ceil(self.axes[0].tile), width.div_ceil(self.axes[1].tile));
         let points = self.axes[0].points() * self.axes[1].points();
-        let tiles = (CACHED / (points * (self.inputs + self.outputs))).clamp(TILES[0], TILES[1]);
-        let strips_of_task = (tiles / tiles_of_strip).max(1);
+        let tiles = (CACHED / (points * (self.inputs + self.block))).clamp(TILES[0], TILES[1]);
         let strips = images.batch * strips_of_image;
+        let mut tasks = strips.div_ceil((tiles / tiles_of_strip).max(1)).max(1);
+        if tasks < MANY {
+            tasks = tasks.next_multiple_of(2);
+        }
+        let strips_of_task = strips.div_ceil(tasks).max(1);
         Some(Grid { height, width, strips_of_image, tiles_of_strip, strips, strips_of_task })
     }
 
-    /// Fills `out [N, Co, H', W']`. `parallel` is given the number of tasks and calls the closure once with each; results do not depend on
-    /// which thread takes which.
+    /// Fills `out [N, Co / block, H', W', block]`. `parallel` is given the number of tasks and calls the closure once with each; results do not
+    /// depend on which thread takes which.
     pub(super) fn run<E>(
         &self,
         images: &Images<'_>,
@@ -130,33 +140,31 @@ impl Convolution {
     ) -> Result<(), E> {
         let Some(grid) = self.grid(images) else { return Ok(()) };
         let rows = self.rows(&grid, out);
-        let arch = pulp::Arch::new();
         parallel(grid.tasks(), &|index| {
             // A poisoned lock guards nothing here that a panic could have left half done.
             let mut scratch = pool.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
             let mut rows = rows[index].lock().unwrap_or_else(PoisonError::into_inner);
-            arch.dispatch(Task {
-                convolution: self,
-                grid,
-                index,
-                images: *images,
-                rows: &mut rows,
-                scratch: &mut scratch,
-            });
+            let (images, rows, scratch_of) = (*images, &mut *rows, &mut scratch);
+            match self.block {
+                8 => vectorised::<8>(Task { convolution: self, grid, index, images, rows, scratch: scratch_of }),
+                _ => vectorised::<16>(Task { convolution: self, grid, index, images, rows, scratch: scratch_of }),
+            }
             pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
         })
     }
 
     /// `out` as each task's own rows.
     fn rows<'a>(&self, grid: &Grid, out: &'a mut [f32]) -> Vec<Mutex<Rows<'a>>> {
+        let blocks = self.outputs / self.block;
         let strips = |task: usize| (grid.strips - task * grid.strips_of_task).min(grid.strips_of_task);
-        let empty = |task| (0..strips(task) * self.outputs).map(|_| Default::default()).collect();
+        let empty = |task| (0..strips(task) * blocks).map(|_| Default::default()).collect();
         let mut rows: Vec<Rows<'a>> = (0..grid.tasks()).map(empty).collect();
-        for (plane, out) in out.chunks_exact_mut(grid.height * grid.width).enumerate() {
-            let (image, channel) = (plane / self.outputs, plane % self.outputs);
-            for (i, part) in out.chunks_mut(self.axes[0].tile * grid.width).enumerate() {
+        let line = grid.width * self.block;
+        for (plane, out) in out.chunks_exact_mut(grid.height * line).enumerate() {
+            let (image, block) = (plane / blocks, plane % blocks);
+            for (i, part) in out.chunks_mut(self.axes[0].tile * line).enumerate() {
                 let strip = image * grid.strips_of_image + i;
-                rows[strip / grid.strips_of_task][strip % grid.strips_of_task * self.outputs + channel] = part;
+                rows[strip / grid.strips_of_task][strip % grid.strips_of_task * blocks + block] = part;
             }
         }
         rows.into_iter().map(Mutex::new).collect()
@@ -165,10 +173,11 @@ impl Convolution {
 
 /// Weights `[Co, Ci, height, width]` at the points, in f64 and rounded once, as [`Convolution::weights`] has them.
 #[allow(clippy::cast_possible_truncation, reason = "graphs compute in f32")]
-fn at_the_points(weights: &[f32], [outputs, inputs]: [usize; 2], [down, across]: &[Axis; 2]) -> Vec<f32> {
+fn at_the_points(weights: &[f32], [outputs, inputs]: [usize; 2], [down, across]: &[Axis; 2], block: usize) -> Vec<f32> {
     let (rows, columns) = (down.filter(), across.filter());
     let taps = down.taps * across.taps;
-    let mut transformed = vec![0.0; rows.len() * columns.len() * outputs * inputs];
+    let points = rows.len() * columns.len();
+    let mut transformed = vec![0.0; points * outputs * inputs];
     let mut half = vec![0.0; rows.len() * across.taps];
     for (pair, filter) in weights.chunks_exact(taps).enumerate() {
         let (output, input) = (pair / inputs, pair % inputs);
@@ -180,16 +189,16 @@ fn at_the_points(weights: &[f32], [outputs, inputs]: [usize; 2], [down, across]:
         for (i, half) in half.chunks_exact(across.taps).enumerate() {
             for (j, column) in columns.iter().enumerate() {
                 let sum: f64 = column.iter().zip(half).map(|(g, w)| g * w).sum();
-                let panel = (i * columns.len() + j) * (outputs / LANES) + output / LANES;
-                transformed[(panel * inputs + input) * LANES + output % LANES] = sum as f32;
+                let panel = output / block * points + i * columns.len() + j;
+                transformed[(panel * inputs + input) * block + output % block] = sum as f32;
             }
         }
     }
     transformed
 }
 
-/// Some strips of a batch.
-struct Task<'a, 'b> {
+/// Some strips of a batch, in blocks of `B` channels.
+struct Task<'a, 'b, const B: usize> {
     convolution: &'a Convolution,
     grid: Grid,
     index: usize,
@@ -198,90 +207,109 @@ struct Task<'a, 'b> {
     scratch: &'a mut Scratch,
 }
 
-/// Calls `$f::<S, pairs, tile>` for the numbers of `$axis`.
+/// Runs `task` with the widest vectors that a block fills.
+fn vectorised<const B: usize>(task: Task<'_, '_, B>) {
+    #[cfg(target_arch = "x86_64")]
+    if B == 8
+        && let Some(simd) = pulp::x86::V3::try_new()
+    {
+        return Simd::vectorize(simd, task);
+    }
+    pulp::Arch::new().dispatch(task);
+}
+
+/// Calls `$f::<S, B, pairs, tile>` for the numbers of `$axis`.
 macro_rules! for_axis {
-    ($axis:expr, $f:ident::<$s:ty>($($argument:expr),* $(,)?)) => {
+    ($axis:expr, $f:ident::<$s:ty, $b:ident>($($argument:expr),* $(,)?)) => {
         match ($axis.pairs, $axis.tile) {
-            (2, 4) => $f::<$s, 2, 4>($($argument),*),
-            (2, _) => $f::<$s, 2, 2>($($argument),*),
-            (4, _) => $f::<$s, 4, 4>($($argument),*),
-            _ => $f::<$s, 0, 1>($($argument),*),
+            (2, 4) => $f::<$s, $b, 2, 4>($($argument),*),
+            (2, _) => $f::<$s, $b, 2, 2>($($argument),*),
+            (4, _) => $f::<$s, $b, 4, 4>($($argument),*),
+            _ => $f::<$s, $b, 0, 1>($($argument),*),
         }
     };
 }
 
-impl WithSimd for Task<'_, '_> {
+impl<const B: usize> WithSimd for Task<'_, '_, B> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { convolution, grid, index, images, rows, scratch } = self;
-        let Scratch { lines, transformed, products, turned } = scratch;
+        let Scratch { zeros, lines, transformed, products } = scratch;
         let [down, across] = &convolution.axes;
         let (high, wide) = (down.points(), across.points());
         let first = index * grid.strips_of_task;
         let strips = (grid.strips - first).min(grid.strips_of_task);
         let tiles = (strips * grid.tiles_of_strip).next_multiple_of(SIDE);
-        let (inputs, outputs) = (convolution.inputs / LANES, convolution.outputs / LANES);
+        let (inputs, outputs) = (convolution.inputs / B, convolution.outputs / B);
         let columns = grid.tiles_of_strip * across.tile;
-        // Whole blocks to transpose: the last columns may lie outside the image.
-        let out_line = columns.next_multiple_of(SIDE) * LANES;
-        let line = ((columns + across.taps - 1) * LANES).max(out_line);
+        let line = (columns + across.taps - 1) * B;
+        let row_of_image = images.width * B;
+        at_least(zeros, row_of_image);
         at_least(lines, high * line);
-        at_least(transformed, high * wide * inputs * tiles * LANES);
-        at_least(products, high * wide * outputs * tiles * LANES);
-        at_least(turned, out_line);
+        at_least(transformed, high * wide * inputs * tiles * B);
+        at_least(products, high * wide * tiles * B);
 
         let [top, left, ..] = convolution.pads;
+        let inside = images.width.min(line / B - left);
         for strip in 0..strips {
             let (image, i) = ((first + strip) / grid.strips_of_image, (first + strip) % grid.strips_of_image);
             for block in 0..inputs {
-                let plane = images.height * images.width;
-                let planes = &images.values[(image * inputs + block) * LANES * plane..][..LANES * plane];
-                for (row, line) in lines.chunks_exact_mut(line).take(high).enumerate() {
-                    let row = (i * down.tile + row).checked_sub(top).filter(|row| *row < images.height);
-                    gather(planes, images.width, row, left, line);
+                let plane = images.height * row_of_image;
+                let plane = &images.values[(image * inputs + block) * plane..][..plane];
+                let row = |row: usize| match (i * down.tile + row).checked_sub(top) {
+                    Some(row) if row < images.height => &plane[row * row_of_image..][..inside * B],
+                    _ => &zeros[..inside * B],
+                };
+                let source: [&[f32]; MOST] = std::array::from_fn(|k| row(k.min(high - 1)));
+                for line in lines.chunks_exact_mut(line).take(high) {
+                    line[..left * B].fill(0.0);
+                    line[(left + inside) * B..].fill(0.0);
                 }
-                for_axis!(down, analyse_rows::<S>(simd, down, lines, line));
+                for_axis!(down, analyse_rows::<S, B>(simd, down, &source, lines, [line, left * B]));
                 for (row, line) in lines.chunks_exact(line).take(high).enumerate() {
                     let at = (row * wide * inputs + block) * tiles + strip * grid.tiles_of_strip;
                     let step = inputs * tiles;
-                    for_axis!(
-                        across,
-                        analyse_columns::<S>(simd, across, line, transformed, [at, step, grid.tiles_of_strip])
-                    );
+                    let tiles = grid.tiles_of_strip;
+                    for_axis!(across, analyse_columns::<S, B>(simd, across, line, transformed, [at, step, tiles]));
                 }
             }
         }
 
-        let weights = convolution.weights.chunks_exact(inputs * LANES * LANES);
-        let at_point = transformed.chunks_exact(inputs * tiles * LANES).flat_map(|t| std::iter::repeat_n(t, outputs));
-        for ((weights, inputs), products) in weights.zip(at_point).zip(products.chunks_exact_mut(tiles * LANES)) {
-            multiply(simd, inputs, weights, products);
-        }
-
-        let line = out_line;
-        for strip in 0..strips {
-            let i = (first + strip) % grid.strips_of_image;
-            for block in 0..outputs {
+        let points = high * wide;
+        let plane = grid.height * grid.width * B;
+        for (block, weights) in convolution.weights.chunks_exact(points * inputs * B * B).enumerate() {
+            let weights = weights.chunks_exact(inputs * B * B);
+            let transformed = transformed.chunks_exact(inputs * tiles * B);
+            for ((weights, inputs), products) in weights.zip(transformed).zip(products.chunks_exact_mut(tiles * B)) {
+                multiply::<S, B>(simd, inputs, weights, products);
+            }
+            let bias = &convolution.bias[block * B..][..B];
+            for strip in 0..strips {
+                let (image, i) = ((first + strip) / grid.strips_of_image, (first + strip) % grid.strips_of_image);
                 for (row, line) in lines.chunks_exact_mut(line).take(high).enumerate() {
-                    let at = (row * wide * outputs + block) * tiles + strip * grid.tiles_of_strip;
-                    let step = outputs * tiles;
-                    for_axis!(
-                        across,
-                        synthesise_columns::<S>(simd, across, products, [at, step, grid.tiles_of_strip], line)
-                    );
+                    let at = row * wide * tiles + strip * grid.tiles_of_strip;
+                    let tiles = [at, tiles, grid.tiles_of_strip];
+                    for_axis!(across, synthesise_columns::<S, B>(simd, across, products, tiles, line));
                 }
-                let bias = &convolution.bias[block * LANES..][..LANES];
-                for_axis!(down, synthesise_rows::<S>(simd, down, lines, line, bias, convolution.relu));
-                let channels = &mut rows[(strip * outputs + block) * LANES..][..LANES];
-                let inside = (grid.height - i * down.tile).min(down.tile);
-                for (row, line) in lines.chunks_exact(line).take(inside).enumerate() {
-                    scatter(line, turned, channels, row, grid.width);
-                }
+                let out = &mut *rows[strip * outputs + block];
+                let begin = (image * outputs + block) * plane + i * down.tile * grid.width * B;
+                let sum = images.sum.map(|sum| &sum[begin..][..out.len()]);
+                let after = After { bias, sum, relu: convolution.relu };
+                for_axis!(down, synthesise_rows::<S, B>(simd, down, lines, line, &after, out, grid.width * B));
             }
         }
     }
+}
+
+/// What follows the sums.
+struct After<'a> {
+    /// One for each channel.
+    bias: &'a [f32],
+    /// As the outputs lie.
+    sum: Option<&'a [f32]>,
+    relu: bool,
 }
 
 fn at_least(memory: &mut Vec<f32>, length: usize) {
@@ -300,92 +328,54 @@ fn store<S: Simd>(_: S, to: &mut [f32], value: S::f32s) {
     S::as_mut_simd_f32s(&mut to[..S::F32_LANES]).0[0] = value;
 }
 
-/// Row `row` of 16 planes, padded: `line [W, 16]`; zeros without a row.
+/// Rows of an image to their values at the points: `source`, one for each point, into `lines`, `line` floats apart, from `left` on.
 #[inline(always)]
-fn gather(planes: &[f32], width: usize, row: Option<usize>, left: usize, line: &mut [f32]) {
-    let Some(row) = row else { return line.fill(0.0) };
-    let plane = planes.len() / LANES;
-    let inside = width.min(line.len() / LANES - left);
-    line[..left * LANES].fill(0.0);
-    line[(left + inside) * LANES..].fill(0.0);
-    let line = &mut line[left * LANES..][..inside * LANES];
-    for channel in (0..LANES).step_by(SIDE) {
-        let rows: [&[f32]; SIDE] = std::array::from_fn(|g| &planes[(channel + g) * plane + row * width..][..inside]);
-        let mut blocks = line.chunks_exact_mut(SIDE * LANES);
-        for (x, to) in blocks.by_ref().enumerate() {
-            let block: [[f32; SIDE]; SIDE] = std::array::from_fn(|g| std::array::from_fn(|j| rows[g][x * SIDE + j]));
-            for j in 0..SIDE {
-                let column: [f32; SIDE] = std::array::from_fn(|g| block[g][j]);
-                to[j * LANES + channel..][..SIDE].copy_from_slice(&column);
-            }
-        }
-        for (x, to) in blocks.into_remainder().chunks_exact_mut(LANES).enumerate() {
-            for (g, row) in rows.iter().enumerate() {
-                to[channel + g] = row[inside / SIDE * SIDE + x];
-            }
-        }
-    }
-}
-
-/// `line [W', 16]` into row `row` of 16 channels. It is turned first, because whole lines are what memory takes fastest.
-#[inline(always)]
-fn scatter(line: &[f32], turned: &mut [f32], channels: &mut [&mut [f32]], row: usize, width: usize) {
-    let columns = line.len() / LANES;
-    for (channel, rows) in turned[..line.len()].chunks_exact_mut(SIDE * columns).enumerate() {
-        let (a, rest) = rows.split_at_mut(columns);
-        let (b, rest) = rest.split_at_mut(columns);
-        let (c, d) = rest.split_at_mut(columns);
-        let rows = a.chunks_exact_mut(SIDE).zip(b.chunks_exact_mut(SIDE));
-        let rows = rows.zip(c.chunks_exact_mut(SIDE).zip(d.chunks_exact_mut(SIDE)));
-        for (block, ((a, b), (c, d))) in line.chunks_exact(SIDE * LANES).zip(rows) {
-            for j in 0..SIDE {
-                let pixel = &block[j * LANES + channel * SIDE..][..SIDE];
-                (a[j], b[j], c[j], d[j]) = (pixel[0], pixel[1], pixel[2], pixel[3]);
-            }
-        }
-    }
-    for (channel, turned) in channels.iter_mut().zip(turned.chunks_exact(columns)) {
-        channel[row * width..][..width].copy_from_slice(&turned[..width]);
-    }
-}
-
-/// Rows `[points, W, 16]` to their values at the points, in place.
-#[inline(always)]
-fn analyse_rows<S: Simd, const N: usize, const M: usize>(simd: S, axis: &Axis, lines: &mut [f32], line: usize) {
+fn analyse_rows<S: Simd, const B: usize, const N: usize, const M: usize>(
+    simd: S,
+    axis: &Axis,
+    source: &[&[f32]; MOST],
+    lines: &mut [f32],
+    [line, left]: [usize; 2],
+) {
     if N == 0 {
+        lines[left..][..source[0].len()].copy_from_slice(source[0]);
         return;
     }
-    for at in (0..line).step_by(S::F32_LANES) {
+    for at in (0..source[0].len()).step_by(S::F32_LANES) {
         let mut x = [simd.splat_f32s(0.0); MOST];
         for (i, x) in x.iter_mut().enumerate().take(2 * N + 2) {
-            *x = load(simd, &lines[i * line + at..]);
+            *x = load(simd, &source[i][at..]);
         }
         let y = axis.analyse::<S, N>(simd, x);
         for (i, y) in y.iter().enumerate().take(2 * N + 2) {
-            store(simd, &mut lines[i * line + at..], *y);
+            store(simd, &mut lines[i * line + left + at..], *y);
         }
     }
 }
 
-/// A line `[W, 16]` to its tiles' values at the points: point j of tile t is vector `at + j * step + t` of `to`.
+/// A line `[W, B]` to its tiles' values at the points: point j of tile t is block `at + j * step + t` of `to`.
 #[inline(always)]
-fn analyse_columns<S: Simd, const N: usize, const M: usize>(
+fn analyse_columns<S: Simd, const B: usize, const N: usize, const M: usize>(
     simd: S,
     axis: &Axis,
     line: &[f32],
     to: &mut [f32],
     [at, step, tiles]: [usize; 3],
 ) {
-    let points = if N == 0 { 1 } else { 2 * N + 2 };
+    if N == 0 {
+        to[at * B..][..tiles * B].copy_from_slice(&line[..tiles * B]);
+        return;
+    }
+    let points = 2 * N + 2;
     for t in 0..tiles {
-        for lane in (0..LANES).step_by(S::F32_LANES) {
+        for lane in (0..B).step_by(S::F32_LANES) {
             let mut x = [simd.splat_f32s(0.0); MOST];
             for (j, x) in x.iter_mut().enumerate().take(points) {
-                *x = load(simd, &line[(t * M + j) * LANES + lane..]);
+                *x = load(simd, &line[(t * M + j) * B + lane..]);
             }
             let y = axis.analyse::<S, N>(simd, x);
             for (j, y) in y.iter().enumerate().take(points) {
-                store(simd, &mut to[(at + j * step + t) * LANES + lane..], *y);
+                store(simd, &mut to[(at + j * step + t) * B + lane..], *y);
             }
         }
     }
@@ -393,82 +383,103 @@ fn analyse_columns<S: Simd, const N: usize, const M: usize>(
 
 /// [`analyse_columns`] back: products at the points to a line of outputs.
 #[inline(always)]
-fn synthesise_columns<S: Simd, const N: usize, const M: usize>(
+fn synthesise_columns<S: Simd, const B: usize, const N: usize, const M: usize>(
     simd: S,
     axis: &Axis,
     from: &[f32],
     [at, step, tiles]: [usize; 3],
     line: &mut [f32],
 ) {
-    let points = if N == 0 { 1 } else { 2 * N + 2 };
+    if N == 0 {
+        line[..tiles * B].copy_from_slice(&from[at * B..][..tiles * B]);
+        return;
+    }
+    let points = 2 * N + 2;
     for t in 0..tiles {
-        for lane in (0..LANES).step_by(S::F32_LANES) {
+        for lane in (0..B).step_by(S::F32_LANES) {
             let mut x = [simd.splat_f32s(0.0); MOST];
             for (j, x) in x.iter_mut().enumerate().take(points) {
-                *x = load(simd, &from[(at + j * step + t) * LANES + lane..]);
+                *x = load(simd, &from[(at + j * step + t) * B + lane..]);
             }
             let y = axis.synthesise::<S, N, M>(simd, x);
             for (j, y) in y.iter().enumerate().take(M) {
-                store(simd, &mut line[(t * M + j) * LANES + lane..], *y);
+                store(simd, &mut line[(t * M + j) * B + lane..], *y);
             }
         }
     }
 }
 
-/// [`analyse_rows`] back, in place, with the bias and ReLU.
+/// [`analyse_rows`] back, with what follows: `lines`, `line` floats apart, to the rows of `out`, each of `width` floats.
 #[inline(always)]
-fn synthesise_rows<S: Simd, const N: usize, const M: usize>(
+fn synthesise_rows<S: Simd, const B: usize, const N: usize, const M: usize>(
     simd: S,
     axis: &Axis,
-    lines: &mut [f32],
+    lines: &[f32],
     line: usize,
-    bias: &[f32],
-    relu: bool,
+    after: &After<'_>,
+    out: &mut [f32],
+    width: usize,
 ) {
     let (points, zero) = (if N == 0 { 1 } else { 2 * N + 2 }, simd.splat_f32s(0.0));
-    for lane in (0..LANES).step_by(S::F32_LANES) {
-        let bias = load(simd, &bias[lane..]);
-        for at in (lane..line).step_by(LANES) {
+    let inside = out.len() / width;
+    for lane in (0..B).step_by(S::F32_LANES) {
+        let bias = load(simd, &after.bias[lane..]);
+        for at in (lane..width).step_by(B) {
             let mut x = [zero; MOST];
             for (i, x) in x.iter_mut().enumerate().take(points) {
                 *x = load(simd, &lines[i * line + at..]);
             }
             let y = axis.synthesise::<S, N, M>(simd, x);
             for (i, y) in y.iter().enumerate().take(M) {
-                let y = simd.add_f32s(*y, bias);
+                if i >= inside {
+                    break;
+                }
+                let mut y = simd.add_f32s(*y, bias);
+                if let Some(sum) = after.sum {
+                    y = simd.add_f32s(y, load(simd, &sum[i * width + at..]));
+                }
                 // NaN stays NaN, as in ONNX Runtime: it is the second operand.
-                let y = if relu { simd.max_f32s(zero, y) } else { y };
-                store(simd, &mut lines[i * line + at..], y);
+                let y = if after.relu { simd.max_f32s(zero, y) } else { y };
+                store(simd, &mut out[i * width + at..], y);
             }
         }
     }
 }
 
-/// At one point, `inputs [Ci / 16, tiles, 16]` by `weights [Ci, 16]`: `products [tiles, 16]`.
+/// At one point, `inputs [Ci / B, tiles, B]` by `weights [Ci, B]`: `products [tiles, B]`.
 #[inline(always)]
-fn multiply<S: Simd>(simd: S, inputs: &[f32], weights: &[f32], products: &mut [f32]) {
-    let tiles = products.len() / LANES;
-    for lane in (0..LANES).step_by(S::F32_LANES) {
+fn multiply<S: Simd, const B: usize>(simd: S, inputs: &[f32], weights: &[f32], products: &mut [f32]) {
+    let tiles = products.len() / B;
+    for lane in (0..B).step_by(S::F32_LANES) {
         let mut tile = 0;
         // As many sums as there are registers: 32 of 16 lanes, else 16.
-        while S::F32_LANES == 16 && tile + 24 <= tiles {
-            some_tiles::<S, 24>(simd, inputs, weights, products, [tile, lane]);
-            tile += 24;
+        if S::F32_LANES == 16 {
+            while tile + 24 <= tiles {
+                some_tiles::<S, B, 24>(simd, inputs, weights, products, [tile, lane]);
+                tile += 24;
+            }
+            if tile + 16 <= tiles {
+                some_tiles::<S, B, 16>(simd, inputs, weights, products, [tile, lane]);
+                tile += 16;
+            }
         }
         while tile + 12 <= tiles {
-            some_tiles::<S, 12>(simd, inputs, weights, products, [tile, lane]);
+            some_tiles::<S, B, 12>(simd, inputs, weights, products, [tile, lane]);
             tile += 12;
         }
-        while tile + SIDE <= tiles {
-            some_tiles::<S, SIDE>(simd, inputs, weights, products, [tile, lane]);
-            tile += SIDE;
+        if tile + 8 <= tiles {
+            some_tiles::<S, B, 8>(simd, inputs, weights, products, [tile, lane]);
+            tile += 8;
+        }
+        if tile + SIDE <= tiles {
+            some_tiles::<S, B, SIDE>(simd, inputs, weights, products, [tile, lane]);
         }
     }
 }
 
 /// [`multiply`] for `R` tiles and the lanes of a vector. Each tile's sum runs over the channels in their order, whatever `R` is.
 #[inline(always)]
-fn some_tiles<S: Simd, const R: usize>(
+fn some_tiles<S: Simd, const B: usize, const R: usize>(
     simd: S,
     inputs: &[f32],
     weights: &[f32],
@@ -476,19 +487,19 @@ fn some_tiles<S: Simd, const R: usize>(
     [tile, lane]: [usize; 2],
 ) {
     let mut sums = [simd.splat_f32s(0.0); R];
-    let blocks = inputs.chunks_exact(products.len()).zip(weights.chunks_exact(LANES * LANES));
+    let blocks = inputs.chunks_exact(products.len()).zip(weights.chunks_exact(B * B));
     for (inputs, weights) in blocks {
-        let inputs = &inputs[tile * LANES..][..R * LANES];
-        let weights = S::as_simd_f32s(weights).0.chunks_exact(LANES / S::F32_LANES);
+        let inputs = &inputs[tile * B..][..R * B];
+        let weights = S::as_simd_f32s(weights).0.chunks_exact(B / S::F32_LANES);
         for (channel, weights) in weights.enumerate() {
             let weight = weights[lane / S::F32_LANES];
             for (r, sum) in sums.iter_mut().enumerate() {
-                *sum = simd.mul_add_f32s(simd.splat_f32s(inputs[r * LANES + channel]), weight, *sum);
+                *sum = simd.mul_add_f32s(simd.splat_f32s(inputs[r * B + channel]), weight, *sum);
             }
         }
     }
     for (r, sum) in sums.iter().enumerate() {
-        store(simd, &mut products[(tile + r) * LANES + lane..], *sum);
+        store(simd, &mut products[(tile + r) * B + lane..], *sum);
     }
 }
 
@@ -535,8 +546,29 @@ mod tests {
         out
     }
 
+    /// `planes [N, C, pixels]` as `[N, C / block, pixels, block]`, or back.
+    fn turned(planes: &[f32], channels: usize, pixels: usize, block: usize, back: bool) -> Vec<f32> {
+        let mut out = vec![0.0; planes.len()];
+        for i in 0..planes.len() {
+            let (plane, pixel) = (i / pixels, i % pixels);
+            let (image, channel) = (plane / channels, plane % channels);
+            let there = (image * channels + channel / block * block) * pixels + pixel * block + channel % block;
+            if back {
+                out[i] = planes[there];
+            } else {
+                out[there] = planes[i];
+            }
+        }
+        out
+    }
+
+    /// Runs it on images `[N, C, H, W]`.
     fn run(convolution: &Convolution, images: &Images<'_>, pool: &Pool, backwards: bool) -> Vec<f32> {
         let [height, width] = convolution.output_size(images.height, images.width).unwrap();
+        let (block, pixels) = (convolution.block, images.height * images.width);
+        let values = turned(images.values, convolution.inputs, pixels, block, false);
+        let sum = images.sum.map(|sum| turned(sum, convolution.outputs, height * width, block, false));
+        let images = &Images { values: &values, sum: sum.as_deref(), ..*images };
         let mut out = vec![f32::NAN; images.batch * convolution.outputs * height * width];
         let order = |tasks: usize, task: &(dyn Fn(usize) + Send + Sync)| {
             for i in 0..tasks {
@@ -545,7 +577,7 @@ mod tests {
             Ok::<(), ()>(())
         };
         convolution.run(images, &mut out, pool, order).unwrap();
-        out
+        turned(&out, convolution.outputs, height * width, block, true)
     }
 
     #[test]
@@ -567,35 +599,43 @@ mod tests {
             let dims = [48, 32, taps[0], taps[1]];
             let weights = values(dims.iter().product(), 1);
             let input = values(batch * dims[1] * height * width, 2);
-            let images = Images { values: &input, batch, height, width };
+            let images = Images { values: &input, sum: None, batch, height, width };
             let bias = values(dims[0], 3);
             let expected = direct(&images, &weights, dims, pads);
-            let plain = Convolution::new(&weights, dims, None, pads, false).unwrap();
-            let found = run(&plain, &images, &pool, false);
             let peak = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-            let worst = |bias: &dyn Fn(usize) -> f64, relu: bool, found: &[f32]| {
-                let of = |(i, (e, f)): (usize, (&f64, &f32))| {
-                    let e = e + bias(i / (expected.len() / batch / dims[0]) % dims[0]);
-                    (if relu { e.max(0.0) } else { e } - f64::from(*f)).abs()
+            let added = values(expected.len(), 4);
+            for block in [8, 16] {
+                let plain = Convolution::new(&weights, dims, None, pads, false, block).unwrap();
+                let found = run(&plain, &images, &pool, false);
+                let worst = |whole: &dyn Fn(usize, f64) -> f64, found: &[f32]| {
+                    let of = |(i, (e, f)): (usize, (&f64, &f32))| (whole(i, *e) - f64::from(*f)).abs();
+                    expected.iter().zip(found).enumerate().map(of).fold(0.0_f64, f64::max)
                 };
-                expected.iter().zip(found).enumerate().map(of).fold(0.0_f64, f64::max)
-            };
-            let off = worst(&|_| 0.0, false, &found);
-            assert!(off < 2e-5 * peak, "{taps:?} {pads:?} {height} x {width}: {off} of {peak}");
-            let whole = Convolution::new(&weights, dims, Some(&bias), pads, true).unwrap();
-            let off = worst(&|channel| f64::from(bias[channel]), true, &run(&whole, &images, &pool, true));
-            assert!(off < 2e-5 * peak, "{taps:?} {pads:?} {height} x {width} with bias and ReLU: {off} of {peak}");
+                let off = worst(&|_, e| e, &found);
+                assert!(off < 2e-5 * peak, "{taps:?} {pads:?} {height} x {width} by {block}: {off} of {peak}");
+                let whole = Convolution::new(&weights, dims, Some(&bias), pads, true, block).unwrap();
+                let with_sum = run(&whole, &Images { sum: Some(&added), ..images }, &pool, true);
+                let pixels = expected.len() / batch / dims[0];
+                let after =
+                    |i: usize, e: f64| (e + f64::from(bias[i / pixels % dims[0]]) + f64::from(added[i])).max(0.0);
+                let off = worst(&after, &with_sum);
+                assert!(
+                    off < 2e-5 * peak,
+                    "{taps:?} {pads:?} {height} x {width} by {block}, all of it: {off} of {peak}"
+                );
 
-            // An image's numbers do not depend on those beside it.
-            let alone = Images { values: &input[..dims[1] * height * width], batch: 1, ..images };
-            let alone = run(&plain, &alone, &Pool::default(), true);
-            assert_eq!(alone, found[..alone.len()]);
+                // An image's numbers do not depend on those beside it.
+                let alone = Images { values: &input[..dims[1] * height * width], batch: 1, ..images };
+                let alone = run(&plain, &alone, &Pool::default(), true);
+                assert_eq!(alone, found[..alone.len()]);
+            }
         }
     }
 
     #[test]
     fn shapes_that_do_not_suit_are_left() {
-        let of = |dims: [usize; 4], pads| Convolution::new(&vec![0.0; dims.iter().product()], dims, None, pads, false);
+        let of =
+            |dims: [usize; 4], pads| Convolution::new(&vec![0.0; dims.iter().product()], dims, None, pads, false, 16);
         assert!(of([32, 32, 3, 3], [1; 4]).is_some());
         for (dims, pads) in [
             ([32, 24, 3, 3], [1; 4]),
@@ -617,8 +657,13 @@ mod tests {
     fn nan_stays_nan() {
         let (dims, mut input) = ([32, 32, 3, 3], vec![1.0; 32 * 64]);
         input[0] = f32::NAN;
-        let convolution = Convolution::new(&vec![1.0; 32 * 32 * 9], dims, None, [1; 4], true).unwrap();
-        let out = run(&convolution, &Images { values: &input, batch: 1, height: 8, width: 8 }, &Pool::default(), false);
+        let convolution = Convolution::new(&vec![1.0; 32 * 32 * 9], dims, None, [1; 4], true, 16).unwrap();
+        let out = run(
+            &convolution,
+            &Images { values: &input, sum: None, batch: 1, height: 8, width: 8 },
+            &Pool::default(),
+            false,
+        );
         assert!(out[0].is_nan());
     }
 }

@@ -1,7 +1,9 @@
 //! Convolutions by Winograd's minimal filtering, as an operator of ONNX Runtime on CPUs.
 //!
-//! A graph stays as it is on disk. When it is opened, each convolution whose shape is suited becomes a node of the domain `d2o` that computes it, and the ReLU
-//! after it, from a half (filters of 7 taps) to a quarter (3 × 3) of the products. Rounding differs: outputs are off by 1e-6 to 1e-5 of their size.
+//! A graph stays as it is on disk. When it is opened, ONNX Runtime optimises it first: its convolutions then have images in blocks of channels
+//! (`com.microsoft.nchwc`), and the ReLUs and sums after them inside. Each convolution whose shape is suited becomes a node of the domain `d2o` that takes and
+//! gives the same blocks, and computes from a half (filters of 7 taps) to a quarter (3 × 3) of the products; everything else stays ONNX Runtime's. Rounding
+//! differs: outputs are off by 1e-6 to 1e-5 of their size.
 
 mod axis;
 mod convolution;
@@ -14,85 +16,132 @@ use ort::operator::{
     BoxedKernel, ComputeContext, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
     ShapeInferenceContext,
 };
-use ort::value::{TensorElementType, ValueType};
+use ort::session::Session;
+use ort::value::{TensorElementType, TensorRef, ValueType};
+use prost::Message as _;
 
 use self::convolution::{Convolution, Images, Pool};
 use crate::graph::ElementType;
-use crate::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto};
+use crate::proto::{
+    AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
+    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+};
 
 /// Domain and name of the operator.
 const DOMAIN: &str = "d2o";
 const NAME: &str = "Winograd";
 /// Which convolution of the model a node stands for.
 const INDEX: &str = "index";
+/// ONNX Runtime's domain of images in blocks of channels.
+const BLOCKED: &str = "com.microsoft.nchwc";
 /// Least input and output channels for which it is faster.
 const PAYS_FROM: usize = 32;
+/// Channels in a block, as ONNX Runtime has them on CPUs with and without AVX-512.
+const BLOCKS: [usize; 2] = [8, 16];
 
-/// `model` with its suited convolutions replaced, and the operator they became.
-pub(super) fn rewritten(mut model: ModelProto) -> OrtResult<(ModelProto, OperatorDomain)> {
+/// Channels in a block on this machine; `session` opens a model in memory.
+pub(super) fn block(session: impl FnOnce(&[u8]) -> OrtResult<Session>) -> OrtResult<usize> {
+    const CHANNELS: usize = 64;
+    const PIXELS: usize = 2;
+    let dims = [1, CHANNELS, 1, PIXELS].map(crate::graph::signed);
+    let dim = dims.iter().map(|d| DimensionProto { value: Some(DimensionValue::DimValue(*d)) }).collect();
+    let shape = Some(TensorShapeProto { dim });
+    let tensor = TensorTypeProto { elem_type: ElementType::F32.code(), shape };
+    let r#type = Some(TypeProto { tensor_type: Some(tensor) });
+    let value = |name: &str| ValueInfoProto { name: name.to_owned(), r#type: r#type.clone() };
+    let reorder = NodeProto {
+        input: vec!["x".to_owned()],
+        output: vec!["y".to_owned()],
+        op_type: "ReorderInput".to_owned(),
+        domain: BLOCKED.to_owned(),
+        ..NodeProto::default()
+    };
+    let graph = GraphProto {
+        node: vec![reorder],
+        name: "block".to_owned(),
+        input: vec![value("x")],
+        output: vec![value("y")],
+        ..GraphProto::default()
+    };
+    let opset = |domain: &str, version| OperatorSetIdProto { domain: domain.to_owned(), version };
+    let model = ModelProto {
+        ir_version: crate::opset::IR_VERSION,
+        graph: Some(graph),
+        opset_import: vec![opset("", crate::opset::OPSET), opset(BLOCKED, 1)],
+        ..ModelProto::default()
+    };
+    let mut session = session(&model.encode_to_vec())?;
+    let x: Vec<f32> = (0..CHANNELS * PIXELS).map(|i| if i == 1 { 1.0 } else { 0.0 }).collect();
+    let outputs = session.run([TensorRef::from_array_view((dims, x.as_slice()))?.into()].as_slice())?;
+    let (_, y) = outputs[0].try_extract_tensor::<f32>()?;
+    // The second pixel of the first channel lies behind the first pixel of all channels of its block.
+    let block = y.iter().position(|v| *v == 1.0).filter(|block| BLOCKS.contains(block));
+    block.ok_or_else(|| ort::Error::new("this build of ONNX Runtime keeps images in blocks of another size"))
+}
+
+/// `optimised`, a model as ONNX Runtime writes it, with its suited convolutions replaced, and the operator they became.
+pub(super) fn rewritten(optimised: &[u8], block: usize) -> OrtResult<(Vec<u8>, OperatorDomain)> {
+    let model = ModelProto::decode(optimised);
+    let mut model = model.map_err(|e| ort::Error::new(format!("the optimised graph cannot be read: {e}")))?;
     let mut convolutions = Vec::new();
     if let Some(graph) = &mut model.graph {
-        convolutions = replace(graph);
+        ensure_whole(graph)?;
+        convolutions = replace(graph, block);
     }
     model.opset_import.push(OperatorSetIdProto { domain: DOMAIN.to_owned(), version: 1 });
     let operator = Winograd { convolutions: convolutions.into(), pool: Arc::default() };
-    Ok((model, OperatorDomain::new(DOMAIN)?.add(operator)?))
+    Ok((model.encode_to_vec(), OperatorDomain::new(DOMAIN)?.add(operator)?))
+}
+
+/// Makes sure that `graph` holds nothing that our messages leave out.
+fn ensure_whole(graph: &GraphProto) -> OrtResult<()> {
+    let size = |t: &TensorProto| t.dims.iter().product::<i64>();
+    let tensor = graph.initializer.iter().find(|t| size(t) > 0 && t.raw_data.is_empty()).map(|t| &t.name);
+    let known = |a: &AttributeProto| AttributeProto::TYPES.contains(&a.r#type);
+    let node = graph.node.iter().find(|n| !n.attribute.iter().all(known)).map(|n| &n.name);
+    match tensor.or(node) {
+        Some(name) => Err(ort::Error::new(format!("`{name}` cannot be read in the optimised graph"))),
+        None => Ok(()),
+    }
 }
 
 /// Replaces nodes of `graph`, and takes out the weights that no other node uses.
-fn replace(graph: &mut GraphProto) -> Vec<Convolution> {
+fn replace(graph: &mut GraphProto, block: usize) -> Vec<Convolution> {
     let tensors: HashMap<&str, &TensorProto> = graph.initializer.iter().map(|t| (t.name.as_str(), t)).collect();
-    let mut readers: HashMap<&str, Vec<&NodeProto>> = HashMap::new();
-    for node in &graph.node {
-        for input in &node.input {
-            readers.entry(input).or_default().push(node);
-        }
-    }
-    let given: HashSet<&str> = graph.output.iter().map(|o| o.name.as_str()).collect();
-    let (mut convolutions, mut nodes, mut gone) = (Vec::new(), Vec::new(), HashSet::new());
-    for node in &graph.node {
-        if gone.contains(node.name.as_str()) {
-            continue;
-        }
-        let relu =
-            node.output.first().filter(|o| !given.contains(o.as_str())).and_then(|o| match readers.get(o.as_str()) {
-                Some(readers) if readers.len() == 1 && readers[0].op_type == "Relu" => Some(readers[0]),
-                _ => None,
-            });
-        let Some(convolution) = suited(node, &tensors, relu.is_some()) else {
-            nodes.push(node.clone());
-            continue;
-        };
-        gone.extend(relu.map(|r| r.name.as_str()));
-        nodes.push(NodeProto {
-            input: node.input[..1].to_vec(),
-            output: relu.unwrap_or(node).output.clone(),
-            name: node.name.clone(),
-            op_type: NAME.to_owned(),
-            attribute: vec![AttributeProto::int(INDEX, crate::graph::signed(convolutions.len()))],
-            domain: DOMAIN.to_owned(),
-        });
+    let mut convolutions = Vec::new();
+    for node in &mut graph.node {
+        let Some(convolution) = suited(node, &tensors, block) else { continue };
+        let sum = node.input.get(3).filter(|name| !name.is_empty()).cloned();
+        node.input.truncate(1);
+        node.input.extend(sum);
+        NAME.clone_into(&mut node.op_type);
+        DOMAIN.clone_into(&mut node.domain);
+        node.attribute = vec![AttributeProto::int(INDEX, crate::graph::signed(convolutions.len()))];
         convolutions.push(convolution);
     }
-    let used: HashSet<String> =
-        nodes.iter().flat_map(|n| n.input.iter().cloned()).chain(given.into_iter().map(str::to_owned)).collect();
-    graph.node = nodes;
-    graph.initializer.retain(|t| used.contains(&t.name));
+    let used: HashSet<&str> = graph.node.iter().flat_map(|n| n.input.iter().map(String::as_str)).collect();
+    let used: HashSet<&str> = used.into_iter().chain(graph.output.iter().map(|o| o.name.as_str())).collect();
+    graph.initializer.retain(|t| used.contains(t.name.as_str()));
     convolutions
 }
 
 /// The convolution `node` is, if minimal filtering makes it faster.
-fn suited(node: &NodeProto, tensors: &HashMap<&str, &TensorProto>, relu: bool) -> Option<Convolution> {
+fn suited(node: &NodeProto, tensors: &HashMap<&str, &TensorProto>, block: usize) -> Option<Convolution> {
     let of = |name: &str| node.attribute.iter().find(|a| a.name == name);
     let ones = |name: &str| of(name).is_none_or(|a| a.ints.iter().all(|v| *v == 1));
-    let plain = node.op_type == "Conv" && of("group").is_none_or(|a| a.i == 1) && of("auto_pad").is_none();
+    let text = |name: &str| of(name).map_or(&b""[..], |a| &a.s);
+    let plain = node.op_type == "Conv" && node.domain == BLOCKED && of("group").is_none_or(|a| a.i == 1);
+    let relu = text("activation") == b"Relu";
     if !plain || !ones("strides") || !ones("dilations") {
+        return None;
+    }
+    if !(relu || text("activation").is_empty()) || !matches!(text("auto_pad"), b"" | b"NOTSET") {
         return None;
     }
     let size = |v: &i64| usize::try_from(*v).ok();
     let weight = tensors.get(node.input.get(1)?.as_str())?;
     let dims: [usize; 4] = weight.dims.iter().map(size).collect::<Option<Vec<_>>>()?.try_into().ok()?;
-    if dims[0].min(dims[1]) < PAYS_FROM {
+    if dims[0].min(dims[1]) < PAYS_FROM || dims[..2].iter().any(|n| !n.is_multiple_of(block)) {
         return None;
     }
     let pads = match of("pads") {
@@ -103,7 +152,8 @@ fn suited(node: &NodeProto, tensors: &HashMap<&str, &TensorProto>, relu: bool) -
         Some(name) => Some(values(tensors.get(name.as_str())?)?),
         None => None,
     };
-    Convolution::new(&values(weight)?, dims, bias.as_deref(), pads, relu)
+    let weights = unblocked(&values(weight)?, dims, block)?;
+    Convolution::new(&weights, dims, bias.as_deref(), pads, relu, block)
 }
 
 fn values(tensor: &TensorProto) -> Option<Vec<f32>> {
@@ -111,7 +161,24 @@ fn values(tensor: &TensorProto) -> Option<Vec<f32>> {
     (tensor.data_type == ElementType::F32.code()).then(|| floats.collect())
 }
 
-/// The operator: one input `[N, Ci, H, W]`, one output `[N, Co, H', W']`; the rest is in the convolution that the attribute `index` names.
+/// Weights `[Co / block, Ci / block, height, width, Ci, Co]` as `[Co, Ci, height, width]`.
+fn unblocked(weights: &[f32], [outputs, inputs, height, width]: [usize; 4], block: usize) -> Option<Vec<f32>> {
+    let taps = height * width;
+    if weights.len() != outputs * inputs * taps {
+        return None;
+    }
+    let mut plain = vec![0.0; weights.len()];
+    for (i, weight) in weights.iter().enumerate() {
+        let (output, input, rest) = (i % block, i / block % block, i / block / block);
+        let (tap, rest) = (rest % taps, rest / taps);
+        let (input, output) = (rest % (inputs / block) * block + input, rest / (inputs / block) * block + output);
+        plain[(output * inputs + input) * taps + tap] = *weight;
+    }
+    Some(plain)
+}
+
+/// The operator: inputs `[N, Ci, H, W]` and, where there is one, what is added, one output `[N, Co, H', W']`, all in blocks of channels; the rest is in
+/// the convolution that the attribute `index` names.
 struct Winograd {
     convolutions: Arc<[Convolution]>,
     pool: Arc<Pool>,
@@ -132,7 +199,7 @@ impl Operator for Winograd {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        [OperatorInput::required(TensorElementType::Float32)]
+        [OperatorInput::required(TensorElementType::Float32), OperatorInput::optional(TensorElementType::Float32)]
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -175,8 +242,16 @@ fn compute(convolution: &Convolution, pool: &Pool, context: &ComputeContext) -> 
     let size = convolution.output_size(height, width).filter(|_| channels == convolution.inputs);
     let [rows, columns] = size.ok_or_else(refused)?;
     let shape = [batch, convolution.outputs, rows, columns].map(crate::graph::signed);
+    let added = context.input(1)?;
+    let sum = match &added {
+        Some(value) => Some(value.try_extract_tensor::<f32>()?.1),
+        None => None,
+    };
+    if sum.is_some_and(|sum| sum.len() != batch * convolution.outputs * rows * columns) {
+        return Err(refused());
+    }
     let mut output = context.output(0, shape)?.ok_or_else(|| ort::Error::new("no output"))?;
     let (_, out) = output.try_extract_tensor_mut::<f32>()?;
-    let images = Images { values, batch, height, width };
+    let images = Images { values, sum, batch, height, width };
     convolution.run(&images, out, pool, |tasks, task| context.par_for(tasks, tasks, task))
 }
