@@ -157,6 +157,9 @@ impl Fused {
 }
 
 /// `outputs` of a session in the program's own memory.
+///
+/// # Errors
+/// A failing device.
 pub fn hosted(outputs: Vec<(String, Resident)>) -> anyhow::Result<Vec<(String, Tensor)>> {
     outputs.into_iter().map(|(name, value)| Ok((name, value.into_host()?))).collect()
 }
