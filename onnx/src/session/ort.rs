@@ -223,7 +223,7 @@ impl OrtSession {
         let mut binding = self.inner.create_binding()?;
         for (input, value) in self.info.inputs.iter().zip(inputs) {
             match value {
-                Resident::Host(tensor) => binding.bind_input(&input.name, &*to_value(tensor)?)?,
+                Resident::Host(tensor) => binding.bind_input(&input.name, &owned(tensor)?)?,
                 Resident::Ort(bound) => binding.bind_input(&input.name, &bound.value)?,
             }
         }
@@ -287,6 +287,15 @@ fn to_value(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
         Tensor::U8(a) => lend(a),
         Tensor::I64(a) => lend(a),
     }
+}
+
+/// A copy of `tensor` in memory of its own. A binding copies what is only lent, and in ort 2.0.0-rc.15 that copy waits for itself.
+fn owned(tensor: &Tensor) -> ort::Result<Value> {
+    Ok(match tensor {
+        Tensor::F32(a) => Value::from_array(a.as_standard_layout().into_owned())?.into_dyn(),
+        Tensor::U8(a) => Value::from_array(a.as_standard_layout().into_owned())?.into_dyn(),
+        Tensor::I64(a) => Value::from_array(a.as_standard_layout().into_owned())?.into_dyn(),
+    })
 }
 
 /// `array` as it lies in memory, or a copy where it is not in C order.
