@@ -21,7 +21,6 @@ use rayon::prelude::*;
 
 use crate::cli::{Global, ProviderArg};
 use crate::error::with_hint;
-use crate::generate::fused::hosted;
 use crate::printer::Printer;
 use crate::{interrupt, runtime};
 
@@ -470,6 +469,14 @@ pub fn extract(
     progress.finish();
     let seconds = [("read", reading), ("resize", resizing), ("network", network_seconds)];
     Ok(seconds.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
+}
+
+/// `outputs` of a session in the program's own memory.
+///
+/// # Errors
+/// A failing device.
+pub fn hosted(outputs: Vec<(String, Resident)>) -> anyhow::Result<Vec<(String, Tensor)>> {
+    outputs.into_iter().map(|(name, value)| Ok((name, value.into_host()?))).collect()
 }
 
 fn finite(output: &str, rows: &ArrayView2<'_, f32>, names: &[String]) -> anyhow::Result<()> {

@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::plan::Plan;
 use crate::cli::{Fuse, Global, ProviderArg, Sampling};
 use crate::error::with_hint;
-use crate::features::{Network, Rows};
+use crate::features::{Network, Rows, hosted};
 use crate::interrupt;
 use crate::measure::{How, Walk};
 use crate::printer::Printer;
@@ -120,6 +120,8 @@ impl Fused {
         }
         let mut hash = ContentHash::new(range.len(), self.plan.dims);
         let mut progress = how.printer.progress("features", range.len() as u64);
+        // Only networks with graphs of their own read the images on the device.
+        let keep: &[&str] = if self.how == Fuse::Memory { &[IMAGES] } else { &[] };
         let clock = Instant::now();
         for start in range.clone().step_by(how.batch) {
             anyhow::ensure!(!interrupt::asked(), "interrupted");
@@ -132,7 +134,7 @@ impl Fused {
             }
             inputs.push(("latents", Resident::Host(Tensor::F32(drawn.latents))));
             let inputs: Vec<(&str, &Resident)> = inputs.iter().map(|(name, value)| (*name, value)).collect();
-            let mut outputs = self.session.run_resident(&inputs, &[IMAGES])?;
+            let mut outputs = self.session.run_resident(&inputs, keep)?;
             let at = outputs.iter().position(|(n, _)| n == IMAGES).context("the graph gives no images")?;
             let (_, images) = outputs.swap_remove(at);
             let matrices = match (self.how, &mut *networks) {
@@ -143,7 +145,7 @@ impl Fused {
                     networks.iter_mut().map(of).collect::<anyhow::Result<Vec<_>>>()?.concat()
                 }
             };
-            let Tensor::U8(images) = images.to_host()? else { anyhow::bail!("`{IMAGES}` are no bytes") };
+            let Tensor::U8(images) = images.into_host()? else { anyhow::bail!("`{IMAGES}` are no bytes") };
             let digests = digests(&images.into_dimensionality::<Ix4>()?);
             hash.update(&digests);
             each(Rows { start, digests, matrices })?;
@@ -154,12 +156,4 @@ impl Fused {
         walk.sha256 = hash.finish();
         Ok(walk)
     }
-}
-
-/// `outputs` of a session in the program's own memory.
-///
-/// # Errors
-/// A failing device.
-pub fn hosted(outputs: Vec<(String, Resident)>) -> anyhow::Result<Vec<(String, Tensor)>> {
-    outputs.into_iter().map(|(name, value)| Ok((name, value.into_host()?))).collect()
 }

@@ -143,9 +143,7 @@ impl OrtRuntime {
         };
         Ok(OrtSession { name, info, inner, device })
     }
-}
 
-impl OrtRuntime {
     /// Opens `model` with minimal filtering: ONNX Runtime's optimised graph goes through [`winograd`] and is opened with `builder`.
     fn with_winograd(&self, builder: SessionBuilder, model: &Path) -> ort::Result<Inner> {
         let quiet = || {
