@@ -193,13 +193,13 @@ pub struct Inspect {
 /// Where a graph runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ProviderArg {
-    /// ONNX Runtime on CUDA if it is there, else on the CPU
+    /// ONNX Runtime on CUDA if it is there, else on the CPU, feature networks as `winograd`
     Auto,
     /// ONNX Runtime on CUDA
     Cuda,
     /// ONNX Runtime on the CPU
     Cpu,
-    /// The same, with convolutions by Winograd's minimal filtering: faster, and off by 1e-6 to 1e-5 of the outputs' size
+    /// The same, with convolutions by Winograd's minimal filtering: faster, and rounded otherwise, by 1e-6 to 1e-5 of the outputs' size
     Winograd,
     /// tract (pure Rust) on the CPU
     Tract,

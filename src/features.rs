@@ -21,8 +21,9 @@ use rayon::prelude::*;
 
 use crate::cli::{Global, ProviderArg};
 use crate::error::with_hint;
+use crate::interrupt;
 use crate::printer::Printer;
-use crate::{interrupt, runtime};
+use crate::runtime::{self, OnCpu};
 
 /// Names a feature network's input may have: bytes, which it resizes itself, or floats 0..255 of its own size, resized by d2o.
 const INPUTS: [&str; 2] = ["images_u8", "images_f32"];
@@ -90,11 +91,6 @@ pub fn deviations(role: Role, network: &NetworkMeta, protocol: &Protocol) -> Vec
     let mut found = Vec::new();
     if network.name != genuine {
         found.push(format!("{instead}features of {} instead of {genuine}", network.name));
-    }
-    if network.runtime == "ort-winograd" {
-        found.push(format!(
-            "{instead}convolutions by Winograd's minimal filtering: features off by up to 1e-5 of their size"
-        ));
     }
     let Some(resize) = network.preprocessing.strip_prefix(IN_NETWORK) else { return found };
     let (word, wanted) = match (role, protocol.resize) {
@@ -172,7 +168,7 @@ impl Network {
         global: &Global,
         printer: Printer,
     ) -> anyhow::Result<Self> {
-        let session = runtime::open(path, provider, global, printer)?;
+        let session = runtime::open(path, provider, OnCpu::Fastest, global, printer)?;
         let mut extractor = describe(session.model(), path)?;
         let input = input_of(session.model())?;
         let matrices = match role {

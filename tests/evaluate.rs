@@ -183,13 +183,23 @@ fn images_resized_by_the_protocol_itself() {
     }
     assert!(inside("clean")["deviations"].to_string().contains("resize in the network"));
 
-    // Minimal filtering rounds otherwise, and the result says so.
-    let options = ["--protocol", "adm", "--metrics", "fid,sfid,is", "--provider", "winograd"];
-    let filtered = evaluate(dir, "fake.npz", "real.npz", &options);
-    assert!(filtered["deviations"].to_string().contains("Winograd"), "{filtered}");
+    // Minimal filtering rounds otherwise, and the result says where it was computed.
+    let on = |provider| {
+        let options = ["--protocol", "adm", "--metrics", "fid,sfid,is", "--provider", provider];
+        let result = evaluate(dir, "fake.npz", "real.npz", &options);
+        (result["runtime"]["runtime"].as_str().unwrap().to_owned(), result)
+    };
+    let ((plain, expected), (filtered, found)) = (on("cpu"), on("winograd"));
+    assert_eq!((plain.as_str(), filtered.as_str()), ("ort-cpu", "ort-winograd"));
     for name in ["fid", "sfid", "is"] {
-        let (found, expected) = (value(&filtered, name), value(&fused, name));
+        let (found, expected) = (value(&found, name), value(&expected, name));
         assert!((found / expected - 1.0).abs() < 1e-4, "{name}: {found} {expected}");
+    }
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // What `auto` takes, unless there is a CUDA device.
+        let auto = fused["runtime"]["runtime"].as_str().unwrap();
+        assert!(["ort-winograd", "ort-cuda"].contains(&auto), "{auto}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a model file says about itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use fs_err as fs;
@@ -8,7 +8,7 @@ use prost::Message as _;
 
 use crate::error::{Error, Result};
 use crate::graph::{Dim, ElementType, show};
-use crate::proto::{DimensionValue, ModelProto, ValueInfoProto};
+use crate::proto::{DimensionValue, GraphProto, ModelProto, ValueInfoProto};
 
 /// An input or output.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +44,8 @@ pub struct ModelInfo {
     pub nodes: usize,
     /// Number of scalars in weights.
     pub parameters: u64,
+    /// Whether there may be convolutions that minimal filtering suits: of one group and stride 1, with more than one tap.
+    pub(crate) filterable: bool,
 }
 
 impl ModelInfo {
@@ -92,6 +94,7 @@ impl ModelInfo {
             opset: model.opset_import.iter().find(|o| o.domain.is_empty()).map_or(0, |o| o.version),
             nodes: graph.node.len(),
             parameters: graph.initializer.iter().map(|t| t.dims.iter().map(size).product::<u64>()).sum(),
+            filterable: filterable(&graph),
         })
     }
 
@@ -106,6 +109,19 @@ impl ModelInfo {
     pub fn input(&self, name: &str) -> Option<&ValueInfo> {
         self.inputs.iter().find(|v| v.name == name)
     }
+}
+
+fn filterable(graph: &GraphProto) -> bool {
+    let taps: HashMap<&str, i64> =
+        graph.initializer.iter().map(|t| (t.name.as_str(), t.dims.iter().skip(2).product())).collect();
+    graph.node.iter().filter(|node| node.op_type == "Conv").any(|node| {
+        let of = |name: &str| node.attribute.iter().find(|a| a.name == name);
+        let dense = of("group").is_none_or(|a| a.i == 1);
+        let steps = of("strides").is_some_and(|a| a.ints.iter().any(|v| *v != 1));
+        // Weights that are not in sight may have any number of taps.
+        let taps = node.input.get(1).and_then(|name| taps.get(name.as_str()));
+        dense && !steps && taps.is_none_or(|taps| *taps > 1)
+    })
 }
 
 /// The whole model at `path`, which d2o wrote with its weights inside.

@@ -17,7 +17,7 @@ use crate::generate::plan::Plan;
 use crate::generate::sink::{Form, Grid, Sink};
 use crate::interrupt;
 use crate::printer::{Printer, Progress};
-use crate::runtime;
+use crate::runtime::{self, OnCpu};
 
 /// Batches that may wait between two stages.
 const AHEAD: usize = 2;
@@ -27,7 +27,7 @@ const AHEAD: usize = 2;
 /// # Errors
 /// A graph that is no generator, options that do not fit it, a failing runtime, writing errors.
 pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
-    let mut session = runtime::open(&args.model, args.provider, global, printer)?;
+    let mut session = runtime::open(&args.model, args.provider, OnCpu::Plain, global, printer)?;
     let info = session.model().clone();
     let cannot = || format!("cannot generate with `{}`", args.model.display());
     let plan = Plan::new(&args.sampling, &info).with_context(cannot)?;

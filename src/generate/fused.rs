@@ -19,7 +19,7 @@ use crate::features::{Network, Rows, hosted};
 use crate::interrupt;
 use crate::measure::{How, Walk};
 use crate::printer::Printer;
-use crate::runtime;
+use crate::runtime::{self, OnCpu};
 
 /// The edge where the graphs meet.
 const IMAGES: &str = "images_u8";
@@ -62,7 +62,7 @@ impl Fused {
                     .map_err(|e| with_hint(anyhow::Error::new(e).context("the two graphs cannot be joined"), hint))?;
                 let file = tempfile::Builder::new().prefix("d2o-fused-").suffix(".onnx").tempfile()?;
                 write::write(&joined, file.path())?;
-                runtime::open(file.path(), provider, global, printer)?
+                runtime::open(file.path(), provider, OnCpu::Plain, global, printer)?
             }
             Fuse::Memory => {
                 let given = info.output(IMAGES).with_context(|| format!("`{name}` has no output `{IMAGES}`"));
@@ -70,7 +70,7 @@ impl Fused {
                 for network in networks {
                     network.ensure_takes(IMAGES, given).map_err(|e| with_hint(e, hint))?;
                 }
-                runtime::open(path, provider, global, printer)?
+                runtime::open(path, provider, OnCpu::Plain, global, printer)?
             }
         };
         let mut record = plan.record(sampling, path, &info, session.runtime())?;
@@ -115,7 +115,10 @@ impl Fused {
     ) -> anyhow::Result<Walk> {
         let mut walk = Walk::default();
         for network in &*networks {
-            let meta = network.meta(self.plan.dims, how.protocol)?;
+            let mut meta = network.meta(self.plan.dims, how.protocol)?;
+            if self.how == Fuse::Graph {
+                self.session.runtime().clone_into(&mut meta.runtime);
+            }
             walk.networks.insert(network.role.name().to_owned(), meta);
         }
         let mut hash = ContentHash::new(range.len(), self.plan.dims);

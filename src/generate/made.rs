@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use super::plan::Plan;
 use crate::cli::{Global, ProviderArg, Sampling};
 use crate::printer::Printer;
-use crate::runtime;
+use crate::runtime::{self, OnCpu};
 
 /// Images of a graph, one for each seed.
 pub struct Made {
@@ -37,7 +37,7 @@ impl Made {
         global: &Global,
         printer: Printer,
     ) -> anyhow::Result<(Self, Value)> {
-        let session = runtime::open(path, provider, global, printer)?;
+        let session = runtime::open(path, provider, OnCpu::Plain, global, printer)?;
         let name = path.display().to_string();
         let plan = Plan::new(sampling, session.model()).with_context(|| format!("cannot generate with `{name}`"))?;
         let record = plan.record(sampling, path, session.model(), session.runtime())?;

@@ -141,7 +141,8 @@ impl Shaped for &Resident {
 pub enum Provider {
     /// The CPU.
     Cpu,
-    /// The CPU, with convolutions by Winograd's minimal filtering: faster, and off by 1e-6 to 1e-5 of the outputs' size.
+    /// The CPU, with convolutions by Winograd's minimal filtering: faster, and off by 1e-6 to 1e-5 of the outputs' size. A model that has none
+    /// suited to it is opened as on `Cpu`.
     Winograd,
     /// A CUDA device.
     Cuda {

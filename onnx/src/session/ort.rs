@@ -42,6 +42,15 @@ pub struct OrtOptions {
     pub threads: Option<usize>,
 }
 
+/// Whether [`Provider::Winograd`] is faster here than [`Provider::Cpu`]: it is where there is AVX2, and has not been measured elsewhere.
+#[must_use]
+pub fn minimal_filtering_pays() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 impl OrtRuntime {
     /// Loads `library` (libonnxruntime). A second call must name the same one.
     ///
@@ -97,7 +106,11 @@ impl OrtRuntime {
 
     fn open(&self, model: &Path, options: &OrtOptions, profile: Option<&Path>) -> Result<OrtSession> {
         let info = ModelInfo::open(model)?;
-        let name = match options.provider {
+        let provider = match options.provider {
+            Provider::Winograd if !info.filterable => Provider::Cpu,
+            provider => provider,
+        };
+        let name = match provider {
             Provider::Cpu => "ort-cpu",
             Provider::Winograd => "ort-winograd",
             Provider::Cuda { .. } => "ort-cuda",
@@ -117,7 +130,7 @@ impl OrtRuntime {
         if let Some(prefix) = profile {
             builder = builder.with_profiling(prefix).map_err(|e| refused(e.to_string()))?;
         }
-        if let Provider::Cuda { device, tf32 } = options.provider {
+        if let Provider::Cuda { device, tf32 } = provider {
             if !self.has_cuda() {
                 let what = format!(
                     "`{}` has no CUDA provider; CUDA needs the onnxruntime-gpu library",
@@ -131,13 +144,13 @@ impl OrtRuntime {
                 source: Some(e.to_string().into()),
             })?;
         }
-        let inner = if options.provider == Provider::Winograd {
+        let inner = if provider == Provider::Winograd {
             self.with_winograd(builder, model)
         } else {
             builder.commit_from_file(model)
         };
         let inner = inner.map_err(|e| refused(e.to_string()))?;
-        let device = match options.provider {
+        let device = match provider {
             Provider::Cpu | Provider::Winograd => None,
             Provider::Cuda { device, .. } => Some(device),
         };
