@@ -305,9 +305,12 @@ fn a_generator_is_measured_as_its_images_are() {
     // In one graph the quantiser computes in f32, so a byte may differ.
     d2o(dir, &["export", &source, "--kind", "one-step", "--uint8", "--out", "bytes.onnx", "--no-check"]);
     let fused = evaluate(dir, &[&["bytes.onnx", "--fuse"], &how[..], &seeds].concat());
-    for metric in ["fd", "precision", "recall", "kd"] {
+    for metric in ["fd", "precision", "recall"] {
         assert!(close(value(&fused, metric), value(&read, metric)), "{metric}: {fused}");
     }
+    // A kernel distance has zero in its middle; its own deviation is the measure of what a byte does to it.
+    let (found, std) = (value(&fused, "kd"), fused["metrics"]["kd"]["std"].as_f64().unwrap());
+    assert!((found - value(&read, "kd")).abs() < 1e-3 * std, "kd: {fused}");
     assert_eq!(fused["samples"]["generator"]["fused"], "graph", "{fused}");
     let shared = evaluate(dir, &[&["bytes.onnx", "--fuse=memory"], &how[..], &seeds].concat());
     assert_eq!(shared["samples"]["generator"]["fused"], "memory", "{shared}");
