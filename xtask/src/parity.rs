@@ -377,7 +377,7 @@ Packages: torch 2.15.0, torchvision 0.29.2, NumPy 2.4.6, SciPy 1.17.1, Pillow 13
 - Images: 110 real and 100 fake of 32×32, 24 and 20 of 64×64, drawn by `xtask/parity/originals.py`. Fewer images than features is the hard case for a
   distance: covariances have no full rank.
 - Weights: Inception, CLIP ViT-B/32 and torchvision's VGG16 with seeded normal weights, so numbers mean nothing in themselves. d2o runs them exported with `--input f32`
-  (Inception) and resizes as the protocol says.
+  (Inception) and resizes as the protocol says, on the provider it takes by itself: minimal filtering (`ort-winograd`) where there is AVX2.
 - torch-fidelity, pytorch-fid and torchmetrics run as installed. clean-fid does everything but the network itself: its Inception and CLIP are handed the drawn weights.
 - EDM's and StyleGAN3's code is the original; their detector is torch-fidelity's Inception, which computes the same as theirs. StyleGAN3's precision and recall take
   Inception's features, since its VGG16 is not free to draw.
