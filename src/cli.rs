@@ -420,6 +420,9 @@ pub struct RefsMake {
     /// CLIP's image tower: adds `mu_clip` and `sigma_clip`
     #[arg(long, value_name = "C.onnx")]
     pub clip: Option<PathBuf>,
+    /// Network of precision and recall, if it is not the extractor: adds its features
+    #[arg(long, value_name = "V.onnx", conflicts_with = "no_features")]
+    pub pr_extractor: Option<PathBuf>,
     /// Folder in which features are kept and found again [default: none]
     #[arg(long, value_name = "DIR", env = "D2O_FEATURE_CACHE", hide_env_values = true)]
     pub cache: Option<PathBuf>,
@@ -488,6 +491,9 @@ pub struct Evaluate {
     /// Feature network, exported with `--kind features`; the reference must come from the same. Not needed for feature files
     #[arg(long, value_name = "F.onnx")]
     pub extractor: Option<PathBuf>,
+    /// Network of precision, recall, density and coverage, if it is not the extractor: VGG16 in torch-fidelity and StyleGAN3
+    #[arg(long, value_name = "V.onnx")]
+    pub pr_extractor: Option<PathBuf>,
     /// CLIP's image tower, for `clip-fid`
     #[arg(long, value_name = "C.onnx")]
     pub clip: Option<PathBuf>,

@@ -84,13 +84,15 @@ fn input_of(model: &ModelInfo) -> anyhow::Result<&'static str> {
 /// Where features of `network`, which is there for `role`, depart from what `protocol` computes.
 #[must_use]
 pub fn deviations(role: Role, network: &NetworkMeta, protocol: &Protocol) -> Vec<String> {
-    let (genuine, instead) = match role {
-        Role::Features => (INCEPTION, String::new()),
-        Role::Clip => (CLIP, "CLIP-FID: ".to_owned()),
+    let pr = protocol.manifold_features;
+    let (genuine, wanted, prefix) = match role {
+        Role::Features => (Some(INCEPTION), INCEPTION, ""),
+        Role::Clip => (Some(CLIP), CLIP, "CLIP-FID: "),
+        Role::Manifold => (pr.extractor(), pr.describe(), "precision and recall: "),
     };
     let mut found = Vec::new();
-    if network.name != genuine {
-        found.push(format!("{instead}features of {} instead of {genuine}", network.name));
+    if genuine != Some(network.name.as_str()) {
+        found.push(format!("{prefix}features of {} instead of {wanted}", network.name));
     }
     let Some(resize) = network.preprocessing.strip_prefix(IN_NETWORK) else { return found };
     let (word, wanted) = match (role, protocol.resize) {
@@ -100,10 +102,10 @@ pub fn deviations(role: Role, network: &NetworkMeta, protocol: &Protocol) -> Vec
         (_, Resize::PilBicubic) => ("bicubic", protocol.resize.describe()),
     };
     if !resize.contains(word) && resize != NO_RESIZE {
-        found.push(format!("{instead}resize in the network ({resize}) instead of {wanted}"));
+        found.push(format!("{prefix}resize in the network ({resize}) instead of {wanted}"));
     }
-    if role == Role::Features && protocol.scaling == Scaling::Unit && network.name == INCEPTION {
-        found.push(format!("scaling in the network instead of {}", protocol.scaling.describe()));
+    if role != Role::Clip && protocol.scaling == Scaling::Unit && network.name == INCEPTION {
+        found.push(format!("{prefix}scaling in the network instead of {}", protocol.scaling.describe()));
     }
     found
 }
@@ -124,15 +126,51 @@ pub enum Role {
     Features,
     /// Features of CLIP-FID.
     Clip,
+    /// Features of precision, recall, density and coverage, where they are not those of the other metrics.
+    Manifold,
 }
 
 impl Role {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Features, Self::Clip, Self::Manifold];
+
+    /// Whose networks give `matrix` of a feature file.
+    #[must_use]
+    pub fn of(matrix: &str) -> Self {
+        match matrix {
+            "clip" => Self::Clip,
+            "manifold" => Self::Manifold,
+            _ => Self::Features,
+        }
+    }
+
     /// Its name in results and feature files.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Features => "features",
             Self::Clip => "clip",
+            Self::Manifold => "manifold",
+        }
+    }
+
+    /// What a reference file's `d2o_meta` calls its network.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Features => "extractor",
+            Self::Clip => "clip",
+            Self::Manifold => "pr_extractor",
+        }
+    }
+
+    /// Its features, in messages.
+    #[must_use]
+    pub fn features(self) -> &'static str {
+        match self {
+            Self::Features => "features",
+            Self::Clip => "CLIP features",
+            Self::Manifold => "features for precision and recall",
         }
     }
 }
@@ -171,13 +209,14 @@ impl Network {
         let session = runtime::open(path, provider, OnCpu::Fastest, global, printer)?;
         let mut extractor = describe(session.model(), path)?;
         let input = input_of(session.model())?;
+        let given = |name: &&str| output_dims(session.model(), name).is_some();
+        let features = FEATURES.into_iter().find(given).context("no features")?;
         let matrices = match role {
             Role::Features => {
-                let features = FEATURES.into_iter().find(|n| output_dims(session.model(), n).is_some());
-                let others = ["logits", "spatial"].into_iter().filter(|n| output_dims(session.model(), n).is_some());
-                let first = ("features", features.context("no features")?);
-                std::iter::once(first).chain(others.map(|n| (n, n))).collect()
+                let others = ["logits", "spatial"].into_iter().filter(given);
+                std::iter::once(("features", features)).chain(others.map(|n| (n, n))).collect()
             }
+            Role::Manifold => vec![("manifold", features)],
             Role::Clip => {
                 let output = protocol.clip.output();
                 extractor.dims = output_dims(session.model(), output).with_context(|| {
@@ -482,5 +521,35 @@ fn finite(output: &str, rows: &ArrayView2<'_, f32>, names: &[String]) -> anyhow:
             let name = names.get(row).map_or("an image", String::as_str);
             Err(anyhow::anyhow!("{name}: the network's `{output}` holds NaN or infinity"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_departs_from_a_protocol_depends_on_what_the_network_is_for() {
+        let network = |name: &str, preprocessing: &str| NetworkMeta {
+            name: name.to_owned(),
+            path: String::new(),
+            sha256: String::new(),
+            dims: 4096,
+            preprocessing: preprocessing.to_owned(),
+            runtime: String::new(),
+        };
+        let found = |role: Role, network: &NetworkMeta, protocol: &str| {
+            deviations(role, network, Protocol::named(protocol).unwrap()).join("; ")
+        };
+        let vgg = network("vgg16", "as the protocol does");
+        assert_eq!(found(Role::Manifold, &vgg, "torch-fidelity"), "");
+        assert!(found(Role::Manifold, &vgg, "stylegan3").ends_with("features of vgg16 instead of NVIDIA's VGG16"));
+        assert!(found(Role::Manifold, &vgg, "adm").ends_with("features of vgg16 instead of pool3"));
+        assert!(found(Role::Features, &vgg, "torch-fidelity").ends_with(&format!("instead of {INCEPTION}")));
+        let inception = network(INCEPTION, "as the protocol does");
+        assert_eq!(found(Role::Features, &inception, "torch-fidelity"), "");
+        assert!(found(Role::Manifold, &inception, "torch-fidelity").ends_with("instead of VGG16"));
+        let resized = network("vgg16", &format!("{IN_NETWORK}half-pixel"));
+        assert!(found(Role::Manifold, &resized, "torch-fidelity").starts_with("precision and recall: resize in"));
     }
 }

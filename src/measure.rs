@@ -292,7 +292,7 @@ fn images(
     let mut add = |mut rows: Rows| -> anyhow::Result<()> {
         let here = rows.start - first..rows.start - first + rows.digests.len();
         for (role, writer) in &mut writers {
-            let own = |name: &str| (name == "clip") == (*role == Role::Clip);
+            let own = |name: &str| Role::of(name) == *role;
             let matrices: Vec<_> = rows.matrices.iter().filter(|(n, _)| own(n)).map(|(n, m)| (*n, m.view())).collect();
             writer.append(&rows.digests, &matrices)?;
         }
@@ -426,6 +426,8 @@ pub struct Wants {
     pub spatial: bool,
     /// Moments of CLIP's features.
     pub clip: bool,
+    /// The features that enter precision and recall instead.
+    pub manifold: bool,
 }
 
 /// Sums over a set.
@@ -441,6 +443,8 @@ pub struct Sums {
     pub spatial: Option<Accumulator>,
     /// Of CLIP's features.
     pub clip: Option<Accumulator>,
+    /// What enters precision and recall instead of the features, `[N, D]`.
+    pub manifold: Option<Array2<f32>>,
     /// What was found on the way.
     pub walk: Walk,
 }
@@ -469,10 +473,13 @@ pub fn sums(
         Some(rule) => Some(ScoreSums::new(rule, len, width("logits")?)?),
         None => None,
     };
-    let dims = if wants.keep { width("features")? } else { 0 };
-    let mut kept = Vec::with_capacity(len * dims);
+    let rows = |matrix: &str, wanted: bool| {
+        let dims = wanted.then(|| width(matrix)).transpose()?;
+        anyhow::Ok(dims.map(|dims| (dims, Vec::with_capacity(len * dims))))
+    };
+    let (mut kept, mut manifold) = (rows("features", wants.keep)?, rows("manifold", wants.manifold)?);
     let mut wanted = Vec::new();
-    let needed = [wants.features || wants.keep, score.is_some(), wants.spatial, wants.clip];
+    let needed = [wants.features || wants.keep, score.is_some(), wants.spatial, wants.clip, wants.manifold];
     for (name, needed) in MATRICES.into_iter().zip(needed) {
         if needed || writer.is_some() {
             wanted.push(name);
@@ -487,8 +494,10 @@ pub fn sums(
         if let (Some(sums), Some(rows)) = (&mut score, rows.get("logits")) {
             sums.push(rows)?;
         }
-        if let (true, Some(rows)) = (wants.keep, rows.get("features")) {
-            kept.extend(rows.iter());
+        for (name, kept) in [("features", &mut kept), ("manifold", &mut manifold)] {
+            if let (Some((_, kept)), Some(rows)) = (kept, rows.get(name)) {
+                kept.extend(rows.iter());
+            }
         }
         if let Some(writer) = &mut writer {
             let matrices: Vec<_> = rows.matrices.iter().map(|(n, m)| (*n, m.view())).collect();
@@ -496,8 +505,10 @@ pub fn sums(
         }
         Ok(())
     })?;
-    let kept = wants.keep.then(|| Array2::from_shape_vec((len, dims), kept)).transpose()?;
-    Ok(Sums { features, kept, score, spatial, clip, walk })
+    let matrix = |kept: Option<(usize, Vec<f32>)>| {
+        kept.map(|(dims, rows)| Array2::from_shape_vec((len, dims), rows)).transpose()
+    };
+    Ok(Sums { features, kept: matrix(kept)?, score, spatial, clip, manifold: matrix(manifold)?, walk })
 }
 
 /// Writes what `networks` say of images `range` of `set` to `path`.

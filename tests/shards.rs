@@ -231,6 +231,52 @@ fn feature_files_stand_for_images_on_both_sides() {
 }
 
 #[test]
+fn precision_and_recall_of_another_network_come_from_the_same_pass() {
+    const PR: [&str; 4] = ["precision", "recall", "density", "coverage"];
+    let dir = prepare();
+    let dir = dir.path();
+    let how = ["--protocol", "torch-fidelity", "--batch", "16"];
+    let of = |more: &[&str]| evaluate(dir, &[more, &how[..]].concat());
+    let both = ["--extractor", "lite0.onnx", "--pr-extractor", "other.onnx"];
+    let metrics = ["--metrics", "fid,is,pr,dc"];
+    let fid = of(&["fake.npz", "--ref", "real.npz", "--extractor", "lite0.onnx", "--metrics", "fid,is"]);
+    let pr = of(&["fake.npz", "--ref", "real.npz", "--extractor", "other.onnx", "--metrics", "pr,dc"]);
+    let one = of(&[&["fake.npz", "--ref", "real.npz"], &both[..], &metrics].concat());
+    for (name, apart) in [("fd", &fid), ("is", &fid)].into_iter().chain(PR.map(|n| (n, &pr))) {
+        assert_eq!(one["metrics"][name], apart["metrics"][name], "{name}");
+    }
+    let alone = of(&["fake.npz", "--ref", "real.npz", "--extractor", "lite0.onnx", "--metrics", "pr,dc"]);
+    assert!(PR.iter().any(|n| value(&alone, n) != value(&one, n)), "the networks agree, so this shows nothing: {one}");
+    assert_eq!(one["extractors"]["manifold"]["path"], "other.onnx", "{one}");
+    let found = one["deviations"].to_string();
+    assert!(found.contains("precision and recall: features of tf_efficientnet_lite0 instead of VGG16"), "{found}");
+
+    // Statistics that carry both networks' features; parts; feature files; the cache.
+    d2o(dir, &[&["refs", "make", "real.npz", "--out", "both.npz", "--protocol", how[1]], &both[..]].concat());
+    for i in 0..2 {
+        let (part, out) = (format!("{i}/2"), format!("both-{i}.h5"));
+        let args = ["evaluate", "fake.npz", "--shard", &part, "--save-features", &out];
+        d2o(dir, &[&args[..], &both, &how].concat());
+    }
+    let against = ["--ref", "both.npz", "--cache", "cache"];
+    let cached = [&["fake.npz"], &against[..], &both, &metrics].concat();
+    let merged = [&["--merge", "both-0.h5", "both-1.h5"], &against[..2], &metrics].concat();
+    for args in [&cached, &cached, &merged] {
+        let again = of(args);
+        assert_eq!(again["metrics"], one["metrics"], "{args:?}");
+        assert_eq!(again["warnings"], one["warnings"], "{again}");
+    }
+
+    let refused = |args: &[&str], text: &str| {
+        let outcome = attempt(dir, &[&["evaluate", "fake.npz", "--metrics", "pr"], args, &how].concat());
+        assert!(outcome.code == 1 && outcome.stderr.contains(text), "{outcome}");
+    };
+    let turned = ["--extractor", "lite0.onnx", "--pr-extractor", "lite0.onnx", "--ref", "both.npz"];
+    refused(&turned, "`both.npz` was made with another extractor");
+    refused(&[&both[..], &["--ref", "ref.npz"]].concat(), "`d2o refs make --pr-extractor`");
+}
+
+#[test]
 fn classes_are_measured_apart() {
     let dir = prepare();
     let dir = dir.path();

@@ -12,6 +12,8 @@ use crate::preprocess::{Resize, Scaling};
 
 /// Name of the genuine Inception network of 2015-12-05; a Fréchet distance of other features is no FID.
 pub const INCEPTION: &str = "inception-2015-12-05";
+/// Name of torchvision's VGG16.
+pub const VGG16: &str = "vgg16";
 
 /// How images in about -1..1 become bytes, where the tool generates them itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +55,39 @@ impl ClipFeatures {
     }
 }
 
+/// Whose features enter precision and recall.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ManifoldFeatures {
+    /// Those of the Fréchet distance.
+    Pool3,
+    /// torchvision's VGG16 at 224×224, the second fully connected layer after its ReLU, 4096.
+    Vgg16,
+    /// The same layer of the VGG16 that NVIDIA distributes, whose weights are others.
+    NvidiaVgg16,
+}
+
+impl ManifoldFeatures {
+    /// Name of the network, if it is one that d2o can tell by its name.
+    #[must_use]
+    pub fn extractor(self) -> Option<&'static str> {
+        match self {
+            Self::Pool3 => Some(INCEPTION),
+            Self::Vgg16 => Some(VGG16),
+            Self::NvidiaVgg16 => None,
+        }
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Pool3 => "pool3",
+            Self::Vgg16 => "VGG16",
+            Self::NvidiaVgg16 => "NVIDIA's VGG16",
+        }
+    }
+}
+
 /// One tool's way of computing.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Protocol {
@@ -71,7 +106,7 @@ pub struct Protocol {
     /// Inception Score.
     pub score: ScoreRule,
     /// Network whose features enter precision and recall.
-    pub manifold_features: &'static str,
+    pub manifold_features: ManifoldFeatures,
     /// Precision and recall.
     pub manifold: ManifoldRule,
     /// KID.
@@ -108,7 +143,7 @@ pub const PROTOCOLS: [Protocol; 6] = [
         scaling: Scaling::TensorFlow,
         ddof: 1,
         score: ADM_SCORE,
-        manifold_features: "pool3",
+        manifold_features: ManifoldFeatures::Pool3,
         manifold: ADM_MANIFOLD,
         kid: NVIDIA_KID,
         clip: ClipFeatures::Projected,
@@ -122,7 +157,7 @@ pub const PROTOCOLS: [Protocol; 6] = [
         scaling: Scaling::TensorFlow,
         ddof: 1,
         score: ADM_SCORE,
-        manifold_features: "pool3",
+        manifold_features: ManifoldFeatures::Pool3,
         manifold: ADM_MANIFOLD,
         kid: NVIDIA_KID,
         clip: ClipFeatures::Unprojected,
@@ -136,7 +171,7 @@ pub const PROTOCOLS: [Protocol; 6] = [
         scaling: Scaling::TensorFlow,
         ddof: 0,
         score: NVIDIA_SCORE,
-        manifold_features: "VGG16",
+        manifold_features: ManifoldFeatures::NvidiaVgg16,
         manifold: NVIDIA_MANIFOLD,
         kid: NVIDIA_KID,
         clip: ClipFeatures::Projected,
@@ -150,7 +185,7 @@ pub const PROTOCOLS: [Protocol; 6] = [
         scaling: Scaling::TensorFlow,
         ddof: 1,
         score: FIDELITY_SCORE,
-        manifold_features: "VGG16",
+        manifold_features: ManifoldFeatures::Vgg16,
         manifold: FIDELITY_MANIFOLD,
         kid: FIDELITY_KID,
         clip: ClipFeatures::Projected,
@@ -164,7 +199,7 @@ pub const PROTOCOLS: [Protocol; 6] = [
         scaling: Scaling::TensorFlow,
         ddof: 1,
         score: FIDELITY_SCORE,
-        manifold_features: "pool3",
+        manifold_features: ManifoldFeatures::Pool3,
         manifold: FIDELITY_MANIFOLD,
         kid: NVIDIA_KID,
         clip: ClipFeatures::Projected,
@@ -178,7 +213,7 @@ pub const PROTOCOLS: [Protocol; 6] = [
         scaling: Scaling::Unit,
         ddof: 1,
         score: FIDELITY_SCORE,
-        manifold_features: "pool3",
+        manifold_features: ManifoldFeatures::Pool3,
         manifold: FIDELITY_MANIFOLD,
         kid: FIDELITY_KID,
         clip: ClipFeatures::Projected,
@@ -209,7 +244,7 @@ impl Protocol {
             ("scaling", self.scaling.describe().to_owned()),
             ("covariance", if self.ddof == 0 { "N" } else { "N - 1" }.to_owned()),
             ("inception_score", self.score.describe()),
-            ("manifold", format!("{} features, {}", self.manifold_features, self.manifold.describe())),
+            ("manifold", format!("{} features, {}", self.manifold_features.describe(), self.manifold.describe())),
             ("kid", self.kid.describe()),
             ("clip_fid", self.clip.describe().to_owned()),
         ];

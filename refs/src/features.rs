@@ -2,7 +2,7 @@
 //!
 //! | dataset | what |
 //! |---|---|
-//! | `features`, `logits`, `spatial`, `clip` f32 `[N, D]` | outputs of the feature networks; a file may hold any of them |
+//! | `features`, `logits`, `spatial`, `clip`, `manifold` f32 `[N, D]` | outputs of the feature networks; a file may hold any of them |
 //! | `labels` i64 `[N]` | classes, if the images have them |
 //! | `image_sha256` u8 `[N, 32]` | SHA-256 of each image's pixels |
 //! | `d2o_meta` u8 | JSON, [`Meta`]; absent in files of other tools |
@@ -19,7 +19,7 @@ use crate::batch::{Digest, ImageDims, check_range, hex};
 use crate::error::{Error, Result};
 
 /// Matrices a feature file may hold.
-pub const MATRICES: [&str; 4] = ["features", "logits", "spatial", "clip"];
+pub const MATRICES: [&str; 5] = ["features", "logits", "spatial", "clip", "manifold"];
 const LABELS: &str = "labels";
 const DIGESTS: &str = "image_sha256";
 const META: &str = "d2o_meta";
@@ -65,7 +65,7 @@ pub struct Meta {
     pub images: ImageDims,
     /// Images in a batch when the networks ran.
     pub batch: usize,
-    /// Networks by role: `features`, `clip`.
+    /// Networks by role: `features`, `clip`, `manifold`.
     pub networks: BTreeMap<String, NetworkMeta>,
     /// SHA-256 of each dataset's rows (little endian).
     #[serde(default)]

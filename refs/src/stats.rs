@@ -10,6 +10,7 @@ use crate::npy::Dtype;
 use crate::npz::{IMAGES, Npz, NpzWriter};
 
 const FEATURES: &str = "features";
+const MANIFOLD: &str = "manifold";
 const LABELS: &str = "labels";
 const META: &str = "d2o_meta";
 
@@ -37,7 +38,9 @@ pub struct ReferenceStats {
     pub clip: Option<(Array1<f64>, Array2<f64>)>,
     /// The features themselves, `[N, D]`, where the file carries them (d2o's own addition to any layout).
     pub features: Option<Array2<f32>>,
-    /// Class of each of `features` (d2o's own addition).
+    /// What enters precision and recall instead of `features`, `[N, D]`, where another network gives it (d2o's own addition).
+    pub manifold: Option<Array2<f32>>,
+    /// Class of each row of these (d2o's own addition).
     pub labels: Option<Vec<i64>>,
     /// How it was made (d2o's own addition), or null.
     pub meta: Value,
@@ -56,23 +59,24 @@ impl ReferenceStats {
             both.then(|| gaussian(&mut npz, path, mu, sigma)).transpose()
         };
         let (spatial, clip) = (pair("mu_s", "sigma_s")?, pair("mu_clip", "sigma_clip")?);
-        let features = if npz.contains(FEATURES) {
-            let rows = npz.f32(FEATURES)?;
+        let mut matrix = |name: &str| -> Result<Option<Array2<f32>>> {
+            if !npz.contains(name) {
+                return Ok(None);
+            }
+            let rows = npz.f32(name)?;
             let shape = format!("{:?}", rows.shape());
-            let rows = rows.into_dimensionality().map_err(|_| Error::format(path, FEATURES, "two axes", shape))?;
-            Some(rows)
-        } else {
-            None
+            Ok(Some(rows.into_dimensionality().map_err(|_| Error::format(path, name, "two axes", shape))?))
         };
+        let (features, manifold) = (matrix(FEATURES)?, matrix(MANIFOLD)?);
         let labels = if npz.contains(LABELS) { Some(npz.i64(LABELS)?) } else { None };
-        if let (Some(rows), Some(labels)) = (&features, &labels) {
-            let rows: &Array2<f32> = rows;
-            if rows.nrows() != labels.len() {
-                return Err(Error::format(path, LABELS, format!("{} classes", rows.nrows()), labels.len().to_string()));
+        for rows in [&features, &manifold].into_iter().flatten() {
+            let (rows, classes) = (rows.nrows(), labels.as_ref().map(Vec::len));
+            if let Some(classes) = classes.filter(|n| *n != rows) {
+                return Err(Error::format(path, LABELS, format!("{rows} classes"), classes.to_string()));
             }
         }
         let meta = meta_of(&mut npz, path)?;
-        Ok(Self { mu, sigma, spatial, clip, features, labels, meta })
+        Ok(Self { mu, sigma, spatial, clip, features, manifold, labels, meta })
     }
 
     /// Writes the statistics in `layout`; `images` (a source read from the start) is needed by, and only by, [`Layout::Adm`].
@@ -108,8 +112,10 @@ impl ReferenceStats {
                 npz.f64(cov, sigma.view().into_dyn())?;
             }
         }
-        if let Some(features) = &self.features {
-            npz.f32(FEATURES, features.view().into_dyn())?;
+        for (name, rows) in [(FEATURES, &self.features), (MANIFOLD, &self.manifold)] {
+            if let Some(rows) = rows {
+                npz.f32(name, rows.view().into_dyn())?;
+            }
         }
         if let Some(labels) = &self.labels {
             npz.i64(LABELS, labels)?;
@@ -169,6 +175,7 @@ mod tests {
             clip: Some((Array1::zeros(2), Array2::eye(2))),
             labels: Some(vec![0, 1, 0, 7]),
             features: Some(Array2::from_shape_fn((4, 3), |(i, j)| i as f32 - j as f32)),
+            manifold: Some(Array2::from_shape_fn((4, 2), |(i, j)| i as f32 * j as f32)),
             meta: serde_json::json!({"extractor": "x"}),
         }
     }

@@ -34,7 +34,9 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     let mut set = Set::open(&args.data).with_context(intent)?;
     let protocol = Protocol::named(&args.protocol).context("no such protocol")?;
     let mut networks = Vec::new();
-    for (role, path) in [(Role::Features, &args.extractor), (Role::Clip, &args.clip)] {
+    for (role, path) in
+        [(Role::Features, &args.extractor), (Role::Clip, &args.clip), (Role::Manifold, &args.pr_extractor)]
+    {
         if let Some(path) = path {
             networks.push(Network::open(role, path, protocol, args.provider, global, printer)?);
         }
@@ -45,7 +47,14 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     }
     let has = |matrix: &str| set.width(matrix, &networks).is_some();
     let keep = !args.no_features;
-    let wants = Wants { features: true, keep, score: None, spatial: has("spatial"), clip: has("clip") };
+    let wants = Wants {
+        features: true,
+        keep,
+        score: None,
+        spatial: has("spatial"),
+        clip: has("clip"),
+        manifold: has("manifold") && keep,
+    };
     let how = How { batch: features::batch(args.batch, &networks), protocol, cache: args.cache.as_deref(), printer };
     let found = sums(&mut set, &mut networks, &wants, &how, None).with_context(intent)?;
     let finish = |sums: Option<Accumulator>| sums.map(|s| s.finish(protocol.ddof)).transpose().with_context(intent);
@@ -60,7 +69,8 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
         "images_sha256": found.walk.sha256,
         "d2o_version": env!("CARGO_PKG_VERSION"),
     });
-    for (role, key) in [(Role::Features, "extractor"), (Role::Clip, "clip")] {
+    for role in Role::ALL {
+        let key = role.key();
         if let Some(network) = found.walk.networks.get(role.name()) {
             meta[key] = network.name.clone().into();
             meta[format!("{key}_sha256")] = network.sha256.clone().into();
@@ -76,6 +86,7 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
         clip: pair(finish(found.clip)?),
         labels: set.labels().filter(|_| keep),
         features: found.kept,
+        manifold: found.manifold,
         meta,
     };
     let layout = match args.layout {

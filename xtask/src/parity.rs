@@ -75,7 +75,7 @@ struct Original {
     /// Feature files it was computed of, instead of the images.
     #[serde(default)]
     samples: Option<String>,
-    /// Feature network, if it is not Inception.
+    /// Network of precision and recall, if it is not Inception.
     #[serde(default)]
     extractor: Option<String>,
     #[serde(default)]
@@ -225,12 +225,12 @@ impl Ours {
         size: usize,
         reference: &str,
         metrics: &str,
-        extractor: &str,
+        more: &[&str],
     ) -> anyhow::Result<Value> {
         let fake = format!("fake-{size}");
-        let networks = ["--extractor", extractor, "--clip", "clip.onnx", "--cache", "cache", "--bootstrap", "0"];
+        let networks = ["--extractor", INCEPTION, "--clip", "clip.onnx", "--cache", "cache", "--bootstrap", "0"];
         let what = ["--protocol", protocol, "--metrics", metrics, "--kid-subset-size", KID_SUBSET, "--json", "-"];
-        let args = [&["evaluate", &fake, "--ref", reference][..], &networks, &what].concat();
+        let args = [&["evaluate", &fake, "--ref", reference][..], &networks, &what, more].concat();
         Ok(serde_json::from_str(&self.d2o(&args)?)?)
     }
 
@@ -272,7 +272,7 @@ impl Ours {
                     continue;
                 }
                 let metrics: Vec<&str> = metrics.into_iter().collect();
-                let ours = self.evaluate(protocol, size, &format!("real-{size}"), &metrics.join(","), INCEPTION)?;
+                let ours = self.evaluate(protocol, size, &format!("real-{size}"), &metrics.join(","), &[])?;
                 for o in here {
                     let value = |of: &Value| {
                         let (name, field) = match o.metric.strip_suffix(" std") {
@@ -287,7 +287,13 @@ impl Ours {
                         (Some(samples), Some(reference), _) => value(&self.of_files(protocol, samples, reference)?)?,
                         (_, _, Some(extractor)) => {
                             let metric = command_metric(&o.metric);
-                            value(&self.evaluate(protocol, size, &format!("real-{size}"), metric, extractor)?)?
+                            value(&self.evaluate(
+                                protocol,
+                                size,
+                                &format!("real-{size}"),
+                                metric,
+                                &["--pr-extractor", extractor],
+                            )?)?
                         }
                         _ => value(&ours)?,
                     };
@@ -321,7 +327,7 @@ impl Ours {
                 continue;
             }
             let fid = |reference: &str| -> anyhow::Result<f64> {
-                let found = self.evaluate(protocol, SIZES[0], reference, "fid", INCEPTION)?;
+                let found = self.evaluate(protocol, SIZES[0], reference, "fid", &[])?;
                 found["metrics"]["fid"]["value"].as_f64().context("no fid")
             };
             let (was, found) = (fid("real-32")?, fid(file)?);
@@ -380,7 +386,7 @@ Packages: torch 2.15.0, torchvision 0.29.2, NumPy 2.4.6, SciPy 1.17.1, Pillow 13
   (Inception) and resizes as the protocol says, on the provider it takes by itself: minimal filtering (`ort-winograd`) where there is AVX2.
 - torch-fidelity, pytorch-fid and torchmetrics run as installed. clean-fid does everything but the network itself: its Inception and CLIP are handed the drawn weights.
 - EDM's and StyleGAN3's code is the original; their detector is torch-fidelity's Inception, which computes the same as theirs. StyleGAN3's precision and recall take
-  Inception's features, since its VGG16 is not free to draw.
+  Inception's features, since its VGG16 is not free to draw; torch-fidelity's take VGG16, which d2o runs beside Inception as `--pr-extractor`.
 - guided-diffusion's `evaluator.py` runs in TensorFlow 2 (`compat.v1`) on activations of the same images, its softmax graph fed with the classes of the very activations:
   distances, scores, radii and blocks are its own code.
 - `differs, see above` marks numbers whose original is known to round; the same original without that rounding stands in the next row and must agree.
