@@ -113,7 +113,6 @@ def torch_fidelity(samples, reference, path):
     numbers = tf.calculate_metrics(
         input1=samples, input2=reference, isc=True, fid=True, kid=True, prc=True, cuda=False, cache=False,
         feature_extractor="inception-v3-compat", feature_extractor_weights_path=path, verbose=False, batch_size=64,
-        kid_subset_size=500,
     )
     report(start, **numbers)
 
