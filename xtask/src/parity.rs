@@ -272,7 +272,10 @@ impl Ours {
                     continue;
                 }
                 let metrics: Vec<&str> = metrics.into_iter().collect();
-                let ours = self.evaluate(protocol, size, &format!("real-{size}"), &metrics.join(","), &[])?;
+                let evaluate = |metrics: &str, more: &[&str]| {
+                    self.evaluate(protocol, size, &format!("real-{size}"), metrics, more)
+                };
+                let ours = evaluate(&metrics.join(","), &[])?;
                 for o in here {
                     let value = |of: &Value| {
                         let (name, field) = match o.metric.strip_suffix(" std") {
@@ -286,14 +289,7 @@ impl Ours {
                     let found = match (&o.samples, &o.reference, &o.extractor) {
                         (Some(samples), Some(reference), _) => value(&self.of_files(protocol, samples, reference)?)?,
                         (_, _, Some(extractor)) => {
-                            let metric = command_metric(&o.metric);
-                            value(&self.evaluate(
-                                protocol,
-                                size,
-                                &format!("real-{size}"),
-                                metric,
-                                &["--pr-extractor", extractor],
-                            )?)?
+                            value(&evaluate(command_metric(&o.metric), &["--pr-extractor", extractor])?)?
                         }
                         _ => value(&ours)?,
                     };

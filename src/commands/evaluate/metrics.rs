@@ -19,7 +19,7 @@ use crate::cli::{Evaluate, Metric};
 use crate::measure::Sums;
 
 /// Most samples whose Fréchet distance gets an interval: its cost grows with the cube of their number.
-pub(super) const INTERVAL_LIMIT: usize = 4096;
+const INTERVAL_LIMIT: usize = 4096;
 
 /// What an evaluation has found so far.
 pub(super) struct Ledger {
@@ -70,6 +70,9 @@ impl Ledger {
         self.metrics.insert(name.to_owned(), value);
     }
 }
+
+/// Features of the samples and of the reference, `[N, D]` and `[M, D]`.
+type Pair<'a> = [ArrayView2<'a, f32>; 2];
 
 /// Samples against a reference.
 pub(super) struct Comparison<'a> {
@@ -126,17 +129,18 @@ impl Comparison<'_> {
         if let (Some(rows), true) = (rows, self.wants(Metric::Kid)) {
             self.kid(rows, ledger)?;
         }
-        if !wants_neighbours(self.args) && !self.args.per_class {
+        if !wants_manifold(self.args) {
             return Ok(());
         }
         let rule = self.manifold_rule(ledger);
         let other = sums.manifold.is_some();
-        let neighbours = sums.manifold.as_ref().map(|rows| rows.view()).or(rows);
-        if let (Some(rows), true) = (neighbours, wants_neighbours(self.args)) {
-            self.neighbours(rows, other, &rule, ledger)?;
+        let Some(samples) = sums.manifold.as_ref().map(|rows| rows.view()).or(rows) else { return Ok(()) };
+        let neighbours = [samples, self.rows(other)?];
+        if self.wants(Metric::Pr) || self.wants(Metric::Dc) {
+            self.neighbours(neighbours, &rule, ledger)?;
         }
-        if let (Some(rows), Some(neighbours), true) = (rows, neighbours, self.args.per_class) {
-            self.classes(rows, neighbours, other, &rule, ledger)?;
+        if let (Some(rows), true) = (rows, self.args.per_class) {
+            self.classes([rows, self.rows(false)?], neighbours, &rule, ledger)?;
         }
         Ok(())
     }
@@ -227,15 +231,9 @@ impl Comparison<'_> {
         rule
     }
 
-    /// Precision, recall, density and coverage of `rows`, which are those for them alone if `other`.
-    fn neighbours(
-        &self,
-        rows: ArrayView2<'_, f32>,
-        other: bool,
-        rule: &ManifoldRule,
-        ledger: &mut Ledger,
-    ) -> anyhow::Result<()> {
-        let m = manifold(rows, self.rows(other)?, rule)?;
+    /// Precision, recall, density and coverage.
+    fn neighbours(&self, [samples, real]: Pair<'_>, rule: &ManifoldRule, ledger: &mut Ledger) -> anyhow::Result<()> {
+        let m = manifold(samples, real, rule)?;
         let mut share = |name: &str, value: f64, flags: &[bool]| {
             let ci95 = share_interval(flags, self.args.bootstrap, u64::from(self.args.seed));
             ledger.put_with(name, Value { value, ci95, std: None });
@@ -252,38 +250,36 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// Fréchet distance of `rows`, precision and recall of `neighbours`, of each class that is in both sets.
+    /// Fréchet distance of `features`, precision and recall of `neighbours`, of each class that is in both sets.
     fn classes(
         &self,
-        rows: ArrayView2<'_, f32>,
-        neighbours: ArrayView2<'_, f32>,
-        other: bool,
+        features: Pair<'_>,
+        neighbours: Pair<'_>,
         rule: &ManifoldRule,
         ledger: &mut Ledger,
     ) -> anyhow::Result<()> {
         let lacks = |path: &Path| format!("`{}` has no classes, which --per-class needs", path.display());
         let ours = members(self.labels.as_deref().with_context(|| lacks(super::samples_of(self.args)))?);
         let theirs = members(self.reference.labels.as_deref().with_context(|| lacks(self.path))?);
-        let (real, real_neighbours) = (self.rows(false)?, self.rows(other)?);
-        let dims = rows.ncols();
+        let dims = features[0].ncols();
         let (mut alone, mut few, mut biased) = (Vec::new(), Vec::new(), 0);
         for class in ours.keys().chain(theirs.keys()).copied().collect::<BTreeSet<_>>() {
             let (Some(a), Some(b)) = (ours.get(&class), theirs.get(&class)) else {
                 alone.push(class.to_string());
                 continue;
             };
-            let pair = |x: &ArrayView2<'_, f32>, y: &ArrayView2<'_, f32>| (x.select(Axis(0), a), y.select(Axis(0), b));
+            let own = |[x, y]: Pair<'_>| (x.select(Axis(0), a), y.select(Axis(0), b));
             let mut metrics = BTreeMap::new();
             let smaller = a.len().min(b.len());
             let mut put =
                 |name: &str, value: f64| metrics.insert(name.to_owned(), Value { value, ci95: None, std: None });
             if smaller > self.protocol.ddof {
-                let (x, y) = pair(&rows, &real);
+                let (x, y) = own(features);
                 put(self.distance(), frechet_distance_of(x.view(), y.view(), self.protocol.ddof)?);
                 biased += usize::from(smaller <= dims);
             }
             if smaller > rule.k {
-                let (x, y) = pair(&neighbours, &real_neighbours);
+                let (x, y) = own(neighbours);
                 let m = manifold(x.view(), y.view(), rule)?;
                 put("precision", m.precision());
                 put("recall", m.recall());
@@ -315,9 +311,9 @@ pub(super) fn wants_interval(args: &Evaluate, count: usize) -> bool {
     args.bootstrap > 0 && count <= INTERVAL_LIMIT
 }
 
-/// Whether precision and recall or density and coverage were asked for.
-pub(super) fn wants_neighbours(args: &Evaluate) -> bool {
-    args.metrics.iter().any(|m| matches!(m, Metric::Pr | Metric::Dc))
+/// Whether precision, recall, density or coverage were asked for, of all or of each class.
+pub(super) fn wants_manifold(args: &Evaluate) -> bool {
+    args.per_class || args.metrics.iter().any(|m| matches!(m, Metric::Pr | Metric::Dc))
 }
 
 /// Places of the images of each class.

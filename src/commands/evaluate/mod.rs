@@ -23,7 +23,7 @@ mod metrics;
 mod reference;
 mod render;
 
-use metrics::{Comparison, Ledger, wants_interval, wants_neighbours};
+use metrics::{Comparison, Ledger, wants_interval, wants_manifold};
 use reference::Reference;
 pub use render::{label, show};
 
@@ -92,7 +92,7 @@ fn networks_of(
     for (role, path, needed) in [
         (Role::Features, &args.extractor, wants_features(args, args.pr_extractor.is_some())),
         (Role::Clip, &args.clip, args.metrics.contains(&Metric::ClipFid)),
-        (Role::Manifold, &args.pr_extractor, args.per_class || wants_neighbours(args)),
+        (Role::Manifold, &args.pr_extractor, wants_manifold(args)),
     ] {
         if let (Some(path), true) = (path, needed || all) {
             networks.push(Network::open(role, path, protocol, args.provider, global, printer)?);
@@ -147,7 +147,7 @@ fn take_shard(
 ) -> anyhow::Result<()> {
     let protocol = protocol_of(args)?;
     let mut networks = networks_of(args, protocol, global, printer)?;
-    anyhow::ensure!(!networks.is_empty(), "--shard needs --extractor or --clip");
+    anyhow::ensure!(!networks.is_empty(), "--shard needs --extractor, --clip or --pr-extractor");
     let (mut set, _) = samples(args, &networks, global, printer)?;
     let how = how_of(args, &networks, protocol, printer);
     let range = set.shard(index, count, how.batch);
@@ -159,7 +159,7 @@ fn take_shard(
 
 /// Makes sure that the networks or files give what the metrics need.
 fn ensure_measurable(args: &Evaluate, set: &Set, networks: &[Network], wanted: &Wants) -> anyhow::Result<()> {
-    if (wanted.features || wanted.keep) && set.width("features", networks).is_none() {
+    if wanted.features && set.width("features", networks).is_none() {
         return Err(with_hint(
             anyhow::anyhow!("the samples are images, and no network takes their features"),
             "name one with --extractor",
@@ -200,11 +200,10 @@ fn examine(
     }
     // Where precision and recall have a network of their own, in the protocol or here, they are judged apart from the other metrics.
     let apart = wanted.manifold || protocol.manifold_features != ManifoldFeatures::Pool3;
-    let neighbourly = args.per_class || wants_neighbours(args);
     let manifold = if wanted.manifold { Role::Manifold } else { Role::Features };
     for (role, judged_as, needed) in [
         (Role::Features, Role::Features, wants_features(args, apart)),
-        (manifold, Role::Manifold, apart && neighbourly),
+        (manifold, Role::Manifold, apart && wants_manifold(args)),
         (Role::Clip, Role::Clip, wanted.clip),
     ] {
         if let (Some(network), true) = (networks.get(role.name()), needed) {
@@ -221,7 +220,7 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
     let mut networks = networks_of(args, protocol, global, printer)?;
     let how = how_of(args, &networks, protocol, printer);
     let (mut set, generator) = samples(args, &networks, global, printer)?;
-    let (neighbourly, other) = (args.per_class || wants_neighbours(args), set.width("manifold", &networks).is_some());
+    let (neighbourly, other) = (wants_manifold(args), set.width("manifold", &networks).is_some());
     let wants = |m: Metric| args.metrics.contains(&m);
     let wanted = Wants {
         features: wants_features(args, other),

@@ -13,10 +13,9 @@ use ndarray::{Array1, Array2};
 use serde_json::Value;
 
 use crate::features::{Network, Role};
-use crate::measure::{How, Set, Sums, Walk, Wants, sums};
+use crate::measure::{How, Set, Walk, Wants, sums};
 
 /// The reference, as far as the metrics need it.
-#[derive(Default)]
 pub(super) struct Reference {
     /// Moments of the features.
     pub(super) features: Option<Gaussian>,
@@ -68,14 +67,14 @@ impl Reference {
             ..Wants::default()
         };
         if images && (lacking.keep || lacking.spatial || lacking.clip || lacking.manifold) {
-            let found = Self::of_images(path, networks, &lacking, how)?;
+            let mut found = Self::of_images(path, networks, &lacking, how)?;
+            for (role, taken) in [(Role::Clip, found.clip.is_some()), (Role::Manifold, found.manifold.is_some())] {
+                if taken {
+                    reference.take_network(role, &mut found);
+                }
+            }
             if found.rows.is_some() || found.manifold.is_some() {
                 reference.labels = found.labels;
-            }
-            for (role, taken) in [(Role::Clip, found.clip.is_some()), (Role::Manifold, found.manifold.is_some())] {
-                if let (Some(network), true) = (found.networks.get(&role), taken) {
-                    reference.networks.insert(role, network.clone());
-                }
             }
             reference.rows = reference.rows.or(found.rows);
             reference.manifold = reference.manifold.or(found.manifold);
@@ -98,7 +97,8 @@ impl Reference {
         let main = gaussian((stats.mu, stats.sigma));
         let clip = stats.clip.map(gaussian);
         // A file of CLIP's statistics alone, as clean-fid keeps them.
-        let (features, clip) = if wants.features || clip.is_some() { (Some(main), clip) } else { (None, Some(main)) };
+        let alone = clip.is_none() && !wants.features && !wants.manifold;
+        let (features, clip) = if alone { (None, Some(main)) } else { (Some(main), clip) };
         Ok(Self {
             features,
             spatial: stats.spatial.map(gaussian),
@@ -114,7 +114,7 @@ impl Reference {
     /// What the networks say of the images at `path`.
     fn of_images(path: &Path, networks: &mut [Network], wants: &Wants, how: &How<'_>) -> anyhow::Result<Self> {
         let mut set = Set::open(path)?;
-        let found: Sums = sums(&mut set, networks, wants, how, None)
+        let found = sums(&mut set, networks, wants, how, None)
             .with_context(|| format!("cannot take features of the reference `{}`", path.display()))?;
         let moments = |sums: Option<Accumulator>| sums.map(|s| s.finish(how.protocol.ddof)).transpose();
         Ok(Self {
@@ -130,10 +130,17 @@ impl Reference {
     }
 
     /// Takes CLIP's moments from `other` instead.
-    pub(super) fn take_clip(&mut self, other: Self) {
+    pub(super) fn take_clip(&mut self, mut other: Self) {
+        self.take_network(Role::Clip, &mut other);
         self.clip = other.clip;
-        self.networks.remove(&Role::Clip);
-        self.networks.extend(other.networks.into_iter().filter(|(r, _)| *r == Role::Clip));
+    }
+
+    /// What `role` was made with is what `other` was made with, and unknown where that is.
+    fn take_network(&mut self, role: Role, other: &mut Self) {
+        match other.networks.remove(&role) {
+            Some(network) => self.networks.insert(role, network),
+            None => self.networks.remove(&role),
+        };
     }
 
     /// Length of the features of `role`, if it has them.
