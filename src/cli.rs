@@ -22,7 +22,7 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// Print results and errors only
+    /// Print results, warnings and errors only
     #[arg(short, long, global = true)]
     pub quiet: bool,
     /// The ONNX Runtime library; without it, the one `cargo xtask setup` installed
@@ -42,6 +42,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Draw images from an exported generator
     Generate(Box<Generate>),
+    /// Write the random numbers that seeds stand for
+    Draw(Draw),
     /// Make or examine reference statistics
     #[command(subcommand)]
     Refs(Refs),
@@ -205,6 +207,21 @@ pub enum ProviderArg {
     Tract,
 }
 
+/// Devices of a command that runs graphs.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Accelerator {
+    /// CUDA devices by number, e.g. `0` or `0,1`; batches take turns on several, and results are the same bit for bit on devices of one model. Asks for
+    /// CUDA: `--provider auto` does not fall back to the CPU. With --ep-library, devices of that provider [default: 0]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub device: Vec<u32>,
+    /// Let CUDA round the operands of f32 convolutions and products to TF32's 10 bits: faster, off by about 1e-3; results name `ort-cuda-tf32`
+    #[arg(long, conflicts_with = "ep_library")]
+    pub tf32: bool,
+    /// Run on the execution provider in this library (TensorRT RTX, OpenVINO, …), registered as NAME
+    #[arg(long, value_name = "NAME=PATH")]
+    pub ep_library: Option<EpLibrary>,
+}
+
 /// `d2o generate`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  d2o generate one-step.onnx --seeds 0-49999 --out samples.npz\n  \
@@ -229,8 +246,11 @@ pub struct Generate {
     #[arg(long, value_name = "L.npz")]
     pub save_latents: Option<PathBuf>,
     /// Where the graph runs
-    #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
+    #[arg(long, value_enum, default_value_t = ProviderArg::Auto, conflicts_with = "ep_library")]
     pub provider: ProviderArg,
+    /// Which devices
+    #[command(flatten)]
+    pub accelerator: Accelerator,
     /// Images in a batch; changes the speed, not the images
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: u32,
@@ -305,6 +325,10 @@ pub struct Sampling {
     /// Whose random numbers a seed stands for [default: torch-cpu; numpy for StyleGAN2]
     #[arg(long, value_enum)]
     pub rng: Option<Rng>,
+    /// torch-cuda: the GPU whose numbers a seed stands for, by name (`a100`, `h100`, …) or by the threads it keeps resident; matters for large images
+    /// [default: the first CUDA device here]
+    #[arg(long, value_name = "GPU")]
+    pub rng_gpu: Option<RngGpu>,
     /// Take `latents` [N, C, H, W] or [N, Z], and `labels` and `seeds` [N] where it has them, from this file instead of drawing them
     #[arg(long, value_name = "L.npz")]
     pub latents: Option<PathBuf>,
@@ -398,6 +422,56 @@ pub enum Rng {
     Numpy,
 }
 
+/// `d2o draw`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  d2o draw --seeds 0-63 --draw f32:3072 --draw i1000 --out draws.npz\n  \
+    d2o draw --rng torch-cuda --rng-gpu a100 --seeds 0-3 --draw f32:196608 --draw f64:196608 --out noise.npz")]
+pub struct Draw {
+    /// A generator for each seed, e.g. `0-63` or `1,2,5-10`
+    #[arg(long, value_name = "SEEDS")]
+    pub seeds: Seeds,
+    /// What each generator draws, in this order; may be given several times: `f32:COUNT` or `f64:COUNT` unit normals, `iBOUND` an integer from 0
+    /// below BOUND
+    #[arg(long, required = true, value_name = "WHAT")]
+    pub draw: Vec<Drawn>,
+    /// Generator to reproduce
+    #[arg(long, value_enum, default_value_t = Rng::TorchCpu)]
+    pub rng: Rng,
+    /// torch-cuda: the GPU, by name or by the threads it keeps resident [default: the first CUDA device here]
+    #[arg(long, value_name = "GPU")]
+    pub rng_gpu: Option<RngGpu>,
+    /// File to write: arrays `seeds` [N], `draw0`, `draw1`, … [N, COUNT]
+    #[arg(long, value_name = "D.npz")]
+    pub out: PathBuf,
+}
+
+/// One draw of `d2o draw`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drawn {
+    /// So many normals in f32.
+    F32(usize),
+    /// So many normals in f64.
+    F64(usize),
+    /// An integer below this.
+    Integer(u32),
+}
+
+impl FromStr for Drawn {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const MAX: usize = 1 << 28;
+        let count = |n: &str| n.parse().ok().filter(|n| (1..=MAX).contains(n));
+        let parsed = match text.split_once(':') {
+            Some(("f32", n)) => count(n).map(Self::F32),
+            Some(("f64", n)) => count(n).map(Self::F64),
+            Some(_) => None,
+            None => text.strip_prefix('i').and_then(|n| n.parse().ok()).filter(|n| *n > 0).map(Self::Integer),
+        };
+        parsed.ok_or_else(|| "write f32:COUNT, f64:COUNT or iBOUND, e.g. f32:3072 or i1000".to_owned())
+    }
+}
+
 /// `d2o refs`.
 #[derive(Debug, Subcommand)]
 pub enum Refs {
@@ -440,8 +514,11 @@ pub struct RefsMake {
     #[arg(long)]
     pub no_features: bool,
     /// Where the extractor runs
-    #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
+    #[arg(long, value_enum, default_value_t = ProviderArg::Auto, conflicts_with = "ep_library")]
     pub provider: ProviderArg,
+    /// Which devices
+    #[command(flatten)]
+    pub accelerator: Accelerator,
     /// Images in a batch; changes speed and memory, not the numbers [default: 64 on CUDA, else 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: Option<u32>,
@@ -547,8 +624,11 @@ pub struct Evaluate {
     #[arg(long, value_name = "TEXT")]
     pub title: Option<String>,
     /// Where networks run
-    #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
+    #[arg(long, value_enum, default_value_t = ProviderArg::Auto, conflicts_with = "ep_library")]
     pub provider: ProviderArg,
+    /// Which devices
+    #[command(flatten)]
+    pub accelerator: Accelerator,
     /// Images in a batch; changes speed and memory, not the numbers [default: 64 on CUDA, else 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: Option<u32>,
@@ -615,6 +695,9 @@ pub struct Verify {
     /// Runtimes; the first is compared with each other one [default: ort-cpu,tract; with --against ort-cpu]
     #[arg(long, value_delimiter = ',', value_enum)]
     pub runtimes: Vec<Runtime>,
+    /// Which devices
+    #[command(flatten)]
+    pub accelerator: Accelerator,
     /// Compare the graph, on the first runtime, with this one on each runtime
     #[arg(long, value_name = "Y.onnx")]
     pub against: Option<PathBuf>,
@@ -642,7 +725,8 @@ pub struct Verify {
     /// Reference for that distance [default: the first runtime's images]
     #[arg(long = "ref", value_name = "R.npz", requires = "extractor")]
     pub reference: Option<PathBuf>,
-    /// Also list the nodes that take the most time on ONNX Runtime's CPU provider
+    /// Also list, for the last of the runtimes that is ONNX Runtime, which provider computes how many nodes of each operation, and the nodes that
+    /// take the most time
     #[arg(long)]
     pub profile: bool,
     /// Compare precisions instead of runtimes: fp32, TF32, fp16, bf16, as far as the machine has them
@@ -665,6 +749,8 @@ pub enum Runtime {
     OrtWinograd,
     /// ONNX Runtime, CUDA
     OrtCuda,
+    /// ONNX Runtime, the provider of --ep-library
+    OrtEp,
     /// tract, CPU
     Tract,
     /// libtorch, CPU: the checkpoint's network instead of the graph
@@ -717,6 +803,15 @@ pub struct Train {
     /// Flip half of the images
     #[arg(long)]
     pub xflip: bool,
+    /// `cpu`, or a CUDA device by number [default: 0 if there is one, else cpu]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<TrainDevice>,
+    /// Let CUDA compute f32 convolutions and products in TF32: faster, not the recipe's numbers
+    #[arg(long)]
+    pub tf32: bool,
+    /// CUDA: use only kernels that give the same bits every time, so that a resumed run ends with the same bytes; slower
+    #[arg(long)]
+    pub deterministic: bool,
     /// Seed of everything random
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
@@ -947,6 +1042,111 @@ impl FromStr for Titled {
     }
 }
 
+/// `NAME=PATH` of a plugin execution provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EpLibrary {
+    /// Name to register it under.
+    pub name: String,
+    /// The library.
+    pub path: PathBuf,
+}
+
+impl FromStr for EpLibrary {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+                Ok(Self { name: name.to_owned(), path: path.into() })
+            }
+            _ => Err("write NAME=PATH".to_owned()),
+        }
+    }
+}
+
+/// `cpu` or the number of a CUDA device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrainDevice {
+    /// The CPU.
+    Cpu,
+    /// A CUDA device.
+    Cuda(u32),
+}
+
+impl FromStr for TrainDevice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            _ => text.parse().map(Self::Cuda).map_err(|_| "write cpu, or the number of a CUDA device".to_owned()),
+        }
+    }
+}
+
+/// A GPU as far as torch's CUDA generators depend on it: the threads that all its multiprocessors keep resident.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RngGpu {
+    /// Resident threads.
+    pub threads: u32,
+}
+
+impl RngGpu {
+    /// GPUs by name: multiprocessors and resident threads of each (NVIDIA's data sheets; CUDA C++ Programming Guide, Compute Capabilities).
+    pub const KNOWN: [(&str, u32, u32); 28] = [
+        ("gtx-1080-ti", 28, 2048),
+        ("p100", 56, 2048),
+        ("titan-xp", 30, 2048),
+        ("v100", 80, 2048),
+        ("titan-v", 80, 2048),
+        ("t4", 40, 1024),
+        ("rtx-2080-ti", 68, 1024),
+        ("titan-rtx", 72, 1024),
+        ("quadro-rtx-8000", 72, 1024),
+        ("a100", 108, 2048),
+        ("a40", 84, 1536),
+        ("a10", 72, 1536),
+        ("a6000", 84, 1536),
+        ("a5000", 64, 1536),
+        ("rtx-3080", 68, 1536),
+        ("rtx-3090", 82, 1536),
+        ("rtx-3090-ti", 84, 1536),
+        ("rtx-4080", 76, 1536),
+        ("rtx-4090", 128, 1536),
+        ("l4", 58, 1536),
+        ("l40", 142, 1536),
+        ("l40s", 142, 1536),
+        ("rtx-6000-ada", 142, 1536),
+        ("h100", 132, 2048),
+        ("h100-pcie", 114, 2048),
+        ("h200", 132, 2048),
+        ("rtx-5090", 170, 1536),
+        ("b200", 148, 2048),
+    ];
+}
+
+impl FromStr for RngGpu {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = text.to_lowercase().replace([' ', '_'], "-");
+        if let Some((_, multiprocessors, threads)) = Self::KNOWN.iter().find(|(known, _, _)| *known == name) {
+            return Ok(Self { threads: multiprocessors * threads });
+        }
+        // torch launches blocks of 256 threads, so whole blocks are resident.
+        match text.parse() {
+            Ok(threads) if threads >= 256 && threads % 256 == 0 => Ok(Self { threads }),
+            Ok(_) => {
+                Err("the number of resident threads is a multiple of 256: multiprocessors x threads of each".to_owned())
+            }
+            Err(_) => {
+                let known = Self::KNOWN.map(|(name, _, _)| name).join(", ");
+                Err(format!("known are {known}; for another, give its multiprocessors x resident threads of each"))
+            }
+        }
+    }
+}
+
 /// `rrggbb`, hexadecimal, with or without `#`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Colour(pub [u8; 3]);
@@ -985,6 +1185,29 @@ mod tests {
         assert_eq!("2/3".parse(), Ok(Shard { index: 2, count: 3 }));
         for bad in ["3/3", "0/0", "1", "-1/2", "a/b"] {
             assert!(bad.parse::<Shard>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn devices_parse() {
+        assert_eq!("cpu".parse(), Ok(TrainDevice::Cpu));
+        assert_eq!("1".parse(), Ok(TrainDevice::Cuda(1)));
+        assert!("-1".parse::<TrainDevice>().is_err());
+        assert_eq!("A100".parse(), Ok(RngGpu { threads: 221_184 }));
+        assert_eq!("RTX 2080 Ti".parse(), Ok(RngGpu { threads: 69_632 }));
+        assert_eq!("163840".parse(), Ok(RngGpu { threads: 163_840 }));
+        for bad in ["100", "0", "b9", ""] {
+            assert!(bad.parse::<RngGpu>().is_err(), "{bad}");
+        }
+        assert!("x".parse::<EpLibrary>().is_err() && "=x".parse::<EpLibrary>().is_err());
+    }
+
+    #[test]
+    fn draws_parse() {
+        assert_eq!("f32:3072".parse(), Ok(Drawn::F32(3072)));
+        assert_eq!("i1000".parse(), Ok(Drawn::Integer(1000)));
+        for bad in ["f32", "f32:0", "f16:3", "i0", "i", "i-1", "3", "f64:999999999999"] {
+            assert!(bad.parse::<Drawn>().is_err(), "{bad}");
         }
     }
 

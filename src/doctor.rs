@@ -405,7 +405,7 @@ fn look(found: &mut Diagnosis, source: &mut dyn ImageSource) -> anyhow::Result<(
     let mut jpegs = 0;
     for start in (0..count).step_by(CHUNK) {
         let images = source.read(start..(start + CHUNK).min(count))?;
-        for digest in digests(&images) {
+        for digest in digests(&images.view()) {
             let times = seen.entry(digest).or_default();
             repeated += usize::from(*times > 0);
             *times += 1;

@@ -16,14 +16,14 @@ use d2o_onnx::read::{ModelInfo, ValueInfo};
 use d2o_onnx::session::{Resident, Session, Tensor};
 use d2o_refs::batch::{Digest, ImageDims, ImageSource, container_sha256, digests};
 use d2o_refs::features::NetworkMeta;
-use ndarray::{Array2, Array4, ArrayView2, ArrayView3, ArrayViewMut3, Axis};
+use ndarray::{Array2, Array4, ArrayView2, ArrayView3, ArrayView4, ArrayViewMut3, Axis};
 use rayon::prelude::*;
 
-use crate::cli::{Global, ProviderArg};
 use crate::error::with_hint;
 use crate::interrupt;
 use crate::printer::Printer;
-use crate::runtime::{self, OnCpu};
+use crate::runtime::{Engine, OnCpu};
+use crate::turns::in_turn;
 
 /// Names a feature network's input may have: bytes, which it resizes itself, or floats 0..255 of its own size, resized by d2o.
 const INPUTS: [&str; 2] = ["images_u8", "images_f32"];
@@ -94,6 +94,9 @@ pub fn deviations(role: Role, network: &NetworkMeta, protocol: &Protocol) -> Vec
     if genuine != Some(network.name.as_str()) {
         found.push(format!("{prefix}features of {} instead of {wanted}", network.name));
     }
+    if network.runtime.ends_with("-tf32") {
+        found.push(format!("{prefix}products in TF32"));
+    }
     let Some(resize) = network.preprocessing.strip_prefix(IN_NETWORK) else { return found };
     let (word, wanted) = match (role, protocol.resize) {
         (Role::Clip, _) => ("crop", protocol.clip.describe()),
@@ -115,7 +118,7 @@ pub fn deviations(role: Role, network: &NetworkMeta, protocol: &Protocol) -> Vec
 pub fn batch(asked: Option<u32>, networks: &[Network]) -> usize {
     const CUDA: usize = 64;
     const CPU: usize = 16;
-    let cuda = networks.iter().any(|n| n.session.runtime() == "ort-cuda");
+    let cuda = networks.iter().any(|n| n.spec.runtime.starts_with("ort-cuda"));
     asked.map_or(if cuda { CUDA } else { CPU }, |n| n as usize)
 }
 
@@ -175,21 +178,30 @@ impl Role {
     }
 }
 
-/// An open feature network.
-pub struct Network {
+/// A feature network: everything but the sessions that compute it.
+#[derive(Debug, Clone)]
+pub struct Spec {
     /// What it is for.
     pub role: Role,
-    /// Who it is.
+    /// Which network it is.
     pub extractor: Extractor,
-    session: Box<dyn Session>,
+    model: ModelInfo,
+    runtime: String,
     input: &'static str,
     /// Matrices it gives, by the outputs they are.
     matrices: Vec<(&'static str, &'static str)>,
 }
 
+/// An open feature network, with a session on each device.
+pub struct Network {
+    /// Which network it is.
+    pub spec: Spec,
+    sessions: Vec<Box<dyn Session>>,
+}
+
 impl std::fmt::Debug for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Network").field("role", &self.role).field("extractor", &self.extractor).finish_non_exhaustive()
+        f.debug_struct("Network").field("spec", &self.spec).finish_non_exhaustive()
     }
 }
 
@@ -197,19 +209,14 @@ impl Network {
     /// Opens the graph at `path` for `role` under `protocol`.
     ///
     /// # Errors
-    /// A file that is no feature network, or not one for this role; those of the runtime.
-    pub fn open(
-        role: Role,
-        path: &Path,
-        protocol: &Protocol,
-        provider: ProviderArg,
-        global: &Global,
-        printer: Printer,
-    ) -> anyhow::Result<Self> {
-        let session = runtime::open(path, provider, OnCpu::Fastest, global, printer)?;
-        let mut extractor = describe(session.model(), path)?;
-        let input = input_of(session.model())?;
-        let given = |name: &&str| output_dims(session.model(), name).is_some();
+    /// A file that is not a feature network, or not one for this role; those of the runtime.
+    pub fn open(role: Role, path: &Path, protocol: &Protocol, engine: &Engine<'_>) -> anyhow::Result<Self> {
+        let sessions = engine.open(path, OnCpu::Fastest)?;
+        let session = sessions.first().context("no device")?;
+        let (model, runtime) = (session.model().clone(), session.runtime().to_owned());
+        let mut extractor = describe(&model, path)?;
+        let input = input_of(&model)?;
+        let given = |name: &&str| output_dims(&model, name).is_some();
         let features = FEATURES.into_iter().find(given).context("no features")?;
         let matrices = match role {
             Role::Features => {
@@ -219,7 +226,7 @@ impl Network {
             Role::Manifold => vec![("manifold", features)],
             Role::Clip => {
                 let output = protocol.clip.output();
-                extractor.dims = output_dims(session.model(), output).with_context(|| {
+                extractor.dims = output_dims(&model, output).with_context(|| {
                     format!(
                         "protocol {} needs the output `{output}`, which `{}` does not have",
                         protocol.name,
@@ -229,20 +236,27 @@ impl Network {
                 vec![("clip", output)]
             }
         };
-        Ok(Self { role, extractor, session, input, matrices })
+        Ok(Self { spec: Spec { role, extractor, model, runtime, input, matrices }, sessions })
     }
 
+    /// What it is, and its session on each device.
+    pub fn parts(&mut self) -> (&Spec, &mut Sessions) {
+        (&self.spec, &mut self.sessions)
+    }
+}
+
+impl Spec {
     /// The graph.
     #[must_use]
     pub fn model(&self) -> &ModelInfo {
-        self.session.model()
+        &self.model
     }
 
     /// Length of the rows of `matrix`, if the network gives it.
     #[must_use]
     pub fn width(&self, matrix: &str) -> Option<usize> {
         let (_, output) = self.matrices.iter().find(|(m, _)| *m == matrix)?;
-        output_dims(self.session.model(), output)
+        output_dims(&self.model, output)
     }
 
     /// How it stands in feature files of images of this size.
@@ -264,7 +278,7 @@ impl Network {
             preprocessing = format!("{preprocessing}; {}", protocol.clip.output());
         }
         let Extractor { name, path, sha256, dims } = self.extractor.clone();
-        Ok(NetworkMeta { name, path, sha256, dims, preprocessing, runtime: self.session.runtime().to_owned() })
+        Ok(NetworkMeta { name, path, sha256, dims, preprocessing, runtime: self.runtime.clone() })
     }
 
     /// The matrices among `outputs` of images called `names`.
@@ -306,21 +320,22 @@ impl Network {
         Ok(())
     }
 
-    /// The matrices of `images` called `names`, wherever the images are.
+    /// The matrices of `images` called `names`, wherever the images are, by one of the network's sessions.
     ///
     /// # Errors
     /// Those of [`Network::matrices`] and of the session.
     pub fn run_resident(
-        &mut self,
+        &self,
+        session: &mut dyn Session,
         images: &Resident,
         names: &[String],
     ) -> anyhow::Result<Vec<(&'static str, Array2<f32>)>> {
-        let outputs = self.session.run_resident(&[(self.input, images)], &[])?;
+        let outputs = session.run_resident(&[(self.input, images)], &[])?;
         self.matrices(hosted(outputs)?, names)
     }
 
     fn preparation(&self, dims: ImageDims, protocol: &Protocol) -> anyhow::Result<Preparation> {
-        let model = self.session.model();
+        let model = &self.model;
         let known = model.input(self.input).map(|i| i.dims.as_slice()).unwrap_or_default();
         let size = match known {
             &[_, Dim::Known(h), Dim::Known(w), _] => Some([h, w]),
@@ -359,9 +374,9 @@ enum Preparation {
 }
 
 impl Preparation {
-    fn apply(&self, images: &Array4<u8>) -> Tensor {
+    fn apply(&self, images: ArrayView4<'_, u8>) -> Tensor {
         match self {
-            Self::None => Tensor::U8(images.clone().into_dyn()),
+            Self::None => Tensor::U8(images.to_owned().into_dyn()),
             Self::Resize(resizer) => {
                 let [h, w] = resizer.output();
                 let each = |image: ArrayView3<'_, u8>, slot: ArrayViewMut3<'_, f32>| resizer.apply(image, slot);
@@ -384,7 +399,7 @@ impl Preparation {
 
 /// Every image through `each`, into `[N, h, w, 3]`.
 fn mapped<T: Clone + Default + Send + Sync>(
-    images: &Array4<u8>,
+    images: ArrayView4<'_, u8>,
     [h, w]: [usize; 2],
     each: impl Fn(ArrayView3<'_, u8>, ArrayViewMut3<'_, T>) + Sync,
 ) -> Array4<T> {
@@ -428,8 +443,23 @@ struct Prepared {
     tensors: Vec<Tensor>,
 }
 
+/// Sessions of one graph, one on each device.
+pub type Sessions = [Box<dyn Session>];
+
+/// The sessions of several graphs, by device.
+pub fn by_device<'a>(graphs: impl IntoIterator<Item = &'a mut Sessions>) -> Vec<Vec<&'a mut dyn Session>> {
+    let mut devices: Vec<Vec<&mut dyn Session>> = Vec::new();
+    for sessions in graphs {
+        devices.resize_with(sessions.len().max(devices.len()), Vec::new);
+        for (device, session) in devices.iter_mut().zip(sessions) {
+            device.push(session.as_mut());
+        }
+    }
+    devices
+}
+
 /// Runs images `range` of `source` through `networks` and hands the outputs to `each`, in the source's order. Reading and resizing run ahead
-/// of the networks on a thread of their own, a few batches at most.
+/// of the networks on a thread of their own, a few batches at most; batches take turns on the networks' devices.
 ///
 /// # Errors
 /// Images of another size than a network takes, unreadable images, features that are not finite (naming the image), a failing runtime,
@@ -444,58 +474,67 @@ pub fn extract(
     each: &mut dyn FnMut(Rows) -> anyhow::Result<()>,
 ) -> anyhow::Result<Seconds> {
     let dims = source.dims();
+    let (specs, sessions): (Vec<&Spec>, Vec<&mut Sessions>) = networks.iter_mut().map(|n| n.parts()).unzip();
+    let mut devices = by_device(sessions);
     let preparations: Vec<Preparation> =
-        networks.iter().map(|n| n.preparation(dims, protocol)).collect::<anyhow::Result<_>>()?;
+        specs.iter().map(|n| n.preparation(dims, protocol)).collect::<anyhow::Result<_>>()?;
     let mut progress = printer.progress("features", range.len() as u64);
     let stop = AtomicBool::new(false);
     let mut network_seconds = 0.0;
-    let (sender, receiver) = sync_channel::<anyhow::Result<Prepared>>(AHEAD);
+    // As many batches at once as there are devices, so that a generator can make them on all of them.
+    let ahead = batch * devices.len();
+    let (sender, receiver) = sync_channel::<anyhow::Result<Prepared>>(AHEAD * devices.len());
     let (reading, resizing) = std::thread::scope(|scope| -> anyhow::Result<(f64, f64)> {
         let stop = &stop;
         let reader = scope.spawn(move || {
             let (mut reading, mut resizing) = (0.0, 0.0);
-            for start in range.clone().step_by(batch) {
+            for first in range.clone().step_by(ahead) {
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
                 let clock = Instant::now();
-                let batch = start..(start + batch).min(range.end);
-                let images = match source.read(batch.clone()) {
+                let images = match source.read(first..(first + ahead).min(range.end)) {
                     Ok(images) => images,
                     Err(error) => {
                         let _ = sender.send(Err(error.into()));
                         break;
                     }
                 };
-                let digests = digests(&images);
-                let names = batch.map(|i| source.name(i)).collect();
                 reading += clock.elapsed().as_secs_f64();
-                let clock = Instant::now();
-                let tensors = preparations.iter().map(|p| p.apply(&images)).collect();
-                resizing += clock.elapsed().as_secs_f64();
-                if sender.send(Ok(Prepared { start, names, digests, tensors })).is_err() {
-                    break;
+                for (i, images) in images.axis_chunks_iter(Axis(0), batch).enumerate() {
+                    let start = first + i * batch;
+                    let clock = Instant::now();
+                    let digests = digests(&images.view());
+                    let names = (start..start + images.len_of(Axis(0))).map(|i| source.name(i)).collect();
+                    reading += clock.elapsed().as_secs_f64();
+                    let clock = Instant::now();
+                    let tensors = preparations.iter().map(|p| p.apply(images)).collect();
+                    resizing += clock.elapsed().as_secs_f64();
+                    if sender.send(Ok(Prepared { start, names, digests, tensors })).is_err() {
+                        return (reading, resizing);
+                    }
                 }
             }
             (reading, resizing)
         });
-        let mut consume = || -> anyhow::Result<()> {
-            for prepared in &receiver {
-                anyhow::ensure!(!interrupt::asked(), "interrupted");
-                let Prepared { start, names, digests, tensors } = prepared?;
-                let clock = Instant::now();
-                let mut matrices = Vec::new();
-                for (network, tensor) in networks.iter_mut().zip(tensors) {
-                    let outputs = network.session.run(&[(network.input, tensor)])?;
-                    matrices.extend(network.matrices(outputs, &names)?);
-                }
-                network_seconds += clock.elapsed().as_secs_f64();
-                each(Rows { start, digests, matrices })?;
-                progress.advance(names.len() as u64);
+        let work = |sessions: &mut Vec<&mut dyn Session>, prepared: Prepared| {
+            anyhow::ensure!(!interrupt::asked(), "interrupted");
+            let Prepared { start, names, digests, tensors } = prepared;
+            let clock = Instant::now();
+            let mut matrices = Vec::new();
+            for ((spec, session), tensor) in specs.iter().zip(sessions).zip(tensors) {
+                let outputs = session.run(&[(spec.input, tensor)])?;
+                matrices.extend(spec.matrices(outputs, &names)?);
             }
-            Ok(())
+            Ok((Rows { start, digests, matrices }, clock.elapsed().as_secs_f64()))
         };
-        let result = consume();
+        let result = in_turn(&mut devices, &receiver, work, |(rows, seconds)| {
+            network_seconds += seconds;
+            let count = rows.digests.len() as u64;
+            each(rows)?;
+            progress.advance(count);
+            Ok(())
+        });
         stop.store(true, Ordering::Relaxed);
         drop(receiver);
         let read = reader.join().map_err(|_| anyhow::anyhow!("reading images failed"))?;

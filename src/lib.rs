@@ -15,3 +15,4 @@ pub mod report;
 pub mod runtime;
 #[cfg(feature = "train")]
 pub mod train;
+pub mod turns;

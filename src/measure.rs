@@ -190,7 +190,7 @@ impl Set {
     #[must_use]
     pub fn width(&self, matrix: &str, networks: &[Network]) -> Option<usize> {
         match self {
-            Self::Images { .. } | Self::Fused { .. } => networks.iter().find_map(|n| n.width(matrix)),
+            Self::Images { .. } | Self::Fused { .. } => networks.iter().find_map(|n| n.spec.width(matrix)),
             Self::Features(parts) => parts.first().and_then(|p| p.width(matrix)),
         }
     }
@@ -261,8 +261,9 @@ fn images(
     let (mut held, mut missing, mut writers) = (Vec::new(), Vec::new(), Vec::new());
     let source_sha256 = if how.cache.is_some() { origin.sha256()? } else { String::new() };
     for network in networks.iter_mut() {
-        let meta = network.meta(dims, how.protocol)?;
-        walk.networks.insert(network.role.name().to_owned(), meta.clone());
+        let role = network.spec.role;
+        let meta = network.spec.meta(dims, how.protocol)?;
+        walk.networks.insert(role.name().to_owned(), meta.clone());
         let Some(folder) = how.cache else {
             missing.push(network);
             continue;
@@ -271,7 +272,7 @@ fn images(
         match cached(&path, how.printer) {
             Some(file) => held.push(file),
             None => {
-                let networks = BTreeMap::from([(network.role.name().to_owned(), meta)]);
+                let networks = BTreeMap::from([(role.name().to_owned(), meta)]);
                 let (source_sha256, batch, sha256) = (source_sha256.clone(), how.batch, BTreeMap::new());
                 let meta = Meta {
                     d2o_features: 0,
@@ -283,7 +284,7 @@ fn images(
                     networks,
                     sha256,
                 };
-                writers.push((network.role, FeatureWriter::create(&path, meta)?));
+                writers.push((role, FeatureWriter::create(&path, meta)?));
                 missing.push(network);
             }
         }
@@ -362,8 +363,8 @@ fn features(
         walk.networks = meta.networks.clone();
     }
     for network in networks {
-        let (name, own) = (network.role.name(), &network.extractor);
-        match walk.networks.get(name) {
+        let (role, own) = (network.spec.role.name(), &network.spec.extractor);
+        match walk.networks.get(role) {
             Some(of_file) => anyhow::ensure!(
                 of_file.sha256 == own.sha256,
                 "`{}` holds features of {} ({}), not of `{}`",
@@ -377,7 +378,7 @@ fn features(
                 let (name, path, sha256) = (own.name.clone(), own.path.clone(), own.sha256.clone());
                 let meta =
                     NetworkMeta { name, path, sha256, dims: own.dims, preprocessing, runtime: "unknown".to_owned() };
-                walk.networks.insert(network.role.name().to_owned(), meta);
+                walk.networks.insert(role.to_owned(), meta);
             }
         }
     }
@@ -542,7 +543,7 @@ pub fn meta_of(set: &Set, range: Range<usize>, networks: &[Network], how: &How<'
         Set::Fused { fused, origin } => (fused.dims(), origin),
         Set::Features(_) => anyhow::bail!("features can be saved of images only, and these are features already"),
     };
-    let describe = |n: &Network| Ok((n.role.name().to_owned(), n.meta(images, how.protocol)?));
+    let describe = |n: &Network| Ok((n.spec.role.name().to_owned(), n.spec.meta(images, how.protocol)?));
     Ok(Meta {
         d2o_features: 0,
         source_sha256: origin.sha256()?,

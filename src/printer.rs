@@ -14,7 +14,7 @@ pub struct Printer {
 }
 
 impl Printer {
-    /// `quiet` leaves results and errors only.
+    /// `quiet` leaves results, warnings and errors only.
     #[must_use]
     pub fn new(quiet: bool) -> Self {
         Self { quiet }

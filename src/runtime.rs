@@ -1,13 +1,17 @@
-//! Opening sessions: which runtime, which library.
+//! Opening sessions: which runtime, which library, which devices.
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use d2o_onnx::read::ModelInfo;
+use d2o_onnx::session::cuda::{self, CudaDevice};
 use d2o_onnx::session::ort::{OrtOptions, OrtRuntime, OrtSession, minimal_filtering_pays};
 use d2o_onnx::session::tract::TractSession;
-use d2o_onnx::session::{Provider, Session};
+use d2o_onnx::session::{PlacedNode, Provider, Session};
 
-use crate::cli::{Global, ProviderArg, Runtime};
+use crate::cli::{Accelerator, Global, ProviderArg, Runtime};
 use crate::error::with_hint;
 use crate::printer::Printer;
 
@@ -23,80 +27,213 @@ pub enum OnCpu {
     Fastest,
 }
 
-/// Opens `model` where `provider` says; `auto` takes CUDA if it is there, else what `on_cpu` names, and says so.
-///
-/// # Errors
-/// A missing library or device, with a hint; a file that is no model.
-pub fn open(
-    model: &Path,
+/// Where the graphs of a command run.
+#[derive(Debug, Clone)]
+pub struct Engine<'a> {
     provider: ProviderArg,
-    on_cpu: OnCpu,
-    global: &Global,
+    accelerator: &'a Accelerator,
+    global: &'a Global,
     printer: Printer,
-) -> anyhow::Result<Box<dyn Session>> {
-    match provider {
-        ProviderArg::Tract => open_on(model, Runtime::Tract, global),
-        ProviderArg::Cpu => open_on(model, Runtime::OrtCpu, global),
-        ProviderArg::Winograd => open_on(model, Runtime::OrtWinograd, global),
-        ProviderArg::Cuda => open_on(model, Runtime::OrtCuda, global),
-        ProviderArg::Auto => {
-            if library(global).is_ok_and(|runtime| runtime.has_cuda()) {
-                match open_on(model, Runtime::OrtCuda, global) {
-                    Ok(session) => return Ok(session),
-                    Err(error) => printer.note(&format!("CUDA cannot be used ({error:#}); running on the CPU")),
+    workers: usize,
+    /// Whether CUDA was tried by `auto` and failed.
+    without_cuda: Cell<bool>,
+}
+
+impl<'a> Engine<'a> {
+    /// What `provider` and `accelerator` ask for.
+    ///
+    /// # Errors
+    /// Devices or TF32 of a provider that has none.
+    pub fn new(
+        provider: ProviderArg,
+        accelerator: &'a Accelerator,
+        global: &'a Global,
+        printer: Printer,
+    ) -> anyhow::Result<Self> {
+        let asked = !accelerator.device.is_empty() || accelerator.tf32;
+        let provider = match provider {
+            // Who names a device or TF32 asks for CUDA.
+            ProviderArg::Auto if asked && accelerator.ep_library.is_none() => ProviderArg::Cuda,
+            ProviderArg::Cpu | ProviderArg::Winograd | ProviderArg::Tract if asked => {
+                anyhow::bail!("--device and --tf32 are for CUDA; this provider runs on the CPU")
+            }
+            provider => provider,
+        };
+        let workers = accelerator.device.len().max(1);
+        Ok(Self { provider, accelerator, global, printer, workers, without_cuda: Cell::new(false) })
+    }
+
+    /// The same with `count` sessions of each graph where the provider has no devices of its own; results do not depend on their number.
+    #[must_use]
+    pub fn with_workers(self, count: usize) -> Self {
+        Self { workers: count.max(1), ..self }
+    }
+
+    /// Opens `model` once for each device. `auto` takes CUDA if it can, else what `on_cpu` names, and warns of it.
+    ///
+    /// # Errors
+    /// A missing library or device, with a hint; a file that is not a model.
+    pub fn open(&self, model: &Path, on_cpu: OnCpu) -> anyhow::Result<Vec<Box<dyn Session>>> {
+        let open = |runtime: Runtime| -> anyhow::Result<Vec<Box<dyn Session>>> {
+            let one = |worker| open_nth(model, runtime, worker, self.accelerator, self.global);
+            let sessions: Vec<_> = (0..self.workers).map(one).collect::<anyhow::Result<_>>()?;
+            if let Some(first) = sessions.first() {
+                warn_of_cpu_nodes(first.as_ref(), model, self.printer)?;
+            }
+            Ok(sessions)
+        };
+        match self.provider {
+            _ if self.accelerator.ep_library.is_some() => open(Runtime::OrtEp),
+            ProviderArg::Tract => open(Runtime::Tract),
+            ProviderArg::Cpu => open(Runtime::OrtCpu),
+            ProviderArg::Winograd => open(Runtime::OrtWinograd),
+            ProviderArg::Cuda => open(Runtime::OrtCuda),
+            ProviderArg::Auto => {
+                if !self.without_cuda.get() && library(self.global).is_ok_and(|runtime| runtime.has_cuda()) {
+                    match open(Runtime::OrtCuda) {
+                        Ok(sessions) => return Ok(sessions),
+                        Err(error) => {
+                            self.without_cuda.set(true);
+                            self.printer.warn(&format!("CUDA cannot be used ({error:#}); running on the CPU"));
+                        }
+                    }
                 }
+                if on_cpu == OnCpu::Plain || !minimal_filtering_pays() {
+                    return open(Runtime::OrtCpu);
+                }
+                open(Runtime::OrtWinograd).or_else(|filtered| {
+                    let plain = open(Runtime::OrtCpu)?;
+                    self.printer.note(&format!("plain convolutions: minimal filtering cannot be used ({filtered:#})"));
+                    Ok(plain)
+                })
             }
-            if on_cpu == OnCpu::Plain || !minimal_filtering_pays() {
-                return open_on(model, Runtime::OrtCpu, global);
-            }
-            open_on(model, Runtime::OrtWinograd, global).or_else(|filtered| {
-                let plain = open_on(model, Runtime::OrtCpu, global)?;
-                printer.note(&format!("plain convolutions: minimal filtering cannot be used ({filtered:#})"));
-                Ok(plain)
-            })
         }
     }
 }
 
-/// Opens `model` on `runtime`.
+/// Opens `model` on `runtime`, on the first of the devices that `accelerator` names.
 ///
 /// # Errors
-/// Those of [`open`].
-pub fn open_on(model: &Path, runtime: Runtime, global: &Global) -> anyhow::Result<Box<dyn Session>> {
+/// Those of [`Engine::open`].
+pub fn open_on(
+    model: &Path,
+    runtime: Runtime,
+    accelerator: &Accelerator,
+    global: &Global,
+) -> anyhow::Result<Box<dyn Session>> {
+    open_nth(model, runtime, 0, accelerator, global)
+}
+
+fn open_nth(
+    model: &Path,
+    runtime: Runtime,
+    nth: usize,
+    accelerator: &Accelerator,
+    global: &Global,
+) -> anyhow::Result<Box<dyn Session>> {
     let describe = || format!("cannot open `{}`", model.display());
     // The file's own faults come first, whatever is installed.
-    d2o_onnx::read::ModelInfo::open(model).with_context(describe)?;
-    let provider = match runtime {
-        Runtime::Tract => return Ok(Box::new(TractSession::open(model, global.threads).with_context(describe)?)),
+    ModelInfo::open(model).with_context(describe)?;
+    if runtime == Runtime::Tract {
+        return Ok(Box::new(TractSession::open(model, global.threads).with_context(describe)?));
+    }
+    let library = library(global)?;
+    let options = OrtOptions { provider: provider_of(runtime, nth, accelerator, &library)?, threads: global.threads };
+    Ok(Box::new(library.session(model, &options).with_context(describe)?))
+}
+
+/// Warns of nodes of `model` that the CPU computes though `session` is for another device.
+///
+/// # Errors
+/// Those of [`Session::left_to_cpu`].
+pub fn warn_of_cpu_nodes(session: &dyn Session, model: &Path, printer: Printer) -> anyhow::Result<()> {
+    let left = session.left_to_cpu()?;
+    if !left.is_empty() {
+        printer.warn(&format!("{}: the CPU computes {} of `{}`", session.runtime(), tally(&left), model.display()));
+    }
+    Ok(())
+}
+
+/// ONNX Runtime's provider for `runtime` on the `nth` of the devices that `accelerator` names.
+fn provider_of(
+    runtime: Runtime,
+    nth: usize,
+    accelerator: &Accelerator,
+    library: &OrtRuntime,
+) -> anyhow::Result<Provider> {
+    let device = accelerator.device.get(nth).copied().unwrap_or(0);
+    Ok(match runtime {
         Runtime::OrtCpu => Provider::Cpu,
         Runtime::OrtWinograd => Provider::Winograd,
-        Runtime::OrtCuda => Provider::Cuda { device: 0, tf32: false },
+        Runtime::OrtCuda => Provider::Cuda { device, tf32: accelerator.tf32 },
+        Runtime::OrtEp => {
+            let plugin = accelerator.ep_library.as_ref().context("ort-ep: name the provider with --ep-library")?;
+            library.register(&plugin.name, &plugin.path)?;
+            Provider::Plugin { library: plugin.name.clone(), device: device as usize }
+        }
+        Runtime::Tract => anyhow::bail!("tract is not a provider of ONNX Runtime"),
         Runtime::Libtorch => anyhow::bail!("libtorch runs checkpoints, not graphs"),
-    };
-    let options = OrtOptions { provider, threads: global.threads };
-    Ok(Box::new(library(global)?.session(model, &options).with_context(describe)?))
+    })
 }
 
-/// Opens `model` on ONNX Runtime with CUDA and products in TF32; `None` where there is no CUDA device.
+/// `nodes` by operation, e.g. `3 nodes (2 Gather, 1 Shape)`.
+fn tally(nodes: &[PlacedNode]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for node in nodes {
+        *counts.entry(&node.op).or_default() += 1;
+    }
+    let by_op: Vec<String> = counts.iter().map(|(op, n)| format!("{n} {op}")).collect();
+    format!("{} node{} ({})", nodes.len(), if nodes.len() == 1 { "" } else { "s" }, by_op.join(", "))
+}
+
+/// Opens `model` on ONNX Runtime with CUDA and products in TF32; `None` where the library has no CUDA provider.
 ///
 /// # Errors
-/// Those of [`open`].
-pub fn open_tf32(model: &Path, global: &Global) -> anyhow::Result<Option<Box<dyn Session>>> {
-    let library = library(global)?;
-    if !library.has_cuda() {
+/// Those of [`Engine::open`].
+pub fn open_tf32(model: &Path, accelerator: &Accelerator, global: &Global) -> anyhow::Result<Option<Box<dyn Session>>> {
+    if !library(global)?.has_cuda() {
         return Ok(None);
     }
-    let options = OrtOptions { provider: Provider::Cuda { device: 0, tf32: true }, threads: global.threads };
-    Ok(Some(Box::new(library.session(model, &options)?)))
+    let accelerator = Accelerator { tf32: true, ..accelerator.clone() };
+    open_on(model, Runtime::OrtCuda, &accelerator, global).map(Some)
 }
 
-/// Opens `model` on ONNX Runtime's CPU provider and times every node; the times go to a JSON file whose name begins with `prefix`.
+/// Opens `model` on one of ONNX Runtime's runtimes and times every node; the times go to a JSON file whose name begins with `prefix`.
 ///
 /// # Errors
-/// Those of [`open`].
-pub fn open_profiled(model: &Path, prefix: &Path, global: &Global) -> anyhow::Result<OrtSession> {
-    let options = OrtOptions { provider: Provider::Cpu, threads: global.threads };
-    Ok(library(global)?.profiled(model, &options, prefix)?)
+/// Those of [`Engine::open`].
+pub fn open_profiled(
+    model: &Path,
+    runtime: Runtime,
+    prefix: &Path,
+    accelerator: &Accelerator,
+    global: &Global,
+) -> anyhow::Result<OrtSession> {
+    let library = library(global)?;
+    let options = OrtOptions { provider: provider_of(runtime, 0, accelerator, &library)?, threads: global.threads };
+    Ok(library.profiled(model, &options, prefix)?)
+}
+
+/// CUDA devices of this machine; none where the driver does not answer.
+#[must_use]
+pub fn cuda_devices() -> Vec<CudaDevice> {
+    cuda::devices().unwrap_or_default()
+}
+
+/// Build and devices behind the sessions of a result, by name: what it takes to compute it again.
+#[must_use]
+pub fn describe(runtimes: &str, accelerator: &Accelerator, global: &Global) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::from([("runtime".to_owned(), runtimes.to_owned())]);
+    if let (true, Ok(library)) = (runtimes.contains("ort-"), library(global)) {
+        found.insert("onnxruntime".to_owned(), library.build().to_owned());
+    }
+    if runtimes.contains("ort-cuda") {
+        let devices = cuda_devices();
+        let asked = if accelerator.device.is_empty() { &[0][..] } else { &accelerator.device };
+        let name = |i: &u32| format!("{i}: {}", devices.get(*i as usize).map_or("unknown", |d| &d.name));
+        found.insert("cuda_devices".to_owned(), asked.iter().map(name).collect::<Vec<_>>().join(", "));
+    }
+    found
 }
 
 fn library(global: &Global) -> anyhow::Result<OrtRuntime> {
@@ -119,4 +256,31 @@ fn installed() -> Option<PathBuf> {
         None => PathBuf::from(std::env::var_os("HOME")?).join(".cache/d2o"),
     };
     Some(cache.join(INSTALLED)).filter(|p| p.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_ask_for_cuda() {
+        let global = Global { quiet: true, onnxruntime: None, threads: None };
+        let none = Accelerator::default();
+        let one = Accelerator { device: vec![1], ..Accelerator::default() };
+        let two = Accelerator { device: vec![0, 1], ..Accelerator::default() };
+        let engine = |provider, a| Engine::new(provider, a, &global, Printer::new(true));
+        assert_eq!(engine(ProviderArg::Auto, &one).unwrap().provider, ProviderArg::Cuda);
+        assert_eq!(engine(ProviderArg::Auto, &none).unwrap().provider, ProviderArg::Auto);
+        for provider in [ProviderArg::Cpu, ProviderArg::Winograd, ProviderArg::Tract] {
+            assert!(engine(provider, &one).unwrap_err().to_string().contains("--device"));
+        }
+        assert_eq!(engine(ProviderArg::Cuda, &two).unwrap().workers, 2);
+    }
+
+    #[test]
+    fn nodes_are_counted_by_operation() {
+        let node = |op: &str| PlacedNode { provider: String::new(), name: String::new(), op: op.to_owned() };
+        assert_eq!(tally(&[node("Shape"), node("Gather"), node("Gather")]), "3 nodes (2 Gather, 1 Shape)");
+        assert_eq!(tally(&[node("Shape")]), "1 node (1 Shape)");
+    }
 }

@@ -384,7 +384,7 @@ fn golden_networks_on_libtorch() {
 
 #[test]
 fn golden_heun_on_the_runtimes() {
-    use d2o::generate::rng::Streams;
+    use d2o::generate::rng::Family;
     use d2o::generate::sampler::{Churn, Grid, Sampler};
 
     let dir = test_support::golden_dir();
@@ -409,7 +409,8 @@ fn golden_heun_on_the_runtimes() {
             _ => panic!("labels are not f32"),
         });
         for mut session in sessions(&path) {
-            let found = heun.sample(session.as_mut(), &latents, labels.as_ref(), &mut Streams::cpu(&[])).unwrap();
+            let found =
+                heun.sample(session.as_mut(), &latents, labels.as_ref(), &mut Family::TorchCpu.streams(&[])).unwrap();
             let found = found.mapv(|v| v as f32);
             let what = format!("{name} heun6");
             let relative = assert_close(&what, found.as_slice().unwrap(), &golden.values("heun6"), Tol::Parity);

@@ -59,7 +59,7 @@ pub enum Error {
     #[error("{runtime}: {what}")]
     Runtime {
         /// Which runtime.
-        runtime: &'static str,
+        runtime: String,
         /// What it was doing.
         what: String,
         /// Its own error.

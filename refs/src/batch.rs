@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use fs_err as fs;
-use ndarray::Array4;
+use ndarray::{Array4, ArrayView4};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -101,14 +101,14 @@ pub fn content_sha256(source: &mut dyn ImageSource) -> Result<String> {
     const CHUNK: usize = 256;
     let mut hash = ContentHash::new(source.len(), source.dims());
     for start in (0..source.len()).step_by(CHUNK) {
-        hash.update(&digests(&source.read(start..(start + CHUNK).min(source.len()))?));
+        hash.update(&digests(&source.read(start..(start + CHUNK).min(source.len()))?.view()));
     }
     Ok(hash.finish())
 }
 
 /// SHA-256 of each of `images [N, H, W, 3]`.
 #[must_use]
-pub fn digests(images: &Array4<u8>) -> Vec<Digest> {
+pub fn digests(images: &ArrayView4<'_, u8>) -> Vec<Digest> {
     let images = images.as_standard_layout();
     let size = images.len() / images.dim().0.max(1);
     images.as_slice().unwrap_or(&[]).par_chunks(size.max(1)).map(|pixels| Sha256::digest(pixels).into()).collect()

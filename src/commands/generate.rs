@@ -1,5 +1,6 @@
 //! `d2o generate`.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -17,7 +18,8 @@ use crate::generate::plan::Plan;
 use crate::generate::sink::{Form, Grid, Sink};
 use crate::interrupt;
 use crate::printer::{Printer, Progress};
-use crate::runtime::{self, OnCpu};
+use crate::runtime::{Engine, OnCpu};
+use crate::turns::in_turn;
 
 /// Batches that may wait between two stages.
 const AHEAD: usize = 2;
@@ -27,13 +29,15 @@ const AHEAD: usize = 2;
 /// # Errors
 /// A graph that is no generator, options that do not fit it, a failing runtime, writing errors.
 pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
-    let mut session = runtime::open(&args.model, args.provider, OnCpu::Plain, global, printer)?;
-    let info = session.model().clone();
+    let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
+    let mut sessions = engine.open(&args.model, OnCpu::Plain)?;
+    let session = sessions.first().context("no device")?;
+    let (info, runtime) = (session.model().clone(), session.runtime().to_owned());
     let cannot = || format!("cannot generate with `{}`", args.model.display());
     let plan = Plan::new(&args.sampling, &info).with_context(cannot)?;
     Form::of(&args.out)?;
     let seeds = plan.seeds.as_slice();
-    let record = plan.record(&args.sampling, &args.model, &info, session.runtime())?;
+    let record = plan.record(&args.sampling, &args.model, &info, &runtime)?;
     let mut expected = record.clone();
     expected["batch"] = args.batch.into();
     expected["subdirs"] = args.subdirs.into();
@@ -52,7 +56,7 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
             (&plan.drawing, args.save_latents.as_deref(), args.batch as usize, &record);
         let drawer = scope.spawn(move || draw(drawing, seeds, resumed, batch, save, &drawn_in));
         let writing = scope.spawn(move || writer.run(parts_out, record));
-        let computed = compute(&plan, session.as_mut(), drawn, parts, &mut progress);
+        let computed = compute(&plan, &mut sessions, drawn, parts, &mut progress);
         let written = writing.join().map_err(|_| anyhow::anyhow!("writing failed"))?;
         let drawn = drawer.join().map_err(|_| anyhow::anyhow!("drawing failed"))?;
         computed?;
@@ -69,7 +73,7 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
     if constant > 0 {
         printer.warn(&format!("{constant} images are of a single value"));
     }
-    printer.note(&format!("{} images in `{}` ({})", seeds.len(), args.out.display(), session.runtime()));
+    printer.note(&format!("{} images in `{}` ({})", seeds.len(), args.out.display(), runtime));
     Ok(ExitStatus::Done)
 }
 
@@ -144,21 +148,22 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Turns starting points into images until there are no more, or the user asks to stop.
+/// Turns starting points into images until there are no more, or the user asks to stop; batches take turns on `sessions`.
 fn compute(
     plan: &Plan,
-    session: &mut dyn Session,
+    sessions: &mut [Box<dyn Session>],
     drawn: Receiver<Drawn>,
     parts: SyncSender<Part>,
     progress: &mut Progress,
 ) -> anyhow::Result<()> {
-    for drawn in drawn {
-        let count = drawn.latents.len_of(Axis(0));
-        // A closed channel means that writing failed, which tells its own error.
-        if interrupt::asked() || parts.send(plan.sample(session, drawn)?).is_err() {
-            break;
-        }
+    // A closed channel means that writing failed, which tells its own error.
+    let stop = Cell::new(false);
+    let wanted = drawn.into_iter().take_while(|_| !interrupt::asked() && !stop.get()).map(Ok);
+    let work = |session: &mut Box<dyn Session>, drawn: Drawn| plan.sample(session.as_mut(), drawn);
+    in_turn(sessions, wanted, work, |part| {
+        let count = part.images.len_of(Axis(0));
+        stop.set(stop.get() || parts.send(part).is_err());
         progress.advance(count as u64);
-    }
-    Ok(())
+        Ok(())
+    })
 }

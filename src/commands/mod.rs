@@ -1,6 +1,7 @@
 //! One file for each command: options and printer in, exit status out.
 
 pub mod dataset;
+pub mod draw;
 pub mod evaluate;
 pub mod export;
 pub mod generate;
@@ -31,6 +32,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
     let printer = Printer::new(cli.global.quiet);
     match cli.command {
         Command::Train(args) => train::run(&args, &cli.global, printer),
+        Command::Draw(args) => draw::run(&args, printer),
         Command::Dataset(args) => dataset::run(&args, printer),
         Command::Export(args) => export::run(&args, &cli.global, printer),
         Command::Generate(args) => generate::run(&args, &cli.global, printer),

@@ -17,6 +17,7 @@ use crate::error::with_hint;
 use crate::features::{self, Network, Role};
 use crate::measure::{How, Set, Wants, sums};
 use crate::printer::{Printer, table};
+use crate::runtime::Engine;
 
 /// Makes or examines a reference.
 ///
@@ -33,12 +34,13 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     let intent = || format!("cannot make a reference of `{}`", args.data.display());
     let mut set = Set::open(&args.data).with_context(intent)?;
     let protocol = Protocol::named(&args.protocol).context("no such protocol")?;
+    let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
     let mut networks = Vec::new();
     for (role, path) in
         [(Role::Features, &args.extractor), (Role::Clip, &args.clip), (Role::Manifold, &args.pr_extractor)]
     {
         if let Some(path) = path {
-            networks.push(Network::open(role, path, protocol, args.provider, global, printer)?);
+            networks.push(Network::open(role, path, protocol, &engine)?);
         }
     }
     if set.width("features", &networks).is_none() {

@@ -31,7 +31,9 @@ mod training {
     use crate::cli::{Adversary, Arch, Fresh, LossArg, LossTypeArg};
     use crate::interrupt;
     use crate::train::dataset::TrainingSet;
+    use crate::train::device;
     use crate::train::loss::LossType;
+    use crate::train::numerics::Numerics;
     use crate::train::trainer::{self, Adversarial, Objective, Status, TrainConfig};
 
     /// Trains.
@@ -40,7 +42,7 @@ mod training {
     /// Bad settings, unreadable files.
     pub fn run(args: &Train, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
         if let Some(threads) = global.threads {
-            tch::set_num_threads(i32::try_from(threads)?);
+            device::set_threads(threads)?;
         }
         let mut source =
             batch::open(&args.data).with_context(|| format!("cannot train on `{}`", args.data.display()))?;
@@ -62,8 +64,9 @@ mod training {
         let data = TrainingSet::load(source.as_mut(), net.label_dim, args.seed, args.xflip)?;
         let config = settings(args, net)?;
         printer.note(&format!(
-            "{} images · {} · batch {} · {}",
+            "{} images · {} · {} · batch {} · {}",
             data.len(),
+            device::describe(config.device),
             config.net.class(),
             config.batch,
             config.net.init_kwargs()
@@ -148,7 +151,8 @@ mod training {
             seed: args.seed,
             snap_kimg: args.snap_kimg,
             tick_kimg: args.tick_kimg,
-            device: tch::Device::cuda_if_available(),
+            device: device::select(args.device, args.tf32)?,
+            numerics: Numerics { tf32: args.tf32, deterministic: args.deterministic },
         })
     }
 

@@ -21,7 +21,7 @@ use ndarray::{Array4, ArrayD, ArrayView2, Ix4, IxDyn};
 use serde::Serialize;
 
 use super::ExitStatus;
-use crate::cli::{Global, Runtime, Verify};
+use crate::cli::{Accelerator, Global, Runtime, Verify};
 use crate::generate::plan::quantiser_of;
 use crate::generate::rng::TorchCpu;
 use crate::printer::{Printer, table};
@@ -97,6 +97,17 @@ pub struct Parting {
     pub dump: Option<PathBuf>,
 }
 
+/// Nodes of an operation that a provider computes, before fusions inside the provider.
+#[derive(Debug, Clone, Serialize)]
+pub struct NodeCount {
+    /// ONNX Runtime's name of the provider.
+    pub provider: String,
+    /// The operation.
+    pub op: String,
+    /// Number of nodes.
+    pub count: usize,
+}
+
 /// Time of a node on ONNX Runtime.
 #[derive(Debug, Clone, Serialize)]
 pub struct NodeTime {
@@ -145,6 +156,9 @@ pub struct Comparison {
     /// Where sides part, as far as they do.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub parting: Vec<Parting>,
+    /// How many nodes of each operation which provider of ONNX Runtime computes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<NodeCount>,
     /// The slowest nodes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profile: Vec<NodeTime>,
@@ -167,7 +181,12 @@ struct Side {
 }
 
 impl Side {
-    fn new(name: impl Into<String>, session: Box<dyn Session>) -> Self {
+    /// Called after its runtime.
+    fn new(session: Box<dyn Session>) -> Self {
+        Self::named(session.runtime().to_owned(), session)
+    }
+
+    fn named(name: impl Into<String>, session: Box<dyn Session>) -> Self {
         Self { name: name.into(), session, timed: (0, 0.0), pixels: Vec::new() }
     }
 
@@ -195,16 +214,20 @@ pub fn run(args: &Verify, global: &Global, printer: Printer) -> anyhow::Result<E
     };
     let open = |model: &Path, runtime: Runtime| match runtime {
         Runtime::Libtorch => open_libtorch(model, args.checkpoint.as_deref()),
-        _ => runtime::open_on(model, runtime, global),
+        _ => {
+            let session = runtime::open_on(model, runtime, &args.accelerator, global)?;
+            runtime::warn_of_cpu_nodes(session.as_ref(), model, printer)?;
+            Ok(session)
+        }
     };
+    anyhow::ensure!(args.accelerator.device.len() <= 1, "--device: a graph is verified on one device");
     let Some(&first) = runtimes.first() else { anyhow::bail!("--runtimes: none given") };
     let mut precisions = Vec::new();
     let mut sides = Vec::new();
     if args.precisions {
         (sides, precisions) = precision_sides(args, global)?;
     } else {
-        let session = open(&args.model, first)?;
-        sides.push(Side::new(session.runtime(), session));
+        sides.push(Side::new(open(&args.model, first)?));
         let others = if args.against.is_some() { &runtimes[..] } else { &runtimes[1..] };
         anyhow::ensure!(!others.is_empty(), "--runtimes: at least two are needed to compare");
         for runtime in others {
@@ -213,7 +236,7 @@ pub fn run(args: &Verify, global: &Global, printer: Printer) -> anyhow::Result<E
                 Some(path) => format!("{} `{}`", session.runtime(), path.display()),
                 None => session.runtime().to_owned(),
             };
-            sides.push(Side::new(name, session));
+            sides.push(Side::named(name, session));
         }
     }
     let keep = args.extractor.is_some();
@@ -231,7 +254,13 @@ pub fn run(args: &Verify, global: &Global, printer: Printer) -> anyhow::Result<E
         let other_model = args.against.as_ref().unwrap_or(&args.model);
         let others = if args.against.is_some() { &runtimes[..] } else { &runtimes[1..] };
         for (runtime, side) in others.iter().zip(&sides[1..]) {
-            let pair = Pair { a: (&args.model, first), b: (other_model, *runtime), tolerance: args.tolerance, global };
+            let pair = Pair {
+                a: (&args.model, first),
+                b: (other_model, *runtime),
+                tolerance: args.tolerance,
+                accelerator: &args.accelerator,
+                global,
+            };
             let mut found = pair.bisect(args.dump.as_deref())?;
             if let Some(found) = &mut found {
                 found.runtime.clone_from(&side.name);
@@ -240,7 +269,9 @@ pub fn run(args: &Verify, global: &Global, printer: Printer) -> anyhow::Result<E
         }
     }
     if args.profile {
-        result.profile = profile(&args.model, [samples, batch], global)?;
+        let of_ort = |r: &&Runtime| !matches!(r, Runtime::Tract | Runtime::Libtorch);
+        let runtime = runtimes.iter().rev().find(of_ort).copied().unwrap_or(Runtime::OrtCpu);
+        (result.nodes, result.profile) = profile(args, runtime, [samples, batch], global)?;
     }
     let to_stdout = args.json.as_deref() == Some(Path::new("-"));
     if let Some(path) = &args.json {
@@ -274,6 +305,11 @@ fn show(result: &Comparison, printer: Printer) -> anyhow::Result<()> {
         if !parting.weights.is_empty() {
             printer.data(&format!("  its weights: {}", parting.weights.join(", ")))?;
         }
+    }
+    if !result.nodes.is_empty() {
+        let row = |n: &NodeCount| vec![n.provider.clone(), n.op.clone(), n.count.to_string()];
+        let rows: Vec<Vec<String>> = result.nodes.iter().map(row).collect();
+        printer.data(&table(&["provider", "op", "nodes"], &rows))?;
     }
     if !result.profile.is_empty() {
         let row = |n: &NodeTime| {
@@ -339,14 +375,15 @@ fn precision_sides(args: &Verify, global: &Global) -> anyhow::Result<(Vec<Side>,
         runtime: None,
         speed: None,
     };
-    let tf32 = runtime::open_tf32(&args.model, global)?;
+    let accelerator = Accelerator { tf32: false, ..args.accelerator.clone() };
+    let tf32 = runtime::open_tf32(&args.model, &accelerator, global)?;
     let runtime = if tf32.is_some() { Runtime::OrtCuda } else { Runtime::OrtCpu };
-    let mut sides = vec![Side::new("fp32", runtime::open_on(&args.model, runtime, global)?)];
+    let mut sides = vec![Side::named("fp32", runtime::open_on(&args.model, runtime, &accelerator, global)?)];
     let mut lines = vec![line("fp32", None), line("tf32", tf32.is_none().then_some("no CUDA device"))];
-    sides.extend(tf32.map(|s| Side::new("tf32", s)));
+    sides.extend(tf32.map(|s| Side::named("tf32", s)));
     lines.push(line("fp16", args.fp16.is_none().then_some("no graph in fp16 (--fp16)")));
     if let Some(path) = &args.fp16 {
-        sides.push(Side::new("fp16", runtime::open_on(path, runtime, global)?));
+        sides.push(Side::named("fp16", runtime::open_on(path, runtime, &accelerator, global)?));
     }
     let why = if runtime == Runtime::OrtCuda { "no graph in bf16" } else { "no CUDA device" };
     lines.push(line("bf16", Some(why)));
@@ -367,13 +404,12 @@ pub fn check(
 ) -> anyhow::Result<Comparison> {
     let mut sides = Vec::new();
     for runtime in [Runtime::OrtCpu, Runtime::Tract] {
-        let session = runtime::open_on(model, runtime, global)?;
-        sides.push(Side::new(session.runtime(), session));
+        sides.push(Side::new(runtime::open_on(model, runtime, &Accelerator::default(), global)?));
     }
     #[cfg(feature = "train")]
     if network.denoiser_config().is_ok() {
         let session = crate::train::session::LibTorchSession::of(model, network)?;
-        sides.push(Side::new(session.runtime(), Box::new(session)));
+        sides.push(Side::new(Box::new(session)));
     }
     #[cfg(not(feature = "train"))]
     let _ = network;
@@ -385,10 +421,9 @@ pub fn check(
 /// # Errors
 /// Graphs that cannot be run.
 pub fn against(reference: &Path, model: &Path, samples: usize, global: &Global) -> anyhow::Result<Comparison> {
-    let open = |path: &Path| {
-        runtime::open_on(path, Runtime::OrtCpu, global).or_else(|_| runtime::open_on(path, Runtime::Tract, global))
-    };
-    let mut sides = vec![Side::new("reference", open(reference)?), Side::new("model", open(model)?)];
+    let on = |path: &Path, runtime| runtime::open_on(path, runtime, &Accelerator::default(), global);
+    let open = |path: &Path| on(path, Runtime::OrtCpu).or_else(|_| on(path, Runtime::Tract));
+    let mut sides = vec![Side::named("reference", open(reference)?), Side::named("model", open(model)?)];
     compare_sides(model, &mut sides, [samples, samples], 1.0, false)
 }
 
@@ -459,7 +494,7 @@ fn metric_changes(
     batch: usize,
     global: &Global,
 ) -> anyhow::Result<Vec<MetricChange>> {
-    let mut session = runtime::open_on(extractor, Runtime::OrtCpu, global)?;
+    let mut session = runtime::open_on(extractor, Runtime::OrtCpu, &Accelerator::default(), global)?;
     let described = crate::features::describe(session.model(), extractor)?;
     let mut gaussian = |side: &Side| -> anyhow::Result<Gaussian> {
         let mut sums = Accumulator::new(described.dims);
@@ -499,6 +534,7 @@ struct Pair<'a> {
     a: (&'a Path, Runtime),
     b: (&'a Path, Runtime),
     tolerance: f64,
+    accelerator: &'a Accelerator,
     global: &'a Global,
 }
 
@@ -571,7 +607,7 @@ impl Pair<'_> {
         for (taps, (_, runtime), name) in [(taps[0], self.a, "a.onnx"), (taps[1], self.b, "b.onnx")] {
             let path = folder.path().join(name);
             taps.write(edges, &path)?;
-            let outputs = runtime::open_on(&path, runtime, self.global).and_then(|mut session| {
+            let outputs = runtime::open_on(&path, runtime, self.accelerator, self.global).and_then(|mut session| {
                 let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
                 Ok(session.run(&given)?)
             });
@@ -608,10 +644,21 @@ impl Pair<'_> {
     }
 }
 
-/// The slowest nodes of `model` on ONNX Runtime's CPU provider, over the batches after the first.
-fn profile(model: &Path, [samples, batch]: [usize; 2], global: &Global) -> anyhow::Result<Vec<NodeTime>> {
+/// Nodes of the model by provider and operation, and its slowest nodes, on `runtime`.
+fn profile(
+    args: &Verify,
+    runtime: Runtime,
+    [samples, batch]: [usize; 2],
+    global: &Global,
+) -> anyhow::Result<(Vec<NodeCount>, Vec<NodeTime>)> {
     let folder = tempfile::tempdir()?;
-    let mut session = runtime::open_profiled(model, &folder.path().join("profile"), global)?;
+    let prefix = folder.path().join("profile");
+    let mut session = runtime::open_profiled(&args.model, runtime, &prefix, &args.accelerator, global)?;
+    let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
+    for node in session.nodes()? {
+        *counts.entry((node.provider, node.op)).or_default() += 1;
+    }
+    let counts = counts.into_iter().map(|((provider, op), count)| NodeCount { provider, op, count }).collect();
     let info = session.model().clone();
     for at in (0..samples).step_by(batch) {
         let inputs = inputs(&info, at, batch.min(samples - at))?;
@@ -636,7 +683,7 @@ fn profile(model: &Path, [samples, batch]: [usize; 2], global: &Global) -> anyho
         .collect();
     nodes.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
     nodes.truncate(SLOWEST);
-    Ok(nodes)
+    Ok((counts, nodes))
 }
 
 /// Inputs `start..start + count`, each drawn from its own seed: unit normal latents, noise levels spread over EDM's range,

@@ -8,25 +8,26 @@ use anyhow::Context as _;
 use d2o_onnx::read::ModelInfo;
 use d2o_onnx::session::{Resident, Session, Tensor};
 use d2o_onnx::{compose, write};
-use d2o_refs::batch::{ContentHash, ImageDims, digests};
-use ndarray::Ix4;
+use d2o_refs::batch::{ContentHash, Digest, ImageDims, digests};
+use ndarray::{Array2, Ix4};
 use serde_json::Value;
 
 use super::plan::Plan;
-use crate::cli::{Fuse, Global, ProviderArg, Sampling};
+use crate::cli::{Fuse, Sampling};
 use crate::error::with_hint;
-use crate::features::{Network, Rows, hosted};
+use crate::features::{Network, Rows, Spec, by_device, hosted};
 use crate::interrupt;
 use crate::measure::{How, Walk};
-use crate::printer::Printer;
-use crate::runtime::{self, OnCpu};
+use crate::runtime::{Engine, OnCpu};
+use crate::turns::in_turn;
 
 /// The edge where the graphs meet.
 const IMAGES: &str = "images_u8";
 
 /// The generator, what it is fed, and how its images reach the networks.
 pub struct Fused {
-    session: Box<dyn Session>,
+    /// One on each device.
+    sessions: Vec<Box<dyn Session>>,
     plan: Plan,
     how: Fuse,
 }
@@ -41,16 +42,14 @@ impl Fused {
         networks: &[Network],
         how: Fuse,
         sampling: &Sampling,
-        provider: ProviderArg,
-        global: &Global,
-        printer: Printer,
+        engine: &Engine<'_>,
     ) -> anyhow::Result<(Self, Value)> {
         let name = path.display();
         let info = ModelInfo::open(path)?;
         let plan = Plan::new(sampling, &info).with_context(|| format!("cannot generate with `{name}`"))?;
         anyhow::ensure!(plan.is_one_graph(), "--fuse needs a graph of kind one-step, `{name}` is sampled in steps");
         let hint = "export the generator with --uint8, and the feature network with --fuse-resize and --image-size";
-        let session = match how {
+        let sessions = match how {
             Fuse::Graph => {
                 let [network] = networks else {
                     return Err(with_hint(
@@ -58,24 +57,25 @@ impl Fused {
                         "--fuse=memory takes several",
                     ));
                 };
-                let joined = compose::chain(path, Path::new(&network.extractor.path), IMAGES)
+                let joined = compose::chain(path, Path::new(&network.spec.extractor.path), IMAGES)
                     .map_err(|e| with_hint(anyhow::Error::new(e).context("the two graphs cannot be joined"), hint))?;
                 let file = tempfile::Builder::new().prefix("d2o-fused-").suffix(".onnx").tempfile()?;
                 write::write(&joined, file.path())?;
-                runtime::open(file.path(), provider, OnCpu::Plain, global, printer)?
+                engine.open(file.path(), OnCpu::Plain)?
             }
             Fuse::Memory => {
                 let given = info.output(IMAGES).with_context(|| format!("`{name}` has no output `{IMAGES}`"));
                 let given = given.map_err(|e| with_hint(e, hint))?;
                 for network in networks {
-                    network.ensure_takes(IMAGES, given).map_err(|e| with_hint(e, hint))?;
+                    network.spec.ensure_takes(IMAGES, given).map_err(|e| with_hint(e, hint))?;
                 }
-                runtime::open(path, provider, OnCpu::Plain, global, printer)?
+                engine.open(path, OnCpu::Plain)?
             }
         };
+        let session = sessions.first().context("no device")?;
         let mut record = plan.record(sampling, path, &info, session.runtime())?;
         record["fused"] = how.name().into();
-        Ok((Self { session, plan, how }, record))
+        Ok((Self { sessions, plan, how }, record))
     }
 
     /// Number of images.
@@ -114,49 +114,86 @@ impl Fused {
         each: &mut dyn FnMut(Rows) -> anyhow::Result<()>,
     ) -> anyhow::Result<Walk> {
         let mut walk = Walk::default();
-        for network in &*networks {
-            let mut meta = network.meta(self.plan.dims, how.protocol)?;
-            if self.how == Fuse::Graph {
-                self.session.runtime().clone_into(&mut meta.runtime);
+        let joined = self.how == Fuse::Graph;
+        let mut specs = Vec::new();
+        // A joined graph is all there is to run; networks with graphs of their own read the images on the device.
+        let mut sessions = vec![&mut self.sessions[..]];
+        for network in networks {
+            let (spec, own) = network.parts();
+            let mut meta = spec.meta(self.plan.dims, how.protocol)?;
+            if joined {
+                sessions[0].first().context("no device")?.runtime().clone_into(&mut meta.runtime);
+            } else {
+                sessions.push(own);
             }
-            walk.networks.insert(network.role.name().to_owned(), meta);
+            walk.networks.insert(spec.role.name().to_owned(), meta);
+            specs.push(spec);
         }
+        let mut devices = by_device(sessions);
         let mut hash = ContentHash::new(range.len(), self.plan.dims);
         let mut progress = how.printer.progress("features", range.len() as u64);
-        // Only networks with graphs of their own read the images on the device.
-        let keep: &[&str] = if self.how == Fuse::Memory { &[IMAGES] } else { &[] };
         let clock = Instant::now();
-        for start in range.clone().step_by(how.batch) {
+        let (plan, specs) = (&self.plan, specs.as_slice());
+        let batches = range.clone().step_by(how.batch).map(|start| Ok(start..(start + how.batch).min(range.end)));
+        let work = |sessions: &mut Vec<&mut dyn Session>, batch: Range<usize>| {
             anyhow::ensure!(!interrupt::asked(), "interrupted");
-            let seeds = &self.plan.seeds[start..(start + how.batch).min(range.end)];
-            let names: Vec<String> = seeds.iter().map(|s| format!("seed {s}")).collect();
-            let drawn = self.plan.drawing.draw(seeds)?;
-            let mut inputs = Vec::new();
-            if let Some(labels) = self.plan.one_hot(&drawn) {
-                inputs.push(("class_labels", Resident::Host(Tensor::F32(labels))));
-            }
-            inputs.push(("latents", Resident::Host(Tensor::F32(drawn.latents))));
-            let inputs: Vec<(&str, &Resident)> = inputs.iter().map(|(name, value)| (*name, value)).collect();
-            let mut outputs = self.session.run_resident(&inputs, keep)?;
-            let at = outputs.iter().position(|(n, _)| n == IMAGES).context("the graph gives no images")?;
-            let (_, images) = outputs.swap_remove(at);
-            let matrices = match (self.how, &mut *networks) {
-                (Fuse::Graph, [network]) => network.matrices(hosted(outputs)?, &names)?,
-                (Fuse::Graph, _) => anyhow::bail!("--fuse takes one feature network"),
-                (Fuse::Memory, networks) => {
-                    let of = |network: &mut Network| network.run_resident(&images, &names);
-                    networks.iter_mut().map(of).collect::<anyhow::Result<Vec<_>>>()?.concat()
-                }
-            };
-            let Tensor::U8(images) = images.into_host()? else { anyhow::bail!("`{IMAGES}` are no bytes") };
-            let digests = digests(&images.into_dimensionality::<Ix4>()?);
-            hash.update(&digests);
-            each(Rows { start, digests, matrices })?;
-            progress.advance(names.len() as u64);
-        }
+            let start = batch.start;
+            plan.fused(&plan.seeds[batch], sessions, specs, joined).map(|(digests, matrices)| Rows {
+                start,
+                digests,
+                matrices,
+            })
+        };
+        in_turn(&mut devices, batches, work, |rows| {
+            hash.update(&rows.digests);
+            let count = rows.digests.len() as u64;
+            each(rows)?;
+            progress.advance(count);
+            Ok(())
+        })?;
         progress.finish();
         walk.seconds.insert("fused".to_owned(), clock.elapsed().as_secs_f64());
         walk.sha256 = hash.finish();
         Ok(walk)
+    }
+}
+
+/// Hashes of a batch's images, and what the networks say of them.
+type Measured = (Vec<Digest>, Vec<(&'static str, Array2<f32>)>);
+
+impl Plan {
+    /// What the networks `specs` say of the images of `seeds`, and the images' hashes. The first of `sessions` is the generator's, `joined` with the
+    /// only network or followed by the networks' own.
+    fn fused(
+        &self,
+        seeds: &[u64],
+        sessions: &mut [&mut dyn Session],
+        specs: &[&Spec],
+        joined: bool,
+    ) -> anyhow::Result<Measured> {
+        let names: Vec<String> = seeds.iter().map(|s| format!("seed {s}")).collect();
+        let drawn = self.drawing.draw(seeds)?;
+        let mut inputs = Vec::new();
+        if let Some(labels) = self.one_hot(&drawn) {
+            inputs.push(("class_labels", Resident::Host(Tensor::F32(labels))));
+        }
+        inputs.push(("latents", Resident::Host(Tensor::F32(drawn.latents))));
+        let inputs: Vec<(&str, &Resident)> = inputs.iter().map(|(name, value)| (*name, value)).collect();
+        let (generator, networks) = sessions.split_first_mut().context("no device")?;
+        let keep: &[&str] = if joined { &[] } else { &[IMAGES] };
+        let mut outputs = generator.run_resident(&inputs, keep)?;
+        let at = outputs.iter().position(|(n, _)| n == IMAGES).context("the graph gives no images")?;
+        let (_, images) = outputs.swap_remove(at);
+        let matrices = match specs {
+            [spec] if joined => spec.matrices(hosted(outputs)?, &names)?,
+            _ if joined => anyhow::bail!("--fuse takes one feature network"),
+            specs => {
+                let of =
+                    |(spec, session): (&&Spec, &mut &mut dyn Session)| spec.run_resident(*session, &images, &names);
+                specs.iter().zip(networks).map(of).collect::<anyhow::Result<Vec<_>>>()?.concat()
+            }
+        };
+        let Tensor::U8(images) = images.into_host()? else { anyhow::bail!("`{IMAGES}` are no bytes") };
+        Ok((digests(&images.into_dimensionality::<Ix4>()?.view()), matrices))
     }
 }

@@ -8,8 +8,7 @@ use d2o_refs::npy::Dtype;
 use d2o_refs::npz::{Npz, NpzWriter};
 use ndarray::{ArrayD, ArrayViewD, Axis};
 
-use super::rng::Streams;
-use crate::cli::Rng;
+use super::rng::{Family, Streams};
 
 /// Names of the arrays of a latents file.
 const LATENTS: &str = "latents";
@@ -37,7 +36,7 @@ pub struct Drawing {
     /// The class of every image, if it is given.
     pub class: Option<usize>,
     /// Whose generators.
-    pub rng: Rng,
+    pub rng: Family,
     /// Whether the sampler's noise follows the latent at once, without the class in between: consistency_models takes classes from
     /// a stream of their own.
     pub noise_first: bool,
@@ -51,11 +50,7 @@ impl Drawing {
     /// # Errors
     /// A seed that the given latents lack.
     pub fn draw(&self, seeds: &[u64]) -> anyhow::Result<Drawn> {
-        let mut noise = match self.rng {
-            Rng::TorchCpu => Streams::cpu(seeds),
-            Rng::TorchCuda => Streams::cuda(seeds),
-            Rng::Numpy => Streams::numpy(seeds),
-        };
+        let mut noise = self.rng.streams(seeds);
         let shape = [&[seeds.len()], self.dims.as_slice()].concat();
         let mut latents = ArrayD::from_shape_vec(shape, noise.randn(self.dims.iter().product()))?;
         let bound = u32::try_from(self.classes)?;

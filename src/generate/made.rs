@@ -8,49 +8,53 @@ use anyhow::Context as _;
 use d2o_onnx::session::Session;
 use d2o_refs::batch::{ImageDims, ImageSource, hex};
 use d2o_refs::error::{Error, Result};
-use ndarray::Array4;
+use ndarray::{Array4, Axis, concatenate};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::plan::Plan;
-use crate::cli::{Global, ProviderArg, Sampling};
-use crate::printer::Printer;
-use crate::runtime::{self, OnCpu};
+use crate::cli::Sampling;
+use crate::runtime::{Engine, OnCpu};
+use crate::turns::in_turn;
 
 /// Images of a graph, one for each seed.
 pub struct Made {
-    session: Box<dyn Session>,
+    /// One on each device.
+    sessions: Vec<Box<dyn Session>>,
+    batch: usize,
     plan: Plan,
     name: String,
     labels: OnceCell<Option<Vec<i64>>>,
 }
 
 impl Made {
-    /// The images that `sampling` asks of the graph at `path`, and where they come from.
+    /// The images that `sampling` asks of the graph at `path`, made `batch` at a time, and where they come from.
     ///
     /// # Errors
-    /// A graph that is no generator, options that do not fit it, a failing runtime.
-    pub fn open(
-        path: &Path,
-        sampling: &Sampling,
-        provider: ProviderArg,
-        global: &Global,
-        printer: Printer,
-    ) -> anyhow::Result<(Self, Value)> {
-        let session = runtime::open(path, provider, OnCpu::Plain, global, printer)?;
+    /// A graph that is not a generator, options that do not fit it, a failing runtime.
+    pub fn open(path: &Path, sampling: &Sampling, batch: usize, engine: &Engine<'_>) -> anyhow::Result<(Self, Value)> {
+        let sessions = engine.open(path, OnCpu::Plain)?;
+        let session = sessions.first().context("no device")?;
         let name = path.display().to_string();
         let plan = Plan::new(sampling, session.model()).with_context(|| format!("cannot generate with `{name}`"))?;
         let record = plan.record(sampling, path, session.model(), session.runtime())?;
-        Ok((Self { session, plan, name, labels: OnceCell::new() }, record))
+        Ok((Self { sessions, batch, plan, name, labels: OnceCell::new() }, record))
     }
 
     fn make(&mut self, range: Range<usize>) -> anyhow::Result<Array4<u8>> {
         let seeds = self.plan.seeds.get(range).context("no such images")?;
-        let drawn = self.plan.drawing.draw(seeds)?;
-        let part = self.plan.sample(self.session.as_mut(), drawn)?;
-        // The bytes would hide it.
-        anyhow::ensure!(part.faults[0] == 0, "{} images hold values that are not finite", part.faults[0]);
-        Ok(part.images)
+        let plan = &self.plan;
+        let mut parts = Vec::new();
+        let work =
+            |session: &mut Box<dyn Session>, seeds: &[u64]| plan.sample(session.as_mut(), plan.drawing.draw(seeds)?);
+        in_turn(&mut self.sessions, seeds.chunks(self.batch).map(Ok), work, |part| {
+            // The bytes would hide it.
+            anyhow::ensure!(part.faults[0] == 0, "{} images hold values that are not finite", part.faults[0]);
+            parts.push(part.images);
+            Ok(())
+        })?;
+        let views: Vec<_> = parts.iter().map(|p| p.view()).collect();
+        Ok(concatenate(Axis(0), &views)?)
     }
 }
 

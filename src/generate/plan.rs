@@ -14,9 +14,11 @@ use serde_json::{Value, json};
 
 use super::journal::Part;
 use super::latents::{Drawing, Drawn, Given};
+use super::rng::Family;
 use super::sampler::{Ablation, Churn, Consistency, Grid as Levels, Sampler};
 use crate::cli::{self, Quantise, Rng, Sampling, Seeds};
 use crate::error::with_hint;
+use crate::runtime::cuda_devices;
 
 /// The quantiser that belongs to a model, from its metadata; EDM's if it names none.
 #[must_use]
@@ -84,6 +86,7 @@ impl Plan {
         let noise_first = matches!(sampler, Sampler::Consistency(_));
         let stylegan = info.metadata.get("class").is_some_and(|c| c == stylegan2::CLASS);
         let rng = args.rng.unwrap_or(if stylegan { Rng::Numpy } else { Rng::TorchCpu });
+        let rng = Family::settle(rng, args.rng_gpu, latent.iter().product(), &cuda_devices())?;
         let drawing = Drawing { dims: latent, classes, class: args.class, rng, noise_first, given };
         let quantiser = match args.quantise {
             Some(Quantise::Edm) => Quantiser::Edm,
@@ -98,15 +101,12 @@ impl Plan {
     /// # Errors
     /// Those of reading the graph at `model` and the latents.
     pub fn record(&self, args: &Sampling, model: &Path, info: &ModelInfo, runtime: &str) -> anyhow::Result<Value> {
-        let rng = match self.drawing.rng {
-            Rng::TorchCpu => "torch-cpu",
-            Rng::TorchCuda => "torch-cuda",
-            Rng::Numpy => "numpy",
-        };
+        let rng = self.drawing.rng;
+        let threads = rng.threads(self.drawing.dims.iter().product());
         let latents = args.latents.as_deref().map(container_sha256).transpose()?;
         Ok(json!({
             "d2o": env!("CARGO_PKG_VERSION"), "model_sha256": container_sha256(model)?, "network": info.metadata.get("class"),
-            "runtime": runtime, "seeds": Seeds::text(&self.seeds), "rng": rng, "latents_sha256": latents, "class": args.class,
+            "runtime": runtime, "seeds": Seeds::text(&self.seeds), "rng": rng.name(), "rng_gpu_threads": threads, "latents_sha256": latents, "class": args.class,
             "sampler": self.sampler, "evaluations": self.sampler.evaluations(), "quantiser": self.quantiser.name(),
         }))
     }

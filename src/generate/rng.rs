@@ -4,6 +4,10 @@ use std::f64::consts::PI;
 
 use d2o_evaluations::mt19937::Mt19937;
 use d2o_evaluations::numpy_random::RandomState;
+use d2o_onnx::session::cuda::CudaDevice;
+
+use crate::cli::{Rng, RngGpu};
+use crate::error::with_hint;
 
 /// A CPU generator, as `torch.Generator().manual_seed(seed)`.
 #[derive(Debug, Clone)]
@@ -106,67 +110,170 @@ fn box_muller64(block: &mut [f64]) {
     }
 }
 
-/// A CUDA generator: Philox4x32-10 (Salmon et al. 2011), as torch lays it over threads for at most as many values as a launch has threads.
+/// A CUDA generator: Philox4x32-10 (Salmon et al. 2011), as torch lays it over the threads of a launch (ATen/native/cuda/DistributionTemplates.h).
 #[derive(Debug, Clone)]
 pub struct TorchCuda {
     key: [u32; 2],
     offset: u64,
+    threads: u64,
+}
+
+/// How torch computes `count` values with `lanes` of them from each call of a thread's generator: value `e` belongs to thread `e % stride`, which
+/// gives it in its call `e / stride / lanes`, at place `e / stride % lanes`.
+#[derive(Debug, Clone, Copy)]
+struct Launch {
+    stride: u64,
+    lanes: u64,
 }
 
 impl TorchCuda {
-    /// The generator of `seed`.
+    /// Threads of a block.
+    const BLOCK: u64 = 256;
+    /// Words that a call takes from a thread's stream, used or not.
+    const CALL: u64 = 4;
+    /// From this bound on, integers are made of two words.
+    const WIDE: u32 = 1 << 28;
+
+    /// The generator of `seed` on a GPU that keeps `threads` threads resident.
     #[must_use]
     #[allow(clippy::cast_possible_truncation, reason = "split into halves")]
-    pub fn new(seed: u64) -> Self {
-        Self { key: [seed as u32, (seed >> 32) as u32], offset: 0 }
+    pub fn new(seed: u64, threads: u32) -> Self {
+        Self { key: [seed as u32, (seed >> 32) as u32], offset: 0, threads: threads.into() }
     }
 
+    /// The words of call `call` of thread `thread`, counted from the last launch.
     #[allow(clippy::cast_possible_truncation, reason = "split into halves")]
-    fn words(&mut self, index: u64) -> [u32; 4] {
-        let block = self.offset / 4;
-        philox([block as u32, (block >> 32) as u32, index as u32, (index >> 32) as u32], self.key)
+    fn words(&self, thread: u64, call: u64) -> [u32; 4] {
+        let block = self.offset / Self::CALL + call;
+        philox([block as u32, (block >> 32) as u32, thread as u32, (thread >> 32) as u32], self.key)
     }
 
-    /// `torch.randn(count, device='cuda')` in float32, for `count` up to one value a thread (every network of the EDM family).
+    fn launch<T>(&mut self, count: usize, lanes: u64, value: impl Fn([u32; 4], u64) -> T) -> Vec<T> {
+        let count = count as u64;
+        let blocks = count.div_ceil(Self::BLOCK).min(self.threads / Self::BLOCK).max(1);
+        let launch = Launch { stride: blocks * Self::BLOCK, lanes };
+        let values = (0..count)
+            .map(|e| {
+                let turn = e / launch.stride;
+                value(self.words(e % launch.stride, turn / launch.lanes), turn % launch.lanes)
+            })
+            .collect();
+        self.offset += count.div_ceil(launch.stride * launch.lanes) * Self::CALL;
+        values
+    }
+
+    /// `torch.randn(count, device='cuda')` in float32.
     pub fn randn(&mut self, count: usize) -> Vec<f32> {
         const SCALE: f32 = 1.0 / 4_294_967_296.0;
         #[allow(clippy::cast_possible_truncation, reason = "curand computes in f32")]
         const TAU: f32 = (2.0 * PI) as f32;
-        let values = (0..count as u64)
-            .map(|i| {
-                let [a, b, ..] = self.words(i);
-                #[allow(clippy::cast_precision_loss, reason = "curand rounds here too")]
-                let (a, b) = (a as f32, b as f32);
-                let u = a * SCALE + SCALE / 2.0;
-                let v = b * (SCALE * TAU) + SCALE * TAU / 2.0;
-                v.sin() * (-2.0 * u.ln()).sqrt()
-            })
-            .collect();
-        self.offset += 4;
-        values
+        self.launch(count, 4, |[a, b, c, d], lane| {
+            let (a, b) = if lane < 2 { (a, b) } else { (c, d) };
+            #[allow(clippy::cast_precision_loss, reason = "curand rounds here too")]
+            let (a, b) = (a as f32, b as f32);
+            let u = a * SCALE + SCALE / 2.0;
+            let v = b * (SCALE * TAU) + SCALE * TAU / 2.0;
+            let radius = (-2.0 * u.ln()).sqrt();
+            if lane % 2 == 0 { v.sin() * radius } else { v.cos() * radius }
+        })
     }
 
-    /// `torch.randn(count, dtype=torch.float64, device='cuda')`, for `count` as in [`TorchCuda::randn`].
+    /// `torch.randn(count, dtype=torch.float64, device='cuda')`.
     pub fn randn64(&mut self, count: usize) -> Vec<f64> {
         const SCALE: f64 = 1.0 / 9_007_199_254_740_992.0;
-        let values = (0..count as u64)
-            .map(|i| {
-                let [a, b, c, d] = self.words(i).map(u64::from);
-                #[allow(clippy::cast_precision_loss, reason = "53 bits fit")]
-                let (u, v) = ((a ^ b << 21) as f64, (c ^ d << 21) as f64);
-                let (u, v) = (u * SCALE + SCALE / 2.0, v * (2.0 * SCALE) + SCALE);
-                (PI * v).sin() * (-2.0 * u.ln()).sqrt()
-            })
-            .collect();
-        self.offset += 4;
-        values
+        self.launch(count, 2, |words, lane| {
+            let [a, b, c, d] = words.map(u64::from);
+            #[allow(clippy::cast_precision_loss, reason = "53 bits fit")]
+            let (u, v) = ((a ^ b << 21) as f64, (c ^ d << 21) as f64);
+            let (u, v) = (u * SCALE + SCALE / 2.0, v * (2.0 * SCALE) + SCALE);
+            let radius = (-2.0 * u.ln()).sqrt();
+            if lane == 0 { (PI * v).sin() * radius } else { (PI * v).cos() * radius }
+        })
     }
 
-    /// `torch.randint(bound, [1], device='cuda')`.
+    /// `torch.randint(bound, [1], device='cuda')`, as in torch 2.11; older versions take one word for bounds of 2^28 and more.
+    #[allow(clippy::cast_possible_truncation, reason = "below a bound of 32 bits")]
     pub fn randint(&mut self, bound: u32) -> u32 {
-        let [a, ..] = self.words(0);
-        self.offset += 4;
-        a % bound
+        let [a, b, ..] = self.words(0, 0);
+        self.offset += Self::CALL;
+        if bound < Self::WIDE { a % bound } else { ((u64::from(a) << 32 | u64::from(b)) % u64::from(bound)) as u32 }
+    }
+}
+
+/// Generators that seeds are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// torch's on the CPU.
+    TorchCpu,
+    /// torch's on a GPU that keeps so many threads resident.
+    TorchCuda {
+        /// Resident threads.
+        threads: u32,
+    },
+    /// NumPy's.
+    Numpy,
+}
+
+impl Family {
+    /// Draws of at most this many values are the same on every GPU that keeps as many threads resident as a T4 or more.
+    pub const SAME_ON_EVERY_GPU: u32 = 40_960;
+
+    /// What `rng` and `gpu` ask for where up to `count` values are drawn at once; without `gpu`, the first of `devices` stands for it.
+    ///
+    /// # Errors
+    /// A GPU for a generator of the CPU; draws whose values depend on a GPU that is not known.
+    pub fn settle(rng: Rng, gpu: Option<RngGpu>, count: usize, devices: &[CudaDevice]) -> anyhow::Result<Self> {
+        anyhow::ensure!(gpu.is_none() || rng == Rng::TorchCuda, "--rng-gpu is for --rng torch-cuda");
+        let present = devices.first().map(|d| d.multiprocessors * d.threads_per_multiprocessor);
+        Ok(match (rng, gpu.map(|g| g.threads).or(present)) {
+            (Rng::TorchCpu, _) => Self::TorchCpu,
+            (Rng::Numpy, _) => Self::Numpy,
+            (Rng::TorchCuda, Some(threads)) => Self::TorchCuda { threads },
+            (Rng::TorchCuda, None) if count <= Self::SAME_ON_EVERY_GPU as usize => {
+                Self::TorchCuda { threads: Self::SAME_ON_EVERY_GPU }
+            }
+            (Rng::TorchCuda, None) => {
+                let limit = Self::SAME_ON_EVERY_GPU;
+                return Err(with_hint(
+                    anyhow::anyhow!(
+                        "--rng torch-cuda: {count} values are drawn at once, and beyond {limit} they depend on the GPU that drew them"
+                    ),
+                    "name that GPU with --rng-gpu, e.g. `--rng-gpu a100`",
+                ));
+            }
+        })
+    }
+
+    /// Its name in results.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TorchCpu => "torch-cpu",
+            Self::TorchCuda { .. } => "torch-cuda",
+            Self::Numpy => "numpy",
+        }
+    }
+
+    /// Resident threads of the GPU, where draws of `count` values depend on them.
+    #[must_use]
+    pub fn threads(self, count: usize) -> Option<u32> {
+        match self {
+            Self::TorchCuda { threads } if count > threads.min(Self::SAME_ON_EVERY_GPU) as usize => Some(threads),
+            _ => None,
+        }
+    }
+
+    /// A generator for each of `seeds`, of which the originals take the low 32 bits.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "the low 32 bits are the seed")]
+    pub fn streams(self, seeds: &[u64]) -> Streams {
+        match self {
+            Self::TorchCpu => Streams::Cpu(seeds.iter().map(|s| TorchCpu::new(*s)).collect()),
+            Self::TorchCuda { threads } => {
+                Streams::Cuda(seeds.iter().map(|s| TorchCuda::new(s % (1 << 32), threads)).collect())
+            }
+            Self::Numpy => Streams::Numpy(seeds.iter().map(|s| RandomState::new(*s as u32)).collect()),
+        }
     }
 }
 
@@ -182,25 +289,6 @@ pub enum Streams {
 }
 
 impl Streams {
-    /// CPU generators of `seeds`, of which the originals take the low 32 bits.
-    #[must_use]
-    pub fn cpu(seeds: &[u64]) -> Self {
-        Self::Cpu(seeds.iter().map(|s| TorchCpu::new(*s)).collect())
-    }
-
-    /// CUDA generators of `seeds`, of which the originals take the low 32 bits.
-    #[must_use]
-    pub fn cuda(seeds: &[u64]) -> Self {
-        Self::Cuda(seeds.iter().map(|s| TorchCuda::new(s % (1 << 32))).collect())
-    }
-
-    /// NumPy's generators of `seeds`, of which the low 32 bits are taken.
-    #[must_use]
-    #[allow(clippy::cast_possible_truncation, reason = "the low 32 bits are the seed")]
-    pub fn numpy(seeds: &[u64]) -> Self {
-        Self::Numpy(seeds.iter().map(|s| RandomState::new(*s as u32)).collect())
-    }
-
     /// `count` float32 normals for each image, one image after the other.
     pub fn randn(&mut self, count: usize) -> Vec<f32> {
         match self {
@@ -295,8 +383,85 @@ mod tests {
     #[test]
     fn cuda_normals_are_torchs_published_ones() {
         // Printed by torch with four digits.
-        for (f, e) in TorchCuda::new(42).randn(3072).iter().zip([0.1940_f32, 2.1614, -0.1721, 0.8491]) {
+        for (f, e) in TorchCuda::new(42, 221_184).randn(3072).iter().zip([0.1940_f32, 2.1614, -0.1721, 0.8491]) {
             assert!((f - e).abs() <= 5.1e-5, "{f} differs from {e}");
         }
+    }
+
+    /// torch's kernel as it is written: every thread of the launch walks the array in strides and writes `lanes` values a call.
+    fn kernel(seed: u64, offset: u64, threads: usize, count: usize, lanes: usize) -> (Vec<([u32; 4], usize)>, u64) {
+        let grid = count.div_ceil(256).min(threads / 256);
+        let step = 256 * grid;
+        let mut out = vec![([0; 4], 0); count];
+        for thread in 0..step {
+            let mut counter = offset / 4;
+            let mut at = thread;
+            while at < count.div_ceil(step * lanes) * step * lanes {
+                let word = |n: u64| u32::try_from(n % (1 << 32)).unwrap();
+                let words = philox(
+                    [word(counter), word(counter >> 32), word(thread as u64), 0],
+                    [word(seed), word(seed >> 32)],
+                );
+                counter += 1;
+                for lane in 0..lanes {
+                    if at + step * lane < count {
+                        out[at + step * lane] = (words, lane);
+                    }
+                }
+                at += step * lanes;
+            }
+        }
+        (out, offset + (((count - 1) / (step * lanes) + 1) * 4) as u64)
+    }
+
+    #[test]
+    fn cuda_values_beyond_the_resident_threads_are_the_later_ones_of_each_thread() {
+        // 1024 threads: 4 blocks. Sizes around one, four and several values a thread.
+        for count in [1, 255, 256, 257, 1023, 1024, 1025, 2048, 4096, 4097, 8192, 10_000] {
+            for (lanes, wide) in [(4, false), (2, true)] {
+                let mut rng = TorchCuda::new(7 << 32 | 5, 1024);
+                let mut offset = 0;
+                for draw in 0..3 {
+                    let (expected, next) = kernel(7 << 32 | 5, offset, 1024, count, lanes);
+                    let found = if wide {
+                        let all = rng.clone().launch(count, 2, |words, lane| (words, usize::try_from(lane).unwrap()));
+                        rng.randn64(count);
+                        all
+                    } else {
+                        let all = rng.clone().launch(count, 4, |words, lane| (words, usize::try_from(lane).unwrap()));
+                        rng.randn(count);
+                        all
+                    };
+                    assert!(found == expected, "draw {draw} of {count} values, {lanes} a call");
+                    assert_eq!(rng.offset, next, "draw {draw} of {count} values, {lanes} a call");
+                    offset = next;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_gpu_matters_only_beyond_its_resident_threads() {
+        let (small, large) = (TorchCuda::new(3, 40_960).randn(50_000), TorchCuda::new(3, 221_184).randn(50_000));
+        assert_eq!(small[..40_960], large[..40_960]);
+        assert!(small[40_960..].iter().zip(&large[40_960..]).all(|(a, b)| a != b));
+        let moments = |v: &[f32]| v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / v.len() as f64;
+        assert!((moments(&small[40_960..]) - 1.0).abs() < 0.05);
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_known_is_asked_for_where_it_matters() {
+        let device = CudaDevice { name: "x".to_owned(), multiprocessors: 132, threads_per_multiprocessor: 2048 };
+        let a100: RngGpu = "a100".parse().unwrap();
+        let settle = |gpu, count, devices: &[CudaDevice]| Family::settle(Rng::TorchCuda, gpu, count, devices);
+        assert_eq!(settle(None, 12_288, &[]).unwrap().threads(12_288), None);
+        let error = settle(None, 196_608, &[]).unwrap_err();
+        assert!(format!("{error:#}").contains("196608 values are drawn at once, and beyond 40960"), "{error:#}");
+        assert_eq!(
+            settle(None, 196_608, std::slice::from_ref(&device)).unwrap(),
+            Family::TorchCuda { threads: 270_336 }
+        );
+        assert_eq!(settle(Some(a100), 196_608, &[device]).unwrap().threads(196_608), Some(221_184));
+        assert!(Family::settle(Rng::TorchCpu, Some(a100), 1, &[]).is_err());
     }
 }

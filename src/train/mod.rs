@@ -2,9 +2,11 @@
 
 pub mod adam;
 pub mod dataset;
+pub mod device;
 pub mod freeze;
 pub mod libtorch;
 pub mod loss;
+pub mod numerics;
 pub mod session;
 pub mod snapshot;
 pub mod trainer;

@@ -85,7 +85,7 @@ impl LibTorchSession {
 }
 
 impl Session for LibTorchSession {
-    fn runtime(&self) -> &'static str {
+    fn runtime(&self) -> &str {
         NAME
     }
 
@@ -94,7 +94,8 @@ impl Session for LibTorchSession {
     }
 
     fn run(&mut self, inputs: &[(&str, Tensor)]) -> d2o_onnx::Result<Vec<(String, Tensor)>> {
-        let failed = |source| d2o_onnx::Error::Runtime { runtime: NAME, what: "run failed".to_owned(), source };
+        let failed =
+            |source| d2o_onnx::Error::Runtime { runtime: NAME.to_owned(), what: "run failed".to_owned(), source };
         let out = self.forward(inputs).map_err(failed)?;
         Ok(self.info.outputs.iter().map(|o| (o.name.clone(), out.clone())).collect())
     }

@@ -20,6 +20,7 @@ use super::dataset::{Batch, TrainingSet};
 use super::freeze::is_frozen;
 use super::libtorch::{LibTorch, Named, Role, Value};
 use super::loss::{Critic, LossType, discriminator_loss, edm_loss, generator_loss, r1_penalty};
+use super::numerics::Numerics;
 use super::snapshot::{self, State};
 
 /// Share of the images seen so far that bounds the half-life of the average.
@@ -88,6 +89,8 @@ pub struct TrainConfig {
     pub tick_kimg: f64,
     /// Where to compute.
     pub device: Device,
+    /// How CUDA computes.
+    pub numerics: Numerics,
 }
 
 /// One status line, also a line of `stats.jsonl`.
@@ -153,6 +156,7 @@ pub fn train(
     report: &mut dyn FnMut(&Status),
     stop: &dyn Fn() -> bool,
 ) -> anyhow::Result<Outcome> {
+    config.numerics.apply();
     let mut trainer = Trainer::new(config)?;
     if config.resume {
         trainer.resume()?;

@@ -91,6 +91,12 @@ pub fn onnxruntime() -> Option<PathBuf> {
     std::env::var_os("D2O_ONNXRUNTIME").map(PathBuf::from).filter(|p| p.exists())
 }
 
+/// The OpenVINO execution provider's library for tests: `D2O_OPENVINO`, if it is set.
+#[must_use]
+pub fn openvino() -> Option<PathBuf> {
+    std::env::var_os("D2O_OPENVINO").map(PathBuf::from).filter(|p| p.exists())
+}
+
 /// What a command printed and how it ended, with volatile parts replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {

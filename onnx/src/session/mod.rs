@@ -1,7 +1,11 @@
 //! Running models: one trait, ONNX Runtime and tract behind it.
 
 #[cfg(feature = "ort")]
+pub mod cuda;
+#[cfg(feature = "ort")]
 pub mod ort;
+#[cfg(feature = "ort")]
+mod placement;
 #[cfg(feature = "tract")]
 pub mod tract;
 #[cfg(feature = "ort")]
@@ -137,7 +141,7 @@ impl Shaped for &Resident {
 }
 
 /// Where ONNX Runtime computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Provider {
     /// The CPU.
     Cpu,
@@ -147,19 +151,45 @@ pub enum Provider {
     /// A CUDA device.
     Cuda {
         /// Its number.
-        device: i32,
+        device: u32,
         /// Whether products may be computed in TF32.
         tf32: bool,
     },
+    /// A device of an execution provider from a library of its own, registered with `OrtRuntime::register`.
+    Plugin {
+        /// Name under which the library was registered.
+        library: String,
+        /// Number of the device among those the library brought.
+        device: usize,
+    },
+}
+
+/// A node of a graph and the execution provider that computes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedNode {
+    /// ONNX Runtime's name of the provider, e.g. `CUDAExecutionProvider`.
+    pub provider: String,
+    /// The node.
+    pub name: String,
+    /// Its operation.
+    pub op: String,
 }
 
 /// A model ready to run.
 pub trait Session: Send {
-    /// `ort-cpu`, `ort-winograd`, `ort-cuda` or `tract`.
-    fn runtime(&self) -> &'static str;
+    /// `ort-cpu`, `ort-winograd`, `ort-cuda`, `ort-cuda-tf32`, `tract`, `libtorch`, or `ort-` and a plugin provider's name and kind of device.
+    fn runtime(&self) -> &str;
 
     /// The model.
     fn model(&self) -> &ModelInfo;
+
+    /// Nodes that ONNX Runtime's CPU provider computes though the session is for another device.
+    ///
+    /// # Errors
+    /// `Runtime` if the runtime does not tell.
+    fn left_to_cpu(&self) -> Result<Vec<PlacedNode>> {
+        Ok(Vec::new())
+    }
 
     /// Runs the model on `inputs` and gives all outputs in the model's order.
     ///

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
 use ndarray::ArrayD;
+use ort::device::Device;
 use ort::environment::Environment;
+use ort::ep::cuda::ConvAlgorithmSearch;
 use ort::ep::{CUDA, ExecutionProvider as _};
 use ort::logging::LogLevel;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
@@ -15,7 +17,7 @@ use ort::value::{
     Value,
 };
 
-use super::{Provider, Resident, Session, Tensor, arrange, winograd};
+use super::{PlacedNode, Provider, Resident, Session, Tensor, arrange, placement, winograd};
 use crate::error::{Error, Result};
 use crate::graph::ElementType;
 use crate::read::ModelInfo;
@@ -33,8 +35,20 @@ impl std::fmt::Debug for OrtRuntime {
     }
 }
 
+/// A device of a plugin execution provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginDevice {
+    /// ONNX Runtime's name of the provider, e.g. `OpenVINOExecutionProvider`.
+    pub provider: String,
+    /// `CPU`, `GPU`, `NPU` or `FPGA`.
+    pub kind: String,
+}
+
+/// Libraries of plugin providers that are registered: name, path, and which of the environment's devices are theirs.
+static PLUGINS: Mutex<Vec<(String, PathBuf, Vec<usize>)>> = Mutex::new(Vec::new());
+
 /// How a session runs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct OrtOptions {
     /// Where it computes.
     pub provider: Provider,
@@ -88,10 +102,59 @@ impl OrtRuntime {
         CUDA::is_available().unwrap_or(false)
     }
 
+    /// Version and build of the library, in its own words.
+    #[must_use]
+    pub fn build(&self) -> &'static str {
+        ort::info()
+    }
+
+    /// Registers the plugin execution provider in `path` as `name`, once for the process, and gives the devices it brings.
+    ///
+    /// # Errors
+    /// `Library` if it cannot be loaded, supports no device of this machine, or another library has the name.
+    pub fn register(&self, name: &str, path: &Path) -> Result<Vec<PluginDevice>> {
+        let failed = |what: String, source: Option<String>| Error::Library { what, source: source.map(Into::into) };
+        let mut plugins =
+            PLUGINS.lock().map_err(|_| failed("registering a provider failed before".to_owned(), None))?;
+        if !plugins.iter().any(|(n, p, _)| n == name && p == path) {
+            if let Some((_, other, _)) = plugins.iter().find(|(n, _, _)| n == name) {
+                return Err(failed(format!("`{name}` is `{}` already", other.display()), None));
+            }
+            if !path.exists() {
+                return Err(failed(format!("there is no `{}`", path.display()), None));
+            }
+            // ONNX Runtime resolves a relative path against its own library.
+            let absolute = std::path::absolute(path)?;
+            let before = self.environment.devices().count();
+            self.environment
+                .register_ep_library(name, &absolute)
+                .map_err(|e| failed(format!("cannot register `{}`", path.display()), Some(e.to_string())))?;
+            let own: Vec<usize> = (before..self.environment.devices().count()).collect();
+            if own.is_empty() {
+                return Err(failed(format!("`{}` supports no device of this machine", path.display()), None));
+            }
+            plugins.push((name.to_owned(), path.to_owned(), own));
+        }
+        drop(plugins);
+        let described = |d: Device<'_>| {
+            let provider =
+                d.ep().map_err(|e| failed(format!("`{name}` does not say its name"), Some(e.to_string())))?;
+            Ok(PluginDevice { provider: provider.to_owned(), kind: format!("{:?}", d.hardware_device().ty()) })
+        };
+        self.plugin_devices(name).into_iter().map(described).collect()
+    }
+
+    /// Devices of the library registered as `name`.
+    fn plugin_devices(&self, name: &str) -> Vec<Device<'_>> {
+        let plugins = PLUGINS.lock().map(|p| p.clone()).unwrap_or_default();
+        let own = plugins.into_iter().find(|(n, _, _)| n == name).map(|(_, _, own)| own).unwrap_or_default();
+        self.environment.devices().enumerate().filter(|(i, _)| own.contains(i)).map(|(_, d)| d).collect()
+    }
+
     /// Opens `model`.
     ///
     /// # Errors
-    /// `Format` if it is no model; `Library` if the provider is missing; `Runtime` if ONNX Runtime refuses the model.
+    /// `Format` if it is not a model; `Library` if the provider is missing; `Runtime` if ONNX Runtime refuses the model.
     pub fn session(&self, model: &Path, options: &OrtOptions) -> Result<OrtSession> {
         self.open(model, options, None)
     }
@@ -106,55 +169,92 @@ impl OrtRuntime {
 
     fn open(&self, model: &Path, options: &OrtOptions, profile: Option<&Path>) -> Result<OrtSession> {
         let info = ModelInfo::open(model)?;
-        let provider = match options.provider {
+        let provider = match &options.provider {
             Provider::Winograd if !info.filterable => Provider::Cpu,
-            provider => provider,
+            provider => provider.clone(),
         };
-        let name = match provider {
-            Provider::Cpu => "ort-cpu",
-            Provider::Winograd => "ort-winograd",
-            Provider::Cuda { .. } => "ort-cuda",
-        };
-        let refused = |e: String| Error::Runtime {
-            runtime: name,
-            what: format!("cannot open `{}`", model.display()),
-            source: e.into(),
-        };
-        let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-        let mut builder = Inner::builder(&self.environment)
-            .map_err(|e| refused(e.to_string()))?
-            .with_optimization_level(GraphOptimizationLevel::All)
-            .map_err(|e| refused(e.to_string()))?
-            .with_intra_threads(threads)
-            .map_err(|e| refused(e.to_string()))?;
-        if let Some(prefix) = profile {
-            builder = builder.with_profiling(prefix).map_err(|e| refused(e.to_string()))?;
-        }
-        if let Provider::Cuda { device, tf32 } = provider {
-            if !self.has_cuda() {
-                let what = format!(
-                    "`{}` has no CUDA provider; CUDA needs the onnxruntime-gpu library",
-                    self.library.display()
-                );
-                return Err(Error::Library { what, source: None });
+        let name = self.name_of(&provider)?;
+        let refused = |e: ort::Error| failed(&name, &format!("cannot open `{}`", model.display()), &e);
+        let configured = || -> ort::Result<SessionBuilder> {
+            let threads =
+                options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+            let mut builder = Inner::builder(&self.environment)?
+                .with_optimization_level(GraphOptimizationLevel::All)?
+                .with_intra_threads(threads)?
+                .with_config_entry(placement::RECORD, "1")?;
+            if let Some(prefix) = profile {
+                builder = builder.with_profiling(prefix)?;
             }
-            let cuda = CUDA::default().with_device_id(device).with_tf32(tf32).build().error_on_failure();
-            builder = builder.with_execution_providers([cuda]).map_err(|e| Error::Library {
-                what: format!("CUDA device {device} cannot be used"),
-                source: Some(e.to_string().into()),
-            })?;
-        }
+            Ok(builder)
+        };
+        let builder = self.on(configured().map_err(refused)?, &provider)?;
         let inner = if provider == Provider::Winograd {
             self.with_winograd(builder, model)
         } else {
-            builder.commit_from_file(model)
+            { builder }.commit_from_file(model)
         };
-        let inner = inner.map_err(|e| refused(e.to_string()))?;
+        let inner = inner.map_err(refused)?;
         let device = match provider {
-            Provider::Cpu | Provider::Winograd => None,
-            Provider::Cuda { device, .. } => Some(device),
+            Provider::Cpu | Provider::Winograd | Provider::Plugin { .. } => None,
+            Provider::Cuda { device, .. } => Some(device.cast_signed()),
         };
         Ok(OrtSession { name, info, inner, device })
+    }
+
+    /// What a session on `provider` calls its runtime.
+    fn name_of(&self, provider: &Provider) -> Result<String> {
+        Ok(match provider {
+            Provider::Cpu => "ort-cpu".to_owned(),
+            Provider::Winograd => "ort-winograd".to_owned(),
+            Provider::Cuda { tf32: false, .. } => "ort-cuda".to_owned(),
+            Provider::Cuda { tf32: true, .. } => "ort-cuda-tf32".to_owned(),
+            Provider::Plugin { library, device } => {
+                let devices = self.plugin_devices(library);
+                let missing = || Error::Library {
+                    what: format!("`{library}` has {} devices, no device {device}", devices.len()),
+                    source: None,
+                };
+                let device = devices.get(*device).ok_or_else(missing)?;
+                let provider = device.ep().unwrap_or(library);
+                format!("ort-{provider}-{:?}", device.hardware_device().ty())
+            }
+        })
+    }
+
+    /// `builder` for sessions on `provider`, which computes what it can and leaves the rest to the CPU provider.
+    fn on(&self, builder: SessionBuilder, provider: &Provider) -> Result<SessionBuilder> {
+        let failed = |what: String, e: String| Error::Library { what, source: Some(e.trim_end().into()) };
+        match provider {
+            Provider::Cpu | Provider::Winograd => Ok(builder),
+            Provider::Cuda { device, tf32 } => {
+                if !self.has_cuda() {
+                    let what = format!(
+                        "`{}` has no CUDA provider; CUDA needs the onnxruntime-gpu library",
+                        self.library.display()
+                    );
+                    return Err(Error::Library { what, source: None });
+                }
+                // Kernels found by timing them differ from run to run and from device to device, and their results in the last bits.
+                let cuda = CUDA::default()
+                    .with_device_id(device.cast_signed())
+                    .with_tf32(*tf32)
+                    .with_conv_algorithm_search(ConvAlgorithmSearch::Heuristic)
+                    .build()
+                    .error_on_failure();
+                let what = || format!("CUDA device {device} cannot be used");
+                builder
+                    .with_deterministic_compute(true)
+                    .map_err(|e| failed(what(), e.to_string()))?
+                    .with_execution_providers([cuda])
+                    .map_err(|e| failed(what(), e.to_string()))
+            }
+            Provider::Plugin { library, device } => {
+                let device = self.plugin_devices(library).into_iter().nth(*device);
+                builder
+                    .with_devices(device, None)
+                    .map_err(|e| failed(format!("`{library}` cannot be used"), e.to_string()))
+            }
+        }
     }
 
     /// Opens `model` with minimal filtering: ONNX Runtime's optimised graph goes through [`winograd`] and is opened with `builder`.
@@ -179,7 +279,7 @@ impl OrtRuntime {
 /// A model on ONNX Runtime.
 #[derive(Debug)]
 pub struct OrtSession {
-    name: &'static str,
+    name: String,
     info: ModelInfo,
     inner: Inner,
     /// The CUDA device, if it is one.
@@ -189,14 +289,14 @@ pub struct OrtSession {
 /// A tensor in the memory of the device where a session computes.
 #[derive(Debug)]
 pub struct Bound {
-    runtime: &'static str,
+    runtime: String,
     value: DynTensor,
     pub(super) element: ElementType,
     pub(super) dims: Vec<usize>,
 }
 
 impl Bound {
-    fn new(runtime: &'static str, value: Value) -> ort::Result<Self> {
+    fn new(runtime: &str, value: Value) -> ort::Result<Self> {
         let value = value.downcast::<DynTensorValueType>()?;
         let element = match value.data_type() {
             TensorElementType::Float32 => ElementType::F32,
@@ -205,7 +305,7 @@ impl Bound {
             other => return Err(ort::Error::new(format!("an output of {other}"))),
         };
         let dims = value.shape().iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
-        Ok(Self { runtime, value, element, dims })
+        Ok(Self { runtime: runtime.to_owned(), value, element, dims })
     }
 
     pub(super) fn to_host(&self) -> Result<Tensor> {
@@ -215,12 +315,12 @@ impl Bound {
             }
             from_value(&self.value.to(AllocationDevice::CPU, 0)?.into_dyn())
         };
-        copied().map_err(|e: ort::Error| failed(self.runtime, "a tensor cannot be taken from the device", &e))
+        copied().map_err(|e: ort::Error| failed(&self.runtime, "a tensor cannot be taken from the device", &e))
     }
 }
 
-fn failed(runtime: &'static str, what: &str, error: &ort::Error) -> Error {
-    Error::Runtime { runtime, what: what.to_owned(), source: error.to_string().into() }
+fn failed(runtime: &str, what: &str, error: &ort::Error) -> Error {
+    Error::Runtime { runtime: runtime.to_owned(), what: what.to_owned(), source: error.to_string().into() }
 }
 
 impl OrtSession {
@@ -251,7 +351,7 @@ impl OrtSession {
             let value = outputs.remove(&name).ok_or_else(|| ort::Error::new(format!("no output `{name}`")))?;
             let stays = keep.contains(&name.as_str());
             let value =
-                if stays { Resident::Ort(Bound::new(self.name, value)?) } else { Resident::Host(from_value(&value)?) };
+                if stays { Resident::Ort(Bound::new(&self.name, value)?) } else { Resident::Host(from_value(&value)?) };
             found.push((name, value));
         }
         Ok(found)
@@ -262,23 +362,44 @@ impl OrtSession {
     /// # Errors
     /// `Runtime`, also if the session is not profiled.
     pub fn end_profile(&mut self) -> Result<PathBuf> {
-        let name = self.name;
+        let name = &self.name;
         self.inner.end_profiling().map(PathBuf::from).map_err(|e| failed(name, "no profile", &e))
+    }
+
+    /// Every node of the graph, as ONNX Runtime gave them to providers. Under minimal filtering those of the rewritten graph.
+    ///
+    /// # Errors
+    /// `Runtime` if ONNX Runtime does not tell.
+    pub fn nodes(&self) -> Result<Vec<PlacedNode>> {
+        placement::nodes(&self.inner).map_err(|e| Error::Runtime {
+            runtime: self.name.clone(),
+            what: "cannot tell which provider computes which node".to_owned(),
+            source: e.into(),
+        })
     }
 }
 
 impl Session for OrtSession {
-    fn runtime(&self) -> &'static str {
-        self.name
+    fn runtime(&self) -> &str {
+        &self.name
     }
 
     fn model(&self) -> &ModelInfo {
         &self.info
     }
 
+    fn left_to_cpu(&self) -> Result<Vec<PlacedNode>> {
+        if ["ort-cpu", "ort-winograd"].contains(&self.name.as_str()) {
+            return Ok(Vec::new());
+        }
+        let mut nodes = self.nodes()?;
+        nodes.retain(|n| n.provider == placement::CPU);
+        Ok(nodes)
+    }
+
     fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>> {
-        let name = self.name;
-        let failed = |e: ort::Error| failed(name, "run failed", &e);
+        let name = self.name.clone();
+        let failed = |e: ort::Error| failed(&name, "run failed", &e);
         let arranged = arrange(&self.info, inputs)?;
         let values = arranged.into_iter().map(to_value).collect::<ort::Result<Vec<_>>>().map_err(failed)?;
         let outputs = self.inner.run(values.as_slice()).map_err(failed)?;
@@ -286,9 +407,8 @@ impl Session for OrtSession {
     }
 
     fn run_resident(&mut self, inputs: &[(&str, &Resident)], keep: &[&str]) -> Result<Vec<(String, Resident)>> {
-        let name = self.name;
         let arranged = arrange(&self.info, inputs)?;
-        self.bind_and_run(&arranged, keep).map_err(|e| failed(name, "run failed", &e))
+        self.bind_and_run(&arranged, keep).map_err(|e| failed(&self.name, "run failed", &e))
     }
 }
 

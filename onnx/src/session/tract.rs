@@ -34,7 +34,7 @@ impl std::fmt::Debug for TractSession {
 }
 
 fn failed(what: String, e: &TractError) -> Error {
-    Error::Runtime { runtime: NAME, what, source: format!("{e:#}").into() }
+    Error::Runtime { runtime: NAME.to_owned(), what, source: format!("{e:#}").into() }
 }
 
 impl TractSession {
@@ -117,7 +117,7 @@ fn datum_type(element: ElementType) -> DatumType {
 }
 
 impl Session for TractSession {
-    fn runtime(&self) -> &'static str {
+    fn runtime(&self) -> &str {
         NAME
     }
 

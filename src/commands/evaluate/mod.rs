@@ -18,6 +18,7 @@ use crate::generate::made::{self, Made};
 use crate::measure::{How, Origin, Set, Wants, meta_of, save, sums};
 use crate::printer::Printer;
 use crate::report;
+use crate::runtime::{self, Engine};
 
 mod metrics;
 mod reference;
@@ -81,12 +82,7 @@ fn wants_features(args: &Evaluate, other: bool) -> bool {
 }
 
 /// The networks that are named and needed.
-fn networks_of(
-    args: &Evaluate,
-    protocol: &Protocol,
-    global: &Global,
-    printer: Printer,
-) -> anyhow::Result<Vec<Network>> {
+fn networks_of(args: &Evaluate, protocol: &Protocol, engine: &Engine<'_>) -> anyhow::Result<Vec<Network>> {
     let all = args.shard.is_some();
     let mut networks = Vec::new();
     for (role, path, needed) in [
@@ -95,7 +91,7 @@ fn networks_of(
         (Role::Manifold, &args.pr_extractor, wants_manifold(args)),
     ] {
         if let (Some(path), true) = (path, needed || all) {
-            networks.push(Network::open(role, path, protocol, args.provider, global, printer)?);
+            networks.push(Network::open(role, path, protocol, engine)?);
         }
     }
     Ok(networks)
@@ -105,13 +101,13 @@ fn networks_of(
 fn samples(
     args: &Evaluate,
     networks: &[Network],
-    global: &Global,
-    printer: Printer,
+    batch: usize,
+    engine: &Engine<'_>,
 ) -> anyhow::Result<(Set, Option<serde_json::Value>)> {
     if !args.merge.is_empty() {
         return Ok((Set::merge(&args.merge)?, None));
     }
-    let (path, sampling, provider) = (samples_of(args), &args.sampling, args.provider);
+    let (path, sampling) = (samples_of(args), &args.sampling);
     if path.extension().is_none_or(|e| e != "onnx") {
         anyhow::ensure!(
             sampling.is_default() && args.fuse.is_none(),
@@ -120,11 +116,11 @@ fn samples(
         return Ok((Set::open(path)?, None));
     }
     if let Some(how) = args.fuse {
-        let (fused, record) = Fused::open(path, networks, how, sampling, provider, global, printer)?;
+        let (fused, record) = Fused::open(path, networks, how, sampling, engine)?;
         let origin = Origin::Made(made::sha256(&record));
         return Ok((Set::Fused { fused: Box::new(fused), origin }, Some(record)));
     }
-    let (source, record) = Made::open(path, sampling, provider, global, printer)?;
+    let (source, record) = Made::open(path, sampling, batch, engine)?;
     let origin = Origin::Made(made::sha256(&record));
     Ok((Set::Images { source: Box::new(source), origin }, Some(record)))
 }
@@ -146,10 +142,11 @@ fn take_shard(
     out: &Path,
 ) -> anyhow::Result<()> {
     let protocol = protocol_of(args)?;
-    let mut networks = networks_of(args, protocol, global, printer)?;
+    let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
+    let mut networks = networks_of(args, protocol, &engine)?;
     anyhow::ensure!(!networks.is_empty(), "--shard needs --extractor, --clip or --pr-extractor");
-    let (mut set, _) = samples(args, &networks, global, printer)?;
     let how = how_of(args, &networks, protocol, printer);
+    let (mut set, _) = samples(args, &networks, how.batch, &engine)?;
     let range = set.shard(index, count, how.batch);
     anyhow::ensure!(!range.is_empty(), "{} images in batches of {} do not make {count} parts", set.len(), how.batch);
     save(&mut set, range.clone(), &mut networks, &how, out)?;
@@ -217,9 +214,10 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
     let mut ledger = Ledger::new();
     let protocol = protocol_of(args)?;
     let path = args.reference.as_deref().context("no reference")?;
-    let mut networks = networks_of(args, protocol, global, printer)?;
+    let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
+    let mut networks = networks_of(args, protocol, &engine)?;
     let how = how_of(args, &networks, protocol, printer);
-    let (mut set, generator) = samples(args, &networks, global, printer)?;
+    let (mut set, generator) = samples(args, &networks, how.batch, &engine)?;
     let (neighbourly, other) = (wants_manifold(args), set.width("manifold", &networks).is_some());
     let wants = |m: Metric| args.metrics.contains(&m);
     let wanted = Wants {
@@ -277,8 +275,9 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
     described.insert("intervals".to_owned(), intervals);
     let reference_sha256 = container_sha256(path)?;
     ledger.lap("hash");
-    let text = |k: &str, v: String| (k.to_owned(), v);
-    let runtime = runtimes.into_iter().collect::<Vec<_>>().join(", ");
+    let runtimes = runtimes.into_iter().collect::<Vec<_>>().join(", ");
+    let mut runtime = runtime::describe(&runtimes, &args.accelerator, global);
+    runtime.insert("d2o_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     Ok(Evaluation {
         schema: SCHEMA,
         protocol: described,
@@ -298,7 +297,7 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
             generator: None,
         },
         extractors,
-        runtime: BTreeMap::from([text("runtime", runtime), text("d2o_version", env!("CARGO_PKG_VERSION").to_owned())]),
+        runtime,
         metrics: ledger.metrics,
         per_class: ledger.per_class,
         warnings: ledger.warnings,

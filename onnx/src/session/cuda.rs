@@ -1,0 +1,142 @@
+//! NVIDIA's devices, asked of the driver: no CUDA library beside it is needed.
+
+use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::path::Path;
+
+use libloading::{Library, Symbol};
+
+use crate::error::{Error, Result};
+
+/// Library of the driver.
+const DRIVER: &str = "libcuda.so.1";
+/// `CUDA_SUCCESS`.
+const SUCCESS: c_int = 0;
+/// `CUDA_ERROR_NO_DEVICE`.
+const NO_DEVICE: c_int = 100;
+/// `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`.
+const MULTIPROCESSORS: c_int = 16;
+/// `CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR`.
+const THREADS_PER_MULTIPROCESSOR: c_int = 39;
+
+type Init = unsafe extern "C" fn(c_uint) -> c_int;
+type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
+type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+
+/// A CUDA device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CudaDevice {
+    /// Its name, e.g. `NVIDIA H100 80GB HBM3`.
+    pub name: String,
+    /// Number of multiprocessors.
+    pub multiprocessors: u32,
+    /// Threads that a multiprocessor keeps resident.
+    pub threads_per_multiprocessor: u32,
+}
+
+/// CUDA devices in the driver's order, which `CUDA_VISIBLE_DEVICES` restricts; none if there is no driver or no device.
+///
+/// # Errors
+/// `Library` if the driver is there and fails.
+pub fn devices() -> Result<Vec<CudaDevice>> {
+    devices_of(Path::new(DRIVER))
+}
+
+#[allow(
+    unsafe_code,
+    reason = "the driver's C interface; names and types are those of cuda.h, pointers live for the call"
+)]
+fn devices_of(driver: &Path) -> Result<Vec<CudaDevice>> {
+    let failed =
+        |call: &str, code: c_int| Error::Library { what: format!("{DRIVER}: {call} failed ({code})"), source: None };
+    // SAFETY: loading the driver runs its initialisers, as every CUDA program does.
+    let Ok(library) = (unsafe { Library::new(driver) }) else { return Ok(Vec::new()) };
+    let missing = |e: libloading::Error| Error::Library { what: DRIVER.to_owned(), source: Some(Box::new(e)) };
+    // SAFETY: the signatures are those of cuda.h, unchanged since CUDA 2.
+    let (init, count, name, attribute): (Symbol<'_, Init>, Symbol<'_, Count>, Symbol<'_, Name>, Symbol<'_, Attribute>) = unsafe {
+        (
+            library.get(b"cuInit\0").map_err(missing)?,
+            library.get(b"cuDeviceGetCount\0").map_err(missing)?,
+            library.get(b"cuDeviceGetName\0").map_err(missing)?,
+            library.get(b"cuDeviceGetAttribute\0").map_err(missing)?,
+        )
+    };
+    let checked = |call: &str, code: c_int| if code == SUCCESS { Ok(()) } else { Err(failed(call, code)) };
+    // SAFETY: no arguments but flags, which must be 0.
+    match unsafe { init(0) } {
+        NO_DEVICE => return Ok(Vec::new()),
+        code => checked("cuInit", code)?,
+    }
+    let mut found = 0;
+    // SAFETY: writes one integer.
+    checked("cuDeviceGetCount", unsafe { count(&raw mut found) })?;
+    (0..found)
+        .map(|device| {
+            const LENGTH: u8 = 255;
+            let mut text = [0 as c_char; LENGTH as usize + 1];
+            // SAFETY: writes at most the length it is told, with a final zero. A device's handle is its number.
+            checked("cuDeviceGetName", unsafe { name(text.as_mut_ptr(), LENGTH.into(), device) })?;
+            // SAFETY: the array's last byte is zero.
+            let text = unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned();
+            let number = |which: c_int| -> Result<u32> {
+                let mut value = 0;
+                // SAFETY: writes one integer.
+                checked("cuDeviceGetAttribute", unsafe { attribute(&raw mut value, which, device) })?;
+                u32::try_from(value).map_err(|_| failed("cuDeviceGetAttribute", value))
+            };
+            Ok(CudaDevice {
+                name: text,
+                multiprocessors: number(MULTIPROCESSORS)?,
+                threads_per_multiprocessor: number(THREADS_PER_MULTIPROCESSOR)?,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[cfg(unix)]
+mod tests {
+    use super::*;
+
+    fn driver(dir: &Path, source: &str) -> std::path::PathBuf {
+        let (from, to) = (dir.join("driver.c"), dir.join("driver.so"));
+        fs_err::write(&from, source).unwrap();
+        let built = std::process::Command::new("cc").arg("-shared").arg("-fPIC").arg("-o").arg(&to).arg(&from).status();
+        assert!(built.unwrap().success());
+        to
+    }
+
+    #[test]
+    fn devices_are_what_the_driver_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = r#"
+            #include <stdio.h>
+            int cuInit(unsigned flags) { return flags == 0 ? 0 : 1; }
+            int cuDeviceGetCount(int *n) { *n = 2; return 0; }
+            int cuDeviceGetName(char *to, int length, int device) { snprintf(to, length, "Device %d", device); return 0; }
+            int cuDeviceGetAttribute(int *value, int which, int device) {
+                *value = which == 16 ? 100 + device : which == 39 ? 2048 : -1;
+                return 0;
+            }"#;
+        let found = devices_of(&driver(dir.path(), source)).unwrap();
+        let device = |i: u32| CudaDevice {
+            name: format!("Device {i}"),
+            multiprocessors: 100 + i,
+            threads_per_multiprocessor: 2048,
+        };
+        assert_eq!(found, [device(0), device(1)]);
+    }
+
+    #[test]
+    fn no_driver_and_no_device_are_no_error_and_a_failing_driver_is() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(devices_of(&dir.path().join("absent.so")).unwrap(), []);
+        let rest = "int cuDeviceGetCount(int *n) { return 1; } int cuDeviceGetName() { return 1; } int cuDeviceGetAttribute() { return 1; }";
+        let none = driver(dir.path(), &format!("int cuInit(unsigned f) {{ return 100; }} {rest}"));
+        assert_eq!(devices_of(&none).unwrap(), []);
+        let other = tempfile::tempdir().unwrap();
+        let broken = driver(other.path(), &format!("int cuInit(unsigned f) {{ return 999; }} {rest}"));
+        let error = devices_of(&broken).unwrap_err().to_string();
+        assert!(error.contains("cuInit failed (999)"), "{error}");
+    }
+}

@@ -1,0 +1,61 @@
+//! Which execution provider ONNX Runtime gave each node of a graph to.
+
+use std::ffi::{CStr, c_char};
+use std::ptr;
+
+use ort::AsPointer as _;
+use ort::session::Session;
+use ort::sys::{OrtEpAssignedNode, OrtStatusPtr};
+
+use super::PlacedNode;
+
+/// Session option that makes ONNX Runtime keep what [`nodes`] reads.
+pub(super) const RECORD: &str = "session.record_ep_graph_assignment_info";
+/// ONNX Runtime's name of its CPU provider.
+pub(super) const CPU: &str = "CPUExecutionProvider";
+
+/// Nodes as they were assigned, before fusions inside a provider.
+#[allow(
+    unsafe_code,
+    reason = "ort has no safe call for it; the arrays and strings belong to the session, which is borrowed"
+)]
+pub(super) fn nodes(session: &Session) -> Result<Vec<PlacedNode>, String> {
+    let api = ort::api();
+    let checked = |status: OrtStatusPtr| {
+        if status.0.is_null() {
+            return Ok(());
+        }
+        // SAFETY: a status that is not null carries a message, and is released once.
+        unsafe {
+            let text = CStr::from_ptr((api.GetErrorMessage)(status.0)).to_string_lossy().into_owned();
+            (api.ReleaseStatus)(status.0);
+            Err(text)
+        }
+    };
+    let mut found = Vec::new();
+    // SAFETY: every pointer is written by the call before it is read; arrays have the length given beside them and live as long as the session.
+    unsafe {
+        let text = |read: &mut dyn FnMut(*mut *const c_char) -> OrtStatusPtr| {
+            let mut text = ptr::null();
+            checked(read(&raw mut text))?;
+            Ok::<_, String>(CStr::from_ptr(text).to_string_lossy().into_owned())
+        };
+        let (mut graphs, mut count) = (ptr::null(), 0);
+        checked((api.Session_GetEpGraphAssignmentInfo)(session.ptr(), &raw mut graphs, &raw mut count))?;
+        for i in 0..count {
+            let graph = *graphs.add(i);
+            let provider = text(&mut |to| (api.EpAssignedSubgraph_GetEpName)(graph, to))?;
+            let (mut nodes, mut count): (*const *const OrtEpAssignedNode, usize) = (ptr::null(), 0);
+            checked((api.EpAssignedSubgraph_GetNodes)(graph, &raw mut nodes, &raw mut count))?;
+            for j in 0..count {
+                let node = *nodes.add(j);
+                found.push(PlacedNode {
+                    provider: provider.clone(),
+                    name: text(&mut |to| (api.EpAssignedNode_GetName)(node, to))?,
+                    op: text(&mut |to| (api.EpAssignedNode_GetOperatorType)(node, to))?,
+                });
+            }
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,85 @@
+//! How libtorch computes on CUDA: settings that tch does not offer, through libtorch's own C++ symbols.
+//!
+//! The names are those of libtorch 2.11 for the Itanium C++ ABI, the version and platform that d2o is built for; the linker refuses another one.
+
+use std::ffi::{c_int, c_void};
+
+/// libtorch's settings of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numerics {
+    /// Whether CUDA may compute convolutions and products of f32 in TF32. libtorch's own default is yes for convolutions.
+    pub tf32: bool,
+    /// Whether only kernels are used that give the same bits every time. Otherwise cuDNN times its kernels and takes the fastest.
+    pub deterministic: bool,
+}
+
+// Float32Backend, Float32Op and Float32Precision of ATen/Context.h.
+const CUDA: c_int = 1;
+const CONV: c_int = 1;
+const MATMUL: c_int = 3;
+const TF32: c_int = 2;
+
+#[allow(unsafe_code, reason = "setters and getters of at::Context, which take and give plain integers")]
+mod context {
+    use super::{c_int, c_void};
+
+    unsafe extern "C" {
+        #[link_name = "_ZN2at13globalContextEv"]
+        pub(super) fn global() -> *mut c_void;
+        #[link_name = "_ZN2at7Context17setAllowTF32CuDNNEb"]
+        pub(super) fn set_tf32_cudnn(context: *mut c_void, allow: bool);
+        #[link_name = "_ZN2at7Context18setAllowTF32CuBLASEb"]
+        pub(super) fn set_tf32_cublas(context: *mut c_void, allow: bool);
+        #[link_name = "_ZN2at7Context27setAllowFP16ReductionCuBLASEbb"]
+        pub(super) fn set_f16_reduction(context: *mut c_void, allow: bool, split_k: bool);
+        #[link_name = "_ZN2at7Context17setBenchmarkCuDNNEb"]
+        pub(super) fn set_benchmark(context: *mut c_void, on: bool);
+        #[link_name = "_ZN2at7Context21setDeterministicCuDNNEb"]
+        pub(super) fn set_deterministic_cudnn(context: *mut c_void, on: bool);
+        #[link_name = "_ZN2at7Context26setDeterministicAlgorithmsEbb"]
+        pub(super) fn set_deterministic(context: *mut c_void, on: bool, warn_only: bool);
+        #[link_name = "_ZNK2at7Context14benchmarkCuDNNEv"]
+        pub(super) fn benchmark(context: *const c_void) -> bool;
+        #[link_name = "_ZNK2at7Context23deterministicAlgorithmsEv"]
+        pub(super) fn deterministic(context: *const c_void) -> bool;
+        #[link_name = "_ZNK2at7Context16float32PrecisionENS_14Float32BackendENS_9Float32OpE"]
+        pub(super) fn precision(context: *const c_void, backend: c_int, op: c_int) -> c_int;
+    }
+}
+
+impl Numerics {
+    /// Sets them for the process, as the original does: TF32 and f16 accumulation off unless asked for, cuDNN's kernels chosen by time.
+    #[allow(unsafe_code, reason = "the context is libtorch's own static object")]
+    pub fn apply(self) {
+        /// Without it, cuBLAS may sum in another order from call to call, and libtorch refuses it in deterministic mode.
+        const WORKSPACE: (&str, &str) = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8");
+        if self.deterministic && std::env::var_os(WORKSPACE.0).is_none() {
+            // SAFETY: training begins here, and no other thread of d2o reads or writes the environment.
+            unsafe { std::env::set_var(WORKSPACE.0, WORKSPACE.1) };
+        }
+        // SAFETY: the pointer is to an object that lives as long as the process, and each call sets one flag of it.
+        unsafe {
+            let context = context::global();
+            context::set_tf32_cudnn(context, self.tf32);
+            context::set_tf32_cublas(context, self.tf32);
+            context::set_f16_reduction(context, false, true);
+            context::set_benchmark(context, !self.deterministic);
+            context::set_deterministic_cudnn(context, self.deterministic);
+            // An operation without such a kernel is an error that names it.
+            context::set_deterministic(context, self.deterministic, false);
+        }
+    }
+
+    /// Those in force.
+    #[must_use]
+    #[allow(unsafe_code, reason = "the context is libtorch's own static object")]
+    pub fn current() -> Self {
+        // SAFETY: as in `apply`; each call reads one flag.
+        unsafe {
+            let context = context::global();
+            let tf32 = |op| context::precision(context, CUDA, op) == TF32;
+            let deterministic = context::deterministic(context) && !context::benchmark(context);
+            Self { tf32: tf32(CONV) || tf32(MATMUL), deterministic }
+        }
+    }
+}
