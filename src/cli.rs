@@ -440,7 +440,7 @@ pub struct Draw {
     /// torch-cuda: the GPU, by name or by the threads it keeps resident [default: the first CUDA device here]
     #[arg(long, value_name = "GPU")]
     pub rng_gpu: Option<RngGpu>,
-    /// File to write: arrays `seeds` [N], `draw0`, `draw1`, … [N, COUNT]
+    /// File to write: arrays `seeds` [N], `draw0`, `draw1`, … of normals [N, COUNT] or integers [N]
     #[arg(long, value_name = "D.npz")]
     pub out: PathBuf,
 }

@@ -186,12 +186,12 @@ fn tally(nodes: &[PlacedNode]) -> String {
     format!("{} node{} ({})", nodes.len(), if nodes.len() == 1 { "" } else { "s" }, by_op.join(", "))
 }
 
-/// Opens `model` on ONNX Runtime with CUDA and products in TF32; `None` where the library has no CUDA provider.
+/// Opens `model` on ONNX Runtime with CUDA and products in TF32; `None` where the library has no CUDA provider or the machine no device.
 ///
 /// # Errors
 /// Those of [`Engine::open`].
 pub fn open_tf32(model: &Path, accelerator: &Accelerator, global: &Global) -> anyhow::Result<Option<Box<dyn Session>>> {
-    if !library(global)?.has_cuda() {
+    if !library(global)?.has_cuda() || cuda_devices().is_empty() {
         return Ok(None);
     }
     let accelerator = Accelerator { tf32: true, ..accelerator.clone() };

@@ -6,8 +6,8 @@ use std::path::Path;
 use fs_err as fs;
 use test_support::{Outcome, run};
 
-const COMMANDS: [&str; 9] =
-    ["export", "inspect", "generate", "refs", "evaluate", "verify", "train", "report", "dataset"];
+const COMMANDS: [&str; 10] =
+    ["export", "inspect", "draw", "generate", "refs", "evaluate", "verify", "train", "report", "dataset"];
 
 fn d2o(dir: &Path, args: &[&str]) -> Outcome {
     let mut outcome = run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir, args);

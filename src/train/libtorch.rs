@@ -3,7 +3,10 @@
 use d2o_converters::error::{Error, Result};
 use d2o_converters::nn::{Backend, Conv2d, Pool};
 use d2o_converters::weights::{Init, LoadReport, Scope, Weights};
+use d2o_onnx::ops::{Sampling, interpolation};
 use tch::{Device, Kind, TchError, Tensor};
+
+use super::numerics::Numerics;
 
 /// A tensor handle; clones share storage and autograd history.
 #[derive(Debug)]
@@ -114,6 +117,17 @@ pub fn values_of(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
     let count = values.len();
     flat.f_copy_data(&mut values, count)?;
     Ok(values)
+}
+
+/// Bilinear resizing as products with the matrices that exported graphs have.
+fn resize_by_products(x: &Tensor, [tall, wide]: [usize; 2], align_corners: bool) -> Result<Tensor, TchError> {
+    let sampling = if align_corners { Sampling::AlignCorners } else { Sampling::HalfPixel };
+    let matrix = |from: i64, to: usize| {
+        let from = usize::try_from(from).unwrap_or_default();
+        tensor_of(&interpolation(from, to, sampling), &[to, from], x.device())
+    };
+    let (_, _, height, width) = x.size4()?;
+    matrix(height, tall)?.f_matmul(&x.f_matmul(&matrix(width, wide)?.f_tr()?)?)
 }
 
 fn ints(dims: &[usize]) -> Vec<i64> {
@@ -316,7 +330,13 @@ impl Backend for LibTorch {
     }
 
     fn resize_bilinear(&mut self, x: &Value, size: [usize; 2], align_corners: bool) -> Result<Value> {
-        self.value("resize_bilinear", x.0.f_upsample_bilinear2d(size.map(int), align_corners, None, None))
+        // Its gradient adds atomically on CUDA, in whatever order threads come.
+        let resized = if Numerics::current().deterministic {
+            resize_by_products(&x.0, size, align_corners)
+        } else {
+            x.0.f_upsample_bilinear2d(size.map(int), align_corners, None, None)
+        };
+        self.value("resize_bilinear", resized)
     }
 
     fn u8_to_f32(&mut self, x: &Value) -> Result<Value> {

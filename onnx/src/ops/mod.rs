@@ -9,4 +9,4 @@ mod reduce;
 mod resample;
 
 pub use conv::{ConvAttributes, PoolAttributes};
-pub use resample::Sampling;
+pub use resample::{Sampling, interpolation};

@@ -44,7 +44,8 @@ impl GraphBuilder {
 
 /// Row-major `[out, input]`: the weight of each source pixel in each result pixel, in f32 as PyTorch computes it.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small sizes")]
-fn interpolation(input: usize, out: usize, sampling: Sampling) -> Vec<f32> {
+#[must_use]
+pub fn interpolation(input: usize, out: usize, sampling: Sampling) -> Vec<f32> {
     let mut rows = vec![0.0; out * input];
     for o in 0..out {
         let at = match sampling {
