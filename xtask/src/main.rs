@@ -7,6 +7,8 @@ mod bench;
 mod demo;
 mod fuzz;
 mod generate_parity;
+mod gpu_kit;
+mod gpu_report;
 mod originals;
 mod parity;
 mod paths;
@@ -24,11 +26,16 @@ usage: cargo xtask TASK
   env     print the variables that builds need, for `eval \"$(cargo xtask env)\"`
   fuzz MINUTES [TARGET]
           libFuzzer on every reader, so long each; docs/fuzz.md has the last record
+  gpu-kit [--orig DIR] [--dry-run]
+          what proves the CUDA path on a bare GPU machine, in gpu-kit/, as parts to bring along; --orig adds the original D2O in DIR/D2O,
+          --dry-run unpacks and runs it here
   originals --orig DIR [--only NAME]... [--python PROGRAM] [--keep]
           full-size checkpoints written by the original projects, exported and compared; renews the table of docs/export.md
   generate-parity ORIG
           compare images of the originals' generate.py, whose checkouts lie in ORIG, with d2o's; writes the table in docs/generate.md.
           Needs a Python with PyTorch (D2O_PYTHON, else python3)
+  gpu-report DIR
+          docs/cuda.md from what xtask/gpu/run.sh left in DIR
   bench-export --orig DIR [--python PROGRAM]
           ONNX Runtime on our export of the CIFAR-10 NCSN++ and on PyTorch's own, in turns
   bench-train --orig DIR [--python PROGRAM]
@@ -51,7 +58,9 @@ fn main() -> ExitCode {
         ["fuzz", minutes] => fuzz::run(minutes, None),
         ["fuzz", minutes, target] => fuzz::run(minutes, Some(target)),
         ["originals", rest @ ..] => setup::run().and_then(|()| originals::run(rest)),
+        ["gpu-kit", rest @ ..] => setup::run().and_then(|()| gpu_kit::run(rest)),
         ["generate-parity", orig] => setup::run().and_then(|()| generate_parity::run(orig)),
+        ["gpu-report", dir] => gpu_report::run(dir),
         ["bench-export", rest @ ..] => setup::run().and_then(|()| originals::bench(rest)),
         ["bench-train", rest @ ..] => setup::run().and_then(|()| originals::bench_train(rest)),
         ["tidy"] => tidy::run(),

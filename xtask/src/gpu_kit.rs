@@ -1,0 +1,429 @@
+//! `cargo xtask gpu-kit`: everything that proves d2o's CUDA path on a bare GPU machine, in parts small enough to bring along.
+//!
+//! The machine has PyTorch 2.11.0 for CUDA 13 and the CUDA libraries, no registry and no Rust. The kit brings d2o with and without training, ONNX Runtime with
+//! its CUDA provider, torch-fidelity's wheel, and the original D2O if `--orig` names a folder with its checkout.
+//!
+//! One binary serves libtorch on CPUs and on CUDA: set-up's `libtorch.so` is a stub that needs the CPU half only, PyTorch's own of the same name needs
+//! `libtorch_cuda.so` too, whose kernels register when it is loaded, and both stem from the same wheel. The loader takes whichever comes first: d2o's own
+//! search path is a RUNPATH, so LD_LIBRARY_PATH goes before it. That holds as long as d2o needs `libtorch.so` by name, though it uses no symbol of it
+//! (build.rs asks the linker for that); [`check_libraries`] sees to it.
+//!
+//! `libonnxruntime_providers_cuda.so` keeps the machine code of H100 and H200 only ([`fatbin`]). ONNX Runtime opens its providers by file name in its own
+//! folder and d2o opens ONNX Runtime by path, so no links stand beside the libraries.
+//!
+//! Binaries are of the profile `dev`, which tests run and which is built already: 16.2 MB for both (12.3 MB for one alone), beside 50.7 MB for the provider
+//! and 7.4 MB for ONNX Runtime make 74.5 MB of the 75.5 MB that two parts hold. Should they outgrow it, `bin/d2o-plain` can go: run.py then takes
+//! `bin/d2o`, which loads libtorch at every start.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail, ensure};
+use fs_err as fs;
+use serde_json::json;
+
+use self::pack::{File, Part, Piece};
+use crate::paths::{cache, cargo, component, root, target};
+use crate::setup::{Component, Staging, Wheel, download, hash, install, nothing_more};
+
+mod fatbin;
+mod pack;
+
+/// What one run of a command on the GPU machine can bring along beside the checkout.
+const PART_BYTES: usize = 36 << 20;
+/// Runs of a command there.
+const PARTS: usize = 2;
+/// H100 and H200.
+const ARCHITECTURE: u32 = 90;
+/// The folder of the kit in the checkout; git ignores it.
+const KIT: &str = "gpu-kit";
+
+const ONNXRUNTIME: Component = Component {
+    name: component::ONNXRUNTIME_GPU,
+    wheels: &[(
+        Wheel {
+            requirement: "onnxruntime-gpu==1.31.1",
+            sha256: "e26c475fe361b2015f45b4b824bd13f0bb20204e59b62814e6f0acd5f3d491a6",
+            bytes: 255_560_985,
+        },
+        &[
+            ("onnxruntime/capi/libonnxruntime.so.1.31.1", "lib/libonnxruntime.so.1.31.1"),
+            ("onnxruntime/capi/libonnxruntime_providers_shared.so", "lib/libonnxruntime_providers_shared.so"),
+            ("onnxruntime/capi/libonnxruntime_providers_cuda.so", "lib/libonnxruntime_providers_cuda.so"),
+        ],
+    )],
+    finish: nothing_more,
+};
+const CUDA_PROVIDER: &str = "libonnxruntime_providers_cuda.so";
+
+/// Pure Python: it is imported or installed from the wheel itself.
+const TORCH_FIDELITY: Wheel = Wheel {
+    requirement: "torch_fidelity==0.4.0",
+    sha256: "99f4c610ea16972628eceb26afb0008e528da2d44123db947b408750efbd35d4",
+    bytes: 85_594,
+};
+const TORCH_FIDELITY_FILE: &str = "torch_fidelity-0.4.0-py3-none-any.whl";
+
+/// What of the original D2O its training needs.
+const ORIGINAL: [&str; 7] =
+    ["LICENSE", "dnnlib", "feature_networks", "pg_modules", "torch_utils", "train.py", "training"];
+
+const VOCABULARY: &str = "bpe_simple_vocab_16e6.txt.gz";
+
+/// Libraries d2o with training may need, beside those of glibc and gcc; PyTorch's wheel and those it requires have them all.
+const OF_PYTORCH: [&str; 5] = ["libc10.so", "libcudart.so.13", "libgomp.so.1", "libtorch.so", "libtorch_cpu.so"];
+const OF_THE_SYSTEM: [&str; 8] = [
+    "ld-linux-x86-64.so.2",
+    "libc.so.6",
+    "libdl.so.2",
+    "libgcc_s.so.1",
+    "libm.so.6",
+    "libpthread.so.0",
+    "librt.so.1",
+    "libstdc++.so.6",
+];
+
+/// The GPU machine's packages, for the dry run.
+const REQUIREMENTS: [&str; 10] = [
+    "torch==2.11.0",
+    "torchvision==0.26.0",
+    "numpy==2.4.6",
+    "scipy==1.17.1",
+    "onnx==1.23.1",
+    "onnxruntime==1.30.0",
+    "timm==1.0.31",
+    "pillow==13.0.0",
+    "h5py==3.16.0",
+    "safetensors==0.8.0",
+];
+
+/// Makes the kit; `--orig DIR` adds `DIR/D2O`, `--dry-run` unpacks and runs it here.
+///
+/// # Errors
+/// A build or download that fails, a binary that would not load there, a kit of too many parts, a failed dry run.
+pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
+    let (mut orig, mut dry_run, mut rest) = (None, false, words.iter());
+    while let Some(word) = rest.next() {
+        match *word {
+            "--orig" => {
+                let dir = rest.next().context("--orig: a folder is missing")?;
+                orig = Some(std::path::absolute(dir)?.join("D2O"));
+            }
+            "--dry-run" => dry_run = true,
+            other => bail!("`{other}`: expected --orig DIR or --dry-run"),
+        }
+    }
+    let began = Instant::now();
+    let store = cache()?.join(KIT);
+    let mut groups = vec![binaries()?];
+    groups.extend(libraries()?.into_iter().map(|f| vec![f]));
+    groups.push(vec![File {
+        name: format!("wheels/{TORCH_FIDELITY_FILE}"),
+        content: fs::read(torch_fidelity(&store)?)?,
+    }]);
+    if let Some(orig) = &orig {
+        groups.push(original(orig)?);
+    }
+    let pieces = pack::compress(groups, &store)?;
+    forget_others(&store, &pieces)?;
+    let kit = root().join(KIT);
+    if kit.exists() {
+        fs::remove_dir_all(&kit)?;
+    }
+    fs::create_dir_all(&kit)?;
+    let about = json!({
+        "d2o": env!("CARGO_PKG_VERSION"), "commit": git(&root(), &["rev-parse", "HEAD"])?, "changed": !git(&root(), &["status", "--porcelain"])?.is_empty(),
+        "onnxruntime": "1.31.1", "torch_fidelity": "0.4.0", "torch": "2.11.0", "architecture": format!("sm_{ARCHITECTURE}"),
+        "original": orig.as_deref().map(|o| git(o, &["rev-parse", "HEAD"])).transpose()?,
+    });
+    let parts = pack::write(&pieces, PART_BYTES, &about, &kit)?;
+    let scripts = scripts(&kit)?;
+    print_table(&pieces, &parts);
+    if parts.len() > PARTS {
+        let bytes: u64 = parts.iter().map(|p| p.bytes).sum();
+        bail!(
+            "the kit has {bytes} bytes, {} parts of {PART_BYTES}: it needs more than {PARTS} runs on the GPU machine",
+            parts.len()
+        );
+    }
+    eprintln!("gpu-kit: made in {:.1} s", began.elapsed().as_secs_f64());
+    print_commands(&parts, &scripts);
+    if dry_run { rehearse(&kit, &parts) } else { Ok(()) }
+}
+
+/// d2o without training and with it, stripped. They share most of their code, so they are compressed together.
+fn binaries() -> anyhow::Result<Vec<File>> {
+    let staging = Staging::new(cache()?.join(format!(".{KIT}.partial-{}", std::process::id())))?;
+    let mut files = Vec::new();
+    for (name, training) in [("d2o-plain", false), ("d2o", true)] {
+        eprintln!("gpu-kit: building {name}");
+        let mut build = cargo()?;
+        build.args(["build", "--quiet", "-p", "d2o"]);
+        if training {
+            build.args(["--features", "train"]);
+        }
+        ensure!(build.status()?.success(), "{name} does not build");
+        let stripped = staging.0.join(name);
+        text(Command::new("strip").arg("-o").arg(&stripped).arg(target()?.join("debug/d2o")))?;
+        let dynamic = text(Command::new("readelf").env("LC_ALL", "C").args(["--dynamic", "--wide"]).arg(&stripped))?;
+        check_libraries(&dynamic, training).with_context(|| format!("{name} would not load on the GPU machine"))?;
+        files.push(File { name: format!("bin/{name}"), content: fs::read(&stripped)? });
+    }
+    Ok(files)
+}
+
+/// Reads what `readelf --dynamic` prints of a binary and judges whether it loads beside PyTorch's libraries and, with `training`, loads their CUDA half.
+///
+/// # Errors
+/// A library that is not there, `libtorch.so` that is not needed, a search path that goes before LD_LIBRARY_PATH.
+fn check_libraries(dynamic: &str, training: bool) -> anyhow::Result<()> {
+    let needed: BTreeSet<&str> = dynamic
+        .lines()
+        .filter(|l| l.contains("(NEEDED)"))
+        .filter_map(|l| l.rsplit_once('[')?.1.strip_suffix(']'))
+        .collect();
+    ensure!(needed.contains("libc.so.6"), "readelf lists no libraries");
+    let of_pytorch: &[&str] = if training { &OF_PYTORCH } else { &[] };
+    if let Some(other) = needed.iter().find(|n| !of_pytorch.contains(n) && !OF_THE_SYSTEM.contains(n)) {
+        bail!("it needs `{other}`, which is not there");
+    }
+    if training {
+        ensure!(needed.contains("libtorch.so"), "it does not need `libtorch.so`, so PyTorch's CUDA half is not loaded");
+        ensure!(!dynamic.contains("(RPATH)"), "its search path is an RPATH, which goes before LD_LIBRARY_PATH");
+    }
+    Ok(())
+}
+
+/// ONNX Runtime's libraries; of the CUDA provider, one architecture.
+fn libraries() -> anyhow::Result<Vec<File>> {
+    install(&ONNXRUNTIME)?;
+    let dir = cache()?.join(ONNXRUNTIME.name).join("lib");
+    let names = ["libonnxruntime.so.1.31.1", "libonnxruntime_providers_shared.so", CUDA_PROVIDER];
+    names
+        .into_iter()
+        .map(|name| {
+            let mut content = fs::read(dir.join(name))?;
+            if name == CUDA_PROVIDER {
+                let trimmed = fatbin::keep(&mut content, ARCHITECTURE).with_context(|| format!("trim `{name}`"))?;
+                eprintln!(
+                    "gpu-kit: {name}: {} fat binaries, {} of {} bytes zeroed",
+                    trimmed.binaries,
+                    trimmed.zeroed_bytes,
+                    content.len()
+                );
+            }
+            Ok(File { name: format!("lib/{name}"), content })
+        })
+        .collect()
+}
+
+/// torch-fidelity's wheel in `store`.
+fn torch_fidelity(store: &Path) -> anyhow::Result<PathBuf> {
+    let file = store.join(TORCH_FIDELITY_FILE);
+    if !file.exists() {
+        let staging = Staging::new(cache()?.join(format!(".{KIT}.partial-{}", std::process::id())))?;
+        let fetched = download(&TORCH_FIDELITY, &staging.0)?;
+        fs::create_dir_all(store)?;
+        fs::rename(fetched, &file)?;
+    }
+    ensure!(hash(&file)?.0 == TORCH_FIDELITY.sha256, "{} has changed: remove it", file.display());
+    Ok(file)
+}
+
+/// Files of the original D2O in `dir`.
+fn original(dir: &Path) -> anyhow::Result<Vec<File>> {
+    let mut files = Vec::new();
+    for name in ORIGINAL {
+        gather(&dir.join(name), &format!("orig/D2O/{name}"), &mut files)?;
+    }
+    Ok(files)
+}
+
+/// Adds the file or folder `path` in the order of names, but for what Python compiled and the vocabulary of CLIP's text encoder, 1.4 MB that training never
+/// reads.
+fn gather(path: &Path, name: &str, files: &mut Vec<File>) -> anyhow::Result<()> {
+    if !path.is_dir() {
+        files.push(File { name: name.to_owned(), content: fs::read(path)? });
+        return Ok(());
+    }
+    let mut entries = fs::read_dir(path)?.map(|e| Ok(e?.file_name())).collect::<std::io::Result<Vec<_>>>()?;
+    entries.sort();
+    for entry in entries.iter().filter(|e| *e != "__pycache__" && *e != VOCABULARY) {
+        gather(&path.join(entry), &format!("{name}/{}", entry.to_string_lossy()), files)?;
+    }
+    Ok(())
+}
+
+/// Removes streams of earlier kits.
+fn forget_others(store: &Path, pieces: &[Piece]) -> anyhow::Result<()> {
+    for entry in fs::read_dir(store)? {
+        let path = entry?.path();
+        let stream = path.extension().is_some_and(|e| e == "xz" || e.to_string_lossy().starts_with("partial-"));
+        if stream && pieces.iter().all(|p| p.stream != path) {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies the files of `xtask/gpu` into the kit; returns their names but for `unpack.sh`.
+fn scripts(kit: &Path) -> anyhow::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(root().join("xtask/gpu"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "sh" || e == "py") {
+            let name = path.file_name().unwrap_or_default();
+            fs::copy(&path, kit.join(name))?;
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.retain(|n| n != "unpack.sh");
+    names.sort();
+    Ok(names)
+}
+
+fn print_table(pieces: &[Piece], parts: &[Part]) {
+    println!("{:>12} {:>12} {:>6}  {:12}  file", "bytes", "as xz", "s", "sha256");
+    for piece in pieces {
+        for (i, file) in piece.files.iter().enumerate() {
+            // A stream's size stands at the first of its files.
+            let size = if i == 0 { piece.bytes.to_string() } else { String::new() };
+            let seconds = piece.seconds.filter(|_| i == 0).map_or_else(String::new, |s| format!("{s:.1}"));
+            println!("{:12} {size:>12} {seconds:>6}  {}  {}", file.bytes, &file.sha256[..12], file.name);
+        }
+    }
+    for part in parts {
+        println!("{:12} {:19}  {}  {KIT}/{}", part.bytes, "", &part.sha256[..12], part.name);
+    }
+}
+
+fn print_commands(parts: &[Part], scripts: &[String]) {
+    let bring = |names: &[String]| names.iter().map(|n| format!("{KIT}/{n}")).collect::<Vec<_>>().join(" ");
+    println!("\nOn the GPU machine, in the checkout:");
+    for (i, part) in parts.iter().enumerate() {
+        let mut names = [part.name.clone(), "manifest.json".into(), "unpack.sh".into()].to_vec();
+        let mut command = format!("bash {KIT}/unpack.sh /tmp/d2o-gpu");
+        if i + 1 == parts.len() {
+            names.extend(scripts.iter().cloned());
+            command += &format!(" && bash {KIT}/run.sh /tmp/d2o-gpu \"$OUT\"");
+        }
+        println!("{}. bring along {}\n   {command}", i + 1, bring(&names));
+    }
+    println!("The checkout has the scripts too: xtask/gpu/run.sh does what {KIT}/run.sh does.");
+}
+
+/// Unpacks the kit into a fresh folder as the GPU machine would, part after part, and runs it on a Python with that machine's packages.
+fn rehearse(kit: &Path, parts: &[Part]) -> anyhow::Result<()> {
+    let python = interpreter()?;
+    let staging = Staging::new(std::env::temp_dir().join(format!("d2o-gpu-{}", std::process::id())))?;
+    let (there, out) = (staging.0.join("d2o-gpu"), root().join("target/gpu-dry-run"));
+    for part in parts {
+        let brought = staging.0.join(&part.name);
+        fs::create_dir_all(&brought)?;
+        for name in [part.name.as_str(), "manifest.json", "unpack.sh"] {
+            fs::copy(kit.join(name), brought.join(name))?;
+        }
+        timed(&format!("unpacking {}", part.name), Command::new("bash").arg(brought.join("unpack.sh")).arg(&there))?;
+    }
+    if out.exists() {
+        fs::remove_dir_all(&out)?;
+    }
+    fs::create_dir_all(&out)?;
+    let mut path = python.into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    let mut command = Command::new("bash");
+    command.current_dir(root()).arg(kit.join("run.sh")).arg(&there).arg(&out).arg("--dry-run");
+    // Nothing of this machine's set-up is there.
+    for name in ["D2O_ONNXRUNTIME", "LD_LIBRARY_PATH", "LIBTORCH", "PYTHONPATH"] {
+        command.env_remove(name);
+    }
+    command.env("PATH", path).env("D2O_CACHE", staging.0.join("no-cache"));
+    timed("run.sh", &mut command)?;
+    println!("gpu-kit: results are in {}", out.display());
+    Ok(())
+}
+
+fn timed(name: &str, command: &mut Command) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let status = command.status().with_context(|| format!("start {name}"))?;
+    println!("gpu-kit: {name} took {:.1} s", began.elapsed().as_secs_f64());
+    ensure!(status.success(), "{name} failed ({status})");
+    Ok(())
+}
+
+/// The folder of programs of a Python in the cache, with [`REQUIREMENTS`].
+fn interpreter() -> anyhow::Result<PathBuf> {
+    let dir = cache()?.join("gpu-python");
+    let (programs, done) = (dir.join("bin"), dir.join("d2o-requirements"));
+    let wanted = REQUIREMENTS.join("\n");
+    if fs::read_to_string(&done).is_ok_and(|found| found == wanted) {
+        return Ok(programs);
+    }
+    eprintln!("gpu-kit: installing {}", REQUIREMENTS.join(" "));
+    let made = Command::new("python3").args(["-m", "venv"]).arg(&dir).status()?.success();
+    let mut pip = Command::new(programs.join("python3"));
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(REQUIREMENTS);
+    ensure!(made && pip.status()?.success(), "the packages could not be installed into {}", dir.display());
+    fs::write(done, wanted)?;
+    Ok(programs)
+}
+
+/// What git says in `dir`.
+fn git(dir: &Path, words: &[&str]) -> anyhow::Result<String> {
+    Ok(text(Command::new("git").arg("-C").arg(dir).args(words))?.trim().to_owned())
+}
+
+/// What a command prints.
+fn text(command: &mut Command) -> anyhow::Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("{program} is needed"))?;
+    ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `readelf --dynamic` prints of a binary that needs `libraries`.
+    fn dynamic(path: &str, libraries: &[&str]) -> String {
+        let needed =
+            libraries.iter().map(|l| format!(" 0x0000000000000001 (NEEDED)             Shared library: [{l}]\n"));
+        format!("{} 0x000000000000001d ({path})            Library runpath: [/x/lib]\n", needed.collect::<String>())
+    }
+
+    #[test]
+    fn a_binary_must_load_and_need_libtorch_by_name() {
+        let sound = ["libtorch_cpu.so", "libtorch.so", "libc10.so", "libgomp.so.1", "libstdc++.so.6", "libc.so.6"];
+        check_libraries(&dynamic("RUNPATH", &sound), true).unwrap();
+        check_libraries(&dynamic("RUNPATH", &["libm.so.6", "libc.so.6"]), false).unwrap();
+        let fault = |dynamic: &str, training| check_libraries(dynamic, training).unwrap_err().to_string();
+        let message = "it does not need `libtorch.so`, so PyTorch's CUDA half is not loaded";
+        assert_eq!(fault(&dynamic("RUNPATH", &["libtorch_cpu.so", "libc.so.6"]), true), message);
+        let message = "it needs `libhdf5.so.310`, which is not there";
+        assert_eq!(fault(&dynamic("RUNPATH", &["libtorch.so", "libhdf5.so.310", "libc.so.6"]), true), message);
+        assert_eq!(fault(&dynamic("RUNPATH", &sound), false), "it needs `libc10.so`, which is not there");
+        assert!(fault(&dynamic("RPATH", &sound), true).contains("RPATH"));
+        assert_eq!(fault("", true), "readelf lists no libraries");
+    }
+
+    #[test]
+    fn folders_are_gathered_in_order_and_without_what_nobody_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, content) in
+            [("b/z.py", "1"), ("b/__pycache__/z.pyc", "2"), ("b/a.py", "3"), ("c.py", "4"), (VOCABULARY, "5")]
+        {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        let mut files = Vec::new();
+        gather(dir.path(), "orig", &mut files).unwrap();
+        let names: Vec<_> = files.iter().map(|f| f.name.as_str()).collect();
+        assert_eq!(names, ["orig/b/a.py", "orig/b/z.py", "orig/c.py"]);
+        assert!(gather(&dir.path().join("absent"), "absent", &mut files).is_err());
+    }
+}
