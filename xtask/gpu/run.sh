@@ -9,6 +9,10 @@ if [ $# -lt 2 ]; then
 fi
 python=${PYTHON:-python3}
 dest=$(cd "$1" && pwd)
+if [ ! -e "$dest/lib/libonnxruntime_providers_cuda.so" ]; then
+    echo "error: $dest lacks the CUDA provider: unpack the last part of the kit first" >&2
+    exit 1
+fi
 mkdir -p "$2"
 out=$(cd "$2" && pwd)
 shift 2

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use fs_err as fs;
 use serde_json::Value;
 
-use crate::paths::{cargo, environment, root};
+use crate::paths::{cargo, environment, root, target};
 
 /// Repetitions of the short measurements; ours and the other's take turns, and the best of each counts.
 const ROUNDS: usize = 3;
@@ -94,8 +94,7 @@ impl Bench {
 
     /// d2o, timed from outside.
     fn d2o(&self, words: &[&str]) -> anyhow::Result<Value> {
-        let target = environment()?.into_iter().find(|(name, _)| *name == "CARGO_TARGET_DIR").map(|(_, dir)| dir);
-        let binary = root().join(target.context("a target folder")?).join("release/d2o");
+        let binary = root().join(target()?).join("release/d2o");
         let binary = binary.to_string_lossy().into_owned();
         self.peer(&[&["run", "--", &binary], words].concat())
     }

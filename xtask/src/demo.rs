@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use fs_err as fs;
 use serde_json::Value;
 
-use crate::paths::{cache, cargo, component, environment, root};
+use crate::paths::{cache, cargo, component, environment, root, target};
 
 /// Seconds of fine-tuning.
 const FINE_TUNE: &str = "240";
@@ -160,8 +160,7 @@ impl Demo {
     fn new() -> anyhow::Result<Self> {
         let dir = root().join("target/demo");
         fs::create_dir_all(&dir)?;
-        let target = environment()?.into_iter().find(|(name, _)| *name == "CARGO_TARGET_DIR").map(|(_, dir)| dir);
-        let binary = root().join(target.context("a target folder")?).join("debug/d2o");
+        let binary = root().join(target()?).join("debug/d2o");
         Ok(Self { dir, binary, start: Instant::now(), stages: Vec::new() })
     }
 

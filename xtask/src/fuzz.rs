@@ -1,13 +1,12 @@
 //! `cargo xtask fuzz`: libFuzzer on every reader of files from outside.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use fs_err as fs;
 
-use crate::paths::{environment, root};
+use crate::paths::{environment, root, target};
 
 /// Targets, named after what they read; each is a file in fuzz/fuzz_targets.
 const TARGETS: [&str; 11] = [
@@ -43,13 +42,10 @@ pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
     if targets.is_empty() {
         bail!("no target `{}`: {}", only.unwrap_or(""), TARGETS.join(", "));
     }
-    let variables = environment()?;
-    let target: PathBuf =
-        variables.iter().find(|(n, _)| *n == "CARGO_TARGET_DIR").map(|(_, v)| v.into()).context("no target folder")?;
-    let dir = target.join("fuzz");
+    let dir = target()?.join("fuzz");
     let triple = host()?;
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.current_dir(root().join("fuzz")).envs(variables).env("CARGO_TARGET_DIR", &dir).env("RUSTFLAGS", FLAGS);
+    build.current_dir(root().join("fuzz")).envs(environment()?).env("CARGO_TARGET_DIR", &dir).env("RUSTFLAGS", FLAGS);
     // With a target named, build scripts and macros are built without these flags.
     let status = build.args(["build", "--release", "--bins", "--target", &triple]).status().context("start cargo")?;
     if !status.success() {

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use fs_err as fs;
 use serde::Deserialize;
 
-use crate::paths::{cargo, environment, root};
+use crate::paths::{cargo, environment, root, target};
 
 /// Least share of values that may lie within one step of the original's.
 const LEAST: f64 = 0.999;
@@ -130,6 +130,5 @@ fn d2o<'a>(folder: &Path, words: impl IntoIterator<Item = &'a str>, more: &[Stri
 
 /// The command that a build in the development profile leaves.
 pub(crate) fn program() -> anyhow::Result<PathBuf> {
-    let target = environment()?.into_iter().find(|(name, _)| *name == "CARGO_TARGET_DIR");
-    Ok(PathBuf::from(target.context("no target folder")?.1).join("debug/d2o"))
+    Ok(target()?.join("debug/d2o"))
 }

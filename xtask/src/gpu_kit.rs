@@ -26,6 +26,7 @@ use serde_json::json;
 
 use self::pack::{File, Part, Piece};
 use crate::paths::{cache, cargo, component, root, target};
+use crate::python;
 use crate::setup::{Component, Staging, Wheel, download, hash, install, nothing_more};
 
 mod fatbin;
@@ -139,7 +140,7 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
         "original": orig.as_deref().map(|o| git(o, &["rev-parse", "HEAD"])).transpose()?,
     });
     let parts = pack::write(&pieces, PART_BYTES, &about, &kit)?;
-    let scripts = scripts(&kit)?;
+    copy_scripts(&kit)?;
     print_table(&pieces, &parts);
     if parts.len() > PARTS {
         let bytes: u64 = parts.iter().map(|p| p.bytes).sum();
@@ -149,7 +150,7 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
         );
     }
     eprintln!("gpu-kit: made in {:.1} s", began.elapsed().as_secs_f64());
-    print_commands(&parts, &scripts);
+    print_commands(&parts);
     if dry_run { rehearse(&kit, &parts) } else { Ok(()) }
 }
 
@@ -268,20 +269,15 @@ fn forget_others(store: &Path, pieces: &[Piece]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Copies the files of `xtask/gpu` into the kit; returns their names but for `unpack.sh`.
-fn scripts(kit: &Path) -> anyhow::Result<Vec<String>> {
-    let mut names = Vec::new();
+/// Copies the scripts of `xtask/gpu` into the kit.
+fn copy_scripts(kit: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(root().join("xtask/gpu"))? {
         let path = entry?.path();
         if path.extension().is_some_and(|e| e == "sh" || e == "py") {
-            let name = path.file_name().unwrap_or_default();
-            fs::copy(&path, kit.join(name))?;
-            names.push(name.to_string_lossy().into_owned());
+            fs::copy(&path, kit.join(path.file_name().unwrap_or_default()))?;
         }
     }
-    names.retain(|n| n != "unpack.sh");
-    names.sort();
-    Ok(names)
+    Ok(())
 }
 
 fn print_table(pieces: &[Piece], parts: &[Part]) {
@@ -299,24 +295,19 @@ fn print_table(pieces: &[Piece], parts: &[Part]) {
     }
 }
 
-fn print_commands(parts: &[Part], scripts: &[String]) {
-    let bring = |names: &[String]| names.iter().map(|n| format!("{KIT}/{n}")).collect::<Vec<_>>().join(" ");
+fn print_commands(parts: &[Part]) {
     println!("\nOn the GPU machine, in the checkout:");
     for (i, part) in parts.iter().enumerate() {
-        let mut names = [part.name.clone(), "manifest.json".into(), "unpack.sh".into()].to_vec();
-        let mut command = format!("bash {KIT}/unpack.sh /tmp/d2o-gpu");
-        if i + 1 == parts.len() {
-            names.extend(scripts.iter().cloned());
-            command += &format!(" && bash {KIT}/run.sh /tmp/d2o-gpu \"$OUT\"");
-        }
-        println!("{}. bring along {}\n   {command}", i + 1, bring(&names));
+        let run = if i + 1 == parts.len() { " && bash xtask/gpu/run.sh /tmp/d2o-gpu \"$OUT\"" } else { "" };
+        println!("{}. bring along {KIT}/{} {KIT}/manifest.json {KIT}/unpack.sh", i + 1, part.name);
+        println!("   bash {KIT}/unpack.sh /tmp/d2o-gpu{run}");
     }
-    println!("The checkout has the scripts too: xtask/gpu/run.sh does what {KIT}/run.sh does.");
+    println!("{KIT}/run.sh and the files beside it are copies of xtask/gpu.");
 }
 
 /// Unpacks the kit into a fresh folder as the GPU machine would, part after part, and runs it on a Python with that machine's packages.
 fn rehearse(kit: &Path, parts: &[Part]) -> anyhow::Result<()> {
-    let python = interpreter()?;
+    let python = python::environment(&cache()?.join("gpu-python"), &REQUIREMENTS)?;
     let staging = Staging::new(std::env::temp_dir().join(format!("d2o-gpu-{}", std::process::id())))?;
     let (there, out) = (staging.0.join("d2o-gpu"), root().join("target/gpu-dry-run"));
     for part in parts {
@@ -331,16 +322,13 @@ fn rehearse(kit: &Path, parts: &[Part]) -> anyhow::Result<()> {
         fs::remove_dir_all(&out)?;
     }
     fs::create_dir_all(&out)?;
-    let mut path = python.into_os_string();
-    path.push(":");
-    path.push(std::env::var_os("PATH").unwrap_or_default());
     let mut command = Command::new("bash");
     command.current_dir(root()).arg(kit.join("run.sh")).arg(&there).arg(&out).arg("--dry-run");
     // Nothing of this machine's set-up is there.
     for name in ["D2O_ONNXRUNTIME", "LD_LIBRARY_PATH", "LIBTORCH", "PYTHONPATH"] {
         command.env_remove(name);
     }
-    command.env("PATH", path).env("D2O_CACHE", staging.0.join("no-cache"));
+    command.env("PYTHON", python).env("D2O_CACHE", staging.0.join("no-cache"));
     timed("run.sh", &mut command)?;
     println!("gpu-kit: results are in {}", out.display());
     Ok(())
@@ -352,23 +340,6 @@ fn timed(name: &str, command: &mut Command) -> anyhow::Result<()> {
     println!("gpu-kit: {name} took {:.1} s", began.elapsed().as_secs_f64());
     ensure!(status.success(), "{name} failed ({status})");
     Ok(())
-}
-
-/// The folder of programs of a Python in the cache, with [`REQUIREMENTS`].
-fn interpreter() -> anyhow::Result<PathBuf> {
-    let dir = cache()?.join("gpu-python");
-    let (programs, done) = (dir.join("bin"), dir.join("d2o-requirements"));
-    let wanted = REQUIREMENTS.join("\n");
-    if fs::read_to_string(&done).is_ok_and(|found| found == wanted) {
-        return Ok(programs);
-    }
-    eprintln!("gpu-kit: installing {}", REQUIREMENTS.join(" "));
-    let made = Command::new("python3").args(["-m", "venv"]).arg(&dir).status()?.success();
-    let mut pip = Command::new(programs.join("python3"));
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(REQUIREMENTS);
-    ensure!(made && pip.status()?.success(), "the packages could not be installed into {}", dir.display());
-    fs::write(done, wanted)?;
-    Ok(programs)
 }
 
 /// What git says in `dir`.

@@ -149,7 +149,7 @@ fn repeat() -> String {
     "## How to repeat\n\n```sh\n\
      cargo xtask gpu-kit --orig DIR            # makes gpu-kit/ and says what to bring along with each of the two commands:\n\
      bash gpu-kit/unpack.sh /tmp/d2o-gpu                                                    # on the GPU machine, with the first part\n\
-     bash gpu-kit/unpack.sh /tmp/d2o-gpu && bash gpu-kit/run.sh /tmp/d2o-gpu \"$OUT\"        # there, with the rest: answers everything below\n\
+     bash gpu-kit/unpack.sh /tmp/d2o-gpu && bash xtask/gpu/run.sh /tmp/d2o-gpu \"$OUT\"     # there, with the rest: answers everything below\n\
      cargo xtask gpu-report \"$OUT\"            # this page\n```\n\n\
      DIR holds a checkout of Zyriix/D2O as `D2O`; without it the steps beside the original's code are skipped. The machine: x86-64, an NVIDIA GPU of compute capability 9.0 (H100, H200) with a\n\
      driver for CUDA 13, a `python3` with PyTorch 2.11 for CUDA, torchvision, timm, onnx, SciPy, h5py and safetensors; no network. All but the last step share 7 minutes\n\

@@ -12,6 +12,7 @@ mod gpu_report;
 mod originals;
 mod parity;
 mod paths;
+mod python;
 mod setup;
 mod test;
 mod tidy;

@@ -7,7 +7,8 @@ use anyhow::{Context as _, bail};
 use fs_err as fs;
 use serde_json::{Map, Value, json};
 
-use crate::paths::{cache, cargo, component, environment, root};
+use crate::paths::{cache, cargo, component, environment, root, target};
+use crate::python;
 
 /// What the originals run with.
 const REQUIREMENTS: [&str; 12] = [
@@ -258,29 +259,9 @@ fn text(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-fn target() -> anyhow::Result<PathBuf> {
-    environment()?
-        .into_iter()
-        .find(|(n, _)| *n == "CARGO_TARGET_DIR")
-        .map(|(_, v)| v.into())
-        .context("no target folder")
-}
-
 /// A Python of its own in the cache, with [`REQUIREMENTS`].
 fn interpreter() -> anyhow::Result<PathBuf> {
-    let dir = cache()?.join("originals-python");
-    let (python, done) = (dir.join("bin/python"), dir.join("d2o-requirements"));
-    let wanted = REQUIREMENTS.join("\n");
-    if fs::read_to_string(&done).is_ok_and(|found| found == wanted) {
-        return Ok(python);
-    }
-    eprintln!("originals: installing {}", REQUIREMENTS.join(" "));
-    let made = Command::new("python3").args(["-m", "venv"]).arg(&dir).status()?.success();
-    if !made || !Command::new(&python).args(["-m", "pip", "install"]).args(REQUIREMENTS).status()?.success() {
-        bail!("the originals' packages could not be installed into {}", dir.display());
-    }
-    fs::write(done, wanted)?;
-    Ok(python)
+    python::environment(&cache()?.join("originals-python"), &REQUIREMENTS)
 }
 
 fn recorded(path: &Path) -> anyhow::Result<Map<String, Value>> {

@@ -159,25 +159,13 @@ const OPTIONS: [&str; 7] =
 
 /// The interpreter that was given, or that of a virtual environment at `dir` with these packages.
 fn python(given: Option<&str>, dir: &Path, packages: &[&str]) -> anyhow::Result<PathBuf> {
-    if let Some(path) = given {
-        return Ok(path.into());
-    }
-    let python = dir.join("bin/python");
-    let done = dir.join("complete");
-    if !done.exists() {
-        output(Command::new("python3").args(["-m", "venv"]).arg(dir))?;
-        output(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(packages))?;
-        fs::write(done, packages.join("\n"))?;
-    }
-    Ok(python)
+    given.map_or_else(|| crate::python::environment(dir, packages), |path| Ok(path.into()))
 }
 
 fn build() -> anyhow::Result<PathBuf> {
     let status = paths::cargo()?.args(["build", "-p", "d2o"]).status()?;
     ensure!(status.success(), "d2o does not build");
-    let environment = paths::environment()?;
-    let target = environment.iter().find(|(n, _)| *n == "CARGO_TARGET_DIR").map(|(_, v)| PathBuf::from(v));
-    Ok(target.context("no target folder")?.join("debug/d2o"))
+    Ok(paths::target()?.join("debug/d2o"))
 }
 
 /// What `command` prints; an error with what it said otherwise.
