@@ -116,6 +116,7 @@ class Run:
         self.work = Path(tempfile.mkdtemp(prefix="d2o-gpu-"))
         self.lock, self.children = threading.RLock(), set()
         self.results = {"schema": 1, "dry_run": dry, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "environment": {}, "steps": []}
+        self.results["kit"] = self.kit()
         self.gpu = GpuUse(self.start)
         # d2o without training starts without libtorch; with it, its CUDA libraries alone take seconds.
         self.trainer = self.dest / "bin/d2o"
@@ -126,6 +127,17 @@ class Run:
         self.makers = {}
         self.pool = concurrent.futures.ThreadPoolExecutor(2 if dry else 8)
         self.write("log.txt", "")
+
+    def kit(self):
+        """The kit's parts and files as its manifest has them, and how long unpacking took after which part."""
+        manifest, unpacked = self.dest / "manifest.json", self.dest / "unpacked.txt"
+        if not manifest.exists():
+            return None
+        found = json.loads(manifest.read_text())
+        largest = sorted(found["files"], key=lambda f: -f["bytes"])[:5]
+        rows = [line.split() for line in unpacked.read_text().splitlines()] if unpacked.exists() else []
+        return dict(found["about"], parts=found["parts"], files=len(found["files"]), bytes=sum(f["bytes"] for f in found["files"]), largest=largest,
+                    unpacked=[dict(part=part, seconds=float(seconds)) for part, seconds in rows])
 
     def left(self):
         """Seconds left to the step; endless outside of steps."""

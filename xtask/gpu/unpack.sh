@@ -128,5 +128,6 @@ for job in ${jobs[@]+"${jobs[@]}"}; do wait "$job" || failed=1; done
 [[ $failed == 0 ]] || exit 1
 cp "$kit/manifest.json" "$dest/manifest.json" || fail "manifest.json cannot be stored in $dest"
 took=$((($(date +%s%N) - began) / 1000000))
+[[ ${#jobs[@]} == 0 ]] || printf '%s %d.%03d\n' "$brought" $((took / 1000)) $((took % 1000)) >>"$dest/unpacked.txt"
 printf '%d files of %d bytes are in %s; %d.%03d s\n' "$whole" "$total" "$dest" $((took / 1000)) $((took % 1000))
 ((waiting == 0)) || printf '%d files wait for %s\n' "$waiting" "$missing"

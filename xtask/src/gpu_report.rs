@@ -121,6 +121,7 @@ fn render(results: &Value, plots: bool) -> String {
                  ran with small sizes, the CPU standing in for the GPU. It shows that the script works, not that CUDA does; speeds are not judged, and what needs a GPU was skipped by name.\n\n";
     }
     page += &repeat();
+    page += &kit(&results["kit"]);
     page += &machine(results);
     if dry {
         page += "## Goals\n\nNone has been judged: that takes a GPU.\n\n| goal | at least |\n|---|---|\n";
@@ -155,6 +156,35 @@ fn repeat() -> String {
      driver for CUDA 13, a `python3` with PyTorch 2.11 for CUDA, torchvision, timm, onnx, SciPy, h5py and safetensors; no network. All but the last step share 7 minutes\n\
      (`--steps-seconds 420`); the last, a fine-tuning, ends with `--total-seconds` (570). `--only STEP,…` takes some of the steps; `--dry-run` rehearses on a CPU.\n\n"
         .to_owned()
+}
+
+/// What was brought along, and how long unpacking took.
+fn kit(kit: &Value) -> String {
+    if kit.is_null() {
+        return String::new();
+    }
+    let digest = |value: &Value| text(value, "sha256").get(..12).unwrap_or_default().to_owned();
+    let mut page = format!(
+        "## Kit\n\nd2o at {}{}, ONNX Runtime {} for {}, torch-fidelity {}: {} files of {} bytes.\n\n| part | bytes | sha256 | unpacking, s |\n|---|---|---|---|\n",
+        text(kit, "commit").get(..7).unwrap_or_default(),
+        if kit["changed"] == true { " with changes" } else { "" },
+        text(kit, "onnxruntime"),
+        text(kit, "architecture"),
+        text(kit, "torch_fidelity"),
+        kit["files"],
+        kit["bytes"]
+    );
+    for part in list(&kit["parts"]) {
+        let seconds = list(&kit["unpacked"]).iter().rfind(|u| u["part"] == part["part"]).map(|u| number(&u["seconds"]));
+        let seconds = seconds.unwrap_or_else(|| "–".to_owned());
+        let _ = writeln!(page, "| {} | {} | {} | {seconds} |", text(part, "part"), part["bytes"], digest(part));
+    }
+    page += "\n| largest files | bytes | sha256 |\n|---|---|---|\n";
+    for file in list(&kit["largest"]) {
+        let _ = writeln!(page, "| {} | {} | {} |", text(file, "file"), file["bytes"], digest(file));
+    }
+    page.push('\n');
+    page
 }
 
 fn machine(results: &Value) -> String {
@@ -364,6 +394,22 @@ mod tests {
         let page = render(&some, false);
         assert!(page.contains("| training | 5 | – | – | – | – | not asked for | – |"), "{page}");
         assert!(page.contains("stopped before its end"), "{page}");
+    }
+
+    #[test]
+    fn the_kit_is_named_by_its_parts() {
+        let mut some = results(false, "passed", 0.99);
+        assert!(!render(&some, false).contains("## Kit"));
+        some["kit"] = json!({
+            "commit": "0123456789", "changed": true, "onnxruntime": "1.31.1", "architecture": "sm_90", "torch_fidelity": "0.4.0", "files": 40, "bytes": 9,
+            "parts": [{"part": "part-1", "bytes": 5, "sha256": "abcdef0123456789"}, {"part": "part-2", "bytes": 4, "sha256": "fedcba9876543210"}],
+            "unpacked": [{"part": "part-2", "seconds": 9.0}, {"part": "part-2", "seconds": 4.25}], "largest": [{"file": "bin/d2o", "bytes": 3, "sha256": "00112233445566"}],
+        });
+        let page = render(&some, false);
+        assert!(page.contains("d2o at 0123456 with changes"), "{page}");
+        assert!(page.contains("| part-1 | 5 | abcdef012345 | – |"), "{page}");
+        assert!(page.contains("| part-2 | 4 | fedcba987654 | 4.250 |"), "{page}");
+        assert!(page.contains("| bin/d2o | 3 | 001122334455 |"), "{page}");
     }
 
     #[test]
