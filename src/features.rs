@@ -323,7 +323,7 @@ impl Spec {
     /// The matrices of `images` called `names`, wherever the images are, by one of the network's sessions.
     ///
     /// # Errors
-    /// Those of [`Network::matrices`] and of the session.
+    /// Those of [`Spec::matrices`] and of the session.
     pub fn run_resident(
         &self,
         session: &mut dyn Session,
@@ -446,9 +446,9 @@ struct Prepared {
 /// Sessions of one graph, one on each device.
 pub type Sessions = [Box<dyn Session>];
 
-/// The sessions of several graphs, by device.
+/// The sessions of several graphs, by device; one device without any if there are no graphs.
 pub fn by_device<'a>(graphs: impl IntoIterator<Item = &'a mut Sessions>) -> Vec<Vec<&'a mut dyn Session>> {
-    let mut devices: Vec<Vec<&mut dyn Session>> = Vec::new();
+    let mut devices: Vec<Vec<&mut dyn Session>> = vec![Vec::new()];
     for sessions in graphs {
         devices.resize_with(sessions.len().max(devices.len()), Vec::new);
         for (device, session) in devices.iter_mut().zip(sessions) {
@@ -566,6 +566,26 @@ fn finite(output: &str, rows: &ArrayView2<'_, f32>, names: &[String]) -> anyhow:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn images_are_read_even_if_no_network_wants_them() {
+        assert_eq!(by_device(std::iter::empty::<&mut Sessions>()).len(), 1);
+    }
+
+    #[test]
+    fn tf32_departs_from_every_protocol() {
+        let network = |runtime: &str| NetworkMeta {
+            name: INCEPTION.to_owned(),
+            path: String::new(),
+            sha256: String::new(),
+            dims: 2048,
+            preprocessing: "as the protocol does".to_owned(),
+            runtime: runtime.to_owned(),
+        };
+        let protocol = Protocol::named("edm").unwrap();
+        assert!(deviations(Role::Features, &network("ort-cuda"), protocol).is_empty());
+        assert_eq!(deviations(Role::Features, &network("ort-cuda-tf32"), protocol), ["products in TF32"]);
+    }
 
     #[test]
     fn what_departs_from_a_protocol_depends_on_what_the_network_is_for() {
