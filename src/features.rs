@@ -504,7 +504,7 @@ pub fn extract(
                 for (i, images) in images.axis_chunks_iter(Axis(0), batch).enumerate() {
                     let start = first + i * batch;
                     let clock = Instant::now();
-                    let digests = digests(&images.view());
+                    let digests = digests(&images);
                     let names = (start..start + images.len_of(Axis(0))).map(|i| source.name(i)).collect();
                     reading += clock.elapsed().as_secs_f64();
                     let clock = Instant::now();

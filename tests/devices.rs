@@ -16,7 +16,6 @@ use d2o_onnx::session::ort::{OrtOptions, OrtRuntime};
 use d2o_onnx::session::{Provider, Session as _, Tensor};
 use fs_err as fs;
 use serde_json::Value;
-use test_support::{Tol, assert_close};
 
 mod common;
 use common::{attempt, d2o, write_images, write_lite0};
@@ -30,14 +29,12 @@ fn prepare() -> tempfile::TempDir {
     d2o(path, &["export", &source, "--kind", "one-step", "--uint8", "--out", "g.onnx", "--no-check"]);
     let size = ["--image-size", "16", "--input-size", "32", "--kind", "features", "--no-check"];
     d2o(path, &[&["export", "lite0.safetensors", "--out", "f.onnx"], &size[..]].concat());
-    path.join("g.onnx").metadata().unwrap();
     dir
 }
 
 /// Moments and hash of the images of seeds 0 to 40, in batches of 8, as `workers` sessions of each graph compute them.
 fn measured(dir: &Path, workers: usize, fuse: Option<Fuse>) -> (Vec<u64>, String) {
-    let global = Global { quiet: true, onnxruntime: None, threads: Some(1) };
-    let global = Global { onnxruntime: test_support::onnxruntime(), ..global };
+    let global = Global { quiet: true, onnxruntime: test_support::onnxruntime(), threads: Some(1) };
     let (accelerator, printer) = (Accelerator::default(), Printer::new(true));
     let engine = Engine::new(ProviderArg::Cpu, &accelerator, &global, printer).unwrap().with_workers(workers);
     let protocol = Protocol::named("edm").unwrap();
@@ -117,7 +114,6 @@ fn a_plugin_provider_computes_what_the_cpu_provider_does() {
         d2o(dir, &[&made[..], &on].concat());
     }
     assert!(fs::read(dir.join("one.npz")).unwrap() == fs::read(dir.join("two.npz")).unwrap());
-    write_images(&dir.join("real.npz"), 0..40);
     d2o(dir, &["generate", "g.onnx", "--seeds", "50-120", "--out", "real.npz"]);
     let evaluate = |more: &[&str]| -> Value {
         let words =
@@ -152,8 +148,7 @@ fn nodes_are_listed_by_provider() {
     assert_eq!(session.left_to_cpu().unwrap(), []);
     let images = Tensor::U8(ndarray::ArrayD::zeros(vec![1, 16, 16, 3]));
     let outputs = session.run(&[("images_u8", images)]).unwrap();
-    let features: Vec<f32> = outputs[0].1.as_f32().unwrap().iter().copied().collect();
-    assert_close("features", &features, &features, Tol::Exact);
+    assert_eq!(outputs[0].1.dims(), [1, 1280]);
     let outcome = d2o(dir.path(), &["verify", "f.onnx", "--profile", "--samples", "2"]);
     let row: Vec<&str> = outcome.stdout.lines().find(|l| l.contains(" Conv ")).unwrap().split_whitespace().collect();
     assert_eq!(row, ["CPUExecutionProvider", "Conv", &convolutions.to_string()], "{outcome}");
@@ -202,8 +197,6 @@ fn training_takes_the_device_it_is_told() {
         for (more, text) in
             [(&["--device", "0"][..], "libtorch finds 0 CUDA devices"), (&["--tf32"], "training runs on the CPU")]
         {
-            let outcome = with(&[more, &["--outdir", "other"]].concat());
-            assert!(outcome.code != 0, "{more:?}: {outcome}");
             let outcome = with(more);
             assert!(outcome.code == 1 && outcome.stderr.contains(text), "{more:?}: {outcome}");
         }

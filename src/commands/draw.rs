@@ -20,7 +20,7 @@ pub fn run(args: &Draw, printer: Printer) -> anyhow::Result<ExitStatus> {
         Drawn::Integer(_) => 1,
     };
     let most = args.draw.iter().map(count).max().unwrap_or(0);
-    let family = Family::settle(args.rng, args.rng_gpu, most, &cuda_devices())?;
+    let family = Family::settle(args.rng, args.rng_gpu, most, cuda_devices)?;
     let seeds = &args.seeds.0;
     let mut streams = family.streams(seeds);
     let mut write = || -> anyhow::Result<()> {

@@ -86,7 +86,7 @@ impl Plan {
         let noise_first = matches!(sampler, Sampler::Consistency(_));
         let stylegan = info.metadata.get("class").is_some_and(|c| c == stylegan2::CLASS);
         let rng = args.rng.unwrap_or(if stylegan { Rng::Numpy } else { Rng::TorchCpu });
-        let rng = Family::settle(rng, args.rng_gpu, latent.iter().product(), &cuda_devices())?;
+        let rng = Family::settle(rng, args.rng_gpu, latent.iter().product(), cuda_devices)?;
         let drawing = Drawing { dims: latent, classes, class: args.class, rng, noise_first, given };
         let quantiser = match args.quantise {
             Some(Quantise::Edm) => Quantiser::Edm,

@@ -218,21 +218,29 @@ impl Family {
     /// Draws of at most this many values are the same on every GPU that keeps as many threads resident as a T4 or more.
     pub const SAME_ON_EVERY_GPU: u32 = 40_960;
 
-    /// What `rng` and `gpu` ask for where up to `count` values are drawn at once; without `gpu`, the first of `devices` stands for it.
+    /// What `rng` and `gpu` ask for where up to `count` values are drawn at once; without `gpu`, the first of `devices`, asked only then, stands
+    /// for it.
     ///
     /// # Errors
     /// A GPU for a generator of the CPU; draws whose values depend on a GPU that is not known.
-    pub fn settle(rng: Rng, gpu: Option<RngGpu>, count: usize, devices: &[CudaDevice]) -> anyhow::Result<Self> {
+    pub fn settle(
+        rng: Rng,
+        gpu: Option<RngGpu>,
+        count: usize,
+        devices: impl FnOnce() -> Vec<CudaDevice>,
+    ) -> anyhow::Result<Self> {
         anyhow::ensure!(gpu.is_none() || rng == Rng::TorchCuda, "--rng-gpu is for --rng torch-cuda");
-        let present = devices.first().map(|d| d.multiprocessors * d.threads_per_multiprocessor);
-        Ok(match (rng, gpu.map(|g| g.threads).or(present)) {
-            (Rng::TorchCpu, _) => Self::TorchCpu,
-            (Rng::Numpy, _) => Self::Numpy,
-            (Rng::TorchCuda, Some(threads)) => Self::TorchCuda { threads },
-            (Rng::TorchCuda, None) if count <= Self::SAME_ON_EVERY_GPU as usize => {
-                Self::TorchCuda { threads: Self::SAME_ON_EVERY_GPU }
-            }
-            (Rng::TorchCuda, None) => {
+        let threads = match rng {
+            Rng::TorchCpu => return Ok(Self::TorchCpu),
+            Rng::Numpy => return Ok(Self::Numpy),
+            Rng::TorchCuda => gpu
+                .map(|g| g.threads)
+                .or_else(|| devices().first().map(|d| d.multiprocessors * d.threads_per_multiprocessor)),
+        };
+        Ok(match threads {
+            Some(threads) => Self::TorchCuda { threads },
+            None if count <= Self::SAME_ON_EVERY_GPU as usize => Self::TorchCuda { threads: Self::SAME_ON_EVERY_GPU },
+            None => {
                 let limit = Self::SAME_ON_EVERY_GPU;
                 return Err(with_hint(
                     anyhow::anyhow!(
@@ -453,7 +461,8 @@ mod tests {
     fn a_gpu_that_is_not_known_is_asked_for_where_it_matters() {
         let device = CudaDevice { name: "x".to_owned(), multiprocessors: 132, threads_per_multiprocessor: 2048 };
         let a100: RngGpu = "a100".parse().unwrap();
-        let settle = |gpu, count, devices: &[CudaDevice]| Family::settle(Rng::TorchCuda, gpu, count, devices);
+        let settle =
+            |gpu, count, devices: &[CudaDevice]| Family::settle(Rng::TorchCuda, gpu, count, || devices.to_vec());
         assert_eq!(settle(None, 12_288, &[]).unwrap().threads(12_288), None);
         let error = settle(None, 196_608, &[]).unwrap_err();
         assert!(format!("{error:#}").contains("196608 values are drawn at once, and beyond 40960"), "{error:#}");
@@ -462,6 +471,6 @@ mod tests {
             Family::TorchCuda { threads: 270_336 }
         );
         assert_eq!(settle(Some(a100), 196_608, &[device]).unwrap().threads(196_608), Some(221_184));
-        assert!(Family::settle(Rng::TorchCpu, Some(a100), 1, &[]).is_err());
+        assert!(Family::settle(Rng::TorchCpu, Some(a100), 1, Vec::new).is_err());
     }
 }

@@ -148,10 +148,6 @@ class Run:
         """`small` in a dry run."""
         return small if self.dry else full
 
-    def need_gpu(self, what):
-        if self.dry:
-            raise Skipped(f"{what} needs a GPU")
-
     # Results.
 
     def write(self, name, text):

@@ -243,34 +243,16 @@ def train(path, checkpoint, orig, device, batch, rounds):
     prepare.networks(orig)
     recipe = prepare.source("tests/data/gen/recipe.py")
     real_stdout, sys.stdout = sys.stdout, sys.stderr
-    features_of, critic_of, loss_module, _ = recipe.original_modules(orig)
+    modules = recipe.original_modules(orig)
     precise(False)
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     batch, images = int(batch), np.load(path)["arr_0"]
-    net = loaded(checkpoint, orig, "D2OPrecond").to(device).train().requires_grad_(True)
-    average = [p.detach().clone() for p in net.parameters()]
-    options = {"cout": 64, "expand": True, "proj_type": 2, "num_discs": 4, "cond": 0, "im_res": 256}
-    features = features_of([recipe.BACKBONE], diffaug=False, interp224=True, backbone_kwargs=options)
-    projected = features.feature_networks[recipe.BACKBONE]
-    critic = critic_of([recipe.BACKBONE], [projected.CHANNELS], [projected.RESOLUTIONS], diffaug=False, interp224=True, backbone_kwargs=options)
-    features, critic = features.to(device).train().requires_grad_(False), critic.to(device).train()
-    loss = loss_module.D2OLoss(g=net, d=critic, lpips_net=None, feature_net=features, score_net=None, use_gp=False)
-    adams = [torch.optim.Adam(m.parameters(), lr=1e-4, betas=(0.0, 0.99), eps=1e-8) for m in (net, critic)]
+    of_batch = recipe.stepper(modules, loaded(checkpoint, orig, "D2OPrecond").requires_grad_(True), device)
 
     def step(at):
         index = np.arange(at * batch, (at + 1) * batch) % len(images)
-        real = torch.from_numpy(images[index]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        for stage, module, adam in ((loss_module.DO_GMAIN, net, adams[0]), (loss_module.DO_DMAIN, critic, adams[1])):
-            adam.zero_grad(set_to_none=True)
-            loss.accumulate_gradients(real, None, stage=stage)
-            for p in module.parameters():
-                if p.grad is not None:
-                    torch.nan_to_num(p.grad, nan=0, posinf=1e5, neginf=-1e5, out=p.grad)
-            adam.step()
-        with torch.no_grad():
-            for a, p in zip(average, net.parameters()):
-                a.copy_(p.detach().lerp(a, 0.999))
+        of_batch(torch.from_numpy(images[index]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1)
 
     warm = 4 if device == "cuda" else 1
     for at in range(warm):

@@ -25,6 +25,7 @@ use fs_err as fs;
 use serde_json::json;
 
 use self::pack::{File, Part, Piece};
+use crate::parity::output;
 use crate::paths::{cache, cargo, component, root, target};
 use crate::python;
 use crate::setup::{Component, Staging, Wheel, download, hash, install, nothing_more};
@@ -167,8 +168,8 @@ fn binaries() -> anyhow::Result<Vec<File>> {
         }
         ensure!(build.status()?.success(), "{name} does not build");
         let stripped = staging.0.join(name);
-        text(Command::new("strip").arg("-o").arg(&stripped).arg(target()?.join("debug/d2o")))?;
-        let dynamic = text(Command::new("readelf").env("LC_ALL", "C").args(["--dynamic", "--wide"]).arg(&stripped))?;
+        output(Command::new("strip").arg("-o").arg(&stripped).arg(target()?.join("debug/d2o")))?;
+        let dynamic = output(Command::new("readelf").env("LC_ALL", "C").args(["--dynamic", "--wide"]).arg(&stripped))?;
         check_libraries(&dynamic, training).with_context(|| format!("{name} would not load on the GPU machine"))?;
         files.push(File { name: format!("bin/{name}"), content: fs::read(&stripped)? });
     }
@@ -344,15 +345,7 @@ fn timed(name: &str, command: &mut Command) -> anyhow::Result<()> {
 
 /// What git says in `dir`.
 fn git(dir: &Path, words: &[&str]) -> anyhow::Result<String> {
-    Ok(text(Command::new("git").arg("-C").arg(dir).args(words))?.trim().to_owned())
-}
-
-/// What a command prints.
-fn text(command: &mut Command) -> anyhow::Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("{program} is needed"))?;
-    ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(String::from_utf8(output.stdout)?)
+    Ok(output(Command::new("git").arg("-C").arg(dir).args(words))?.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -169,7 +169,7 @@ fn build() -> anyhow::Result<PathBuf> {
 }
 
 /// What `command` prints; an error with what it said otherwise.
-fn output(command: &mut Command) -> anyhow::Result<String> {
+pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     let out = command.output().with_context(|| format!("start {command:?}"))?;
     if !out.status.success() {
         bail!("{command:?} failed:\n{}", String::from_utf8_lossy(&out.stderr));

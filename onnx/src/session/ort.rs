@@ -1,5 +1,6 @@
 //! ONNX Runtime, loaded when it is needed.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
@@ -35,17 +36,8 @@ impl std::fmt::Debug for OrtRuntime {
     }
 }
 
-/// A device of a plugin execution provider.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PluginDevice {
-    /// ONNX Runtime's name of the provider, e.g. `OpenVINOExecutionProvider`.
-    pub provider: String,
-    /// `CPU`, `GPU`, `NPU` or `FPGA`.
-    pub kind: String,
-}
-
 /// Libraries of plugin providers that are registered: name, path, and which of the environment's devices are theirs.
-static PLUGINS: Mutex<Vec<(String, PathBuf, Vec<usize>)>> = Mutex::new(Vec::new());
+static PLUGINS: Mutex<Vec<(String, PathBuf, Range<usize>)>> = Mutex::new(Vec::new());
 
 /// How a session runs.
 #[derive(Debug, Clone)]
@@ -108,47 +100,44 @@ impl OrtRuntime {
         ort::info()
     }
 
-    /// Registers the plugin execution provider in `path` as `name`, once for the process, and gives the devices it brings.
+    /// Registers the plugin execution provider in `path` as `name`, once for the process.
     ///
     /// # Errors
     /// `Library` if it cannot be loaded, supports no device of this machine, or another library has the name.
-    pub fn register(&self, name: &str, path: &Path) -> Result<Vec<PluginDevice>> {
+    pub fn register(&self, name: &str, path: &Path) -> Result<()> {
         let failed = |what: String, source: Option<String>| Error::Library { what, source: source.map(Into::into) };
         let mut plugins =
             PLUGINS.lock().map_err(|_| failed("registering a provider failed before".to_owned(), None))?;
-        if !plugins.iter().any(|(n, p, _)| n == name && p == path) {
-            if let Some((_, other, _)) = plugins.iter().find(|(n, _, _)| n == name) {
-                return Err(failed(format!("`{name}` is `{}` already", other.display()), None));
-            }
-            if !path.exists() {
-                return Err(failed(format!("there is no `{}`", path.display()), None));
-            }
-            // ONNX Runtime resolves a relative path against its own library.
-            let absolute = std::path::absolute(path)?;
-            let before = self.environment.devices().count();
-            self.environment
-                .register_ep_library(name, &absolute)
-                .map_err(|e| failed(format!("cannot register `{}`", path.display()), Some(e.to_string())))?;
-            let own: Vec<usize> = (before..self.environment.devices().count()).collect();
-            if own.is_empty() {
-                return Err(failed(format!("`{}` supports no device of this machine", path.display()), None));
-            }
-            plugins.push((name.to_owned(), path.to_owned(), own));
+        match plugins.iter().find(|(n, _, _)| n == name) {
+            Some((_, other, _)) if other == path => return Ok(()),
+            Some((_, other, _)) => return Err(failed(format!("`{name}` is `{}` already", other.display()), None)),
+            None => {}
         }
-        drop(plugins);
-        let described = |d: Device<'_>| {
-            let provider =
-                d.ep().map_err(|e| failed(format!("`{name}` does not say its name"), Some(e.to_string())))?;
-            Ok(PluginDevice { provider: provider.to_owned(), kind: format!("{:?}", d.hardware_device().ty()) })
-        };
-        self.plugin_devices(name).into_iter().map(described).collect()
+        if !path.exists() {
+            return Err(failed(format!("there is no `{}`", path.display()), None));
+        }
+        // ONNX Runtime resolves a relative path against its own library.
+        let absolute = std::path::absolute(path)?;
+        let before = self.environment.devices().count();
+        self.environment
+            .register_ep_library(name, &absolute)
+            .map_err(|e| failed(format!("cannot register `{}`", path.display()), Some(e.to_string())))?;
+        let own = before..self.environment.devices().count();
+        if own.is_empty() {
+            return Err(failed(format!("`{}` supports no device of this machine", path.display()), None));
+        }
+        plugins.push((name.to_owned(), path.to_owned(), own));
+        Ok(())
     }
 
-    /// Devices of the library registered as `name`.
-    fn plugin_devices(&self, name: &str) -> Vec<Device<'_>> {
-        let plugins = PLUGINS.lock().map(|p| p.clone()).unwrap_or_default();
-        let own = plugins.into_iter().find(|(n, _, _)| n == name).map(|(_, _, own)| own).unwrap_or_default();
-        self.environment.devices().enumerate().filter(|(i, _)| own.contains(i)).map(|(_, d)| d).collect()
+    /// Device `number` of the library registered as `name`.
+    fn plugin_device(&self, name: &str, number: usize) -> Result<Device<'_>> {
+        let own = PLUGINS.lock().ok().and_then(|p| p.iter().find(|(n, _, _)| n == name).map(|(_, _, own)| own.clone()));
+        let own = own.unwrap_or_default();
+        let count = own.len();
+        let device = own.into_iter().nth(number).and_then(|i| self.environment.devices().nth(i));
+        let what = || format!("`{name}` has {count} devices, no device {number}");
+        device.ok_or_else(|| Error::Library { what: what(), source: None })
     }
 
     /// Opens `model`.
@@ -194,11 +183,7 @@ impl OrtRuntime {
             { builder }.commit_from_file(model)
         };
         let inner = inner.map_err(refused)?;
-        let device = match provider {
-            Provider::Cpu | Provider::Winograd | Provider::Plugin { .. } => None,
-            Provider::Cuda { device, .. } => Some(device.cast_signed()),
-        };
-        Ok(OrtSession { name, info, inner, device })
+        Ok(OrtSession { name, info, inner, provider })
     }
 
     /// What a session on `provider` calls its runtime.
@@ -209,12 +194,7 @@ impl OrtRuntime {
             Provider::Cuda { tf32: false, .. } => "ort-cuda".to_owned(),
             Provider::Cuda { tf32: true, .. } => "ort-cuda-tf32".to_owned(),
             Provider::Plugin { library, device } => {
-                let devices = self.plugin_devices(library);
-                let missing = || Error::Library {
-                    what: format!("`{library}` has {} devices, no device {device}", devices.len()),
-                    source: None,
-                };
-                let device = devices.get(*device).ok_or_else(missing)?;
+                let device = self.plugin_device(library, *device)?;
                 let provider = device.ep().unwrap_or(library);
                 format!("ort-{provider}-{:?}", device.hardware_device().ty())
             }
@@ -249,9 +229,9 @@ impl OrtRuntime {
                     .map_err(|e| failed(what(), e.to_string()))
             }
             Provider::Plugin { library, device } => {
-                let device = self.plugin_devices(library).into_iter().nth(*device);
+                let device = self.plugin_device(library, *device)?;
                 builder
-                    .with_devices(device, None)
+                    .with_devices([device], None)
                     .map_err(|e| failed(format!("`{library}` cannot be used"), e.to_string()))
             }
         }
@@ -282,8 +262,7 @@ pub struct OrtSession {
     name: String,
     info: ModelInfo,
     inner: Inner,
-    /// The CUDA device, if it is one.
-    device: Option<i32>,
+    provider: Provider,
 }
 
 /// A tensor in the memory of the device where a session computes.
@@ -327,9 +306,11 @@ impl OrtSession {
     fn bind_and_run(&mut self, inputs: &[&&Resident], keep: &[&str]) -> ort::Result<Vec<(String, Resident)>> {
         let memory = |device, id, memory| MemoryInfo::new(device, id, AllocatorType::Device, memory);
         let host = memory(AllocationDevice::CPU, 0, MemoryType::CPUOutput)?;
-        let own = match self.device {
-            Some(id) => Some(memory(AllocationDevice::CUDA, id, MemoryType::Default)?),
-            None => None,
+        let own = match self.provider {
+            Provider::Cuda { device, .. } => {
+                Some(memory(AllocationDevice::CUDA, device.cast_signed(), MemoryType::Default)?)
+            }
+            Provider::Cpu | Provider::Winograd | Provider::Plugin { .. } => None,
         };
         let mut binding = self.inner.create_binding()?;
         for (input, value) in self.info.inputs.iter().zip(inputs) {
@@ -389,7 +370,7 @@ impl Session for OrtSession {
     }
 
     fn left_to_cpu(&self) -> Result<Vec<PlacedNode>> {
-        if ["ort-cpu", "ort-winograd"].contains(&self.name.as_str()) {
+        if matches!(self.provider, Provider::Cpu | Provider::Winograd) {
             return Ok(Vec::new());
         }
         let mut nodes = self.nodes()?;

@@ -216,26 +216,20 @@ def step(orig, name, loss_type):
     return {"golden": name, "loss_type": loss_type, "batch": BATCH, "logits_fake": float(logits.mean()), "stages": losses}
 
 
-def timed(orig, folder, batch=8, rounds=5):
-    """Images per second of the original's step for generator and discriminator, updates and average included: the median of the rounds."""
-    features_of, critic_of, loss_module, networks = orig
-    images = np.random.RandomState(0).randint(0, 256, (8 * batch, 32, 32, 3), np.uint8)
-    np.savez(folder / "images.npz", arr_0=images)
-    net = networks.D2OPrecond(
-        img_resolution=32, img_channels=3, label_dim=0, model_type="SongUNet", embedding_type="fourier", encoder_type="residual",
-        decoder_type="standard", channel_mult_noise=2, resample_filter=[1, 3, 3, 1], model_channels=128, channel_mult=[2, 2, 2], dropout=0.13)
+def stepper(orig, net, device="cpu"):
+    """The original's step of generator and discriminator for `net` on images about [-1, 1], updates and average included."""
+    features_of, critic_of, loss_module, _ = orig
+    net = net.to(device).train()
     average = [p.detach().clone() for p in net.parameters()]
     options = {"cout": 64, "expand": True, "proj_type": 2, "num_discs": 4, "cond": 0, "im_res": 256}
     features = features_of([BACKBONE], diffaug=False, interp224=True, backbone_kwargs=options)
     projected = features.feature_networks[BACKBONE]
     critic = critic_of([BACKBONE], [projected.CHANNELS], [projected.RESOLUTIONS], diffaug=False, interp224=True, backbone_kwargs=options)
-    features.train().requires_grad_(False)
-    loss = loss_module.D2OLoss(g=net.train(), d=critic.train(), lpips_net=None, feature_net=features, score_net=None, use_gp=False)
+    features, critic = features.to(device).train().requires_grad_(False), critic.to(device).train()
+    loss = loss_module.D2OLoss(g=net, d=critic, lpips_net=None, feature_net=features, score_net=None, use_gp=False)
     adams = [torch.optim.Adam(m.parameters(), lr=1e-4, betas=(0.0, 0.99), eps=1e-8) for m in (net, critic)]
-    speeds = []
-    for i in range(rounds + 1):
-        real = torch.from_numpy(images[:batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        start = time.perf_counter()
+
+    def step(real):
         for stage, module, adam in ((loss_module.DO_GMAIN, net, adams[0]), (loss_module.DO_DMAIN, critic, adams[1])):
             adam.zero_grad(set_to_none=True)
             loss.accumulate_gradients(real, None, stage=stage)
@@ -246,6 +240,22 @@ def timed(orig, folder, batch=8, rounds=5):
         with torch.no_grad():
             for a, p in zip(average, net.parameters()):
                 a.copy_(p.detach().lerp(a, 0.999))
+
+    return step
+
+
+def timed(orig, folder, batch=8, rounds=5):
+    """Images per second of the original's step: the median of the rounds."""
+    images = np.random.RandomState(0).randint(0, 256, (8 * batch, 32, 32, 3), np.uint8)
+    np.savez(folder / "images.npz", arr_0=images)
+    step = stepper(orig, orig[-1].D2OPrecond(
+        img_resolution=32, img_channels=3, label_dim=0, model_type="SongUNet", embedding_type="fourier", encoder_type="residual",
+        decoder_type="standard", channel_mult_noise=2, resample_filter=[1, 3, 3, 1], model_channels=128, channel_mult=[2, 2, 2], dropout=0.13))
+    speeds = []
+    for i in range(rounds + 1):
+        real = torch.from_numpy(images[:batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        start = time.perf_counter()
+        step(real)
         if i > 0:
             speeds.append(batch / (time.perf_counter() - start))
     return {"images_per_second": float(np.median(speeds)), "batch": batch, "rounds": rounds, "threads": torch.get_num_threads()}

@@ -15,6 +15,8 @@ use liblzma::write::XzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::setup::hex;
+
 /// What streams are encoded with ([`encoding`]); part of their names in the cache.
 const ENCODING: &str = "9e-128";
 /// So that a file's match is found behind a file of 60 MB.
@@ -159,10 +161,6 @@ fn manifest(pieces: &[Piece], parts: &[Part], about: &Value) -> String {
         rows(stream_rows),
         rows(file_rows)
     )
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]
