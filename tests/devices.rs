@@ -4,12 +4,12 @@
 use std::path::Path;
 
 use d2o::cli::{Accelerator, Cli, Command, Fuse, Global, ProviderArg};
-use d2o::features::{Network, Role};
-use d2o::generate::fused::Fused;
-use d2o::generate::made::Made;
-use d2o::measure::{How, Origin, Set, Wants, sums};
+use d2o::engine::Engine;
+use d2o::pipeline::fused::Fused;
+use d2o::pipeline::generated::Made;
+use d2o::pipeline::network::{Network, Role};
+use d2o::pipeline::pass::{How, Origin, Set, Wants, sums};
 use d2o::printer::Printer;
-use d2o::runtime::Engine;
 use d2o_evaluations::protocol::Protocol;
 use d2o_onnx::session::cuda;
 use d2o_onnx::session::ort::{OrtOptions, OrtRuntime};

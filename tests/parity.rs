@@ -384,8 +384,8 @@ fn golden_networks_on_libtorch() {
 
 #[test]
 fn golden_heun_on_the_runtimes() {
-    use d2o::generate::rng::Family;
-    use d2o::generate::sampler::{Churn, Grid, Sampler};
+    use d2o::sampling::rng::Family;
+    use d2o::sampling::sampler::{Churn, Grid, Sampler};
 
     let dir = test_support::golden_dir();
     let out = tempfile::tempdir().unwrap();

@@ -6,9 +6,9 @@ use ndarray::Array2;
 
 use super::ExitStatus;
 use crate::cli::{Draw, Drawn};
-use crate::generate::rng::Family;
+use crate::engine::cuda_devices;
 use crate::printer::Printer;
-use crate::runtime::cuda_devices;
+use crate::sampling::rng::Family;
 
 /// Writes what the generators of seeds draw.
 ///

@@ -12,14 +12,14 @@ use serde_json::Value;
 
 use super::ExitStatus;
 use crate::cli::{Generate, Global};
-use crate::generate::journal::{Journal, Part};
-use crate::generate::latents::{Drawing, Drawn, LatentsWriter};
-use crate::generate::plan::Plan;
-use crate::generate::sink::{Form, Grid, Sink};
+use crate::engine::{Engine, OnCpu};
 use crate::interrupt;
+use crate::pipeline::turns::in_turn;
 use crate::printer::{Printer, Progress};
-use crate::runtime::{Engine, OnCpu};
-use crate::turns::in_turn;
+use crate::sampling::journal::{Journal, Part};
+use crate::sampling::latents::{Drawing, Drawn, LatentsWriter};
+use crate::sampling::plan::Plan;
+use crate::sampling::sink::{Form, Grid, Sink};
 
 /// Batches that may wait between two stages.
 const AHEAD: usize = 2;

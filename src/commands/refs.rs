@@ -12,12 +12,12 @@ use serde_json::json;
 
 use super::ExitStatus;
 use crate::cli::{Global, LayoutArg, Refs, RefsInspect, RefsMake};
-use crate::doctor::{self, Diagnosis};
+use crate::engine::Engine;
 use crate::error::with_hint;
-use crate::features::{self, Network, Role};
-use crate::measure::{How, Set, Wants, sums};
+use crate::pipeline::diagnose::{self, Diagnosis};
+use crate::pipeline::network::{self, Network, Role};
+use crate::pipeline::pass::{How, Set, Wants, sums};
 use crate::printer::{Printer, table};
-use crate::runtime::Engine;
 
 /// Makes or examines a reference.
 ///
@@ -57,7 +57,7 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
         clip: has("clip"),
         manifold: has("manifold") && keep,
     };
-    let how = How { batch: features::batch(args.batch, &networks), protocol, cache: args.cache.as_deref(), printer };
+    let how = How { batch: network::batch(args.batch, &networks), protocol, cache: args.cache.as_deref(), printer };
     let found = sums(&mut set, &mut networks, &wants, &how, None).with_context(intent)?;
     let finish = |sums: Option<Accumulator>| sums.map(|s| s.finish(protocol.ddof)).transpose().with_context(intent);
     let gaussian = finish(found.features)?.context("no features")?;
@@ -106,7 +106,7 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
 }
 
 fn inspect(args: &RefsInspect, printer: Printer) -> anyhow::Result<ExitStatus> {
-    let found = doctor::examine(&args.file, args.samples.as_deref())
+    let found = diagnose::examine(&args.file, args.samples.as_deref())
         .with_context(|| format!("cannot inspect `{}`", args.file.display()))?;
     if let Some(path) = &args.json {
         printer.json(path, &found)?;
@@ -120,11 +120,11 @@ fn inspect(args: &RefsInspect, printer: Printer) -> anyhow::Result<ExitStatus> {
 fn render(found: &Diagnosis) -> String {
     let mut parts = vec![format!("{}\n{}", found.file.display(), found.kind)];
     if !found.arrays.is_empty() {
-        let row = |a: &doctor::Array| vec![a.name.clone(), a.dtype.clone(), format!("{:?}", a.shape)];
+        let row = |a: &diagnose::Array| vec![a.name.clone(), a.dtype.clone(), format!("{:?}", a.shape)];
         parts.push(table(&["array", "type", "shape"], &found.arrays.iter().map(row).collect::<Vec<_>>()));
     }
     if !found.moments.is_empty() {
-        let row = |m: &doctor::Moments| {
+        let row = |m: &diagnose::Moments| {
             let name = m.order.map_or_else(|| m.name.clone(), |o| format!("{} ({o})", m.name));
             let numbers = [m.trace, m.smallest_eigenvalue, m.largest_eigenvalue].map(|v| format!("{v:.4e}"));
             [vec![name, m.features.to_owned(), format!("{} of {}", m.rank, m.dims)], numbers.to_vec()].concat()

@@ -22,10 +22,10 @@ use serde::Serialize;
 
 use super::ExitStatus;
 use crate::cli::{Accelerator, Global, Runtime, Verify};
-use crate::generate::plan::quantiser_of;
-use crate::generate::rng::TorchCpu;
+use crate::engine;
 use crate::printer::{Printer, table};
-use crate::runtime;
+use crate::sampling::plan::quantiser_of;
+use crate::sampling::rng::TorchCpu;
 
 /// Bins of the histogram of differences in units in the last place.
 const ULP_BINS: usize = 24;
@@ -215,8 +215,8 @@ pub fn run(args: &Verify, global: &Global, printer: Printer) -> anyhow::Result<E
     let open = |model: &Path, runtime: Runtime| match runtime {
         Runtime::Libtorch => open_libtorch(model, args.checkpoint.as_deref()),
         _ => {
-            let session = runtime::open_on(model, runtime, &args.accelerator, global)?;
-            runtime::warn_of_cpu_nodes(session.as_ref(), model, printer)?;
+            let session = engine::open_on(model, runtime, &args.accelerator, global)?;
+            engine::warn_of_cpu_nodes(session.as_ref(), model, printer)?;
             Ok(session)
         }
     };
@@ -376,14 +376,14 @@ fn precision_sides(args: &Verify, global: &Global) -> anyhow::Result<(Vec<Side>,
         speed: None,
     };
     let accelerator = Accelerator { tf32: false, ..args.accelerator.clone() };
-    let tf32 = runtime::open_tf32(&args.model, &accelerator, global)?;
+    let tf32 = engine::open_tf32(&args.model, &accelerator, global)?;
     let runtime = if tf32.is_some() { Runtime::OrtCuda } else { Runtime::OrtCpu };
-    let mut sides = vec![Side::named("fp32", runtime::open_on(&args.model, runtime, &accelerator, global)?)];
+    let mut sides = vec![Side::named("fp32", engine::open_on(&args.model, runtime, &accelerator, global)?)];
     let mut lines = vec![line("fp32", None), line("tf32", tf32.is_none().then_some("no CUDA device"))];
     sides.extend(tf32.map(|s| Side::named("tf32", s)));
     lines.push(line("fp16", args.fp16.is_none().then_some("no graph in fp16 (--fp16)")));
     if let Some(path) = &args.fp16 {
-        sides.push(Side::named("fp16", runtime::open_on(path, runtime, &accelerator, global)?));
+        sides.push(Side::named("fp16", engine::open_on(path, runtime, &accelerator, global)?));
     }
     let why = if runtime == Runtime::OrtCuda { "no graph in bf16" } else { "no CUDA device" };
     lines.push(line("bf16", Some(why)));
@@ -404,7 +404,7 @@ pub fn check(
 ) -> anyhow::Result<Comparison> {
     let mut sides = Vec::new();
     for runtime in [Runtime::OrtCpu, Runtime::Tract] {
-        sides.push(Side::new(runtime::open_on(model, runtime, &Accelerator::default(), global)?));
+        sides.push(Side::new(engine::open_on(model, runtime, &Accelerator::default(), global)?));
     }
     #[cfg(feature = "train")]
     if network.denoiser_config().is_ok() {
@@ -421,7 +421,7 @@ pub fn check(
 /// # Errors
 /// Graphs that cannot be run.
 pub fn against(reference: &Path, model: &Path, samples: usize, global: &Global) -> anyhow::Result<Comparison> {
-    let on = |path: &Path, runtime| runtime::open_on(path, runtime, &Accelerator::default(), global);
+    let on = |path: &Path, runtime| engine::open_on(path, runtime, &Accelerator::default(), global);
     let open = |path: &Path| on(path, Runtime::OrtCpu).or_else(|_| on(path, Runtime::Tract));
     let mut sides = vec![Side::named("reference", open(reference)?), Side::named("model", open(model)?)];
     compare_sides(model, &mut sides, [samples, samples], 1.0, false)
@@ -494,8 +494,8 @@ fn metric_changes(
     batch: usize,
     global: &Global,
 ) -> anyhow::Result<Vec<MetricChange>> {
-    let mut session = runtime::open_on(extractor, Runtime::OrtCpu, &Accelerator::default(), global)?;
-    let described = crate::features::describe(session.model(), extractor)?;
+    let mut session = engine::open_on(extractor, Runtime::OrtCpu, &Accelerator::default(), global)?;
+    let described = crate::pipeline::network::describe(session.model(), extractor)?;
     let mut gaussian = |side: &Side| -> anyhow::Result<Gaussian> {
         let mut sums = Accumulator::new(described.dims);
         for images in &side.pixels {
@@ -607,7 +607,7 @@ impl Pair<'_> {
         for (taps, (_, runtime), name) in [(taps[0], self.a, "a.onnx"), (taps[1], self.b, "b.onnx")] {
             let path = folder.path().join(name);
             taps.write(edges, &path)?;
-            let outputs = runtime::open_on(&path, runtime, self.accelerator, self.global).and_then(|mut session| {
+            let outputs = engine::open_on(&path, runtime, self.accelerator, self.global).and_then(|mut session| {
                 let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
                 Ok(session.run(&given)?)
             });
@@ -653,7 +653,7 @@ fn profile(
 ) -> anyhow::Result<(Vec<NodeCount>, Vec<NodeTime>)> {
     let folder = tempfile::tempdir()?;
     let prefix = folder.path().join("profile");
-    let mut session = runtime::open_profiled(&args.model, runtime, &prefix, &args.accelerator, global)?;
+    let mut session = engine::open_profiled(&args.model, runtime, &prefix, &args.accelerator, global)?;
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
     for node in session.nodes()? {
         *counts.entry((node.provider, node.op)).or_default() += 1;

@@ -3,7 +3,7 @@
 use tch::Device;
 
 use crate::cli::TrainDevice;
-use crate::runtime::cuda_devices;
+use crate::engine::cuda_devices;
 
 /// The device that was asked for, or the first CUDA device, or the CPU.
 ///

@@ -11,7 +11,7 @@ pub(crate) mod component {
     pub(crate) const CMAKE: &str = "cmake-4.4.4";
     pub(crate) const LIBTORCH: &str = "libtorch-2.11.0";
     pub(crate) const LITE0: &str = "lite0-0.1.0";
-    /// Named in `src/runtime.rs` too, which looks for the library here.
+    /// Named in `src/engine.rs` too, which looks for the library here.
     pub(crate) const ONNXRUNTIME: &str = "onnxruntime-1.32.0";
     /// For `gpu-kit` only.
     pub(crate) const ONNXRUNTIME_GPU: &str = "onnxruntime-gpu-1.31.1";

@@ -14,9 +14,9 @@ use d2o_evaluations::protocol::Protocol;
 use d2o_evaluations::result::{ClassMetrics, Metric as Value};
 use ndarray::{ArrayView2, Axis};
 
-use super::reference::Reference;
 use crate::cli::{Evaluate, Metric};
-use crate::measure::Sums;
+use crate::pipeline::pass::Sums;
+use crate::pipeline::reference::Reference;
 
 /// Most samples whose Fréchet distance gets an interval: its cost grows with the cube of their number.
 const INTERVAL_LIMIT: usize = 4096;

@@ -11,21 +11,20 @@ use d2o_refs::features::{FeatureWriter, NetworkMeta};
 
 use super::ExitStatus;
 use crate::cli::{Evaluate, Global, Metric};
+use crate::engine::{self, Engine};
 use crate::error::with_hint;
-use crate::features::{self, CLIP, Network, Role, deviations};
-use crate::generate::fused::Fused;
-use crate::generate::made::{self, Made};
-use crate::measure::{How, Origin, Set, Wants, meta_of, save, sums};
+use crate::pipeline::fused::Fused;
+use crate::pipeline::generated::{self, Made};
+use crate::pipeline::network::{self, CLIP, Network, Role, deviations};
+use crate::pipeline::pass::{How, Origin, Set, Wants, meta_of, save, sums};
 use crate::printer::Printer;
 use crate::report;
-use crate::runtime::{self, Engine};
 
 mod metrics;
-mod reference;
 mod render;
 
+use crate::pipeline::reference::Reference;
 use metrics::{Comparison, Ledger, wants_interval, wants_manifold};
-use reference::Reference;
 pub use render::{label, show};
 
 /// Measures samples.
@@ -117,11 +116,11 @@ fn samples(
     }
     if let Some(how) = args.fuse {
         let (fused, record) = Fused::open(path, networks, how, sampling, engine)?;
-        let origin = Origin::Made(made::sha256(&record));
+        let origin = Origin::Made(generated::sha256(&record));
         return Ok((Set::Fused { fused: Box::new(fused), origin }, Some(record)));
     }
     let (source, record) = Made::open(path, sampling, batch, engine)?;
-    let origin = Origin::Made(made::sha256(&record));
+    let origin = Origin::Made(generated::sha256(&record));
     Ok((Set::Images { source: Box::new(source), origin }, Some(record)))
 }
 
@@ -130,7 +129,7 @@ fn protocol_of(args: &Evaluate) -> anyhow::Result<&'static Protocol> {
 }
 
 fn how_of<'a>(args: &'a Evaluate, networks: &[Network], protocol: &'static Protocol, printer: Printer) -> How<'a> {
-    How { batch: features::batch(args.batch, networks), protocol, cache: args.cache.as_deref(), printer }
+    How { batch: network::batch(args.batch, networks), protocol, cache: args.cache.as_deref(), printer }
 }
 
 /// Writes the features of one part of the samples.
@@ -276,7 +275,7 @@ fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
     let reference_sha256 = container_sha256(path)?;
     ledger.lap("hash");
     let runtimes = runtimes.into_iter().collect::<Vec<_>>().join(", ");
-    let mut runtime = runtime::describe(&runtimes, &args.accelerator, global);
+    let mut runtime = engine::describe(&runtimes, &args.accelerator, global);
     runtime.insert("d2o_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     Ok(Evaluation {
         schema: SCHEMA,

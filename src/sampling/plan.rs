@@ -17,8 +17,8 @@ use super::latents::{Drawing, Drawn, Given};
 use super::rng::Family;
 use super::sampler::{Ablation, Churn, Consistency, Grid as Levels, Sampler};
 use crate::cli::{self, Quantise, Rng, Sampling, Seeds};
+use crate::engine::cuda_devices;
 use crate::error::with_hint;
-use crate::runtime::cuda_devices;
 
 /// The quantiser that belongs to a model, from its metadata; EDM's if it names none.
 #[must_use]

@@ -12,14 +12,14 @@ use d2o_refs::batch::{ContentHash, Digest, ImageDims, digests};
 use ndarray::{Array2, Ix4};
 use serde_json::Value;
 
-use super::plan::Plan;
 use crate::cli::{Fuse, Sampling};
+use crate::engine::{Engine, OnCpu};
 use crate::error::with_hint;
-use crate::features::{Network, Rows, Spec, by_device, hosted};
 use crate::interrupt;
-use crate::measure::{How, Walk};
-use crate::runtime::{Engine, OnCpu};
-use crate::turns::in_turn;
+use crate::pipeline::network::{Network, Rows, Spec, by_device, hosted};
+use crate::pipeline::pass::{How, Walk};
+use crate::pipeline::turns::in_turn;
+use crate::sampling::plan::Plan;
 
 /// The edge where the graphs meet.
 const IMAGES: &str = "images_u8";

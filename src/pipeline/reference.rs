@@ -12,25 +12,25 @@ use d2o_refs::stats::ReferenceStats;
 use ndarray::{Array1, Array2};
 use serde_json::Value;
 
-use crate::features::{Network, Role};
-use crate::measure::{How, Set, Walk, Wants, sums};
+use crate::pipeline::network::{Network, Role};
+use crate::pipeline::pass::{How, Set, Walk, Wants, sums};
 
 /// The reference, as far as the metrics need it.
-pub(super) struct Reference {
+pub struct Reference {
     /// Moments of the features.
-    pub(super) features: Option<Gaussian>,
+    pub features: Option<Gaussian>,
     /// Moments of the spatial features.
-    pub(super) spatial: Option<Gaussian>,
+    pub spatial: Option<Gaussian>,
     /// Moments of CLIP's features.
-    pub(super) clip: Option<Gaussian>,
+    pub clip: Option<Gaussian>,
     /// The features.
-    pub(super) rows: Option<Array2<f32>>,
+    pub rows: Option<Array2<f32>>,
     /// What enters precision and recall instead.
-    pub(super) manifold: Option<Array2<f32>>,
+    pub manifold: Option<Array2<f32>>,
     /// Class of each image.
-    pub(super) labels: Option<Vec<i64>>,
+    pub labels: Option<Vec<i64>>,
     /// Number of images.
-    pub(super) count: Option<usize>,
+    pub count: Option<usize>,
     /// Hash and name of the network it was made with, by role, where it says so.
     networks: BTreeMap<Role, (String, String)>,
 }
@@ -52,7 +52,7 @@ impl Reference {
     ///
     /// # Errors
     /// A file that is no reference; images the networks do not take; those of the runtime.
-    pub(super) fn open(path: &Path, networks: &mut [Network], wants: &Wants, how: &How<'_>) -> anyhow::Result<Self> {
+    pub fn open(path: &Path, networks: &mut [Network], wants: &Wants, how: &How<'_>) -> anyhow::Result<Self> {
         let npz = if path.is_file() { Npz::open(path).ok() } else { None };
         let (statistics, images) = npz.map_or((false, true), |n| (n.contains("mu"), n.contains(IMAGES)));
         if !statistics {
@@ -130,7 +130,7 @@ impl Reference {
     }
 
     /// Takes CLIP's moments from `other` instead.
-    pub(super) fn take_clip(&mut self, mut other: Self) {
+    pub fn take_clip(&mut self, mut other: Self) {
         self.take_network(Role::Clip, &mut other);
         self.clip = other.clip;
     }
@@ -157,7 +157,7 @@ impl Reference {
     ///
     /// # Errors
     /// Features of another length, or of another network.
-    pub(super) fn ensure_of(&self, role: Role, network: &NetworkMeta, path: &Path) -> anyhow::Result<Option<String>> {
+    pub fn ensure_of(&self, role: Role, network: &NetworkMeta, path: &Path) -> anyhow::Result<Option<String>> {
         let path = path.display();
         if let Some(there) = self.width(role) {
             let (here, what) = (network.dims, role.features());

@@ -12,10 +12,10 @@ use ndarray::{Array4, Axis, concatenate};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::plan::Plan;
 use crate::cli::Sampling;
-use crate::runtime::{Engine, OnCpu};
-use crate::turns::in_turn;
+use crate::engine::{Engine, OnCpu};
+use crate::pipeline::turns::in_turn;
+use crate::sampling::plan::Plan;
 
 /// Images of a graph, one for each seed.
 pub struct Made {

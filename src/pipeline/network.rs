@@ -19,11 +19,11 @@ use d2o_refs::features::NetworkMeta;
 use ndarray::{Array2, Array4, ArrayView2, ArrayView3, ArrayView4, ArrayViewMut3, Axis};
 use rayon::prelude::*;
 
+use crate::engine::{Engine, OnCpu};
 use crate::error::with_hint;
 use crate::interrupt;
+use crate::pipeline::turns::in_turn;
 use crate::printer::Printer;
-use crate::runtime::{Engine, OnCpu};
-use crate::turns::in_turn;
 
 /// Names a feature network's input may have: bytes, which it resizes itself, or floats 0..255 of its own size, resized by d2o.
 const INPUTS: [&str; 2] = ["images_u8", "images_f32"];

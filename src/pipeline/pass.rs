@@ -15,9 +15,9 @@ use ndarray::Array2;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::with_hint;
-use crate::features::{Network, Role, Rows, Seconds, extract};
-use crate::generate::fused::Fused;
 use crate::interrupt;
+use crate::pipeline::fused::Fused;
+use crate::pipeline::network::{Network, Role, Rows, Seconds, extract};
 use crate::printer::Printer;
 
 /// Images to be measured, or what networks said of them.

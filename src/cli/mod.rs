@@ -1,0 +1,137 @@
+//! Every command, option and help text. No input or output here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+mod dataset;
+mod evaluate;
+mod export;
+mod generate;
+mod inspect;
+mod refs;
+mod report;
+mod runtime;
+mod sampling;
+mod train;
+mod verify;
+
+pub use dataset::{Colour, Dataset};
+pub use evaluate::{Evaluate, Fuse, Metric, Shard};
+pub use export::{ActivationArg, Export, Kind, Net, NoiseArg, PixelType, PrecisionArg};
+pub use generate::{Draw, Drawn, Generate};
+pub use inspect::Inspect;
+pub use refs::{LayoutArg, Refs, RefsInspect, RefsMake};
+pub use report::{Report, Titled};
+pub use runtime::{Accelerator, EpLibrary, ProviderArg, Runtime};
+pub use sampling::{Discretization, Quantise, Rng, RngGpu, Sampler, Sampling, Scaling, Schedule, Seeds, Solver};
+pub use train::{Adversary, Arch, Fresh, LossArg, LossTypeArg, Train, TrainDevice};
+pub use verify::Verify;
+
+/// One-step image generators around ONNX: fine-tune, export, generate, measure, verify.
+#[derive(Debug, Parser)]
+#[command(name = "d2o", version, about, arg_required_else_help = true, propagate_version = true)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Print results, warnings and errors only
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// The ONNX Runtime library; without it, the one `cargo xtask setup` installed
+    #[arg(long, global = true, value_name = "LIB", env = "D2O_ONNXRUNTIME", hide_env_values = true)]
+    pub onnxruntime: Option<PathBuf>,
+    /// CPU threads a runtime may use [default: all]
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Turn a checkpoint into an ONNX graph
+    Export(Export),
+    /// Say what a file is and what d2o can do with it
+    Inspect(Inspect),
+    /// Draw images from an exported generator
+    Generate(Box<Generate>),
+    /// Write the random numbers that seeds stand for
+    Draw(Draw),
+    /// Make or examine reference statistics
+    #[command(subcommand)]
+    Refs(Refs),
+    /// Measure a set of samples against a reference
+    Evaluate(Box<Evaluate>),
+    /// Run a graph on several runtimes and compare the outputs
+    Verify(Verify),
+    /// Train a denoiser, or fine-tune one into a one-step generator
+    Train(Train),
+    /// Render evaluations as one HTML page
+    Report(Report),
+    /// Make a dataset zip of one resolution from images or SVGs
+    Dataset(Dataset),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn seeds_parse() {
+        assert_eq!("1,2,5-7".parse(), Ok(Seeds(vec![1, 2, 5, 6, 7])));
+        for bad in ["", "a", "3-1", "1-", "0-99999999999"] {
+            assert!(bad.parse::<Seeds>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shards_parse() {
+        assert_eq!("2/3".parse(), Ok(Shard { index: 2, count: 3 }));
+        for bad in ["3/3", "0/0", "1", "-1/2", "a/b"] {
+            assert!(bad.parse::<Shard>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn devices_parse() {
+        assert_eq!("cpu".parse(), Ok(TrainDevice::Cpu));
+        assert_eq!("1".parse(), Ok(TrainDevice::Cuda(1)));
+        assert!("-1".parse::<TrainDevice>().is_err());
+        assert_eq!("A100".parse(), Ok(RngGpu { threads: 221_184 }));
+        assert_eq!("RTX 2080 Ti".parse(), Ok(RngGpu { threads: 69_632 }));
+        assert_eq!("163840".parse(), Ok(RngGpu { threads: 163_840 }));
+        for bad in ["100", "0", "b9", ""] {
+            assert!(bad.parse::<RngGpu>().is_err(), "{bad}");
+        }
+        assert!("x".parse::<EpLibrary>().is_err() && "=x".parse::<EpLibrary>().is_err());
+    }
+
+    #[test]
+    fn draws_parse() {
+        assert_eq!("f32:3072".parse(), Ok(Drawn::F32(3072)));
+        assert_eq!("i1000".parse(), Ok(Drawn::Integer(1000)));
+        for bad in ["f32", "f32:0", "f16:3", "i0", "i", "i-1", "3", "f64:999999999999"] {
+            assert!(bad.parse::<Drawn>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn colours_parse() {
+        assert_eq!("#0a0b0c".parse(), Ok(Colour([10, 11, 12])));
+        assert!("fff".parse::<Colour>().is_err());
+    }
+}

@@ -1,0 +1,85 @@
+//! Options of `d2o refs`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use d2o_evaluations::protocol::PROTOCOLS;
+
+use super::{Accelerator, ProviderArg};
+
+/// `d2o refs`.
+#[derive(Debug, Subcommand)]
+pub enum Refs {
+    /// Compute reference statistics of images
+    Make(RefsMake),
+    /// Examine a reference file
+    Inspect(RefsInspect),
+}
+
+/// `d2o refs make`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  d2o refs make data.zip --extractor lite0.onnx --out ref.npz")]
+pub struct RefsMake {
+    /// Images: npz, npy, HDF5, zip or folder; or a feature file (HDF5)
+    #[arg(value_name = "DATA")]
+    pub data: PathBuf,
+    /// Feature network, exported with `--kind features`; not needed for a feature file
+    #[arg(long, value_name = "F.onnx")]
+    pub extractor: Option<PathBuf>,
+    /// CLIP's image tower: adds `mu_clip` and `sigma_clip`
+    #[arg(long, value_name = "C.onnx")]
+    pub clip: Option<PathBuf>,
+    /// Network of precision and recall, if it is not the extractor: adds its features
+    #[arg(long, value_name = "V.onnx", conflicts_with = "no_features")]
+    pub pr_extractor: Option<PathBuf>,
+    /// Folder in which features are kept and found again [default: none]
+    #[arg(long, value_name = "DIR", env = "D2O_FEATURE_CACHE", hide_env_values = true)]
+    pub cache: Option<PathBuf>,
+    /// File to write
+    #[arg(long, value_name = "R.npz")]
+    pub out: PathBuf,
+    /// Whose resize to follow, where the extractor leaves it to d2o
+    #[arg(long, value_name = "NAME", default_value = "edm",
+          value_parser = clap::builder::PossibleValuesParser::new(PROTOCOLS.map(|p| p.name)))]
+    pub protocol: String,
+    /// Whose tools shall read it
+    #[arg(long, value_enum, default_value_t = LayoutArg::Edm)]
+    pub layout: LayoutArg,
+    /// Leave the features themselves out (precision, recall and intervals need them)
+    #[arg(long)]
+    pub no_features: bool,
+    /// Where the extractor runs
+    #[arg(long, value_enum, default_value_t = ProviderArg::Auto, conflicts_with = "ep_library")]
+    pub provider: ProviderArg,
+    /// Which devices
+    #[command(flatten)]
+    pub accelerator: Accelerator,
+    /// Images in a batch; changes speed and memory, not the numbers [default: 64 on CUDA, else 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch: Option<u32>,
+}
+
+/// Layouts of reference files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LayoutArg {
+    /// `mu`, `sigma` (EDM, D2O, pytorch-fid)
+    Edm,
+    /// `arr_0`, `mu`, `sigma` (guided-diffusion)
+    Adm,
+    /// `mu` in f32, `sigma` (clean-fid)
+    Clean,
+}
+
+/// `d2o refs inspect`.
+#[derive(Debug, Args)]
+pub struct RefsInspect {
+    /// Reference: npz of statistics or images, feature file, zip or folder
+    #[arg(value_name = "R.npz")]
+    pub file: PathBuf,
+    /// Also say whether these samples fit it: resolution, classes
+    #[arg(long, value_name = "SAMPLES")]
+    pub samples: Option<PathBuf>,
+    /// Write JSON to FILE, or to standard output with `-`
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}

