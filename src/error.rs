@@ -1,41 +1,91 @@
 //! How errors are shown: the chain of causes, then hints.
 
+use std::error::Error as StdError;
 use std::fmt::Write as _;
 
-/// Advice attached to an error; printed last, as `hint: …`.
+use crate::commands::ExitStatus;
+use crate::interrupt::Interrupted;
+
+/// An error with advice for the user, which [`render`] prints last, as `hint: …`. Its text and its causes are those of the error itself.
 #[derive(Debug)]
-pub struct Hint(pub String);
+pub struct Hint {
+    hint: String,
+    error: anyhow::Error,
+}
 
 impl std::fmt::Display for Hint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        self.error.fmt(f)
     }
 }
 
-impl std::error::Error for Hint {}
+impl StdError for Hint {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.error.chain().nth(1)
+    }
+}
 
 /// `error` with advice.
 #[must_use]
 pub fn with_hint(error: anyhow::Error, hint: impl Into<String>) -> anyhow::Error {
-    let text = hint.into();
-    error.context(Hint(text))
+    anyhow::Error::new(Hint { hint: hint.into(), error })
+}
+
+/// Calls `each` for `error` and all its causes, those that carry advice included.
+fn walk<'a>(error: &'a anyhow::Error, each: &mut dyn FnMut(&'a (dyn StdError + 'static))) {
+    for cause in error.chain() {
+        let mut at = cause;
+        each(at);
+        // The error inside is at the same place of the chain, not the next.
+        while let Some(inner) = at.downcast_ref::<Hint>().and_then(|h| h.error.chain().next()) {
+            each(inner);
+            at = inner;
+        }
+    }
+}
+
+/// The interruption that `error` comes from, if it does.
+#[must_use]
+pub fn interruption(error: &anyhow::Error) -> Option<&Interrupted> {
+    let mut found: Option<&Interrupted> = None;
+    walk(error, &mut |cause| found = found.or_else(|| cause.downcast_ref()));
+    // As a context it is no link of the chain by itself.
+    found.or_else(|| error.downcast_ref())
+}
+
+/// `error`, with `then` as the advice if it is an interruption that has none: what is left and how to go on.
+#[must_use]
+pub fn when_interrupted(error: anyhow::Error, then: impl FnOnce() -> String) -> anyhow::Error {
+    match interruption(&error) {
+        Some(Interrupted { then: None }) => Interrupted::then(then()).into(),
+        _ => error,
+    }
+}
+
+/// The exit status of a process that fails with `error`.
+#[must_use]
+pub fn status(error: &anyhow::Error) -> ExitStatus {
+    if interruption(error).is_some() { ExitStatus::Interrupted } else { ExitStatus::Trouble }
 }
 
 /// The text shown for `error`.
 #[must_use]
 pub fn render(error: &anyhow::Error) -> String {
-    let mut hints = Vec::new();
-    let mut lines: Vec<String> = Vec::new();
-    if let Some(Hint(hint)) = error.downcast_ref::<Hint>() {
-        hints.push(hint.clone());
+    if let Some(interrupted) = interruption(error) {
+        return format!("{interrupted}\n");
     }
-    for cause in error.chain() {
+    let (mut lines, mut hints): (Vec<String>, Vec<&str>) = (Vec::new(), Vec::new());
+    walk(error, &mut |cause| {
         let text = cause.to_string();
-        let repeated = hints.contains(&text) || lines.last().is_some_and(|l| l.ends_with(&text));
-        if !repeated {
+        if !lines.iter().any(|line| *line == text) && !lines.last().is_some_and(|line| line.ends_with(&text)) {
             lines.push(text);
         }
-    }
+        if let Some(Hint { hint, .. }) = cause.downcast_ref()
+            && !hints.contains(&hint.as_str())
+        {
+            hints.push(hint);
+        }
+    });
     let mut out = String::new();
     for (i, line) in lines.iter().enumerate() {
         let _ = if i == 0 { writeln!(out, "error: {line}") } else { writeln!(out, "  caused by: {line}") };
@@ -48,13 +98,47 @@ pub fn render(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::{Context as _, anyhow};
+
     use super::*;
 
     #[test]
     fn chain_then_hint() {
-        let error = anyhow::anyhow!("no such key").context("cannot open `x`");
+        let error = anyhow!("no such key").context("cannot open `x`");
         assert_eq!(render(&error), "error: cannot open `x`\n  caused by: no such key\n");
         let error = with_hint(error, "try y");
         assert_eq!(render(&error), "error: cannot open `x`\n  caused by: no such key\nhint: try y\n");
+        assert_eq!(format!("{error:#}"), "cannot open `x`: no such key");
+        assert_eq!(status(&error), ExitStatus::Trouble);
+    }
+
+    #[test]
+    fn every_hint_of_a_chain_is_a_hint() {
+        let inner = with_hint(with_hint(anyhow!("no such key"), "try y"), "or z");
+        let error = with_hint(inner.context("cannot open `x`"), "see --help").context("cannot export");
+        assert_eq!(
+            render(&error),
+            "error: cannot export\n  caused by: cannot open `x`\n  caused by: no such key\nhint: see --help\nhint: or z\nhint: try y\n"
+        );
+    }
+
+    #[test]
+    fn the_same_text_is_said_once() {
+        let error = anyhow!("disk full").context("write `x`").context("disk full").context("cannot: disk full");
+        assert_eq!(render(&error), "error: cannot: disk full\n  caused by: write `x`\n  caused by: disk full\n");
+        let error = with_hint(anyhow!("a").context("b").context("a"), "c").context("a");
+        assert_eq!(render(&with_hint(error, "c")), "error: a\n  caused by: b\nhint: c\n");
+    }
+
+    #[test]
+    fn an_interruption_is_found_below_any_context() {
+        let raised = || -> anyhow::Result<()> { Ok(Err(Interrupted::default())?) };
+        let error = with_hint(raised().unwrap_err(), "a").context("b").context("c");
+        assert_eq!((render(&error).as_str(), status(&error)), ("interrupted\n", ExitStatus::Interrupted));
+        let error = when_interrupted(error, || "--resume continues `x`".to_owned());
+        assert_eq!(render(&error.context("d")), "interrupted; --resume continues `x`\n");
+        let error = anyhow!("a").context(Interrupted::then("b")).context("c");
+        assert_eq!((render(&error).as_str(), status(&error)), ("interrupted; b\n", ExitStatus::Interrupted));
+        assert!(Err::<(), _>(raised().unwrap_err()).context("x").is_err_and(|e| interruption(&e).is_some()));
     }
 }

@@ -9,6 +9,7 @@ pub mod error;
 pub mod interrupt;
 pub mod pipeline;
 pub mod printer;
+pub mod progress;
 pub mod report;
 pub mod sampling;
 #[cfg(feature = "train")]

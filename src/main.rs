@@ -1,18 +1,27 @@
 //! `d2o`: parse, dispatch, report errors, choose the exit code.
 
 use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use d2o::commands::ExitStatus;
 
 fn main() -> ExitCode {
     let cli = d2o::cli::Cli::parse();
     d2o::interrupt::listen();
-    match d2o::commands::run(cli) {
-        Ok(status) => ExitCode::from(status as u8),
-        Err(error) => {
+    // The panic hook has told what happened and where; nothing of the command is used afterwards.
+    let result = catch_unwind(AssertUnwindSafe(|| d2o::commands::run(cli)));
+    let status = match result {
+        Ok(Ok(status)) => status,
+        Ok(Err(error)) => {
             let _ = write!(std::io::stderr().lock(), "{}", d2o::error::render(&error));
-            ExitCode::from(d2o::commands::ExitStatus::No as u8)
+            d2o::error::status(&error)
         }
-    }
+        Err(_) => {
+            let _ = writeln!(std::io::stderr().lock(), "error: this is a fault of d2o");
+            ExitStatus::Trouble
+        }
+    };
+    status.into()
 }

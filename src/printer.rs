@@ -1,11 +1,23 @@
-//! What the user sees: data on standard output, everything else on standard error.
+//! What the user sees: results on standard output, everything else on standard error.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::interrupt;
+use crate::progress::{Count, Reporter, Stage};
+
+/// Time between two lines of progress where standard error is not a terminal.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+/// How long a stage without a count lasts before it is shown.
+const STAGE_SHOWN_AFTER: Duration = Duration::from_secs(2);
+/// Time between two frames of a spinner.
+const SPINNER_FRAME: Duration = Duration::from_millis(120);
 
 /// Decided once, passed to every command.
 #[derive(Debug, Clone, Copy)]
@@ -32,13 +44,13 @@ impl Printer {
     /// A line for the user's information.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            let _ = writeln!(std::io::stderr().lock(), "{text}");
+            to_stderr(text);
         }
     }
 
     /// A line the user should not miss.
     pub fn warn(&self, text: &str) {
-        let _ = writeln!(std::io::stderr().lock(), "warning: {text}");
+        to_stderr(&format!("warning: {text}"));
     }
 
     /// JSON to `path`, or to standard output for `-`.
@@ -56,30 +68,69 @@ impl Printer {
 
     /// Progress of `total` images: a bar on a terminal, a line every few seconds elsewhere.
     #[must_use]
-    pub fn progress(&self, what: &'static str, total: u64) -> Progress {
+    pub fn progress(&self, what: &str, total: u64) -> Progress {
         self.progress_of(what, "images", total)
     }
 
     /// Progress of `total` of something else.
     #[must_use]
-    pub fn progress_of(&self, what: &'static str, unit: &'static str, total: u64) -> Progress {
-        let bar = (!self.quiet && std::io::stderr().is_terminal()).then(|| {
+    pub fn progress_of(&self, what: &str, unit: &str, total: u64) -> Progress {
+        let bar = self.draws().then(|| {
             let style =
                 ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} · {per_sec} · ETA {eta}");
             ProgressBar::new(total)
                 .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-                .with_message(what)
+                .with_message(what.to_owned())
         });
         let now = Instant::now();
+        let (what, unit) = (what.to_owned(), unit.to_owned());
         Progress { what, unit, total, done: 0, skipped: 0, start: now, last: now, bar, quiet: self.quiet }
+    }
+
+    /// A stage without a count. After a few seconds: a spinner on a terminal until it ends, one line at each end elsewhere.
+    #[must_use]
+    pub fn stage(&self, what: &str) -> RunningStage {
+        RunningStage::start(what.to_owned(), self.draws(), (!self.quiet).then_some(STAGE_SHOWN_AFTER))
+    }
+
+    /// Whether bars and spinners are drawn.
+    fn draws(self) -> bool {
+        !self.quiet && std::io::stderr().is_terminal()
+    }
+}
+
+impl Reporter for Printer {
+    fn count(&self, what: &str, unit: &str, total: u64) -> Box<dyn Count> {
+        Box::new(self.progress_of(what, unit, total))
+    }
+
+    fn stage(&self, what: &str) -> Box<dyn Stage> {
+        Box::new(Self::stage(self, what))
+    }
+
+    fn note(&self, text: &str) {
+        Self::note(self, text);
+    }
+
+    fn warn(&self, text: &str) {
+        Self::warn(self, text);
+    }
+}
+
+/// Writes a line to standard error. Where its reader is gone nobody follows the run any more, which interrupts it; other faults are ignored.
+fn to_stderr(text: &str) {
+    // One write: lines of several threads and processes do not mix.
+    let written = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+    if written.is_err_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
+        interrupt::reader_gone();
     }
 }
 
 /// Progress of one command.
 #[derive(Debug)]
 pub struct Progress {
-    what: &'static str,
-    unit: &'static str,
+    what: String,
+    unit: String,
     total: u64,
     done: u64,
     skipped: u64,
@@ -102,24 +153,88 @@ impl Progress {
 
     /// `count` more images are done.
     pub fn advance(&mut self, count: u64) {
-        const EVERY: Duration = Duration::from_secs(5);
         self.done += count;
         if let Some(bar) = &self.bar {
             bar.set_position(self.done);
-        } else if !self.quiet && self.last.elapsed() >= EVERY {
+        } else if !self.quiet && self.last.elapsed() >= LINE_EVERY {
             self.last = Instant::now();
             #[allow(clippy::cast_precision_loss, reason = "image counts")]
             let (done, skipped, total) = (self.done as f64, self.skipped as f64, self.total as f64);
             let pace = (done - skipped) / self.start.elapsed().as_secs_f64();
-            let (what, unit, eta) = (self.what, self.unit, (total - done) / pace);
-            let _ = writeln!(std::io::stderr().lock(), "{what} {done}/{total} · {pace:.1} {unit}/s · ETA {eta:.0} s");
+            let (what, unit, eta) = (&self.what, &self.unit, (total - done) / pace);
+            to_stderr(&format!("{what} {done}/{total} · {pace:.1} {unit}/s · ETA {eta:.0} s"));
         }
     }
 
     /// Removes the bar.
-    pub fn finish(self) {
-        if let Some(bar) = self.bar {
+    pub fn finish(self) {}
+}
+
+impl Count for Progress {
+    fn skip(&mut self, count: u64) {
+        Self::skip(self, count);
+    }
+
+    fn advance(&mut self, count: u64) {
+        Self::advance(self, count);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
+        }
+    }
+}
+
+/// A stage that is shown once it has lasted a while, see [`Printer::stage`]. It ends when it is dropped.
+#[derive(Debug)]
+pub struct RunningStage {
+    what: String,
+    start: Instant,
+    /// Dropped to end the thread that waits, which answers whether it printed a line.
+    shown: Option<(Sender<()>, JoinHandle<bool>)>,
+}
+
+impl RunningStage {
+    fn start(what: String, spinner: bool, after: Option<Duration>) -> Self {
+        let shown = after.map(|after| {
+            let (end, ended) = channel::<()>();
+            let name = what.clone();
+            let wait = move || {
+                if ended.recv_timeout(after) != Err(RecvTimeoutError::Timeout) {
+                    return false;
+                }
+                if !spinner {
+                    to_stderr(&format!("{name} ..."));
+                    let _ = ended.recv();
+                    return true;
+                }
+                let style = ProgressStyle::with_template("{msg} {spinner} {elapsed}");
+                let bar = ProgressBar::new_spinner()
+                    .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+                    .with_message(name)
+                    .with_elapsed(after);
+                bar.enable_steady_tick(SPINNER_FRAME);
+                let _ = ended.recv();
+                bar.finish_and_clear();
+                false
+            };
+            (end, std::thread::spawn(wait))
+        });
+        Self { what, start: Instant::now(), shown }
+    }
+}
+
+impl Stage for RunningStage {}
+
+impl Drop for RunningStage {
+    fn drop(&mut self) {
+        let Some((end, thread)) = self.shown.take() else { return };
+        drop(end);
+        if thread.join().unwrap_or(false) {
+            to_stderr(&format!("{}: {:.1} s", self.what, self.start.elapsed().as_secs_f64()));
         }
     }
 }

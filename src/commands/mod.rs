@@ -12,16 +12,27 @@ pub mod train;
 pub mod verify;
 
 use crate::cli::{Cli, Command};
+use crate::interrupt;
 use crate::printer::Printer;
 
-/// Exit code of the process.
+/// Exit code of the process, as `diff` and `cmp` have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitStatus {
-    /// Done.
+    /// Done; the answer is yes.
     Done = 0,
-    /// The answer is no: bad input, runtimes differ, a condition is not met.
+    /// The answer is no: a condition of `--expect` is not met, runtimes differ.
     No = 1,
+    /// No answer: bad input, wrong usage, failing devices or files, faults of d2o.
+    Trouble = 2,
+    /// A signal ended the run.
+    Interrupted = interrupt::EXIT_CODE,
+}
+
+impl From<ExitStatus> for std::process::ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        Self::from(status as u8)
+    }
 }
 
 /// Runs the command of `cli`.
