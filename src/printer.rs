@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::interrupt;
+use crate::outputs::is_stream;
 use crate::progress::{Count, Reporter, Stage};
 
 /// Time between two lines of progress where standard error is not a terminal.
@@ -62,8 +63,14 @@ impl Printer {
         if path == Path::new("-") {
             return self.data(&text);
         }
-        d2o_refs::atomic::AtomicFile::write_all_to(path, format!("{text}\n").as_bytes())
-            .with_context(|| format!("write `{}`", path.display()))
+        let text = format!("{text}\n");
+        let written = if is_stream(path) {
+            // `/dev/stdout` or a pipe: renaming a file over it would replace it.
+            fs_err::OpenOptions::new().write(true).open(path).and_then(|mut to| to.write_all(text.as_bytes()))
+        } else {
+            d2o_refs::atomic::AtomicFile::write_all_to(path, text.as_bytes())
+        };
+        written.with_context(|| format!("write `{}`", path.display()))
     }
 
     /// Progress of `total` images: a bar on a terminal, a line every few seconds elsewhere.

@@ -10,6 +10,7 @@ pub mod hdf5;
 pub mod image_zip;
 pub mod npy;
 pub mod npz;
+pub mod record;
 pub mod stats;
 
 mod decode;
