@@ -55,6 +55,7 @@ fn evaluate(dir: &Path, samples: &str, reference: &str, more: &[&str]) -> Value 
         "inception.onnx",
         "--bootstrap",
         "0",
+        "--overwrite",
         "--json",
         "e.json",
     ];
@@ -155,13 +156,13 @@ fn images_resized_by_the_protocol_itself() {
             "x.onnx",
         ],
     );
-    assert!(both.code == 1 && both.stderr.contains("leave out `--image-size`"), "{both}");
+    assert!(both.code == 2 && both.stderr.contains("leave out `--image-size`"), "{both}");
     let exported = d2o(dir, &["export", "inception.safetensors", "--input", "f32", "--out", "float.onnx"]);
     assert!(exported.stderr.contains("checked `pool3`"), "{exported}");
     write_images(&dir.join("real.npz"), 0..24);
     write_images(&dir.join("fake.npz"), 12..36);
     let float = |protocol: &str| {
-        let (extractor, out) = (["--extractor", "float.onnx"], ["--bootstrap", "0", "--json", "e.json"]);
+        let (extractor, out) = (["--extractor", "float.onnx"], ["--bootstrap", "0", "--overwrite", "--json", "e.json"]);
         let what = ["--protocol", protocol, "--metrics", "fid,sfid,is"];
         let files = ["evaluate", "fake.npz", "--ref", "real.npz"];
         d2o(dir, &[&files[..], &extractor, &out, &what].concat());
@@ -214,7 +215,7 @@ fn folder(dir: &Path, name: &str) -> PathBuf {
 /// Fails with code 1 and an error that holds each of `texts`.
 fn fails(dir: &Path, args: &[&str], texts: &[&str]) {
     let outcome = attempt(dir, args);
-    assert_eq!(outcome.code, 1, "{args:?}: {outcome}");
+    assert_eq!(outcome.code, 2, "{args:?}: {outcome}");
     // Progress may come before.
     assert!(outcome.stderr.lines().any(|l| l.starts_with("error: ")), "{args:?}: {outcome}");
     for text in texts {
@@ -303,7 +304,7 @@ fn features_that_cannot_be_compared_are_refused() {
         source_sha256: String::new(),
         total: 12,
         rows: 0..12,
-        images: ImageDims { height: 32, width: 32, channels: 3 },
+        images: Some(ImageDims { height: 32, width: 32, channels: 3 }),
         batch: 64,
         networks: BTreeMap::new(),
         sha256: BTreeMap::new(),

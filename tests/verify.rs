@@ -56,17 +56,17 @@ fn a_changed_weight_is_found_at_its_node() {
     export(dir.path(), &golden().display().to_string(), "good.onnx");
     export(dir.path(), "bad.safetensors", "bad.onnx");
     let (outcome, json) = verify(dir.path(), &["--against", "good.onnx", "--bisect"]);
-    assert!(outcome.code == 0 && json.get("parting").is_none(), "{outcome}");
+    assert!(outcome.code == 0 && json.get("divergence").is_none(), "{outcome}");
     let faulty = ["--against", "bad.onnx", "--bisect", "--runtimes", "ort-cpu,tract", "--dump", "d.npz"];
     let (outcome, json) = verify(dir.path(), &faulty);
     assert_eq!(outcome.code, 1, "{outcome}");
-    for parting in json["parting"].as_array().unwrap() {
-        println!("{parting}");
-        assert_eq!(parting["weights"][0], weight, "{outcome}");
-        assert_eq!(parting["op"], "Conv", "{outcome}");
-        assert_eq!(parting["scope"], "model.dec.8x8_in0.conv1", "{outcome}");
+    for divergence in json["divergence"].as_array().unwrap() {
+        println!("{divergence}");
+        assert_eq!(divergence["weights"][0], weight, "{outcome}");
+        assert_eq!(divergence["op"], "Conv", "{outcome}");
+        assert_eq!(divergence["scope"], "model.dec.8x8_in0.conv1", "{outcome}");
     }
-    assert_eq!(json["parting"].as_array().unwrap().len(), 2, "{outcome}");
+    assert_eq!(json["divergence"].as_array().unwrap().len(), 2, "{outcome}");
     let mut dump = Npz::open(&dir.path().join("d.npz")).unwrap();
     let (expected, found) = (dump.f32("expected").unwrap(), dump.f32("found").unwrap());
     assert!(expected.shape() == found.shape() && expected != found && dump.contains("input0"));
@@ -87,8 +87,8 @@ fn a_wrong_attribute_is_found_at_its_node() {
     let taps = d2o_onnx::taps::Taps::open(&dir.path().join("good.onnx")).unwrap();
     let fourth = taps.nodes().iter().filter(|n| n.op == "InstanceNormalization").nth(3).unwrap();
     let (outcome, json) = verify(dir.path(), &["--against", "bad.onnx", "--bisect"]);
-    println!("{}", json["parting"]);
-    assert_eq!((outcome.code, json["parting"][0]["node"].as_str()), (1, Some(fourth.name.as_str())), "{outcome}");
+    println!("{}", json["divergence"]);
+    assert_eq!((outcome.code, json["divergence"][0]["node"].as_str()), (1, Some(fourth.name.as_str())), "{outcome}");
 }
 
 #[test]

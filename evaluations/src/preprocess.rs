@@ -3,11 +3,14 @@
 //! Shapes: images u8 `[H, W, 3]`, 0..=255; results f32 `[h, w, 3]`, 0..=255 (or [`Scaling`]'s equivalent), or u8 for CLIP.
 
 use ndarray::{Array3, ArrayView3, ArrayViewMut3, s};
+use serde::{Deserialize, Serialize};
 
-/// How an image becomes the network's size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Resampling of an image to the network's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Resize {
     /// TensorFlow 1's bilinear: source `i·in/out`, no half pixel, no antialiasing, all in f32.
+    #[serde(rename = "tensorflow")]
     TensorFlow,
     /// PyTorch's bilinear: half-pixel centres, no antialiasing, f32.
     Torch,
@@ -27,10 +30,12 @@ impl Resize {
     }
 }
 
-/// What the tool's network makes of a value 0..255. The exported network computes `(v - 128)/128`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Normalisation of pixel values 0..255 in front of Inception. The exported network computes `(v - 128)/128`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Scaling {
     /// `(v - 128)/128`.
+    #[serde(rename = "tensorflow")]
     TensorFlow,
     /// `2·(v/255) - 1`; such a value is handed to the exported network as `256·(v/255)`, which rounds to the same number.
     Unit,
@@ -44,6 +49,55 @@ impl Scaling {
             Self::TensorFlow => "(v - 128)/128",
             Self::Unit => "2 v/255 - 1",
         }
+    }
+}
+
+/// How images of a set reach a network's input size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resampling {
+    /// The images have the network's size.
+    None,
+    /// A resize to the network's size.
+    Resize(Resize),
+    /// CLIP's: Pillow's bicubic resize of u8, shorter side to the network's size, then the centre.
+    ClipCrop,
+    /// A method that d2o does not know by this name.
+    Other(String),
+}
+
+/// Everything that happens to pixels before a network, as a value that can be compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preprocessing {
+    /// Resampling to the network's size.
+    pub resampling: Resampling,
+    /// Normalisation in front of Inception; `None` for networks with a normalisation of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<Scaling>,
+    /// Whether the graph itself resamples.
+    #[serde(default)]
+    pub in_graph: bool,
+}
+
+impl Preprocessing {
+    /// Whether both give a network the same input, whoever computes it. A resampling that had nothing to do agrees with any.
+    #[must_use]
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        let identity = [self, other].iter().any(|p| p.resampling == Resampling::None);
+        (identity || self.resampling == other.resampling) && self.scaling == other.scaling
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let resampling = match &self.resampling {
+            Resampling::None => "none (the images have the network's size)",
+            Resampling::Resize(resize) => resize.describe(),
+            Resampling::ClipCrop => "u8 bicubic (Pillow), centre crop",
+            Resampling::Other(name) => name,
+        };
+        let scaling = self.scaling.map_or(String::new(), |s| format!("; {}", s.describe()));
+        format!("{resampling}{scaling}{}", if self.in_graph { ", in the graph" } else { "" })
     }
 }
 

@@ -1,4 +1,4 @@
-//! What an evaluation found, as it is written.
+//! Results of an evaluation, as they are written, labelled and printed.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -6,21 +6,89 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::preprocess::Preprocessing;
+use crate::protocol::INCEPTION;
 
 /// Version of the JSON layout.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
+
+/// Every metric a result can hold: key, label (`{}` stands for the extractor), whether higher is better. The order is that of tables.
+const METRICS: [(&str, &str, bool); 16] = [
+    ("fid", "FID", false),
+    ("fd", "FD ({})", false),
+    ("sfid", "sFID", false),
+    ("sfd", "spatial FD ({})", false),
+    ("is", "IS", true),
+    ("precision", "precision", true),
+    ("recall", "recall", true),
+    ("density", "density", true),
+    ("coverage", "coverage", true),
+    ("kid", "KID", false),
+    ("kd", "KD ({})", false),
+    ("clip_fid", "CLIP-FID", false),
+    ("clip_fd", "CLIP-FD ({})", false),
+    ("fid_inf", "FID∞", false),
+    ("fd_inf", "FD∞ ({})", false),
+    ("f_score", "F-score", true),
+];
 
 /// One metric's value.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Metric {
     /// The number itself.
     pub value: f64,
-    /// 95 % bootstrap interval over the samples.
+    /// 95 % bootstrap interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ci95: Option<[f64; 2]>,
-    /// Standard deviation over splits.
+    /// Standard deviation over splits or subsets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub std: Option<f64>,
+    /// Whether the weights of the network behind it are a published file's.
+    #[serde(default)]
+    pub verified: bool,
+}
+
+impl Metric {
+    /// A value alone.
+    #[must_use]
+    pub fn new(value: f64) -> Self {
+        Self { value, ci95: None, std: None, verified: false }
+    }
+
+    /// The value in significant digits, with its interval or standard deviation: `1.56012 [1.52, 1.601]`, `0.00056062 ± 0.001012`.
+    #[must_use]
+    pub fn show(&self) -> String {
+        const VALUE: usize = 6;
+        const SPREAD: usize = 4;
+        let value = digits(self.value, VALUE);
+        match (self.ci95, self.std) {
+            (Some([low, high]), _) => format!("{value} [{}, {}]", digits(low, SPREAD), digits(high, SPREAD)),
+            (None, Some(std)) => format!("{value} ± {}", digits(std, SPREAD)),
+            (None, None) => value,
+        }
+    }
+}
+
+/// `value` in `count` significant digits without trailing zeros, as C's `%g`: in scientific notation below 1e-4 and from `10^count`.
+#[must_use]
+pub fn digits(value: f64, count: usize) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return if value == 0.0 { "0".to_owned() } else { value.to_string() };
+    }
+    let scientific = format!("{value:.*e}", count.saturating_sub(1));
+    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    let trim = |text: &str| {
+        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text.to_owned() }
+    };
+    let largest = i32::try_from(count).unwrap_or(i32::MAX);
+    if (-4..largest).contains(&exponent) {
+        let places = usize::try_from(largest - 1 - exponent).unwrap_or(0);
+        trim(&format!("{value:.places$}"))
+    } else {
+        let sign = if exponent < 0 { '-' } else { '+' };
+        format!("{}e{sign}{:02}", trim(mantissa), exponent.abs())
+    }
 }
 
 /// A set of images.
@@ -35,15 +103,18 @@ pub struct ImageSet {
     pub count: Option<usize>,
     /// Hash of the images (samples) or of the file (reference).
     pub sha256: String,
-    /// How a generator made the images, if they were not read: graph, seeds, sampler, quantiser.
+    /// How a generator made the images: graph, seeds, sampler, quantiser.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generator: Option<serde_json::Value>,
+    /// What was left out of the set, and what is assumed of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// A feature network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Extractor {
-    /// Its name; the Fréchet distance is called FID only for Inception.
+    /// Its architecture's name; the Fréchet distance is called FID only for Inception.
     pub name: String,
     /// The file.
     pub path: String,
@@ -51,6 +122,81 @@ pub struct Extractor {
     pub sha256: String,
     /// Length of its features.
     pub dims: usize,
+    /// Hash of the weights, the same for every layout and export of them; absent in graphs of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_digest: Option<String>,
+    /// The published file the weights come from; absent if they are not verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<String>,
+    /// What was done to images before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preprocessing: Option<Preprocessing>,
+}
+
+/// What can differ between an evaluation and its protocol, or between samples and reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviationKind {
+    /// Features of another network.
+    Extractor,
+    /// Another resampling or normalisation.
+    Preprocessing,
+    /// Another divisor of the covariance.
+    Ddof,
+    /// Another quantisation of generated images.
+    Quantiser,
+    /// A file that does not say how it was made.
+    Provenance,
+    /// Reduced precision of the feature network.
+    Precision,
+    /// Another number of neighbours.
+    Neighbours,
+    /// Another subset size or seed of KID.
+    KidSubsets,
+    /// Another number of splits of the Inception Score.
+    Splits,
+}
+
+impl DeviationKind {
+    /// Kinds that an evaluation refuses unless they are allowed by name. The others follow from options that ask for them.
+    pub const REFUSED: [Self; 5] =
+        [Self::Extractor, Self::Preprocessing, Self::Ddof, Self::Quantiser, Self::Provenance];
+
+    /// Its name on the command line and in results.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Extractor => "extractor",
+            Self::Preprocessing => "preprocessing",
+            Self::Ddof => "ddof",
+            Self::Quantiser => "quantiser",
+            Self::Provenance => "provenance",
+            Self::Precision => "precision",
+            Self::Neighbours => "neighbours",
+            Self::KidSubsets => "kid-subsets",
+            Self::Splits => "splits",
+        }
+    }
+}
+
+/// One difference from the protocol, or between samples and reference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deviation {
+    /// What differs.
+    pub kind: DeviationKind,
+    /// Where: `samples`, `reference`, a metric.
+    pub subject: String,
+    /// What was found.
+    pub found: String,
+    /// What the protocol, or the other side, has.
+    pub expected: String,
+}
+
+impl std::fmt::Display for Deviation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { kind, subject, found, expected } = self;
+        write!(f, "{} of {subject}: {found} instead of {expected}", kind.name())
+    }
 }
 
 /// One class of the samples against the same class of the reference.
@@ -66,39 +212,87 @@ pub struct ClassMetrics {
     pub metrics: BTreeMap<String, Metric>,
 }
 
-/// An evaluation.
+/// An evaluation under one protocol.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// [`SCHEMA`].
     pub schema: u32,
     /// How the numbers were computed.
     pub protocol: BTreeMap<String, String>,
-    /// Where this evaluation departs from the protocol.
+    /// Differences from the protocol, and between samples and reference.
     #[serde(default)]
-    pub deviations: Vec<String>,
+    pub deviations: Vec<Deviation>,
     /// The samples.
     pub samples: ImageSet,
-    /// The reference.
-    pub reference: ImageSet,
+    /// The reference, unless no metric needs one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<ImageSet>,
     /// Feature networks, by role.
     pub extractors: BTreeMap<String, Extractor>,
-    /// Runtime, and d2o's version.
+    /// Runtime, devices, versions and command line: what it takes to compute the numbers again.
     pub runtime: BTreeMap<String, String>,
     /// Metrics by name.
     pub metrics: BTreeMap<String, Metric>,
+    /// Metrics that were to be computed and could not be, with the reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failed: BTreeMap<String, String>,
     /// Metrics of each class, where they were asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub per_class: Vec<ClassMetrics>,
     /// What a reader of the numbers should know.
     pub warnings: Vec<String>,
+    /// Choices the program made: metrics left out, intervals not computed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Seconds of each stage.
     pub timings: BTreeMap<String, f64>,
+}
+
+impl Evaluation {
+    /// The network behind metric `name`.
+    #[must_use]
+    pub fn extractor_of(&self, name: &str) -> Option<&Extractor> {
+        let role = match name {
+            "clip_fid" | "clip_fd" => "clip",
+            "precision" | "recall" | "density" | "coverage" | "f_score" if self.extractors.contains_key("manifold") => {
+                "manifold"
+            }
+            _ => "features",
+        };
+        self.extractors.get(role)
+    }
+
+    /// Label of metric `name` in tables: what it is, of which network unless the metric's own, `unverified` unless its weights are a published
+    /// file's, and an arrow to the better side.
+    #[must_use]
+    pub fn label(&self, name: &str) -> String {
+        let extractor = self.extractor_of(name);
+        let network = extractor.map_or("unknown network", |e| e.name.as_str());
+        let (_, label, higher) = METRICS.iter().find(|(n, ..)| *n == name).copied().unwrap_or((name, name, true));
+        let mut text = label.replace("{}", network);
+        let own = matches!(name, "is" | "precision" | "recall" | "density" | "coverage" | "f_score");
+        if own && network != INCEPTION {
+            text = format!("{text} ({network})");
+        }
+        let verified = extractor.is_some_and(|e| e.verified.is_some());
+        let arrow = if higher { '↑' } else { '↓' };
+        format!("{text}{} {arrow}", if verified { "" } else { " unverified" })
+    }
+
+    /// Names and values in the order of tables.
+    #[must_use]
+    pub fn ordered(&self) -> Vec<(&str, &Metric)> {
+        let place = |name: &str| METRICS.iter().position(|(n, ..)| *n == name).unwrap_or(METRICS.len());
+        let mut metrics: Vec<_> = self.metrics.iter().map(|(n, m)| (n.as_str(), m)).collect();
+        metrics.sort_by_key(|(n, _)| place(n));
+        metrics
+    }
 }
 
 /// A condition on a metric, e.g. `fid<=1.6`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Condition {
-    /// Name of the metric.
+    /// Name of the metric, as in results.
     pub metric: String,
     text: String,
     less: bool,
@@ -109,15 +303,16 @@ pub struct Condition {
 impl FromStr for Condition {
     type Err = Error;
 
+    /// Metrics may be written as in results or as on the command line: `clip_fid`, `clip-fid`, `fd-inf`.
     fn from_str(text: &str) -> Result<Self, Error> {
         let bad = || Error::Condition { text: text.to_owned() };
         let at = text.find(['<', '>']).ok_or_else(bad)?;
         let (metric, rest) = text.split_at(at);
         let less = rest.starts_with('<');
         let number = rest[1..].strip_prefix('=');
-        let bound = number.unwrap_or(&rest[1..]).trim().parse().map_err(|_| bad())?;
-        let metric = metric.trim().to_ascii_lowercase();
-        if metric.is_empty() {
+        let bound: f64 = number.unwrap_or(&rest[1..]).trim().parse().map_err(|_| bad())?;
+        let metric = metric.trim().to_ascii_lowercase().replace('-', "_");
+        if metric.is_empty() || bound.is_nan() {
             return Err(bad());
         }
         Ok(Self { metric, text: text.to_owned(), less, or_equal: number.is_some(), bound })
@@ -125,16 +320,15 @@ impl FromStr for Condition {
 }
 
 impl Condition {
-    /// Whether `evaluation` meets it; `None` if the metric was not computed.
+    /// Whether `value` meets it.
     #[must_use]
-    pub fn holds(&self, evaluation: &Evaluation) -> Option<bool> {
-        let value = evaluation.metrics.get(&self.metric)?.value;
-        Some(match (self.less, self.or_equal) {
+    pub fn holds(&self, value: f64) -> bool {
+        match (self.less, self.or_equal) {
             (true, true) => value <= self.bound,
             (true, false) => value < self.bound,
             (false, true) => value >= self.bound,
             (false, false) => value > self.bound,
-        })
+        }
     }
 
     /// As the user wrote it.
@@ -148,32 +342,97 @@ impl Condition {
 mod tests {
     use super::*;
 
-    #[test]
-    fn conditions_parse_and_hold() {
-        let metric = |value| Metric { value, ci95: None, std: None };
-        let empty = String::new;
-        let set = ImageSet { title: empty(), path: empty(), count: None, sha256: empty(), generator: None };
-        let e = Evaluation {
+    fn extractor(name: &str, verified: Option<&str>) -> Extractor {
+        Extractor {
+            name: name.to_owned(),
+            path: String::new(),
+            sha256: String::new(),
+            dims: 2048,
+            weights_digest: None,
+            verified: verified.map(str::to_owned),
+            preprocessing: None,
+        }
+    }
+
+    fn evaluation(extractors: &[(&str, Extractor)], metrics: &[&str]) -> Evaluation {
+        let set = ImageSet {
+            title: String::new(),
+            path: String::new(),
+            count: None,
+            sha256: String::new(),
+            generator: None,
+            notes: Vec::new(),
+        };
+        Evaluation {
             schema: SCHEMA,
             protocol: BTreeMap::new(),
             deviations: Vec::new(),
             samples: set.clone(),
-            reference: set,
-            extractors: BTreeMap::new(),
+            reference: Some(set),
+            extractors: extractors.iter().map(|(r, e)| ((*r).to_owned(), e.clone())).collect(),
             runtime: BTreeMap::new(),
-            metrics: BTreeMap::from([("fid".to_owned(), metric(1.6))]),
+            metrics: metrics.iter().map(|n| ((*n).to_owned(), Metric::new(1.0))).collect(),
+            failed: BTreeMap::new(),
             per_class: Vec::new(),
             warnings: Vec::new(),
+            notes: Vec::new(),
             timings: BTreeMap::new(),
-        };
-        let holds = |t: &str| t.parse::<Condition>().unwrap().holds(&e);
+        }
+    }
+
+    #[test]
+    fn conditions_parse_and_hold() {
+        let holds = |t: &str, value: f64| t.parse::<Condition>().unwrap().holds(value);
         assert_eq!(
-            [holds("fid<=1.6"), holds("fid < 1.6"), holds("FID>=1.6"), holds("fid>1")],
-            [Some(true), Some(false), Some(true), Some(true)]
+            [holds("fid<=1.6", 1.6), holds("fid < 1.6", 1.6), holds("FID>=1.6", 1.6), holds("fid>1", 1.6)],
+            [true, false, true, true]
         );
-        assert_eq!(holds("kid<1"), None);
-        for bad in ["fid", "<=1", "fid<=x", "fid=1"] {
+        assert_eq!("clip-fid<1".parse::<Condition>().unwrap().metric, "clip_fid");
+        for bad in ["fid", "<=1", "fid<=x", "fid=1", "fid<=nan"] {
             assert!(bad.parse::<Condition>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn numbers_are_shown_in_significant_digits() {
+        // C's %g with six digits; %.4g for the spread.
+        for (value, text) in [
+            (1.560_123_4, "1.56012"),
+            (0.000_560_62, "0.00056062"),
+            (0.000_056_062, "5.6062e-05"),
+            (215.837, "215.837"),
+            (1_234_567.0, "1.23457e+06"),
+            (-0.25, "-0.25"),
+            (100.0, "100"),
+            (0.0, "0"),
+            (-0.0, "0"),
+            (999_999.9, "1e+06"),
+        ] {
+            assert_eq!(digits(value, 6), text, "{value}");
+        }
+        let kid = Metric { std: Some(0.001_011_9), ..Metric::new(0.000_560_62) };
+        assert_eq!(kid.show(), "0.00056062 ± 0.001012");
+        let fid = Metric { ci95: Some([1.519_9, 1.601_49]), ..Metric::new(1.560_12) };
+        assert_eq!(fid.show(), "1.56012 [1.52, 1.601]");
+    }
+
+    #[test]
+    fn labels_name_the_network_behind_each_metric_and_whether_it_is_verified() {
+        let genuine = extractor(INCEPTION, Some("inception-2015-12-05.pkl"));
+        let e = evaluation(&[("features", genuine.clone()), ("manifold", extractor("vgg16", None))], &[]);
+        assert_eq!(e.label("fid"), "FID ↓");
+        assert_eq!(e.label("precision"), "precision (vgg16) unverified ↑");
+        let e = evaluation(&[("features", extractor("lite0", None)), ("clip", genuine)], &[]);
+        assert_eq!(e.label("fd"), "FD (lite0) unverified ↓");
+        assert_eq!(e.label("is"), "IS (lite0) unverified ↑");
+        assert_eq!(e.label("clip_fid"), "CLIP-FID ↓");
+    }
+
+    #[test]
+    fn tables_follow_the_order_of_the_field() {
+        let names = ["coverage", "clip_fid", "fid", "is", "kid", "precision", "recall", "sfid", "other"];
+        let e = evaluation(&[], &names);
+        let found: Vec<&str> = e.ordered().into_iter().map(|(n, _)| n).collect();
+        assert_eq!(found, ["fid", "sfid", "is", "precision", "recall", "coverage", "kid", "clip_fid", "other"]);
     }
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, ArrayView2, s};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::batch::{Digest, ImageDims, check_range, hex};
@@ -24,30 +25,13 @@ const LABELS: &str = "labels";
 const DIGESTS: &str = "image_sha256";
 const META: &str = "d2o_meta";
 /// Version of the layout.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Bytes of a chunk, about.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Rows read at a time where a whole file is walked.
 const ROWS: usize = 256;
 /// Most bytes of meta data accepted.
 const MAX_META: usize = 1 << 24;
-
-/// A network whose outputs a file holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetworkMeta {
-    /// Its name.
-    pub name: String,
-    /// Its file.
-    pub path: String,
-    /// Hash of that file.
-    pub sha256: String,
-    /// Length of its features.
-    pub dims: usize,
-    /// What was done to images before it.
-    pub preprocessing: String,
-    /// Where it ran.
-    pub runtime: String,
-}
 
 /// What a feature file says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,12 +45,13 @@ pub struct Meta {
     pub total: usize,
     /// Of these the file holds `start..end`.
     pub rows: Range<usize>,
-    /// Size of the images.
-    pub images: ImageDims,
+    /// Size of the images; absent if they differ in size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ImageDims>,
     /// Images in a batch when the networks ran.
     pub batch: usize,
-    /// Networks by role: `features`, `clip`, `manifold`.
-    pub networks: BTreeMap<String, NetworkMeta>,
+    /// Descriptions of the networks by role: `features`, `clip`, `manifold`.
+    pub networks: BTreeMap<String, Value>,
     /// SHA-256 of each dataset's rows (little endian).
     #[serde(default)]
     pub sha256: BTreeMap<String, String>,
@@ -388,7 +373,7 @@ mod tests {
             source_sha256: "s".to_owned(),
             total: 700,
             rows,
-            images: ImageDims { height: 2, width: 2, channels: 3 },
+            images: Some(ImageDims { height: 2, width: 2, channels: 3 }),
             batch: 64,
             networks: BTreeMap::new(),
             sha256: BTreeMap::new(),

@@ -115,6 +115,28 @@ impl Npz {
         Ok(values.iter().map(|v| *v as i64).collect())
     }
 
+    /// Array `name` of bytes.
+    ///
+    /// # Errors
+    /// Those of [`Npz::f64`]; `Format` if it is not u8.
+    pub fn bytes(&mut self, name: &str) -> Result<Vec<u8>> {
+        let path = self.path.clone();
+        let mut entry = self.entry(name)?;
+        let header = npy::read_header(&mut entry, &path, name)?;
+        if header.dtype != Dtype::U8 {
+            return Err(Error::format(&path, name, "u8", header.dtype.descr()));
+        }
+        let (mut bytes, count) = (Vec::new(), header.count());
+        entry
+            .take(count as u64)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::format(&path, name, "array data", e.to_string()))?;
+        if bytes.len() != count {
+            return Err(Error::format(&path, name, format!("{count} bytes"), bytes.len().to_string()));
+        }
+        Ok(bytes)
+    }
+
     fn entry(&mut self, name: &str) -> Result<zip::read::ZipFile<'_, fs::File>> {
         if !self.contains(name) {
             let found = self.names().join(", ");

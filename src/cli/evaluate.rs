@@ -3,97 +3,110 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use d2o_evaluations::protocol::PROTOCOLS;
+use d2o_evaluations::result::DeviationKind;
 
-use super::{Accelerator, ProviderArg, Sampling};
+use super::{Accelerator, Output, ProviderArg, Sampling};
 
 /// `d2o evaluate`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  d2o evaluate samples.npz --ref ref.npz --extractor lite0.onnx --json result.json\n  \
+    after_help = "Examples:\n  d2o evaluate samples.npz --ref ref.npz --extractor inception.onnx --json result.json\n  \
     d2o evaluate samples.npz --ref ref.npz --extractor inception.onnx --expect 'fid<=1.6'\n  \
+    d2o evaluate samples/ --ref photos/ --extractor inception.onnx --protocol clean --dry-run\n  \
     d2o evaluate samples.npz --extractor inception.onnx --shard 0/8 --save-features part-0.h5\n  \
     d2o evaluate --merge part-*.h5 --ref ref.npz --json result.json\n  \
     d2o evaluate one-step.onnx --seeds 0-49999 --ref ref.npz --extractor inception.onnx"
 )]
 pub struct Evaluate {
-    /// Samples: npz, npy, HDF5, zip or folder of images, a feature file (HDF5), or a generator (X.onnx), which makes them from --seeds
-    #[arg(value_name = "SAMPLES", required_unless_present = "merge")]
+    /// Samples: npz, npy, HDF5, zip or folder of images, a feature file (HDF5), or a generator (X.onnx) that draws them from --seeds
+    #[arg(value_name = "SAMPLES", required_unless_present = "merge", help_heading = "Inputs")]
     pub samples: Option<PathBuf>,
-    /// Reference made by `d2o refs make`, another tool's mu/sigma npz, images, or a feature file
-    #[arg(long = "ref", value_name = "R.npz", required_unless_present = "shard")]
+    /// Reference: statistics made by `d2o refs make` or another tool (mu/sigma npz), images, or a feature file; only the Inception Score does without
+    #[arg(long = "ref", value_name = "R.npz", help_heading = "Inputs")]
     pub reference: Option<PathBuf>,
-    /// Feature network, exported with `--kind features`; the reference must come from the same. Not needed for feature files
-    #[arg(long, value_name = "F.onnx")]
+    /// Reference of `clip-fid` (mu/sigma npz), if it is not in `--ref`
+    #[arg(long, value_name = "R.npz", help_heading = "Inputs")]
+    pub clip_ref: Option<PathBuf>,
+    /// Evaluate the merged feature files of --shard runs
+    #[arg(long, value_name = "SHARDS", num_args = 1.., conflicts_with_all = ["samples", "save_features"], help_heading = "Inputs")]
+    pub merge: Vec<PathBuf>,
+    /// Feature network, exported with `--kind features`; not needed for feature files
+    #[arg(long, value_name = "F.onnx", help_heading = "Networks")]
     pub extractor: Option<PathBuf>,
-    /// Network of precision, recall, density and coverage, if it is not the extractor: VGG16 in torch-fidelity and StyleGAN3
-    #[arg(long, value_name = "V.onnx")]
+    /// Network of precision, recall, density and coverage, if it is not the extractor: VGG16 in torch-fidelity, clean-fid's and pytorch-fid's protocols
+    #[arg(long, value_name = "V.onnx", help_heading = "Networks")]
     pub pr_extractor: Option<PathBuf>,
     /// CLIP's image tower, for `clip-fid`
-    #[arg(long, value_name = "C.onnx")]
+    #[arg(long, value_name = "C.onnx", help_heading = "Networks")]
     pub clip: Option<PathBuf>,
-    /// Reference of `clip-fid` (mu/sigma npz), if it is not in `--ref`
-    #[arg(long, value_name = "R.npz")]
-    pub clip_ref: Option<PathBuf>,
-    /// Only take the features of part I (from 0) of N of the samples
-    #[arg(long, value_name = "I/N", requires = "save_features", conflicts_with_all = ["merge", "reference", "per_class", "report", "expect"])]
-    pub shard: Option<Shard>,
-    /// Also write the samples' features to a file (HDF5)
-    #[arg(long, value_name = "F.h5")]
-    pub save_features: Option<PathBuf>,
-    /// Samples are the features that `--shard` runs wrote
-    #[arg(long, value_name = "SHARDS", num_args = 1.., conflicts_with_all = ["samples", "save_features"])]
-    pub merge: Vec<PathBuf>,
-    /// Folder in which features are kept and found again [default: none]
-    #[arg(long, value_name = "DIR", env = "D2O_FEATURE_CACHE", hide_env_values = true)]
+    /// Directory of the feature cache [default: none]
+    #[arg(long, value_name = "DIR", env = "D2O_FEATURE_CACHE", hide_env_values = true, help_heading = "Networks")]
     pub cache: Option<PathBuf>,
-    /// Also Fréchet distance, precision and recall of each class
-    #[arg(long)]
-    pub per_class: bool,
-    /// Whose way of computing to follow
-    #[arg(long, value_name = "NAME", default_value = "edm",
-          value_parser = clap::builder::PossibleValuesParser::new(PROTOCOLS.map(|p| p.name)))]
-    pub protocol: String,
-    /// Metrics to compute
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Metric::Fid, Metric::Is, Metric::Pr])]
+    /// Evaluation protocols to reproduce (resizing, covariance, splits, KID, nearest neighbours), e.g. `edm,clean`; `all` for each
+    #[arg(long, value_name = "NAME", default_value = "edm", value_delimiter = ',', help_heading = "Metrics",
+          value_parser = PossibleValuesParser::new(PROTOCOLS.iter().map(|p| p.name).chain(["all"])))]
+    pub protocol: Vec<String>,
+    /// Metrics to compute [default: fid,is,pr, as far as the reference can serve them]
+    #[arg(long, value_delimiter = ',', value_enum, help_heading = "Metrics")]
     pub metrics: Vec<Metric>,
-    /// Neighbours of precision and recall [default: the protocol's]
-    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// Also Fréchet distance, precision and recall of each class
+    #[arg(long, help_heading = "Metrics")]
+    pub per_class: bool,
+    /// Nearest neighbours of precision, recall, density and coverage [default: the protocol's]
+    #[arg(long, visible_alias = "neighbors", value_name = "K", value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Metrics")]
     pub neighbours: Option<u32>,
     /// Images in a subset of KID [default: the protocol's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..), help_heading = "Metrics")]
     pub kid_subset_size: Option<u32>,
     /// Resamples for the 95 % intervals; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, help_heading = "Metrics")]
     pub bootstrap: u32,
     /// Seed of the resamples, and of subsets where the protocol's tool does not seed
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, help_heading = "Metrics")]
     pub seed: u32,
+    /// Accept a difference from the protocol, or between samples and reference, and list it in the result; may be given several times
+    #[arg(long, value_name = "KIND", value_delimiter = ',', help_heading = "Metrics",
+          value_parser = PossibleValuesParser::new(DeviationKind::REFUSED.map(DeviationKind::name)))]
+    pub allow_deviation: Vec<String>,
     /// Write JSON to FILE, or to standard output with `-`
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub json: Option<PathBuf>,
     /// Also write an HTML report
-    #[arg(long, value_name = "OUT.html")]
+    #[arg(long, value_name = "OUT.html", help_heading = "Output")]
     pub report: Option<PathBuf>,
-    /// Fail (exit code 1) unless this holds, e.g. `fid<=1.6`; may be given several times
-    #[arg(long, value_name = "COND")]
+    /// Also write the samples' features to a file (HDF5)
+    #[arg(long, value_name = "F.h5", help_heading = "Output")]
+    pub save_features: Option<PathBuf>,
+    /// Whether outputs that exist are replaced
+    #[command(flatten, next_help_heading = "Output")]
+    pub output: Output,
+    /// Exit with code 1 unless this holds, e.g. `fid<=1.6`; may be given several times
+    #[arg(long, value_name = "COND", help_heading = "Output")]
     pub expect: Vec<String>,
     /// Name of the samples in tables [default: file name]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", help_heading = "Output")]
     pub title: Option<String>,
+    /// Print what would be computed (networks, preprocessing, deviations, images, expected time and memory), and stop
+    #[arg(long, help_heading = "Output")]
+    pub dry_run: bool,
+    /// Extract features of shard I of N only (0-based)
+    #[arg(long, value_name = "I/N", requires = "save_features", conflicts_with_all = ["merge", "reference", "per_class", "report", "expect"], help_heading = "Output")]
+    pub shard: Option<Shard>,
     /// Where networks run
-    #[arg(long, value_enum, default_value_t = ProviderArg::Auto, conflicts_with = "ep_library")]
+    #[arg(long, value_enum, default_value_t = ProviderArg::Auto, conflicts_with = "ep_library", help_heading = "Runtime")]
     pub provider: ProviderArg,
     /// Which devices
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Runtime")]
     pub accelerator: Accelerator,
     /// Images in a batch; changes speed and memory, not the numbers [default: 64 on CUDA, else 16]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536), help_heading = "Runtime")]
     pub batch: Option<u32>,
     /// Keep images on the device between a one-step generator (exported with --uint8) and the networks (--fuse-resize): as one graph with the only
     /// network, or as graphs of their own that share the device's memory
-    #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "graph", value_name = "HOW")]
+    #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "graph", value_name = "HOW", help_heading = "Runtime")]
     pub fuse: Option<Fuse>,
     /// How a generator makes the samples
     #[command(flatten, next_help_heading = "Generator as SAMPLES")]
@@ -109,13 +122,11 @@ pub enum Fuse {
     Memory,
 }
 
-impl Fuse {
-    /// Its name in results.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Graph => "graph",
-            Self::Memory => "memory",
+impl From<Fuse> for crate::pipeline::fused::Fuse {
+    fn from(fuse: Fuse) -> Self {
+        match fuse {
+            Fuse::Graph => Self::Graph,
+            Fuse::Memory => Self::Memory,
         }
     }
 }
@@ -125,26 +136,47 @@ impl Fuse {
 pub enum Metric {
     /// Fréchet distance (FID when the extractor is Inception)
     Fid,
+    /// Fréchet distance of spatial features
+    Sfid,
     /// Inception Score of the extractor's classes
     Is,
     /// Precision and recall
     Pr,
     /// Density and coverage
     Dc,
-    /// Fréchet distance of spatial features
-    Sfid,
     /// Kernel distance
     Kid,
-    /// Fréchet distance extrapolated to infinitely many samples
-    FdInf,
     /// Fréchet distance of CLIP's features
     ClipFid,
+    /// Fréchet distance extrapolated to infinitely many samples
+    FdInf,
+    /// Every one that samples and reference can serve
+    All,
 }
 
-/// `I/N`: part I, from 0, of N.
+impl Metric {
+    /// The metric; `None` for [`Metric::All`].
+    #[must_use]
+    pub fn metric(self) -> Option<crate::pipeline::metrics::Metric> {
+        use crate::pipeline::metrics::Metric as Of;
+        Some(match self {
+            Self::Fid => Of::Fid,
+            Self::Sfid => Of::Sfid,
+            Self::Is => Of::Is,
+            Self::Pr => Of::Pr,
+            Self::Dc => Of::Dc,
+            Self::Kid => Of::Kid,
+            Self::ClipFid => Of::ClipFid,
+            Self::FdInf => Of::FdInf,
+            Self::All => return None,
+        })
+    }
+}
+
+/// `I/N`: shard I, from 0, of N.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
-    /// Which part.
+    /// Which shard.
     pub index: usize,
     /// Of how many.
     pub count: usize,

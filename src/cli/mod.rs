@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 mod dataset;
 mod evaluate;
+mod explain;
 mod export;
 mod generate;
 mod inspect;
@@ -18,6 +19,7 @@ mod verify;
 
 pub use dataset::{Colour, Dataset};
 pub use evaluate::{Evaluate, Fuse, Metric, Shard};
+pub use explain::Explain;
 pub use export::{ActivationArg, Export, Kind, Net, NoiseArg, PixelType, PrecisionArg};
 pub use generate::{Draw, Drawn, Generate};
 pub use inspect::Inspect;
@@ -78,6 +80,8 @@ pub enum Command {
     Refs(Refs),
     /// Measure a set of samples against a reference
     Evaluate(Box<Evaluate>),
+    /// Say why two results of `evaluate` differ, and by how much each difference moves them
+    Explain(Explain),
     /// Run a graph on several runtimes and compare the outputs
     Verify(Verify),
     /// Train a denoiser, or fine-tune one into a one-step generator

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use d2o_evaluations::protocol::PROTOCOLS;
 
-use super::{Accelerator, ProviderArg};
+use super::{Accelerator, Output, ProviderArg};
 
 /// `d2o refs`.
 #[derive(Debug, Subcommand)]
@@ -32,20 +32,23 @@ pub struct RefsMake {
     /// Network of precision and recall, if it is not the extractor: adds its features
     #[arg(long, value_name = "V.onnx", conflicts_with = "no_features")]
     pub pr_extractor: Option<PathBuf>,
-    /// Folder in which features are kept and found again [default: none]
+    /// Directory of the feature cache [default: none]
     #[arg(long, value_name = "DIR", env = "D2O_FEATURE_CACHE", hide_env_values = true)]
     pub cache: Option<PathBuf>,
     /// File to write
     #[arg(long, value_name = "R.npz")]
     pub out: PathBuf,
-    /// Whose resize to follow, where the extractor leaves it to d2o
+    /// Whether a file that exists is replaced
+    #[command(flatten)]
+    pub output: Output,
+    /// Protocol whose preprocessing and covariance to apply; extractors exported with `--input f32` serve each
     #[arg(long, value_name = "NAME", default_value = "edm",
           value_parser = clap::builder::PossibleValuesParser::new(PROTOCOLS.map(|p| p.name)))]
     pub protocol: String,
-    /// Whose tools shall read it
+    /// Layout of the output file
     #[arg(long, value_enum, default_value_t = LayoutArg::Edm)]
     pub layout: LayoutArg,
-    /// Leave the features themselves out (precision, recall and intervals need them)
+    /// Store statistics only; precision, recall and KID against this reference then need its images
     #[arg(long)]
     pub no_features: bool,
     /// Where the extractor runs

@@ -1,10 +1,12 @@
 //! Options of sampling: seeds, samplers, noise schedules, random number generators.
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::str::FromStr;
 
+use clap::builder::PossibleValue;
 use clap::{Args, FromArgMatches as _, ValueEnum};
+
+use crate::sampling::request::SamplingRequest;
+pub use crate::sampling::request::{Discretization, Quantise, Rng, RngGpu, Sampler, Scaling, Schedule, Seeds, Solver};
 
 /// How a generator makes images.
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -51,19 +53,19 @@ pub struct Sampling {
     /// heun: scale over time of EDM's ablation
     #[arg(long, value_enum)]
     pub scaling: Option<Scaling>,
-    /// heun: where the second evaluation of a step of EDM's ablation lies
+    /// heun: position of the second evaluation within a step of EDM's ablation
     #[arg(long)]
     pub alpha: Option<f64>,
     /// two-step: noise level in between [default: 1]
     #[arg(long, value_name = "SIGMA")]
     pub middle: Option<f64>,
-    /// consistency: noise levels to pass, as positions among `--num-steps` [default: one step from the highest]
+    /// consistency: indices into the noise schedule of `--num-steps` levels to denoise at, e.g. 0,22,39 [default: one step from the highest]
     #[arg(long, value_name = "T,...", value_delimiter = ',')]
     pub ts: Vec<u32>,
-    /// Class of every image, which is also what is recorded [default: drawn for each seed]
+    /// Class label of all images, stored as such [default: one drawn for each seed]
     #[arg(long, value_name = "K")]
     pub class: Option<usize>,
-    /// Whose random numbers a seed stands for [default: torch-cpu; numpy for StyleGAN2]
+    /// Random number generator the seeds refer to [default: torch-cpu; numpy for StyleGAN2]
     #[arg(long, value_enum)]
     pub rng: Option<Rng>,
     /// torch-cuda: the GPU whose numbers a seed stands for, by name (`a100`, `h100`, …) or by the threads it keeps resident; matters for large images
@@ -73,8 +75,8 @@ pub struct Sampling {
     /// Take `latents` [N, C, H, W] or [N, Z], and `labels` and `seeds` [N] where it has them, from this file instead of drawing them
     #[arg(long, value_name = "L.npz")]
     pub latents: Option<PathBuf>,
-    /// How images become bytes [default: what the graph says]
-    #[arg(long, value_enum)]
+    /// Quantisation to uint8 [default: from the graph's metadata]
+    #[arg(long, visible_alias = "quantize", value_enum)]
     pub quantise: Option<Quantise>,
 }
 
@@ -87,185 +89,71 @@ impl Sampling {
     }
 }
 
-/// Samplers around an exported graph.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Sampler {
-    /// One evaluation (D2O)
-    OneStep,
-    /// D2O's two steps; the released network cannot take the second noise level its code gives it, so it is left out
-    TwoStep,
-    /// D2O's several steps; as two-step
-    MultiStep,
-    /// EDM's Heun sampler, deterministic or stochastic, and its ablation
-    Heun,
-    /// One evaluation at noise level 2.5 (SiD)
-    Sid,
-    /// One or several evaluations of a consistency model
-    Consistency,
-}
-
-/// Solvers of EDM's ablation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "the original's own names")]
-pub enum Solver {
-    Euler,
-    Heun,
-}
-
-/// Time steps of EDM's ablation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "the original's own names")]
-pub enum Discretization {
-    Vp,
-    Ve,
-    Iddpm,
-    Edm,
-}
-
-/// Noise level over time of EDM's ablation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "the original's own names")]
-pub enum Schedule {
-    Vp,
-    Ve,
-    Linear,
-}
-
-/// Scale over time of EDM's ablation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "the original's own names")]
-pub enum Scaling {
-    Vp,
-    None,
-}
-
-/// How images about [-1, 1] become bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Quantise {
-    /// Truncation of 127.5 x + 128 (EDM, D2O, SiD)
-    Edm,
-    /// Truncation of 127.5 (x + 1) (consistency models, guided-diffusion)
-    Openai,
-}
-
-/// Random number generators of torch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Rng {
-    /// mt19937, as a CPU generator draws.
-    TorchCpu,
-    /// Philox, as a CUDA generator draws.
-    TorchCuda,
-    /// NumPy's RandomState, as StyleGAN's tools draw.
-    Numpy,
-}
-
-/// Seeds given as `1,2,5-10`, in that order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seeds(pub Vec<u64>);
-
-impl Seeds {
-    /// The seeds as [`Seeds::from_str`] reads them, runs as ranges.
-    #[must_use]
-    pub fn text(seeds: &[u64]) -> String {
-        let runs = seeds.chunk_by(|a, b| a.checked_add(1) == Some(*b));
-        let run = |r: &[u64]| match (r.first(), r.last()) {
-            (Some(a), Some(b)) if a != b => format!("{a}-{b}"),
-            _ => r.iter().map(u64::to_string).collect(),
-        };
-        runs.map(run).collect::<Vec<_>>().join(",")
-    }
-}
-
-impl FromStr for Seeds {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const MAX: usize = 1 << 28;
-        let mut seeds = Vec::new();
-        for part in text.split(',') {
-            let range: RangeInclusive<u64> = match part.split_once('-') {
-                Some((a, b)) => number(a)?..=number(b)?,
-                None => number(part).map(|n| n..=n)?,
-            };
-            if range.is_empty() {
-                return Err(format!("`{part}` runs backwards"));
-            }
-            if range.end() - range.start() >= (MAX - seeds.len()) as u64 {
-                return Err(format!("more than {MAX} seeds"));
-            }
-            seeds.extend(range);
-        }
-        Ok(Self(seeds))
-    }
-}
-
-fn number(text: &str) -> Result<u64, String> {
-    text.trim().parse().map_err(|_| format!("`{text}` is not a seed; write e.g. 0-63 or 1,2,5-10"))
-}
-
-/// A GPU as far as torch's CUDA generators depend on it: the threads that all its multiprocessors keep resident.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RngGpu {
-    /// Resident threads.
-    pub threads: u32,
-}
-
-impl RngGpu {
-    /// GPUs by name: multiprocessors and resident threads of each (NVIDIA's data sheets; CUDA C++ Programming Guide, Compute Capabilities).
-    pub const KNOWN: [(&str, u32, u32); 28] = [
-        ("gtx-1080-ti", 28, 2048),
-        ("p100", 56, 2048),
-        ("titan-xp", 30, 2048),
-        ("v100", 80, 2048),
-        ("titan-v", 80, 2048),
-        ("t4", 40, 1024),
-        ("rtx-2080-ti", 68, 1024),
-        ("titan-rtx", 72, 1024),
-        ("quadro-rtx-8000", 72, 1024),
-        ("a100", 108, 2048),
-        ("a40", 84, 1536),
-        ("a10", 72, 1536),
-        ("a6000", 84, 1536),
-        ("a5000", 64, 1536),
-        ("rtx-3080", 68, 1536),
-        ("rtx-3090", 82, 1536),
-        ("rtx-3090-ti", 84, 1536),
-        ("rtx-4080", 76, 1536),
-        ("rtx-4090", 128, 1536),
-        ("l4", 58, 1536),
-        ("l40", 142, 1536),
-        ("l40s", 142, 1536),
-        ("rtx-6000-ada", 142, 1536),
-        ("h100", 132, 2048),
-        ("h100-pcie", 114, 2048),
-        ("h200", 132, 2048),
-        ("rtx-5090", 170, 1536),
-        ("b200", 148, 2048),
-    ];
-}
-
-impl FromStr for RngGpu {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let name = text.to_lowercase().replace([' ', '_'], "-");
-        if let Some((_, multiprocessors, threads)) = Self::KNOWN.iter().find(|(known, _, _)| *known == name) {
-            return Ok(Self { threads: multiprocessors * threads });
-        }
-        // torch launches blocks of 256 threads, so whole blocks are resident.
-        match text.parse() {
-            Ok(threads) if threads >= 256 && threads % 256 == 0 => Ok(Self { threads }),
-            Ok(_) => {
-                Err("the number of resident threads is a multiple of 256: multiprocessors x threads of each".to_owned())
-            }
-            Err(_) => {
-                let known = Self::KNOWN.map(|(name, _, _)| name).join(", ");
-                Err(format!("known are {known}; for another, give its multiprocessors x resident threads of each"))
-            }
+impl From<&Sampling> for SamplingRequest {
+    fn from(args: &Sampling) -> Self {
+        let args = args.clone();
+        Self {
+            seeds: args.seeds.map(|s| s.0),
+            sampler: args.sampler,
+            num_steps: args.num_steps,
+            sigma_min: args.sigma_min,
+            sigma_max: args.sigma_max,
+            rho: args.rho,
+            s_churn: args.s_churn,
+            s_min: args.s_min,
+            s_max: args.s_max,
+            s_noise: args.s_noise,
+            solver: args.solver,
+            disc: args.disc,
+            schedule: args.schedule,
+            scaling: args.scaling,
+            alpha: args.alpha,
+            middle: args.middle,
+            ts: args.ts,
+            class: args.class,
+            rng: args.rng,
+            rng_gpu: args.rng_gpu,
+            latents: args.latents,
+            quantise: args.quantise,
         }
     }
 }
+
+/// Names of a type's values on the command line, with a help text where there is one.
+macro_rules! value_enum {
+    ($type:ty { $($variant:ident = $name:literal $($help:literal)?),+ $(,)? }) => {
+        impl ValueEnum for $type {
+            fn value_variants<'a>() -> &'a [Self] {
+                &[$(Self::$variant),+]
+            }
+
+            fn to_possible_value(&self) -> Option<PossibleValue> {
+                Some(match self {
+                    $(Self::$variant => PossibleValue::new($name)$(.help($help))?),+
+                })
+            }
+        }
+    };
+}
+
+value_enum!(Sampler {
+    OneStep = "one-step" "One evaluation (D2O)",
+    TwoStep = "two-step" "D2O's two-step sampler, single-sigma variant (the released preconditioner takes no target sigma)",
+    MultiStep = "multi-step" "D2O's multi-step sampler; as two-step",
+    Heun = "heun" "EDM's Heun sampler, deterministic or stochastic, and its ablation",
+    Sid = "sid" "One evaluation at noise level 2.5 (SiD)",
+    Consistency = "consistency" "One or several evaluations of a consistency model",
+});
+value_enum!(Solver { Euler = "euler", Heun = "heun" });
+value_enum!(Discretization { Vp = "vp", Ve = "ve", Iddpm = "iddpm", Edm = "edm" });
+value_enum!(Schedule { Vp = "vp", Ve = "ve", Linear = "linear" });
+value_enum!(Scaling { Vp = "vp", None = "none" });
+value_enum!(Quantise {
+    Edm = "edm" "Truncation of 127.5 x + 128 (EDM, D2O, SiD)",
+    Openai = "openai" "Truncation of 127.5 (x + 1) (consistency models, guided-diffusion)",
+});
+value_enum!(Rng {
+    TorchCpu = "torch-cpu" "mt19937, a torch CPU generator",
+    TorchCuda = "torch-cuda" "Philox, a torch CUDA generator",
+    Numpy = "numpy" "NumPy's RandomState, as StyleGAN's tools use it",
+});

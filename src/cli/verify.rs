@@ -10,7 +10,7 @@ use super::{Accelerator, Runtime};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  d2o verify one-step.onnx --runtimes ort-cpu,tract --samples 64\n  \
     d2o verify one-step.onnx --runtimes libtorch,ort-cpu --checkpoint snapshot.safetensors\n  \
-    d2o verify good.onnx --against changed.onnx --bisect --dump parted.npz\n  \
+    d2o verify good.onnx --against changed.onnx --bisect --dump divergence.npz\n  \
     d2o verify one-step.onnx --precisions --fp16 one-step-fp16.onnx --samples 64")]
 pub struct Verify {
     /// Any graph d2o exported

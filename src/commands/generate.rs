@@ -23,6 +23,7 @@ use crate::printer::{Printer, Progress};
 use crate::sampling::journal::{Claim, Journal, Part, differences};
 use crate::sampling::latents::{Drawing, Drawn, LatentsWriter};
 use crate::sampling::plan::Plan;
+use crate::sampling::request::SamplingRequest;
 use crate::sampling::sink::{Form, Grid, Sink, ensure_replaceable, name_of};
 
 /// Batches that may wait between two stages.
@@ -44,9 +45,10 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
     let session = sessions.first().context("no device")?;
     let (info, runtime) = (session.model().clone(), session.runtime().to_owned());
     let cannot = || format!("cannot generate with `{}`", args.model.display());
-    let plan = Plan::new(&args.sampling, &info).with_context(cannot)?;
+    let sampling = SamplingRequest::from(&args.sampling);
+    let plan = Plan::new(&sampling, &info).with_context(cannot)?;
     let seeds = plan.seeds.as_slice();
-    let record = plan.record(&args.sampling, &args.model, &info, &runtime)?;
+    let record = plan.record(&sampling, &args.model, &info, &runtime)?;
     if args.resume && is_complete(args, form, &claim, &record, seeds)? {
         printer.note(&format!("`{}` is already complete", args.out.display()));
         return Ok(ExitStatus::Done);

@@ -3,6 +3,7 @@
 pub mod dataset;
 pub mod draw;
 pub mod evaluate;
+pub mod explain;
 pub mod export;
 pub mod generate;
 pub mod inspect;
@@ -56,6 +57,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
         Command::Inspect(args) => inspect::run(&args, printer),
         Command::Refs(command) => refs::run(&command, &cli.global, printer),
         Command::Evaluate(args) => evaluate::run(&args, &cli.global, printer),
+        Command::Explain(args) => explain::run(&args, &cli.global, printer),
         Command::Report(args) => report::run(&args, printer),
     }
 }

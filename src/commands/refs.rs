@@ -6,17 +6,22 @@ use anyhow::Context as _;
 use d2o_evaluations::frechet::Gaussian;
 use d2o_evaluations::gaussian::Accumulator;
 use d2o_evaluations::protocol::Protocol;
-use d2o_refs::batch::ImageSource;
+use d2o_evaluations::result::DeviationKind;
+use d2o_refs::batch::{ImageSource, uniform};
 use d2o_refs::stats::{Layout, ReferenceStats};
-use serde_json::json;
 
 use super::ExitStatus;
 use crate::cli::{Global, LayoutArg, Refs, RefsInspect, RefsMake};
 use crate::engine::Engine;
 use crate::error::with_hint;
+use crate::outputs;
 use crate::pipeline::diagnose::{self, Diagnosis};
-use crate::pipeline::network::{self, Network, Role};
-use crate::pipeline::pass::{How, Set, Wants, sums};
+use crate::pipeline::network::{self, InputRule, Network, Role};
+use crate::pipeline::pass::PassOptions;
+use crate::pipeline::provenance::{Records, against_protocol};
+use crate::pipeline::reference::{StatisticsMeta, VERSION};
+use crate::pipeline::source::Source;
+use crate::pipeline::statistics::{StatsRequest, statistics};
 use crate::printer::{Printer, table};
 
 /// Makes or examines a reference.
@@ -31,55 +36,66 @@ pub fn run(command: &Refs, global: &Global, printer: Printer) -> anyhow::Result<
 }
 
 fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
+    outputs::ensure_new_file(&args.out, args.output.overwrite)?;
     let intent = || format!("cannot make a reference of `{}`", args.data.display());
-    let mut set = Set::open(&args.data).with_context(intent)?;
+    let mut set = Source::open(&args.data).with_context(intent)?;
     let protocol = Protocol::named(&args.protocol).context("no such protocol")?;
+    let rule = InputRule::from(protocol);
     let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
     let mut networks = Vec::new();
     for (role, path) in
         [(Role::Features, &args.extractor), (Role::Clip, &args.clip), (Role::Manifold, &args.pr_extractor)]
     {
         if let Some(path) = path {
-            networks.push(Network::open(role, path, protocol, &engine)?);
+            networks.push(Network::open(role, path, &engine)?);
         }
     }
-    if set.width("features", &networks).is_none() {
-        return Err(with_hint(anyhow::anyhow!("no network takes the images' features"), "name one with --extractor"))
+    if set.width("features", &networks, &rule).is_none() {
+        return Err(with_hint(anyhow::anyhow!("no feature extractor given for images"), "name one with --extractor"))
             .with_context(intent);
     }
-    let has = |matrix: &str| set.width(matrix, &networks).is_some();
+    let layout = match args.layout {
+        LayoutArg::Edm => Layout::Edm,
+        LayoutArg::Adm => Layout::Adm,
+        LayoutArg::Clean => Layout::Clean,
+    };
+    if layout == Layout::Adm {
+        let Source::Images { images, .. } = &set else {
+            return Err(anyhow::anyhow!("the adm layout holds images, and these are features")).with_context(intent);
+        };
+        uniform(images.as_ref()).with_context(intent)?;
+    }
+    set.notes().iter().for_each(|note| printer.note(note));
+    let has = |matrix: &str| set.width(matrix, &networks, &rule).is_some();
     let keep = !args.no_features;
-    let wants = Wants {
+    let request = StatsRequest {
         features: true,
         keep,
-        score: None,
+        scores: Vec::new(),
         spatial: has("spatial"),
         clip: has("clip"),
         manifold: has("manifold") && keep,
     };
-    let how = How { batch: network::batch(args.batch, &networks), protocol, cache: args.cache.as_deref(), printer };
-    let found = sums(&mut set, &mut networks, &wants, &how, None).with_context(intent)?;
+    let batch = network::batch(args.batch, &networks);
+    let options = PassOptions { batch, rule, cache: args.cache.as_deref(), reporter: &printer };
+    let count = set.len();
+    let found = statistics(&mut set, 0..count, &mut networks, &request, &options, None).with_context(intent)?;
+    ensure_protocol(&found.summary.networks, protocol).with_context(intent)?;
     let finish = |sums: Option<Accumulator>| sums.map(|s| s.finish(protocol.ddof)).transpose().with_context(intent);
     let gaussian = finish(found.features)?.context("no features")?;
     let pair = |g: Option<Gaussian>| g.map(|g| (g.mu, g.sigma));
-    let count = set.len();
-    let mut meta = json!({
-        "images": set.image_dims(),
-        "protocol": protocol.name,
-        "ddof": protocol.ddof,
-        "count": count,
-        "images_sha256": found.walk.sha256,
-        "d2o_version": env!("CARGO_PKG_VERSION"),
-    });
-    for role in Role::ALL {
-        let key = role.key();
-        if let Some(network) = found.walk.networks.get(role.name()) {
-            meta[key] = network.name.clone().into();
-            meta[format!("{key}_sha256")] = network.sha256.clone().into();
-            meta[format!("{key}_preprocessing")] = network.preprocessing.clone().into();
-        }
-    }
-    let name = found.walk.networks.get(Role::Features.name()).map_or("a file", |n| n.name.as_str()).to_owned();
+    let meta = StatisticsMeta {
+        version: VERSION,
+        images: set.image_dims(),
+        protocol: protocol.name.to_owned(),
+        ddof: protocol.ddof,
+        count,
+        images_sha256: found.summary.sha256,
+        d2o_version: env!("CARGO_PKG_VERSION").to_owned(),
+        networks: found.summary.networks,
+    };
+    let main = meta.networks.get(Role::Features.name());
+    let name = main.map_or_else(|| "an unknown network".to_owned(), |n| n.name.clone());
     let dims = gaussian.mu.len();
     let reference = ReferenceStats {
         mu: gaussian.mu,
@@ -89,20 +105,30 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
         labels: set.labels().filter(|_| keep),
         features: found.kept,
         manifold: found.manifold,
-        meta,
-    };
-    let layout = match args.layout {
-        LayoutArg::Edm => Layout::Edm,
-        LayoutArg::Adm => Layout::Adm,
-        LayoutArg::Clean => Layout::Clean,
+        meta: serde_json::to_value(meta)?,
     };
     let images = match &mut set {
-        Set::Images { source, .. } => Some(source.as_mut() as &mut dyn ImageSource),
-        Set::Fused { .. } | Set::Features(_) => None,
+        Source::Images { images, .. } => Some(images.as_mut() as &mut dyn ImageSource),
+        Source::Fused { .. } | Source::Features { .. } => None,
     };
     reference.write(&args.out, layout, images).with_context(|| format!("write `{}`", args.out.display()))?;
     printer.note(&format!("{count} images, {dims} features by {name} in `{}`", args.out.display()));
     Ok(ExitStatus::Done)
+}
+
+/// Makes sure that feature files were made as `protocol` makes them; networks that run now do.
+fn ensure_protocol(records: &Records, protocol: &Protocol) -> anyhow::Result<()> {
+    for role in Role::ALL {
+        let Some(record) = records.get(role.name()) else { continue };
+        let differs = against_protocol(role, role, record, protocol);
+        if let Some(deviation) = differs.iter().find(|d| d.kind == DeviationKind::Preprocessing) {
+            return Err(with_hint(
+                anyhow::anyhow!("the reference would not be protocol {}'s: {deviation}", protocol.name),
+                "name the protocol of the features with --protocol; an extractor exported with `--input f32` serves each",
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn inspect(args: &RefsInspect, printer: Printer) -> anyhow::Result<ExitStatus> {

@@ -9,20 +9,26 @@ use d2o_converters::checkpoint::Network;
 use d2o_converters::config::Quantiser;
 use d2o_converters::weights::SplitMix64;
 use d2o_evaluations::frechet::{Gaussian, frechet_distance};
-use d2o_evaluations::gaussian::Accumulator;
+use d2o_evaluations::protocol::Protocol;
 use d2o_onnx::graph::{Dim, ElementType};
 use d2o_onnx::read::ModelInfo;
 use d2o_onnx::session::{Session, Tensor};
 use d2o_onnx::taps::{Node, Taps};
+use d2o_refs::batch::ImageDims;
 use d2o_refs::npz::NpzWriter;
-use d2o_refs::stats::ReferenceStats;
 use fs_err as fs;
-use ndarray::{Array4, ArrayD, ArrayView2, Ix4, IxDyn};
+use ndarray::{Array4, ArrayD, Ix4, IxDyn};
 use serde::Serialize;
 
 use super::ExitStatus;
 use crate::cli::{Accelerator, Global, Runtime, Verify};
 use crate::engine;
+use crate::pipeline::network::{InputRule, Network as FeatureNetwork, Role};
+use crate::pipeline::pass::PassOptions;
+use crate::pipeline::provenance::between;
+use crate::pipeline::reference::OpenReference;
+use crate::pipeline::source::Source;
+use crate::pipeline::statistics::{StatsRequest, statistics};
 use crate::printer::{Printer, table};
 use crate::sampling::plan::quantiser_of;
 use crate::sampling::rng::TorchCpu;
@@ -75,7 +81,7 @@ pub struct MetricChange {
 
 /// The first node in the graph's order whose outputs differ.
 #[derive(Debug, Clone, Serialize)]
-pub struct Parting {
+pub struct Divergence {
     /// The runtime, and the graph if it is another one.
     pub runtime: String,
     /// The node.
@@ -155,7 +161,7 @@ pub struct Comparison {
     pub metrics: Vec<MetricChange>,
     /// Where sides part, as far as they do.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub parting: Vec<Parting>,
+    pub divergence: Vec<Divergence>,
     /// How many nodes of each operation which provider of ONNX Runtime computes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<NodeCount>,
@@ -242,7 +248,7 @@ pub fn run(args: &Verify, global: &Global, printer: Printer) -> anyhow::Result<E
     let keep = args.extractor.is_some();
     let mut result = compare_sides(&args.model, &mut sides, [samples, batch], args.tolerance, keep)?;
     if let Some(extractor) = &args.extractor {
-        result.metrics = metric_changes(&sides, extractor, args.reference.as_deref(), batch, global)?;
+        result.metrics = metric_changes(&sides, extractor, args.reference.as_deref(), batch, global, printer)?;
     }
     for line in &mut precisions {
         let side = sides.iter().find(|s| s.name == line.precision);
@@ -265,7 +271,7 @@ pub fn run(args: &Verify, global: &Global, printer: Printer) -> anyhow::Result<E
             if let Some(found) = &mut found {
                 found.runtime.clone_from(&side.name);
             }
-            result.parting.extend(found);
+            result.divergence.extend(found);
         }
     }
     if args.profile {
@@ -293,17 +299,17 @@ fn show(result: &Comparison, printer: Printer) -> anyhow::Result<()> {
         let (runtime, distance, extractor) = (&change.runtime, change.distance, &change.extractor);
         printer.data(&format!("{runtime}: FD ({extractor}) {distance:.6e}{from}"))?;
     }
-    for parting in &result.parting {
-        let how = match (parting.max_abs, parting.max_rel) {
+    for divergence in &result.divergence {
+        let how = match (divergence.max_abs, divergence.max_rel) {
             (Some(abs), Some(rel)) => format!("max abs {abs:.2e}, max rel {rel:.2e}"),
             _ => "not computed, or of another shape".to_owned(),
         };
-        let Parting { runtime, node, scope, op, agreeing, .. } = parting;
+        let Divergence { runtime, node, scope, op, agreeing, .. } = divergence;
         printer.data(&format!(
-            "{runtime} parts at `{scope}`: node `{node}` ({op}), {how}; {agreeing} nodes before it agree"
+            "{runtime}: first divergent node `{node}` ({op}) in `{scope}`, {how}; {agreeing} earlier nodes agree"
         ))?;
-        if !parting.weights.is_empty() {
-            printer.data(&format!("  its weights: {}", parting.weights.join(", ")))?;
+        if !divergence.weights.is_empty() {
+            printer.data(&format!("  its weights: {}", divergence.weights.join(", ")))?;
         }
     }
     if !result.nodes.is_empty() {
@@ -486,44 +492,56 @@ fn is_image(output: &str) -> bool {
     output == "images" || output == "denoised"
 }
 
-/// Fréchet distances of every side's images after the first.
+/// Fréchet distances of every side's images after the first, by the pass that evaluations take.
 fn metric_changes(
     sides: &[Side],
     extractor: &Path,
     reference: Option<&Path>,
     batch: usize,
     global: &Global,
+    printer: Printer,
 ) -> anyhow::Result<Vec<MetricChange>> {
-    let mut session = engine::open_on(extractor, Runtime::OrtCpu, &Accelerator::default(), global)?;
-    let described = crate::pipeline::network::describe(session.model(), extractor)?;
-    let mut gaussian = |side: &Side| -> anyhow::Result<Gaussian> {
-        let mut sums = Accumulator::new(described.dims);
-        for images in &side.pixels {
-            for chunk in images.axis_chunks_iter(ndarray::Axis(0), batch) {
-                let outputs = session.run(&[("images_u8", Tensor::U8(chunk.to_owned().into_dyn()))])?;
-                let named = |n: &str| outputs.iter().find(|(name, _)| name == n).and_then(|(_, t)| t.as_f32());
-                let rows = named("pool3").or_else(|| named("features")).context("the network gives no features")?;
-                let rows: ArrayView2<'_, f32> = rows.into_dimensionality()?;
-                sums.push(rows)?;
-            }
-        }
-        Ok(sums.finish(1)?)
-    };
-    let Some((first, others)) = sides.split_first() else { return Ok(Vec::new()) };
-    let base = gaussian(first)?;
+    let protocol = Protocol::named("edm").context("no protocol edm")?;
+    let rule = InputRule::from(protocol);
+    let session = engine::open_on(extractor, Runtime::OrtCpu, &Accelerator::default(), global)?;
+    let mut networks = [FeatureNetwork::with_sessions(Role::Features, extractor, vec![session])?];
+    let options = PassOptions { batch, rule, cache: None, reporter: &printer };
+    let request = StatsRequest { features: true, ..StatsRequest::default() };
+    let name = networks[0].spec.name.clone();
     let target = match reference {
         Some(path) => {
-            let stats = ReferenceStats::read(path)?;
-            Some(Gaussian { mu: stats.mu, sigma: stats.sigma })
+            let mut open = OpenReference::open(path, false)?;
+            let supply = open.moments("features", &networks, &rule);
+            let dims = sides.first().and_then(|s| s.pixels.first()).map(|p| {
+                let (_, height, width, channels) = p.dim();
+                ImageDims { height, width, channels }
+            });
+            let record = networks[0].spec.record(dims, &rule)?;
+            let origin = open.origin(Role::Features, supply, &networks, &rule)?;
+            if let Some(deviation) = between(Role::Features, &record, &origin, &path.display().to_string()).first() {
+                anyhow::bail!("the reference does not belong to the extractor: {deviation}");
+            }
+            let computed = open.compute(&mut networks, &request, &options)?;
+            Some(computed.gaussian("features", protocol.ddof)?)
         }
         None => None,
     };
+    let mut gaussian = |side: &Side| -> anyhow::Result<Gaussian> {
+        let views: Vec<_> = side.pixels.iter().map(|p| p.view()).collect();
+        let images = ndarray::concatenate(ndarray::Axis(0), &views)?;
+        let count = images.len_of(ndarray::Axis(0));
+        let mut source = Source::of_memory(images, side.name.clone());
+        let found = statistics(&mut source, 0..count, &mut networks, &request, &options, None)?;
+        Ok(found.features.context("the network gives no features")?.finish(protocol.ddof)?)
+    };
+    let Some((first, others)) = sides.split_first() else { return Ok(Vec::new()) };
+    let base = gaussian(first)?;
     let reference_distance = target.as_ref().map(|t| frechet_distance(&base, t)).transpose()?;
     others
         .iter()
         .map(|side| {
             let distance = frechet_distance(&gaussian(side)?, target.as_ref().unwrap_or(&base))?;
-            let (runtime, extractor) = (side.name.clone(), described.name.clone());
+            let (runtime, extractor) = (side.name.clone(), name.clone());
             Ok(MetricChange { runtime, extractor, reference_distance, distance })
         })
         .collect()
@@ -543,7 +561,7 @@ type Both = Option<Vec<[Tensor; 2]>>;
 
 impl Pair<'_> {
     /// The first node of the reference graph whose output parts by more than the tolerance.
-    fn bisect(&self, dump: Option<&Path>) -> anyhow::Result<Option<Parting>> {
+    fn bisect(&self, dump: Option<&Path>) -> anyhow::Result<Option<Divergence>> {
         const INPUTS: usize = 2;
         let libtorch = self.a.1 == Runtime::Libtorch || self.b.1 == Runtime::Libtorch;
         anyhow::ensure!(!libtorch, "--bisect: libtorch runs no graph");
@@ -586,7 +604,7 @@ impl Pair<'_> {
             let node = group[at];
             let dumped = dump.map(|path| self.dump([&a, &b], node, &inputs, path)).transpose()?;
             let scope = node.name.rsplit_once('/').map_or("", |(s, _)| s).replace('/', ".");
-            return Ok(Some(Parting {
+            return Ok(Some(Divergence {
                 runtime: String::new(),
                 node: node.name.clone(),
                 scope,

@@ -12,17 +12,38 @@ use d2o_refs::batch::{ContentHash, Digest, ImageDims, digests};
 use ndarray::{Array2, Ix4};
 use serde_json::Value;
 
-use crate::cli::{Fuse, Sampling};
+use super::network::{InputRule, Network, Spec, by_device, hosted};
+use super::pass::{Each, PassOptions, PassSummary, Rows};
+use super::provenance::NetworkRecord;
+use super::turns::in_turn;
 use crate::engine::{Engine, OnCpu};
 use crate::error::with_hint;
 use crate::interrupt;
-use crate::pipeline::network::{Network, Rows, Spec, by_device, hosted};
-use crate::pipeline::pass::{How, Walk};
-use crate::pipeline::turns::in_turn;
 use crate::sampling::plan::Plan;
+use crate::sampling::request::SamplingRequest;
 
 /// The edge where the graphs meet.
 const IMAGES: &str = "images_u8";
+
+/// How images stay on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fuse {
+    /// One graph of the generator and the feature network.
+    Graph,
+    /// A graph each; images are handed over in the device's memory.
+    Memory,
+}
+
+impl Fuse {
+    /// Its name in results.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Graph => "graph",
+            Self::Memory => "memory",
+        }
+    }
+}
 
 /// The generator, what it is fed, and how its images reach the networks.
 pub struct Fused {
@@ -30,6 +51,7 @@ pub struct Fused {
     sessions: Vec<Box<dyn Session>>,
     plan: Plan,
     how: Fuse,
+    record: Value,
 }
 
 impl Fused {
@@ -41,9 +63,9 @@ impl Fused {
         path: &Path,
         networks: &[Network],
         how: Fuse,
-        sampling: &Sampling,
+        sampling: &SamplingRequest,
         engine: &Engine<'_>,
-    ) -> anyhow::Result<(Self, Value)> {
+    ) -> anyhow::Result<Self> {
         let name = path.display();
         let info = ModelInfo::open(path)?;
         let plan = Plan::new(sampling, &info).with_context(|| format!("cannot generate with `{name}`"))?;
@@ -57,7 +79,7 @@ impl Fused {
                         "--fuse=memory takes several",
                     ));
                 };
-                let joined = compose::chain(path, Path::new(&network.spec.extractor.path), IMAGES)
+                let joined = compose::chain(path, Path::new(&network.spec.path), IMAGES)
                     .map_err(|e| with_hint(anyhow::Error::new(e).context("the two graphs cannot be joined"), hint))?;
                 let file = tempfile::Builder::new().prefix("d2o-fused-").suffix(".onnx").tempfile()?;
                 write::write(&joined, file.path())?;
@@ -75,7 +97,20 @@ impl Fused {
         let session = sessions.first().context("no device")?;
         let mut record = plan.record(sampling, path, &info, session.runtime())?;
         record["fused"] = how.name().into();
-        Ok((Self { sessions, plan, how }, record))
+        Ok(Self { sessions, plan, how, record })
+    }
+
+    /// Corrects the runtime of a network's record: a joined graph runs where the generator does.
+    pub fn settle(&self, record: &mut NetworkRecord) {
+        if let (Fuse::Graph, Some(session)) = (self.how, self.sessions.first()) {
+            session.runtime().clone_into(&mut record.runtime);
+        }
+    }
+
+    /// How the images are generated.
+    #[must_use]
+    pub fn record(&self) -> &Value {
+        &self.record
     }
 
     /// Number of images.
@@ -105,41 +140,41 @@ impl Fused {
     /// Hands rows `range` of what `networks`, those it was opened with, give to `each`, batch by batch in order.
     ///
     /// # Errors
-    /// Those of the session; features that are not finite, naming the seed; Ctrl-C.
-    pub fn rows(
+    /// Those of the session; features that are not finite, naming the seed; an interruption.
+    pub fn pass(
         &mut self,
         range: Range<usize>,
         networks: &mut [Network],
-        how: &How<'_>,
-        each: &mut dyn FnMut(Rows) -> anyhow::Result<()>,
-    ) -> anyhow::Result<Walk> {
-        let _section = interrupt::cooperative();
-        let mut walk = Walk::default();
+        options: &PassOptions<'_>,
+        each: &mut Each<'_>,
+    ) -> anyhow::Result<PassSummary> {
+        let mut summary = PassSummary::default();
         let joined = self.how == Fuse::Graph;
         let mut specs = Vec::new();
         // A joined graph is all there is to run; networks with graphs of their own read the images on the device.
         let mut sessions = vec![&mut self.sessions[..]];
         for network in networks {
             let (spec, own) = network.parts();
-            let mut meta = spec.meta(self.plan.dims, how.protocol)?;
+            let mut record = spec.record(Some(self.plan.dims), &options.rule)?;
             if joined {
-                sessions[0].first().context("no device")?.runtime().clone_into(&mut meta.runtime);
+                sessions[0].first().context("no device")?.runtime().clone_into(&mut record.runtime);
             } else {
                 sessions.push(own);
             }
-            walk.networks.insert(spec.role.name().to_owned(), meta);
+            summary.networks.insert(spec.role.name().to_owned(), record);
             specs.push(spec);
         }
         let mut devices = by_device(sessions);
         let mut hash = ContentHash::new(range.len(), self.plan.dims);
-        let mut progress = how.printer.progress("features", range.len() as u64);
+        let mut progress = options.reporter.count("features", "images", range.len() as u64);
         let clock = Instant::now();
         let (plan, specs) = (&self.plan, specs.as_slice());
-        let batches = range.clone().step_by(how.batch).map(|start| Ok(start..(start + how.batch).min(range.end)));
+        let batches =
+            range.clone().step_by(options.batch).map(|start| Ok(start..(start + options.batch).min(range.end)));
         let work = |sessions: &mut Vec<&mut dyn Session>, batch: Range<usize>| {
             interrupt::check()?;
             let start = batch.start;
-            plan.fused(&plan.seeds[batch], sessions, specs, joined).map(|(digests, matrices)| Rows {
+            plan.fused(&plan.seeds[batch], sessions, specs, &options.rule, joined).map(|(digests, matrices)| Rows {
                 start,
                 digests,
                 matrices,
@@ -152,10 +187,10 @@ impl Fused {
             progress.advance(count);
             Ok(())
         })?;
-        progress.finish();
-        walk.seconds.insert("fused".to_owned(), clock.elapsed().as_secs_f64());
-        walk.sha256 = hash.finish();
-        Ok(walk)
+        drop(progress);
+        summary.seconds.insert("fused".to_owned(), clock.elapsed().as_secs_f64());
+        summary.sha256 = hash.finish();
+        Ok(summary)
     }
 }
 
@@ -170,6 +205,7 @@ impl Plan {
         seeds: &[u64],
         sessions: &mut [&mut dyn Session],
         specs: &[&Spec],
+        rule: &InputRule,
         joined: bool,
     ) -> anyhow::Result<Measured> {
         let names: Vec<String> = seeds.iter().map(|s| format!("seed {s}")).collect();
@@ -186,11 +222,12 @@ impl Plan {
         let at = outputs.iter().position(|(n, _)| n == IMAGES).context("the graph gives no images")?;
         let (_, images) = outputs.swap_remove(at);
         let matrices = match specs {
-            [spec] if joined => spec.matrices(hosted(outputs)?, &names)?,
+            [spec] if joined => spec.take(hosted(outputs)?, &names, rule)?,
             _ if joined => anyhow::bail!("--fuse takes one feature network"),
             specs => {
-                let of =
-                    |(spec, session): (&&Spec, &mut &mut dyn Session)| spec.run_resident(*session, &images, &names);
+                let of = |(spec, session): (&&Spec, &mut &mut dyn Session)| {
+                    spec.run_resident(*session, &images, &names, rule)
+                };
                 specs.iter().zip(networks).map(of).collect::<anyhow::Result<Vec<_>>>()?.concat()
             }
         };

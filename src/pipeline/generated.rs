@@ -12,33 +12,40 @@ use ndarray::{Array4, Axis, concatenate};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::cli::Sampling;
+use super::turns::in_turn;
 use crate::engine::{Engine, OnCpu};
-use crate::pipeline::turns::in_turn;
 use crate::sampling::plan::Plan;
+use crate::sampling::request::SamplingRequest;
 
 /// Images of a graph, one for each seed.
-pub struct Made {
+pub struct GeneratedImages {
     /// One on each device.
     sessions: Vec<Box<dyn Session>>,
     batch: usize,
     plan: Plan,
     name: String,
     labels: OnceCell<Option<Vec<i64>>>,
+    record: Value,
 }
 
-impl Made {
-    /// The images that `sampling` asks of the graph at `path`, made `batch` at a time, and where they come from.
+impl GeneratedImages {
+    /// The images that `sampling` asks of the graph at `path`, made `batch` at a time.
     ///
     /// # Errors
     /// A graph that is not a generator, options that do not fit it, a failing runtime.
-    pub fn open(path: &Path, sampling: &Sampling, batch: usize, engine: &Engine<'_>) -> anyhow::Result<(Self, Value)> {
+    pub fn open(path: &Path, sampling: &SamplingRequest, batch: usize, engine: &Engine<'_>) -> anyhow::Result<Self> {
         let sessions = engine.open(path, OnCpu::Plain)?;
         let session = sessions.first().context("no device")?;
         let name = path.display().to_string();
         let plan = Plan::new(sampling, session.model()).with_context(|| format!("cannot generate with `{name}`"))?;
         let record = plan.record(sampling, path, session.model(), session.runtime())?;
-        Ok((Self { sessions, batch, plan, name, labels: OnceCell::new() }, record))
+        Ok(Self { sessions, batch, plan, name, labels: OnceCell::new(), record })
+    }
+
+    /// How the images are generated.
+    #[must_use]
+    pub fn generator(&self) -> &Value {
+        &self.record
     }
 
     fn make(&mut self, range: Range<usize>) -> anyhow::Result<Array4<u8>> {
@@ -64,7 +71,7 @@ pub fn sha256(record: &Value) -> String {
     hex(&Sha256::digest(record.to_string().as_bytes()))
 }
 
-impl ImageSource for Made {
+impl ImageSource for GeneratedImages {
     fn len(&self) -> usize {
         self.plan.seeds.len()
     }
@@ -76,6 +83,10 @@ impl ImageSource for Made {
     /// Drawn when first asked for, which is as much work as drawing the latents.
     fn labels(&self) -> Option<&[i64]> {
         self.labels.get_or_init(|| self.plan.labels()).as_deref()
+    }
+
+    fn record(&self) -> Option<&Value> {
+        Some(&self.record)
     }
 
     fn name(&self, index: usize) -> String {

@@ -1,126 +1,29 @@
-//! Features of images from an exported feature network.
+//! Exported feature networks: what they are, what they take, what they give.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::sync_channel;
-use std::time::Instant;
 
 use anyhow::Context as _;
-use d2o_evaluations::preprocess::{Resize, Resizer, Scaling, clip_crop};
-use d2o_evaluations::protocol::{INCEPTION, Protocol};
-use d2o_evaluations::result::Extractor;
+use d2o_evaluations::preprocess::{Preprocessing, Resampling, Resize, Scaling};
+use d2o_evaluations::protocol::{ClipFeatures, INCEPTION, Protocol};
 use d2o_onnx::graph::Dim;
 use d2o_onnx::read::{ModelInfo, ValueInfo};
 use d2o_onnx::session::{Resident, Session, Tensor};
-use d2o_refs::batch::{Digest, ImageDims, ImageSource, container_sha256, digests};
-use d2o_refs::features::NetworkMeta;
-use ndarray::{Array2, Array4, ArrayView2, ArrayView3, ArrayView4, ArrayViewMut3, Axis};
-use rayon::prelude::*;
+use d2o_refs::batch::{ImageDims, container_sha256};
+use ndarray::{Array2, ArrayView2};
 
+use super::preprocess::Preparation;
+use super::provenance::{IN_GRAPH, NetworkRecord, resampling_in_graph};
 use crate::engine::{Engine, OnCpu};
 use crate::error::with_hint;
-use crate::interrupt;
-use crate::pipeline::turns::in_turn;
-use crate::printer::Printer;
 
-/// Names a feature network's input may have: bytes, which it resizes itself, or floats 0..255 of its own size, resized by d2o.
+/// Names of the input: bytes, which the graph resizes, or floats 0..255 of the network's own size, which d2o resizes.
 const INPUTS: [&str; 2] = ["images_u8", "images_f32"];
-/// Names its features may have.
+/// Names of the features.
 const FEATURES: [&str; 2] = ["pool3", "features"];
 /// Name of the network of CLIP-FID.
 pub const CLIP: &str = "clip-vit-b-32";
-/// How preprocessing begins that is part of the graph, and what follows where there is nothing to resize.
-const IN_NETWORK: &str = "in the network: ";
-const NO_RESIZE: &str = "none, images have its size";
-/// Batches read and resized ahead of the network.
-const AHEAD: usize = 2;
-
-/// Who `model` at `path` is, if it is a feature network.
-///
-/// # Errors
-/// If it is none, or calls itself Inception without its 1008 classes.
-pub fn describe(model: &ModelInfo, path: &Path) -> anyhow::Result<Extractor> {
-    const CLASSES: usize = 1008;
-    let Some(dims) = feature_dims(model).filter(|_| input_of(model).is_ok()) else {
-        return Err(with_hint(
-            anyhow::anyhow!("`{}` is no feature network", path.display()),
-            "export one with `d2o export WEIGHTS --kind features`",
-        ));
-    };
-    let name = model.metadata.get("extractor").map_or_else(|| path.display().to_string(), Clone::clone);
-    if name == INCEPTION
-        && let Some(classes) = output_dims(model, "logits")
-    {
-        anyhow::ensure!(
-            classes == CLASSES,
-            "`{}` calls itself {INCEPTION}, which has {CLASSES} classes, but has {classes}, as torchvision's Inception",
-            path.display()
-        );
-    }
-    Ok(Extractor { name, path: path.display().to_string(), sha256: container_sha256(path)?, dims })
-}
-
-/// Length of the features of `model`, if it has any.
-#[must_use]
-pub fn feature_dims(model: &ModelInfo) -> Option<usize> {
-    FEATURES.iter().find_map(|n| output_dims(model, n))
-}
-
-/// Length of the output `name` of `model`, if it has it.
-#[must_use]
-pub fn output_dims(model: &ModelInfo, name: &str) -> Option<usize> {
-    match model.output(name)?.dims.as_slice() {
-        &[_, Dim::Known(dims)] => Some(dims),
-        _ => None,
-    }
-}
-
-fn input_of(model: &ModelInfo) -> anyhow::Result<&'static str> {
-    INPUTS.into_iter().find(|n| model.input(n).is_some()).context("the graph is no feature network")
-}
-
-/// Where features of `network`, which is there for `role`, depart from what `protocol` computes.
-#[must_use]
-pub fn deviations(role: Role, network: &NetworkMeta, protocol: &Protocol) -> Vec<String> {
-    let pr = protocol.manifold_features;
-    let (genuine, wanted, prefix) = match role {
-        Role::Features => (Some(INCEPTION), INCEPTION, ""),
-        Role::Clip => (Some(CLIP), CLIP, "CLIP-FID: "),
-        Role::Manifold => (pr.extractor(), pr.describe(), "precision and recall: "),
-    };
-    let mut found = Vec::new();
-    if genuine != Some(network.name.as_str()) {
-        found.push(format!("{prefix}features of {} instead of {wanted}", network.name));
-    }
-    if network.runtime.ends_with("-tf32") {
-        found.push(format!("{prefix}products in TF32"));
-    }
-    let Some(resize) = network.preprocessing.strip_prefix(IN_NETWORK) else { return found };
-    let (word, wanted) = match (role, protocol.resize) {
-        (Role::Clip, _) => ("crop", protocol.clip.describe()),
-        (_, Resize::TensorFlow) => ("asymmetric", protocol.resize.describe()),
-        (_, Resize::Torch) => ("half-pixel", protocol.resize.describe()),
-        (_, Resize::PilBicubic) => ("bicubic", protocol.resize.describe()),
-    };
-    if !resize.contains(word) && resize != NO_RESIZE {
-        found.push(format!("{prefix}resize in the network ({resize}) instead of {wanted}"));
-    }
-    if role != Role::Clip && protocol.scaling == Scaling::Unit && network.name == INCEPTION {
-        found.push(format!("{prefix}scaling in the network instead of {}", protocol.scaling.describe()));
-    }
-    found
-}
-
-/// Images in a batch: what was asked for, or what each kind of device needs to be busy. Beyond it a batch only costs memory.
-#[must_use]
-pub fn batch(asked: Option<u32>, networks: &[Network]) -> usize {
-    const CUDA: usize = 64;
-    const CPU: usize = 16;
-    let cuda = networks.iter().any(|n| n.spec.runtime.starts_with("ort-cuda"));
-    asked.map_or(if cuda { CUDA } else { CPU }, |n| n as usize)
-}
+/// Classes of the genuine Inception; torchvision's has 1000.
+const CLASSES: usize = 1008;
 
 /// What a network is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -137,7 +40,7 @@ impl Role {
     /// Every one.
     pub const ALL: [Self; 3] = [Self::Features, Self::Clip, Self::Manifold];
 
-    /// Whose networks give `matrix` of a feature file.
+    /// The role whose network gives `matrix` of a feature file.
     #[must_use]
     pub fn of(matrix: &str) -> Self {
         match matrix {
@@ -157,16 +60,6 @@ impl Role {
         }
     }
 
-    /// What a reference file's `d2o_meta` calls its network.
-    #[must_use]
-    pub fn key(self) -> &'static str {
-        match self {
-            Self::Features => "extractor",
-            Self::Clip => "clip",
-            Self::Manifold => "pr_extractor",
-        }
-    }
-
     /// Its features, in messages.
     #[must_use]
     pub fn features(self) -> &'static str {
@@ -178,19 +71,56 @@ impl Role {
     }
 }
 
+/// The part of a protocol that decides what networks are given and which outputs are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InputRule {
+    /// Resampling to a network's size.
+    pub resize: Resize,
+    /// Normalisation in front of Inception.
+    pub scaling: Scaling,
+    /// Features of CLIP-FID.
+    pub clip: ClipFeatures,
+}
+
+impl From<&Protocol> for InputRule {
+    fn from(protocol: &Protocol) -> Self {
+        Self { resize: protocol.resize, scaling: protocol.scaling, clip: protocol.clip }
+    }
+}
+
+/// Length of the features of `model`, if it has any.
+#[must_use]
+pub fn feature_dims(model: &ModelInfo) -> Option<usize> {
+    FEATURES.iter().find_map(|n| output_dims(model, n))
+}
+
+/// Length of the output `name` of `model`, if it has it.
+#[must_use]
+pub fn output_dims(model: &ModelInfo, name: &str) -> Option<usize> {
+    match model.output(name)?.dims.as_slice() {
+        &[_, Dim::Known(dims)] => Some(dims),
+        _ => None,
+    }
+}
+
 /// A feature network: everything but the sessions that compute it.
 #[derive(Debug, Clone)]
 pub struct Spec {
     /// What it is for.
     pub role: Role,
-    /// Which network it is.
-    pub extractor: Extractor,
+    /// Name of its architecture.
+    pub name: String,
+    /// Its file.
+    pub path: String,
+    sha256: String,
     model: ModelInfo,
     runtime: String,
     input: &'static str,
-    /// Matrices it gives, by the outputs they are.
-    matrices: Vec<(&'static str, &'static str)>,
+    features: &'static str,
 }
+
+/// Sessions of one graph, one on each device.
+pub type Sessions = [Box<dyn Session>];
 
 /// An open feature network, with a session on each device.
 pub struct Network {
@@ -206,37 +136,25 @@ impl std::fmt::Debug for Network {
 }
 
 impl Network {
-    /// Opens the graph at `path` for `role` under `protocol`.
+    /// Opens the graph at `path` for `role`.
     ///
     /// # Errors
-    /// A file that is not a feature network, or not one for this role; those of the runtime.
-    pub fn open(role: Role, path: &Path, protocol: &Protocol, engine: &Engine<'_>) -> anyhow::Result<Self> {
+    /// A file that is not a feature network; those of the runtime.
+    pub fn open(role: Role, path: &Path, engine: &Engine<'_>) -> anyhow::Result<Self> {
+        // Before a runtime is started: is it a feature network at all?
+        Spec::new(role, path, ModelInfo::open(path)?, String::new())?;
         let sessions = engine.open(path, OnCpu::Fastest)?;
+        Self::with_sessions(role, path, sessions)
+    }
+
+    /// The network at `path` with `sessions` of it.
+    ///
+    /// # Errors
+    /// A file that is not a feature network; no session.
+    pub fn with_sessions(role: Role, path: &Path, sessions: Vec<Box<dyn Session>>) -> anyhow::Result<Self> {
         let session = sessions.first().context("no device")?;
-        let (model, runtime) = (session.model().clone(), session.runtime().to_owned());
-        let mut extractor = describe(&model, path)?;
-        let input = input_of(&model)?;
-        let given = |name: &&str| output_dims(&model, name).is_some();
-        let features = FEATURES.into_iter().find(given).context("no features")?;
-        let matrices = match role {
-            Role::Features => {
-                let others = ["logits", "spatial"].into_iter().filter(given);
-                std::iter::once(("features", features)).chain(others.map(|n| (n, n))).collect()
-            }
-            Role::Manifold => vec![("manifold", features)],
-            Role::Clip => {
-                let output = protocol.clip.output();
-                extractor.dims = output_dims(&model, output).with_context(|| {
-                    format!(
-                        "protocol {} needs the output `{output}`, which `{}` does not have",
-                        protocol.name,
-                        path.display()
-                    )
-                })?;
-                vec![("clip", output)]
-            }
-        };
-        Ok(Self { spec: Spec { role, extractor, model, runtime, input, matrices }, sessions })
+        let spec = Spec::new(role, path, session.model().clone(), session.runtime().to_owned())?;
+        Ok(Self { spec, sessions })
     }
 
     /// What it is, and its session on each device.
@@ -246,53 +164,172 @@ impl Network {
 }
 
 impl Spec {
+    fn new(role: Role, path: &Path, model: ModelInfo, runtime: String) -> anyhow::Result<Self> {
+        let input = INPUTS.into_iter().find(|n| model.input(n).is_some());
+        let features = FEATURES.into_iter().find(|n| output_dims(&model, n).is_some());
+        let (Some(input), Some(features)) = (input, features) else {
+            return Err(with_hint(
+                anyhow::anyhow!("`{}` is not a feature extractor", path.display()),
+                "export one with `d2o export WEIGHTS --kind features`",
+            ));
+        };
+        let name = model.metadata.get("extractor").map_or_else(|| path.display().to_string(), Clone::clone);
+        if name == INCEPTION
+            && let Some(classes) = output_dims(&model, "logits")
+        {
+            anyhow::ensure!(
+                classes == CLASSES,
+                "`{}` calls itself {INCEPTION}, which has {CLASSES} classes, but has {classes}, as torchvision's Inception",
+                path.display()
+            );
+        }
+        let sha256 = container_sha256(path)?;
+        Ok(Self { role, name, path: path.display().to_string(), sha256, model, runtime, input, features })
+    }
+
     /// The graph.
     #[must_use]
     pub fn model(&self) -> &ModelInfo {
         &self.model
     }
 
-    /// Length of the rows of `matrix`, if the network gives it.
+    /// Name of its input.
     #[must_use]
-    pub fn width(&self, matrix: &str) -> Option<usize> {
-        let (_, output) = self.matrices.iter().find(|(m, _)| *m == matrix)?;
+    pub fn input(&self) -> &'static str {
+        self.input
+    }
+
+    /// Name of the runtime of its sessions.
+    #[must_use]
+    pub fn runtime(&self) -> &str {
+        &self.runtime
+    }
+
+    /// Matrices it gives under `rule`, by the outputs that hold them.
+    #[must_use]
+    pub fn matrices(&self, rule: &InputRule) -> Vec<(&'static str, &'static str)> {
+        let all = match self.role {
+            Role::Features => vec![("features", self.features), ("logits", "logits"), ("spatial", "spatial")],
+            Role::Manifold => vec![("manifold", self.features)],
+            Role::Clip => vec![("clip", rule.clip.output())],
+        };
+        all.into_iter().filter(|(_, output)| output_dims(&self.model, output).is_some()).collect()
+    }
+
+    /// Length of the rows of `matrix` under `rule`, if the network gives it.
+    #[must_use]
+    pub fn width(&self, matrix: &str, rule: &InputRule) -> Option<usize> {
+        let (_, output) = self.matrices(rule).into_iter().find(|(m, _)| *m == matrix)?;
         output_dims(&self.model, output)
     }
 
-    /// How it stands in feature files of images of this size.
+    /// How it stands in feature files and references of images of size `dims`, `None` if they differ in size.
     ///
     /// # Errors
-    /// If it does not take such images.
-    pub fn meta(&self, dims: ImageDims, protocol: &Protocol) -> anyhow::Result<NetworkMeta> {
-        let mut preprocessing = match self.preparation(dims, protocol)? {
-            Preparation::None => {
-                let metadata = &self.model().metadata;
-                let own = metadata.get("input_size").is_some_and(|s| s.parse() == Ok(dims.height));
-                let resize = metadata.get("resize").map_or(if own { NO_RESIZE } else { "not stated" }, String::as_str);
-                format!("{IN_NETWORK}{resize}")
-            }
-            Preparation::Resize(_) => format!("{}; {}", protocol.resize.describe(), protocol.scaling.describe()),
-            Preparation::Crop(_) | Preparation::CropFloat(_) => "u8 bicubic (Pillow), centre crop".to_owned(),
+    /// If it does not take such images, or lacks the output `rule` asks for.
+    pub fn record(&self, dims: Option<ImageDims>, rule: &InputRule) -> anyhow::Result<NetworkRecord> {
+        let metadata = &self.model.metadata;
+        let output = match self.role {
+            Role::Clip => rule.clip.output(),
+            _ => self.features,
         };
-        if self.role == Role::Clip {
-            preprocessing = format!("{preprocessing}; {}", protocol.clip.output());
+        let width = output_dims(&self.model, output).with_context(|| {
+            format!("`{}` does not have the output `{output}`, which the protocol takes", self.path)
+        })?;
+        let input_size = metadata.get("input_size").and_then(|s| s.parse().ok());
+        let inception = self.name == INCEPTION;
+        let fits = |size: [usize; 2]| dims.is_some_and(|d| [d.height, d.width] == size);
+        let preprocessing = match self.preparation(dims, rule)? {
+            Preparation::Bytes => {
+                let own = input_size.is_some_and(|s| fits([s, s]));
+                let resampling = match metadata.get("resize") {
+                    _ if own => Resampling::None,
+                    Some(text) if self.role == Role::Clip && text.contains("crop") => Resampling::ClipCrop,
+                    Some(text) => resampling_in_graph(text),
+                    None => Resampling::Other("not stated by the graph".to_owned()),
+                };
+                Preprocessing { resampling, scaling: inception.then_some(IN_GRAPH), in_graph: true }
+            }
+            Preparation::Resize { output, scaling, resize, .. } => {
+                let resampling = if fits(output) { Resampling::None } else { Resampling::Resize(resize) };
+                Preprocessing { resampling, scaling: inception.then_some(scaling), in_graph: false }
+            }
+            Preparation::Crop { size, .. } => {
+                let resampling = if fits([size, size]) { Resampling::None } else { Resampling::ClipCrop };
+                Preprocessing { resampling, scaling: None, in_graph: false }
+            }
+        };
+        let verified = metadata.get("weights").filter(|w| *w != "unverified").cloned();
+        Ok(NetworkRecord {
+            name: self.name.clone(),
+            path: self.path.clone(),
+            sha256: self.sha256.clone(),
+            weights_digest: metadata.get("weights_digest").cloned(),
+            verified,
+            output: output.to_owned(),
+            dims: width,
+            input_size,
+            precision: metadata.get("precision").map_or_else(|| "fp32".to_owned(), Clone::clone),
+            preprocessing,
+            runtime: self.runtime.clone(),
+        })
+    }
+
+    /// What happens to images of size `dims` before the network.
+    ///
+    /// # Errors
+    /// Images of a size that the network does not take.
+    pub fn preparation(&self, dims: Option<ImageDims>, rule: &InputRule) -> anyhow::Result<Preparation> {
+        let model = &self.model;
+        let known = model.input(self.input).map(|i| i.dims.as_slice()).unwrap_or_default();
+        let size = match known {
+            &[_, Dim::Known(h), Dim::Known(w), _] => Some([h, w]),
+            _ => None,
+        };
+        // Only Inception's normalisation is a protocol's; other networks take 0..255 and have their own.
+        let scaling = if self.name == INCEPTION { rule.scaling } else { IN_GRAPH };
+        let floats = self.input == INPUTS[1];
+        match (self.role, size) {
+            (Role::Clip, Some([h, w])) if h == w && !model.metadata.contains_key("resize") => {
+                Ok(Preparation::Crop { size: h, floats })
+            }
+            (_, Some(size)) if floats => {
+                Ok(Preparation::resize(rule.resize, scaling, dims.map(|d| [d.height, d.width]), size))
+            }
+            (_, None) if floats => {
+                anyhow::bail!("`{}`: the input `images_f32` has no fixed height and width", self.path)
+            }
+            (_, size) => {
+                let here = dims.map(|d| [d.height, d.width]);
+                match (size, here) {
+                    (Some([h, w]), Some([y, x])) if [h, w] != [y, x] => Err(with_hint(
+                        anyhow::anyhow!("`{}` takes {w}×{h} images, these are {x}×{y}", self.path),
+                        format!("export it with `--image-size {y}`, or with `--input f32`"),
+                    )),
+                    (_, None) => Err(with_hint(
+                        anyhow::anyhow!("`{}` takes images of one size, these have different sizes", self.path),
+                        "export it with `--input f32`: d2o then resizes each image",
+                    )),
+                    _ => Ok(Preparation::Bytes),
+                }
+            }
         }
-        let Extractor { name, path, sha256, dims } = self.extractor.clone();
-        Ok(NetworkMeta { name, path, sha256, dims, preprocessing, runtime: self.runtime.clone() })
     }
 
     /// The matrices among `outputs` of images called `names`.
     ///
     /// # Errors
     /// Rows of another number, or not finite, naming the image.
-    pub fn matrices(
+    pub fn take(
         &self,
         outputs: Vec<(String, Tensor)>,
         names: &[String],
+        rule: &InputRule,
     ) -> anyhow::Result<Vec<(&'static str, Array2<f32>)>> {
+        let matrices = self.matrices(rule);
         let mut found = Vec::new();
         for (name, tensor) in outputs {
-            let Some((matrix, _)) = self.matrices.iter().find(|(_, output)| *output == name) else { continue };
+            let Some((matrix, _)) = matrices.iter().find(|(_, output)| *output == name) else { continue };
             let Tensor::F32(rows) = tensor else { anyhow::bail!("the network's `{name}` is not f32") };
             let rows: Array2<f32> = rows.into_dimensionality()?;
             let (count, expected) = (rows.nrows(), names.len());
@@ -308,7 +345,7 @@ impl Spec {
     /// # Errors
     /// Another name, type or size; preprocessing outside the graph.
     pub fn ensure_takes(&self, name: &str, given: &ValueInfo) -> anyhow::Result<()> {
-        let path = &self.extractor.path;
+        let path = &self.path;
         let taken = self.model().input(name).with_context(|| format!("`{path}` has no input `{name}`"))?;
         let same = |(a, b): (&Dim, &Dim)| matches!((a, b), (Dim::Batch, _) | (_, Dim::Batch)) || a == b;
         let fits = given.element == taken.element
@@ -316,135 +353,25 @@ impl Spec {
             && given.dims.iter().zip(&taken.dims).all(same);
         anyhow::ensure!(fits, "`{path}` takes images of another size");
         let crops = self.role == Role::Clip && !self.model().metadata.contains_key("resize");
-        anyhow::ensure!(!crops, "`{path}` leaves CLIP's resize to the program");
+        anyhow::ensure!(!crops, "`{path}` leaves CLIP's resize to d2o");
         Ok(())
     }
 
     /// The matrices of `images` called `names`, wherever the images are, by one of the network's sessions.
     ///
     /// # Errors
-    /// Those of [`Spec::matrices`] and of the session.
+    /// Those of [`Spec::take`] and of the session.
     pub fn run_resident(
         &self,
         session: &mut dyn Session,
         images: &Resident,
         names: &[String],
+        rule: &InputRule,
     ) -> anyhow::Result<Vec<(&'static str, Array2<f32>)>> {
         let outputs = session.run_resident(&[(self.input, images)], &[])?;
-        self.matrices(hosted(outputs)?, names)
-    }
-
-    fn preparation(&self, dims: ImageDims, protocol: &Protocol) -> anyhow::Result<Preparation> {
-        let model = &self.model;
-        let known = model.input(self.input).map(|i| i.dims.as_slice()).unwrap_or_default();
-        let size = match known {
-            &[_, Dim::Known(h), Dim::Known(w), _] => Some([h, w]),
-            _ => None,
-        };
-        let here = [dims.height, dims.width];
-        match (self.role, self.input, size) {
-            (Role::Clip, input, Some([h, w])) if h == w && !model.metadata.contains_key("resize") => {
-                Ok(if input == INPUTS[1] { Preparation::CropFloat(h) } else { Preparation::Crop(h) })
-            }
-            (_, "images_f32", Some(size)) => {
-                Ok(Preparation::Resize(Box::new(Resizer::new(protocol.resize, protocol.scaling, here, size))))
-            }
-            (_, "images_f32", None) => {
-                anyhow::bail!("the extractor's input `images_f32` has no fixed height and width")
-            }
-            (_, _, Some([h, w])) if [h, w] != here => Err(with_hint(
-                anyhow::anyhow!("the extractor takes {w}×{h} images, these are {}×{}", dims.width, dims.height),
-                format!("export it with `--image-size {}`, or with `--input f32`", dims.height),
-            )),
-            _ => Ok(Preparation::None),
-        }
+        self.take(hosted(outputs)?, names, rule)
     }
 }
-
-/// What happens to images before a network.
-enum Preparation {
-    /// Nothing: the network resizes, or the size is its own.
-    None,
-    /// The protocol's resize.
-    Resize(Box<Resizer>),
-    /// CLIP's resize and crop, to bytes.
-    Crop(usize),
-    /// The same, as floats 0 to 255.
-    CropFloat(usize),
-}
-
-impl Preparation {
-    fn apply(&self, images: ArrayView4<'_, u8>) -> Tensor {
-        match self {
-            Self::None => Tensor::U8(images.to_owned().into_dyn()),
-            Self::Resize(resizer) => {
-                let [h, w] = resizer.output();
-                let each = |image: ArrayView3<'_, u8>, slot: ArrayViewMut3<'_, f32>| resizer.apply(image, slot);
-                Tensor::F32(mapped(images, [h, w], each).into_dyn())
-            }
-            Self::Crop(size) => {
-                let each =
-                    |image: ArrayView3<'_, u8>, mut slot: ArrayViewMut3<'_, u8>| slot.assign(&clip_crop(image, *size));
-                Tensor::U8(mapped(images, [*size; 2], each).into_dyn())
-            }
-            Self::CropFloat(size) => {
-                let each = |image: ArrayView3<'_, u8>, mut slot: ArrayViewMut3<'_, f32>| {
-                    slot.assign(&clip_crop(image, *size).mapv(f32::from));
-                };
-                Tensor::F32(mapped(images, [*size; 2], each).into_dyn())
-            }
-        }
-    }
-}
-
-/// Every image through `each`, into `[N, h, w, 3]`.
-fn mapped<T: Clone + Default + Send + Sync>(
-    images: ArrayView4<'_, u8>,
-    [h, w]: [usize; 2],
-    each: impl Fn(ArrayView3<'_, u8>, ArrayViewMut3<'_, T>) + Sync,
-) -> Array4<T> {
-    let mut out = Array4::from_elem((images.dim().0, h, w, 3), T::default());
-    out.axis_iter_mut(Axis(0))
-        .into_par_iter()
-        .zip(images.axis_iter(Axis(0)))
-        .for_each(|(slot, image)| each(image, slot));
-    out
-}
-
-/// What networks say of a batch of images, one row an image.
-#[derive(Debug)]
-pub struct Rows {
-    /// Place of the first image in the set.
-    pub start: usize,
-    /// Hash of each image.
-    pub digests: Vec<Digest>,
-    /// Matrices by name, as `d2o_refs::features` has them.
-    pub matrices: Vec<(&'static str, Array2<f32>)>,
-}
-
-impl Rows {
-    /// Matrix `name`, if a network gave it.
-    #[must_use]
-    pub fn get(&self, name: &str) -> Option<ArrayView2<'_, f32>> {
-        self.matrices.iter().find(|(n, _)| *n == name).map(|(_, m)| m.view())
-    }
-}
-
-/// Seconds spent in each stage. Stages overlap, so they add up to more than the whole.
-pub type Seconds = BTreeMap<String, f64>;
-
-/// One batch on its way to the networks.
-struct Prepared {
-    start: usize,
-    /// What its images are called.
-    names: Vec<String>,
-    digests: Vec<Digest>,
-    /// One for each network.
-    tensors: Vec<Tensor>,
-}
-
-/// Sessions of one graph, one on each device.
-pub type Sessions = [Box<dyn Session>];
 
 /// The sessions of several graphs, by device; one device without any if there are no graphs.
 pub fn by_device<'a>(graphs: impl IntoIterator<Item = &'a mut Sessions>) -> Vec<Vec<&'a mut dyn Session>> {
@@ -458,92 +385,13 @@ pub fn by_device<'a>(graphs: impl IntoIterator<Item = &'a mut Sessions>) -> Vec<
     devices
 }
 
-/// Runs images `range` of `source` through `networks` and hands the outputs to `each`, in the source's order. Reading and resizing run ahead
-/// of the networks on a thread of their own, a few batches at most; batches take turns on the networks' devices.
-///
-/// # Errors
-/// Images of another size than a network takes, unreadable images, features that are not finite (naming the image), a failing runtime,
-/// Ctrl-C.
-pub fn extract(
-    networks: &mut [&mut Network],
-    source: &mut dyn ImageSource,
-    range: Range<usize>,
-    batch: usize,
-    protocol: &Protocol,
-    printer: Printer,
-    each: &mut dyn FnMut(Rows) -> anyhow::Result<()>,
-) -> anyhow::Result<Seconds> {
-    let _section = interrupt::cooperative();
-    let dims = source.dims();
-    let (specs, sessions): (Vec<&Spec>, Vec<&mut Sessions>) = networks.iter_mut().map(|n| n.parts()).unzip();
-    let mut devices = by_device(sessions);
-    let preparations: Vec<Preparation> =
-        specs.iter().map(|n| n.preparation(dims, protocol)).collect::<anyhow::Result<_>>()?;
-    let mut progress = printer.progress("features", range.len() as u64);
-    let stop = AtomicBool::new(false);
-    let mut network_seconds = 0.0;
-    // As many batches at once as there are devices, so that a generator can make them on all of them.
-    let ahead = batch * devices.len();
-    let (sender, receiver) = sync_channel::<anyhow::Result<Prepared>>(AHEAD * devices.len());
-    let (reading, resizing) = std::thread::scope(|scope| -> anyhow::Result<(f64, f64)> {
-        let stop = &stop;
-        let reader = scope.spawn(move || {
-            let (mut reading, mut resizing) = (0.0, 0.0);
-            for first in range.clone().step_by(ahead) {
-                if stop.load(Ordering::Relaxed) {
-                    break;
-                }
-                let clock = Instant::now();
-                let images = match source.read(first..(first + ahead).min(range.end)) {
-                    Ok(images) => images,
-                    Err(error) => {
-                        let _ = sender.send(Err(error.into()));
-                        break;
-                    }
-                };
-                reading += clock.elapsed().as_secs_f64();
-                for (i, images) in images.axis_chunks_iter(Axis(0), batch).enumerate() {
-                    let start = first + i * batch;
-                    let clock = Instant::now();
-                    let digests = digests(&images);
-                    let names = (start..start + images.len_of(Axis(0))).map(|i| source.name(i)).collect();
-                    reading += clock.elapsed().as_secs_f64();
-                    let clock = Instant::now();
-                    let tensors = preparations.iter().map(|p| p.apply(images)).collect();
-                    resizing += clock.elapsed().as_secs_f64();
-                    if sender.send(Ok(Prepared { start, names, digests, tensors })).is_err() {
-                        return (reading, resizing);
-                    }
-                }
-            }
-            (reading, resizing)
-        });
-        let work = |sessions: &mut Vec<&mut dyn Session>, prepared: Prepared| {
-            interrupt::check()?;
-            let Prepared { start, names, digests, tensors } = prepared;
-            let clock = Instant::now();
-            let mut matrices = Vec::new();
-            for ((spec, session), tensor) in specs.iter().zip(sessions).zip(tensors) {
-                let outputs = session.run(&[(spec.input, tensor)])?;
-                matrices.extend(spec.matrices(outputs, &names)?);
-            }
-            Ok((Rows { start, digests, matrices }, clock.elapsed().as_secs_f64()))
-        };
-        let result = in_turn(&mut devices, &receiver, work, |(rows, seconds)| {
-            network_seconds += seconds;
-            let count = rows.digests.len() as u64;
-            each(rows)?;
-            progress.advance(count);
-            Ok(())
-        });
-        stop.store(true, Ordering::Relaxed);
-        drop(receiver);
-        let read = reader.join().map_err(|_| anyhow::anyhow!("reading images failed"))?;
-        result.map(|()| read)
-    })?;
-    progress.finish();
-    let seconds = [("read", reading), ("resize", resizing), ("network", network_seconds)];
-    Ok(seconds.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
+/// Images in a batch: what was asked for, or what each kind of device needs to be busy. Beyond it a batch only costs memory.
+#[must_use]
+pub fn batch(asked: Option<u32>, networks: &[Network]) -> usize {
+    const CUDA: usize = 64;
+    const CPU: usize = 16;
+    let cuda = networks.iter().any(|n| n.spec.runtime.starts_with("ort-cuda"));
+    asked.map_or(if cuda { CUDA } else { CPU }, |n| n as usize)
 }
 
 /// `outputs` of a session in the program's own memory.
@@ -571,45 +419,5 @@ mod tests {
     #[test]
     fn images_are_read_even_if_no_network_wants_them() {
         assert_eq!(by_device(std::iter::empty::<&mut Sessions>()).len(), 1);
-    }
-
-    #[test]
-    fn tf32_departs_from_every_protocol() {
-        let network = |runtime: &str| NetworkMeta {
-            name: INCEPTION.to_owned(),
-            path: String::new(),
-            sha256: String::new(),
-            dims: 2048,
-            preprocessing: "as the protocol does".to_owned(),
-            runtime: runtime.to_owned(),
-        };
-        let protocol = Protocol::named("edm").unwrap();
-        assert!(deviations(Role::Features, &network("ort-cuda"), protocol).is_empty());
-        assert_eq!(deviations(Role::Features, &network("ort-cuda-tf32"), protocol), ["products in TF32"]);
-    }
-
-    #[test]
-    fn what_departs_from_a_protocol_depends_on_what_the_network_is_for() {
-        let network = |name: &str, preprocessing: &str| NetworkMeta {
-            name: name.to_owned(),
-            path: String::new(),
-            sha256: String::new(),
-            dims: 4096,
-            preprocessing: preprocessing.to_owned(),
-            runtime: String::new(),
-        };
-        let found = |role: Role, network: &NetworkMeta, protocol: &str| {
-            deviations(role, network, Protocol::named(protocol).unwrap()).join("; ")
-        };
-        let vgg = network("vgg16", "as the protocol does");
-        assert_eq!(found(Role::Manifold, &vgg, "torch-fidelity"), "");
-        assert!(found(Role::Manifold, &vgg, "stylegan3").ends_with("features of vgg16 instead of NVIDIA's VGG16"));
-        assert!(found(Role::Manifold, &vgg, "adm").ends_with("features of vgg16 instead of pool3"));
-        assert!(found(Role::Features, &vgg, "torch-fidelity").ends_with(&format!("instead of {INCEPTION}")));
-        let inception = network(INCEPTION, "as the protocol does");
-        assert_eq!(found(Role::Features, &inception, "torch-fidelity"), "");
-        assert!(found(Role::Manifold, &inception, "torch-fidelity").ends_with("instead of VGG16"));
-        let resized = network("vgg16", &format!("{IN_NETWORK}half-pixel"));
-        assert!(found(Role::Manifold, &resized, "torch-fidelity").starts_with("precision and recall: resize in"));
     }
 }

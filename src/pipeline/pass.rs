@@ -1,301 +1,190 @@
-//! Sets of images as sums: the one loop in which features of samples and of references are taken, whether networks run or files are read.
+//! The one pass in which features of samples and of references are taken, whether networks run, the cache is read or feature files are.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use d2o_evaluations::gaussian::Accumulator;
-use d2o_evaluations::inception_score::{ScoreRule, ScoreSums};
-use d2o_evaluations::protocol::Protocol;
-use d2o_refs::batch::{self, ContentHash, ImageDims, ImageSource, container_sha256, hex};
-use d2o_refs::features::{FeatureFile, FeatureWriter, MATRICES, Meta, NetworkMeta};
-use ndarray::Array2;
-use sha2::{Digest as _, Sha256};
+use d2o_onnx::session::{Session, Tensor};
+use d2o_refs::batch::{ContentHash, Digest, ImageDims, ImageSource, container_sha256, digests, digests_each};
+use d2o_refs::features::{FeatureFile, FeatureWriter, Meta};
+use ndarray::{Array2, ArrayView2};
 
-use crate::error::with_hint;
+use super::cache;
+use super::network::{InputRule, Network, Role, Sessions, Spec, by_device};
+use super::preprocess::{Images, Preparation};
+use super::provenance::Records;
+use super::source::{Origin, Source};
+use super::turns::in_turn;
 use crate::interrupt;
-use crate::pipeline::fused::Fused;
-use crate::pipeline::network::{Network, Role, Rows, Seconds, extract};
-use crate::printer::Printer;
+use crate::progress::Reporter;
 
-/// Images to be measured, or what networks said of them.
-pub enum Set {
-    /// Images.
-    Images {
-        /// The images.
-        source: Box<dyn ImageSource>,
-        /// What they come from.
-        origin: Origin,
-    },
-    /// A generator whose images feed the networks on the device.
-    Fused {
-        /// The generator.
-        fused: Box<Fused>,
-        /// What it makes.
-        origin: Origin,
-    },
-    /// Features, in files that follow one another.
-    Features(Vec<FeatureFile>),
-}
-
-/// What images come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// A file or folder.
-    Container(PathBuf),
-    /// Something of this hash.
-    Made(String),
-}
-
-impl Origin {
-    fn sha256(&self) -> anyhow::Result<String> {
-        match self {
-            Self::Container(path) => Ok(container_sha256(path)?),
-            Self::Made(sha256) => Ok(sha256.clone()),
-        }
-    }
-}
+/// Batches read and resized ahead of the networks, per device.
+const AHEAD: usize = 2;
 
 /// How a set is walked.
 #[derive(Debug, Clone, Copy)]
-pub struct How<'a> {
+pub struct PassOptions<'a> {
     /// Images in a batch.
     pub batch: usize,
-    /// Whose preprocessing.
-    pub protocol: &'static Protocol,
-    /// Folder of features computed before.
+    /// What networks are given, and which of their outputs are taken.
+    pub rule: InputRule,
+    /// Folder of features taken before.
     pub cache: Option<&'a Path>,
-    /// Progress.
-    pub printer: Printer,
+    /// Receives progress.
+    pub reporter: &'a dyn Reporter,
 }
 
-/// What a walk found out on the way.
+/// Seconds spent in each stage. Stages overlap, so they add up to more than the whole.
+pub type Seconds = BTreeMap<String, f64>;
+
+/// What a pass found out on the way.
 #[derive(Debug, Default)]
-pub struct Walk {
+pub struct PassSummary {
     /// Hash of the images, as `batch::content_sha256`; of the files where they do not carry their images' hashes.
     pub sha256: String,
     /// The networks, by role.
-    pub networks: BTreeMap<String, NetworkMeta>,
+    pub networks: Records,
     /// Seconds of each stage.
     pub seconds: Seconds,
 }
 
-impl Set {
-    /// Opens images, or a file of features.
-    ///
-    /// # Errors
-    /// A file of neither kind, a damaged one, one part of several.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
-        if FeatureFile::is_one(path) {
-            return Self::merge(std::slice::from_ref(&path.to_owned()));
-        }
-        Ok(Self::Images { source: batch::open(path)?, origin: Origin::Container(path.to_owned()) })
-    }
+/// Features of a batch of images, one row per image.
+#[derive(Debug)]
+pub struct Rows {
+    /// Index of the first image in the set.
+    pub start: usize,
+    /// Hash of each image.
+    pub digests: Vec<Digest>,
+    /// Matrices by name, as `d2o_refs::features` has them.
+    pub matrices: Vec<(&'static str, Array2<f32>)>,
+}
 
-    /// Joins the parts that `evaluate --shard` wrote.
-    ///
-    /// # Errors
-    /// A damaged file; parts of different sets, networks or settings; missing or double images.
-    pub fn merge(paths: &[PathBuf]) -> anyhow::Result<Self> {
-        let mut parts = Vec::new();
-        for path in paths {
-            let part = FeatureFile::open(path)?;
-            part.verify()?;
-            parts.push(part);
-        }
-        if parts.len() == 1 && parts[0].meta().is_none() {
-            return Ok(Self::Features(parts));
-        }
-        for part in &parts {
-            anyhow::ensure!(part.meta().is_some(), "`{}` does not say which images it holds", part.path().display());
-        }
-        let rows = |part: &FeatureFile| part.meta().map_or(0..0, |m| m.rows.clone());
-        parts.sort_by_key(|p| rows(p).start);
-        let shared = |part: &FeatureFile| {
-            let mut meta = part.meta().cloned()?;
-            // Where a network's file lay does not matter.
-            meta.networks.values_mut().for_each(|n| n.path.clear());
-            Some(Meta { rows: 0..0, sha256: BTreeMap::new(), ..meta })
-        };
-        let Some(first) = parts.first() else { anyhow::bail!("no parts") };
-        let total = first.meta().map_or(0, |m| m.total);
-        let mut at = 0;
-        for (i, part) in parts.iter().enumerate() {
-            if shared(part) != shared(first) || part.labels().is_some() != first.labels().is_some() {
-                let differs = difference(first, part);
-                anyhow::bail!("`{}` and `{}` differ in {differs}", first.path().display(), part.path().display());
-            }
-            for matrix in MATRICES {
-                anyhow::ensure!(
-                    part.width(matrix) == first.width(matrix),
-                    "`{}` and `{}` differ in their `{matrix}`",
-                    first.path().display(),
-                    part.path().display()
-                );
-            }
-            let here = rows(part);
-            if here.start < at && i > 0 {
-                let before = parts[i - 1].path().display();
-                anyhow::bail!("`{before}` and `{}` both hold image {}", part.path().display(), here.start);
-            }
-            ensure_held(at..here.start, total)?;
-            at = here.end;
-        }
-        ensure_held(at..total, total)?;
-        Ok(Self::Features(parts))
-    }
-
-    /// Number of images.
+impl Rows {
+    /// Matrix `name`, if a network gave it.
     #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Images { source, .. } => source.len(),
-            Self::Fused { fused, .. } => fused.len(),
-            Self::Features(parts) => parts.iter().map(FeatureFile::len).sum(),
-        }
+    pub fn get(&self, name: &str) -> Option<ArrayView2<'_, f32>> {
+        self.matrices.iter().find(|(n, _)| *n == name).map(|(_, m)| m.view())
     }
+}
 
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+/// Receives batches of rows in order.
+pub type Each<'a> = dyn FnMut(Rows) -> anyhow::Result<()> + 'a;
 
-    /// Size of the images, unless the set is features that do not tell it.
-    #[must_use]
-    pub fn image_dims(&self) -> Option<ImageDims> {
-        match self {
-            Self::Images { source, .. } => source.dims(),
-            Self::Fused { fused, .. } => Some(fused.dims()),
-            Self::Features(parts) => parts.first()?.meta().map(|m| m.images),
-        }
-    }
-
-    /// Class of each image, if the set has classes.
-    #[must_use]
-    pub fn labels(&self) -> Option<Vec<i64>> {
-        match self {
-            Self::Images { source, .. } => source.labels().map(<[i64]>::to_vec),
-            Self::Fused { fused, .. } => fused.labels(),
-            Self::Features(parts) => {
-                let all: Option<Vec<&[i64]>> = parts.iter().map(FeatureFile::labels).collect();
-                all.map(|l| l.concat())
-            }
-        }
-    }
-
-    /// Length of the rows of `matrix`: what the files hold, or one of `networks` gives.
-    #[must_use]
-    pub fn width(&self, matrix: &str, networks: &[Network]) -> Option<usize> {
-        match self {
-            Self::Images { .. } | Self::Fused { .. } => networks.iter().find_map(|n| n.spec.width(matrix)),
-            Self::Features(parts) => parts.first().and_then(|p| p.width(matrix)),
-        }
-    }
-
-    /// Part `index` of `count`, in whole batches, so that a batch holds the same images however the set is divided.
-    #[must_use]
-    pub fn shard(&self, index: usize, count: usize, batch: usize) -> Range<usize> {
-        let batches = self.len().div_ceil(batch);
-        let at = |i: usize| (i * batches / count * batch).min(self.len());
-        at(index)..at(index + 1)
-    }
-
+impl Source {
     /// Hands rows `range` of the matrices `wanted` to `each`, batch by batch in order.
     ///
     /// # Errors
-    /// Those of [`extract`] and of feature files; networks other than a feature file's.
-    pub fn rows(
+    /// Unreadable images, features that are not finite (naming the image), a failing runtime, damaged feature files, an interruption.
+    pub fn pass(
         &mut self,
         range: Range<usize>,
         networks: &mut [Network],
         wanted: &[&'static str],
-        how: &How<'_>,
-        each: &mut dyn FnMut(Rows) -> anyhow::Result<()>,
-    ) -> anyhow::Result<Walk> {
+        options: &PassOptions<'_>,
+        each: &mut Each<'_>,
+    ) -> anyhow::Result<PassSummary> {
+        let _section = interrupt::cooperative();
         match self {
-            Self::Images { source, origin } => images(source.as_mut(), origin, range, networks, wanted, how, each),
-            Self::Fused { fused, .. } => fused.rows(range, networks, how, each),
-            Self::Features(parts) => features(parts, networks, wanted, how, each),
+            Self::Images { images, origin } => {
+                pass_images(images.as_mut(), origin, range, networks, wanted, options, each)
+            }
+            Self::Fused { fused, .. } => fused.pass(range, networks, options, each),
+            Self::Features { parts, records } => pass_features(parts, records, wanted, options, each),
         }
     }
 }
 
-fn ensure_held(missing: Range<usize>, total: usize) -> anyhow::Result<()> {
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let what = format!("images {}..{} of {total} are in none of the files", missing.start, missing.end);
-    Err(with_hint(anyhow::anyhow!(what), "give the files of all shards to `--merge`"))
+/// A file of the cache that is being written. What it cannot take costs a warning, not the result.
+struct CacheWriter<'a> {
+    role: Role,
+    writer: Option<FeatureWriter>,
+    reporter: &'a dyn Reporter,
 }
 
-/// What two parts of a set disagree on.
-fn difference(a: &FeatureFile, b: &FeatureFile) -> &'static str {
-    let (Some(x), Some(y)) = (a.meta(), b.meta()) else { return "what they are" };
-    if x.source_sha256 != y.source_sha256 || x.total != y.total || x.images != y.images {
-        "the images they come from"
-    } else if x.networks != y.networks {
-        "the networks or their preprocessing"
-    } else if x.batch != y.batch {
-        "the batch"
-    } else {
-        "their labels"
+impl CacheWriter<'_> {
+    fn attempt<T>(&mut self, step: impl FnOnce(&mut FeatureWriter) -> d2o_refs::Result<T>) {
+        if let Some(writer) = &mut self.writer
+            && let Err(error) = step(writer)
+        {
+            self.writer = None;
+            self.failed(&error);
+        }
+    }
+
+    fn failed(&self, error: &d2o_refs::Error) {
+        self.reporter.warn(&format!("the feature cache cannot be written: {error}"));
+    }
+
+    fn finish(mut self) {
+        if let Some(writer) = self.writer.take()
+            && let Err(error) = writer.finish(None)
+        {
+            self.failed(&error);
+        }
     }
 }
 
 /// Rows of images: networks run, except those whose features the cache holds.
-fn images(
-    source: &mut dyn ImageSource,
+fn pass_images(
+    images: &mut dyn ImageSource,
     origin: &Origin,
     range: Range<usize>,
     networks: &mut [Network],
     wanted: &[&'static str],
-    how: &How<'_>,
-    each: &mut dyn FnMut(Rows) -> anyhow::Result<()>,
-) -> anyhow::Result<Walk> {
-    let (dims, total) = (batch::uniform(source)?, source.len());
-    let mut walk = Walk::default();
-    let mut hash = ContentHash::new(range.len(), dims);
-    let (mut held, mut missing, mut writers) = (Vec::new(), Vec::new(), Vec::new());
-    let source_sha256 = if how.cache.is_some() { origin.sha256()? } else { String::new() };
+    options: &PassOptions<'_>,
+    each: &mut Each<'_>,
+) -> anyhow::Result<PassSummary> {
+    let (dims, total, reporter) = (images.dims(), images.len(), options.reporter);
+    let mut summary = PassSummary::default();
+    let mut hash = content_hash(range.len(), dims);
+    let (mut held, mut running, mut writers) = (Vec::new(), Vec::new(), Vec::new());
+    let source_sha256 = if options.cache.is_some() { origin.sha256()? } else { String::new() };
     for network in networks.iter_mut() {
         let role = network.spec.role;
-        let meta = network.spec.meta(dims, how.protocol)?;
-        walk.networks.insert(role.name().to_owned(), meta.clone());
-        let Some(folder) = how.cache else {
-            missing.push(network);
+        let record = network.spec.record(dims, &options.rule)?;
+        summary.networks.insert(role.name().to_owned(), record.clone());
+        let Some(folder) = options.cache else {
+            running.push(network);
             continue;
         };
-        let path = folder.join(format!("{}.h5", cache_key(&source_sha256, &meta, &range)));
-        match cached(&path, how.printer) {
+        let path = cache::path(folder, &source_sha256, role.name(), &record, &range, options.batch);
+        let needed: Vec<&str> =
+            network.spec.matrices(&options.rule).into_iter().map(|(m, _)| m).filter(|m| wanted.contains(m)).collect();
+        match cache::open(&path, &needed, reporter) {
             Some(file) => held.push(file),
             None => {
-                let networks = BTreeMap::from([(role.name().to_owned(), meta)]);
-                let (source_sha256, batch, sha256) = (source_sha256.clone(), how.batch, BTreeMap::new());
                 let meta = Meta {
                     d2o_features: 0,
-                    source_sha256,
+                    source_sha256: source_sha256.clone(),
                     total,
                     rows: range.clone(),
                     images: dims,
-                    batch,
-                    networks,
-                    sha256,
+                    batch: options.batch,
+                    networks: BTreeMap::from([(role.name().to_owned(), serde_json::to_value(record)?)]),
+                    sha256: BTreeMap::new(),
                 };
-                writers.push((role, FeatureWriter::create(&path, meta)?));
-                missing.push(network);
+                let mut writer = CacheWriter { role, writer: None, reporter };
+                match FeatureWriter::create(&path, meta) {
+                    Ok(file) => writer.writer = Some(file),
+                    Err(error) => writer.failed(&error),
+                }
+                writers.push(writer);
+                running.push(network);
             }
         }
     }
     let first = range.start;
     let mut add = |mut rows: Rows| -> anyhow::Result<()> {
         let here = rows.start - first..rows.start - first + rows.digests.len();
-        for (role, writer) in &mut writers {
-            let own = |name: &str| Role::of(name) == *role;
-            let matrices: Vec<_> = rows.matrices.iter().filter(|(n, _)| own(n)).map(|(n, m)| (*n, m.view())).collect();
-            writer.append(&rows.digests, &matrices)?;
+        for cache in &mut writers {
+            let role = cache.role;
+            let own = rows.matrices.iter().filter(|(n, _)| Role::of(n) == role);
+            let matrices: Vec<_> = own.map(|(n, m)| (*n, m.view())).collect();
+            cache.attempt(|writer| writer.append(&rows.digests, &matrices));
         }
         for file in &held {
             for name in wanted.iter().filter(|n| file.width(n).is_some()) {
@@ -305,91 +194,42 @@ fn images(
         hash.update(&rows.digests);
         each(rows)
     };
-    let _section = interrupt::cooperative();
-    if missing.is_empty() && !held.is_empty() {
+    if running.is_empty() && !held.is_empty() {
         let clock = Instant::now();
-        how.printer.note(&format!("features of {} images from the cache", range.len()));
+        reporter.note(&format!("features of {} images from the cache", range.len()));
         let digests = held[0].digests().context("the cache holds no hashes")?;
-        for start in range.clone().step_by(how.batch) {
+        for start in range.clone().step_by(options.batch) {
             interrupt::check()?;
-            let end = (start + how.batch).min(range.end);
+            let end = (start + options.batch).min(range.end);
             add(Rows { start, digests: digests[start - first..end - first].to_vec(), matrices: Vec::new() })?;
         }
-        walk.seconds.insert("cache".to_owned(), clock.elapsed().as_secs_f64());
+        summary.seconds.insert("cache".to_owned(), clock.elapsed().as_secs_f64());
     } else {
-        let (batch, protocol, printer) = (how.batch, how.protocol, how.printer);
-        walk.seconds = extract(&mut missing, source, range, batch, protocol, printer, &mut add)?;
+        summary.seconds = extract(&mut running, images, range, options, &mut add)?;
     }
-    for (_, writer) in writers {
-        writer.finish(None)?;
-    }
-    walk.sha256 = hash.finish();
-    Ok(walk)
-}
-
-/// The name of what `network` says of images `range` of a source: whatever the numbers depend on.
-fn cache_key(source_sha256: &str, network: &NetworkMeta, range: &Range<usize>) -> String {
-    let NetworkMeta { sha256, preprocessing, runtime, .. } = network;
-    let version = env!("CARGO_PKG_VERSION");
-    let text = serde_json::json!([version, source_sha256, sha256, preprocessing, runtime, range.start, range.end]);
-    hex(&Sha256::digest(text.to_string().as_bytes()))
-}
-
-/// The cache's file at `path`, if it is there and whole. One that is not is written anew.
-fn cached(path: &Path, printer: Printer) -> Option<FeatureFile> {
-    if !path.exists() {
-        return None;
-    }
-    let whole = || -> anyhow::Result<FeatureFile> {
-        let file = FeatureFile::open(path)?;
-        file.verify()?;
-        Ok(file)
-    };
-    let damaged = |error| printer.warn(&format!("the cache is damaged and its features are computed anew: {error:#}"));
-    whole().map_err(damaged).ok()
+    writers.into_iter().for_each(CacheWriter::finish);
+    summary.sha256 = hash.finish();
+    Ok(summary)
 }
 
 /// Rows of feature files.
-fn features(
+fn pass_features(
     parts: &[FeatureFile],
-    networks: &[Network],
+    records: &Records,
     wanted: &[&'static str],
-    how: &How<'_>,
-    each: &mut dyn FnMut(Rows) -> anyhow::Result<()>,
-) -> anyhow::Result<Walk> {
+    options: &PassOptions<'_>,
+    each: &mut Each<'_>,
+) -> anyhow::Result<PassSummary> {
     let clock = Instant::now();
-    let mut walk = Walk::default();
     let Some(first) = parts.first() else { anyhow::bail!("no feature files") };
-    if let Some(meta) = first.meta() {
-        walk.networks = meta.networks.clone();
-    }
-    for network in networks {
-        let (role, own) = (network.spec.role.name(), &network.spec.extractor);
-        match walk.networks.get(role) {
-            Some(of_file) => anyhow::ensure!(
-                of_file.sha256 == own.sha256,
-                "`{}` holds features of {} ({}), not of `{}`",
-                first.path().display(),
-                of_file.name,
-                of_file.path,
-                own.path
-            ),
-            None => {
-                let preprocessing = format!("not stated by `{}`", first.path().display());
-                let (name, path, sha256) = (own.name.clone(), own.path.clone(), own.sha256.clone());
-                let meta =
-                    NetworkMeta { name, path, sha256, dims: own.dims, preprocessing, runtime: "unknown".to_owned() };
-                walk.networks.insert(role.to_owned(), meta);
-            }
-        }
-    }
+    let mut summary = PassSummary { networks: records.clone(), ..PassSummary::default() };
     let total = parts.iter().map(FeatureFile::len).sum();
-    let mut hash = first.meta().map(|m| ContentHash::new(total, m.images));
+    let mut hash = first.meta().map(|m| content_hash(total, m.images));
     let mut done = 0;
     for part in parts {
-        for start in (0..part.len()).step_by(how.batch) {
+        for start in (0..part.len()).step_by(options.batch) {
             interrupt::check()?;
-            let range = start..(start + how.batch).min(part.len());
+            let range = start..(start + options.batch).min(part.len());
             let digests = part.digests().map(|d| d[range.clone()].to_vec()).unwrap_or_default();
             if let Some(hash) = &mut hash {
                 hash.update(&digests);
@@ -407,152 +247,117 @@ fn features(
         }
         done += part.len();
     }
-    walk.sha256 = match hash {
+    summary.sha256 = match hash {
         Some(hash) => hash.finish(),
         None => container_sha256(first.path())?,
     };
-    walk.seconds.insert("files".to_owned(), clock.elapsed().as_secs_f64());
-    Ok(walk)
+    summary.seconds.insert("files".to_owned(), clock.elapsed().as_secs_f64());
+    Ok(summary)
 }
 
-/// What is to be summed.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Wants {
-    /// Moments of the features.
-    pub features: bool,
-    /// The features themselves.
-    pub keep: bool,
-    /// The Inception Score.
-    pub score: Option<ScoreRule>,
-    /// Moments of the spatial features.
-    pub spatial: bool,
-    /// Moments of CLIP's features.
-    pub clip: bool,
-    /// The features that enter precision and recall instead.
-    pub manifold: bool,
+/// One batch on its way to the networks.
+struct Prepared {
+    start: usize,
+    /// What its images are called.
+    names: Vec<String>,
+    digests: Vec<Digest>,
+    /// One for each network.
+    tensors: Vec<Tensor>,
 }
 
-/// Sums over a set.
-#[derive(Debug)]
-pub struct Sums {
-    /// Of the features.
-    pub features: Option<Accumulator>,
-    /// The features, `[N, D]`.
-    pub kept: Option<Array2<f32>>,
-    /// Of class probabilities.
-    pub score: Option<ScoreSums>,
-    /// Of the spatial features.
-    pub spatial: Option<Accumulator>,
-    /// Of CLIP's features.
-    pub clip: Option<Accumulator>,
-    /// What enters precision and recall instead of the features, `[N, D]`.
-    pub manifold: Option<Array2<f32>>,
-    /// What was found on the way.
-    pub walk: Walk,
+/// Hash of `len` images of size `dims`, or of different sizes.
+fn content_hash(len: usize, dims: Option<ImageDims>) -> ContentHash {
+    dims.map_or_else(|| ContentHash::mixed(len), |dims| ContentHash::new(len, dims))
 }
 
-/// Walks all of `set` and sums what `wants` says; rows also go to `writer`.
-///
-/// # Errors
-/// Those of [`Set::rows`]; a set without what is wanted.
-pub fn sums(
-    set: &mut Set,
-    networks: &mut [Network],
-    wants: &Wants,
-    how: &How<'_>,
-    mut writer: Option<&mut FeatureWriter>,
-) -> anyhow::Result<Sums> {
-    let width = |matrix: &str| {
-        let needed = format!("no network or file gives `{matrix}`, which the metrics need");
-        set.width(matrix, networks).context(needed)
-    };
-    let moments = |matrix: &str, wanted: bool| wanted.then(|| width(matrix).map(Accumulator::new)).transpose();
-    let mut features = moments("features", wants.features)?;
-    let mut spatial = moments("spatial", wants.spatial)?;
-    let mut clip = moments("clip", wants.clip)?;
-    let len = set.len();
-    let mut score = match wants.score {
-        Some(rule) => Some(ScoreSums::new(rule, len, width("logits")?)?),
-        None => None,
-    };
-    let rows = |matrix: &str, wanted: bool| {
-        let dims = wanted.then(|| width(matrix)).transpose()?;
-        anyhow::Ok(dims.map(|dims| (dims, Vec::with_capacity(len * dims))))
-    };
-    let (mut kept, mut manifold) = (rows("features", wants.keep)?, rows("manifold", wants.manifold)?);
-    let mut wanted = Vec::new();
-    let needed = [wants.features || wants.keep, score.is_some(), wants.spatial, wants.clip, wants.manifold];
-    for (name, needed) in MATRICES.into_iter().zip(needed) {
-        if needed || writer.is_some() {
-            wanted.push(name);
-        }
-    }
-    let walk = set.rows(0..len, networks, &wanted, how, &mut |rows| {
-        for (name, sums) in [("features", &mut features), ("spatial", &mut spatial), ("clip", &mut clip)] {
-            if let (Some(sums), Some(rows)) = (sums, rows.get(name)) {
-                sums.push(rows)?;
-            }
-        }
-        if let (Some(sums), Some(rows)) = (&mut score, rows.get("logits")) {
-            sums.push(rows)?;
-        }
-        for (name, kept) in [("features", &mut kept), ("manifold", &mut manifold)] {
-            if let (Some((_, kept)), Some(rows)) = (kept, rows.get(name)) {
-                kept.extend(rows.iter());
-            }
-        }
-        if let Some(writer) = &mut writer {
-            let matrices: Vec<_> = rows.matrices.iter().map(|(n, m)| (*n, m.view())).collect();
-            writer.append(&rows.digests, &matrices)?;
-        }
-        Ok(())
-    })?;
-    let matrix = |kept: Option<(usize, Vec<f32>)>| {
-        kept.map(|(dims, rows)| Array2::from_shape_vec((len, dims), rows)).transpose()
-    };
-    Ok(Sums { features, kept: matrix(kept)?, score, spatial, clip, manifold: matrix(manifold)?, walk })
-}
-
-/// Writes what `networks` say of images `range` of `set` to `path`.
-///
-/// # Errors
-/// A set that is no images; those of [`Set::rows`]; writing errors.
-pub fn save(
-    set: &mut Set,
-    range: Range<usize>,
-    networks: &mut [Network],
-    how: &How<'_>,
-    path: &Path,
-) -> anyhow::Result<()> {
-    let meta = meta_of(set, range.clone(), networks, how)?;
-    let labels = set.labels().map(|l| l[range.clone()].to_vec());
-    let mut writer = FeatureWriter::create(path, meta)?;
-    set.rows(range, networks, &MATRICES, how, &mut |rows| {
-        let matrices: Vec<_> = rows.matrices.iter().map(|(n, m)| (*n, m.view())).collect();
-        Ok(writer.append(&rows.digests, &matrices)?)
-    })?;
-    Ok(writer.finish(labels.as_deref())?)
-}
-
-/// What a feature file of images `range` of `set` says of itself.
-///
-/// # Errors
-/// A set that is no images, or not ones the networks take; reading errors.
-pub fn meta_of(set: &Set, range: Range<usize>, networks: &[Network], how: &How<'_>) -> anyhow::Result<Meta> {
-    let (images, origin) = match set {
-        Set::Images { source, origin } => (batch::uniform(source.as_ref())?, origin),
-        Set::Fused { fused, origin } => (fused.dims(), origin),
-        Set::Features(_) => anyhow::bail!("features can be saved of images only, and these are features already"),
-    };
-    let describe = |n: &Network| Ok((n.spec.role.name().to_owned(), n.spec.meta(images, how.protocol)?));
-    Ok(Meta {
-        d2o_features: 0,
-        source_sha256: origin.sha256()?,
-        total: set.len(),
-        rows: range,
-        images,
-        batch: how.batch,
-        networks: networks.iter().map(describe).collect::<anyhow::Result<_>>()?,
-        sha256: BTreeMap::new(),
+/// Images `range`, of one size or each of its own.
+fn read(source: &mut dyn ImageSource, dims: Option<ImageDims>, range: Range<usize>) -> d2o_refs::Result<Images> {
+    Ok(match dims {
+        Some(_) => Images::Uniform(source.read(range)?),
+        None => Images::Mixed(source.read_each(range)?),
     })
+}
+
+/// Runs images `range` of `source` through `networks` and hands the outputs to `each`, in the source's order. Reading and resizing run ahead
+/// of the networks on a thread of their own, a few batches at most; batches take turns on the networks' devices.
+fn extract(
+    networks: &mut [&mut Network],
+    source: &mut dyn ImageSource,
+    range: Range<usize>,
+    options: &PassOptions<'_>,
+    each: &mut Each<'_>,
+) -> anyhow::Result<Seconds> {
+    let (batch, rule, dims) = (options.batch, &options.rule, source.dims());
+    let (specs, sessions): (Vec<&Spec>, Vec<&mut Sessions>) = networks.iter_mut().map(|n| n.parts()).unzip();
+    let mut devices = by_device(sessions);
+    let preparations: Vec<Preparation> =
+        specs.iter().map(|n| n.preparation(dims, rule)).collect::<anyhow::Result<_>>()?;
+    let mut progress = options.reporter.count("features", "images", range.len() as u64);
+    let stop = AtomicBool::new(false);
+    let mut network_seconds = 0.0;
+    // As many batches at once as there are devices, so that a generator can make them on all of them.
+    let ahead = batch * devices.len();
+    let (sender, receiver) = sync_channel::<anyhow::Result<Prepared>>(AHEAD * devices.len());
+    let (reading, resizing) = std::thread::scope(|scope| -> anyhow::Result<(f64, f64)> {
+        let stop = &stop;
+        let reader = scope.spawn(move || {
+            let (mut reading, mut resizing) = (0.0, 0.0);
+            for first in range.clone().step_by(ahead) {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let clock = Instant::now();
+                let images = match read(source, dims, first..(first + ahead).min(range.end)) {
+                    Ok(images) => images,
+                    Err(error) => {
+                        let _ = sender.send(Err(error.into()));
+                        break;
+                    }
+                };
+                let digests = match &images {
+                    Images::Uniform(images) => digests(&images.view()),
+                    Images::Mixed(images) => digests_each(images),
+                };
+                reading += clock.elapsed().as_secs_f64();
+                for (i, (images, digests)) in images.views().chunks(batch).zip(digests.chunks(batch)).enumerate() {
+                    let start = first + i * batch;
+                    let names = (start..start + images.len()).map(|i| source.name(i)).collect();
+                    let digests = digests.to_vec();
+                    let clock = Instant::now();
+                    let tensors: anyhow::Result<_> = preparations.iter().map(|p| p.apply(images)).collect();
+                    resizing += clock.elapsed().as_secs_f64();
+                    let prepared = tensors.map(|tensors| Prepared { start, names, digests, tensors });
+                    let failed = prepared.is_err();
+                    if sender.send(prepared).is_err() || failed {
+                        return (reading, resizing);
+                    }
+                }
+            }
+            (reading, resizing)
+        });
+        let work = |sessions: &mut Vec<&mut dyn Session>, prepared: Prepared| {
+            interrupt::check()?;
+            let Prepared { start, names, digests, tensors } = prepared;
+            let clock = Instant::now();
+            let mut matrices = Vec::new();
+            for ((spec, session), tensor) in specs.iter().zip(sessions).zip(tensors) {
+                let outputs = session.run(&[(spec.input(), tensor)])?;
+                matrices.extend(spec.take(outputs, &names, rule)?);
+            }
+            Ok((Rows { start, digests, matrices }, clock.elapsed().as_secs_f64()))
+        };
+        let result = in_turn(&mut devices, &receiver, work, |(rows, seconds)| {
+            network_seconds += seconds;
+            let count = rows.digests.len() as u64;
+            each(rows)?;
+            progress.advance(count);
+            Ok(())
+        });
+        stop.store(true, Ordering::Relaxed);
+        drop(receiver);
+        let read = reader.join().map_err(|_| anyhow::anyhow!("reading images failed"))?;
+        result.map(|()| read)
+    })?;
+    let seconds = [("read", reading), ("resize", resizing), ("network", network_seconds)];
+    Ok(seconds.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
 }

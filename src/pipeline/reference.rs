@@ -1,176 +1,565 @@
-//! What samples are compared with.
+//! What samples are compared with: statistics files of every tool, images, feature files.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use d2o_evaluations::frechet::Gaussian;
 use d2o_evaluations::gaussian::Accumulator;
-use d2o_refs::features::NetworkMeta;
+use d2o_evaluations::preprocess::{Preprocessing, Resampling, Resize, Scaling};
+use d2o_evaluations::protocol::{ClipFeatures, INCEPTION};
+use d2o_refs::batch::ImageDims;
 use d2o_refs::npz::{IMAGES, Npz};
-use d2o_refs::stats::ReferenceStats;
 use ndarray::{Array1, Array2};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::pipeline::network::{Network, Role};
-use crate::pipeline::pass::{How, Set, Walk, Wants, sums};
+use super::network::{CLIP, InputRule, Network, Role};
+use super::pass::{PassOptions, Seconds};
+use super::provenance::{Origin, Records};
+use super::source::Source;
+use super::statistics::{StatsRequest, statistics};
+use crate::error::with_hint;
 
-/// The reference, as far as the metrics need it.
+/// Name of the array that describes how a statistics file was made.
+pub const META: &str = "d2o_meta";
+/// Version of that description.
+pub const VERSION: u32 = 2;
+/// Length of Inception's pool3.
+const POOL3: usize = 2048;
+/// Lengths of CLIP's features before and after the projection.
+const CLIP_DIMS: [(usize, ClipFeatures); 2] = [(768, ClipFeatures::Unprojected), (512, ClipFeatures::Projected)];
+/// Divisor of the covariance in the files of EDM, guided-diffusion, clean-fid and pytorch-fid: N - 1.
+const PUBLISHED_DDOF: usize = 1;
+
+/// How d2o made a statistics file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatisticsMeta {
+    /// [`VERSION`].
+    #[serde(default)]
+    pub version: u32,
+    /// Size of the images, if they had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ImageDims>,
+    /// Name of the protocol.
+    pub protocol: String,
+    /// Divisor of the covariance: N - ddof.
+    pub ddof: usize,
+    /// Number of images.
+    pub count: usize,
+    /// Hash of the images, as `batch::content_sha256`.
+    pub images_sha256: String,
+    /// d2o's version.
+    pub d2o_version: String,
+    /// The networks, by role.
+    pub networks: Records,
+}
+
+/// The tool whose layout a file of `mu` and `sigma` has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToolLayout {
+    /// `mu`, `sigma` in f64, stored.
+    Edm,
+    /// `arr_0`, `mu`, `sigma`, `mu_s`, `sigma_s`.
+    GuidedDiffusion,
+    /// `mu` in f32, `sigma` in f64.
+    CleanFid,
+    /// `mu`, `sigma` in f64, compressed.
+    PytorchFid,
+}
+
+impl ToolLayout {
+    /// The layout of `npz`, if it holds statistics.
+    ///
+    /// # Errors
+    /// Those of npz.
+    pub fn of(npz: &mut Npz) -> anyhow::Result<Option<Self>> {
+        if !npz.contains("mu") {
+            return Ok(None);
+        }
+        let dtype = npz.header("mu")?.dtype.descr().to_owned();
+        Ok(Some(match (npz.contains(IMAGES), dtype.as_str(), npz.is_compressed("mu")?) {
+            (true, ..) => Self::GuidedDiffusion,
+            (false, "<f4", _) => Self::CleanFid,
+            (false, _, true) => Self::PytorchFid,
+            (false, _, false) => Self::Edm,
+        }))
+    }
+
+    /// The tool.
+    #[must_use]
+    pub fn tool(self) -> &'static str {
+        match self {
+            Self::Edm => "EDM",
+            Self::GuidedDiffusion => "guided-diffusion",
+            Self::CleanFid => "clean-fid",
+            Self::PytorchFid => "pytorch-fid",
+        }
+    }
+
+    /// What the tool does to images before Inception.
+    #[must_use]
+    pub fn preprocessing(self) -> Preprocessing {
+        let (resize, scaling) = match self {
+            Self::Edm | Self::GuidedDiffusion => (Resize::TensorFlow, Scaling::TensorFlow),
+            Self::CleanFid => (Resize::PilBicubic, Scaling::TensorFlow),
+            Self::PytorchFid => (Resize::Torch, Scaling::Unit),
+        };
+        Preprocessing { resampling: Resampling::Resize(resize), scaling: Some(scaling), in_graph: false }
+    }
+}
+
+/// Statistics that stand in an npz, known by their headers.
+#[derive(Debug)]
+struct Statistics {
+    /// Length of the features behind `mu`, unless that is CLIP's.
+    features: Option<usize>,
+    spatial: Option<usize>,
+    clip: Option<usize>,
+    /// Name of CLIP's mean and covariance.
+    clip_names: [&'static str; 2],
+    /// Rows and columns.
+    rows: Option<[usize; 2]>,
+    manifold: Option<[usize; 2]>,
+    origins: BTreeMap<Role, Origin>,
+    ddof: usize,
+    /// Images behind the moments, if the file says how many.
+    count: Option<usize>,
+    images: Option<ImageDims>,
+    /// Whether the images beside the statistics are those the statistics are of.
+    same_images: bool,
+}
+
+/// Whether a reference can serve a matrix, and from where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Supply {
+    /// It stands in the file.
+    File,
+    /// It is taken of the images or feature files.
+    Taken,
+    /// Not at all.
+    None,
+}
+
+/// A reference whose content is known, and of which nothing is computed yet.
+pub struct OpenReference {
+    path: PathBuf,
+    statistics: Option<Statistics>,
+    /// Images or features.
+    source: Option<Source>,
+    layout: Option<ToolLayout>,
+}
+
+impl std::fmt::Debug for OpenReference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenReference")
+            .field("path", &self.path)
+            .field("statistics", &self.statistics)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Mean and covariance, or the sums behind them.
+#[derive(Debug)]
+enum Moments {
+    /// From a file: with this divisor, of so many images if it is known.
+    Fixed { gaussian: Gaussian, ddof: usize, count: Option<usize> },
+    /// Of images.
+    Sums(Accumulator),
+}
+
+impl Moments {
+    /// With the divisor N - `ddof`. What a file holds is rescaled where it says of how many images it is.
+    #[allow(clippy::cast_precision_loss, reason = "image counts")]
+    fn gaussian(&self, wanted: usize) -> anyhow::Result<Gaussian> {
+        Ok(match self {
+            Self::Sums(sums) => sums.clone().finish(wanted)?,
+            Self::Fixed { gaussian, ddof, count: Some(n) } if *ddof != wanted && *n > wanted.max(*ddof) => {
+                let factor = (n - ddof) as f64 / (n - wanted) as f64;
+                Gaussian { mu: gaussian.mu.clone(), sigma: &gaussian.sigma * factor }
+            }
+            Self::Fixed { gaussian, .. } => gaussian.clone(),
+        })
+    }
+}
+
+/// Statistics of a reference.
+#[derive(Debug, Default)]
 pub struct Reference {
-    /// Moments of the features.
-    pub features: Option<Gaussian>,
-    /// Moments of the spatial features.
-    pub spatial: Option<Gaussian>,
-    /// Moments of CLIP's features.
-    pub clip: Option<Gaussian>,
+    moments: BTreeMap<&'static str, Moments>,
     /// The features.
     pub rows: Option<Array2<f32>>,
-    /// What enters precision and recall instead.
+    /// The features of another network for precision and recall.
     pub manifold: Option<Array2<f32>>,
-    /// Class of each image.
+    /// Class of each row.
     pub labels: Option<Vec<i64>>,
-    /// Number of images.
-    pub count: Option<usize>,
-    /// Hash and name of the network it was made with, by role, where it says so.
-    networks: BTreeMap<Role, (String, String)>,
-}
-
-fn gaussian((mu, sigma): (Array1<f64>, Array2<f64>)) -> Gaussian {
-    Gaussian { mu, sigma }
-}
-
-fn networks_in(walk: &Walk) -> BTreeMap<Role, (String, String)> {
-    let made_by = |role: Role| {
-        let network = walk.networks.get(role.name())?;
-        Some((role, (network.sha256.clone(), network.name.clone())))
-    };
-    Role::ALL.into_iter().filter_map(made_by).collect()
+    /// Seconds of each stage of the pass over images, if there was one.
+    pub seconds: Seconds,
 }
 
 impl Reference {
-    /// Reads `path`, and takes features of the images in it where statistics do not suffice.
+    /// Mean and covariance of `matrix` (`features`, `spatial`, `clip`) with the divisor N - `ddof`.
     ///
     /// # Errors
-    /// A file that is no reference; images the networks do not take; those of the runtime.
-    pub fn open(path: &Path, networks: &mut [Network], wants: &Wants, how: &How<'_>) -> anyhow::Result<Self> {
-        let npz = if path.is_file() { Npz::open(path).ok() } else { None };
-        let (statistics, images) = npz.map_or((false, true), |n| (n.contains("mu"), n.contains(IMAGES)));
-        if !statistics {
-            return Self::of_images(path, networks, wants, how);
+    /// A reference without them; too few images.
+    pub fn gaussian(&self, matrix: &str, ddof: usize) -> anyhow::Result<Gaussian> {
+        self.moments
+            .get(matrix)
+            .with_context(|| format!("the reference holds no statistics of `{matrix}`"))?
+            .gaussian(ddof)
+    }
+
+    /// Takes CLIP's moments from `other`.
+    pub fn take_clip(&mut self, mut other: Self) {
+        if let Some(clip) = other.moments.remove("clip") {
+            self.moments.insert("clip", clip);
         }
-        let mut reference = Self::of_statistics(path, wants)?;
-        let lacking = Wants {
-            keep: wants.keep && reference.rows.is_none(),
-            spatial: wants.spatial && reference.spatial.is_none(),
-            clip: wants.clip && reference.clip.is_none(),
-            manifold: wants.manifold && reference.manifold.is_none(),
-            ..Wants::default()
+    }
+}
+
+impl OpenReference {
+    /// Opens the reference at `path`. Where `only_clip`, a file with a single mean and covariance is one of CLIP's features.
+    ///
+    /// # Errors
+    /// A file that is not a reference, or a damaged one.
+    pub fn open(path: &Path, only_clip: bool) -> anyhow::Result<Self> {
+        let describe = || format!("cannot open the reference `{}`", path.display());
+        let npz = if path.is_file() { Npz::open(path).ok() } else { None };
+        let (statistics, layout) = match npz {
+            Some(mut npz) => {
+                let layout = ToolLayout::of(&mut npz).with_context(describe)?;
+                let found = layout.map(|layout| Statistics::open(&mut npz, path, layout, only_clip)).transpose();
+                (found.with_context(describe)?, layout)
+            }
+            None => (None, None),
         };
-        if images && (lacking.keep || lacking.spatial || lacking.clip || lacking.manifold) {
-            let mut found = Self::of_images(path, networks, &lacking, how)?;
-            for (role, taken) in [(Role::Clip, found.clip.is_some()), (Role::Manifold, found.manifold.is_some())] {
-                if taken {
-                    reference.take_network(role, &mut found);
-                }
-            }
-            if found.rows.is_some() || found.manifold.is_some() {
-                reference.labels = found.labels;
-            }
-            reference.rows = reference.rows.or(found.rows);
-            reference.manifold = reference.manifold.or(found.manifold);
-            reference.spatial = reference.spatial.or(found.spatial);
-            reference.clip = reference.clip.or(found.clip);
+        let images = layout.is_none_or(|l| l == ToolLayout::GuidedDiffusion);
+        let source = if images { Some(Source::open(path).with_context(describe)?) } else { None };
+        let mut reference = Self { path: path.to_owned(), statistics, source, layout };
+        if let (Some(statistics), Some(source)) = (&mut reference.statistics, &reference.source) {
+            statistics.same_images = statistics.count == Some(source.len());
         }
         Ok(reference)
     }
 
-    /// What the npz of statistics at `path` holds.
-    fn of_statistics(path: &Path, wants: &Wants) -> anyhow::Result<Self> {
-        let stats = ReferenceStats::read(path)?;
-        let text = |key: &str| stats.meta.get(key).and_then(Value::as_str).map(str::to_owned);
-        let named = |role: Role| {
-            let sha256 = text(&format!("{}_sha256", role.key()))?;
-            Some((role, (sha256, text(role.key()).unwrap_or_else(|| "unknown".to_owned()))))
-        };
-        let networks = Role::ALL.into_iter().filter_map(named).collect();
-        let count = stats.meta.get("count").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
-        let main = gaussian((stats.mu, stats.sigma));
-        let clip = stats.clip.map(gaussian);
-        // A file of CLIP's statistics alone, as clean-fid keeps them.
-        let alone = clip.is_none() && !wants.features && !wants.manifold;
-        let (features, clip) = if alone { (None, Some(main)) } else { (Some(main), clip) };
-        Ok(Self {
-            features,
-            spatial: stats.spatial.map(gaussian),
-            clip,
-            rows: stats.features,
-            manifold: stats.manifold,
-            labels: stats.labels,
-            count,
-            networks,
-        })
+    /// The file or folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// What the networks say of the images at `path`.
-    fn of_images(path: &Path, networks: &mut [Network], wants: &Wants, how: &How<'_>) -> anyhow::Result<Self> {
-        let mut set = Set::open(path)?;
-        let found = sums(&mut set, networks, wants, how, None)
-            .with_context(|| format!("cannot take features of the reference `{}`", path.display()))?;
-        let moments = |sums: Option<Accumulator>| sums.map(|s| s.finish(how.protocol.ddof)).transpose();
-        Ok(Self {
-            features: moments(found.features)?,
-            spatial: moments(found.spatial)?,
-            clip: moments(found.clip)?,
-            rows: found.kept,
-            manifold: found.manifold,
-            labels: set.labels(),
-            count: Some(set.len()),
-            networks: networks_in(&found.walk),
-        })
+    /// Layout of a statistics file.
+    #[must_use]
+    pub fn layout(&self) -> Option<ToolLayout> {
+        self.layout
     }
 
-    /// Takes CLIP's moments from `other` instead.
-    pub fn take_clip(&mut self, mut other: Self) {
-        self.take_network(Role::Clip, &mut other);
-        self.clip = other.clip;
-    }
-
-    /// What `role` was made with is what `other` was made with, and unknown where that is.
-    fn take_network(&mut self, role: Role, other: &mut Self) {
-        match other.networks.remove(&role) {
-            Some(network) => self.networks.insert(role, network),
-            None => self.networks.remove(&role),
-        };
-    }
-
-    /// Length of the features of `role`, if it has them.
-    fn width(&self, role: Role) -> Option<usize> {
-        let moments = |g: &Option<Gaussian>| g.as_ref().map(|g| g.mu.len());
-        match role {
-            Role::Features => moments(&self.features),
-            Role::Clip => moments(&self.clip),
-            Role::Manifold => self.manifold.as_ref().map(Array2::ncols),
+    /// Number of images behind its statistics, if it is known.
+    #[must_use]
+    pub fn count(&self) -> Option<usize> {
+        match &self.statistics {
+            Some(statistics) => statistics.count,
+            None => self.source.as_ref().map(Source::len),
         }
     }
 
-    /// Makes sure that what is called `path` was made with `network`; the warning if it does not say so.
+    /// Size of its images, if it is known and one.
+    #[must_use]
+    pub fn image_dims(&self) -> Option<ImageDims> {
+        let stated = self.statistics.as_ref().and_then(|s| s.images);
+        stated.or_else(|| self.source.as_ref().and_then(Source::image_dims))
+    }
+
+    /// What was left out of its images.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        self.source.as_ref().map_or(&[], Source::notes)
+    }
+
+    /// Why its labels are not classes, if it has such labels.
+    #[must_use]
+    pub fn label_problem(&self) -> Option<&str> {
+        self.source.as_ref().and_then(Source::label_problem)
+    }
+
+    /// Whether rows of it have classes.
+    #[must_use]
+    pub fn has_classes(&self) -> bool {
+        let in_file = self.statistics.as_ref().is_some_and(|s| s.rows.is_some() || s.manifold.is_some());
+        if in_file {
+            return Npz::open(&self.path).is_ok_and(|npz| npz.contains("labels"));
+        }
+        self.source.as_ref().is_some_and(|s| s.labels().is_some())
+    }
+
+    /// Rows of `matrix` (`features` or `manifold`) that precision, recall and KID would compare with.
+    #[must_use]
+    pub fn row_count(&self, manifold: bool) -> Option<usize> {
+        let in_file = self.statistics.as_ref().and_then(|s| if manifold { s.manifold } else { s.rows });
+        in_file.map(|[n, _]| n).or_else(|| self.source.as_ref().map(Source::len))
+    }
+
+    /// Where the mean and covariance of `matrix` come from; `networks` would run under `rule`.
+    #[must_use]
+    pub fn moments(&self, matrix: &str, networks: &[Network], rule: &InputRule) -> Supply {
+        let taken = || match &self.source {
+            Some(source) if source.width(matrix, networks, rule).is_some() => Supply::Taken,
+            _ => Supply::None,
+        };
+        match &self.statistics {
+            Some(s) => match matrix {
+                "features" if s.features.is_some() => Supply::File,
+                "spatial" if s.spatial.is_some() => Supply::File,
+                "clip" if s.clip.is_some() => Supply::File,
+                // Images beside statistics of a whole dataset are only a part of it.
+                _ if s.same_images => taken(),
+                _ => Supply::None,
+            },
+            None => taken(),
+        }
+    }
+
+    /// Where the rows of `matrix` (`features` or `manifold`) come from.
+    #[must_use]
+    pub fn rows(&self, matrix: &str, networks: &[Network], rule: &InputRule) -> Supply {
+        let in_file = self.statistics.as_ref().is_some_and(|s| match matrix {
+            "manifold" => s.manifold.is_some(),
+            _ => s.rows.is_some(),
+        });
+        match &self.source {
+            _ if in_file => Supply::File,
+            Some(source) if source.width(matrix, networks, rule).is_some() => Supply::Taken,
+            _ => Supply::None,
+        }
+    }
+
+    /// Length of `matrix` where it stands in the file.
+    #[must_use]
+    pub fn width(&self, matrix: &str) -> Option<usize> {
+        let s = self.statistics.as_ref()?;
+        match matrix {
+            "features" => s.features.or(s.rows.map(|[_, d]| d)),
+            "spatial" => s.spatial,
+            "clip" => s.clip,
+            _ => s.manifold.map(|[_, d]| d),
+        }
+    }
+
+    /// Divisor of the covariances in the file; `None` where they are computed, or can be rescaled because the file says of how many images they are.
+    #[must_use]
+    pub fn fixed_ddof(&self) -> Option<usize> {
+        self.statistics.as_ref().filter(|s| s.count.is_none()).map(|s| s.ddof)
+    }
+
+    /// How the features of `role` that stand in the file were made; those of `supply`.
     ///
     /// # Errors
-    /// Features of another length, or of another network.
-    pub fn ensure_of(&self, role: Role, network: &NetworkMeta, path: &Path) -> anyhow::Result<Option<String>> {
-        let path = path.display();
-        if let Some(there) = self.width(role) {
-            let (here, what) = (network.dims, role.features());
-            anyhow::ensure!(here == there, "`{path}` has {there} {what}, `{}` gives {here}", network.name);
+    /// Images that a network does not take.
+    pub fn origin(&self, role: Role, supply: Supply, networks: &[Network], rule: &InputRule) -> anyhow::Result<Origin> {
+        match (supply, &self.statistics, &self.source) {
+            (Supply::File, Some(s), _) => Ok(s.origins.get(&role).cloned().unwrap_or(Origin::Unknown)),
+            (_, _, Some(source)) => {
+                if let Some(records) = source.records() {
+                    let record = records.get(role.name()).cloned();
+                    return Ok(record.map_or(Origin::Unknown, |r| Origin::Recorded(Box::new(r))));
+                }
+                let Some(network) = networks.iter().find(|n| n.spec.role == role) else { return Ok(Origin::Unknown) };
+                let record = network
+                    .spec
+                    .record(source.image_dims(), rule)
+                    .with_context(|| format!("cannot take features of the reference `{}`", self.path.display()))?;
+                Ok(Origin::Recorded(Box::new(record)))
+            }
+            _ => Ok(Origin::Unknown),
         }
-        let Some((sha256, name)) = self.networks.get(&role) else {
-            return Ok(Some(format!("`{path}` does not say which extractor made it")));
+    }
+
+    /// Reads or takes what `request` asks for (scores apart). It may be called again under another rule.
+    ///
+    /// # Errors
+    /// Damaged statistics; those of [`statistics`].
+    pub fn compute(
+        &mut self,
+        networks: &mut [Network],
+        request: &StatsRequest,
+        options: &PassOptions<'_>,
+    ) -> anyhow::Result<Reference> {
+        let describe = |path: &Path| format!("cannot read the reference `{}`", path.display());
+        let (mut found, mut lacking) = (Reference::default(), StatsRequest { scores: Vec::new(), ..request.clone() });
+        if let Some(s) = &self.statistics {
+            let path = &self.path;
+            let mut npz = Npz::open(path)?;
+            let mut fixed =
+                |wanted: &mut bool, held: bool, key: &'static str, names: [&str; 2]| -> anyhow::Result<()> {
+                    if *wanted && held {
+                        let gaussian = gaussian(&mut npz, names).with_context(|| describe(path))?;
+                        found.moments.insert(key, Moments::Fixed { gaussian, ddof: s.ddof, count: s.count });
+                        *wanted = false;
+                    }
+                    Ok(())
+                };
+            fixed(&mut lacking.features, s.features.is_some(), "features", ["mu", "sigma"])?;
+            fixed(&mut lacking.spatial, s.spatial.is_some(), "spatial", ["mu_s", "sigma_s"])?;
+            fixed(&mut lacking.clip, s.clip.is_some(), "clip", s.clip_names)?;
+            let (mut rows, mut manifold) = (None, None);
+            for (wanted, held, name, to) in [
+                (&mut lacking.keep, s.rows.is_some(), "features", &mut rows),
+                (&mut lacking.manifold, s.manifold.is_some(), "manifold", &mut manifold),
+            ] {
+                if *wanted && held {
+                    let matrix = npz.f32(name).with_context(|| describe(path))?;
+                    *to = Some(matrix.into_dimensionality::<ndarray::Ix2>()?);
+                    *wanted = false;
+                }
+            }
+            if (rows.is_some() || manifold.is_some()) && npz.contains("labels") {
+                found.labels = Some(npz.i64("labels").with_context(|| describe(path))?);
+            }
+            (found.rows, found.manifold) = (rows, manifold);
+        }
+        let Some(source) = self.source.as_mut().filter(|_| !lacking.is_empty()) else { return Ok(found) };
+        let len = source.len();
+        let taken = statistics(source, 0..len, networks, &lacking, options, None)
+            .with_context(|| format!("cannot take features of the reference `{}`", self.path.display()))?;
+        for (key, sums) in [("features", taken.features), ("spatial", taken.spatial), ("clip", taken.clip)] {
+            if let Some(sums) = sums {
+                found.moments.insert(key, Moments::Sums(sums));
+            }
+        }
+        if taken.kept.is_some() || taken.manifold.is_some() {
+            found.labels = source.labels();
+        }
+        found.rows = found.rows.or(taken.kept);
+        found.manifold = found.manifold.or(taken.manifold);
+        found.seconds = taken.summary.seconds;
+        Ok(found)
+    }
+}
+
+impl Statistics {
+    fn open(npz: &mut Npz, path: &Path, layout: ToolLayout, only_clip: bool) -> anyhow::Result<Self> {
+        let mut length = |mu: &str, sigma: &str| -> anyhow::Result<Option<usize>> {
+            match (npz.contains(mu), npz.contains(sigma)) {
+                (false, false) => Ok(None),
+                (true, true) => {
+                    let (mean, covariance) = (npz.header(mu)?.shape, npz.header(sigma)?.shape);
+                    let [d] = mean[..] else { anyhow::bail!("`{mu}` has the shape {mean:?}, not [D]") };
+                    anyhow::ensure!(covariance == [d, d], "`{sigma}` has the shape {covariance:?}, not [{d}, {d}]");
+                    Ok(Some(d))
+                }
+                (here, _) => {
+                    let (there, lacking) = if here { (mu, sigma) } else { (sigma, mu) };
+                    anyhow::bail!("`{there}` without `{lacking}`")
+                }
+            }
         };
-        anyhow::ensure!(
-            *sha256 == network.sha256,
-            "`{path}` was made with another extractor ({name}) than `{}`",
-            network.path
-        );
-        Ok(None)
+        let mut features = length("mu", "sigma")?;
+        let spatial = length("mu_s", "sigma_s")?;
+        let mut clip = length("mu_clip", "sigma_clip")?;
+        let mut clip_names = ["mu_clip", "sigma_clip"];
+        let alone = only_clip && clip.is_none();
+        if alone {
+            (clip, features, clip_names) = (features, None, ["mu", "sigma"]);
+        }
+        let mut shape = |name: &str| -> anyhow::Result<Option<[usize; 2]>> {
+            if !npz.contains(name) {
+                return Ok(None);
+            }
+            let shape = npz.header(name)?.shape;
+            let [n, d] = shape[..] else { anyhow::bail!("`{name}` has the shape {shape:?}, not [N, D]") };
+            Ok(Some([n, d]))
+        };
+        let (rows, manifold) = (shape("features")?, shape("manifold")?);
+        let meta = meta(npz, path)?;
+        let mut origins = BTreeMap::new();
+        match &meta {
+            Some(meta) => {
+                for role in Role::ALL {
+                    if let Some(record) = meta.networks.get(role.name()) {
+                        origins.insert(role, Origin::Recorded(Box::new(record.clone())));
+                    }
+                }
+                if alone && let Some(origin) = origins.remove(&Role::Features) {
+                    origins.entry(Role::Clip).or_insert(origin);
+                }
+            }
+            None => {
+                if features == Some(POOL3) {
+                    let (tool, preprocessing) = (layout.tool(), layout.preprocessing());
+                    origins.insert(Role::Features, Origin::Layout { tool, network: INCEPTION, preprocessing });
+                }
+                if let Some((_, features)) = CLIP_DIMS.into_iter().find(|(d, _)| Some(*d) == clip) {
+                    let tool = match features {
+                        ClipFeatures::Projected => "clean-fid",
+                        ClipFeatures::Unprojected => "consistency models",
+                    };
+                    let preprocessing =
+                        Preprocessing { resampling: Resampling::ClipCrop, scaling: None, in_graph: false };
+                    origins.insert(Role::Clip, Origin::Layout { tool, network: CLIP, preprocessing });
+                }
+            }
+        }
+        let ddof = meta.as_ref().map_or(PUBLISHED_DDOF, |m| m.ddof);
+        let (count, images) = meta.map_or((None, None), |m| (Some(m.count), m.images));
+        Ok(Self {
+            features,
+            spatial,
+            clip,
+            clip_names,
+            rows,
+            manifold,
+            origins,
+            ddof,
+            count,
+            images,
+            same_images: false,
+        })
+    }
+}
+
+/// How d2o made the statistics in `npz`, if it did.
+///
+/// # Errors
+/// A damaged description, or one of an earlier d2o.
+pub fn meta(npz: &mut Npz, path: &Path) -> anyhow::Result<Option<StatisticsMeta>> {
+    if !npz.contains(META) {
+        return Ok(None);
+    }
+    let value: Value = serde_json::from_slice(&npz.bytes(META)?).with_context(|| format!("`{META}`"))?;
+    if value.get("version").and_then(Value::as_u64) != Some(u64::from(VERSION)) {
+        return Err(with_hint(
+            anyhow::anyhow!(
+                "`{}` was made by another version of d2o, which does not record preprocessing",
+                path.display()
+            ),
+            "make it again with `d2o refs make`",
+        ));
+    }
+    Ok(Some(serde_json::from_value(value).with_context(|| format!("`{META}`"))?))
+}
+
+/// Mean and covariance called `names`, finite.
+fn gaussian(npz: &mut Npz, names: [&str; 2]) -> anyhow::Result<Gaussian> {
+    let [mu, sigma] = names;
+    let mean: Array1<f64> = npz.f64(mu)?.into_dimensionality()?;
+    let covariance: Array2<f64> = npz.f64(sigma)?.into_dimensionality()?;
+    for (name, bad) in [(mu, mean.iter().any(|v| !v.is_finite())), (sigma, covariance.iter().any(|v| !v.is_finite()))] {
+        anyhow::ensure!(!bad, "{name}: expected finite numbers, found NaN or infinity");
+    }
+    Ok(Gaussian { mu: mean, sigma: covariance })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(clippy::unwrap_used, reason = "a test")]
+    fn covariances_of_a_file_are_rescaled_where_their_images_are_counted() {
+        let gaussian = Gaussian { mu: Array1::zeros(2), sigma: Array2::eye(2) };
+        let fixed = |count| Moments::Fixed { gaussian: gaussian.clone(), ddof: 1, count };
+        assert_eq!(fixed(Some(10)).gaussian(0).unwrap().sigma[[0, 0]], 0.9);
+        assert_eq!(fixed(Some(10)).gaussian(1).unwrap().sigma[[0, 0]], 1.0);
+        assert_eq!(fixed(None).gaussian(0).unwrap().sigma[[0, 0]], 1.0);
     }
 }

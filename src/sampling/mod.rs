@@ -3,6 +3,7 @@
 pub mod journal;
 pub mod latents;
 pub mod plan;
+pub mod request;
 pub mod rng;
 pub mod sampler;
 pub mod sink;

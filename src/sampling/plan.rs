@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 
 use super::journal::Part;
 use super::latents::{Drawing, Drawn, Given};
+use super::request::{self, Quantise, Rng, SamplingRequest, Seeds};
 use super::rng::Family;
 use super::sampler::{Ablation, Churn, Consistency, Grid as Levels, Sampler};
-use crate::cli::{self, Quantise, Rng, Sampling, Seeds};
 use crate::engine::cuda_devices;
 use crate::error::with_hint;
 
@@ -52,7 +52,7 @@ impl Plan {
     ///
     /// # Errors
     /// A graph that is no generator, options that do not fit it, unreadable latents.
-    pub fn new(args: &Sampling, info: &ModelInfo) -> anyhow::Result<Self> {
+    pub fn new(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Self> {
         let sampler = sampler(args, info)?;
         let input = info.inputs.first().context("the graph has no input")?;
         let known = |d: &Dim| if let Dim::Known(n) = d { Some(*n) } else { None };
@@ -75,7 +75,7 @@ impl Plan {
             Some(k) if k >= classes => anyhow::bail!("--class {k}: the generator has classes 0 to {}", classes - 1),
             _ => {}
         }
-        let asked = args.seeds.as_ref().map(|s| s.0.as_slice());
+        let asked = args.seeds.as_deref();
         let given = match &args.latents {
             Some(path) => Some(Given::read(path, &latent, classes, asked)?),
             None => None,
@@ -100,7 +100,13 @@ impl Plan {
     ///
     /// # Errors
     /// Those of reading the graph at `model` and the latents.
-    pub fn record(&self, args: &Sampling, model: &Path, info: &ModelInfo, runtime: &str) -> anyhow::Result<Value> {
+    pub fn record(
+        &self,
+        args: &SamplingRequest,
+        model: &Path,
+        info: &ModelInfo,
+        runtime: &str,
+    ) -> anyhow::Result<Value> {
         let rng = self.drawing.rng;
         let threads = rng.threads(self.drawing.dims.iter().product());
         let latents = args.latents.as_deref().map(container_sha256).transpose()?;
@@ -157,8 +163,8 @@ impl Plan {
 }
 
 /// The sampler that `args` ask for around a graph.
-fn sampler(args: &Sampling, info: &ModelInfo) -> anyhow::Result<Sampler> {
-    use cli::Sampler as Asked;
+fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> {
+    use request::Sampler as Asked;
     let class = info.metadata.get("class").map(String::as_str);
     let kwargs: Value = info.metadata.get("init_kwargs").and_then(|t| serde_json::from_str(t).ok()).unwrap_or_default();
     let karras = class == Some("KarrasDenoiser");
@@ -219,10 +225,10 @@ fn sampler(args: &Sampling, info: &ModelInfo) -> anyhow::Result<Sampler> {
             sigma_min: args.sigma_min,
             sigma_max: args.sigma_max,
             rho: args.rho,
-            solver: args.solver.unwrap_or(cli::Solver::Heun),
-            discretization: args.disc.unwrap_or(cli::Discretization::Edm),
-            schedule: args.schedule.unwrap_or(cli::Schedule::Linear),
-            scaling: args.scaling.unwrap_or(cli::Scaling::None),
+            solver: args.solver.unwrap_or(request::Solver::Heun),
+            discretization: args.disc.unwrap_or(request::Discretization::Edm),
+            schedule: args.schedule.unwrap_or(request::Schedule::Linear),
+            scaling: args.scaling.unwrap_or(request::Scaling::None),
             alpha: args.alpha.unwrap_or(1.0),
             churn,
         })),

@@ -6,7 +6,7 @@ use d2o_evaluations::mt19937::Mt19937;
 use d2o_evaluations::numpy_random::RandomState;
 use d2o_onnx::session::cuda::CudaDevice;
 
-use crate::cli::{Rng, RngGpu};
+use super::request::{Rng, RngGpu};
 use crate::error::with_hint;
 
 /// A CPU generator, as `torch.Generator().manual_seed(seed)`.

@@ -7,8 +7,8 @@ use d2o_onnx::session::{Session, Tensor};
 use ndarray::{Array1, Array4, ArrayD, Ix4};
 use serde::Serialize;
 
+use super::request::{Discretization, Scaling, Schedule, Solver};
 use super::rng::Streams;
-use crate::cli::{Discretization, Scaling, Schedule, Solver};
 
 /// How latents become images.
 #[derive(Debug, Clone, PartialEq, Serialize)]

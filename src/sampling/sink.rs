@@ -322,7 +322,7 @@ mod tests {
         fs::create_dir_all(scratch).unwrap();
         let mut sink = Sink::create(out, scratch, seeds, DIMS, subdirs).unwrap();
         sink.append(&Array4::zeros((seeds.len(), 2, 2, 3)), None).unwrap();
-        sink.finish(&json!({"seeds": crate::cli::Seeds::text(seeds)})).unwrap();
+        sink.finish(&json!({"seeds": super::super::request::Seeds::text(seeds)})).unwrap();
     }
 
     fn listed(out: &Path) -> Vec<String> {

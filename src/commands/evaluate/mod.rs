@@ -1,305 +1,271 @@
 //! `d2o evaluate`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::Context as _;
-use d2o_evaluations::protocol::{INCEPTION, ManifoldFeatures, Protocol};
-use d2o_evaluations::result::{Condition, Evaluation, Extractor, ImageSet, SCHEMA};
+use d2o_evaluations::result::{Evaluation, ImageSet, SCHEMA};
 use d2o_refs::batch::container_sha256;
-use d2o_refs::features::{FeatureWriter, NetworkMeta};
+use d2o_refs::features::FeatureWriter;
 
 use super::ExitStatus;
-use crate::cli::{Evaluate, Global, Metric};
-use crate::engine::{self, Engine};
-use crate::error::with_hint;
-use crate::pipeline::fused::Fused;
-use crate::pipeline::generated::{self, Made};
-use crate::pipeline::network::{self, CLIP, Network, Role, deviations};
-use crate::pipeline::pass::{How, Origin, Set, Wants, meta_of, save, sums};
+use crate::cli::{Evaluate, Global};
+use crate::pipeline::metrics::{EvaluationBuilder, MetricsContext};
+use crate::pipeline::network::InputRule;
+use crate::pipeline::pass::PassOptions;
+use crate::pipeline::provenance::Records;
+use crate::pipeline::reference::Reference;
+use crate::pipeline::statistics::{SetStatistics, StatsRequest, meta_of, save, statistics};
 use crate::printer::Printer;
+use crate::progress::Reporter;
 use crate::report;
 
-mod metrics;
+mod plan;
 mod render;
 
-use crate::pipeline::reference::Reference;
-use metrics::{Comparison, Ledger, wants_interval, wants_manifold};
-pub use render::{label, show};
+use plan::{Plan, ProtocolPlan, ShardPlan, samples_of};
 
 /// Measures samples.
 ///
 /// # Errors
-/// Unreadable samples or references, an extractor that does not belong to the reference, failing solvers.
+/// Everything the plan finds in the way; unreadable images, failing runtimes, outputs that cannot be written.
 pub fn run(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
-    let conditions: Vec<Condition> = args.expect.iter().map(|t| t.parse()).collect::<Result<_, _>>()?;
-    let intent = || format!("cannot evaluate `{}`", samples_of(args).display());
-    if let (Some(shard), Some(out)) = (args.shard, &args.save_features) {
-        take_shard(args, global, printer, (shard.index, shard.count), out).with_context(intent)?;
+    let intent = format!("cannot evaluate `{}`", samples_of(args).display());
+    if let Some(shard) = plan::plan_shard(args, global, printer).with_context(|| intent.clone())? {
+        take_shard(shard, &printer).with_context(|| intent)?;
         return Ok(ExitStatus::Done);
     }
-    let result = measure(args, global, printer).with_context(intent)?;
-    for warning in &result.warnings {
+    let plan = plan::plan(args, global, printer).with_context(|| intent.clone())?;
+    for note in plan.samples.notes().iter().chain(plan.protocols.iter().flat_map(|p| &p.notes)) {
+        printer.note(note);
+    }
+    compute(plan, printer).with_context(|| intent)
+}
+
+/// The results that `args` ask for, without writing them anywhere.
+///
+/// # Errors
+/// Those of [`run`].
+pub fn results(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<Vec<Evaluation>> {
+    let mut plan = plan::plan(args, global, printer)?;
+    evaluate(&mut plan, &printer)
+}
+
+/// Takes and writes the features of one shard.
+fn take_shard(plan: ShardPlan, reporter: &dyn Reporter) -> anyhow::Result<()> {
+    let ShardPlan { mut samples, mut networks, range, batch, rule, cache, out } = plan;
+    let options = PassOptions { batch, rule, cache: cache.as_deref(), reporter };
+    save(&mut samples, range.clone(), &mut networks, &options, &out)?;
+    let (start, end, len) = (range.start, range.end, samples.len());
+    reporter.note(&format!("features of images {start}..{end} of {len} in `{}`", out.display()));
+    Ok(())
+}
+
+/// Carries out `plan`.
+fn compute(mut plan: Plan, printer: Printer) -> anyhow::Result<ExitStatus> {
+    if plan.dry_run {
+        let measured = dry_run(&mut plan, &printer)?;
+        printer.data(&render::plan(&plan, &measured))?;
+        return Ok(ExitStatus::Done);
+    }
+    let evaluations = evaluate(&mut plan, &printer)?;
+    for warning in evaluations.iter().flat_map(|e| &e.warnings) {
         printer.warn(warning);
     }
-    if let Some(path) = &args.json {
-        printer.json(path, &result)?;
+    for (metric, problem) in evaluations.iter().flat_map(|e| &e.failed) {
+        printer.warn(&format!("{metric} failed: {problem}"));
     }
-    if args.json.as_deref() != Some(Path::new("-")) {
-        printer.data(&render::render(&result))?;
+    for note in evaluations.iter().flat_map(|e| e.notes.iter().filter(|n| !n.starts_with("left out"))) {
+        printer.note(note);
     }
-    if let Some(path) = &args.report {
-        report::write(path, "d2o evaluation", std::slice::from_ref(&result), &[], &[], &[])?;
-    }
-    let mut status = ExitStatus::Done;
-    for condition in &conditions {
-        match condition.holds(&result) {
-            Some(true) => printer.note(&format!("met: {}", condition.text())),
-            Some(false) => {
-                printer.warn(&format!("not met: {}", condition.text()));
-                status = ExitStatus::No;
-            }
-            None => anyhow::bail!("--expect {}: `{}` was not computed", condition.text(), condition.metric),
+    if let Some(path) = &plan.outputs.json {
+        match &evaluations[..] {
+            [one] => printer.json(path, one)?,
+            several => printer.json(path, &several)?,
         }
     }
+    if plan.outputs.json.as_deref() != Some(Path::new("-")) {
+        printer.data(&render::render(&evaluations))?;
+    }
+    if let Some(path) = &plan.outputs.report {
+        report::write(path, "d2o evaluation", &evaluations, &[], &[], &[])?;
+    }
+    let mut status = ExitStatus::Done;
+    for condition in &plan.conditions {
+        for e in &evaluations {
+            let Some(metric) = e.metrics.get(&condition.metric) else { continue };
+            let value = metric.show();
+            if condition.holds(metric.value) {
+                printer.note(&format!("met: {} ({value})", condition.text()));
+            } else {
+                printer.warn(&format!("not met: {} ({value})", condition.text()));
+                status = ExitStatus::No;
+            }
+        }
+    }
+    let failed: Vec<&str> = evaluations.iter().flat_map(|e| e.failed.keys()).map(String::as_str).collect();
+    anyhow::ensure!(failed.is_empty(), "not all metrics could be computed: {}", failed.join(", "));
     Ok(status)
 }
 
-/// The file the samples are called after.
-fn samples_of(args: &Evaluate) -> &Path {
-    args.samples.as_deref().or_else(|| args.merge.first().map(PathBuf::as_path)).unwrap_or(Path::new("samples"))
+/// Protocols that give networks the same input, and so share a pass over the images.
+fn groups(protocols: &[ProtocolPlan]) -> Vec<Vec<ProtocolPlan>> {
+    let mut groups: Vec<Vec<ProtocolPlan>> = Vec::new();
+    for plan in protocols {
+        match groups.iter_mut().find(|g| g[0].rule() == plan.rule()) {
+            Some(group) => group.push(plan.clone()),
+            None => groups.push(vec![plan.clone()]),
+        }
+    }
+    groups
 }
 
-/// Whether metrics need the features of `--extractor`, those of precision and recall coming from `other` or not.
-fn wants_features(args: &Evaluate, other: bool) -> bool {
-    let needs = |m: &Metric| match m {
-        Metric::ClipFid => false,
-        Metric::Pr | Metric::Dc => !other,
-        _ => true,
+/// The evaluation under each protocol of `plan`.
+fn evaluate(plan: &mut Plan, reporter: &dyn Reporter) -> anyhow::Result<Vec<Evaluation>> {
+    let mut found = Vec::new();
+    let reference_sha256 = plan.reference.as_ref().map(|r| container_sha256(r.path())).transpose()?;
+    let labels = plan.protocols.iter().any(|p| p.request.per_class).then(|| plan.samples.labels()).flatten();
+    for group in groups(&plan.protocols) {
+        let mut builder = EvaluationBuilder::new(reporter);
+        let (reference, sums) = take(plan, &group, &mut builder, reporter)?;
+        let shared = builder.timings;
+        for protocol in group {
+            let mut builder = EvaluationBuilder::new(reporter);
+            builder.timings.clone_from(&shared);
+            let context = MetricsContext {
+                request: &protocol.request,
+                protocol: protocol.protocol,
+                reference: &reference,
+                count: plan.samples.len(),
+                labels: labels.as_deref(),
+                names: protocol.names,
+            };
+            context.compute(&sums, &mut builder);
+            found.push(result(plan, &protocol, &sums, builder, reference_sha256.as_deref()));
+        }
+    }
+    let order = |e: &Evaluation| {
+        plan.protocols.iter().position(|p| e.protocol.get("name").is_some_and(|n| n == p.protocol.name))
     };
-    args.per_class || args.metrics.iter().any(needs)
+    found.sort_by_key(order);
+    Ok(found)
 }
 
-/// The networks that are named and needed.
-fn networks_of(args: &Evaluate, protocol: &Protocol, engine: &Engine<'_>) -> anyhow::Result<Vec<Network>> {
-    let all = args.shard.is_some();
-    let mut networks = Vec::new();
-    for (role, path, needed) in [
-        (Role::Features, &args.extractor, wants_features(args, args.pr_extractor.is_some())),
-        (Role::Clip, &args.clip, args.metrics.contains(&Metric::ClipFid)),
-        (Role::Manifold, &args.pr_extractor, wants_manifold(args)),
-    ] {
-        if let (Some(path), true) = (path, needed || all) {
-            networks.push(Network::open(role, path, protocol, engine)?);
-        }
-    }
-    Ok(networks)
-}
-
-/// The samples, and how a generator made them, if one did.
-fn samples(
-    args: &Evaluate,
-    networks: &[Network],
-    batch: usize,
-    engine: &Engine<'_>,
-) -> anyhow::Result<(Set, Option<serde_json::Value>)> {
-    if !args.merge.is_empty() {
-        return Ok((Set::merge(&args.merge)?, None));
-    }
-    let (path, sampling) = (samples_of(args), &args.sampling);
-    if path.extension().is_none_or(|e| e != "onnx") {
-        anyhow::ensure!(
-            sampling.is_default() && args.fuse.is_none(),
-            "options of a generator are given, and the samples are none"
-        );
-        return Ok((Set::open(path)?, None));
-    }
-    if let Some(how) = args.fuse {
-        let (fused, record) = Fused::open(path, networks, how, sampling, engine)?;
-        let origin = Origin::Made(generated::sha256(&record));
-        return Ok((Set::Fused { fused: Box::new(fused), origin }, Some(record)));
-    }
-    let (source, record) = Made::open(path, sampling, batch, engine)?;
-    let origin = Origin::Made(generated::sha256(&record));
-    Ok((Set::Images { source: Box::new(source), origin }, Some(record)))
-}
-
-fn protocol_of(args: &Evaluate) -> anyhow::Result<&'static Protocol> {
-    Protocol::named(&args.protocol).context("no such protocol")
-}
-
-fn how_of<'a>(args: &'a Evaluate, networks: &[Network], protocol: &'static Protocol, printer: Printer) -> How<'a> {
-    How { batch: network::batch(args.batch, networks), protocol, cache: args.cache.as_deref(), printer }
-}
-
-/// Writes the features of one part of the samples.
-fn take_shard(
-    args: &Evaluate,
-    global: &Global,
-    printer: Printer,
-    (index, count): (usize, usize),
-    out: &Path,
-) -> anyhow::Result<()> {
-    let protocol = protocol_of(args)?;
-    let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
-    let mut networks = networks_of(args, protocol, &engine)?;
-    anyhow::ensure!(!networks.is_empty(), "--shard needs --extractor, --clip or --pr-extractor");
-    let how = how_of(args, &networks, protocol, printer);
-    let (mut set, _) = samples(args, &networks, how.batch, &engine)?;
-    let range = set.shard(index, count, how.batch);
-    anyhow::ensure!(!range.is_empty(), "{} images in batches of {} do not make {count} parts", set.len(), how.batch);
-    save(&mut set, range.clone(), &mut networks, &how, out)?;
-    printer.note(&format!("features of images {}..{} of {} in `{}`", range.start, range.end, set.len(), out.display()));
-    Ok(())
-}
-
-/// Makes sure that the networks or files give what the metrics need.
-fn ensure_measurable(args: &Evaluate, set: &Set, networks: &[Network], wanted: &Wants) -> anyhow::Result<()> {
-    if wanted.features && set.width("features", networks).is_none() {
-        return Err(with_hint(
-            anyhow::anyhow!("the samples are images, and no network takes their features"),
-            "name one with --extractor",
-        ));
-    }
-    for (metric, output) in [(Metric::Is, "logits"), (Metric::Sfid, "spatial"), (Metric::ClipFid, "clip")] {
-        if args.metrics.contains(&metric) && set.width(output, networks).is_none() {
-            return Err(match metric {
-                Metric::ClipFid => {
-                    with_hint(anyhow::anyhow!("CLIP-FID needs CLIP's image tower"), "name it with --clip")
-                }
-                Metric::Is => anyhow::anyhow!("the Inception Score needs an extractor with the output `{output}`"),
-                _ => anyhow::anyhow!("sFID needs an extractor with the output `{output}`"),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Compares `networks`, which took the samples' features, with those of the reference and of the protocol.
-fn examine(
-    args: &Evaluate,
-    protocol: &Protocol,
-    networks: &BTreeMap<String, NetworkMeta>,
-    (reference, path): (&Reference, &Path),
-    wanted: &Wants,
-    ledger: &mut Ledger,
-) -> anyhow::Result<()> {
-    for (role, needed) in
-        [(Role::Features, wanted.features), (Role::Clip, wanted.clip), (Role::Manifold, wanted.manifold)]
-    {
-        if let (Some(network), true) = (networks.get(role.name()), needed) {
-            let path = args.clip_ref.as_deref().filter(|_| role == Role::Clip).unwrap_or(path);
-            if let Some(warning) = reference.ensure_of(role, network, path)? {
-                ledger.warn(warning);
-            }
-        }
-    }
-    // Where precision and recall have a network of their own, in the protocol or here, they are judged apart from the other metrics.
-    let apart = wanted.manifold || protocol.manifold_features != ManifoldFeatures::Pool3;
-    let manifold = if wanted.manifold { Role::Manifold } else { Role::Features };
-    for (role, judged_as, needed) in [
-        (Role::Features, Role::Features, wants_features(args, apart)),
-        (manifold, Role::Manifold, apart && wants_manifold(args)),
-        (Role::Clip, Role::Clip, wanted.clip),
-    ] {
-        if let (Some(network), true) = (networks.get(role.name()), needed) {
-            ledger.deviations.extend(deviations(judged_as, network, protocol));
-        }
-    }
-    Ok(())
-}
-
-fn measure(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<Evaluation> {
-    let mut ledger = Ledger::new();
-    let protocol = protocol_of(args)?;
-    let path = args.reference.as_deref().context("no reference")?;
-    let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
-    let mut networks = networks_of(args, protocol, &engine)?;
-    let how = how_of(args, &networks, protocol, printer);
-    let (mut set, generator) = samples(args, &networks, how.batch, &engine)?;
-    let (neighbourly, other) = (wants_manifold(args), set.width("manifold", &networks).is_some());
-    let wants = |m: Metric| args.metrics.contains(&m);
-    let wanted = Wants {
-        features: wants_features(args, other),
-        keep: (neighbourly && !other) || wants(Metric::Kid) || args.per_class,
-        score: None,
-        spatial: wants(Metric::Sfid),
-        clip: wants(Metric::ClipFid),
-        manifold: neighbourly && other,
+/// The pass over the reference and that over the samples, for all protocols of a group.
+fn take(
+    plan: &mut Plan,
+    group: &[ProtocolPlan],
+    builder: &mut EvaluationBuilder<'_>,
+    reporter: &dyn Reporter,
+) -> anyhow::Result<(Reference, SetStatistics)> {
+    let union = |of: &dyn Fn(&ProtocolPlan) -> StatsRequest| {
+        group.iter().map(of).fold(StatsRequest::default(), |all, request| all.union(&request))
     };
-    ensure_measurable(args, &set, &networks, &wanted)?;
-    ledger.lap("open");
-
-    let here = Wants { clip: wanted.clip && args.clip_ref.is_none(), ..wanted };
-    let mut reference = Reference::open(path, &mut networks, &here, &how)?;
-    if let Some(path) = &args.clip_ref {
-        let wants = Wants { clip: true, ..Wants::default() };
-        reference.take_clip(Reference::open(path, &mut networks, &wants, &how)?);
+    let (of_samples, of_reference) = (union(&|p| p.samples.clone()), union(&|p| p.reference.clone()));
+    let rule: InputRule = group[0].rule();
+    let options = PassOptions { batch: plan.batch, rule, cache: plan.cache.as_deref(), reporter };
+    let mut reference = Reference::default();
+    if let Some(open) = &mut plan.reference {
+        let clip = of_reference.clip && plan.clip_reference.is_none();
+        reference = open.compute(&mut plan.networks, &StatsRequest { clip, ..of_reference.clone() }, &options)?;
     }
-    ledger.lap("reference");
-
-    let count = set.len();
-    let keep = wanted.keep || wants(Metric::FdInf) || (wants(Metric::Fid) && wants_interval(args, count));
-    let score = wants(Metric::Is).then_some(protocol.score);
-    let mut writer = match &args.save_features {
-        Some(path) => Some(FeatureWriter::create(path, meta_of(&set, 0..count, &networks, &how)?)?),
+    if let Some(open) = plan.clip_reference.as_mut().filter(|_| of_reference.clip) {
+        let request = StatsRequest { clip: true, ..StatsRequest::default() };
+        reference.take_clip(open.compute(&mut plan.networks, &request, &options)?);
+    }
+    builder.lap("reference");
+    let count = plan.samples.len();
+    let mut writer = match &plan.outputs.features {
+        Some(path) => Some(FeatureWriter::create(path, meta_of(&plan.samples, 0..count, &plan.networks, &options)?)?),
         None => None,
     };
-    let found = sums(&mut set, &mut networks, &Wants { keep, score, ..wanted }, &how, writer.as_mut())?;
-    let labels = if writer.is_some() || args.per_class { set.labels() } else { None };
+    let (samples, networks) = (&mut plan.samples, &mut plan.networks);
+    let sums = statistics(samples, 0..count, networks, &of_samples, &options, writer.as_mut())?;
     if let Some(writer) = writer {
-        writer.finish(labels.as_deref())?;
+        writer.finish(plan.samples.labels().as_deref())?;
     }
-    ledger.lap("features");
-    ledger.timings.extend(found.walk.seconds.iter().map(|(k, v)| (format!("features_{k}"), *v)));
+    builder.lap("features");
+    builder.timings.extend(sums.summary.seconds.iter().map(|(k, v)| (format!("features_{k}"), *v)));
+    builder.timings.extend(reference.seconds.iter().map(|(k, v)| (format!("reference_{k}"), *v)));
+    Ok((reference, sums))
+}
 
-    examine(args, protocol, &found.walk.networks, (&reference, path), &wanted, &mut ledger)?;
-    let extractor = |(role, n): (&String, &NetworkMeta)| {
-        let NetworkMeta { name, path, sha256, dims, .. } = n.clone();
-        (role.clone(), Extractor { name, path, sha256, dims })
-    };
-    let extractors: BTreeMap<String, Extractor> = found.walk.networks.iter().map(extractor).collect();
-    let is = |role: Role, name: &str| extractors.get(role.name()).is_some_and(|e| e.name == name);
-    let runtimes: BTreeSet<String> = found.walk.networks.values().map(|n| n.runtime.clone()).collect();
-    let (sha256, inception, clip) = (found.walk.sha256.clone(), is(Role::Features, INCEPTION), is(Role::Clip, CLIP));
-    let comparison = Comparison { args, protocol, reference: &reference, path, count, labels, inception, clip };
-    comparison.compute(found, &mut ledger)?;
-
-    let title = args.title.clone().unwrap_or_else(|| {
-        let path = samples_of(args);
-        path.file_stem().map_or_else(|| path.display().to_string(), |s| s.to_string_lossy().into_owned())
-    });
-    let mut described = protocol.describe();
-    let intervals = format!("95 %, {} resamples of the samples, seed {}", args.bootstrap, args.seed);
+/// The result under one protocol.
+fn result(
+    plan: &Plan,
+    protocol: &ProtocolPlan,
+    sums: &SetStatistics,
+    builder: EvaluationBuilder<'_>,
+    reference_sha256: Option<&str>,
+) -> Evaluation {
+    let records: &Records = &protocol.records;
+    let mut described: BTreeMap<String, String> = protocol.protocol.describe();
+    let intervals = format!(
+        "95 %, {} resamples, seed {}: of the samples; for recall and coverage of the reference images",
+        protocol.request.bootstrap, protocol.request.seed
+    );
     described.insert("intervals".to_owned(), intervals);
-    let reference_sha256 = container_sha256(path)?;
-    ledger.lap("hash");
-    let runtimes = runtimes.into_iter().collect::<Vec<_>>().join(", ");
-    let mut runtime = engine::describe(&runtimes, &args.accelerator, global);
-    runtime.insert("d2o_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
-    Ok(Evaluation {
+    let mut notes = protocol.notes.clone();
+    notes.extend(builder.notes);
+    let mut evaluation = Evaluation {
         schema: SCHEMA,
         protocol: described,
-        deviations: ledger.deviations,
+        deviations: protocol.deviations.clone(),
         samples: ImageSet {
-            title,
-            path: samples_of(args).display().to_string(),
-            count: Some(count),
-            sha256,
-            generator,
+            title: plan.title.clone(),
+            path: plan.samples_path.display().to_string(),
+            count: Some(plan.samples.len()),
+            sha256: sums.summary.sha256.clone(),
+            generator: plan.samples.generator_record().cloned(),
+            notes: plan.samples.notes().to_vec(),
         },
-        reference: ImageSet {
+        reference: plan.reference.as_ref().zip(reference_sha256).map(|(reference, sha256)| ImageSet {
             title: "reference".to_owned(),
-            path: path.display().to_string(),
-            count: reference.count,
-            sha256: reference_sha256,
+            path: reference.path().display().to_string(),
+            count: reference.count(),
+            sha256: sha256.to_owned(),
             generator: None,
-        },
-        extractors,
-        runtime,
-        metrics: ledger.metrics,
-        per_class: ledger.per_class,
-        warnings: ledger.warnings,
-        timings: ledger.timings,
-    })
+            notes: reference.notes().to_vec(),
+        }),
+        extractors: records.iter().map(|(role, record)| (role.clone(), record.extractor())).collect(),
+        runtime: plan.runtime.clone(),
+        metrics: builder.metrics,
+        failed: builder.failed,
+        per_class: builder.per_class,
+        warnings: builder.warnings,
+        notes,
+        timings: builder.timings,
+    };
+    let verified: Vec<bool> = evaluation
+        .metrics
+        .keys()
+        .map(|name| evaluation.extractor_of(name).is_some_and(|e| e.verified.is_some()))
+        .collect();
+    evaluation.metrics.values_mut().zip(verified).for_each(|(metric, verified)| metric.verified = verified);
+    evaluation
+}
+
+/// Seconds that one batch of the samples takes; `None` where no network runs.
+fn dry_run(plan: &mut Plan, reporter: &dyn Reporter) -> anyhow::Result<Vec<(String, f64)>> {
+    let mut measured = Vec::new();
+    for group in groups(&plan.protocols) {
+        let names: Vec<&str> = group.iter().map(|p| p.protocol.name).collect();
+        let rule = group[0].rule();
+        let options = PassOptions { batch: plan.batch, rule, cache: None, reporter };
+        if plan.samples.records().is_some() || plan.networks.is_empty() {
+            continue;
+        }
+        let request = group.iter().fold(StatsRequest::default(), |all, p| all.union(&p.samples));
+        let count = plan.batch.min(plan.samples.len());
+        // The first batch also prepares the runtime's kernels.
+        let mut seconds = 0.0;
+        for _ in 0..2 {
+            let clock = std::time::Instant::now();
+            statistics(&mut plan.samples, 0..count, &mut plan.networks, &request, &options, None)?;
+            seconds = clock.elapsed().as_secs_f64();
+        }
+        #[allow(clippy::cast_precision_loss, reason = "image counts")]
+        measured.push((names.join(", "), seconds / count as f64));
+    }
+    Ok(measured)
 }

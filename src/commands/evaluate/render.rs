@@ -1,52 +1,55 @@
-//! An evaluation as text.
+//! Evaluations and plans as text.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
-use d2o_evaluations::protocol::INCEPTION;
-use d2o_evaluations::result::{ClassMetrics, Evaluation, Metric};
+use d2o_evaluations::result::{ClassMetrics, Evaluation};
 
+use super::plan::Plan;
 use crate::printer::table;
 
-/// Label of metric `name` in tables.
-#[must_use]
-pub fn label(name: &str, extractor: &str) -> String {
-    match name {
-        "fid" => "FID ↓".to_owned(),
-        "fd" => format!("FD ({extractor}) ↓"),
-        "fid_inf" => "FID∞ ↓".to_owned(),
-        "fd_inf" => format!("FD∞ ({extractor}) ↓"),
-        "sfid" => "sFID ↓".to_owned(),
-        "sfd" => format!("spatial FD ({extractor}) ↓"),
-        "kid" => "KID ↓".to_owned(),
-        "kd" => format!("kernel distance ({extractor}) ↓"),
-        "clip_fid" => "CLIP-FID ↓".to_owned(),
-        "clip_fd" => "CLIP-FD ↓".to_owned(),
-        "is" if extractor == INCEPTION => "IS ↑".to_owned(),
-        "is" => format!("IS ({extractor}) ↑"),
-        other => format!("{other} ↑"),
+/// The metrics as a table with a column for each protocol, and the differences from the protocols.
+pub(super) fn render(evaluations: &[Evaluation]) -> String {
+    let Some(first) = evaluations.first() else { return String::new() };
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in evaluations.iter().flat_map(Evaluation::ordered) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
     }
-}
-
-/// `12.34 [11.90, 12.80]`.
-#[must_use]
-pub fn show(metric: &Metric) -> String {
-    match (metric.ci95, metric.std) {
-        (Some([low, high]), _) => format!("{:.4} [{low:.4}, {high:.4}]", metric.value),
-        (None, Some(std)) => format!("{:.4} ± {std:.4}", metric.value),
-        (None, None) => format!("{:.4}", metric.value),
+    let protocol = |e: &Evaluation| e.protocol.get("name").cloned().unwrap_or_default();
+    let row = |name: &&str| {
+        let label =
+            evaluations.iter().find(|e| e.metrics.contains_key(*name)).map_or_else(String::new, |e| e.label(name));
+        let cell = |e: &Evaluation| e.metrics.get(*name).map_or_else(|| "–".to_owned(), |m| m.show());
+        std::iter::once(label).chain(evaluations.iter().map(cell)).collect::<Vec<_>>()
+    };
+    let rows: Vec<Vec<String>> = names.iter().map(row).collect();
+    let intervals = evaluations.iter().flat_map(|e| e.metrics.values()).any(|m| m.ci95.is_some());
+    let value = if intervals { "value [95 % interval]" } else { "value" };
+    let protocols: Vec<String> = evaluations.iter().map(protocol).collect();
+    let header: Vec<&str> = match &protocols[..] {
+        [_] => vec!["metric", value],
+        several => std::iter::once("metric").chain(several.iter().map(String::as_str)).collect(),
+    };
+    let mut text = format!(
+        "{} ({} images, protocol{} {})\n{}",
+        first.samples.title,
+        first.samples.count.unwrap_or(0),
+        if protocols.len() == 1 { "" } else { "s" },
+        protocols.join(", "),
+        table(&header, &rows)
+    );
+    for e in evaluations {
+        for deviation in &e.deviations {
+            let of = if evaluations.len() == 1 { String::new() } else { format!(" ({})", protocol(e)) };
+            let _ = write!(text, "\ndeviation{of}: {deviation}");
+        }
+        if !e.per_class.is_empty() {
+            let _ = write!(text, "\n\n{}", classes(e));
+        }
     }
-}
-
-/// The metrics as a table, with what departs from the protocol.
-pub(super) fn render(e: &Evaluation) -> String {
-    let extractor = e.extractors.get("features").map_or("", |x| x.name.as_str());
-    let rows: Vec<Vec<String>> = e.metrics.iter().map(|(n, m)| vec![label(n, extractor), show(m)]).collect();
-    let count = e.samples.count.unwrap_or(0);
-    let protocol = e.protocol.get("name").map_or("", String::as_str);
-    let departs = e.deviations.iter().map(|d| format!("\ndeviation: {d}")).collect::<String>();
-    let metrics = table(&["metric", "value [95 % interval]"], &rows);
-    let classes = if e.per_class.is_empty() { String::new() } else { format!("\n\n{}", classes(e)) };
-    format!("{} ({count} images, protocol {protocol})\n{metrics}{departs}{classes}", e.samples.title)
+    text
 }
 
 /// Metrics of each class as a table.
@@ -56,8 +59,75 @@ fn classes(e: &Evaluation) -> String {
         ["class", "samples", "reference"].into_iter().chain(names.iter().map(|n| n.as_str())).collect();
     let row = |c: &ClassMetrics| {
         let counts = [c.class.to_string(), c.samples.to_string(), c.reference.to_string()];
-        let values = names.iter().map(|n| c.metrics.get(*n).map_or_else(|| "–".to_owned(), show));
+        let values = names.iter().map(|n| c.metrics.get(*n).map_or_else(|| "–".to_owned(), |m| m.show()));
         counts.into_iter().chain(values).collect::<Vec<_>>()
     };
     table(&header, &e.per_class.iter().map(row).collect::<Vec<_>>())
+}
+
+/// What would be computed; `measured` holds seconds per image of each group of protocols.
+pub(super) fn plan(plan: &Plan, measured: &[(String, f64)]) -> String {
+    let mut lines = Vec::new();
+    let size = plan.samples.image_dims().map_or_else(|| "sizes differ or unknown".to_owned(), |d| d.to_string());
+    lines.push(format!("samples: {} images ({size}) in `{}`", plan.samples.len(), plan.samples_path.display()));
+    if let Some(reference) = &plan.reference {
+        let count = reference.count().map_or_else(|| "an unknown number of".to_owned(), |n| n.to_string());
+        let layout = reference.layout().map_or_else(String::new, |l| format!(", layout of {}", l.tool()));
+        lines.push(format!("reference: {count} images in `{}`{layout}", reference.path().display()));
+    }
+    if let Some(reference) = &plan.clip_reference {
+        lines.push(format!("reference of CLIP-FID: `{}`", reference.path().display()));
+    }
+    for p in &plan.protocols {
+        lines.push(format!("protocol {}: {}", p.protocol.name, p.keys().join(", ")));
+        for (role, record) in &p.records {
+            let weights =
+                record.verified.as_ref().map_or_else(|| "unverified".to_owned(), |f| format!("verified, {f}"));
+            lines.push(format!(
+                "  {role}: {} ({} features, {weights}) on {}; preprocessing: {}",
+                record.name,
+                record.dims,
+                record.runtime,
+                record.preprocessing.describe()
+            ));
+        }
+        lines.extend(p.deviations.iter().map(|d| format!("  deviation: {d}")));
+        lines.extend(p.notes.iter().map(|n| format!("  {n}")));
+    }
+    lines.push(format!("memory: about {} MiB of features and moments, beside the networks", memory(plan) >> 20));
+    #[allow(clippy::cast_precision_loss, reason = "image counts")]
+    for (names, seconds) in measured {
+        let total = seconds * plan.samples.len() as f64;
+        lines.push(format!(
+            "time: about {total:.0} s for the samples' features under {names} ({:.1} images/s)",
+            1.0 / seconds
+        ));
+    }
+    if measured.is_empty() {
+        lines.push("time: no network runs on the samples".to_owned());
+    }
+    lines.join("\n")
+}
+
+/// Bytes of features and moments that are held at once.
+fn memory(plan: &Plan) -> usize {
+    const F32: usize = 4;
+    const F64: usize = 8;
+    let of = |p: &super::plan::ProtocolPlan| {
+        let dims = |role: &str| p.records.get(role).map_or(0, |r| r.dims);
+        let rows = |request: &crate::pipeline::statistics::StatsRequest, n: usize| {
+            let kept = if request.keep { n * dims("features") } else { 0 };
+            let manifold = if request.manifold { n * dims("manifold") } else { 0 };
+            let moments = [(request.features, "features"), (request.clip, "clip"), (request.spatial, "features")];
+            let moments: usize =
+                moments.into_iter().filter(|(on, _)| *on).map(|(_, role)| dims(role) * dims(role)).sum();
+            (kept + manifold) * F32 + moments * F64
+        };
+        let reference = plan.reference.as_ref().and_then(|r| r.row_count(false).or(r.count())).unwrap_or(0);
+        // Solving takes a few matrices of the covariance's size.
+        rows(&p.samples, plan.samples.len())
+            + rows(&p.reference, reference)
+            + 4 * F64 * dims("features") * dims("features")
+    };
+    plan.protocols.iter().map(of).max().unwrap_or(0)
 }

@@ -1,0 +1,743 @@
+//! Everything that can be known before a network runs: what is measured with what, and what stands in the way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use d2o_evaluations::kid::SmallSets;
+use d2o_evaluations::protocol::{INCEPTION, ManifoldFeatures, PROTOCOLS, Protocol, Quantiser};
+use d2o_evaluations::result::{Condition, Deviation, DeviationKind};
+use d2o_refs::batch::ImageDims;
+
+use crate::cli::{Evaluate, Global};
+use crate::engine::{self, Engine};
+use crate::error::with_hint;
+use crate::outputs;
+use crate::pipeline::fused::Fused;
+use crate::pipeline::generated::{self, GeneratedImages};
+use crate::pipeline::metrics::{Metric, MetricsRequest, Names};
+use crate::pipeline::network::{self, CLIP, InputRule, Network, Role};
+use crate::pipeline::provenance::{NetworkRecord, Records, against_protocol, between};
+use crate::pipeline::reference::{OpenReference, Supply};
+use crate::pipeline::source::{Origin, Source};
+use crate::pipeline::statistics::StatsRequest;
+use crate::printer::Printer;
+use crate::sampling::request::SamplingRequest;
+
+/// Metrics computed where none are asked for by name.
+const DEFAULT: [Metric; 3] = [Metric::Fid, Metric::Is, Metric::Pr];
+/// Every metric, in the order of tables.
+const EVERY: [Metric; 8] =
+    [Metric::Fid, Metric::Sfid, Metric::Is, Metric::Pr, Metric::Dc, Metric::Kid, Metric::ClipFid, Metric::FdInf];
+/// Fewest samples from which FD∞ extrapolates.
+const INFINITY_LEAST: usize = 150;
+
+/// An evaluation that is ready to run.
+pub(super) struct Plan {
+    /// Name of the samples in tables.
+    pub(super) title: String,
+    /// The file the samples are called after.
+    pub(super) samples_path: PathBuf,
+    /// The samples.
+    pub(super) samples: Source,
+    /// The reference, unless no metric needs one.
+    pub(super) reference: Option<OpenReference>,
+    /// The reference of CLIP-FID, if it is another file.
+    pub(super) clip_reference: Option<OpenReference>,
+    /// Feature networks that will run.
+    pub(super) networks: Vec<Network>,
+    /// What is computed under each protocol.
+    pub(super) protocols: Vec<ProtocolPlan>,
+    /// Conditions on the metrics.
+    pub(super) conditions: Vec<Condition>,
+    /// Images in a batch.
+    pub(super) batch: usize,
+    /// Folder of features taken before.
+    pub(super) cache: Option<PathBuf>,
+    /// Files to write.
+    pub(super) outputs: Outputs,
+    /// What it takes to compute the numbers again.
+    pub(super) runtime: BTreeMap<String, String>,
+    /// Whether only the plan is wanted.
+    pub(super) dry_run: bool,
+}
+
+/// Files an evaluation writes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Outputs {
+    /// The result; `-` is standard output.
+    pub(super) json: Option<PathBuf>,
+    /// The HTML report.
+    pub(super) report: Option<PathBuf>,
+    /// The samples' features.
+    pub(super) features: Option<PathBuf>,
+}
+
+/// What is computed under one protocol.
+#[derive(Debug, Clone)]
+pub(super) struct ProtocolPlan {
+    /// The protocol.
+    pub(super) protocol: &'static Protocol,
+    /// The metrics and their rules.
+    pub(super) request: MetricsRequest,
+    /// Names of the distances.
+    pub(super) names: Names,
+    /// What is taken of the samples.
+    pub(super) samples: StatsRequest,
+    /// What is taken of the reference.
+    pub(super) reference: StatsRequest,
+    /// Differences from the protocol, and between the two sides.
+    pub(super) deviations: Vec<Deviation>,
+    /// Metrics left out, and why.
+    pub(super) notes: Vec<String>,
+    /// The networks as they are applied to the samples, by role.
+    pub(super) records: Records,
+}
+
+impl ProtocolPlan {
+    /// What networks are given.
+    pub(super) fn rule(&self) -> InputRule {
+        InputRule::from(self.protocol)
+    }
+
+    /// Keys of the metrics in results.
+    pub(super) fn keys(&self) -> Vec<&'static str> {
+        self.request.metrics.iter().flat_map(|m| m.keys(&self.names)).copied().collect()
+    }
+}
+
+/// The features of one shard of the samples, ready to be taken.
+pub(super) struct ShardPlan {
+    pub(super) samples: Source,
+    pub(super) networks: Vec<Network>,
+    pub(super) range: std::ops::Range<usize>,
+    pub(super) batch: usize,
+    pub(super) rule: InputRule,
+    pub(super) cache: Option<PathBuf>,
+    pub(super) out: PathBuf,
+}
+
+/// The file the samples are called after.
+pub(super) fn samples_of(args: &Evaluate) -> &Path {
+    args.samples.as_deref().or_else(|| args.merge.first().map(PathBuf::as_path)).unwrap_or(Path::new("samples"))
+}
+
+/// Plans the features of one shard.
+///
+/// # Errors
+/// Everything that is known to stand in the way.
+pub(super) fn plan_shard(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<Option<ShardPlan>> {
+    let (Some(shard), Some(out)) = (args.shard, &args.save_features) else { return Ok(None) };
+    outputs::ensure_new(out, args.output.overwrite)?;
+    let [protocol] = protocols_of(args)?[..] else {
+        anyhow::bail!("--shard takes the features of one protocol; run it for each");
+    };
+    let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
+    let networks = networks_of(args, None, &engine)?;
+    anyhow::ensure!(!networks.is_empty(), "--shard needs --extractor, --clip or --pr-extractor");
+    let batch = network::batch(args.batch, &networks);
+    let samples = samples(args, &networks, batch, &engine)?;
+    let range = samples.shard(shard.index, shard.count, batch);
+    let (len, count, most) = (samples.len(), shard.count, samples.len().div_ceil(batch));
+    anyhow::ensure!(!range.is_empty(), "cannot split {len} images (batch {batch}) into {count} shards: at most {most}");
+    let rule = InputRule::from(protocol);
+    for network in &networks {
+        network.spec.record(samples.image_dims(), &rule)?;
+    }
+    Ok(Some(ShardPlan { samples, networks, range, batch, rule, cache: args.cache.clone(), out: out.clone() }))
+}
+
+/// Plans an evaluation.
+///
+/// # Errors
+/// Everything that is known to stand in the way: unreadable files, networks that do not fit, metrics asked for by name that samples or reference
+/// cannot serve, differences that are not allowed, unknown names in conditions, outputs that exist or cannot be written.
+pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<Plan> {
+    let conditions: Vec<Condition> = args.expect.iter().map(|t| t.parse()).collect::<Result<_, _>>()?;
+    for path in [&args.json, &args.report, &args.save_features].into_iter().flatten() {
+        outputs::ensure_new(path, args.output.overwrite)?;
+    }
+    let protocols = protocols_of(args)?;
+    let (asked, by_name) = metrics_of(args);
+    let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
+    let networks = networks_of(args, Some(&asked), &engine)?;
+    let batch = network::batch(args.batch, &networks);
+    let samples = samples(args, &networks, batch, &engine)?;
+    let clip_only = asked.iter().all(|m| *m == Metric::ClipFid) && !args.per_class;
+    let reference = args.reference.as_deref().map(|path| OpenReference::open(path, clip_only)).transpose()?;
+    let clip_reference = args.clip_ref.as_deref().map(|path| OpenReference::open(path, true)).transpose()?;
+    let scene = Scene {
+        args,
+        networks: &networks,
+        samples: &samples,
+        reference: reference.as_ref(),
+        clip_reference: clip_reference.as_ref(),
+    };
+    let planned: Vec<ProtocolPlan> =
+        protocols.iter().map(|p| scene.protocol(p, &asked, by_name)).collect::<anyhow::Result<_>>()?;
+    if planned.iter().any(|p| p.samples.manifold || p.samples.features || p.samples.keep)
+        && args.save_features.is_some()
+    {
+        anyhow::ensure!(protocols.len() == 1, "--save-features takes the features of one protocol");
+    }
+    let known: BTreeSet<&str> = planned.iter().flat_map(ProtocolPlan::keys).collect();
+    for condition in &conditions {
+        anyhow::ensure!(
+            known.contains(condition.metric.as_str()),
+            "--expect {}: `{}` is not computed; computed are {}",
+            condition.text(),
+            condition.metric,
+            known.iter().copied().collect::<Vec<_>>().join(", ")
+        );
+    }
+    let runtimes: BTreeSet<&str> =
+        planned.iter().flat_map(|p| p.records.values()).map(|r| r.runtime.as_str()).collect();
+    let runtimes = runtimes.into_iter().collect::<Vec<_>>().join(", ");
+    let mut runtime = engine::describe(&runtimes, &args.accelerator, global);
+    runtime.insert("d2o_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    runtime.insert("batch".to_owned(), batch.to_string());
+    let threads = global.threads.map_or_else(|| "all".to_owned(), |n| n.to_string());
+    runtime.insert("threads".to_owned(), threads);
+    runtime.insert("command".to_owned(), command_line());
+    let samples_path = samples_of(args).to_owned();
+    let title = args.title.clone().unwrap_or_else(|| {
+        samples_path
+            .file_stem()
+            .map_or_else(|| samples_path.display().to_string(), |s| s.to_string_lossy().into_owned())
+    });
+    let outputs =
+        Outputs { json: args.json.clone(), report: args.report.clone(), features: args.save_features.clone() };
+    Ok(Plan {
+        title,
+        samples_path,
+        protocols: planned,
+        samples,
+        reference,
+        clip_reference,
+        networks,
+        conditions,
+        batch,
+        cache: args.cache.clone(),
+        outputs,
+        runtime,
+        dry_run: args.dry_run,
+    })
+}
+
+/// The command as it was given, quoted for a shell.
+fn command_line() -> String {
+    let quoted = |arg: String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=@%+".contains(c);
+        if !arg.is_empty() && arg.chars().all(plain) { arg } else { format!("'{}'", arg.replace('\'', r"'\''")) }
+    };
+    let args = std::env::args_os().skip(1).map(|a| quoted(a.to_string_lossy().into_owned()));
+    std::iter::once("d2o".to_owned()).chain(args).collect::<Vec<_>>().join(" ")
+}
+
+fn protocols_of(args: &Evaluate) -> anyhow::Result<Vec<&'static Protocol>> {
+    let mut found: Vec<&'static Protocol> = Vec::new();
+    for name in &args.protocol {
+        let named: Vec<&'static Protocol> = match name.as_str() {
+            "all" => PROTOCOLS.iter().collect(),
+            name => vec![Protocol::named(name).with_context(|| format!("no protocol `{name}`"))?],
+        };
+        for protocol in named {
+            if !found.iter().any(|p| p.name == protocol.name) {
+                found.push(protocol);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The metrics, and whether they were asked for by name.
+fn metrics_of(args: &Evaluate) -> (Vec<Metric>, bool) {
+    if args.metrics.is_empty() {
+        return (DEFAULT.to_vec(), false);
+    }
+    let named: Option<Vec<Metric>> = args.metrics.iter().map(|m| m.metric()).collect();
+    match named {
+        Some(metrics) => (metrics, true),
+        None => (EVERY.to_vec(), false),
+    }
+}
+
+/// The networks that are named and needed by `metrics`; all that are named for `None`.
+fn networks_of(args: &Evaluate, metrics: Option<&[Metric]>, engine: &Engine<'_>) -> anyhow::Result<Vec<Network>> {
+    let needs = |test: &dyn Fn(&Metric) -> bool| metrics.is_none_or(|metrics| metrics.iter().any(test));
+    let other = args.pr_extractor.is_some();
+    let main = |m: &Metric| match m {
+        Metric::ClipFid => false,
+        Metric::Pr | Metric::Dc => !other,
+        _ => true,
+    };
+    let mut networks = Vec::new();
+    for (role, path, needed) in [
+        (Role::Features, &args.extractor, args.per_class || needs(&main)),
+        (Role::Clip, &args.clip, needs(&|m| *m == Metric::ClipFid)),
+        (Role::Manifold, &args.pr_extractor, args.per_class || needs(&|m| matches!(m, Metric::Pr | Metric::Dc))),
+    ] {
+        if let (Some(path), true) = (path, needed) {
+            networks.push(Network::open(role, path, engine)?);
+        }
+    }
+    Ok(networks)
+}
+
+/// Opens the samples.
+fn samples(args: &Evaluate, networks: &[Network], batch: usize, engine: &Engine<'_>) -> anyhow::Result<Source> {
+    if !args.merge.is_empty() {
+        return Source::merge(&args.merge);
+    }
+    let path = samples_of(args);
+    if path.extension().is_none_or(|e| e != "onnx") {
+        anyhow::ensure!(
+            args.sampling.is_default() && args.fuse.is_none(),
+            "sampling options need a generator (.onnx) as SAMPLES"
+        );
+        return Source::open(path);
+    }
+    let sampling = &SamplingRequest::from(&args.sampling);
+    if let Some(how) = args.fuse {
+        let fused = Fused::open(path, networks, how.into(), sampling, engine)?;
+        let origin = Origin::Generated(generated::sha256(fused.record()));
+        return Ok(Source::Fused { fused: Box::new(fused), origin });
+    }
+    let images = GeneratedImages::open(path, sampling, batch, engine)?;
+    let origin = Origin::Generated(generated::sha256(images.generator()));
+    Ok(Source::Images { images: Box::new(images), origin })
+}
+
+/// What a protocol is planned with.
+struct Scene<'a> {
+    args: &'a Evaluate,
+    networks: &'a [Network],
+    samples: &'a Source,
+    reference: Option<&'a OpenReference>,
+    clip_reference: Option<&'a OpenReference>,
+}
+
+/// What a metric takes of the two sides.
+struct Needs {
+    samples: StatsRequest,
+    reference: StatsRequest,
+}
+
+impl Scene<'_> {
+    /// What is computed of `asked` under `protocol`. What cannot be served is left out, or an error if it was asked for `by_name`.
+    fn protocol(&self, protocol: &'static Protocol, asked: &[Metric], by_name: bool) -> anyhow::Result<ProtocolPlan> {
+        let rule = InputRule::from(protocol);
+        let records = self.records(&rule)?;
+        let is = |role: Role, name: &str| records.get(role.name()).is_some_and(|r| r.name == name);
+        let names = Names { inception: is(Role::Features, INCEPTION), clip: is(Role::Clip, CLIP) };
+        let args = self.args;
+        let mut request = MetricsRequest {
+            metrics: Vec::new(),
+            per_class: args.per_class,
+            class_neighbours: false,
+            neighbours: args.neighbours.map(|k| k as usize),
+            kid_subset_size: args.kid_subset_size.map(|n| n as usize),
+            bootstrap: args.bootstrap,
+            seed: args.seed,
+        };
+        let (mut samples, mut reference) = (StatsRequest::default(), StatsRequest::default());
+        let (mut notes, mut problems) = (Vec::new(), Vec::new());
+        for metric in asked {
+            match self.needs(*metric, protocol, &request, &rule, &records) {
+                Ok(needs) => {
+                    request.metrics.push(*metric);
+                    samples = samples.union(&needs.samples);
+                    reference = reference.union(&needs.reference);
+                }
+                Err(problem) if by_name => problems.push((*metric, problem)),
+                Err(problem) => {
+                    notes.push(format!("left out {}: {problem:#}", metric.title()));
+                    problems.push((*metric, problem));
+                }
+            }
+        }
+        if (by_name && !problems.is_empty()) || request.metrics.is_empty() {
+            let (metric, first) = problems.swap_remove(0);
+            return Err(first.context(format!(
+                "{} cannot be computed under protocol {}",
+                metric.title(),
+                protocol.name
+            )));
+        }
+        if request.per_class {
+            self.ensure_classes()?;
+            let needs = self.needs(Metric::Kid, protocol, &request, &rule, &records);
+            // Classes compare the rows of the main features, as KID does; its subsets do not matter.
+            if let Err(problem) = needs.and(self.rows_needed("features", &rule)) {
+                return Err(problem.context("--per-class"));
+            }
+            let needs = self.rows_needs("features");
+            (samples, reference) = (samples.union(&needs.samples), reference.union(&needs.reference));
+            match self.needs(Metric::Pr, protocol, &request, &rule, &records) {
+                Ok(needs) => {
+                    request.class_neighbours = true;
+                    (samples, reference) = (samples.union(&needs.samples), reference.union(&needs.reference));
+                }
+                Err(problem) => notes.push(format!("left out precision and recall of each class: {problem:#}")),
+            }
+        }
+        if request.wants_interval(self.samples.len()) || request.wants(Metric::FdInf) {
+            samples.keep = true;
+        }
+        let deviations = self.deviations(protocol, &request, &rule, &records, &samples, &reference)?;
+        Ok(ProtocolPlan { protocol, request, names, samples, reference, deviations, notes, records })
+    }
+
+    /// The networks as they are applied to the samples.
+    fn records(&self, rule: &InputRule) -> anyhow::Result<Records> {
+        let dims: Option<ImageDims> = self.samples.image_dims();
+        if let Some(records) = self.samples.records() {
+            let mut records = records.clone();
+            for network in self.networks {
+                let (role, spec) = (network.spec.role.name(), &network.spec);
+                let own = spec.record(dims, rule);
+                match (records.get(role), own) {
+                    (Some(of_file), Ok(own)) => anyhow::ensure!(
+                        of_file.is_same_network(&own),
+                        "`{}` holds features of {} ({}), not of `{}`",
+                        samples_of(self.args).display(),
+                        of_file.name,
+                        of_file.path,
+                        own.path
+                    ),
+                    (None, Ok(own)) if self.allows(DeviationKind::Provenance) => {
+                        records.insert(role.to_owned(), own);
+                    }
+                    _ => {}
+                }
+            }
+            return Ok(records);
+        }
+        let describe = |network: &Network| Ok((network.spec.role.name().to_owned(), network.spec.record(dims, rule)?));
+        let mut records: Records = self.networks.iter().map(describe).collect::<anyhow::Result<_>>()?;
+        if let Source::Fused { fused, .. } = self.samples {
+            for record in records.values_mut() {
+                fused.settle(record);
+            }
+        }
+        Ok(records)
+    }
+
+    fn allows(&self, kind: DeviationKind) -> bool {
+        self.args.allow_deviation.iter().any(|k| k == kind.name())
+    }
+
+    /// Whether precision and recall take the features of a network of their own.
+    fn has_manifold(&self, rule: &InputRule) -> bool {
+        self.samples.width("manifold", self.networks, rule).is_some()
+    }
+
+    /// What rows of `matrix` on both sides take.
+    fn rows_needs(&self, matrix: &str) -> Needs {
+        let (keep, manifold) = (matrix == "features", matrix == "manifold");
+        let request = StatsRequest { keep, manifold, ..StatsRequest::default() };
+        Needs { samples: request.clone(), reference: request }
+    }
+
+    /// Makes sure that both sides have rows of `matrix`.
+    fn rows_needed(&self, matrix: &str, rule: &InputRule) -> anyhow::Result<Needs> {
+        self.samples_give(matrix, rule)?;
+        let reference = self.needed_reference()?;
+        if reference.rows(matrix, self.networks, rule) == Supply::None {
+            let (path, option) =
+                (reference.path().display(), if matrix == "manifold" { " --pr-extractor" } else { "" });
+            return Err(with_hint(
+                anyhow::anyhow!("`{path}` holds neither the features nor images to take them of"),
+                format!("make the reference with `d2o refs make{option}`, or give its images as --ref"),
+            ));
+        }
+        Ok(self.rows_needs(matrix))
+    }
+
+    fn needed_reference(&self) -> anyhow::Result<&OpenReference> {
+        self.reference.context("no reference is given (--ref)")
+    }
+
+    /// Makes sure that the samples, or a network on them, give `matrix`.
+    fn samples_give(&self, matrix: &str, rule: &InputRule) -> anyhow::Result<()> {
+        if self.samples.width(matrix, self.networks, rule).is_some() {
+            return Ok(());
+        }
+        let images = self.samples.records().is_none();
+        Err(match matrix {
+            "features" if images => {
+                with_hint(anyhow::anyhow!("no feature extractor given for image samples"), "name one with --extractor")
+            }
+            "clip" if images => with_hint(anyhow::anyhow!("it needs CLIP's image tower"), "name it with --clip"),
+            "logits" | "spatial" if images => {
+                anyhow::anyhow!("it needs an extractor with the output `{matrix}`")
+            }
+            _ => anyhow::anyhow!("the feature files hold no `{matrix}`"),
+        })
+    }
+
+    /// Makes sure that the reference has the moments of `matrix`.
+    fn reference_gives(&self, matrix: &str, rule: &InputRule, lacks: &str) -> anyhow::Result<()> {
+        let own = if matrix == "clip" { self.clip_reference.or(self.reference) } else { self.reference };
+        let reference = own.context("no reference is given (--ref)")?;
+        let lacking = reference.moments(matrix, self.networks, rule) == Supply::None;
+        anyhow::ensure!(!lacking, "`{}` holds no {lacks}", reference.path().display());
+        Ok(())
+    }
+
+    /// What `metric` takes, or why it cannot be computed.
+    fn needs(
+        &self,
+        metric: Metric,
+        protocol: &Protocol,
+        request: &MetricsRequest,
+        rule: &InputRule,
+        records: &Records,
+    ) -> anyhow::Result<Needs> {
+        let count = self.samples.len();
+        let few = |least: usize, found: usize, of: &str| -> anyhow::Result<()> {
+            anyhow::ensure!(found >= least, "at least {least} {of} are needed, found {found}");
+            Ok(())
+        };
+        let moments = |matrix: &str, lacks: &str| -> anyhow::Result<()> {
+            self.samples_give(matrix, rule)?;
+            self.reference_gives(matrix, rule, lacks)?;
+            few(2, count, "samples")
+        };
+        let both = |request: StatsRequest| Needs { samples: request.clone(), reference: request };
+        match metric {
+            Metric::Fid => {
+                moments("features", "`mu` and `sigma`")?;
+                Ok(both(StatsRequest { features: true, ..StatsRequest::default() }))
+            }
+            Metric::FdInf => {
+                moments("features", "`mu` and `sigma`")?;
+                few(INFINITY_LEAST, count, "samples")?;
+                let reference = StatsRequest { features: true, ..StatsRequest::default() };
+                Ok(Needs { samples: StatsRequest { keep: true, ..StatsRequest::default() }, reference })
+            }
+            Metric::Sfid => {
+                moments("spatial", "`mu_s` and `sigma_s`")?;
+                Ok(both(StatsRequest { spatial: true, ..StatsRequest::default() }))
+            }
+            Metric::ClipFid => {
+                moments("clip", "`mu_clip` and `sigma_clip` (or --clip-ref)")?;
+                let clip = StatsRequest { clip: true, ..StatsRequest::default() };
+                Ok(both(clip))
+            }
+            Metric::Is => {
+                self.samples_give("logits", rule)?;
+                let samples = StatsRequest { scores: vec![protocol.score], ..StatsRequest::default() };
+                Ok(Needs { samples, reference: StatsRequest::default() })
+            }
+            Metric::Kid => {
+                let needs = self.rows_needed("features", rule)?;
+                let kid = request.kid_rule(protocol);
+                let least = if kid.small_sets == SmallSets::Refuse { kid.subset_size } else { 2 };
+                few(least, count, "samples")?;
+                few(least, self.needed_reference()?.row_count(false).unwrap_or(0), "reference images")?;
+                Ok(needs)
+            }
+            Metric::Pr | Metric::Dc => {
+                let other = self.has_manifold(rule);
+                let own = protocol.manifold_features == ManifoldFeatures::Pool3;
+                if metric == Metric::Pr && !other && !own && !self.allows(DeviationKind::Extractor) {
+                    let wanted = protocol.manifold_features.describe();
+                    let here = records.get(Role::Features.name()).map_or("the extractor", |r| r.name.as_str());
+                    return Err(with_hint(
+                        anyhow::anyhow!("protocol {} takes {wanted}'s features, not those of {here}", protocol.name),
+                        "give the network with --pr-extractor, or --allow-deviation extractor",
+                    ));
+                }
+                let needs = self.rows_needed(if other { "manifold" } else { "features" }, rule)?;
+                let k = request.manifold_rule(protocol).k;
+                few(k + 1, count, "samples")?;
+                few(k + 1, self.needed_reference()?.row_count(other).unwrap_or(0), "reference images")?;
+                Ok(needs)
+            }
+        }
+    }
+
+    /// Makes sure that both sides have classes.
+    fn ensure_classes(&self) -> anyhow::Result<()> {
+        let samples = samples_of(self.args).display();
+        if self.samples.labels().is_none() {
+            match self.samples.label_problem() {
+                Some(problem) => anyhow::bail!("--per-class: the labels of `{samples}` are not classes: {problem}"),
+                None => anyhow::bail!("`{samples}` has no classes, which --per-class needs"),
+            }
+        }
+        let reference = self.needed_reference()?;
+        if !reference.has_classes() {
+            let path = reference.path().display();
+            match reference.label_problem() {
+                Some(problem) => anyhow::bail!("--per-class: the labels of `{path}` are not classes: {problem}"),
+                None => anyhow::bail!("`{path}` has no classes, which --per-class needs"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Differences from the protocol and between the two sides.
+    ///
+    /// # Errors
+    /// Those that are not allowed.
+    fn deviations(
+        &self,
+        protocol: &Protocol,
+        request: &MetricsRequest,
+        rule: &InputRule,
+        records: &Records,
+        samples: &StatsRequest,
+        reference: &StatsRequest,
+    ) -> anyhow::Result<Vec<Deviation>> {
+        let mut found = Vec::new();
+        let main_for_others = request.metrics.iter().any(|m| !matches!(m, Metric::ClipFid | Metric::Pr | Metric::Dc))
+            || request.per_class
+            || (samples.keep && protocol.manifold_features == ManifoldFeatures::Pool3);
+        let neighbours = request.wants_manifold();
+        // Where precision and recall have a network of their own, in the protocol or here, they are judged apart from the other metrics.
+        let apart = samples.manifold || protocol.manifold_features != ManifoldFeatures::Pool3;
+        let manifold = if samples.manifold { Role::Manifold } else { Role::Features };
+        for (role, judged_as, needed) in [
+            (Role::Features, Role::Features, main_for_others),
+            (manifold, Role::Manifold, apart && (request.wants(Metric::Pr) || request.class_neighbours)),
+            (Role::Clip, Role::Clip, samples.clip),
+        ] {
+            if let (Some(record), true) = (records.get(role.name()), needed) {
+                // A network that the user named is their choice; that it is another one is listed.
+                found.extend(against_protocol(role, judged_as, record, protocol).into_iter().map(|d| {
+                    let asked = d.kind == DeviationKind::Extractor;
+                    (d, asked)
+                }));
+            }
+        }
+        for (role, side, supply) in self.sides(reference, rule) {
+            let Some(record) = records.get(role.name()) else {
+                found.push((unknown_samples(role, samples_of(self.args)), false));
+                continue;
+            };
+            self.ensure_lengths(record, role, side)?;
+            let origin = side.origin(role, supply, self.networks, rule)?;
+            let path = side.path().display().to_string();
+            found.extend(between(role, record, &origin, &path).into_iter().map(|d| (d, false)));
+            if supply == Supply::File
+                && let Some(ddof) =
+                    side.fixed_ddof().filter(|ddof| *ddof != protocol.ddof && *role.name() != *"manifold")
+            {
+                let divisor = |ddof: usize| if ddof == 0 { "N".to_owned() } else { format!("N - {ddof}") };
+                let subject = format!("`{path}`");
+                let (found_text, expected) = (divisor(ddof), divisor(protocol.ddof));
+                let deviation = Deviation { kind: DeviationKind::Ddof, subject, found: found_text, expected };
+                found.push((deviation, false));
+            }
+        }
+        found.extend(self.quantiser(protocol).map(|d| (d, false)));
+        found.extend(request.deviations(protocol).into_iter().map(|d| (d, true)));
+        let _ = neighbours;
+        self.settle(found)
+    }
+
+    /// References that are compared with, by role, and where their features come from.
+    fn sides(&self, request: &StatsRequest, rule: &InputRule) -> Vec<(Role, &OpenReference, Supply)> {
+        let mut sides = Vec::new();
+        if let Some(reference) = self.reference {
+            let features = [
+                (request.features, false, "features"),
+                (request.keep, true, "features"),
+                (request.spatial, false, "spatial"),
+            ];
+            let mut supplies = BTreeSet::new();
+            for (needed, rows, matrix) in features {
+                if needed {
+                    let supply = if rows {
+                        reference.rows(matrix, self.networks, rule)
+                    } else {
+                        reference.moments(matrix, self.networks, rule)
+                    };
+                    supplies.insert(supply == Supply::File);
+                }
+            }
+            for in_file in supplies {
+                sides.push((Role::Features, reference, if in_file { Supply::File } else { Supply::Taken }));
+            }
+            if request.manifold {
+                sides.push((Role::Manifold, reference, reference.rows("manifold", self.networks, rule)));
+            }
+        }
+        if request.clip
+            && let Some(reference) = self.clip_reference.or(self.reference)
+        {
+            sides.push((Role::Clip, reference, reference.moments("clip", self.networks, rule)));
+        }
+        sides
+    }
+
+    /// Makes sure that features of the samples and of `reference` have one length.
+    fn ensure_lengths(&self, record: &NetworkRecord, role: Role, reference: &OpenReference) -> anyhow::Result<()> {
+        let matrix = role.name();
+        if let Some(there) = reference.width(matrix) {
+            let (path, what) = (reference.path().display(), role.features());
+            anyhow::ensure!(
+                there == record.dims,
+                "`{path}` has {there} {what}, `{}` gives {}",
+                record.name,
+                record.dims
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether the samples were quantised as the protocol's tool does.
+    fn quantiser(&self, protocol: &Protocol) -> Option<Deviation> {
+        let found = self.samples.generator_record()?.get("quantiser")?.as_str()?;
+        let expected = match protocol.quantiser {
+            Quantiser::Round => "edm",
+            Quantiser::Truncate => "openai",
+            Quantiser::Bytes => return None,
+        };
+        (found != expected).then(|| Deviation {
+            kind: DeviationKind::Quantiser,
+            subject: "samples".to_owned(),
+            found: found.to_owned(),
+            expected: format!("{expected}, as {} generates images", protocol.title),
+        })
+    }
+
+    /// The deviations among `found` (each with whether options ask for it) to be listed.
+    ///
+    /// # Errors
+    /// Those that are refused unless they are allowed.
+    fn settle(&self, found: Vec<(Deviation, bool)>) -> anyhow::Result<Vec<Deviation>> {
+        let (mut listed, mut refused): (Vec<Deviation>, Vec<Deviation>) = (Vec::new(), Vec::new());
+        for (deviation, asked) in found {
+            let free = asked || !DeviationKind::REFUSED.contains(&deviation.kind) || self.allows(deviation.kind);
+            let list = if free { &mut listed } else { &mut refused };
+            if !list.contains(&deviation) {
+                list.push(deviation);
+            }
+        }
+        if refused.is_empty() {
+            return Ok(listed);
+        }
+        let kinds: BTreeSet<&str> = refused.iter().map(|d| d.kind.name()).collect();
+        let text: Vec<String> = refused.iter().map(ToString::to_string).collect();
+        Err(with_hint(
+            anyhow::anyhow!("the numbers would not be the protocol's: {}", text.join("; ")),
+            format!(
+                "make both sides alike, or list the difference in the result with --allow-deviation {}",
+                kinds.into_iter().collect::<Vec<_>>().join(",")
+            ),
+        ))
+    }
+}
+
+/// Features that do not say which network they are of.
+fn unknown_samples(role: Role, path: &Path) -> Deviation {
+    Deviation {
+        kind: DeviationKind::Provenance,
+        subject: format!("`{}` ({})", path.display(), role.features()),
+        found: "a file that does not say which network made it".to_owned(),
+        expected: "a feature file of d2o".to_owned(),
+    }
+}

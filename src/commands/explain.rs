@@ -1,0 +1,288 @@
+//! `d2o explain`: why two results differ, and by how much each difference moves the metrics.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context as _;
+use clap::{Parser as _, ValueEnum as _};
+use d2o_evaluations::result::{DeviationKind, Evaluation, digits};
+use d2o_refs::batch::container_sha256;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{ExitStatus, evaluate};
+use crate::cli::{Cli, Command, Explain, Global};
+use crate::outputs;
+use crate::printer::{Printer, table};
+
+/// A setting in which two results differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Difference {
+    /// What it belongs to: `samples`, `reference`, `extractor`, `protocol`, `runtime`.
+    factor: Factor,
+    /// The setting.
+    setting: String,
+    a: String,
+    b: String,
+}
+
+/// Inputs of an evaluation that can be exchanged one at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Factor {
+    Samples,
+    Reference,
+    Extractor,
+    Protocol,
+    Runtime,
+}
+
+impl Factor {
+    const EXCHANGED: [Self; 4] = [Self::Samples, Self::Reference, Self::Extractor, Self::Protocol];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Samples => "samples",
+            Self::Reference => "reference",
+            Self::Extractor => "extractor",
+            Self::Protocol => "protocol",
+            Self::Runtime => "runtime",
+        }
+    }
+}
+
+/// The metrics after exchanging one more input of A for B's.
+#[derive(Debug, Clone, Serialize)]
+struct Step {
+    /// Inputs that are B's by now.
+    exchanged: Vec<&'static str>,
+    /// Values, by name.
+    metrics: BTreeMap<String, f64>,
+    /// Why they could not be computed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+/// The answer.
+#[derive(Debug, Clone, Serialize)]
+struct Explanation {
+    differences: Vec<Difference>,
+    steps: Vec<Step>,
+}
+
+/// Explains why two results differ. The exit status is 1 if they do.
+///
+/// # Errors
+/// Files that are not results of `d2o evaluate`, outputs that cannot be written.
+pub fn run(args: &Explain, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
+    if let Some(path) = &args.json {
+        outputs::ensure_new(path, false)?;
+    }
+    let [a, b] = [read(&args.a)?, read(&args.b)?];
+    let differences = differences(&a, &b);
+    let steps = if args.no_measure || differences.is_empty() {
+        Vec::new()
+    } else {
+        steps(args, global, printer, &a, &b, &differences)
+    };
+    let found = Explanation { differences, steps };
+    if let Some(path) = &args.json {
+        printer.json(path, &found)?;
+    }
+    if args.json.as_deref() != Some(Path::new("-")) {
+        printer.data(&render(&found, &a, &b))?;
+    }
+    Ok(if found.differences.is_empty() { ExitStatus::Done } else { ExitStatus::No })
+}
+
+fn read(path: &Path) -> anyhow::Result<Evaluation> {
+    let describe = || format!("`{}` is not a result of `d2o evaluate --json`", path.display());
+    let value: Value = serde_json::from_slice(&fs_err::read(path)?).with_context(describe)?;
+    let one = match value {
+        Value::Array(mut several) if several.len() == 1 => several.remove(0),
+        Value::Array(_) => anyhow::bail!("`{}` holds several evaluations, expected one", path.display()),
+        one => one,
+    };
+    serde_json::from_value(one).with_context(describe)
+}
+
+/// Every setting in which `a` and `b` differ.
+fn differences(a: &Evaluation, b: &Evaluation) -> Vec<Difference> {
+    let mut found = Vec::new();
+    let mut differs = |factor: Factor, setting: &str, x: String, y: String| {
+        if x != y {
+            found.push(Difference { factor, setting: setting.to_owned(), a: x, b: y });
+        }
+    };
+    let count = |n: Option<usize>| n.map_or_else(|| "unknown".to_owned(), |n| n.to_string());
+    differs(Factor::Samples, "images", count(a.samples.count), count(b.samples.count));
+    differs(Factor::Samples, "sha256", a.samples.sha256.clone(), b.samples.sha256.clone());
+    let generator =
+        |e: &Evaluation| e.samples.generator.as_ref().and_then(Value::as_object).cloned().unwrap_or_default();
+    let (x, y) = (generator(a), generator(b));
+    let shown = |v: Option<&Value>| {
+        v.map_or_else(|| "not recorded".to_owned(), |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+    };
+    let keys: std::collections::BTreeSet<&String> = x.keys().chain(y.keys()).collect();
+    for key in keys {
+        differs(Factor::Samples, key, shown(x.get(key)), shown(y.get(key)));
+    }
+    let reference = |e: &Evaluation| e.reference.as_ref().map_or_else(|| "none".to_owned(), |r| r.sha256.clone());
+    differs(Factor::Reference, "sha256", reference(a), reference(b));
+    let images = |e: &Evaluation| count(e.reference.as_ref().and_then(|r| r.count));
+    differs(Factor::Reference, "images", images(a), images(b));
+    let roles: std::collections::BTreeSet<&String> = a.extractors.keys().chain(b.extractors.keys()).collect();
+    for role in roles {
+        let of = |e: &Evaluation, get: &dyn Fn(&d2o_evaluations::result::Extractor) -> String| {
+            e.extractors.get(role).map_or_else(|| "none".to_owned(), get)
+        };
+        let mut each = |setting: &str, get: &dyn Fn(&d2o_evaluations::result::Extractor) -> String| {
+            differs(Factor::Extractor, &format!("{role}: {setting}"), of(a, get), of(b, get));
+        };
+        each("network", &|x| x.name.clone());
+        each("weights", &|x| x.weights_digest.clone().unwrap_or_else(|| x.sha256.clone()));
+        let preprocessing = |x: &d2o_evaluations::result::Extractor| {
+            x.preprocessing.as_ref().map_or_else(|| "not recorded".to_owned(), |p| p.describe())
+        };
+        differs(Factor::Protocol, &format!("{role}: preprocessing"), of(a, &preprocessing), of(b, &preprocessing));
+    }
+    let keys: std::collections::BTreeSet<&String> = a.protocol.keys().chain(b.protocol.keys()).collect();
+    for key in keys {
+        let of = |e: &Evaluation| e.protocol.get(key).cloned().unwrap_or_else(|| "none".to_owned());
+        differs(Factor::Protocol, key, of(a), of(b));
+    }
+    let deviations = |e: &Evaluation| {
+        let list: Vec<String> = e.deviations.iter().map(ToString::to_string).collect();
+        if list.is_empty() { "none".to_owned() } else { list.join("; ") }
+    };
+    differs(Factor::Protocol, "deviations", deviations(a), deviations(b));
+    for key in ["runtime", "onnxruntime", "cuda_devices", "d2o_version", "batch"] {
+        let of = |e: &Evaluation| e.runtime.get(key).cloned().unwrap_or_else(|| "not recorded".to_owned());
+        differs(Factor::Runtime, key, of(a), of(b));
+    }
+    found
+}
+
+/// Evaluates with A's inputs, then with one more of B's at a time.
+fn steps(
+    args: &Explain,
+    global: &Global,
+    printer: Printer,
+    a: &Evaluation,
+    b: &Evaluation,
+    differences: &[Difference],
+) -> Vec<Step> {
+    let metrics: Vec<String> = if args.metrics.is_empty() {
+        let shared = |name: &&String| b.metrics.contains_key(*name);
+        let option = |name: &String| match name.as_str() {
+            "fd" => "fid".to_owned(),
+            "sfd" => "sfid".to_owned(),
+            "kd" => "kid".to_owned(),
+            "precision" | "recall" => "pr".to_owned(),
+            "density" | "coverage" => "dc".to_owned(),
+            "clip_fd" => "clip-fid".to_owned(),
+            "fid_inf" => "fd-inf".to_owned(),
+            other => other.replace('_', "-"),
+        };
+        let mut metrics: Vec<String> = a.metrics.keys().filter(shared).map(option).collect();
+        metrics.dedup();
+        metrics
+    } else {
+        args.metrics.clone()
+    };
+    let mut steps = Vec::new();
+    let mut exchanged: Vec<Factor> = Vec::new();
+    let relevant = Factor::EXCHANGED.into_iter().filter(|f| differences.iter().any(|d| d.factor == *f));
+    for factor in std::iter::once(None).chain(relevant.map(Some)) {
+        exchanged.extend(factor);
+        let of = |f: Factor| if exchanged.contains(&f) { b } else { a };
+        let found = measure(args, global, printer, &metrics, &of);
+        let names = exchanged.iter().map(|f| f.name()).collect();
+        steps.push(match found {
+            Ok(metrics) => Step { exchanged: names, metrics, problem: None },
+            Err(error) => Step { exchanged: names, metrics: BTreeMap::new(), problem: Some(format!("{error:#}")) },
+        });
+    }
+    steps
+}
+
+/// The metrics with each input taken from the result that `of` names.
+fn measure<'e>(
+    args: &Explain,
+    global: &Global,
+    printer: Printer,
+    metrics: &[String],
+    of: &dyn Fn(Factor) -> &'e Evaluation,
+) -> anyhow::Result<BTreeMap<String, f64>> {
+    let (samples, extractor, protocol) = (of(Factor::Samples), of(Factor::Extractor), of(Factor::Protocol));
+    let reference = of(Factor::Reference).reference.as_ref().context("a result without a reference")?;
+    same_file("reference", &reference.path, &reference.sha256)?;
+    let text = |s: &str| s.to_owned();
+    let mut line =
+        vec![text("d2o"), text("evaluate"), samples.samples.path.clone(), text("--ref"), reference.path.clone()];
+    for (role, option) in [("features", "--extractor"), ("clip", "--clip"), ("manifold", "--pr-extractor")] {
+        if let Some(network) = extractor.extractors.get(role) {
+            same_file("network", &network.path, &network.sha256)?;
+            line.extend([text(option), network.path.clone()]);
+        }
+    }
+    let provider = args.provider.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
+    let name = protocol.protocol.get("name").cloned().unwrap_or_else(|| text("edm"));
+    let allowed = DeviationKind::REFUSED.map(DeviationKind::name).join(",");
+    line.extend([text("--protocol"), name, text("--metrics"), metrics.join(","), text("--bootstrap"), text("0")]);
+    line.extend([text("--allow-deviation"), allowed, text("--provider"), provider]);
+    let Command::Evaluate(evaluate) = Cli::try_parse_from(line)?.command else { anyhow::bail!("not an evaluation") };
+    let found = evaluate::results(&evaluate, global, printer)?;
+    let found = found.into_iter().next().context("no result")?;
+    anyhow::ensure!(
+        found.samples.sha256 == samples.samples.sha256,
+        "`{}` holds other images than the result was made of",
+        samples.samples.path
+    );
+    Ok(found.metrics.into_iter().map(|(name, metric)| (name, metric.value)).collect())
+}
+
+/// Makes sure that the file at `path` is still the one of the result.
+fn same_file(what: &str, path: &str, sha256: &str) -> anyhow::Result<()> {
+    let found = container_sha256(Path::new(path)).with_context(|| format!("the {what} is not at hand"))?;
+    anyhow::ensure!(found == sha256, "`{path}` is not the {what} of the result any more");
+    Ok(())
+}
+
+fn render(found: &Explanation, a: &Evaluation, b: &Evaluation) -> String {
+    /// Longest text of a setting that is shown.
+    const LONGEST: usize = 60;
+    if found.differences.is_empty() {
+        return "the two results were computed alike".to_owned();
+    }
+    let short = |text: &str| {
+        if text.chars().count() <= LONGEST {
+            text.to_owned()
+        } else {
+            format!("{}…", text.chars().take(LONGEST).collect::<String>())
+        }
+    };
+    let row = |d: &Difference| vec![d.factor.name().to_owned(), d.setting.clone(), short(&d.a), short(&d.b)];
+    let mut text = table(
+        &["differs", "setting", &short(&a.samples.title), &short(&b.samples.title)],
+        &found.differences.iter().map(row).collect::<Vec<_>>(),
+    );
+    if !found.steps.is_empty() {
+        let names: std::collections::BTreeSet<&String> = found.steps.iter().flat_map(|s| s.metrics.keys()).collect();
+        let header: Vec<&str> = std::iter::once("inputs of B").chain(names.iter().map(|n| n.as_str())).collect();
+        let row = |step: &Step| {
+            let label = if step.exchanged.is_empty() { "none".to_owned() } else { step.exchanged.join(", ") };
+            let value = |name: &&String| match step.metrics.get(*name) {
+                Some(value) => digits(*value, 6),
+                None => "–".to_owned(),
+            };
+            std::iter::once(label).chain(names.iter().map(value)).collect::<Vec<_>>()
+        };
+        let rows: Vec<Vec<String>> = found.steps.iter().map(row).collect();
+        text = format!("{text}\n\n{}", table(&header, &rows));
+        for problem in found.steps.iter().filter_map(|s| s.problem.as_ref()) {
+            text = format!("{text}\nnot measured: {problem}");
+        }
+    }
+    text
+}

@@ -1,0 +1,453 @@
+//! From statistics to metrics.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use d2o_evaluations::bootstrap::{frechet_interval, share_interval};
+use d2o_evaluations::fd_infinity::fd_infinity;
+use d2o_evaluations::frechet::{frechet_distance, frechet_distance_of};
+use d2o_evaluations::kid::{KidRule, kid};
+use d2o_evaluations::manifold::{ManifoldRule, manifold};
+use d2o_evaluations::protocol::Protocol;
+use d2o_evaluations::result::{ClassMetrics, Deviation, DeviationKind, Metric as Value};
+use ndarray::{ArrayView2, Axis};
+
+use super::reference::Reference;
+use super::statistics::SetStatistics;
+use crate::progress::Reporter;
+
+/// Most samples whose Fréchet distance gets an interval: its cost grows with the cube of their number.
+const INTERVAL_LIMIT: usize = 4096;
+
+/// Metrics that can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Metric {
+    /// Fréchet distance.
+    Fid,
+    /// Fréchet distance of spatial features.
+    Sfid,
+    /// Inception Score.
+    Is,
+    /// Precision and recall.
+    Pr,
+    /// Density and coverage.
+    Dc,
+    /// Kernel distance.
+    Kid,
+    /// Fréchet distance of CLIP's features.
+    ClipFid,
+    /// Fréchet distance extrapolated to infinitely many samples.
+    FdInf,
+}
+
+impl Metric {
+    /// In words, for messages.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Fid => "the Fréchet distance",
+            Self::Sfid => "sFID",
+            Self::Is => "the Inception Score",
+            Self::Pr => "precision and recall",
+            Self::Dc => "density and coverage",
+            Self::Kid => "the kernel distance",
+            Self::ClipFid => "CLIP-FID",
+            Self::FdInf => "FD∞",
+        }
+    }
+
+    /// Its keys in results; distances are called FID only of Inception's features, and CLIP-FID only of CLIP's.
+    #[must_use]
+    pub fn keys(self, names: &Names) -> &'static [&'static str] {
+        match (self, names.inception, names.clip) {
+            (Self::Fid, true, _) => &["fid"],
+            (Self::Fid, false, _) => &["fd"],
+            (Self::Sfid, true, _) => &["sfid"],
+            (Self::Sfid, false, _) => &["sfd"],
+            (Self::Is, ..) => &["is"],
+            (Self::Pr, ..) => &["precision", "recall"],
+            (Self::Dc, ..) => &["density", "coverage"],
+            (Self::Kid, true, _) => &["kid"],
+            (Self::Kid, false, _) => &["kd"],
+            (Self::ClipFid, _, true) => &["clip_fid"],
+            (Self::ClipFid, _, false) => &["clip_fd"],
+            (Self::FdInf, true, _) => &["fid_inf"],
+            (Self::FdInf, false, _) => &["fd_inf"],
+        }
+    }
+}
+
+/// Whether features are those whose distances have names of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Names {
+    /// The main features are Inception's.
+    pub inception: bool,
+    /// CLIP-FID's features are CLIP's.
+    pub clip: bool,
+}
+
+/// What is computed, and by which rules where they differ from the protocol's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsRequest {
+    /// The metrics.
+    pub metrics: Vec<Metric>,
+    /// Whether also of each class.
+    pub per_class: bool,
+    /// Whether precision and recall of each class.
+    pub class_neighbours: bool,
+    /// Neighbours of precision, recall, density and coverage.
+    pub neighbours: Option<usize>,
+    /// Rows in a subset of KID.
+    pub kid_subset_size: Option<usize>,
+    /// Resamples of intervals; 0 for none.
+    pub bootstrap: u32,
+    /// Seed of resamples, and of subsets where the protocol's tool does not seed.
+    pub seed: u32,
+}
+
+impl MetricsRequest {
+    /// Whether `metric` is asked for.
+    #[must_use]
+    pub fn wants(&self, metric: Metric) -> bool {
+        self.metrics.contains(&metric)
+    }
+
+    /// Whether rows of the features are compared by nearest neighbours.
+    #[must_use]
+    pub fn wants_manifold(&self) -> bool {
+        self.class_neighbours || self.wants(Metric::Pr) || self.wants(Metric::Dc)
+    }
+
+    /// Whether the Fréchet distance of `count` samples gets an interval.
+    #[must_use]
+    pub fn wants_interval(&self, count: usize) -> bool {
+        self.bootstrap > 0 && self.wants(Metric::Fid) && count <= INTERVAL_LIMIT
+    }
+
+    /// The protocol's rule of neighbours, with as many of them as were asked for.
+    #[must_use]
+    pub fn manifold_rule(&self, protocol: &Protocol) -> ManifoldRule {
+        ManifoldRule { k: self.neighbours.unwrap_or(protocol.manifold.k), ..protocol.manifold }
+    }
+
+    /// The protocol's KID, with subsets of the size that was asked for.
+    #[must_use]
+    pub fn kid_rule(&self, protocol: &Protocol) -> KidRule {
+        KidRule { subset_size: self.kid_subset_size.unwrap_or(protocol.kid.subset_size), ..protocol.kid }
+    }
+
+    /// Differences from `protocol` that options ask for.
+    #[must_use]
+    pub fn deviations(&self, protocol: &Protocol) -> Vec<Deviation> {
+        let mut found = Vec::new();
+        let mut differs = |kind, subject: &str, text: String, expected: String| {
+            found.push(Deviation { kind, subject: subject.to_owned(), found: text, expected });
+        };
+        let rule = self.manifold_rule(protocol);
+        if self.wants_manifold() && rule.k != protocol.manifold.k {
+            let expected = protocol.manifold.k.to_string();
+            differs(DeviationKind::Neighbours, "precision and recall", format!("{} neighbours", rule.k), expected);
+        }
+        if self.wants(Metric::Kid) {
+            let rule = self.kid_rule(protocol);
+            if rule.subset_size != protocol.kid.subset_size {
+                let expected = protocol.kid.subset_size.to_string();
+                differs(DeviationKind::KidSubsets, "KID", format!("subsets of {}", rule.subset_size), expected);
+            }
+        }
+        found
+    }
+}
+
+/// An evaluation in the making.
+#[derive(Debug)]
+pub struct EvaluationBuilder<'a> {
+    /// Metrics by name.
+    pub metrics: BTreeMap<String, Value>,
+    /// Metrics that failed, with the reason.
+    pub failed: BTreeMap<String, String>,
+    /// Metrics of each class.
+    pub per_class: Vec<ClassMetrics>,
+    /// What a reader of the numbers should know.
+    pub warnings: Vec<String>,
+    /// Choices the program made.
+    pub notes: Vec<String>,
+    /// Seconds of each stage.
+    pub timings: BTreeMap<String, f64>,
+    clock: Instant,
+    reporter: &'a dyn Reporter,
+}
+
+impl<'a> EvaluationBuilder<'a> {
+    /// An empty one; the first stage begins.
+    #[must_use]
+    pub fn new(reporter: &'a dyn Reporter) -> Self {
+        Self {
+            metrics: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            per_class: Vec::new(),
+            warnings: Vec::new(),
+            notes: Vec::new(),
+            timings: BTreeMap::new(),
+            clock: Instant::now(),
+            reporter,
+        }
+    }
+
+    /// Ends `stage`; the next one begins.
+    pub fn lap(&mut self, stage: &str) {
+        self.timings.insert(stage.to_owned(), self.clock.elapsed().as_secs_f64());
+        self.clock = Instant::now();
+    }
+
+    fn warn(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+    }
+
+    fn put(&mut self, name: &str, value: f64) {
+        self.metrics.insert(name.to_owned(), Value::new(value));
+    }
+
+    /// Computes the metrics `keys` in a stage of its own; a failure leaves the others standing.
+    fn attempt(&mut self, stage: &str, keys: &[&str], compute: impl FnOnce(&mut Self) -> anyhow::Result<()>) {
+        let shown = self.reporter.stage(stage);
+        let result = compute(self);
+        drop(shown);
+        if let Err(error) = result {
+            for key in keys {
+                self.failed.insert((*key).to_owned(), format!("{error:#}"));
+            }
+        }
+        self.lap(stage);
+    }
+}
+
+/// Features of the samples and of the reference, `[N, D]` and `[M, D]`.
+type Pair<'a> = [ArrayView2<'a, f32>; 2];
+
+/// Samples against a reference under one protocol.
+#[derive(Debug)]
+pub struct MetricsContext<'a> {
+    /// What is computed.
+    pub request: &'a MetricsRequest,
+    /// The protocol.
+    pub protocol: &'static Protocol,
+    /// The reference.
+    pub reference: &'a Reference,
+    /// Number of samples.
+    pub count: usize,
+    /// Class of each sample.
+    pub labels: Option<&'a [i64]>,
+    /// Names of the distances.
+    pub names: Names,
+}
+
+impl MetricsContext<'_> {
+    /// Computes what was asked for, from `sums` over the samples.
+    pub fn compute(&self, sums: &SetStatistics, builder: &mut EvaluationBuilder<'_>) {
+        let rows = sums.kept.as_ref().map(|rows| rows.view());
+        let wants = |metric| self.request.wants(metric);
+        let keys = |metric: Metric| metric.keys(&self.names);
+        if wants(Metric::Fid) {
+            builder.attempt("frechet", keys(Metric::Fid), |b| self.frechet(sums, rows, b));
+        }
+        if wants(Metric::FdInf) {
+            builder.attempt("fd_inf", keys(Metric::FdInf), |b| self.frechet_infinity(rows, b));
+        }
+        for (metric, stage, accumulator) in
+            [(Metric::Sfid, "spatial", &sums.spatial), (Metric::ClipFid, "clip", &sums.clip)]
+        {
+            if wants(metric) {
+                builder.attempt(stage, keys(metric), |b| {
+                    let ddof = self.protocol.ddof;
+                    let samples = accumulator.clone().context("no features")?.finish(ddof)?;
+                    let value = frechet_distance(&samples, &self.reference.gaussian(stage, ddof)?)?;
+                    b.put(metric.keys(&self.names)[0], value);
+                    Ok(())
+                });
+            }
+        }
+        if wants(Metric::Is) {
+            builder.attempt("is", keys(Metric::Is), |b| {
+                let found = sums.scores.iter().find(|(rule, _)| *rule == self.protocol.score);
+                let score = found.context("no class probabilities")?.1.clone().finish()?;
+                b.metrics.insert("is".to_owned(), Value { std: score.std, ..Value::new(score.mean) });
+                Ok(())
+            });
+        }
+        if wants(Metric::Kid) {
+            builder.attempt("kid", keys(Metric::Kid), |b| self.kid(rows, b));
+        }
+        let rule = self.request.manifold_rule(self.protocol);
+        let other = sums.manifold.as_ref().map(|rows| rows.view());
+        let neighbours = || -> anyhow::Result<Pair<'_>> {
+            match other {
+                Some(samples) => {
+                    let reference = self.reference.manifold.as_ref().context("the reference has no such features")?;
+                    Ok([samples, reference.view()])
+                }
+                None => self.pair(rows),
+            }
+        };
+        let names: Vec<&str> =
+            [Metric::Pr, Metric::Dc].into_iter().filter(|m| wants(*m)).flat_map(keys).copied().collect();
+        if !names.is_empty() {
+            builder.attempt("nearest neighbours", &names, |b| self.neighbours(neighbours()?, &rule, b));
+        }
+        if self.request.per_class {
+            builder.attempt("per_class", &["per_class"], |b| {
+                let neighbours = if self.request.class_neighbours { Some(neighbours()?) } else { None };
+                self.classes(self.pair(rows)?, neighbours, &rule, b)
+            });
+        }
+    }
+
+    /// Rows of the main features.
+    fn pair<'b>(&'b self, rows: Option<ArrayView2<'b, f32>>) -> anyhow::Result<Pair<'b>> {
+        let reference = self.reference.rows.as_ref().context("the reference has no features")?;
+        Ok([rows.context("the samples have no features")?, reference.view()])
+    }
+
+    fn frechet(
+        &self,
+        sums: &SetStatistics,
+        rows: Option<ArrayView2<'_, f32>>,
+        builder: &mut EvaluationBuilder<'_>,
+    ) -> anyhow::Result<()> {
+        let ddof = self.protocol.ddof;
+        let samples = sums.features.clone().context("no features")?.finish(ddof)?;
+        let against = self.reference.gaussian("features", ddof)?;
+        let value = frechet_distance(&samples, &against)?;
+        let (count, dims) = (self.count, samples.mu.len());
+        if count <= dims {
+            builder.warn(format!("{count} samples for {dims} features: the distance is biased upwards"));
+        }
+        let ci95 = match rows {
+            Some(rows) if self.request.wants_interval(count) => {
+                Some(frechet_interval(rows, &against, value, self.request.bootstrap, u64::from(self.request.seed))?)
+            }
+            _ => None,
+        };
+        if self.request.bootstrap > 0 && count > INTERVAL_LIMIT {
+            builder.notes.push(format!("no interval of the Fréchet distance: more than {INTERVAL_LIMIT} samples"));
+        }
+        let name = Metric::Fid.keys(&self.names)[0];
+        builder.metrics.insert(name.to_owned(), Value { ci95, ..Value::new(value) });
+        Ok(())
+    }
+
+    fn frechet_infinity(
+        &self,
+        rows: Option<ArrayView2<'_, f32>>,
+        builder: &mut EvaluationBuilder<'_>,
+    ) -> anyhow::Result<()> {
+        let ddof = self.protocol.ddof;
+        let against = self.reference.gaussian("features", ddof)?;
+        let value = fd_infinity(rows.context("no features")?, &against, ddof, self.request.seed)?;
+        builder.put(Metric::FdInf.keys(&self.names)[0], value);
+        Ok(())
+    }
+
+    fn kid(&self, rows: Option<ArrayView2<'_, f32>>, builder: &mut EvaluationBuilder<'_>) -> anyhow::Result<()> {
+        let (rule, seed) = (self.request.kid_rule(self.protocol), self.request.seed);
+        if rule.seed.is_none() {
+            let title = self.protocol.title;
+            builder.notes.push(format!("KID subsets are drawn by RandomState({seed}): {title} does not seed them"));
+        }
+        let [samples, reference] = self.pair(rows)?;
+        let found = kid(samples, reference, &rule, seed)?;
+        let name = Metric::Kid.keys(&self.names)[0];
+        builder.metrics.insert(name.to_owned(), Value { std: Some(found.std), ..Value::new(found.mean) });
+        Ok(())
+    }
+
+    /// Precision, recall, density and coverage.
+    fn neighbours(
+        &self,
+        [samples, real]: Pair<'_>,
+        rule: &ManifoldRule,
+        builder: &mut EvaluationBuilder<'_>,
+    ) -> anyhow::Result<()> {
+        let m = manifold(samples, real, rule)?;
+        let mut share = |name: &str, value: f64, flags: &[bool]| {
+            let ci95 = share_interval(flags, self.request.bootstrap, u64::from(self.request.seed));
+            builder.metrics.insert(name.to_owned(), Value { ci95, ..Value::new(value) });
+        };
+        if self.request.wants(Metric::Pr) {
+            share("precision", m.precision(), &m.sample_inside);
+            share("recall", m.recall(), &m.reference_inside);
+        }
+        if self.request.wants(Metric::Dc) {
+            share("coverage", m.coverage(), &m.covered);
+            builder.put("density", m.density());
+        }
+        Ok(())
+    }
+
+    /// Fréchet distance of `features`, precision and recall of `neighbours`, of each class that is in both sets.
+    fn classes(
+        &self,
+        features: Pair<'_>,
+        neighbours: Option<Pair<'_>>,
+        rule: &ManifoldRule,
+        builder: &mut EvaluationBuilder<'_>,
+    ) -> anyhow::Result<()> {
+        let ours = members(self.labels.context("the samples have no classes")?);
+        let theirs = members(self.reference.labels.as_deref().context("the reference has no classes")?);
+        let dims = features[0].ncols();
+        let (mut alone, mut few, mut biased) = (Vec::new(), Vec::new(), 0);
+        for class in ours.keys().chain(theirs.keys()).copied().collect::<BTreeSet<_>>() {
+            let (Some(a), Some(b)) = (ours.get(&class), theirs.get(&class)) else {
+                alone.push(class.to_string());
+                continue;
+            };
+            let own = |[x, y]: Pair<'_>| (x.select(Axis(0), a), y.select(Axis(0), b));
+            let mut metrics = BTreeMap::new();
+            let smaller = a.len().min(b.len());
+            let mut put = |name: &str, value: f64| metrics.insert(name.to_owned(), Value::new(value));
+            if smaller > self.protocol.ddof {
+                let (x, y) = own(features);
+                let distance = frechet_distance_of(x.view(), y.view(), self.protocol.ddof)?;
+                put(Metric::Fid.keys(&self.names)[0], distance);
+                biased += usize::from(smaller <= dims);
+            }
+            match neighbours {
+                Some(neighbours) if smaller > rule.k => {
+                    let (x, y) = own(neighbours);
+                    let m = manifold(x.view(), y.view(), rule)?;
+                    put("precision", m.precision());
+                    put("recall", m.recall());
+                }
+                Some(_) => few.push(class.to_string()),
+                None => {}
+            }
+            builder.per_class.push(ClassMetrics { class, samples: a.len(), reference: b.len(), metrics });
+        }
+        if !alone.is_empty() {
+            builder.warn(format!("classes in one set only: {}", alone.join(", ")));
+        }
+        if !few.is_empty() {
+            let (k, few) = (rule.k, few.join(", "));
+            builder.warn(format!("at most {k} images, too few for precision and recall, in classes {few}"));
+        }
+        if biased > 0 {
+            let all = builder.per_class.len();
+            builder.warn(format!(
+                "{biased} of {all} classes have at most {dims} images for {dims} features: distances are biased upwards"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Indices of the images of each class.
+fn members(labels: &[i64]) -> BTreeMap<i64, Vec<usize>> {
+    let mut members: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
+    for (i, label) in labels.iter().enumerate() {
+        members.entry(*label).or_default().push(i);
+    }
+    members
+}

@@ -1,0 +1,105 @@
+//! Images to the input of a feature network.
+
+use d2o_evaluations::preprocess::{Resize, Resizer, Scaling, clip_crop};
+use d2o_onnx::session::Tensor;
+use ndarray::{Array3, Array4, ArrayView3, ArrayViewMut3, Axis};
+use rayon::prelude::*;
+
+/// A batch of images, u8 `[H, W, 3]` each.
+#[derive(Debug)]
+pub enum Images {
+    /// Of one size, `[N, H, W, 3]`.
+    Uniform(Array4<u8>),
+    /// Of any sizes.
+    Mixed(Vec<Array3<u8>>),
+}
+
+impl Images {
+    /// Every image.
+    #[must_use]
+    pub fn views(&self) -> Vec<ArrayView3<'_, u8>> {
+        match self {
+            Self::Uniform(images) => images.outer_iter().collect(),
+            Self::Mixed(images) => images.iter().map(|image| image.view()).collect(),
+        }
+    }
+}
+
+/// What happens to images before a network.
+#[derive(Debug)]
+pub enum Preparation {
+    /// Nothing: the graph takes bytes of this size.
+    Bytes,
+    /// A resize to floats 0..255.
+    Resize {
+        /// Resampling.
+        resize: Resize,
+        /// Normalisation it prepares.
+        scaling: Scaling,
+        /// Height and width of results.
+        output: [usize; 2],
+        /// Prepared, if all images have one size.
+        resizer: Option<Box<Resizer>>,
+    },
+    /// CLIP's resize and crop, u8 arithmetic.
+    Crop {
+        /// Height and width of results.
+        size: usize,
+        /// Whether the graph takes the bytes as f32.
+        floats: bool,
+    },
+}
+
+impl Preparation {
+    /// A resize of images of size `input`, if they have one size, to `output`; both `[height, width]`.
+    #[must_use]
+    pub fn resize(resize: Resize, scaling: Scaling, input: Option<[usize; 2]>, output: [usize; 2]) -> Self {
+        let resizer = input.map(|input| Box::new(Resizer::new(resize, scaling, input, output)));
+        Self::Resize { resize, scaling, output, resizer }
+    }
+
+    /// The network's input for `images`, `[N, h, w, 3]`.
+    ///
+    /// # Errors
+    /// Images of different sizes for a graph that takes bytes.
+    pub fn apply(&self, images: &[ArrayView3<'_, u8>]) -> anyhow::Result<Tensor> {
+        Ok(match self {
+            Self::Bytes => {
+                let stacked = ndarray::stack(Axis(0), images)?;
+                Tensor::U8(stacked.as_standard_layout().into_owned().into_dyn())
+            }
+            Self::Resize { resize, scaling, output, resizer } => {
+                let each = |image: ArrayView3<'_, u8>, slot: ArrayViewMut3<'_, f32>| match resizer {
+                    Some(resizer) => resizer.apply(image, slot),
+                    None => {
+                        let (h, w, _) = image.dim();
+                        Resizer::new(*resize, *scaling, [h, w], *output).apply(image, slot);
+                    }
+                };
+                Tensor::F32(mapped(images, *output, each).into_dyn())
+            }
+            Self::Crop { size, floats: false } => {
+                let each =
+                    |image: ArrayView3<'_, u8>, mut slot: ArrayViewMut3<'_, u8>| slot.assign(&clip_crop(image, *size));
+                Tensor::U8(mapped(images, [*size; 2], each).into_dyn())
+            }
+            Self::Crop { size, floats: true } => {
+                let each = |image: ArrayView3<'_, u8>, mut slot: ArrayViewMut3<'_, f32>| {
+                    slot.assign(&clip_crop(image, *size).mapv(f32::from));
+                };
+                Tensor::F32(mapped(images, [*size; 2], each).into_dyn())
+            }
+        })
+    }
+}
+
+/// Every image through `each`, into `[N, h, w, 3]`.
+fn mapped<T: Clone + Default + Send + Sync>(
+    images: &[ArrayView3<'_, u8>],
+    [h, w]: [usize; 2],
+    each: impl Fn(ArrayView3<'_, u8>, ArrayViewMut3<'_, T>) + Sync,
+) -> Array4<T> {
+    let mut out = Array4::from_elem((images.len(), h, w, 3), T::default());
+    out.axis_iter_mut(Axis(0)).into_par_iter().zip(images.par_iter()).for_each(|(slot, image)| each(*image, slot));
+    out
+}

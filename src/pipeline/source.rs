@@ -1,0 +1,283 @@
+//! Sets of images to be measured: images, a generator, or features taken before.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use d2o_refs::batch::{self, ImageDims, ImageSource, container_sha256};
+use d2o_refs::features::{FeatureFile, MATRICES, Meta};
+use ndarray::{Array4, Axis, s};
+use serde_json::Value;
+
+use super::fused::Fused;
+use super::network::{InputRule, Network};
+use super::provenance::{Records, records};
+use crate::error::with_hint;
+
+/// Images to be measured, or features of them.
+pub enum Source {
+    /// Images.
+    Images {
+        /// The images.
+        images: Box<dyn ImageSource>,
+        /// What they come from.
+        origin: Origin,
+    },
+    /// A generator whose images feed the networks on the device.
+    Fused {
+        /// The generator.
+        fused: Box<Fused>,
+        /// What it makes.
+        origin: Origin,
+    },
+    /// Features, in files that follow one another.
+    Features {
+        /// The files.
+        parts: Vec<FeatureFile>,
+        /// The networks they describe.
+        records: Records,
+    },
+}
+
+/// What images come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A file or folder.
+    Container(PathBuf),
+    /// A generator's record of this hash.
+    Generated(String),
+}
+
+impl Origin {
+    /// Hash of the container, or of the generator's record.
+    ///
+    /// # Errors
+    /// Reading errors.
+    pub fn sha256(&self) -> anyhow::Result<String> {
+        match self {
+            Self::Container(path) => Ok(container_sha256(path)?),
+            Self::Generated(sha256) => Ok(sha256.clone()),
+        }
+    }
+}
+
+/// Images in memory, u8 `[N, H, W, 3]`.
+#[derive(Debug)]
+pub struct MemoryImages(pub Array4<u8>);
+
+impl ImageSource for MemoryImages {
+    fn len(&self) -> usize {
+        self.0.len_of(Axis(0))
+    }
+
+    fn dims(&self) -> Option<ImageDims> {
+        let (_, height, width, channels) = self.0.dim();
+        Some(ImageDims { height, width, channels })
+    }
+
+    fn labels(&self) -> Option<&[i64]> {
+        None
+    }
+
+    fn read(&mut self, range: Range<usize>) -> d2o_refs::Result<Array4<u8>> {
+        Ok(self.0.slice(s![range, .., .., ..]).to_owned())
+    }
+}
+
+impl Source {
+    /// Images in memory, made by something of hash `sha256`.
+    #[must_use]
+    pub fn of_memory(images: Array4<u8>, sha256: String) -> Self {
+        Self::Images { images: Box::new(MemoryImages(images)), origin: Origin::Generated(sha256) }
+    }
+
+    /// Opens images, or a file of features.
+    ///
+    /// # Errors
+    /// A file of neither kind, a damaged one, one part of several.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        if FeatureFile::is_one(path) {
+            return Self::merge(std::slice::from_ref(&path.to_owned()));
+        }
+        Ok(Self::Images { images: batch::open(path)?, origin: Origin::Container(path.to_owned()) })
+    }
+
+    /// Joins the parts that `evaluate --shard` wrote.
+    ///
+    /// # Errors
+    /// A damaged file; parts of different sets, networks or settings; missing or double images.
+    pub fn merge(paths: &[PathBuf]) -> anyhow::Result<Self> {
+        let mut parts = Vec::new();
+        for path in paths {
+            let part = FeatureFile::open(path)?;
+            part.verify()?;
+            parts.push(part);
+        }
+        if parts.len() == 1 && parts[0].meta().is_none() {
+            return Ok(Self::Features { parts, records: Records::new() });
+        }
+        for part in &parts {
+            anyhow::ensure!(part.meta().is_some(), "`{}` does not say which images it holds", part.path().display());
+        }
+        let rows = |part: &FeatureFile| part.meta().map_or(0..0, |m| m.rows.clone());
+        parts.sort_by_key(|p| rows(p).start);
+        let shared = |part: &FeatureFile| {
+            let mut meta = part.meta().cloned()?;
+            // Where a network's file lay does not matter.
+            meta.networks.values_mut().filter_map(Value::as_object_mut).for_each(|n| {
+                n.remove("path");
+            });
+            Some(Meta { rows: 0..0, sha256: BTreeMap::new(), ..meta })
+        };
+        let Some(first) = parts.first() else { anyhow::bail!("no parts") };
+        let total = first.meta().map_or(0, |m| m.total);
+        let mut at = 0;
+        for (i, part) in parts.iter().enumerate() {
+            if shared(part) != shared(first) || part.labels().is_some() != first.labels().is_some() {
+                let differs = difference(first, part);
+                anyhow::bail!("`{}` and `{}` differ in {differs}", first.path().display(), part.path().display());
+            }
+            for matrix in MATRICES {
+                anyhow::ensure!(
+                    part.width(matrix) == first.width(matrix),
+                    "`{}` and `{}` differ in their `{matrix}`",
+                    first.path().display(),
+                    part.path().display()
+                );
+            }
+            let here = rows(part);
+            if here.start < at && i > 0 {
+                let before = parts[i - 1].path().display();
+                anyhow::bail!("`{before}` and `{}` both hold image {}", part.path().display(), here.start);
+            }
+            ensure_held(at..here.start, total)?;
+            at = here.end;
+        }
+        ensure_held(at..total, total)?;
+        let records = first.meta().map(|m| records(&m.networks)).transpose()?.unwrap_or_default();
+        Ok(Self::Features { parts, records })
+    }
+
+    /// Number of images.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Images { images, .. } => images.len(),
+            Self::Fused { fused, .. } => fused.len(),
+            Self::Features { parts, .. } => parts.iter().map(FeatureFile::len).sum(),
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Size of the images, if they have one and it is known.
+    #[must_use]
+    pub fn image_dims(&self) -> Option<ImageDims> {
+        match self {
+            Self::Images { images, .. } => images.dims(),
+            Self::Fused { fused, .. } => Some(fused.dims()),
+            Self::Features { parts, .. } => parts.first()?.meta().and_then(|m| m.images),
+        }
+    }
+
+    /// Class of each image, if the set has classes.
+    #[must_use]
+    pub fn labels(&self) -> Option<Vec<i64>> {
+        match self {
+            Self::Images { images, .. } => images.labels().map(<[i64]>::to_vec),
+            Self::Fused { fused, .. } => fused.labels(),
+            Self::Features { parts, .. } => {
+                let all: Option<Vec<&[i64]>> = parts.iter().map(FeatureFile::labels).collect();
+                all.map(|l| l.concat())
+            }
+        }
+    }
+
+    /// Why the labels of the set are not classes, if it has such labels.
+    #[must_use]
+    pub fn label_problem(&self) -> Option<&str> {
+        match self {
+            Self::Images { images, .. } => images.label_problem(),
+            Self::Fused { .. } | Self::Features { .. } => None,
+        }
+    }
+
+    /// What was left out of the set.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        match self {
+            Self::Images { images, .. } => images.notes(),
+            Self::Fused { .. } | Self::Features { .. } => &[],
+        }
+    }
+
+    /// How a generator made the images, where the set says so.
+    #[must_use]
+    pub fn generator_record(&self) -> Option<&Value> {
+        match self {
+            Self::Images { images, .. } => images.record(),
+            Self::Fused { fused, .. } => Some(fused.record()),
+            Self::Features { .. } => None,
+        }
+    }
+
+    /// Networks of feature files.
+    #[must_use]
+    pub fn records(&self) -> Option<&Records> {
+        match self {
+            Self::Features { records, .. } => Some(records),
+            Self::Images { .. } | Self::Fused { .. } => None,
+        }
+    }
+
+    /// Length of the rows of `matrix`: what the files hold, or one of `networks` gives.
+    #[must_use]
+    pub fn width(&self, matrix: &str, networks: &[Network], rule: &InputRule) -> Option<usize> {
+        match self {
+            Self::Images { .. } | Self::Fused { .. } => networks.iter().find_map(|n| n.spec.width(matrix, rule)),
+            Self::Features { parts, .. } => parts.first().and_then(|p| p.width(matrix)),
+        }
+    }
+
+    /// Shard `index` of `count`, in whole batches, so that a batch holds the same images however the set is divided.
+    #[must_use]
+    pub fn shard(&self, index: usize, count: usize, batch: usize) -> Range<usize> {
+        let batches = self.len().div_ceil(batch);
+        let at = |i: usize| (i * batches / count * batch).min(self.len());
+        at(index)..at(index + 1)
+    }
+}
+
+fn ensure_held(missing: Range<usize>, total: usize) -> anyhow::Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let what = format!("images {}..{} of {total} are in none of the files", missing.start, missing.end);
+    Err(with_hint(anyhow::anyhow!(what), "give the files of all shards to `--merge`"))
+}
+
+/// What two parts of a set disagree on.
+fn difference(a: &FeatureFile, b: &FeatureFile) -> &'static str {
+    let (Some(x), Some(y)) = (a.meta(), b.meta()) else { return "what they are" };
+    let runtimes =
+        |m: &Meta| -> Vec<Option<Value>> { m.networks.values().map(|n| n.get("runtime").cloned()).collect() };
+    let preprocessing =
+        |m: &Meta| -> Vec<Option<Value>> { m.networks.values().map(|n| n.get("preprocessing").cloned()).collect() };
+    if x.source_sha256 != y.source_sha256 || x.total != y.total || x.images != y.images {
+        "the images they come from"
+    } else if preprocessing(x) != preprocessing(y) && x.networks.len() == y.networks.len() {
+        "the preprocessing of their images"
+    } else if runtimes(x) != runtimes(y) && x.networks.len() == y.networks.len() {
+        "the runtime of their networks"
+    } else if x.networks != y.networks {
+        "the networks"
+    } else if x.batch != y.batch {
+        "the batch size"
+    } else {
+        "their labels"
+    }
+}
