@@ -75,8 +75,10 @@ const LITE0: &str = "tf_efficientnet_lite0";
 const DEIT: &str = "facebookresearch/deit models.py (check_hash=True)";
 const DINO: &str = "finegrain-ai/refiners src/refiners/conversion/models/dinov2.py";
 const OPEN_CLIP: &str = "mlfoundations/open_clip src/open_clip/pretrained.py (checks the prefix in the name)";
-const OPENAI_CLIP: &str = "the URL, which openai/CLIP clip/clip.py and mlfoundations/open_clip src/open_clip/pretrained.py check";
-const TORCHVISION: &str = "pytorch/vision torchvision/models/vgg.py (prefix); plai-group/ubc_primitives primitives/cnn/cnn.py";
+const OPENAI_CLIP: &str =
+    "the URL, which openai/CLIP clip/clip.py and mlfoundations/open_clip src/open_clip/pretrained.py check";
+const TORCHVISION: &str =
+    "pytorch/vision torchvision/models/vgg.py (prefix); plai-group/ubc_primitives primitives/cnn/cnn.py";
 
 const fn listed(
     network: &'static str,
@@ -313,7 +315,10 @@ impl Digests {
             };
             let dims = network.tensors.info(&name).map(|i| i.dims).unwrap_or_default();
             let values = network.tensors.read_f32(&name)?;
-            if name.ends_with(".gamma") && is_inception(network) && values.iter().all(|v| v.to_bits() == 1_f32.to_bits()) {
+            if name.ends_with(".gamma")
+                && is_inception(network)
+                && values.iter().all(|v| v.to_bits() == 1_f32.to_bits())
+            {
                 continue;
             }
             match (thirds(&network.architecture, &name), dims.split_first()) {
@@ -446,7 +451,8 @@ impl WeightsState {
     #[must_use]
     pub fn metadata(&self) -> Vec<(&'static str, String)> {
         let weights = self.verified.clone().unwrap_or_else(|| UNVERIFIED.to_owned());
-        let rest = [(WEIGHTS_DIGEST, &self.digest), (HEAD_DIGEST, &self.head_digest), (SOURCE_SHA256, &self.source_sha256)];
+        let rest =
+            [(WEIGHTS_DIGEST, &self.digest), (HEAD_DIGEST, &self.head_digest), (SOURCE_SHA256, &self.source_sha256)];
         let rest = rest.into_iter().filter_map(|(key, value)| Some((key, value.clone()?)));
         std::iter::once((WEIGHTS, weights)).chain(rest).collect()
     }
@@ -465,5 +471,331 @@ impl Published {
     /// Whether these are the digests of its weights; a head that is missing is no difference.
     fn has_weights(&self, trunk: &str, head: Option<&str>) -> bool {
         self.digest == Some(trunk) && (head.is_none() || head == self.head_digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::checkpoint::{Dtype, TensorInfo, TensorSource};
+    use crate::nn::OnnxBackend;
+    use crate::nn::efficientnet_lite::EfficientNetLite0;
+    use crate::nn::vgg16::{Vgg16, VggConfig};
+    use crate::nn::vision_transformer::{Activation, VisionTransformer, VitConfig};
+    use crate::weights::{Init, Scope, Weights};
+
+    #[test]
+    fn the_table_is_consistent() {
+        let hexadecimal = |text: &str, digits: usize| {
+            text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        };
+        let (mut hashes, mut files) = (BTreeSet::new(), BTreeSet::new());
+        for entry in PUBLISHED {
+            let Published { network, file, hash, digest, head_digest, url, source } = *entry;
+            assert!(files.insert((network, file)), "{file} twice");
+            assert!(!url.is_empty() && !source.is_empty(), "{file}");
+            // By the convention of torch.hub, a name that ends in eight hexadecimal digits ends in the first of the hash.
+            let stem = file.rsplit_once('.').unwrap().0;
+            let in_name = stem.rsplit_once('-').map(|(_, last)| last).filter(|last| hexadecimal(last, 8));
+            match hash {
+                FileHash::Full(sha256) => {
+                    assert!(hexadecimal(sha256, 64) && hashes.insert(sha256), "{file}");
+                    assert!(in_name.is_none_or(|prefix| sha256.starts_with(prefix)), "{file}");
+                    let in_url = url.split('/').find(|part| hexadecimal(part, 64));
+                    assert!(in_url.is_none_or(|h| h == sha256), "{file}");
+                }
+                FileHash::Prefix(prefix) => assert!(in_name == Some(prefix) && hashes.insert(prefix), "{file}"),
+                FileHash::Unpublished => assert!(digest.is_none(), "{file}: a digest of a file that was not verified"),
+            }
+            assert!([digest, head_digest].into_iter().flatten().all(|d| hexadecimal(d, 64)), "{file}");
+        }
+    }
+
+    #[test]
+    fn the_documentation_lists_the_table() {
+        let page = include_str!("../../docs/export.md");
+        for Published { network, file, hash, .. } in PUBLISHED {
+            let hash = match hash {
+                FileHash::Full(hash) | FileHash::Prefix(hash) => format!("`{hash}`"),
+                FileHash::Unpublished => "none found".to_owned(),
+            };
+            let row = format!("| `{network}` | `{file}` | {hash} |");
+            assert!(page.contains(&row), "docs/export.md lacks the row {row}");
+        }
+    }
+
+    const TABLE: [Published; 3] = [
+        Published {
+            digest: Some("t1"),
+            head_digest: Some("h1"),
+            ..listed("net", "full.pt", FileHash::Full("aabbccdd00"), "", "")
+        },
+        listed("net", "prefix-11223344.pt", FileHash::Prefix("11223344"), "", ""),
+        listed("other", "other.pt", FileHash::Full("eeff"), "", ""),
+    ];
+
+    fn state(network: &str, trunk: &str, head: Option<&str>, file: &str) -> WeightsState {
+        let digests = Digests { trunk: trunk.to_owned(), head: head.map(str::to_owned) };
+        WeightsState::found(&TABLE, network, digests, file)
+    }
+
+    #[test]
+    fn weights_are_verified_by_the_hash_of_their_file_or_by_their_digest() {
+        for (network, trunk, head, file, expected) in [
+            ("net", "t2", None, "aabbccdd00", Some("full.pt")),
+            ("net", "t2", None, "aabbccdd01", None),
+            ("net", "t2", None, "112233445566", Some("prefix-11223344.pt")),
+            ("net", "t2", None, "112233455566", None),
+            // The file of another network.
+            ("net", "t2", None, "eeff", None),
+            ("other", "t2", None, "aabbccdd00", None),
+            ("net", "t1", Some("h1"), "00", Some("full.pt")),
+            ("net", "t1", None, "00", Some("full.pt")),
+            ("net", "t1", Some("h2"), "00", None),
+            ("net", "t2", Some("h1"), "00", None),
+            ("other", "t1", Some("h1"), "00", None),
+        ] {
+            let found = state(network, trunk, head, file);
+            assert_eq!(found.verified.as_deref(), expected, "{network} {trunk} {head:?} {file}");
+            let by_file = expected.is_some() && trunk == "t2";
+            assert_eq!(found.source_sha256.as_deref(), by_file.then_some(file), "{network} {trunk} {head:?} {file}");
+            let text = expected.map_or_else(|| "unverified".to_owned(), |f| format!("verified ({f})"));
+            assert_eq!(found.to_string(), text);
+            // What is recorded in a graph says the same.
+            let mut metadata: BTreeMap<_, _> = found.metadata().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+            metadata.insert("extractor".to_owned(), network.to_owned());
+            assert_eq!(WeightsState::recorded(&TABLE, &metadata), found, "{network} {trunk} {head:?} {file}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_the_table_does_not_confirm_is_unverified() {
+        let record = |entries: &[(&str, &str)]| {
+            let metadata = entries.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            WeightsState::recorded(&TABLE, &metadata)
+        };
+        // A graph of an earlier d2o.
+        assert_eq!(record(&[("extractor", "net"), ("kind", "features")]), WeightsState::default());
+        let named = ("weights", "full.pt");
+        for entries in [
+            &[("extractor", "net"), named][..],
+            &[("extractor", "net"), named, ("source_sha256", "112233445566")],
+            &[("extractor", "net"), named, ("weights_digest", "t2")],
+            &[("extractor", "other"), named, ("source_sha256", "aabbccdd00")],
+            &[("extractor", "net"), ("weights", "newer.pt"), ("source_sha256", "aabbccdd00")],
+            &[("extractor", "net"), ("weights", "unverified"), ("source_sha256", "aabbccdd00")],
+        ] {
+            assert_eq!(record(entries).verified, None, "{entries:?}");
+        }
+        assert!(record(&[("extractor", "net"), named, ("source_sha256", "aabbccdd00")]).verified.is_some());
+    }
+
+    /// Tensors in memory: name, dimensions, values.
+    #[derive(Debug, Clone)]
+    struct Held(Vec<(String, Vec<usize>, Vec<f32>)>, Dtype);
+
+    impl TensorSource for Held {
+        fn names(&self) -> Vec<String> {
+            self.0.iter().map(|t| t.0.clone()).collect()
+        }
+
+        fn info(&self, name: &str) -> Option<TensorInfo> {
+            self.0.iter().find(|t| t.0 == name).map(|t| TensorInfo { dtype: self.1, dims: t.1.clone() })
+        }
+
+        fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+            Ok(self.0.iter().find(|t| t.0 == name).unwrap().2.clone())
+        }
+    }
+
+    impl Held {
+        /// Drawn tensors of the names and sizes that `b` took.
+        fn of(b: &OnnxBackend) -> Self {
+            let drawn = b.taken().map(|(name, dims)| {
+                // Values that f16 holds.
+                let values = Init::Uniform { bound: 1.0 }.values(5, name, dims.iter().product());
+                let values = values.iter().map(|v| half::f16::from_f32(*v).to_f32()).collect();
+                (name.to_owned(), dims.to_vec(), values)
+            });
+            Self(drawn.collect(), Dtype::F32)
+        }
+
+        fn renamed(&self, name: impl Fn(&str) -> String) -> Self {
+            Self(self.0.iter().map(|(n, d, v)| (name(n), d.clone(), v.clone())).collect(), self.1)
+        }
+
+        /// Queries, keys and values of the packed tensors whose names end in `weight` and `bias`, under `parts`.
+        fn unpacked(&self, [weight, bias]: [&str; 2], parts: [&str; 3]) -> Self {
+            let split = |(name, dims, values): &(String, Vec<usize>, Vec<f32>)| {
+                let block = [(weight, "weight"), (bias, "bias")]
+                    .into_iter()
+                    .find_map(|(l, leaf)| Some((name.strip_suffix(l)?, leaf)));
+                let Some((block, leaf)) = block else { return vec![(name.clone(), dims.clone(), values.clone())] };
+                let dims: Vec<usize> = std::iter::once(dims[0] / 3).chain(dims[1..].iter().copied()).collect();
+                let third = values.chunks(values.len() / 3);
+                parts.iter().zip(third).map(|(p, v)| (format!("{block}{p}.{leaf}"), dims.clone(), v.to_vec())).collect()
+            };
+            Self(self.0.iter().flat_map(split).collect(), self.1)
+        }
+
+        fn digests(&self) -> Digests {
+            let network = crate::checkpoint::recognise(String::new(), Rc::new(self.clone()));
+            Digests::of(&network).unwrap().unwrap_or_else(|| panic!("{:?}", network.architecture))
+        }
+
+        /// One value of each tensor changes the digest of the part it belongs to, and no other.
+        fn every_tensor_counts(&self, is_head: impl Fn(&str) -> bool, is_unused: impl Fn(&str) -> bool) {
+            let before = self.digests();
+            for (i, (name, ..)) in self.0.iter().enumerate() {
+                let mut changed = self.clone();
+                let last = changed.0[i].2.last_mut().unwrap();
+                *last = f32::from_bits(last.to_bits() ^ 1);
+                let after = changed.digests();
+                assert_eq!(after.trunk == before.trunk, is_head(name) || is_unused(name), "{name}");
+                assert_eq!(after.head == before.head, !is_head(name), "{name}");
+            }
+        }
+    }
+
+    fn transformer(config: VitConfig) -> Held {
+        let mut b = OnnxBackend::new("names", Weights::initialised(0));
+        VisionTransformer::build(&mut b, &Scope::root(), &config, config.input_size()).unwrap();
+        Held::of(&b)
+    }
+
+    fn small() -> VitConfig {
+        VitConfig { patch: 4, grid: 2, width: 64, hidden: 96, blocks: 2, outputs: 8, ..VitConfig::clip_b_32() }
+    }
+
+    #[test]
+    fn every_layout_of_clip_has_one_digest() {
+        let tower = transformer(small());
+        let openai = tower.renamed(|n| format!("visual.{n}"));
+        let mut whole = openai.clone();
+        whole.0.push(("input_resolution".to_owned(), vec![], vec![8.0]));
+        whole.0.push(("token_embedding.weight".to_owned(), vec![3, 2], vec![0.5; 6]));
+        whole.1 = Dtype::F16;
+        let parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+        let mut hugging_face =
+            tower.unpacked(["attn.in_proj_weight", "attn.in_proj_bias"], parts).renamed(|n| match n {
+                "proj" => "visual_projection.weight".to_owned(),
+                "conv1.weight" => "vision_model.embeddings.patch_embedding.weight".to_owned(),
+                "class_embedding" => "vision_model.embeddings.class_embedding".to_owned(),
+                "positional_embedding" => "vision_model.embeddings.position_embedding.weight".to_owned(),
+                _ => format!(
+                    "vision_model.{}",
+                    n.replace("transformer.resblocks", "encoder.layers")
+                        .replace("attn.out_proj", "self_attn.out_proj")
+                        .replace("ln_pre", "pre_layrnorm")
+                        .replace("ln_post", "post_layernorm")
+                        .replace("ln_", "layer_norm")
+                        .replace("c_fc", "fc1")
+                        .replace("c_proj", "fc2")
+                ),
+            });
+        let (_, dims, values) = hugging_face.0.iter_mut().find(|t| t.0 == "visual_projection.weight").unwrap();
+        *values = (0..8).flat_map(|o| (0..64).map(move |i| 8 * i + o)).map(|i| values[i]).collect();
+        dims.swap(0, 1);
+        hugging_face.0.reverse();
+        let digests = openai.digests();
+        assert_eq!(digests.head, None);
+        assert_eq!(whole.digests(), digests);
+        assert_eq!(hugging_face.digests(), digests);
+        openai.every_tensor_counts(|_| false, |_| false);
+        hugging_face.every_tensor_counts(|_| false, |_| false);
+    }
+
+    #[test]
+    fn every_layout_of_dinov2_has_one_digest() {
+        let config =
+            VitConfig { family: Family::Dino, activation: Some(Activation::Gelu), mask_token: true, ..small() };
+        let original = transformer(config);
+        let mut timm = original.clone();
+        timm.0.retain(|t| t.0 != "mask_token");
+        let parts = ["attention.attention.query", "attention.attention.key", "attention.attention.value"];
+        let hugging_face = original.unpacked(["attn.qkv.weight", "attn.qkv.bias"], parts).renamed(|n| match n {
+            "norm.weight" | "norm.bias" => n.replace("norm", "layernorm"),
+            "pos_embed" => "embeddings.position_embeddings".to_owned(),
+            "cls_token" | "mask_token" => format!("embeddings.{n}"),
+            _ => n
+                .replace("patch_embed.proj", "embeddings.patch_embeddings.projection")
+                .replace("blocks.", "encoder.layer.")
+                .replace("attn.proj", "attention.output.dense")
+                .replace("ls1.gamma", "layer_scale1.lambda1")
+                .replace("ls2.gamma", "layer_scale2.lambda1"),
+        });
+        let digests = original.digests();
+        assert_eq!(timm.digests(), digests);
+        assert_eq!(hugging_face.digests(), digests);
+        original.every_tensor_counts(|_| false, |n| n == "mask_token");
+        hugging_face.every_tensor_counts(|_| false, |n| n == "embeddings.mask_token");
+    }
+
+    #[test]
+    fn vgg16s_last_layer_has_a_digest_of_its_own() {
+        for batch_norm in [false, true] {
+            let config = VggConfig { batch_norm, widths: [2; 13], hidden: [3, 4], classes: 5 };
+            let mut b = OnnxBackend::new("names", Weights::initialised(0));
+            Vgg16::build(&mut b, &Scope::root(), &config).unwrap();
+            let plain = Held::of(&b);
+            let mut counted = plain.clone();
+            counted.0.push(("features.1.num_batches_tracked".to_owned(), vec![], vec![7.0]));
+            assert_eq!(counted.digests(), plain.digests());
+            plain.every_tensor_counts(|n| n.starts_with("classifier.6."), |_| false);
+        }
+    }
+
+    #[test]
+    fn deits_heads_have_a_digest_of_their_own() {
+        let config = VitConfig { family: Family::Deit, activation: Some(Activation::Gelu), ..small() };
+        let timm = transformer(config);
+        assert!(timm.digests().head.is_some());
+        timm.every_tensor_counts(|n| n.starts_with("head"), |_| false);
+    }
+
+    #[test]
+    fn every_layout_of_efficientnet_lite0_has_one_digest() {
+        let mut b = OnnxBackend::new("names", Weights::initialised(0));
+        EfficientNetLite0::build(&mut b, &Scope::root()).unwrap();
+        let timm = Held::of(&b);
+        let first = [0, 1, 3, 5, 8, 11, 15];
+        let mut pypi = timm.renamed(|name| {
+            let (module, leaf) = name.rsplit_once('.').unwrap();
+            let module = match module.strip_prefix("blocks.") {
+                None => match module {
+                    "bn1" => "_bn0".to_owned(),
+                    "bn2" => "_bn1".to_owned(),
+                    "classifier" => "_fc".to_owned(),
+                    other => format!("_{other}"),
+                },
+                Some(rest) => {
+                    let parts: Vec<&str> = rest.split('.').collect();
+                    let (stage, index): (usize, usize) = (parts[0].parse().unwrap(), parts[1].parse().unwrap());
+                    let layer = match (stage, parts[2]) {
+                        (0, "conv_pw") | (_, "conv_pwl") => "_project_conv",
+                        (_, "conv_pw") => "_expand_conv",
+                        (_, "conv_dw") => "_depthwise_conv",
+                        (0, "bn1") | (1.., "bn2") => "_bn1",
+                        (0, "bn2") | (_, "bn3") => "_bn2",
+                        _ => "_bn0",
+                    };
+                    format!("_blocks.{}.{layer}", first[stage] + index)
+                }
+            };
+            format!("{module}.{leaf}")
+        });
+        pypi.0.push(("_bn0.num_batches_tracked".to_owned(), vec![], vec![7.0]));
+        let digests = timm.digests();
+        assert_eq!(pypi.digests(), digests);
+        // The head's weight, and the pooled features' last norm.
+        for (name, head) in [("classifier.weight", true), ("bn2.running_var", false)] {
+            let mut changed = timm.clone();
+            changed.0.iter_mut().find(|t| t.0 == name).unwrap().2[0] += 0.5;
+            let changed = changed.digests();
+            assert_eq!((changed.trunk == digests.trunk, changed.head == digests.head), (head, !head), "{name}");
+        }
     }
 }
