@@ -166,6 +166,7 @@ fn lines(value: &Value, indent: &str) -> Vec<String> {
     for (key, v) in value.as_object().into_iter().flatten() {
         match v {
             Value::Null => {}
+            Value::String(empty) if empty.is_empty() => {}
             Value::Array(items) => {
                 all.push(format!("{indent}{key}:"));
                 for item in items {

@@ -797,8 +797,6 @@ mod tests {
         for (layout, name, head) in [
             (Layout::PyTorch, "Mixed_7c.branch_pool.bn.weight", false),
             (Layout::TensorFlow, "mixed_10/tower_2/conv/conv2d_params", false),
-            (Layout::Nvidia, "layers.conv.var", false),
-            (Layout::PyTorch, "fc.bias", true),
             (Layout::TensorFlow, "softmax/weights", true),
         ] {
             let changed = digests(Rc::new(Changed(source(layout, &asked, 1008), name.to_owned())));
