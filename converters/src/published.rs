@@ -14,7 +14,7 @@ use std::fmt;
 use sha2::{Digest as _, Sha256};
 
 use crate::checkpoint::{Architecture, Network};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::vision_transformer::{Family, unpacked};
 
 /// Key in a graph's metadata: the published file the weights are from, or [`UNVERIFIED`].
@@ -301,10 +301,19 @@ impl Digests {
     /// The digests of `network`; `None` if it is not a feature network.
     ///
     /// # Errors
-    /// Reading errors of the tensors.
+    /// `Config` if the tensors hold more values than any feature network, as views that share their storage can; reading errors of the tensors.
     pub fn of(network: &Network) -> Result<Option<Self>> {
+        /// Most values of a network: twice the largest published transformer's.
+        const MAX_VALUES: usize = 1 << 32;
         if network.architecture.feature_size().is_none() {
             return Ok(None);
+        }
+        let dims = |name: &String| network.tensors.info(name).map(|i| i.dims).unwrap_or_default();
+        let size = |name: &String| dims(name).into_iter().fold(1, usize::saturating_mul);
+        let values = network.tensors.names().iter().map(size).fold(0, usize::saturating_add);
+        if values > MAX_VALUES {
+            let what = format!("a feature network of at most {MAX_VALUES} values was expected, found {values}");
+            return Err(Error::Config { what });
         }
         let (mut trunk, mut head) = (Vec::new(), Vec::new());
         for name in network.tensors.names() {
@@ -313,7 +322,7 @@ impl Digests {
                 Part::Head => &mut head,
                 Part::Unused => continue,
             };
-            let dims = network.tensors.info(&name).map(|i| i.dims).unwrap_or_default();
+            let dims = dims(&name);
             let values = network.tensors.read_f32(&name)?;
             if name.ends_with(".gamma")
                 && is_inception(network)
@@ -746,6 +755,15 @@ mod tests {
             assert_eq!(counted.digests(), plain.digests());
             plain.every_tensor_counts(|n| n.starts_with("classifier.6."), |_| false);
         }
+    }
+
+    #[test]
+    fn tensors_that_share_their_storage_without_bound_are_not_read() {
+        let mut many = transformer(small()).renamed(|n| format!("visual.{n}"));
+        many.0.extend((0..40).map(|i| (format!("visual.view{i}"), vec![1 << 27], vec![])));
+        let network = crate::checkpoint::recognise(String::new(), Rc::new(many));
+        let text = Digests::of(&network).unwrap_err().to_string();
+        assert!(text.contains("at most 4294967296 values"), "{text}");
     }
 
     #[test]
