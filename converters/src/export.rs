@@ -29,6 +29,7 @@ use crate::nn::stylegan2::{self, Drawing, StyleGan2};
 use crate::nn::vgg16::{self, Vgg16};
 use crate::nn::vision_transformer::{self, Activation, Family, VisionTransformer, VitConfig};
 use crate::nn::{Backend as _, OnnxBackend};
+use crate::published::WeightsState;
 use crate::weights::{LoadReport, Scope, Weights};
 
 /// What a graph of a denoiser computes.
@@ -75,6 +76,8 @@ pub struct Exported {
     pub model: Model,
     /// Tensors taken and left.
     pub report: LoadReport,
+    /// Whether a feature network's weights are published ones; `None` for a generator or denoiser.
+    pub weights: Option<WeightsState>,
 }
 
 /// The graph of the denoiser `network`, which must know its configuration.
@@ -136,7 +139,7 @@ pub fn denoiser_of(config: &NetConfig, weights: Weights, options: &Options) -> R
         }
     }
     let model = graph.finish().map_err(|e| engine("finish", e))?;
-    Ok(Exported { model, report })
+    Ok(Exported { model, report, weights: None })
 }
 
 /// What a feature network is given.
@@ -192,7 +195,7 @@ pub fn generator(network: &Network, options: &GeneratorOptions) -> Result<Export
     }
     graph.metadata("noise", if options.drawing.noise { "const" } else { "none" });
     let model = graph.finish().map_err(|e| engine("finish", e))?;
-    Ok(Exported { model, report })
+    Ok(Exported { model, report, weights: None })
 }
 
 /// The output `images_u8 [N, H, W, C]` of `images [N, C, H, W]`.
@@ -229,12 +232,13 @@ pub struct FeatureOptions {
     pub taps: bool,
 }
 
-/// The graph of the feature network `network`.
+/// The graph of the feature network `network`, which comes from a file with this SHA-256 (hexadecimal). Its metadata record whether the
+/// weights are published ones.
 ///
 /// # Errors
-/// `Config` if it is none, if it does not run at the size asked for, if its activation is not known, or if f32 images are not of its size;
-/// errors of the load; `Engine` if the graph cannot be built.
-pub fn features(network: &Network, options: &FeatureOptions) -> Result<Exported> {
+/// `Config` if it is not a feature network, if it does not run at the size asked for, if its activation is not known, or if f32 images are not
+/// of its size; errors of the load; `Engine` if the graph cannot be built.
+pub fn features(network: &Network, options: &FeatureOptions, file_sha256: &str) -> Result<Exported> {
     let architecture = &network.architecture;
     let Some(size) = architecture.feature_size() else {
         let what = match architecture {
@@ -286,13 +290,17 @@ pub fn features(network: &Network, options: &FeatureOptions) -> Result<Exported>
             outputs.extend(["tap_64", "tap_192", "tap_768"].map(str::to_owned).into_iter().zip(out.taps));
             outputs
         }
-        other => return Err(Error::Config { what: format!("{} is no feature network", other.name()) }),
+        other => return Err(Error::Config { what: format!("{} is not a feature network", other.name()) }),
     };
     for (name, edge) in outputs {
         b.graph.output(&name, &edge).map_err(|e| engine("output", e))?;
     }
     let (mut graph, report) = b.finish()?;
     graph.metadata("d2o_version", env!("CARGO_PKG_VERSION"));
+    let weights = WeightsState::of_network(network, &extractor, file_sha256)?;
+    for (key, value) in weights.iter().flat_map(WeightsState::metadata) {
+        graph.metadata(key, value);
+    }
     graph.metadata("kind", "features");
     graph.metadata("extractor", extractor);
     graph.metadata("input_size", options.input_size.to_string());
@@ -304,7 +312,7 @@ pub fn features(network: &Network, options: &FeatureOptions) -> Result<Exported>
         graph.metadata("resize", if torch { TORCH_RESIZE } else { TENSORFLOW_RESIZE });
     }
     let model = graph.finish().map_err(|e| engine("finish", e))?;
-    Ok(Exported { model, report })
+    Ok(Exported { model, report, weights })
 }
 
 /// Named outputs of a feature network.

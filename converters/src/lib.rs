@@ -6,6 +6,7 @@ pub mod config;
 pub mod error;
 pub mod export;
 pub mod nn;
+pub mod published;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -9,9 +9,11 @@ use d2o_converters::checkpoint::{Architecture, Checkpoint, Network, TensorInfo, 
 use d2o_converters::export::{self, Exported, FeatureOptions, GeneratorOptions, Options, PixelInput};
 use d2o_converters::nn::stylegan2::Drawing;
 use d2o_converters::nn::vision_transformer::Activation;
+use d2o_converters::published::WeightsState;
 use d2o_onnx::graph::Model;
 use d2o_onnx::winograd::PAYS_FROM;
 use d2o_onnx::write;
+use d2o_refs::batch::container_sha256;
 use fs_err as fs;
 use serde_json::Value;
 
@@ -63,6 +65,9 @@ pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<E
         exported.report.scalars,
         start.elapsed().as_secs_f64()
     ));
+    if let Some(weights) = &exported.weights {
+        printer.note(&describe(weights));
+    }
     if args.no_check {
         return Ok(ExitStatus::Done);
     }
@@ -78,6 +83,18 @@ pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<E
         ));
     }
     Ok(if comparison.agree { ExitStatus::Done } else { ExitStatus::No })
+}
+
+/// Whether a feature network's weights are published ones, and their digests.
+fn describe(weights: &WeightsState) -> String {
+    let mut text = format!("weights: {weights}");
+    if let Some(digest) = &weights.digest {
+        text += &format!(", digest {digest}");
+    }
+    if let Some(head) = &weights.head_digest {
+        text += &format!(", of the head {head}");
+    }
+    text
 }
 
 /// `model` with its wide convolutions as Winograd's, noted in its metadata.
@@ -165,7 +182,9 @@ fn graph(args: &Export, printer: Printer) -> anyhow::Result<(Exported, Network)>
         None => network.architecture.clone(),
     };
     let network = network.described_as(architecture);
-    let total = network.tensors.names().len() as u64;
+    // A feature network's tensors are read once for the graph and once for their digest.
+    let reads = if network.architecture.feature_size().is_some() { 2 } else { 1 };
+    let total = reads * network.tensors.names().len() as u64;
     let progress = RefCell::new(Some(printer.progress_of("export", "tensors", total)));
     let counted = Rc::new(Counted { tensors: Rc::clone(&network.tensors), progress });
     let described = Network { tensors: counted.clone(), ..network.described_as(network.architecture.clone()) };
@@ -221,7 +240,7 @@ fn laid_out(args: &Export, described: &Network) -> anyhow::Result<Exported> {
                 ActivationArg::QuickGelu => Activation::QuickGelu,
             });
             let options = FeatureOptions { input, image_size, input_size, activation, taps: args.taps };
-            Ok(export::features(described, &options)?)
+            Ok(export::features(described, &options, &container_sha256(&args.source)?)?)
         }
     }
 }

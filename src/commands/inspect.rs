@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use d2o_converters::checkpoint::{Architecture, Checkpoint, Network};
+use d2o_converters::published::{self, WeightsState};
 use d2o_onnx::read::ModelInfo;
 use d2o_refs::{batch, npz};
 use fs_err as fs;
@@ -41,7 +42,7 @@ fn describe(path: &Path) -> anyhow::Result<Value> {
         Some("onnx") => graph(path)?,
         Some("npz") if !npz::Npz::open(path)?.contains(npz::IMAGES) => arrays(path)?,
         Some("npz" | "npy" | "zip" | "h5" | "hdf5") => images(path)?,
-        _ => checkpoint(path)?,
+        _ => return checkpoint(path),
     };
     value["sha256"] = batch::container_sha256(path)?.into();
     Ok(value)
@@ -58,11 +59,22 @@ fn graph(path: &Path) -> anyhow::Result<Value> {
         Some("features") => format!("d2o refs make DATA --extractor {file} --out ref.npz"),
         _ => format!("d2o verify {file}"),
     };
-    Ok(json!({
+    let mut value = json!({
         "file": path, "what": format!("ONNX graph, {}", kind.unwrap_or("not by d2o")), "opset": info.opset, "nodes": info.nodes,
         "parameters": info.parameters, "inputs": list(&info.inputs), "outputs": list(&info.outputs),
         "metadata": info.metadata, "next": next,
-    }))
+    });
+    if kind == Some("features") {
+        weights(&mut value, &WeightsState::of_metadata(&info.metadata));
+    }
+    Ok(value)
+}
+
+/// Adds to `value` whether a feature network's weights are published ones.
+fn weights(value: &mut Value, state: &WeightsState) {
+    value["weights"] = state.to_string().into();
+    value[published::WEIGHTS_DIGEST] = state.digest.clone().into();
+    value[published::HEAD_DIGEST] = state.head_digest.clone().into();
 }
 
 fn arrays(path: &Path) -> anyhow::Result<Value> {
@@ -95,6 +107,7 @@ fn images(path: &Path) -> anyhow::Result<Value> {
 
 fn checkpoint(path: &Path) -> anyhow::Result<Value> {
     let checkpoint = Checkpoint::open(path)?;
+    let sha256 = batch::container_sha256(path)?;
     let mut networks = Vec::new();
     for network in &checkpoint.networks {
         let names = network.tensors.names();
@@ -111,10 +124,16 @@ fn checkpoint(path: &Path) -> anyhow::Result<Value> {
             Architecture::Unsupported(why) => (Value::Null, why.as_str().into()),
             _ => (Value::Null, Value::Null),
         };
-        networks.push(json!({
+        let mut value = json!({
             "name": network.name, "class": class, "init_kwargs": kwargs, "problem": problem, "tensors": names.len(),
-            "scalars": scalars, "source_sha256": network.source_sha256,
-        }));
+            "scalars": scalars, "python_source_sha256": network.source_sha256,
+        });
+        match WeightsState::of_network(network, &class, &sha256) {
+            Ok(Some(state)) => weights(&mut value, &state),
+            Ok(None) => {}
+            Err(e) => value["problem"] = e.to_string().into(),
+        }
+        networks.push(value);
     }
     // The command for the network that `export` takes by itself, or for the first there is.
     let usable = |n: &&Network| match &n.architecture {
@@ -132,27 +151,41 @@ fn checkpoint(path: &Path) -> anyhow::Result<Value> {
         _ => format!("d2o export {file} --config NET.json --out X.onnx"),
     };
     Ok(json!({
-        "file": path, "what": format!("checkpoint, {}", checkpoint.format.name()), "networks": networks, "next": next,
+        "file": path, "what": format!("checkpoint, {}", checkpoint.format.name()), "networks": networks, "next": next, "sha256": sha256,
     }))
 }
 
 fn render(value: &Value) -> String {
-    let mut lines = Vec::new();
+    lines(value, "").join("\n")
+}
+
+/// The entries of `value` as lines `key: value`, each after `indent`.
+fn lines(value: &Value, indent: &str) -> Vec<String> {
+    let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+    let mut all = Vec::new();
     for (key, v) in value.as_object().into_iter().flatten() {
         match v {
             Value::Null => {}
+            Value::String(empty) if empty.is_empty() => {}
             Value::Array(items) => {
-                lines.push(format!("{key}:"));
-                lines.extend(
-                    items.iter().map(|i| format!("  {}", i.as_str().map_or_else(|| i.to_string(), str::to_owned))),
-                );
+                all.push(format!("{indent}{key}:"));
+                for item in items {
+                    let entries = lines(item, &format!("{indent}    "));
+                    match entries.split_first() {
+                        Some((first, rest)) => {
+                            all.push(format!("{indent}  - {}", first.trim_start()));
+                            all.extend(rest.iter().cloned());
+                        }
+                        None => all.push(format!("{indent}  {}", text(item))),
+                    }
+                }
             }
             Value::Object(map) => {
-                lines.push(format!("{key}:"));
-                lines.extend(map.iter().map(|(k, i)| format!("  {k}: {}", i.as_str().unwrap_or_default())));
+                all.push(format!("{indent}{key}:"));
+                all.extend(map.iter().map(|(k, i)| format!("{indent}  {k}: {}", text(i))));
             }
-            other => lines.push(format!("{key}: {}", other.as_str().map_or_else(|| other.to_string(), str::to_owned))),
+            other => all.push(format!("{indent}{key}: {}", text(other))),
         }
     }
-    lines.join("\n")
+    all
 }

@@ -97,6 +97,14 @@ pub fn openvino() -> Option<PathBuf> {
     std::env::var_os("D2O_OPENVINO").map(PathBuf::from).filter(|p| p.exists())
 }
 
+/// EfficientNet-Lite0's published weights, where `cargo xtask setup` puts them: below `D2O_CACHE`, else `~/.cache/d2o`.
+#[must_use]
+pub fn lite0() -> Option<PathBuf> {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/d2o"));
+    let cache = std::env::var_os("D2O_CACHE").map(PathBuf::from).or_else(home)?;
+    Some(cache.join("lite0-0.1.0/efficientnet-lite0-57934424.pth")).filter(|p| p.exists())
+}
+
 /// What a command printed and how it ended, with volatile parts replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {

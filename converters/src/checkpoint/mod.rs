@@ -568,7 +568,7 @@ const FORMULAS: [(&str, &[(&str, &str)]); 2] = [
 ];
 
 /// Names the architecture of a plain state dict from its tensor names.
-fn recognise(name: String, tensors: Rc<dyn TensorSource>) -> Network {
+pub(crate) fn recognise(name: String, tensors: Rc<dyn TensorSource>) -> Network {
     let names = tensors.names();
     let has = |name: &str| names.iter().any(|n| n == name);
     if let Some(layout) = inception_v3::layout(|n| has(n)) {
@@ -671,8 +671,10 @@ fn head(path: &Path) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::export::{FeatureOptions, PixelInput, features};
     use crate::nn::OnnxBackend;
     use crate::nn::inception_v3::{InceptionV3, Layout, Parts, names};
+    use crate::published::Digests;
     use crate::weights::{Init, Scope, Weights};
 
     /// A tensor: name, dimensions, values as a function of NVIDIA's name.
@@ -756,6 +758,74 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// `source` with one value of the tensor called `changed` in NVIDIA's terms replaced.
+    #[derive(Debug)]
+    struct Changed(Rc<dyn TensorSource>, String);
+
+    impl TensorSource for Changed {
+        fn names(&self) -> Vec<String> {
+            self.0.names()
+        }
+
+        fn info(&self, name: &str) -> Option<TensorInfo> {
+            self.0.info(name)
+        }
+
+        fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+            let mut values = self.0.read_f32(name)?;
+            if name == self.1 {
+                values[0] += 1e-4;
+            }
+            Ok(values)
+        }
+    }
+
+    #[test]
+    fn all_layouts_of_inception_have_the_same_digest() {
+        let asked = asked();
+        let digests = |source| Digests::of(&recognise(String::new(), source)).unwrap().unwrap();
+        let nvidia = digests(source(Layout::Nvidia, &asked, 1008));
+        assert!(nvidia.head.is_some());
+        for layout in [Layout::PyTorch, Layout::TensorFlow] {
+            assert_eq!(digests(source(layout, &asked, 1008)), nvidia, "{layout:?}");
+        }
+        let blocks = digests(source(Layout::Blocks, &asked, 1008));
+        assert_eq!((blocks.trunk, blocks.head), (nvidia.trunk.clone(), None));
+        // A scale other than 1 counts, and so does every other value of either part.
+        for (layout, name, head) in [
+            (Layout::PyTorch, "Mixed_7c.branch_pool.bn.weight", false),
+            (Layout::TensorFlow, "mixed_10/tower_2/conv/conv2d_params", false),
+            (Layout::TensorFlow, "softmax/weights", true),
+        ] {
+            let changed = digests(Rc::new(Changed(source(layout, &asked, 1008), name.to_owned())));
+            let same = (changed.trunk == nvidia.trunk, changed.head == nvidia.head);
+            assert_eq!(same, (head, !head), "{layout:?}: {name}");
+        }
+    }
+
+    #[test]
+    fn all_layouts_of_inception_with_a_head_give_the_same_graph() {
+        let (asked, dir) = (asked(), tempfile::tempdir().unwrap());
+        let options = FeatureOptions {
+            input: PixelInput::F32,
+            image_size: inception_v3::INPUT_SIZE,
+            input_size: inception_v3::INPUT_SIZE,
+            activation: None,
+            taps: false,
+        };
+        let graph = |layout, file_sha256: &str| {
+            let network = recognise(String::new(), source(layout, &asked, 1008));
+            let exported = features(&network, &options, file_sha256).unwrap();
+            assert_eq!(exported.weights.unwrap().verified, None);
+            let path = dir.path().join("x.onnx");
+            d2o_onnx::write::write(&exported.model, &path).unwrap();
+            fs::read(&path).unwrap()
+        };
+        let nvidia = graph(Layout::Nvidia, "00");
+        assert!(graph(Layout::PyTorch, "01") == nvidia);
+        assert!(graph(Layout::TensorFlow, "02") == nvidia);
     }
 
     #[test]

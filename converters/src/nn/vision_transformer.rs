@@ -598,6 +598,15 @@ pub fn openai_name(hf: &str) -> Option<(String, &'static [usize])> {
     Some((name, &[]))
 }
 
+/// Names of the queries, keys and values that the packed tensor `name` of `family` joins, first rows first; `None` for another tensor.
+pub(crate) fn unpacked(family: Family, name: &str) -> Option<[String; 3]> {
+    let (scope, weight, bias) = family.names().packed;
+    [(weight, "weight"), (bias, "bias")].into_iter().find_map(|(leaf, plain)| {
+        let block = name.strip_suffix(&format!(".{scope}.{leaf}"))?;
+        Some(["q", "k", "v"].map(|part| format!("{block}.attn.{part}_proj.{plain}")))
+    })
+}
+
 /// The original's name of a tensor of Hugging Face's `Dinov2Model`; `None` if it is no such name.
 #[must_use]
 pub fn dino_name(hf: &str) -> Option<String> {
