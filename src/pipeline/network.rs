@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use d2o_converters::published::WeightsState;
 use d2o_evaluations::preprocess::{Preprocessing, Resampling, Resize, Scaling};
 use d2o_evaluations::protocol::{ClipFeatures, INCEPTION, Protocol};
 use d2o_onnx::graph::Dim;
@@ -259,13 +260,13 @@ impl Spec {
                 Preprocessing { resampling, scaling: None, in_graph: false }
             }
         };
-        let verified = metadata.get("weights").filter(|w| *w != "unverified").cloned();
+        let weights = WeightsState::of_metadata(metadata);
         Ok(NetworkRecord {
             name: self.name.clone(),
             path: self.path.clone(),
             sha256: self.sha256.clone(),
-            weights_digest: metadata.get("weights_digest").cloned(),
-            verified,
+            weights_digest: weights.digest,
+            verified: weights.verified,
             output: output.to_owned(),
             dims: width,
             input_size,

@@ -1,0 +1,307 @@
+//! What `d2o evaluate` settles before a network runs: provenance of both sides, metrics that can be served, outputs, conditions.
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test")]
+
+use std::path::Path;
+
+use d2o_refs::npz::{Npz, NpzWriter};
+use fs_err as fs;
+use serde_json::Value;
+
+mod common;
+use common::{SIDE, attempt, close, d2o, image, value, write_images, write_labelled, write_lite0, write_png};
+
+/// A Lite0 of `seed` that sees 40×40 pixels and leaves the resize to the protocol.
+fn write_float(dir: &Path, seed: u64, name: &str) {
+    write_lite0(dir, seed, name);
+    let (weights, out) = (format!("{name}.safetensors"), format!("{name}-float.onnx"));
+    let how = ["--kind", "features", "--input", "f32", "--input-size", "40", "--no-check"];
+    d2o(dir, &[&["export", &weights, "--out", &out][..], &how].concat());
+}
+
+fn evaluate(dir: &Path, args: &[&str]) -> Value {
+    d2o(dir, &[&["evaluate"], args, &["--bootstrap", "0", "--overwrite", "--json", "e.json"]].concat());
+    serde_json::from_slice(&fs::read(dir.join("e.json")).unwrap()).unwrap()
+}
+
+/// Fails with code 2 and says each of `texts`.
+fn refused(dir: &Path, args: &[&str], texts: &[&str]) {
+    let outcome = attempt(dir, args);
+    assert_eq!(outcome.code, 2, "{args:?}: {outcome}");
+    for text in texts {
+        assert!(outcome.stderr.contains(text), "{args:?} does not say `{text}`: {outcome}");
+    }
+}
+
+fn kinds(result: &Value) -> Vec<&str> {
+    result["deviations"].as_array().unwrap().iter().map(|d| d["kind"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn both_sides_must_have_the_protocols_preprocessing() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_float(dir, 1, "lite0");
+    write_images(&dir.join("real.npz"), 0..40);
+    write_images(&dir.join("fake.npz"), 20..60);
+    let network = ["--extractor", "lite0-float.onnx"];
+    let fid = [&network[..], &["--metrics", "fid"]].concat();
+    for (protocol, out) in [("edm", "edm.npz"), ("clean", "clean.npz")] {
+        d2o(dir, &[&["refs", "make", "real.npz", "--out", out, "--protocol", protocol], &network[..]].concat());
+    }
+    let of = |reference: &str, more: &[&str]| {
+        evaluate(dir, &[&["fake.npz", "--ref", reference], &fid[..], more].concat())
+    };
+    let (edm, clean) = (of("real.npz", &[]), of("real.npz", &["--protocol", "clean"]));
+    assert!(!close(value(&edm, "fd"), value(&clean, "fd")), "the resizes agree, so this shows nothing");
+    assert_eq!(value(&of("edm.npz", &[]), "fd"), value(&edm, "fd"));
+    assert_eq!(value(&of("clean.npz", &["--protocol", "clean"]), "fd"), value(&clean, "fd"));
+
+    // A reference of another protocol.
+    let mixed = [&["evaluate", "fake.npz", "--ref", "edm.npz", "--protocol", "clean"], &fid[..]].concat();
+    refused(dir, &mixed, &["preprocessing of `edm.npz`", "--allow-deviation preprocessing"]);
+    let allowed = of("edm.npz", &["--protocol", "clean", "--allow-deviation", "preprocessing"]);
+    assert_eq!(kinds(&allowed), ["extractor", "preprocessing"], "{allowed}");
+
+    // Samples of another protocol: shards, and feature files on either side.
+    for part in ["0/2", "1/2"] {
+        let out = format!("part-{}.h5", &part[..1]);
+        let shard = ["evaluate", "fake.npz", "--shard", part, "--save-features", &out, "--protocol", "clean"];
+        d2o(dir, &[&shard[..], &network].concat());
+    }
+    let merge = ["evaluate", "--merge", "part-0.h5", "part-1.h5", "--metrics", "fid"];
+    refused(dir, &[&merge[..], &["--ref", "edm.npz"]].concat(), &["preprocessing of samples"]);
+    let merged = [&merge[1..], &["--ref", "clean.npz", "--protocol", "clean"]].concat();
+    assert_eq!(value(&evaluate(dir, &merged), "fd"), value(&clean, "fd"));
+    evaluate(dir, &[&["fake.npz", "--ref", "clean.npz", "--protocol", "clean", "--save-features", "fake.h5"], &fid[..]].concat());
+    let reference = ["evaluate", "real.npz", "--ref", "fake.h5"];
+    refused(dir, &[&reference[..], &fid].concat(), &["preprocessing of `fake.h5`"]);
+    refused(dir, &["refs", "make", "fake.h5", "--out", "x.npz"], &["--protocol"]);
+
+    // Another divisor is no difference where the reference says of how many images it is: 4.5e-4 of the distance at 1100 images.
+    let stylegan = of("edm.npz", &["--protocol", "stylegan3"]);
+    let direct = of("real.npz", &["--protocol", "stylegan3"]);
+    let (a, b) = (value(&stylegan, "fd"), value(&direct, "fd"));
+    assert!((a / b - 1.0).abs() < 1e-9 && !close(a, value(&edm, "fd")), "{a} {b}");
+
+    // Another network of the same architecture.
+    write_float(dir, 2, "other");
+    let other = ["evaluate", "fake.npz", "--ref", "edm.npz", "--extractor", "other-float.onnx", "--metrics", "fid"];
+    refused(dir, &other, &["extractor of `edm.npz`"]);
+}
+
+#[test]
+fn several_protocols_share_passes_and_equal_single_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_float(dir, 1, "lite0");
+    write_images(&dir.join("real.npz"), 0..40);
+    write_images(&dir.join("fake.npz"), 20..60);
+    let how = ["fake.npz", "--ref", "real.npz", "--extractor", "lite0-float.onnx", "--metrics", "fid,is"];
+    let names = ["edm", "stylegan3", "clean", "torch-fidelity", "pytorch-fid"];
+    let all = evaluate(dir, &[&how[..], &["--protocol", &names.join(",")]].concat());
+    let all = all.as_array().unwrap();
+    assert_eq!(all.len(), names.len());
+    for (name, found) in names.iter().zip(all) {
+        let one = evaluate(dir, &[&how[..], &["--protocol", name]].concat());
+        assert_eq!(found["protocol"], one["protocol"]);
+        assert_eq!(found["metrics"], one["metrics"], "{name}");
+        assert_eq!(found["extractors"], one["extractors"], "{name}");
+    }
+    let table = d2o(dir, &[&["evaluate"], &how[..], &["--protocol", "all", "--bootstrap", "0"]].concat()).stdout;
+    assert!(table.contains("edm") && table.contains("pytorch-fid"), "{table}");
+    d2o(dir, &[&["evaluate"], &how[..], &["--protocol", "edm,clean", "--bootstrap", "0", "--json", "two.json"]].concat());
+    d2o(dir, &["report", "two.json", "--out", "two.html"]);
+    let html = fs::read_to_string(dir.join("two.html")).unwrap();
+    assert!(html.contains("The columns differ in their protocols"), "{html}");
+}
+
+#[test]
+fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_lite0(dir, 1, "lite0");
+    write_images(&dir.join("real.npz"), 0..40);
+    write_images(&dir.join("fake.npz"), 20..60);
+    let network = ["--extractor", "lite0.onnx"];
+    let make = ["refs", "make", "real.npz", "--no-features", "--out", "ref.npz"];
+    d2o(dir, &[&make[..], &network].concat());
+    // Nobody asked for precision and recall.
+    let found = evaluate(dir, &[&["fake.npz", "--ref", "ref.npz"], &network[..]].concat());
+    let metrics: Vec<&String> = found["metrics"].as_object().unwrap().keys().collect();
+    assert_eq!(metrics, ["fd", "is"], "{found}");
+    assert!(found["notes"][0].as_str().unwrap().starts_with("left out precision and recall: `ref.npz` holds neither"), "{found}");
+    assert_eq!(found["warnings"].as_array().unwrap().len(), 1, "only few samples: {found}");
+
+    // By name they are an error, and so is everything else that is known, before the first image is read: the last one is broken.
+    let folder = dir.join("broken");
+    fs::create_dir(&folder).unwrap();
+    (0..6).for_each(|i| write_png(&folder.join(format!("{i}.png")), &image(i)));
+    let bytes = fs::read(folder.join("5.png")).unwrap();
+    fs::write(folder.join("5.png"), &bytes[..bytes.len() - 40]).unwrap();
+    let against = |more: &[&'static str]| -> Vec<&str> {
+        [&["evaluate", "broken"], &network[..], more].concat()
+    };
+    let known = |more: &[&'static str], texts: &[&str]| {
+        refused(dir, &against(more), texts);
+        let outcome = attempt(dir, &against(more));
+        assert!(!outcome.stderr.contains("5.png"), "{outcome}");
+    };
+    known(&["--ref", "ref.npz", "--metrics", "fid,pr"], &["precision and recall cannot be computed", "d2o refs make"]);
+    known(&["--ref", "ref.npz", "--metrics", "sfid"], &["an extractor with the output `spatial`"]);
+    known(&["--ref", "ref.npz", "--metrics", "clip-fid"], &["CLIP's image tower", "--clip"]);
+    known(&["--metrics", "fid"], &["no reference is given"]);
+    known(&["--ref", "real.npz", "--metrics", "kid", "--protocol", "torch-fidelity"], &["at least 1000 samples"]);
+    known(&["--ref", "real.npz", "--metrics", "pr", "--neighbours", "6"], &["at least 7 samples are needed, found 6"]);
+    known(&["--ref", "real.npz", "--metrics", "fid", "--per-class"], &["`broken` has no classes"]);
+    known(&["--ref", "real.npz", "--metrics", "fid", "--expect", "clip-fid<=1"], &["`clip_fid` is not computed", "fd"]);
+    known(&["--ref", "real.npz", "--metrics", "fid", "--expect", "fid<=1"], &["`fid` is not computed", "computed are fd"]);
+    known(&["--ref", "real.npz", "--metrics", "fid", "--json", "broken"], &["`broken` is a folder"]);
+    known(&["--ref", "real.npz", "--metrics", "fid", "--report", "ref.npz"], &["`ref.npz` exists", "--overwrite"]);
+    known(&["--ref", "real.npz", "--metrics", "fid", "--save-features", "lite0.onnx/x"], &["cannot write"]);
+    known(&["--ref", "real.npz", "--metrics", "pr", "--protocol", "torch-fidelity"], &["VGG16", "--pr-extractor"]);
+    // With all that in order, it is the broken image.
+    refused(dir, &against(&["--ref", "real.npz", "--metrics", "fid"]), &["5.png"]);
+
+    // The Inception Score needs no reference.
+    let alone = evaluate(dir, &[&["fake.npz", "--metrics", "is"], &network[..]].concat());
+    assert!(alone.get("reference").is_none() && value(&alone, "is") > 1.0, "{alone}");
+    // Both spellings of a condition.
+    for condition in ["is>=1", "IS>=1"] {
+        d2o(dir, &[&["evaluate", "fake.npz", "--metrics", "is", "--expect", condition], &network[..]].concat());
+    }
+    let gate = attempt(dir, &[&["evaluate", "fake.npz", "--metrics", "is", "--expect", "is<=1"], &network[..]].concat());
+    assert!(gate.code == 1 && gate.stderr.contains("not met: is<=1 (1."), "{gate}");
+}
+
+#[test]
+fn a_dry_run_prints_the_plan_and_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_float(dir, 1, "lite0");
+    write_images(&dir.join("real.npz"), 0..40);
+    write_images(&dir.join("fake.npz"), 20..60);
+    let how = ["evaluate", "fake.npz", "--ref", "real.npz", "--extractor", "lite0-float.onnx", "--json", "e.json", "--dry-run"];
+    let outcome = d2o(dir, &how);
+    for text in [
+        "samples: 40 images (32×32) in `fake.npz`",
+        "reference: 40 images",
+        "protocol edm: fd, is, precision, recall",
+        "features: tf_efficientnet_lite0 (1280 features, unverified)",
+        "bilinear, asymmetric",
+        "deviation: extractor of samples",
+        "memory: about",
+        "images/s",
+    ] {
+        assert!(outcome.stdout.contains(text), "no `{text}`: {outcome}");
+    }
+    assert!(!dir.join("e.json").exists());
+}
+
+#[test]
+fn a_metric_that_fails_leaves_the_others_standing() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_lite0(dir, 1, "lite0");
+    write_images(&dir.join("real.npz"), 0..40);
+    write_images(&dir.join("fake.npz"), 20..60);
+    d2o(dir, &["refs", "make", "real.npz", "--extractor", "lite0.onnx", "--out", "ref.npz"]);
+    // Statistics whose distance overflows.
+    let mut made = Npz::open(&dir.join("ref.npz")).unwrap();
+    let mut broken = NpzWriter::create(&dir.join("huge.npz")).unwrap();
+    broken.f64("mu", made.f64("mu").unwrap().mapv(|_| 1e200).view()).unwrap();
+    broken.f64("sigma", made.f64("sigma").unwrap().view()).unwrap();
+    broken.f32("features", made.f32("features").unwrap().view()).unwrap();
+    broken.bytes("d2o_meta", &made.bytes("d2o_meta").unwrap()).unwrap();
+    broken.finish().unwrap();
+    let args = ["evaluate", "fake.npz", "--ref", "huge.npz", "--extractor", "lite0.onnx", "--bootstrap", "0", "--json", "e.json"];
+    let outcome = attempt(dir, &args);
+    assert!(outcome.code == 2 && outcome.stderr.contains("fd failed"), "{outcome}");
+    let found: Value = serde_json::from_slice(&fs::read(dir.join("e.json")).unwrap()).unwrap();
+    assert!(found["failed"].get("fd").is_some() && found["metrics"].get("fd").is_none(), "{found}");
+    assert!(value(&found, "is") > 1.0 && value(&found, "recall") >= 0.0, "{found}");
+}
+
+#[test]
+fn one_network_in_two_roles_keeps_two_cache_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_lite0(dir, 1, "lite0");
+    write_lite0(dir, 2, "other");
+    write_images(&dir.join("real.npz"), 0..40);
+    write_images(&dir.join("fake.npz"), 20..60);
+    let base = ["fake.npz", "--ref", "real.npz", "--cache", "cache"];
+    let main = ["--extractor", "other.onnx", "--metrics", "fid"];
+    let both = ["--extractor", "lite0.onnx", "--pr-extractor", "other.onnx", "--metrics", "fid,pr"];
+    let itself = ["--extractor", "lite0.onnx", "--pr-extractor", "lite0.onnx", "--metrics", "fid,pr"];
+    for _ in 0..2 {
+        for how in [&main[..], &both, &itself] {
+            let plain = evaluate(dir, &[&base[..3], how].concat());
+            assert_eq!(evaluate(dir, &[&base[..], how].concat())["metrics"], plain["metrics"], "{how:?}");
+        }
+    }
+    // A cache that cannot be written costs a warning, not the result.
+    fs::write(dir.join("file"), "").unwrap();
+    let outcome = d2o(dir, &[&["evaluate"], &base[..3], &["--cache", "file"], &main[..], &["--bootstrap", "0"]].concat());
+    assert!(outcome.stderr.contains("warning: the feature cache cannot be written"), "{outcome}");
+}
+
+#[test]
+fn results_say_why_they_differ_and_by_how_much() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_float(dir, 1, "lite0");
+    write_images(&dir.join("real.npz"), 0..40);
+    write_images(&dir.join("fake.npz"), 20..60);
+    write_images(&dir.join("more.npz"), 20..70);
+    let network = ["--extractor", "lite0-float.onnx", "--metrics", "fid", "--bootstrap", "0"];
+    let run = |samples: &str, protocol: &str, out: &str| {
+        let args = ["evaluate", samples, "--ref", "real.npz", "--protocol", protocol, "--json", out];
+        d2o(dir, &[&args[..], &network].concat());
+        let result: Value = serde_json::from_slice(&fs::read(dir.join(out)).unwrap()).unwrap();
+        value(&result, "fd")
+    };
+    let (a, b) = (run("fake.npz", "edm", "a.json"), run("more.npz", "clean", "b.json"));
+    let outcome = attempt(dir, &["explain", "a.json", "b.json", "--json", "-"]);
+    assert_eq!(outcome.code, 1, "{outcome}");
+    let found: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let factors: Vec<&str> = found["differences"].as_array().unwrap().iter().map(|d| d["factor"].as_str().unwrap()).collect();
+    assert!(factors.contains(&"samples") && factors.contains(&"protocol") && !factors.contains(&"reference"), "{found}");
+    let steps = found["steps"].as_array().unwrap();
+    let values: Vec<f64> = steps.iter().map(|s| s["metrics"]["fd"].as_f64().unwrap()).collect();
+    assert_eq!((values.len(), values[0], values[2]), (3, a, b), "{found}");
+    assert_eq!(steps[1]["exchanged"], serde_json::json!(["samples"]));
+    let same = d2o(dir, &["explain", "a.json", "a.json"]);
+    assert!(same.stdout.contains("computed alike"), "{same}");
+}
+
+#[test]
+fn a_report_keeps_the_numbers_of_each_network_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_lite0(dir, 1, "lite0");
+    write_labelled(&dir.join("real.npz"), 0..40, |s| Some((s % 2) as i64));
+    write_labelled(&dir.join("fake.npz"), 20..60, |s| Some((s % 2) as i64));
+    for (option, out) in [("--per-class", "a.json"), ("--overwrite", "b.json")] {
+        let args = ["evaluate", "fake.npz", "--ref", "real.npz", "--extractor", "lite0.onnx", option, "--json", out];
+        d2o(dir, &args);
+    }
+    // The same numbers of a network of another name.
+    let text = fs::read_to_string(dir.join("b.json")).unwrap();
+    let text = text.replace("tf_efficientnet_lite0", "dinov2").replace("\"value\": ", "\"value\": 9");
+    fs::write(dir.join("b.json"), text).unwrap();
+    d2o(dir, &["report", "a.json", "b.json", "--out", "r.html"]);
+    let html = fs::read_to_string(dir.join("r.html")).unwrap();
+    let rows = |label: &str| {
+        let rows: Vec<&str> = html.lines().filter(|l| l.contains(&format!(">{label}"))).collect();
+        assert_eq!(rows.len(), 1, "{label}: {rows:?}");
+        rows[0].to_owned()
+    };
+    for label in ["FD (tf_efficientnet_lite0) unverified", "FD (dinov2) unverified", "precision (dinov2) unverified"] {
+        assert_eq!(rows(label).matches("<td>–</td>").count(), 1, "{label}");
+    }
+    assert!(html.contains("Deviation (extractor) of samples") && html.contains("Classes of fake"), "{html}");
+    fs::write(dir.join("old.json"), "{\"schema\": 99}").unwrap();
+    let outcome = attempt(dir, &["report", "old.json", "--out", "x.html"]);
+    assert!(outcome.code == 2 && outcome.stderr.contains("its layout is version 99"), "{outcome}");
+    let _ = SIDE;
+}
