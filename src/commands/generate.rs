@@ -56,8 +56,8 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
     let mut expected = record.clone();
     expected["batch"] = args.batch.into();
     expected["subdirs"] = args.subdirs.into();
-    let journal = claim.open(&expected, further(args).map(Path::to_owned).collect())?;
     let section = interrupt::cooperative();
+    let journal = claim.open(&expected, further(args).map(Path::to_owned).collect())?;
     let mut progress = printer.progress("generate", seeds.len() as u64);
     let resumed = journal.done();
     if resumed > 0 {
