@@ -5,11 +5,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use d2o_evaluations::bootstrap::{frechet_interval, share_interval};
+use d2o_evaluations::bootstrap::{frechet_interval, mean_count_interval, proportion_interval};
 use d2o_evaluations::fd_infinity::fd_infinity;
 use d2o_evaluations::frechet::{Gaussian, frechet_distance, frechet_distance_of};
 use d2o_evaluations::kid::kid;
-use d2o_evaluations::manifold::{ManifoldRule, manifold};
+use d2o_evaluations::manifold::{ManifoldRule, density_coverage, precision_recall};
 use d2o_evaluations::protocol::Protocol;
 use d2o_evaluations::result::{ClassMetrics, Metric as Value};
 use ndarray::{ArrayView2, Axis};
@@ -132,14 +132,20 @@ impl Comparison<'_> {
         if !wants_manifold(self.args) {
             return Ok(());
         }
-        let rule = self.manifold_rule(ledger);
         let other = sums.manifold.is_some();
         let Some(samples) = sums.manifold.as_ref().map(|rows| rows.view()).or(rows) else { return Ok(()) };
         let neighbours = [samples, self.rows(other)?];
-        if self.wants(Metric::Pr) || self.wants(Metric::Dc) {
-            self.neighbours(neighbours, &rule, ledger)?;
+        let (pr, classes) = (self.wants(Metric::Pr), self.args.per_class);
+        let rule = self.manifold_rule(pr || classes, "precision and recall", self.protocol.manifold, ledger);
+        if pr {
+            self.precision_recall(neighbours, &rule, ledger)?;
         }
-        if let (Some(rows), true) = (rows, self.args.per_class) {
+        let dc = self.wants(Metric::Dc);
+        let dc_rule = self.manifold_rule(dc, "density and coverage", self.protocol.density_coverage, ledger);
+        if dc {
+            self.density_coverage(neighbours, &dc_rule, ledger)?;
+        }
+        if let (Some(rows), true) = (rows, classes) {
             self.classes([rows, self.rows(false)?], neighbours, &rule, ledger)?;
         }
         Ok(())
@@ -179,7 +185,14 @@ impl Comparison<'_> {
         }
         let ci95 = match rows {
             Some(rows) if wants_interval(self.args, count) => {
-                Some(frechet_interval(rows, against, value, resamples, u64::from(self.args.seed))?)
+                let seed = u64::from(self.args.seed);
+                match frechet_interval(rows, against, value, self.protocol.ddof, resamples, seed)? {
+                    Ok(interval) => Some(interval),
+                    Err(reason) => {
+                        ledger.warn(reason.to_string());
+                        None
+                    }
+                }
             }
             _ => None,
         };
@@ -221,32 +234,42 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// The protocol's rule, with as many neighbours as were asked for.
-    fn manifold_rule(&self, ledger: &mut Ledger) -> ManifoldRule {
-        let mut rule = self.protocol.manifold;
+    /// The protocol's `rule` for `metrics`, with the number of neighbours asked for. If the metrics are `wanted`, another number is a deviation.
+    fn manifold_rule(&self, wanted: bool, metrics: &str, mut rule: ManifoldRule, ledger: &mut Ledger) -> ManifoldRule {
         if let Some(k) = self.args.neighbours.map(|k| k as usize).filter(|k| *k != rule.k) {
-            ledger.deviations.push(format!("{k} neighbours instead of {}", rule.k));
+            if wanted {
+                ledger.deviations.push(format!("{metrics}: {k} neighbours instead of {}", rule.k));
+            }
             rule.k = k;
         }
         rule
     }
 
-    /// Precision, recall, density and coverage.
-    fn neighbours(&self, [samples, real]: Pair<'_>, rule: &ManifoldRule, ledger: &mut Ledger) -> anyhow::Result<()> {
-        let m = manifold(samples, real, rule)?;
-        let mut share = |name: &str, value: f64, flags: &[bool]| {
-            let ci95 = share_interval(flags, self.args.bootstrap, u64::from(self.args.seed));
-            ledger.put_with(name, Value { value, ci95, std: None });
-        };
-        if self.wants(Metric::Pr) {
-            share("precision", m.precision(), &m.sample_inside);
-            share("recall", m.recall(), &m.reference_inside);
-        }
-        if self.wants(Metric::Dc) {
-            share("coverage", m.coverage(), &m.covered);
-            ledger.put("density", m.density());
-        }
-        ledger.lap("manifold");
+    fn precision_recall(
+        &self,
+        [samples, real]: Pair<'_>,
+        rule: &ManifoldRule,
+        ledger: &mut Ledger,
+    ) -> anyhow::Result<()> {
+        let found = precision_recall(samples, real, rule)?;
+        let ci95 = proportion_interval(&found.sample_inside, self.args.bootstrap, u64::from(self.args.seed));
+        ledger.put_with("precision", Value { value: found.precision(), ci95, std: None });
+        ledger.put("recall", found.recall());
+        ledger.lap("precision_recall");
+        Ok(())
+    }
+
+    fn density_coverage(
+        &self,
+        [samples, real]: Pair<'_>,
+        rule: &ManifoldRule,
+        ledger: &mut Ledger,
+    ) -> anyhow::Result<()> {
+        let found = density_coverage(samples, real, rule)?;
+        let ci95 = mean_count_interval(&found.balls, found.k, self.args.bootstrap, u64::from(self.args.seed));
+        ledger.put_with("density", Value { value: found.density(), ci95, std: None });
+        ledger.put("coverage", found.coverage());
+        ledger.lap("density_coverage");
         Ok(())
     }
 
@@ -280,7 +303,7 @@ impl Comparison<'_> {
             }
             if smaller > rule.k {
                 let (x, y) = own(neighbours);
-                let m = manifold(x.view(), y.view(), rule)?;
+                let m = precision_recall(x.view(), y.view(), rule)?;
                 put("precision", m.precision());
                 put("recall", m.recall());
             } else {
