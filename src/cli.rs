@@ -599,7 +599,7 @@ pub struct Evaluate {
     /// Metrics to compute
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Metric::Fid, Metric::Is, Metric::Pr])]
     pub metrics: Vec<Metric>,
-    /// Neighbours of precision and recall [default: the protocol's]
+    /// Neighbours of precision, recall, density and coverage [default: the protocol's]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub neighbours: Option<u32>,
     /// Images in a subset of KID [default: the protocol's]

@@ -217,10 +217,10 @@ fn compare(
         precision_recall: PrecisionRecall { sample_inside: vec![false; n], reference_inside: vec![false; m] },
         density_coverage: DensityCoverage { balls: vec![0; n], covered: vec![false; m], k },
     });
-    reference.blocks(&samples, false).par_iter().for_each(|block| {
+    reference.blocks(&samples, false).par_iter().for_each_init(Scratch::new, |scratch, block| {
         let found = match rule.boundary {
-            Boundary::Inclusive => block.memberships(&radii, |d, r| d <= r),
-            Boundary::Exclusive => block.memberships(&radii, |d, r| d < r),
+            Boundary::Inclusive => block.memberships(scratch, &radii, |d, r| d <= r),
+            Boundary::Exclusive => block.memberships(scratch, &radii, |d, r| d < r),
         };
         found.add_to(&mut out.lock().unwrap_or_else(PoisonError::into_inner), block);
     });
@@ -306,12 +306,13 @@ impl<'a> Points<'a> {
         let rows = self.rows.view();
         let squares = self.double_squares.get_or_init(|| {
             let pieces: Vec<Range<usize>> = cut(&(0..self.len()), PANEL).collect();
-            let squares = |piece: &Range<usize>| {
-                let (panel, all) = (double_panels(rows, piece), 0..piece.len());
-                let products = Products::new(&panel, &all, &panel, &all, false);
+            let squares = |panel: &mut Panels<f64>, piece: &Range<usize>| {
+                panel.refill(rows.slice(s![piece.clone(), ..]), f64::from);
+                let all = 0..piece.len();
+                let products = Products::new(panel, &all, panel, &all, false);
                 all.map(|i| products.row(i)[i]).collect::<Vec<f64>>()
             };
-            pieces.par_iter().flat_map_iter(squares).collect()
+            pieces.par_iter().map_init(Panels::empty, squares).collect::<Vec<_>>().concat()
         });
         DoubleRows { rows, squares }
     }
@@ -372,8 +373,8 @@ impl<'a> Points<'a> {
         let nearest: Vec<Mutex<Nearest>> =
             (0..self.len().div_ceil(self.tile) * per_tile).map(|_| Mutex::new(Nearest::new(rows, k))).collect();
         let lock = |start: usize| nearest[group(start)].lock().unwrap_or_else(PoisonError::into_inner);
-        self.blocks(self, true).par_iter().for_each(|block| {
-            block.distances(&mut |mirrored, row, distances| {
+        self.blocks(self, true).par_iter().for_each_init(Scratch::new, |scratch, block| {
+            block.distances(scratch, &mut |mirrored, row, distances| {
                 if mirrored {
                     lock(block.columns.start).offer_each(distances);
                 } else {
@@ -470,17 +471,40 @@ struct DoubleRows<'a> {
 }
 
 impl DoubleRows<'_> {
-    fn products(self, other: Self, rows: &Range<usize>, columns: &Range<usize>) -> Products<f64> {
-        let (left, all) = (double_panels(self.rows, rows), 0..rows.len());
-        if std::ptr::eq(self.squares, other.squares) && rows == columns {
-            return Products::new(&left, &all, &left, &all, true);
+    fn products(
+        self,
+        other: Self,
+        rows: &Range<usize>,
+        columns: &Range<usize>,
+        scratch: &mut Scratch,
+    ) -> Products<f64> {
+        let Scratch { left, packed, right } = scratch;
+        let wanted = (self.squares.as_ptr().addr(), rows.clone());
+        if packed.as_ref() != Some(&wanted) {
+            left.refill(self.rows.slice(s![rows.clone(), ..]), f64::from);
+            *packed = Some(wanted);
         }
-        Products::new(&left, &all, &double_panels(other.rows, columns), &(0..columns.len()), false)
+        let all = 0..rows.len();
+        if std::ptr::eq(self.squares, other.squares) && rows == columns {
+            return Products::new(left, &all, left, &all, true);
+        }
+        right.refill(other.rows.slice(s![columns.clone(), ..]), f64::from);
+        Products::new(left, &all, right, &(0..columns.len()), false)
     }
 }
 
-fn double_panels(rows: ArrayView2<'_, f32>, range: &Range<usize>) -> Panels<f64> {
-    Panels::on_one_thread(rows.slice(s![range.clone(), ..]), f64::from)
+/// Packed rows of one thread's blocks.
+struct Scratch {
+    left: Panels<f64>,
+    /// The set, by the address of its squared lengths, and the rows in `left`: consecutive blocks share them.
+    packed: Option<(usize, Range<usize>)>,
+    right: Panels<f64>,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Self { left: Panels::empty(), packed: None, right: Panels::empty() }
+    }
 }
 
 /// Pairs of some rows of one set with some of another.
@@ -496,7 +520,7 @@ struct Block<'a> {
 impl Block<'_> {
     /// Calls `each(false, row in the block, distances to the columns)` for every row; then, if the block stands for its mirror image too,
     /// `each(true, row, distances from the columns)`.
-    fn distances(&self, each: &mut impl FnMut(bool, usize, &[f32])) {
+    fn distances(&self, scratch: &mut Scratch, each: &mut impl FnMut(bool, usize, &[f32])) {
         match self.sides {
             Sides::Single([a, b]) => {
                 let products = products(a, b, &self.rows, &self.columns);
@@ -514,7 +538,7 @@ impl Block<'_> {
                 }
             }
             Sides::Double([a, b]) => {
-                let products = a.products(b, &self.rows, &self.columns);
+                let products = a.products(b, &self.rows, &self.columns, scratch);
                 self.measured(&products, [a.squares, b.squares], double_root, each);
             }
         }
@@ -545,7 +569,7 @@ impl Block<'_> {
     }
 
     /// Rows are of the reference, columns of the samples.
-    fn memberships(&self, radii: &Radii, inside: impl Fn(f32, f32) -> bool) -> Memberships {
+    fn memberships(&self, scratch: &mut Scratch, radii: &Radii, inside: impl Fn(f32, f32) -> bool) -> Memberships {
         let row_radii = &radii.reference[self.rows.clone()];
         let column_radii = radii.samples.as_ref().map_or(&[][..], |r| &r[self.columns.clone()]);
         let mut out = Memberships {
@@ -553,14 +577,14 @@ impl Block<'_> {
             covered: vec![false; self.rows.len()],
             inside: vec![false; self.rows.len()],
         };
-        self.distances(&mut |_, row, distances| {
-            let (radius, mut covered) = (row_radii[row], false);
+        self.distances(scratch, &mut |_, row, distances| {
+            let (radius, mut hits) = (row_radii[row], 0);
             for (d, balls) in distances.iter().zip(&mut out.balls) {
-                let hit = inside(*d, radius);
-                *balls += u32::from(hit);
-                covered |= hit;
+                let hit = u32::from(inside(*d, radius));
+                *balls += hit;
+                hits += hit;
             }
-            out.covered[row] = covered;
+            out.covered[row] = hits > 0;
             out.inside[row] = distances.iter().zip(column_radii).fold(false, |any, (d, r)| any | inside(*d, *r));
         });
         out

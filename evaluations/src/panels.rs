@@ -87,30 +87,39 @@ pub(crate) struct Panels<T> {
 impl<T: Element> Panels<T> {
     /// `convert` is applied to every number.
     pub(crate) fn new(rows: ArrayView2<'_, f32>, convert: impl Fn(f32) -> T + Sync) -> Self {
-        let mut out = Self::zeros(rows);
-        let size = out.lines * PANEL;
-        out.values
-            .par_chunks_exact_mut(size)
+        let (dims, lines, len) = Self::shape(rows);
+        let mut values = vec![T::default(); len];
+        values
+            .par_chunks_exact_mut(lines * PANEL)
             .enumerate()
             .for_each(|(panel, values)| fill(values, rows, panel, &convert));
-        out
+        Self { values, dims, lines }
     }
 
-    /// The same on this thread alone.
-    pub(crate) fn on_one_thread(rows: ArrayView2<'_, f32>, convert: impl Fn(f32) -> T) -> Self {
-        let mut out = Self::zeros(rows);
-        let size = out.lines * PANEL;
-        for (panel, values) in out.values.chunks_exact_mut(size).enumerate() {
+    /// Other rows in the same memory, on this thread alone.
+    pub(crate) fn refill(&mut self, rows: ArrayView2<'_, f32>, convert: impl Fn(f32) -> T) {
+        let (dims, lines, len) = Self::shape(rows);
+        // Padding is zero and stays so, unless the last panel had or has fewer rows.
+        if (self.dims, self.lines, self.values.len()) != (dims, lines, len) || !rows.nrows().is_multiple_of(PANEL) {
+            self.values.clear();
+            self.values.resize(len, T::default());
+            (self.dims, self.lines) = (dims, lines);
+        }
+        for (panel, values) in self.values.chunks_exact_mut(lines * PANEL).enumerate() {
             fill(values, rows, panel, &convert);
         }
-        out
     }
 
-    fn zeros(rows: ArrayView2<'_, f32>) -> Self {
+    /// No rows.
+    pub(crate) fn empty() -> Self {
+        Self { values: Vec::new(), dims: 0, lines: 0 }
+    }
+
+    /// Dimensions, lines of a panel, and numbers in all panels.
+    fn shape(rows: ArrayView2<'_, f32>) -> (usize, usize, usize) {
         let dims = rows.ncols();
         let lines = (dims.div_ceil(DEPTH) | 1) * DEPTH;
-        let values = vec![T::default(); (rows.nrows().div_ceil(PANEL) + 1) * lines * PANEL];
-        Self { values, dims, lines }
+        (dims, lines, (rows.nrows().div_ceil(PANEL) + 1) * lines * PANEL)
     }
 
     /// Some dimensions of a panel; zeros beyond the last.
@@ -246,7 +255,10 @@ mod tests {
                 Array2::from_shape_fn((rows, dims), |(i, j)| ((i * step + j * 31) % 101) as f32 / 37.0 - 1.0)
             };
             let (a, b) = (numbers(n, 7), numbers(m, 13));
-            let (panels_a, panels_b) = (Panels::new(a.view(), convert), Panels::on_one_thread(b.view(), convert));
+            let (panels_a, mut panels_b) = (Panels::new(a.view(), convert), Panels::empty());
+            for rows in [&a, &b, &a, &numbers(m, 29), &b] {
+                panels_b.refill(rows.view(), convert);
+            }
             let found = Products::new(&panels_a, &(0..n), &panels_b, &(0..m), false);
             let exact = |x: &Array2<f32>, i: usize, y: &Array2<f32>, j: usize| {
                 x.row(i).iter().zip(y.row(j)).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()

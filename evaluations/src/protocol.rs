@@ -301,6 +301,35 @@ mod tests {
     }
 
     #[test]
+    fn results_state_whose_density_and_coverage_they_are() {
+        for p in &PROTOCOLS {
+            let rows = p.describe();
+            let rule = "5 neighbours, distance summed in f64, rounded to f32, < radius";
+            assert_eq!(rows["density_coverage"], format!("{} features, {rule}", p.manifold_features.describe()));
+            let borrowed = &rows["borrowed"];
+            assert!(borrowed.contains("density, coverage as prdc (Naeem et al.)"), "{}: {borrowed}", p.name);
+            assert!(borrowed.contains("fd-inf as dgm-eval"), "{}: {borrowed}", p.name);
+        }
+    }
+
+    #[test]
+    fn precision_and_recall_of_torch_fidelity_come_with_its_network() {
+        let lender = Protocol::named("torch-fidelity").unwrap();
+        for p in &PROTOCOLS {
+            let borrows = p.borrowed.iter().any(|(metrics, tool)| metrics.contains("pr") && *tool == lender.name);
+            assert_eq!(borrows, p.name == "clean" || p.name == "pytorch-fid", "{}", p.name);
+            if borrows {
+                assert_eq!(
+                    (p.manifold_features, p.manifold),
+                    (lender.manifold_features, lender.manifold),
+                    "{}",
+                    p.name
+                );
+            }
+        }
+    }
+
+    #[test]
     fn no_two_protocols_agree_in_everything_but_the_name() {
         let rows = |p: &Protocol| {
             let mut rows = p.describe();
