@@ -48,9 +48,8 @@ fn both_sides_must_have_the_protocols_preprocessing() {
     for (protocol, out) in [("edm", "edm.npz"), ("clean", "clean.npz")] {
         d2o(dir, &[&["refs", "make", "real.npz", "--out", out, "--protocol", protocol], &network[..]].concat());
     }
-    let of = |reference: &str, more: &[&str]| {
-        evaluate(dir, &[&["fake.npz", "--ref", reference], &fid[..], more].concat())
-    };
+    let of =
+        |reference: &str, more: &[&str]| evaluate(dir, &[&["fake.npz", "--ref", reference], &fid[..], more].concat());
     let (edm, clean) = (of("real.npz", &[]), of("real.npz", &["--protocol", "clean"]));
     assert!(!close(value(&edm, "fd"), value(&clean, "fd")), "the resizes agree, so this shows nothing");
     assert_eq!(value(&of("edm.npz", &[]), "fd"), value(&edm, "fd"));
@@ -72,7 +71,10 @@ fn both_sides_must_have_the_protocols_preprocessing() {
     refused(dir, &[&merge[..], &["--ref", "edm.npz"]].concat(), &["preprocessing of samples"]);
     let merged = [&merge[1..], &["--ref", "clean.npz", "--protocol", "clean"]].concat();
     assert_eq!(value(&evaluate(dir, &merged), "fd"), value(&clean, "fd"));
-    evaluate(dir, &[&["fake.npz", "--ref", "clean.npz", "--protocol", "clean", "--save-features", "fake.h5"], &fid[..]].concat());
+    evaluate(
+        dir,
+        &[&["fake.npz", "--ref", "clean.npz", "--protocol", "clean", "--save-features", "fake.h5"], &fid[..]].concat(),
+    );
     let reference = ["evaluate", "real.npz", "--ref", "fake.h5"];
     refused(dir, &[&reference[..], &fid].concat(), &["preprocessing of `fake.h5`"]);
     refused(dir, &["refs", "make", "fake.h5", "--out", "x.npz"], &["--protocol"]);
@@ -109,7 +111,10 @@ fn several_protocols_share_passes_and_equal_single_runs() {
     }
     let table = d2o(dir, &[&["evaluate"], &how[..], &["--protocol", "all", "--bootstrap", "0"]].concat()).stdout;
     assert!(table.contains("edm") && table.contains("pytorch-fid"), "{table}");
-    d2o(dir, &[&["evaluate"], &how[..], &["--protocol", "edm,clean", "--bootstrap", "0", "--json", "two.json"]].concat());
+    d2o(
+        dir,
+        &[&["evaluate"], &how[..], &["--protocol", "edm,clean", "--bootstrap", "0", "--json", "two.json"]].concat(),
+    );
     d2o(dir, &["report", "two.json", "--out", "two.html"]);
     let html = fs::read_to_string(dir.join("two.html")).unwrap();
     assert!(html.contains("The columns differ in their protocols"), "{html}");
@@ -129,7 +134,10 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
     let found = evaluate(dir, &[&["fake.npz", "--ref", "ref.npz"], &network[..]].concat());
     let metrics: Vec<&String> = found["metrics"].as_object().unwrap().keys().collect();
     assert_eq!(metrics, ["fd", "is"], "{found}");
-    assert!(found["notes"][0].as_str().unwrap().starts_with("left out precision and recall: `ref.npz` holds neither"), "{found}");
+    assert!(
+        found["notes"][0].as_str().unwrap().starts_with("left out precision and recall: `ref.npz` holds neither"),
+        "{found}"
+    );
     assert_eq!(found["warnings"].as_array().unwrap().len(), 1, "only few samples: {found}");
 
     // By name they are an error, and so is everything else that is known, before the first image is read: the last one is broken.
@@ -138,9 +146,7 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
     (0..6).for_each(|i| write_png(&folder.join(format!("{i}.png")), &image(i)));
     let bytes = fs::read(folder.join("5.png")).unwrap();
     fs::write(folder.join("5.png"), &bytes[..bytes.len() - 40]).unwrap();
-    let against = |more: &[&'static str]| -> Vec<&str> {
-        [&["evaluate", "broken"], &network[..], more].concat()
-    };
+    let against = |more: &[&'static str]| -> Vec<&str> { [&["evaluate", "broken"], &network[..], more].concat() };
     let known = |more: &[&'static str], texts: &[&str]| {
         refused(dir, &against(more), texts);
         let outcome = attempt(dir, &against(more));
@@ -154,7 +160,10 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
     known(&["--ref", "real.npz", "--metrics", "pr", "--neighbours", "6"], &["at least 7 samples are needed, found 6"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--per-class"], &["`broken` has no classes"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--expect", "clip-fid<=1"], &["`clip_fid` is not computed", "fd"]);
-    known(&["--ref", "real.npz", "--metrics", "fid", "--expect", "fid<=1"], &["`fid` is not computed", "computed are fd"]);
+    known(
+        &["--ref", "real.npz", "--metrics", "fid", "--expect", "fid<=1"],
+        &["`fid` is not computed", "computed are fd"],
+    );
     known(&["--ref", "real.npz", "--metrics", "fid", "--json", "broken"], &["`broken` is a folder"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--report", "ref.npz"], &["`ref.npz` exists", "--overwrite"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--save-features", "lite0.onnx/x"], &["cannot write"]);
@@ -169,7 +178,8 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
     for condition in ["is>=1", "IS>=1"] {
         d2o(dir, &[&["evaluate", "fake.npz", "--metrics", "is", "--expect", condition], &network[..]].concat());
     }
-    let gate = attempt(dir, &[&["evaluate", "fake.npz", "--metrics", "is", "--expect", "is<=1"], &network[..]].concat());
+    let gate =
+        attempt(dir, &[&["evaluate", "fake.npz", "--metrics", "is", "--expect", "is<=1"], &network[..]].concat());
     assert!(gate.code == 1 && gate.stderr.contains("not met: is<=1 (1."), "{gate}");
 }
 
@@ -180,7 +190,17 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
     write_float(dir, 1, "lite0");
     write_images(&dir.join("real.npz"), 0..40);
     write_images(&dir.join("fake.npz"), 20..60);
-    let how = ["evaluate", "fake.npz", "--ref", "real.npz", "--extractor", "lite0-float.onnx", "--json", "e.json", "--dry-run"];
+    let how = [
+        "evaluate",
+        "fake.npz",
+        "--ref",
+        "real.npz",
+        "--extractor",
+        "lite0-float.onnx",
+        "--json",
+        "e.json",
+        "--dry-run",
+    ];
     let outcome = d2o(dir, &how);
     for text in [
         "samples: 40 images (32×32) in `fake.npz`",
@@ -213,7 +233,18 @@ fn a_metric_that_fails_leaves_the_others_standing() {
     broken.f32("features", made.f32("features").unwrap().view()).unwrap();
     broken.bytes("d2o_meta", &made.bytes("d2o_meta").unwrap()).unwrap();
     broken.finish().unwrap();
-    let args = ["evaluate", "fake.npz", "--ref", "huge.npz", "--extractor", "lite0.onnx", "--bootstrap", "0", "--json", "e.json"];
+    let args = [
+        "evaluate",
+        "fake.npz",
+        "--ref",
+        "huge.npz",
+        "--extractor",
+        "lite0.onnx",
+        "--bootstrap",
+        "0",
+        "--json",
+        "e.json",
+    ];
     let outcome = attempt(dir, &args);
     assert!(outcome.code == 2 && outcome.stderr.contains("fd failed"), "{outcome}");
     let found: Value = serde_json::from_slice(&fs::read(dir.join("e.json")).unwrap()).unwrap();
@@ -241,7 +272,8 @@ fn one_network_in_two_roles_keeps_two_cache_entries() {
     }
     // A cache that cannot be written costs a warning, not the result.
     fs::write(dir.join("file"), "").unwrap();
-    let outcome = d2o(dir, &[&["evaluate"], &base[..3], &["--cache", "file"], &main[..], &["--bootstrap", "0"]].concat());
+    let outcome =
+        d2o(dir, &[&["evaluate"], &base[..3], &["--cache", "file"], &main[..], &["--bootstrap", "0"]].concat());
     assert!(outcome.stderr.contains("warning: the feature cache cannot be written"), "{outcome}");
 }
 
@@ -264,8 +296,12 @@ fn results_say_why_they_differ_and_by_how_much() {
     let outcome = attempt(dir, &["explain", "a.json", "b.json", "--json", "-"]);
     assert_eq!(outcome.code, 1, "{outcome}");
     let found: Value = serde_json::from_str(&outcome.stdout).unwrap();
-    let factors: Vec<&str> = found["differences"].as_array().unwrap().iter().map(|d| d["factor"].as_str().unwrap()).collect();
-    assert!(factors.contains(&"samples") && factors.contains(&"protocol") && !factors.contains(&"reference"), "{found}");
+    let factors: Vec<&str> =
+        found["differences"].as_array().unwrap().iter().map(|d| d["factor"].as_str().unwrap()).collect();
+    assert!(
+        factors.contains(&"samples") && factors.contains(&"protocol") && !factors.contains(&"reference"),
+        "{found}"
+    );
     let steps = found["steps"].as_array().unwrap();
     let values: Vec<f64> = steps.iter().map(|s| s["metrics"]["fd"].as_f64().unwrap()).collect();
     assert_eq!((values.len(), values[0], values[2]), (3, a, b), "{found}");

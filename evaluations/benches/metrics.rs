@@ -3,7 +3,7 @@
 
 use d2o_evaluations::frechet::{Gaussian, frechet_distance};
 use d2o_evaluations::gaussian::Accumulator;
-use d2o_evaluations::manifold::{Distance, ManifoldRule, Ties, manifold};
+use d2o_evaluations::manifold::{Boundary, Distance, ManifoldRule, density_coverage, manifold};
 use divan::{AllocProfiler, Bencher};
 use ndarray::{Array2, s};
 
@@ -53,9 +53,19 @@ fn accumulate_pool3(bencher: Bencher<'_, '_>, rows: usize) {
     bencher.bench_local(|| sums.push(block.view()).unwrap());
 }
 
-#[divan::bench(args = [Distance::Squared, Distance::SquaredHalfBlocks, Distance::Euclidean, Distance::EuclideanHalf], sample_count = 1, sample_size = 1)]
+const DISTANCES: [Distance; 4] =
+    [Distance::Squared, Distance::SquaredHalfBlocks, Distance::Euclidean, Distance::EuclideanHalf];
+
+#[divan::bench(args = DISTANCES, sample_count = 1, sample_size = 1)]
 fn precision_recall_10k_by_10k(bencher: Bencher<'_, '_>, distance: Distance) {
     let (a, b) = (features(10_000, 2048, 1), features(10_000, 2048, 2));
-    let rule = ManifoldRule { k: 3, distance, ties: Ties::Inside };
+    let rule = ManifoldRule { k: 3, distance, boundary: Boundary::Inclusive };
     bencher.bench(|| manifold(a.view(), b.view(), &rule).unwrap());
+}
+
+#[divan::bench(sample_count = 1, sample_size = 1)]
+fn density_coverage_10k_by_10k(bencher: Bencher<'_, '_>) {
+    let (a, b) = (features(10_000, 2048, 1), features(10_000, 2048, 2));
+    let rule = ManifoldRule { k: 5, distance: Distance::EuclideanDouble, boundary: Boundary::Exclusive };
+    bencher.bench(|| density_coverage(a.view(), b.view(), &rule).unwrap());
 }

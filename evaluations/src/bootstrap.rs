@@ -1,4 +1,16 @@
-//! 95 % intervals by resampling the samples; the reference is held fixed.
+//! 95 % intervals of metrics over another set of as many samples: samples are drawn with replacement, the reference stays as it is.
+//!
+//! | metric | what a resample recomputes |
+//! |---|---|
+//! | Fréchet distance | the samples' mean and covariance |
+//! | precision, density | the mean over samples; the reference's balls do not depend on the samples |
+//! | recall, coverage | no interval: they are means over reference images, and the flags of those depend on all samples at once |
+//!
+//! Drawing the flags of recall and coverage anew would give the uncertainty over another set of reference images with the samples fixed, which is
+//! another question. Drawing samples leaves a third of them out and repeats others, which shrinks the balls of recall (a copy is a neighbour at
+//! distance 0) and uncovers balls of coverage, so neither has an interval.
+
+use std::fmt;
 
 use faer::Mat;
 use ndarray::{Array1, Array2, ArrayView2};
@@ -6,7 +18,7 @@ use ndarray::{Array1, Array2, ArrayView2};
 use crate::error::Result;
 use crate::frechet::{Factor, Gaussian, RootSum};
 
-/// A small documented generator (SplitMix64, Steele et al. 2014): intervals depend on the seed alone.
+/// SplitMix64 (Steele et al. 2014): intervals depend on the seed alone.
 #[derive(Debug, Clone)]
 struct SplitMix64(u64);
 
@@ -31,14 +43,55 @@ impl SplitMix64 {
     }
 }
 
+/// Why a metric has no interval. Its `Display` is a note for the reader of the metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NoInterval {
+    /// No resamples were asked for.
+    NotRequested,
+    /// A covariance of at most as many samples as features has no full rank. Resamples have less rank still, and the interval says nothing.
+    FewSamples {
+        /// Number of samples.
+        samples: usize,
+        /// Number of features.
+        dims: usize,
+    },
+}
+
+impl NoInterval {
+    /// Why the Fréchet distance of so many samples has none; costs nothing.
+    #[must_use]
+    pub fn of_frechet(samples: usize, dims: usize, resamples: u32) -> Option<Self> {
+        if resamples == 0 {
+            Some(Self::NotRequested)
+        } else {
+            (samples <= dims).then_some(Self::FewSamples { samples, dims })
+        }
+    }
+}
+
+impl fmt::Display for NoInterval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotRequested => f.write_str("no interval: no resamples were asked for"),
+            Self::FewSamples { samples, dims } => {
+                write!(
+                    f,
+                    "no interval of the Fréchet distance: it takes more samples than features, found {samples} for {dims}"
+                )
+            }
+        }
+    }
+}
+
 /// 95 % interval of the Fréchet distance at this number of samples: `value` plus the 2.5 and 97.5 % quantiles of the resampled distances
-/// about their own mean.
+/// about their own mean, and not below 0.
 ///
-/// The resampled distances lie above `value` on average (repeated rows lower the rank), which is why they give the spread and not the
-/// place. The bias a distance from few samples has for itself is not in the interval. With `G = X Σᵣ Xᵀ` of the samples computed once, a
+/// Resampled distances are larger than `value` on average, because repeated rows lower the rank; so they give the spread of the interval and not its
+/// centre. The bias of a distance from few samples is not in the interval. With `G = X Σᵣ Xᵀ` of the samples computed once, a
 /// resample costs the eigenvalues of a matrix as large as its distinct rows.
 ///
-/// `features [N, D]` of the samples; `value` their distance from `reference`.
+/// `features [N, D]` of the samples; `value` their distance from `reference`, covariances over `N - ddof`.
 ///
 /// # Errors
 /// `Eigen` if a solver does not converge.
@@ -46,10 +99,14 @@ pub fn frechet_interval(
     features: ArrayView2<'_, f32>,
     reference: &Gaussian,
     value: f64,
+    ddof: usize,
     resamples: u32,
     seed: u64,
-) -> Result<[f64; 2]> {
+) -> Result<Result<[f64; 2], NoInterval>> {
     let (n, d) = features.dim();
+    if let Some(reason) = NoInterval::of_frechet(n, d, resamples) {
+        return Ok(Err(reason));
+    }
     let factor = Factor::of(&reference.sigma)?.matrix;
     let x = Mat::from_fn(n, d, |i, j| f64::from(features[[i, j]]) - reference.mu[j]);
     let projected = &x * &factor;
@@ -60,44 +117,65 @@ pub fn frechet_interval(
     let mut rng = SplitMix64(seed);
     let mut values = Vec::new();
     for _ in 0..resamples {
-        values.push(resampled(&rng.counts(n), &gram, &rows, &squares, trace)?);
+        values.push(resampled(&rng.counts(n), &gram, &rows, &squares, trace, ddof)?);
     }
-    Ok(about(value, values))
+    Ok(Ok(about(value, values).map(|v| v.max(0.0))))
 }
 
 /// The distance of a resample in which row i occurs `counts[i]` times. Rows are relative to the reference's mean.
 #[allow(clippy::cast_precision_loss, reason = "sample counts")]
-fn resampled(counts: &[u32], gram: &Mat<f64>, rows: &Array2<f64>, squares: &[f64], trace: f64) -> Result<f64> {
+fn resampled(
+    counts: &[u32],
+    gram: &Mat<f64>,
+    rows: &Array2<f64>,
+    squares: &[f64],
+    trace: f64,
+    ddof: usize,
+) -> Result<f64> {
     let n = counts.len() as f64;
     let weights: Vec<f64> = counts.iter().map(|c| f64::from(*c) / n).collect();
     let mean = Array1::from_vec(weights.clone()).dot(rows);
     let mean_square = mean.dot(&mean);
     let variance: f64 = weights.iter().zip(squares).map(|(w, s)| w * s).sum::<f64>() - mean_square;
-    let unbiased = n / (n - 1.0);
+    let scale = n / (n - ddof as f64);
     let drawn: Vec<usize> = (0..counts.len()).filter(|i| counts[*i] > 0).collect();
     // Centring about the resample's mean: G_ij − (Gw)_i − (Gw)_j + wᵀGw.
     let row_means: Vec<f64> =
         drawn.iter().map(|i| drawn.iter().map(|j| weights[*j] * gram[(*i, *j)]).sum::<f64>()).collect();
     let total: f64 = drawn.iter().zip(&row_means).map(|(i, m)| weights[*i] * m).sum();
-    let roots: Vec<f64> = drawn.iter().map(|i| (weights[*i] * unbiased).sqrt()).collect();
+    let roots: Vec<f64> = drawn.iter().map(|i| (weights[*i] * scale).sqrt()).collect();
     let centred = Mat::from_fn(drawn.len(), drawn.len(), |a, b| {
         roots[a] * roots[b] * (gram[(drawn[a], drawn[b])] - row_means[a] - row_means[b] + total)
     });
-    Ok(mean_square + variance * unbiased + trace - 2.0 * RootSum::of(&centred)?.value)
+    Ok(mean_square + variance * scale + trace - 2.0 * RootSum::of(&centred)?.value)
 }
 
-/// 95 % interval of a share (precision, recall, coverage) over the images `flags` stands for; `None` without resamples.
+/// 95 % interval of a proportion of the samples (precision), from each sample's flag; `None` without resamples or samples.
 #[must_use]
-#[allow(clippy::cast_precision_loss, reason = "sample counts")]
-pub fn share_interval(flags: &[bool], resamples: u32, seed: u64) -> Option<[f64; 2]> {
-    let n = flags.len();
-    let value = flags.iter().filter(|f| **f).count() as f64 / n as f64;
-    let mut rng = SplitMix64(seed);
-    let values: Vec<f64> =
-        (0..resamples).map(|_| (0..n).filter(|_| flags[rng.below(n)]).count() as f64 / n as f64).collect();
-    (resamples > 0).then(|| about(value, values).map(|v| v.clamp(0.0, 1.0)))
+pub fn proportion_interval(flags: &[bool], resamples: u32, seed: u64) -> Option<[f64; 2]> {
+    let interval = mean_interval(flags.len(), |i| f64::from(u8::from(flags[i])), resamples, seed)?;
+    Some(interval.map(|v| v.min(1.0)))
 }
 
+/// 95 % interval of a mean count over the samples divided by `k` (density), from each sample's count; `None` without resamples or samples.
+#[must_use]
+#[allow(clippy::cast_precision_loss, reason = "a number of neighbours")]
+pub fn mean_count_interval(counts: &[u32], k: usize, resamples: u32, seed: u64) -> Option<[f64; 2]> {
+    mean_interval(counts.len(), |i| f64::from(counts[i]) / k as f64, resamples, seed)
+}
+
+/// Of values that are not negative.
+#[allow(clippy::cast_precision_loss, reason = "sample counts")]
+fn mean_interval(n: usize, value: impl Fn(usize) -> f64, resamples: u32, seed: u64) -> Option<[f64; 2]> {
+    if n == 0 || resamples == 0 {
+        return None;
+    }
+    let mut rng = SplitMix64(seed);
+    let values = (0..resamples).map(|_| (0..n).map(|_| value(rng.below(n))).sum::<f64>() / n as f64).collect();
+    Some(about((0..n).map(&value).sum::<f64>() / n as f64, values).map(|v| v.max(0.0)))
+}
+
+/// The 2.5 and 97.5 % quantiles of `values` about their mean, moved to `value`.
 #[allow(clippy::cast_precision_loss, reason = "resample counts")]
 fn about(value: f64, mut values: Vec<f64>) -> [f64; 2] {
     values.sort_by(f64::total_cmp);
@@ -132,39 +210,44 @@ mod tests {
         })
     }
 
-    fn gaussian(x: &Array2<f32>) -> Gaussian {
+    fn gaussian(x: &Array2<f32>, ddof: usize) -> Gaussian {
         let mut a = Accumulator::new(x.ncols());
         a.push(x.view()).unwrap();
-        a.finish(1).unwrap()
+        a.finish(ddof).unwrap()
     }
 
     #[test]
     fn a_resample_equals_the_distance_of_its_rows() {
-        let (x, reference) = (normal(40, 6, 1), gaussian(&normal(300, 6, 2)));
-        let factor = Factor::of(&reference.sigma).unwrap().matrix;
+        let x = normal(40, 6, 1);
         let counts = SplitMix64(3).counts(40);
         let repeated: Vec<usize> = (0..40).flat_map(|i| vec![i; counts[i] as usize]).collect();
-        let expected = frechet_distance(&gaussian(&x.select(ndarray::Axis(0), &repeated)), &reference).unwrap();
-        let centred = Mat::from_fn(40, 6, |i, j| f64::from(x[[i, j]]) - reference.mu[j]);
-        let projected = &centred * &factor;
-        let gram = &projected * projected.transpose();
-        let rows = Array2::from_shape_fn((40, 6), |(i, j)| centred[(i, j)]);
-        let squares: Vec<f64> = rows.outer_iter().map(|r| r.dot(&r)).collect();
-        let found = resampled(&counts, &gram, &rows, &squares, reference.sigma.diag().sum()).unwrap();
-        assert!((found - expected).abs() < 1e-9, "{found} differs from {expected}");
+        for ddof in [0, 1] {
+            let reference = gaussian(&normal(300, 6, 2), ddof);
+            let factor = Factor::of(&reference.sigma).unwrap().matrix;
+            let drawn = gaussian(&x.select(ndarray::Axis(0), &repeated), ddof);
+            let expected = frechet_distance(&drawn, &reference).unwrap();
+            let centred = Mat::from_fn(40, 6, |i, j| f64::from(x[[i, j]]) - reference.mu[j]);
+            let projected = &centred * &factor;
+            let gram = &projected * projected.transpose();
+            let rows = Array2::from_shape_fn((40, 6), |(i, j)| centred[(i, j)]);
+            let squares: Vec<f64> = rows.outer_iter().map(|r| r.dot(&r)).collect();
+            let trace = reference.sigma.diag().sum();
+            let found = resampled(&counts, &gram, &rows, &squares, trace, ddof).unwrap();
+            assert!((found - expected).abs() < 1e-9, "ddof {ddof}: {found} differs from {expected}");
+        }
     }
 
     #[test]
     fn intervals_cover_the_spread_of_fresh_sets() {
-        let reference = gaussian(&normal(4000, 5, 9));
+        let reference = gaussian(&normal(4000, 5, 9), 1);
         let fresh: Vec<f64> =
-            (0..60).map(|s| frechet_distance(&gaussian(&normal(200, 5, 100 + s)), &reference).unwrap()).collect();
+            (0..60).map(|s| frechet_distance(&gaussian(&normal(200, 5, 100 + s), 1), &reference).unwrap()).collect();
         let centre = fresh.iter().sum::<f64>() / 60.0;
         let covered = (0..60)
             .filter(|s| {
                 let x = normal(200, 5, 100 + s);
                 let value = fresh[usize::try_from(*s).unwrap()];
-                let [low, high] = frechet_interval(x.view(), &reference, value, 100, *s).unwrap();
+                let [low, high] = frechet_interval(x.view(), &reference, value, 1, 100, *s).unwrap().unwrap();
                 low <= centre && centre <= high
             })
             .count();
@@ -172,11 +255,34 @@ mod tests {
     }
 
     #[test]
-    fn shares() {
+    fn an_interval_is_not_negative_and_takes_more_samples_than_features() {
+        let x = normal(30, 6, 4);
+        let own = gaussian(&x, 1);
+        let [low, high] = frechet_interval(x.view(), &own, 0.0, 1, 100, 1).unwrap().unwrap();
+        assert!(low == 0.0 && high > 0.0, "{low} {high}");
+        let few = normal(6, 6, 4);
+        let found = frechet_interval(few.view(), &gaussian(&few, 1), 0.0, 1, 100, 1).unwrap();
+        assert_eq!(found, Err(NoInterval::FewSamples { samples: 6, dims: 6 }));
+        let note = "no interval of the Fréchet distance: it takes more samples than features, found 6 for 6";
+        assert_eq!(found.unwrap_err().to_string(), note);
+        let none = frechet_interval(x.view(), &own, 0.0, 1, 0, 1).unwrap();
+        assert_eq!(none, Err(NoInterval::NotRequested));
+    }
+
+    #[test]
+    fn means_over_samples() {
         let flags: Vec<bool> = (0..1000).map(|i| i % 4 == 0).collect();
-        let [low, high] = share_interval(&flags, 500, 1).unwrap();
+        let [low, high] = proportion_interval(&flags, 500, 1).unwrap();
         // Binomial: 0.25 ± 1.96·√(0.25·0.75/1000) = ±0.0268.
         assert!((low - 0.223).abs() < 0.006 && (high - 0.277).abs() < 0.006, "{low} {high}");
-        assert_eq!(share_interval(&flags, 0, 1), None);
+        assert_eq!(proportion_interval(&[true; 9], 100, 1), Some([1.0, 1.0]));
+        assert_eq!((proportion_interval(&flags, 0, 1), proportion_interval(&[], 9, 1)), (None, None));
+        // Counts 0 and 8 alike often: deviation 4; mean 4 ± 1.96·4/√1000 = ±0.248, over k = 5.
+        let counts: Vec<u32> = (0..1000).map(|i| i % 2 * 8).collect();
+        let [low, high] = mean_count_interval(&counts, 5, 500, 1).unwrap();
+        assert!((low - 0.7504).abs() < 0.011 && (high - 0.8496).abs() < 0.011, "{low} {high}");
+        // Density may exceed 1.
+        assert_eq!(mean_count_interval(&[10; 9], 5, 100, 1), Some([2.0, 2.0]));
+        assert_eq!(mean_count_interval(&counts, 5, 0, 1), None);
     }
 }

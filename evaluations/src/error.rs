@@ -1,6 +1,6 @@
 //! Errors of this crate.
 
-/// What can go wrong while computing a metric.
+/// Why a metric cannot be computed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -9,9 +9,9 @@ pub enum Error {
     DimMismatch {
         /// Which operand.
         what: &'static str,
-        /// Length of the other one.
+        /// Length of the other set's features.
         expected: usize,
-        /// Its length.
+        /// Length of its features.
         found: usize,
     },
     /// A value is NaN or infinite.
@@ -19,29 +19,29 @@ pub enum Error {
     NotFinite {
         /// Which operand.
         what: &'static str,
-        /// How many.
+        /// Number of such values.
         count: usize,
         /// First row with one.
         row: usize,
     },
-    /// There are too few samples.
-    #[error("{what}: at least {least} samples are needed, found {found}")]
+    /// There are too few images.
+    #[error("{what}: at least {least} images are needed, found {found}")]
     TooFew {
-        /// Which metric.
+        /// The metric, and the set if there are two.
         what: &'static str,
-        /// How many it takes.
+        /// The smallest number it is defined for.
         least: usize,
-        /// How many there are.
+        /// The number found.
         found: usize,
     },
-    /// More samples came than were announced.
-    #[error("{what}: {most} rows were announced, {found} came")]
+    /// There are more rows than were announced.
+    #[error("{what}: expected {most} rows, found {found}")]
     TooMany {
         /// Which operand.
         what: &'static str,
-        /// How many were announced.
+        /// The number announced.
         most: usize,
-        /// How many there are.
+        /// The number found.
         found: usize,
     },
     /// An eigenvalue solver did not converge.

@@ -10,13 +10,27 @@ use crate::numpy_random::RandomState;
 /// Number of sample sizes the line is fitted to.
 pub const POINTS: usize = 15;
 
-/// Intercept of the line through the distances of subsets over 1/size.
-///
-/// `features [N, D]` of the samples. Fifteen sizes from `min(5000, max(N/10, 2))` to N, as dgm-eval has them; each subset is
-/// `RandomState(seed).choice(N, size, replace=False)` (dgm-eval does not seed). Covariances over `size - ddof`.
+/// Fewest samples the line is fitted to: all subsets have two images and the largest is ten times the smallest.
+const LEAST: usize = 20;
+
+/// Whether this many samples are enough; costs nothing.
 ///
 /// # Errors
-/// `TooFew` below 20 samples; those of the distance.
+/// `TooFew` below 20.
+pub fn check(samples: usize) -> Result<()> {
+    if samples < LEAST {
+        return Err(Error::TooFew { what: "FD-infinity, samples", least: LEAST, found: samples });
+    }
+    Ok(())
+}
+
+/// Intercept of the line through the distances of subsets over 1/size.
+///
+/// `features [N, D]` of the samples. Fifteen sizes from `min(5000, max(N/10, 2))` to N, as in dgm-eval; each subset is
+/// `RandomState(seed).choice(N, size, replace=False)` (dgm-eval does not seed). Covariances over `size - ddof`. An extrapolation, so it may be negative.
+///
+/// # Errors
+/// Those of [`check`] and of the distance.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -24,11 +38,8 @@ pub const POINTS: usize = 15;
     reason = "sample counts"
 )]
 pub fn fd_infinity(features: ArrayView2<'_, f32>, reference: &Gaussian, ddof: usize, seed: u32) -> Result<f64> {
-    const LEAST: usize = 20;
     let n = features.nrows();
-    if n < LEAST {
-        return Err(Error::TooFew { what: "FD-infinity", least: LEAST, found: n });
-    }
+    check(n)?;
     let first = (n / 10).clamp(2, 5000) as f64;
     let step = (n as f64 - first) / (POINTS - 1) as f64;
     let mut rng = RandomState::new(seed);
@@ -43,7 +54,7 @@ pub fn fd_infinity(features: ArrayView2<'_, f32>, reference: &Gaussian, ddof: us
     Ok(intercept(&xs, &ys))
 }
 
-/// Least squares.
+/// Intercept of the least-squares line.
 #[allow(clippy::cast_precision_loss, reason = "a number of points")]
 fn intercept(xs: &[f64], ys: &[f64]) -> f64 {
     let n = xs.len() as f64;
@@ -59,12 +70,12 @@ mod tests {
     use ndarray::Array2;
 
     #[test]
-    fn a_line_is_found() {
+    fn the_intercept_of_a_line() {
         assert!((intercept(&[1.0, 0.5, 0.25], &[5.0, 4.0, 3.5]) - 3.0).abs() < 1e-12);
     }
 
     #[test]
-    fn the_bias_of_few_samples_is_taken_out() {
+    fn extrapolation_removes_the_bias_of_few_samples() {
         let mut state = 1_u64;
         let mut uniform = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -83,6 +94,8 @@ mod tests {
         // Mean over sets: one extrapolation scatters by about half of the bias.
         assert!(extrapolated.abs() < 0.4 * plain, "{extrapolated} against {plain}");
         let x = Array2::<f32>::zeros((20, 12));
-        assert!(fd_infinity(x.slice(ndarray::s![..19, ..]), &truth, 1, 0).is_err());
+        let few = fd_infinity(x.slice(ndarray::s![..19, ..]), &truth, 1, 0);
+        assert!(matches!(few, Err(Error::TooFew { least: 20, found: 19, .. })));
+        assert!(check(20).is_ok());
     }
 }

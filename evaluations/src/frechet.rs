@@ -7,6 +7,18 @@ use ndarray::{Array1, Array2, ArrayView2};
 use crate::error::{Error, Result};
 use crate::gaussian::Accumulator;
 
+/// Whether `count` rows have a covariance over `N - ddof` to compare; costs nothing.
+///
+/// # Errors
+/// `TooFew` below two rows or `ddof + 1`.
+pub fn check(count: usize, ddof: usize) -> Result<()> {
+    let least = (ddof + 1).max(2);
+    if count < least {
+        return Err(Error::TooFew { what: "covariance", least, found: count });
+    }
+    Ok(())
+}
+
 /// Mean `[D]` and covariance `[D, D]` of features.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gaussian {
@@ -104,14 +116,14 @@ impl Scaled {
             .map_err(|_| Error::Eigen { what })
     }
 
-    /// The same with rows and columns in reverse: eigenvalues stay, and a solver that did not converge goes another way.
+    /// The same with rows and columns in reverse: the same eigenvalues for a solver that did not converge.
     fn turned(&self) -> Mat<f64> {
         let d = self.matrix.nrows();
         Mat::from_fn(d, d, |i, j| self.matrix[(d - 1 - i.min(j), d - 1 - i.max(j))])
     }
 }
 
-/// What rounding leaves of a zero eigenvalue, at most.
+/// Upper bound of a zero eigenvalue after rounding.
 #[allow(clippy::cast_precision_loss, reason = "a matrix size")]
 fn floor(values: impl Iterator<Item = f64>, d: usize) -> f64 {
     values.fold(0.0_f64, f64::max) * d as f64 * f64::EPSILON
@@ -119,9 +131,9 @@ fn floor(values: impl Iterator<Item = f64>, d: usize) -> f64 {
 
 /// Σ √λ over the eigenvalues of a positive semidefinite matrix, of which the lower triangle is read.
 pub(crate) struct RootSum {
-    /// The sum over eigenvalues that stand out of rounding.
+    /// The sum over eigenvalues above rounding.
     pub(crate) value: f64,
-    /// Whether all do. The root of one that does not may be as large as √(D ε) ≈ 10⁻⁶ of the largest root, and thousands of those count.
+    /// Whether all are. The root of one that is not may be as large as √(D ε) ≈ 10⁻⁶ of the largest root, and thousands of those add up.
     complete: bool,
 }
 
@@ -136,20 +148,20 @@ impl RootSum {
     }
 }
 
-/// Sum of the singular values of `matrix`. Each is off by rounding of the largest at most, so zeros need no floor.
+/// Sum of the singular values of `matrix`. The error of each is at most rounding of the largest, so zeros need no floor.
 fn nuclear_norm(matrix: &Mat<f64>) -> Result<f64> {
     const WHAT: &str = "a product of covariance factors";
     let Some(scaled) = Scaled::new(matrix) else { return Ok(0.0) };
-    // A solver that did not converge goes another way around the transpose.
+    // The transpose has the same singular values, and a solver that did not converge on one may converge on the other.
     let values = scaled.matrix.singular_values().or_else(|_| scaled.matrix.transpose().singular_values());
     Ok(values.map_err(|_| Error::Eigen { what: WHAT })?.iter().sum::<f64>() * scaled.peak)
 }
 
 /// Fréchet distance between Gaussians fitted to two feature sets (FID when the features are pool3).
 ///
-/// Unit: squared feature distance, lower is better. Computes `|μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 Σ √λ(A₁ᵀ Σ₂ A₁)` with `A₁ A₁ᵀ = Σ₁`, whose
-/// eigenvalues are those of `Σ₁ Σ₂`; no matrix root of an asymmetric product is taken, so nothing turns complex. Where some of them drown in
-/// rounding, their roots are taken as what they also are, the singular values of `A₁ᵀ A₂` with `A₂ A₂ᵀ = Σ₂`: twice the time, twice the digits.
+/// Unit: squared feature distance, lower is better, never negative: a result that is negative by rounding is 0. Computes `|μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 Σ √λ(A₁ᵀ Σ₂ A₁)` with `A₁ A₁ᵀ = Σ₁`, whose
+/// eigenvalues are those of `Σ₁ Σ₂`; no matrix root of an asymmetric product is taken, so nothing turns complex. If some of them are below
+/// rounding, their roots are computed as the singular values of `A₁ᵀ A₂` with `A₂ A₂ᵀ = Σ₂`: twice the time, twice the digits.
 /// Source: Heusel et al. 2017; same convention as EDM's `fid.py`.
 ///
 /// # Errors
@@ -168,17 +180,26 @@ pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
     let roots = RootSum::of(&factor.around(&b.sigma))?;
     let roots = if roots.complete { roots.value } else { nuclear_norm(&factor.times(&Factor::of(&b.sigma)?))? };
     let mean: f64 = a.mu.iter().zip(&b.mu).map(|(x, y)| (x - y) * (x - y)).sum();
-    Ok(mean + a.sigma.diag().sum() + b.sigma.diag().sum() - 2.0 * roots)
+    Ok(distance(mean, a.sigma.diag().sum() + b.sigma.diag().sum(), roots, a.mu.len()))
 }
 
-/// Eigenvalues of a covariance, in short.
+/// `mean + traces − 2 roots`; 0 if that is negative by no more than rounding. A covariance that is not positive semidefinite can make it negative by
+/// more, and such a result stays.
+#[allow(clippy::cast_precision_loss, reason = "a matrix size")]
+fn distance(mean: f64, traces: f64, roots: f64, dims: usize) -> f64 {
+    let value = mean + traces - 2.0 * roots;
+    let rounding = dims as f64 * f64::EPSILON * (mean + traces);
+    if value < 0.0 && -value <= rounding { 0.0 } else { value }
+}
+
+/// Summary of a covariance's eigenvalues.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spectrum {
     /// The smallest.
     pub smallest: f64,
     /// The largest.
     pub largest: f64,
-    /// How many are above rounding.
+    /// Number of eigenvalues above rounding.
     pub rank: usize,
 }
 
@@ -203,8 +224,8 @@ pub fn spectrum(sigma: &Array2<f64>) -> Result<Spectrum> {
     })
 }
 
-/// [`frechet_distance`] of the Gaussians of two feature sets `[N, D]` and `[M, D]`, covariances over `N − ddof`; quick where a set has fewer
-/// rows than features, as one class has.
+/// [`frechet_distance`] of the Gaussians of two feature sets `[N, D]` and `[M, D]`, covariances over `N − ddof`; faster if a set has fewer rows
+/// than features, as a single class usually has.
 ///
 /// With `Σ₁ = A₁ᵀA₁`, `Σ₂ = A₂ᵀA₂` of the centred, scaled rows, `Σ √λ(Σ₁ Σ₂)` is the sum of the singular values of `A₁ A₂ᵀ [N, M]`.
 ///
@@ -242,7 +263,7 @@ pub fn frechet_distance_of(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, ddof:
     let product = if x.nrows() <= y.nrows() { &x * y.transpose() } else { &y * x.transpose() };
     let roots = nuclear_norm(&product)?;
     let mean: f64 = mean_a.iter().zip(&mean_b).map(|(p, q)| (p - q) * (p - q)).sum();
-    Ok(mean + x.squared_norm_l2() + y.squared_norm_l2() - 2.0 * roots)
+    Ok(distance(mean, x.squared_norm_l2() + y.squared_norm_l2(), roots, a.ncols()))
 }
 
 #[cfg(test)]
@@ -280,8 +301,35 @@ mod tests {
     }
 
     #[test]
-    fn one_image_over_and_over_is_a_point() {
-        // Its covariance is 0; were it rounding noise instead, the solver would not converge on it.
+    fn a_distance_is_not_negative() {
+        let rows = crate::gaussian::tests::rows;
+        for (n, d) in [(30, 6), (300, 40), (90, 40), (41, 40), (20, 40), (2, 40)] {
+            for seed in 1..6 {
+                let x = rows(n, d, seed);
+                let mut sums = Accumulator::new(d);
+                sums.push(x.view()).unwrap();
+                let g = sums.finish(1).unwrap();
+                for value in [frechet_distance(&g, &g).unwrap(), frechet_distance_of(x.view(), x.view(), 1).unwrap()] {
+                    assert!((0.0..1e-10).contains(&value), "{n} rows of {d}: {value}");
+                }
+            }
+        }
+        assert_eq!(distance(0.0, 2.0, 1.0 + 1e-16, 2), 0.0);
+        // Not rounding: a matrix that is no covariance.
+        assert!(distance(0.0, 2.0, 1.1, 2) < -0.1);
+    }
+
+    #[test]
+    fn one_row_has_no_covariance() {
+        for ddof in [0, 1] {
+            assert!(matches!(check(1, ddof), Err(Error::TooFew { least: 2, found: 1, .. })));
+            assert!(check(2, ddof).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_repeated_image_is_a_point() {
+        // Its covariance is 0; with rounding noise instead, the solver would not converge on it.
         let image = ndarray::Array1::from_shape_fn(600, |j| ((j * 37 % 101) as f32).sin().abs() * 0.37);
         let mut point = crate::gaussian::Accumulator::new(600);
         let mut spread = crate::gaussian::Accumulator::new(600);

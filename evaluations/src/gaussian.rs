@@ -1,4 +1,4 @@
-//! Mean and covariance in f64, the same whatever the batch size.
+//! Mean and covariance in f64, independent of the batch size.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
@@ -7,12 +7,12 @@ use ndarray::{Array1, Array2, ArrayView2};
 use crate::error::{Error, Result};
 use crate::frechet::Gaussian;
 
-/// Rows that enter the sums together.
+/// Rows added to the sums at once.
 const BLOCK: usize = 512;
 
-/// Sums over feature rows. They are taken relative to the first row, so what all rows share costs no digits and rows that are all equal have
-/// covariance 0. Rows wait until a block of fixed length is full, so the order of additions, and with it every bit of the result, depends on
-/// the order of rows alone.
+/// Sums over feature rows. The first row is subtracted from all, so a large common offset costs no precision and equal rows have covariance 0. Rows
+/// are buffered until a block of fixed length is full, so the order of additions, and with it every bit of the result, depends only on the order of
+/// the rows.
 #[derive(Debug, Clone)]
 pub struct Accumulator {
     dims: usize,
@@ -89,7 +89,7 @@ impl Accumulator {
         let (n, divisor) = (self.count as f64, (self.count - ddof) as f64);
         let mean: Vec<f64> = self.sum.iter().map(|s| s / n).collect();
         let sigma = Array2::from_shape_fn((self.dims, self.dims), |(i, j)| {
-            // Both triangles from one of them, so the result is symmetric to the last bit.
+            // Both triangles are read from the lower one, so the result is symmetric to the last bit.
             let (i, j) = (i.max(j), i.min(j));
             (self.outer[(i, j)] - n * mean[i] * mean[j]) / divisor
         });

@@ -1,5 +1,7 @@
 //! Inception Score (Salimans et al. 2016), summed row by row.
 
+use std::fmt;
+
 use ndarray::{Array2, ArrayView2};
 
 use crate::error::{Error, Result};
@@ -8,9 +10,9 @@ use crate::numpy_random::RandomState;
 /// How the samples are split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parts {
-    /// So many parts, from `i·N/count` to `(i + 1)·N/count`.
+    /// Number of parts; part i goes from `i·N/count` to `(i + 1)·N/count`.
     Count(usize),
-    /// Parts of so many samples; the last may be shorter.
+    /// Samples of a part; the last may be shorter.
     Size(usize),
 }
 
@@ -21,13 +23,13 @@ pub struct ScoreRule {
     pub parts: Parts,
     /// Seed of the `RandomState` whose permutation comes before the split; `None` for the samples' own order.
     pub shuffle_seed: Option<u32>,
-    /// Whether class probabilities and their logarithms are f32, else f64. Where an f32 probability is 0 the tools give NaN; here the term
+    /// Whether class probabilities and their logarithms are f32; else they are f64. Where an f32 probability is 0 the tools give NaN; here the term
     /// is 0, its limit.
     pub f32_probabilities: bool,
 }
 
 impl ScoreRule {
-    /// In words.
+    /// Description for results.
     #[must_use]
     pub fn describe(&self) -> String {
         let parts = match self.parts {
@@ -36,6 +38,59 @@ impl ScoreRule {
         };
         let order = self.shuffle_seed.map_or("in order".to_owned(), |s| format!("after RandomState({s}).permutation"));
         format!("{parts} {order}, {}", if self.f32_probabilities { "f32" } else { "f64" })
+    }
+
+    /// The same rule with another split, as torch-fidelity's `isc_splits` has it.
+    #[must_use]
+    pub fn with_parts(self, parts: Parts) -> Self {
+        Self { parts, ..self }
+    }
+
+    /// Whether every part of `samples` logits has a sample; costs nothing.
+    ///
+    /// # Errors
+    /// `TooFew` if a part would be empty or the rule has no parts.
+    pub fn check(&self, samples: usize) -> Result<()> {
+        let (given, least) = match self.parts {
+            Parts::Count(n) => (n, n),
+            Parts::Size(n) => (n, 1),
+        };
+        if given == 0 {
+            return Err(Error::TooFew { what: "Inception Score, parts or their size", least: 1, found: 0 });
+        }
+        if samples < least {
+            return Err(Error::TooFew { what: "Inception Score, samples", least, found: samples });
+        }
+        Ok(())
+    }
+
+    /// The last part of `samples` logits, if it is shorter than the others: its score counts like theirs, though a short part scores lower (a
+    /// part of one sample scores 1). Parts by [`Parts::Count`] differ by one sample at most and are not reported.
+    #[must_use]
+    pub fn short_part(&self, samples: usize) -> Option<ShortPart> {
+        let Parts::Size(full) = self.parts else { return None };
+        let rest = samples.checked_rem(full)?;
+        (rest > 0 && samples > full).then_some(ShortPart { samples: rest, full })
+    }
+}
+
+/// A last part that is shorter than the others. Its `Display` is a note for the reader of the score.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShortPart {
+    /// Samples in it.
+    pub samples: usize,
+    /// Samples in the others.
+    pub full: usize,
+}
+
+impl fmt::Display for ShortPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { samples, full } = self;
+        let plural = if *samples == 1 { "" } else { "s" };
+        write!(
+            f,
+            "the Inception Score's last part has {samples} sample{plural} instead of {full} and counts as much as the others"
+        )
     }
 }
 
@@ -66,15 +121,13 @@ impl ScoreSums {
     /// For `total` rows of `classes` logits.
     ///
     /// # Errors
-    /// `TooFew` if a part would be empty.
+    /// Those of [`ScoreRule::check`].
     pub fn new(rule: ScoreRule, total: usize, classes: usize) -> Result<Self> {
-        let (parts, least) = match rule.parts {
-            Parts::Count(n) => (n, n),
-            Parts::Size(n) => (total.div_ceil(n), 1),
+        rule.check(total)?;
+        let parts = match rule.parts {
+            Parts::Count(n) => n,
+            Parts::Size(n) => total.div_ceil(n),
         };
-        if total < least || parts == 0 {
-            return Err(Error::TooFew { what: "Inception Score", least: least.max(1), found: total });
-        }
         let place = match rule.shuffle_seed {
             Some(seed) => {
                 let mut place = vec![0; total];
@@ -148,11 +201,11 @@ impl ScoreSums {
     /// The score: exp of the mean divergence of each sample's class distribution from its part's mean one, over the parts.
     ///
     /// # Errors
-    /// `TooFew` unless all announced rows came.
+    /// `TooFew` unless all announced rows were pushed.
     #[allow(clippy::cast_precision_loss, reason = "sample counts")]
     pub fn finish(&self) -> Result<InceptionScore> {
         if self.at < self.total {
-            return Err(Error::TooFew { what: "Inception Score", least: self.total, found: self.at });
+            return Err(Error::TooFew { what: "Inception Score, samples", least: self.total, found: self.at });
         }
         let scores: Vec<f64> = self
             .counts
@@ -202,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_falls_into_the_part_the_tools_put_it_in() {
+    fn parts_of_rows_are_the_tools() {
         for (total, parts) in [(10, 10), (103, 10), (47, 6), (1009, 10)] {
             let sums = ScoreSums::new(ScoreRule { parts: Parts::Count(parts), ..TEN }, total, 2).unwrap();
             for i in 0..parts {
@@ -214,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_do_not_show() {
+    fn batch_sizes_do_not_matter() {
         let x = Array2::from_shape_fn((53, 4), |(i, k)| ((i * 7 + k * 5) % 11) as f32 / 3.0);
         let rule = ScoreRule { shuffle_seed: Some(1), ..TEN };
         let mut sums = ScoreSums::new(rule, 53, 4).unwrap();
@@ -222,6 +275,32 @@ mod tests {
             sums.push(x.slice(ndarray::s![start..(start + 9).min(53), ..])).unwrap();
         }
         assert_eq!(sums.finish().unwrap(), inception_score(x.view(), rule).unwrap());
+    }
+
+    #[test]
+    fn a_short_last_part_is_reported() {
+        let adm = TEN.with_parts(Parts::Size(5000));
+        assert_eq!(adm.short_part(5001), Some(ShortPart { samples: 1, full: 5000 }));
+        let note = "the Inception Score's last part has 1 sample instead of 5000 and counts as much as the others";
+        assert_eq!(adm.short_part(50_001).unwrap().to_string(), note);
+        assert!([1, 4999, 5000, 50_000].iter().all(|n| adm.short_part(*n).is_none()));
+        assert_eq!(TEN.short_part(5001), None);
+        assert_eq!(TEN.with_parts(Parts::Size(0)).short_part(9), None);
+    }
+
+    #[test]
+    fn splits_can_be_chosen() {
+        // isc_splits = 4 of torch-fidelity: the mean of the four quarters' scores.
+        let x = Array2::from_shape_fn((48, 4), |(i, k)| ((i * 7 + k * 5) % 11) as f32 / 3.0);
+        let of = |x: ArrayView2<'_, f32>, parts| inception_score(x, TEN.with_parts(Parts::Count(parts))).unwrap();
+        let quarters: f64 = (0..4).map(|i| of(x.slice(ndarray::s![12 * i..12 * (i + 1), ..]), 1).mean / 4.0).sum();
+        assert!((of(x.view(), 4).mean - quarters).abs() < 1e-12);
+        assert_eq!(of(x.view(), 1).std, None);
+        for parts in [Parts::Count(0), Parts::Size(0), Parts::Count(49)] {
+            let rule = TEN.with_parts(parts);
+            assert!(matches!(rule.check(48), Err(Error::TooFew { .. })), "{parts:?}");
+            assert!(matches!(inception_score(x.view(), rule), Err(Error::TooFew { .. })), "{parts:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use ndarray::ArrayView2;
 use crate::error::{Error, Result};
 use crate::numpy_random::RandomState;
 
-/// What happens to a set smaller than a subset.
+/// What a tool does with a set smaller than a subset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SmallSets {
     /// Subsets shrink to the smaller set.
@@ -26,17 +26,36 @@ pub struct KidRule {
     pub subset_size: usize,
     /// Seed of the `RandomState` that draws subsets, the samples' before the reference's; `None` where the tool does not seed.
     pub seed: Option<u32>,
-    /// Sets smaller than a subset.
+    /// Treatment of sets smaller than a subset.
     pub small_sets: SmallSets,
 }
 
 impl KidRule {
-    /// In words.
+    /// Description for results.
     #[must_use]
     pub fn describe(&self) -> String {
         let seed = self.seed.map_or("the tool does not seed".to_owned(), |s| format!("RandomState({s})"));
         let small = if self.small_sets == SmallSets::Shrink { "at most " } else { "" };
         format!("{} subsets of {small}{}, {seed}, cubic kernel, f64", self.subsets, self.subset_size)
+    }
+
+    /// Whether sets of this many rows are large enough; costs nothing.
+    ///
+    /// # Errors
+    /// `TooFew` for a set below two rows or, if the rule refuses it, below a subset; for a rule without subsets or with subsets of one row.
+    pub fn check(&self, samples: usize, reference: usize) -> Result<()> {
+        let least = if self.small_sets == SmallSets::Refuse { self.subset_size.max(2) } else { 2 };
+        for (what, least, found) in [
+            ("KID, number of subsets", 1, self.subsets),
+            ("KID, subset", 2, self.subset_size),
+            ("KID, samples", least, samples),
+            ("KID, reference", least, reference),
+        ] {
+            if found < least {
+                return Err(Error::TooFew { what, least, found });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -54,23 +73,19 @@ pub struct Kid {
 /// Kernels and sums are f64. Each subset is drawn as `RandomState.choice(N, size, replace=False)`, samples first.
 ///
 /// # Errors
-/// `DimMismatch`; `NotFinite`; `TooFew` for a set below two rows or, if the rule refuses it, below a subset.
+/// `DimMismatch`; `NotFinite`; those of [`KidRule::check`].
 pub fn kid(samples: ArrayView2<'_, f32>, reference: ArrayView2<'_, f32>, rule: &KidRule, seed: u32) -> Result<Kid> {
     if samples.ncols() != reference.ncols() {
         return Err(Error::DimMismatch { what: "samples", expected: reference.ncols(), found: samples.ncols() });
     }
-    let smaller = samples.nrows().min(reference.nrows());
-    let least = if rule.small_sets == SmallSets::Refuse { rule.subset_size.max(2) } else { 2 };
-    if smaller < least {
-        return Err(Error::TooFew { what: "KID", least, found: smaller });
-    }
+    rule.check(samples.nrows(), reference.nrows())?;
     for (what, rows) in [("samples", &samples), ("reference", &reference)] {
         if let Some(row) = rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
             let count = rows.iter().filter(|v| !v.is_finite()).count();
             return Err(Error::NotFinite { what, count, row });
         }
     }
-    let size = rule.subset_size.min(smaller);
+    let size = rule.subset_size.min(samples.nrows()).min(reference.nrows());
     let mut rng = RandomState::new(rule.seed.unwrap_or(seed));
     let values: Vec<f64> = (0..rule.subsets)
         .map(|_| {
@@ -91,7 +106,7 @@ fn gather(rows: ArrayView2<'_, f32>, indices: &[usize]) -> Mat<f64> {
     Mat::from_fn(rows.ncols(), indices.len(), |j, i| f64::from(rows[[indices[i], j]]))
 }
 
-/// Unbiased MMD² of two sets with as many columns.
+/// Unbiased MMD² of two sets of one size; rows of the sets are columns.
 #[allow(clippy::cast_precision_loss, reason = "matrix sizes")]
 fn mmd(x: &Mat<f64>, y: &Mat<f64>) -> f64 {
     let (d, m) = (x.nrows() as f64, x.ncols() as f64);
@@ -99,7 +114,7 @@ fn mmd(x: &Mat<f64>, y: &Mat<f64>) -> f64 {
     let mut k = Mat::<f64>::zeros(x.ncols(), y.ncols());
     matmul(&mut k, Accum::Replace, x.transpose(), y, 1.0 / d, Par::rayon(0));
     let across: f64 = k.col_iter().map(|column| column.iter().map(|v| cubed(*v)).sum::<f64>()).sum();
-    // k(a, b) = k(b, a): the products below the diagonal tell those above.
+    // k(a, b) = k(b, a): the products below the diagonal are those above it.
     let mut within = |a: &Mat<f64>| -> f64 {
         let lower = BlockStructure::TriangularLower;
         let full = BlockStructure::Rectangular;
@@ -154,5 +169,12 @@ mod tests {
         let strict = KidRule { small_sets: SmallSets::Refuse, ..RULE };
         assert!(matches!(kid(x.view(), y.view(), &strict, 0), Err(Error::TooFew { least: 4, found: 3, .. })));
         assert!(matches!(kid(rows(1, 0.0).view(), y.view(), &RULE, 0), Err(Error::TooFew { .. })));
+        assert!(strict.check(4, 4).is_ok() && RULE.check(2, 3).is_ok());
+        let text = strict.check(9, 3).unwrap_err().to_string();
+        assert_eq!(text, "KID, reference: at least 4 images are needed, found 3");
+        for (subsets, subset_size) in [(0, 4), (3, 1)] {
+            let rule = KidRule { subsets, subset_size, ..RULE };
+            assert!(matches!(kid(x.view(), y.view(), &rule, 0), Err(Error::TooFew { .. })), "{rule:?}");
+        }
     }
 }

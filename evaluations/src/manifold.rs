@@ -1,30 +1,34 @@
-//! Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020): exact nearest neighbours in blocks.
+//! Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020): exact k-nearest-neighbour balls, computed in blocks.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView1, ArrayView2, CowArray, Ix2, s};
 use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 
 use crate::error::{Error, Result};
-use crate::panels::{PANEL, Panels, Products};
+use crate::panels::{Element, PANEL, Panels, Products};
 
-/// How the distance of two rows is computed. All are `|u|² - 2uv + |v|²`, negative results 0.
+/// How the distance of two rows is computed. All are `|u|² - 2uv + |v|²` from left to right, negative results 0. Between the sets, u is the
+/// reference's row and v the samples', as in every tool reproduced here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Distance {
     /// Squared, f32.
     Squared,
-    /// Squared, as guided-diffusion: a block of 10 000 × 10 000 in f16 where all of it is finite, else in f32. Products and norms are summed
+    /// Squared, as guided-diffusion: a block of 10 000 × 10 000 in f16 if all of it is finite, else in f32. Products and norms are summed
     /// in f32 and rounded to f16 after each operation, as f16 matrix units do.
     SquaredHalfBlocks,
     /// Euclidean, f32, as `torch.cdist`.
     Euclidean,
     /// Euclidean of features rounded to f16, as `torch.cdist` of f16: sums in f32, the square and its root rounded to f16.
     EuclideanHalf,
+    /// Euclidean, as scikit-learn's `euclidean_distances` of f32 rows: products and norms in f64, the square rounded to f32, its root in f32. Norms are
+    /// summed in the order of the products, so equal rows are at distance 0.
+    EuclideanDouble,
 }
 
 impl Distance {
-    /// In words.
+    /// Description for results.
     #[must_use]
     pub fn describe(self) -> &'static str {
         match self {
@@ -32,54 +36,89 @@ impl Distance {
             Self::SquaredHalfBlocks => "squared distance in f16 blocks of 10000, f32 where f16 overflows",
             Self::Euclidean => "distance in f32",
             Self::EuclideanHalf => "distance in f16",
+            Self::EuclideanDouble => "distance summed in f64, rounded to f32",
         }
     }
 }
 
-/// Whether a point at exactly a ball's radius lies inside.
+/// Whether a point at exactly a ball's radius lies in the ball.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ties {
-    /// `<=`.
-    Inside,
-    /// `<`.
-    Outside,
+pub enum Boundary {
+    /// It does: `<=`.
+    Inclusive,
+    /// It does not: `<`.
+    Exclusive,
 }
 
-/// One tool's precision and recall.
+/// One tool's rule for balls around k nearest neighbours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ManifoldRule {
-    /// A ball reaches to the k-th neighbour within its own set: the element at index k of the sorted distances, the point's own included.
+    /// A ball's radius is the distance to the k-th neighbour within the same set: the element at index k of the sorted distances, the point itself
+    /// included.
     pub k: usize,
     /// The distance.
     pub distance: Distance,
     /// Points on the boundary.
-    pub ties: Ties,
+    pub boundary: Boundary,
 }
 
 impl ManifoldRule {
-    /// In words.
+    /// Description for results.
     #[must_use]
     pub fn describe(&self) -> String {
-        let ties = if self.ties == Ties::Inside { "inside" } else { "outside" };
-        format!("{} neighbours, {}, ties {ties}", self.k, self.distance.describe())
+        let boundary = if self.boundary == Boundary::Inclusive { "<=" } else { "<" };
+        format!("{} neighbours, {}, {boundary} radius", self.k, self.distance.describe())
+    }
+
+    /// Whether sets of this many rows are large enough; costs nothing.
+    ///
+    /// # Errors
+    /// `TooFew` unless both sets have more than k rows.
+    pub fn check(&self, samples: usize, reference: usize) -> Result<()> {
+        for (what, rows) in [("k nearest neighbours, samples", samples), ("k nearest neighbours, reference", reference)]
+        {
+            if rows <= self.k {
+                return Err(Error::TooFew { what, least: self.k + 1, found: rows });
+            }
+        }
+        Ok(())
     }
 }
 
-/// Rows of a block, in whole panels; memory is one block of products for each thread, whatever N, and a core's second cache holds it.
+/// Rows of a block, in whole panels. Each thread holds one block of products, whatever N is, and it fits in a core's second-level cache.
 const BLOCK: usize = 384;
-/// Rows of guided-diffusion's blocks, which are f16 or f32 as a whole.
+/// Rows of guided-diffusion's blocks, each of which is f16 or f32 as a whole.
 const TILE: usize = 10_000;
-// Blocks start anew in each tile, and products are of ranges that begin with a panel.
+// Each tile begins with a new block, and products take ranges that begin with a panel.
 const _: () = assert!(BLOCK.is_multiple_of(PANEL) && TILE.is_multiple_of(PANEL));
 
-/// Flags and counts behind the four numbers, for each sample and each reference image.
+/// Precision and recall, with the flag of each image.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Manifold {
+pub struct PrecisionRecall {
     /// For each sample: whether it lies in a ball of the reference.
     pub sample_inside: Vec<bool>,
     /// For each reference image: whether it lies in a ball of the samples.
     pub reference_inside: Vec<bool>,
-    /// For each sample: in how many balls of the reference it lies.
+}
+
+impl PrecisionRecall {
+    /// Share of samples inside the reference's manifold.
+    #[must_use]
+    pub fn precision(&self) -> f64 {
+        proportion(&self.sample_inside)
+    }
+
+    /// Share of reference images inside the samples' manifold.
+    #[must_use]
+    pub fn recall(&self) -> f64 {
+        proportion(&self.reference_inside)
+    }
+}
+
+/// Density and coverage, with the counts of each image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DensityCoverage {
+    /// For each sample: the number of reference balls that hold it.
     pub balls: Vec<u32>,
     /// For each reference image: whether its ball holds a sample.
     pub covered: Vec<bool>,
@@ -87,20 +126,8 @@ pub struct Manifold {
     pub k: usize,
 }
 
-impl Manifold {
-    /// Share of samples inside the reference's manifold.
-    #[must_use]
-    pub fn precision(&self) -> f64 {
-        share(&self.sample_inside)
-    }
-
-    /// Share of reference images inside the samples' manifold.
-    #[must_use]
-    pub fn recall(&self) -> f64 {
-        share(&self.reference_inside)
-    }
-
-    /// Mean number of reference balls around a sample, over k.
+impl DensityCoverage {
+    /// Mean number of reference balls around a sample, divided by k.
     #[must_use]
     #[allow(clippy::cast_precision_loss, reason = "counts")]
     pub fn density(&self) -> f64 {
@@ -110,50 +137,90 @@ impl Manifold {
     /// Share of reference images whose ball holds a sample.
     #[must_use]
     pub fn coverage(&self) -> f64 {
-        share(&self.covered)
+        proportion(&self.covered)
     }
 }
 
+/// All four metrics by one rule.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Manifold {
+    /// Precision and recall.
+    pub precision_recall: PrecisionRecall,
+    /// Density and coverage.
+    pub density_coverage: DensityCoverage,
+}
+
 #[allow(clippy::cast_precision_loss, reason = "counts")]
-fn share(flags: &[bool]) -> f64 {
+fn proportion(flags: &[bool]) -> f64 {
     flags.iter().filter(|f| **f).count() as f64 / flags.len() as f64
 }
 
-/// Compares `samples [N, D]` with `reference [M, D]` under `rule`.
+/// Precision and recall of `samples [N, D]` against `reference [M, D]` under `rule`.
 ///
-/// Memory is the features, their f16 roundings where the rule asks for them, and one block of products for each thread.
+/// Memory beyond the arguments is one copy of the features in the format of the distance ([`Distance::SquaredHalfBlocks`]: a second one if some block
+/// overflows f16; [`Distance::EuclideanDouble`]: none) and one block of products for each thread.
 ///
 /// # Errors
 /// `DimMismatch`; `TooFew` unless both sets have more than k rows; `NotFinite`.
+pub fn precision_recall(
+    samples: ArrayView2<'_, f32>,
+    reference: ArrayView2<'_, f32>,
+    rule: &ManifoldRule,
+) -> Result<PrecisionRecall> {
+    Ok(manifold(samples, reference, rule)?.precision_recall)
+}
+
+/// Density and coverage of `samples [N, D]` against `reference [M, D]` under `rule`. Takes less time than [`manifold`]: the samples' balls are not
+/// needed. Memory as [`precision_recall`].
+///
+/// # Errors
+/// Those of [`precision_recall`].
+pub fn density_coverage(
+    samples: ArrayView2<'_, f32>,
+    reference: ArrayView2<'_, f32>,
+    rule: &ManifoldRule,
+) -> Result<DensityCoverage> {
+    Ok(compare(samples, reference, rule, false, TILE)?.density_coverage)
+}
+
+/// Precision, recall, density and coverage where one rule serves them all, at the cost of precision and recall. Memory as [`precision_recall`].
+///
+/// # Errors
+/// Those of [`precision_recall`].
 pub fn manifold(samples: ArrayView2<'_, f32>, reference: ArrayView2<'_, f32>, rule: &ManifoldRule) -> Result<Manifold> {
+    compare(samples, reference, rule, true, TILE)
+}
+
+/// Without `sample_balls`, `reference_inside` stays false. `tile` is [`TILE`] but in tests: a multiple of [`PANEL`].
+fn compare(
+    samples: ArrayView2<'_, f32>,
+    reference: ArrayView2<'_, f32>,
+    rule: &ManifoldRule,
+    sample_balls: bool,
+    tile: usize,
+) -> Result<Manifold> {
     let k = rule.k;
     if samples.ncols() != reference.ncols() {
         return Err(Error::DimMismatch { what: "samples", expected: reference.ncols(), found: samples.ncols() });
     }
+    rule.check(samples.nrows(), reference.nrows())?;
     for (what, rows) in [("samples", &samples), ("reference", &reference)] {
-        if rows.nrows() <= k {
-            return Err(Error::TooFew { what: "precision and recall", least: k + 1, found: rows.nrows() });
-        }
         if let Some(row) = rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
             let count = rows.iter().filter(|v| !v.is_finite()).count();
             return Err(Error::NotFinite { what, count, row });
         }
     }
-    let (samples, reference) = (Points::new(samples, rule.distance), Points::new(reference, rule.distance));
-    let (sample_radii, reference_radii) = (samples.radii(k), reference.radii(k));
+    let (samples, reference) = (Points::new(samples, rule.distance, tile), Points::new(reference, rule.distance, tile));
+    let radii = Radii { reference: reference.radii(k), samples: sample_balls.then(|| samples.radii(k)) };
     let (n, m) = (samples.len(), reference.len());
     let out = Mutex::new(Manifold {
-        sample_inside: vec![false; n],
-        reference_inside: vec![false; m],
-        balls: vec![0; n],
-        covered: vec![false; m],
-        k,
+        precision_recall: PrecisionRecall { sample_inside: vec![false; n], reference_inside: vec![false; m] },
+        density_coverage: DensityCoverage { balls: vec![0; n], covered: vec![false; m], k },
     });
-    samples.blocks(&reference, false).par_iter().for_each(|block| {
-        let (rows, columns) = (block.rows.clone(), block.columns.clone());
-        let found = match rule.ties {
-            Ties::Inside => block.memberships(&sample_radii[rows], &reference_radii[columns], |d, r| d <= r),
-            Ties::Outside => block.memberships(&sample_radii[rows], &reference_radii[columns], |d, r| d < r),
+    reference.blocks(&samples, false).par_iter().for_each_init(Scratch::new, |scratch, block| {
+        let found = match rule.boundary {
+            Boundary::Inclusive => block.memberships(scratch, &radii, |d, r| d <= r),
+            Boundary::Exclusive => block.memberships(scratch, &radii, |d, r| d < r),
         };
         found.add_to(&mut out.lock().unwrap_or_else(PoisonError::into_inner), block);
     });
@@ -177,117 +244,145 @@ fn to_half(x: f32) -> f32 {
     }
 }
 
-/// Rows with their squared lengths.
+/// Rows in panels, with their squared lengths.
 struct Rows {
-    panels: Panels,
+    panels: Panels<f32>,
     squares: Vec<f32>,
     /// Largest of `squares`.
     largest: f32,
 }
 
 impl Rows {
-    fn new(rows: ArrayView2<'_, f32>, square: impl Fn(ndarray::ArrayView1<'_, f32>) -> f32) -> Self {
+    fn new(
+        rows: ArrayView2<'_, f32>,
+        convert: impl Fn(f32) -> f32 + Sync,
+        square: impl Fn(ArrayView1<'_, f32>) -> f32,
+    ) -> Self {
         let squares: Vec<f32> = rows.outer_iter().map(square).collect();
         let largest = squares.iter().fold(0.0_f32, |m, v| m.max(*v));
-        Self { panels: Panels::new(rows), squares, largest }
+        Self { panels: Panels::new(rows, convert), squares, largest }
     }
 }
 
-struct Points {
+/// One set, in the number formats its distances turn out to need.
+struct Points<'a> {
+    /// In standard layout: sums of squares are rounded alike whatever the caller's layout is.
+    rows: CowArray<'a, f32, Ix2>,
     distance: Distance,
-    /// What the features are compared in; f16 values for `EuclideanHalf`.
-    plain: Rows,
-    /// Features rounded to f16, for `SquaredHalfBlocks`.
-    half: Option<Rows>,
+    tile: usize,
+    plain: OnceLock<Rows>,
+    half: OnceLock<Rows>,
+    /// Squared lengths in f64.
+    double_squares: OnceLock<Vec<f64>>,
 }
 
-impl Points {
-    fn new(rows: ArrayView2<'_, f32>, distance: Distance) -> Self {
-        // Sums of squares are rounded alike whatever the caller's layout is.
-        let rows = rows.as_standard_layout();
-        let rows = rows.view();
-        let half_square = |r: ndarray::ArrayView1<'_, f32>| to_half(r.iter().map(|v| to_half(v * v)).sum());
-        let half = || Rows::new(rows.mapv(to_half).view(), half_square);
-        match distance {
-            Distance::Squared | Distance::Euclidean => {
-                Self { distance, plain: Rows::new(rows, |r| r.dot(&r)), half: None }
-            }
-            Distance::SquaredHalfBlocks => {
-                let half = Some(half());
-                Self { distance, plain: Rows::new(rows, |r| r.dot(&r)), half }
-            }
-            Distance::EuclideanHalf => Self { distance, plain: half(), half: None },
-        }
+impl<'a> Points<'a> {
+    fn new(rows: ArrayView2<'a, f32>, distance: Distance, tile: usize) -> Self {
+        let rows = if rows.is_standard_layout() { rows.into() } else { rows.as_standard_layout().into_owned().into() };
+        let (plain, half, double_squares) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Self { rows, distance, tile, plain, half, double_squares }
     }
 
     fn len(&self) -> usize {
-        self.plain.squares.len()
+        self.rows.nrows()
+    }
+
+    /// The features as they are.
+    fn plain(&self) -> &Rows {
+        self.plain.get_or_init(|| Rows::new(self.rows.view(), |v| v, |r| r.dot(&r)))
+    }
+
+    /// The features rounded to f16.
+    fn half(&self) -> &Rows {
+        let square = |v: &f32| {
+            let v = to_half(*v);
+            to_half(v * v)
+        };
+        self.half.get_or_init(|| Rows::new(self.rows.view(), to_half, |r| to_half(r.iter().map(square).sum())))
+    }
+
+    /// The features in f64.
+    fn double(&self) -> DoubleRows<'_> {
+        let rows = self.rows.view();
+        let squares = self.double_squares.get_or_init(|| {
+            let pieces: Vec<Range<usize>> = cut(&(0..self.len()), PANEL).collect();
+            let squares = |panel: &mut Panels<f64>, piece: &Range<usize>| {
+                panel.refill(rows.slice(s![piece.clone(), ..]), f64::from);
+                let all = 0..piece.len();
+                let products = Products::new(panel, &all, panel, &all, false);
+                all.map(|i| products.row(i)[i]).collect::<Vec<f64>>()
+            };
+            pieces.par_iter().map_init(Panels::empty, squares).collect::<Vec<_>>().concat()
+        });
+        DoubleRows { rows, squares }
     }
 
     /// Blocks that hold every pair once; with `both`, where a set meets itself, half of them, for `d(i, j)` and `d(j, i)` at once.
-    fn blocks<'a>(&'a self, other: &'a Self, both: bool) -> Vec<Block<'a>> {
+    fn blocks<'b>(&'b self, other: &'b Self, both: bool) -> Vec<Block<'b>> {
         let mut out = Vec::new();
-        let tiles = |n: usize| (0..n).step_by(TILE).map(move |start| start..(start + TILE).min(n));
-        for is in tiles(self.len()) {
-            for js in tiles(other.len()).filter(|js| !both || js.start >= is.start) {
-                let measure = self.measure(other, &is, &js);
+        for is in cut(&(0..self.len()), self.tile) {
+            for js in cut(&(0..other.len()), self.tile).filter(|js| !both || js.start >= is.start) {
+                let kind = self.kind(other, &is, &js);
                 let back = both && js.start > is.start;
-                if back && other.measure(self, &js, &is) != measure {
-                    out.extend(other.tile(self, &js, &is, other.measure(self, &js, &is), false));
-                    out.extend(self.tile(other, &is, &js, measure, false));
+                if back && other.kind(self, &js, &is) != kind {
+                    out.extend(other.tile(self, &js, &is, other.kind(self, &js, &is), false));
+                    out.extend(self.tile(other, &is, &js, kind, false));
                 } else {
-                    out.extend(self.tile(other, &is, &js, measure, both));
+                    out.extend(self.tile(other, &is, &js, kind, both));
                 }
             }
         }
         out
     }
 
-    /// How the distances of a tile are measured.
-    fn measure(&self, other: &Self, is: &Range<usize>, js: &Range<usize>) -> Measure {
-        match (&self.half, &other.half) {
-            (Some(a), Some(b)) if all_finite(a, b, is, js) => Measure::HalfSquared,
-            _ => match self.distance {
-                Distance::Squared | Distance::SquaredHalfBlocks => Measure::Squared,
-                Distance::Euclidean => Measure::Root,
-                Distance::EuclideanHalf => Measure::HalfRoot,
-            },
+    /// How the distances of a tile are computed.
+    fn kind(&self, other: &Self, is: &Range<usize>, js: &Range<usize>) -> DistanceKind {
+        match self.distance {
+            Distance::SquaredHalfBlocks if all_finite(self.half(), other.half(), is, js) => DistanceKind::HalfSquared,
+            Distance::Squared | Distance::SquaredHalfBlocks => DistanceKind::Squared,
+            Distance::Euclidean => DistanceKind::Root,
+            Distance::EuclideanHalf => DistanceKind::HalfRoot,
+            Distance::EuclideanDouble => DistanceKind::DoubleRoot,
         }
     }
 
-    fn tile<'a>(
-        &'a self,
-        other: &'a Self,
+    fn tile<'b>(
+        &'b self,
+        other: &'b Self,
         is: &Range<usize>,
         js: &Range<usize>,
-        measure: Measure,
+        kind: DistanceKind,
         both: bool,
-    ) -> impl Iterator<Item = Block<'a>> + use<'a> {
-        let (a, b) = match (measure, &self.half, &other.half) {
-            (Measure::HalfSquared, Some(a), Some(b)) => (a, b),
-            _ => (&self.plain, &other.plain),
+    ) -> impl Iterator<Item = Block<'b>> + use<'a, 'b> {
+        let sides = match kind {
+            DistanceKind::Squared | DistanceKind::Root => Sides::Single([self.plain(), other.plain()]),
+            DistanceKind::HalfSquared | DistanceKind::HalfRoot => Sides::Single([self.half(), other.half()]),
+            DistanceKind::DoubleRoot => Sides::Double([self.double(), other.double()]),
         };
-        blocks_of(is, js).filter(move |(rows, columns)| !both || columns.start >= rows.start).map(
-            move |(rows, columns)| Block { a, b, both: both && columns.start > rows.start, rows, columns, measure },
-        )
+        blocks_of(is, js)
+            .filter(move |(rows, columns)| !both || columns.start >= rows.start)
+            .map(move |(rows, columns)| Block { sides, both: both && columns.start > rows.start, rows, columns, kind })
     }
 
     /// Distance of each point to its k-th neighbour: index k of the sorted row, the point itself included.
     fn radii(&self, k: usize) -> Vec<f32> {
-        // Blocks start anew in each tile, so the tile and the block in it name a group of rows.
-        let per_tile = TILE.div_ceil(BLOCK);
-        let group = |start: usize| start / TILE * per_tile + start % TILE / BLOCK;
+        // Each tile begins with a new block, so the tile and the block in it identify a group of rows.
+        let per_tile = self.tile.div_ceil(BLOCK);
+        let group = |start: usize| start / self.tile * per_tile + start % self.tile / BLOCK;
+        let rows = BLOCK.min(self.tile);
         let nearest: Vec<Mutex<Nearest>> =
-            (0..self.len().div_ceil(TILE) * per_tile).map(|_| Mutex::new(Nearest::new(BLOCK, k))).collect();
+            (0..self.len().div_ceil(self.tile) * per_tile).map(|_| Mutex::new(Nearest::new(rows, k))).collect();
         let lock = |start: usize| nearest[group(start)].lock().unwrap_or_else(PoisonError::into_inner);
-        self.blocks(self, true).par_iter().for_each(|block| {
-            let products = block.products();
-            block.distances(&products, false, |i, distances| lock(block.rows.start).offer_row(i, distances));
-            if block.both {
-                block.distances(&products, true, |_, distances| lock(block.columns.start).offer_each(distances));
-            }
+        self.blocks(self, true).par_iter().for_each_init(Scratch::new, |scratch, block| {
+            block.distances(scratch, &mut |mirrored, row, distances| {
+                if mirrored {
+                    lock(block.columns.start).offer_each(distances);
+                } else {
+                    lock(block.rows.start).offer_row(row, distances);
+                }
+            });
         });
-        (0..self.len()).map(|i| lock(i).last(i % TILE % BLOCK)).collect()
+        (0..self.len()).map(|i| lock(i).last(i % self.tile % BLOCK)).collect()
     }
 }
 
@@ -351,86 +446,158 @@ impl Nearest {
 /// Distances looked at together before any of them is looked at alone.
 const CHUNK: usize = 64;
 
-/// How a distance comes from two squared lengths and a product.
+/// How a distance is computed from two squared lengths and a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Measure {
+enum DistanceKind {
     Squared,
     Root,
     HalfRoot,
     HalfSquared,
+    DoubleRoot,
+}
+
+/// The two sets of a block.
+#[derive(Clone, Copy)]
+enum Sides<'a> {
+    Single([&'a Rows; 2]),
+    Double([DoubleRows<'a>; 2]),
+}
+
+/// Rows to be packed in f64 block by block, since the whole set would take twice its memory, and their squared lengths.
+#[derive(Clone, Copy)]
+struct DoubleRows<'a> {
+    rows: ArrayView2<'a, f32>,
+    squares: &'a [f64],
+}
+
+impl DoubleRows<'_> {
+    fn products(
+        self,
+        other: Self,
+        rows: &Range<usize>,
+        columns: &Range<usize>,
+        scratch: &mut Scratch,
+    ) -> Products<f64> {
+        let Scratch { left, packed, right } = scratch;
+        let wanted = (self.squares.as_ptr().addr(), rows.clone());
+        if packed.as_ref() != Some(&wanted) {
+            left.refill(self.rows.slice(s![rows.clone(), ..]), f64::from);
+            *packed = Some(wanted);
+        }
+        let all = 0..rows.len();
+        if std::ptr::eq(self.squares, other.squares) && rows == columns {
+            return Products::new(left, &all, left, &all, true);
+        }
+        right.refill(other.rows.slice(s![columns.clone(), ..]), f64::from);
+        Products::new(left, &all, right, &(0..columns.len()), false)
+    }
+}
+
+/// Packed rows of one thread's blocks.
+struct Scratch {
+    left: Panels<f64>,
+    /// The set, by the address of its squared lengths, and the rows in `left`: consecutive blocks share them.
+    packed: Option<(usize, Range<usize>)>,
+    right: Panels<f64>,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Self { left: Panels::empty(), packed: None, right: Panels::empty() }
+    }
 }
 
 /// Pairs of some rows of one set with some of another.
 struct Block<'a> {
-    a: &'a Rows,
-    b: &'a Rows,
+    sides: Sides<'a>,
     rows: Range<usize>,
     columns: Range<usize>,
-    measure: Measure,
+    kind: DistanceKind,
     /// Whether the block also stands for its mirror image.
     both: bool,
 }
 
 impl Block<'_> {
-    fn products(&self) -> Products {
-        products(self.a, self.b, &self.rows, &self.columns)
-    }
-
-    /// Calls `each(row in the block, distances to the columns)`, or, `mirrored`, with the distances from the columns.
-    fn distances(&self, products: &Products, mirrored: bool, mut each: impl FnMut(usize, &[f32])) {
-        match self.measure {
-            Measure::Squared => self.measured(products, mirrored, squared, &mut each),
-            Measure::Root => self.measured(products, mirrored, |u, p, v| squared(u, p, v).sqrt(), &mut each),
-            Measure::HalfRoot => {
-                let root = |u, p, v| to_half(to_half(squared(u, p, v)).sqrt());
-                self.measured(products, mirrored, root, &mut each);
+    /// Calls `each(false, row in the block, distances to the columns)` for every row; then, if the block stands for its mirror image too,
+    /// `each(true, row, distances from the columns)`.
+    fn distances(&self, scratch: &mut Scratch, each: &mut impl FnMut(bool, usize, &[f32])) {
+        match self.sides {
+            Sides::Single([a, b]) => {
+                let products = products(a, b, &self.rows, &self.columns);
+                let squares = [a.squares.as_slice(), b.squares.as_slice()];
+                match self.kind {
+                    DistanceKind::Squared => self.measured(&products, squares, squared, each),
+                    DistanceKind::HalfSquared => self.measured(&products, squares, half_squared, each),
+                    DistanceKind::HalfRoot => {
+                        let root = |u, p, v| to_half(to_half(squared(u, p, v)).sqrt());
+                        self.measured(&products, squares, root, each);
+                    }
+                    DistanceKind::Root | DistanceKind::DoubleRoot => {
+                        self.measured(&products, squares, |u, p, v| squared(u, p, v).sqrt(), each);
+                    }
+                }
             }
-            Measure::HalfSquared => self.measured(products, mirrored, half_squared, &mut each),
+            Sides::Double([a, b]) => {
+                let products = a.products(b, &self.rows, &self.columns, scratch);
+                self.measured(&products, [a.squares, b.squares], double_root, each);
+            }
         }
     }
 
-    fn measured(
+    fn measured<T: Element>(
         &self,
-        products: &Products,
-        mirrored: bool,
-        measure: impl Fn(f32, f32, f32) -> f32,
-        each: &mut impl FnMut(usize, &[f32]),
+        products: &Products<T>,
+        [us, vs]: [&[T]; 2],
+        measure: impl Fn(T, T, T) -> f32,
+        each: &mut impl FnMut(bool, usize, &[f32]),
     ) {
         let (vector, mut out) = (pulp::Arch::new(), vec![0.0; self.columns.len()]);
-        for (row, i) in self.rows.clone().enumerate() {
-            let (u, vs) = (self.a.squares[i], &self.b.squares[self.columns.clone()]);
-            vector.dispatch(|| {
-                for ((d, p), v) in out.iter_mut().zip(products.row(row)).zip(vs) {
-                    *d = if mirrored { measure(*v, *p, u) } else { measure(u, *p, *v) };
-                }
-            });
-            each(row, &out);
+        let (us, vs) = (&us[self.rows.clone()], &vs[self.columns.clone()]);
+        for mirrored in [false, true] {
+            if mirrored && !self.both {
+                break;
+            }
+            for (row, u) in us.iter().enumerate() {
+                vector.dispatch(|| {
+                    for ((d, p), v) in out.iter_mut().zip(products.row(row)).zip(vs) {
+                        *d = if mirrored { measure(*v, *p, *u) } else { measure(*u, *p, *v) };
+                    }
+                });
+                each(mirrored, row, &out);
+            }
         }
     }
 
-    fn memberships(&self, row_radii: &[f32], column_radii: &[f32], inside: impl Fn(f32, f32) -> bool) -> Memberships {
+    /// Rows are of the reference, columns of the samples.
+    fn memberships(&self, scratch: &mut Scratch, radii: &Radii, inside: impl Fn(f32, f32) -> bool) -> Memberships {
+        let row_radii = &radii.reference[self.rows.clone()];
+        let column_radii = radii.samples.as_ref().map_or(&[][..], |r| &r[self.columns.clone()]);
         let mut out = Memberships {
-            balls: vec![0; row_radii.len()],
-            covered: vec![false; column_radii.len()],
-            inside: vec![false; column_radii.len()],
+            balls: vec![0; self.columns.len()],
+            covered: vec![false; self.rows.len()],
+            inside: vec![false; self.rows.len()],
         };
-        self.distances(&self.products(), false, |row, distances| {
-            let mut balls = 0;
-            for ((d, radius), covered) in distances.iter().zip(column_radii).zip(&mut out.covered) {
-                let hit = inside(*d, *radius);
-                balls += u32::from(hit);
-                *covered |= hit;
+        self.distances(scratch, &mut |_, row, distances| {
+            let (radius, mut hits) = (row_radii[row], 0);
+            for (d, balls) in distances.iter().zip(&mut out.balls) {
+                let hit = u32::from(inside(*d, radius));
+                *balls += hit;
+                hits += hit;
             }
-            out.balls[row] = balls;
-            for (d, found) in distances.iter().zip(&mut out.inside) {
-                *found |= inside(*d, row_radii[row]);
-            }
+            out.covered[row] = hits > 0;
+            out.inside[row] = distances.iter().zip(column_radii).fold(false, |any, (d, r)| any | inside(*d, *r));
         });
         out
     }
 }
 
-/// What one block tells of samples (rows) and reference images (columns).
+/// Radii of the balls; those of the samples only where they are needed.
+struct Radii {
+    reference: Vec<f32>,
+    samples: Option<Vec<f32>>,
+}
+
+/// Counts over one block of reference images (rows) and samples (columns).
 struct Memberships {
     balls: Vec<u32>,
     covered: Vec<bool>,
@@ -439,13 +606,14 @@ struct Memberships {
 
 impl Memberships {
     fn add_to(&self, all: &mut Manifold, block: &Block<'_>) {
-        for (i, balls) in block.rows.clone().zip(&self.balls) {
-            all.balls[i] += balls;
-            all.sample_inside[i] |= *balls > 0;
+        let Manifold { precision_recall: pr, density_coverage: dc } = all;
+        for (j, balls) in block.columns.clone().zip(&self.balls) {
+            dc.balls[j] += balls;
+            pr.sample_inside[j] |= *balls > 0;
         }
-        for ((j, covered), inside) in block.columns.clone().zip(&self.covered).zip(&self.inside) {
-            all.covered[j] |= covered;
-            all.reference_inside[j] |= inside;
+        for ((i, covered), inside) in block.rows.clone().zip(&self.covered).zip(&self.inside) {
+            dc.covered[i] |= covered;
+            pr.reference_inside[i] |= inside;
         }
     }
 }
@@ -454,8 +622,18 @@ fn squared(u: f32, product: f32, v: f32) -> f32 {
     (u - 2.0 * product + v).max(0.0)
 }
 
+/// Before negative values become 0.
+fn half_difference(u: f32, product: f32, v: f32) -> f32 {
+    to_half(to_half(u - to_half(2.0 * to_half(product))) + v)
+}
+
 fn half_squared(u: f32, product: f32, v: f32) -> f32 {
-    to_half(to_half(u - to_half(2.0 * to_half(product))) + v).max(0.0)
+    half_difference(u, product, v).max(0.0)
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the rule rounds to f32")]
+fn double_root(u: f64, product: f64, v: f64) -> f32 {
+    ((u - 2.0 * product + v).max(0.0) as f32).sqrt()
 }
 
 /// Whether the f16 distances of a tile are all finite.
@@ -465,27 +643,33 @@ fn all_finite(a: &Rows, b: &Rows, is: &Range<usize>, js: &Range<usize>) -> bool 
     if a.largest + b.largest < SAFE {
         return true;
     }
-    // `max` drops NaN, which ∞ - ∞ gives, so the unclamped value decides.
-    let unclamped = |u: f32, p: f32, v: f32| to_half(to_half(u - to_half(2.0 * to_half(p))) + v);
     let blocks: Vec<_> = blocks_of(is, js).collect();
     blocks.par_iter().all(|(rows, columns)| {
         let products = products(a, b, rows, columns);
         rows.clone().enumerate().all(|(row, i)| {
             let products = products.row(row);
-            columns.clone().enumerate().all(|(at, j)| unclamped(a.squares[i], products[at], b.squares[j]).is_finite())
+            // False for NaN, which ∞ - ∞ gives; -∞ becomes 0, which is finite.
+            let finite =
+                |(at, j): (usize, usize)| half_difference(a.squares[i], products[at], b.squares[j]) < f32::INFINITY;
+            columns.clone().enumerate().all(finite)
         })
     })
 }
 
+/// A range in pieces of `size`.
+fn cut(range: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let end = range.end;
+    range.clone().step_by(size).map(move |start| start..(start + size).min(end))
+}
+
 /// The blocks of a tile.
 fn blocks_of(is: &Range<usize>, js: &Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + use<> {
-    let cut = |r: Range<usize>| r.clone().step_by(BLOCK).map(move |start| start..(start + BLOCK).min(r.end));
     let js = js.clone();
-    cut(is.clone()).flat_map(move |rows| cut(js.clone()).map(move |columns| (rows.clone(), columns)))
+    cut(is, BLOCK).flat_map(move |rows| cut(&js, BLOCK).map(move |columns| (rows.clone(), columns)))
 }
 
 /// On this thread alone: blocks are what runs in parallel.
-fn products(a: &Rows, b: &Rows, rows: &Range<usize>, columns: &Range<usize>) -> Products {
+fn products(a: &Rows, b: &Rows, rows: &Range<usize>, columns: &Range<usize>) -> Products<f32> {
     Products::new(&a.panels, rows, &b.panels, columns, std::ptr::eq(a, b) && rows == columns)
 }
 
@@ -493,56 +677,195 @@ fn products(a: &Rows, b: &Rows, rows: &Range<usize>, columns: &Range<usize>) -> 
 mod tests {
     use super::*;
 
-    const RULE: ManifoldRule = ManifoldRule { k: 3, distance: Distance::Squared, ties: Ties::Inside };
+    const RULE: ManifoldRule = ManifoldRule { k: 3, distance: Distance::Squared, boundary: Boundary::Inclusive };
+    const DISTANCES: [Distance; 5] = [
+        Distance::Squared,
+        Distance::SquaredHalfBlocks,
+        Distance::Euclidean,
+        Distance::EuclideanHalf,
+        Distance::EuclideanDouble,
+    ];
 
     fn grid(n: usize, shift: f32) -> Array2<f32> {
         Array2::from_shape_fn((n, 2), |(i, j)| if j == 0 { (i % 10) as f32 + shift } else { (i / 10) as f32 })
     }
 
+    fn of(a: &Array2<f32>, b: &Array2<f32>, distance: Distance) -> Manifold {
+        manifold(a.view(), b.view(), &ManifoldRule { distance, ..RULE }).unwrap()
+    }
+
     #[test]
     fn a_set_against_itself_is_perfect() {
-        let m = manifold(grid(100, 0.0).view(), grid(100, 0.0).view(), &RULE).unwrap();
-        assert_eq!((m.precision(), m.recall(), m.coverage()), (1.0, 1.0, 1.0));
+        let m = of(&grid(100, 0.0), &grid(100, 0.0), Distance::Squared);
+        let (pr, dc) = (m.precision_recall, m.density_coverage);
+        assert_eq!((pr.precision(), pr.recall(), dc.coverage()), (1.0, 1.0, 1.0));
     }
 
     #[test]
     fn a_collapsed_generator_has_precision_without_recall() {
         let reference = grid(100, 0.0);
         let samples = Array2::from_shape_fn((100, 2), |(i, _)| 4.0 + i as f32 * 1e-4);
-        let m = manifold(samples.view(), reference.view(), &RULE).unwrap();
+        let m = precision_recall(samples.view(), reference.view(), &RULE).unwrap();
         assert!(m.precision() > 0.99 && m.recall() < 0.05, "{} {}", m.precision(), m.recall());
     }
 
     #[test]
     fn distant_sets_share_nothing() {
-        let m = manifold(grid(100, 50.0).view(), grid(100, 0.0).view(), &RULE).unwrap();
-        assert_eq!((m.precision(), m.recall(), m.density(), m.coverage()), (0.0, 0.0, 0.0, 0.0));
-    }
-
-    #[test]
-    fn blocks_do_not_show() {
-        // More rows than a block holds, against a plain double loop.
-        let a = Array2::from_shape_fn((1100, 3), |(i, j)| ((i * 37 + j * 11) % 101) as f32 / 10.0);
-        let b = Array2::from_shape_fn((1050, 3), |(i, j)| ((i * 53 + j * 29) % 97) as f32 / 9.0);
-        let distance = |x: ArrayView2<'_, f32>, i: usize, y: ArrayView2<'_, f32>, j: usize| {
-            (0..3).map(|c| (x[[i, c]] - y[[j, c]]).powi(2)).sum::<f32>()
-        };
-        let radius = |j: usize| {
-            let mut all: Vec<f32> = (0..1050).filter(|i| *i != j).map(|i| distance(b.view(), i, b.view(), j)).collect();
-            all.sort_by(f32::total_cmp);
-            all[2]
-        };
-        let m = manifold(a.view(), b.view(), &RULE).unwrap();
-        let radii: Vec<f32> = (0..1050).map(radius).collect();
-        for i in (0..1100).step_by(97) {
-            let near = (0..1050).any(|j| distance(a.view(), i, b.view(), j) <= radii[j] * (1.0 + 1e-5) + 1e-5);
-            let surely = (0..1050).any(|j| distance(a.view(), i, b.view(), j) < radii[j] * (1.0 - 1e-5) - 1e-5);
-            assert!((!m.sample_inside[i] || near) && (m.sample_inside[i] || !surely), "row {i}");
+        for distance in DISTANCES {
+            let m = of(&grid(100, 50.0), &grid(100, 0.0), distance);
+            let (pr, dc) = (m.precision_recall, m.density_coverage);
+            assert_eq!((pr.precision(), pr.recall(), dc.density(), dc.coverage()), (0.0, 0.0, 0.0, 0.0));
         }
     }
 
     #[test]
-    fn tiles_do_not_show() {
+    fn density_alone_is_density_of_all() {
+        let (a, b) = (grid(100, 0.3), grid(90, 0.0));
+        for distance in DISTANCES {
+            let rule = ManifoldRule { distance, ..RULE };
+            let all = manifold(a.view(), b.view(), &rule).unwrap();
+            assert_eq!(density_coverage(a.view(), b.view(), &rule).unwrap(), all.density_coverage);
+            assert_eq!(precision_recall(a.view(), b.view(), &rule).unwrap(), all.precision_recall);
+        }
+    }
+
+    /// The rule as its documentation says, pair by pair, from features that are exact in every format so that sums have no order.
+    struct Naive<'a> {
+        rule: ManifoldRule,
+        tile: usize,
+        sets: [&'a Array2<f32>; 2],
+    }
+
+    impl Naive<'_> {
+        fn half(x: f32) -> f32 {
+            half::f16::from_f32(x).to_f32()
+        }
+
+        /// Squared length, each square rounded by `round`.
+        fn square(row: ArrayView1<'_, f32>, round: fn(f32) -> f32) -> f32 {
+            round(row.iter().map(|v| round(v * v)).sum())
+        }
+
+        /// Squared lengths and products.
+        fn sums(&self, [a, b]: [usize; 2], round: fn(f32) -> f32) -> impl Fn(usize, usize) -> [f32; 3] {
+            let squares =
+                |set: usize| -> Vec<f32> { self.sets[set].outer_iter().map(|row| Self::square(row, round)).collect() };
+            let (us, products, vs) = (squares(a), self.sets[a].dot(&self.sets[b].t()), squares(b));
+            move |i, j| [us[i], products[[i, j]], vs[j]]
+        }
+
+        fn in_half([u, p, v]: [f32; 3]) -> f32 {
+            let d = Self::half(Self::half(u - Self::half(2.0 * Self::half(p))) + v);
+            if d.is_nan() { d } else { d.max(0.0) }
+        }
+
+        /// Distances of every row of set `a` to every row of set `b`.
+        fn distances(&self, a: usize, b: usize) -> Array2<f32> {
+            let (n, m) = (self.sets[a].nrows(), self.sets[b].nrows());
+            let starts = |n: usize| (0..n).step_by(self.tile);
+            let (sums, halves) = (self.sums([a, b], |v| v), self.sums([a, b], Self::half));
+            let plain = |i, j| {
+                let [u, p, v] = sums(i, j);
+                (u - 2.0 * p + v).max(0.0)
+            };
+            let mut out = Array2::from_shape_fn((n, m), |(i, j)| match self.rule.distance {
+                Distance::Squared | Distance::SquaredHalfBlocks => plain(i, j),
+                Distance::Euclidean | Distance::EuclideanDouble => plain(i, j).sqrt(),
+                Distance::EuclideanHalf => {
+                    let [u, p, v] = halves(i, j);
+                    Self::half(Self::half((u - 2.0 * p + v).max(0.0)).sqrt())
+                }
+            });
+            if self.rule.distance == Distance::SquaredHalfBlocks {
+                for is in starts(n).map(|s| s..(s + self.tile).min(n)) {
+                    for js in starts(m).map(|s| s..(s + self.tile).min(m)) {
+                        let block = Array2::from_shape_fn((is.len(), js.len()), |(i, j)| {
+                            Self::in_half(halves(is.start + i, js.start + j))
+                        });
+                        if block.iter().all(|d| d.is_finite()) {
+                            out.slice_mut(s![is.clone(), js]).assign(&block);
+                        }
+                    }
+                }
+            }
+            out
+        }
+
+        fn inside(&self, d: f32, radius: f32) -> bool {
+            if self.rule.boundary == Boundary::Inclusive { d <= radius } else { d < radius }
+        }
+
+        /// `sets` are samples and reference.
+        fn manifold(&self) -> Manifold {
+            let radii = |set: usize| -> Vec<f32> {
+                let sorted = |row: ArrayView1<'_, f32>| {
+                    let mut row = row.to_vec();
+                    row.sort_by(f32::total_cmp);
+                    row[self.rule.k]
+                };
+                self.distances(set, set).outer_iter().map(sorted).collect()
+            };
+            let (samples, reference, d) = (radii(0), radii(1), self.distances(1, 0));
+            let (m, n) = d.dim();
+            let balls: Vec<u32> =
+                (0..n).map(|j| (0..m).map(|i| u32::from(self.inside(d[[i, j]], reference[i]))).sum()).collect();
+            let any = |radius: &dyn Fn(usize, usize) -> f32| -> Vec<bool> {
+                (0..m).map(|i| (0..n).any(|j| self.inside(d[[i, j]], radius(i, j)))).collect()
+            };
+            Manifold {
+                precision_recall: PrecisionRecall {
+                    sample_inside: balls.iter().map(|b| *b > 0).collect(),
+                    reference_inside: any(&|_, j| samples[j]),
+                },
+                density_coverage: DensityCoverage { balls, covered: any(&|i, _| reference[i]), k: self.rule.k },
+            }
+        }
+    }
+
+    /// Features of unequal lengths: sums of products are exact in f32, and f16 rounds them.
+    fn exact(n: usize, dims: usize, seed: usize) -> Array2<f32> {
+        let draw = |at: usize| (at.wrapping_mul(2_654_435_761) >> 7) % 97;
+        Array2::from_shape_fn((n, dims), |(i, j)| {
+            let length = 20 + draw(i + seed * 1009) % 4;
+            ((10 + draw(i * dims + j + seed * 7919) % 3) * length) as f32 / 64.0
+        })
+    }
+
+    #[test]
+    fn every_rule_equals_a_plain_implementation_across_tiles_and_blocks() {
+        // Several tiles in each set, and one of several blocks; the second pair's last tiles overflow f16.
+        let far = |x: Array2<f32>, from: usize| {
+            Array2::from_shape_fn(x.dim(), |(i, j)| if i >= from { x[[i, j]] * 64.0 } else { x[[i, j]] })
+        };
+        let near = (exact(90, 40, 1), exact(70, 40, 2));
+        let mixed = (far(exact(90, 40, 3), 64), far(exact(70, 40, 4), 48));
+        let many = (exact(450, 6, 5), exact(400, 6, 6));
+        for ((samples, reference), tiles) in [(&near, &[16, 48, 96][..]), (&mixed, &[16, 48, 96]), (&many, &[416])] {
+            for (tile, distance) in tiles.iter().flat_map(|t| DISTANCES.map(|d| (*t, d))) {
+                for boundary in [Boundary::Inclusive, Boundary::Exclusive] {
+                    let rule = ManifoldRule { k: 3, distance, boundary };
+                    let found = compare(samples.view(), reference.view(), &rule, true, tile).unwrap();
+                    let expected = Naive { rule, tile, sets: [samples, reference] }.manifold();
+                    assert_eq!(found, expected, "{rule:?}, tiles of {tile}, {} samples", samples.nrows());
+                }
+            }
+        }
+        // Formats and tiles make a difference to these sets.
+        let rule = ManifoldRule { distance: Distance::SquaredHalfBlocks, ..RULE };
+        let tiled = |tile| compare(mixed.0.view(), mixed.1.view(), &rule, true, tile).unwrap();
+        assert_ne!(tiled(16), tiled(96));
+        assert_ne!(of(&near.0, &near.1, Distance::Squared), of(&near.0, &near.1, Distance::SquaredHalfBlocks));
+    }
+
+    #[test]
+    fn f16_sums_go_from_left_to_right_with_the_reference_first() {
+        // 1000.5 - 2100 = -1099.5, rounded to -1100 (halfway, to even), + 2001 (2000 or 2002 in f16) …
+        assert_eq!(half_squared(1000.5, 1050.0, 2002.0), to_half(to_half(1000.5 - 2100.0) + 2002.0));
+        assert_ne!(half_squared(1000.5, 1050.0, 2002.0), half_squared(2002.0, 1050.0, 1000.5));
+    }
+
+    #[test]
+    fn tiles_of_guided_diffusion() {
         // Two tiles of small integers, exact in f16, so every rule must find the same; with the second tile far off, f16 must give way there.
         let set = |n: usize, step: usize| {
             Array2::from_shape_fn((n, 2), |(i, j)| {
@@ -551,9 +874,8 @@ mod tests {
             })
         };
         let (a, b) = (set(TILE + 1500, 37), set(TILE + 20, 53));
-        let of = |distance| manifold(a.view(), b.view(), &ManifoldRule { distance, ..RULE }).unwrap();
-        let plain = of(Distance::Squared);
-        assert!(of(Distance::SquaredHalfBlocks) == plain);
+        let plain = of(&a, &b, Distance::Squared);
+        assert!(of(&a, &b, Distance::SquaredHalfBlocks) == plain);
         let distance = |x: &Array2<f32>, i: usize, y: &Array2<f32>, j: usize| {
             (0..2).map(|c| (x[[i, c]] - y[[j, c]]).powi(2)).sum::<f32>()
         };
@@ -562,26 +884,67 @@ mod tests {
             all.sort_by(f32::total_cmp);
             all[3]
         };
-        let found = Points::new(b.view(), Distance::Squared).radii(3);
+        let found = Points::new(b.view(), Distance::Squared, TILE).radii(3);
         for i in [0, 700, 1024, TILE - 1, TILE, TILE + 19] {
             assert_eq!(found[i], radius(&b, i), "row {i}");
         }
         for i in [0, 700, TILE - 1, TILE, TILE + 1030] {
             let hits = (0..b.nrows()).filter(|j| distance(&a, i, &b, *j) <= found[*j]).count();
-            assert_eq!(plain.balls[i] as usize, hits, "row {i}");
+            assert_eq!(plain.density_coverage.balls[i] as usize, hits, "row {i}");
+        }
+    }
+
+    #[test]
+    fn only_the_formats_in_use_are_packed() {
+        let (near, far) = (grid(40, 0.0), grid(40, 0.0).mapv(|v| v * 64.0));
+        let packed = |rows: &Array2<f32>, distance| {
+            let points = Points::new(rows.view(), distance, TILE);
+            points.radii(3);
+            [points.plain.get().is_some(), points.half.get().is_some(), points.double_squares.get().is_some()]
+        };
+        assert_eq!(packed(&near, Distance::Squared), [true, false, false]);
+        assert_eq!(packed(&near, Distance::SquaredHalfBlocks), [false, true, false]);
+        assert_eq!(packed(&far, Distance::SquaredHalfBlocks), [true, true, false]);
+        assert_eq!(packed(&near, Distance::EuclideanHalf), [false, true, false]);
+        assert_eq!(packed(&near, Distance::EuclideanDouble), [false, false, true]);
+    }
+
+    #[test]
+    fn equal_rows_are_at_distance_zero_in_f64() {
+        // Each row 8 times, in an order that puts copies into different panels and blocks: every radius is 0, and nothing lies inside such a ball.
+        let row = |i: usize, j: usize| ((i * 7919 + j * 104_729) % 10_007) as f32 * 0.000_317 + 0.1;
+        let x = Array2::from_shape_fn((480, 130), |(i, j)| row(i % 60, j));
+        let rule = ManifoldRule { k: 5, distance: Distance::EuclideanDouble, boundary: Boundary::Exclusive };
+        let found = density_coverage(x.view(), x.view(), &rule).unwrap();
+        assert_eq!((found.density(), found.coverage()), (0.0, 0.0));
+        let inclusive = ManifoldRule { boundary: Boundary::Inclusive, ..rule };
+        assert!(density_coverage(x.view(), x.view(), &inclusive).unwrap().balls.iter().all(|b| *b == 8));
+    }
+
+    #[test]
+    fn column_major_features_give_the_same() {
+        let (a, b) = (exact(50, 9, 7), exact(40, 9, 8));
+        let turned = a.t().as_standard_layout().into_owned();
+        for distance in DISTANCES {
+            let rule = ManifoldRule { distance, ..RULE };
+            assert_eq!(manifold(turned.t(), b.view(), &rule).unwrap(), of(&a, &b, distance));
         }
     }
 
     #[test]
     fn too_few_or_bad_rows_are_errors() {
-        assert!(matches!(manifold(grid(3, 0.0).view(), grid(9, 0.0).view(), &RULE), Err(Error::TooFew { .. })));
+        let few = manifold(grid(3, 0.0).view(), grid(9, 0.0).view(), &RULE);
+        assert!(matches!(few, Err(Error::TooFew { least: 4, found: 3, .. })));
+        assert!(matches!(RULE.check(9, 3), Err(Error::TooFew { least: 4, found: 3, .. })));
+        assert!(RULE.check(4, 4).is_ok());
         let mut bad = grid(9, 0.0);
         bad[[2, 1]] = f32::NAN;
-        assert!(matches!(manifold(bad.view(), grid(9, 0.0).view(), &RULE), Err(Error::NotFinite { row: 2, .. })));
+        let found = manifold(bad.view(), grid(9, 0.0).view(), &RULE);
+        assert!(matches!(found, Err(Error::NotFinite { row: 2, .. })));
     }
 
     #[test]
-    fn halves_round_as_the_half_crate_has_them() {
+    fn f16_rounding_equals_the_half_crates() {
         for bits in (0..=u32::MAX).step_by(40_009) {
             let x = f32::from_bits(bits);
             let expected = half::f16::from_f32(x).to_f32();
@@ -593,14 +956,11 @@ mod tests {
     }
 
     #[test]
-    fn half_blocks_fall_back_as_a_whole() {
-        // On the grid every distance is exact in f16, so all rules agree; far out f16 overflows and f32 must step in.
+    fn an_f16_block_that_overflows_is_f32() {
+        // On the grid every distance is exact in f16, so all rules agree; scaled by 64 f16 overflows and f32 must step in.
         let (a, b) = (grid(100, 0.0), grid(100, 1.0));
-        let of = |a: &Array2<f32>, b: &Array2<f32>, distance| {
-            manifold(a.view(), b.view(), &ManifoldRule { distance, ..RULE }).unwrap()
-        };
         let plain = of(&a, &b, Distance::Squared);
-        for distance in [Distance::SquaredHalfBlocks, Distance::Euclidean, Distance::EuclideanHalf] {
+        for distance in DISTANCES {
             assert_eq!(of(&a, &b, distance), plain, "{distance:?}");
         }
         let (far_a, far_b) = (a.mapv(|v| v * 64.0), b.mapv(|v| v * 64.0));
@@ -608,13 +968,15 @@ mod tests {
     }
 
     #[test]
-    fn ties_count_as_the_rule_says() {
+    fn the_boundary_counts_as_the_rule_says() {
         // On a line with steps of 1 every first neighbour lies at the radius exactly.
         let line = Array2::from_shape_fn((10, 1), |(i, _)| i as f32);
         let next = Array2::from_shape_fn((10, 1), |(i, _)| i as f32 + 10.0);
-        let rule = |ties| ManifoldRule { k: 1, ties, ..RULE };
+        let precision = |boundary| {
+            let rule = ManifoldRule { k: 1, boundary, ..RULE };
+            precision_recall(next.view(), line.view(), &rule).unwrap().precision()
+        };
         // Only 10 touches the ball of 9.
-        assert_eq!(manifold(next.view(), line.view(), &rule(Ties::Inside)).unwrap().precision(), 0.1);
-        assert_eq!(manifold(next.view(), line.view(), &rule(Ties::Outside)).unwrap().precision(), 0.0);
+        assert_eq!((precision(Boundary::Inclusive), precision(Boundary::Exclusive)), (0.1, 0.0));
     }
 }

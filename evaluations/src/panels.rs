@@ -1,7 +1,7 @@
-//! Inner products of every row of one set with every row of another, in f32.
+//! Inner products of every row of one set with every row of another, in f32 or f64.
 //!
-//! Rows lie in panels of sixteen, turned: sixteen neighbouring numbers are one dimension of sixteen rows. A panel serves both sides, as vectors on one and as
-//! single numbers on the other, so nothing is packed for each block.
+//! Rows are packed in panels of sixteen, transposed: sixteen consecutive numbers are one dimension of sixteen rows. A panel serves as the left operand
+//! (numbers are broadcast) and as the right one (numbers are vectors), so it is packed once for both.
 
 use std::ops::Range;
 
@@ -12,57 +12,152 @@ use rayon::slice::ParallelSliceMut as _;
 
 /// Rows of a panel.
 pub(crate) const PANEL: usize = 16;
-/// Dimensions that are summed in registers: so much of two panels stays in a core's first cache.
+/// Dimensions summed in registers: this part of two panels fits in a core's first-level cache.
 const DEPTH: usize = 128;
 /// Rows on the left whose sums are in registers, with two vectors each: 16 registers.
 const LEFT: usize = 8;
 
+/// The number format of products and sums, with the vector operations they take.
+pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
+    type Vector<S: Simd>: Copy;
+
+    fn lanes<S: Simd>() -> usize;
+    fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
+    fn add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+    fn mul_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
+    fn vectors<S: Simd>(values: &[Self]) -> &[Self::Vector<S>];
+    fn vectors_mut<S: Simd>(values: &mut [Self]) -> &mut [Self::Vector<S>];
+}
+
+macro_rules! element {
+    ($type:ty, $vector:ident, $lanes:ident, $splat:ident, $add:ident, $mul_add:ident, $vectors:ident, $vectors_mut:ident) => {
+        impl Element for $type {
+            type Vector<S: Simd> = S::$vector;
+
+            #[inline(always)]
+            fn lanes<S: Simd>() -> usize {
+                S::$lanes
+            }
+
+            #[inline(always)]
+            fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S> {
+                simd.$splat(value)
+            }
+
+            #[inline(always)]
+            fn add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S> {
+                simd.$add(a, b)
+            }
+
+            #[inline(always)]
+            fn mul_add<S: Simd>(
+                simd: S,
+                a: Self::Vector<S>,
+                b: Self::Vector<S>,
+                c: Self::Vector<S>,
+            ) -> Self::Vector<S> {
+                simd.$mul_add(a, b, c)
+            }
+
+            #[inline(always)]
+            fn vectors<S: Simd>(values: &[Self]) -> &[Self::Vector<S>] {
+                S::$vectors(values).0
+            }
+
+            #[inline(always)]
+            fn vectors_mut<S: Simd>(values: &mut [Self]) -> &mut [Self::Vector<S>] {
+                S::$vectors_mut(values).0
+            }
+        }
+    };
+}
+
+element!(f32, f32s, F32_LANES, splat_f32s, add_f32s, mul_add_f32s, as_simd_f32s, as_mut_simd_f32s);
+element!(f64, f64s, F64_LANES, splat_f64s, add_f64s, mul_add_f64s, as_simd_f64s, as_mut_simd_f64s);
+
 /// Rows `[N, D]` in panels.
-pub(crate) struct Panels {
+pub(crate) struct Panels<T> {
     /// `[N / 16, lines, 16]`, and one panel of zeros.
-    values: Vec<f32>,
+    values: Vec<T>,
     dims: usize,
-    /// Lines of a panel: its dimensions and some zeros, so that neighbouring panels fall into different sets of the caches.
+    /// Lines of a panel: its dimensions and padding, an odd multiple of `DEPTH`, so that neighbouring panels fall into different cache sets.
     lines: usize,
 }
 
-impl Panels {
-    pub(crate) fn new(rows: ArrayView2<'_, f32>) -> Self {
-        let dims = rows.ncols();
-        let lines = (dims.div_ceil(DEPTH) | 1) * DEPTH;
-        let mut values = vec![0.0; (rows.nrows().div_ceil(PANEL) + 1) * lines * PANEL];
-        values.par_chunks_exact_mut(lines * PANEL).enumerate().for_each(|(panel, values)| {
-            for at in 0..PANEL.min(rows.nrows().saturating_sub(panel * PANEL)) {
-                for (value, place) in rows.row(panel * PANEL + at).iter().zip(values[at..].iter_mut().step_by(PANEL)) {
-                    *place = *value;
-                }
-            }
-        });
+impl<T: Element> Panels<T> {
+    /// `convert` is applied to every number.
+    pub(crate) fn new(rows: ArrayView2<'_, f32>, convert: impl Fn(f32) -> T + Sync) -> Self {
+        let (dims, lines, len) = Self::shape(rows);
+        let mut values = vec![T::default(); len];
+        values
+            .par_chunks_exact_mut(lines * PANEL)
+            .enumerate()
+            .for_each(|(panel, values)| fill(values, rows, panel, &convert));
         Self { values, dims, lines }
     }
 
+    /// Other rows in the same memory, on this thread alone.
+    pub(crate) fn refill(&mut self, rows: ArrayView2<'_, f32>, convert: impl Fn(f32) -> T) {
+        let (dims, lines, len) = Self::shape(rows);
+        // Padding is zero and stays so, unless the last panel had or has fewer rows.
+        if (self.dims, self.lines, self.values.len()) != (dims, lines, len) || !rows.nrows().is_multiple_of(PANEL) {
+            self.values.clear();
+            self.values.resize(len, T::default());
+            (self.dims, self.lines) = (dims, lines);
+        }
+        for (panel, values) in self.values.chunks_exact_mut(lines * PANEL).enumerate() {
+            fill(values, rows, panel, &convert);
+        }
+    }
+
+    /// No rows.
+    pub(crate) fn empty() -> Self {
+        Self { values: Vec::new(), dims: 0, lines: 0 }
+    }
+
+    /// Dimensions, lines of a panel, and numbers in all panels.
+    fn shape(rows: ArrayView2<'_, f32>) -> (usize, usize, usize) {
+        let dims = rows.ncols();
+        let lines = (dims.div_ceil(DEPTH) | 1) * DEPTH;
+        (dims, lines, (rows.nrows().div_ceil(PANEL) + 1) * lines * PANEL)
+    }
+
     /// Some dimensions of a panel; zeros beyond the last.
-    fn part(&self, panel: usize, depth: &Range<usize>) -> &[[f32; PANEL]] {
+    fn part(&self, panel: usize, depth: &Range<usize>) -> &[[T; PANEL]] {
         let (lines, _) = self.values.as_chunks();
         let start = panel.min(lines.len() / self.lines - 1) * self.lines;
         &lines[start + depth.start..start + depth.end]
     }
 }
 
+fn fill<T: Element>(values: &mut [T], rows: ArrayView2<'_, f32>, panel: usize, convert: &impl Fn(f32) -> T) {
+    for at in 0..PANEL.min(rows.nrows().saturating_sub(panel * PANEL)) {
+        for (value, place) in rows.row(panel * PANEL + at).iter().zip(values[at..].iter_mut().step_by(PANEL)) {
+            *place = convert(*value);
+        }
+    }
+}
+
 /// Products of some rows of two sets.
-pub(crate) struct Products {
+pub(crate) struct Products<T> {
     /// `[rows, columns]`, both in whole panels.
-    values: Vec<f32>,
+    values: Vec<T>,
     stride: usize,
     columns: usize,
 }
 
-impl Products {
-    /// Of rows of `a` and rows of `b`, its columns; both ranges begin with a panel. Every product is summed in the same order, whatever lies beside it. With
-    /// `symmetric`, where both sides are the same rows, half of them are computed.
-    pub(crate) fn new(a: &Panels, rows: &Range<usize>, b: &Panels, columns: &Range<usize>, symmetric: bool) -> Self {
+impl<T: Element> Products<T> {
+    /// Rows of `a` with rows of `b` (the columns of the result); both ranges begin with a panel. Every product is summed in the same order, whatever
+    /// its neighbours are. With `symmetric`, where both sides are the same rows, one triangle is computed and mirrored.
+    pub(crate) fn new(
+        a: &Panels<T>,
+        rows: &Range<usize>,
+        b: &Panels<T>,
+        columns: &Range<usize>,
+        symmetric: bool,
+    ) -> Self {
         let stride = columns.len().next_multiple_of(2 * PANEL);
-        let mut values = vec![0.0; rows.len().next_multiple_of(PANEL) * stride];
+        let mut values = vec![T::default(); rows.len().next_multiple_of(PANEL) * stride];
         let first = [rows.start / PANEL, columns.start / PANEL];
         pulp::Arch::new().dispatch(Multiply { a, b, first, symmetric, values: &mut values, stride });
         if symmetric {
@@ -75,34 +170,35 @@ impl Products {
         Self { values, stride, columns: columns.len() }
     }
 
-    /// Those of one row, counted from the first of the range.
-    pub(crate) fn row(&self, row: usize) -> &[f32] {
+    /// Products of one row, counted from the first of the range.
+    pub(crate) fn row(&self, row: usize) -> &[T] {
         &self.values[row * self.stride..][..self.columns]
     }
 }
 
-struct Multiply<'a> {
-    a: &'a Panels,
-    b: &'a Panels,
+struct Multiply<'a, T> {
+    a: &'a Panels<T>,
+    b: &'a Panels<T>,
     /// First panels of both sides.
     first: [usize; 2],
     symmetric: bool,
-    values: &'a mut [f32],
+    values: &'a mut [T],
     stride: usize,
 }
 
-impl WithSimd for Multiply<'_> {
+impl<T: Element> WithSimd for Multiply<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { a, b, first, symmetric, values, stride } = self;
+        let lanes = T::lanes::<S>();
         // Two vectors side by side.
-        let group = 2 * S::F32_LANES;
+        let group = 2 * lanes;
         for start in (0..a.dims).step_by(DEPTH) {
             let depth = start..(start + DEPTH).min(a.dims);
             for column in (0..stride).step_by(group) {
-                let (x, y) = (column, column + S::F32_LANES);
+                let (x, y) = (column, column + lanes);
                 let right = [b.part(first[1] + x / PANEL, &depth), b.part(first[1] + y / PANEL, &depth)];
                 let at = [x % PANEL, y % PANEL];
                 for (panel, values) in values.chunks_exact_mut(PANEL * stride).enumerate() {
@@ -111,38 +207,38 @@ impl WithSimd for Multiply<'_> {
                     }
                     let left = a.part(first[0] + panel, &depth);
                     let (upper, lower) = values.split_at_mut(LEFT * stride);
-                    add_products::<S, 0>(simd, left, right, at, &mut upper[column..], stride);
-                    add_products::<S, LEFT>(simd, left, right, at, &mut lower[column..], stride);
+                    add_products::<T, S, 0>(simd, left, right, at, &mut upper[column..], stride);
+                    add_products::<T, S, LEFT>(simd, left, right, at, &mut lower[column..], stride);
                 }
             }
         }
     }
 }
 
-/// Adds the products of the panel's rows from `FIRST` on, and of one vector of each panel on the right, from the row `at` on.
+/// Adds the products of the panel's rows from `FIRST` on with one vector of each panel on the right, from its row `at` on.
 #[inline(always)]
-fn add_products<S: Simd, const FIRST: usize>(
+fn add_products<T: Element, S: Simd, const FIRST: usize>(
     simd: S,
-    left: &[[f32; PANEL]],
-    [x, y]: [&[[f32; PANEL]]; 2],
+    left: &[[T; PANEL]],
+    [x, y]: [&[[T; PANEL]]; 2],
     at: [usize; 2],
-    values: &mut [f32],
+    values: &mut [T],
     stride: usize,
 ) {
-    let mut sums = [[simd.splat_f32s(0.0); 2]; LEFT];
+    let mut sums = [[T::splat(simd, T::default()); 2]; LEFT];
     for ((left, x), y) in left.iter().zip(x).zip(y) {
-        let x = S::as_simd_f32s(&x[at[0]..]).0[0];
-        let y = S::as_simd_f32s(&y[at[1]..]).0[0];
+        let x = T::vectors::<S>(&x[at[0]..])[0];
+        let y = T::vectors::<S>(&y[at[1]..])[0];
         for i in 0..LEFT {
-            let value = simd.splat_f32s(left[FIRST + i]);
-            sums[i][0] = simd.mul_add_f32s(value, x, sums[i][0]);
-            sums[i][1] = simd.mul_add_f32s(value, y, sums[i][1]);
+            let value = T::splat(simd, left[FIRST + i]);
+            sums[i][0] = T::mul_add(simd, value, x, sums[i][0]);
+            sums[i][1] = T::mul_add(simd, value, y, sums[i][1]);
         }
     }
     for (values, sums) in values.chunks_mut(stride).zip(&sums) {
-        let places = S::as_mut_simd_f32s(values).0;
-        places[0] = simd.add_f32s(places[0], sums[0]);
-        places[1] = simd.add_f32s(places[1], sums[1]);
+        let places = T::vectors_mut::<S>(values);
+        places[0] = T::add(simd, places[0], sums[0]);
+        places[1] = T::add(simd, places[1], sums[1]);
     }
 }
 
@@ -152,14 +248,17 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn products_are_those_of_f64() {
+    /// `worst` is the rounding allowed, relative to the largest possible sum.
+    fn check<T: Element + PartialEq + Into<f64> + std::fmt::Debug>(convert: fn(f32) -> T, worst: f64) {
         for (n, m, dims) in [(1, 1, 1), (16, 32, 128), (40, 33, 300), (70, 16, 129), (5, 90, 7)] {
-            let fill = |rows: usize, step: usize| {
+            let numbers = |rows: usize, step: usize| {
                 Array2::from_shape_fn((rows, dims), |(i, j)| ((i * step + j * 31) % 101) as f32 / 37.0 - 1.0)
             };
-            let (a, b) = (fill(n, 7), fill(m, 13));
-            let (panels_a, panels_b) = (Panels::new(a.view()), Panels::new(b.view()));
+            let (a, b) = (numbers(n, 7), numbers(m, 13));
+            let (panels_a, mut panels_b) = (Panels::new(a.view(), convert), Panels::empty());
+            for rows in [&a, &b, &a, &numbers(m, 29), &b] {
+                panels_b.refill(rows.view(), convert);
+            }
             let found = Products::new(&panels_a, &(0..n), &panels_b, &(0..m), false);
             let exact = |x: &Array2<f32>, i: usize, y: &Array2<f32>, j: usize| {
                 x.row(i).iter().zip(y.row(j)).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()
@@ -168,11 +267,11 @@ mod tests {
             for i in 0..n {
                 assert_eq!(found.row(i).len(), m);
                 for j in 0..m {
-                    let off = (f64::from(found.row(i)[j]) - exact(&a, i, &b, j)).abs();
-                    assert!(off <= 1e-6 * most, "{n} x {m} x {dims}: [{i}, {j}] is off by {off}");
+                    let off = (found.row(i)[j].into() - exact(&a, i, &b, j)).abs();
+                    assert!(off <= worst * most, "{n} x {m} x {dims}: [{i}, {j}] is off by {off}");
                 }
             }
-            // The half that is computed and the other, and parts of a set, are the same to the bit.
+            // One triangle mirrored, and parts of a set, are the same to the bit.
             let own = Products::new(&panels_a, &(0..n), &panels_a, &(0..n), false);
             let half = Products::new(&panels_a, &(0..n), &panels_a, &(0..n), true);
             assert!((0..n).all(|i| own.row(i) == half.row(i)));
@@ -181,5 +280,11 @@ mod tests {
                 assert!((start..n).all(|i| part.row(i - start) == found.row(i)));
             }
         }
+    }
+
+    #[test]
+    fn products_equal_sums_in_f64() {
+        check(|v| v, 1e-6);
+        check(f64::from, 1e-15);
     }
 }

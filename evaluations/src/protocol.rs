@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::inception_score::{Parts, ScoreRule};
 use crate::kid::{KidRule, SmallSets};
-use crate::manifold::{Distance, ManifoldRule, Ties};
+use crate::manifold::{Boundary, Distance, ManifoldRule};
 use crate::preprocess::{Resize, Scaling};
 
 /// Name of the genuine Inception network of 2015-12-05; a Fréchet distance of other features is no FID.
@@ -109,6 +109,8 @@ pub struct Protocol {
     pub manifold_features: ManifoldFeatures,
     /// Precision and recall.
     pub manifold: ManifoldRule,
+    /// Density and coverage, of the same features.
+    pub density_coverage: ManifoldRule,
     /// KID.
     pub kid: KidRule,
     /// CLIP-FID.
@@ -122,9 +124,14 @@ const NVIDIA_SCORE: ScoreRule = ScoreRule { parts: Parts::Count(10), shuffle_see
 const FIDELITY_SCORE: ScoreRule =
     ScoreRule { parts: Parts::Count(10), shuffle_seed: Some(2020), f32_probabilities: false };
 
-const ADM_MANIFOLD: ManifoldRule = ManifoldRule { k: 3, distance: Distance::SquaredHalfBlocks, ties: Ties::Inside };
-const NVIDIA_MANIFOLD: ManifoldRule = ManifoldRule { k: 3, distance: Distance::EuclideanHalf, ties: Ties::Inside };
-const FIDELITY_MANIFOLD: ManifoldRule = ManifoldRule { k: 3, distance: Distance::Euclidean, ties: Ties::Inside };
+const ADM_MANIFOLD: ManifoldRule =
+    ManifoldRule { k: 3, distance: Distance::SquaredHalfBlocks, boundary: Boundary::Inclusive };
+const NVIDIA_MANIFOLD: ManifoldRule =
+    ManifoldRule { k: 3, distance: Distance::EuclideanHalf, boundary: Boundary::Inclusive };
+const FIDELITY_MANIFOLD: ManifoldRule =
+    ManifoldRule { k: 3, distance: Distance::Euclidean, boundary: Boundary::Inclusive };
+/// The package `prdc` by Naeem et al. on f32 features.
+const PRDC: ManifoldRule = ManifoldRule { k: 5, distance: Distance::EuclideanDouble, boundary: Boundary::Exclusive };
 
 /// Subsets of at most 1000 from a generator the tool does not seed.
 const NVIDIA_KID: KidRule = KidRule { subsets: 100, subset_size: 1000, seed: None, small_sets: SmallSets::Shrink };
@@ -132,6 +139,9 @@ const FIDELITY_KID: KidRule =
     KidRule { subsets: 100, subset_size: 1000, seed: Some(2020), small_sets: SmallSets::Refuse };
 
 const CLEAN: &str = "clean";
+/// No tool reproduced here has density and coverage, or FD∞.
+const DENSITY_COVERAGE: (&str, &str) = ("density, coverage", "prdc (Naeem et al.)");
+const FD_INFINITY: (&str, &str) = ("fd-inf", "dgm-eval");
 
 /// Every protocol. The order is that of the command line's help.
 pub const PROTOCOLS: [Protocol; 6] = [
@@ -145,9 +155,16 @@ pub const PROTOCOLS: [Protocol; 6] = [
         score: ADM_SCORE,
         manifold_features: ManifoldFeatures::Pool3,
         manifold: ADM_MANIFOLD,
+        density_coverage: PRDC,
         kid: NVIDIA_KID,
         clip: ClipFeatures::Projected,
-        borrowed: &[("sfid, is, pr", "adm, which D2O's evaluator follows"), ("kid", "stylegan3"), ("clip-fid", CLEAN)],
+        borrowed: &[
+            ("sfid, is, pr", "adm, which D2O's evaluator follows"),
+            ("kid", "stylegan3"),
+            ("clip-fid", CLEAN),
+            DENSITY_COVERAGE,
+            FD_INFINITY,
+        ],
     },
     Protocol {
         name: "adm",
@@ -159,9 +176,10 @@ pub const PROTOCOLS: [Protocol; 6] = [
         score: ADM_SCORE,
         manifold_features: ManifoldFeatures::Pool3,
         manifold: ADM_MANIFOLD,
+        density_coverage: PRDC,
         kid: NVIDIA_KID,
         clip: ClipFeatures::Unprojected,
-        borrowed: &[("kid", "stylegan3"), ("clip-fid", "consistency models' evaluator")],
+        borrowed: &[("kid", "stylegan3"), ("clip-fid", "consistency models' evaluator"), DENSITY_COVERAGE, FD_INFINITY],
     },
     Protocol {
         name: "stylegan3",
@@ -173,9 +191,10 @@ pub const PROTOCOLS: [Protocol; 6] = [
         score: NVIDIA_SCORE,
         manifold_features: ManifoldFeatures::NvidiaVgg16,
         manifold: NVIDIA_MANIFOLD,
+        density_coverage: PRDC,
         kid: NVIDIA_KID,
         clip: ClipFeatures::Projected,
-        borrowed: &[("sfid", "adm"), ("clip-fid", CLEAN)],
+        borrowed: &[("sfid", "adm"), ("clip-fid", CLEAN), DENSITY_COVERAGE, FD_INFINITY],
     },
     Protocol {
         name: "torch-fidelity",
@@ -187,9 +206,10 @@ pub const PROTOCOLS: [Protocol; 6] = [
         score: FIDELITY_SCORE,
         manifold_features: ManifoldFeatures::Vgg16,
         manifold: FIDELITY_MANIFOLD,
+        density_coverage: PRDC,
         kid: FIDELITY_KID,
         clip: ClipFeatures::Projected,
-        borrowed: &[("sfid", "adm"), ("clip-fid", CLEAN)],
+        borrowed: &[("sfid", "adm"), ("clip-fid", CLEAN), DENSITY_COVERAGE, FD_INFINITY],
     },
     Protocol {
         name: "clean",
@@ -199,11 +219,12 @@ pub const PROTOCOLS: [Protocol; 6] = [
         scaling: Scaling::TensorFlow,
         ddof: 1,
         score: FIDELITY_SCORE,
-        manifold_features: ManifoldFeatures::Pool3,
+        manifold_features: ManifoldFeatures::Vgg16,
         manifold: FIDELITY_MANIFOLD,
+        density_coverage: PRDC,
         kid: NVIDIA_KID,
         clip: ClipFeatures::Projected,
-        borrowed: &[("sfid", "adm"), ("is, pr", "torch-fidelity")],
+        borrowed: &[("sfid", "adm"), ("is, pr", "torch-fidelity"), DENSITY_COVERAGE, FD_INFINITY],
     },
     Protocol {
         name: "pytorch-fid",
@@ -213,11 +234,18 @@ pub const PROTOCOLS: [Protocol; 6] = [
         scaling: Scaling::Unit,
         ddof: 1,
         score: FIDELITY_SCORE,
-        manifold_features: ManifoldFeatures::Pool3,
+        manifold_features: ManifoldFeatures::Vgg16,
         manifold: FIDELITY_MANIFOLD,
+        density_coverage: PRDC,
         kid: FIDELITY_KID,
         clip: ClipFeatures::Projected,
-        borrowed: &[("sfid", "adm"), ("is, kid, pr", "torch-fidelity"), ("clip-fid", CLEAN)],
+        borrowed: &[
+            ("sfid", "adm"),
+            ("is, kid, pr", "torch-fidelity"),
+            ("clip-fid", CLEAN),
+            DENSITY_COVERAGE,
+            FD_INFINITY,
+        ],
     },
 ];
 
@@ -245,6 +273,10 @@ impl Protocol {
             ("covariance", if self.ddof == 0 { "N" } else { "N - 1" }.to_owned()),
             ("inception_score", self.score.describe()),
             ("manifold", format!("{} features, {}", self.manifold_features.describe(), self.manifold.describe())),
+            (
+                "density_coverage",
+                format!("{} features, {}", self.manifold_features.describe(), self.density_coverage.describe()),
+            ),
             ("kid", self.kid.describe()),
             ("clip_fid", self.clip.describe().to_owned()),
         ];
@@ -266,6 +298,35 @@ mod tests {
             assert_eq!(PROTOCOLS.iter().filter(|q| q.name == p.name).count(), 1);
         }
         assert_eq!(Protocol::named("ttur"), None);
+    }
+
+    #[test]
+    fn results_state_whose_density_and_coverage_they_are() {
+        for p in &PROTOCOLS {
+            let rows = p.describe();
+            let rule = "5 neighbours, distance summed in f64, rounded to f32, < radius";
+            assert_eq!(rows["density_coverage"], format!("{} features, {rule}", p.manifold_features.describe()));
+            let borrowed = &rows["borrowed"];
+            assert!(borrowed.contains("density, coverage as prdc (Naeem et al.)"), "{}: {borrowed}", p.name);
+            assert!(borrowed.contains("fd-inf as dgm-eval"), "{}: {borrowed}", p.name);
+        }
+    }
+
+    #[test]
+    fn precision_and_recall_of_torch_fidelity_come_with_its_network() {
+        let lender = Protocol::named("torch-fidelity").unwrap();
+        for p in &PROTOCOLS {
+            let borrows = p.borrowed.iter().any(|(metrics, tool)| metrics.contains("pr") && *tool == lender.name);
+            assert_eq!(borrows, p.name == "clean" || p.name == "pytorch-fid", "{}", p.name);
+            if borrows {
+                assert_eq!(
+                    (p.manifold_features, p.manifold),
+                    (lender.manifold_features, lender.manifold),
+                    "{}",
+                    p.name
+                );
+            }
+        }
     }
 
     #[test]

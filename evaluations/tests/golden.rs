@@ -1,11 +1,13 @@
-//! Metrics of seeded features against the numbers of the original tools (`tests/data/metrics.json`, made by `tests/data/gen/metrics.py`).
+//! Metrics of seeded features against the numbers of the original tools: `tests/data/metrics.json`, written by `tests/data/gen/metrics.py`, and
+//! `tests/data/manifold.json`, written by `tests/data/gen/manifold.py`.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+use d2o_evaluations::fd_infinity::fd_infinity;
 use d2o_evaluations::frechet::{Gaussian, frechet_distance};
 use d2o_evaluations::gaussian::Accumulator;
 use d2o_evaluations::inception_score::{Parts, ScoreRule, inception_score};
 use d2o_evaluations::kid::{KidRule, kid};
-use d2o_evaluations::manifold::{Distance, ManifoldRule, manifold};
+use d2o_evaluations::manifold::{Distance, ManifoldRule, density_coverage, manifold, precision_recall};
 use d2o_evaluations::protocol::Protocol;
 use ndarray::Array2;
 
@@ -16,15 +18,43 @@ const K: usize = 10;
 /// Relative difference allowed: design, section 4.
 const BOUND: f64 = 1e-4;
 
-/// SplitMix64 of a counter; the upper 24 bits as an f32 in 0..1, exactly.
+/// SplitMix64 of a counter: its upper 24 bits.
+fn draw(seed: u64, at: usize) -> u64 {
+    let mut z = seed.wrapping_add((at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) >> 40
+}
+
+/// In 0..`scale`.
 fn uniform(seed: u64, rows: usize, columns: usize, scale: f32) -> Array2<f32> {
-    Array2::from_shape_fn((rows, columns), |(i, j)| {
-        let at = (i * columns + j) as u64;
-        let mut z = seed.wrapping_add((at + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 24) as f32 * scale
+    Array2::from_shape_fn((rows, columns), |(i, j)| draw(seed, i * columns + j) as f32 / (1 << 24) as f32 * scale)
+}
+
+/// Features of unequal lengths whose sums of products are exact in f32.
+fn coarse(seed: u64, rows: usize, dims: usize, shortest: u64, lengths: u64, scale: f32) -> Array2<f32> {
+    Array2::from_shape_fn((rows, dims), |(i, j)| {
+        let factor = shortest + draw(seed + 1000, i) % lengths;
+        ((2 + draw(seed, i * dims + j) % 5) * factor) as f32 * scale
     })
+}
+
+/// Samples and reference; the table of `manifold.py`.
+fn coarse_sets(name: &str) -> [Array2<f32>; 2] {
+    let (seed, samples, reference, dims, shortest, lengths, scale) = match name {
+        "unequal" => (19, 120, 100, 256, 6, 20, 1.0 / 64.0),
+        "wide" => (19, 120, 100, 512, 10, 30, 1.0 / 128.0),
+        "clamped" => (37, 60, 64, 280, 20, 3, 0.125),
+        "overflowing" => (41, 60, 64, 280, 20, 3, 0.25),
+        _ => panic!("no set `{name}`"),
+    };
+    [coarse(seed, samples, dims, shortest, lengths, scale), coarse(seed + 1, reference, dims, shortest, lengths, scale)]
+}
+
+/// A part of `manifold.json`.
+fn original(tool: &str) -> serde_json::Value {
+    let all: serde_json::Value = serde_json::from_str(include_str!("../../tests/data/manifold.json")).unwrap();
+    all[tool].clone()
 }
 
 fn samples() -> Array2<f32> {
@@ -89,19 +119,103 @@ fn inception_scores() {
 #[test]
 fn precision_and_recall() {
     let (x, y) = (samples(), reference());
-    let found = manifold(x.view(), y.view(), &protocol("torch-fidelity").manifold).unwrap();
+    let found = precision_recall(x.view(), y.view(), &protocol("torch-fidelity").manifold).unwrap();
     // Shares of the same flags; the tool's mean is f32.
     check("torch-fidelity precision", found.precision(), 1e-7);
     check("torch-fidelity recall", found.recall(), 1e-7);
     let rule = protocol("adm").manifold;
-    let half = manifold(x.view(), y.view(), &rule).unwrap();
+    let half = precision_recall(x.view(), y.view(), &rule).unwrap();
     check("adm precision", half.precision(), 1e-12);
     check("adm recall", half.recall(), 1e-12);
-    let plain = manifold(x.view(), y.view(), &ManifoldRule { distance: Distance::Squared, ..rule }).unwrap();
+    let squared = ManifoldRule { distance: Distance::Squared, ..rule };
+    let plain = precision_recall(x.view(), y.view(), &squared).unwrap();
     assert_ne!(half, plain, "f16 must show");
     // A hundred times as far out f16 overflows and the whole block is f32.
     let (far_x, far_y) = (x.mapv(|v| v * 100.0), y.mapv(|v| v * 100.0));
-    let far = manifold(far_x.view(), far_y.view(), &rule).unwrap();
+    let far = precision_recall(far_x.view(), far_y.view(), &rule).unwrap();
     check("adm precision far", far.precision(), 1e-12);
     check("adm recall far", far.recall(), 1e-12);
+}
+
+#[test]
+fn guided_diffusions_flags() {
+    let golden = original("guided-diffusion");
+    let rule = protocol("adm").manifold;
+    let bits = |flags: &[bool]| flags.iter().map(|f| if *f { '1' } else { '0' }).collect::<String>();
+    for name in ["unequal", "wide", "clamped", "overflowing"] {
+        let [samples, reference] = coarse_sets(name);
+        let found = precision_recall(samples.view(), reference.view(), &rule).unwrap();
+        assert_eq!(bits(&found.sample_inside), golden[name]["samples"], "{name}");
+        assert_eq!(bits(&found.reference_inside), golden[name]["reference"], "{name}");
+        // f16 sums depend on the order of operands, and these sets show it.
+        let swapped = precision_recall(reference.view(), samples.view(), &rule).unwrap();
+        let same = swapped.sample_inside == found.reference_inside && swapped.reference_inside == found.sample_inside;
+        assert_eq!(same, name != "unequal" && name != "wide", "{name}");
+    }
+}
+
+#[test]
+fn stylegan3s_precision_and_recall_in_f16() {
+    let golden = original("stylegan3");
+    let rule = protocol("stylegan3").manifold;
+    for name in ["unequal", "wide"] {
+        let [samples, reference] = coarse_sets(name);
+        let found = precision_recall(samples.view(), reference.view(), &rule).unwrap();
+        for (metric, value) in [("precision", found.precision()), ("recall", found.recall())] {
+            // The tool's mean is f32.
+            let expected = golden[name][metric].as_f64().unwrap();
+            assert!((value - expected).abs() < 1e-6, "{name}: {metric} {value}, the tool gives {expected}");
+        }
+        let plain = ManifoldRule { distance: Distance::Euclidean, ..rule };
+        assert_ne!(found, precision_recall(samples.view(), reference.view(), &plain).unwrap(), "f16 must show");
+    }
+}
+
+#[test]
+fn density_and_coverage_of_prdc() {
+    let golden = original("prdc");
+    let (real, fake) = (uniform(1, 150, 64, 1.0), uniform(2, 180, 64, 1.05));
+    let repeated = |x: &Array2<f32>, rows: usize, times: usize| {
+        Array2::from_shape_fn((rows * times, x.ncols()), |(i, j)| x[[i / times, j]])
+    };
+    let eight = repeated(&real, 30, 8);
+    let moved = |x: &Array2<f32>| x + 1000.0;
+    let thousandth = |x: &Array2<f32>| x * 1e-3;
+    let cases = [
+        ("plain", fake.clone(), real.clone()),
+        ("wide", uniform(4, 100, 700, 1.02), uniform(3, 80, 700, 1.0)),
+        ("identical", real.clone(), real.clone()),
+        ("every row eight times", eight.clone(), eight),
+        ("collapsed", repeated(&fake, 1, 180), real.clone()),
+        ("collapsed onto a reference image", repeated(&real, 1, 180), real.clone()),
+        ("every other row", real.slice(ndarray::s![..;2, ..]).to_owned(), real.clone()),
+        ("thousandths", thousandth(&fake), thousandth(&real)),
+        ("far from the origin", moved(&fake), moved(&real)),
+    ];
+    assert_eq!(golden.as_object().unwrap().len(), cases.len());
+    for protocol in &d2o_evaluations::protocol::PROTOCOLS {
+        for (name, samples, reference) in &cases {
+            let found = density_coverage(samples.view(), reference.view(), &protocol.density_coverage).unwrap();
+            for (metric, value) in [("density", found.density()), ("coverage", found.coverage())] {
+                let expected = golden[name][metric].as_f64().unwrap();
+                assert!((value - expected).abs() < 1e-12, "{name}: {metric} {value}, prdc gives {expected}");
+            }
+        }
+    }
+    // Another precision or boundary would not do.
+    let (_, samples, reference) = &cases[8];
+    let rule = protocol("edm").density_coverage;
+    let plain = ManifoldRule { distance: Distance::Euclidean, ..rule };
+    assert_ne!(
+        manifold(samples.view(), reference.view(), &plain).unwrap().density_coverage,
+        density_coverage(samples.view(), reference.view(), &rule).unwrap()
+    );
+}
+
+#[test]
+fn fd_infinity_of_dgm_eval() {
+    let golden = original("dgm-eval");
+    let (expected, seed) = (golden["fd_infinity"].as_f64().unwrap(), golden["seed"].as_u64().unwrap());
+    let found = fd_infinity(samples().view(), &gaussian(&reference(), 1), 1, u32::try_from(seed).unwrap()).unwrap();
+    assert!((found - expected).abs() <= 1e-8 * expected, "{found}, the tool gives {expected}");
 }

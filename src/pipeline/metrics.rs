@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use anyhow::Context as _;
-use d2o_evaluations::bootstrap::{frechet_interval, share_interval};
+use d2o_evaluations::bootstrap::{frechet_interval, mean_count_interval, proportion_interval};
 use d2o_evaluations::fd_infinity::fd_infinity;
 use d2o_evaluations::frechet::{frechet_distance, frechet_distance_of};
 use d2o_evaluations::kid::{KidRule, kid};
-use d2o_evaluations::manifold::{ManifoldRule, manifold};
+use d2o_evaluations::manifold::{ManifoldRule, density_coverage, precision_recall};
 use d2o_evaluations::protocol::Protocol;
 use d2o_evaluations::result::{ClassMetrics, Deviation, DeviationKind, Metric as Value};
 use ndarray::{ArrayView2, Axis};
@@ -125,10 +125,10 @@ impl MetricsRequest {
         self.bootstrap > 0 && self.wants(Metric::Fid) && count <= INTERVAL_LIMIT
     }
 
-    /// The protocol's rule of neighbours, with as many of them as were asked for.
+    /// `rule` with as many neighbours as were asked for.
     #[must_use]
-    pub fn manifold_rule(&self, protocol: &Protocol) -> ManifoldRule {
-        ManifoldRule { k: self.neighbours.unwrap_or(protocol.manifold.k), ..protocol.manifold }
+    pub fn with_neighbours(&self, rule: ManifoldRule) -> ManifoldRule {
+        ManifoldRule { k: self.neighbours.unwrap_or(rule.k), ..rule }
     }
 
     /// The protocol's KID, with subsets of the size that was asked for.
@@ -144,10 +144,14 @@ impl MetricsRequest {
         let mut differs = |kind, subject: &str, text: String, expected: String| {
             found.push(Deviation { kind, subject: subject.to_owned(), found: text, expected });
         };
-        let rule = self.manifold_rule(protocol);
-        if self.wants_manifold() && rule.k != protocol.manifold.k {
-            let expected = protocol.manifold.k.to_string();
-            differs(DeviationKind::Neighbours, "precision and recall", format!("{} neighbours", rule.k), expected);
+        for (wanted, subject, rule) in [
+            (self.wants(Metric::Pr) || self.class_neighbours, "precision and recall", protocol.manifold),
+            (self.wants(Metric::Dc), "density and coverage", protocol.density_coverage),
+        ] {
+            let k = self.with_neighbours(rule).k;
+            if wanted && k != rule.k {
+                differs(DeviationKind::Neighbours, subject, k.to_string(), rule.k.to_string());
+            }
         }
         if self.wants(Metric::Kid) {
             let rule = self.kid_rule(protocol);
@@ -273,7 +277,9 @@ impl MetricsContext<'_> {
         if wants(Metric::Is) {
             builder.attempt("is", keys(Metric::Is), |b| {
                 let found = sums.scores.iter().find(|(rule, _)| *rule == self.protocol.score);
-                let score = found.context("no class probabilities")?.1.clone().finish()?;
+                let (rule, sums) = found.context("no class probabilities")?;
+                let score = sums.finish()?;
+                b.notes.extend(rule.short_part(self.count).map(|part| part.to_string()));
                 b.metrics.insert("is".to_owned(), Value { std: score.std, ..Value::new(score.mean) });
                 Ok(())
             });
@@ -281,7 +287,6 @@ impl MetricsContext<'_> {
         if wants(Metric::Kid) {
             builder.attempt("kid", keys(Metric::Kid), |b| self.kid(rows, b));
         }
-        let rule = self.request.manifold_rule(self.protocol);
         let other = sums.manifold.as_ref().map(|rows| rows.view());
         let neighbours = || -> anyhow::Result<Pair<'_>> {
             match other {
@@ -292,15 +297,16 @@ impl MetricsContext<'_> {
                 None => self.pair(rows),
             }
         };
-        let names: Vec<&str> =
-            [Metric::Pr, Metric::Dc].into_iter().filter(|m| wants(*m)).flat_map(keys).copied().collect();
-        if !names.is_empty() {
-            builder.attempt("nearest neighbours", &names, |b| self.neighbours(neighbours()?, &rule, b));
+        if wants(Metric::Pr) {
+            builder.attempt("precision_recall", keys(Metric::Pr), |b| self.precision_recall(neighbours()?, b));
+        }
+        if wants(Metric::Dc) {
+            builder.attempt("density_coverage", keys(Metric::Dc), |b| self.density_coverage(neighbours()?, b));
         }
         if self.request.per_class {
             builder.attempt("per_class", &["per_class"], |b| {
                 let neighbours = if self.request.class_neighbours { Some(neighbours()?) } else { None };
-                self.classes(self.pair(rows)?, neighbours, &rule, b)
+                self.classes(self.pair(rows)?, neighbours, b)
             });
         }
     }
@@ -325,13 +331,20 @@ impl MetricsContext<'_> {
         if count <= dims {
             builder.warn(format!("{count} samples for {dims} features: the distance is biased upwards"));
         }
+        let (resamples, seed) = (self.request.bootstrap, u64::from(self.request.seed));
         let ci95 = match rows {
             Some(rows) if self.request.wants_interval(count) => {
-                Some(frechet_interval(rows, &against, value, self.request.bootstrap, u64::from(self.request.seed))?)
+                match frechet_interval(rows, &against, value, ddof, resamples, seed)? {
+                    Ok(interval) => Some(interval),
+                    Err(reason) => {
+                        builder.notes.push(reason.to_string());
+                        None
+                    }
+                }
             }
             _ => None,
         };
-        if self.request.bootstrap > 0 && count > INTERVAL_LIMIT {
+        if resamples > 0 && count > INTERVAL_LIMIT {
             builder.notes.push(format!("no interval of the Fréchet distance: more than {INTERVAL_LIMIT} samples"));
         }
         let name = Metric::Fid.keys(&self.names)[0];
@@ -364,26 +377,21 @@ impl MetricsContext<'_> {
         Ok(())
     }
 
-    /// Precision, recall, density and coverage.
-    fn neighbours(
-        &self,
-        [samples, real]: Pair<'_>,
-        rule: &ManifoldRule,
-        builder: &mut EvaluationBuilder<'_>,
-    ) -> anyhow::Result<()> {
-        let m = manifold(samples, real, rule)?;
-        let mut share = |name: &str, value: f64, flags: &[bool]| {
-            let ci95 = share_interval(flags, self.request.bootstrap, u64::from(self.request.seed));
-            builder.metrics.insert(name.to_owned(), Value { ci95, ..Value::new(value) });
-        };
-        if self.request.wants(Metric::Pr) {
-            share("precision", m.precision(), &m.sample_inside);
-            share("recall", m.recall(), &m.reference_inside);
-        }
-        if self.request.wants(Metric::Dc) {
-            share("coverage", m.coverage(), &m.covered);
-            builder.put("density", m.density());
-        }
+    fn precision_recall(&self, [samples, real]: Pair<'_>, builder: &mut EvaluationBuilder<'_>) -> anyhow::Result<()> {
+        let found = precision_recall(samples, real, &self.request.with_neighbours(self.protocol.manifold))?;
+        let seed = u64::from(self.request.seed);
+        let ci95 = proportion_interval(&found.sample_inside, self.request.bootstrap, seed);
+        builder.metrics.insert("precision".to_owned(), Value { ci95, ..Value::new(found.precision()) });
+        builder.put("recall", found.recall());
+        Ok(())
+    }
+
+    fn density_coverage(&self, [samples, real]: Pair<'_>, builder: &mut EvaluationBuilder<'_>) -> anyhow::Result<()> {
+        let found = density_coverage(samples, real, &self.request.with_neighbours(self.protocol.density_coverage))?;
+        let seed = u64::from(self.request.seed);
+        let ci95 = mean_count_interval(&found.balls, found.k, self.request.bootstrap, seed);
+        builder.metrics.insert("density".to_owned(), Value { ci95, ..Value::new(found.density()) });
+        builder.put("coverage", found.coverage());
         Ok(())
     }
 
@@ -392,12 +400,11 @@ impl MetricsContext<'_> {
         &self,
         features: Pair<'_>,
         neighbours: Option<Pair<'_>>,
-        rule: &ManifoldRule,
         builder: &mut EvaluationBuilder<'_>,
     ) -> anyhow::Result<()> {
         let ours = members(self.labels.context("the samples have no classes")?);
         let theirs = members(self.reference.labels.as_deref().context("the reference has no classes")?);
-        let dims = features[0].ncols();
+        let (dims, rule) = (features[0].ncols(), self.request.with_neighbours(self.protocol.manifold));
         let (mut alone, mut few, mut biased) = (Vec::new(), Vec::new(), 0);
         for class in ours.keys().chain(theirs.keys()).copied().collect::<BTreeSet<_>>() {
             let (Some(a), Some(b)) = (ours.get(&class), theirs.get(&class)) else {
@@ -417,7 +424,7 @@ impl MetricsContext<'_> {
             match neighbours {
                 Some(neighbours) if smaller > rule.k => {
                     let (x, y) = own(neighbours);
-                    let m = manifold(x.view(), y.view(), rule)?;
+                    let m = precision_recall(x.view(), y.view(), &rule)?;
                     put("precision", m.precision());
                     put("recall", m.recall());
                 }

@@ -200,10 +200,8 @@ fn result(
 ) -> Evaluation {
     let records: &Records = &protocol.records;
     let mut described: BTreeMap<String, String> = protocol.protocol.describe();
-    let intervals = format!(
-        "95 %, {} resamples, seed {}: of the samples; for recall and coverage of the reference images",
-        protocol.request.bootstrap, protocol.request.seed
-    );
+    let (resamples, seed) = (protocol.request.bootstrap, protocol.request.seed);
+    let intervals = format!("95 %, {resamples} resamples of the samples, seed {seed}; none of recall and coverage");
     described.insert("intervals".to_owned(), intervals);
     let mut notes = protocol.notes.clone();
     notes.extend(builder.notes);

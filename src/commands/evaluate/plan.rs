@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use d2o_evaluations::kid::SmallSets;
 use d2o_evaluations::protocol::{INCEPTION, ManifoldFeatures, PROTOCOLS, Protocol, Quantiser};
 use d2o_evaluations::result::{Condition, Deviation, DeviationKind};
+use d2o_evaluations::{fd_infinity, frechet};
 use d2o_refs::batch::ImageDims;
 
 use crate::cli::{Evaluate, Global};
@@ -29,8 +29,6 @@ const DEFAULT: [Metric; 3] = [Metric::Fid, Metric::Is, Metric::Pr];
 /// Every metric, in the order of tables.
 const EVERY: [Metric; 8] =
     [Metric::Fid, Metric::Sfid, Metric::Is, Metric::Pr, Metric::Dc, Metric::Kid, Metric::ClipFid, Metric::FdInf];
-/// Fewest samples from which FD∞ extrapolates.
-const INFINITY_LEAST: usize = 150;
 
 /// An evaluation that is ready to run.
 pub(super) struct Plan {
@@ -366,12 +364,7 @@ impl Scene<'_> {
         }
         if request.per_class {
             self.ensure_classes()?;
-            let needs = self.needs(Metric::Kid, protocol, &request, &rule, &records);
-            // Classes compare the rows of the main features, as KID does; its subsets do not matter.
-            if let Err(problem) = needs.and(self.rows_needed("features", &rule)) {
-                return Err(problem.context("--per-class"));
-            }
-            let needs = self.rows_needs("features");
+            let needs = self.rows_needed("features", &rule).context("--per-class")?;
             (samples, reference) = (samples.union(&needs.samples), reference.union(&needs.reference));
             match self.needs(Metric::Pr, protocol, &request, &rule, &records) {
                 Ok(needs) => {
@@ -495,14 +488,12 @@ impl Scene<'_> {
         records: &Records,
     ) -> anyhow::Result<Needs> {
         let count = self.samples.len();
-        let few = |least: usize, found: usize, of: &str| -> anyhow::Result<()> {
-            anyhow::ensure!(found >= least, "at least {least} {of} are needed, found {found}");
-            Ok(())
-        };
+        let rows =
+            |manifold: bool| -> anyhow::Result<usize> { Ok(self.needed_reference()?.row_count(manifold).unwrap_or(0)) };
         let moments = |matrix: &str, lacks: &str| -> anyhow::Result<()> {
             self.samples_give(matrix, rule)?;
             self.reference_gives(matrix, rule, lacks)?;
-            few(2, count, "samples")
+            Ok(frechet::check(count, protocol.ddof)?)
         };
         let both = |request: StatsRequest| Needs { samples: request.clone(), reference: request };
         match metric {
@@ -512,7 +503,7 @@ impl Scene<'_> {
             }
             Metric::FdInf => {
                 moments("features", "`mu` and `sigma`")?;
-                few(INFINITY_LEAST, count, "samples")?;
+                fd_infinity::check(count)?;
                 let reference = StatsRequest { features: true, ..StatsRequest::default() };
                 Ok(Needs { samples: StatsRequest { keep: true, ..StatsRequest::default() }, reference })
             }
@@ -527,15 +518,13 @@ impl Scene<'_> {
             }
             Metric::Is => {
                 self.samples_give("logits", rule)?;
+                protocol.score.check(count)?;
                 let samples = StatsRequest { scores: vec![protocol.score], ..StatsRequest::default() };
                 Ok(Needs { samples, reference: StatsRequest::default() })
             }
             Metric::Kid => {
                 let needs = self.rows_needed("features", rule)?;
-                let kid = request.kid_rule(protocol);
-                let least = if kid.small_sets == SmallSets::Refuse { kid.subset_size } else { 2 };
-                few(least, count, "samples")?;
-                few(least, self.needed_reference()?.row_count(false).unwrap_or(0), "reference images")?;
+                request.kid_rule(protocol).check(count, rows(false)?)?;
                 Ok(needs)
             }
             Metric::Pr | Metric::Dc => {
@@ -550,9 +539,8 @@ impl Scene<'_> {
                     ));
                 }
                 let needs = self.rows_needed(if other { "manifold" } else { "features" }, rule)?;
-                let k = request.manifold_rule(protocol).k;
-                few(k + 1, count, "samples")?;
-                few(k + 1, self.needed_reference()?.row_count(other).unwrap_or(0), "reference images")?;
+                let own = if metric == Metric::Pr { protocol.manifold } else { protocol.density_coverage };
+                request.with_neighbours(own).check(count, rows(other)?)?;
                 Ok(needs)
             }
         }
@@ -595,7 +583,6 @@ impl Scene<'_> {
         let main_for_others = request.metrics.iter().any(|m| !matches!(m, Metric::ClipFid | Metric::Pr | Metric::Dc))
             || request.per_class
             || (samples.keep && protocol.manifold_features == ManifoldFeatures::Pool3);
-        let neighbours = request.wants_manifold();
         // Where precision and recall have a network of their own, in the protocol or here, they are judged apart from the other metrics.
         let apart = samples.manifold || protocol.manifold_features != ManifoldFeatures::Pool3;
         let manifold = if samples.manifold { Role::Manifold } else { Role::Features };
@@ -634,7 +621,6 @@ impl Scene<'_> {
         }
         found.extend(self.quantiser(protocol).map(|d| (d, false)));
         found.extend(request.deviations(protocol).into_iter().map(|d| (d, true)));
-        let _ = neighbours;
         self.settle(found)
     }
 
