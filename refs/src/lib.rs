@@ -13,6 +13,9 @@ pub mod npz;
 pub mod stats;
 
 mod decode;
+mod labels;
+mod listing;
+mod pixels;
 
 pub use error::{Error, Result};
 
