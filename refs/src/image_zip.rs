@@ -119,7 +119,7 @@ pub(crate) fn size_of(
 ) -> Result<(usize, usize)> {
     let (head, complete) = read(HEAD)?;
     // An error may only mean that the header goes on.
-    match dims(file, name, &head) {
+    match decode::dims(file, name, &head) {
         Ok(Some(size)) => return Ok(size),
         Err(e) if complete => return Err(e),
         _ => {}
@@ -132,19 +132,10 @@ pub(crate) fn size_of(
             (_, false) => return Err(Error::format(file, name, format!("at most {MAX_ENTRY} bytes"), "more")),
         }
     };
-    match dims(file, name, &bytes)? {
+    match decode::dims(file, name, &bytes)? {
         Some(size) => Ok(size),
         None => decode::rgb(file, name, &bytes).map(|image| (image.dim().0, image.dim().1)),
     }
-}
-
-/// Height and width by the header alone.
-fn dims(file: &Path, entry: &str, bytes: &[u8]) -> Result<Option<(usize, usize)>> {
-    let failed = |source| Error::Image { file: file.to_owned(), entry: entry.to_owned(), source };
-    let reader = image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format();
-    let (width, height) =
-        reader.map_err(|e| failed(image::ImageError::IoError(e)))?.into_dimensions().map_err(failed)?;
-    Ok(Some((height as usize, width as usize)))
 }
 
 /// Decodes images, given by name and encoded bytes, to u8 `[H, W, 3]` each.

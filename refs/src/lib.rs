@@ -3,6 +3,7 @@
 
 pub mod atomic;
 pub mod batch;
+pub mod decode;
 pub mod error;
 pub mod features;
 pub mod folder;
@@ -12,7 +13,6 @@ pub mod npy;
 pub mod npz;
 pub mod stats;
 
-mod decode;
 mod labels;
 mod listing;
 mod pixels;
