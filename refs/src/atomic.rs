@@ -245,7 +245,10 @@ fn reserve(folder: &Path, target: &Path) -> io::Result<NamedTempFile> {
 /// Removes the temporary file at `path` if no process holds its lock.
 fn remove_stale(path: &Path) {
     let regular = fs::symlink_metadata(path).is_ok_and(|m| m.is_file());
-    if regular && let Ok(file) = std::fs::OpenOptions::new().read(true).write(true).open(path) && file.try_lock().is_ok() {
+    if regular
+        && let Ok(file) = std::fs::OpenOptions::new().read(true).write(true).open(path)
+        && file.try_lock().is_ok()
+    {
         let _ = fs::remove_file(path);
     }
 }

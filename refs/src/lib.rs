@@ -16,6 +16,7 @@ pub mod stats;
 mod labels;
 mod listing;
 mod pixels;
+mod virtual_map;
 
 pub use error::{Error, Result};
 
