@@ -59,14 +59,66 @@ pub(crate) fn open(path: &Path) -> Result<::hdf5::File> {
     ::hdf5::File::open(path).map_err(|source| Error::Hdf5 { file: path.to_owned(), source })
 }
 
-/// Creates an HDF5 file for writing. No times are kept: equal content gives equal bytes.
-pub(crate) fn create(partial: &AtomicPath) -> Result<::hdf5::File> {
-    ::hdf5::silence_errors(true);
-    let mut builder = ::hdf5::FileBuilder::new();
-    builder.with_fcpl(|plist| plist.obj_track_times(false));
-    // The temporary file is locked already.
-    builder.with_fapl(|plist| plist.file_locking(false));
-    builder.create(partial.path()).map_err(|source| Error::Hdf5 { file: partial.target().to_owned(), source })
+/// An HDF5 file that is complete or absent.
+///
+/// Where a flush fails, e.g. on a full disk, libhdf5 crashes or prints as it closes the file and its datasets: they stay open then, and the
+/// process ends without a further attempt (`H5dont_atexit`).
+#[derive(Debug)]
+pub(crate) struct Output {
+    partial: Option<AtomicPath>,
+    target: PathBuf,
+    open: Option<(::hdf5::File, Vec<Dataset>)>,
+}
+
+impl Output {
+    /// Starts writing what will be `path`. No times are kept: equal content gives equal bytes.
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        let partial = AtomicPath::create(path)?;
+        ::hdf5::silence_errors(true);
+        let mut builder = ::hdf5::FileBuilder::new();
+        builder.with_fcpl(|plist| plist.obj_track_times(false));
+        // The temporary file is locked already.
+        builder.with_fapl(|plist| plist.file_locking(false));
+        let file = builder.create(partial.path()).map_err(|source| Error::Hdf5 { file: path.to_owned(), source })?;
+        Ok(Self { partial: Some(partial), target: path.to_owned(), open: Some((file, Vec::new())) })
+    }
+
+    /// Creates a dataset by `make` and keeps it open until the file is closed.
+    pub(crate) fn dataset(&mut self, make: impl FnOnce(&::hdf5::File) -> ::hdf5::Result<Dataset>) -> Result<Dataset> {
+        ::hdf5::silence_errors(true);
+        let failed = |source| Error::Hdf5 { file: self.target.clone(), source };
+        let Some((file, datasets)) = &mut self.open else {
+            return Err(failed(::hdf5::Error::from("the file is closed")));
+        };
+        let made = make(file).map_err(failed)?;
+        datasets.push(made.clone());
+        Ok(made)
+    }
+
+    /// Flushes and closes the file and gives it its name. No other handle of its datasets may be open.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.close()?;
+        Ok(self.partial.take().map_or(Ok(()), AtomicPath::commit)?)
+    }
+
+    fn close(&mut self) -> Result<()> {
+        let Some((file, datasets)) = self.open.take() else { return Ok(()) };
+        ::hdf5::silence_errors(true);
+        let failed = |source| Error::Hdf5 { file: self.target.clone(), source };
+        if let Err(e) = file.flush() {
+            std::mem::forget((file, datasets));
+            return Err(failed(e));
+        }
+        drop(datasets);
+        file.close().map_err(failed)
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        // The file is removed.
+        let _ = self.close();
+    }
 }
 
 /// How values of a dataset are read.
@@ -416,9 +468,8 @@ impl ImageSource for Hdf5Images {
 #[derive(Debug)]
 pub struct Hdf5Writer {
     target: PathBuf,
-    partial: AtomicPath,
-    file: ::hdf5::File,
     images: Dataset,
+    output: Output,
     at: usize,
     /// Images that do not fill a chunk yet: only whole chunks are written, so bytes do not depend on how images arrive.
     waiting: Vec<u8>,
@@ -431,18 +482,16 @@ impl Hdf5Writer {
     /// # Errors
     /// `Hdf5`.
     pub fn create(path: &Path, len: usize, dims: ImageDims) -> Result<Self> {
-        let partial = AtomicPath::create(path)?;
-        let failed = |source| Error::Hdf5 { file: path.to_owned(), source };
-        let file = create(&partial)?;
-        let images = file
-            .new_dataset::<u8>()
-            .shape((len, dims.height, dims.width, dims.channels))
-            .chunk((CHUNK.min(len.max(1)), dims.height, dims.width, dims.channels))
-            .deflate(GZIP)
-            .obj_track_times(false)
-            .create(IMAGES)
-            .map_err(failed)?;
-        Ok(Self { target: path.to_owned(), partial, file, images, at: 0, waiting: Vec::new(), dims })
+        let mut output = Output::create(path)?;
+        let images = output.dataset(|file| {
+            file.new_dataset::<u8>()
+                .shape((len, dims.height, dims.width, dims.channels))
+                .chunk((CHUNK.min(len.max(1)), dims.height, dims.width, dims.channels))
+                .deflate(GZIP)
+                .obj_track_times(false)
+                .create(IMAGES)
+        })?;
+        Ok(Self { target: path.to_owned(), images, output, at: 0, waiting: Vec::new(), dims })
     }
 
     /// Appends u8 `images [n, H, W, 3]`.
@@ -483,10 +532,10 @@ impl Hdf5Writer {
     /// # Errors
     /// `Hdf5`.
     pub fn i64(&mut self, name: &str, values: &[i64]) -> Result<()> {
-        let failed = |source| Error::Hdf5 { file: self.target.clone(), source };
-        let data =
-            self.file.new_dataset::<i64>().obj_track_times(false).shape(values.len()).create(name).map_err(failed)?;
-        data.write_raw(values).map_err(failed)
+        let data = self
+            .output
+            .dataset(|file| file.new_dataset::<i64>().obj_track_times(false).shape(values.len()).create(name))?;
+        data.write_raw(values).map_err(|source| Error::Hdf5 { file: self.target.clone(), source })
     }
 
     /// Adds a dataset of bytes.
@@ -494,10 +543,10 @@ impl Hdf5Writer {
     /// # Errors
     /// `Hdf5`.
     pub fn bytes(&mut self, name: &str, values: &[u8]) -> Result<()> {
-        let failed = |source| Error::Hdf5 { file: self.target.clone(), source };
-        let data =
-            self.file.new_dataset::<u8>().obj_track_times(false).shape(values.len()).create(name).map_err(failed)?;
-        data.write_raw(values).map_err(failed)
+        let data = self
+            .output
+            .dataset(|file| file.new_dataset::<u8>().obj_track_times(false).shape(values.len()).create(name))?;
+        data.write_raw(values).map_err(|source| Error::Hdf5 { file: self.target.clone(), source })
     }
 
     /// Closes the file and gives it its name.
@@ -507,10 +556,9 @@ impl Hdf5Writer {
     pub fn finish(mut self) -> Result<()> {
         let rest = std::mem::take(&mut self.waiting);
         self.write(rest)?;
-        let Self { target, partial, file, images, .. } = self;
+        let Self { images, output, .. } = self;
         drop(images);
-        file.close().map_err(|source| Error::Hdf5 { file: target.clone(), source })?;
-        Ok(partial.commit()?)
+        output.finish()
     }
 }
 
@@ -675,7 +723,8 @@ mod tests {
         write_part(1, 4);
         let file = ::hdf5::File::create(&whole).unwrap();
         let map = ("part1.h5", "x", (6, 4, 5, 3), (2..6, .., .., ..), (4, 4, 5, 3), (..4, .., .., ..));
-        let builder = file.new_dataset::<u8>().shape((4, 4, 5, 3)).virtual_map(map.0, map.1, map.2, map.3, map.4, map.5);
+        let builder =
+            file.new_dataset::<u8>().shape((4, 4, 5, 3)).virtual_map(map.0, map.1, map.2, map.3, map.4, map.5);
         builder.create("images").unwrap();
         drop((builder, file));
         let text = failure(&whole);
