@@ -3,6 +3,7 @@
 
 pub mod atomic;
 pub mod batch;
+pub mod decode;
 pub mod error;
 pub mod features;
 pub mod folder;
@@ -13,7 +14,10 @@ pub mod npz;
 pub mod record;
 pub mod stats;
 
-mod decode;
+mod labels;
+mod listing;
+mod pixels;
+mod virtual_map;
 
 pub use error::{Error, Result};
 
