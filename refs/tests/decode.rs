@@ -72,7 +72,12 @@ fn fault(name: &str, bytes: &[u8], expected: &Value) -> Option<String> {
         return Some(format!("dims() {:?}", decode::dims(file, name, bytes)));
     }
     let (mode, pixels) = mode(&decoded);
-    if sha256(decode::rgb(file, name, bytes).unwrap().iter().copied()) != expected["rgb"] {
+    let rgb = sha256(decode::rgb(file, name, bytes).unwrap().iter().copied());
+    // Samples of damaged JPEG blocks overflow: libjpeg-turbo gives one of two images, with or without SIMD instructions.
+    if rgb == expected["rgb_without_simd"] {
+        return None;
+    }
+    if rgb != expected["rgb"] {
         return Some(format!("RGB pixels differ ({mode})"));
     }
     if expected["mode"] != mode || expected["pixels"] != pixels.as_str() {

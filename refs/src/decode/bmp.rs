@@ -128,7 +128,10 @@ fn kind_of(bits: u32, compression: u32, masks: Option<(u32, u32, u32, u32)>) -> 
         },
         _ => {
             let found = format!("{bits} bits a pixel, compression {compression}");
-            return Err(Fault::expected("a BMP that Pillow reads (1, 4, 8, 16, 24 or 32 bits a pixel, raw, RLE or masks)", found));
+            return Err(Fault::expected(
+                "a BMP that Pillow reads (1, 4, 8, 16, 24 or 32 bits a pixel, raw, RLE or masks)",
+                found,
+            ));
         }
     };
     Ok(kind)
@@ -176,7 +179,9 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
             for y in 0..height {
                 data.extend(pixels::unpack(&row(y)[..(width * bits).div_ceil(8)], 1, width, bits));
             }
-            return Ok(palette.unwrap_or_default().apply(height, width, &data));
+            let (palette, is_grey) = palette.unwrap_or_default();
+            let coloured = palette.apply(height, width, &data);
+            return Ok(if is_grey { coloured.first_channel() } else { coloured });
         }
         Kind::Bgr => {
             (0..height).for_each(|y| data.extend(row(y).chunks_exact(3).take(width).flat_map(|p| [p[2], p[1], p[0]])));
@@ -205,9 +210,11 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     Ok(Pixels { height, width, channels, data })
 }
 
-fn palette_of(bytes: &[u8], h: &Header, colours: usize, each: usize) -> Result<Palette, Fault> {
+/// The palette, and whether it is a ramp of grey.
+fn palette_of(bytes: &[u8], h: &Header, colours: usize, each: usize) -> Result<(Palette, bool), Fault> {
     let entries = bytes.get(h.end..).and_then(|b| b.get(..colours * each));
-    let entries = entries.ok_or_else(|| Fault::expected(format!("a palette of {colours} colours"), "the end of the data"))?;
+    let entries =
+        entries.ok_or_else(|| Fault::expected(format!("a palette of {colours} colours"), "the end of the data"))?;
     let triples: Vec<u8> = entries.chunks_exact(each).flat_map(|c| [c[2], c[1], c[0]]).collect();
     // Pillow takes such an image for grey of 8 bits (or 1 bit) whatever its bits a pixel are, and misreads its rows.
     let ramp = |i: usize| if colours == 2 { i * 255 } else { i & 0xff };
@@ -220,7 +227,7 @@ fn palette_of(bytes: &[u8], h: &Header, colours: usize, each: usize) -> Result<P
     if is_ramp && misread {
         return Err(Fault::expected("a palette or 1 or 8 bits a pixel", format!("{colours} colours, a ramp of grey")));
     }
-    Ok(Palette::rgb(&triples[..triples.len().min(256 * 3)]))
+    Ok((Palette::rgb(&triples[..triples.len().min(256 * 3)]), is_ramp))
 }
 
 /// Run-length coded indices, from the first row stored on, as far as they go.

@@ -60,10 +60,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
         let from = (top + row) * width + left;
         indices[from..from + w].copy_from_slice(line);
     }
-    let triples = local.or_else(|| decoder.global_palette().map(<[u8]>::to_vec)).unwrap_or_default();
-    if !is_needed(&triples) && transparent.is_none() {
-        return Ok(Pixels { height, width, channels: 1, data: indices });
-    }
+    // Pillow passes over a palette that is a ramp of grey, a local one in favour of the global one.
+    let local = local.filter(|triples| is_needed(triples));
+    let triples = local.or_else(|| decoder.global_palette().filter(|t| is_needed(t)).map(<[u8]>::to_vec));
+    let Some(triples) = triples else { return Ok(Pixels { height, width, channels: 1, data: indices }) };
     let mut palette = Palette::rgb(&triples);
     if let Some(index) = transparent {
         palette.set_alpha(usize::from(index), 0);

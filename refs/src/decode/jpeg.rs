@@ -225,7 +225,9 @@ pub(super) fn raw(bytes: &[u8], colours: Colours) -> Result<(Frame, Vec<u8>), Fa
     let mut decoder = Decompressor::new().map_err(Fault::decoder)?;
     match decoder.decompress(&clean, image) {
         Ok(()) => Ok((frame, data)),
-        Err(turbojpeg::Error::TurboJpegError(text)) if WARNINGS.iter().any(|w| text.starts_with(w)) => Ok((frame, data)),
+        Err(turbojpeg::Error::TurboJpegError(text)) if WARNINGS.iter().any(|w| text.starts_with(w)) => {
+            Ok((frame, data))
+        }
         Err(error) => Err(Fault::decoder(error)),
     }
 }

@@ -22,8 +22,9 @@ pub use encode::png;
 /// File name endings of images, in lower case: those that Pillow gives to the formats read here, and to formats refused by
 /// name (JPEG 2000, AVIF), so that such a file among samples is an error and not left out.
 pub const EXTENSIONS: [&str; 32] = [
-    "png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "gif", "tif", "tiff", "pbm", "pgm", "ppm", "pnm",
-    "pfm", "tga", "icb", "vda", "vst", "jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "avif", "avifs", "ico", "cur", "mpo",
+    "png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "gif", "tif", "tiff", "pbm", "pgm", "ppm",
+    "pnm", "pfm", "tga", "icb", "vda", "vst", "jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "avif", "avifs", "ico", "cur",
+    "mpo",
 ];
 
 /// Whether `name` has an image's ending, in either case.
@@ -193,11 +194,12 @@ impl Format {
                 _ => refused("a video or another ISO media file"),
             };
         }
-        if let Some((_, what)) = OTHERS.iter().find(|(magic, _)| bytes.starts_with(magic)) {
-            return refused(what);
-        }
+        // A TGA of RGB begins as a CUR does.
         if tga::size(bytes).is_some() {
             return Ok(Self::Tga);
+        }
+        if let Some((_, what)) = OTHERS.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+            return refused(what);
         }
         refused(&format!("a file that begins {:02x?}", &bytes[..bytes.len().min(8)]))
     }

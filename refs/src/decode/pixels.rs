@@ -21,6 +21,11 @@ pub(super) struct Pixels {
 }
 
 impl Pixels {
+    /// Grey from the first channel alone.
+    pub(super) fn first_channel(self) -> Self {
+        Self { channels: 1, data: self.data.chunks_exact(self.channels).map(|p| p[0]).collect(), ..self }
+    }
+
     /// As what a user sees. Channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
     pub(super) fn decoded(self) -> Result<Decoded, Fault> {
         let Self { height, width, channels, data } = self;
@@ -50,7 +55,10 @@ pub(super) fn gate(height: usize, width: usize, channels: usize) -> Result<(), F
         return Err(Fault::expected(format!("at most {MAX_PIXELS} pixels"), size()));
     }
     if (height * width) as u64 * channels as u64 > MAX_ALLOC {
-        return Err(Fault::expected(format!("at most {MAX_ALLOC} bytes"), format!("{} of {channels} channels", size())));
+        return Err(Fault::expected(
+            format!("at most {MAX_ALLOC} bytes"),
+            format!("{} of {channels} channels", size()),
+        ));
     }
     Ok(())
 }
@@ -80,7 +88,7 @@ pub(super) fn cmyk_to_rgb(cmyk: Pixels, ink: Ink) -> Pixels {
     Pixels { channels: 3, data, ..cmyk }
 }
 
-/// Colours of indices. What a file leaves undefined is grey of the index, as in Pillow.
+/// Colours of indices. What a file leaves undefined is black, as in Pillow.
 #[derive(Debug, Clone)]
 pub(super) struct Palette {
     colours: [[u8; 4]; 256],
@@ -90,7 +98,7 @@ pub(super) struct Palette {
 
 impl Default for Palette {
     fn default() -> Self {
-        Self { colours: std::array::from_fn(|i| [i as u8, i as u8, i as u8, 255]), alpha: false }
+        Self { colours: [[0, 0, 0, 255]; 256], alpha: false }
     }
 }
 

@@ -120,9 +120,11 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
             let rows = body.get(..length).ok_or_else(|| short(body.len() * 8, wanted))?;
             pixels::unpack(rows, h.height, h.width, 1).into_iter().map(|bit| if bit == 1 { 0 } else { 255 }).collect()
         }
-        (_, false) if h.maxval > 255 => body.chunks_exact(2).take(wanted).map(|p| {
-            scaled(usize::from(u16::from_be_bytes([p[0], p[1]])), h.maxval)
-        }).collect(),
+        (_, false) if h.maxval > 255 => body
+            .chunks_exact(2)
+            .take(wanted)
+            .map(|p| scaled(usize::from(u16::from_be_bytes([p[0], p[1]])), h.maxval))
+            .collect(),
         (_, false) => body.iter().take(wanted).map(|p| scaled(usize::from(*p), h.maxval)).collect(),
     };
     let found = data.len();

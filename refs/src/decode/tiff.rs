@@ -79,10 +79,16 @@ fn layout(file: &mut File<'_>) -> Result<Layout, Fault> {
         return Err(Fault::sixteen("a 16-bit TIFF"));
     }
     if formats.iter().any(|f| *f != 1) || first > 16 {
-        return Err(Fault::expected("a TIFF of unsigned integers of 8 bits or less", format!("{first} bits, sample formats {formats:?}")));
+        return Err(Fault::expected(
+            "a TIFF of unsigned integers of 8 bits or less",
+            format!("{first} bits, sample formats {formats:?}"),
+        ));
     }
     if samples == 0 || samples > MAX_SAMPLES || bits.iter().any(|b| usize::from(*b) != first) {
-        return Err(Fault::expected(format!("1 to {MAX_SAMPLES} channels of one number of bits"), format!("{samples} of {bits:?}")));
+        return Err(Fault::expected(
+            format!("1 to {MAX_SAMPLES} channels of one number of bits"),
+            format!("{samples} of {bits:?}"),
+        ));
     }
     Ok(Layout { photometric, bits: first, samples, extra })
 }
@@ -190,14 +196,16 @@ fn jpeg_chunks(
     if across == 0 || down == 0 || offsets.len() != columns * height.div_ceil(down) || lengths.len() != offsets.len() {
         return Err(Fault::expected("as many JPEG strips as the size asks for", format!("{}", offsets.len())));
     }
-    let read = if layout.photometric == YCBCR && channels == 3 { jpeg::Colours::Converted } else { jpeg::Colours::Stored };
+    let read =
+        if layout.photometric == YCBCR && channels == 3 { jpeg::Colours::Converted } else { jpeg::Colours::Stored };
     let mut data = vec![0; height * width * channels];
     for (i, (offset, length)) in offsets.iter().zip(&lengths).enumerate() {
         let (x, y) = (i % columns * across, i / columns * down);
         let (h, w) = (down.min(height - y), across.min(width - x));
         let range = usize::try_from(*offset).ok().zip(usize::try_from(offset.saturating_add(*length)).ok());
         let chunk = range.and_then(|(from, to)| bytes.get(from..to)).and_then(|c| c.strip_prefix(&[0xff, 0xd8]));
-        let chunk = chunk.ok_or_else(|| Fault::expected(format!("a JPEG in strip {i}"), "none, or the end of the data"))?;
+        let chunk =
+            chunk.ok_or_else(|| Fault::expected(format!("a JPEG in strip {i}"), "none, or the end of the data"))?;
         let stream = [&[0xff, 0xd8], tables, chunk].concat();
         let (frame, pixels) = jpeg::raw(&stream, read)?;
         if frame.height < h || frame.width < w || usize::from(frame.components) != channels {
@@ -216,7 +224,9 @@ fn jpeg_chunks(
 fn colours(file: &mut File<'_>, layout: &Layout, mut stored: Pixels) -> Result<Pixels, Fault> {
     let Layout { photometric, bits, samples, extra } = layout;
     let refused = || {
-        let found = format!("photometric interpretation {photometric}, {samples} channels of {bits} bits, extra channels {extra:?}");
+        let found = format!(
+            "photometric interpretation {photometric}, {samples} channels of {bits} bits, extra channels {extra:?}"
+        );
         Fault::expected("a TIFF of grey, palette, RGB, CMYK or JPEG's YCbCr, with or without alpha", found)
     };
     if !matches!((*bits, *samples), (8, _) | (1 | 2 | 4, 1)) {
@@ -253,7 +263,10 @@ fn colours(file: &mut File<'_>, layout: &Layout, mut stored: Pixels) -> Result<P
         (CMYK, 4..=6, extra) if extra.len() + 4 == *samples && padding(extra) => {
             Ok(pixels::cmyk_to_rgb(stored, Ink::Plain))
         }
-        (LAB, ..) => Err(Fault::expected("a TIFF of grey, palette, RGB or CMYK", "one of Lab, which Pillow converts with colour profiles")),
+        (LAB, ..) => Err(Fault::expected(
+            "a TIFF of grey, palette, RGB or CMYK",
+            "one of Lab, which Pillow converts with colour profiles",
+        )),
         _ => Err(refused()),
     }
 }
@@ -278,7 +291,10 @@ fn colour_map(file: &mut File<'_>, bits: usize) -> Result<Palette, Fault> {
     if map.len() != 3 * colours {
         return Err(Fault::expected(format!("a colour map of {colours} colours"), format!("{} numbers", map.len())));
     }
-    let triples: Vec<u8> = (0..colours).flat_map(|i| [map[i], map[colours + i], map[2 * colours + i]]).map(|v| v.to_be_bytes()[0]).collect();
+    let triples: Vec<u8> = (0..colours)
+        .flat_map(|i| [map[i], map[colours + i], map[2 * colours + i]])
+        .map(|v| v.to_be_bytes()[0])
+        .collect();
     Ok(Palette::rgb(&triples))
 }
 
