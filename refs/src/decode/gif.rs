@@ -3,7 +3,7 @@
 use std::io::Cursor;
 use std::num::NonZeroU64;
 
-use gif::{ColorOutput, DecodeOptions, MemoryLimit};
+use gif::{ColorOutput, DecodeOptions, DecodingError, MemoryLimit};
 
 use super::Fault;
 use super::pixels::{self, MAX_ALLOC, Palette, Pixels};
@@ -11,7 +11,7 @@ use super::pixels::{self, MAX_ALLOC, Palette, Pixels};
 /// Height and width of the canvas, which grows with a first frame that reaches beyond it; `None` if `bytes` end before that
 /// frame.
 pub(super) fn size(bytes: &[u8]) -> Result<Option<(usize, usize)>, Fault> {
-    let first = |bytes| -> Result<_, gif::DecodingError> {
+    let first = |bytes| -> Result<_, DecodingError> {
         let mut decoder = options().read_info(Cursor::new(bytes))?;
         let (height, width) = (usize::from(decoder.height()), usize::from(decoder.width()));
         let frame = decoder.next_frame_info()?.map(|f| (f.top, f.height, f.left, f.width));
@@ -19,7 +19,8 @@ pub(super) fn size(bytes: &[u8]) -> Result<Option<(usize, usize)>, Fault> {
     };
     match first(bytes) {
         Ok(size) => Ok(size),
-        Err(gif::DecodingError::Io(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(DecodingError::UnexpectedEof) => Ok(None),
+        Err(DecodingError::Io(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
         Err(error) => Err(Fault::decoder(error)),
     }
 }

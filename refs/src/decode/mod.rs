@@ -182,7 +182,10 @@ impl Format {
     /// What has no magic number of a format read here.
     fn unmarked(bytes: &[u8]) -> Result<Self, Fault> {
         let refused = |found: &str| {
-            Err(Fault::expected("an image in BMP, GIF, JPEG, PBM, PGM, PNG, PPM, TGA, TIFF or WebP", found))
+            Err(Fault::expected(
+                "an image in BMP, GIF, JPEG, PBM, PGM, PNG, PPM, TGA, TIFF or WebP (convert others to PNG)",
+                found,
+            ))
         };
         if bytes.is_empty() {
             return refused("an empty file");

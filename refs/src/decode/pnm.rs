@@ -142,10 +142,16 @@ fn tokens(body: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|token| !token.is_empty())
 }
 
+/// What follows plain data is read along in part by Pillow, by where its blocks end; it is refused here.
+fn trailing(wanted: usize) -> Fault {
+    Fault::expected(format!("{wanted} samples"), "more after them")
+}
+
 fn plain_bits(body: &[u8], wanted: usize) -> Result<Vec<u8>, Fault> {
     let mut data = Vec::new();
-    for byte in tokens(body).flatten().copied().take(wanted) {
+    for byte in tokens(body).flatten().copied() {
         match byte {
+            _ if data.len() == wanted => return Err(trailing(wanted)),
             b'0' => data.push(255),
             b'1' => data.push(0),
             other => return Err(Fault::expected("0 or 1", format!("the byte {other:#04x}"))),
@@ -156,7 +162,10 @@ fn plain_bits(body: &[u8], wanted: usize) -> Result<Vec<u8>, Fault> {
 
 fn plain(body: &[u8], wanted: usize, maxval: usize) -> Result<Vec<u8>, Fault> {
     let mut data = Vec::new();
-    for token in tokens(body).take(wanted) {
+    for token in tokens(body) {
+        if data.len() == wanted {
+            return Err(trailing(wanted));
+        }
         let number = std::str::from_utf8(token).ok().filter(|t| t.len() <= MAX_DIGITS).and_then(|t| t.parse().ok());
         match number {
             Some(value) if value <= maxval => data.push(scaled(value, maxval)),

@@ -31,6 +31,11 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let end = || Fault::expected("a complete header", format!("the end of the data after {} bytes", bytes.len()));
     let (height, width) = size(bytes)?.ok_or_else(end)?;
     pixels::gate(height, width, 4)?;
+    // The decoder fills what is missing at the end of lossy data; libwebp asks for the whole file first.
+    let claimed = bytes.get(4..8).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize + 8);
+    if bytes.len() < claimed {
+        return Err(Fault::expected(format!("{claimed} bytes"), format!("the end of the data after {}", bytes.len())));
+    }
     let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(Fault::decoder)?;
     let channels = if decoder.color_type() == ColorType::Rgba8 { 4 } else { 3 };
     if decoder.dimensions() != (u32::try_from(width).unwrap_or(0), u32::try_from(height).unwrap_or(0)) {

@@ -372,6 +372,8 @@ for maxval in [1000, 65535]:
 add("pnm/cut.ppm", b"P6 7 5 255\n" + rgb.tobytes()[:-1], error=True)
 add("pnm/cut.pbm", b"P4 9 5\n" + bytes(9), error=True)
 add("pnm/cut-header.ppm", b"P6 7 ", error=True)
+add("pnm/plain-more.ppm", ("P3 7 5 255\n" + text(rgb)) + " 7 8 9 ", refused="more after them")
+add("pnm/plain-more.pbm", "P1 2 1 0 1 x", error=True)
 add("pnm/plain-cut.ppm", ("P3 7 5 255\n" + text(rgb))[:-60].encode(), error=True)
 add("pnm/plain-beyond-maxval.pgm", b"P2 2 1 100\n5 101\n", error=True)
 add("pnm/plain-no-number.pgm", b"P2 2 1 100\n5 x\n", error=True)
@@ -421,6 +423,11 @@ for name in ["lossy", "lossless"]:
     data = FILES[f"webp/{name}-RGB-47x33.webp"]
     add(f"webp/cut-60-percent-{name}.webp", data[:int(len(data) * 0.6)], error=True)
     add(f"webp/cut-header-{name}.webp", data[:18], error=True)
+    add(f"webp/cut-95-percent-{name}.webp", data[:int(len(data) * 0.95)], error=True)
+data = FILES["webp/lossy-RGB-16x16.webp"]
+for less in [1, 2, 4]:
+    add(f"webp/cut-last-{less}-bytes.webp", data[:-less], error=True)
+add("webp/cut-second-frame.webp", FILES["webp/animated.webp"][:-40], error=True)
 
 # ---------------------------------------------------------------- TIFF
 
