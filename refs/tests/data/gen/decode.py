@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes decode.zip: small images of every kind, and expected.json with what Pillow reads from them.
+"""Writes ../decode.zip: small images of every kind, and expected.json with what Pillow reads from them.
 
-    python gen_decode.py [--cjpeg CJPEG]        (Pillow 13.0.0, NumPy 2, libjpeg-turbo's cjpeg 2.1.5)
+    python gen/decode.py [--cjpeg CJPEG]        (Pillow 13.0.0, NumPy 2, libjpeg-turbo's cjpeg 2.1.5)
 
 expected.json, for each file: `size` [H, W] and `rgb`, the SHA-256 of `convert("RGB")`'s bytes; `mode` and `pixels`, the SHA-256 in
 the mode that keeps grey and alpha; or `error`, the exception that Pillow raises; or `refused`, what this crate says of an
@@ -13,7 +13,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-HERE = pathlib.Path(__file__).resolve().parent
+HERE = pathlib.Path(__file__).resolve().parent.parent
 assert PIL.__version__ == "13.0.0", PIL.__version__
 warnings.simplefilter("ignore")
 parser = argparse.ArgumentParser()
