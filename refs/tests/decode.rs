@@ -1,5 +1,5 @@
-//! Decoding against Pillow 13.0.0: `data/decode.zip` holds images of every kind and what Pillow reads from them (its generator stands
-//! beside it). Pixels must be equal; what Pillow refuses must be refused, by an error that names the file.
+//! Decoding against Pillow 13.0.0: `data/decode.zip` holds images of every kind and what Pillow reads from them (its generator is
+//! `data/gen/decode.py`). Pixels must be equal; what Pillow refuses must be refused, by an error that names the file.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Writes decode.zip: small images of every kind, and expected.json with what Pillow reads from them.
+"""Writes ../decode.zip: small images of every kind, and expected.json with what Pillow reads from them.
 
-    python gen_decode.py [--cjpeg CJPEG]        (Pillow 13.0.0, NumPy 2, libjpeg-turbo's cjpeg 2.1.5)
+    python gen/decode.py [--cjpeg CJPEG]        (Pillow 13.0.0, NumPy 2, libjpeg-turbo's cjpeg 2.1.5)
 
 expected.json, for each file: `size` [H, W] and `rgb`, the SHA-256 of `convert("RGB")`'s bytes; `mode` and `pixels`, the SHA-256 in
 the mode that keeps grey and alpha; or `error`, the exception that Pillow raises; or `refused`, what this crate says of an
 image that Pillow reads. `pillow_reads` beside `refused` tells a refusal of Pillow's from one of this crate's own.
 """
-import argparse, hashlib, io, json, os, pathlib, struct, subprocess, sys, warnings, zipfile, zlib
+import argparse, hashlib, io, json, os, pathlib, re, struct, subprocess, sys, warnings, zipfile, zlib
 
 import numpy as np
 import PIL
 from PIL import Image
 
-HERE = pathlib.Path(__file__).resolve().parent
+HERE = pathlib.Path(__file__).resolve().parent.parent
 assert PIL.__version__ == "13.0.0", PIL.__version__
 warnings.simplefilter("ignore")
 parser = argparse.ArgumentParser()
@@ -558,7 +558,8 @@ for name, data in FILES.items():
     try:
         found = read(data)
     except Exception as e:  # whatever Pillow raises is an error of the file
-        found = {"error": f"{type(e).__name__}: {e}"[:120]}
+        text = re.sub(r" at 0x[0-9a-f]+", "", str(e))
+        found = {"error": f"{type(e).__name__}: {text}"[:120]}
     if name in REFUSED:
         found = {"refused": REFUSED[name], "pillow_reads": "error" not in found}
     elif ("error" in found) != (name in ERRORS):
