@@ -3,13 +3,16 @@
 
 use std::path::Path;
 
-use d2o::cli::{Accelerator, Cli, Command, Fuse, Global, ProviderArg};
+use d2o::cli::{Accelerator, Cli, Command, Global, ProviderArg};
 use d2o::engine::Engine;
-use d2o::pipeline::fused::Fused;
-use d2o::pipeline::generated::Made;
-use d2o::pipeline::network::{Network, Role};
-use d2o::pipeline::pass::{How, Origin, Set, Wants, sums};
+use d2o::pipeline::fused::{Fuse, Fused};
+use d2o::pipeline::generated::GeneratedImages;
+use d2o::pipeline::network::{InputRule, Network, Role};
+use d2o::pipeline::pass::PassOptions;
+use d2o::pipeline::source::{Origin, Source};
+use d2o::pipeline::statistics::{StatsRequest, statistics};
 use d2o::printer::Printer;
+use d2o::sampling::request::SamplingRequest;
 use d2o_evaluations::protocol::Protocol;
 use d2o_onnx::session::cuda;
 use d2o_onnx::session::ort::{OrtOptions, OrtRuntime};
@@ -37,28 +40,29 @@ fn measured(dir: &Path, workers: usize, fuse: Option<Fuse>) -> (Vec<u64>, String
     let global = Global { quiet: true, onnxruntime: test_support::onnxruntime(), threads: Some(1) };
     let (accelerator, printer) = (Accelerator::default(), Printer::new(true));
     let engine = Engine::new(ProviderArg::Cpu, &accelerator, &global, printer).unwrap().with_workers(workers);
-    let protocol = Protocol::named("edm").unwrap();
+    let rule = InputRule::from(Protocol::named("edm").unwrap());
     let words = ["d2o", "generate", "g.onnx", "--out", "s.npz", "--seeds", "0-40"];
     let Command::Generate(args) = <Cli as clap::Parser>::parse_from(words).command else { panic!("another command") };
-    let mut networks = vec![Network::open(Role::Features, &dir.join("f.onnx"), protocol, &engine).unwrap()];
+    let sampling = SamplingRequest::from(&args.sampling);
+    let mut networks = vec![Network::open(Role::Features, &dir.join("f.onnx"), &engine).unwrap()];
     let generator = dir.join("g.onnx");
-    let origin = Origin::Made(String::new());
-    let mut set = match fuse {
+    let origin = Origin::Generated(String::new());
+    let mut source = match fuse {
         Some(how) => {
-            let (fused, _) = Fused::open(&generator, &networks, how, &args.sampling, &engine).unwrap();
-            Set::Fused { fused: Box::new(fused), origin }
+            let fused = Fused::open(&generator, &networks, how, &sampling, &engine).unwrap();
+            Source::Fused { fused: Box::new(fused), origin }
         }
         None => {
-            let (source, _) = Made::open(&generator, &args.sampling, 8, &engine).unwrap();
-            Set::Images { source: Box::new(source), origin }
+            let images = GeneratedImages::open(&generator, &sampling, 8, &engine).unwrap();
+            Source::Images { images: Box::new(images), origin }
         }
     };
-    let wants = Wants { features: true, ..Wants::default() };
-    let how = How { batch: 8, protocol, cache: None, printer };
-    let found = sums(&mut set, &mut networks, &wants, &how, None).unwrap();
+    let request = StatsRequest { features: true, ..StatsRequest::default() };
+    let options = PassOptions { batch: 8, rule, cache: None, reporter: &printer };
+    let found = statistics(&mut source, 0..41, &mut networks, &request, &options, None).unwrap();
     let gaussian = found.features.unwrap().finish(1).unwrap();
     let bits = gaussian.mu.iter().chain(gaussian.sigma.iter()).map(|v| v.to_bits()).collect();
-    (bits, found.walk.sha256)
+    (bits, found.summary.sha256)
 }
 
 #[test]

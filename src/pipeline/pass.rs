@@ -205,7 +205,11 @@ fn pass_images(
         }
         summary.seconds.insert("cache".to_owned(), clock.elapsed().as_secs_f64());
     } else {
+        let partial = range.start > 0 || range.end < total;
         summary.seconds = extract(&mut running, images, range, options, &mut add)?;
+        if partial {
+            images.verify()?;
+        }
     }
     writers.into_iter().for_each(CacheWriter::finish);
     summary.sha256 = hash.finish();
