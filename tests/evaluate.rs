@@ -244,7 +244,7 @@ fn bad_images_are_named() {
         ("broken", &["broken", "`5.png` is not a readable image"][..]),
         ("mixed", &["mixed", "`0.png` is 32×32, `6.png` is 16×16"]),
         ("empty", &["empty: no images in it"]),
-        ("few", &["cannot evaluate `few`", "at least 4 samples are needed, found 3"]),
+        ("few", &["cannot evaluate `few`", "k nearest neighbours, samples: at least 4 images are needed, found 3"]),
         ("deep", &["4.png", "expected 8 bits a channel"]),
         ("no.npz", &["no.npz", "expected npz, npy, HDF5 or zip"]),
         ("missing.npz", &["missing.npz"]),
