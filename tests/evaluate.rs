@@ -182,7 +182,8 @@ fn images_resized_by_the_protocol_itself() {
     for result in [&adm, &clean, &float("pytorch-fid")] {
         assert_eq!(result["deviations"], serde_json::json!([]), "{result}");
     }
-    assert!(inside("clean")["deviations"].to_string().contains("resize in the network"));
+    let inside_clean = ["evaluate", "fake.npz", "--ref", "real.npz", "--extractor", "inception.onnx", "--protocol", "clean"];
+    fails(dir, &[&inside_clean[..], &["--metrics", "fid"]].concat(), &["preprocessing of samples", "in the graph instead of bicubic"]);
 
     // Minimal filtering rounds otherwise, and the result says where it was computed.
     let on = |provider| {
@@ -202,6 +203,62 @@ fn images_resized_by_the_protocol_itself() {
         let auto = fused["runtime"]["runtime"].as_str().unwrap();
         assert!(["ort-winograd", "ort-cuda"].contains(&auto), "{auto}");
     }
+}
+
+#[test]
+fn references_of_other_tools_are_taken_for_their_layout() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_inception(dir);
+    write_images(&dir.join("real.npz"), 0..24);
+    write_images(&dir.join("fake.npz"), 12..36);
+    d2o(dir, &["refs", "make", "real.npz", "--extractor", "inception.onnx", "--layout", "adm", "--out", "made.npz"]);
+    // The same numbers as EDM, pytorch-fid, clean-fid and guided-diffusion keep them, without a word of d2o's.
+    let mut made = d2o_refs::npz::Npz::open(&dir.join("made.npz")).unwrap();
+    let (mu, sigma) = (made.f64("mu").unwrap(), made.f64("sigma").unwrap());
+    let (mu_s, sigma_s) = (made.f64("mu_s").unwrap(), made.f64("sigma_s").unwrap());
+    let write = |name: &str, single: bool, spatial: bool| {
+        let mut npz = NpzWriter::create(&dir.join(name)).unwrap();
+        if spatial {
+            npz.start("arr_0", d2o_refs::npy::Dtype::U8, &[24, SIDE, SIDE, 3]).unwrap();
+            (0..24).for_each(|i| npz.raw(image(i).as_slice().unwrap()).unwrap());
+            npz.f64("mu_s", mu_s.view()).unwrap();
+            npz.f64("sigma_s", sigma_s.view()).unwrap();
+        }
+        if single {
+            npz.f32("mu", mu.mapv(|v| v as f32).view()).unwrap();
+        } else {
+            npz.f64("mu", mu.view()).unwrap();
+        }
+        npz.f64("sigma", sigma.view()).unwrap();
+        npz.finish().unwrap();
+    };
+    write("edm.npz", false, false);
+    write("clean.npz", true, false);
+    write("adm.npz", false, true);
+    let own = evaluate(dir, "fake.npz", "made.npz", &["--metrics", "fid"]);
+    // The default metrics, as far as they go, and no warning but of the number of samples.
+    let edm = evaluate(dir, "fake.npz", "edm.npz", &[]);
+    assert_eq!(value(&edm, "fid"), value(&own, "fid"));
+    assert!(value(&edm, "is") >= 1.0 && edm["metrics"].get("precision").is_none(), "{edm}");
+    assert!(edm["warnings"].as_array().unwrap().iter().all(|w| w.as_str().unwrap().contains("24 samples")), "{edm}");
+    assert_eq!(edm["deviations"], serde_json::json!([]), "{edm}");
+    let adm = evaluate(dir, "fake.npz", "adm.npz", &["--protocol", "adm", "--metrics", "fid,sfid,is,pr"]);
+    assert_eq!(value(&adm, "fid"), value(&own, "fid"));
+    assert!(value(&adm, "sfid") > 0.0 && value(&adm, "precision") >= 0.0, "{adm}");
+    assert_eq!(adm["deviations"], serde_json::json!([]), "{adm}");
+    let against = |reference: &'static str, protocol: &'static str| {
+        ["evaluate", "fake.npz", "--ref", reference, "--protocol", protocol, "--extractor", "inception.onnx", "--metrics", "fid"]
+    };
+    fails(dir, &against("clean.npz", "edm"), &["preprocessing of `clean.npz`", "layout of clean-fid"]);
+    fails(dir, &against("edm.npz", "stylegan3"), &["ddof of `edm.npz`: N - 1 instead of N"]);
+    // Statistics of another network than Inception's.
+    write_lite0(dir, 1, "lite0");
+    fails(
+        dir,
+        &["evaluate", "fake.npz", "--ref", "edm.npz", "--extractor", "lite0.onnx", "--metrics", "fid"],
+        &["`edm.npz` has 2048 features, `tf_efficientnet_lite0` gives 1280"],
+    );
 }
 
 /// A folder of eight PNGs.
@@ -249,7 +306,8 @@ fn bad_images_are_named() {
         ("no.npz", &["no.npz", "expected npz, npy, HDF5 or zip"]),
         ("missing.npz", &["missing.npz"]),
     ] {
-        fails(dir, &["evaluate", samples, "--ref", "real.npz", "--extractor", "lite0.onnx"], texts);
+        let pr = ["--metrics", "fid,pr"];
+        fails(dir, &[&["evaluate", samples, "--ref", "real.npz", "--extractor", "lite0.onnx"], &pr[..]].concat(), texts);
     }
     let reference = ["evaluate", "real.npz", "--ref", "lite0.safetensors", "--extractor", "lite0.onnx"];
     fails(dir, &reference, &["lite0.safetensors"]);
@@ -314,7 +372,9 @@ fn features_that_cannot_be_compared_are_refused() {
     writer.finish(None).unwrap();
     let metrics = ["--metrics", "fid"];
     let nan = ["evaluate", "nan.h5", "--ref", "real.npz", "--extractor", "lite0.onnx"];
-    fails(dir, &[&nan[..], &metrics].concat(), &["nan.h5", "row 7 of `features` holds NaN"]);
+    fails(dir, &[&nan[..], &metrics].concat(), &["provenance of `nan.h5`", "--allow-deviation provenance"]);
+    let allowed = ["--allow-deviation", "provenance"];
+    fails(dir, &[&nan[..], &metrics, &allowed].concat(), &["nan.h5", "row 7 of `features` holds NaN"]);
 
     let write = |name: &str, mu: f64, dims: usize| {
         let mut npz = NpzWriter::create(&dir.join(name)).unwrap();
@@ -327,7 +387,8 @@ fn features_that_cannot_be_compared_are_refused() {
     let against =
         |reference| [&["evaluate", "real.npz", "--extractor", "lite0.onnx", "--ref", reference][..], &metrics].concat();
     fails(dir, &against("short.npz"), &["`short.npz` has 5 features, `tf_efficientnet_lite0` gives 1280"]);
-    fails(dir, &against("bad.npz"), &["bad.npz: mu: expected finite numbers"]);
+    fails(dir, &against("bad.npz"), &["provenance of `bad.npz`"]);
+    fails(dir, &[&against("bad.npz")[..], &allowed].concat(), &["bad.npz", "mu: expected finite numbers"]);
 }
 
 #[test]
@@ -361,7 +422,7 @@ fn the_doctor_tells_references_apart_and_finds_what_is_wrong() {
         assert!(warnings.contains(text), "no `{text}` in {warnings}");
     };
     for (layout, kind) in [("edm", "EDM statistics"), ("clean", "clean-fid statistics"), ("adm", "guided-diffusion")] {
-        d2o(dir, &["refs", "make", "real.npz", "--extractor", "lite0.onnx", "--layout", layout, "--out", "r.npz"]);
+        d2o(dir, &["refs", "make", "real.npz", "--extractor", "lite0.onnx", "--layout", layout, "--overwrite", "--out", "r.npz"]);
         let found = examine("r.npz", &[]);
         assert!(found["kind"].as_str().unwrap().contains(kind), "{found}");
         assert_eq!((&found["moments"][0]["dims"], &found["moments"][0]["rank"]), (&1280.into(), &39.into()), "{found}");

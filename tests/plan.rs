@@ -8,7 +8,7 @@ use fs_err as fs;
 use serde_json::Value;
 
 mod common;
-use common::{SIDE, attempt, close, d2o, image, value, write_images, write_labelled, write_lite0, write_png};
+use common::{attempt, close, d2o, image, value, write_images, write_labelled, write_lite0, write_png};
 
 /// A Lite0 of `seed` that sees 40×40 pixels and leaves the resize to the protocol.
 fn write_float(dir: &Path, seed: u64, name: &str) {
@@ -92,6 +92,49 @@ fn both_sides_must_have_the_protocols_preprocessing() {
 }
 
 #[test]
+fn images_of_any_sizes_are_resized_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_float(dir, 1, "lite0");
+    // Image 3 i + j has size j, among images of that size only and among all.
+    let sizes = [[20, 24], [32, 32], [47, 33]];
+    fs::create_dir(dir.join("mixed")).unwrap();
+    for (j, [h, w]) in sizes.into_iter().enumerate() {
+        fs::create_dir(dir.join(format!("size{j}"))).unwrap();
+        for i in 0..4 {
+            let picture = image(10 * i + j as u64);
+            let cut = ndarray::Array3::from_shape_fn((h, w, 3), |(y, x, c)| picture[[y * 31 / h, x * 31 / w, c]]);
+            for folder in ["mixed".to_owned(), format!("size{j}")] {
+                write_png(&dir.join(folder).join(format!("{}{j}.png", i)), &cut);
+            }
+        }
+    }
+    let features = |set: &str, protocol: &str| {
+        let out = format!("{set}-{protocol}.h5");
+        let args = ["evaluate", set, "--shard", "0/1", "--save-features", &out, "--protocol", protocol];
+        d2o(dir, &[&args[..], &["--extractor", "lite0-float.onnx", "--provider", "cpu"]].concat());
+        let file = d2o_refs::features::FeatureFile::open(&dir.join(out)).unwrap();
+        file.read("features", 0..file.len()).unwrap()
+    };
+    for protocol in ["edm", "clean", "pytorch-fid"] {
+        let mixed = features("mixed", protocol);
+        for j in 0..3 {
+            let alone = features(&format!("size{j}"), protocol);
+            for i in 0..4 {
+                let (a, b) = (mixed.row(3 * i + j), alone.row(i));
+                let peak = b.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+                let apart = a.iter().zip(b).fold(0.0_f32, |m, (x, y)| m.max((x - y).abs()));
+                assert!(apart <= 1e-5 * peak, "{protocol}: image {i} of size {j} is {apart} off");
+            }
+        }
+    }
+    let whole = evaluate(dir, &["mixed", "--ref", "mixed", "--extractor", "lite0-float.onnx", "--metrics", "fid,is"]);
+    assert!(value(&whole, "fd").abs() < 1e-3, "{whole}");
+    // A graph that takes bytes of one size cannot.
+    refused(dir, &["evaluate", "mixed", "--ref", "mixed", "--extractor", "lite0.onnx"], &["different sizes", "--input f32"]);
+}
+
+#[test]
 fn several_protocols_share_passes_and_equal_single_runs() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
@@ -156,8 +199,8 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
     known(&["--ref", "ref.npz", "--metrics", "sfid"], &["an extractor with the output `spatial`"]);
     known(&["--ref", "ref.npz", "--metrics", "clip-fid"], &["CLIP's image tower", "--clip"]);
     known(&["--metrics", "fid"], &["no reference is given"]);
-    known(&["--ref", "real.npz", "--metrics", "kid", "--protocol", "torch-fidelity"], &["at least 1000 samples"]);
-    known(&["--ref", "real.npz", "--metrics", "pr", "--neighbours", "6"], &["at least 7 samples are needed, found 6"]);
+    known(&["--ref", "real.npz", "--metrics", "kid", "--protocol", "torch-fidelity"], &["at least 1000 images are needed, found 6"]);
+    known(&["--ref", "real.npz", "--metrics", "pr", "--neighbours", "6"], &["at least 7 images are needed, found 6"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--per-class"], &["`broken` has no classes"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--expect", "clip-fid<=1"], &["`clip_fid` is not computed", "fd"]);
     known(
@@ -339,5 +382,4 @@ fn a_report_keeps_the_numbers_of_each_network_apart() {
     fs::write(dir.join("old.json"), "{\"schema\": 99}").unwrap();
     let outcome = attempt(dir, &["report", "old.json", "--out", "x.html"]);
     assert!(outcome.code == 2 && outcome.stderr.contains("its layout is version 99"), "{outcome}");
-    let _ = SIDE;
 }

@@ -158,7 +158,7 @@ fn a_mix_of_shards_is_refused() {
         dir,
         &["evaluate", "fake.npz", "--shard", "0/9", "--save-features", "x.h5", "--extractor", "lite0.onnx"],
     );
-    assert!(none.code == 2 && none.stderr.contains("do not make 9 parts"), "{none}");
+    assert!(none.code == 2 && none.stderr.contains("into 9 shards: at most 7"), "{none}");
 }
 
 fn cached(dir: &Path) -> Vec<PathBuf> {
@@ -199,13 +199,13 @@ fn the_cache_gives_the_same_numbers_without_the_network() {
         bytes[middle] ^= 4;
         fs::write(&file, bytes).unwrap();
     }
-    let options = ["--bootstrap", "3", "--json", "e.json"];
+    let options = ["--bootstrap", "3", "--overwrite", "--json", "e.json"];
     let outcome = d2o(dir, &[&["evaluate", "fake.npz"], &NETWORKS[..], &how, &options].concat());
-    assert!(outcome.stderr.contains("the cache is damaged"), "{outcome}");
+    assert!(outcome.stderr.contains("corrupt cache entry"), "{outcome}");
     let repaired: Value = serde_json::from_slice(&fs::read(dir.join("e.json")).unwrap()).unwrap();
     assert_eq!(metrics(&repaired), metrics(&first));
     let quiet = d2o(dir, &[&["evaluate", "fake.npz"], &NETWORKS[..], &how].concat());
-    assert!(!quiet.stderr.contains("damaged"), "{quiet}");
+    assert!(!quiet.stderr.contains("corrupt"), "{quiet}");
 }
 
 #[test]
@@ -240,16 +240,18 @@ fn precision_and_recall_of_another_network_come_from_the_same_pass() {
     let both = ["--extractor", "lite0.onnx", "--pr-extractor", "other.onnx"];
     let metrics = ["--metrics", "fid,is,pr,dc"];
     let fid = of(&["fake.npz", "--ref", "real.npz", "--extractor", "lite0.onnx", "--metrics", "fid,is"]);
-    let pr = of(&["fake.npz", "--ref", "real.npz", "--extractor", "other.onnx", "--metrics", "pr,dc"]);
+    let pr = ["fake.npz", "--ref", "real.npz", "--extractor", "other.onnx", "--metrics", "pr,dc"];
+    let pr = of(&[&pr[..], &["--allow-deviation", "extractor"]].concat());
     let one = of(&[&["fake.npz", "--ref", "real.npz"], &both[..], &metrics].concat());
     for (name, apart) in [("fd", &fid), ("is", &fid)].into_iter().chain(PR.map(|n| (n, &pr))) {
         assert_eq!(one["metrics"][name], apart["metrics"][name], "{name}");
     }
-    let alone = of(&["fake.npz", "--ref", "real.npz", "--extractor", "lite0.onnx", "--metrics", "pr,dc"]);
+    let alone = ["fake.npz", "--ref", "real.npz", "--extractor", "lite0.onnx", "--metrics", "pr,dc"];
+    let alone = of(&[&alone[..], &["--allow-deviation", "extractor"]].concat());
     assert!(PR.iter().any(|n| value(&alone, n) != value(&one, n)), "the networks agree, so this shows nothing: {one}");
     assert_eq!(one["extractors"]["manifold"]["path"], "other.onnx", "{one}");
     let found = one["deviations"].to_string();
-    assert!(found.contains("precision and recall: features of tf_efficientnet_lite0 instead of VGG16"), "{found}");
+    assert!(found.contains("\"expected\":\"VGG16\"") && found.contains("precision and recall"), "{found}");
 
     // Statistics that carry both networks' features; parts; feature files; the cache.
     d2o(dir, &[&["refs", "make", "real.npz", "--out", "both.npz", "--protocol", how[1]], &both[..]].concat());
@@ -272,7 +274,7 @@ fn precision_and_recall_of_another_network_come_from_the_same_pass() {
         assert!(outcome.code == 2 && outcome.stderr.contains(text), "{outcome}");
     };
     let turned = ["--extractor", "lite0.onnx", "--pr-extractor", "lite0.onnx", "--ref", "both.npz"];
-    refused(&turned, "`both.npz` was made with another extractor");
+    refused(&turned, "extractor of `both.npz` (features for precision and recall)");
     refused(&[&both[..], &["--ref", "ref.npz"]].concat(), "`d2o refs make --pr-extractor`");
 }
 
@@ -325,7 +327,15 @@ fn a_generator_is_measured_as_its_images_are() {
         assert_eq!(read["samples"]["sha256"], other["samples"]["sha256"]);
     };
     same(&made);
-    assert!(read["samples"].get("generator").is_none(), "{read}");
+    // A file of d2o says how its images were generated, too.
+    assert_eq!(read["samples"]["generator"]["seeds"], made["samples"]["generator"]["seeds"], "{read}");
+    for samples in [&["fake.npz"][..], &["g.onnx", "--seeds", "3-52"]] {
+        let adm = [&["evaluate"], samples, &["--ref", "real.npz", "--extractor", "small.onnx", "--metrics", "fid", "--protocol", "adm"]].concat();
+        let outcome = attempt(dir, &adm);
+        assert!(outcome.code == 2 && outcome.stderr.contains("quantiser of samples: edm instead of openai"), "{outcome}");
+        let allowed = evaluate(dir, &[&adm[1..], &["--allow-deviation", "quantiser"]].concat());
+        assert!(allowed["deviations"].to_string().contains("\"kind\":\"quantiser\""), "{allowed}");
+    }
     let generator = &made["samples"]["generator"];
     assert_eq!((&generator["seeds"], &generator["rng"]), (&"3-52".into(), &"torch-cuda".into()), "{made}");
 
@@ -380,9 +390,9 @@ fn a_generator_is_measured_as_its_images_are() {
     for (args, text) in [
         (&["evaluate", "g.onnx", "--fuse", "--seeds", "0-4"][..], "--uint8"),
         (&["evaluate", "g.onnx", "--fuse=memory", "--seeds", "0-4"], "--uint8"),
-        (&["evaluate", "fake.npz", "--fuse"], "options of a generator"),
+        (&["evaluate", "fake.npz", "--fuse"], "sampling options need a generator"),
         (&["evaluate", "g.onnx"], "--seeds"),
-        (&["evaluate", "fake.npz", "--class", "1"], "options of a generator"),
+        (&["evaluate", "fake.npz", "--class", "1"], "sampling options need a generator"),
         (&["evaluate", "small.onnx", "--seeds", "0-4"], "not a generator"),
     ] {
         let outcome = attempt(dir, &[args, &how[..]].concat());

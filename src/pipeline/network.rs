@@ -287,8 +287,7 @@ impl Spec {
             &[_, Dim::Known(h), Dim::Known(w), _] => Some([h, w]),
             _ => None,
         };
-        // Only Inception's normalisation is a protocol's; other networks take 0..255 and have their own.
-        let scaling = if self.name == INCEPTION { rule.scaling } else { IN_GRAPH };
+        let scaling = scaling_of(&self.name, rule);
         let floats = self.input == INPUTS[1];
         match (self.role, size) {
             (Role::Clip, Some([h, w])) if h == w && !model.metadata.contains_key("resize") => {
@@ -374,6 +373,11 @@ impl Spec {
     }
 }
 
+/// Normalisation that d2o prepares for the network called `name`: only Inception's is a protocol's; other networks take 0..255 and have their own.
+fn scaling_of(name: &str, rule: &InputRule) -> Scaling {
+    if name == INCEPTION { rule.scaling } else { IN_GRAPH }
+}
+
 /// The sessions of several graphs, by device; one device without any if there are no graphs.
 pub fn by_device<'a>(graphs: impl IntoIterator<Item = &'a mut Sessions>) -> Vec<Vec<&'a mut dyn Session>> {
     let mut devices: Vec<Vec<&mut dyn Session>> = vec![Vec::new()];
@@ -416,6 +420,18 @@ fn finite(output: &str, rows: &ArrayView2<'_, f32>, names: &[String]) -> anyhow:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_inception_is_given_a_protocols_normalisation() {
+        let rule = InputRule::from(Protocol::named("pytorch-fid").unwrap());
+        let white = ndarray::Array3::<u8>::from_elem((2, 2, 3), 255);
+        let given = |name: &str| {
+            let preparation = Preparation::resize(rule.resize, scaling_of(name, &rule), Some([2, 2]), [2, 2]);
+            preparation.apply(&[white.view()]).unwrap().as_f32().unwrap()[[0, 0, 0, 0]]
+        };
+        // Inception computes (v - 128)/128, so 256 becomes 2·255/255 - 1; other networks take 0..255.
+        assert_eq!((given(INCEPTION), given("vgg16")), (256.0, 255.0));
+    }
 
     #[test]
     fn images_are_read_even_if_no_network_wants_them() {

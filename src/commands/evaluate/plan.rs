@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use d2o_evaluations::protocol::{INCEPTION, ManifoldFeatures, PROTOCOLS, Protocol, Quantiser};
 use d2o_evaluations::result::{Condition, Deviation, DeviationKind};
 use d2o_evaluations::{fd_infinity, frechet};
-use d2o_refs::batch::ImageDims;
+use d2o_refs::batch::{ImageDims, uniform};
 
 use crate::cli::{Evaluate, Global};
 use crate::engine::{self, Engine};
@@ -406,7 +406,17 @@ impl Scene<'_> {
             }
             return Ok(records);
         }
-        let describe = |network: &Network| Ok((network.spec.role.name().to_owned(), network.spec.record(dims, rule)?));
+        let describe = |network: &Network| {
+            let record = network.spec.record(dims, rule).or_else(|error| match self.samples {
+                // The images that differ in size, if that is what is wrong.
+                Source::Images { images, .. } => {
+                    let found = uniform(images.as_ref()).err();
+                    Err(found.map_or(error, |sizes| anyhow::Error::new(sizes).context(format!("{error:#}"))))
+                }
+                _ => Err(error),
+            })?;
+            anyhow::Ok((network.spec.role.name().to_owned(), record))
+        };
         let mut records: Records = self.networks.iter().map(describe).collect::<anyhow::Result<_>>()?;
         if let Source::Fused { fused, .. } = self.samples {
             for record in records.values_mut() {
