@@ -182,8 +182,13 @@ fn images_resized_by_the_protocol_itself() {
     for result in [&adm, &clean, &float("pytorch-fid")] {
         assert_eq!(result["deviations"], serde_json::json!([]), "{result}");
     }
-    let inside_clean = ["evaluate", "fake.npz", "--ref", "real.npz", "--extractor", "inception.onnx", "--protocol", "clean"];
-    fails(dir, &[&inside_clean[..], &["--metrics", "fid"]].concat(), &["preprocessing of samples", "in the graph instead of bicubic"]);
+    let inside_clean =
+        ["evaluate", "fake.npz", "--ref", "real.npz", "--extractor", "inception.onnx", "--protocol", "clean"];
+    fails(
+        dir,
+        &[&inside_clean[..], &["--metrics", "fid"]].concat(),
+        &["preprocessing of samples", "in the graph instead of bicubic"],
+    );
 
     // Minimal filtering rounds otherwise, and the result says where it was computed.
     let on = |provider| {
@@ -248,7 +253,18 @@ fn references_of_other_tools_are_taken_for_their_layout() {
     assert!(value(&adm, "sfid") > 0.0 && value(&adm, "precision") >= 0.0, "{adm}");
     assert_eq!(adm["deviations"], serde_json::json!([]), "{adm}");
     let against = |reference: &'static str, protocol: &'static str| {
-        ["evaluate", "fake.npz", "--ref", reference, "--protocol", protocol, "--extractor", "inception.onnx", "--metrics", "fid"]
+        [
+            "evaluate",
+            "fake.npz",
+            "--ref",
+            reference,
+            "--protocol",
+            protocol,
+            "--extractor",
+            "inception.onnx",
+            "--metrics",
+            "fid",
+        ]
     };
     fails(dir, &against("clean.npz", "edm"), &["preprocessing of `clean.npz`", "layout of clean-fid"]);
     fails(dir, &against("edm.npz", "stylegan3"), &["ddof of `edm.npz`: N - 1 instead of N"]);
@@ -307,7 +323,11 @@ fn bad_images_are_named() {
         ("missing.npz", &["missing.npz"]),
     ] {
         let pr = ["--metrics", "fid,pr"];
-        fails(dir, &[&["evaluate", samples, "--ref", "real.npz", "--extractor", "lite0.onnx"], &pr[..]].concat(), texts);
+        fails(
+            dir,
+            &[&["evaluate", samples, "--ref", "real.npz", "--extractor", "lite0.onnx"], &pr[..]].concat(),
+            texts,
+        );
     }
     let reference = ["evaluate", "real.npz", "--ref", "lite0.safetensors", "--extractor", "lite0.onnx"];
     fails(dir, &reference, &["lite0.safetensors"]);
@@ -422,7 +442,21 @@ fn the_doctor_tells_references_apart_and_finds_what_is_wrong() {
         assert!(warnings.contains(text), "no `{text}` in {warnings}");
     };
     for (layout, kind) in [("edm", "EDM statistics"), ("clean", "clean-fid statistics"), ("adm", "guided-diffusion")] {
-        d2o(dir, &["refs", "make", "real.npz", "--extractor", "lite0.onnx", "--layout", layout, "--overwrite", "--out", "r.npz"]);
+        d2o(
+            dir,
+            &[
+                "refs",
+                "make",
+                "real.npz",
+                "--extractor",
+                "lite0.onnx",
+                "--layout",
+                layout,
+                "--overwrite",
+                "--out",
+                "r.npz",
+            ],
+        );
         let found = examine("r.npz", &[]);
         assert!(found["kind"].as_str().unwrap().contains(kind), "{found}");
         assert_eq!((&found["moments"][0]["dims"], &found["moments"][0]["rank"]), (&1280.into(), &39.into()), "{found}");

@@ -131,7 +131,11 @@ fn images_of_any_sizes_are_resized_one_by_one() {
     let whole = evaluate(dir, &["mixed", "--ref", "mixed", "--extractor", "lite0-float.onnx", "--metrics", "fid,is"]);
     assert!(value(&whole, "fd").abs() < 1e-3, "{whole}");
     // A graph that takes bytes of one size cannot.
-    refused(dir, &["evaluate", "mixed", "--ref", "mixed", "--extractor", "lite0.onnx"], &["different sizes", "--input f32"]);
+    refused(
+        dir,
+        &["evaluate", "mixed", "--ref", "mixed", "--extractor", "lite0.onnx"],
+        &["different sizes", "--input f32"],
+    );
 }
 
 #[test]
@@ -199,7 +203,10 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
     known(&["--ref", "ref.npz", "--metrics", "sfid"], &["an extractor with the output `spatial`"]);
     known(&["--ref", "ref.npz", "--metrics", "clip-fid"], &["CLIP's image tower", "--clip"]);
     known(&["--metrics", "fid"], &["no reference is given"]);
-    known(&["--ref", "real.npz", "--metrics", "kid", "--protocol", "torch-fidelity"], &["at least 1000 images are needed, found 6"]);
+    known(
+        &["--ref", "real.npz", "--metrics", "kid", "--protocol", "torch-fidelity"],
+        &["at least 1000 images are needed, found 6"],
+    );
     known(&["--ref", "real.npz", "--metrics", "pr", "--neighbours", "6"], &["at least 7 images are needed, found 6"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--per-class"], &["`broken` has no classes"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--expect", "clip-fid<=1"], &["`clip_fid` is not computed", "fd"]);

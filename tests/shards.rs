@@ -330,9 +330,17 @@ fn a_generator_is_measured_as_its_images_are() {
     // A file of d2o says how its images were generated, too.
     assert_eq!(read["samples"]["generator"]["seeds"], made["samples"]["generator"]["seeds"], "{read}");
     for samples in [&["fake.npz"][..], &["g.onnx", "--seeds", "3-52"]] {
-        let adm = [&["evaluate"], samples, &["--ref", "real.npz", "--extractor", "small.onnx", "--metrics", "fid", "--protocol", "adm"]].concat();
+        let adm = [
+            &["evaluate"],
+            samples,
+            &["--ref", "real.npz", "--extractor", "small.onnx", "--metrics", "fid", "--protocol", "adm"],
+        ]
+        .concat();
         let outcome = attempt(dir, &adm);
-        assert!(outcome.code == 2 && outcome.stderr.contains("quantiser of samples: edm instead of openai"), "{outcome}");
+        assert!(
+            outcome.code == 2 && outcome.stderr.contains("quantiser of samples: edm instead of openai"),
+            "{outcome}"
+        );
         let allowed = evaluate(dir, &[&adm[1..], &["--allow-deviation", "quantiser"]].concat());
         assert!(allowed["deviations"].to_string().contains("\"kind\":\"quantiser\""), "{allowed}");
     }

@@ -140,14 +140,18 @@ fn precisions_change_pixels_and_a_metric() {
     let float = ["--kind", "features", "--input", "f32", "--input-size", "32", "--no-check"];
     common::d2o(dir, &[&["export", "lite0.safetensors", "--out", "float.onnx"], &float[..]].concat());
     common::d2o(dir, &["refs", "make", "real.npz", "--extractor", "float.onnx", "--out", "float.npz"]);
-    let by_float = ["--runtimes", "ort-cpu,tract", "--extractor", "float.onnx", "--ref", "float.npz", "--samples", "16"];
+    let by_float =
+        ["--runtimes", "ort-cpu,tract", "--extractor", "float.onnx", "--ref", "float.npz", "--samples", "16"];
     let (outcome, found) = verify(dir, &by_float);
     assert!(outcome.code == 0 && distances(&found).0 > 0.0, "{outcome}");
     common::write_lite0(dir, 2, "other");
     common::d2o(dir, &[&["export", "other.safetensors", "--out", "other.onnx", "--overwrite"], &size[..]].concat());
     let other = ["good.onnx", "--extractor", "other.onnx", "--ref", "ref.npz", "--samples", "4"];
     let outcome = common::attempt(dir, &[&["verify"], &other[..]].concat());
-    assert!(outcome.code == 2 && outcome.stderr.contains("the reference does not belong to the extractor"), "{outcome}");
+    assert!(
+        outcome.code == 2 && outcome.stderr.contains("the reference does not belong to the extractor"),
+        "{outcome}"
+    );
     let (fp32, fp16) = distances(&json);
     assert!(fp32 == reference && fp16 != fp32 && (fp16 - fp32).abs() < 0.1 * fp32, "{outcome}");
 }

@@ -409,10 +409,10 @@ impl Scene<'_> {
         let describe = |network: &Network| {
             let record = network.spec.record(dims, rule).or_else(|error| match self.samples {
                 // The images that differ in size, if that is what is wrong.
-                Source::Images { images, .. } => {
-                    let found = uniform(images.as_ref()).err();
-                    Err(found.map_or(error, |sizes| anyhow::Error::new(sizes).context(format!("{error:#}"))))
-                }
+                Source::Images { images, .. } => Err(match uniform(images.as_ref()) {
+                    Err(sizes) => anyhow::Error::new(sizes).context(format!("{error:#}")),
+                    Ok(_) => error,
+                }),
                 _ => Err(error),
             })?;
             anyhow::Ok((network.spec.role.name().to_owned(), record))
