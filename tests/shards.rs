@@ -315,8 +315,8 @@ fn a_generator_is_measured_as_its_images_are() {
     let size = ["--image-size", "16", "--input-size", "32", "--kind", "features", "--no-check"];
     d2o(dir, &[&["export", "lite0.safetensors", "--out", "small.onnx"], &size[..]].concat());
     let cpu = ["--provider", "cpu", "--rng", "torch-cuda"];
-    d2o(dir, &[&["generate", "g.onnx", "--seeds", "3-52", "--out", "fake.npz"], &cpu[..]].concat());
-    d2o(dir, &[&["generate", "g.onnx", "--seeds", "60-140", "--out", "real.npz"], &cpu[..]].concat());
+    d2o(dir, &[&["generate", "g.onnx", "--seeds", "3-52", "--out", "fake.npz", "--overwrite"], &cpu[..]].concat());
+    d2o(dir, &[&["generate", "g.onnx", "--seeds", "60-140", "--out", "real.npz", "--overwrite"], &cpu[..]].concat());
     let how = ["--ref", "real.npz", "--extractor", "small.onnx", "--metrics", "fid,pr,kid", "--per-class"];
     let seeds = ["--seeds", "3-52", "--rng", "torch-cuda"];
     let read = evaluate(dir, &[&["fake.npz"], &how[..]].concat());
