@@ -47,7 +47,7 @@ pub enum Error {
         entry: String,
         /// The decoder's error.
         #[source]
-        source: image::ImageError,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The HDF5 library refused.
     #[error("{}: HDF5 failed", .file.display())]
@@ -92,6 +92,10 @@ impl Error {
         found: impl Into<String>,
     ) -> Self {
         Self::Format { file: file.to_owned(), place: place.into(), expected: expected.into(), found: found.into() }
+    }
+
+    pub(crate) fn image(file: &Path, entry: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Image { file: file.to_owned(), entry: entry.to_owned(), source: source.into() }
     }
 
     pub(crate) fn zip(file: &Path, source: zip::result::ZipError) -> Self {

@@ -3,6 +3,7 @@
 
 pub mod atomic;
 pub mod batch;
+pub mod decode;
 pub mod error;
 pub mod features;
 pub mod folder;
@@ -11,8 +12,6 @@ pub mod image_zip;
 pub mod npy;
 pub mod npz;
 pub mod stats;
-
-mod decode;
 
 pub use error::{Error, Result};
 
