@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use fs_err as fs;
-use ndarray::{Array4, ArrayView4};
+use ndarray::{Array3, Array4, ArrayView4};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -23,7 +23,14 @@ pub struct ImageDims {
     pub channels: usize,
 }
 
-/// A set of equally large RGB images.
+/// `W×H`.
+impl std::fmt::Display for ImageDims {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}×{}", self.width, self.height)
+    }
+}
+
+/// A set of RGB images, addressed by index.
 pub trait ImageSource: Send {
     /// Number of images.
     fn len(&self) -> usize;
@@ -33,13 +40,33 @@ pub trait ImageSource: Send {
         self.len() == 0
     }
 
-    /// Size of each.
-    fn dims(&self) -> ImageDims;
+    /// Size shared by all images; `None` if sizes differ.
+    fn dims(&self) -> Option<ImageDims>;
 
-    /// Class of each image, if the set has classes.
+    /// Size of image `index`; `None` if there is no such image.
+    fn size(&self, index: usize) -> Option<ImageDims> {
+        self.dims().filter(|_| index < self.len())
+    }
+
+    /// The file or folder that holds the images, for messages.
+    fn container(&self) -> &Path {
+        Path::new("images")
+    }
+
+    /// Class of each image; `None` without labels, or with labels that are not classes ([`ImageSource::label_problem`]).
     fn labels(&self) -> Option<&[i64]>;
 
-    /// What to call image `index` in messages: its file's name where it has one.
+    /// Why the labels that the container holds are not classes, e.g. "row 3 of `labels` is 0.7".
+    fn label_problem(&self) -> Option<&str> {
+        None
+    }
+
+    /// What was left out of the set and why, one line for each kind, e.g. "left out 5 files: 2 hidden, 3 .txt".
+    fn notes(&self) -> &[String] {
+        &[]
+    }
+
+    /// Name of image `index` in messages: its file name where it has one.
     fn name(&self, index: usize) -> String {
         format!("image {index}")
     }
@@ -47,8 +74,38 @@ pub trait ImageSource: Send {
     /// Images `range`, u8 `[N, H, W, 3]`, in the set's order.
     ///
     /// # Errors
-    /// `Format` if the range lies outside the set; reading and decoding errors naming the image.
+    /// `Format` if the range lies outside the set; `MixedSizes` naming two images if their sizes differ; reading and decoding errors
+    /// naming the image.
     fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>>;
+
+    /// Images `range`, each u8 `[H, W, 3]`, of any sizes, in the set's order.
+    ///
+    /// # Errors
+    /// Those of [`ImageSource::read`] except `MixedSizes`.
+    fn read_each(&mut self, range: Range<usize>) -> Result<Vec<Array3<u8>>> {
+        Ok(self.read(range)?.outer_iter().map(|image| image.to_owned()).collect())
+    }
+}
+
+/// Size shared by all images of `source`.
+///
+/// # Errors
+/// `MixedSizes` naming the first image and the first that differs from it; `Empty` without images.
+pub fn uniform(source: &dyn ImageSource) -> Result<ImageDims> {
+    if let Some(dims) = source.dims() {
+        return Ok(dims);
+    }
+    let file = source.container().to_owned();
+    let Some(first) = source.size(0) else { return Err(Error::Empty { file }) };
+    let other = (1..source.len()).find_map(|i| Some((i, source.size(i).filter(|size| *size != first)?)));
+    let Some((index, size)) = other else { return Ok(first) };
+    Err(Error::MixedSizes {
+        file,
+        first: source.name(0),
+        first_size: first.to_string(),
+        other: source.name(index),
+        other_size: size.to_string(),
+    })
 }
 
 /// Opens an npz or npy pack, an HDF5 file, a dataset zip or a folder of images; the content decides which.
@@ -93,15 +150,20 @@ pub fn open(path: &Path) -> Result<Box<dyn ImageSource>> {
 pub type Digest = [u8; 32];
 
 /// SHA-256 over `[N, H, W, C]` (u64, little endian) and the SHA-256 of each image's pixels: equal images give equal hashes in every
-/// container, and parts of a set can be hashed apart.
+/// container, and parts of a set can be hashed apart. Images of different sizes: [`ContentHash::mixed`] and [`digests_each`].
 ///
 /// # Errors
 /// Those of [`ImageSource::read`].
 pub fn content_sha256(source: &mut dyn ImageSource) -> Result<String> {
     const CHUNK: usize = 256;
-    let mut hash = ContentHash::new(source.len(), source.dims());
+    let dims = source.dims();
+    let mut hash = dims.map_or_else(|| ContentHash::mixed(source.len()), |dims| ContentHash::new(source.len(), dims));
     for start in (0..source.len()).step_by(CHUNK) {
-        hash.update(&digests(&source.read(start..(start + CHUNK).min(source.len()))?.view()));
+        let range = start..(start + CHUNK).min(source.len());
+        hash.update(&match dims {
+            Some(_) => digests(&source.read(range)?.view()),
+            None => digests_each(&source.read_each(range)?),
+        });
     }
     Ok(hash.finish())
 }
@@ -114,7 +176,22 @@ pub fn digests(images: &ArrayView4<'_, u8>) -> Vec<Digest> {
     images.as_slice().unwrap_or(&[]).par_chunks(size.max(1)).map(|pixels| Sha256::digest(pixels).into()).collect()
 }
 
-/// [`content_sha256`] of images that pass by in order.
+/// SHA-256 of each of `images`, of any sizes: over height and width (u64, little endian) and the pixels.
+#[must_use]
+pub fn digests_each(images: &[Array3<u8>]) -> Vec<Digest> {
+    let digest = |image: &Array3<u8>| {
+        let mut hash = Sha256::new();
+        let (height, width, _) = image.dim();
+        for n in [height, width] {
+            hash.update((n as u64).to_le_bytes());
+        }
+        hash.update(image.as_standard_layout().as_slice().unwrap_or(&[]));
+        hash.finalize().into()
+    };
+    images.par_iter().map(digest).collect()
+}
+
+/// [`content_sha256`] of images that are read in order.
 #[derive(Debug, Clone)]
 pub struct ContentHash(Sha256);
 
@@ -127,6 +204,12 @@ impl ContentHash {
             hash.update((n as u64).to_le_bytes());
         }
         Self(hash)
+    }
+
+    /// For `len` images of different sizes, given by their [`digests_each`]: as [`ContentHash::new`] with height and width 0.
+    #[must_use]
+    pub fn mixed(len: usize) -> Self {
+        Self::new(len, ImageDims { height: 0, width: 0, channels: 3 })
     }
 
     /// Adds the next images by their [`digests`].

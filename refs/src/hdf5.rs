@@ -65,8 +65,12 @@ impl ImageSource for Hdf5Images {
         self.len
     }
 
-    fn dims(&self) -> ImageDims {
-        self.dims
+    fn dims(&self) -> Option<ImageDims> {
+        Some(self.dims)
+    }
+
+    fn container(&self) -> &Path {
+        &self.path
     }
 
     fn labels(&self) -> Option<&[i64]> {

@@ -130,8 +130,12 @@ impl ImageSource for ImageZip {
         self.names.len()
     }
 
-    fn dims(&self) -> ImageDims {
-        self.dims
+    fn dims(&self) -> Option<ImageDims> {
+        Some(self.dims)
+    }
+
+    fn container(&self) -> &Path {
+        &self.path
     }
 
     fn labels(&self) -> Option<&[i64]> {

@@ -236,8 +236,12 @@ impl ImageSource for Pack {
         self.len
     }
 
-    fn dims(&self) -> ImageDims {
-        self.dims
+    fn dims(&self) -> Option<ImageDims> {
+        Some(self.dims)
+    }
+
+    fn container(&self) -> &Path {
+        &self.path
     }
 
     fn labels(&self) -> Option<&[i64]> {

@@ -89,7 +89,7 @@ impl ReferenceStats {
             let Some(images) = images else {
                 return Err(Error::format(path, IMAGES, "images for the adm layout", "none"));
             };
-            let dims = images.dims();
+            let dims = crate::batch::uniform(images)?;
             npz.start(IMAGES, Dtype::U8, &[images.len(), dims.height, dims.width, dims.channels])?;
             const CHUNK: usize = 256;
             for start in (0..images.len()).step_by(CHUNK) {

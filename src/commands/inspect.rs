@@ -79,7 +79,7 @@ fn arrays(path: &Path) -> anyhow::Result<Value> {
 
 fn images(path: &Path) -> anyhow::Result<Value> {
     let mut source = batch::open(path)?;
-    let dims = source.dims();
+    let dims = batch::uniform(source.as_ref())?;
     let classes = source.labels().map(|l| {
         let mut classes = l.to_vec();
         classes.sort_unstable();

@@ -46,7 +46,7 @@ mod training {
         }
         let mut source =
             batch::open(&args.data).with_context(|| format!("cannot train on `{}`", args.data.display()))?;
-        let dims = source.dims();
+        let dims = batch::uniform(source.as_ref())?;
         anyhow::ensure!(
             dims.height == dims.width,
             "training images must be square, not {}×{}",

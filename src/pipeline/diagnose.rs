@@ -399,7 +399,7 @@ fn features(found: &mut Diagnosis, npz: &mut Npz) -> anyhow::Result<()> {
 /// Looks at the images themselves.
 fn look(found: &mut Diagnosis, source: &mut dyn ImageSource) -> anyhow::Result<()> {
     const CHUNK: usize = 128;
-    let (count, size) = (source.len(), source.dims());
+    let (count, size) = (source.len(), batch::uniform(source)?);
     let (mut seen, mut repeated, mut constant): (HashMap<Digest, usize>, _, _) = (HashMap::new(), 0, 0);
     let (mut meeting, mut elsewhere) = ([0.0; 2], [0.0; 2]);
     let mut jpegs = 0;
@@ -486,7 +486,7 @@ fn balance(found: &mut Diagnosis, classes: &BTreeMap<i64, usize>) {
 /// Whether `samples` fit the reference.
 fn compare(found: &mut Diagnosis, samples: &Path) -> anyhow::Result<()> {
     let source = batch::open(samples)?;
-    let (ours, name) = (source.dims(), samples.display());
+    let (ours, name) = (batch::uniform(source.as_ref())?, samples.display());
     let theirs = match (&found.images, found.meta.get("images")) {
         (Some(images), _) => Some(images.size),
         (None, Some(size)) => serde_json::from_value(size.clone()).ok(),

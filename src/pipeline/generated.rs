@@ -69,8 +69,8 @@ impl ImageSource for Made {
         self.plan.seeds.len()
     }
 
-    fn dims(&self) -> ImageDims {
-        self.plan.dims
+    fn dims(&self) -> Option<ImageDims> {
+        Some(self.plan.dims)
     }
 
     /// Drawn when first asked for, which is as much work as drawing the latents.

@@ -14,7 +14,7 @@ use d2o_evaluations::result::Extractor;
 use d2o_onnx::graph::Dim;
 use d2o_onnx::read::{ModelInfo, ValueInfo};
 use d2o_onnx::session::{Resident, Session, Tensor};
-use d2o_refs::batch::{Digest, ImageDims, ImageSource, container_sha256, digests};
+use d2o_refs::batch::{self, Digest, ImageDims, ImageSource, container_sha256, digests};
 use d2o_refs::features::NetworkMeta;
 use ndarray::{Array2, Array4, ArrayView2, ArrayView3, ArrayView4, ArrayViewMut3, Axis};
 use rayon::prelude::*;
@@ -473,7 +473,7 @@ pub fn extract(
     printer: Printer,
     each: &mut dyn FnMut(Rows) -> anyhow::Result<()>,
 ) -> anyhow::Result<Seconds> {
-    let dims = source.dims();
+    let dims = batch::uniform(source)?;
     let (specs, sessions): (Vec<&Spec>, Vec<&mut Sessions>) = networks.iter_mut().map(|n| n.parts()).unzip();
     let mut devices = by_device(sessions);
     let preparations: Vec<Preparation> =

@@ -167,7 +167,7 @@ impl Set {
     #[must_use]
     pub fn image_dims(&self) -> Option<ImageDims> {
         match self {
-            Self::Images { source, .. } => Some(source.dims()),
+            Self::Images { source, .. } => source.dims(),
             Self::Fused { fused, .. } => Some(fused.dims()),
             Self::Features(parts) => parts.first()?.meta().map(|m| m.images),
         }
@@ -255,7 +255,7 @@ fn images(
     how: &How<'_>,
     each: &mut dyn FnMut(Rows) -> anyhow::Result<()>,
 ) -> anyhow::Result<Walk> {
-    let (dims, total) = (source.dims(), source.len());
+    let (dims, total) = (batch::uniform(source)?, source.len());
     let mut walk = Walk::default();
     let mut hash = ContentHash::new(range.len(), dims);
     let (mut held, mut missing, mut writers) = (Vec::new(), Vec::new(), Vec::new());
@@ -539,7 +539,7 @@ pub fn save(
 /// A set that is no images, or not ones the networks take; reading errors.
 pub fn meta_of(set: &Set, range: Range<usize>, networks: &[Network], how: &How<'_>) -> anyhow::Result<Meta> {
     let (images, origin) = match set {
-        Set::Images { source, origin } => (source.dims(), origin),
+        Set::Images { source, origin } => (batch::uniform(source.as_ref())?, origin),
         Set::Fused { fused, origin } => (fused.dims(), origin),
         Set::Features(_) => anyhow::bail!("features can be saved of images only, and these are features already"),
     };

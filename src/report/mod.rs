@@ -79,7 +79,7 @@ pub fn write(
 /// The first images of a container as a PNG data URI.
 fn grid(path: &Path) -> anyhow::Result<String> {
     let mut source = batch::open(path).with_context(|| format!("cannot show `{}`", path.display()))?;
-    let dims = source.dims();
+    let dims = batch::uniform(source.as_ref())?;
     let count = source.len().min(GRID * GRID);
     // Spread over the set, so a sorted dataset shows its variety.
     let step = source.len() / count.max(1);

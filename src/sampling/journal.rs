@@ -131,7 +131,7 @@ impl Journal {
         for (_, count, path) in self.files()? {
             let read = || -> anyhow::Result<Part> {
                 let mut pack = Pack::open(&path)?;
-                anyhow::ensure!(pack.dims() == dims && pack.len() == count, "images of another size or number");
+                anyhow::ensure!(pack.dims() == Some(dims) && pack.len() == count, "images of another size or number");
                 let faults = Npz::open(&path)?.i64(FAULTS)?;
                 let faults = [0, 1].map(|i| faults.get(i).and_then(|n| usize::try_from(*n).ok()).unwrap_or(0));
                 Ok(Part { images: pack.read(0..count)?, labels: pack.labels().map(<[i64]>::to_vec), faults })

@@ -1,7 +1,7 @@
 //! Training images in memory, drawn in an order that depends on the seed and the position alone.
 
 use d2o_converters::weights::SplitMix64;
-use d2o_refs::batch::ImageSource;
+use d2o_refs::batch::{self, ImageSource};
 use tch::{Device, Kind, Tensor};
 
 /// All images of a dataset as u8 `[N, C, H, W]`, with one-hot labels if the network is conditional.
@@ -32,7 +32,7 @@ impl TrainingSet {
     pub fn load(source: &mut dyn ImageSource, label_dim: usize, seed: u64, xflip: bool) -> anyhow::Result<Self> {
         let count = source.len();
         anyhow::ensure!(count > 0, "the dataset is empty");
-        let dims = source.dims();
+        let dims = batch::uniform(source)?;
         let pixels = source.read(0..count)?;
         let pixels = pixels.as_standard_layout();
         let flat = pixels.as_slice().ok_or_else(|| anyhow::anyhow!("the images are not contiguous"))?;
