@@ -40,7 +40,10 @@ impl Folder {
 }
 
 /// Paths of all files below `path`, sorted.
-pub(crate) fn files(path: &Path) -> Result<Vec<String>> {
+///
+/// # Errors
+/// The file system's own.
+pub fn files(path: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     list(path, path, 0, &mut names)?;
     names.sort_unstable();

@@ -16,7 +16,7 @@ mod sampling;
 mod train;
 mod verify;
 
-pub use dataset::{Colour, Dataset};
+pub use dataset::{Colour, Dataset, LabelsArg, Resolution, TransformArg};
 pub use evaluate::{Evaluate, Fuse, Metric, Shard};
 pub use export::{ActivationArg, Export, Kind, Net, NoiseArg, PixelType, PrecisionArg};
 pub use generate::{Draw, Drawn, Generate};
@@ -76,7 +76,7 @@ pub enum Command {
     Train(Train),
     /// Render evaluations as one HTML page
     Report(Report),
-    /// Make a dataset zip of one resolution from images or SVGs
+    /// Make a dataset of one image size: crop and resize images, with labels
     Dataset(Dataset),
 }
 
