@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
-use crate::{folder, hdf5, image_zip, npz};
+use crate::{folder, hdf5, image_zip, listing, npy, npz};
 
 /// Size of every image of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +78,15 @@ pub trait ImageSource: Send {
     /// naming the image.
     fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>>;
 
+    /// Checks what the reads so far have left unchecked: the CRC-32 of an array that was not read to its end. A set that was read to its end
+    /// is not read again.
+    ///
+    /// # Errors
+    /// `Format` for damaged data.
+    fn verify(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Images `range`, each u8 `[H, W, 3]`, of any sizes, in the set's order.
     ///
     /// # Errors
@@ -95,51 +104,68 @@ pub fn uniform(source: &dyn ImageSource) -> Result<ImageDims> {
     if let Some(dims) = source.dims() {
         return Ok(dims);
     }
-    let file = source.container().to_owned();
-    let Some(first) = source.size(0) else { return Err(Error::Empty { file }) };
+    let Some(first) = source.size(0) else { return Err(Error::Empty { file: source.container().to_owned() }) };
     let other = (1..source.len()).find_map(|i| Some((i, source.size(i).filter(|size| *size != first)?)));
-    let Some((index, size)) = other else { return Ok(first) };
-    Err(Error::MixedSizes {
-        file,
-        first: source.name(0),
-        first_size: first.to_string(),
-        other: source.name(index),
-        other_size: size.to_string(),
-    })
+    other.map_or(Ok(first), |other| Err(mixed_sizes(source, (0, first), other)))
 }
 
-/// Opens an npz or npy pack, an HDF5 file, a dataset zip or a folder of images; the content decides which.
+/// The error that two images of `source`, given by index and size, differ in size.
+pub(crate) fn mixed_sizes(source: &dyn ImageSource, first: (usize, ImageDims), other: (usize, ImageDims)) -> Error {
+    let name = |index| source.name(index).trim_matches('`').to_owned();
+    Error::MixedSizes {
+        file: source.container().to_owned(),
+        first: name(first.0),
+        first_size: first.1.to_string(),
+        other: name(other.0),
+        other_size: other.1.to_string(),
+    }
+}
+
+/// The file of `FILE::NAME` and the name of the array in it; a path that exists is a file as a whole.
+#[must_use]
+pub fn split_name(path: &Path) -> (&Path, Option<&str>) {
+    match path.to_str().and_then(|text| text.rsplit_once("::")) {
+        Some((file, name)) if !name.is_empty() && fs::symlink_metadata(path).is_err() && Path::new(file).exists() => {
+            (Path::new(file), Some(name))
+        }
+        _ => (path, None),
+    }
+}
+
+/// Opens an npz or npy pack, an HDF5 file, a dataset zip or a folder of images; the content decides which. `FILE::NAME` chooses one array of
+/// an npz or one dataset of an HDF5 file.
 ///
 /// # Errors
 /// `Format` if it is none of these, `Empty` if it holds no image, and those of the container.
 pub fn open(path: &Path) -> Result<Box<dyn ImageSource>> {
-    if fs::metadata(path)?.is_dir() {
+    let (path, name) = split_name(path);
+    let whole = |kind: &str| match name {
+        Some(name) => Err(Error::format(path, name, "an array of an npz or HDF5 file", kind)),
+        None => Ok(()),
+    };
+    let found = fs::metadata(path)?;
+    if found.is_dir() {
+        whole("a folder")?;
         return Ok(Box::new(folder::Folder::open(path)?));
     }
+    if !found.is_file() {
+        return Err(Error::format(path, "path", "a file or a folder", "a pipe, socket or device"));
+    }
     let mut head = [0_u8; 8];
-    let count = {
-        use std::io::Read as _;
-        let mut file = fs::File::open(path)?;
-        let mut count = 0;
-        while count < head.len() {
-            match file.read(&mut head[count..])? {
-                0 => break,
-                n => count += n,
-            }
-        }
-        count
-    };
+    let count = npy::fill(&mut fs::File::open(path)?, &mut head)?;
     let head = &head[..count];
     if head.starts_with(b"\x93NUMPY") {
+        whole("a single array")?;
         Ok(Box::new(npz::Pack::open_npy(path)?))
-    } else if head.starts_with(b"\x89HDF\r\n\x1a\n") {
-        Ok(Box::new(hdf5::Hdf5Images::open(path)?))
     } else if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
         if npz::has_arrays(path)? {
-            Ok(Box::new(npz::Pack::open(path)?))
+            Ok(Box::new(npz::Pack::open_array(path, name)?))
         } else {
+            whole("a zip of images")?;
             Ok(Box::new(image_zip::ImageZip::open(path)?))
         }
+    } else if hdf5::is_hdf5(path)? {
+        Ok(Box::new(hdf5::Hdf5Images::open_dataset(path, name)?))
     } else {
         let found = if head.is_empty() { "an empty file".to_owned() } else { format!("bytes {head:02x?}") };
         Err(Error::format(path, "start of file", "npz, npy, HDF5 or zip, or a folder of images", found))
@@ -224,22 +250,33 @@ impl ContentHash {
     }
 }
 
-/// SHA-256 of the file at `path` or, for a folder, over the name, length and bytes of each file in it, in the order of their paths.
+/// SHA-256 of the file at `path` or, for a folder, over the name, length and bytes of each file in it that is not hidden, in the order of
+/// their paths. For `FILE::NAME` the name is hashed too.
 ///
 /// # Errors
-/// Reading errors.
+/// Reading errors; `Format` if a file grows or shrinks meanwhile.
 pub fn container_sha256(path: &Path) -> Result<String> {
+    let (path, name) = split_name(path);
     let mut hash = Sha256::new();
     if path.is_dir() {
-        for name in folder::files(path)? {
-            let bytes = fs::read(path.join(&name))?;
-            for part in [name.as_bytes(), &bytes] {
-                hash.update((part.len() as u64).to_le_bytes());
-                hash.update(part);
+        for found in listing::files(path)?.0 {
+            let mut file = fs::File::open(path.join(&found.path))?;
+            let length = file.metadata()?.len();
+            hash.update((found.name.len() as u64).to_le_bytes());
+            hash.update(&found.name);
+            hash.update(length.to_le_bytes());
+            let copied = std::io::copy(&mut file, &mut HashWriter(&mut hash))?;
+            if copied != length {
+                let (expected, found_length) = (format!("{length} bytes"), format!("{copied} bytes"));
+                return Err(Error::format(path, found.name, expected, found_length));
             }
         }
     } else {
         std::io::copy(&mut fs::File::open(path)?, &mut HashWriter(&mut hash))?;
+    }
+    if let Some(name) = name {
+        // Arrays of one file are different sets.
+        hash.update(format!("::{name}"));
     }
     Ok(hex(&hash.finalize()))
 }

@@ -15,8 +15,11 @@ use ndarray::{Array2, ArrayView2, s};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::atomic::AtomicPath;
 use crate::batch::{Digest, ImageDims, check_range, hex};
 use crate::error::{Error, Result};
+use crate::hdf5;
+use crate::labels::Labels;
 
 /// Matrices a feature file may hold.
 pub const MATRICES: [&str; 5] = ["features", "logits", "spatial", "clip", "manifold"];
@@ -78,7 +81,7 @@ pub struct FeatureFile {
     path: PathBuf,
     len: usize,
     matrices: BTreeMap<String, (::hdf5::Dataset, usize)>,
-    labels: Option<Vec<i64>>,
+    labels: Labels,
     digests: Option<Vec<Digest>>,
     meta: Option<Meta>,
 }
@@ -87,15 +90,11 @@ impl FeatureFile {
     /// Whether the HDF5 file at `path` holds features, and no images.
     #[must_use]
     pub fn is_one(path: &Path) -> bool {
-        const MAGIC: &[u8] = b"\x89HDF\r\n\x1a\n";
-        let mut head = [0_u8; MAGIC.len()];
-        let read = |head: &mut [u8]| std::io::Read::read_exact(&mut fs_err::File::open(path)?, head);
         path.is_file()
-            && read(&mut head).is_ok()
-            && head == MAGIC
-            && ::hdf5::File::open(path)
-                .and_then(|f| f.member_names())
-                .is_ok_and(|names| MATRICES.iter().any(|m| names.iter().any(|n| n == m)))
+            && hdf5::is_hdf5(path).is_ok_and(|is| is)
+            && hdf5::open(path).is_ok_and(|f| {
+                f.member_names().is_ok_and(|names| MATRICES.iter().any(|m| names.iter().any(|n| n == m)))
+            })
     }
 
     /// Opens `path` and reads all but the matrices.
@@ -104,7 +103,7 @@ impl FeatureFile {
     /// `Hdf5` if it is damaged; `Format` without a matrix, for matrices of differing length, or for meta data that do not belong to them.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |source| Error::Hdf5 { file: path.to_owned(), source };
-        let file = ::hdf5::File::open(path).map_err(failed)?;
+        let file = hdf5::open(path)?;
         let names = file.member_names().map_err(failed)?;
         let has = |name: &str| names.iter().any(|n| n == name);
         let mut matrices = BTreeMap::new();
@@ -119,6 +118,7 @@ impl FeatureFile {
                 let found = format!("[{rows}, {width}]");
                 return Err(Error::format(path, name, format!("{expected} rows of at least one number"), found));
             }
+            hdf5::check_complete(path, name, &data)?;
             matrices.insert(name.to_owned(), (data, width));
         }
         let Some(len) = len else {
@@ -129,23 +129,21 @@ impl FeatureFile {
             return Err(Error::Empty { file: path.to_owned() });
         }
         let labels = if has(LABELS) {
-            Some(file.dataset(LABELS).and_then(|d| d.read_raw::<i64>()).map_err(failed)?)
+            hdf5::labels_of(path, LABELS, &file.dataset(LABELS).map_err(failed)?, len)
         } else {
-            None
+            Labels::None
         };
         let digests = if has(DIGESTS) {
             let data = file.dataset(DIGESTS).map_err(failed)?;
             if data.shape() != [len, 32] {
                 return Err(Error::format(path, DIGESTS, format!("[{len}, 32]"), format!("{:?}", data.shape())));
             }
+            hdf5::check_complete(path, DIGESTS, &data)?;
             let bytes = data.read_raw::<u8>().map_err(failed)?;
             Some(bytes.chunks_exact(32).map(|c| std::array::from_fn(|i| c[i])).collect())
         } else {
             None
         };
-        if let Some(found) = labels.as_ref().map(Vec::len).filter(|n| *n != len) {
-            return Err(Error::format(path, LABELS, format!("{len} classes"), found.to_string()));
-        }
         let meta = if has(META) {
             let data = file.dataset(META).map_err(failed)?;
             if data.size() > MAX_META {
@@ -189,7 +187,13 @@ impl FeatureFile {
     /// Class of each image.
     #[must_use]
     pub fn labels(&self) -> Option<&[i64]> {
-        self.labels.as_deref()
+        self.labels.classes()
+    }
+
+    /// Why labels that the file holds are not classes.
+    #[must_use]
+    pub fn label_problem(&self) -> Option<&str> {
+        self.labels.problem()
     }
 
     /// Hash of each image.
@@ -246,14 +250,14 @@ impl FeatureFile {
             }
             check(name, hash)?;
         }
-        if let Some(labels) = &self.labels {
+        if let Some(labels) = self.labels() {
             check(LABELS, hash_of(labels.iter().map(|l| l.to_le_bytes())))?;
         }
         if let Some(digests) = &self.digests {
             check(DIGESTS, hash_of(digests.iter().copied()))?;
         }
         let here = |name: &str| match name {
-            LABELS => self.labels.is_some(),
+            LABELS => self.labels().is_some(),
             DIGESTS => self.digests.is_some(),
             other => self.matrices.contains_key(other),
         };
@@ -282,7 +286,7 @@ fn hash_rows(hash: &mut Sha256, rows: ArrayView2<'_, f32>) {
 /// Writes a feature file batch by batch; it gets its name at the end.
 pub struct FeatureWriter {
     target: PathBuf,
-    partial: tempfile::TempPath,
+    partial: AtomicPath,
     file: ::hdf5::File,
     matrices: BTreeMap<String, (::hdf5::Dataset, Sha256)>,
     digests: Vec<Digest>,
@@ -301,10 +305,8 @@ impl FeatureWriter {
     /// # Errors
     /// `Hdf5`, or the file system's own.
     pub fn create(path: &Path, meta: Meta) -> Result<Self> {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs_err::create_dir_all(folder)?;
-        let partial = tempfile::Builder::new().prefix(".d2o-").suffix(".partial").tempfile_in(folder)?.into_temp_path();
-        let file = ::hdf5::File::create(&partial).map_err(|source| Error::Hdf5 { file: path.to_owned(), source })?;
+        let partial = AtomicPath::create(path)?;
+        let file = hdf5::create(&partial)?;
         Ok(Self {
             target: path.to_owned(),
             partial,
@@ -368,13 +370,7 @@ impl FeatureWriter {
         let data = file.new_dataset::<u8>().shape(text.len()).chunk(text.len()).fletcher32().create(META);
         data.and_then(|d| d.write_raw(&text)).map_err(failed)?;
         file.close().map_err(failed)?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt as _;
-            fs_err::set_permissions(&partial, std::fs::Permissions::from_mode(0o644))?;
-        }
-        partial.persist(&target).map_err(|e| e.error)?;
-        Ok(())
+        Ok(partial.commit()?)
     }
 }
 

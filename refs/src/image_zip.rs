@@ -1,137 +1,252 @@
 //! Dataset zips as EDM and StyleGAN have them: images sorted by path, classes in `dataset.json`.
 
-use std::collections::HashMap;
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Seek, SeekFrom, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fs_err as fs;
-use ndarray::{Array4, ArrayView3, Axis, s};
+use ndarray::{Array3, Array4, ArrayView3, Axis, s};
 use rayon::prelude::*;
 use serde_json::Value;
-use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, ZipArchive, ZipWriter};
+use zip::ZipArchive;
 
-use crate::atomic::AtomicFile;
-use crate::batch::{ImageDims, ImageSource, check_range};
+use crate::atomic::AtomicZip;
+use crate::batch::{ImageDims, ImageSource, check_range, mixed_sizes};
 use crate::decode;
 use crate::error::{Error, Result};
+pub use crate::labels::LABEL_FILE;
+use crate::labels::{Labels, of_folders, of_json};
+use crate::listing::LeftOut;
 
 /// Largest encoded image accepted, bytes.
-const MAX_ENTRY: u64 = 256 << 20;
+pub(crate) const MAX_ENTRY: u64 = 256 << 20;
 /// Largest `dataset.json` accepted, bytes.
-const MAX_JSON: u64 = 512 << 20;
-/// Name of the label file.
-pub const LABEL_FILE: &str = "dataset.json";
+pub(crate) const MAX_JSON: u64 = 512 << 20;
+/// Bytes of an image that are read first for its size.
+pub(crate) const HEAD: u64 = 1 << 16;
 
-/// A zip of images, read by index.
+/// A zip of images, read by index. Hidden files and files with other endings are left out, as in [`crate::folder::Folder`].
 #[derive(Debug)]
 pub struct ImageZip {
     path: PathBuf,
-    archive: ZipArchive<fs::File>,
-    names: Vec<String>,
-    dims: ImageDims,
-    labels: Option<Vec<i64>>,
+    archive: ZipArchive<SharedFile>,
+    /// Name and index in the archive, by name.
+    entries: Vec<(String, usize)>,
+    sizes: Sizes,
+    labels: Labels,
+    notes: Vec<String>,
 }
 
 impl ImageZip {
-    /// Opens `path` and decodes its first image.
+    /// Opens `path` and reads the header of every image.
     ///
     /// # Errors
-    /// `Zip` if it is damaged, `Empty` without images, `Format` for a bad `dataset.json`, `Image` for a bad first image.
+    /// `Zip` if it is damaged, `Empty` without images, `Image` or `Format` for an image whose size cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut archive = ZipArchive::new(fs::File::open(path)?).map_err(|e| Error::zip(path, e))?;
-        let names: Result<Vec<_>, _> = archive.file_names().map(|n| n.map(std::borrow::Cow::into_owned)).collect();
-        let mut names = names.map_err(|e| Error::zip(path, e))?;
-        names.retain(|n| decode::is_image(n));
-        names.sort_unstable();
-        let Some(first) = names.first() else { return Err(Error::Empty { file: path.to_owned() }) };
-        let pixels = decode::rgb(path, first, &entry(path, &mut archive, first, MAX_ENTRY)?)?;
-        let (height, width, channels) = pixels.dim();
-        let labels = if archive.index_for_name(LABEL_FILE).is_some() {
-            let json = entry(path, &mut archive, LABEL_FILE, MAX_JSON)?;
-            labels_of(path, &json, &names)?
-        } else {
-            None
-        };
-        Ok(Self { path: path.to_owned(), archive, names, dims: ImageDims { height, width, channels }, labels })
-    }
-}
-
-fn entry(path: &Path, archive: &mut ZipArchive<fs::File>, name: &str, limit: u64) -> Result<Vec<u8>> {
-    let file = archive.by_name(name).map_err(|e| Error::zip(path, e))?;
-    if file.size() > limit {
-        return Err(Error::format(path, name, format!("at most {limit} bytes"), format!("{} bytes", file.size())));
-    }
-    let mut bytes = Vec::new();
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::format(path, name, "a complete entry", e.to_string()))?;
-    Ok(bytes)
-}
-
-/// Labels of `names` from a `dataset.json`: `{"labels": [["path", 3], …]}` or null. One-hot vectors become their index.
-pub(crate) fn labels_of(path: &Path, json: &[u8], names: &[String]) -> Result<Option<Vec<i64>>> {
-    let bad = |expected: &str, found: String| Error::format(path, LABEL_FILE, expected, found);
-    let parsed: Value = serde_json::from_slice(json).map_err(|e| bad("JSON", e.to_string()))?;
-    let rows = match parsed.get("labels") {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::Array(rows)) => rows,
-        Some(other) => return Err(bad("`labels` as a list or null", other.to_string())),
-    };
-    let mut by_name = HashMap::with_capacity(rows.len());
-    for row in rows {
-        let (Some(name), Some(label)) = (row.get(0).and_then(Value::as_str), row.get(1)) else {
-            return Err(bad("rows of [path, class]", row.to_string()));
-        };
-        let class = match label {
-            Value::Array(one_hot) => one_hot.iter().position(|v| v.as_f64() == Some(1.0)).map(|i| i as i64),
-            other => other.as_i64(),
-        };
-        by_name.insert(name, class.ok_or_else(|| bad("a class number or one-hot vector", label.to_string()))?);
-    }
-    names
-        .iter()
-        .map(|n| {
-            by_name.get(n.as_str()).copied().ok_or_else(|| bad("a label for every image", format!("none for `{n}`")))
-        })
-        .collect::<Result<_>>()
-        .map(Some)
-}
-
-/// Decodes `encoded` (name, bytes) into u8 `[N, H, W, 3]`; all must have size `dims`.
-pub(crate) fn decode_all(
-    path: &Path,
-    first: &str,
-    dims: ImageDims,
-    encoded: &[(String, Vec<u8>)],
-) -> Result<Array4<u8>> {
-    let mut out = Array4::zeros((encoded.len(), dims.height, dims.width, dims.channels));
-    let decoded: Vec<_> =
-        encoded.par_iter().map(|(name, bytes)| decode::rgb(path, name, bytes)).collect::<Result<_>>()?;
-    for ((mut slot, pixels), (name, _)) in out.axis_iter_mut(Axis(0)).zip(decoded).zip(encoded) {
-        let (h, w, c) = pixels.dim();
-        if (h, w, c) != (dims.height, dims.width, dims.channels) {
-            return Err(Error::MixedSizes {
-                file: path.to_owned(),
-                first: first.to_owned(),
-                first_size: format!("{}×{}", dims.width, dims.height),
-                other: name.clone(),
-                other_size: format!("{w}×{h}"),
-            });
+        let mut archive = ZipArchive::new(SharedFile::open(path)?).map_err(|e| Error::zip(path, e))?;
+        let (mut left, mut entries) = (LeftOut::default(), Vec::new());
+        for index in 0..archive.len() {
+            let entry = archive.by_index_raw(index).map_err(|e| Error::zip(path, e))?;
+            // Names that are not UTF-8 are shown with replacements; entries are read by index.
+            let name = String::from_utf8_lossy(entry.name_raw()).into_owned();
+            if !entry.is_dir() && left.takes(&name) {
+                entries.push((name, index));
+            }
         }
-        slot.assign(&pixels);
+        entries.sort_unstable();
+        if entries.is_empty() {
+            return Err(Error::Empty { file: path.to_owned() });
+        }
+        let sizes = entries
+            .par_iter()
+            .map_with(archive.clone(), |archive, (name, index)| {
+                size_of(path, name, |limit| read(path, archive, name, *index, limit))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
+        let labels = match archive.index_for_name(LABEL_FILE) {
+            Some(index) => of_json(&whole(path, &mut archive, LABEL_FILE, index, MAX_JSON)?, &names),
+            None => of_folders(&names),
+        };
+        Ok(Self { path: path.to_owned(), archive, sizes: Sizes::of(sizes), labels, notes: left.notes(), entries })
+    }
+
+    fn decode(&self, range: Range<usize>) -> Result<Vec<Array3<u8>>> {
+        check_range(&self.path, &range, self.entries.len())?;
+        let entries = self.entries[range].par_iter();
+        let encoded = entries.map_with(self.archive.clone(), |archive, (name, index)| {
+            (name.as_str(), whole(&self.path, archive, name, *index, MAX_ENTRY))
+        });
+        decode_each(&self.path, encoded)
+    }
+}
+
+/// The first `limit` bytes of an entry, and whether that is all of it; the CRC-32 of a whole one is checked.
+fn read(
+    path: &Path,
+    archive: &mut ZipArchive<SharedFile>,
+    name: &str,
+    index: usize,
+    limit: u64,
+) -> Result<(Vec<u8>, bool)> {
+    let mut entry = archive.by_index(index).map_err(|e| Error::zip(path, e))?;
+    let mut bytes = Vec::new();
+    let failed = |e: std::io::Error| Error::format(path, name, "a complete entry", e.to_string());
+    (&mut entry).take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    let complete = (bytes.len() as u64) < limit || entry.read(&mut [0]).map_err(failed)? == 0;
+    Ok((bytes, complete))
+}
+
+fn whole(
+    path: &Path,
+    archive: &mut ZipArchive<SharedFile>,
+    name: &str,
+    index: usize,
+    limit: u64,
+) -> Result<Vec<u8>> {
+    match read(path, archive, name, index, limit)? {
+        (bytes, true) => Ok(bytes),
+        (_, false) => Err(Error::format(path, name, format!("at most {limit} bytes"), "more")),
+    }
+}
+
+/// Height and width of one encoded image. `read` gives its first bytes, and whether that is all of them.
+pub(crate) fn size_of(
+    file: &Path,
+    name: &str,
+    mut read: impl FnMut(u64) -> Result<(Vec<u8>, bool)>,
+) -> Result<(usize, usize)> {
+    let (head, complete) = read(HEAD)?;
+    // An error may only mean that the header goes on.
+    match decode::dims(file, name, &head) {
+        Ok(Some(size)) => return Ok(size),
+        Err(e) if complete => return Err(e),
+        _ => {}
+    }
+    let bytes = if complete {
+        head
+    } else {
+        match read(MAX_ENTRY)? {
+            (bytes, true) => bytes,
+            (_, false) => return Err(Error::format(file, name, format!("at most {MAX_ENTRY} bytes"), "more")),
+        }
+    };
+    match decode::dims(file, name, &bytes)? {
+        Some(size) => Ok(size),
+        None => decode::rgb(file, name, &bytes).map(|image| (image.dim().0, image.dim().1)),
+    }
+}
+
+/// Decodes images, given by name and encoded bytes, to u8 `[H, W, 3]` each.
+pub(crate) fn decode_each<'a>(
+    path: &Path,
+    encoded: impl IndexedParallelIterator<Item = (&'a str, Result<Vec<u8>>)>,
+) -> Result<Vec<Array3<u8>>> {
+    encoded.map(|(name, bytes)| decode::rgb(path, name, &bytes?)).collect()
+}
+
+/// `images`, which are images `range` of `source`, as u8 `[N, H, W, 3]`.
+pub(crate) fn stack(source: &dyn ImageSource, range: Range<usize>, images: Vec<Array3<u8>>) -> Result<Array4<u8>> {
+    let size = |image: &Array3<u8>| ImageDims { height: image.dim().0, width: image.dim().1, channels: 3 };
+    let first = images.first().map(size).or_else(|| source.dims());
+    let Some(dims) = first else {
+        let empty = ImageDims { height: 0, width: 0, channels: 3 };
+        return Ok(Array4::zeros((0, empty.height, empty.width, empty.channels)));
+    };
+    if let Some(other) = images.iter().position(|image| size(image) != dims) {
+        let (first, index) = (range.start, range.start + other);
+        return Err(mixed_sizes(source, (first, dims), (index, size(&images[other]))));
+    }
+    let mut out = Array4::zeros((images.len(), dims.height, dims.width, dims.channels));
+    for (mut slot, image) in out.axis_iter_mut(Axis(0)).zip(&images) {
+        slot.assign(image);
     }
     Ok(out)
 }
 
+/// Sizes of the images of a set.
+#[derive(Debug, Clone)]
+pub(crate) enum Sizes {
+    /// Height and width of every image.
+    Shared(usize, usize),
+    /// Height and width of each image.
+    Each(Vec<(usize, usize)>),
+}
+
+impl Sizes {
+    pub(crate) fn of(sizes: Vec<(usize, usize)>) -> Self {
+        match sizes.first() {
+            Some(&(height, width)) if sizes.iter().all(|s| *s == (height, width)) => Self::Shared(height, width),
+            _ => Self::Each(sizes),
+        }
+    }
+
+    pub(crate) fn shared(&self) -> Option<ImageDims> {
+        match *self {
+            Self::Shared(height, width) => Some(ImageDims { height, width, channels: 3 }),
+            Self::Each(_) => None,
+        }
+    }
+
+    /// Size of image `index`, which must lie in the set.
+    pub(crate) fn get(&self, index: usize) -> Option<ImageDims> {
+        match self {
+            Self::Shared(..) => self.shared(),
+            Self::Each(sizes) => sizes.get(index).map(|&(height, width)| ImageDims { height, width, channels: 3 }),
+        }
+    }
+}
+
+/// A file that several threads read at their own positions.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedFile {
+    file: Arc<fs::File>,
+    length: u64,
+    at: u64,
+}
+
+impl SharedFile {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = fs::File::open(path)?;
+        Ok(Self { length: file.metadata()?.len(), file: Arc::new(file), at: 0 })
+    }
+}
+
+impl Read for SharedFile {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        #[cfg(unix)]
+        let count = std::os::unix::fs::FileExt::read_at(self.file.file(), buffer, self.at)?;
+        #[cfg(windows)]
+        let count = std::os::windows::fs::FileExt::seek_read(self.file.file(), buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for SharedFile {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.length.checked_add_signed(by),
+        };
+        self.at = at.ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidInput, "seek before the start"))?;
+        Ok(self.at)
+    }
+}
+
 impl ImageSource for ImageZip {
     fn len(&self) -> usize {
-        self.names.len()
+        self.entries.len()
     }
 
     fn dims(&self) -> Option<ImageDims> {
-        Some(self.dims)
+        self.sizes.shared()
+    }
+
+    fn size(&self, index: usize) -> Option<ImageDims> {
+        self.sizes.get(index).filter(|_| index < self.entries.len())
     }
 
     fn container(&self) -> &Path {
@@ -139,27 +254,34 @@ impl ImageSource for ImageZip {
     }
 
     fn labels(&self) -> Option<&[i64]> {
-        self.labels.as_deref()
+        self.labels.classes()
+    }
+
+    fn label_problem(&self) -> Option<&str> {
+        self.labels.problem()
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     fn name(&self, index: usize) -> String {
-        self.names.get(index).map_or_else(|| format!("image {index}"), |n| format!("`{n}`"))
+        self.entries.get(index).map_or_else(|| format!("image {index}"), |(name, _)| format!("`{name}`"))
     }
 
     fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>> {
-        check_range(&self.path, &range, self.names.len())?;
-        let mut encoded = Vec::with_capacity(range.len());
-        for name in &self.names[range] {
-            encoded.push((name.clone(), entry(&self.path, &mut self.archive, name, MAX_ENTRY)?));
-        }
-        decode_all(&self.path, &self.names[0], self.dims, &encoded)
+        stack(self, range.clone(), self.decode(range)?)
+    }
+
+    fn read_each(&mut self, range: Range<usize>) -> Result<Vec<Array3<u8>>> {
+        self.decode(range)
     }
 }
 
 /// Writes a dataset zip: `00000/img00000000.png` …, `dataset.json` last, fixed times, stored: equal images give equal bytes.
 pub struct DatasetWriter {
     path: PathBuf,
-    zip: ZipWriter<AtomicFile>,
+    zip: AtomicZip,
     labels: Vec<Option<Value>>,
 }
 
@@ -175,8 +297,7 @@ impl DatasetWriter {
     /// # Errors
     /// The file system's own.
     pub fn create(path: &Path) -> Result<Self> {
-        let zip = ZipWriter::new(AtomicFile::create(path)?);
-        Ok(Self { path: path.to_owned(), zip, labels: Vec::new() })
+        Ok(Self { path: path.to_owned(), zip: AtomicZip::create(path)?, labels: Vec::new() })
     }
 
     /// Appends u8 `images [N, H, W, 3]` and their classes.
@@ -225,18 +346,12 @@ impl DatasetWriter {
         let labels: Option<Vec<Value>> = std::mem::take(&mut self.labels).into_iter().collect();
         let json = label_file((0..).map(name_of), labels.as_deref(), record);
         self.entry(LABEL_FILE, json.as_bytes())?;
-        let file = self.zip.finish().map_err(|e| Error::zip(&self.path, e))?;
-        file.commit()?;
-        Ok(())
+        self.zip.finish()
     }
 
     fn entry(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let options = SimpleFileOptions::default()
-            .compression_method(CompressionMethod::Stored)
-            .last_modified_time(zip::DateTime::default())
-            .unix_permissions(0o644);
-        self.zip.start_file(name, options).map_err(|e| Error::zip(&self.path, e))?;
-        self.zip.write_all(bytes)?;
+        self.zip.start(name, bytes.len() as u64)?;
+        self.zip.writer()?.write_all(bytes)?;
         Ok(())
     }
 }
@@ -297,6 +412,40 @@ mod tests {
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
         assert!(ImageZip::open(&path).unwrap_err().to_string().contains("a.zip"));
+    }
+
+    #[test]
+    fn hidden_entries_are_left_out_and_a_wrong_crc_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.zip");
+        let mut writer = DatasetWriter::create(&path).unwrap();
+        writer.append(&images(2), None).unwrap();
+        for name in ["__MACOSX/00000/._img00000000.png", ".hidden/x.png", "notes.txt"] {
+            writer.entry(name, b"not an image").unwrap();
+        }
+        writer.finish().unwrap();
+        let mut zip = ImageZip::open(&path).unwrap();
+        assert_eq!(zip.notes(), ["left out 3 files (2 hidden, 1 .txt)"]);
+        assert_eq!(zip.read(0..2).unwrap(), images(2));
+        let mut bytes = fs::read(&path).unwrap();
+        let at = bytes.windows(4).position(|w| w == b"IEND").unwrap();
+        bytes[at + 5] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let text = ImageZip::open(&path).and_then(|mut z| z.read(0..2)).unwrap_err().to_string();
+        assert!(text.contains("img00000000.png") && text.contains("checksum"), "{text}");
+    }
+
+    #[test]
+    fn labels_that_are_not_classes_leave_the_images_usable() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.zip");
+        let mut writer = DatasetWriter::create(&path).unwrap();
+        writer.append(&images(2), Some(&[3, -1])).unwrap();
+        writer.finish().unwrap();
+        let mut zip = ImageZip::open(&path).unwrap();
+        assert_eq!(zip.labels(), None);
+        assert!(zip.label_problem().unwrap().contains("img00000001.png` in `dataset.json` is -1"));
+        assert_eq!(zip.read(0..2).unwrap(), images(2));
     }
 
     #[test]

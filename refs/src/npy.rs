@@ -1,21 +1,33 @@
-//! The npy format, versions 1 to 3: one bounded header, then raw little-endian elements.
+//! The npy format, versions 1 to 3: one bounded header, then raw elements.
 
 use std::io::{Read, Write};
 use std::path::Path;
 
+use half::f16;
+
 use crate::error::{Error, Result};
+use crate::labels::Values;
 
 /// Longest header accepted, bytes.
 const MAX_HEADER: usize = 1 << 16;
 /// Most axes accepted.
 const MAX_AXES: usize = 32;
 
+/// Bytes of elements that are converted at a time.
+const BLOCK: usize = 1 << 16;
+/// Largest integer up to which f64 holds every one: 2^53.
+const MAX_EXACT: u64 = 1 << 53;
+
 /// Element types that are read and written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Dtype {
     U8,
+    U16,
+    U32,
+    U64,
     I8,
+    I16,
     I32,
     I64,
     F16,
@@ -25,9 +37,13 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    const ALL: [(Self, &str, usize); 8] = [
+    const ALL: [(Self, &str, usize); 12] = [
         (Self::U8, "|u1", 1),
+        (Self::U16, "<u2", 2),
+        (Self::U32, "<u4", 4),
+        (Self::U64, "<u8", 8),
         (Self::I8, "|i1", 1),
+        (Self::I16, "<i2", 2),
         (Self::I32, "<i4", 4),
         (Self::I64, "<i8", 8),
         (Self::F16, "<f2", 2),
@@ -42,10 +58,16 @@ impl Dtype {
         Self::ALL.iter().find(|(d, ..)| *d == self).map_or(1, |(.., s)| *s)
     }
 
-    /// NumPy's name, e.g. `<f4`.
+    /// NumPy's name of the little-endian type, e.g. `<f4`.
     #[must_use]
     pub fn descr(self) -> &'static str {
         Self::ALL.iter().find(|(d, ..)| *d == self).map_or("|u1", |(_, n, _)| n)
+    }
+
+    /// Whether it is a floating-point type.
+    #[must_use]
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F16 | Self::F32 | Self::F64)
     }
 }
 
@@ -54,6 +76,8 @@ impl Dtype {
 pub struct Header {
     /// Element type.
     pub dtype: Dtype,
+    /// Whether the most significant byte of an element comes first.
+    pub big_endian: bool,
     /// Whether the first axis varies fastest.
     pub fortran_order: bool,
     /// Length of each axis.
@@ -65,6 +89,26 @@ impl Header {
     #[must_use]
     pub fn count(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Size of all elements in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        (self.count() as u64).saturating_mul(self.dtype.size() as u64)
+    }
+
+    /// NumPy's name of the type, e.g. `>f4`.
+    #[must_use]
+    pub fn descr(&self) -> String {
+        let little = self.dtype.descr();
+        if self.big_endian { little.replace('<', ">") } else { little.to_owned() }
+    }
+}
+
+/// `<f4 [3, 4]`.
+impl std::fmt::Display for Header {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?}", self.descr(), self.shape)
     }
 }
 
@@ -111,13 +155,18 @@ fn parse(text: &str) -> Result<Header, (&'static str, String)> {
         at.map(|i| text[i..].trim_start()).ok_or(("the fields descr, fortran_order and shape", text.to_owned()))
     };
     let descr = field("descr")?;
-    let quote = descr.chars().next().filter(|c| *c == '\'' || *c == '"').ok_or(("a plain dtype", descr.to_owned()))?;
+    let quote = descr.chars().next().filter(|c| *c == '\'' || *c == '"');
+    let quote = quote.ok_or(("a plain dtype", descr.chars().take(60).collect::<String>()))?;
     let descr = descr[1..].split(quote).next().unwrap_or("");
-    let known = Dtype::ALL.iter().find(|(_, n, _)| *n == descr || n[1..] == *descr.trim_start_matches(['=', '<', '|']));
-    let big_endian = descr.starts_with('>') && !descr.ends_with('1');
-    let Some((dtype, ..)) = known.filter(|_| !big_endian) else {
-        return Err(("dtype u1, i1, i4, i8, f2, f4, f8 or b1, little endian", descr.to_owned()));
+    let (order, kind) = match descr.as_bytes().first() {
+        Some(b'<' | b'>' | b'|' | b'=') => descr.split_at(1),
+        _ => ("", descr),
     };
+    let Some((dtype, _, size)) = Dtype::ALL.iter().find(|(_, name, _)| name[1..] == *kind) else {
+        let expected = "an integer, float or boolean dtype (u1 to u8, i1 to i8, f2 to f8, b1)";
+        return Err((expected, describe_dtype(descr)));
+    };
+    let big_endian = order == ">" && *size > 1;
     let fortran_order = match field("fortran_order")? {
         f if f.starts_with("False") => false,
         f if f.starts_with("True") => true,
@@ -131,11 +180,24 @@ fn parse(text: &str) -> Result<Header, (&'static str, String)> {
         .filter(|s| !s.is_empty())
         .map(|s| s.trim_end_matches('L').parse::<usize>().map_err(|_| ("whole numbers in shape", inner.to_owned())))
         .collect::<Result<Vec<_>, _>>()?;
-    let bytes = shape.iter().try_fold(dtype.size() as u64, |n, d| n.checked_mul(*d as u64));
+    let bytes = shape.iter().try_fold(*size as u64, |n, d| n.checked_mul(*d as u64));
     if shape.len() > MAX_AXES || bytes.is_none_or(|n| n > i64::MAX as u64) {
         return Err(("a shape of at most 32 axes and 2^63 bytes", inner.to_owned()));
     }
-    Ok(Header { dtype: *dtype, fortran_order, shape })
+    Ok(Header { dtype: *dtype, big_endian, fortran_order, shape })
+}
+
+/// A dtype that is not read, in words.
+fn describe_dtype(descr: &str) -> String {
+    let what = match descr.trim_start_matches(['<', '>', '|', '=']).chars().next() {
+        Some('O') => "Python objects, ",
+        Some('U' | 'S' | 'a') => "strings, ",
+        Some('c') => "complex numbers, ",
+        Some('M' | 'm') => "dates or times, ",
+        Some('V') => "records, ",
+        _ => "",
+    };
+    format!("{what}{}", descr.chars().take(40).collect::<String>())
 }
 
 /// Writes a version 1 header for C order, byte for byte as NumPy writes it.
@@ -162,43 +224,165 @@ pub fn write_header(writer: &mut impl Write, dtype: Dtype, shape: &[usize]) -> s
     writer.write_all(text.as_bytes())
 }
 
-/// Reads `count` elements of `dtype` as f64. Memory grows only as bytes arrive.
+/// One element.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Element {
+    /// An integer or boolean; u64 fits too.
+    Integer(i128),
+    /// A float; f16 and f32 are exact in f64.
+    Float(f64),
+}
+
+impl std::fmt::Display for Element {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Integer(v) => v.fmt(f),
+            Self::Float(v) => v.fmt(f),
+        }
+    }
+}
+
+/// The element that `bytes`, as many as the type has, hold.
+fn element(dtype: Dtype, big_endian: bool, bytes: &[u8]) -> Element {
+    let mut wide = [0; 8];
+    for (i, to) in wide.iter_mut().take(bytes.len()).enumerate() {
+        *to = bytes[if big_endian { bytes.len() - 1 - i } else { i }];
+    }
+    let [a, b, c, d, ..] = wide;
+    match dtype {
+        Dtype::U8 | Dtype::Bool => Element::Integer(a.into()),
+        Dtype::U16 => Element::Integer(u16::from_le_bytes([a, b]).into()),
+        Dtype::U32 => Element::Integer(u32::from_le_bytes([a, b, c, d]).into()),
+        Dtype::U64 => Element::Integer(u64::from_le_bytes(wide).into()),
+        Dtype::I8 => Element::Integer(i8::from_le_bytes([a]).into()),
+        Dtype::I16 => Element::Integer(i16::from_le_bytes([a, b]).into()),
+        Dtype::I32 => Element::Integer(i32::from_le_bytes([a, b, c, d]).into()),
+        Dtype::I64 => Element::Integer(i64::from_le_bytes(wide).into()),
+        Dtype::F16 => Element::Float(f16::from_le_bytes([a, b]).to_f64()),
+        Dtype::F32 => Element::Float(f32::from_le_bytes([a, b, c, d]).into()),
+        Dtype::F64 => Element::Float(f64::from_le_bytes(wide)),
+    }
+}
+
+/// Reads the elements that follow `header`, in the order of the file, block by block; memory grows only as bytes arrive. `convert` gives
+/// each value or what was expected instead.
+pub(crate) fn read_as<T>(
+    reader: &mut impl Read,
+    header: &Header,
+    file: &Path,
+    place: &str,
+    mut convert: impl FnMut(Element) -> Result<T, &'static str>,
+) -> Result<Vec<T>> {
+    let (size, mut left) = (header.dtype.size(), header.bytes());
+    let (mut block, mut values) = (vec![0; BLOCK / size * size], Vec::new());
+    while left > 0 {
+        let wanted = usize::try_from(left).map_or(block.len(), |left| left.min(block.len()));
+        let filled = fill(reader, &mut block[..wanted])
+            .map_err(|e| Error::format(file, place, "array data", e.to_string()))?;
+        if filled < wanted {
+            let found = header.bytes() - left + filled as u64;
+            let expected = format!("{} bytes of data", header.bytes());
+            return Err(Error::format(file, place, expected, format!("{found} bytes")));
+        }
+        for bytes in block[..wanted].chunks_exact(size) {
+            let found = element(header.dtype, header.big_endian, bytes);
+            match convert(found) {
+                Ok(value) => values.push(value),
+                Err(expected) => {
+                    let place = format!("{place}, value {}", values.len());
+                    return Err(Error::format(file, place, expected, found.to_string()));
+                }
+            }
+        }
+        left -= wanted as u64;
+    }
+    Ok(values)
+}
+
+/// Reads until `buffer` is full or the data end; gives the count.
+pub(crate) fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match reader.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}
+
+/// Reads the elements that follow `header` as f64.
+///
+/// # Errors
+/// `Format` if the data end early, or for an integer beyond 2^53, which f64 does not hold exactly.
+pub fn read_f64(reader: &mut impl Read, header: &Header, file: &Path, place: &str) -> Result<Vec<f64>> {
+    #[allow(clippy::cast_precision_loss, reason = "checked to be exact")]
+    read_as(reader, header, file, place, |found| match found {
+        Element::Float(v) => Ok(v),
+        Element::Integer(v) if v.unsigned_abs() <= MAX_EXACT.into() => Ok(v as f64),
+        Element::Integer(_) => Err("integers up to 2^53"),
+    })
+}
+
+/// Reads the elements that follow `header` as f32; f64 values and integers are rounded.
 ///
 /// # Errors
 /// `Format` if the data end early.
-pub fn read_f64(reader: &mut impl Read, dtype: Dtype, count: usize, file: &Path, place: &str) -> Result<Vec<f64>> {
-    let wanted = (count as u64).saturating_mul(dtype.size() as u64);
-    let mut bytes = Vec::new();
-    reader.take(wanted).read_to_end(&mut bytes).map_err(|e| Error::format(file, place, "array data", e.to_string()))?;
-    if bytes.len() as u64 != wanted {
-        return Err(Error::format(file, place, format!("{wanted} bytes of data"), format!("{} bytes", bytes.len())));
-    }
-    Ok(bytes.chunks_exact(dtype.size()).map(|b| element(dtype, b)).collect())
+pub fn read_f32(reader: &mut impl Read, header: &Header, file: &Path, place: &str) -> Result<Vec<f32>> {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "rounding is asked for")]
+    read_as(reader, header, file, place, |found| match found {
+        Element::Float(v) => Ok(v as f32),
+        Element::Integer(v) => Ok(v as f32),
+    })
 }
 
-#[allow(clippy::cast_precision_loss, reason = "integers beyond 2^53 do not occur as statistics or labels")]
-fn element(dtype: Dtype, b: &[u8]) -> f64 {
-    match (dtype, b) {
-        (Dtype::I8, &[x]) => f64::from(i8::from_le_bytes([x])),
-        (Dtype::U8 | Dtype::Bool, &[x]) => f64::from(x),
-        (Dtype::F16, &[a, b]) => half_to_f64(u16::from_le_bytes([a, b])),
-        (Dtype::I32, &[a, b, c, d]) => f64::from(i32::from_le_bytes([a, b, c, d])),
-        (Dtype::F32, &[a, b, c, d]) => f64::from(f32::from_le_bytes([a, b, c, d])),
-        (Dtype::I64, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f64,
-        (Dtype::F64, &[a, b, c, d, e, f, g, h]) => f64::from_le_bytes([a, b, c, d, e, f, g, h]),
-        _ => f64::NAN,
-    }
+/// Reads the elements that follow `header` as integers, exactly; floats must be whole and at most 2^53.
+///
+/// # Errors
+/// `Format` if the data end early, or naming the first value that does not fit `T`.
+pub fn read_integers<T: TryFrom<i128>>(
+    reader: &mut impl Read,
+    header: &Header,
+    file: &Path,
+    place: &str,
+) -> Result<Vec<T>> {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "checked to be whole and small")]
+    read_as(reader, header, file, place, |found| match found {
+        Element::Integer(v) => T::try_from(v).map_err(|_| "integers in range"),
+        Element::Float(v) if v.fract() == 0.0 && v.abs() <= MAX_EXACT as f64 => {
+            T::try_from(v as i128).map_err(|_| "integers in range")
+        }
+        Element::Float(_) => Err("whole numbers"),
+    })
 }
 
-fn half_to_f64(bits: u16) -> f64 {
-    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
-    sign * match exponent {
-        0 => fraction * 2.0_f64.powi(-24),
-        31 if fraction == 0.0 => f64::INFINITY,
-        31 => f64::NAN,
-        e => (1.0 + fraction / 1024.0) * 2.0_f64.powi(e - 15),
+/// Reads the elements that follow `header` as labels.
+pub(crate) fn read_labels(reader: &mut impl Read, header: &Header, file: &Path, place: &str) -> Result<Values> {
+    Ok(match header.dtype {
+        Dtype::U64 => Values::Unsigned(read_integers(reader, header, file, place)?),
+        dtype if dtype.is_float() => Values::Floats(read_f64(reader, header, file, place)?),
+        _ => Values::Integers(read_integers(reader, header, file, place)?),
+    })
+}
+
+/// Converts elements to bytes of pixels: whole numbers 0 to 255 only. On a value that is none, gives its index and the value.
+pub(crate) fn to_pixels(header: &Header, bytes: &[u8], pixels: &mut Vec<u8>) -> Result<(), (usize, String)> {
+    if header.dtype == Dtype::U8 {
+        pixels.extend_from_slice(bytes);
+        return Ok(());
     }
+    for (index, bytes) in bytes.chunks_exact(header.dtype.size()).enumerate() {
+        let found = element(header.dtype, header.big_endian, bytes);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be whole and in range")]
+        let pixel = match found {
+            Element::Integer(v) => u8::try_from(v).ok(),
+            Element::Float(v) => (v.fract() == 0.0 && (0.0..=255.0).contains(&v)).then_some(v as u8),
+        };
+        pixels.push(pixel.ok_or_else(|| (index, found.to_string()))?);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -233,8 +417,10 @@ mod tests {
         assert!(
             with("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 99999999999), }").contains("2^63")
         );
-        assert!(with("{'descr': '>f4', 'fortran_order': False, 'shape': (1,), }").contains("little endian"));
-        assert!(with("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }").contains("dtype"));
+        assert!(with("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }").contains("Python objects, |O"));
+        assert!(with("{'descr': '<U3', 'fortran_order': False, 'shape': (1,), }").contains("strings, <U3"));
+        assert!(with("{'descr': '<c8', 'fortran_order': False, 'shape': (1,), }").contains("complex"));
+        assert!(with("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }").contains("a plain dtype"));
         assert!(with("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }").contains("whole numbers"));
         assert!(with("{}").contains("fields"));
         assert!(parse_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\x7f").unwrap_err().to_string().contains("65536"));
@@ -243,12 +429,32 @@ mod tests {
 
     proptest! {
         #[test]
-        fn header_round_trip(shape in prop::collection::vec(0_usize..1000, 0..5), which in 0_usize..8) {
+        fn header_round_trip(shape in prop::collection::vec(0_usize..1000, 0..5), which in 0_usize..12, big in any::<bool>()) {
             let dtype = Dtype::ALL[which].0;
             let mut bytes = Vec::new();
             write_header(&mut bytes, dtype, &shape).unwrap();
             prop_assert_eq!(bytes.len() % 64, 0);
-            prop_assert_eq!(parse_bytes(&bytes).unwrap(), Header { dtype, fortran_order: false, shape });
+            let big_endian = big && dtype.size() > 1;
+            if big_endian {
+                let at = bytes.iter().position(|b| *b == b'<').unwrap();
+                bytes[at] = b'>';
+            }
+            let expected = Header { dtype, big_endian, fortran_order: false, shape };
+            prop_assert_eq!(parse_bytes(&bytes).unwrap(), expected);
+        }
+
+        #[test]
+        fn values_survive_in_both_byte_orders(values in prop::collection::vec(any::<i64>(), 0..50), width in 0_u32..4, big in any::<bool>()) {
+            let (size, shift) = (1_usize << width, 64 - 8 * (1 << width));
+            let (signed, unsigned) = [(Dtype::I8, Dtype::U8), (Dtype::I16, Dtype::U16), (Dtype::I32, Dtype::U32), (Dtype::I64, Dtype::U64)][width as usize];
+            let write = |v: i64| { let mut b = v.to_le_bytes()[..size].to_vec(); if big { b.reverse(); } b };
+            let header = |dtype| Header { dtype, big_endian: big, fortran_order: false, shape: vec![values.len()] };
+            let bytes: Vec<u8> = values.iter().flat_map(|v| write(v >> shift)).collect();
+            let file = Path::new("x");
+            let found: Vec<i64> = read_integers(&mut &bytes[..], &header(signed), file, "x").unwrap();
+            prop_assert_eq!(&found, &values.iter().map(|v| v >> shift).collect::<Vec<_>>());
+            let found: Vec<u64> = read_integers(&mut &bytes[..], &header(unsigned), file, "x").unwrap();
+            prop_assert_eq!(&found, &values.iter().map(|v| v.cast_unsigned() >> shift).collect::<Vec<_>>());
         }
 
         #[test]
@@ -258,12 +464,41 @@ mod tests {
             let _ = parse_bytes(&with_magic);
             let _ = parse_bytes(&bytes);
         }
+    }
 
-        #[test]
-        fn halves_match_the_half_crate_rule(bits in any::<u16>()) {
-            let v = half_to_f64(bits);
-            let exponent = bits >> 10 & 31;
-            prop_assert_eq!(v.is_finite(), exponent != 31);
-        }
+    fn header(dtype: Dtype, count: usize) -> Header {
+        Header { dtype, big_endian: false, fortran_order: false, shape: vec![count] }
+    }
+
+    #[test]
+    fn integers_are_exact_or_refused() {
+        let file = Path::new("x");
+        let values = [(1_i64 << 53) + 1, i64::MAX, i64::MIN, -1];
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let found: Vec<i64> = read_integers(&mut &bytes[..], &header(Dtype::I64, 4), file, "x").unwrap();
+        assert_eq!(found, values);
+        let seeds: Vec<u64> = read_integers(&mut &bytes[..], &header(Dtype::U64, 4), file, "x").unwrap();
+        assert_eq!(seeds[3], u64::MAX);
+        let text = read_integers::<i64>(&mut &bytes[..], &header(Dtype::U64, 4), file, "x").unwrap_err().to_string();
+        assert!(text.contains("value 2") && text.contains("9223372036854775808"), "{text}");
+        let text = read_f64(&mut &bytes[..], &header(Dtype::I64, 4), file, "x").unwrap_err().to_string();
+        assert!(text.contains("9007199254740993"), "{text}");
+        let bytes: Vec<u8> = [1.0_f64, 2.5].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let text = read_integers::<i64>(&mut &bytes[..], &header(Dtype::F64, 2), file, "x").unwrap_err().to_string();
+        assert!(text.contains("value 1") && text.contains("whole numbers, found 2.5"), "{text}");
+    }
+
+    #[test]
+    fn floats_of_all_sizes_are_read() {
+        let file = Path::new("x");
+        let half: Vec<u8> = [f16::from_f32(0.5), f16::INFINITY].iter().flat_map(|v| v.to_be_bytes()).collect();
+        let big = Header { big_endian: true, ..header(Dtype::F16, 2) };
+        assert_eq!(read_f32(&mut &half[..], &big, file, "x").unwrap(), [0.5, f32::INFINITY]);
+        let single: Vec<u8> = 0.1_f32.to_be_bytes().to_vec();
+        let big = Header { big_endian: true, ..header(Dtype::F32, 1) };
+        assert_eq!(read_f64(&mut &single[..], &big, file, "x").unwrap(), [f64::from(0.1_f32)]);
+        assert!(read_f64(&mut &single[..3], &big, file, "x").unwrap_err().to_string().contains("3 bytes"));
+        let huge = header(Dtype::F64, 1 << 59);
+        assert!(read_f64(&mut &single[..], &huge, file, "x").is_err());
     }
 }

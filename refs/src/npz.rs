@@ -1,53 +1,53 @@
-//! npz archives: named arrays, and image packs (`arr_0` u8 NHWC, classes in `arr_1`) read row by row.
+//! npz archives: named arrays, and image packs (`arr_0` NHWC, classes in `arr_1`) read row by row.
 
 use std::io::{Read, Seek as _, SeekFrom, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use flate2::read::DeflateDecoder;
-use fs_err as fs;
-use ndarray::{Array4, ArrayD, ArrayViewD, IxDyn};
-use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, ZipArchive, ZipWriter};
+use ndarray::{Array4, ArrayD, ArrayViewD, Axis, IxDyn};
+use zip::read::ZipFile;
+use zip::{CompressionMethod, ZipArchive};
 
-use crate::atomic::AtomicFile;
+use crate::atomic::AtomicZip;
 use crate::batch::{ImageDims, ImageSource, check_range};
 use crate::error::{Error, Result};
+use crate::image_zip::SharedFile;
+use crate::labels::{self, Labels};
 use crate::npy::{self, Dtype, Header};
+use crate::pixels::{self, Layout};
 
 /// Name of the image array.
 pub const IMAGES: &str = "arr_0";
 /// Name of the class array.
 pub const LABELS: &str = "arr_1";
+/// Most bytes of a Fortran-ordered image array, which has to be held as a whole.
+const MAX_WHOLE: u64 = 4 << 30;
+/// Images that are read at a time where a whole array is checked.
+const ROWS: usize = 16;
 
-/// An npz archive.
+/// An npz archive. The CRC-32 of every array that is read is checked.
 #[derive(Debug)]
 pub struct Npz {
     path: PathBuf,
-    archive: ZipArchive<fs::File>,
+    archive: ZipArchive<SharedFile>,
 }
 
 impl Npz {
     /// Opens `path`.
     ///
     /// # Errors
-    /// `Zip` if it is no zip archive.
+    /// `Zip` if it is not a zip archive.
     pub fn open(path: &Path) -> Result<Self> {
-        let archive = ZipArchive::new(fs::File::open(path)?).map_err(|e| Error::zip(path, e))?;
+        let archive = ZipArchive::new(SharedFile::open(path)?).map_err(|e| Error::zip(path, e))?;
         Ok(Self { path: path.to_owned(), archive })
     }
 
     /// Names of the arrays, without `.npy`, in the archive's order.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<(usize, String)> = self
-            .archive
-            .file_names()
-            .filter_map(Result::ok)
-            .filter_map(|n| Some((self.archive.index_for_name(&n)?, n.strip_suffix(".npy")?.to_owned())))
-            .collect();
-        names.sort_unstable();
-        names.into_iter().map(|(_, n)| n).collect()
+        let name = |index| self.archive.name_for_index(index).and_then(Result::ok);
+        (0..self.archive.len()).filter_map(|i| Some(name(i)?.strip_suffix(".npy")?.to_owned())).collect()
     }
 
     /// Whether there is an array `name`.
@@ -77,13 +77,86 @@ impl Npz {
     /// Array `name` as f64, C order.
     ///
     /// # Errors
-    /// `Format` if there is none, or it is damaged.
+    /// `Format` if there is none, it is damaged, its CRC-32 is wrong, or an integer is beyond 2^53.
     pub fn f64(&mut self, name: &str) -> Result<ArrayD<f64>> {
+        let (header, values) = self.read(name, |r, h, f, n| npy::read_f64(r, h, f, n))?;
+        self.shaped(name, &header, values)
+    }
+
+    /// Array `name` as f32, C order (f64 values are rounded).
+    ///
+    /// # Errors
+    /// `Format` if there is none, it is damaged, or its CRC-32 is wrong.
+    pub fn f32(&mut self, name: &str) -> Result<ArrayD<f32>> {
+        let (header, values) = self.read(name, |r, h, f, n| npy::read_f32(r, h, f, n))?;
+        self.shaped(name, &header, values)
+    }
+
+    /// Array `name` as integers, in C order, exact.
+    ///
+    /// # Errors
+    /// Those of [`Npz::f32`]; `Format` if a value is not whole or not an i64.
+    pub fn i64(&mut self, name: &str) -> Result<Vec<i64>> {
+        let (header, values) = self.read(name, |r, h, f, n| npy::read_integers(r, h, f, n))?;
+        Ok(self.shaped(name, &header, values)?.into_raw_vec_and_offset().0)
+    }
+
+    /// As [`Npz::i64`], for unsigned integers up to 2^64 − 1.
+    ///
+    /// # Errors
+    /// Those of [`Npz::f32`]; `Format` if a value is not whole or negative.
+    pub fn u64(&mut self, name: &str) -> Result<Vec<u64>> {
+        let (header, values) = self.read(name, |r, h, f, n| npy::read_integers(r, h, f, n))?;
+        Ok(self.shaped(name, &header, values)?.into_raw_vec_and_offset().0)
+    }
+
+    /// The bytes of the u8 array `name`.
+    ///
+    /// # Errors
+    /// Those of [`Npz::f32`]; `Format` for another type.
+    pub fn bytes(&mut self, name: &str) -> Result<Vec<u8>> {
+        let (header, values) = self.read(name, |r, h, f, n| npy::read_integers(r, h, f, n))?;
+        if header.dtype != Dtype::U8 {
+            return Err(Error::format(&self.path, name, "u8", header.descr()));
+        }
+        Ok(values)
+    }
+
+    /// Which of the `count` images belong to which class by array `name`, if there is one and its rows are classes.
+    fn labels(&mut self, name: &str, count: usize) -> Result<Labels> {
+        // What cannot be a label array is not read.
+        let header = match self.header(name) {
+            Ok(header) => header,
+            Err(Error::Format { found, .. }) => return Ok(Labels::Problem(format!("`{name}` holds {found}"))),
+            Err(e) => return Err(e),
+        };
+        if let Err(problem) = labels::check_shape(name, &header.shape, count) {
+            return Ok(Labels::Problem(problem));
+        }
+        let (header, values) = self.read(name, |r, h, f, n| npy::read_labels(r, h, f, n))?;
+        if header.fortran_order && header.shape.get(1).is_some_and(|k| *k > 1) {
+            return Ok(Labels::Problem(format!("`{name}` is a matrix in Fortran order")));
+        }
+        Ok(labels::of_array(name, &header.shape, &values, count))
+    }
+
+    /// Reads array `name` to the end of its entry, so that its CRC-32 is checked.
+    fn read<T>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&mut ZipFile<'_, SharedFile>, &Header, &Path, &str) -> Result<T>,
+    ) -> Result<(Header, T)> {
         let path = self.path.clone();
         let mut entry = self.entry(name)?;
         let header = npy::read_header(&mut entry, &path, name)?;
-        let values = npy::read_f64(&mut entry, header.dtype, header.count(), &path, name)?;
-        let bad = |e: ndarray::ShapeError| Error::format(&path, name, "data of the stated shape", e.to_string());
+        let values = read(&mut entry, &header, &path, name)?;
+        std::io::copy(&mut entry, &mut std::io::sink())
+            .map_err(|e| Error::format(&path, name, "data with the CRC-32 of the archive", e.to_string()))?;
+        Ok((header, values))
+    }
+
+    fn shaped<T: Clone>(&self, name: &str, header: &Header, values: Vec<T>) -> Result<ArrayD<T>> {
+        let bad = |e: ndarray::ShapeError| Error::format(&self.path, name, "data of the stated shape", e.to_string());
         if header.fortran_order {
             let reversed: Vec<usize> = header.shape.iter().rev().copied().collect();
             let array = ArrayD::from_shape_vec(IxDyn(&reversed), values).map_err(bad)?;
@@ -93,29 +166,7 @@ impl Npz {
         }
     }
 
-    /// Array `name` as f32, C order (f64 values are rounded).
-    ///
-    /// # Errors
-    /// Those of [`Npz::f64`].
-    #[allow(clippy::cast_possible_truncation, reason = "asked for")]
-    pub fn f32(&mut self, name: &str) -> Result<ArrayD<f32>> {
-        Ok(self.f64(name)?.mapv(|v| v as f32))
-    }
-
-    /// Array `name` as integers.
-    ///
-    /// # Errors
-    /// Those of [`Npz::f64`]; `Format` if a value is not whole.
-    #[allow(clippy::cast_possible_truncation, reason = "checked to be whole")]
-    pub fn i64(&mut self, name: &str) -> Result<Vec<i64>> {
-        let values = self.f64(name)?;
-        if let Some(bad) = values.iter().find(|v| v.fract() != 0.0) {
-            return Err(Error::format(&self.path, name, "whole numbers", bad.to_string()));
-        }
-        Ok(values.iter().map(|v| *v as i64).collect())
-    }
-
-    fn entry(&mut self, name: &str) -> Result<zip::read::ZipFile<'_, fs::File>> {
+    fn entry(&mut self, name: &str) -> Result<ZipFile<'_, SharedFile>> {
         if !self.contains(name) {
             let found = self.names().join(", ");
             return Err(Error::format(&self.path, "arrays", format!("`{name}`"), format!("only {found}")));
@@ -127,26 +178,41 @@ impl Npz {
 /// Whether the zip at `path` holds npy arrays.
 ///
 /// # Errors
-/// `Zip` if it is no zip archive.
+/// `Zip` if it is not a zip archive.
 pub fn has_arrays(path: &Path) -> Result<bool> {
     Ok(!Npz::open(path)?.names().is_empty())
 }
 
 /// Images of an npz or npy file, read in order without holding them all.
+///
+/// Layouts: `[N, H, W, 3]`, grey `[N, H, W, 1]` and `[N, H, W]`, RGBA `[N, H, W, 4]` (alpha is dropped), `[N, 3, H, W]` and `[N, 1, H, W]`.
+/// Types: integers 0 to 255 of any size and byte order; floats only if all are whole numbers from 0 to 255 and some exceed 1.
 pub struct Pack {
     path: PathBuf,
+    array: String,
     place: Place,
+    header: Header,
+    /// Bytes of the header, before the elements.
+    head: u64,
+    layout: Layout,
     len: usize,
     dims: ImageDims,
-    labels: Option<Vec<i64>>,
-    stream: Option<(usize, Box<dyn Read + Send>)>,
+    labels: Labels,
+    stream: Option<(usize, Checked)>,
+    /// A Fortran-ordered array as a whole.
+    whole: Option<ArrayD<u8>>,
+    /// Whether the CRC-32 of the entry was found right, or there is none.
+    verified: bool,
 }
 
+/// Where an array lies in a file.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     start: u64,
+    stored: u64,
     bytes: u64,
     deflated: bool,
+    crc: Option<u32>,
 }
 
 impl std::fmt::Debug for Pack {
@@ -156,28 +222,46 @@ impl std::fmt::Debug for Pack {
 }
 
 impl Pack {
-    /// Opens the npz at `path`: `arr_0` (or the only u8 array of four axes) are the images, `arr_1` the classes.
+    /// Opens the npz at `path`: its only image array, and its classes in `arr_1` or, for an array `NAME_images`, `NAME_labels`.
     ///
     /// # Errors
-    /// `Format` if there is no u8 image array, or it is damaged.
+    /// `Format` without an image array, with several of them, or if it is damaged.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_array(path, None)
+    }
+
+    /// As [`Pack::open`], with the image array `name`; `None` takes the only one.
+    ///
+    /// # Errors
+    /// Those of [`Pack::open`]; `Format` if there is no array `name`.
+    pub fn open_array(path: &Path, name: Option<&str>) -> Result<Self> {
         let mut npz = Npz::open(path)?;
-        let name = if npz.contains(IMAGES) {
-            IMAGES.to_owned()
-        } else {
-            let mut found = None;
-            for name in npz.names() {
-                let header = npz.header(&name)?;
-                if header.dtype == Dtype::U8 && header.shape.len() == 4 {
-                    found = Some(name);
-                    break;
-                }
+        let mut headers = Vec::new();
+        for name in npz.names() {
+            // Arrays of other types (strings, objects) are no images.
+            let header = npz.header(&name);
+            headers.push((name, header));
+        }
+        let is_image = |header: &Header| pixels::layout(&header.shape).is_ok();
+        let image = |name: &str| headers.iter().any(|(n, h)| n == name && h.as_ref().is_ok_and(is_image));
+        let name = match name {
+            Some(name) => name.strip_suffix(".npy").unwrap_or(name).to_owned(),
+            None => {
+                let readable = headers.iter().filter_map(|(n, h)| Some((n.clone(), h.as_ref().ok()?)));
+                pixels::choose(path, readable.map(|(n, h)| (n, h.shape.clone(), h.dtype.is_float(), h.to_string())))?
+                    .unwrap_or_else(|| IMAGES.to_owned())
             }
-            found.ok_or_else(|| {
-                Error::format(path, "arrays", "`arr_0`, u8 [N, H, W, 3]", format!("only {}", npz.names().join(", ")))
-            })?
         };
-        let labels = if npz.contains(LABELS) { Some(npz.i64(LABELS)?) } else { None };
+        if !npz.contains(&name) {
+            let show = |(n, h): &(String, Result<Header>)| match h {
+                Ok(header) => format!("`{n}` {header}"),
+                Err(_) => format!("`{n}`"),
+            };
+            let found = format!("only {}", headers.iter().map(show).collect::<Vec<_>>().join(", "));
+            return Err(Error::format(path, "arrays", format!("images in `{name}`, u8 [N, H, W, 3]"), found));
+        }
+        let candidates = [LABELS.to_owned(), name.replace("images", "labels")];
+        let classes = candidates.into_iter().find(|n| *n != name && npz.contains(n) && !image(n));
         let entry = npz.entry(&name)?;
         let deflated = match entry.compression() {
             CompressionMethod::Stored => false,
@@ -185,50 +269,210 @@ impl Pack {
             other => return Err(Error::format(path, &name, "stored or deflated", other.to_string())),
         };
         let start = entry.data_start().ok_or_else(|| Error::format(path, &name, "entry data", "none"))?;
-        let place = Place { start, bytes: entry.compressed_size(), deflated };
+        let (stored, bytes, crc) = (entry.compressed_size(), entry.size(), Some(entry.crc32()));
         drop(entry);
-        Self::at(path, place, labels)
+        let mut pack = Self::at(path, name, Place { start, stored, bytes, deflated, crc })?;
+        if let Some(name) = classes {
+            pack.labels = npz.labels(&name, pack.len)?;
+        }
+        Ok(pack)
     }
 
     /// Opens the npy at `path`.
     ///
     /// # Errors
-    /// `Format` if it holds no u8 images.
+    /// `Format` if it does not hold images.
     pub fn open_npy(path: &Path) -> Result<Self> {
-        let bytes = fs::metadata(path)?.len();
-        Self::at(path, Place { start: 0, bytes, deflated: false }, None)
+        let bytes = fs_err::metadata(path)?.len();
+        let place = Place { start: 0, stored: bytes, bytes, deflated: false, crc: None };
+        Self::at(path, "array".to_owned(), place)
     }
 
-    fn at(path: &Path, place: Place, labels: Option<Vec<i64>>) -> Result<Self> {
+    fn at(path: &Path, array: String, place: Place) -> Result<Self> {
         let mut reader = open_at(path, place)?;
-        let header = npy::read_header(&mut reader, path, IMAGES)?;
-        let (&[len, height, width, channels], Dtype::U8, false) =
-            (header.shape.as_slice(), header.dtype, header.fortran_order)
-        else {
-            let found = format!("{} {:?}", header.dtype.descr(), header.shape);
-            return Err(Error::format(path, IMAGES, "u8 [N, H, W, 3] in C order", found));
-        };
-        if channels != 3 {
-            return Err(Error::format(path, IMAGES, "3 channels", channels.to_string()));
-        }
+        let header = npy::read_header(&mut reader, path, &array)?;
+        let head = reader.count;
+        let (layout, dims) = pixels::layout(&header.shape)
+            .map_err(|problem| Error::format(path, &array, pixels::EXPECTED, format!("{header}: {problem}")))?;
+        let len = header.shape.first().copied().unwrap_or(0);
         if len == 0 {
             return Err(Error::Empty { file: path.to_owned() });
         }
-        if let Some(labels) = &labels
-            && labels.len() != len
-        {
-            return Err(Error::format(path, LABELS, format!("{len} classes"), labels.len().to_string()));
+        let data = place.bytes.saturating_sub(head);
+        if data < header.bytes() {
+            let row = header.bytes() / len as u64;
+            let found = format!("{} rows", data / row.max(1));
+            return Err(Error::format(path, &array, format!("{len} rows"), found));
         }
-        let dims = ImageDims { height, width, channels };
-        Ok(Self { path: path.to_owned(), place, len, dims, labels, stream: Some((0, reader)) })
+        if header.dtype == Dtype::Bool {
+            let expected = "u8 (booleans as pixels could mean 0 and 1 or 0 and 255; save (x * 255).astype('uint8'))";
+            return Err(Error::format(path, &array, expected, header.to_string()));
+        }
+        if header.fortran_order && header.bytes() > MAX_WHOLE {
+            let expected = format!("C order (numpy.ascontiguousarray) for an array above {MAX_WHOLE} bytes");
+            return Err(Error::format(path, &array, expected, format!("{header} in Fortran order")));
+        }
+        let mut pack = Self {
+            path: path.to_owned(),
+            array,
+            verified: place.crc.is_none(),
+            place,
+            header,
+            head,
+            layout,
+            len,
+            dims,
+            labels: Labels::None,
+            stream: Some((0, reader)),
+            whole: None,
+        };
+        if pack.header.dtype.is_float() {
+            pack.check_floats()?;
+        } else if pack.header.dtype != Dtype::U8 {
+            pack.read(0..1)?;
+            pack.stream = None;
+        }
+        Ok(pack)
+    }
+
+    /// Floats are pixels only if every value is a whole number from 0 to 255 and some are above 1.
+    fn check_floats(&mut self) -> Result<()> {
+        let mut largest = 0;
+        for start in (0..self.len).step_by(ROWS) {
+            let images = self.read(start..(start + ROWS).min(self.len))?;
+            largest = largest.max(images.iter().copied().max().unwrap_or(0));
+        }
+        self.stream = None;
+        if largest > 1 {
+            return Ok(());
+        }
+        Err(Error::format(&self.path, &self.array, pixels::FLOATS, "floats of 0 and 1 only"))
+    }
+
+    /// Bytes of one image in the file.
+    fn row(&self) -> u64 {
+        self.header.bytes() / self.len.max(1) as u64
+    }
+
+    /// Reads what is left of the entry and compares its CRC-32.
+    fn finish(&mut self, mut reader: Checked) -> Result<()> {
+        let failed = |e: std::io::Error| Error::format(&self.path, &self.array, "a complete entry", e.to_string());
+        std::io::copy(&mut reader, &mut std::io::sink()).map_err(failed)?;
+        if let Some(expected) = self.place.crc.filter(|_| reader.whole) {
+            let found = reader.crc.finalize();
+            if found != expected {
+                let (expected, found) = (format!("data of CRC-32 {expected:08x}"), format!("{found:08x}: damaged data"));
+                return Err(Error::format(&self.path, &self.array, expected, found));
+            }
+            self.verified = true;
+        }
+        Ok(())
+    }
+
+    /// A reader at image `start`.
+    fn reader_at(&mut self, start: usize) -> Result<Checked> {
+        let offset = self.head + self.row() * start as u64;
+        let short = |e: std::io::Error| Error::format(&self.path, &self.array, "all rows of the array", e.to_string());
+        let (at, mut reader) = match self.stream.take() {
+            Some((at, reader)) if at <= start => (at, reader),
+            // What was checked once need not be read from the start again.
+            _ if self.verified && !self.place.deflated => {
+                let place = Place { start: self.place.start + offset, stored: self.place.stored - offset, ..self.place };
+                return Ok(Checked { whole: false, ..open_at(&self.path, place)? });
+            }
+            _ => {
+                let mut reader = open_at(&self.path, self.place)?;
+                npy::read_header(&mut reader, &self.path, &self.array)?;
+                (0, reader)
+            }
+        };
+        let skip = self.row() * (start - at) as u64;
+        let skipped = std::io::copy(&mut (&mut reader).take(skip), &mut std::io::sink()).map_err(short)?;
+        if skipped != skip {
+            let found = format!("{} rows", at as u64 + skipped / self.row().max(1));
+            return Err(Error::format(&self.path, &self.array, format!("{} rows", self.len), found));
+        }
+        Ok(reader)
+    }
+
+    /// The elements of images `range` as pixels, in the array's layout and C order.
+    fn pixels(&mut self, range: Range<usize>) -> Result<Vec<u8>> {
+        if self.header.fortran_order {
+            if self.whole.is_none() {
+                let elements = self.elements(0..self.len)?;
+                let reversed: Vec<usize> = self.header.shape.iter().rev().copied().collect();
+                let array = ArrayD::from_shape_vec(IxDyn(&reversed), elements)
+                    .map_err(|e| Error::format(&self.path, &self.array, "data of the stated shape", e.to_string()))?;
+                self.whole = Some(array.reversed_axes());
+            }
+            let Some(whole) = &self.whole else { return Ok(Vec::new()) };
+            return Ok(whole.slice_axis(Axis(0), range.into()).iter().copied().collect());
+        }
+        self.elements(range)
+    }
+
+    /// Elements of rows `range` in the order of the file.
+    fn elements(&mut self, range: Range<usize>) -> Result<Vec<u8>> {
+        const BLOCK: usize = 1 << 20;
+        let mut reader = self.reader_at(range.start)?;
+        let wanted = self.row() * range.len() as u64;
+        let size = self.header.dtype.size();
+        let (mut block, mut pixels, mut left) = (Vec::new(), Vec::new(), wanted);
+        while left > 0 {
+            let count = usize::try_from(left).map_or(BLOCK, |left| left.min(BLOCK));
+            block.resize(count, 0);
+            let filled = npy::fill(&mut reader, &mut block)
+                .map_err(|e| Error::format(&self.path, &self.array, "all rows of the array", e.to_string()))?;
+            if filled < count {
+                let rows = range.start as u64 + (wanted - left + filled as u64) / self.row().max(1);
+                return Err(Error::format(&self.path, &self.array, format!("{} rows", self.len), format!("{rows} rows")));
+            }
+            let before = pixels.len();
+            npy::to_pixels(&self.header, &block, &mut pixels).map_err(|(index, found)| {
+                let shape = &self.header.shape;
+                let index = range.start * (self.header.count() / self.len.max(1)) + before + index;
+                let at = pixels::unravel(index, shape, self.header.fortran_order);
+                let expected = if self.header.dtype.is_float() { pixels::FLOATS } else { "pixels from 0 to 255" };
+                Error::format(&self.path, format!("{}, value {at:?}", self.array), expected, found)
+            })?;
+            left -= count as u64;
+        }
+        debug_assert_eq!(pixels.len() * size, usize::try_from(wanted).unwrap_or(0));
+        if range.end == self.len {
+            self.finish(reader)?;
+        } else {
+            self.stream = Some((range.end, reader));
+        }
+        Ok(pixels)
     }
 }
 
-fn open_at(path: &Path, place: Place) -> Result<Box<dyn Read + Send>> {
-    let mut file = fs::File::open(path)?;
+/// An entry's bytes, inflated; counted and summed as they are read.
+struct Checked {
+    inner: Box<dyn Read + Send>,
+    crc: crc32fast::Hasher,
+    count: u64,
+    /// Whether reading began at the start of the entry.
+    whole: bool,
+}
+
+impl Read for Checked {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        if self.whole {
+            self.crc.update(&buffer[..count]);
+        }
+        self.count += count as u64;
+        Ok(count)
+    }
+}
+
+fn open_at(path: &Path, place: Place) -> Result<Checked> {
+    let mut file = fs_err::File::open(path)?;
     file.seek(SeekFrom::Start(place.start))?;
-    let raw = std::io::BufReader::with_capacity(1 << 18, file.take(place.bytes));
-    Ok(if place.deflated { Box::new(DeflateDecoder::new(raw)) } else { Box::new(raw) })
+    let raw = std::io::BufReader::with_capacity(1 << 18, file.take(place.stored));
+    let inner: Box<dyn Read + Send> = if place.deflated { Box::new(DeflateDecoder::new(raw)) } else { Box::new(raw) };
+    Ok(Checked { inner, crc: crc32fast::Hasher::new(), count: 0, whole: true })
 }
 
 impl ImageSource for Pack {
@@ -245,46 +489,38 @@ impl ImageSource for Pack {
     }
 
     fn labels(&self) -> Option<&[i64]> {
-        self.labels.as_deref()
+        self.labels.classes()
     }
 
+    fn label_problem(&self) -> Option<&str> {
+        self.labels.problem()
+    }
+
+    /// The CRC-32 of the array is compared when its last image has been read, or by [`ImageSource::verify`].
     fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>> {
         check_range(&self.path, &range, self.len)?;
-        let ImageDims { height, width, channels } = self.dims;
-        let row = height * width * channels;
-        let (mut at, mut reader) = match self.stream.take() {
-            Some((at, reader)) if at <= range.start => (at, reader),
-            _ => {
-                let mut reader = open_at(&self.path, self.place)?;
-                npy::read_header(&mut reader, &self.path, IMAGES)?;
-                (0, reader)
-            }
+        let count = range.len();
+        let pixels = pixels::to_rgb(self.layout, self.dims, self.pixels(range)?);
+        Array4::from_shape_vec((count, self.dims.height, self.dims.width, 3), pixels)
+            .map_err(|e| Error::format(&self.path, &self.array, "rows of one size", e.to_string()))
+    }
+
+    fn verify(&mut self) -> Result<()> {
+        if self.verified {
+            return Ok(());
+        }
+        let reader = match self.stream.take() {
+            Some((_, reader)) => reader,
+            None => open_at(&self.path, self.place)?,
         };
-        let short = |e: std::io::Error| Error::format(&self.path, IMAGES, "all rows of the array", e.to_string());
-        while at < range.start {
-            let skipped = std::io::copy(&mut (&mut reader).take(row as u64), &mut std::io::sink()).map_err(short)?;
-            if skipped != row as u64 {
-                return Err(Error::format(&self.path, IMAGES, format!("{} rows", self.len), format!("{at} rows")));
-            }
-            at += 1;
-        }
-        let mut bytes = Vec::new();
-        let wanted = range.len() * row;
-        (&mut reader).take(wanted as u64).read_to_end(&mut bytes).map_err(short)?;
-        if bytes.len() != wanted {
-            let found = format!("{} rows", at + bytes.len() / row.max(1));
-            return Err(Error::format(&self.path, IMAGES, format!("{} rows", self.len), found));
-        }
-        self.stream = Some((range.end, reader));
-        Array4::from_shape_vec((range.len(), height, width, channels), bytes)
-            .map_err(|e| Error::format(&self.path, IMAGES, "rows of one size", e.to_string()))
+        self.finish(reader)
     }
 }
 
 /// Writes an npz: stored arrays with fixed times, so equal content gives equal bytes.
 pub struct NpzWriter {
     path: PathBuf,
-    zip: ZipWriter<AtomicFile>,
+    zip: AtomicZip,
 }
 
 impl std::fmt::Debug for NpzWriter {
@@ -299,7 +535,7 @@ impl NpzWriter {
     /// # Errors
     /// The file system's own.
     pub fn create(path: &Path) -> Result<Self> {
-        Ok(Self { path: path.to_owned(), zip: ZipWriter::new(AtomicFile::create(path)?) })
+        Ok(Self { path: path.to_owned(), zip: AtomicZip::create(path)? })
     }
 
     /// Starts array `name`; its rows follow by [`NpzWriter::raw`].
@@ -308,13 +544,8 @@ impl NpzWriter {
     /// Writing errors.
     pub fn start(&mut self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<()> {
         let bytes = shape.iter().product::<usize>() as u64 * dtype.size() as u64;
-        let options = SimpleFileOptions::default()
-            .compression_method(CompressionMethod::Stored)
-            .last_modified_time(zip::DateTime::default())
-            .unix_permissions(0o644)
-            .large_file(bytes > u64::from(u32::MAX) - (1 << 16));
-        self.zip.start_file(format!("{name}.npy"), options).map_err(|e| Error::zip(&self.path, e))?;
-        npy::write_header(&mut self.zip, dtype, shape)?;
+        self.zip.start(&format!("{name}.npy"), bytes)?;
+        npy::write_header(self.zip.writer()?, dtype, shape)?;
         Ok(())
     }
 
@@ -323,7 +554,7 @@ impl NpzWriter {
     /// # Errors
     /// Writing errors.
     pub fn raw(&mut self, bytes: &[u8]) -> Result<()> {
-        Ok(self.zip.write_all(bytes)?)
+        Ok(self.zip.writer()?.write_all(bytes)?)
     }
 
     /// A whole f64 array.
@@ -353,6 +584,15 @@ impl NpzWriter {
         self.elements(values.iter().map(|v| v.to_le_bytes()))
     }
 
+    /// A list of unsigned integers.
+    ///
+    /// # Errors
+    /// Writing errors.
+    pub fn u64(&mut self, name: &str, values: &[u64]) -> Result<()> {
+        self.start(name, Dtype::U64, &[values.len()])?;
+        self.elements(values.iter().map(|v| v.to_le_bytes()))
+    }
+
     /// Bytes as a u8 array of one axis.
     ///
     /// # Errors
@@ -367,7 +607,7 @@ impl NpzWriter {
         for v in values {
             buffer.extend_from_slice(&v);
             if buffer.len() >= 1 << 16 {
-                self.zip.write_all(&buffer)?;
+                self.zip.writer()?.write_all(&buffer)?;
                 buffer.clear();
             }
         }
@@ -379,9 +619,7 @@ impl NpzWriter {
     /// # Errors
     /// Writing errors.
     pub fn finish(self) -> Result<()> {
-        let path = self.path;
-        let file = self.zip.finish().map_err(|e| Error::zip(&path, e))?;
-        Ok(file.commit()?)
+        self.zip.finish()
     }
 }
 

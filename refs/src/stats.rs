@@ -158,8 +158,7 @@ fn meta_of(npz: &mut Npz, path: &Path) -> Result<Value> {
     if !npz.contains(META) {
         return Ok(Value::Null);
     }
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the array holds bytes")]
-    let text: Vec<u8> = npz.f64(META)?.iter().map(|v| *v as u8).collect();
+    let text = npz.bytes(META)?;
     serde_json::from_slice(&text).map_err(|e| Error::format(path, META, "JSON", e.to_string()))
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use d2o_refs::batch::{self, ImageSource};
 use d2o_refs::image_zip::LABEL_FILE;
+use d2o_refs::listing::{self, Found, LeftOut};
 use d2o_refs::{decode, npz};
 use flate2::read::GzDecoder;
 use fs_err as fs;
@@ -162,14 +163,13 @@ fn kind(path: &Path) -> anyhow::Result<Kind> {
 }
 
 fn folder(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
-    let mut names = d2o_refs::folder::files(path)?;
+    let (mut found, left) = listing::files(path)?;
     // Component by component, as Python sorts paths: `a/x` comes before `a-b/x`.
-    names.sort_unstable_by(|a, b| a.split('/').cmp(b.split('/')));
+    found.sort_unstable_by(|a, b| a.name.split('/').cmp(b.name.split('/')));
     let json = path.join(LABEL_FILE);
     let json = if json.is_file() { Some(bounded(&json, MAX_JSON)?) } else { None };
     let root = path.to_owned();
-    let read = move |name: &str| bounded(&root.join(name), MAX_ENCODED);
-    files(path, selection, names, json, true, read)
+    files(path, selection, (found, left), json, true, move |file| bounded(&root.join(&file.path), MAX_ENCODED))
 }
 
 fn zip(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
@@ -186,29 +186,32 @@ fn zip(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
         file.take(limit).read_to_end(&mut bytes)?;
         anyhow::Ok(bytes)
     };
+    names.retain(|n| !n.ends_with('/'));
     let json = if names.iter().any(|n| n == LABEL_FILE) { Some(entry(LABEL_FILE, MAX_JSON)?) } else { None };
-    files(path, selection, names, json, false, move |name| entry(name, MAX_ENCODED))
+    let found = names.into_iter().map(|name| Found { path: PathBuf::from(&name), name }).collect();
+    files(path, selection, (found, LeftOut::default()), json, false, move |file| entry(&file.name, MAX_ENCODED))
 }
 
-/// A source of named files: the images among `names`, labelled by `json`, the text of `dataset.json`, or by their folders.
+/// A source of named files: the images among `files`, labelled by `json`, the text of `dataset.json`, or by their folders.
 fn files(
     path: &Path,
     selection: &Selection,
-    mut names: Vec<String>,
+    (mut files, mut left): (Vec<Found>, LeftOut),
     json: Option<Vec<u8>>,
     is_folder: bool,
-    mut read: impl FnMut(&str) -> anyhow::Result<Vec<u8>> + 'static,
+    mut read: impl FnMut(&Found) -> anyhow::Result<Vec<u8>> + 'static,
 ) -> anyhow::Result<Source> {
-    let mut notes = Vec::new();
-    names.retain(|n| (decode::is_image(n) || is_drawing(n)) && !is_hidden(n));
-    let found = names.len();
-    names.retain(|n| !selection.exclude.iter().any(|x| n.contains(x.as_str())));
-    if names.len() < found {
-        notes.push(format!("--exclude left out {} of {found} images", found - names.len()));
+    files.retain(|f| left.takes_if(&f.name, |name| decode::is_image(name) || is_drawing(name)));
+    let mut notes = left.notes();
+    let found = files.len();
+    files.retain(|f| !selection.exclude.iter().any(|x| f.name.contains(x.as_str())));
+    if files.len() < found {
+        notes.push(format!("--exclude left out {} of {found} images", found - files.len()));
     }
-    if names.is_empty() {
+    if files.is_empty() {
         bail!("`{}` holds no images{}", path.display(), if found > 0 { " besides the excluded ones" } else { "" });
     }
+    let names: Vec<&str> = files.iter().map(|f| f.name.as_str()).collect();
     let labels = match (selection.labels, json) {
         (Labels::None, _) | (Labels::Source, None) => None,
         (Labels::Auto | Labels::Source, Some(json)) => {
@@ -218,7 +221,7 @@ fn files(
         }
         (mode @ (Labels::Auto | Labels::Folders), _) => {
             let (folders, labels) = labels_of_folders(&names);
-            if mode == Labels::Folders || (is_folder && folders.len() > 1) {
+            if mode == Labels::Folders || (is_folder && d2o_refs::folders_are_classes(&folders)) {
                 ensure!(folders.len() > 1, "`{}`: --labels folders needs several top-level folders with images, found one", path.display());
                 notes.push(format!("{} classes from the top-level folders: {}", folders.len(), listed(&folders)));
                 Some(labels)
@@ -227,15 +230,15 @@ fn files(
             }
         }
     };
-    names.truncate(selection.max_images.unwrap_or(usize::MAX));
-    let len = names.len();
+    files.truncate(selection.max_images.unwrap_or(usize::MAX));
+    let len = files.len();
     let mut labels = labels.unwrap_or_default().into_iter();
     let root = path.display().to_string();
-    let items = names.into_iter().map(move |name| {
+    let items = files.into_iter().map(move |file| {
         let label = labels.next();
-        let bytes = read(&name).with_context(|| format!("{root}: cannot read `{name}`"))?;
-        let content = if is_drawing(&name) { Content::Drawing(bytes) } else { Content::Encoded(bytes) };
-        Ok(Item { name, content, label })
+        let bytes = read(&file).with_context(|| format!("{root}: cannot read `{}`", file.name))?;
+        let content = if is_drawing(&file.name) { Content::Drawing(bytes) } else { Content::Encoded(bytes) };
+        Ok(Item { name: file.name, content, label })
     });
     Ok(Source { path: path.to_owned(), len, items: Box::new(items), notes })
 }
@@ -347,7 +350,7 @@ impl Rows {
 }
 
 /// Labels of `names` from `dataset.json`, `{"labels": [["path", 3], …]}`: integers, or lists of numbers.
-fn labels_of_json(path: &Path, json: &[u8], names: &[String]) -> anyhow::Result<Option<Vec<Value>>> {
+fn labels_of_json(path: &Path, json: &[u8], names: &[&str]) -> anyhow::Result<Option<Vec<Value>>> {
     let place = || format!("`{}`: `{LABEL_FILE}`", path.display());
     let parsed: Value = serde_json::from_slice(json).with_context(place)?;
     let rows = match parsed.get("labels") {
@@ -364,19 +367,19 @@ fn labels_of_json(path: &Path, json: &[u8], names: &[String]) -> anyhow::Result<
         ensure!(is_label, "{}: `{name}`: expected an integer or a list of numbers, found {label}", place());
         by_name.insert(name, label);
     }
-    let label = |name: &String| {
-        let label = by_name.get(name.as_str()).map(|label| (*label).clone());
+    let label = |name: &&str| {
+        let label = by_name.get(*name).map(|label| (*label).clone());
         label.ok_or_else(|| without_labels(anyhow::anyhow!("{}: no label for `{name}`", place())))
     };
     names.iter().map(label).collect::<anyhow::Result<_>>().map(Some)
 }
 
 /// Top-level folders of `names`, sorted (empty for files outside any), and the index of each file's.
-fn labels_of_folders(names: &[String]) -> (Vec<&str>, Vec<Value>) {
-    let top = |name: &'_ str| name.find('/').unwrap_or(0);
-    let folders: BTreeSet<&str> = names.iter().map(|n| &n[..top(n)]).collect();
+fn labels_of_folders<'a>(names: &[&'a str]) -> (Vec<&'a str>, Vec<Value>) {
+    let top = |name: &'a str| name.split_once('/').map_or("", |(folder, _)| folder);
+    let folders: BTreeSet<&str> = names.iter().map(|n| top(n)).collect();
     let index: HashMap<&str, usize> = folders.iter().copied().zip(0..).collect();
-    let labels = names.iter().map(|n| Value::from(index[&n[..top(n)]])).collect();
+    let labels = names.iter().map(|n| Value::from(index[top(n)])).collect();
     (folders.into_iter().collect(), labels)
 }
 
@@ -400,11 +403,6 @@ fn classes(labels: &[Value]) -> String {
 /// Whether `name` ends as an SVG's.
 fn is_drawing(name: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(_, ending)| ending.eq_ignore_ascii_case("svg"))
-}
-
-/// Whether a file or a folder above it is hidden, or a record of macOS.
-fn is_hidden(name: &str) -> bool {
-    name.split('/').any(|part| part.starts_with('.') || part == "__MACOSX")
 }
 
 /// The bytes of a file of at most `limit` bytes.

@@ -1,0 +1,189 @@
+//! Which files of a folder or zip belong to the set, and what was left out.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+
+use crate::decode;
+use crate::error::{Error, Result};
+use crate::labels::LABEL_FILE;
+
+/// Deepest nesting of folders that is followed.
+const MAX_DEPTH: usize = 64;
+/// Most files of one set.
+const MAX_FILES: usize = 1 << 26;
+/// Most file name endings that a note lists.
+const MAX_ENDINGS: usize = 8;
+/// Longest ending that a note lists, bytes.
+const MAX_ENDING: usize = 12;
+
+/// Files and folders that operating systems, file managers and NAS devices put beside images.
+const SYSTEM_NAMES: [&str; 7] =
+    ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini"];
+
+/// Whether the file or folder `name` is hidden (`.ipynb_checkpoints`, `._a.png`) or a system's own (`Thumbs.db`).
+fn is_hidden(name: &str) -> bool {
+    name.starts_with('.') || SYSTEM_NAMES.iter().any(|n| n.eq_ignore_ascii_case(name))
+}
+
+/// Counts what was left out, by reason.
+#[derive(Debug, Clone, Default)]
+pub struct LeftOut {
+    hidden: usize,
+    hidden_folders: usize,
+    endings: BTreeMap<String, usize>,
+    special: usize,
+    links: usize,
+}
+
+impl LeftOut {
+    /// Whether the file at `path`, separated by `/`, belongs to a set of images; counts it if not.
+    pub fn takes(&mut self, path: &str) -> bool {
+        self.takes_if(path, decode::is_image)
+    }
+
+    /// As [`LeftOut::takes`] for a set of files whose names are `wanted`.
+    pub fn takes_if(&mut self, path: &str, wanted: impl Fn(&str) -> bool) -> bool {
+        let separators = ['/', '\\'];
+        if path.split(separators).any(is_hidden) {
+            self.hidden += 1;
+            return false;
+        }
+        if wanted(path) {
+            return true;
+        }
+        if path != LABEL_FILE {
+            let name = path.rsplit(separators).next().unwrap_or(path);
+            let ending = match name.rsplit_once('.') {
+                Some((_, e)) if !e.is_empty() && e.len() <= MAX_ENDING => format!(".{}", e.to_ascii_lowercase()),
+                _ => "without an ending".to_owned(),
+            };
+            *self.endings.entry(ending).or_default() += 1;
+        }
+        false
+    }
+
+    /// One line with all counts, or none if nothing was left out.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        let mut endings: Vec<_> = self.endings.iter().collect();
+        endings.sort_by_key(|(ending, count)| (std::cmp::Reverse(**count), ending.as_str()));
+        let rest: usize = endings.iter().skip(MAX_ENDINGS).map(|(_, count)| **count).sum();
+        let files = self.hidden + self.special + self.endings.values().sum::<usize>();
+        reasons.extend((self.hidden > 0).then(|| format!("{} hidden", self.hidden)));
+        reasons.extend(endings.iter().take(MAX_ENDINGS).map(|(ending, count)| format!("{count} {ending}")));
+        reasons.extend((rest > 0).then(|| format!("{rest} with other endings")));
+        reasons.extend((self.special > 0).then(|| format!("{} not regular (pipes, sockets or devices)", self.special)));
+        let mut parts = Vec::new();
+        parts.extend((files > 0).then(|| format!("{} ({})", plural(files, "file"), reasons.join(", "))));
+        parts.extend((self.hidden_folders > 0).then(|| plural(self.hidden_folders, "hidden folder")));
+        parts.extend((self.links > 0).then(|| format!("{} to folders already listed", plural(self.links, "link"))));
+        if parts.is_empty() { Vec::new() } else { vec![format!("left out {}", parts.join("; "))] }
+    }
+}
+
+fn plural(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// A file below a folder.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Found {
+    /// Path below the folder, separated by `/`; bytes that are not UTF-8 are replaced.
+    pub name: String,
+    /// Path below the folder.
+    pub path: PathBuf,
+}
+
+/// All regular files below `root` that are not hidden, sorted by name, and what was left out. Links to files are followed; links to folders
+/// too, except into folders that are listed already, so loops end.
+///
+/// # Errors
+/// `Format` for a tree too deep or too large; those of the file system.
+pub fn files(root: &Path) -> Result<(Vec<Found>, LeftOut)> {
+    let (mut files, mut left) = (Vec::new(), LeftOut::default());
+    let mut seen = HashSet::from([identity(root)?]);
+    let mut folders = vec![(PathBuf::new(), 0)];
+    let mut links: Vec<(PathBuf, usize)> = Vec::new();
+    // Links come after all real folders: which path a folder is listed under does not depend on the order of entries.
+    while let Some((folder, depth)) = folders.pop().or_else(|| next_link(root, &mut links, &mut seen, &mut left)) {
+        if depth > MAX_DEPTH {
+            let expected = format!("at most {MAX_DEPTH} levels of folders");
+            return Err(Error::format(root, folder.display().to_string(), expected, "more"));
+        }
+        for entry in fs::read_dir(root.join(&folder))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let (path, shown) = (folder.join(&name), name.to_string_lossy());
+            let mut kind = entry.file_type()?;
+            let link = kind.is_symlink();
+            if is_hidden(&shown) {
+                *(if kind.is_dir() { &mut left.hidden_folders } else { &mut left.hidden }) += 1;
+                continue;
+            }
+            if link {
+                kind = match fs::metadata(root.join(&path)) {
+                    Ok(found) => found.file_type(),
+                    Err(e) if decode::is_image(&shown) => return Err(e.into()),
+                    // A dangling link, or one to itself.
+                    Err(_) => {
+                        left.special += 1;
+                        continue;
+                    }
+                };
+            }
+            if kind.is_dir() && link {
+                links.push((path, depth + 1));
+            } else if kind.is_dir() {
+                seen.insert(identity(&root.join(&path))?);
+                folders.push((path, depth + 1));
+            } else if kind.is_file() {
+                let name: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
+                files.push(Found { name: name.join("/"), path });
+            } else {
+                left.special += 1;
+            }
+            if files.len() + folders.len() + links.len() > MAX_FILES {
+                return Err(Error::format(root, "folder", format!("at most {MAX_FILES} files"), "more"));
+            }
+        }
+    }
+    files.sort_unstable();
+    Ok((files, left))
+}
+
+/// The first link, by path, to a folder that is not listed yet.
+fn next_link(
+    root: &Path,
+    links: &mut Vec<(PathBuf, usize)>,
+    seen: &mut HashSet<Identity>,
+    left: &mut LeftOut,
+) -> Option<(PathBuf, usize)> {
+    links.sort_unstable_by(|a, b| b.cmp(a));
+    while let Some((path, depth)) = links.pop() {
+        if identity(&root.join(&path)).is_ok_and(|id| seen.insert(id)) {
+            return Some((path, depth));
+        }
+        left.links += 1;
+    }
+    None
+}
+
+#[cfg(unix)]
+type Identity = (u64, u64);
+#[cfg(not(unix))]
+type Identity = PathBuf;
+
+/// What tells whether two paths name one folder: device and inode.
+fn identity(path: &Path) -> Result<Identity> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        let found = fs::metadata(path)?;
+        Ok((found.dev(), found.ino()))
+    }
+    #[cfg(not(unix))]
+    Ok(fs::canonicalize(path)?)
+}
