@@ -97,10 +97,11 @@ pub fn listen() {
     unix::listen();
 }
 
-/// Ends the process without destructors.
+/// Ends the process without destructors, but for [`crate::scratch::Scratch`].
 fn exit_at_once() -> ! {
     use std::io::Write as _;
     let _ = std::io::stderr().write_all(b"interrupted\n");
+    crate::scratch::remove_all();
     signal_hook::low_level::exit(i32::from(EXIT_CODE))
 }
 

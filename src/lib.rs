@@ -7,10 +7,12 @@ pub mod dataset;
 pub mod engine;
 pub mod error;
 pub mod interrupt;
+pub mod outputs;
 pub mod pipeline;
 pub mod printer;
 pub mod progress;
 pub mod report;
 pub mod sampling;
+pub mod scratch;
 #[cfg(feature = "train")]
 pub mod train;

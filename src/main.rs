@@ -11,7 +11,10 @@ fn main() -> ExitCode {
     let cli = d2o::cli::Cli::parse();
     d2o::interrupt::listen();
     // The panic hook has told what happened and where; nothing of the command is used afterwards.
-    let result = catch_unwind(AssertUnwindSafe(|| d2o::commands::run(cli)));
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        d2o::commands::start_threads(cli.global.threads)?;
+        d2o::commands::run(cli)
+    }));
     let status = match result {
         Ok(Ok(status)) => status,
         Ok(Err(error)) => {

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::interrupt;
+use crate::outputs::is_stream;
 use crate::progress::{Count, Reporter, Stage};
 
 /// Time between two lines of progress where standard error is not a terminal.
@@ -62,8 +63,14 @@ impl Printer {
         if path == Path::new("-") {
             return self.data(&text);
         }
-        d2o_refs::atomic::AtomicFile::write_all_to(path, format!("{text}\n").as_bytes())
-            .with_context(|| format!("write `{}`", path.display()))
+        let text = format!("{text}\n");
+        let written = if is_stream(path) {
+            // `/dev/stdout` or a pipe: renaming a file over it would replace it.
+            fs_err::OpenOptions::new().write(true).open(path).and_then(|mut to| to.write_all(text.as_bytes()))
+        } else {
+            d2o_refs::atomic::AtomicFile::write_all_to(path, text.as_bytes())
+        };
+        written.with_context(|| format!("write `{}`", path.display()))
     }
 
     /// Progress of `total` images: a bar on a terminal, a line every few seconds elsewhere.
@@ -90,7 +97,8 @@ impl Printer {
     /// A stage without a count. After a few seconds: a spinner on a terminal until it ends, one line at each end elsewhere.
     #[must_use]
     pub fn stage(&self, what: &str) -> RunningStage {
-        RunningStage::start(what.to_owned(), self.draws(), (!self.quiet).then_some(STAGE_SHOWN_AFTER))
+        let after = (!self.quiet).then_some(STAGE_SHOWN_AFTER);
+        RunningStage::start(what.to_owned(), self.draws(), after, to_stderr)
     }
 
     /// Whether bars and spinners are drawn.
@@ -193,12 +201,13 @@ impl Drop for Progress {
 pub struct RunningStage {
     what: String,
     start: Instant,
+    print: fn(&str),
     /// Dropped to end the thread that waits, which answers whether it printed a line.
     shown: Option<(Sender<()>, JoinHandle<bool>)>,
 }
 
 impl RunningStage {
-    fn start(what: String, spinner: bool, after: Option<Duration>) -> Self {
+    fn start(what: String, spinner: bool, after: Option<Duration>, print: fn(&str)) -> Self {
         let shown = after.map(|after| {
             let (end, ended) = channel::<()>();
             let name = what.clone();
@@ -207,7 +216,7 @@ impl RunningStage {
                     return false;
                 }
                 if !spinner {
-                    to_stderr(&format!("{name} ..."));
+                    print(&format!("{name} ..."));
                     let _ = ended.recv();
                     return true;
                 }
@@ -223,7 +232,7 @@ impl RunningStage {
             };
             (end, std::thread::spawn(wait))
         });
-        Self { what, start: Instant::now(), shown }
+        Self { what, start: Instant::now(), print, shown }
     }
 }
 
@@ -234,7 +243,7 @@ impl Drop for RunningStage {
         let Some((end, thread)) = self.shown.take() else { return };
         drop(end);
         if thread.join().unwrap_or(false) {
-            to_stderr(&format!("{}: {:.1} s", self.what, self.start.elapsed().as_secs_f64()));
+            (self.print)(&format!("{}: {:.1} s", self.what, self.start.elapsed().as_secs_f64()));
         }
     }
 }
@@ -266,9 +275,32 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn a_stage_is_shown_once_it_has_lasted() {
+        static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        let start = |what: &str, after| {
+            RunningStage::start(what.to_owned(), false, after, |line| LINES.lock().unwrap().push(line.to_owned()))
+        };
+        drop(start("short", Some(Duration::from_secs(60))));
+        drop(start("quiet", None));
+        assert!(LINES.lock().unwrap().is_empty(), "{LINES:?}");
+        let stage = start("long", Some(Duration::ZERO));
+        while LINES.lock().unwrap().is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(*LINES.lock().unwrap(), ["long ..."]);
+        drop(stage);
+        let lines = LINES.lock().unwrap();
+        assert!(lines.len() == 2 && lines[1].starts_with("long: ") && lines[1].ends_with(" s"), "{lines:?}");
+    }
+
     #[test]
     fn tables_align() {
-        let text = super::table(&["name", "n"], &[vec!["a".into(), "10".into()], vec!["long".into(), "1".into()]]);
+        let text = table(&["name", "n"], &[vec!["a".into(), "10".into()], vec!["long".into(), "1".into()]]);
         assert_eq!(text, "name   n\na     10\nlong   1");
     }
 }

@@ -77,7 +77,7 @@ fn bad_input_is_one_clear_error() {
         .iter()
         .map(|args| {
             let outcome = d2o(dir.path(), args);
-            assert_eq!(outcome.code, 1, "{args:?}: {outcome}");
+            assert_eq!(outcome.code, 2, "{args:?}: {outcome}");
             assert!(outcome.stderr.starts_with("error: "), "{args:?}: {outcome}");
             format!("$ d2o {}\n{outcome}", args.join(" "))
         })

@@ -83,15 +83,15 @@ fn a_plugin_provider_computes_what_the_cpu_provider_does() {
     let on = ["--ep-library", &library];
     let absent = ["generate", "g.onnx", "--seeds", "0", "--out", "x.npz", "--ep-library", "trt=absent.so"];
     let outcome = attempt(dir, &absent);
-    assert!(outcome.code == 1 && outcome.stderr.contains("there is no `absent.so`"), "{outcome}");
+    assert!(outcome.code == 2 && outcome.stderr.contains("there is no `absent.so`"), "{outcome}");
     let foreign = ["generate", "g.onnx", "--seeds", "0", "--out", "x.npz", "--ep-library", "trt=g.onnx"];
     let outcome = attempt(dir, &foreign);
-    assert!(outcome.code == 1 && outcome.stderr.contains("cannot register `g.onnx`"), "{outcome}");
+    assert!(outcome.code == 2 && outcome.stderr.contains("cannot register `g.onnx`"), "{outcome}");
     // OpenVINO's provider offers Intel's devices only.
     if !fs::read_to_string("/proc/cpuinfo").unwrap_or_default().contains("GenuineIntel") {
         println!("skipped: OpenVINO's provider needs an Intel processor");
         let outcome = attempt(dir, &[&["generate", "g.onnx", "--seeds", "0", "--out", "x.npz"], &on[..]].concat());
-        assert!(outcome.code == 1 && outcome.stderr.contains("supports no device of this machine"), "{outcome}");
+        assert!(outcome.code == 2 && outcome.stderr.contains("supports no device of this machine"), "{outcome}");
         assert!(!dir.join("x.npz").exists());
         return;
     }
@@ -127,7 +127,7 @@ fn a_plugin_provider_computes_what_the_cpu_provider_does() {
     assert!(one["runtime"]["onnxruntime"].as_str().unwrap().contains("git-"), "{one}");
     let outcome =
         attempt(dir, &[&["generate", "g.onnx", "--seeds", "0", "--out", "x.npz", "--device", "9"], &on[..]].concat());
-    assert!(outcome.code == 1 && outcome.stderr.contains("no device 9"), "{outcome}");
+    assert!(outcome.code == 2 && outcome.stderr.contains("no device 9"), "{outcome}");
 }
 
 #[test]
@@ -165,20 +165,20 @@ fn what_is_not_there_is_refused() {
         (&["--rng", "torch-cpu", "--rng-gpu", "a100"], "--rng-gpu is for --rng torch-cuda"),
     ] {
         let outcome = attempt(dir, &[&generate[..], more].concat());
-        assert!(outcome.code == 1 && outcome.stderr.contains(text), "{more:?}: {outcome}");
+        assert!(outcome.code == 2 && outcome.stderr.contains(text), "{more:?}: {outcome}");
     }
     if cuda::devices().unwrap().is_empty() {
         // Who names a device or CUDA does not get the CPU.
         for more in [&["--device", "0"][..], &["--provider", "cuda"], &["--tf32"]] {
             let outcome = attempt(dir, &[&generate[..], more].concat());
-            assert!(outcome.code == 1 && outcome.stderr.contains("CUDA"), "{more:?}: {outcome}");
+            assert!(outcome.code == 2 && outcome.stderr.contains("CUDA"), "{more:?}: {outcome}");
             assert!(!dir.join("x.npz").exists());
         }
     }
     let outcome = attempt(dir, &["verify", "g.onnx", "--device", "0,1"]);
-    assert!(outcome.code == 1 && outcome.stderr.contains("on one device"), "{outcome}");
+    assert!(outcome.code == 2 && outcome.stderr.contains("on one device"), "{outcome}");
     let outcome = attempt(dir, &["verify", "g.onnx", "--runtimes", "ort-cpu,ort-ep"]);
-    assert!(outcome.code == 1 && outcome.stderr.contains("--ep-library"), "{outcome}");
+    assert!(outcome.code == 2 && outcome.stderr.contains("--ep-library"), "{outcome}");
 }
 
 #[cfg(feature = "train")]
@@ -198,7 +198,7 @@ fn training_takes_the_device_it_is_told() {
             [(&["--device", "0"][..], "libtorch finds 0 CUDA devices"), (&["--tf32"], "training runs on the CPU")]
         {
             let outcome = with(more);
-            assert!(outcome.code == 1 && outcome.stderr.contains(text), "{more:?}: {outcome}");
+            assert!(outcome.code == 2 && outcome.stderr.contains(text), "{more:?}: {outcome}");
         }
     }
 }
@@ -231,7 +231,7 @@ fn draws_are_those_of_generate() {
     if cuda::devices().unwrap().is_empty() {
         fs::remove_file(dir.join("d.npz")).unwrap();
         let outcome = attempt(dir, &draw);
-        assert!(outcome.code == 1 && outcome.stderr.contains("--rng-gpu a100"), "{outcome}");
+        assert!(outcome.code == 2 && outcome.stderr.contains("--rng-gpu a100"), "{outcome}");
         assert!(!dir.join("d.npz").exists());
     }
 }

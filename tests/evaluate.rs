@@ -155,7 +155,7 @@ fn images_resized_by_the_protocol_itself() {
             "x.onnx",
         ],
     );
-    assert!(both.code == 1 && both.stderr.contains("leave out `--image-size`"), "{both}");
+    assert!(both.code == 2 && both.stderr.contains("leave out `--image-size`"), "{both}");
     let exported = d2o(dir, &["export", "inception.safetensors", "--input", "f32", "--out", "float.onnx"]);
     assert!(exported.stderr.contains("checked `pool3`"), "{exported}");
     write_images(&dir.join("real.npz"), 0..24);
@@ -214,7 +214,7 @@ fn folder(dir: &Path, name: &str) -> PathBuf {
 /// Fails with code 1 and an error that holds each of `texts`.
 fn fails(dir: &Path, args: &[&str], texts: &[&str]) {
     let outcome = attempt(dir, args);
-    assert_eq!(outcome.code, 1, "{args:?}: {outcome}");
+    assert_eq!(outcome.code, 2, "{args:?}: {outcome}");
     // Progress may come before.
     assert!(outcome.stderr.lines().any(|l| l.starts_with("error: ")), "{args:?}: {outcome}");
     for text in texts {

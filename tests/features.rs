@@ -97,7 +97,7 @@ fn what_a_file_does_not_say_is_asked_for() {
         write_weights(&dir.path().join(&source), tensors);
         let base = ["export", &source, "--no-check", "--out", "x.onnx"];
         let outcome = run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir.path(), &[&base[..], more].concat());
-        assert_eq!(outcome.code, 1, "{name}: {outcome}");
+        assert_eq!(outcome.code, 2, "{name}: {outcome}");
         outcome.stderr
     };
     let text = attempt("clip", &cases["clip-open_clip"]["tensors"], &[]);

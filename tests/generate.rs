@@ -82,7 +82,7 @@ fn latents_are_saved_and_read() {
     assert_eq!([row(&c, 0), row(&c, 1)], [row(&a, 7), row(&a, 2)]);
     let missing =
         run(Path::new(D2O), dir.path(), &[&churn[..], &["d.npz", "--latents", "l.npz", "--seeds", "2"]].concat());
-    assert!(missing.code == 1 && missing.stderr.contains("no latent for seed 2"), "{missing}");
+    assert!(missing.code == 2 && missing.stderr.contains("no latent for seed 2"), "{missing}");
 }
 
 /// Vectors as latents: NumPy's for each seed, or the original's own inputs with the images it made of them.
@@ -120,7 +120,7 @@ fn stylegan2_draws_from_vectors() {
     let beyond = pixels.iter().zip(&images("c.npz")).filter(|(e, f)| (*e - *f).abs() > 1.0).count();
     assert_eq!(beyond, 0, "values differ by more than a step");
     let wrong = run(Path::new(D2O), dir.path(), &[&draw[..], &["d.npz", "--seeds", "0", "--sampler", "heun"]].concat());
-    assert!(wrong.code == 1 && wrong.stderr.contains("kind denoiser"), "{wrong}");
+    assert!(wrong.code == 2 && wrong.stderr.contains("kind denoiser"), "{wrong}");
 
     // In f16 the styles and weights are of a size whose sums fit; the export measures what it changes.
     let half = run(Path::new(D2O), dir.path(), &["export", &source, "--precision", "fp16", "--out", "half.onnx"]);
@@ -142,7 +142,7 @@ fn options_of_another_sampler_are_refused() {
     ] {
         let words = [&["generate", "x.onnx", "--seeds", "0", "--out", "a.npz"], options].concat();
         let outcome = run(Path::new(D2O), dir.path(), &words);
-        assert!(outcome.code == 1 && outcome.stderr.contains(text), "{options:?}: {outcome}");
+        assert!(outcome.code == 2 && outcome.stderr.contains(text), "{options:?}: {outcome}");
     }
 }
 

@@ -131,13 +131,13 @@ fn a_mix_of_shards_is_refused() {
     }
     let merge = |parts: &[&str], text: &str| {
         let outcome = attempt(dir, &[&["evaluate", "--merge"], parts, &["--ref", "ref.npz"]].concat());
-        assert!(outcome.code == 1 && outcome.stderr.contains(text), "{text}: {outcome}");
+        assert!(outcome.code == 2 && outcome.stderr.contains(text), "{text}: {outcome}");
     };
     merge(&["part-0.h5", "part-2.h5"], "images 32..64 of 100 are in none of the files");
     merge(&["part-0.h5", "part-1.h5"], "images 64..100 of 100 are in none of the files");
     merge(&["part-1.h5", "part-0.h5", "part-1.h5", "part-2.h5"], "both hold image 32");
     let single = attempt(dir, &["evaluate", "part-1.h5", "--ref", "ref.npz"]);
-    assert!(single.code == 1 && single.stderr.contains("images 0..32 of 100"), "{single}");
+    assert!(single.code == 2 && single.stderr.contains("images 0..32 of 100"), "{single}");
 
     write_images(&dir.join("fake.npz"), 61..161);
     fs::rename(dir.join("part-1.h5"), dir.join("old.h5")).unwrap();
@@ -158,7 +158,7 @@ fn a_mix_of_shards_is_refused() {
         dir,
         &["evaluate", "fake.npz", "--shard", "0/9", "--save-features", "x.h5", "--extractor", "lite0.onnx"],
     );
-    assert!(none.code == 1 && none.stderr.contains("do not make 9 parts"), "{none}");
+    assert!(none.code == 2 && none.stderr.contains("do not make 9 parts"), "{none}");
 }
 
 fn cached(dir: &Path) -> Vec<PathBuf> {
@@ -225,9 +225,9 @@ fn feature_files_stand_for_images_on_both_sides() {
     assert_eq!(metrics(&fake), metrics(&made));
 
     let wrong = attempt(dir, &["evaluate", "fake.h5", "--ref", "real.h5", "--extractor", "other.onnx"]);
-    assert!(wrong.code == 1 && wrong.stderr.contains("holds features of"), "{wrong}");
+    assert!(wrong.code == 2 && wrong.stderr.contains("holds features of"), "{wrong}");
     let lacking = attempt(dir, &["evaluate", "fake.npz", "--ref", "real.h5"]);
-    assert!(lacking.code == 1 && lacking.stderr.contains("--extractor"), "{lacking}");
+    assert!(lacking.code == 2 && lacking.stderr.contains("--extractor"), "{lacking}");
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn precision_and_recall_of_another_network_come_from_the_same_pass() {
 
     let refused = |args: &[&str], text: &str| {
         let outcome = attempt(dir, &[&["evaluate", "fake.npz", "--metrics", "pr"], args, &how].concat());
-        assert!(outcome.code == 1 && outcome.stderr.contains(text), "{outcome}");
+        assert!(outcome.code == 2 && outcome.stderr.contains(text), "{outcome}");
     };
     let turned = ["--extractor", "lite0.onnx", "--pr-extractor", "lite0.onnx", "--ref", "both.npz"];
     refused(&turned, "`both.npz` was made with another extractor");
@@ -301,7 +301,7 @@ fn classes_are_measured_apart() {
     write_images(&dir.join("plain.npz"), 0..40);
     let args = ["evaluate", "plain.npz", "--ref", "ref.npz", "--extractor", "lite0.onnx", "--per-class"];
     let outcome = attempt(dir, &args);
-    assert!(outcome.code == 1 && outcome.stderr.contains("`plain.npz` has no classes"), "{outcome}");
+    assert!(outcome.code == 2 && outcome.stderr.contains("`plain.npz` has no classes"), "{outcome}");
 }
 
 #[test]
@@ -386,6 +386,6 @@ fn a_generator_is_measured_as_its_images_are() {
         (&["evaluate", "small.onnx", "--seeds", "0-4"], "not a generator"),
     ] {
         let outcome = attempt(dir, &[args, &how[..]].concat());
-        assert!(outcome.code == 1 && outcome.stderr.contains(text), "{args:?}: {outcome}");
+        assert!(outcome.code == 2 && outcome.stderr.contains(text), "{args:?}: {outcome}");
     }
 }

@@ -155,5 +155,5 @@ fn libtorch_runs_the_checkpoint() {
         "{outcome}"
     );
     let (outcome, _) = verify(dir.path(), &["--runtimes", "libtorch,ort-cpu"]);
-    assert!(outcome.code == 1 && outcome.stderr.contains("--checkpoint"), "{outcome}");
+    assert!(outcome.code == 2 && outcome.stderr.contains("--checkpoint"), "{outcome}");
 }

@@ -82,7 +82,7 @@ fn winograd_is_for_wide_networks_in_f32() {
     assert_eq!(fs::read(dir.join("plain.onnx")).unwrap(), fs::read(dir.join("narrow.onnx")).unwrap());
     let half = ["export", &checkpoint(), "--winograd", "--precision", "fp16", "--out", "half.onnx"];
     let refused = run(program, dir, &half);
-    assert!(refused.code == 1 && refused.stderr.contains("--winograd: its sums need f32"), "{refused}");
+    assert!(refused.code == 2 && refused.stderr.contains("--winograd: its sums need f32"), "{refused}");
     assert!(!dir.join("half.onnx").exists());
 
     let kwargs = serde_json::json!({
@@ -138,7 +138,7 @@ fn cuda_is_used_or_refused_with_what_is_missing() {
         assert!(outcome.code == 0 && outcome.stdout.contains("ort-cuda"), "{outcome}");
     } else {
         println!("skipped: no CUDA device");
-        assert!(outcome.code == 1 && outcome.stderr.contains("CUDA"), "{outcome}");
+        assert!(outcome.code == 2 && outcome.stderr.contains("CUDA"), "{outcome}");
     }
     let auto = ["generate", "x.onnx", "--seeds", "0", "--out", "s.npz", "--provider", "auto"];
     let outcome = d2o(dir.path(), &auto);

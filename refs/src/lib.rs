@@ -12,6 +12,7 @@ pub mod image_zip;
 pub mod listing;
 pub mod npy;
 pub mod npz;
+pub mod record;
 pub mod stats;
 
 mod labels;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::Output;
+
 /// `d2o export`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  d2o export snapshot.safetensors --out one-step.onnx\n  \
@@ -17,6 +19,9 @@ pub struct Export {
     /// File to write
     #[arg(long, value_name = "X.onnx")]
     pub out: PathBuf,
+    /// Replace outputs that exist
+    #[command(flatten)]
+    pub output: Output,
     /// Which network of the checkpoint
     #[arg(long, value_enum, default_value_t = Net::Ema)]
     pub net: Net,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::Args;
 
-use super::{Accelerator, ProviderArg, Rng, RngGpu, Sampling, Seeds};
+use super::{Accelerator, Output, ProviderArg, Rng, RngGpu, Sampling, Seeds};
 
 /// `d2o generate`.
 #[derive(Debug, Args)]
@@ -21,7 +21,10 @@ pub struct Generate {
     /// S.npz, S.h5, S.zip or a folder
     #[arg(long, value_name = "OUT")]
     pub out: PathBuf,
-    /// Continue the unfinished run whose images lie in `OUT.partial`
+    /// Replace outputs that exist
+    #[command(flatten)]
+    pub output: Output,
+    /// Continue the unfinished run whose images are in `OUT.partial`, if there is one; a finished OUT of the same run is kept
     #[arg(long)]
     pub resume: bool,
     /// A folder for every 1000 seeds, named after the first of them, if OUT is a folder
@@ -71,6 +74,9 @@ pub struct Draw {
     /// File to write: arrays `seeds` [N], `draw0`, `draw1`, … of normals [N, COUNT] or integers [N]
     #[arg(long, value_name = "D.npz")]
     pub out: PathBuf,
+    /// Replace outputs that exist
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// One draw of `d2o draw`.

@@ -49,9 +49,17 @@ pub struct Global {
     /// The ONNX Runtime library; without it, the one `cargo xtask setup` installed
     #[arg(long, global = true, value_name = "LIB", env = "D2O_ONNXRUNTIME", hide_env_values = true)]
     pub onnxruntime: Option<PathBuf>,
-    /// CPU threads a runtime may use [default: all]
+    /// CPU threads to use, for the runtimes and everything else [default: all]
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
+}
+
+/// Options of every command that writes files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Args)]
+pub struct Output {
+    /// Replace outputs that exist
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 /// The commands.

@@ -7,6 +7,7 @@ use ndarray::Array2;
 use super::ExitStatus;
 use crate::cli::{Draw, Drawn};
 use crate::engine::cuda_devices;
+use crate::outputs::ensure_new_file;
 use crate::printer::Printer;
 use crate::sampling::rng::Family;
 
@@ -15,6 +16,7 @@ use crate::sampling::rng::Family;
 /// # Errors
 /// Draws that depend on a GPU that is not known; writing errors.
 pub fn run(args: &Draw, printer: Printer) -> anyhow::Result<ExitStatus> {
+    ensure_new_file(&args.out, args.output.overwrite)?;
     let count = |draw: &Drawn| match draw {
         Drawn::F32(n) | Drawn::F64(n) => *n,
         Drawn::Integer(_) => 1,

@@ -19,7 +19,9 @@ use super::ExitStatus;
 use super::verify::{against, check};
 use crate::cli::{ActivationArg, Export, Global, Kind, Net, NoiseArg, PixelType, PrecisionArg};
 use crate::error::with_hint;
+use crate::outputs::ensure_new_file;
 use crate::printer::{Printer, Progress};
+use crate::scratch::Scratch;
 
 /// Inputs of the check that follows an export.
 const CHECKED: usize = 2;
@@ -37,6 +39,11 @@ const SINGLE: [&str; 4] = ["precond", "preprocess", "quantise", "mapping"];
 /// # Errors
 /// Unreadable or unknown checkpoints, loads that are not clean, runtimes that differ.
 pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
+    ensure_new_file(&args.out, args.output.overwrite)?;
+    let mut weights = args.out.as_os_str().to_owned();
+    weights.push(".data");
+    // Large weights go there.
+    ensure_new_file(weights.as_ref(), args.output.overwrite)?;
     let start = Instant::now();
     let (mut exported, network) =
         graph(args, printer).with_context(|| format!("cannot export `{}`", args.source.display()))?;
@@ -46,7 +53,9 @@ pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<E
     if args.precision == PrecisionArg::Fp16 {
         exported.model = half(&exported.model, args, global, printer)?;
     }
+    let stage = printer.stage("write the graph");
     write::write(&exported.model, &args.out).with_context(|| format!("write `{}`", args.out.display()))?;
+    drop(stage);
     printer.note(&format!(
         "`{}`: {} tensors, {} parameters, {:.2} s",
         args.out.display(),
@@ -58,8 +67,10 @@ pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<E
         return Ok(ExitStatus::Done);
     }
     let tolerance = if args.precision == PrecisionArg::Fp16 { HALF_TOLERANCE } else { TOLERANCE };
+    let stage = printer.stage("check the graph on the runtimes");
     let comparison = check(&args.out, &network, CHECKED, tolerance, global)
         .context("the graph was written, but the check of it failed (--no-check skips it)")?;
+    drop(stage);
     for output in &comparison.outputs {
         printer.note(&format!(
             "checked `{}` on {} and {}: largest difference {:.1e} of the largest value",
@@ -75,7 +86,9 @@ fn winograd(model: Model, args: &Export, printer: Printer) -> anyhow::Result<Mod
         args.precision == PrecisionArg::Fp32,
         "--winograd: its sums need f32, and `--precision fp16` was asked for"
     );
+    let stage = printer.stage("transform the convolutions");
     let (model, count) = model.to_winograd(PAYS_FROM)?;
+    drop(stage);
     if count == 0 {
         printer.warn(
             "--winograd: no convolution of this network is wide enough for it to pay; the graph is the plain one",
@@ -92,12 +105,14 @@ fn half(model: &Model, args: &Export, global: &Global, printer: Printer) -> anyh
     if args.no_check {
         return Ok(narrow.with_metadata("fp16_difference", "not measured"));
     }
-    let dir = tempfile::tempdir()?;
+    let dir = Scratch::new()?;
+    let stage = printer.stage("measure what f16 changes");
     let (full, reduced) = (dir.path().join("fp32.onnx"), dir.path().join("fp16.onnx"));
     write::write(model, &full)?;
     write::write(&narrow, &reduced)?;
     let comparison =
         against(&full, &reduced, CHECKED, global).context("measure what f16 changes (--no-check skips it)")?;
+    drop(stage);
     let mut worst = 0.0_f64;
     for output in &comparison.outputs {
         anyhow::ensure!(output.not_finite == 0, "`{}` holds values that are not finite in f16", output.name);

@@ -7,19 +7,23 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use anyhow::Context as _;
 use d2o_onnx::session::Session;
 use d2o_refs::batch::ImageDims;
+use d2o_refs::image_zip::LABEL_FILE;
+use d2o_refs::record;
 use ndarray::Axis;
 use serde_json::Value;
 
 use super::ExitStatus;
 use crate::cli::{Generate, Global};
 use crate::engine::{Engine, OnCpu};
-use crate::interrupt;
+use crate::error::with_hint;
+use crate::interrupt::{self, Interrupted};
+use crate::outputs::{ensure_new_file, ensure_new_folder};
 use crate::pipeline::turns::in_turn;
 use crate::printer::{Printer, Progress};
-use crate::sampling::journal::{Journal, Part};
+use crate::sampling::journal::{Claim, Journal, Part, differences};
 use crate::sampling::latents::{Drawing, Drawn, LatentsWriter};
 use crate::sampling::plan::Plan;
-use crate::sampling::sink::{Form, Grid, Sink};
+use crate::sampling::sink::{Form, Grid, Sink, ensure_replaceable, name_of};
 
 /// Batches that may wait between two stages.
 const AHEAD: usize = 2;
@@ -27,21 +31,31 @@ const AHEAD: usize = 2;
 /// Draws images.
 ///
 /// # Errors
-/// A graph that is no generator, options that do not fit it, a failing runtime, writing errors.
+/// A graph that is no generator, options that do not fit it, outputs that exist, a failing runtime, writing errors.
 pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
+    let form = Form::of(&args.out)?;
+    let claim = Claim::new(&args.out).with_context(|| format!("cannot write `{}`", args.out.display()))?;
+    if !claim.is_locked() {
+        printer.warn("this file system has no locks: make sure that no other d2o writes the same output");
+    }
+    ensure_outputs(args, form, &claim)?;
     let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
     let mut sessions = engine.open(&args.model, OnCpu::Plain)?;
     let session = sessions.first().context("no device")?;
     let (info, runtime) = (session.model().clone(), session.runtime().to_owned());
     let cannot = || format!("cannot generate with `{}`", args.model.display());
     let plan = Plan::new(&args.sampling, &info).with_context(cannot)?;
-    Form::of(&args.out)?;
     let seeds = plan.seeds.as_slice();
     let record = plan.record(&args.sampling, &args.model, &info, &runtime)?;
+    if args.resume && is_complete(args, form, &claim, &record, seeds)? {
+        printer.note(&format!("`{}` is already complete", args.out.display()));
+        return Ok(ExitStatus::Done);
+    }
     let mut expected = record.clone();
     expected["batch"] = args.batch.into();
     expected["subdirs"] = args.subdirs.into();
-    let journal = Journal::open(&args.out, &expected, args.resume)?;
+    let section = interrupt::cooperative();
+    let journal = claim.open(&expected, further(args).map(Path::to_owned).collect())?;
     let mut progress = printer.progress("generate", seeds.len() as u64);
     let resumed = journal.done();
     if resumed > 0 {
@@ -65,8 +79,10 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
     })?;
     progress.finish();
     let Some([not_finite, constant]) = faults else {
-        anyhow::bail!("interrupted; --resume continues `{}`", args.out.display());
+        interrupt::check().map_err(|_| Interrupted::then(format!("--resume continues `{}`", args.out.display())))?;
+        anyhow::bail!("the images ended early");
     };
+    section.complete();
     if not_finite > 0 {
         printer.warn(&format!("{not_finite} images hold values that are not finite"));
     }
@@ -75,6 +91,73 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
     }
     printer.note(&format!("{} images in `{}` ({})", seeds.len(), args.out.display(), runtime));
     Ok(ExitStatus::Done)
+}
+
+/// Outputs besides OUT.
+fn further(args: &Generate) -> impl Iterator<Item = &Path> {
+    args.save_latents.as_deref().into_iter().chain(args.grid.as_deref())
+}
+
+/// Whether OUT is there, as far as it can be seen at its name: a folder being filled is not.
+fn is_there(out: &Path, form: Form) -> bool {
+    if form == Form::Folder { out.join(LABEL_FILE).exists() } else { out.exists() }
+}
+
+/// Makes sure, before any work, that the outputs can be written and replace nothing unasked.
+fn ensure_outputs(args: &Generate, form: Form, claim: &Claim) -> anyhow::Result<()> {
+    if !args.resume {
+        claim.ensure_fresh()?;
+    }
+    let overwrite = args.output.overwrite;
+    // With --resume the record of what is there decides, and what is in a folder without one is this run's own.
+    let kept = args.resume && (claim.is_left() || is_there(&args.out, form));
+    if form == Form::Folder {
+        ensure_new_folder(&args.out, overwrite || kept)?;
+        if overwrite && !kept && args.out.exists() {
+            ensure_replaceable(&args.out)?;
+        }
+    } else {
+        ensure_new_file(&args.out, overwrite || kept)?;
+    }
+    let finished = args.resume && !claim.is_left() && is_there(&args.out, form);
+    further(args).try_for_each(|path| ensure_new_file(path, overwrite || finished || claim.writes(path)))
+}
+
+/// Whether, with `--resume`, nothing is left to do: OUT is there as the run of `record` leaves it.
+///
+/// # Errors
+/// An output of another run, or one without its further outputs, unless it may be replaced.
+fn is_complete(args: &Generate, form: Form, claim: &Claim, record: &Value, seeds: &[u64]) -> anyhow::Result<bool> {
+    let out = &args.out;
+    if !is_there(out, form) {
+        return Ok(false);
+    }
+    let replace = |what: String| match (args.output.overwrite, form) {
+        (true, Form::Folder) => ensure_replaceable(out).map(|()| false),
+        (true, _) => Ok(false),
+        (false, _) => Err(with_hint(anyhow::anyhow!(what), "--overwrite replaces it")),
+    };
+    let found = match record::read(out) {
+        Ok(Some(found)) => found,
+        Ok(None) => return replace(format!("`{}` exists and does not tell which run made it", out.display())),
+        Err(error) => return replace(format!("`{}` exists and is not of this run: {error}", out.display())),
+    };
+    let differing = differences(&found, record);
+    if !differing.is_empty() {
+        return replace(format!("`{}` is the output of another run: {}", out.display(), differing.join("; ")));
+    }
+    if claim.is_left() {
+        // Killed between its last two steps.
+        return Ok(false);
+    }
+    let missing = |seed: &&u64| form == Form::Folder && !out.join(name_of(**seed, args.subdirs)).exists();
+    if let Some(seed) = seeds.iter().find(missing) {
+        return replace(format!("`{}` is complete but for `{}`", out.display(), name_of(*seed, args.subdirs)));
+    }
+    if let Some(path) = further(args).find(|p| !p.exists()) {
+        return replace(format!("`{}` is complete, but `{}` does not exist", out.display(), path.display()));
+    }
+    Ok(true)
 }
 
 /// Draws the starting points of every batch after the first `resumed` images; with `save`, of all.

@@ -11,9 +11,14 @@ pub mod report;
 pub mod train;
 pub mod verify;
 
+use anyhow::Context as _;
+
 use crate::cli::{Cli, Command};
 use crate::interrupt;
 use crate::printer::Printer;
+
+/// Names of the threads that decode, resize, hash and compute metrics: this and a number.
+pub const THREAD: &str = "d2o-worker-";
 
 /// Exit code of the process, as `diff` and `cmp` have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,4 +58,13 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
         Command::Evaluate(args) => evaluate::run(&args, &cli.global, printer),
         Command::Report(args) => report::run(&args, printer),
     }
+}
+
+/// Starts the threads of everything that is not a runtime's, `count` of them or as many as there are cores.
+///
+/// # Errors
+/// If they run already, or cannot be started.
+pub fn start_threads(count: Option<usize>) -> anyhow::Result<()> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(count.unwrap_or(0)).thread_name(|i| format!("{THREAD}{i}"));
+    pool.build_global().context("start threads")
 }

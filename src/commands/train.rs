@@ -29,7 +29,7 @@ mod training {
 
     use super::{ExitStatus, Global, Printer, Train};
     use crate::cli::{Adversary, Arch, Fresh, LossArg, LossTypeArg};
-    use crate::interrupt;
+    use crate::interrupt::{self, Interrupted};
     use crate::train::dataset::TrainingSet;
     use crate::train::device;
     use crate::train::loss::LossType;
@@ -72,12 +72,18 @@ mod training {
             config.net.init_kwargs()
         ));
         let mut line = |s: &Status| printer.note(&render(s));
+        let section = interrupt::cooperative();
         let outcome = trainer::train(&config, &data, &mut line, &interrupt::asked)?;
+        section.complete();
         printer.note(&format!(
             "{} of {} parameters trained on {} images in {:.0} s",
             outcome.trained, outcome.parameters, outcome.images, outcome.seconds
         ));
         printer.data(&outcome.snapshot.display().to_string())?;
+        if outcome.stopped {
+            let outdir = args.outdir.display();
+            return Err(Interrupted::then(format!("the state is saved, --resume continues `{outdir}`")).into());
+        }
         Ok(ExitStatus::Done)
     }
 

@@ -602,7 +602,7 @@ impl Pair<'_> {
     }
 
     fn values(&self, taps: [&Taps; 2], edges: &[&str], inputs: &[(String, Tensor)]) -> anyhow::Result<Both> {
-        let folder = tempfile::tempdir()?;
+        let folder = crate::scratch::Scratch::new()?;
         let mut sides = Vec::new();
         for (taps, (_, runtime), name) in [(taps[0], self.a, "a.onnx"), (taps[1], self.b, "b.onnx")] {
             let path = folder.path().join(name);
@@ -651,7 +651,7 @@ fn profile(
     [samples, batch]: [usize; 2],
     global: &Global,
 ) -> anyhow::Result<(Vec<NodeCount>, Vec<NodeTime>)> {
-    let folder = tempfile::tempdir()?;
+    let folder = crate::scratch::Scratch::new()?;
     let prefix = folder.path().join("profile");
     let mut session = engine::open_profiled(&args.model, runtime, &prefix, &args.accelerator, global)?;
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();

@@ -113,6 +113,7 @@ impl Fused {
         how: &How<'_>,
         each: &mut dyn FnMut(Rows) -> anyhow::Result<()>,
     ) -> anyhow::Result<Walk> {
+        let _section = interrupt::cooperative();
         let mut walk = Walk::default();
         let joined = self.how == Fuse::Graph;
         let mut specs = Vec::new();
@@ -136,7 +137,7 @@ impl Fused {
         let (plan, specs) = (&self.plan, specs.as_slice());
         let batches = range.clone().step_by(how.batch).map(|start| Ok(start..(start + how.batch).min(range.end)));
         let work = |sessions: &mut Vec<&mut dyn Session>, batch: Range<usize>| {
-            anyhow::ensure!(!interrupt::asked(), "interrupted");
+            interrupt::check()?;
             let start = batch.start;
             plan.fused(&plan.seeds[batch], sessions, specs, joined).map(|(digests, matrices)| Rows {
                 start,

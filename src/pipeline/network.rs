@@ -473,6 +473,7 @@ pub fn extract(
     printer: Printer,
     each: &mut dyn FnMut(Rows) -> anyhow::Result<()>,
 ) -> anyhow::Result<Seconds> {
+    let _section = interrupt::cooperative();
     let dims = batch::uniform(source)?;
     let (specs, sessions): (Vec<&Spec>, Vec<&mut Sessions>) = networks.iter_mut().map(|n| n.parts()).unzip();
     let mut devices = by_device(sessions);
@@ -518,7 +519,7 @@ pub fn extract(
             (reading, resizing)
         });
         let work = |sessions: &mut Vec<&mut dyn Session>, prepared: Prepared| {
-            anyhow::ensure!(!interrupt::asked(), "interrupted");
+            interrupt::check()?;
             let Prepared { start, names, digests, tensors } = prepared;
             let clock = Instant::now();
             let mut matrices = Vec::new();

@@ -305,12 +305,13 @@ fn images(
         hash.update(&rows.digests);
         each(rows)
     };
+    let _section = interrupt::cooperative();
     if missing.is_empty() && !held.is_empty() {
         let clock = Instant::now();
         how.printer.note(&format!("features of {} images from the cache", range.len()));
         let digests = held[0].digests().context("the cache holds no hashes")?;
         for start in range.clone().step_by(how.batch) {
-            anyhow::ensure!(!interrupt::asked(), "interrupted");
+            interrupt::check()?;
             let end = (start + how.batch).min(range.end);
             add(Rows { start, digests: digests[start - first..end - first].to_vec(), matrices: Vec::new() })?;
         }
@@ -387,7 +388,7 @@ fn features(
     let mut done = 0;
     for part in parts {
         for start in (0..part.len()).step_by(how.batch) {
-            anyhow::ensure!(!interrupt::asked(), "interrupted");
+            interrupt::check()?;
             let range = start..(start + how.batch).min(part.len());
             let digests = part.digests().map(|d| d[range.clone()].to_vec()).unwrap_or_default();
             if let Some(hash) = &mut hash {

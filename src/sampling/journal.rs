@@ -1,5 +1,7 @@
-//! What an unfinished run leaves behind: finished images in files of a few seconds' work, each complete or absent.
+//! `OUT.partial`, the folder of an unfinished run: finished images in files of a few seconds' work, each complete or absent, and what the run computes.
 
+use std::fs::TryLockError;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,8 +16,10 @@ use serde_json::Value;
 
 use crate::error::with_hint;
 
-/// File that tells what the run computes.
+/// File that holds what the run computes, and its further outputs.
 const PLAN: &str = "plan.json";
+/// File that a running process locks; the lock ends with the process, however it ends.
+const LOCK: &str = "lock";
 /// Array of the numbers of images that are not finite and that are constant.
 const FAULTS: &str = "faults";
 /// Longest time, and most images, between two files: what a kill costs.
@@ -33,55 +37,214 @@ pub struct Part {
     pub faults: [usize; 2],
 }
 
-/// The folder `OUT.partial` of a run that writes `OUT`.
+/// `OUT.partial`, locked by this process.
+#[derive(Debug)]
+pub struct Claim {
+    folder: PathBuf,
+    /// `None` where the file system has no locks.
+    lock: Option<fs::File>,
+    /// What an unfinished run left.
+    left: Option<Left>,
+}
+
+/// The contents of `plan.json`.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Left {
+    plan: Value,
+    /// Files the run writes besides OUT.
+    outputs: Vec<PathBuf>,
+}
+
+impl Claim {
+    /// Makes `OUT.partial` for `out`, if it is not there, and locks it. It vanishes again unless [`Claim::open`] succeeds or an unfinished run left
+    /// something in it.
+    ///
+    /// # Errors
+    /// A folder that another process works in; a damaged plan; the file system's own.
+    pub fn new(out: &Path) -> anyhow::Result<Self> {
+        let mut name = out.file_name().with_context(|| format!("`{}` names no file", out.display()))?.to_owned();
+        name.push(".partial");
+        let folder = out.with_file_name(name);
+        let lock = lock(&folder)?;
+        let mut claim = Self { folder, lock, left: None };
+        let plan = claim.folder.join(PLAN);
+        if plan.exists() {
+            let left = serde_json::from_slice(&fs::read(&plan)?).map_err(|error| {
+                let error = anyhow::Error::new(error).context(format!("`{}` is damaged", plan.display()));
+                with_hint(error, format!("delete `{}`", claim.folder.display()))
+            })?;
+            claim.left = Some(left);
+        }
+        Ok(claim)
+    }
+
+    /// Whether an unfinished run left images, or may have.
+    #[must_use]
+    pub fn is_left(&self) -> bool {
+        self.left.is_some()
+    }
+
+    /// Whether the unfinished run that is continued writes `path` besides OUT.
+    #[must_use]
+    pub fn writes(&self, path: &Path) -> bool {
+        self.left.as_ref().is_some_and(|l| l.outputs.iter().any(|o| o == path))
+    }
+
+    /// Whether other processes are kept out.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// Makes sure that there is no unfinished run.
+    ///
+    /// # Errors
+    /// If there is one, with advice.
+    pub fn ensure_fresh(&self) -> anyhow::Result<()> {
+        if self.left.is_none() {
+            return Ok(());
+        }
+        let error = anyhow::anyhow!("`{}` holds the images of an unfinished run", self.folder.display());
+        Err(with_hint(error, "continue it with --resume, or delete that folder"))
+    }
+
+    /// Opens the journal of the run that computes what `plan` says and also writes `outputs`: a new one, or the one that is left.
+    ///
+    /// # Errors
+    /// One that is left by another plan; damaged files; the file system's own.
+    pub fn open(mut self, plan: &Value, outputs: Vec<PathBuf>) -> anyhow::Result<Journal> {
+        let done = match &self.left {
+            Some(left) => {
+                let differing = differences(&left.plan, plan);
+                if !differing.is_empty() {
+                    let shown = self.folder.display();
+                    let error = anyhow::anyhow!("`{shown}` belongs to another run: {}", differing.join("; "));
+                    return Err(with_hint(error, "repeat the first run's options, or delete that folder"));
+                }
+                sweep(&self.folder, |name| name.starts_with(".d2o-"))?;
+                files(&self.folder)?.last().map_or(0, |(start, count, _)| start + count)
+            }
+            None => {
+                // Without a plan it is the rest of a journal that was being removed.
+                sweep(&self.folder, |name| name != LOCK)?;
+                0
+            }
+        };
+        let left = Left { plan: plan.clone(), outputs };
+        AtomicFile::write_all_to(&self.folder.join(PLAN), serde_json::to_string_pretty(&left)?.as_bytes())?;
+        self.left = Some(left);
+        Ok(Journal { claim: self, done, waiting: Vec::new(), last: Instant::now() })
+    }
+
+    /// Removes the folder, the lock last.
+    fn remove(&self) -> io::Result<()> {
+        // The plan goes first: without it the rest is no journal.
+        match fs::remove_file(self.folder.join(PLAN)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => sweep(&self.folder, |name| name != LOCK)?,
+        }
+        fs::remove_file(self.folder.join(LOCK))?;
+        match fs::remove_dir(&self.folder) {
+            // Another process has just made it its own.
+            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.left.is_none() && self.folder.exists() {
+            let _ = self.remove();
+        }
+    }
+}
+
+/// Makes `folder` and locks it; `None` where the file system has no locks.
+fn lock(folder: &Path) -> anyhow::Result<Option<fs::File>> {
+    let path = folder.join(LOCK);
+    loop {
+        fs::create_dir_all(folder)?;
+        let file = match fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path) {
+            // The folder has just been removed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file?,
+        };
+        match file.file().try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let error = anyhow::anyhow!("another process of d2o works in `{}`", folder.display());
+                return Err(with_hint(error, "wait for it to end, or name another output with --out"));
+            }
+            Err(TryLockError::Error(_)) => return Ok(None),
+        }
+        // The process that held it may have removed it since: then it keeps nobody out.
+        if is_at(&file, &path) {
+            return Ok(Some(file));
+        }
+    }
+}
+
+/// Whether `path` still names `file`.
+#[cfg(unix)]
+fn is_at(file: &fs::File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let id = |found: std::io::Result<std::fs::Metadata>| found.ok().map(|m| (m.dev(), m.ino()));
+    id(file.metadata()).is_some_and(|held| Some(held) == id(fs::metadata(path)))
+}
+
+#[cfg(not(unix))]
+fn is_at(_: &fs::File, path: &Path) -> bool {
+    path.exists()
+}
+
+/// Removes what `rest` names in `folder`.
+fn sweep(folder: &Path, rest: impl Fn(&str) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if rest(&entry.file_name().to_string_lossy()) {
+            if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
+        }
+    }
+    Ok(())
+}
+
+/// (first, count, path) of every file of images, in order; those that do not follow on one another are left out.
+fn files(folder: &Path) -> io::Result<Vec<(usize, usize, PathBuf)>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let stem = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".npz"));
+        if let Some((start, count)) = stem.and_then(|n| n.split_once('+'))
+            && let (Ok(start), Ok(count)) = (start.parse(), count.parse())
+        {
+            files.push((start, count, path));
+        }
+    }
+    files.sort_unstable();
+    let mut next = 0_usize;
+    files.retain(|(start, count, _)| {
+        let follows = *start == next;
+        next = if follows { next.saturating_add(*count) } else { next };
+        follows
+    });
+    Ok(files)
+}
+
+/// The images of a run so far.
 #[derive(Debug)]
 pub struct Journal {
-    folder: PathBuf,
+    claim: Claim,
     done: usize,
     waiting: Vec<Part>,
     last: Instant,
 }
 
 impl Journal {
-    /// Opens the journal of a run that writes `out` as `plan` says; with `resume`, one that an earlier run left.
-    ///
-    /// # Errors
-    /// An earlier run's without `resume`; another plan's; damaged files.
-    pub fn open(out: &Path, plan: &Value, resume: bool) -> anyhow::Result<Self> {
-        let mut name = out.file_name().with_context(|| format!("`{}` names no file", out.display()))?.to_owned();
-        name.push(".partial");
-        let folder = out.with_file_name(name);
-        let mut journal = Self { folder, done: 0, waiting: Vec::new(), last: Instant::now() };
-        let file = journal.folder.join(PLAN);
-        if file.exists() {
-            let shown = journal.folder.display();
-            if !resume {
-                let error = anyhow::anyhow!("`{shown}` holds the images of an unfinished run");
-                return Err(with_hint(error, "continue it with --resume, or delete that folder"));
-            }
-            let found: Value = serde_json::from_slice(&fs::read(&file)?)
-                .with_context(|| format!("`{}` is damaged", file.display()))?;
-            let differing = differences(&found, plan);
-            if !differing.is_empty() {
-                let error = anyhow::anyhow!("`{shown}` belongs to another run: {}", differing.join("; "));
-                return Err(with_hint(error, "repeat the first run's options, or delete that folder"));
-            }
-            journal.done = journal.files()?.last().map_or(0, |(start, count, _)| start + count);
-            journal.sweep()?;
-        } else {
-            // Without a plan it is the rest of a journal that was being removed.
-            if journal.folder.exists() {
-                fs::remove_dir_all(&journal.folder)?;
-            }
-            AtomicFile::write_all_to(&file, serde_json::to_string_pretty(plan)?.as_bytes())?;
-        }
-        Ok(journal)
-    }
-
     /// Where the run may put unfinished files: on the output's file system, removed at the end.
     #[must_use]
     pub fn folder(&self) -> &Path {
-        &self.folder
+        &self.claim.folder
     }
 
     /// Number of images it holds.
@@ -90,45 +253,12 @@ impl Journal {
         self.done
     }
 
-    /// (first, count, path) of every file, in order; those that do not follow on one another are left out.
-    fn files(&self) -> anyhow::Result<Vec<(usize, usize, PathBuf)>> {
-        let mut files = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
-            let path = entry?.path();
-            let stem = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".npz"));
-            if let Some((start, count)) = stem.and_then(|n| n.split_once('+'))
-                && let (Ok(start), Ok(count)) = (start.parse(), count.parse())
-            {
-                files.push((start, count, path));
-            }
-        }
-        files.sort_unstable();
-        let mut next = 0;
-        files.retain(|(start, count, _)| {
-            let follows = *start == next;
-            next += if follows { *count } else { 0 };
-            follows
-        });
-        Ok(files)
-    }
-
-    /// Removes what a killed run was writing.
-    fn sweep(&self) -> anyhow::Result<()> {
-        for entry in fs::read_dir(&self.folder)? {
-            let path = entry?.path();
-            if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(".d2o-")) {
-                fs::remove_file(path)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Gives every part an earlier run left to `take`, in order.
     ///
     /// # Errors
     /// Damaged files; those of `take`.
     pub fn replay(&self, dims: ImageDims, mut take: impl FnMut(Part) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        for (_, count, path) in self.files()? {
+        for (_, count, path) in files(&self.claim.folder)? {
             let read = || -> anyhow::Result<Part> {
                 let mut pack = Pack::open(&path)?;
                 anyhow::ensure!(pack.dims() == Some(dims) && pack.len() == count, "images of another size or number");
@@ -164,7 +294,7 @@ impl Journal {
         let views: Vec<_> = waiting.iter().map(|p| p.images.view()).collect();
         let images = concatenate(Axis(0), &views)?;
         let count = images.dim().0;
-        let mut npz = NpzWriter::create(&self.folder.join(format!("{:09}+{count:06}.npz", self.done)))?;
+        let mut npz = NpzWriter::create(&self.claim.folder.join(format!("{:09}+{count:06}.npz", self.done)))?;
         npz.start(IMAGES, Dtype::U8, images.shape())?;
         npz.raw(images.as_slice().context("contiguous images")?)?;
         let labels: Vec<i64> = waiting.iter().filter_map(|p| p.labels.as_deref()).flatten().copied().collect();
@@ -182,15 +312,15 @@ impl Journal {
     ///
     /// # Errors
     /// The file system's own.
-    pub fn remove(self) -> anyhow::Result<()> {
-        // The plan goes first: without it the rest is no journal.
-        fs::remove_file(self.folder.join(PLAN))?;
-        Ok(fs::remove_dir_all(&self.folder)?)
+    pub fn remove(mut self) -> io::Result<()> {
+        self.claim.remove()?;
+        self.claim.left = None;
+        Ok(())
     }
 }
 
-/// `key: found, asked for` of everything in which two plans differ.
-fn differences(found: &Value, asked: &Value) -> Vec<String> {
+/// `key: found, asked for` of everything in which two plans or records differ.
+pub(crate) fn differences(found: &Value, asked: &Value) -> Vec<String> {
     let (Value::Object(found), Value::Object(asked)) = (found, asked) else {
         return if found == asked { Vec::new() } else { vec![format!("{found}, not {asked}")] };
     };
@@ -219,7 +349,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("S.npz");
         let plan = json!({"seeds": "0-9", "rng": "torch-cpu"});
-        let mut journal = Journal::open(&out, &plan, false).unwrap();
+        let open = |plan: &Value| Claim::new(&out).unwrap().open(plan, vec!["g.png".into()]);
+        let mut journal = open(&plan).unwrap();
         journal.append(part(3, 1)).unwrap();
         journal.append(part(2, 2)).unwrap();
         journal.flush().unwrap();
@@ -227,12 +358,15 @@ mod tests {
         fs::write(journal.folder().join(".d2o-x.partial"), b"half").unwrap();
         drop(journal);
 
-        let again = Journal::open(&out, &plan, false).unwrap_err();
+        let claim = Claim::new(&out).unwrap();
+        assert!(claim.is_left() && claim.writes(Path::new("g.png")) && !claim.writes(Path::new("h.png")));
+        let again = claim.ensure_fresh().unwrap_err();
         assert!(format!("{again:#}").contains("unfinished"), "{again:#}");
-        let other = Journal::open(&out, &json!({"seeds": "0-8", "rng": "torch-cpu"}), true).unwrap_err();
+        drop(claim);
+        let other = open(&json!({"seeds": "0-8", "rng": "torch-cpu"})).unwrap_err();
         assert!(format!("{other:#}").contains("seeds \"0-9\", not \"0-8\""), "{other:#}");
 
-        let journal = Journal::open(&out, &plan, true).unwrap();
+        let journal = open(&plan).unwrap();
         assert_eq!(journal.done(), 5);
         let mut seen = Vec::new();
         let dims = ImageDims { height: 2, width: 2, channels: 3 };
@@ -243,16 +377,36 @@ mod tests {
             })
             .unwrap();
         assert_eq!(seen, [(5, Some(vec![7; 5]), [0, 5])]);
-        let part =
-            fs::read_dir(journal.folder()).unwrap().map(|e| e.unwrap().path()).find(|p| !p.ends_with(PLAN)).unwrap();
+        let part = journal.folder().join("000000000+000005.npz");
         let kept = fs::read(&part).unwrap();
         journal.remove().unwrap();
         // A removal cut short leaves nothing to resume.
         fs::create_dir(part.parent().unwrap()).unwrap();
         fs::write(&part, kept).unwrap();
-        let journal = Journal::open(&out, &plan, true).unwrap();
-        assert!(journal.done() == 0 && journal.files().unwrap().is_empty());
+        let journal = open(&plan).unwrap();
+        assert!(journal.done() == 0 && files(journal.folder()).unwrap().is_empty());
         journal.remove().unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn one_process_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("S.npz");
+        // Locks of one process exclude one another as those of two do.
+        let first = Claim::new(&out).unwrap();
+        assert!(first.is_locked());
+        let text = crate::error::render(&Claim::new(&out).unwrap_err());
+        assert!(text.contains("another process") && text.contains("hint: wait"), "{text}");
+        // One that opened the lock before the holder removed it does not take the removed file for a lock.
+        let stale = fs::File::options().write(true).open(dir.path().join("S.npz.partial/lock")).unwrap();
+        drop(first);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "an unused claim leaves nothing");
+        assert!(!is_at(&stale, &dir.path().join("S.npz.partial/lock")));
+        let second = Claim::new(&out).unwrap();
+        assert!(!is_at(&stale, &dir.path().join("S.npz.partial/lock")));
+        assert!(Claim::new(&out).is_err());
+        drop(second.open(&json!({}), Vec::new()).unwrap());
+        assert!(Claim::new(&out).unwrap().is_left(), "the lock ends, the journal stays");
     }
 }

@@ -1,6 +1,7 @@
 //! Where images go: npz, HDF5, dataset zip or a folder of PNGs, and a grid of the first ones.
 
 use std::io::Write as _;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -11,13 +12,16 @@ use d2o_refs::image_zip::{DatasetWriter, LABEL_FILE, label_file};
 use d2o_refs::npy::Dtype;
 use d2o_refs::npz::{IMAGES, LABELS, NpzWriter};
 use d2o_refs::png;
+use d2o_refs::record::{self, RECORD};
 use fs_err as fs;
 use ndarray::{Array3, Array4, Axis, s};
 use rayon::prelude::*;
 use serde_json::Value;
 
-/// Name of the array or dataset that tells where images come from.
-const RECORD: &str = "d2o";
+use crate::error::with_hint;
+
+/// In `OUT.partial`: the `dataset.json` of the folder that is being replaced, until its images are gone.
+const REPLACED: &str = "replaced.json";
 
 /// The form of an output, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +94,7 @@ impl<'a> Sink<'a> {
             Form::Zip => Kind::Zip(DatasetWriter::create(&file)?, file),
             Form::Folder => {
                 fs::create_dir_all(out)?;
+                remove_earlier(out, scratch)?;
                 Kind::Folder { subdirs, scratch: scratch.to_owned() }
             }
         };
@@ -173,6 +178,99 @@ pub fn name_of(seed: u64, subdirs: bool) -> String {
     if subdirs { format!("{:06}/{seed:06}.png", seed - seed % 1000) } else { format!("{seed:06}.png") }
 }
 
+/// Makes sure that the folder `out` holds the images of an earlier run of `d2o generate` and nothing else, so that they can be replaced.
+///
+/// # Errors
+/// If that is not so, naming the first other file.
+pub fn ensure_replaceable(out: &Path) -> anyhow::Result<()> {
+    if fs::read_dir(out)?.next().is_none() {
+        return Ok(());
+    }
+    let refuse =
+        |what: String| with_hint(anyhow::anyhow!(what), "delete the folder, or name another output with --out");
+    let earlier = record::read(out)?.and_then(|r| Earlier::of(&r));
+    let Some(earlier) = earlier else {
+        return Err(refuse(format!("`{}` is not a finished output of `d2o generate`", out.display())));
+    };
+    let other = files_below(out)?.into_iter().find(|f| f != Path::new(LABEL_FILE) && !earlier.made(f));
+    match other {
+        Some(file) => Err(refuse(format!("`{}` is not of the run to be replaced", out.join(file).display()))),
+        None => Ok(()),
+    }
+}
+
+/// Removes the images of the finished run that `out` holds, if it holds one. Killed, the next call goes on with it.
+fn remove_earlier(out: &Path, scratch: &Path) -> anyhow::Result<()> {
+    let (file, replaced) = (out.join(LABEL_FILE), scratch.join(REPLACED));
+    if file.exists() {
+        fs::rename(&file, &replaced)?;
+    } else if !replaced.exists() {
+        return Ok(());
+    }
+    let json: Value = serde_json::from_slice(&fs::read(&replaced)?)
+        .with_context(|| format!("`{}` is damaged", replaced.display()))?;
+    if let Some(earlier) = json.get(RECORD).and_then(Earlier::of) {
+        for file in files_below(out)?.into_iter().filter(|f| earlier.made(f)) {
+            fs::remove_file(out.join(&file))?;
+            if let Some(folder) = file.parent().filter(|f| !f.as_os_str().is_empty()) {
+                // It goes with its last image.
+                let _ = fs::remove_dir(out.join(folder));
+            }
+        }
+    }
+    Ok(fs::remove_file(replaced)?)
+}
+
+/// Files in `folder` and in the folders in it, relative to it; deeper folders and links count as files.
+fn files_below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = PathBuf::from(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            for below in fs::read_dir(entry.path())? {
+                found.push(name.join(below?.file_name()));
+            }
+        } else {
+            found.push(name);
+        }
+    }
+    Ok(found)
+}
+
+/// The seeds of an earlier run, as sorted ranges that do not overlap.
+#[derive(Debug)]
+struct Earlier(Vec<RangeInclusive<u64>>);
+
+impl Earlier {
+    /// From the run's record. Ranges are not spelt out: a few bytes may name any number of seeds.
+    fn of(record: &Value) -> Option<Self> {
+        let range = |part: &str| {
+            let (a, b) = part.split_once('-').unwrap_or((part, part));
+            Some(a.parse().ok()?..=b.parse().ok()?)
+        };
+        let mut ranges: Vec<RangeInclusive<u64>> =
+            record.get("seeds")?.as_str()?.split(',').map(range).collect::<Option<_>>()?;
+        ranges.sort_unstable_by_key(|r| *r.start());
+        let mut merged: Vec<RangeInclusive<u64>> = Vec::new();
+        for range in ranges {
+            match merged.last_mut() {
+                Some(last) if range.start() <= last.end() => *last = *last.start()..=*last.end().max(range.end()),
+                _ => merged.push(range),
+            }
+        }
+        Some(Self(merged))
+    }
+
+    /// Whether it made `file`, a path in the output folder.
+    fn made(&self, file: &Path) -> bool {
+        let Some(seed) = file.file_stem().and_then(|s| s.to_str()?.parse().ok()) else { return false };
+        let at = self.0.partition_point(|r| *r.start() <= seed);
+        let ours = [false, true].iter().any(|subdirs| file == Path::new(&name_of(seed, *subdirs)));
+        ours && self.0[..at].last().is_some_and(|r| r.contains(&seed))
+    }
+}
+
 /// The first images, side by side.
 pub struct Grid {
     path: PathBuf,
@@ -209,5 +307,77 @@ impl Grid {
     pub fn save(self) -> anyhow::Result<()> {
         AtomicFile::write_all_to(&self.path, &png(&self.path, "", self.canvas.view())?)
             .with_context(|| format!("write `{}`", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const DIMS: ImageDims = ImageDims { height: 2, width: 2, channels: 3 };
+
+    fn write(out: &Path, scratch: &Path, seeds: &[u64], subdirs: bool) {
+        fs::create_dir_all(scratch).unwrap();
+        let mut sink = Sink::create(out, scratch, seeds, DIMS, subdirs).unwrap();
+        sink.append(&Array4::zeros((seeds.len(), 2, 2, 3)), None).unwrap();
+        sink.finish(&json!({"seeds": crate::cli::Seeds::text(seeds)})).unwrap();
+    }
+
+    fn listed(out: &Path) -> Vec<String> {
+        let mut found: Vec<_> = files_below(out).unwrap().iter().map(|f| f.display().to_string()).collect();
+        found.sort_unstable();
+        found
+    }
+
+    #[test]
+    fn a_folder_holds_the_images_of_one_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, scratch) = (dir.path().join("out"), dir.path().join("scratch"));
+        write(&out, &scratch, &[3, 4, 5, 9, 1001], true);
+        assert_eq!(listed(&out).len(), 6);
+        ensure_replaceable(&out).unwrap();
+        write(&out, &scratch, &[4, 5, 6], false);
+        assert_eq!(listed(&out), ["000004.png", "000005.png", "000006.png", LABEL_FILE]);
+        assert!(!out.join("000000").exists() && fs::read_dir(&scratch).unwrap().count() == 0);
+
+        // Killed after the first of the images to be replaced.
+        fs::rename(out.join(LABEL_FILE), scratch.join(REPLACED)).unwrap();
+        fs::remove_file(out.join("000004.png")).unwrap();
+        write(&out, &scratch, &[1], false);
+        assert_eq!(listed(&out), ["000001.png", LABEL_FILE]);
+    }
+
+    #[test]
+    fn a_folder_with_other_files_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, scratch) = (dir.path().join("out"), dir.path().join("scratch"));
+        let text = |out: &Path| ensure_replaceable(out).map_or_else(|e| e.to_string(), |()| String::new());
+        write(&out, &scratch, &[3, 4, 1005], true);
+        for other in ["notes.txt", "000005.png", "001000/000003.png", "000000/000004.png.txt", "a/b"] {
+            let file = out.join(other);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(&file, "x").unwrap();
+            let found = text(&out);
+            assert!(found.contains(&format!("{other}` is not of the run")), "{other}: {found}");
+            fs::remove_file(&file).unwrap();
+        }
+        fs::remove_dir(out.join("a")).unwrap();
+        assert_eq!(text(&out), "");
+        fs::remove_file(out.join(LABEL_FILE)).unwrap();
+        assert!(text(&out).contains("not a finished output"), "images alone do not tell whose they are");
+        fs::write(out.join(LABEL_FILE), "{\"labels\": null}").unwrap();
+        assert!(text(&out).contains("not a finished output"));
+    }
+
+    #[test]
+    fn seeds_of_a_record_are_ranges() {
+        let earlier = Earlier::of(&json!({"seeds": "7,0-18446744073709551615"})).unwrap();
+        assert!(earlier.made(Path::new("000123.png")) && !earlier.made(Path::new("123.png")));
+        let earlier = Earlier::of(&json!({"seeds": "3,9-12,1-4,10"})).unwrap();
+        let made: Vec<u64> = (0..20).filter(|s| earlier.made(Path::new(&name_of(*s, true)))).collect();
+        assert_eq!(made, [1, 2, 3, 4, 9, 10, 11, 12]);
+        assert!(Earlier::of(&json!({"seeds": "a"})).is_none() && Earlier::of(&json!({})).is_none());
     }
 }

@@ -144,6 +144,8 @@ pub struct Outcome {
     pub parameters: usize,
     /// Scalars that were trained.
     pub trained: usize,
+    /// Whether the run ended because it was asked to stop, before its duration or time limit.
+    pub stopped: bool,
 }
 
 /// Trains as `config` says on `data`. `report` gets the status lines; `stop` is asked after every iteration.
@@ -283,8 +285,10 @@ impl<'a> Trainer<'a> {
         let mut next_snap = self.images + snap_every.max(1);
         let limit = self.config.max_seconds.map(Duration::from_secs_f64);
         let mut log = String::new();
-        loop {
-            let done = self.images >= target || limit.is_some_and(|l| start.elapsed() >= l) || stop();
+        let stopped = loop {
+            let reached = self.images >= target || limit.is_some_and(|l| start.elapsed() >= l);
+            let stopped = !reached && stop();
+            let done = reached || stopped;
             if (done || self.images >= next_tick) && self.images > since_images {
                 let elapsed = since.elapsed().as_secs_f64().max(1e-9);
                 let pace = whole(self.images - since_images) / elapsed;
@@ -305,7 +309,7 @@ impl<'a> Trainer<'a> {
                 next_tick = self.images + thousands(self.config.tick_kimg).max(1);
             }
             if done {
-                break;
+                break stopped;
             }
             if snap_every > 0 && self.images >= next_snap {
                 self.save(&mut log)?;
@@ -313,7 +317,7 @@ impl<'a> Trainer<'a> {
             }
             let batch = data.batch(self.images, self.config.batch, self.config.device)?;
             self.iterate(&batch, &mut sums)?;
-        }
+        };
         let snapshot = self.save(&mut log)?;
         Ok(Outcome {
             snapshot,
@@ -321,6 +325,7 @@ impl<'a> Trainer<'a> {
             seconds: start.elapsed().as_secs_f64(),
             parameters: self.generator.scalars(false),
             trained: self.generator.scalars(true),
+            stopped,
         })
     }
 

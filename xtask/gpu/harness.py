@@ -308,7 +308,9 @@ class Run:
         self.children.discard(child)
 
     def d2o(self, *words, **more):
-        return self.call([self.binary, "--quiet", *words], **more)
+        # Steps run again in the same folder.
+        again = ["--overwrite"] if words[0] in ("generate", "export", "draw") else []
+        return self.call([self.binary, "--quiet", *words, *again], **more)
 
     def train(self, *words, **more):
         return self.call([self.trainer, "train", "--quiet", *([] if self.dry else ["--device", "0"]), *words], **more)

@@ -187,9 +187,9 @@ def providers(run):
 def fall_back(run):
     """With the devices hidden `auto` falls back, with a warning that --quiet keeps, and `cuda` is refused."""
     hidden, out = {"CUDA_VISIBLE_DEVICES": "-1"}, run.work / "fall-back.npz"
-    words = [run.binary, "--quiet", "generate", run.made("demo"), "--seeds", "0-3", "--out", out, "--provider"]
+    words = [run.binary, "--quiet", "generate", run.made("demo"), "--seeds", "0-3", "--out", out, "--overwrite", "--provider"]
     auto = run.call([*words, "auto"], env=hidden)["err"]
-    refused = run.call([*words, "cuda"], env=hidden, ok=(1,))["err"]
+    refused = run.call([*words, "cuda"], env=hidden, ok=(2,))["err"]
     ok = "running on the CPU" in auto and "CUDA device 0 cannot be used" in refused
     run.line("no device visible: `auto` warns despite --quiet, `cuda` is refused", ok=ok, note="" if ok else f"auto: {auto[:200]}; cuda: {refused[:200]}")
 

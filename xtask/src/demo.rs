@@ -60,20 +60,21 @@ pub(crate) fn run() -> anyhow::Result<()> {
         (&tuned, "one-step", "after.onnx"),
         (&longer, "one-step", "longer.onnx"),
     ] {
-        demo.d2o("export", args(["export"]).path(checkpoint).with(["--kind", kind, "--out", out]))?;
+        demo.d2o("export", args(["export", "--overwrite"]).path(checkpoint).with(["--kind", kind, "--out", out]))?;
     }
     let resolution = ["--input-size", EXTRACTOR_RESOLUTION, "--image-size", "32"];
-    demo.d2o("export", args(["export"]).path(&lite0).with(["--out", "lite0.onnx"]).with(resolution))?;
+    demo.d2o("export", args(["export", "--overwrite"]).path(&lite0).with(["--out", "lite0.onnx"]).with(resolution))?;
 
     for out in ["before", "after", "longer", "heun"] {
         // Left by a demo that was killed; this one's generators are new.
         let _ = fs::remove_dir_all(demo.dir.join(format!("{out}.npz.partial")));
     }
     for (graph, out) in [("before.onnx", "before.npz"), ("after.onnx", "after.npz"), ("longer.onnx", "longer.npz")] {
-        demo.d2o("generate, one step", args(["generate", graph, "--seeds", SEEDS, "--out", out]))?;
+        demo.d2o("generate, one step", args(["generate", "--overwrite", graph, "--seeds", SEEDS, "--out", out]))?;
     }
     let heun = args([
         "generate",
+        "--overwrite",
         "denoiser.onnx",
         "--sampler",
         "heun",

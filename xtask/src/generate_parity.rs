@@ -85,7 +85,7 @@ fn compare(folder: &Path, case: &Case) -> anyhow::Result<Found> {
     let (graph, out) = (format!("{}.onnx", case.name), format!("{}-d2o.npz", case.name));
     let _ = fs::remove_file(folder.join(&out));
     let _ = fs::remove_dir_all(folder.join(format!("{out}.partial")));
-    d2o(folder, ["export", &case.checkpoint, "--out", &graph, "--no-check"], &case.export)?;
+    d2o(folder, ["export", &case.checkpoint, "--out", &graph, "--overwrite", "--no-check"], &case.export)?;
     let words = ["generate", &graph, "--seeds", &case.seeds, "--out", &out, "--provider", "cpu"];
     d2o(folder, words, &case.generate)?;
     let (theirs, ours) = (folder.join(format!("{}.npz", case.name)), folder.join(&out));

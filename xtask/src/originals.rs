@@ -121,7 +121,7 @@ fn case(
         .arg(&source)
         .arg("--out")
         .arg(&graph);
-    export.arg("--no-check").args(facts["options"].as_array().into_iter().flatten().filter_map(Value::as_str));
+    export.args(["--overwrite", "--no-check"]).args(facts["options"].as_array().into_iter().flatten().filter_map(Value::as_str));
     export.envs(environment()?);
     let measured: Value = serde_json::from_str(text(&mut export)?.trim())?;
     if measured["code"] != 0 {
@@ -172,7 +172,7 @@ pub(crate) fn bench(words: &[&str]) -> anyhow::Result<()> {
     for (to, options) in [(&graph, &[][..]), (&filtered, &["--winograd"][..])] {
         let mut export = cargo()?;
         export
-            .args(["run", "-q", "-p", "d2o", "--features", "train", "--", "export", "--no-check"])
+            .args(["run", "-q", "-p", "d2o", "--features", "train", "--", "export", "--overwrite", "--no-check"])
             .args(options)
             .arg(&source)
             .arg("--out")

@@ -1,0 +1,143 @@
+//! The record with which d2o marks its own outputs: JSON that tells where the images of an npz, HDF5 file, dataset zip or folder come from.
+
+use std::io::Read;
+use std::path::Path;
+
+use fs_err as fs;
+use serde_json::Value;
+use zip::ZipArchive;
+
+use crate::error::{Error, Result};
+use crate::image_zip::LABEL_FILE;
+use crate::npy::{self, Dtype};
+
+/// Name of the array, dataset or JSON key.
+pub const RECORD: &str = "d2o";
+/// Largest record accepted, and largest `dataset.json` searched for one, bytes.
+const MAX_BYTES: u64 = 512 << 20;
+
+/// The record in the output at `path`, a file or a folder; `None` if it holds none.
+///
+/// # Errors
+/// `Zip` or `Hdf5` for a damaged container, `Format` for a record that is not JSON or larger than 512 MiB, the file system's own.
+pub fn read(path: &Path) -> Result<Option<Value>> {
+    if fs::metadata(path)?.is_dir() {
+        let file = path.join(LABEL_FILE);
+        return if file.exists() { labelled(path, fs::File::open(file)?) } else { Ok(None) };
+    }
+    let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+    if matches!(ending.as_deref(), Some("h5" | "hdf5")) {
+        return hdf5(path);
+    }
+    let mut archive = ZipArchive::new(fs::File::open(path)?).map_err(|e| Error::zip(path, e))?;
+    let array = format!("{RECORD}.npy");
+    if archive.index_for_name(&array).is_some() {
+        let mut entry = archive.by_name(&array).map_err(|e| Error::zip(path, e))?;
+        let header = npy::read_header(&mut entry, path, RECORD)?;
+        if header.dtype != Dtype::U8 {
+            return Err(Error::format(path, RECORD, "bytes", header.dtype.descr().to_owned()));
+        }
+        return parse(path, RECORD, &limited(path, RECORD, entry)?).map(Some);
+    }
+    if archive.index_for_name(LABEL_FILE).is_some() {
+        return labelled(path, archive.by_name(LABEL_FILE).map_err(|e| Error::zip(path, e))?);
+    }
+    Ok(None)
+}
+
+/// The record in the `dataset.json` of `path`.
+fn labelled(path: &Path, json: impl Read) -> Result<Option<Value>> {
+    Ok(parse(path, LABEL_FILE, &limited(path, LABEL_FILE, json)?)?.get_mut(RECORD).map(Value::take))
+}
+
+fn hdf5(path: &Path) -> Result<Option<Value>> {
+    let failed = |source| Error::Hdf5 { file: path.to_owned(), source };
+    let file = ::hdf5::File::open(path).map_err(failed)?;
+    if !file.member_names().map_err(failed)?.iter().any(|n| n == RECORD) {
+        return Ok(None);
+    }
+    let data = file.dataset(RECORD).map_err(failed)?;
+    // A dataset may state any size without holding a byte of it.
+    if data.size() as u64 > MAX_BYTES.min(fs::metadata(path)?.len()) {
+        return Err(Error::format(path, RECORD, "no more bytes than the file has", data.size().to_string()));
+    }
+    parse(path, RECORD, &data.read_raw::<u8>().map_err(failed)?).map(Some)
+}
+
+fn limited(path: &Path, place: &str, from: impl Read) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::format(path, place, "a complete entry", e.to_string()))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(Error::format(path, place, format!("at most {MAX_BYTES} bytes"), "more".to_owned()));
+    }
+    Ok(bytes)
+}
+
+fn parse(path: &Path, place: &str, bytes: &[u8]) -> Result<Value> {
+    serde_json::from_slice(bytes).map_err(|e| Error::format(path, place, "JSON", e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array4;
+    use serde_json::json;
+
+    use super::*;
+    use crate::batch::ImageDims;
+    use crate::hdf5::Hdf5Writer;
+    use crate::image_zip::DatasetWriter;
+    use crate::npz::NpzWriter;
+
+    #[test]
+    fn every_container_gives_its_record_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let (record, images) = (json!({"seeds": "0-2", "rng": null}), Array4::<u8>::zeros((1, 2, 2, 3)));
+        let text = record.to_string();
+        let mut npz = NpzWriter::create(&at("a.npz")).unwrap();
+        npz.bytes(RECORD, text.as_bytes()).unwrap();
+        npz.finish().unwrap();
+        let mut h5 = Hdf5Writer::create(&at("a.h5"), 1, ImageDims { height: 2, width: 2, channels: 3 }).unwrap();
+        h5.append(&images).unwrap();
+        h5.bytes(RECORD, text.as_bytes()).unwrap();
+        h5.finish().unwrap();
+        let mut zip = DatasetWriter::create(&at("a.zip")).unwrap();
+        zip.append(&images, None).unwrap();
+        zip.finish_with(Some(&record)).unwrap();
+        fs::create_dir(at("a")).unwrap();
+        fs::write(at("a").join(LABEL_FILE), json!({"labels": null, "d2o": record}).to_string()).unwrap();
+        for name in ["a.npz", "a.h5", "a.zip", "a"] {
+            assert_eq!(read(&at(name)).unwrap(), Some(record.clone()), "{name}");
+        }
+    }
+
+    #[test]
+    fn outputs_of_others_have_none_and_damaged_ones_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let mut npz = NpzWriter::create(&at("a.npz")).unwrap();
+        npz.i64("seeds", &[1]).unwrap();
+        npz.finish().unwrap();
+        let mut zip = DatasetWriter::create(&at("a.zip")).unwrap();
+        zip.append(&Array4::zeros((1, 2, 2, 3)), None).unwrap();
+        zip.finish().unwrap();
+        fs::create_dir(at("a")).unwrap();
+        for name in ["a.npz", "a.zip", "a"] {
+            assert_eq!(read(&at(name)).unwrap(), None, "{name}");
+        }
+        fs::write(at("a").join(LABEL_FILE), "{").unwrap();
+        fs::write(at("b.zip"), "PK").unwrap();
+        fs::write(at("b.h5"), "HDF").unwrap();
+        let mut npz = NpzWriter::create(&at("b.npz")).unwrap();
+        npz.bytes(RECORD, b"{").unwrap();
+        npz.finish().unwrap();
+        let mut npz = NpzWriter::create(&at("c.npz")).unwrap();
+        npz.i64(RECORD, &[1]).unwrap();
+        npz.finish().unwrap();
+        for name in ["a", "b.zip", "b.h5", "b.npz", "c.npz", "missing"] {
+            assert!(read(&at(name)).is_err(), "{name}");
+        }
+    }
+}
