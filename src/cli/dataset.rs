@@ -49,6 +49,9 @@ pub struct Dataset {
     /// Use at most this many images, from the start
     #[arg(long, value_name = "N")]
     pub max_images: Option<usize>,
+    /// What happens to outputs that exist.
+    #[command(flatten)]
+    pub output: super::Output,
     /// Accept results that are not square with a power of two as width
     #[arg(long)]
     pub any_size: bool,

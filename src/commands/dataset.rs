@@ -60,6 +60,7 @@ fn options(args: &Dataset) -> anyhow::Result<Options> {
         background: args.background.map(|c| c.0),
         grey: args.grey,
         apply_exif: args.apply_exif,
+        overwrite: args.output.overwrite,
         any_size: args.any_size,
     })
 }

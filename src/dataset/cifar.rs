@@ -79,8 +79,8 @@ impl Cifar {
         let Some(variant) = VARIANTS.iter().find(|v| v.members.iter().any(|m| found.contains_key(m))) else {
             bail!("`{}` holds neither `{}` nor `{}`", path.display(), VARIANTS[0].members[0], VARIANTS[1].members[0]);
         };
-        let batch = |member: &&str| {
-            let bytes = found.remove(member).with_context(|| format!("`{}` lacks `{member}`", path.display()))?;
+        let batch = |member: &&'static str| {
+            let bytes = found.remove(*member).with_context(|| format!("`{}` lacks `{member}`", path.display()))?;
             Batch::parse(bytes, &path.join(member), variant.labels)
         };
         Ok(Self { batches: variant.members.iter().map(batch).collect::<anyhow::Result<_>>()? })

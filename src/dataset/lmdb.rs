@@ -127,21 +127,21 @@ impl Lmdb {
 
     /// The next entry of the tree.
     fn entry(&mut self) -> anyhow::Result<Option<(Vec<u8>, Vec<u8>)>> {
-        while let Some((number, page, at)) = self.open.last_mut() {
-            let (number, index) = (*number, *at);
+        while let Some((number, page, at)) = self.open.pop() {
+            let index = at;
             let place = format!("`{}`: page {number}, node {index}", self.path.display());
-            let nodes = usize::from(u16_at(page, 12)?).saturating_sub(HEADER) / 2;
+            let nodes = usize::from(u16_at(&page, 12)?).saturating_sub(HEADER) / 2;
             if index == nodes {
-                self.open.pop();
                 continue;
             }
-            *at += 1;
-            let node = usize::from(u16_at(page, HEADER + 2 * index).with_context(|| place.clone())?);
+            let node = usize::from(u16_at(&page, HEADER + 2 * index).with_context(|| place.clone())?);
             let node = page.get(node..).with_context(|| format!("{place}: outside the page"))?;
             let word = |at: usize| u16_at(node, at).with_context(|| place.clone());
             let [low, high, flags, key_length] = [word(0)?, word(2)?, word(4)?, word(6)?];
             let below = u64::from(low) | u64::from(high) << 16;
-            if self.open.len() < self.depth {
+            // This page is off the stack.
+            if self.open.len() + 1 < self.depth {
+                self.open.push((number, page, at + 1));
                 self.descend(below | u64::from(flags) << 32).context(place)?;
                 continue;
             }
@@ -159,6 +159,7 @@ impl Lmdb {
                 ensure!(kind & OVERFLOW != 0, "{place}: expected overflow page {overflow}, found kind {kind}");
                 self.bytes(overflow, HEADER, size).context(place)?
             };
+            self.open.push((number, page, at + 1));
             return Ok(Some((key, value)));
         }
         Ok(None)

@@ -10,7 +10,7 @@ pub mod transform;
 
 use std::path::Path;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use d2o_refs::decode::{self, Decoded};
 use image::{ImageDecoder as _, ImageReader};
 use ndarray::{Array3, Axis, s};
@@ -44,6 +44,8 @@ pub struct Options {
     pub grey: bool,
     /// Turn images as their EXIF orientation asks for.
     pub apply_exif: bool,
+    /// Replace an output that exists.
+    pub overwrite: bool,
     /// Accept sizes that are not squares with a power of two as side.
     pub any_size: bool,
 }
@@ -85,6 +87,7 @@ struct Outcome {
 /// # Errors
 /// Unreadable images, naming the file; results that differ in size; [`interrupt::Interrupted`], and `out` is then not there.
 pub fn make(path: &Path, out: &Path, options: &Options, reporter: &dyn Reporter) -> anyhow::Result<Summary> {
+    output::ensure_new(path, out, options.overwrite)?;
     let mut source = Source::open(path, &options.selection)?;
     source.notes.iter().for_each(|note| reporter.note(note));
     let mut output = Output::create(out)?;

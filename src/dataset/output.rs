@@ -7,6 +7,8 @@ use d2o_refs::image_zip::{DatasetWriter, LABEL_FILE, label_file, name_of};
 use fs_err as fs;
 use serde_json::Value;
 
+use crate::outputs;
+
 /// Endings of other kinds of files, which are no names of folders.
 const OTHER_FILES: [&str; 10] = ["npz", "npy", "h5", "hdf5", "tar", "gz", "png", "jpg", "json", "mdb"];
 
@@ -40,6 +42,32 @@ pub fn is_zip(path: &Path) -> anyhow::Result<bool> {
     Ok(ending == "zip")
 }
 
+/// Makes sure, before any work is done, that a dataset of `source` can be written at `out`: it does not exist, unless `overwrite` allows to replace it.
+///
+/// # Errors
+/// If that is not so. A folder is replaced only if it is a dataset, and never one that holds `source`.
+pub fn ensure_new(source: &Path, out: &Path, overwrite: bool) -> anyhow::Result<()> {
+    if is_zip(out)? {
+        outputs::ensure_new_file(out, overwrite)?;
+    } else {
+        outputs::ensure_new_folder(out, overwrite)?;
+    }
+    let Ok(target) = fs::canonicalize(out) else { return Ok(()) };
+    ensure!(!fs::canonicalize(source)?.starts_with(&target), "`{}` holds the source, so it is not replaced", out.display());
+    let replaced = target.is_dir() && fs::read_dir(&target)?.next().is_some();
+    ensure!(
+        !replaced || target.join(LABEL_FILE).is_file(),
+        "`{}` holds no `{LABEL_FILE}`, so it is not a dataset that --overwrite could replace",
+        out.display()
+    );
+    Ok(())
+}
+
+/// The folder that holds `path`.
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 impl Output {
     /// Starts writing what will be `path`: a zip if its name ends so, else a folder.
     ///
@@ -49,10 +77,7 @@ impl Output {
         if is_zip(path)? {
             return Ok(Self::Zip(DatasetWriter::create(path)?));
         }
-        let parent = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        let parent = parent_of(path);
         fs::create_dir_all(parent)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(".d2o-").suffix(".partial");
@@ -94,11 +119,20 @@ impl Output {
                 let labels: Option<Vec<Value>> = labels.into_iter().collect();
                 let text = label_file((0..).map(name_of), labels.as_deref(), None);
                 fs::write(partial.path().join(LABEL_FILE), text)?;
-                // An empty folder may stand there; anything else was refused before the work began.
-                if target.is_dir() {
-                    fs::remove_dir(&target)?;
+                let cannot = || format!("cannot write `{}`", target.display());
+                // What stands there makes way only now, and comes back if the new folder cannot take its place.
+                let old = tempfile::Builder::new().prefix(".d2o-").suffix(".old").tempdir_in(parent_of(&target))?;
+                let aside = old.path().join("dataset");
+                let replaces = target.is_dir();
+                if replaces {
+                    fs::rename(&target, &aside).with_context(cannot)?;
                 }
-                fs::rename(partial.path(), &target).with_context(|| format!("cannot write `{}`", target.display()))?;
+                if let Err(error) = fs::rename(partial.path(), &target) {
+                    if replaces {
+                        fs::rename(&aside, &target).with_context(cannot)?;
+                    }
+                    return Err(error).with_context(cannot);
+                }
                 // It has moved.
                 let _ = partial.keep();
             }
