@@ -1,24 +1,31 @@
 //! Encoded images to pixels, equal to what Pillow's `Image.open` gives.
 
+mod bmp;
 mod encode;
+mod gif;
+mod jpeg;
+mod pixels;
+mod png;
+mod pnm;
+mod tga;
+mod tiff;
+mod webp;
 
-use std::io::Cursor;
 use std::path::Path;
 
-use image::{DynamicImage, ImageReader, Limits};
 use ndarray::{Array2, Array3, Axis};
 
 use crate::error::{Error, Result};
 
 pub use encode::png;
 
-/// Largest width or height accepted.
-const MAX_SIDE: u32 = 1 << 15;
-/// Most memory one decoded image may take, bytes.
-const MAX_ALLOC: u64 = 1 << 30;
-
-/// File name endings of images, in lower case.
-pub const EXTENSIONS: [&str; 9] = ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm"];
+/// File name endings of images, in lower case: those that Pillow gives to the formats read here, and to formats refused by
+/// name (JPEG 2000, AVIF), so that such a file among samples is an error and not left out.
+pub const EXTENSIONS: [&str; 32] = [
+    "png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "gif", "tif", "tiff", "pbm", "pgm", "ppm",
+    "pnm", "pfm", "tga", "icb", "vda", "vst", "jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "avif", "avifs", "ico", "cur",
+    "mpo",
+];
 
 /// Whether `name` has an image's ending, in either case.
 pub fn is_image(name: &str) -> bool {
@@ -80,43 +87,154 @@ pub fn rgb(file: &Path, entry: &str, bytes: &[u8]) -> Result<Array3<u8>> {
 /// # Errors
 /// As [`rgb`].
 pub fn image(file: &Path, entry: &str, bytes: &[u8]) -> Result<Decoded> {
-    let failed = |source| Error::image(file, entry, source);
-    let mut reader = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .map_err(|e| failed(image::ImageError::IoError(e)))?;
-    let mut limits = Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
-    limits.max_alloc = Some(MAX_ALLOC);
-    reader.limits(limits);
-    let decoded = reader.decode().map_err(failed)?;
-    let (h, w) = (decoded.height() as usize, decoded.width() as usize);
-    let shaped = |channels: usize, raw: Vec<u8>| {
-        Array3::from_shape_vec((h, w, channels), raw)
-            .map_err(|e| Error::format(file, entry, "H·W·channels bytes", e.to_string()))
-    };
-    match decoded {
-        DynamicImage::ImageLuma8(i) => Ok(Decoded::Grey(shaped(1, i.into_raw())?.index_axis_move(Axis(2), 0))),
-        DynamicImage::ImageLumaA8(i) => shaped(2, i.into_raw()).map(Decoded::GreyAlpha),
-        DynamicImage::ImageRgb8(i) => shaped(3, i.into_raw()).map(Decoded::Rgb),
-        DynamicImage::ImageRgba8(i) => shaped(4, i.into_raw()).map(Decoded::Rgba),
-        other => Err(Error::format(file, entry, "8 bits a channel", format!("{:?}", other.color()))),
-    }
+    let decoded = Format::of(bytes).and_then(|format| match format {
+        Format::Bmp => bmp::decode(bytes),
+        Format::Gif => gif::decode(bytes),
+        Format::Jpeg => jpeg::decode(bytes),
+        Format::Png => png::decode(bytes),
+        Format::Pnm => pnm::decode(bytes),
+        Format::Tga => tga::decode(bytes),
+        Format::Tiff => tiff::decode(bytes),
+        Format::WebP => webp::decode(bytes),
+    });
+    decoded.and_then(pixels::Pixels::decoded).map_err(|fault| fault.at(file, entry))
 }
 
 /// Height and width of the image `entry` in `file` as [`rgb`] would give them, from its header alone. `bytes` is the whole
-/// file or a prefix of it; `None` if the header does not end within `bytes`.
+/// file or a prefix of it; `None` if the header does not end within `bytes` (a TIFF's may stand at the file's end).
 ///
 /// # Errors
 /// As [`rgb`], as far as the header tells.
 pub fn dims(file: &Path, entry: &str, bytes: &[u8]) -> Result<Option<(usize, usize)>> {
-    let failed = |source| Error::image(file, entry, source);
-    let reader = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .map_err(|e| failed(image::ImageError::IoError(e)))?;
-    match reader.into_dimensions() {
-        Ok((w, h)) => Ok(Some((h as usize, w as usize))),
-        Err(image::ImageError::IoError(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
-        Err(e) => Err(failed(e)),
+    let size = Format::of(bytes).and_then(|format| match format {
+        Format::Bmp => bmp::size(bytes),
+        Format::Gif => gif::size(bytes),
+        Format::Jpeg => Ok(jpeg::frame(bytes)?.map(|f| (f.height, f.width))),
+        Format::Png => png::size(bytes),
+        Format::Pnm => pnm::size(bytes),
+        Format::Tga => Ok(tga::size(bytes)),
+        Format::Tiff => tiff::size(bytes),
+        Format::WebP => webp::size(bytes),
+    });
+    let gated = size.and_then(|size| {
+        if let Some((height, width)) = size {
+            pixels::gate(height, width, 1)?;
+        }
+        Ok(size)
+    });
+    gated.map_err(|fault| fault.at(file, entry))
+}
+
+/// Formats that are read, by content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Bmp,
+    Gif,
+    Jpeg,
+    Png,
+    Pnm,
+    Tga,
+    Tiff,
+    WebP,
+}
+
+/// Files that are known and not read: how they begin, and what they are.
+const OTHERS: [(&[u8], &str); 22] = [
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 codestream"),
+    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
+    (b"\xff\x0a", "a JPEG XL codestream"),
+    (b"\x00\x00\x01\x00", "an ICO icon, which holds several images"),
+    (b"\x00\x00\x02\x00", "a CUR cursor, which holds several images"),
+    (b"8BPS", "a Photoshop document"),
+    (b"qoif", "a QOI image"),
+    (b"DDS ", "a DDS texture"),
+    (b"icns", "an ICNS icon, which holds several images"),
+    (b"v/1\x01", "an OpenEXR image of floats"),
+    (b"#?RADIANCE", "a Radiance image of floats"),
+    (b"%!PS", "a PostScript drawing"),
+    (b"%PDF", "a PDF document"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x89HDF\r\n", "an HDF5 file"),
+    (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the file itself"),
+    (b"<svg", "an SVG drawing"),
+    (b"<?xml", "an XML file"),
+    (b"<", "a web page or XML file"),
+];
+
+impl Format {
+    fn of(bytes: &[u8]) -> Result<Self, Fault> {
+        match bytes {
+            [0xff, 0xd8, 0xff, ..] => Ok(Self::Jpeg),
+            [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Ok(Self::Png),
+            [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(Self::Gif),
+            [b'B', b'M', ..] => Ok(Self::Bmp),
+            [b'P', b'0'..=b'6' | b'f' | b'y', ..] => Ok(Self::Pnm),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Self::WebP),
+            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Ok(Self::Tiff),
+            [a, b, c, d, ..] if bmp::HEADERS.contains(&u32::from_le_bytes([*a, *b, *c, *d])) => Ok(Self::Bmp),
+            _ => Self::unmarked(bytes),
+        }
+    }
+
+    /// What has no magic number of a format read here.
+    fn unmarked(bytes: &[u8]) -> Result<Self, Fault> {
+        let refused = |found: &str| {
+            Err(Fault::expected(
+                "an image in BMP, GIF, JPEG, PBM, PGM, PNG, PPM, TGA, TIFF or WebP (convert others to PNG)",
+                found,
+            ))
+        };
+        if bytes.is_empty() {
+            return refused("an empty file");
+        }
+        if let [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] = bytes {
+            return match brand.get(..4) {
+                Some(b"avif" | b"avis") => refused("an AVIF image"),
+                Some(b"heic" | b"heix" | b"mif1" | b"msf1" | b"hevc") => refused("a HEIF image"),
+                _ => refused("a video or another ISO media file"),
+            };
+        }
+        // A TGA of RGB begins as a CUR does.
+        if tga::size(bytes).is_some() {
+            return Ok(Self::Tga);
+        }
+        if let Some((_, what)) = OTHERS.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+            return refused(what);
+        }
+        refused(&format!("a file that begins {:02x?}", &bytes[..bytes.len().min(8)]))
+    }
+}
+
+/// Why an image is not read, before it is known where it stands.
+#[derive(Debug)]
+enum Fault {
+    /// Its bytes are not what a format, or this crate, asks for.
+    Expected { expected: String, found: String },
+    /// A decoder's own error.
+    Decoder(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Fault {
+    fn expected(expected: impl Into<String>, found: impl Into<String>) -> Self {
+        Self::Expected { expected: expected.into(), found: found.into() }
+    }
+
+    fn decoder(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Decoder(error.into())
+    }
+
+    /// 16 bits a channel.
+    fn sixteen(found: impl Into<String>) -> Self {
+        Self::expected("8 bits a channel: the evaluators read 16 bits differently, so convert the images first", found)
+    }
+
+    fn at(self, file: &Path, entry: &str) -> Error {
+        match self {
+            Self::Expected { expected, found } => Error::format(file, entry, expected, found),
+            Self::Decoder(source) => Error::image(file, entry, source),
+        }
     }
 }

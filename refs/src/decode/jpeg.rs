@@ -1,0 +1,233 @@
+//! JPEG by libjpeg-turbo, the decoder of Pillow and so of every original evaluator.
+//!
+//! A file is walked marker by marker first. That finds its size before anything is allocated, refuses what ends before its
+//! end-of-image marker, and gives libjpeg-turbo a header of the segments alone that bear on pixels. TurboJPEG reports a
+//! warning and an error alike and keeps the text of the first warning only; without metadata there is nothing to warn of but
+//! corrupt pixel data, which Pillow accepts.
+
+use std::ops::Range;
+
+use turbojpeg::{Decompressor, Image, PixelFormat};
+
+use super::Fault;
+use super::pixels::{self, Pixels};
+
+/// Most scans of one image: each costs a pass over all coefficients, whatever its length. libjpeg-turbo's own limit.
+const MAX_SCANS: usize = 500;
+
+const SOI: u8 = 0xd8;
+const EOI: u8 = 0xd9;
+const SOS: u8 = 0xda;
+const APP0: u8 = 0xe0;
+const APP14: u8 = 0xee;
+/// Adobe's application segment with a colour transform of 0; its last byte is the transform.
+const ADOBE: [u8; 16] = [0xff, APP14, 0, 14, b'A', b'd', b'o', b'b', b'e', 0, 100, 0, 0, 0, 0, 0];
+
+/// Warnings of libjpeg-turbo after which the pixels are complete, by the beginning of their texts (`jerror.h`).
+const WARNINGS: [&str; 3] = ["Corrupt JPEG data: ", "Inconsistent progression sequence ", "Invalid SOS parameters "];
+
+/// How the components are to be read, where the file does not say it itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Colours {
+    /// By the markers and numbers of components, as libjpeg does.
+    Guessed,
+    /// YCbCr.
+    Converted,
+    /// As they are.
+    Stored,
+}
+
+/// What the frame header holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) height: usize,
+    pub(super) width: usize,
+    pub(super) components: u8,
+}
+
+/// A walked file.
+struct Walk {
+    frame: Frame,
+    /// Segments before the first scan that bear on pixels, in order.
+    segments: Vec<Range<usize>>,
+    /// Where the first scan begins.
+    scan: usize,
+}
+
+fn be16(bytes: &[u8], at: usize) -> Option<usize> {
+    Some(usize::from(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])))
+}
+
+/// The next marker at or after `at`: its code and where the bytes after it begin. Fill bytes and what lies between segments
+/// are skipped, as libjpeg and Pillow do.
+fn marker(bytes: &[u8], mut at: usize) -> Option<(u8, usize)> {
+    loop {
+        at += bytes.get(at..)?.iter().position(|b| *b == 0xff)?;
+        at += bytes.get(at..)?.iter().position(|b| *b != 0xff)?;
+        let code = bytes[at];
+        at += 1;
+        if code != 0 {
+            return Some((code, at));
+        }
+    }
+}
+
+/// Markers without a length: TEM, RST0…RST7, SOI, EOI.
+fn is_bare(code: u8) -> bool {
+    matches!(code, 0x01 | 0xd0..=0xd9)
+}
+
+/// Frame headers: SOF0…SOF15 but for DHT, JPG and DAC.
+fn is_frame(code: u8) -> bool {
+    matches!(code, 0xc0..=0xcf) && !matches!(code, 0xc4 | 0xc8 | 0xcc)
+}
+
+/// The header up to the first scan. `None` if `bytes` end in it.
+fn walk(bytes: &[u8]) -> Result<Option<Walk>, Fault> {
+    let (mut frame, mut segments, mut at) = (None, Vec::new(), 2);
+    loop {
+        let Some((code, start)) = marker(bytes, at) else { return Ok(None) };
+        if is_bare(code) {
+            if code == SOI || code == EOI || code == 0x01 {
+                return Err(Fault::expected("no such marker before the first scan", format!("marker {code:#04x}")));
+            }
+            at = start;
+            continue;
+        }
+        let Some(length) = be16(bytes, start) else { return Ok(None) };
+        let end = start + length.max(2);
+        if end > bytes.len() {
+            return Ok(None);
+        }
+        if code == SOS {
+            let frame = frame.ok_or_else(|| Fault::expected("a frame header before the first scan", "none"))?;
+            return Ok(Some(Walk { frame, segments, scan: start - 2 }));
+        }
+        match code {
+            _ if is_frame(code) => {
+                if frame.is_some() {
+                    return Err(Fault::expected("one frame", "two frame headers"));
+                }
+                frame = Some(frame_of(&bytes[start..end])?);
+                segments.push(start - 2..end);
+            }
+            // Pillow knows no marker below these; it skips the rest.
+            0x02..=0xbf => {
+                return Err(Fault::expected("a known marker", format!("marker {code:#04x}")));
+            }
+            // Nothing in comments and in the other application segments bears on pixels.
+            0xfe => {}
+            APP0..=0xef if code != APP0 && code != APP14 => {}
+            _ => segments.push(start - 2..end),
+        }
+        at = end;
+    }
+}
+
+/// A frame header, from its length on.
+fn frame_of(segment: &[u8]) -> Result<Frame, Fault> {
+    let short = || Fault::expected("a complete frame header", "a short one");
+    let bits = *segment.get(2).ok_or_else(short)?;
+    let (height, width) = (be16(segment, 3).ok_or_else(short)?, be16(segment, 5).ok_or_else(short)?);
+    let components = *segment.get(7).ok_or_else(short)?;
+    if bits != 8 {
+        return Err(Fault::expected("8 bits a channel", format!("a JPEG of {bits} bits")));
+    }
+    if !matches!(components, 1 | 3 | 4) {
+        return Err(Fault::expected("1, 3 or 4 components", components.to_string()));
+    }
+    if height == 0 || width == 0 {
+        return Err(Fault::expected("a size in the frame header", format!("{width}×{height}")));
+    }
+    Ok(Frame { height, width, components })
+}
+
+/// Whether the marker that ends the image is reached from the first scan at `at`, as libjpeg would read on.
+fn ends(bytes: &[u8], mut at: usize) -> Result<(), Fault> {
+    let mut scans = 0;
+    while let Some((code, start)) = marker(bytes, at) {
+        if code == EOI {
+            return Ok(());
+        }
+        if code == SOS {
+            scans += 1;
+            if scans > MAX_SCANS {
+                return Err(Fault::expected(format!("at most {MAX_SCANS} scans"), "more"));
+            }
+        }
+        // Below SOF0 no segments are known; libjpeg's entropy decoder stops there, its marker reader goes on behind it.
+        at = if is_bare(code) || code < 0xc0 { start } else { start + be16(bytes, start).unwrap_or(0) };
+    }
+    Err(Fault::expected("an end-of-image marker", format!("the end of the data after {} bytes", bytes.len())))
+}
+
+/// Height and width; `None` if `bytes` end in the header.
+pub(super) fn frame(bytes: &[u8]) -> Result<Option<Frame>, Fault> {
+    Ok(walk(bytes)?.map(|w| w.frame))
+}
+
+/// Decodes a whole file as Pillow does.
+pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
+    let (frame, data) = raw(bytes, Colours::Guessed)?;
+    let raw = Pixels { height: frame.height, width: frame.width, channels: usize::from(frame.components), data };
+    // Pillow takes every CMYK JPEG for one of Adobe's, which are stored inverted.
+    Ok(if frame.components == 4 { pixels::cmyk_to_rgb(raw, pixels::Ink::Inverted) } else { raw })
+}
+
+/// Decodes to the components' own number of channels: grey, RGB, or CMYK as stored.
+pub(super) fn raw(bytes: &[u8], colours: Colours) -> Result<(Frame, Vec<u8>), Fault> {
+    let Some(Walk { frame, segments, scan }) = walk(bytes)? else {
+        return Err(Fault::expected("a complete header", format!("the end of the data after {} bytes", bytes.len())));
+    };
+    ends(bytes, scan)?;
+    pixels::gate(frame.height, frame.width, usize::from(frame.components))?;
+
+    let mut clean = Vec::with_capacity(bytes.len() + ADOBE.len() + 2);
+    clean.extend([0xff, SOI]);
+    if colours != Colours::Guessed {
+        clean.extend(&ADOBE[..15]);
+        clean.push(u8::from(colours == Colours::Converted) * if frame.components == 4 { 2 } else { 1 });
+    }
+    for range in segments {
+        let segment = &bytes[range];
+        let from = clean.len();
+        match segment[1] {
+            APP0 | APP14 if colours != Colours::Guessed => {}
+            // libjpeg warns of the numbers it does not know and goes on as if it knew them.
+            APP0 => {
+                clean.extend(segment);
+                if segment.len() >= 16 && segment[4..9] == *b"JFIF\0" {
+                    clean[from + 9] = 1;
+                }
+            }
+            APP14 => {
+                clean.extend(segment);
+                if segment.len() >= 16 && segment[4..9] == *b"Adobe" {
+                    let known: &[u8] = if frame.components == 4 { &[0, 2] } else { &[0, 1] };
+                    if !known.contains(&segment[15]) {
+                        clean[from + 15] = known[1];
+                    }
+                }
+            }
+            _ => clean.extend(segment),
+        }
+    }
+    clean.extend(&bytes[scan..]);
+
+    let format = match frame.components {
+        1 => PixelFormat::GRAY,
+        3 => PixelFormat::RGB,
+        _ => PixelFormat::CMYK,
+    };
+    let pitch = frame.width * usize::from(frame.components);
+    let mut data = vec![0; frame.height * pitch];
+    let image = Image { pixels: &mut data[..], width: frame.width, pitch, height: frame.height, format };
+    let mut decoder = Decompressor::new().map_err(Fault::decoder)?;
+    match decoder.decompress(&clean, image) {
+        Ok(()) => Ok((frame, data)),
+        Err(turbojpeg::Error::TurboJpegError(text)) if WARNINGS.iter().any(|w| text.starts_with(w)) => {
+            Ok((frame, data))
+        }
+        Err(error) => Err(Fault::decoder(error)),
+    }
+}
