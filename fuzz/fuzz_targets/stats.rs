@@ -6,7 +6,7 @@ use std::path::Path;
 use d2o_refs::stats::{self, ReferenceStats};
 
 fn read(path: &Path) {
-    let _ = (ReferenceStats::read(path), stats::inspect(path));
+    let _ = (ReferenceStats::read(path), stats::meta(path));
 }
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -142,11 +142,6 @@ impl AtomicPath {
         self.file.path()
     }
 
-    /// The file it will be.
-    pub(crate) fn target(&self) -> &Path {
-        &self.target
-    }
-
     /// As [`AtomicFile::commit`].
     pub(crate) fn commit(self) -> io::Result<()> {
         self.file.as_file().sync_all()?;
@@ -245,7 +240,10 @@ fn reserve(folder: &Path, target: &Path) -> io::Result<NamedTempFile> {
 /// Removes the temporary file at `path` if no process holds its lock.
 fn remove_stale(path: &Path) {
     let regular = fs::symlink_metadata(path).is_ok_and(|m| m.is_file());
-    if regular && let Ok(file) = std::fs::OpenOptions::new().read(true).write(true).open(path) && file.try_lock().is_ok() {
+    if regular
+        && let Ok(file) = std::fs::OpenOptions::new().read(true).write(true).open(path)
+        && file.try_lock().is_ok()
+    {
         let _ = fs::remove_file(path);
     }
 }
@@ -290,7 +288,7 @@ impl AtomicZip {
             .unix_permissions(0o644)
             .large_file(bytes > u64::from(u32::MAX) - SLACK);
         let path = self.path.clone();
-        self.writer()?.start_file(name, options).map_err(|e| Error::zip(&path, e))
+        self.writer()?.start_file(name, options).map_err(|e| failed(&path, e))
     }
 
     /// Where the content of the current entry goes.
@@ -301,8 +299,16 @@ impl AtomicZip {
     /// Closes the archive and gives the file its name.
     pub(crate) fn finish(mut self) -> Result<()> {
         let Some(zip) = self.zip.take() else { return Ok(()) };
-        let out = zip.finish().map_err(|e| Error::zip(&self.path, e))?;
+        let out = zip.finish().map_err(|e| failed(&self.path, e))?;
         Ok(out.file.commit()?)
+    }
+}
+
+/// A full disk is not a fault of the archive.
+fn failed(path: &Path, error: zip::result::ZipError) -> Error {
+    match error {
+        zip::result::ZipError::Io(e) => Error::Io(e),
+        other => Error::zip(path, other),
     }
 }
 
@@ -484,5 +490,66 @@ mod tests {
         zip.writer().unwrap().write_all(b"abc").unwrap();
         drop(zip);
         assert!(entries(dir.path()).is_empty());
+    }
+
+    /// Run by the next test, with a limit on the size of files.
+    #[test]
+    #[ignore = "needs a limit on the size of files"]
+    fn every_writer_fails_on_a_full_disk() {
+        use crate::features::{FeatureWriter, Meta};
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        // Noise does not compress.
+        let noise = |i: usize| u8::try_from((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56).unwrap();
+        let images =
+            ndarray::Array4::from_shape_fn((64, 32, 32, 3), |(i, y, x, c)| noise(((i * 32 + y) * 32 + x) * 3 + c));
+        let dims = crate::batch::ImageDims { height: 32, width: 32, channels: 3 };
+        let meta = Meta {
+            d2o_features: 0,
+            source_sha256: String::new(),
+            total: 4000,
+            rows: 0..4000,
+            images: dims,
+            batch: 1,
+            networks: std::collections::BTreeMap::new(),
+            sha256: std::collections::BTreeMap::new(),
+        };
+        let rows = ndarray::Array2::from_shape_fn((400, 100), |(i, j)| f32::from(noise(i * 100 + j)));
+        let failed = [
+            AtomicFile::write_all_to(&path("plain"), &vec![7; 4 << 20]).map_err(Error::from),
+            crate::image_zip::DatasetWriter::create(&path("a.zip")).and_then(|mut w| {
+                (0..20).try_for_each(|_| w.append(&images, None))?;
+                w.finish()
+            }),
+            crate::npz::NpzWriter::create(&path("a.npz")).and_then(|mut w| {
+                w.start("x", crate::npy::Dtype::U8, &[20, 64, 32, 32, 3])?;
+                (0..20).try_for_each(|_| w.raw(images.as_slice().unwrap()))?;
+                w.finish()
+            }),
+            crate::hdf5::Hdf5Writer::create(&path("a.h5"), 1280, dims).and_then(|mut w| {
+                (0..20).try_for_each(|_| w.append(&images))?;
+                w.finish()
+            }),
+            FeatureWriter::create(&path("f.h5"), meta).and_then(|mut w| {
+                (0..10).try_for_each(|_| w.append(&vec![[0; 32]; 400], &[("features", rows.view())]))?;
+                w.finish(None)
+            }),
+        ];
+        for (i, result) in failed.iter().enumerate() {
+            assert!(result.is_err(), "writer {i}");
+        }
+        assert!(entries(dir.path()).is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_full_disk_is_one_error_without_crash_or_noise() {
+        const SCRIPT: &str = r#"trap '' XFSZ; ulimit -f 512; exec "$0" --exact "$1" --ignored --nocapture"#;
+        let test = "atomic::tests::every_writer_fails_on_a_full_disk";
+        let exe = std::env::current_exe().unwrap();
+        let out = std::process::Command::new("sh").args(["-c", SCRIPT]).arg(exe).arg(test).output().unwrap();
+        let (text, noise) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success() && text.contains("1 passed"), "{:?}: {text}{noise}", out.status);
+        assert_eq!(noise, "");
     }
 }

@@ -15,7 +15,6 @@ use ndarray::{Array2, ArrayView2, s};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::atomic::AtomicPath;
 use crate::batch::{Digest, ImageDims, check_range, hex};
 use crate::error::{Error, Result};
 use crate::hdf5;
@@ -286,9 +285,8 @@ fn hash_rows(hash: &mut Sha256, rows: ArrayView2<'_, f32>) {
 /// Writes a feature file batch by batch; it gets its name at the end.
 pub struct FeatureWriter {
     target: PathBuf,
-    partial: AtomicPath,
-    file: ::hdf5::File,
     matrices: BTreeMap<String, (::hdf5::Dataset, Sha256)>,
+    output: hdf5::Output,
     digests: Vec<Digest>,
     meta: Meta,
 }
@@ -305,13 +303,10 @@ impl FeatureWriter {
     /// # Errors
     /// `Hdf5`, or the file system's own.
     pub fn create(path: &Path, meta: Meta) -> Result<Self> {
-        let partial = AtomicPath::create(path)?;
-        let file = hdf5::create(&partial)?;
         Ok(Self {
             target: path.to_owned(),
-            partial,
-            file,
             matrices: BTreeMap::new(),
+            output: hdf5::Output::create(path)?,
             digests: Vec::with_capacity(meta.rows.len()),
             meta,
         })
@@ -328,8 +323,9 @@ impl FeatureWriter {
             if !self.matrices.contains_key(*name) {
                 let width = rows.ncols();
                 let chunk = (CHUNK_BYTES / (4 * width.max(1))).clamp(1, len.max(1));
-                let data = self.file.new_dataset::<f32>().shape((len, width)).chunk((chunk, width)).fletcher32();
-                let data = data.create(*name).map_err(failed)?;
+                let data = self.output.dataset(|file| {
+                    file.new_dataset::<f32>().shape((len, width)).chunk((chunk, width)).fletcher32().create(*name)
+                })?;
                 self.matrices.insert((*name).to_owned(), (data, Sha256::new()));
             }
             let Some((data, hash)) = self.matrices.get_mut(*name) else { continue };
@@ -345,7 +341,7 @@ impl FeatureWriter {
     /// # Errors
     /// `Format` unless all announced rows came; `Hdf5`, or the file system's own.
     pub fn finish(self, labels: Option<&[i64]>) -> Result<()> {
-        let Self { target, partial, file, matrices, digests, mut meta } = self;
+        let Self { target, matrices, mut output, digests, mut meta } = self;
         let failed = |source| Error::Hdf5 { file: target.clone(), source };
         if digests.len() != meta.rows.len() {
             let expected = format!("{} rows", meta.rows.len());
@@ -354,23 +350,22 @@ impl FeatureWriter {
         meta.d2o_features = VERSION;
         meta.sha256 = matrices.into_iter().map(|(name, (_, hash))| (name, hex(&hash.finalize()))).collect();
         if let Some(labels) = labels {
-            file.new_dataset::<i64>()
-                .shape(labels.len())
-                .create(LABELS)
-                .and_then(|d| d.write_raw(labels))
-                .map_err(failed)?;
+            let data = output.dataset(|file| file.new_dataset::<i64>().shape(labels.len()).create(LABELS))?;
+            data.write_raw(labels).map_err(failed)?;
             meta.sha256.insert(LABELS.to_owned(), hex(&hash_of(labels.iter().map(|l| l.to_le_bytes())).finalize()));
         }
         let bytes: Vec<u8> = digests.iter().flatten().copied().collect();
-        let data = file.new_dataset::<u8>().shape((digests.len(), 32)).create(DIGESTS);
-        data.and_then(|d| d.write_raw(&bytes)).map_err(failed)?;
+        let data = output.dataset(|file| file.new_dataset::<u8>().shape((digests.len(), 32)).create(DIGESTS))?;
+        data.write_raw(&bytes).map_err(failed)?;
+        drop(data);
         meta.sha256.insert(DIGESTS.to_owned(), hex(&hash_of(digests.into_iter()).finalize()));
         let text = serde_json::to_vec(&meta).map_err(|e| Error::format(&target, META, "JSON", e.to_string()))?;
         // A checksum guards the hashes themselves.
-        let data = file.new_dataset::<u8>().shape(text.len()).chunk(text.len()).fletcher32().create(META);
-        data.and_then(|d| d.write_raw(&text)).map_err(failed)?;
-        file.close().map_err(failed)?;
-        Ok(partial.commit()?)
+        let data = output
+            .dataset(|file| file.new_dataset::<u8>().shape(text.len()).chunk(text.len()).fletcher32().create(META))?;
+        data.write_raw(&text).map_err(failed)?;
+        drop(data);
+        output.finish()
     }
 }
 

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::features::MATRICES;
 use crate::labels::{self, Labels, Values};
 use crate::pixels::{self, Layout};
+use crate::virtual_map;
 
 /// Name of the image dataset that is written.
 const IMAGES: &str = "images";
@@ -58,14 +59,66 @@ pub(crate) fn open(path: &Path) -> Result<::hdf5::File> {
     ::hdf5::File::open(path).map_err(|source| Error::Hdf5 { file: path.to_owned(), source })
 }
 
-/// Creates an HDF5 file for writing. No times are kept: equal content gives equal bytes.
-pub(crate) fn create(partial: &AtomicPath) -> Result<::hdf5::File> {
-    ::hdf5::silence_errors(true);
-    let mut builder = ::hdf5::FileBuilder::new();
-    builder.with_fcpl(|plist| plist.obj_track_times(false));
-    // The temporary file is locked already.
-    builder.with_fapl(|plist| plist.file_locking(false));
-    builder.create(partial.path()).map_err(|source| Error::Hdf5 { file: partial.target().to_owned(), source })
+/// An HDF5 file that is complete or absent.
+///
+/// Where a flush fails, e.g. on a full disk, libhdf5 crashes or prints as it closes the file and its datasets: they stay open then, and the
+/// process ends without a further attempt (`H5dont_atexit`).
+#[derive(Debug)]
+pub(crate) struct Output {
+    partial: Option<AtomicPath>,
+    target: PathBuf,
+    open: Option<(::hdf5::File, Vec<Dataset>)>,
+}
+
+impl Output {
+    /// Starts writing what will be `path`. No times are kept: equal content gives equal bytes.
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        let partial = AtomicPath::create(path)?;
+        ::hdf5::silence_errors(true);
+        let mut builder = ::hdf5::FileBuilder::new();
+        builder.with_fcpl(|plist| plist.obj_track_times(false));
+        // The temporary file is locked already.
+        builder.with_fapl(|plist| plist.file_locking(false));
+        let file = builder.create(partial.path()).map_err(|source| Error::Hdf5 { file: path.to_owned(), source })?;
+        Ok(Self { partial: Some(partial), target: path.to_owned(), open: Some((file, Vec::new())) })
+    }
+
+    /// Creates a dataset by `make` and keeps it open until the file is closed.
+    pub(crate) fn dataset(&mut self, make: impl FnOnce(&::hdf5::File) -> ::hdf5::Result<Dataset>) -> Result<Dataset> {
+        ::hdf5::silence_errors(true);
+        let failed = |source| Error::Hdf5 { file: self.target.clone(), source };
+        let Some((file, datasets)) = &mut self.open else {
+            return Err(failed(::hdf5::Error::from("the file is closed")));
+        };
+        let made = make(file).map_err(failed)?;
+        datasets.push(made.clone());
+        Ok(made)
+    }
+
+    /// Flushes and closes the file and gives it its name. No other handle of its datasets may be open.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.close()?;
+        Ok(self.partial.take().map_or(Ok(()), AtomicPath::commit)?)
+    }
+
+    fn close(&mut self) -> Result<()> {
+        let Some((file, datasets)) = self.open.take() else { return Ok(()) };
+        ::hdf5::silence_errors(true);
+        let failed = |source| Error::Hdf5 { file: self.target.clone(), source };
+        if let Err(e) = file.flush() {
+            std::mem::forget((file, datasets));
+            return Err(failed(e));
+        }
+        drop(datasets);
+        file.close().map_err(failed)
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        // The file is removed.
+        let _ = self.close();
+    }
 }
 
 /// How values of a dataset are read.
@@ -93,7 +146,8 @@ fn kind(data: &Dataset) -> Option<Kind> {
 
 /// Type and shape, for messages.
 fn describe(data: &Dataset) -> String {
-    let kind = data.dtype().and_then(|t| t.to_descriptor()).map_or_else(|_| "unknown type".to_owned(), |t| t.to_string());
+    let kind =
+        data.dtype().and_then(|t| t.to_descriptor()).map_or_else(|_| "unknown type".to_owned(), |t| t.to_string());
     format!("{kind} {:?}", data.shape())
 }
 
@@ -118,7 +172,8 @@ fn check_parts(file: &Path, name: &str, data: &Dataset, depth: usize) -> Result<
     match plist.get_layout().map_err(failed)? {
         Storage::Chunked => {
             let chunk = data.chunk().unwrap_or_default();
-            let expected = shape.iter().zip(&chunk).try_fold(1_usize, |n, (d, c)| n.checked_mul(d.div_ceil((*c).max(1))));
+            let expected =
+                shape.iter().zip(&chunk).try_fold(1_usize, |n, (d, c)| n.checked_mul(d.div_ceil((*c).max(1))));
             let found = data.num_chunks().unwrap_or(0);
             if expected != Some(found) {
                 let expected = expected.map_or("more".to_owned(), |n| n.to_string());
@@ -126,7 +181,7 @@ fn check_parts(file: &Path, name: &str, data: &Dataset, depth: usize) -> Result<
                 return Err(Error::format(file, name, format!("{expected} chunks"), found));
             }
         }
-        Storage::Virtual => check_sources(file, name, &plist, &shape, elements, depth)?,
+        Storage::Virtual => check_sources(file, name, &shape, elements, depth)?,
         Storage::Contiguous => {
             let parts = plist.get_external().map_err(failed)?;
             for part in &parts {
@@ -153,49 +208,50 @@ fn check_external(file: &Path, name: &str, part: &::hdf5::plist::dataset_create:
     let end = (part.offset as u64).checked_add(part.size as u64).filter(|end| i64::try_from(*end).is_ok());
     if end.is_some_and(|end| end > found.len()) {
         let end = end.unwrap_or(0);
-        return Err(Error::format(file, name, format!("{end} bytes in the {}", expected("")), found.len().to_string()));
+        return Err(Error::format(file, name, expected(&format!("{end} bytes in the")), found.len().to_string()));
     }
     Ok(())
 }
 
-fn check_sources(
-    file: &Path,
-    name: &str,
-    plist: &::hdf5::plist::DatasetCreate,
-    shape: &[usize],
-    elements: usize,
-    depth: usize,
-) -> Result<()> {
-    let failed = |source| Error::Hdf5 { file: file.to_owned(), source };
+fn check_sources(file: &Path, name: &str, shape: &[usize], elements: usize, depth: usize) -> Result<()> {
     if depth >= MAX_VIRTUAL {
         return Err(Error::format(file, name, format!("at most {MAX_VIRTUAL} nested virtual datasets"), "more"));
     }
-    let mut mapped = 0_usize;
-    for part in plist.get_virtual_map().map_err(failed)? {
-        let covered = part.vds_selection.out_shape(shape).map_err(failed)?;
-        mapped = mapped.saturating_add(covered.iter().product());
-        // `%b` stands for the number of a source; HDF5 sizes such a dataset by the sources that are there.
-        if part.src_filename.contains('%') {
-            continue;
+    for mappings in virtual_map::mappings(file, shape)? {
+        let mut mapped = 0_u64;
+        for part in mappings {
+            mapped = mapped.saturating_add(part.covered);
+            // `%b` stands for the number of a source; HDF5 sizes such a dataset by the sources that are there.
+            if part.file.contains('%') || part.dataset.contains('%') {
+                continue;
+            }
+            let place = format!("{name}, part `{}` of `{}`", part.dataset, part.file);
+            let path = if part.file == "." { Some(file.to_owned()) } else { source_path(file, &part.file) };
+            let Some(path) = path else {
+                return Err(Error::format(file, place, "the source of a virtual dataset", "no such file"));
+            };
+            let source = open(&path)?;
+            let Ok(data) = source.dataset(&part.dataset) else {
+                return Err(Error::format(file, place, "the source of a virtual dataset", "no such dataset"));
+            };
+            let found = data.shape();
+            if let Some(expected) = &part.source
+                && (expected.len() != found.len() || expected.iter().zip(&found).any(|(e, f)| (*f as u64) < *e))
+            {
+                let expected = format!("a source of shape {expected:?} or more");
+                return Err(Error::format(file, place, expected, format!("{found:?}")));
+            }
+            let values = found.iter().try_fold(1_u64, |n, d| n.checked_mul(*d as u64));
+            if part.source.is_none() && values.is_none_or(|n| n < part.covered) {
+                let expected = format!("a source of {} values", part.covered);
+                return Err(Error::format(file, place, expected, format!("{found:?}")));
+            }
+            check_parts(&path, &part.dataset, &data, depth + 1)?;
         }
-        let place = format!("{name}, part `{}` of `{}`", part.src_dataset, part.src_filename);
-        let path = if part.src_filename == "." { Some(file.to_owned()) } else { source_path(file, &part.src_filename) };
-        let Some(path) = path else {
-            return Err(Error::format(file, place, "the source of a virtual dataset", "no such file"));
-        };
-        let source = open(&path)?;
-        let Ok(data) = source.dataset(&part.src_dataset) else {
-            return Err(Error::format(file, place, "the source of a virtual dataset", "no such dataset"));
-        };
-        let (expected, found) = (part.src_extents.dims(), data.shape());
-        if expected.len() != found.len() || expected.iter().zip(&found).any(|(e, f)| f < e) {
-            return Err(Error::format(file, place, format!("shape {expected:?}"), format!("{found:?}")));
+        if mapped < elements as u64 {
+            let expected = format!("sources for all {elements} values of the virtual dataset");
+            return Err(Error::format(file, name, expected, format!("sources for {mapped}")));
         }
-        check_parts(&path, &part.src_dataset, &data, depth + 1)?;
-    }
-    if mapped < elements {
-        let expected = format!("sources for all {elements} values of the virtual dataset");
-        return Err(Error::format(file, name, expected, format!("sources for {mapped}")));
     }
     Ok(())
 }
@@ -205,7 +261,8 @@ fn source_path(file: &Path, name: &str) -> Option<PathBuf> {
     let folder = file.parent().unwrap_or(Path::new(""));
     let name = Path::new(name);
     let beside = name.file_name().map(|n| folder.join(n));
-    let candidates = [Some(name.to_owned()).filter(|n| n.is_absolute()), Some(folder.join(name)), beside, Some(name.to_owned())];
+    let candidates =
+        [Some(name.to_owned()).filter(|n| n.is_absolute()), Some(folder.join(name)), beside, Some(name.to_owned())];
     candidates.into_iter().flatten().find(|path| path.is_file())
 }
 
@@ -313,7 +370,10 @@ impl Hdf5Images {
     fn slice<T: H5Type>(&self, range: Range<usize>) -> Result<Vec<T>> {
         let read = match self.images.ndim() {
             3 => self.images.read_slice::<T, _, ndarray::Ix3>(s![range, .., ..]).map(|a| a.into_raw_vec_and_offset().0),
-            _ => self.images.read_slice::<T, _, ndarray::Ix4>(s![range, .., .., ..]).map(|a| a.into_raw_vec_and_offset().0),
+            _ => self
+                .images
+                .read_slice::<T, _, ndarray::Ix4>(s![range, .., .., ..])
+                .map(|a| a.into_raw_vec_and_offset().0),
         };
         read.map_err(|source| Error::Hdf5 { file: self.path.clone(), source })
     }
@@ -396,8 +456,11 @@ impl ImageSource for Hdf5Images {
             Kind::Unsigned => self.converted(range, whole, |v: u64| u8::try_from(v).ok())?,
             Kind::Floats => self.converted(range, pixels::FLOATS, float)?,
         };
-        Array4::from_shape_vec((count, self.dims.height, self.dims.width, 3), pixels::to_rgb(self.layout, self.dims, values))
-            .map_err(|e| Error::format(&self.path, &self.name, "images of one size", e.to_string()))
+        Array4::from_shape_vec(
+            (count, self.dims.height, self.dims.width, 3),
+            pixels::to_rgb(self.layout, self.dims, values),
+        )
+        .map_err(|e| Error::format(&self.path, &self.name, "images of one size", e.to_string()))
     }
 }
 
@@ -405,9 +468,8 @@ impl ImageSource for Hdf5Images {
 #[derive(Debug)]
 pub struct Hdf5Writer {
     target: PathBuf,
-    partial: AtomicPath,
-    file: ::hdf5::File,
     images: Dataset,
+    output: Output,
     at: usize,
     /// Images that do not fill a chunk yet: only whole chunks are written, so bytes do not depend on how images arrive.
     waiting: Vec<u8>,
@@ -420,18 +482,16 @@ impl Hdf5Writer {
     /// # Errors
     /// `Hdf5`.
     pub fn create(path: &Path, len: usize, dims: ImageDims) -> Result<Self> {
-        let partial = AtomicPath::create(path)?;
-        let failed = |source| Error::Hdf5 { file: path.to_owned(), source };
-        let file = create(&partial)?;
-        let images = file
-            .new_dataset::<u8>()
-            .shape((len, dims.height, dims.width, dims.channels))
-            .chunk((CHUNK.min(len.max(1)), dims.height, dims.width, dims.channels))
-            .deflate(GZIP)
-            .obj_track_times(false)
-            .create(IMAGES)
-            .map_err(failed)?;
-        Ok(Self { target: path.to_owned(), partial, file, images, at: 0, waiting: Vec::new(), dims })
+        let mut output = Output::create(path)?;
+        let images = output.dataset(|file| {
+            file.new_dataset::<u8>()
+                .shape((len, dims.height, dims.width, dims.channels))
+                .chunk((CHUNK.min(len.max(1)), dims.height, dims.width, dims.channels))
+                .deflate(GZIP)
+                .obj_track_times(false)
+                .create(IMAGES)
+        })?;
+        Ok(Self { target: path.to_owned(), images, output, at: 0, waiting: Vec::new(), dims })
     }
 
     /// Appends u8 `images [n, H, W, 3]`.
@@ -472,10 +532,10 @@ impl Hdf5Writer {
     /// # Errors
     /// `Hdf5`.
     pub fn i64(&mut self, name: &str, values: &[i64]) -> Result<()> {
-        let failed = |source| Error::Hdf5 { file: self.target.clone(), source };
-        let data =
-            self.file.new_dataset::<i64>().obj_track_times(false).shape(values.len()).create(name).map_err(failed)?;
-        data.write_raw(values).map_err(failed)
+        let data = self
+            .output
+            .dataset(|file| file.new_dataset::<i64>().obj_track_times(false).shape(values.len()).create(name))?;
+        data.write_raw(values).map_err(|source| Error::Hdf5 { file: self.target.clone(), source })
     }
 
     /// Adds a dataset of bytes.
@@ -483,10 +543,10 @@ impl Hdf5Writer {
     /// # Errors
     /// `Hdf5`.
     pub fn bytes(&mut self, name: &str, values: &[u8]) -> Result<()> {
-        let failed = |source| Error::Hdf5 { file: self.target.clone(), source };
-        let data =
-            self.file.new_dataset::<u8>().obj_track_times(false).shape(values.len()).create(name).map_err(failed)?;
-        data.write_raw(values).map_err(failed)
+        let data = self
+            .output
+            .dataset(|file| file.new_dataset::<u8>().obj_track_times(false).shape(values.len()).create(name))?;
+        data.write_raw(values).map_err(|source| Error::Hdf5 { file: self.target.clone(), source })
     }
 
     /// Closes the file and gives it its name.
@@ -496,10 +556,9 @@ impl Hdf5Writer {
     pub fn finish(mut self) -> Result<()> {
         let rest = std::mem::take(&mut self.waiting);
         self.write(rest)?;
-        let Self { target, partial, file, images, .. } = self;
+        let Self { images, output, .. } = self;
         drop(images);
-        file.close().map_err(|source| Error::Hdf5 { file: target.clone(), source })?;
-        Ok(partial.commit()?)
+        output.finish()
     }
 }
 
@@ -561,5 +620,240 @@ mod tests {
         let path = dir.path().join("x.h5");
         fs_err::write(&path, b"\x89HDF\r\n\x1a\n broken").unwrap();
         assert!(crate::batch::open(&path).err().expect("opens").to_string().contains("x.h5"));
+    }
+
+    fn images(n: usize) -> Array4<u8> {
+        Array4::from_shape_fn((n, 4, 5, 3), |(i, y, x, c)| u8::try_from((i * 50 + y * 9 + x * 3 + c) % 256).unwrap())
+    }
+
+    fn failure(path: &Path) -> String {
+        crate::batch::open(path).err().expect("opens").to_string()
+    }
+
+    #[test]
+    fn a_user_block_may_come_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.mat");
+        let mut builder = ::hdf5::FileBuilder::new();
+        builder.with_fcpl(|p| p.userblock(2048));
+        let file = builder.create(&path).unwrap();
+        file.new_dataset::<u8>().shape((3, 4, 5, 3)).create("images").unwrap().write(&images(3)).unwrap();
+        drop(file);
+        let mut bytes = fs_err::read(&path).unwrap();
+        bytes[..20].copy_from_slice(b"MATLAB 7.3 MAT-file ");
+        fs_err::write(&path, bytes).unwrap();
+        assert_eq!(crate::batch::open(&path).unwrap().read(0..3).unwrap(), images(3));
+    }
+
+    #[test]
+    fn types_and_layouts_are_those_of_npz() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        let rgb = images(4);
+        let grey = rgb.slice(s![.., .., .., 0]).to_owned();
+        let expected = grey.clone().insert_axis(ndarray::Axis(3)).broadcast((4, 4, 5, 3)).unwrap().to_owned();
+        fn write<T: H5Type>(path: &Path, array: ndarray::ArrayViewD<'_, T>) {
+            let file = ::hdf5::File::create(path).unwrap();
+            file.new_dataset::<T>().shape(array.shape()).create("images").unwrap().write(array).unwrap();
+        }
+        let read = || crate::batch::open(&path).and_then(|mut s| s.read(0..4));
+        write(&path, grey.view().into_dyn());
+        assert_eq!(read().unwrap(), expected);
+        write(&path, rgb.view().permuted_axes([0, 3, 1, 2]).as_standard_layout().view().into_dyn());
+        assert_eq!(read().unwrap(), rgb);
+        write(&path, grey.mapv(i32::from).view().into_dyn());
+        assert_eq!(read().unwrap(), expected);
+        write(&path, grey.mapv(u64::from).view().into_dyn());
+        assert_eq!(read().unwrap(), expected);
+        write(&path, grey.mapv(f32::from).view().into_dyn());
+        assert_eq!(read().unwrap(), expected);
+        write(&path, grey.mapv(|v| f32::from(v) / 255.0).view().into_dyn());
+        assert!(failure(&path).contains("astype('uint8')"));
+        write(&path, grey.mapv(|v| i16::from(v) + 100).view().into_dyn());
+        let text = read().unwrap_err().to_string();
+        assert!(text.contains("images, value [") && text.contains("pixels from 0 to 255"), "{text}");
+    }
+
+    #[test]
+    fn half_written_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        let file = ::hdf5::File::create(&path).unwrap();
+        let data = file.new_dataset::<u8>().shape((16, 4, 5, 3)).chunk((4, 4, 5, 3)).create("images").unwrap();
+        data.write_slice(&images(8), s![..8, .., .., ..]).unwrap();
+        drop((data, file));
+        let text = failure(&path);
+        assert!(text.contains("images: expected 4 chunks, found 2"), "{text}");
+        let file = ::hdf5::File::create(&path).unwrap();
+        file.new_dataset::<u8>().shape((16, 4, 5, 3)).create("images").unwrap();
+        drop(file);
+        assert!(failure(&path).contains("never written"));
+    }
+
+    #[test]
+    fn virtual_datasets_need_all_their_sources() {
+        let dir = tempfile::tempdir().unwrap();
+        let part = |i: usize| dir.path().join(format!("part{i}.h5"));
+        let write_part = |i: usize, rows: usize| {
+            let file = ::hdf5::File::create(part(i)).unwrap();
+            let rows = images(8).slice(s![4 * i..4 * i + rows, .., .., ..]).to_owned();
+            file.new_dataset::<u8>().shape(rows.dim()).create("x").unwrap().write(&rows).unwrap();
+        };
+        let whole = dir.path().join("whole.h5");
+        let write_whole = |parts: usize| {
+            let file = ::hdf5::File::create(&whole).unwrap();
+            let mut builder = file.new_dataset::<u8>().shape((8, 4, 5, 3));
+            for i in 0..parts {
+                let name = format!("part{i}.h5");
+                builder =
+                    builder.virtual_map(name, "x", (4, 4, 5, 3), .., (8, 4, 5, 3), (4 * i..4 * i + 4, .., .., ..));
+            }
+            builder.create("images").unwrap();
+        };
+        write_part(0, 4);
+        write_part(1, 4);
+        write_whole(2);
+        assert_eq!(crate::batch::open(&whole).unwrap().read(0..8).unwrap(), images(8));
+        write_part(1, 3);
+        assert!(
+            failure(&whole).contains("`part1.h5`: expected a source of 240 values, found [3, 4, 5, 3]"),
+            "{}",
+            failure(&whole)
+        );
+        write_part(1, 4);
+        let file = ::hdf5::File::create(&whole).unwrap();
+        let map = ("part1.h5", "x", (6, 4, 5, 3), (2..6, .., .., ..), (4, 4, 5, 3), (..4, .., .., ..));
+        let builder =
+            file.new_dataset::<u8>().shape((4, 4, 5, 3)).virtual_map(map.0, map.1, map.2, map.3, map.4, map.5);
+        builder.create("images").unwrap();
+        drop((builder, file));
+        let text = failure(&whole);
+        assert!(text.contains("expected a source of shape [6, 4, 5, 3] or more, found [4, 4, 5, 3]"), "{text}");
+        write_whole(2);
+        fs_err::remove_file(part(1)).unwrap();
+        assert!(failure(&whole).contains("`part1.h5`: expected the source of a virtual dataset, found no such file"));
+        write_whole(1);
+        assert!(failure(&whole).contains("sources for all 480 values of the virtual dataset, found sources for 240"));
+    }
+
+    #[test]
+    fn external_files_must_hold_all_their_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, raw) = (dir.path().join("x.h5"), dir.path().join("raw.bin"));
+        let pixels: Vec<u8> = images(2).iter().copied().collect();
+        fs_err::write(&raw, &pixels).unwrap();
+        let write = |name: &str| {
+            let file = ::hdf5::File::create(&path).unwrap();
+            file.new_dataset::<u8>().external(name, 0, 120).shape((2, 4, 5, 3)).create("images").unwrap();
+        };
+        write(raw.to_str().unwrap());
+        assert_eq!(crate::batch::open(&path).unwrap().read(0..2).unwrap(), images(2));
+        fs_err::write(&raw, &pixels[..100]).unwrap();
+        assert!(failure(&path).contains("expected 120 bytes in the external file"), "{}", failure(&path));
+        write("raw.bin");
+        let text = failure(&path);
+        assert!(
+            text.contains("`raw.bin`, relative to the current folder") && text.contains("run d2o in that folder"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn claimed_sizes_are_checked_before_memory_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        const HUGE: usize = 1_000_000_000_000;
+        let file = ::hdf5::File::create(&path).unwrap();
+        file.new_dataset::<u8>().shape((HUGE, 4, 5, 3)).chunk((1 << 20, 4, 5, 3)).create("images").unwrap();
+        drop(file);
+        assert!(fs_err::metadata(&path).unwrap().len() < 10_000);
+        assert!(failure(&path).contains("chunks, found 0"));
+        let file = ::hdf5::File::create(&path).unwrap();
+        file.new_dataset::<u8>().shape((2, 4, 5, 3)).create("images").unwrap().write(&images(2)).unwrap();
+        file.new_dataset::<i64>().shape(HUGE).chunk(1 << 20).create("labels").unwrap();
+        drop(file);
+        let mut source = crate::batch::open(&path).unwrap();
+        assert_eq!(source.label_problem(), Some("`labels` has 1000000000000 rows for 2 images"));
+        assert_eq!(source.read(0..2).unwrap(), images(2));
+        drop(source);
+        for name in ["labels", "image_sha256", "features"] {
+            let file = ::hdf5::File::create(&path).unwrap();
+            let rows = if name == "image_sha256" { HUGE } else { 2 };
+            let data = file.new_dataset::<f32>().shape((rows, 3)).chunk((2, 3)).create("features").unwrap();
+            match name {
+                "labels" => file.new_dataset::<i64>().shape(HUGE).chunk(1 << 20).create(name).map(drop).unwrap(),
+                "image_sha256" => {
+                    file.new_dataset::<u8>().shape((HUGE, 32)).chunk((1, 32)).create(name).map(drop).unwrap()
+                }
+                _ => {}
+            }
+            if name == "labels" {
+                data.write_raw(&[0.5_f32; 6]).unwrap();
+            }
+            drop((data, file));
+            match crate::features::FeatureFile::open(&path) {
+                Ok(found) => assert!(found.label_problem().is_some_and(|p| p.contains("rows for 2 images"))),
+                Err(e) => assert!(e.to_string().contains("features: expected"), "{e}"),
+            }
+        }
+    }
+
+    #[test]
+    fn labels_are_classes_or_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        let open = |labels: &dyn Fn(&::hdf5::File)| {
+            let file = ::hdf5::File::create(&path).unwrap();
+            file.new_dataset::<u8>().shape((4, 4, 5, 3)).create("images").unwrap().write(&images(4)).unwrap();
+            labels(&file);
+            drop(file);
+            let mut source = crate::batch::open(&path).unwrap();
+            assert_eq!(source.read(0..4).unwrap(), images(4));
+            (source.labels().map(<[i64]>::to_vec), source.label_problem().unwrap_or_default().to_owned())
+        };
+        let classes = Some(vec![0, 1, 2, 1]);
+        fn put<T: H5Type>(file: &::hdf5::File, shape: &[usize], values: &[T]) {
+            file.new_dataset::<T>().shape(shape).create("labels").unwrap().write_raw(values).unwrap();
+        }
+        assert_eq!(open(&|f| put(f, &[4], &[0_u8, 1, 2, 1])).0, classes);
+        assert_eq!(open(&|f| put(f, &[4, 1], &[0_i32, 1, 2, 1])).0, classes);
+        assert_eq!(open(&|f| put(f, &[4], &[0.0_f32, 1.0, 2.0, 1.0])).0, classes);
+        assert_eq!(open(&|f| put(f, &[4], &[0_u64, 1, 2, 1])).0, classes);
+        assert_eq!(open(&|f| put(f, &[4], &[false, true, true, false])).0, Some(vec![0, 1, 1, 0]));
+        assert_eq!(open(&|f| put(f, &[4, 2], &[1_u8, 0, 0, 1, 1, 0, 1, 0])).0, Some(vec![0, 1, 0, 0]));
+        for (found, text) in [
+            (open(&|f| put(f, &[4], &[0.7_f64, 1.2, 2.9, 0.1])), "row 0 of `labels` is 0.7"),
+            (open(&|f| put(f, &[4, 6], &[0.5_f64; 24])), "not one-hot"),
+            (open(&|f| put(f, &[3], &[0_i64; 3])), "3 rows for 4 images"),
+            (open(&|f| put(f, &[4], &[u64::MAX; 4])), "18446744073709551615"),
+            (open(&|f| put(f, &[4], &[0_i64, -1, 0, 0])), "is -1"),
+            (open(&|f| put(f, &[4], &[::hdf5::types::FixedAscii::<3>::default(); 4])), "`labels` holds"),
+        ] {
+            assert!(found.0.is_none() && found.1.contains(text), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn several_image_datasets_need_a_choice_and_features_are_no_images() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        let file = ::hdf5::File::create(&path).unwrap();
+        file.new_dataset::<u8>().shape((2, 4, 5, 3)).create("images").unwrap().write(&images(2)).unwrap();
+        let group = file.create_group("more").unwrap();
+        group.new_dataset::<u8>().shape((1, 4, 5, 3)).create("fake").unwrap().write(&images(1)).unwrap();
+        file.new_dataset::<u8>().shape((1, 4, 5, 3)).create("masks").unwrap().write(&images(1)).unwrap();
+        drop((file, group));
+        let text = failure(&path);
+        assert!(text.contains("x.h5::images") && text.contains("`masks` uint8 [1, 4, 5, 3]"), "{text}");
+        let named = |name: &str| crate::batch::open(&dir.path().join(format!("x.h5::{name}")));
+        assert_eq!(named("images").unwrap().len(), 2);
+        assert_eq!(named("more/fake").unwrap().read(0..1).unwrap(), images(1));
+        let text = named("none").err().unwrap().to_string();
+        assert!(text.contains("found only images"), "{text}");
+        let file = ::hdf5::File::create(&path).unwrap();
+        file.new_dataset::<f32>().shape((2, 3)).create("features").unwrap().write_raw(&[0_f32; 6]).unwrap();
+        drop(file);
+        let text = failure(&path);
+        assert!(text.contains("expected images, found features of images: `features` float32 [2, 3]"), "{text}");
     }
 }

@@ -98,13 +98,7 @@ fn read(
     Ok((bytes, complete))
 }
 
-fn whole(
-    path: &Path,
-    archive: &mut ZipArchive<SharedFile>,
-    name: &str,
-    index: usize,
-    limit: u64,
-) -> Result<Vec<u8>> {
+fn whole(path: &Path, archive: &mut ZipArchive<SharedFile>, name: &str, index: usize, limit: u64) -> Result<Vec<u8>> {
     match read(path, archive, name, index, limit)? {
         (bytes, true) => Ok(bytes),
         (_, false) => Err(Error::format(path, name, format!("at most {limit} bytes"), "more")),

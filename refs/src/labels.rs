@@ -322,7 +322,8 @@ mod tests {
 
     #[test]
     fn json_labels_are_classes_only_where_every_image_has_one() {
-        let read = |labels: &str| of_json(format!(r#"{{"labels": {labels}, "d2o": {{"x": [1]}}}}"#).as_bytes(), &["a", "b"]);
+        let read =
+            |labels: &str| of_json(format!(r#"{{"labels": {labels}, "d2o": {{"x": [1]}}}}"#).as_bytes(), &["a", "b"]);
         let classes = |v: &[i64]| Labels::Classes(v.to_vec());
         assert_eq!(read(r#"[["a", 3], ["b", 1]]"#), classes(&[3, 1]));
         assert_eq!(read(r#"[["a", 3.0], ["b", 1.0], ["c", "other"]]"#), classes(&[3, 1]));

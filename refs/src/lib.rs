@@ -17,6 +17,7 @@ pub mod stats;
 
 mod labels;
 mod pixels;
+mod virtual_map;
 
 pub use error::{Error, Result};
 pub use labels::folders_are_classes;

@@ -277,8 +277,8 @@ pub(crate) fn read_as<T>(
     let (mut block, mut values) = (vec![0; BLOCK / size * size], Vec::new());
     while left > 0 {
         let wanted = usize::try_from(left).map_or(block.len(), |left| left.min(block.len()));
-        let filled = fill(reader, &mut block[..wanted])
-            .map_err(|e| Error::format(file, place, "array data", e.to_string()))?;
+        let filled =
+            fill(reader, &mut block[..wanted]).map_err(|e| Error::format(file, place, "array data", e.to_string()))?;
         if filled < wanted {
             let found = header.bytes() - left + filled as u64;
             let expected = format!("{} bytes of data", header.bytes());

@@ -254,7 +254,10 @@ impl Pack {
         };
         if !npz.contains(&name) {
             let show = |(n, h): &(String, Result<Header>)| match h {
-                Ok(header) => format!("`{n}` {header}"),
+                Ok(header) => match pixels::layout(&header.shape) {
+                    Err(problem) if (3..=4).contains(&header.shape.len()) => format!("`{n}` {header}: {problem}"),
+                    _ => format!("`{n}` {header}"),
+                },
                 Err(_) => format!("`{n}`"),
             };
             let found = format!("only {}", headers.iter().map(show).collect::<Vec<_>>().join(", "));
@@ -361,7 +364,8 @@ impl Pack {
         if let Some(expected) = self.place.crc.filter(|_| reader.whole) {
             let found = reader.crc.finalize();
             if found != expected {
-                let (expected, found) = (format!("data of CRC-32 {expected:08x}"), format!("{found:08x}: damaged data"));
+                let (expected, found) =
+                    (format!("data of CRC-32 {expected:08x}"), format!("{found:08x}: damaged data"));
                 return Err(Error::format(&self.path, &self.array, expected, found));
             }
             self.verified = true;
@@ -377,7 +381,8 @@ impl Pack {
             Some((at, reader)) if at <= start => (at, reader),
             // What was checked once need not be read from the start again.
             _ if self.verified && !self.place.deflated => {
-                let place = Place { start: self.place.start + offset, stored: self.place.stored - offset, ..self.place };
+                let place =
+                    Place { start: self.place.start + offset, stored: self.place.stored - offset, ..self.place };
                 return Ok(Checked { whole: false, ..open_at(&self.path, place)? });
             }
             _ => {
@@ -425,7 +430,12 @@ impl Pack {
                 .map_err(|e| Error::format(&self.path, &self.array, "all rows of the array", e.to_string()))?;
             if filled < count {
                 let rows = range.start as u64 + (wanted - left + filled as u64) / self.row().max(1);
-                return Err(Error::format(&self.path, &self.array, format!("{} rows", self.len), format!("{rows} rows")));
+                return Err(Error::format(
+                    &self.path,
+                    &self.array,
+                    format!("{} rows", self.len),
+                    format!("{rows} rows"),
+                ));
             }
             let before = pixels.len();
             npy::to_pixels(&self.header, &block, &mut pixels).map_err(|(index, found)| {
@@ -626,6 +636,7 @@ impl NpzWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fs_err as fs;
     use ndarray::{Array1, Array2};
 
     fn pack(path: &Path, n: usize) -> Array4<u8> {
@@ -683,5 +694,280 @@ mod tests {
         assert_eq!(npz.names(), ["mu", "sigma"]);
         assert_eq!(npz.f64("sigma").unwrap(), sigma.into_dyn());
         assert!(npz.f64("mu_s").unwrap_err().to_string().contains("only mu, sigma"));
+    }
+
+    fn npy(descr: &str, fortran: bool, shape: &[usize], data: &[u8]) -> Vec<u8> {
+        let order = if fortran { "True" } else { "False" };
+        let shape = shape.iter().map(|n| format!("{n},")).collect::<String>();
+        let mut text = format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': ({shape}), }}");
+        text.push_str(&" ".repeat(63 - (10 + text.len()) % 64));
+        text.push('\n');
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend(u16::try_from(text.len()).unwrap().to_le_bytes());
+        bytes.extend(text.as_bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    fn archive(path: &Path, deflated: bool, arrays: &[(&str, Vec<u8>)]) {
+        let mut zip = zip::ZipWriter::new(fs::File::create(path).unwrap());
+        let method = if deflated { CompressionMethod::Deflated } else { CompressionMethod::Stored };
+        for (name, bytes) in arrays {
+            let options = zip::write::SimpleFileOptions::default().compression_method(method);
+            zip.start_file(format!("{name}.npy"), options).unwrap();
+            zip.write_all(bytes).unwrap();
+        }
+        zip.finish().unwrap();
+    }
+
+    /// Four grey images, 5 high and 2 wide.
+    fn greys() -> Array4<u8> {
+        Array4::from_shape_fn((4, 5, 2, 1), |(i, y, x, _)| u8::try_from(50 * i + 9 * y + x).unwrap())
+    }
+
+    #[test]
+    fn every_dtype_order_and_layout_gives_the_same_images() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npz");
+        let grey = greys();
+        let expected = grey.broadcast((4, 5, 2, 3)).unwrap();
+        let check = |what: &str, bytes: Vec<u8>| {
+            for deflated in [false, true] {
+                archive(&path, deflated, &[("x", bytes.clone())]);
+                let mut source = crate::batch::open(&path).unwrap_or_else(|e| panic!("{what}: {e}"));
+                for range in [0..4, 2..3, 1..4, 0..2] {
+                    let found = source.read(range.clone()).unwrap_or_else(|e| panic!("{what}: {e}"));
+                    assert_eq!(found, expected.slice(ndarray::s![range, .., .., ..]), "{what}");
+                }
+                source.verify().unwrap();
+            }
+            let npy = dir.path().join("x.npy");
+            fs::write(&npy, &bytes).unwrap();
+            assert_eq!(crate::batch::open(&npy).unwrap().read(0..4).unwrap(), expected, "{what}");
+        };
+        let data: Vec<u8> = grey.iter().copied().collect();
+        let wide = |size: usize, big: bool| -> Vec<u8> {
+            let put = |v: &u8| {
+                let mut b = vec![0; size];
+                b[if big { size - 1 } else { 0 }] = *v;
+                b
+            };
+            data.iter().flat_map(put).collect()
+        };
+        for (kind, size) in [("u", 1), ("u", 2), ("u", 4), ("u", 8), ("i", 2), ("i", 4), ("i", 8)] {
+            for (order, big) in [("<", false), (">", true)] {
+                let descr = format!("{order}{kind}{size}");
+                check(&descr, npy(&descr, false, &[4, 5, 2], &wide(size, big)));
+            }
+        }
+        for (descr, bytes) in [
+            ("<f2", data.iter().flat_map(|v| half::f16::from(*v).to_le_bytes()).collect::<Vec<_>>()),
+            (">f2", data.iter().flat_map(|v| half::f16::from(*v).to_be_bytes()).collect()),
+            ("<f4", data.iter().flat_map(|v| f32::from(*v).to_le_bytes()).collect()),
+            (">f8", data.iter().flat_map(|v| f64::from(*v).to_be_bytes()).collect()),
+        ] {
+            check(descr, npy(descr, false, &[4, 5, 2], &bytes));
+        }
+        let rgb: Vec<u8> = expected.iter().copied().collect();
+        check("NHWC", npy("|u1", false, &[4, 5, 2, 3], &rgb));
+        check("NHW1", npy("|u1", false, &[4, 5, 2, 1], &data));
+        let first: Vec<u8> = expected.permuted_axes([0, 3, 1, 2]).iter().copied().collect();
+        check("N3HW", npy("|u1", false, &[4, 3, 5, 2], &first));
+        check("N1HW", npy("|u1", false, &[4, 1, 5, 2], &data));
+        let rgba: Vec<u8> = data.iter().flat_map(|v| [*v, *v, *v, 77]).collect();
+        check("RGBA", npy("|u1", false, &[4, 5, 2, 4], &rgba));
+        let fortran: Vec<u8> = expected.permuted_axes([3, 2, 1, 0]).iter().copied().collect();
+        check("Fortran", npy("|u1", true, &[4, 5, 2, 3], &fortran));
+        let fortran: Vec<u8> = grey.view().permuted_axes([3, 2, 1, 0]).iter().flat_map(|v| [0, *v]).collect();
+        check("Fortran >u2", npy(">u2", true, &[4, 5, 2], &fortran));
+    }
+
+    #[test]
+    fn values_that_are_not_pixels_are_refused_by_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npz");
+        let fails = |descr: &str, fortran: bool, data: &[u8]| {
+            archive(&path, false, &[("x", npy(descr, fortran, &[2, 3, 2], data))]);
+            let found = crate::batch::open(&path).and_then(|mut s| s.read(0..2).and_then(|_| s.read(1..2)));
+            found.unwrap_err().to_string()
+        };
+        let mut ints = [7_i16; 12];
+        ints[9] = 256;
+        let bytes = |v: &[i16; 12]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
+        let text = fails("<i2", false, &bytes(&ints));
+        assert!(text.contains("x, value [1, 1, 1]: expected pixels from 0 to 255, found 256"), "{text}");
+        let text = fails("<i2", true, &bytes(&ints));
+        assert!(text.contains("value [1, 1, 1]"), "{text}");
+        ints[9] = -1;
+        assert!(fails("<i2", false, &bytes(&ints)).contains("found -1"));
+        let floats = |v: &[f32; 12]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
+        let mut values = [9.0_f32; 12];
+        values[11] = 0.5;
+        let text = fails("<f4", false, &floats(&values));
+        assert!(
+            text.contains("value [1, 2, 1]") && text.contains("astype('uint8')") && text.contains("found 0.5"),
+            "{text}"
+        );
+        for bad in [f32::NAN, 256.0, -1.0, f32::INFINITY] {
+            values[11] = bad;
+            assert!(fails("<f4", false, &floats(&values)).contains("[0, 1]"));
+        }
+        assert!(fails("<f4", false, &floats(&[1.0; 12])).contains("floats of 0 and 1 only"));
+        assert!(fails("|b1", false, &[1; 12]).contains("booleans"));
+        for (shape, text) in [
+            (&[3_usize, 2, 2, 1, 1][..], "no channel axis"),
+            (&[2, 2, 3], "without the axis N"),
+            (&[12], "no channel axis"),
+        ] {
+            let npy = npy("|u1", false, shape, &[1; 12]);
+            fs::write(dir.path().join("x.npy"), &npy).unwrap();
+            let found = crate::batch::open(&dir.path().join("x.npy")).err().unwrap().to_string();
+            assert!(found.contains(text), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_crc_is_found_by_whoever_reads_to_the_end_or_verifies() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npz");
+        let data: Vec<u8> = greys().iter().copied().collect();
+        for (deflated, fortran) in [(false, false), (true, false), (false, true)] {
+            archive(&path, deflated, &[("x", npy("|u1", fortran, &[4, 5, 2], &data))]);
+            let mut bytes = fs::read(&path).unwrap();
+            // The CRC-32 of the central directory is the one that is compared.
+            let at = bytes.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+            bytes[at + 16] ^= 1;
+            fs::write(&path, &bytes).unwrap();
+            let open = || crate::batch::open(&path).unwrap();
+            let text = open().read(0..4).unwrap_err().to_string();
+            assert!(text.contains("x.npz") && text.contains(": x:") && text.contains("CRC-32"), "{text}");
+            if !fortran {
+                let mut source = open();
+                source.read(0..1).unwrap();
+                source.read(1..2).unwrap();
+                assert!(source.read(2..4).is_err());
+                let mut source = open();
+                source.read(1..2).unwrap();
+                source.read(0..1).unwrap();
+                assert!(source.verify().unwrap_err().to_string().contains("CRC-32"));
+            }
+        }
+        let mut writer = NpzWriter::create(&path).unwrap();
+        writer.f64("mu", Array1::zeros(2).view().into_dyn()).unwrap();
+        writer.f64("sigma", Array2::<f64>::eye(2).view().into_dyn()).unwrap();
+        writer.finish().unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        let at = bytes.windows(8).rposition(|w| w == 1.0_f64.to_le_bytes()).unwrap();
+        bytes[at] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let text = crate::stats::ReferenceStats::read(&path).unwrap_err().to_string();
+        assert!(text.contains("sigma") && text.contains("CRC-32"), "{text}");
+    }
+
+    #[test]
+    fn several_image_arrays_need_a_choice() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.npz");
+        let data: Vec<u8> = greys().iter().copied().collect();
+        let labels = |n: usize| npy("|u1", false, &[n, 1], &vec![1; n]);
+        archive(
+            &path,
+            false,
+            &[
+                ("train_images", npy("|u1", false, &[4, 5, 2], &data)),
+                ("val_images", npy("|u1", false, &[2, 5, 2, 1], &data[20..])),
+                ("train_labels", labels(4)),
+                ("val_labels", labels(2)),
+                ("noise", npy("<f4", false, &[1, 3, 2, 2], &[0; 48])),
+            ],
+        );
+        let text = crate::batch::open(&path).err().unwrap().to_string();
+        assert!(text.contains("m.npz::train_images") && text.contains("`val_images` |u1 [2, 5, 2, 1]"), "{text}");
+        assert!(!text.contains("noise") && text.contains("2: `train"), "{text}");
+        let named = |name: &str| dir.path().join(format!("m.npz::{name}"));
+        let mut source = crate::batch::open(&named("val_images")).unwrap();
+        assert_eq!((source.len(), source.labels()), (2, Some(&[1, 1][..])));
+        assert_eq!(source.read(1..2).unwrap()[[0, 0, 1, 2]], data[31]);
+        let hash = |path: &Path| crate::batch::container_sha256(path).unwrap();
+        assert_ne!(hash(&named("val_images")), hash(&named("train_images")));
+        let text = crate::batch::open(&named("test_images")).err().unwrap().to_string();
+        assert!(text.contains("`test_images`") && text.contains("`noise` <f4"), "{text}");
+        fs::copy(&path, named("val_images")).unwrap();
+        let text = crate::batch::open(&named("val_images")).err().unwrap().to_string();
+        assert!(text.contains("2: `train_images`"), "a path that exists comes first: {text}");
+        archive(
+            &path,
+            false,
+            &[("arr_0", npy("|u1", false, &[4, 5, 2], &data)), ("arr_1", npy("|u1", false, &[4, 5, 2], &data))],
+        );
+        assert!(crate::batch::open(&path).err().unwrap().to_string().contains("`arr_1` |u1"));
+        let mut source = crate::batch::open(&named("arr_0")).unwrap();
+        assert!(source.labels().is_none() && source.label_problem().is_none() && source.read(0..4).is_ok());
+        assert!(crate::batch::open(&dir.path().join("absent::x")).is_err());
+    }
+
+    #[test]
+    fn label_arrays_of_any_type_leave_the_images_usable() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npz");
+        let data: Vec<u8> = greys().iter().copied().collect();
+        let read = |descr: &str, shape: &[usize], bytes: &[u8]| {
+            archive(
+                &path,
+                true,
+                &[(IMAGES, npy("|u1", false, &[4, 5, 2], &data)), (LABELS, npy(descr, false, shape, bytes))],
+            );
+            let mut source = crate::batch::open(&path).unwrap();
+            source.read(0..4).unwrap();
+            (source.labels().map(<[i64]>::to_vec), source.label_problem().map(str::to_owned))
+        };
+        let classes = vec![0_i64, 1, 2, 1];
+        for (descr, size) in
+            [("|u1", 1), ("|i1", 1), ("<u2", 2), ("<i2", 2), (">u4", 4), ("<i4", 4), (">i8", 8), ("<u8", 8)]
+        {
+            let put = |v: &i64| {
+                let b = v.to_le_bytes()[..size].to_vec();
+                if descr.starts_with('>') { b.into_iter().rev().collect() } else { b }
+            };
+            let bytes: Vec<u8> = classes.iter().flat_map(put).collect();
+            for shape in [&[4][..], &[4, 1]] {
+                assert_eq!(read(descr, shape, &bytes), (Some(classes.clone()), None), "{descr}");
+            }
+        }
+        let floats = |v: &[f32]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
+        assert_eq!(read("<f4", &[4], &floats(&[0.0, 1.0, 2.0, 1.0])).0, Some(classes.clone()));
+        let one_hot = [1., 0., 0., 0., 1., 0., 0., 0., 1., 0., 1., 0.];
+        assert_eq!(read("<f4", &[4, 3], &floats(&one_hot)).0, Some(classes));
+        assert_eq!(read("|b1", &[4], &[0, 1, 1, 0]).0, Some(vec![0, 1, 1, 0]));
+        for (descr, shape, bytes, text) in [
+            ("<f4", &[4][..], floats(&[0.75, 1.2, 2.9, 0.1]), "row 0 of `arr_1` is 0.75"),
+            ("|i1", &[4], vec![0, 255, 0, 0], "row 1 of `arr_1` is -1"),
+            ("|u1", &[3], vec![0; 3], "3 rows for 4 images"),
+            ("<U1", &[4], vec![0; 16], "strings, <U1"),
+            ("|O", &[4], vec![0; 16], "Python objects, |O"),
+            ("<u8", &[4], [0xff; 32].to_vec(), "18446744073709551615"),
+        ] {
+            let (classes, problem) = read(descr, shape, &bytes);
+            assert!(classes.is_none() && problem.as_ref().is_some_and(|p| p.contains(text)), "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn large_integers_and_feature_matrices_are_exact() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npz");
+        let (signed, seeds) = ([(1_i64 << 53) + 1, i64::MIN], [u64::MAX, (1 << 53) + 1]);
+        let mut writer = NpzWriter::create(&path).unwrap();
+        writer.i64("signed", &signed).unwrap();
+        writer.u64("seeds", &seeds).unwrap();
+        writer.bytes("bytes", b"{}").unwrap();
+        let x = Array2::from_shape_fn((300, 200), |(i, j)| (i * j) as f32 / 7.0);
+        writer.f32("x", x.view().into_dyn()).unwrap();
+        writer.finish().unwrap();
+        let mut npz = Npz::open(&path).unwrap();
+        assert_eq!((npz.i64("signed").unwrap(), npz.u64("seeds").unwrap()), (signed.to_vec(), seeds.to_vec()));
+        assert!(npz.i64("seeds").is_err() && npz.u64("signed").is_err() && npz.f64("seeds").is_err());
+        assert_eq!((npz.bytes("bytes").unwrap(), npz.f32("x").unwrap()), (b"{}".to_vec(), x.into_dyn()));
+        assert!(npz.bytes("x").is_err());
     }
 }

@@ -6,7 +6,8 @@ use crate::batch::ImageDims;
 use crate::error::{Error, Result};
 
 /// Image arrays that are read.
-pub(crate) const EXPECTED: &str = "images of shape [N, H, W, 3], [N, H, W, 1], [N, H, W], [N, H, W, 4], [N, 3, H, W] or [N, 1, H, W]";
+pub(crate) const EXPECTED: &str =
+    "images of shape [N, H, W, 3], [N, H, W, 1], [N, H, W], [N, H, W, 4], [N, 3, H, W] or [N, 1, H, W]";
 /// Why floats are refused, and what to do.
 pub(crate) const FLOATS: &str = "whole numbers from 0 to 255 (whether float images range over [0, 1], [-1, 1] or [0, 255] cannot be inferred \
      safely; save them as u8, e.g. (x * 255).round().astype('uint8') for [0, 1])";
