@@ -77,7 +77,7 @@ pub fn render(error: &anyhow::Error) -> String {
     let (mut lines, mut hints): (Vec<String>, Vec<&str>) = (Vec::new(), Vec::new());
     walk(error, &mut |cause| {
         let text = cause.to_string();
-        if !lines.iter().any(|line| *line == text) && !lines.last().is_some_and(|line| line.ends_with(&text)) {
+        if !lines.contains(&text) && !lines.last().is_some_and(|line| line.ends_with(&text)) {
             lines.push(text);
         }
         if let Some(Hint { hint, .. }) = cause.downcast_ref()

@@ -209,13 +209,25 @@ fn draws_are_those_of_generate() {
     let dir = dir.path();
     for rng in ["torch-cpu", "torch-cuda"] {
         let made = ["generate", "g.onnx", "--seeds", "5-9", "--rng", rng, "--save-latents", "l.npz", "--out", "s.npz"];
-        d2o(dir, &made);
+        d2o(dir, &[&made[..], &["--overwrite"]].concat());
         // The network has images of 16 pixels and classes.
         d2o(
             dir,
             &[
-                "draw", "--seeds", "5-9", "--rng", rng, "--draw", "f32:768", "--draw", "i7", "--draw", "f64:5",
-                "--out", "d.npz",
+                "draw",
+                "--seeds",
+                "5-9",
+                "--rng",
+                rng,
+                "--draw",
+                "f32:768",
+                "--draw",
+                "i7",
+                "--draw",
+                "f64:5",
+                "--out",
+                "d.npz",
+                "--overwrite",
             ],
         );
         let open = |name: &str| d2o_refs::npz::Npz::open(&dir.join(name)).unwrap();
@@ -227,7 +239,7 @@ fn draws_are_those_of_generate() {
         assert_eq!(draws.i64("seeds").unwrap(), [5, 6, 7, 8, 9]);
     }
     let draw = ["draw", "--seeds", "0", "--rng", "torch-cuda", "--draw", "f32:196608", "--out", "d.npz"];
-    d2o(dir, &[&draw[..], &["--rng-gpu", "a100"]].concat());
+    d2o(dir, &[&draw[..], &["--rng-gpu", "a100", "--overwrite"]].concat());
     if cuda::devices().unwrap().is_empty() {
         fs::remove_file(dir.join("d.npz")).unwrap();
         let outcome = attempt(dir, &draw);

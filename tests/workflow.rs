@@ -144,7 +144,7 @@ fn cuda_is_used_or_refused_with_what_is_missing() {
     let outcome = d2o(dir.path(), &auto);
     assert!(outcome.stderr.contains(if usable { "(ort-cuda)" } else { "(ort-cpu)" }), "{outcome}");
     // A build for CUDA on a machine without it: the fall-back is told to batch jobs too.
-    let outcome = d2o(dir.path(), &[&auto[..], &["--quiet"]].concat());
+    let outcome = d2o(dir.path(), &[&auto[..], &["--quiet", "--overwrite"]].concat());
     assert_eq!(outcome.stderr.contains("running on the CPU"), gpu_build && !usable, "{outcome}");
 }
 

@@ -75,7 +75,7 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
         let drawn = drawer.join().map_err(|_| anyhow::anyhow!("drawing failed"))?;
         computed?;
         drawn?;
-        written
+        written.with_context(|| format!("cannot write `{}`", args.out.display()))
     })?;
     progress.finish();
     let Some([not_finite, constant]) = faults else {

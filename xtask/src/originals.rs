@@ -121,7 +121,9 @@ fn case(
         .arg(&source)
         .arg("--out")
         .arg(&graph);
-    export.args(["--overwrite", "--no-check"]).args(facts["options"].as_array().into_iter().flatten().filter_map(Value::as_str));
+    export
+        .args(["--overwrite", "--no-check"])
+        .args(facts["options"].as_array().into_iter().flatten().filter_map(Value::as_str));
     export.envs(environment()?);
     let measured: Value = serde_json::from_str(text(&mut export)?.trim())?;
     if measured["code"] != 0 {
