@@ -119,11 +119,10 @@ impl Taps {
         clippy::cast_sign_loss,
         reason = "image sizes"
     )]
-    fn pil_bicubic(input: usize, output: usize) -> Self {
-        const SUPPORT: f64 = 2.0;
+    fn pillow(filter: Filter, input: usize, output: usize) -> Self {
         let scale = input as f64 / output as f64;
         let widened = scale.max(1.0);
-        let support = SUPPORT * widened;
+        let support = filter.support() * widened;
         let width = support.ceil() as usize * 2 + 1;
         let mut weights = vec![0.0; width * output];
         let bounds = (0..output)
@@ -133,7 +132,7 @@ impl Taps {
                 let count = ((centre + support + 0.5) as usize).min(input) - first;
                 let slot = &mut weights[o * width..o * width + count];
                 for (x, w) in slot.iter_mut().enumerate() {
-                    *w = bicubic(((x + first) as f64 - centre + 0.5) * (1.0 / widened));
+                    *w = filter.weight(((x + first) as f64 - centre + 0.5) * (1.0 / widened));
                 }
                 let total: f64 = slot.iter().sum();
                 if total != 0.0 {
@@ -149,6 +148,41 @@ impl Taps {
         let (first, count) = self.bounds[output];
         (first, &self.weights[output * self.width..output * self.width + count])
     }
+}
+
+/// Resampling filter of Pillow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// `Image.BICUBIC`: cubic convolution with a = -0.5, 4 pixels wide.
+    Bicubic,
+    /// `Image.LANCZOS`: windowed sinc with 3 lobes, 6 pixels wide.
+    Lanczos,
+}
+
+impl Filter {
+    /// Half the width in source pixels when enlarging.
+    fn support(self) -> f64 {
+        match self {
+            Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
+        }
+    }
+
+    fn weight(self, x: f64) -> f64 {
+        match self {
+            Self::Bicubic => bicubic(x),
+            Self::Lanczos => lanczos(x),
+        }
+    }
+}
+
+fn lanczos(x: f64) -> f64 {
+    const LOBES: f64 = 3.0;
+    let sinc = |x: f64| {
+        let x = x * std::f64::consts::PI;
+        if x == 0.0 { 1.0 } else { x.sin() / x }
+    };
+    if (-LOBES..LOBES).contains(&x) { sinc(x) * sinc(x / LOBES) } else { 0.0 }
 }
 
 fn bicubic(x: f64) -> f64 {
@@ -209,7 +243,9 @@ impl Resizer {
             columns: Neighbours::new(input[1], output[1], half_pixel),
             half_pixel,
         };
-        let taps = |axis: usize| (input[axis] != output[axis]).then(|| Taps::pil_bicubic(input[axis], output[axis]));
+        let taps = |axis: usize| {
+            (input[axis] != output[axis]).then(|| Taps::pillow(Filter::Bicubic, input[axis], output[axis]))
+        };
         let axes = match resize {
             Resize::TensorFlow => linear(false),
             Resize::Torch => linear(true),
@@ -288,51 +324,121 @@ fn vertical(image: &Array3<f32>, taps: Option<&Taps>, out: &mut ArrayViewMut3<'_
     }
 }
 
-/// Pillow's bicubic resize of u8 images, bit for bit: fixed-point weights of 22 bits, rounded to u8 after each pass.
-#[must_use]
-pub fn pil_bicubic_u8(image: ArrayView3<'_, u8>, output: [usize; 2]) -> Array3<u8> {
-    const BITS: u32 = 22;
-    let (h, w, channels) = image.dim();
-    let fixed = |taps: &Taps| -> Vec<i64> {
-        #[allow(clippy::cast_possible_truncation, reason = "weights lie in -1..2")]
-        let round = |v: &f64| (v * f64::from(1_u32 << BITS)).round() as i64;
-        taps.weights.iter().map(round).collect()
-    };
-    let clip = |sum: i64| u8::try_from((sum >> BITS).clamp(0, 255)).unwrap_or(u8::MAX);
-    let half = 1_i64 << (BITS - 1);
-    let mut current = image.to_owned();
-    if output[1] != w {
-        let taps = Taps::pil_bicubic(w, output[1]);
-        let weights = fixed(&taps);
-        current = Array3::from_shape_fn((h, output[1], channels), |(y, x, c)| {
-            let (first, count) = taps.bounds[x];
-            clip(
-                (0..count)
-                    .fold(half, |sum, i| sum + i64::from(current[[y, first + i, c]]) * weights[x * taps.width + i]),
-            )
-        });
-    }
-    if output[0] != h {
-        let taps = Taps::pil_bicubic(h, output[0]);
-        let weights = fixed(&taps);
-        current = Array3::from_shape_fn((output[0], output[1], channels), |(y, x, c)| {
-            let (first, count) = taps.bounds[y];
-            clip(
-                (0..count)
-                    .fold(half, |sum, i| sum + i64::from(current[[first + i, x, c]]) * weights[y * taps.width + i]),
-            )
-        });
-    }
-    current
+/// Fractional bits of Pillow's fixed-point weights for u8 images.
+const PILLOW_BITS: u32 = 22;
+
+/// Fixed-point [`Taps`]: weights times 2^22, rounded half away from zero.
+struct FixedTaps {
+    bounds: Vec<(usize, usize)>,
+    weights: Vec<i32>,
+    width: usize,
 }
 
-/// CLIP's: shorter side to `size` by [`pil_bicubic_u8`] (the longer one rounded down), then the `size`×`size` centre.
+impl FixedTaps {
+    fn new(filter: Filter, input: usize, output: usize) -> Self {
+        let Taps { bounds, weights, width } = Taps::pillow(filter, input, output);
+        #[allow(clippy::cast_possible_truncation, reason = "normalised weights lie in -1..2")]
+        let fixed = |v: &f64| (v * f64::from(1_u32 << PILLOW_BITS) + 0.5_f64.copysign(*v)) as i32;
+        Self { bounds, weights: weights.iter().map(fixed).collect(), width }
+    }
+
+    /// First source pixel and weights of each result pixel.
+    fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
+        self.bounds.iter().zip(self.weights.chunks(self.width)).map(|(&(first, count), w)| (first, &w[..count]))
+    }
+
+    /// Source pixels that any result pixel uses.
+    fn used(&self) -> std::ops::Range<usize> {
+        let first = self.bounds.first().map_or(0, |b| b.0);
+        let end = self.bounds.iter().map(|(first, count)| first + count).max().unwrap_or(first);
+        first..end
+    }
+}
+
+fn to_u8(sum: i32) -> u8 {
+    u8::try_from((sum >> PILLOW_BITS).clamp(0, 255)).unwrap_or(u8::MAX)
+}
+
+/// Pillow's `Image.resize` of a u8 image (mode `L` or `RGB`), bit for bit.
+///
+/// Shapes: `image [H, W, C]`, `output` = `[height, width]`, result `[height, width, C]`. Weights have 22 fractional bits; the horizontal pass comes
+/// first, and each pass rounds to u8. An axis that keeps its size is not filtered.
+///
+/// # Panics
+/// If a side of `image` or `output` is 0.
+#[must_use]
+pub fn pillow_resize_u8(image: ArrayView3<'_, u8>, output: [usize; 2], filter: Filter) -> Array3<u8> {
+    let (h, w, channels) = image.dim();
+    assert!(h * w * output[0] * output[1] > 0, "sides above 0");
+    let vertical = (output[0] != h).then(|| FixedTaps::new(filter, h, output[0]));
+    let wide = (output[1] != w).then(|| {
+        // Rows outside are not used by the second pass.
+        let rows = vertical.as_ref().map_or(0..h, FixedTaps::used);
+        let taps = FixedTaps::new(filter, w, output[1]);
+        let mut wide = Array3::zeros((h, output[1], channels));
+        for y in rows {
+            let row = image.slice(s![y, .., ..]);
+            let row = row.as_standard_layout();
+            let out = wide.slice_mut(s![y, .., ..]).into_slice().unwrap_or_default();
+            match channels {
+                1 => horizontal_u8::<1>(row.as_slice().unwrap_or_default(), &taps, out),
+                3 => horizontal_u8::<3>(row.as_slice().unwrap_or_default(), &taps, out),
+                _ => {
+                    for (x, (first, weights)) in taps.iter().enumerate() {
+                        for c in 0..channels {
+                            let taps = weights.iter().enumerate();
+                            out[x * channels + c] =
+                                to_u8(taps.fold(1 << (PILLOW_BITS - 1), |sum, (i, w)| {
+                                    sum + i32::from(row[[first + i, c]]) * w
+                                }));
+                        }
+                    }
+                }
+            }
+        }
+        wide
+    });
+    let source = wide.as_ref().map_or(image, |wide| wide.view());
+    let Some(taps) = vertical else { return source.to_owned() };
+    let mut out = Array3::zeros((output[0], output[1], channels));
+    let mut sums = vec![0_i32; output[1] * channels];
+    for (y, (first, weights)) in taps.iter().enumerate() {
+        sums.fill(1 << (PILLOW_BITS - 1));
+        for (i, w) in weights.iter().enumerate() {
+            let row = source.slice(s![first + i, .., ..]);
+            for (sum, v) in sums.iter_mut().zip(row.as_standard_layout().iter()) {
+                *sum += i32::from(*v) * w;
+            }
+        }
+        for (slot, sum) in out.slice_mut(s![y, .., ..]).iter_mut().zip(&sums) {
+            *slot = to_u8(*sum);
+        }
+    }
+    out
+}
+
+/// One row of `C` channels.
+fn horizontal_u8<const C: usize>(row: &[u8], taps: &FixedTaps, out: &mut [u8]) {
+    let (row, _) = row.as_chunks::<C>();
+    let (out, _) = out.as_chunks_mut::<C>();
+    for (slot, (first, weights)) in out.iter_mut().zip(taps.iter()) {
+        let mut sums = [1_i32 << (PILLOW_BITS - 1); C];
+        for (pixel, w) in row[first..first + weights.len()].iter().zip(weights) {
+            for (sum, v) in sums.iter_mut().zip(pixel) {
+                *sum += i32::from(*v) * w;
+            }
+        }
+        *slot = sums.map(to_u8);
+    }
+}
+
+/// CLIP's: shorter side to `size` by Pillow's bicubic filter (the longer one rounded down), then the `size`×`size` centre.
 #[must_use]
 pub fn clip_crop(image: ArrayView3<'_, u8>, size: usize) -> Array3<u8> {
     let (h, w, _) = image.dim();
     let long = |a: usize, b: usize| size * a / b;
     let output = if h <= w { [size, long(w, h)] } else { [long(h, w), size] };
-    let resized = pil_bicubic_u8(image, output);
+    let resized = pillow_resize_u8(image, output, Filter::Bicubic);
     // Python's round: halves go to the even neighbour.
     let offset = |n: usize| {
         let spare = n - size;
@@ -461,7 +567,7 @@ mod tests {
 
     #[test]
     fn pillow_bicubic_of_bytes_is_identical() {
-        let up: Vec<u8> = pil_bicubic_u8(image(7, 5).view(), [11, 13]).iter().copied().collect();
+        let up: Vec<u8> = pillow_resize_u8(image(7, 5).view(), [11, 13], Filter::Bicubic).iter().copied().collect();
         assert_eq!(
             thin(&up, 13),
             [
@@ -469,7 +575,7 @@ mod tests {
                 123, 196, 163, 171, 226, 162, 213, 241, 155, 237
             ]
         );
-        let down: Vec<u8> = pil_bicubic_u8(image(30, 40).view(), [9, 11]).iter().copied().collect();
+        let down: Vec<u8> = pillow_resize_u8(image(30, 40).view(), [9, 11], Filter::Bicubic).iter().copied().collect();
         assert_eq!(
             thin(&down, 11),
             [
@@ -477,6 +583,62 @@ mod tests {
                 103, 126, 129, 129, 134, 124, 131
             ]
         );
+    }
+
+    #[test]
+    fn pillow_filters_of_bytes_are_identical_at_every_size() {
+        use Filter::{Bicubic, Lanczos};
+        // Sum of (i + 1)·v over all values, modulo 2^32: one level off anywhere changes it.
+        let checksum = |a: &Array3<u8>| {
+            a.iter().zip(1_u32..).fold(0_u32, |sum, (v, i)| sum.wrapping_add(u32::from(*v).wrapping_mul(i)))
+        };
+        for (input, output, filter, rgb, grey) in [
+            ([7, 5], [11, 13], Bicubic, 11832004, 1305215),
+            ([7, 5], [11, 13], Lanczos, 11841062, 1304636),
+            ([30, 40], [9, 11], Bicubic, 5636661, 621799),
+            ([30, 40], [9, 11], Lanczos, 5637374, 621901),
+            ([101, 67], [32, 32], Bicubic, 601439833, 67159203),
+            ([101, 67], [32, 32], Lanczos, 601439355, 67159838),
+            ([33, 65], [64, 64], Bicubic, 1038287179, 1061661266),
+            ([33, 65], [64, 64], Lanczos, 1044233141, 1062357674),
+            ([16, 17], [16, 5], Bicubic, 3630232, 408110),
+            ([16, 17], [16, 5], Lanczos, 3628982, 407788),
+            ([19, 16], [7, 16], Bicubic, 7127514, 801658),
+            ([19, 16], [7, 16], Lanczos, 7128773, 801164),
+            ([240, 321], [64, 48], Bicubic, 1129737650, 600056492),
+            ([240, 321], [64, 48], Lanczos, 1130179657, 600071671),
+            ([1, 9], [4, 4], Bicubic, 157320, 18752),
+            ([1, 9], [4, 4], Lanczos, 157364, 18708),
+            ([128, 128], [1, 1], Bicubic, 767, 128),
+            ([128, 128], [1, 1], Lanczos, 767, 128),
+        ] {
+            let source = image(input[0], input[1]);
+            let out = pillow_resize_u8(source.view(), output, filter);
+            assert_eq!(out.dim(), (output[0], output[1], 3));
+            assert_eq!(checksum(&out), rgb, "{input:?} to {output:?}, {filter:?}");
+            let one = source.slice(s![.., .., 1..2]);
+            assert_eq!(
+                checksum(&pillow_resize_u8(one, output, filter)),
+                grey,
+                "{input:?} to {output:?}, {filter:?}, grey"
+            );
+        }
+    }
+
+    #[test]
+    fn pillow_lanczos_of_bytes_is_identical() {
+        let up: Vec<u8> = pillow_resize_u8(image(7, 5).view(), [11, 13], Filter::Lanczos).iter().copied().collect();
+        assert_eq!(
+            thin(&up, 13),
+            [
+                0, 214, 151, 9, 229, 217, 33, 182, 240, 57, 43, 102, 75, 0, 54, 90, 42, 109, 107, 105, 99, 147, 156,
+                106, 207, 180, 169, 243, 169, 227, 251, 155, 250
+            ]
+        );
+        // A crop is resized as its copy is.
+        let crop = image(32, 44).slice_move(s![1..31, 2..42, ..]);
+        let same = pillow_resize_u8(crop.as_standard_layout().view(), [9, 11], Filter::Lanczos);
+        assert_eq!(pillow_resize_u8(crop.view(), [9, 11], Filter::Lanczos), same);
     }
 
     #[test]

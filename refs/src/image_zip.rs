@@ -292,7 +292,7 @@ impl ImageSource for ImageZip {
 pub struct DatasetWriter {
     path: PathBuf,
     zip: AtomicZip,
-    labels: Vec<Option<i64>>,
+    labels: Vec<Option<Value>>,
 }
 
 impl std::fmt::Debug for DatasetWriter {
@@ -325,8 +325,18 @@ impl DatasetWriter {
             .collect::<Result<_>>()?;
         for (i, png) in encoded.iter().enumerate() {
             self.entry(&name_of(start + i), png)?;
-            self.labels.push(labels.map(|l| l[i]));
+            self.labels.push(labels.map(|l| l[i].into()));
         }
+        Ok(())
+    }
+
+    /// Appends an image encoded as PNG, and its label: an integer, or a list of numbers.
+    ///
+    /// # Errors
+    /// Writing errors.
+    pub fn append_png(&mut self, png: &[u8], label: Option<Value>) -> Result<()> {
+        self.entry(&name_of(self.labels.len()), png)?;
+        self.labels.push(label);
         Ok(())
     }
 
@@ -343,8 +353,8 @@ impl DatasetWriter {
     /// # Errors
     /// Writing errors.
     pub fn finish_with(mut self, record: Option<&Value>) -> Result<()> {
-        let labels: Option<Vec<i64>> = self.labels.iter().copied().collect();
-        let json = label_file((0..self.labels.len()).map(name_of), labels.as_deref(), record);
+        let labels: Option<Vec<Value>> = std::mem::take(&mut self.labels).into_iter().collect();
+        let json = label_file((0..).map(name_of), labels.as_deref(), record);
         self.entry(LABEL_FILE, json.as_bytes())?;
         self.zip.finish()
     }
@@ -356,8 +366,12 @@ impl DatasetWriter {
     }
 }
 
-/// The text of `dataset.json` for images `names` of these classes; `record` tells where they come from.
-pub fn label_file(names: impl Iterator<Item = String>, labels: Option<&[i64]>, record: Option<&Value>) -> String {
+/// The text of `dataset.json` for images `names` with `labels` (classes, or JSON values) of the same number; `record` tells where they come from.
+pub fn label_file<L: serde::Serialize>(
+    names: impl Iterator<Item = String>,
+    labels: Option<&[L]>,
+    record: Option<&Value>,
+) -> String {
     let rows = labels.filter(|l| !l.is_empty()).map(|l| names.zip(l).map(|(n, l)| serde_json::json!([n, l])));
     let mut json = serde_json::json!({ "labels": rows.map(Iterator::collect::<Vec<_>>) });
     if let Some(record) = record {
@@ -366,8 +380,9 @@ pub fn label_file(names: impl Iterator<Item = String>, labels: Option<&[i64]>, r
     json.to_string()
 }
 
-/// Name of image `index`.
-pub(crate) fn name_of(index: usize) -> String {
+/// Name of image `index` in a dataset: `00000/img00000000.png`.
+#[must_use]
+pub fn name_of(index: usize) -> String {
     format!("{:05}/img{index:08}.png", index / 1000)
 }
 

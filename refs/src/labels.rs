@@ -198,13 +198,19 @@ pub(crate) fn of_folders(names: &[&str]) -> Labels {
     let mut sorted = folders.clone();
     sorted.sort_unstable();
     sorted.dedup();
-    let numbered = sorted.iter().all(|f| NUMBERED.contains(&f.len()) && f.bytes().all(|b| b.is_ascii_digit()));
-    let splits = sorted.iter().all(|f| SPLITS.contains(&f.to_ascii_lowercase().as_str()));
-    if sorted.len() < 2 || numbered || splits {
+    if !folders_are_classes(&sorted) {
         return Labels::None;
     }
     let class = |folder: &str| sorted.binary_search(&folder).ok().and_then(|i| i64::try_from(i).ok());
     folders.into_iter().map(class).collect::<Option<_>>().map_or(Labels::None, Labels::Classes)
+}
+
+/// Whether the distinct `folders` look like classes: at least two, which neither number images nor split a set.
+#[must_use]
+pub fn folders_are_classes(folders: &[&str]) -> bool {
+    let numbered = folders.iter().all(|f| NUMBERED.contains(&f.len()) && f.bytes().all(|b| b.is_ascii_digit()));
+    let splits = folders.iter().all(|f| SPLITS.contains(&f.to_ascii_lowercase().as_str()));
+    folders.len() >= 2 && !numbered && !splits
 }
 
 #[derive(Deserialize)]

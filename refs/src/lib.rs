@@ -9,16 +9,17 @@ pub mod features;
 pub mod folder;
 pub mod hdf5;
 pub mod image_zip;
+pub mod listing;
 pub mod npy;
 pub mod npz;
 pub mod record;
 pub mod stats;
 
 mod labels;
-mod listing;
 mod pixels;
 mod virtual_map;
 
 pub use error::{Error, Result};
+pub use labels::folders_are_classes;
 
 pub use decode::png;

@@ -29,7 +29,7 @@ fn is_hidden(name: &str) -> bool {
 
 /// Counts what was left out, by reason.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct LeftOut {
+pub struct LeftOut {
     hidden: usize,
     hidden_folders: usize,
     endings: BTreeMap<String, usize>,
@@ -38,14 +38,19 @@ pub(crate) struct LeftOut {
 }
 
 impl LeftOut {
-    /// Whether the file at `path`, separated by `/`, belongs to the set; counts it if not.
-    pub(crate) fn takes(&mut self, path: &str) -> bool {
+    /// Whether the file at `path`, separated by `/`, belongs to a set of images; counts it if not.
+    pub fn takes(&mut self, path: &str) -> bool {
+        self.takes_if(path, decode::is_image)
+    }
+
+    /// As [`LeftOut::takes`] for a set of files whose names are `wanted`.
+    pub fn takes_if(&mut self, path: &str, wanted: impl Fn(&str) -> bool) -> bool {
         let separators = ['/', '\\'];
         if path.split(separators).any(is_hidden) {
             self.hidden += 1;
             return false;
         }
-        if decode::is_image(path) {
+        if wanted(path) {
             return true;
         }
         if path != LABEL_FILE {
@@ -60,7 +65,8 @@ impl LeftOut {
     }
 
     /// One line with all counts, or none if nothing was left out.
-    pub(crate) fn notes(&self) -> Vec<String> {
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         let mut endings: Vec<_> = self.endings.iter().collect();
         endings.sort_by_key(|(ending, count)| (std::cmp::Reverse(**count), ending.as_str()));
@@ -84,16 +90,19 @@ fn plural(count: usize, what: &str) -> String {
 
 /// A file below a folder.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Found {
+pub struct Found {
     /// Path below the folder, separated by `/`; bytes that are not UTF-8 are replaced.
-    pub(crate) name: String,
+    pub name: String,
     /// Path below the folder.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
 }
 
 /// All regular files below `root` that are not hidden, sorted by name, and what was left out. Links to files are followed; links to folders
 /// too, except into folders that are listed already, so loops end.
-pub(crate) fn files(root: &Path) -> Result<(Vec<Found>, LeftOut)> {
+///
+/// # Errors
+/// `Format` for a tree too deep or too large; those of the file system.
+pub fn files(root: &Path) -> Result<(Vec<Found>, LeftOut)> {
     let (mut files, mut left) = (Vec::new(), LeftOut::default());
     let mut seen = HashSet::from([identity(root)?]);
     let mut folders = vec![(PathBuf::new(), 0)];

@@ -3,32 +3,111 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 /// `d2o dataset`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  d2o dataset photos/ --resolution 64 --out data.zip\n  d2o dataset icons/svg --resolution 32 --out icons.zip"
-)]
+#[command(after_help = "\
+Without --transform, --resolution crops the central square and resizes it (center-crop); without both, images are stored as they are.
+Crops, filter (Lanczos) and order of the images equal those of EDM's dataset_tool.py, whose options --transform, --resolution, --max-images and --dest have the same meaning; what dataset_tool.py does with --resolution alone is `--transform resize`.
+
+Examples:
+  d2o dataset photos/ --resolution 64 --out data.zip
+  d2o dataset photos/ --transform center-crop-wide --resolution 512x384 --out wide.zip
+  d2o dataset cifar-10-python.tar.gz --out cifar10.zip
+  d2o dataset train-images-idx3-ubyte.gz --grey --out mnist.zip
+  d2o dataset animals/ --labels folders --resolution 64 --out animals/
+  d2o dataset icons/ --exclude dark --background ffffff --resolution 32 --out icons.zip")]
 pub struct Dataset {
-    /// Folder or zip of images, or folder of SVGs
+    /// Folder (searched recursively) or zip of images and SVGs; npz, npy or HDF5 file; cifar-10-python.tar.gz; IDX file of MNIST; LMDB folder of LSUN
     #[arg(value_name = "SRC")]
     pub source: PathBuf,
-    /// Height and width of the result, pixels
-    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub resolution: u32,
-    /// File to write
-    #[arg(long, value_name = "D.zip")]
+    /// Zip to write; a name without `.zip` becomes a folder with the same files
+    #[arg(long, visible_alias = "dest", value_name = "D.zip|DIR")]
     pub out: PathBuf,
-    /// Colour behind transparent SVGs
-    #[arg(long, value_name = "RRGGBB", default_value = "ffffff")]
-    pub background: Colour,
-    /// Leave out files whose name contains this; may be given several times
+    /// Size of the result, pixels: 64, or 512x384 (width x height)
+    #[arg(long, value_name = "N|WxH")]
+    pub resolution: Option<Resolution>,
+    /// Crop and resize mode [default: center-crop with --resolution, else none]
+    #[arg(long, value_name = "MODE")]
+    pub transform: Option<TransformArg>,
+    /// Where labels come from
+    #[arg(long, value_name = "FROM", default_value = "auto")]
+    pub labels: LabelsArg,
+    /// Colour behind transparent pixels; without it, SVGs are drawn on white and other images lose their alpha channel
+    #[arg(long, value_name = "RRGGBB")]
+    pub background: Option<Colour>,
+    /// Store grey images with one channel; images with colours are then refused
+    #[arg(long)]
+    pub grey: bool,
+    /// Turn photographs as their EXIF orientation asks for; dataset_tool.py does not
+    #[arg(long)]
+    pub apply_exif: bool,
+    /// Leave out files whose path within SRC contains this; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub exclude: Vec<String>,
-    /// Use at most this many
+    /// Use at most this many images, from the start
     #[arg(long, value_name = "N")]
     pub max_images: Option<usize>,
+    /// What happens to outputs that exist.
+    #[command(flatten)]
+    pub output: super::Output,
+    /// Accept results that are not square with a power of two as width
+    #[arg(long)]
+    pub any_size: bool,
+}
+
+/// Values of `--transform`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TransformArg {
+    /// Store images as they are; all must have one size
+    None,
+    /// Resize without cropping; the aspect ratio is not kept
+    Resize,
+    /// Crop the central square and resize it
+    CenterCrop,
+    /// Crop the central rows, resize them, and centre them on a black square of the width; smaller images are left out
+    CenterCropWide,
+}
+
+/// Values of `--labels`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LabelsArg {
+    /// Those of the source; in a folder without dataset.json, its top-level folders if there are several
+    Auto,
+    /// dataset.json, or the labels of the npz, HDF5, CIFAR or MNIST file
+    Source,
+    /// The top-level folders, numbered in the order of their names
+    Folders,
+    /// No labels
+    None,
+}
+
+/// Height and width, pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resolution {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+/// Largest side of a result, pixels.
+const MAX_SIDE: usize = 4096;
+
+impl FromStr for Resolution {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let side = |text: &str| {
+            let side = text.parse().ok().filter(|n| (1..=MAX_SIDE).contains(n));
+            side.ok_or_else(|| format!("expected sides of 1 to {MAX_SIDE} pixels, e.g. 64 or 512x384"))
+        };
+        match text.split_once(['x', ',']) {
+            Some((width, height)) => Ok(Self { height: side(height)?, width: side(width)? }),
+            None => side(text).map(|n| Self { height: n, width: n }),
+        }
+    }
 }
 
 /// `rrggbb`, hexadecimal, with or without `#`.

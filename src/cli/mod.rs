@@ -17,7 +17,7 @@ mod sampling;
 mod train;
 mod verify;
 
-pub use dataset::{Colour, Dataset};
+pub use dataset::{Colour, Dataset, LabelsArg, Resolution, TransformArg};
 pub use evaluate::{Evaluate, Fuse, Metric, Shard};
 pub use explain::Explain;
 pub use export::{ActivationArg, Export, Kind, Net, NoiseArg, PixelType, PrecisionArg};
@@ -88,7 +88,7 @@ pub enum Command {
     Train(Train),
     /// Render evaluations as one HTML page
     Report(Report),
-    /// Make a dataset zip of one resolution from images or SVGs
+    /// Make a dataset of one image size: crop and resize images, with labels
     Dataset(Dataset),
 }
 

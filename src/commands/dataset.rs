@@ -1,37 +1,66 @@
 //! `d2o dataset`.
 
 use anyhow::Context as _;
-use d2o_refs::image_zip::DatasetWriter;
 
 use super::ExitStatus;
-use crate::cli::Dataset;
-use crate::dataset::{Source, images_of};
-use crate::interrupt;
+use crate::cli::{Dataset, LabelsArg, TransformArg};
+use crate::dataset::source::{Labels, Selection};
+use crate::dataset::transform::{Geometry, Transform};
+use crate::dataset::{self, Options};
 use crate::printer::Printer;
 
-/// Images decoded and written together.
-const CHUNK: usize = 256;
-
-/// Makes a dataset zip.
+/// Makes a dataset.
 ///
 /// # Errors
-/// Unreadable sources, naming the file.
+/// Unreadable sources, naming the file; an output that exists; an interruption.
 pub fn run(args: &Dataset, printer: Printer) -> anyhow::Result<ExitStatus> {
-    let mut source = Source::open(&args.source, &args.exclude, args.background.0)
+    let options = options(args)?;
+    let made = dataset::make(&args.source, &args.out, &options, &printer);
+    let summary = made
+        .map_err(|error| dataset::when_interrupted(error, &args.out))
         .with_context(|| format!("cannot make a dataset of `{}`", args.source.display()))?;
-    let count = args.max_images.map_or(source.len(), |n| n.min(source.len()));
-    let resolution = args.resolution as usize;
-    let mut writer = DatasetWriter::create(&args.out)?;
-    let mut progress = printer.progress("dataset", count as u64);
-    for start in (0..count).step_by(CHUNK) {
-        anyhow::ensure!(!interrupt::asked(), "interrupted; `{}` was not written", args.out.display());
-        let range = start..(start + CHUNK).min(count);
-        let (images, labels) = images_of(&mut source, range.clone(), resolution)?;
-        writer.append(&images, labels.as_deref())?;
-        progress.advance(range.len() as u64);
+    if summary.too_small > 0 {
+        printer.warn(&format!("{} images are smaller than the resolution and were left out", summary.too_small));
     }
-    progress.finish();
-    writer.finish()?;
-    printer.note(&format!("{count} images of {resolution}×{resolution} pixels in `{}`", args.out.display()));
+    if summary.transparent > 0 {
+        printer.warn(&format!(
+            "{} images have transparent pixels; their alpha channel was dropped (--background RRGGBB blends them)",
+            summary.transparent
+        ));
+    }
+    if summary.turned > 0 {
+        printer.note(&format!("{} images have an EXIF orientation, which was not applied (--apply-exif does)", summary.turned));
+    }
+    let [height, width] = summary.size;
+    printer.note(&format!("{} images of {width}×{height} pixels in `{}`", summary.images, args.out.display()));
     Ok(ExitStatus::Done)
+}
+
+fn options(args: &Dataset) -> anyhow::Result<Options> {
+    let transform = match args.transform {
+        None if args.resolution.is_some() => Transform::CenterCrop,
+        None | Some(TransformArg::None) => Transform::Keep,
+        Some(TransformArg::Resize) => Transform::Resize,
+        Some(TransformArg::CenterCrop) => Transform::CenterCrop,
+        Some(TransformArg::CenterCropWide) => Transform::CenterCropWide,
+    };
+    anyhow::ensure!(
+        transform != Transform::Keep || args.resolution.is_none(),
+        "--transform none keeps the size of the images; --resolution needs another transform"
+    );
+    let labels = match args.labels {
+        LabelsArg::Auto => Labels::Auto,
+        LabelsArg::Source => Labels::Source,
+        LabelsArg::Folders => Labels::Folders,
+        LabelsArg::None => Labels::None,
+    };
+    Ok(Options {
+        selection: Selection { exclude: args.exclude.clone(), max_images: args.max_images, labels },
+        geometry: Geometry::new(transform, args.resolution.map(|r| [r.height, r.width]))?,
+        background: args.background.map(|c| c.0),
+        grey: args.grey,
+        apply_exif: args.apply_exif,
+        overwrite: args.output.overwrite,
+        any_size: args.any_size,
+    })
 }

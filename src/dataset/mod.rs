@@ -1,170 +1,274 @@
-//! Images of one resolution from photographs or drawings.
+//! Datasets of one size from images of any sizes: what EDM's `dataset_tool.py` does, image by image.
 
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+mod cifar;
+mod drawing;
+mod lmdb;
+mod mnist;
+pub mod output;
+pub mod source;
+pub mod transform;
+
+use std::path::Path;
 
 use anyhow::Context as _;
-use d2o_refs::batch::{self, ImageSource};
-use fs_err as fs;
-use image::imageops::FilterType;
-use ndarray::{Array3, Array4, Axis, s};
+use d2o_refs::decode::{self, Decoded};
+use image::{ImageDecoder as _, ImageReader};
+use ndarray::{Array3, Axis, s};
 use rayon::prelude::*;
-use resvg::{tiny_skia, usvg};
+use serde_json::Value;
 
-/// What a dataset is made of.
-pub enum Source {
-    /// Equally large images, with labels if the container has them.
-    Images(Box<dyn ImageSource>),
-    /// SVG files, sorted by name, over a background colour.
-    Drawings {
-        /// The files.
-        files: Vec<PathBuf>,
-        /// RGB behind transparent parts.
-        background: [u8; 3],
-    },
+use self::output::Output;
+use self::source::{Content, Item, Selection, Source};
+use self::transform::{Geometry, oriented};
+use crate::error::with_hint;
+use crate::interrupt;
+use crate::progress::Reporter;
+
+/// Most images processed together.
+const MAX_BATCH: usize = 64;
+/// Most bytes of encoded and decoded images in memory at once, unless a single image needs more.
+const MAX_BATCH_BYTES: usize = 512 << 20;
+/// Behind drawings, unless another background is asked for.
+const WHITE: [u8; 3] = [255; 3];
+
+/// How images become a dataset.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Which images, and their labels.
+    pub selection: Selection,
+    /// Crop and size.
+    pub geometry: Geometry,
+    /// Colour behind transparent pixels; without it, drawings stand on white and bitmaps lose their alpha channel, as by Pillow's `convert("RGB")`.
+    pub background: Option<[u8; 3]>,
+    /// Store one channel; images with colours are refused.
+    pub grey: bool,
+    /// Turn images as their EXIF orientation asks for.
+    pub apply_exif: bool,
+    /// Replace an output that exists.
+    pub overwrite: bool,
+    /// Accept sizes that are not squares with a power of two as side.
+    pub any_size: bool,
 }
 
-impl Source {
-    /// Opens a container of images, or a folder of SVGs.
-    ///
-    /// # Errors
-    /// If there is neither.
-    pub fn open(path: &Path, exclude: &[String], background: [u8; 3]) -> anyhow::Result<Self> {
-        if fs::metadata(path)?.is_dir() {
-            let mut files = Vec::new();
-            for entry in fs::read_dir(path)? {
-                let file = entry?.path();
-                let name = file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-                let svg = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg"));
-                if svg && !exclude.iter().any(|x| name.contains(x.as_str())) {
-                    files.push(file);
-                }
-            }
-            files.sort_unstable();
-            if !files.is_empty() {
-                return Ok(Self::Drawings { files, background });
-            }
-        }
-        Ok(Self::Images(batch::open(path)?))
-    }
-
-    /// Number of images.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Images(source) => source.len(),
-            Self::Drawings { files, .. } => files.len(),
-        }
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+/// What was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Images stored.
+    pub images: usize,
+    /// Their height and width.
+    pub size: [usize; 2],
+    /// Images left out because they are smaller than the resolution of [`transform::Transform::CenterCropWide`].
+    pub too_small: usize,
+    /// Images whose EXIF orientation was not applied.
+    pub turned: usize,
+    /// Images with transparent pixels whose alpha channel was dropped.
+    pub transparent: usize,
 }
 
-/// Images `range` of `source` as u8 `[N, resolution, resolution, 3]`, with labels if there are any. Photographs are cropped to
-/// their central square and resized with a Lanczos filter; drawings are rendered at the resolution.
+/// An image ready to be stored.
+struct Prepared {
+    png: Vec<u8>,
+    /// Height and width.
+    size: [usize; 2],
+}
+
+/// What [`prepare`] makes of an item.
+struct Outcome {
+    name: String,
+    label: Option<Value>,
+    /// `None` if the image is too small.
+    image: Option<Prepared>,
+    turned: bool,
+    transparent: bool,
+}
+
+/// Makes a dataset at `out` (a zip if its name ends so, else a folder) of the images at `path`.
 ///
 /// # Errors
-/// An unreadable image, naming the file.
-pub fn images_of(
-    source: &mut Source,
-    range: Range<usize>,
-    resolution: usize,
-) -> anyhow::Result<(Array4<u8>, Option<Vec<i64>>)> {
-    match source {
-        Source::Images(source) => {
-            let labels = source.labels().map(|l| l[range.clone()].to_vec());
-            let images = source.read(range)?;
-            let resized: Vec<_> = (0..images.dim().0)
-                .into_par_iter()
-                .map(|i| square(images.index_axis(Axis(0), i).to_owned(), resolution))
-                .collect::<anyhow::Result<_>>()?;
-            Ok((stack(&resized, resolution), labels))
+/// Unreadable images, naming the file; results that differ in size; [`interrupt::Interrupted`], and `out` is then not there.
+pub fn make(path: &Path, out: &Path, options: &Options, reporter: &dyn Reporter) -> anyhow::Result<Summary> {
+    output::ensure_new(path, out, options.overwrite)?;
+    let mut source = Source::open(path, &options.selection)?;
+    source.notes.iter().for_each(|note| reporter.note(note));
+    let mut output = Output::create(out)?;
+    let section = interrupt::cooperative();
+    let mut count = reporter.count("dataset", "images", source.len as u64);
+    let mut summary = Summary::default();
+    let mut first: Option<(String, [usize; 2])> = None;
+    loop {
+        interrupt::check()?;
+        let batch = next_batch(path, &mut source)?;
+        if batch.is_empty() {
+            break;
         }
-        Source::Drawings { files, background } => {
-            let rendered: Vec<_> = files[range]
-                .par_iter()
-                .map(|f| render(f, resolution, *background).with_context(|| format!("cannot render `{}`", f.display())))
-                .collect::<anyhow::Result<_>>()?;
-            Ok((stack(&rendered, resolution), None))
+        let prepared: Vec<anyhow::Result<Outcome>> =
+            batch.into_par_iter().map(|item| prepare(path, item, options)).collect();
+        for outcome in prepared {
+            let Outcome { name, label, image, turned, transparent } = outcome?;
+            summary.turned += usize::from(turned);
+            summary.transparent += usize::from(transparent);
+            count.advance(1);
+            let Some(Prepared { png, size }) = image else {
+                summary.too_small += 1;
+                continue;
+            };
+            match &first {
+                None => {
+                    ensure_trainable(&name, size, options.any_size)?;
+                    first = Some((name, size));
+                }
+                Some((first, expected)) if *expected != size => {
+                    let [h, w] = *expected;
+                    let error = anyhow::anyhow!(
+                        "{}: `{first}` is {w}×{h}, `{name}` is {}×{}; all images of a dataset must have one size",
+                        path.display(),
+                        size[1],
+                        size[0]
+                    );
+                    return Err(with_hint(error, "--resolution N crops and resizes each image"));
+                }
+                Some(_) => {}
+            }
+            output.append(&png, label)?;
+            summary.images += 1;
+        }
+    }
+    drop(count);
+    let Some((_, size)) = first else {
+        anyhow::bail!("`{}`: all {} images are smaller than the resolution", path.display(), summary.too_small)
+    };
+    summary.size = size;
+    output.finish()?;
+    section.complete();
+    Ok(summary)
+}
+
+/// The next images of `source`, as many as memory allows.
+fn next_batch(path: &Path, source: &mut Source) -> anyhow::Result<Vec<Item>> {
+    let (mut batch, mut bytes) = (Vec::new(), 0_usize);
+    while batch.len() < MAX_BATCH && bytes < MAX_BATCH_BYTES {
+        let Some(item) = source.items.next().transpose()? else { break };
+        bytes = bytes.saturating_add(match &item.content {
+            // Up to four channels, and a crop of the rows.
+            Content::Encoded(encoded) => {
+                let (h, w) = decode::dims(path, &item.name, encoded).ok().flatten().unwrap_or((0, 0));
+                encoded.len().saturating_add(h.saturating_mul(w).saturating_mul(4))
+            }
+            Content::Drawing(svg) => svg.len(),
+            Content::Pixels(pixels) => pixels.len(),
+        });
+        batch.push(item);
+    }
+    Ok(batch)
+}
+
+/// Decodes, turns, crops, resizes and encodes one image.
+fn prepare(path: &Path, item: Item, options: &Options) -> anyhow::Result<Outcome> {
+    interrupt::check()?;
+    let Item { name, content, label } = item;
+    let (mut turned, mut transparent) = (false, false);
+    let pixels = match content {
+        Content::Drawing(svg) => {
+            let place = || format!("{}: cannot render `{name}`", path.display());
+            let size = options.geometry.drawing().context("a drawing has no size in pixels: give a resolution").with_context(place)?;
+            let drawing = drawing::render(&svg, size, options.background.unwrap_or(WHITE)).with_context(place)?;
+            Some(options.geometry.frame(drawing))
+        }
+        Content::Pixels(pixels) => options.geometry.apply(pixels.view()),
+        Content::Encoded(bytes) => {
+            let orientation = orientation(&bytes);
+            let (mut pixels, dropped) = flat(decode::image(path, &name, &bytes)?, options.background);
+            drop(bytes);
+            transparent = dropped;
+            if options.apply_exif {
+                pixels = oriented(pixels, orientation);
+            } else {
+                turned = orientation > 1;
+            }
+            options.geometry.apply(pixels.view())
+        }
+    };
+    let Some(pixels) = pixels else { return Ok(Outcome { name, label, image: None, turned, transparent }) };
+    let pixels = if options.grey {
+        one_channel(pixels).with_context(|| {
+            format!("{}: `{name}` has colours; --grey stores images without colours only", path.display())
+        })?
+    } else {
+        three_channels(pixels)
+    };
+    let (h, w, _) = pixels.dim();
+    let png = decode::png(path, &name, pixels.view())?;
+    Ok(Outcome { name, label, image: Some(Prepared { png, size: [h, w] }), turned, transparent })
+}
+
+/// EXIF orientation, 1..=8; 1 if there is none.
+fn orientation(bytes: &[u8]) -> u8 {
+    let reader = ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format();
+    let Ok(reader) = reader else { return 1 };
+    // The decoder turns TIFFs itself.
+    if reader.format() == Some(image::ImageFormat::Tiff) {
+        return 1;
+    }
+    reader.into_decoder().and_then(|mut decoder| decoder.orientation()).map_or(1, |o| o.to_exif())
+}
+
+/// `image` over `background`, u8 `[H, W, 1 or 3]`; without one, its alpha channel is dropped. Also whether transparent pixels lost it.
+fn flat(image: Decoded, background: Option<[u8; 3]>) -> (Array3<u8>, bool) {
+    match image {
+        Decoded::Grey(grey) => (grey.insert_axis(Axis(2)), false),
+        Decoded::Rgb(rgb) => (rgb, false),
+        Decoded::GreyAlpha(image) | Decoded::Rgba(image) => {
+            let colours = image.dim().2 - 1;
+            let alpha = image.slice(s![.., .., colours]);
+            let opaque = alpha.iter().all(|a| *a == u8::MAX);
+            match background {
+                Some(background) if !opaque => {
+                    let (h, w) = alpha.dim();
+                    let colours_at = |y, x, c: usize| image[[y, x, c.min(colours - 1)]];
+                    let blended = Array3::from_shape_fn((h, w, 3), |(y, x, c)| {
+                        blend(colours_at(y, x, c), background[c], alpha[[y, x]])
+                    });
+                    (blended, false)
+                }
+                _ => (image.slice(s![.., .., ..colours]).to_owned(), !opaque),
+            }
         }
     }
 }
 
-fn stack(images: &[Array3<u8>], resolution: usize) -> Array4<u8> {
-    let mut out = Array4::zeros((images.len(), resolution, resolution, 3));
-    for (mut slot, image) in out.axis_iter_mut(Axis(0)).zip(images) {
-        slot.assign(image);
-    }
-    out
+/// `above` over `below`, as Pillow's `Image.paste` with a mask rounds.
+fn blend(above: u8, below: u8, alpha: u8) -> u8 {
+    let sum = u32::from(above) * u32::from(alpha) + u32::from(below) * u32::from(u8::MAX - alpha) + 128;
+    u8::try_from(((sum >> 8) + sum) >> 8).unwrap_or(u8::MAX)
 }
 
-fn square(image: Array3<u8>, resolution: usize) -> anyhow::Result<Array3<u8>> {
-    let (height, width, _) = image.dim();
-    let side = height.min(width);
-    let (top, left) = ((height - side) / 2, (width - side) / 2);
-    let crop = image.slice(s![top..top + side, left..left + side, ..]);
-    if side == resolution {
-        return Ok(crop.to_owned());
-    }
-    let (from, to) = (u32::try_from(side)?, u32::try_from(resolution)?);
-    let pixels = crop.as_standard_layout().iter().copied().collect();
-    let buffer = image::RgbImage::from_raw(from, from, pixels).context("a square of RGB pixels")?;
-    let resized = image::imageops::resize(&buffer, to, to, FilterType::Lanczos3);
-    Ok(Array3::from_shape_vec((resolution, resolution, 3), resized.into_raw())?)
+/// One channel of an image without colours.
+fn one_channel(pixels: Array3<u8>) -> Option<Array3<u8>> {
+    let grey = pixels.slice(s![.., .., ..1]);
+    let same = pixels.axis_iter(Axis(2)).all(|channel| channel == grey.index_axis(Axis(2), 0));
+    same.then(|| grey.to_owned())
 }
 
-/// Renders the SVG `file`, fitted and centred in a square of `resolution` pixels.
-fn render(file: &Path, resolution: usize, background: [u8; 3]) -> anyhow::Result<Array3<u8>> {
-    let tree = usvg::Tree::from_data(&fs::read(file)?, &usvg::Options::default())?;
-    let side = u32::try_from(resolution)?;
-    let mut pixmap = tiny_skia::Pixmap::new(side, side).context("a resolution above 0")?;
-    let [r, g, b] = background;
-    pixmap.fill(tiny_skia::Color::from_rgba8(r, g, b, 255));
-    #[allow(clippy::cast_precision_loss, reason = "a small resolution")]
-    let target = resolution as f32;
-    let (width, height) = (tree.size().width(), tree.size().height());
-    let scale = (target / width).min(target / height);
-    let shift = |length: f32| (target - length * scale) / 2.0;
-    let transform = tiny_skia::Transform::from_scale(scale, scale).post_translate(shift(width), shift(height));
-    resvg::render(&tree, transform, &mut pixmap.as_mut());
-    let rgb = pixmap.pixels().iter().flat_map(|p| [p.red(), p.green(), p.blue()]).collect();
-    Ok(Array3::from_shape_vec((resolution, resolution, 3), rgb)?)
+fn three_channels(pixels: Array3<u8>) -> Array3<u8> {
+    let (h, w, channels) = pixels.dim();
+    if channels == 3 { pixels } else { Array3::from_shape_fn((h, w, 3), |(y, x, _)| pixels[[y, x, 0]]) }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What EDM's tool asks of a dataset: squares, with a power of two as side.
+fn ensure_trainable(name: &str, [height, width]: [usize; 2], any_size: bool) -> anyhow::Result<()> {
+    let hint = "--any-size makes the dataset nevertheless; networks may refuse it";
+    let wrong = if height != width {
+        format!("expected square images, found {width}×{height} (`{name}`)")
+    } else if !width.is_power_of_two() {
+        format!("expected a power of two as width and height, found {width}×{height} (`{name}`)")
+    } else {
+        return Ok(());
+    };
+    if any_size { Ok(()) } else { Err(with_hint(anyhow::anyhow!(wrong), hint)) }
+}
 
-    #[test]
-    fn drawings_are_rendered_over_the_background() {
-        let dir = tempfile::tempdir().unwrap();
-        let svg = r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><rect width="5" height="10" fill="#ff0000"/></svg>"##;
-        fs::write(dir.path().join("a.svg"), svg).unwrap();
-        fs::write(dir.path().join("b-x.svg"), svg).unwrap();
-        let mut source = Source::open(dir.path(), &["-x".to_owned()], [0, 0, 255]).unwrap();
-        assert_eq!(source.len(), 1);
-        let (images, labels) = images_of(&mut source, 0..1, 8).unwrap();
-        assert_eq!(images.slice(s![0, 4, 1, ..]).to_vec(), [255, 0, 0]);
-        assert_eq!(images.slice(s![0, 4, 6, ..]).to_vec(), [0, 0, 255]);
-        assert_eq!(labels, None);
-    }
-
-    #[test]
-    fn a_broken_drawing_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("a.svg"), "<svg").unwrap();
-        let mut source = Source::open(dir.path(), &[], [0; 3]).unwrap();
-        assert!(images_of(&mut source, 0..1, 8).unwrap_err().to_string().contains("a.svg"));
-    }
-
-    #[test]
-    fn photographs_are_cropped_to_the_centre() {
-        let mut image = Array3::zeros((4, 8, 3));
-        image.slice_mut(s![.., 2..6, ..]).fill(9);
-        assert!(square(image, 4).unwrap().iter().all(|v| *v == 9));
-    }
+/// `error`, with what is left of `out` if it is an interruption.
+#[must_use]
+pub fn when_interrupted(error: anyhow::Error, out: &Path) -> anyhow::Error {
+    crate::error::when_interrupted(error, || format!("`{}` was not written", out.display()))
 }

@@ -38,8 +38,14 @@ def pil_float(a, size):
     return np.stack(planes, 2).clip(0, 255)
 
 
-def pil_bytes(a, size):
-    return np.asarray(Image.fromarray(a).resize(size[::-1], Image.BICUBIC))
+def pil_bytes(a, size, resample=Image.BICUBIC):
+    return np.asarray(Image.fromarray(a).resize(size[::-1], resample))
+
+
+def checksum(a):
+    """Sum of (i + 1)·v over all values, modulo 2^32."""
+    flat = a.reshape(-1).astype(np.uint64)
+    return int((flat * np.arange(1, flat.size + 1, dtype=np.uint64)).sum() % (1 << 32))
 
 
 def clip(a, size):
@@ -67,9 +73,18 @@ constants = {
     "PILF_WIDE": thin(pil_float(up, (7, 8)), 13),
     "PIL8_UP": thin(pil_bytes(up, (11, 13)), 13),
     "PIL8_DOWN": thin(pil_bytes(down, (9, 11)), 11),
+    "LANCZOS_UP": thin(pil_bytes(up, (11, 13), Image.LANCZOS), 13),
     "CLIP_A": thin(clip(image(13, 20), 16), 53),
     "CLIP_B": thin(clip(image(29, 16), 16), 53),
     "CLIP_C": thin(clip(image(16, 16), 16), 53),
 }
 for name, values in constants.items():
     print(name, "[" + ", ".join(str(v) for v in values) + "]")
+
+SIZES = [((7, 5), (11, 13)), ((30, 40), (9, 11)), ((101, 67), (32, 32)), ((33, 65), (64, 64)), ((16, 17), (16, 5)), ((19, 16), (7, 16)),
+         ((240, 321), (64, 48)), ((1, 9), (4, 4)), ((128, 128), (1, 1))]
+for size, to in SIZES:
+    for name, resample in [("Bicubic", Image.BICUBIC), ("Lanczos", Image.LANCZOS)]:
+        a = image(*size)
+        sums = checksum(pil_bytes(a, to, resample)), checksum(pil_bytes(a[:, :, 1], to, resample))
+        print(f"({list(size)}, {list(to)}, {name}, {sums[0]}, {sums[1]}),")

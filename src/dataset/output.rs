@@ -1,0 +1,142 @@
+//! Where a dataset goes: a zip, or a folder with the same files.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use d2o_refs::image_zip::{DatasetWriter, LABEL_FILE, label_file, name_of};
+use fs_err as fs;
+use serde_json::Value;
+
+use crate::outputs;
+
+/// Endings of other kinds of files, which are no names of folders.
+const OTHER_FILES: [&str; 10] = ["npz", "npy", "h5", "hdf5", "tar", "gz", "png", "jpg", "json", "mdb"];
+
+/// A dataset being written; dropped before [`Output::finish`], it vanishes.
+#[derive(Debug)]
+pub enum Output {
+    /// A zip of stored PNGs.
+    Zip(DatasetWriter),
+    /// A folder of PNGs, filled under a temporary name beside its target.
+    Folder {
+        /// What the folder will be called.
+        target: PathBuf,
+        /// The temporary folder.
+        partial: tempfile::TempDir,
+        /// Label of each image so far.
+        labels: Vec<Option<Value>>,
+    },
+}
+
+/// Whether `path` names a zip; else it names a folder.
+///
+/// # Errors
+/// If it ends like another kind of file.
+pub fn is_zip(path: &Path) -> anyhow::Result<bool> {
+    let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    ensure!(
+        !OTHER_FILES.contains(&ending.as_str()),
+        "`{}`: a dataset is a `.zip` file or a folder, found the ending `.{ending}`",
+        path.display()
+    );
+    Ok(ending == "zip")
+}
+
+/// Makes sure, before any work is done, that a dataset of `source` can be written at `out`: it does not exist, unless `overwrite` allows to replace it.
+///
+/// # Errors
+/// If that is not so. A folder is replaced only if it is a dataset, and never one that holds `source`.
+pub fn ensure_new(source: &Path, out: &Path, overwrite: bool) -> anyhow::Result<()> {
+    if is_zip(out)? {
+        outputs::ensure_new_file(out, overwrite)?;
+    } else {
+        outputs::ensure_new_folder(out, overwrite)?;
+    }
+    let Ok(target) = fs::canonicalize(out) else { return Ok(()) };
+    ensure!(!fs::canonicalize(source)?.starts_with(&target), "`{}` holds the source, so it is not replaced", out.display());
+    let replaced = target.is_dir() && fs::read_dir(&target)?.next().is_some();
+    ensure!(
+        !replaced || target.join(LABEL_FILE).is_file(),
+        "`{}` holds no `{LABEL_FILE}`, so it is not a dataset that --overwrite could replace",
+        out.display()
+    );
+    Ok(())
+}
+
+/// The folder that holds `path`.
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+impl Output {
+    /// Starts writing what will be `path`: a zip if its name ends so, else a folder.
+    ///
+    /// # Errors
+    /// The file system's own; see [`is_zip`].
+    pub fn create(path: &Path) -> anyhow::Result<Self> {
+        if is_zip(path)? {
+            return Ok(Self::Zip(DatasetWriter::create(path)?));
+        }
+        let parent = parent_of(path);
+        fs::create_dir_all(parent)?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".d2o-").suffix(".partial");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            builder.permissions(std::fs::Permissions::from_mode(0o755));
+        }
+        Ok(Self::Folder { target: path.to_owned(), partial: builder.tempdir_in(parent)?, labels: Vec::new() })
+    }
+
+    /// Adds the next image.
+    ///
+    /// # Errors
+    /// The file system's own.
+    pub fn append(&mut self, png: &[u8], label: Option<Value>) -> anyhow::Result<()> {
+        match self {
+            Self::Zip(zip) => zip.append_png(png, label)?,
+            Self::Folder { partial, labels, .. } => {
+                let file = partial.path().join(name_of(labels.len()));
+                if let Some(folder) = file.parent() {
+                    fs::create_dir_all(folder)?;
+                }
+                fs::write(file, png)?;
+                labels.push(label);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the labels and gives the dataset its name.
+    ///
+    /// # Errors
+    /// The file system's own.
+    pub fn finish(self) -> anyhow::Result<()> {
+        match self {
+            Self::Zip(zip) => zip.finish()?,
+            Self::Folder { target, partial, labels } => {
+                let labels: Option<Vec<Value>> = labels.into_iter().collect();
+                let text = label_file((0..).map(name_of), labels.as_deref(), None);
+                fs::write(partial.path().join(LABEL_FILE), text)?;
+                let cannot = || format!("cannot write `{}`", target.display());
+                // What stands there makes way only now, and comes back if the new folder cannot take its place.
+                let old = tempfile::Builder::new().prefix(".d2o-").suffix(".old").tempdir_in(parent_of(&target))?;
+                let aside = old.path().join("dataset");
+                let replaces = target.is_dir();
+                if replaces {
+                    fs::rename(&target, &aside).with_context(cannot)?;
+                }
+                if let Err(error) = fs::rename(partial.path(), &target) {
+                    if replaces {
+                        fs::rename(&aside, &target).with_context(cannot)?;
+                    }
+                    return Err(error).with_context(cannot);
+                }
+                // It has moved.
+                let _ = partial.keep();
+            }
+        }
+        Ok(())
+    }
+}

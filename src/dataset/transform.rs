@@ -1,0 +1,190 @@
+//! Crops and sizes, as EDM's `dataset_tool.py` computes them.
+
+use anyhow::ensure;
+use d2o_evaluations::preprocess::{Filter, pillow_resize_u8};
+use ndarray::{Array3, ArrayView3, s};
+
+/// What happens to an image before it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transform {
+    /// Nothing.
+    Keep,
+    /// Resize to the resolution; the aspect ratio is not kept.
+    Resize,
+    /// The central square, resized to the resolution.
+    CenterCrop,
+    /// All columns of the central rows, resized to the resolution, on a black square as wide as the resolution. Images smaller than the
+    /// resolution are left out.
+    CenterCropWide,
+}
+
+/// A transform with its target size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    transform: Transform,
+    /// Height and width.
+    size: [usize; 2],
+}
+
+impl Geometry {
+    /// `transform` to `size` `[height, width]`, which [`Transform::Keep`] ignores.
+    ///
+    /// # Errors
+    /// If the transform cannot give that size.
+    pub fn new(transform: Transform, size: Option<[usize; 2]>) -> anyhow::Result<Self> {
+        if transform == Transform::Keep {
+            return Ok(Self { transform, size: [0, 0] });
+        }
+        let Some([height, width]) = size else { anyhow::bail!("this transform needs a resolution") };
+        ensure!(height > 0 && width > 0, "the resolution must be above 0, found {width}x{height}");
+        match transform {
+            Transform::CenterCrop => {
+                ensure!(
+                    height == width,
+                    "center-crop gives squares, found the resolution {width}x{height}; center-crop-wide and resize take both sides"
+                );
+            }
+            Transform::CenterCropWide => {
+                ensure!(
+                    height <= width,
+                    "center-crop-wide needs a width of at least the height, found the resolution {width}x{height}"
+                );
+            }
+            Transform::Keep | Transform::Resize => {}
+        }
+        Ok(Self { transform, size: [height, width] })
+    }
+
+    /// Height and width that vector graphics are rendered at, before [`Geometry::frame`]; `None` if no size is asked for.
+    #[must_use]
+    pub fn drawing(&self) -> Option<[usize; 2]> {
+        (self.transform != Transform::Keep).then_some(self.size)
+    }
+
+    /// Transforms u8 `image [H, W, C]`; `None` if it is too small for [`Transform::CenterCropWide`].
+    #[must_use]
+    pub fn apply(&self, image: ArrayView3<'_, u8>) -> Option<Array3<u8>> {
+        let (h, w, _) = image.dim();
+        let resize = |image: ArrayView3<'_, u8>| pillow_resize_u8(image, self.size, Filter::Lanczos);
+        match self.transform {
+            Transform::Keep => Some(image.to_owned()),
+            Transform::Resize => Some(resize(image)),
+            Transform::CenterCrop => {
+                let side = h.min(w);
+                let (top, left) = ((h - side) / 2, (w - side) / 2);
+                Some(resize(image.slice(s![top..top + side, left..left + side, ..])))
+            }
+            Transform::CenterCropWide => {
+                let [height, width] = self.size;
+                let rows = central_rows(width, h, w);
+                if w < width || rows < height {
+                    return None;
+                }
+                let top = (h - rows) / 2;
+                Some(self.frame(resize(image.slice(s![top..top + rows, .., ..]))))
+            }
+        }
+    }
+
+    /// Puts a result of the resolution's size on the canvas that [`Transform::CenterCropWide`] stores.
+    #[must_use]
+    pub fn frame(&self, image: Array3<u8>) -> Array3<u8> {
+        let (height, width, channels) = image.dim();
+        if self.transform != Transform::CenterCropWide || height == width {
+            return image;
+        }
+        let mut canvas = Array3::zeros((width, width, channels));
+        let top = (width - height) / 2;
+        canvas.slice_mut(s![top..top + height, .., ..]).assign(&image);
+        canvas
+    }
+}
+
+/// `width · h / w`, halves to the even neighbour, as NumPy rounds.
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "image sizes"
+)]
+fn central_rows(width: usize, h: usize, w: usize) -> usize {
+    ((width * h) as f64 / w as f64).round_ties_even() as usize
+}
+
+/// Turns and mirrors `image [H, W, C]` as the EXIF orientation 1..=8 asks for; others leave it as it is.
+#[must_use]
+pub fn oriented(image: Array3<u8>, orientation: u8) -> Array3<u8> {
+    let mut view = image.view();
+    if (5..=8).contains(&orientation) {
+        view.swap_axes(0, 1);
+    }
+    if matches!(orientation, 3 | 4 | 7 | 8) {
+        view.invert_axis(ndarray::Axis(0));
+    }
+    if matches!(orientation, 2 | 3 | 6 | 7) {
+        view.invert_axis(ndarray::Axis(1));
+    }
+    view.as_standard_layout().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ramp(h: usize, w: usize) -> Array3<u8> {
+        Array3::from_shape_fn((h, w, 1), |(y, x, _)| u8::try_from(y * 16 + x).unwrap())
+    }
+
+    #[test]
+    fn photographs_are_cropped_to_the_centre() {
+        let mut image = Array3::zeros((4, 8, 3));
+        image.slice_mut(s![.., 2..6, ..]).fill(9);
+        let crop = Geometry::new(Transform::CenterCrop, Some([4, 4])).unwrap();
+        assert!(crop.apply(image.view()).unwrap().iter().all(|v| *v == 9));
+    }
+
+    #[test]
+    fn wide_crops_take_the_central_rows_and_stand_on_black() {
+        let mut image = Array3::zeros((10, 8, 3));
+        image.slice_mut(s![3..7, .., ..]).fill(200);
+        // 4·10/8 = 5 rows from (10 - 5)/2 = 2.
+        let wide = Geometry::new(Transform::CenterCropWide, Some([2, 4])).unwrap();
+        let out = wide.apply(image.view()).unwrap();
+        assert_eq!(out.dim(), (4, 4, 3));
+        assert!(out.slice(s![0, .., ..]).iter().chain(out.slice(s![3, .., ..])).all(|v| *v == 0));
+        assert!(out.slice(s![1..3, .., ..]).iter().all(|v| *v > 100));
+        assert_eq!(wide.apply(image.slice(s![.., ..3, ..])), None, "narrower than the resolution");
+        assert_eq!(wide.apply(image.slice(s![..3, .., ..])), None, "2 rows, rounded from 1.5; 1.25 would be one");
+    }
+
+    #[test]
+    fn halves_go_to_the_even_number_of_rows() {
+        assert_eq!([central_rows(4, 5, 8), central_rows(4, 7, 8), central_rows(4, 6, 8)], [2, 4, 3]);
+    }
+
+    #[test]
+    fn sizes_that_a_transform_cannot_give_are_refused() {
+        let refused = |t, size| Geometry::new(t, size).unwrap_err().to_string();
+        assert!(refused(Transform::CenterCrop, Some([4, 8])).contains("8x4"));
+        assert!(refused(Transform::CenterCropWide, Some([8, 4])).contains("4x8"));
+        assert!(refused(Transform::Resize, None).contains("needs a resolution"));
+    }
+
+    #[test]
+    fn exif_orientations() {
+        // Rows 0: 0 1 2, 1: 16 17 18; results as Pillow's ImageOps.exif_transpose.
+        for (orientation, expected) in [
+            (1, vec![0, 1, 2, 16, 17, 18]),
+            (2, vec![2, 1, 0, 18, 17, 16]),
+            (3, vec![18, 17, 16, 2, 1, 0]),
+            (4, vec![16, 17, 18, 0, 1, 2]),
+            (5, vec![0, 16, 1, 17, 2, 18]),
+            (6, vec![16, 0, 17, 1, 18, 2]),
+            (7, vec![18, 2, 17, 1, 16, 0]),
+            (8, vec![2, 18, 1, 17, 0, 16]),
+        ] {
+            let out = oriented(ramp(2, 3), orientation);
+            assert_eq!(out.iter().copied().collect::<Vec<_>>(), expected, "{orientation}");
+        }
+    }
+}
