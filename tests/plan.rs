@@ -134,7 +134,7 @@ fn images_of_any_sizes_are_resized_one_by_one() {
     refused(
         dir,
         &["evaluate", "mixed", "--ref", "mixed", "--extractor", "lite0.onnx"],
-        &["different sizes", "--input f32"],
+        &["one size", "`00.png` is 24×20", "--input f32"],
     );
 }
 

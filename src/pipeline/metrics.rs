@@ -220,10 +220,14 @@ impl<'a> EvaluationBuilder<'a> {
         let shown = self.reporter.stage(stage);
         let result = compute(self);
         drop(shown);
-        if let Err(error) = result {
-            for key in keys {
-                self.failed.insert((*key).to_owned(), format!("{error:#}"));
-            }
+        for key in keys {
+            let problem = match (&result, self.metrics.get(*key)) {
+                (Err(error), _) => format!("{error:#}"),
+                (Ok(()), Some(metric)) if !metric.value.is_finite() => format!("it is {}", metric.value),
+                _ => continue,
+            };
+            self.metrics.remove(*key);
+            self.failed.insert((*key).to_owned(), problem);
         }
         self.lap(stage);
     }

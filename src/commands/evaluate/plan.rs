@@ -410,7 +410,10 @@ impl Scene<'_> {
             let record = network.spec.record(dims, rule).or_else(|error| match self.samples {
                 // The images that differ in size, if that is what is wrong.
                 Source::Images { images, .. } => Err(match uniform(images.as_ref()) {
-                    Err(sizes) => anyhow::Error::new(sizes).context(format!("{error:#}")),
+                    Err(sizes) => with_hint(
+                        anyhow::Error::new(sizes).context(format!("`{}` takes images of one size", network.spec.path)),
+                        "export it with `--input f32`: d2o then resizes each image",
+                    ),
                     Ok(_) => error,
                 }),
                 _ => Err(error),
