@@ -71,7 +71,11 @@ impl Cifar {
             let wanted = VARIANTS.iter().flat_map(|v| v.members).find(|m| **m == name);
             let Some(member) = wanted else { continue };
             let size = entry.size();
-            ensure!(size <= MAX_MEMBER, "`{}`: `{name}`: expected at most {MAX_MEMBER} bytes, found {size}", path.display());
+            ensure!(
+                size <= MAX_MEMBER,
+                "`{}`: `{name}`: expected at most {MAX_MEMBER} bytes, found {size}",
+                path.display()
+            );
             let mut bytes = Vec::new();
             entry.take(MAX_MEMBER).read_to_end(&mut bytes).with_context(damaged)?;
             found.insert(member, bytes);
@@ -115,16 +119,21 @@ impl Batch {
     fn parse(bytes: Vec<u8>, file: &Path, labels_key: &str) -> anyhow::Result<Self> {
         let (pickle, _) = Pickle::parse(&bytes, file, 0)?;
         let value = |key: &str| {
-            pickle.get(pickle.root(), key).with_context(|| format!("`{}`: no `{key}` in the pickled dict", file.display()))
+            pickle
+                .get(pickle.root(), key)
+                .with_context(|| format!("`{}`: no `{key}` in the pickled dict", file.display()))
         };
-        let (start, rows) = rows(&pickle, value("data")?, &bytes)
-            .with_context(|| format!("`{}`: `data`: expected a NumPy array of u8 [N, {VALUES}] in C order", file.display()))?;
+        let (start, rows) = rows(&pickle, value("data")?, &bytes).with_context(|| {
+            format!("`{}`: `data`: expected a NumPy array of u8 [N, {VALUES}] in C order", file.display())
+        })?;
         let class = |id: &Id| match pickle.node(*id) {
             Node::Int(class) => Some(*class),
             _ => None,
         };
-        let labels = pickle.sequence(value(labels_key)?).and_then(|ids| ids.iter().map(class).collect::<Option<Vec<_>>>());
-        let labels = labels.with_context(|| format!("`{}`: `{labels_key}`: expected a list of integers", file.display()))?;
+        let labels =
+            pickle.sequence(value(labels_key)?).and_then(|ids| ids.iter().map(class).collect::<Option<Vec<_>>>());
+        let labels =
+            labels.with_context(|| format!("`{}`: `{labels_key}`: expected a list of integers", file.display()))?;
         ensure!(
             labels.len() == rows,
             "`{}`: `{labels_key}`: expected {rows} labels, one for each image, found {}",

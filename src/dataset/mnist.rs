@@ -45,7 +45,11 @@ impl Idx {
         let mut reader = plain(path)?;
         let [len, height, width] = header(path, &mut reader, IMAGES_MAGIC)?;
         let pixels = height.checked_mul(width).filter(|n| (1..=MAX_PIXELS).contains(n));
-        ensure!(pixels.is_some(), "`{}`: expected images of 1 to {MAX_PIXELS} pixels, found {width}×{height}", path.display());
+        ensure!(
+            pixels.is_some(),
+            "`{}`: expected images of 1 to {MAX_PIXELS} pixels, found {width}×{height}",
+            path.display()
+        );
         Ok(Self { path: path.to_owned(), reader, len, height, width, at: 0 })
     }
 
