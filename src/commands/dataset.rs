@@ -29,7 +29,10 @@ pub fn run(args: &Dataset, printer: Printer) -> anyhow::Result<ExitStatus> {
         ));
     }
     if summary.turned > 0 {
-        printer.note(&format!("{} images have an EXIF orientation, which was not applied (--apply-exif does)", summary.turned));
+        printer.note(&format!(
+            "{} images have an EXIF orientation, which was not applied (--apply-exif does)",
+            summary.turned
+        ));
     }
     let [height, width] = summary.size;
     printer.note(&format!("{} images of {width}×{height} pixels in `{}`", summary.images, args.out.display()));

@@ -50,7 +50,7 @@ struct Batch {
 
 /// The training images, in the order of their batches.
 #[derive(Debug)]
-pub struct Cifar {
+pub(super) struct Cifar {
     batches: Vec<Batch>,
 }
 
@@ -59,7 +59,7 @@ impl Cifar {
     ///
     /// # Errors
     /// If a batch is missing or damaged.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let unpacked = GzDecoder::new(std::io::BufReader::new(fs::File::open(path)?)).take(MAX_TAR);
         let mut tar = tar::Archive::new(unpacked);
         let mut found: HashMap<&str, Vec<u8>> = HashMap::new();
@@ -71,7 +71,11 @@ impl Cifar {
             let wanted = VARIANTS.iter().flat_map(|v| v.members).find(|m| **m == name);
             let Some(member) = wanted else { continue };
             let size = entry.size();
-            ensure!(size <= MAX_MEMBER, "`{}`: `{name}`: expected at most {MAX_MEMBER} bytes, found {size}", path.display());
+            ensure!(
+                size <= MAX_MEMBER,
+                "`{}`: `{name}`: expected at most {MAX_MEMBER} bytes, found {size}",
+                path.display()
+            );
             let mut bytes = Vec::new();
             entry.take(MAX_MEMBER).read_to_end(&mut bytes).with_context(damaged)?;
             found.insert(member, bytes);
@@ -88,18 +92,12 @@ impl Cifar {
 
     /// Number of images.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.batches.iter().map(|b| b.labels.len()).sum()
     }
 
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Each image, u8 `[32, 32, 3]`, with its class.
-    pub fn images(self) -> impl Iterator<Item = anyhow::Result<(Array3<u8>, i64)>> {
+    pub(super) fn images(self) -> impl Iterator<Item = anyhow::Result<(Array3<u8>, i64)>> {
         self.batches.into_iter().flat_map(|Batch { bytes, start, labels }| {
             labels.into_iter().enumerate().map(move |(i, label)| {
                 let at = start + i * VALUES;
@@ -115,16 +113,21 @@ impl Batch {
     fn parse(bytes: Vec<u8>, file: &Path, labels_key: &str) -> anyhow::Result<Self> {
         let (pickle, _) = Pickle::parse(&bytes, file, 0)?;
         let value = |key: &str| {
-            pickle.get(pickle.root(), key).with_context(|| format!("`{}`: no `{key}` in the pickled dict", file.display()))
+            pickle
+                .get(pickle.root(), key)
+                .with_context(|| format!("`{}`: no `{key}` in the pickled dict", file.display()))
         };
-        let (start, rows) = rows(&pickle, value("data")?, &bytes)
-            .with_context(|| format!("`{}`: `data`: expected a NumPy array of u8 [N, {VALUES}] in C order", file.display()))?;
+        let (start, rows) = rows(&pickle, value("data")?, &bytes).with_context(|| {
+            format!("`{}`: `data`: expected a NumPy array of u8 [N, {VALUES}] in C order", file.display())
+        })?;
         let class = |id: &Id| match pickle.node(*id) {
             Node::Int(class) => Some(*class),
             _ => None,
         };
-        let labels = pickle.sequence(value(labels_key)?).and_then(|ids| ids.iter().map(class).collect::<Option<Vec<_>>>());
-        let labels = labels.with_context(|| format!("`{}`: `{labels_key}`: expected a list of integers", file.display()))?;
+        let labels =
+            pickle.sequence(value(labels_key)?).and_then(|ids| ids.iter().map(class).collect::<Option<Vec<_>>>());
+        let labels =
+            labels.with_context(|| format!("`{}`: `{labels_key}`: expected a list of integers", file.display()))?;
         ensure!(
             labels.len() == rows,
             "`{}`: `{labels_key}`: expected {rows} labels, one for each image, found {}",

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use fs_err as fs;
 
 /// The file in an LMDB folder that holds the data.
-pub const DATA_FILE: &str = "data.mdb";
+pub(super) const DATA_FILE: &str = "data.mdb";
 
 const MAGIC: u32 = 0xBEEF_C0DE;
 const VERSION: u32 = 1;
@@ -42,12 +42,12 @@ const MAX_VALUE: usize = 256 << 20;
 
 /// Entries of the main database of an environment, in the order of their keys.
 #[derive(Debug)]
-pub struct Lmdb {
+pub(super) struct Lmdb {
     path: PathBuf,
     file: fs::File,
     page_size: usize,
     /// Number of entries.
-    pub len: usize,
+    pub(super) len: usize,
     /// Entries given so far.
     given: usize,
     /// Pages that may still be visited: a tree holds each page of the file once.
@@ -62,7 +62,7 @@ impl Lmdb {
     ///
     /// # Errors
     /// If it is not an LMDB environment of a known version.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let path = path.join(DATA_FILE);
         let mut file = fs::File::open(&path)?;
         let mut first = vec![0; META_END];
@@ -89,7 +89,16 @@ impl Lmdb {
         let len = usize::try_from(entries)?;
         let depth = usize::from(u16_at(&meta, DEPTH)?);
         ensure!(depth <= MAX_DEPTH, "{}: expected a depth of at most {MAX_DEPTH}, found {depth}", place());
-        let mut database = Self { path: path.clone(), file, page_size, len, given: 0, pages: bytes / page_size as u64, depth, open: Vec::new() };
+        let mut database = Self {
+            path: path.clone(),
+            file,
+            page_size,
+            len,
+            given: 0,
+            pages: bytes / page_size as u64,
+            depth,
+            open: Vec::new(),
+        };
         match u64_at(&meta, ROOT)? {
             NO_PAGE => ensure!(len == 0, "{}: {len} entries in an empty tree", place()),
             root => database.descend(root)?,
@@ -99,8 +108,15 @@ impl Lmdb {
 
     /// Reads page `number` and puts it on the stack.
     fn descend(&mut self, number: u64) -> anyhow::Result<()> {
-        ensure!(self.open.len() < self.depth, "`{}`: page {number}: expected {} levels, found more", self.path.display(), self.depth);
-        let Some(pages) = self.pages.checked_sub(1) else { bail!("`{}`: the tree visits a page twice", self.path.display()) };
+        ensure!(
+            self.open.len() < self.depth,
+            "`{}`: page {number}: expected {} levels, found more",
+            self.path.display(),
+            self.depth
+        );
+        let Some(pages) = self.pages.checked_sub(1) else {
+            bail!("`{}`: the tree visits a page twice", self.path.display())
+        };
         self.pages = pages;
         let page = self.bytes(number, 0, self.page_size)?;
         let flags = u16_at(&page, 10)?;
@@ -121,7 +137,12 @@ impl Lmdb {
         self.file.seek(SeekFrom::Start(start))?;
         let mut bytes = Vec::new();
         (&mut self.file).take(count as u64).read_to_end(&mut bytes)?;
-        ensure!(bytes.len() == count, "`{}`: page {number}: expected {count} bytes, found {}", self.path.display(), bytes.len());
+        ensure!(
+            bytes.len() == count,
+            "`{}`: page {number}: expected {count} bytes, found {}",
+            self.path.display(),
+            bytes.len()
+        );
         Ok(bytes)
     }
 
@@ -176,7 +197,9 @@ impl Iterator for Lmdb {
         }
         let entry = match self.entry() {
             Ok(Some(entry)) => Ok(entry),
-            Ok(None) => Err(anyhow::anyhow!("`{}`: expected {} entries, found {}", self.path.display(), self.len, self.given)),
+            Ok(None) => {
+                Err(anyhow::anyhow!("`{}`: expected {} entries, found {}", self.path.display(), self.len, self.given))
+            }
             Err(error) => Err(error),
         };
         self.given = if entry.is_ok() { self.given + 1 } else { self.len };

@@ -170,7 +170,11 @@ fn prepare(path: &Path, item: Item, options: &Options) -> anyhow::Result<Outcome
     let pixels = match content {
         Content::Drawing(svg) => {
             let place = || format!("{}: cannot render `{name}`", path.display());
-            let size = options.geometry.drawing().context("a drawing has no size in pixels: give a resolution").with_context(place)?;
+            let size = options
+                .geometry
+                .drawing()
+                .context("a drawing has no size in pixels: give a resolution")
+                .with_context(place)?;
             let drawing = drawing::render(&svg, size, options.background.unwrap_or(WHITE)).with_context(place)?;
             Some(options.geometry.frame(drawing))
         }

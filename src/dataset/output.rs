@@ -53,7 +53,11 @@ pub fn ensure_new(source: &Path, out: &Path, overwrite: bool) -> anyhow::Result<
         outputs::ensure_new_folder(out, overwrite)?;
     }
     let Ok(target) = fs::canonicalize(out) else { return Ok(()) };
-    ensure!(!fs::canonicalize(source)?.starts_with(&target), "`{}` holds the source, so it is not replaced", out.display());
+    ensure!(
+        !fs::canonicalize(source)?.starts_with(&target),
+        "`{}` holds the source, so it is not replaced",
+        out.display()
+    );
     let replaced = target.is_dir() && fs::read_dir(&target)?.next().is_some();
     ensure!(
         !replaced || target.join(LABEL_FILE).is_file(),

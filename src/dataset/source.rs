@@ -112,7 +112,8 @@ impl Source {
             Kind::Tar => {
                 let cifar = Cifar::open(path)?;
                 let len = cifar.len();
-                let labelled = cifar.images().map(|item| item.map(|(pixels, class)| (pixels, Some(Value::from(class)))));
+                let labelled =
+                    cifar.images().map(|item| item.map(|(pixels, class)| (pixels, Some(Value::from(class)))));
                 array(path, selection, len, Some("the batches"), labelled)
             }
             Kind::Idx => idx(path, selection),
@@ -120,7 +121,13 @@ impl Source {
                 let source = batch::open(path)?;
                 let len = source.len();
                 let has_labels = labels_of_array(&*source, selection)?;
-                array(path, selection, len, has_labels.then_some("the file"), Rows { source, at: 0, has_labels }.flatten_rows())
+                array(
+                    path,
+                    selection,
+                    len,
+                    has_labels.then_some("the file"),
+                    Rows { source, at: 0, has_labels }.flatten_rows(),
+                )
             }
         }
     }
@@ -222,7 +229,11 @@ fn files(
         (mode @ (Labels::Auto | Labels::Folders), _) => {
             let (folders, labels) = labels_of_folders(&names);
             if mode == Labels::Folders || (is_folder && d2o_refs::folders_are_classes(&folders)) {
-                ensure!(folders.len() > 1, "`{}`: --labels folders needs several top-level folders with images, found one", path.display());
+                ensure!(
+                    folders.len() > 1,
+                    "`{}`: --labels folders needs several top-level folders with images, found one",
+                    path.display()
+                );
                 notes.push(format!("{} classes from the top-level folders: {}", folders.len(), listed(&folders)));
                 Some(labels)
             } else {
@@ -252,7 +263,11 @@ fn array(
     labelled: impl Iterator<Item = anyhow::Result<(Array3<u8>, Option<Value>)>> + 'static,
 ) -> anyhow::Result<Source> {
     ensure!(selection.exclude.is_empty(), "`{}` holds no file names that --exclude could apply to", path.display());
-    ensure!(selection.labels != Labels::Folders, "`{}` holds no folders that --labels folders could use", path.display());
+    ensure!(
+        selection.labels != Labels::Folders,
+        "`{}` holds no folders that --labels folders could use",
+        path.display()
+    );
     ensure!(len > 0, "`{}` holds no images", path.display());
     let keep = selection.labels != Labels::None;
     let notes = origin.filter(|_| keep).map(|origin| format!("labels of {origin}")).into_iter().collect();

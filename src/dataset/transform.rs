@@ -101,12 +101,7 @@ impl Geometry {
 }
 
 /// `width · h / w`, halves to the even neighbour, as NumPy rounds.
-#[allow(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "image sizes"
-)]
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "image sizes")]
 fn central_rows(width: usize, h: usize, w: usize) -> usize {
     ((width * h) as f64 / w as f64).round_ties_even() as usize
 }
