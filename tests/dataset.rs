@@ -10,6 +10,7 @@ use image::{DynamicImage, GrayImage, Rgb, RgbImage, Rgba, RgbaImage};
 use ndarray::ArrayD;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
 use test_support::{Outcome, run};
 
 fn d2o(dir: &Path, args: &[&str]) -> Outcome {
@@ -27,7 +28,14 @@ fn refused(dir: &Path, args: &[&str], text: &str) {
     assert!(outcome.code == 2 && outcome.stderr.contains(text), "{args:?}: `{text}`: {outcome}");
 }
 
-/// Fixtures, see tests/data/gen/dataset.py.
+/// Sources, see tests/data/gen/dataset.py, in a temporary folder.
+fn sources() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let zip = fs::File::open(data().join("sources.zip")).unwrap();
+    zip::ZipArchive::new(zip).unwrap().extract(dir.path()).unwrap();
+    dir
+}
+
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/dataset")
 }
@@ -82,7 +90,7 @@ fn pixel(images: &[ArrayD<u8>], image: usize, y: usize, x: usize) -> [u8; 3] {
 
 #[test]
 fn equals_dataset_tool_on_every_source() {
-    let dir = tempfile::tempdir().unwrap();
+    let (dir, sources) = (tempfile::tempdir().unwrap(), sources());
     let expected: Value = serde_json::from_slice(&fs::read(data().join("expected.json")).unwrap()).unwrap();
     // In the options of dataset_tool.py, and what d2o needs to do the same.
     for (case, more) in [
@@ -100,12 +108,10 @@ fn equals_dataset_tool_on_every_source() {
         ("lmdb", &[]),
     ] {
         let expected = &expected[case];
-        let source = data().join(expected["source"].as_str().unwrap()).display().to_string();
-        let options = expected["options"].as_array().unwrap().iter().map(|o| o.as_str().unwrap());
+        let source = sources.path().join(expected["source"].as_str().unwrap()).display().to_string();
+        let options: Vec<&str> = expected["options"].as_array().unwrap().iter().map(|o| o.as_str().unwrap()).collect();
         for out in [format!("{case}.zip"), case.to_owned()] {
-            let args: Vec<&str> =
-                [&source, "--dest", &out].into_iter().chain(options.clone()).chain(more.iter().copied()).collect();
-            made(dir.path(), &args);
+            made(dir.path(), &[&[&source, "--dest", &out], &options[..], more].concat());
             let (images, labels) = read(&dir.path().join(&out));
             let found: Vec<Value> = images
                 .iter()
@@ -116,7 +122,7 @@ fn equals_dataset_tool_on_every_source() {
         }
         assert_eq!(files(&dir.path().join(case)), files(&dir.path().join(format!("{case}.zip"))), "{case}");
     }
-    let again = data().join("mixed").display().to_string();
+    let again = sources.path().join("mixed").display().to_string();
     made(dir.path(), &[&again, "--out", "again.zip", "--resolution", "32"]);
     let bytes = |name: &str| fs::read(dir.path().join(name)).unwrap();
     assert!(bytes("again.zip") == bytes("mixed.zip"), "--resolution alone crops; equal images give equal bytes");
@@ -309,13 +315,13 @@ fn a_broken_drawing_is_named() {
 
 #[test]
 fn damaged_sources_are_errors() {
-    let dir = tempfile::tempdir().unwrap();
+    let (dir, sources) = (tempfile::tempdir().unwrap(), sources());
     let at = |name: &str| dir.path().join(name);
     let cut = |name: &str, as_name: &str, keep: usize| {
-        let bytes = fs::read(data().join(name)).unwrap();
+        let bytes = fs::read(sources.path().join(name)).unwrap();
         fs::write(at(as_name), &bytes[..keep.min(bytes.len())]).unwrap();
     };
-    let size = |name: &str| fs::metadata(data().join(name)).unwrap().len() as usize;
+    let size = |name: &str| fs::metadata(sources.path().join(name)).unwrap().len() as usize;
     for (name, parts) in [("cifar-10-python.tar.gz", 7), ("train-images-idx3-ubyte.gz", 7)] {
         for part in 0..parts {
             cut(name, name, size(name) * part / parts);
@@ -324,7 +330,7 @@ fn damaged_sources_are_errors() {
         }
     }
     fs::create_dir(at("cat_lmdb")).unwrap();
-    let whole = fs::read(data().join("cat_lmdb/data.mdb")).unwrap();
+    let whole = fs::read(sources.path().join("cat_lmdb/data.mdb")).unwrap();
     for keep in [0, 100, 4096, 4200, whole.len() / 2] {
         fs::write(at("cat_lmdb/data.mdb"), &whole[..keep]).unwrap();
         let outcome = d2o(dir.path(), &["cat_lmdb", "--out", "d.zip", "--resolution", "8"]);
@@ -340,7 +346,7 @@ fn damaged_sources_are_errors() {
     }
     let _ = fs::remove_file(at("d.zip"));
     // Labels of another number of images.
-    fs::copy(data().join("train-images-idx3-ubyte.gz"), at("train-images-idx3-ubyte.gz")).unwrap();
+    fs::copy(sources.path().join("train-images-idx3-ubyte.gz"), at("train-images-idx3-ubyte.gz")).unwrap();
     let mut labels = vec![0, 0, 8, 1, 0, 0, 0, 2];
     labels.extend([1, 2]);
     fs::write(at("train-labels-idx1-ubyte.gz"), labels).unwrap();

@@ -359,10 +359,11 @@ fn to_u8(sum: i32) -> u8 {
     u8::try_from((sum >> PILLOW_BITS).clamp(0, 255)).unwrap_or(u8::MAX)
 }
 
-/// Pillow's `Image.resize` of a u8 image (mode `L` or `RGB`), bit for bit.
+/// Pillow's `Image.resize` of a u8 image (mode `L` or `RGB`), bit for bit, as Pillow up to 12 computes it.
 ///
 /// Shapes: `image [H, W, C]`, `output` = `[height, width]`, result `[height, width, C]`. Weights have 22 fractional bits; the horizontal pass comes
-/// first, and each pass rounds to u8. An axis that keeps its size is not filtered.
+/// first, and each pass rounds to u8. An axis that keeps its size is not filtered. Pillow 13 runs the vertical pass first where that is cheaper, which
+/// moves results by up to 4 levels.
 ///
 /// # Panics
 /// If a side of `image` or `output` is 0.
@@ -477,7 +478,7 @@ mod tests {
         }
     }
 
-    // Constants printed by tests/data/gen/preprocess.py: NumPy 2.4.6, torch 2.15.0, Pillow 13.0.0.
+    // Constants printed by tests/data/gen/preprocess.py: NumPy 2.4.6, torch 2.15.0, Pillow 12.0.0.
 
     #[test]
     fn tensorflow_bilinear_is_exact() {
@@ -611,6 +612,8 @@ mod tests {
             ([1, 9], [4, 4], Lanczos, 157364, 18708),
             ([128, 128], [1, 1], Bicubic, 767, 128),
             ([128, 128], [1, 1], Lanczos, 767, 128),
+            ([97, 65], [48, 64], Bicubic, 1118174533, 603787099),
+            ([97, 65], [48, 64], Lanczos, 1118515287, 603780634),
         ] {
             let source = image(input[0], input[1]);
             let out = pillow_resize_u8(source.view(), output, filter);

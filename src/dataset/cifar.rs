@@ -50,7 +50,7 @@ struct Batch {
 
 /// The training images, in the order of their batches.
 #[derive(Debug)]
-pub struct Cifar {
+pub(super) struct Cifar {
     batches: Vec<Batch>,
 }
 
@@ -59,7 +59,7 @@ impl Cifar {
     ///
     /// # Errors
     /// If a batch is missing or damaged.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let unpacked = GzDecoder::new(std::io::BufReader::new(fs::File::open(path)?)).take(MAX_TAR);
         let mut tar = tar::Archive::new(unpacked);
         let mut found: HashMap<&str, Vec<u8>> = HashMap::new();
@@ -92,18 +92,12 @@ impl Cifar {
 
     /// Number of images.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.batches.iter().map(|b| b.labels.len()).sum()
     }
 
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Each image, u8 `[32, 32, 3]`, with its class.
-    pub fn images(self) -> impl Iterator<Item = anyhow::Result<(Array3<u8>, i64)>> {
+    pub(super) fn images(self) -> impl Iterator<Item = anyhow::Result<(Array3<u8>, i64)>> {
         self.batches.into_iter().flat_map(|Batch { bytes, start, labels }| {
             labels.into_iter().enumerate().map(move |(i, label)| {
                 let at = start + i * VALUES;

@@ -8,7 +8,7 @@ use resvg::{tiny_skia, usvg};
 ///
 /// # Errors
 /// If `svg` cannot be read.
-pub fn render(svg: &[u8], [height, width]: [usize; 2], background: [u8; 3]) -> anyhow::Result<Array3<u8>> {
+pub(super) fn render(svg: &[u8], [height, width]: [usize; 2], background: [u8; 3]) -> anyhow::Result<Array3<u8>> {
     let tree = usvg::Tree::from_data(svg, &usvg::Options::default())?;
     let pixmap = tiny_skia::Pixmap::new(u32::try_from(width)?, u32::try_from(height)?);
     let mut pixmap = pixmap.context("a resolution above 0")?;

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use fs_err as fs;
 
 /// The file in an LMDB folder that holds the data.
-pub const DATA_FILE: &str = "data.mdb";
+pub(super) const DATA_FILE: &str = "data.mdb";
 
 const MAGIC: u32 = 0xBEEF_C0DE;
 const VERSION: u32 = 1;
@@ -42,12 +42,12 @@ const MAX_VALUE: usize = 256 << 20;
 
 /// Entries of the main database of an environment, in the order of their keys.
 #[derive(Debug)]
-pub struct Lmdb {
+pub(super) struct Lmdb {
     path: PathBuf,
     file: fs::File,
     page_size: usize,
     /// Number of entries.
-    pub len: usize,
+    pub(super) len: usize,
     /// Entries given so far.
     given: usize,
     /// Pages that may still be visited: a tree holds each page of the file once.
@@ -62,7 +62,7 @@ impl Lmdb {
     ///
     /// # Errors
     /// If it is not an LMDB environment of a known version.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let path = path.join(DATA_FILE);
         let mut file = fs::File::open(&path)?;
         let mut first = vec![0; META_END];

@@ -9,7 +9,7 @@ use fs_err as fs;
 use ndarray::{Array3, s};
 
 /// Start of an IDX file of u8 `[N, H, W]`.
-pub const IMAGES_MAGIC: [u8; 4] = [0, 0, 8, 3];
+pub(super) const IMAGES_MAGIC: [u8; 4] = [0, 0, 8, 3];
 /// Start of an IDX file of u8 `[N]`.
 const LABELS_MAGIC: [u8; 4] = [0, 0, 8, 1];
 /// Largest image accepted, pixels.
@@ -20,11 +20,11 @@ const SIDE: usize = 28;
 const PAD: usize = 2;
 
 /// Images of an IDX file, one after another.
-pub struct Idx {
+pub(super) struct Idx {
     path: PathBuf,
     reader: Box<dyn Read + Send>,
     /// Number of images.
-    pub len: usize,
+    pub(super) len: usize,
     height: usize,
     width: usize,
     at: usize,
@@ -41,7 +41,7 @@ impl Idx {
     ///
     /// # Errors
     /// If it is not one.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let mut reader = plain(path)?;
         let [len, height, width] = header(path, &mut reader, IMAGES_MAGIC)?;
         let pixels = height.checked_mul(width).filter(|n| (1..=MAX_PIXELS).contains(n));
@@ -83,7 +83,7 @@ impl Iterator for Idx {
 
 /// The file of labels beside the file of images `path`, if its name follows MNIST's and it is there.
 #[must_use]
-pub fn label_file(path: &Path) -> Option<PathBuf> {
+pub(super) fn label_file(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     let labels = name.replacen("-images-idx3-ubyte", "-labels-idx1-ubyte", 1);
     let found = path.with_file_name(&labels);
@@ -94,7 +94,7 @@ pub fn label_file(path: &Path) -> Option<PathBuf> {
 ///
 /// # Errors
 /// If it is not one, or holds another number.
-pub fn labels(path: &Path, len: usize) -> anyhow::Result<Vec<u8>> {
+pub(super) fn labels(path: &Path, len: usize) -> anyhow::Result<Vec<u8>> {
     let mut reader = plain(path)?;
     let [found] = header(path, &mut reader, LABELS_MAGIC)?;
     ensure!(found == len, "`{}`: expected {len} labels, one for each image, found {found}", path.display());

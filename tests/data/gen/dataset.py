@@ -5,9 +5,9 @@
 Needs numpy, click, tqdm, lmdb, opencv-python-headless and pillow 12: pillow 13 filters columns before rows where that is cheaper, which moves results by
 up to 4 levels.
 
-expected.json: for each case the source, the options of dataset_tool.py, the labels, and of each image the shape and the SHA-256 of its pixels.
+sources.zip holds the sources; expected.json: for each case the source, the options of dataset_tool.py, the labels, and of each image the shape and the SHA-256 of its pixels.
 """
-import argparse, gzip, hashlib, io, json, os, pathlib, shutil, struct, subprocess, sys, tarfile, tempfile, zipfile
+import argparse, gzip, hashlib, io, json, pathlib, struct, subprocess, sys, tarfile, tempfile, zipfile
 
 import lmdb
 import numpy as np
@@ -134,7 +134,11 @@ if __name__ == "__main__":
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--edm", required=True)
     args = parser.parse_args()
-    shutil.rmtree(args.out, ignore_errors=True)
-    args.out.mkdir(parents=True)
-    sources(args.out)
-    (args.out / "expected.json").write_text(json.dumps(expected(args.out, args.edm), indent=1) + "\n")
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = pathlib.Path(scratch)
+        sources(root)
+        with zipfile.ZipFile(args.out / "sources.zip", "w", zipfile.ZIP_DEFLATED) as z:
+            for file in sorted(f for f in root.rglob("*") if f.is_file()):
+                z.writestr(zipfile.ZipInfo(str(file.relative_to(root))), file.read_bytes(), zipfile.ZIP_DEFLATED)
+        (args.out / "expected.json").write_text(json.dumps(expected(root, args.edm), indent=1) + "\n")
