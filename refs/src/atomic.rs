@@ -509,7 +509,7 @@ mod tests {
             source_sha256: String::new(),
             total: 4000,
             rows: 0..4000,
-            images: dims,
+            images: Some(dims),
             batch: 1,
             networks: std::collections::BTreeMap::new(),
             sha256: std::collections::BTreeMap::new(),
