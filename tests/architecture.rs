@@ -1,0 +1,99 @@
+//! The invariants of ARCHITECTURE.md that sources and manifests show.
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
+
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file below `folder`, without what follows `#[cfg(test)]`.
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let end = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
+                found.push((path, text[..end].to_owned()));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "{folder} holds no sources");
+    found
+}
+
+fn lacks(folder: &str, words: &[&str], except: &[&str]) {
+    for (path, text) in sources(folder) {
+        if except.iter().any(|e| path.ends_with(e)) {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let word = words.iter().find(|w| code.contains(**w));
+            assert!(word.is_none(), "{}:{}: {}", path.display(), number + 1, line.trim());
+        }
+    }
+}
+
+fn depends_on(manifest: &str, crates: &[&str]) -> Vec<String> {
+    let text = fs::read_to_string(root().join(manifest)).unwrap();
+    let start = text.find("[dependencies]").unwrap();
+    let rest = &text[start + 1..];
+    let dependencies = &rest[..rest.find("\n[").unwrap_or(rest.len())];
+    let named = |line: &str| line.split(['.', ' ', '=']).next().unwrap_or_default().to_owned();
+    dependencies.lines().map(named).filter(|n| crates.contains(&n.as_str())).collect()
+}
+
+#[test]
+fn crates_depend_one_way() {
+    let own = ["d2o-onnx", "d2o-converters", "d2o-refs", "d2o-evaluations", "d2o"];
+    assert_eq!(depends_on("onnx/Cargo.toml", &own), Vec::<String>::new());
+    assert_eq!(depends_on("refs/Cargo.toml", &own), Vec::<String>::new());
+    assert_eq!(depends_on("evaluations/Cargo.toml", &own), Vec::<String>::new());
+    assert_eq!(depends_on("evaluations/Cargo.toml", &["zip", "hdf5", "image", "fs-err"]), Vec::<String>::new());
+    assert_eq!(depends_on("converters/Cargo.toml", &own), ["d2o-onnx"]);
+    assert_eq!(depends_on("converters/Cargo.toml", &["ort", "tract-onnx", "tch"]), Vec::<String>::new());
+}
+
+#[test]
+fn measuring_and_sampling_know_neither_the_command_line_nor_the_printer() {
+    for folder in ["src/pipeline", "src/sampling"] {
+        lacks(folder, &["clap", "crate::cli", "crate::printer", "crate::commands", "println!"], &[]);
+    }
+    lacks("src/report", &["crate::commands"], &[]);
+}
+
+#[test]
+fn libraries_never_print_exit_or_read_the_environment() {
+    for folder in ["onnx/src", "converters/src", "refs/src", "evaluations/src"] {
+        lacks(folder, &["println!", "eprintln!", "print!(", "process::exit", "env::var", "SystemTime::now", "thread_rng"], &[]);
+    }
+}
+
+#[test]
+fn libtorch_is_used_in_training_only() {
+    for (path, text) in sources("src") {
+        let own = path.starts_with(root().join("src/train"));
+        assert!(own || !text.contains("tch::"), "{} uses libtorch", path.display());
+    }
+    for folder in ["onnx/src", "converters/src", "refs/src", "evaluations/src"] {
+        lacks(folder, &["tch::"], &[]);
+    }
+}
+
+#[test]
+fn every_invariant_names_its_guard_here_or_is_a_rule_of_one_crate() {
+    let page = fs::read_to_string(Path::new(&root()).join("ARCHITECTURE.md")).unwrap();
+    let invariants = page.split("## Invariants").nth(1).unwrap().split("## ").next().unwrap();
+    // 1 and 2 above; 3: each reader's hostile tests; 4: metrics of any batch (tests/evaluate.rs); 5, 6: tests/plan.rs; 7: tests/parity.rs;
+    // 8: converters' and refs' equal bytes; 9: tests/outputs.rs, tests/signals.rs.
+    let numbered = invariants.lines().filter(|l| l.starts_with(|c: char| c.is_ascii_digit())).count();
+    assert_eq!(numbered, 9, "an invariant without a test, or a test without its invariant");
+}
