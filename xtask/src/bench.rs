@@ -135,7 +135,7 @@ impl Bench {
             bare = bare.max(number(&peer["images"]) / number(&peer["seconds"]));
             for (best, provider) in ours.iter_mut().zip(PROVIDERS) {
                 let files = ["evaluate", "inception.npz", "--ref", "inception.npz", "--extractor", "inception.onnx"];
-                let options = ["--metrics", "fid", "--bootstrap", "0", "--json", "inception.json"];
+                let options = ["--metrics", "fid", "--bootstrap", "0", "--overwrite", "--json", "inception.json"];
                 self.d2o(&[&files[..], &options, &["--provider", provider]].concat())?;
                 let timings = &self.json("inception.json")?["timings"];
                 *best = best.max(count(IMAGES) / number(&timings["features"]));
@@ -197,6 +197,7 @@ impl Bench {
                 let json = format!("{protocol}-{provider}.json");
                 let files = ["evaluate", &samples, "--ref", &reference, "--extractor", "inception-f32.onnx"];
                 let options = ["--protocol", protocol, "--metrics", metrics, "--bootstrap", "0", "--json", &json];
+                let options = [&options[..], &["--overwrite", "--allow-deviation", "extractor"]].concat();
                 let timed = self.d2o(&[&files[..], &options, &["--provider", provider]].concat())?;
                 ours.push((provider, timed, self.json(&json)?));
             }
