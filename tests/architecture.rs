@@ -29,11 +29,8 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     found
 }
 
-fn lacks(folder: &str, words: &[&str], except: &[&str]) {
+fn lacks(folder: &str, words: &[&str]) {
     for (path, text) in sources(folder) {
-        if except.iter().any(|e| path.ends_with(e)) {
-            continue;
-        }
         for (number, line) in text.lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
             let word = words.iter().find(|w| code.contains(**w));
@@ -65,15 +62,18 @@ fn crates_depend_one_way() {
 #[test]
 fn measuring_and_sampling_know_neither_the_command_line_nor_the_printer() {
     for folder in ["src/pipeline", "src/sampling"] {
-        lacks(folder, &["clap", "crate::cli", "crate::printer", "crate::commands", "println!"], &[]);
+        lacks(folder, &["clap", "crate::cli", "crate::printer", "crate::commands", "println!"]);
     }
-    lacks("src/report", &["crate::commands"], &[]);
+    lacks("src/report", &["crate::commands"]);
 }
 
 #[test]
 fn libraries_never_print_exit_or_read_the_environment() {
     for folder in ["onnx/src", "converters/src", "refs/src", "evaluations/src"] {
-        lacks(folder, &["println!", "eprintln!", "print!(", "process::exit", "env::var", "SystemTime::now", "thread_rng"], &[]);
+        lacks(
+            folder,
+            &["println!", "eprintln!", "print!(", "process::exit", "env::var", "SystemTime::now", "thread_rng"],
+        );
     }
 }
 
@@ -81,10 +81,11 @@ fn libraries_never_print_exit_or_read_the_environment() {
 fn libtorch_is_used_in_training_only() {
     for (path, text) in sources("src") {
         let own = path.starts_with(root().join("src/train"));
-        assert!(own || !text.contains("tch::"), "{} uses libtorch", path.display());
+        let used = ["use tch", " tch::", "(tch::", "<tch::", "&tch::"].iter().any(|w| text.contains(w));
+        assert!(own || !used, "{} uses libtorch", path.display());
     }
     for folder in ["onnx/src", "converters/src", "refs/src", "evaluations/src"] {
-        lacks(folder, &["tch::"], &[]);
+        lacks(folder, &["use tch", " tch::", "(tch::", "<tch::", "&tch::"]);
     }
 }
 

@@ -163,7 +163,7 @@ fn no_option_of_export_changes_the_digest_of_the_weights() {
             (&digests[name]["trunk"], &"unverified".into())
         );
         for more in options {
-            d2o(dir, &[&["export", &source, "--no-check", "--out", "x.onnx"][..], more].concat());
+            d2o(dir, &[&["export", &source, "--no-check", "--overwrite", "--out", "x.onnx"][..], more].concat());
             let graph = inspected(dir, "x.onnx");
             assert_eq!(graph["weights_digest"], digests[name]["trunk"], "{name} {more:?}");
             assert_eq!(graph["head_digest"], digests[name]["head"], "{name} {more:?}");

@@ -339,7 +339,10 @@ fn a_generator_is_measured_as_its_images_are() {
         .concat();
         let outcome = attempt(dir, &adm);
         assert!(
-            outcome.code == 2 && outcome.stderr.contains("quantiser of samples: edm instead of openai"),
+            outcome.code == 2
+                && outcome
+                    .stderr
+                    .contains("quantiser of samples: 127.5 x + 128 instead of 127.5 (x + 1) of guided-diffusion"),
             "{outcome}"
         );
         let allowed = evaluate(dir, &[&adm[1..], &["--allow-deviation", "quantiser"]].concat());

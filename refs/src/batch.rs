@@ -120,9 +120,9 @@ pub(crate) fn mixed_sizes(source: &dyn ImageSource, first: (usize, ImageDims), o
     Error::MixedSizes {
         file: source.container().to_owned(),
         first: name(first.0),
-        first_size: first.1.to_string(),
+        first_size: first.1.to_string().into(),
         other: name(other.0),
-        other_size: other.1.to_string(),
+        other_size: other.1.to_string().into(),
     }
 }
 

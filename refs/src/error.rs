@@ -32,11 +32,11 @@ pub enum Error {
         /// First image.
         first: String,
         /// Its size, `W×H`.
-        first_size: String,
+        first_size: Box<str>,
         /// The image that differs.
         other: String,
         /// Its size, `W×H`.
-        other_size: String,
+        other_size: Box<str>,
     },
     /// An image cannot be decoded.
     #[error("{}: `{entry}` is not a readable image", .file.display())]

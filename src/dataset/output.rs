@@ -16,7 +16,7 @@ const OTHER_FILES: [&str; 10] = ["npz", "npy", "h5", "hdf5", "tar", "gz", "png",
 #[derive(Debug)]
 pub enum Output {
     /// A zip of stored PNGs.
-    Zip(DatasetWriter),
+    Zip(Box<DatasetWriter>),
     /// A folder of PNGs, filled under a temporary name beside its target.
     Folder {
         /// What the folder will be called.
@@ -79,7 +79,7 @@ impl Output {
     /// The file system's own; see [`is_zip`].
     pub fn create(path: &Path) -> anyhow::Result<Self> {
         if is_zip(path)? {
-            return Ok(Self::Zip(DatasetWriter::create(path)?));
+            return Ok(Self::Zip(Box::new(DatasetWriter::create(path)?)));
         }
         let parent = parent_of(path);
         fs::create_dir_all(parent)?;

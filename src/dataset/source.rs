@@ -337,8 +337,11 @@ struct Rows {
     has_labels: bool,
 }
 
+/// An image, u8 `[H, W, C]`, and its label.
+type Row = (Array3<u8>, Option<Value>);
+
 impl Rows {
-    fn flatten_rows(mut self) -> impl Iterator<Item = anyhow::Result<(Array3<u8>, Option<Value>)>> {
+    fn flatten_rows(mut self) -> impl Iterator<Item = anyhow::Result<Row>> {
         let chunks = std::iter::from_fn(move || self.chunk());
         chunks.flat_map(|chunk| match chunk {
             Ok(rows) => rows.into_iter().map(Ok).collect::<Vec<_>>(),
@@ -346,7 +349,7 @@ impl Rows {
         })
     }
 
-    fn chunk(&mut self) -> Option<anyhow::Result<Vec<(Array3<u8>, Option<Value>)>>> {
+    fn chunk(&mut self) -> Option<anyhow::Result<Vec<Row>>> {
         let size = self.source.size(self.at)?;
         let rows = ARRAY_CHUNK / (size.height * size.width * size.channels).max(1);
         let end = self.source.len().min(self.at + rows.max(1));

@@ -118,13 +118,16 @@ fn tile(image: &Array3<u8>) -> anyhow::Result<Array3<u8>> {
 
 /// What the columns of a table of `evaluations` differ in, as far as that makes their numbers incomparable.
 fn mixed(evaluations: &[Evaluation]) -> Option<String> {
-    let same = |get: &dyn Fn(&Evaluation) -> Option<String>| evaluations.windows(2).all(|w| get(&w[0]) == get(&w[1]));
-    let factors: [(&str, &dyn Fn(&Evaluation) -> Option<String>); 3] = [
-        ("their protocols", &|e| e.protocol.get("name").cloned()),
-        ("their references", &|e| e.reference.as_ref().map(|r| r.sha256.clone())),
-        ("their numbers of images", &|e| e.samples.count.map(|n| n.to_string())),
-    ];
-    let found: Vec<&str> = factors.into_iter().filter(|(_, get)| !same(get)).map(|(name, _)| name).collect();
+    let factors = |e: &Evaluation| {
+        [
+            ("their protocols", e.protocol.get("name").cloned()),
+            ("their references", e.reference.as_ref().map(|r| r.sha256.clone())),
+            ("their numbers of images", e.samples.count.map(|n| n.to_string())),
+        ]
+    };
+    let first = factors(evaluations.first()?);
+    let differs = |i: usize| evaluations.iter().any(|e| factors(e)[i].1 != first[i].1);
+    let found: Vec<&str> = (0..first.len()).filter(|i| differs(*i)).map(|i| first[i].0).collect();
     (!found.is_empty()).then(|| found.join(", "))
 }
 

@@ -40,7 +40,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let longer = root().join("xtask/demo/openmoji-32-d2o.safetensors");
 
     let skin = SKIN_TONES.iter().flat_map(|tone| ["--exclude", tone]);
-    demo.d2o("dataset", args(["dataset", "--overwrite"]).path(&emoji).with(["--resolution", "32", "--out", "data.zip"]).with(skin))?;
+    demo.d2o(
+        "dataset",
+        args(["dataset", "--overwrite"]).path(&emoji).with(["--resolution", "32", "--out", "data.zip"]).with(skin),
+    )?;
     let _ = fs::remove_dir_all(demo.dir.join("run"));
     let adversary = ["--feature-resolution", FEATURE_RESOLUTION, "--batch", "16", "--lr", "3e-4", "--d-lr", "1.5e-4"];
     let fine_tune =
@@ -87,7 +90,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     ]);
     demo.d2o("generate, Heun", heun)?;
 
-    demo.d2o("reference", args(["refs", "make", "data.zip", "--overwrite", "--extractor", "lite0.onnx", "--out", "reference.npz"]))?;
+    demo.d2o(
+        "reference",
+        args(["refs", "make", "data.zip", "--overwrite", "--extractor", "lite0.onnx", "--out", "reference.npz"]),
+    )?;
     let sets = [
         ("before", "one step, before"),
         ("after", "one step, after"),
@@ -96,7 +102,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     ];
     for (name, title) in sets {
         let (samples, json) = (format!("{name}.npz"), format!("{name}.json"));
-        let command = args(["evaluate", "--overwrite", &samples, "--ref", "reference.npz", "--extractor", "lite0.onnx"]);
+        let command =
+            args(["evaluate", "--overwrite", &samples, "--ref", "reference.npz", "--extractor", "lite0.onnx"]);
         demo.d2o("evaluate", command.with(["--title", title, "--json", &json]))?;
     }
     demo.d2o("verify", args(["verify", "after.onnx", "--samples", "64", "--json", "verify.json"]))?;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use d2o_converters::config::Quantiser as GraphQuantiser;
 use d2o_evaluations::protocol::{INCEPTION, ManifoldFeatures, PROTOCOLS, Protocol, Quantiser};
 use d2o_evaluations::result::{Condition, Deviation, DeviationKind};
 use d2o_evaluations::{fd_infinity, frechet};
@@ -407,16 +408,16 @@ impl Scene<'_> {
             return Ok(records);
         }
         let describe = |network: &Network| {
-            let record = network.spec.record(dims, rule).or_else(|error| match self.samples {
+            let record = network.spec.record(dims, rule).map_err(|error| {
                 // The images that differ in size, if that is what is wrong.
-                Source::Images { images, .. } => Err(match uniform(images.as_ref()) {
+                let Source::Images { images, .. } = self.samples else { return error };
+                match uniform(images.as_ref()) {
                     Err(sizes) => with_hint(
                         anyhow::Error::new(sizes).context(format!("`{}` takes images of one size", network.spec.path)),
                         "export it with `--input f32`: d2o then resizes each image",
                     ),
                     Ok(_) => error,
-                }),
-                _ => Err(error),
+                }
             })?;
             anyhow::Ok((network.spec.role.name().to_owned(), record))
         };
@@ -691,15 +692,15 @@ impl Scene<'_> {
     fn quantiser(&self, protocol: &Protocol) -> Option<Deviation> {
         let found = self.samples.generator_record()?.get("quantiser")?.as_str()?;
         let expected = match protocol.quantiser {
-            Quantiser::Round => "edm",
-            Quantiser::Truncate => "openai",
+            Quantiser::Round => GraphQuantiser::Edm.name(),
+            Quantiser::Truncate => GraphQuantiser::OpenAi.name(),
             Quantiser::Bytes => return None,
         };
         (found != expected).then(|| Deviation {
             kind: DeviationKind::Quantiser,
             subject: "samples".to_owned(),
             found: found.to_owned(),
-            expected: format!("{expected}, as {} generates images", protocol.title),
+            expected: format!("{expected} of {}", protocol.title),
         })
     }
 
