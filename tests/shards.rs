@@ -364,7 +364,7 @@ fn a_generator_is_measured_as_its_images_are() {
 
     let parts = ["p0.h5", "p1.h5"];
     for (i, part) in parts.iter().enumerate() {
-        let shard = ["--batch", "16", "--shard", &format!("{i}/2"), "--save-features", part];
+        let shard = ["--batch", "16", "--shard", &format!("{i}/2"), "--save-features", part, "--overwrite"];
         d2o(dir, &[&["evaluate", "g.onnx", "--extractor", "small.onnx"], &shard[..], &seeds].concat());
     }
     let files = ["--merge", "p0.h5", "p1.h5", "--ref", "real.npz", "--extractor", "small.onnx"];
@@ -393,7 +393,7 @@ fn a_generator_is_measured_as_its_images_are() {
     assert!(close(value(&both, "fd"), value(&both, "clip_fd")), "{both}");
     assert!(close(value(&both, "fd"), value(&fused, "fd")), "{both}");
     for (i, part) in parts.iter().enumerate() {
-        let shard = ["--fuse", "--batch", "16", "--shard", &format!("{i}/2"), "--save-features", part];
+        let shard = ["--fuse", "--batch", "16", "--shard", &format!("{i}/2"), "--save-features", part, "--overwrite"];
         d2o(dir, &[&["evaluate", "bytes.onnx", "--extractor", "small.onnx"], &shard[..], &seeds].concat());
     }
     let merged = evaluate(dir, &[&files[..], &["--metrics", "fid,pr,kid", "--per-class"]].concat());

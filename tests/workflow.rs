@@ -197,7 +197,7 @@ fn evaluate_verify_and_report() {
     assert_eq!(expect("fd<=1e9").code, 0);
     let missed = expect("fd<=0");
     assert!(missed.code == 1 && missed.stderr.contains("not met: fd<=0"), "{missed}");
-    assert!(expect("kid<=1").stderr.contains("was not computed"));
+    assert!(expect("kid<=1").stderr.contains("`kid` is not computed"));
 }
 
 #[cfg(feature = "train")]
