@@ -120,9 +120,12 @@ fn generate_ends_after_its_batch_and_resumes_and_is_alone_at_its_output() {
     let first = |name: &String| name.starts_with("000000000+");
     let partial = dir.join("s.npz.partial");
     running.wait_for("the first images", |_| partial.exists() && names(&partial).iter().any(first));
+    // Stopped, it cannot end before the signal, however fast the machine is.
+    running.send("STOP");
     let second = attempt(dir, &words("s.npz"));
     assert!(second.code == 2 && second.stderr.contains("another process of d2o works in `s.npz.partial`"), "{second}");
     running.send("TERM");
+    running.send("CONT");
     let (code, stderr, _) = running.end();
     assert_eq!(code, Some(INTERRUPTED), "{stderr}");
     let last: Vec<&str> = stderr.lines().rev().take(2).collect();
