@@ -9,7 +9,7 @@ use d2o::pipeline::fused::{Fuse, Fused};
 use d2o::pipeline::generated::GeneratedImages;
 use d2o::pipeline::network::{InputRule, Network, Role};
 use d2o::pipeline::pass::PassOptions;
-use d2o::pipeline::source::{Origin, Source};
+use d2o::pipeline::source::Source;
 use d2o::pipeline::statistics::{StatsRequest, statistics};
 use d2o::printer::Printer;
 use d2o::sampling::request::SamplingRequest;
@@ -46,16 +46,9 @@ fn measured(dir: &Path, workers: usize, fuse: Option<Fuse>) -> (Vec<u64>, String
     let sampling = SamplingRequest::from(&args.sampling);
     let mut networks = vec![Network::open(Role::Features, &dir.join("f.onnx"), &engine).unwrap()];
     let generator = dir.join("g.onnx");
-    let origin = Origin::Generated(String::new());
     let mut source = match fuse {
-        Some(how) => {
-            let fused = Fused::open(&generator, &networks, how, &sampling, &engine).unwrap();
-            Source::Fused { fused: Box::new(fused), origin }
-        }
-        None => {
-            let images = GeneratedImages::open(&generator, &sampling, 8, &engine).unwrap();
-            Source::Images { images: Box::new(images), origin }
-        }
+        Some(how) => Source::fused(Fused::open(&generator, &networks, how, &sampling, &engine).unwrap()),
+        None => Source::generated(GeneratedImages::open(&generator, &sampling, 8, &engine).unwrap()),
     };
     let request = StatsRequest { features: true, ..StatsRequest::default() };
     let options = PassOptions { batch: 8, rule, cache: None, reporter: &printer };

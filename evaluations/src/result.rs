@@ -1,6 +1,6 @@
 //! Results of an evaluation, as they are written, labelled and printed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -277,6 +277,19 @@ impl Evaluation {
         let verified = extractor.is_some_and(|e| e.verified.is_some());
         let arrow = if higher { '↑' } else { '↓' };
         format!("{text}{} {arrow}", if verified { "" } else { " unverified" })
+    }
+
+    /// The metrics of each class as a table: its header and its rows.
+    #[must_use]
+    pub fn class_table(&self) -> (Vec<&str>, Vec<Vec<String>>) {
+        let names: BTreeSet<&str> = self.per_class.iter().flat_map(|c| c.metrics.keys().map(String::as_str)).collect();
+        let row = |c: &ClassMetrics| {
+            let counts = [c.class.to_string(), c.samples.to_string(), c.reference.to_string()];
+            let values = names.iter().map(|n| c.metrics.get(*n).map_or_else(|| "–".to_owned(), Metric::show));
+            counts.into_iter().chain(values).collect()
+        };
+        let rows = self.per_class.iter().map(row).collect();
+        (["class", "samples", "reference"].into_iter().chain(names.iter().copied()).collect(), rows)
     }
 
     /// Names and values in the order of tables.

@@ -66,11 +66,6 @@ pub trait ImageSource: Send {
         &[]
     }
 
-    /// How the images were generated, as d2o's own outputs record it.
-    fn record(&self) -> Option<&serde_json::Value> {
-        None
-    }
-
     /// Name of image `index` in messages: its file name where it has one.
     fn name(&self, index: usize) -> String {
         format!("image {index}")

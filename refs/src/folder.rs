@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::batch::{ImageDims, ImageSource, check_range};
 use crate::error::{Error, Result};
 use crate::image_zip::{HEAD, MAX_ENTRY, MAX_JSON, Sizes, decode_each, size_of, stack};
-use crate::labels::{LABEL_FILE, Labels, of_folders, of_json, record_of};
+use crate::labels::{LABEL_FILE, Labels, of_folders, of_json};
 use crate::listing::{Found, files};
 
 /// A folder of images.
@@ -25,7 +25,6 @@ pub struct Folder {
     sizes: Sizes,
     labels: Labels,
     notes: Vec<String>,
-    record: Option<serde_json::Value>,
 }
 
 impl Folder {
@@ -45,14 +44,13 @@ impl Folder {
             .collect::<Result<Vec<_>>>()?;
         let names: Vec<&str> = files.iter().map(|f| f.name.as_str()).collect();
         let json = path.join(LABEL_FILE);
-        let (labels, record) = if json.is_file() {
+        let labels = if json.is_file() {
             let found = Found { name: LABEL_FILE.to_owned(), path: LABEL_FILE.into() };
-            let json = whole(path, &found, MAX_JSON)?;
-            (of_json(&json, &names), record_of(&json))
+            of_json(&whole(path, &found, MAX_JSON)?, &names)
         } else {
-            (of_folders(&names), None)
+            of_folders(&names)
         };
-        Ok(Self { path: path.to_owned(), sizes: Sizes::of(sizes), labels, notes: left.notes(), record, files })
+        Ok(Self { path: path.to_owned(), sizes: Sizes::of(sizes), labels, notes: left.notes(), files })
     }
 
     fn decode(&self, range: Range<usize>) -> Result<Vec<Array3<u8>>> {
@@ -103,10 +101,6 @@ impl ImageSource for Folder {
 
     fn label_problem(&self) -> Option<&str> {
         self.labels.problem()
-    }
-
-    fn record(&self) -> Option<&serde_json::Value> {
-        self.record.as_ref()
     }
 
     fn notes(&self) -> &[String] {

@@ -12,7 +12,7 @@ use crate::atomic::AtomicPath;
 use crate::batch::{ImageDims, ImageSource, check_range};
 use crate::error::{Error, Result};
 use crate::features::MATRICES;
-use crate::labels::{self, Labels, MAX_RECORD, RECORD, Values};
+use crate::labels::{self, Labels, Values};
 use crate::pixels::{self, Layout};
 use crate::virtual_map;
 
@@ -301,7 +301,6 @@ pub struct Hdf5Images {
     len: usize,
     dims: ImageDims,
     labels: Labels,
-    record: Option<serde_json::Value>,
 }
 
 impl Hdf5Images {
@@ -346,9 +345,7 @@ impl Hdf5Images {
             .filter(|n| *n != name)
             .find_map(|n| file.dataset(&n).ok().filter(|d| pixels::layout(&d.shape()).is_err()).map(|d| (n, d)))
             .map_or(Labels::None, |(n, data)| labels_of(path, &n, &data, len));
-        let record = file.dataset(RECORD).ok().filter(|d| d.size() <= MAX_RECORD).and_then(|d| d.read_raw::<u8>().ok());
-        let record = record.and_then(|text| serde_json::from_slice(&text).ok());
-        let mut opened = Self { path: path.to_owned(), name, images, kind, layout, len, dims, labels, record };
+        let mut opened = Self { path: path.to_owned(), name, images, kind, layout, len, dims, labels };
         if kind == Kind::Floats {
             opened.check_floats()?;
         } else if kind != Kind::Bytes {
@@ -441,10 +438,6 @@ impl ImageSource for Hdf5Images {
 
     fn labels(&self) -> Option<&[i64]> {
         self.labels.classes()
-    }
-
-    fn record(&self) -> Option<&serde_json::Value> {
-        self.record.as_ref()
     }
 
     fn label_problem(&self) -> Option<&str> {

@@ -16,13 +16,13 @@ use crate::batch::{ImageDims, ImageSource, check_range, mixed_sizes};
 use crate::decode;
 use crate::error::{Error, Result};
 pub use crate::labels::LABEL_FILE;
-use crate::labels::{Labels, of_folders, of_json, record_of};
+use crate::labels::{Labels, of_folders, of_json};
 use crate::listing::LeftOut;
 
 /// Largest encoded image accepted, bytes.
-pub(crate) const MAX_ENTRY: u64 = 256 << 20;
+pub const MAX_ENTRY: u64 = 256 << 20;
 /// Largest `dataset.json` accepted, bytes.
-pub(crate) const MAX_JSON: u64 = 512 << 20;
+pub const MAX_JSON: u64 = 512 << 20;
 /// Bytes of an image that are read first for its size.
 pub(crate) const HEAD: u64 = 1 << 16;
 
@@ -36,7 +36,6 @@ pub struct ImageZip {
     sizes: Sizes,
     labels: Labels,
     notes: Vec<String>,
-    record: Option<Value>,
 }
 
 impl ImageZip {
@@ -66,22 +65,11 @@ impl ImageZip {
             })
             .collect::<Result<Vec<_>>>()?;
         let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
-        let (labels, record) = match archive.index_for_name(LABEL_FILE) {
-            Some(index) => {
-                let json = whole(path, &mut archive, LABEL_FILE, index, MAX_JSON)?;
-                (of_json(&json, &names), record_of(&json))
-            }
-            None => (of_folders(&names), None),
+        let labels = match archive.index_for_name(LABEL_FILE) {
+            Some(index) => of_json(&whole(path, &mut archive, LABEL_FILE, index, MAX_JSON)?, &names),
+            None => of_folders(&names),
         };
-        Ok(Self {
-            path: path.to_owned(),
-            archive,
-            sizes: Sizes::of(sizes),
-            labels,
-            notes: left.notes(),
-            record,
-            entries,
-        })
+        Ok(Self { path: path.to_owned(), archive, sizes: Sizes::of(sizes), labels, notes: left.notes(), entries })
     }
 
     fn decode(&self, range: Range<usize>) -> Result<Vec<Array3<u8>>> {
@@ -265,10 +253,6 @@ impl ImageSource for ImageZip {
 
     fn label_problem(&self) -> Option<&str> {
         self.labels.problem()
-    }
-
-    fn record(&self) -> Option<&serde_json::Value> {
-        self.record.as_ref()
     }
 
     fn notes(&self) -> &[String] {

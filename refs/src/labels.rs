@@ -141,17 +141,6 @@ fn one_hot(values: impl Iterator<Item = Option<i64>>) -> Option<i64> {
     found
 }
 
-/// Array, dataset or field in which d2o's own outputs record how their images were generated.
-pub(crate) const RECORD: &str = "d2o";
-
-/// Longest such record that is read, bytes.
-pub(crate) const MAX_RECORD: usize = 1 << 20;
-
-/// The record in a `dataset.json`, if d2o wrote one.
-pub(crate) fn record_of(json: &[u8]) -> Option<serde_json::Value> {
-    serde_json::from_slice::<serde_json::Value>(json).ok()?.get(RECORD).cloned()
-}
-
 /// Classes of `names` from a `dataset.json`: `{"labels": [["path", 3], …]}` or null; one-hot vectors become their index.
 pub(crate) fn of_json(json: &[u8], names: &[&str]) -> Labels {
     let parsed: LabelFile = match serde_json::from_slice(json) {

@@ -13,7 +13,7 @@ use crate::atomic::AtomicZip;
 use crate::batch::{ImageDims, ImageSource, check_range};
 use crate::error::{Error, Result};
 use crate::image_zip::SharedFile;
-use crate::labels::{self, Labels, MAX_RECORD, RECORD};
+use crate::labels::{self, Labels};
 use crate::npy::{self, Dtype, Header};
 use crate::pixels::{self, Layout};
 
@@ -198,7 +198,6 @@ pub struct Pack {
     len: usize,
     dims: ImageDims,
     labels: Labels,
-    record: Option<serde_json::Value>,
     stream: Option<(usize, Checked)>,
     /// A Fortran-ordered array as a whole.
     whole: Option<ArrayD<u8>>,
@@ -279,9 +278,6 @@ impl Pack {
         if let Some(name) = classes {
             pack.labels = npz.labels(&name, pack.len)?;
         }
-        if npz.contains(RECORD) && npz.header(RECORD).is_ok_and(|h| h.shape.iter().product::<usize>() <= MAX_RECORD) {
-            pack.record = serde_json::from_slice(&npz.bytes(RECORD)?).ok();
-        }
         Ok(pack)
     }
 
@@ -330,7 +326,6 @@ impl Pack {
             len,
             dims,
             labels: Labels::None,
-            record: None,
             stream: Some((0, reader)),
             whole: None,
         };
@@ -505,10 +500,6 @@ impl ImageSource for Pack {
 
     fn labels(&self) -> Option<&[i64]> {
         self.labels.classes()
-    }
-
-    fn record(&self) -> Option<&serde_json::Value> {
-        self.record.as_ref()
     }
 
     fn label_problem(&self) -> Option<&str> {

@@ -8,6 +8,7 @@ use serde_json::Value;
 use zip::ZipArchive;
 
 use crate::error::{Error, Result};
+use crate::hdf5::is_hdf5;
 use crate::image_zip::LABEL_FILE;
 use crate::npy::{self, Dtype};
 
@@ -26,7 +27,7 @@ pub fn read(path: &Path) -> Result<Option<Value>> {
         return if file.exists() { labelled(path, fs::File::open(file)?) } else { Ok(None) };
     }
     let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-    if matches!(ending.as_deref(), Some("h5" | "hdf5")) {
+    if matches!(ending.as_deref(), Some("h5" | "hdf5")) || is_hdf5(path)? {
         return hdf5(path);
     }
     let mut archive = ZipArchive::new(fs::File::open(path)?).map_err(|e| Error::zip(path, e))?;
@@ -108,7 +109,8 @@ mod tests {
         zip.finish_with(Some(&record)).unwrap();
         fs::create_dir(at("a")).unwrap();
         fs::write(at("a").join(LABEL_FILE), json!({"labels": null, "d2o": record}).to_string()).unwrap();
-        for name in ["a.npz", "a.h5", "a.zip", "a"] {
+        fs::copy(at("a.h5"), at("a.bin")).unwrap();
+        for name in ["a.npz", "a.h5", "a.bin", "a.zip", "a"] {
             assert_eq!(read(&at(name)).unwrap(), Some(record.clone()), "{name}");
         }
     }

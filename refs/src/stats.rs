@@ -12,7 +12,8 @@ use crate::npz::{IMAGES, Npz, NpzWriter};
 const FEATURES: &str = "features";
 const MANIFOLD: &str = "manifold";
 const LABELS: &str = "labels";
-const META: &str = "d2o_meta";
+/// Array that describes how d2o made the file.
+pub const META: &str = "d2o_meta";
 
 /// Which tool's file it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +128,11 @@ impl ReferenceStats {
     }
 }
 
-fn gaussian(npz: &mut Npz, path: &Path, mu: &str, sigma: &str) -> Result<(Array1<f64>, Array2<f64>)> {
+/// The mean `mu` `[D]` and the covariance `sigma` `[D, D]` of the file at `path`.
+///
+/// # Errors
+/// `Format` if one is missing, has the wrong shape, or holds a value that is not finite.
+pub fn gaussian(npz: &mut Npz, path: &Path, mu: &str, sigma: &str) -> Result<(Array1<f64>, Array2<f64>)> {
     let mean = npz.f64(mu)?;
     let shape = format!("{:?}", mean.shape());
     let mean: Array1<f64> = mean.into_dimensionality().map_err(|_| Error::format(path, mu, "one axis", shape))?;

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, ValueEnum};
 use d2o_evaluations::protocol::PROTOCOLS;
 use d2o_evaluations::result::DeviationKind;
 
 use super::{Accelerator, Output, ProviderArg, Sampling};
+use crate::pipeline::fused::Fuse;
 
 /// `d2o evaluate`.
 #[derive(Debug, Args)]
@@ -113,23 +114,10 @@ pub struct Evaluate {
     pub sampling: Sampling,
 }
 
-/// How images stay on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Fuse {
-    /// One graph of the generator and the feature network
-    Graph,
-    /// A graph each; images are handed over in the device's memory (`IoBinding`), to several networks if there are
-    Memory,
-}
-
-impl From<Fuse> for crate::pipeline::fused::Fuse {
-    fn from(fuse: Fuse) -> Self {
-        match fuse {
-            Fuse::Graph => Self::Graph,
-            Fuse::Memory => Self::Memory,
-        }
-    }
-}
+value_enum!(Fuse {
+    Graph = "graph" "One graph of the generator and the feature network",
+    Memory = "memory" "A graph each; images are handed over in the device's memory (`IoBinding`), to several networks if there are",
+});
 
 /// Metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -4,6 +4,23 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+/// Names of a type's values on the command line, with a help text where there is one.
+macro_rules! value_enum {
+    ($type:ty { $($variant:ident = $name:literal $($help:literal)?),+ $(,)? }) => {
+        impl ValueEnum for $type {
+            fn value_variants<'a>() -> &'a [Self] {
+                &[$(Self::$variant),+]
+            }
+
+            fn to_possible_value(&self) -> Option<PossibleValue> {
+                Some(match self {
+                    $(Self::$variant => PossibleValue::new($name)$(.help($help))?),+
+                })
+            }
+        }
+    };
+}
+
 mod dataset;
 mod evaluate;
 mod explain;
@@ -18,7 +35,7 @@ mod train;
 mod verify;
 
 pub use dataset::{Colour, Dataset, LabelsArg, Resolution, TransformArg};
-pub use evaluate::{Evaluate, Fuse, Metric, Shard};
+pub use evaluate::{Evaluate, Metric, Shard};
 pub use explain::Explain;
 pub use export::{ActivationArg, Export, Kind, Net, NoiseArg, PixelType, PrecisionArg};
 pub use generate::{Draw, Drawn, Generate};

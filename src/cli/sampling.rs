@@ -119,23 +119,6 @@ impl From<&Sampling> for SamplingRequest {
     }
 }
 
-/// Names of a type's values on the command line, with a help text where there is one.
-macro_rules! value_enum {
-    ($type:ty { $($variant:ident = $name:literal $($help:literal)?),+ $(,)? }) => {
-        impl ValueEnum for $type {
-            fn value_variants<'a>() -> &'a [Self] {
-                &[$(Self::$variant),+]
-            }
-
-            fn to_possible_value(&self) -> Option<PossibleValue> {
-                Some(match self {
-                    $(Self::$variant => PossibleValue::new($name)$(.help($help))?),+
-                })
-            }
-        }
-    };
-}
-
 value_enum!(Sampler {
     OneStep = "one-step" "One evaluation (D2O)",
     TwoStep = "two-step" "D2O's two-step sampler, single-sigma variant (the released preconditioner takes no target sigma)",

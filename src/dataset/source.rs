@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use d2o_refs::batch::{self, ImageSource};
-use d2o_refs::image_zip::LABEL_FILE;
+use d2o_refs::image_zip::{LABEL_FILE, MAX_ENTRY, MAX_JSON};
 use d2o_refs::listing::{self, Found, LeftOut};
 use d2o_refs::{decode, npz};
 use flate2::read::GzDecoder;
@@ -22,10 +22,6 @@ use crate::error::with_hint;
 
 /// Start of a gzip stream.
 pub(crate) const GZIP: [u8; 2] = [0x1f, 0x8b];
-/// Largest encoded image accepted, bytes.
-const MAX_ENCODED: u64 = 256 << 20;
-/// Largest `dataset.json` accepted, bytes.
-const MAX_JSON: u64 = 512 << 20;
 /// Most bytes of pixels read from an array container at once.
 const ARRAY_CHUNK: usize = 16 << 20;
 /// Most class folders whose names are listed in the note.
@@ -176,7 +172,7 @@ fn folder(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
     let json = path.join(LABEL_FILE);
     let json = if json.is_file() { Some(bounded(&json, MAX_JSON)?) } else { None };
     let root = path.to_owned();
-    files(path, selection, (found, left), json, true, move |file| bounded(&root.join(&file.path), MAX_ENCODED))
+    files(path, selection, (found, left), json, true, move |file| bounded(&root.join(&file.path), MAX_ENTRY))
 }
 
 fn zip(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
@@ -196,7 +192,7 @@ fn zip(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
     names.retain(|n| !n.ends_with('/'));
     let json = if names.iter().any(|n| n == LABEL_FILE) { Some(entry(LABEL_FILE, MAX_JSON)?) } else { None };
     let found = names.into_iter().map(|name| Found { path: PathBuf::from(&name), name }).collect();
-    files(path, selection, (found, LeftOut::default()), json, false, move |file| entry(&file.name, MAX_ENCODED))
+    files(path, selection, (found, LeftOut::default()), json, false, move |file| entry(&file.name, MAX_ENTRY))
 }
 
 /// A source of named files: the images among `files`, labelled by `json`, the text of `dataset.json`, or by their folders.

@@ -8,11 +8,13 @@ use d2o_evaluations::frechet::spectrum;
 use d2o_refs::batch::{self, Digest, ImageDims, ImageSource, container_sha256, digests};
 use d2o_refs::features::FeatureFile;
 use d2o_refs::npz::{IMAGES, Npz};
+use d2o_refs::stats::META;
 use fs_err as fs;
 use ndarray::{Array1, Array2, Array4, Ix1, Ix2};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::reference::ToolLayout;
 use crate::error::with_hint;
 
 /// Length of Inception's pool3.
@@ -198,22 +200,17 @@ fn arrays(found: &mut Diagnosis) -> anyhow::Result<()> {
         let header = npz.header(&name)?;
         found.arrays.push(Array { name, dtype: header.dtype.descr().to_owned(), shape: header.shape });
     }
-    let arrays: BTreeMap<String, String> = found.arrays.iter().map(|a| (a.name.clone(), a.dtype.clone())).collect();
-    let dtype_of = |name: &str| arrays.get(name).cloned();
-    let has = |name: &str| dtype_of(name).is_some();
-    let compressed = has("mu") && npz.is_compressed("mu")?;
-    let mut kind = match (has(IMAGES), dtype_of("mu").as_deref(), compressed) {
-        (true, Some(_), _) => "guided-diffusion reference (ADM): images and statistics",
-        (true, None, _) => "images (`arr_0`) without statistics",
-        (false, Some("<f4"), _) => "clean-fid statistics",
-        (false, Some(_), true) => "pytorch-fid statistics",
-        (false, Some(_), false) => "EDM statistics",
-        (false, None, _) if has("feats") => "clean-fid's features for KID (`feats`)",
-        (false, None, _) if has("reps") => "dgm-eval's representations (`reps`)",
-        (false, None, _) => "no reference: neither `mu` nor `arr_0`",
-    }
-    .to_owned();
-    if has("d2o_meta") && has("mu") {
+    let names: Vec<String> = found.arrays.iter().map(|a| a.name.clone()).collect();
+    let has = |name: &str| names.iter().any(|n| n == name);
+    let mut kind = match ToolLayout::of(&mut npz)? {
+        Some(ToolLayout::GuidedDiffusion) => "guided-diffusion reference (ADM): images and statistics".to_owned(),
+        Some(layout) => format!("{} statistics", layout.tool()),
+        None if has(IMAGES) => "images (`arr_0`) without statistics".to_owned(),
+        None if has("feats") => "clean-fid's features for KID (`feats`)".to_owned(),
+        None if has("reps") => "dgm-eval's representations (`reps`)".to_owned(),
+        None => "no reference: neither `mu` nor `arr_0`".to_owned(),
+    };
+    if has(META) && has("mu") {
         found.meta = d2o_refs::stats::meta(&path)?;
         kind = format!("made by d2o, laid out as {kind}");
     }

@@ -44,7 +44,7 @@ impl GeneratedImages {
 
     /// How the images are generated.
     #[must_use]
-    pub fn generator(&self) -> &Value {
+    pub fn record(&self) -> &Value {
         &self.record
     }
 
@@ -83,10 +83,6 @@ impl ImageSource for GeneratedImages {
     /// Drawn when first asked for, which is as much work as drawing the latents.
     fn labels(&self) -> Option<&[i64]> {
         self.labels.get_or_init(|| self.plan.labels()).as_deref()
-    }
-
-    fn record(&self) -> Option<&Value> {
-        Some(&self.record)
     }
 
     fn name(&self, index: usize) -> String {

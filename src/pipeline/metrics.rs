@@ -113,12 +113,6 @@ impl MetricsRequest {
         self.metrics.contains(&metric)
     }
 
-    /// Whether rows of the features are compared by nearest neighbours.
-    #[must_use]
-    pub fn wants_manifold(&self) -> bool {
-        self.class_neighbours || self.wants(Metric::Pr) || self.wants(Metric::Dc)
-    }
-
     /// Whether the Fréchet distance of `count` samples gets an interval.
     #[must_use]
     pub fn wants_interval(&self, count: usize) -> bool {

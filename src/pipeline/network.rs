@@ -143,7 +143,7 @@ impl Network {
     /// A file that is not a feature network; those of the runtime.
     pub fn open(role: Role, path: &Path, engine: &Engine<'_>) -> anyhow::Result<Self> {
         // Before a runtime is started: is it a feature network at all?
-        Spec::new(role, path, ModelInfo::open(path)?, String::new())?;
+        Ends::of(path, &ModelInfo::open(path)?)?;
         let sessions = engine.open(path, OnCpu::Fastest)?;
         Self::with_sessions(role, path, sessions)
     }
@@ -164,10 +164,24 @@ impl Network {
     }
 }
 
-impl Spec {
-    fn new(role: Role, path: &Path, model: ModelInfo, runtime: String) -> anyhow::Result<Self> {
+/// What makes a graph a feature network.
+struct Ends {
+    /// Name of the architecture.
+    name: String,
+    /// Name of the input.
+    input: &'static str,
+    /// Name of the output that holds the features.
+    features: &'static str,
+}
+
+impl Ends {
+    /// Those of `model` at `path`.
+    ///
+    /// # Errors
+    /// If it is not a feature network, or calls itself Inception without its classes.
+    fn of(path: &Path, model: &ModelInfo) -> anyhow::Result<Self> {
         let input = INPUTS.into_iter().find(|n| model.input(n).is_some());
-        let features = FEATURES.into_iter().find(|n| output_dims(&model, n).is_some());
+        let features = FEATURES.into_iter().find(|n| output_dims(model, n).is_some());
         let (Some(input), Some(features)) = (input, features) else {
             return Err(with_hint(
                 anyhow::anyhow!("`{}` is not a feature extractor", path.display()),
@@ -176,7 +190,7 @@ impl Spec {
         };
         let name = model.metadata.get("extractor").map_or_else(|| path.display().to_string(), Clone::clone);
         if name == INCEPTION
-            && let Some(classes) = output_dims(&model, "logits")
+            && let Some(classes) = output_dims(model, "logits")
         {
             anyhow::ensure!(
                 classes == CLASSES,
@@ -184,6 +198,13 @@ impl Spec {
                 path.display()
             );
         }
+        Ok(Self { name, input, features })
+    }
+}
+
+impl Spec {
+    fn new(role: Role, path: &Path, model: ModelInfo, runtime: String) -> anyhow::Result<Self> {
+        let Ends { name, input, features } = Ends::of(path, &model)?;
         let sha256 = container_sha256(path)?;
         Ok(Self { role, name, path: path.display().to_string(), sha256, model, runtime, input, features })
     }

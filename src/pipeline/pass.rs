@@ -89,7 +89,7 @@ impl Source {
     ) -> anyhow::Result<PassSummary> {
         let _section = interrupt::cooperative();
         match self {
-            Self::Images { images, origin } => {
+            Self::Images { images, origin, .. } => {
                 pass_images(images.as_mut(), origin, range, networks, wanted, options, each)
             }
             Self::Fused { fused, .. } => fused.pass(range, networks, options, each),

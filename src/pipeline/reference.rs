@@ -10,7 +10,8 @@ use d2o_evaluations::preprocess::{Preprocessing, Resampling, Resize, Scaling};
 use d2o_evaluations::protocol::{ClipFeatures, INCEPTION};
 use d2o_refs::batch::ImageDims;
 use d2o_refs::npz::{IMAGES, Npz};
-use ndarray::{Array1, Array2};
+use d2o_refs::stats::{META, gaussian};
+use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -21,9 +22,7 @@ use super::source::Source;
 use super::statistics::{StatsRequest, statistics};
 use crate::error::with_hint;
 
-/// Name of the array that describes how a statistics file was made.
-pub const META: &str = "d2o_meta";
-/// Version of that description.
+/// Version of the description of how a statistics file was made.
 pub const VERSION: u32 = 2;
 /// Length of Inception's pool3.
 const POOL3: usize = 2048;
@@ -392,7 +391,9 @@ impl OpenReference {
             let mut fixed =
                 |wanted: &mut bool, held: bool, key: &'static str, names: [&str; 2]| -> anyhow::Result<()> {
                     if *wanted && held {
-                        let gaussian = gaussian(&mut npz, names).with_context(|| describe(path))?;
+                        let (mu, sigma) =
+                            gaussian(&mut npz, path, names[0], names[1]).with_context(|| describe(path))?;
+                        let gaussian = Gaussian { mu, sigma };
                         found.moments.insert(key, Moments::Fixed { gaussian, ddof: s.ddof, count: s.count });
                         *wanted = false;
                     }
@@ -538,17 +539,6 @@ pub fn meta(npz: &mut Npz, path: &Path) -> anyhow::Result<Option<StatisticsMeta>
     Ok(Some(serde_json::from_value(value).with_context(|| format!("`{META}`"))?))
 }
 
-/// Mean and covariance called `names`, finite.
-fn gaussian(npz: &mut Npz, names: [&str; 2]) -> anyhow::Result<Gaussian> {
-    let [mu, sigma] = names;
-    let mean: Array1<f64> = npz.f64(mu)?.into_dimensionality()?;
-    let covariance: Array2<f64> = npz.f64(sigma)?.into_dimensionality()?;
-    for (name, bad) in [(mu, mean.iter().any(|v| !v.is_finite())), (sigma, covariance.iter().any(|v| !v.is_finite()))] {
-        anyhow::ensure!(!bad, "{name}: expected finite numbers, found NaN or infinity");
-    }
-    Ok(Gaussian { mu: mean, sigma: covariance })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -556,7 +546,7 @@ mod tests {
     #[test]
     #[allow(clippy::unwrap_used, reason = "a test")]
     fn covariances_of_a_file_are_rescaled_where_their_images_are_counted() {
-        let gaussian = Gaussian { mu: Array1::zeros(2), sigma: Array2::eye(2) };
+        let gaussian = Gaussian { mu: ndarray::Array1::zeros(2), sigma: Array2::eye(2) };
         let fixed = |count| Moments::Fixed { gaussian: gaussian.clone(), ddof: 1, count };
         assert_eq!(fixed(Some(10)).gaussian(0).unwrap().sigma[[0, 0]], 0.9);
         assert_eq!(fixed(Some(10)).gaussian(1).unwrap().sigma[[0, 0]], 1.0);

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use d2o_refs::batch::{self, ImageDims, ImageSource, container_sha256};
 use d2o_refs::features::{FeatureFile, MATRICES, Meta};
+use d2o_refs::record;
 use ndarray::{Array4, Axis, s};
 use serde_json::Value;
 
 use super::fused::Fused;
+use super::generated::{self, GeneratedImages};
 use super::network::{InputRule, Network};
 use super::provenance::{Records, records};
 use crate::error::with_hint;
@@ -22,6 +24,8 @@ pub enum Source {
         images: Box<dyn ImageSource>,
         /// What they come from.
         origin: Origin,
+        /// How they were generated, where that is known.
+        record: Option<Value>,
     },
     /// A generator whose images feed the networks on the device.
     Fused {
@@ -88,7 +92,22 @@ impl Source {
     /// Images in memory, made by something of hash `sha256`.
     #[must_use]
     pub fn of_memory(images: Array4<u8>, sha256: String) -> Self {
-        Self::Images { images: Box::new(MemoryImages(images)), origin: Origin::Generated(sha256) }
+        Self::Images { images: Box::new(MemoryImages(images)), origin: Origin::Generated(sha256), record: None }
+    }
+
+    /// Images that a generator makes as they are read.
+    #[must_use]
+    pub fn generated(images: GeneratedImages) -> Self {
+        let record = images.record().clone();
+        let origin = Origin::Generated(generated::sha256(&record));
+        Self::Images { images: Box::new(images), origin, record: Some(record) }
+    }
+
+    /// A generator whose images feed the networks on the device.
+    #[must_use]
+    pub fn fused(fused: Fused) -> Self {
+        let origin = Origin::Generated(generated::sha256(fused.record()));
+        Self::Fused { fused: Box::new(fused), origin }
     }
 
     /// Opens images, or a file of features.
@@ -99,7 +118,10 @@ impl Source {
         if FeatureFile::is_one(path) {
             return Self::merge(std::slice::from_ref(&path.to_owned()));
         }
-        Ok(Self::Images { images: batch::open(path)?, origin: Origin::Container(path.to_owned()) })
+        let images = batch::open(path)?;
+        // Only d2o's own outputs have a record; what others keep under that name is theirs.
+        let record = record::read(batch::split_name(path).0).ok().flatten();
+        Ok(Self::Images { images, origin: Origin::Container(path.to_owned()), record })
     }
 
     /// Joins the parts that `evaluate --shard` wrote.
@@ -219,7 +241,7 @@ impl Source {
     #[must_use]
     pub fn generator_record(&self) -> Option<&Value> {
         match self {
-            Self::Images { images, .. } => images.record(),
+            Self::Images { record, .. } => record.as_ref(),
             Self::Fused { fused, .. } => Some(fused.record()),
             Self::Features { .. } => None,
         }

@@ -1,11 +1,10 @@
 //! One self-contained HTML page of evaluations, images, losses and verdicts.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Context as _;
 use base64::Engine as _;
-use d2o_evaluations::result::{ClassMetrics, Evaluation, Metric, SCHEMA};
+use d2o_evaluations::result::{Evaluation, Metric, SCHEMA};
 use d2o_refs::atomic::AtomicFile;
 use d2o_refs::batch;
 use fs_err as fs;
@@ -133,16 +132,10 @@ fn mixed(evaluations: &[Evaluation]) -> Option<String> {
 
 /// `e` with the table of its classes.
 fn with_classes(e: &Evaluation) -> anyhow::Result<Value> {
-    let names: BTreeSet<&String> = e.per_class.iter().flat_map(|c| c.metrics.keys()).collect();
-    let row = |c: &ClassMetrics| {
-        let counts = [c.class.to_string(), c.samples.to_string(), c.reference.to_string()];
-        let values = names.iter().map(|n| c.metrics.get(*n).map_or_else(|| "–".to_owned(), Metric::show));
-        counts.into_iter().chain(values).collect::<Vec<_>>()
-    };
-    let classes: Vec<Vec<String>> = e.per_class.iter().map(row).collect();
+    let (header, rows) = e.class_table();
     let mut value = serde_json::to_value(e)?;
-    value["class_metrics"] = serde_json::to_value(&names)?;
-    value["classes"] = serde_json::to_value(classes)?;
+    value["class_header"] = serde_json::to_value(header)?;
+    value["classes"] = serde_json::to_value(rows)?;
     Ok(value)
 }
 

@@ -15,12 +15,12 @@ use crate::engine::{self, Engine};
 use crate::error::with_hint;
 use crate::outputs;
 use crate::pipeline::fused::Fused;
-use crate::pipeline::generated::{self, GeneratedImages};
+use crate::pipeline::generated::GeneratedImages;
 use crate::pipeline::metrics::{Metric, MetricsRequest, Names};
 use crate::pipeline::network::{self, CLIP, InputRule, Network, Role};
 use crate::pipeline::provenance::{NetworkRecord, Records, against_protocol, between};
 use crate::pipeline::reference::{OpenReference, Supply};
-use crate::pipeline::source::{Origin, Source};
+use crate::pipeline::source::Source;
 use crate::pipeline::statistics::StatsRequest;
 use crate::printer::Printer;
 use crate::sampling::request::SamplingRequest;
@@ -174,11 +174,10 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
     };
     let planned: Vec<ProtocolPlan> =
         protocols.iter().map(|p| scene.protocol(p, &asked, by_name)).collect::<anyhow::Result<_>>()?;
-    if planned.iter().any(|p| p.samples.manifold || p.samples.features || p.samples.keep)
-        && args.save_features.is_some()
-    {
-        anyhow::ensure!(protocols.len() == 1, "--save-features takes the features of one protocol");
-    }
+    anyhow::ensure!(
+        protocols.len() == 1 || args.save_features.is_none(),
+        "--save-features takes the features of one protocol"
+    );
     let known: BTreeSet<&str> = planned.iter().flat_map(ProtocolPlan::keys).collect();
     for condition in &conditions {
         anyhow::ensure!(
@@ -298,13 +297,9 @@ fn samples(args: &Evaluate, networks: &[Network], batch: usize, engine: &Engine<
     }
     let sampling = &SamplingRequest::from(&args.sampling);
     if let Some(how) = args.fuse {
-        let fused = Fused::open(path, networks, how.into(), sampling, engine)?;
-        let origin = Origin::Generated(generated::sha256(fused.record()));
-        return Ok(Source::Fused { fused: Box::new(fused), origin });
+        return Ok(Source::fused(Fused::open(path, networks, how, sampling, engine)?));
     }
-    let images = GeneratedImages::open(path, sampling, batch, engine)?;
-    let origin = Origin::Generated(generated::sha256(images.generator()));
-    Ok(Source::Images { images: Box::new(images), origin })
+    Ok(Source::generated(GeneratedImages::open(path, sampling, batch, engine)?))
 }
 
 /// What a protocol is planned with.
@@ -340,7 +335,7 @@ impl Scene<'_> {
             seed: args.seed,
         };
         let (mut samples, mut reference) = (StatsRequest::default(), StatsRequest::default());
-        let (mut notes, mut problems) = (Vec::new(), Vec::new());
+        let mut problems = Vec::new();
         for metric in asked {
             match self.needs(*metric, protocol, &request, &rule, &records) {
                 Ok(needs) => {
@@ -348,11 +343,7 @@ impl Scene<'_> {
                     samples = samples.union(&needs.samples);
                     reference = reference.union(&needs.reference);
                 }
-                Err(problem) if by_name => problems.push((*metric, problem)),
-                Err(problem) => {
-                    notes.push(format!("left out {}: {problem:#}", metric.title()));
-                    problems.push((*metric, problem));
-                }
+                Err(problem) => problems.push((*metric, problem)),
             }
         }
         if (by_name && !problems.is_empty()) || request.metrics.is_empty() {
@@ -363,6 +354,9 @@ impl Scene<'_> {
                 protocol.name
             )));
         }
+        let left_out =
+            |(metric, problem): &(Metric, anyhow::Error)| format!("left out {}: {problem:#}", metric.title());
+        let mut notes: Vec<String> = problems.iter().map(left_out).collect();
         if request.per_class {
             self.ensure_classes()?;
             let needs = self.rows_needed("features", &rule).context("--per-class")?;
@@ -485,8 +479,10 @@ impl Scene<'_> {
 
     /// Makes sure that the reference has the moments of `matrix`.
     fn reference_gives(&self, matrix: &str, rule: &InputRule, lacks: &str) -> anyhow::Result<()> {
-        let own = if matrix == "clip" { self.clip_reference.or(self.reference) } else { self.reference };
-        let reference = own.context("no reference is given (--ref)")?;
+        let reference = match self.clip_reference.filter(|_| matrix == "clip") {
+            Some(reference) => reference,
+            None => self.needed_reference()?,
+        };
         let lacking = reference.moments(matrix, self.networks, rule) == Supply::None;
         anyhow::ensure!(!lacking, "`{}` holds no {lacks}", reference.path().display());
         Ok(())
@@ -562,20 +558,18 @@ impl Scene<'_> {
 
     /// Makes sure that both sides have classes.
     fn ensure_classes(&self) -> anyhow::Result<()> {
-        let samples = samples_of(self.args).display();
-        if self.samples.labels().is_none() {
-            match self.samples.label_problem() {
-                Some(problem) => anyhow::bail!("--per-class: the labels of `{samples}` are not classes: {problem}"),
-                None => anyhow::bail!("`{samples}` has no classes, which --per-class needs"),
+        let lacks = |path: &Path, problem: Option<&str>| match problem {
+            Some(problem) => {
+                anyhow::anyhow!("--per-class: the labels of `{}` are not classes: {problem}", path.display())
             }
+            None => anyhow::anyhow!("`{}` has no classes, which --per-class needs", path.display()),
+        };
+        if self.samples.labels().is_none() {
+            return Err(lacks(samples_of(self.args), self.samples.label_problem()));
         }
         let reference = self.needed_reference()?;
         if !reference.has_classes() {
-            let path = reference.path().display();
-            match reference.label_problem() {
-                Some(problem) => anyhow::bail!("--per-class: the labels of `{path}` are not classes: {problem}"),
-                None => anyhow::bail!("`{path}` has no classes, which --per-class needs"),
-            }
+            return Err(lacks(reference.path(), reference.label_problem()));
         }
         Ok(())
     }
@@ -623,8 +617,7 @@ impl Scene<'_> {
             let path = side.path().display().to_string();
             found.extend(between(role, record, &origin, &path).into_iter().map(|d| (d, false)));
             if supply == Supply::File
-                && let Some(ddof) =
-                    side.fixed_ddof().filter(|ddof| *ddof != protocol.ddof && *role.name() != *"manifold")
+                && let Some(ddof) = side.fixed_ddof().filter(|ddof| *ddof != protocol.ddof && role != Role::Manifold)
             {
                 let divisor = |ddof: usize| if ddof == 0 { "N".to_owned() } else { format!("N - {ddof}") };
                 let subject = format!("`{path}`");

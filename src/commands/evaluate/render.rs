@@ -1,9 +1,8 @@
 //! Evaluations and plans as text.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use d2o_evaluations::result::{ClassMetrics, Evaluation};
+use d2o_evaluations::result::Evaluation;
 
 use super::plan::Plan;
 use crate::printer::table;
@@ -46,23 +45,11 @@ pub(super) fn render(evaluations: &[Evaluation]) -> String {
             let _ = write!(text, "\ndeviation{of}: {deviation}");
         }
         if !e.per_class.is_empty() {
-            let _ = write!(text, "\n\n{}", classes(e));
+            let (header, rows) = e.class_table();
+            let _ = write!(text, "\n\n{}", table(&header, &rows));
         }
     }
     text
-}
-
-/// Metrics of each class as a table.
-fn classes(e: &Evaluation) -> String {
-    let names: BTreeSet<&String> = e.per_class.iter().flat_map(|c| c.metrics.keys()).collect();
-    let header: Vec<&str> =
-        ["class", "samples", "reference"].into_iter().chain(names.iter().map(|n| n.as_str())).collect();
-    let row = |c: &ClassMetrics| {
-        let counts = [c.class.to_string(), c.samples.to_string(), c.reference.to_string()];
-        let values = names.iter().map(|n| c.metrics.get(*n).map_or_else(|| "–".to_owned(), |m| m.show()));
-        counts.into_iter().chain(values).collect::<Vec<_>>()
-    };
-    table(&header, &e.per_class.iter().map(row).collect::<Vec<_>>())
 }
 
 /// What would be computed; `measured` holds seconds per image of each group of protocols.
