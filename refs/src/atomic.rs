@@ -243,6 +243,9 @@ fn remove_stale(path: &Path) {
     if regular
         && let Ok(file) = std::fs::OpenOptions::new().read(true).write(true).open(path)
         && file.try_lock().is_ok()
+        // The file may have been committed since it was opened; another writer's would be removed in its place. While the lock is
+        // held and the path names the file, no writer renames it.
+        && is_at(&file, path).unwrap_or(false)
     {
         let _ = fs::remove_file(path);
     }
