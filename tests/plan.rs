@@ -303,6 +303,37 @@ fn a_metric_that_fails_leaves_the_others_standing() {
 }
 
 #[test]
+fn splits_and_subsets_other_than_the_protocols_are_deviations() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_lite0(dir, 1, "lite0");
+    write_images(&dir.join("real.npz"), 0..40);
+    write_images(&dir.join("fake.npz"), 20..60);
+    let with = |args: &[&str]| {
+        let base = ["fake.npz", "--ref", "real.npz", "--extractor", "lite0.onnx", "--metrics", "is,kid"];
+        let found =
+            evaluate(dir, &[&base[..], &["--protocol", "torch-fidelity", "--kid-subset-size", "20"], args].concat());
+        let number = |metric: &str, field: &str| found["metrics"][metric][field].as_f64();
+        let listed = found["deviations"].as_array().unwrap();
+        let texts = listed.iter().map(|d| format!("{}: {}", d["kind"].as_str().unwrap(), d["found"].as_str().unwrap()));
+        (number("is", "value").unwrap(), number("is", "std"), number("kd", "value").unwrap(), texts.collect::<Vec<_>>())
+    };
+    let protocol = with(&[]);
+    assert_eq!(with(&["--is-splits", "10", "--kid-subsets", "100"]), protocol);
+    assert!(
+        !protocol.3.iter().any(|d| d.starts_with("splits"))
+            && protocol.3.iter().any(|d| d == "kid-subsets: 100 subsets of 20")
+    );
+    let other = with(&["--isc-splits", "1", "--kid-subsets", "7"]);
+    // The score of one part is that of all images; means over parts are lower.
+    assert!(other.1.is_none() && other.0 > protocol.0 && (other.2 - protocol.2).abs() > 1e-9, "{other:?} {protocol:?}");
+    assert!(other.3.iter().any(|d| d.starts_with("splits: 1 parts")), "{other:?}");
+    assert!(other.3.iter().any(|d| d == "kid-subsets: 7 subsets of 20"), "{other:?}");
+    let few = ["evaluate", "fake.npz", "--extractor", "lite0.onnx", "--metrics", "is", "--is-splits", "41"];
+    refused(dir, &few, &["found 40"]);
+}
+
+#[test]
 fn one_network_in_two_roles_keeps_two_cache_entries() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

@@ -13,7 +13,7 @@ use test_support::{Outcome, golden_dir, run};
 mod common;
 
 fn verify(dir: &Path, args: &[&str]) -> (Outcome, Value) {
-    let words = [&["verify", "good.onnx", "--json", "v.json"], args].concat();
+    let words = [&["verify", "good.onnx", "--overwrite", "--json", "v.json"], args].concat();
     let outcome = run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir, &words);
     let json = serde_json::from_slice(&fs::read(dir.join("v.json")).unwrap_or_default()).unwrap_or_default();
     (outcome, json)

@@ -25,7 +25,7 @@ pub struct Dataset {
     /// Zip to write; a name without `.zip` becomes a folder with the same files
     #[arg(long, visible_alias = "dest", value_name = "D.zip|DIR")]
     pub out: PathBuf,
-    /// Size of the result, pixels: 64, or 512x384 (width x height)
+    /// Output resolution, pixels: 64, or 512x384 (width x height)
     #[arg(long, value_name = "N|WxH")]
     pub resolution: Option<Resolution>,
     /// Crop and resize mode [default: center-crop with --resolution, else none]
@@ -34,25 +34,25 @@ pub struct Dataset {
     /// Where labels come from
     #[arg(long, value_name = "FROM", default_value = "auto")]
     pub labels: LabelsArg,
-    /// Colour behind transparent pixels; without it, SVGs are drawn on white and other images lose their alpha channel
+    /// Background colour of transparent pixels [default: white for SVGs; other images drop their alpha channel]
     #[arg(long, value_name = "RRGGBB")]
     pub background: Option<Colour>,
-    /// Store grey images with one channel; images with colours are then refused
+    /// Store greyscale images with one channel; colour images are an error
     #[arg(long)]
     pub grey: bool,
-    /// Turn photographs as their EXIF orientation asks for; dataset_tool.py does not
+    /// Apply the EXIF orientation; dataset_tool.py does not
     #[arg(long)]
     pub apply_exif: bool,
-    /// Leave out files whose path within SRC contains this; may be given several times
+    /// Exclude files whose path within SRC contains this; repeatable
     #[arg(long, value_name = "TEXT")]
     pub exclude: Vec<String>,
     /// Use at most this many images, from the start
     #[arg(long, value_name = "N")]
     pub max_images: Option<usize>,
-    /// What happens to outputs that exist.
+    /// Output.
     #[command(flatten)]
     pub output: super::Output,
-    /// Accept results that are not square with a power of two as width
+    /// Accept resolutions that are not a square power of two
     #[arg(long)]
     pub any_size: bool,
 }

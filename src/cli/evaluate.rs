@@ -25,7 +25,7 @@ pub struct Evaluate {
     /// Samples: npz, npy, HDF5, zip or folder of images, a feature file (HDF5), or a generator (X.onnx) that draws them from --seeds
     #[arg(value_name = "SAMPLES", required_unless_present = "merge", help_heading = "Inputs")]
     pub samples: Option<PathBuf>,
-    /// Reference: statistics made by `d2o refs make` or another tool (mu/sigma npz), images, or a feature file; only the Inception Score does without
+    /// Reference: statistics of `d2o refs make` or another tool (mu/sigma npz), images, or a feature file; optional for `--metrics is`
     #[arg(long = "ref", value_name = "R.npz", help_heading = "Inputs")]
     pub reference: Option<PathBuf>,
     /// Reference of `clip-fid` (mu/sigma npz), if it is not in `--ref`
@@ -37,10 +37,10 @@ pub struct Evaluate {
     /// Feature network, exported with `--kind features`; not needed for feature files
     #[arg(long, value_name = "F.onnx", help_heading = "Networks")]
     pub extractor: Option<PathBuf>,
-    /// Network of precision, recall, density and coverage, if it is not the extractor: VGG16 in torch-fidelity, clean-fid's and pytorch-fid's protocols
+    /// Network of precision, recall, density and coverage, if other than --extractor: VGG16 under `torch-fidelity`, `clean` and `pytorch-fid`
     #[arg(long, value_name = "V.onnx", help_heading = "Networks")]
     pub pr_extractor: Option<PathBuf>,
-    /// CLIP's image tower, for `clip-fid`
+    /// CLIP image encoder, for `clip-fid`
     #[arg(long, value_name = "C.onnx", help_heading = "Networks")]
     pub clip: Option<PathBuf>,
     /// Directory of the feature cache [default: none]
@@ -53,38 +53,44 @@ pub struct Evaluate {
     /// Metrics to compute [default: fid,is,pr, as far as the reference can serve them]
     #[arg(long, value_delimiter = ',', value_enum, help_heading = "Metrics")]
     pub metrics: Vec<Metric>,
-    /// Also Fréchet distance, precision and recall of each class
+    /// Also compute Fréchet distance, precision and recall per class
     #[arg(long, help_heading = "Metrics")]
     pub per_class: bool,
-    /// Nearest neighbours of precision, recall, density and coverage [default: the protocol's]
+    /// Number of nearest neighbours, for precision, recall, density and coverage [default: the protocol's]
     #[arg(long, visible_alias = "neighbors", value_name = "K", value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Metrics")]
     pub neighbours: Option<u32>,
-    /// Images in a subset of KID [default: the protocol's]
+    /// Number of splits of the Inception Score [default: the protocol's]
+    #[arg(long, visible_alias = "isc-splits", value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Metrics")]
+    pub is_splits: Option<u32>,
+    /// Number of subsets of KID [default: the protocol's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Metrics")]
+    pub kid_subsets: Option<u32>,
+    /// Subset size of KID [default: the protocol's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..), help_heading = "Metrics")]
     pub kid_subset_size: Option<u32>,
-    /// Resamples for the 95 % intervals; 0 for none
+    /// Bootstrap resamples for 95 % confidence intervals; 0 for none
     #[arg(long, value_name = "N", default_value_t = 100, help_heading = "Metrics")]
     pub bootstrap: u32,
-    /// Seed of the resamples, and of subsets where the protocol's tool does not seed
+    /// Seed of the bootstrap, and of subsets where the original tool does not seed
     #[arg(long, default_value_t = 0, help_heading = "Metrics")]
     pub seed: u32,
-    /// Accept a difference from the protocol, or between samples and reference, and list it in the result; may be given several times
+    /// Accept a deviation from the protocol, or between samples and reference, and list it in the result; repeatable
     #[arg(long, value_name = "KIND", value_delimiter = ',', help_heading = "Metrics",
           value_parser = PossibleValuesParser::new(DeviationKind::REFUSED.map(DeviationKind::name)))]
     pub allow_deviation: Vec<String>,
-    /// Write JSON to FILE, or to standard output with `-`
+    /// Write the result as JSON to FILE, or to standard output with `-`
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub json: Option<PathBuf>,
     /// Also write an HTML report
     #[arg(long, value_name = "OUT.html", help_heading = "Output")]
     pub report: Option<PathBuf>,
-    /// Also write the samples' features to a file (HDF5)
+    /// Also write the features of the samples (HDF5)
     #[arg(long, value_name = "F.h5", help_heading = "Output")]
     pub save_features: Option<PathBuf>,
-    /// Whether outputs that exist are replaced
+    /// Output
     #[command(flatten, next_help_heading = "Output")]
     pub output: Output,
-    /// Exit with code 1 unless this holds, e.g. `fid<=1.6`; may be given several times
+    /// Exit with code 1 unless this holds, e.g. `fid<=1.6`; repeatable
     #[arg(long, value_name = "COND", help_heading = "Output")]
     pub expect: Vec<String>,
     /// Name of the samples in tables [default: file name]
@@ -96,20 +102,20 @@ pub struct Evaluate {
     /// Extract features of shard I of N only (0-based)
     #[arg(long, value_name = "I/N", requires = "save_features", conflicts_with_all = ["merge", "reference", "per_class", "report", "expect"], help_heading = "Output")]
     pub shard: Option<Shard>,
-    /// Where networks run
+    /// Execution provider
     #[arg(long, value_enum, default_value_t = ProviderArg::Auto, conflicts_with = "ep_library", help_heading = "Runtime")]
     pub provider: ProviderArg,
-    /// Which devices
+    /// Devices
     #[command(flatten, next_help_heading = "Runtime")]
     pub accelerator: Accelerator,
-    /// Images in a batch; changes speed and memory, not the numbers [default: 64 on CUDA, else 16]
+    /// Batch size; affects speed and memory, not the numbers [default: 64 on CUDA, else 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536), help_heading = "Runtime")]
     pub batch: Option<u32>,
     /// Keep images on the device between a one-step generator (exported with --uint8) and the networks (--fuse-resize): as one graph with the only
     /// network, or as graphs of their own that share the device's memory
     #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "graph", value_name = "HOW", help_heading = "Runtime")]
     pub fuse: Option<Fuse>,
-    /// How a generator makes the samples
+    /// Sampling, if SAMPLES is a generator
     #[command(flatten, next_help_heading = "Generator as SAMPLES")]
     pub sampling: Sampling,
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::ProviderArg;
+use super::{ProviderArg, ResultOutput};
 
 /// `d2o explain`.
 #[derive(Debug, Args)]
@@ -16,16 +16,16 @@ pub struct Explain {
     /// Result to compare with it
     #[arg(value_name = "B.json")]
     pub b: PathBuf,
-    /// Only list the differences; do not measure by how much each moves the metrics
+    /// List the differences only; do not measure the effect of each
     #[arg(long)]
     pub no_measure: bool,
     /// Metrics to measure [default: those that both results hold]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub metrics: Vec<String>,
-    /// Where networks run
+    /// Execution provider
     #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
     pub provider: ProviderArg,
-    /// Write JSON to FILE, or to standard output with `-`
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    /// Form of the result
+    #[command(flatten)]
+    pub result: ResultOutput,
 }

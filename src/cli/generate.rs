@@ -18,37 +18,37 @@ pub struct Generate {
     /// Graph exported with `--kind one-step`, or `--kind denoiser` for every sampler but `one-step`
     #[arg(value_name = "X.onnx")]
     pub model: PathBuf,
-    /// S.npz, S.h5, S.zip or a folder
+    /// Output: S.npz, S.h5, S.zip or a folder
     #[arg(long, value_name = "OUT")]
     pub out: PathBuf,
     /// Replace outputs that exist
     #[command(flatten)]
     pub output: Output,
-    /// Continue the unfinished run whose images are in `OUT.partial`, if there is one; a finished OUT of the same run is kept
+    /// Continue an interrupted run from `OUT.partial`; an OUT already finished by the same run is kept
     #[arg(long)]
     pub resume: bool,
-    /// A folder for every 1000 seeds, named after the first of them, if OUT is a folder
+    /// If OUT is a folder, one subfolder per 1000 seeds, named after the first
     #[arg(long)]
     pub subdirs: bool,
     /// Also write latents, labels and seeds
     #[arg(long, value_name = "L.npz")]
     pub save_latents: Option<PathBuf>,
-    /// Where the graph runs
+    /// Execution provider
     #[arg(long, value_enum, default_value_t = ProviderArg::Auto, conflicts_with = "ep_library")]
     pub provider: ProviderArg,
-    /// Which devices
+    /// Devices
     #[command(flatten)]
     pub accelerator: Accelerator,
-    /// Images in a batch; changes the speed, not the images
+    /// Batch size; affects speed, not the images
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: u32,
-    /// Also write the first images as one PNG
+    /// Also write a grid of the first images as PNG
     #[arg(long, value_name = "G.png")]
     pub grid: Option<PathBuf>,
-    /// Columns and rows of that PNG
+    /// Columns and rows of the grid
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub grid_size: u32,
-    /// How images are made
+    /// Sampling
     #[command(flatten, next_help_heading = "Sampling")]
     pub sampling: Sampling,
 }
@@ -58,20 +58,20 @@ pub struct Generate {
 #[command(after_help = "Examples:\n  d2o draw --seeds 0-63 --draw f32:3072 --draw i1000 --out draws.npz\n  \
     d2o draw --rng torch-cuda --rng-gpu a100 --seeds 0-3 --draw f32:196608 --draw f64:196608 --out noise.npz")]
 pub struct Draw {
-    /// A generator for each seed, e.g. `0-63` or `1,2,5-10`
+    /// Seeds, one generator for each, e.g. `0-63` or `1,2,5-10`
     #[arg(long, value_name = "SEEDS")]
     pub seeds: Seeds,
-    /// What each generator draws, in this order; may be given several times: `f32:COUNT` or `f64:COUNT` unit normals, `iBOUND` an integer from 0
+    /// Draws of each generator, in this order; repeatable: `f32:COUNT` or `f64:COUNT` unit normals, `iBOUND` an integer from 0
     /// below BOUND
     #[arg(long, required = true, value_name = "WHAT")]
     pub draw: Vec<Drawn>,
     /// Generator to reproduce
     #[arg(long, value_enum, default_value_t = Rng::TorchCpu)]
     pub rng: Rng,
-    /// torch-cuda: the GPU, by name or by the threads it keeps resident [default: the first CUDA device here]
+    /// torch-cuda: GPU to reproduce, by name or number of resident threads [default: the first CUDA device]
     #[arg(long, value_name = "GPU")]
     pub rng_gpu: Option<RngGpu>,
-    /// File to write: arrays `seeds` [N], `draw0`, `draw1`, … of normals [N, COUNT] or integers [N]
+    /// Output file: arrays `seeds` [N], `draw0`, `draw1`, … of normals [N, COUNT] or integers [N]
     #[arg(long, value_name = "D.npz")]
     pub out: PathBuf,
     /// Replace outputs that exist

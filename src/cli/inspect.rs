@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::ResultOutput;
+
 /// `d2o inspect`.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// Checkpoints, graphs, image containers, references
+    /// Checkpoints, graphs, image containers or references
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// Write JSON to FILE, or to standard output with `-`
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    /// Form of the result
+    #[command(flatten)]
+    pub result: ResultOutput,
 }

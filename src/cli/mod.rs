@@ -63,49 +63,67 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// Print results, warnings and errors only
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,
-    /// The ONNX Runtime library; without it, the one `cargo xtask setup` installed
-    #[arg(long, global = true, value_name = "LIB", env = "D2O_ONNXRUNTIME", hide_env_values = true)]
+    /// ONNX Runtime library to load [default: the one installed by `cargo xtask setup`]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        value_name = "LIB",
+        env = "D2O_ONNXRUNTIME",
+        hide_env_values = true
+    )]
     pub onnxruntime: Option<PathBuf>,
     /// CPU threads to use, for the runtimes and everything else [default: all]
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, help_heading = "Global options", value_name = "N")]
     pub threads: Option<usize>,
 }
 
 /// Options of every command that writes files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Args)]
 pub struct Output {
-    /// Replace outputs that exist
+    /// Replace existing output files
     #[arg(long)]
     pub overwrite: bool,
+}
+
+/// Options of commands whose result is a text or JSON.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct ResultOutput {
+    /// Write the result as JSON to FILE, or to standard output with `-`
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Whether FILE may exist
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Turn a checkpoint into an ONNX graph
+    /// Export a checkpoint to ONNX
     Export(Export),
-    /// Say what a file is and what d2o can do with it
+    /// Identify files and suggest the next command
     Inspect(Inspect),
-    /// Draw images from an exported generator
+    /// Generate images with an exported model
     Generate(Box<Generate>),
-    /// Write the random numbers that seeds stand for
+    /// Write the random numbers that seeds produce
     Draw(Draw),
-    /// Make or examine reference statistics
+    /// Compute or inspect reference statistics
     #[command(subcommand)]
     Refs(Refs),
     /// Measure a set of samples against a reference
     Evaluate(Box<Evaluate>),
-    /// Say why two results of `evaluate` differ, and by how much each difference moves them
+    /// List the settings in which two results of `evaluate` differ, and the effect of each on the metrics
     Explain(Explain),
-    /// Run a graph on several runtimes and compare the outputs
+    /// Compare the outputs of a graph across runtimes
     Verify(Verify),
     /// Train a denoiser, or fine-tune one into a one-step generator
     Train(Train),
     /// Render evaluations as one HTML page
     Report(Report),
-    /// Make a dataset of one image size: crop and resize images, with labels
+    /// Convert images to a dataset of one resolution, with labels
     Dataset(Dataset),
 }
 

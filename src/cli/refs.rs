@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use d2o_evaluations::protocol::PROTOCOLS;
 
-use super::{Accelerator, Output, ProviderArg};
+use super::{Accelerator, Output, ProviderArg, ResultOutput};
 
 /// `d2o refs`.
 #[derive(Debug, Subcommand)]
 pub enum Refs {
     /// Compute reference statistics of images
     Make(RefsMake),
-    /// Examine a reference file
+    /// Inspect a reference file and diagnose problems
     Inspect(RefsInspect),
 }
 
@@ -26,19 +26,19 @@ pub struct RefsMake {
     /// Feature network, exported with `--kind features`; not needed for a feature file
     #[arg(long, value_name = "F.onnx")]
     pub extractor: Option<PathBuf>,
-    /// CLIP's image tower: adds `mu_clip` and `sigma_clip`
+    /// CLIP image encoder: adds `mu_clip` and `sigma_clip`
     #[arg(long, value_name = "C.onnx")]
     pub clip: Option<PathBuf>,
-    /// Network of precision and recall, if it is not the extractor: adds its features
+    /// Network of precision and recall, if other than --extractor: adds its features
     #[arg(long, value_name = "V.onnx", conflicts_with = "no_features")]
     pub pr_extractor: Option<PathBuf>,
     /// Directory of the feature cache [default: none]
     #[arg(long, value_name = "DIR", env = "D2O_FEATURE_CACHE", hide_env_values = true)]
     pub cache: Option<PathBuf>,
-    /// File to write
+    /// Output file
     #[arg(long, value_name = "R.npz")]
     pub out: PathBuf,
-    /// Whether a file that exists is replaced
+    /// Output
     #[command(flatten)]
     pub output: Output,
     /// Protocol whose preprocessing and covariance to apply; extractors exported with `--input f32` serve each
@@ -51,13 +51,13 @@ pub struct RefsMake {
     /// Store statistics only; precision, recall and KID against this reference then need its images
     #[arg(long)]
     pub no_features: bool,
-    /// Where the extractor runs
+    /// Execution provider
     #[arg(long, value_enum, default_value_t = ProviderArg::Auto, conflicts_with = "ep_library")]
     pub provider: ProviderArg,
-    /// Which devices
+    /// Devices
     #[command(flatten)]
     pub accelerator: Accelerator,
-    /// Images in a batch; changes speed and memory, not the numbers [default: 64 on CUDA, else 16]
+    /// Batch size; affects speed and memory, not the numbers [default: 64 on CUDA, else 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: Option<u32>,
 }
@@ -79,10 +79,10 @@ pub struct RefsInspect {
     /// Reference: npz of statistics or images, feature file, zip or folder
     #[arg(value_name = "R.npz")]
     pub file: PathBuf,
-    /// Also say whether these samples fit it: resolution, classes
+    /// Also check whether these samples match it: resolution, classes
     #[arg(long, value_name = "SAMPLES")]
     pub samples: Option<PathBuf>,
-    /// Write JSON to FILE, or to standard output with `-`
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    /// Form of the result
+    #[command(flatten)]
+    pub result: ResultOutput,
 }

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::Args;
 
+use super::Output;
+
 /// `d2o report`.
 #[derive(Debug, Args)]
 #[command(
@@ -14,18 +16,21 @@ pub struct Report {
     /// Results of `d2o evaluate --json` and `d2o verify --json`
     #[arg(required = true, value_name = "EVAL.json")]
     pub evaluations: Vec<PathBuf>,
-    /// File to write
+    /// Output file
     #[arg(long, value_name = "R.html")]
     pub out: PathBuf,
-    /// Show images of a container: `TITLE=FILE`; may be given several times
+    /// Show images of a container: `TITLE=FILE`; repeatable
     #[arg(long, value_name = "TITLE=FILE")]
     pub images: Vec<Titled>,
-    /// Plot the losses of a run: `TITLE=stats.jsonl`; may be given several times
+    /// Plot the losses of a training run: `TITLE=stats.jsonl`; repeatable
     #[arg(long, value_name = "TITLE=FILE")]
     pub losses: Vec<Titled>,
-    /// Heading of the page
+    /// Page heading
     #[arg(long, value_name = "TEXT", default_value = "d2o report")]
     pub title: String,
+    /// Output
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `TITLE=FILE`.

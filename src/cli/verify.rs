@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Accelerator, Runtime};
+use super::{Accelerator, ResultOutput, Runtime};
 
 /// `d2o verify`.
 #[derive(Debug, Args)]
@@ -13,53 +13,52 @@ use super::{Accelerator, Runtime};
     d2o verify good.onnx --against changed.onnx --bisect --dump divergence.npz\n  \
     d2o verify one-step.onnx --precisions --fp16 one-step-fp16.onnx --samples 64")]
 pub struct Verify {
-    /// Any graph d2o exported
+    /// Graph exported by d2o
     #[arg(value_name = "X.onnx")]
     pub model: PathBuf,
-    /// Runtimes; the first is compared with each other one [default: ort-cpu,tract; with --against ort-cpu]
+    /// Runtimes to compare; the first is the reference [default: ort-cpu,tract; with --against ort-cpu]
     #[arg(long, value_delimiter = ',', value_enum)]
     pub runtimes: Vec<Runtime>,
-    /// Which devices
+    /// Devices
     #[command(flatten)]
     pub accelerator: Accelerator,
-    /// Compare the graph, on the first runtime, with this one on each runtime
+    /// Second graph, run on each runtime and compared with the first graph on the first runtime
     #[arg(long, value_name = "Y.onnx")]
     pub against: Option<PathBuf>,
-    /// The checkpoint the graph was exported from, which libtorch runs
+    /// Checkpoint the graph was exported from, for the runtime libtorch
     #[arg(long, value_name = "SRC")]
     pub checkpoint: Option<PathBuf>,
     /// Number of inputs, drawn from seeds 0, 1, …
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub samples: u32,
-    /// Inputs in a batch
+    /// Batch size
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: u32,
-    /// Largest difference allowed, relative to the largest output
+    /// Largest accepted difference, relative to the largest output
     #[arg(long, value_name = "REL", default_value_t = 2e-5)]
     pub tolerance: f64,
-    /// Name the first node whose output differs by more than the tolerance
+    /// Find the first diverging node: the first whose output differs by more than the tolerance
     #[arg(long)]
     pub bisect: bool,
-    /// Write that node's tensors: `expected`, `found`, and its inputs in the reference, `input0`, …
+    /// Write the tensors of that node: `expected`, `found`, and its inputs on the reference runtime, `input0`, …
     #[arg(long, value_name = "D.npz", requires = "bisect")]
     pub dump: Option<PathBuf>,
-    /// Also compare images by the Fréchet distance of this feature network
+    /// Feature network; also compare the generated images by Fréchet distance
     #[arg(long, value_name = "F.onnx")]
     pub extractor: Option<PathBuf>,
-    /// Reference for that distance [default: the first runtime's images]
+    /// Reference of the Fréchet distance [default: images of the first runtime]
     #[arg(long = "ref", value_name = "R.npz", requires = "extractor")]
     pub reference: Option<PathBuf>,
-    /// Also list, for the last of the runtimes that is ONNX Runtime, which provider computes how many nodes of each operation, and the nodes that
-    /// take the most time
+    /// Also list nodes per execution provider and operator, and the slowest nodes, on the last of the runtimes that is ONNX Runtime
     #[arg(long)]
     pub profile: bool,
-    /// Compare precisions instead of runtimes: fp32, TF32, fp16, bf16, as far as the machine has them
+    /// Compare precisions instead of runtimes: fp32, TF32, fp16, bf16, as far as the machine supports them
     #[arg(long, conflicts_with_all = ["runtimes", "against", "bisect", "profile"])]
     pub precisions: bool,
-    /// The same graph in fp16, for --precisions
+    /// The same graph exported in fp16, for --precisions
     #[arg(long, value_name = "X16.onnx", requires = "precisions")]
     pub fp16: Option<PathBuf>,
-    /// Write JSON to FILE, or to standard output with `-`
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    /// Form of the result
+    #[command(flatten)]
+    pub result: ResultOutput,
 }

@@ -10,9 +10,8 @@ use d2o_refs::batch::container_sha256;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ExitStatus, evaluate};
+use super::{ExitStatus, ensure_new_result, evaluate, give_result};
 use crate::cli::{Cli, Command, Explain, Global};
-use crate::outputs;
 use crate::printer::{Printer, table};
 
 /// A setting in which two results differ.
@@ -75,9 +74,7 @@ struct Explanation {
 /// # Errors
 /// Files that are not results of `d2o evaluate`, outputs that cannot be written.
 pub fn run(args: &Explain, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
-    if let Some(path) = &args.json {
-        outputs::ensure_new(path, false)?;
-    }
+    ensure_new_result(&args.result)?;
     let [a, b] = [read(&args.a)?, read(&args.b)?];
     let differences = differences(&a, &b);
     let steps = if args.no_measure || differences.is_empty() {
@@ -86,12 +83,7 @@ pub fn run(args: &Explain, global: &Global, printer: Printer) -> anyhow::Result<
         steps(args, global, printer, &a, &b, &differences)
     };
     let found = Explanation { differences, steps };
-    if let Some(path) = &args.json {
-        printer.json(path, &found)?;
-    }
-    if args.json.as_deref() != Some(Path::new("-")) {
-        printer.data(&render(&found, &a, &b))?;
-    }
+    give_result(&args.result, printer, &found, || render(&found, &a, &b))?;
     Ok(if found.differences.is_empty() { ExitStatus::Done } else { ExitStatus::No })
 }
 

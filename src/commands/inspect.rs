@@ -10,7 +10,7 @@ use d2o_refs::{batch, npz};
 use fs_err as fs;
 use serde_json::{Value, json};
 
-use super::ExitStatus;
+use super::{ExitStatus, ensure_new_result, give_result};
 use crate::cli::Inspect;
 use crate::printer::Printer;
 
@@ -19,18 +19,12 @@ use crate::printer::Printer;
 /// # Errors
 /// A file of no known kind, or a damaged one.
 pub fn run(args: &Inspect, printer: Printer) -> anyhow::Result<ExitStatus> {
+    ensure_new_result(&args.result)?;
     let mut found = Vec::new();
     for path in &args.files {
         found.push(describe(path).with_context(|| format!("cannot inspect `{}`", path.display()))?);
     }
-    if let Some(path) = &args.json {
-        printer.json(path, &found)?;
-    }
-    if args.json.as_deref() != Some(Path::new("-")) {
-        for value in &found {
-            printer.data(&render(value))?;
-        }
-    }
+    give_result(&args.result, printer, &found, || found.iter().map(render).collect::<Vec<_>>().join("\n"))?;
     Ok(ExitStatus::Done)
 }
 

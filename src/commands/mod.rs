@@ -12,11 +12,13 @@ pub mod report;
 pub mod train;
 pub mod verify;
 
+use std::path::Path;
+
 use anyhow::Context as _;
 
-use crate::cli::{Cli, Command};
-use crate::interrupt;
+use crate::cli::{Cli, Command, ResultOutput};
 use crate::printer::Printer;
+use crate::{interrupt, outputs};
 
 /// Names of the threads that decode, resize, hash and compute metrics: this and a number.
 pub const THREAD: &str = "d2o-worker-";
@@ -60,6 +62,24 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
         Command::Explain(args) => explain::run(&args, &cli.global, printer),
         Command::Report(args) => report::run(&args, printer),
     }
+}
+
+/// Makes sure, before any work is done, that the file of `--json` can be written.
+fn ensure_new_result(to: &ResultOutput) -> anyhow::Result<()> {
+    to.json.as_deref().map_or(Ok(()), |path| outputs::ensure_new(path, to.output.overwrite))
+}
+
+/// Writes a result as JSON where `--json` asks for it, and as text unless the JSON goes to standard output.
+fn give_result(
+    to: &ResultOutput,
+    printer: Printer,
+    result: &impl serde::Serialize,
+    text: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
+    if let Some(path) = &to.json {
+        printer.json(path, result)?;
+    }
+    if to.json.as_deref() == Some(Path::new("-")) { Ok(()) } else { printer.data(&text()) }
 }
 
 /// Starts the threads of everything that is not a runtime's, `count` of them or as many as there are cores.

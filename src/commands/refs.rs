@@ -1,7 +1,5 @@
 //! `d2o refs make` and `d2o refs inspect`.
 
-use std::path::Path;
-
 use anyhow::Context as _;
 use d2o_evaluations::frechet::Gaussian;
 use d2o_evaluations::gaussian::Accumulator;
@@ -10,7 +8,7 @@ use d2o_evaluations::result::DeviationKind;
 use d2o_refs::batch::{ImageSource, uniform};
 use d2o_refs::stats::{Layout, ReferenceStats};
 
-use super::ExitStatus;
+use super::{ExitStatus, ensure_new_result, give_result};
 use crate::cli::{Global, LayoutArg, Refs, RefsInspect, RefsMake};
 use crate::engine::Engine;
 use crate::error::with_hint;
@@ -132,14 +130,10 @@ fn ensure_protocol(records: &Records, protocol: &Protocol) -> anyhow::Result<()>
 }
 
 fn inspect(args: &RefsInspect, printer: Printer) -> anyhow::Result<ExitStatus> {
+    ensure_new_result(&args.result)?;
     let found = diagnose::examine(&args.file, args.samples.as_deref())
         .with_context(|| format!("cannot inspect `{}`", args.file.display()))?;
-    if let Some(path) = &args.json {
-        printer.json(path, &found)?;
-    }
-    if args.json.as_deref() != Some(Path::new("-")) {
-        printer.data(&render(&found))?;
-    }
+    give_result(&args.result, printer, &found, || render(&found))?;
     Ok(ExitStatus::Done)
 }
 

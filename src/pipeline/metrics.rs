@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use d2o_evaluations::bootstrap::{frechet_interval, mean_count_interval, proportion_interval};
 use d2o_evaluations::fd_infinity::fd_infinity;
 use d2o_evaluations::frechet::{frechet_distance, frechet_distance_of};
+use d2o_evaluations::inception_score::{Parts, ScoreRule};
 use d2o_evaluations::kid::{KidRule, kid};
 use d2o_evaluations::manifold::{ManifoldRule, density_coverage, precision_recall};
 use d2o_evaluations::protocol::Protocol;
@@ -98,6 +99,10 @@ pub struct MetricsRequest {
     pub class_neighbours: bool,
     /// Neighbours of precision, recall, density and coverage.
     pub neighbours: Option<usize>,
+    /// Parts of the Inception Score.
+    pub is_splits: Option<usize>,
+    /// Subsets of KID.
+    pub kid_subsets: Option<usize>,
     /// Rows in a subset of KID.
     pub kid_subset_size: Option<usize>,
     /// Resamples of intervals; 0 for none.
@@ -125,10 +130,21 @@ impl MetricsRequest {
         ManifoldRule { k: self.neighbours.unwrap_or(rule.k), ..rule }
     }
 
-    /// The protocol's KID, with subsets of the size that was asked for.
+    /// The protocol's KID, with the subsets that were asked for.
     #[must_use]
     pub fn kid_rule(&self, protocol: &Protocol) -> KidRule {
-        KidRule { subset_size: self.kid_subset_size.unwrap_or(protocol.kid.subset_size), ..protocol.kid }
+        let KidRule { subsets, subset_size, .. } = protocol.kid;
+        KidRule {
+            subsets: self.kid_subsets.unwrap_or(subsets),
+            subset_size: self.kid_subset_size.unwrap_or(subset_size),
+            ..protocol.kid
+        }
+    }
+
+    /// The protocol's Inception Score, with the number of parts that was asked for.
+    #[must_use]
+    pub fn score_rule(&self, protocol: &Protocol) -> ScoreRule {
+        self.is_splits.map_or(protocol.score, |n| protocol.score.with_parts(Parts::Count(n)))
     }
 
     /// Differences from `protocol` that options ask for.
@@ -148,10 +164,16 @@ impl MetricsRequest {
             }
         }
         if self.wants(Metric::Kid) {
-            let rule = self.kid_rule(protocol);
-            if rule.subset_size != protocol.kid.subset_size {
-                let expected = protocol.kid.subset_size.to_string();
-                differs(DeviationKind::KidSubsets, "KID", format!("subsets of {}", rule.subset_size), expected);
+            let [found, expected] = [self.kid_rule(protocol), protocol.kid];
+            if found != expected {
+                let text = |rule: KidRule| format!("{} subsets of {}", rule.subsets, rule.subset_size);
+                differs(DeviationKind::KidSubsets, "KID", text(found), text(expected));
+            }
+        }
+        if self.wants(Metric::Is) {
+            let [found, expected] = [self.score_rule(protocol), protocol.score];
+            if found != expected {
+                differs(DeviationKind::Splits, "the Inception Score", found.describe(), expected.describe());
             }
         }
         found
@@ -274,7 +296,8 @@ impl MetricsContext<'_> {
         }
         if wants(Metric::Is) {
             builder.attempt("is", keys(Metric::Is), |b| {
-                let found = sums.scores.iter().find(|(rule, _)| *rule == self.protocol.score);
+                let rule = self.request.score_rule(self.protocol);
+                let found = sums.scores.iter().find(|(r, _)| *r == rule);
                 let (rule, sums) = found.context("no class probabilities")?;
                 let score = sums.finish()?;
                 b.notes.extend(rule.short_part(self.count).map(|part| part.to_string()));

@@ -309,7 +309,7 @@ class Run:
 
     def d2o(self, *words, **more):
         # Steps run again in the same folder.
-        again = ["--overwrite"] if words[0] in ("generate", "export", "draw", "evaluate", "refs", "dataset") else []
+        again = ["--overwrite"] if words[0] in ("generate", "export", "draw", "evaluate", "refs", "dataset", "verify", "report", "inspect") else []
         return self.call([self.binary, "--quiet", *words, *again], **more)
 
     def train(self, *words, **more):

@@ -106,13 +106,14 @@ pub(crate) fn run() -> anyhow::Result<()> {
             args(["evaluate", "--overwrite", &samples, "--ref", "reference.npz", "--extractor", "lite0.onnx"]);
         demo.d2o("evaluate", command.with(["--title", title, "--json", &json]))?;
     }
-    demo.d2o("verify", args(["verify", "after.onnx", "--samples", "64", "--json", "verify.json"]))?;
+    demo.d2o("verify", args(["verify", "--overwrite", "after.onnx", "--samples", "64", "--json", "verify.json"]))?;
     let images = ["data=data.zip", "one step, before=before.npz", "one step, after=after.npz"];
     let images = images.into_iter().chain(["one step, longer fine-tuning=longer.npz", "EDM Heun, 18 steps=heun.npz"]);
     demo.d2o(
         "report",
         args([
             "report",
+            "--overwrite",
             "before.json",
             "after.json",
             "longer.json",

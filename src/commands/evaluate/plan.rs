@@ -330,6 +330,8 @@ impl Scene<'_> {
             per_class: args.per_class,
             class_neighbours: false,
             neighbours: args.neighbours.map(|k| k as usize),
+            is_splits: args.is_splits.map(|n| n as usize),
+            kid_subsets: args.kid_subsets.map(|n| n as usize),
             kid_subset_size: args.kid_subset_size.map(|n| n as usize),
             bootstrap: args.bootstrap,
             seed: args.seed,
@@ -528,8 +530,9 @@ impl Scene<'_> {
             }
             Metric::Is => {
                 self.samples_give("logits", rule)?;
-                protocol.score.check(count)?;
-                let samples = StatsRequest { scores: vec![protocol.score], ..StatsRequest::default() };
+                let rule = request.score_rule(protocol);
+                rule.check(count)?;
+                let samples = StatsRequest { scores: vec![rule], ..StatsRequest::default() };
                 Ok(Needs { samples, reference: StatsRequest::default() })
             }
             Metric::Kid => {

@@ -1,0 +1,145 @@
+//! Runtimes beside each other on the same inputs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use d2o_converters::checkpoint::Network;
+use d2o_converters::config::Quantiser;
+use d2o_onnx::session::{Session, Tensor};
+use ndarray::{Array4, Ix4};
+
+use super::Comparison;
+use super::difference::Difference;
+use super::inputs::{by_name, inputs};
+use crate::cli::{Accelerator, Global, Runtime};
+use crate::engine;
+use crate::sampling::plan::quantiser_of;
+
+/// One of the things compared.
+pub(super) struct Side {
+    pub(super) name: String,
+    pub(super) session: Box<dyn Session>,
+    /// Inputs and seconds of the runs after the first.
+    pub(super) timed: (usize, f64),
+    pub(super) pixels: Vec<Array4<u8>>,
+}
+
+impl Side {
+    /// Called after its runtime.
+    pub(super) fn new(session: Box<dyn Session>) -> Self {
+        Self::named(session.runtime().to_owned(), session)
+    }
+
+    pub(super) fn named(name: impl Into<String>, session: Box<dyn Session>) -> Self {
+        Self { name: name.into(), session, timed: (0, 0.0), pixels: Vec::new() }
+    }
+
+    fn run(&mut self, given: &[(&str, Tensor)], count: usize, first: bool) -> anyhow::Result<Vec<(String, Tensor)>> {
+        let clock = Instant::now();
+        let outputs = self.session.run(given).with_context(|| self.name.clone())?;
+        if !first {
+            self.timed.0 += count;
+            self.timed.1 += clock.elapsed().as_secs_f64();
+        }
+        Ok(outputs)
+    }
+}
+
+/// Runs the graph at `model` on ONNX Runtime and tract, and `network`, which it was made from, on libtorch where this d2o has it and it is
+/// a denoiser; compares with the first.
+///
+/// # Errors
+/// Runtimes that are missing or fail.
+pub fn check(
+    model: &Path,
+    network: &Network,
+    samples: usize,
+    tolerance: f64,
+    global: &Global,
+) -> anyhow::Result<Comparison> {
+    let mut sides = Vec::new();
+    for runtime in [Runtime::OrtCpu, Runtime::Tract] {
+        sides.push(Side::new(engine::open_on(model, runtime, &Accelerator::default(), global)?));
+    }
+    #[cfg(feature = "train")]
+    if network.denoiser_config().is_ok() {
+        let session = crate::train::session::LibTorchSession::of(model, network)?;
+        sides.push(Side::new(Box::new(session)));
+    }
+    #[cfg(not(feature = "train"))]
+    let _ = network;
+    compare_sides(model, &mut sides, [samples, samples], tolerance, false)
+}
+
+/// Runs the graph at `model` and one that should compute the same, `reference`, on ONNX Runtime, or on tract if there is none.
+///
+/// # Errors
+/// Graphs that cannot be run.
+pub fn against(reference: &Path, model: &Path, samples: usize, global: &Global) -> anyhow::Result<Comparison> {
+    let on = |path: &Path, runtime| engine::open_on(path, runtime, &Accelerator::default(), global);
+    let open = |path: &Path| on(path, Runtime::OrtCpu).or_else(|_| on(path, Runtime::Tract));
+    let mut sides = vec![Side::named("reference", open(reference)?), Side::named("model", open(model)?)];
+    compare_sides(model, &mut sides, [samples, samples], 1.0, false)
+}
+
+/// Compares every side with the first on `[samples, batch]` inputs; with `keep`, each keeps its 8-bit images.
+pub(super) fn compare_sides(
+    model: &Path,
+    sides: &mut [Side],
+    [samples, batch]: [usize; 2],
+    tolerance: f64,
+    keep: bool,
+) -> anyhow::Result<Comparison> {
+    let Some((first, others)) = sides.split_first_mut() else { anyhow::bail!("no runtime to verify on") };
+    let info = first.session.model().clone();
+    let quantiser = quantiser_of(&info);
+    let mut differences: Vec<BTreeMap<String, Difference>> = others.iter().map(|_| BTreeMap::new()).collect();
+    let mut at = 0;
+    while at < samples {
+        let count = batch.min(samples - at);
+        let inputs = inputs(&info, at, count)?;
+        let given = by_name(&inputs);
+        let expected = first.run(&given, count, at == 0)?;
+        if keep {
+            first.pixels.push(pixels(&expected, quantiser)?);
+        }
+        for (side, of_side) in others.iter_mut().zip(&mut differences) {
+            let found = side.run(&given, count, at == 0)?;
+            for (name, e) in &expected {
+                if let Some((_, f)) = found.iter().find(|(n, _)| n == name) {
+                    of_side.entry(name.clone()).or_default().add(name, quantiser, e, f)?;
+                }
+            }
+            if keep {
+                side.pixels.push(pixels(&found, quantiser)?);
+            }
+        }
+        at += count;
+    }
+    let mut outputs = Vec::new();
+    for (side, of_side) in others.iter().zip(&differences) {
+        anyhow::ensure!(!of_side.is_empty(), "{}: no output has a name the reference knows", side.name);
+        for output in &info.outputs {
+            outputs.extend(of_side.get(&output.name).map(|d| d.verdict(&side.name, &output.name, tolerance)));
+        }
+    }
+    let agree = outputs.iter().all(|o| o.agrees);
+    let seconds = sides.iter().map(|s| (s.name.clone(), s.timed.1)).collect();
+    let (model, reference) = (model.display().to_string(), sides[0].name.clone());
+    Ok(Comparison { model, reference, samples, tolerance, outputs, seconds, agree, ..Comparison::default() })
+}
+
+/// The 8-bit images among `outputs`.
+fn pixels(outputs: &[(String, Tensor)], quantiser: Quantiser) -> anyhow::Result<Array4<u8>> {
+    let image = outputs.iter().find(|(n, _)| is_image(n)).and_then(|(_, t)| t.as_f32());
+    let image = image.context("--extractor: the graph gives no images")?.into_dimensionality::<Ix4>()?;
+    let bytes = image.mapv(|v| quantiser.apply(v.into())).permuted_axes([0, 2, 3, 1]);
+    Ok(bytes.as_standard_layout().into_owned())
+}
+
+/// Whether the output holds images.
+pub(super) fn is_image(output: &str) -> bool {
+    output == "images" || output == "denoised"
+}

@@ -1,0 +1,55 @@
+//! The precision study: fp32, TF32, fp16, bf16.
+
+use serde::Serialize;
+
+use super::compare::Side;
+use crate::cli::{Accelerator, Global, Runtime, Verify};
+use crate::engine;
+
+/// A line of the precision study.
+#[derive(Debug, Clone, Serialize)]
+pub struct Precision {
+    /// fp32, tf32, fp16 or bf16.
+    pub precision: String,
+    /// Why it was not run, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+    /// Where it ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+    /// Inputs a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed: Option<f64>,
+}
+
+impl Precision {
+    /// Fills in where it ran and how fast, if it is one of `sides`.
+    pub(super) fn measured(&mut self, sides: &[Side]) {
+        let side = sides.iter().find(|s| s.name == self.precision);
+        self.runtime = side.map(|s| s.session.runtime().to_owned());
+        self.speed = side.map(|s| s.timed).filter(|(n, _)| *n > 0).map(|(n, seconds)| n as f64 / seconds);
+    }
+}
+
+/// What the machine has of the four precisions; fp32 comes first.
+pub(super) fn precision_sides(args: &Verify, global: &Global) -> anyhow::Result<(Vec<Side>, Vec<Precision>)> {
+    let line = |precision: &str, skipped: Option<&str>| Precision {
+        precision: precision.to_owned(),
+        skipped: skipped.map(str::to_owned),
+        runtime: None,
+        speed: None,
+    };
+    let accelerator = Accelerator { tf32: false, ..args.accelerator.clone() };
+    let tf32 = engine::open_tf32(&args.model, &accelerator, global)?;
+    let runtime = if tf32.is_some() { Runtime::OrtCuda } else { Runtime::OrtCpu };
+    let mut sides = vec![Side::named("fp32", engine::open_on(&args.model, runtime, &accelerator, global)?)];
+    let mut lines = vec![line("fp32", None), line("tf32", tf32.is_none().then_some("no CUDA device"))];
+    sides.extend(tf32.map(|s| Side::named("tf32", s)));
+    lines.push(line("fp16", args.fp16.is_none().then_some("no graph in fp16 (--fp16)")));
+    if let Some(path) = &args.fp16 {
+        sides.push(Side::named("fp16", engine::open_on(path, runtime, &accelerator, global)?));
+    }
+    let why = if runtime == Runtime::OrtCuda { "no graph in bf16" } else { "no CUDA device" };
+    lines.push(line("bf16", Some(why)));
+    Ok((sides, lines))
+}
