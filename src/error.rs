@@ -62,6 +62,11 @@ pub fn when_interrupted(error: anyhow::Error, then: impl FnOnce() -> String) -> 
     }
 }
 
+/// The reader of standard output has closed it (`d2o … | head`). Nothing is shown for this error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("standard output is closed")]
+pub struct StdoutClosed;
+
 /// The exit status of a process that fails with `error`.
 #[must_use]
 pub fn status(error: &anyhow::Error) -> ExitStatus {
@@ -73,6 +78,9 @@ pub fn status(error: &anyhow::Error) -> ExitStatus {
 pub fn render(error: &anyhow::Error) -> String {
     if let Some(interrupted) = interruption(error) {
         return format!("{interrupted}\n");
+    }
+    if error.downcast_ref::<StdoutClosed>().is_some() {
+        return String::new();
     }
     let (mut lines, mut hints): (Vec<String>, Vec<&str>) = (Vec::new(), Vec::new());
     walk(error, &mut |cause| {
@@ -120,6 +128,12 @@ mod tests {
             render(&error),
             "error: cannot export\n  caused by: cannot open `x`\n  caused by: no such key\nhint: see --help\nhint: or z\nhint: try y\n"
         );
+    }
+
+    #[test]
+    fn a_closed_standard_output_is_silent() {
+        let error = anyhow::Error::new(StdoutClosed).context("cannot inspect `x`");
+        assert_eq!((render(&error).as_str(), status(&error)), ("", ExitStatus::Trouble));
     }
 
     #[test]

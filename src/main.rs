@@ -8,8 +8,8 @@ use clap::Parser as _;
 use d2o::commands::ExitStatus;
 
 fn main() -> ExitCode {
-    let cli = d2o::cli::Cli::parse();
     d2o::interrupt::listen();
+    let cli = d2o::cli::Cli::parse();
     // The panic hook has told what happened and where; nothing of the command is used afterwards.
     let result = catch_unwind(AssertUnwindSafe(|| {
         d2o::commands::start_threads(cli.global.threads)?;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::error::StdoutClosed;
 use crate::interrupt;
 use crate::outputs::is_stream;
 use crate::progress::{Count, Reporter, Stage};
@@ -39,7 +40,10 @@ impl Printer {
     /// If standard output is closed.
     pub fn data(&self, text: &str) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
-        writeln!(out, "{text}").context("write to standard output")
+        writeln!(out, "{text}").map_err(|error| match error.kind() {
+            std::io::ErrorKind::BrokenPipe => anyhow::Error::new(StdoutClosed),
+            _ => anyhow::Error::new(error).context("write to standard output"),
+        })
     }
 
     /// A line for the user's information.

@@ -216,6 +216,11 @@ fn labels_come_from_where_the_user_says() {
     );
     make("n", &["00000/img00000000.png", "00001/img00001000.png"]);
     assert_eq!(labels(&["n"]).0, Value::Null, "folders that number images are not classes");
+    // As dataset_tool.py does, with a note.
+    make("p", &["1.jpg", "2.jpg", "2024-07/3.jpg"]);
+    let (found, notes) = labels(&["p"]);
+    assert_eq!(found, json!([0, 0, 1]));
+    assert!(notes.contains("0 = `.`, 1 = `2024-07` (--labels none stores none)"), "{notes}");
     make("f", &["1.png", "2.png"]);
     refused(dir.path(), &["f", "--out", "y.zip", "--labels", "folders"], "needs several top-level folders");
     assert!(!dir.path().join("y.zip").exists());

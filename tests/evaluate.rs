@@ -385,6 +385,7 @@ fn features_that_cannot_be_compared_are_refused() {
         images: Some(ImageDims { height: 32, width: 32, channels: 3 }),
         batch: 64,
         networks: BTreeMap::new(),
+        generator: None,
         sha256: BTreeMap::new(),
     };
     let mut writer = FeatureWriter::create(&dir.join("nan.h5"), meta).unwrap();

@@ -265,6 +265,108 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
         assert!(outcome.stdout.contains(text), "no `{text}`: {outcome}");
     }
     assert!(!dir.join("e.json").exists());
+    assert!(!outcome.stderr.contains("images/s"), "the timing is no progress: {outcome}");
+    let outcome = d2o(dir, &[&how[..6], &["--dry-run", "--json", "-"]].concat());
+    let plan: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!((&plan["samples"]["count"], &plan["reference"]["count"]), (&40.into(), &40.into()));
+    assert_eq!(plan["protocols"][0]["metrics"], serde_json::json!(["fd", "is", "precision", "recall"]));
+    assert_eq!(plan["protocols"][0]["deviations"][0]["kind"], "extractor");
+}
+
+#[test]
+fn finished_features_are_used_and_others_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_lite0(dir, 1, "lite0");
+    write_images(&dir.join("real.npz"), 0..40);
+    write_images(&dir.join("fake.npz"), 20..60);
+    let base = ["evaluate", "fake.npz", "--ref", "real.npz", "--extractor", "lite0.onnx", "--bootstrap", "0"];
+    let first = d2o(dir, &[&base[..], &["--save-features", "f.h5", "--json", "a.json"]].concat());
+    assert!(!first.stderr.contains("already"), "{first}");
+    let bytes = fs::read(dir.join("f.h5")).unwrap();
+    // As after a run that was killed before it wrote its result.
+    let second = d2o(dir, &[&base[..], &["--save-features", "f.h5", "--json", "b.json"]].concat());
+    assert!(second.stderr.contains("`f.h5` holds these features already"), "{second}");
+    let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(dir.join(name)).unwrap()).unwrap() };
+    assert_eq!(read("a.json")["metrics"], read("b.json")["metrics"]);
+    assert_eq!(read("a.json")["samples"]["sha256"], read("b.json")["samples"]["sha256"]);
+    assert_eq!(fs::read(dir.join("f.h5")).unwrap(), bytes);
+    let other = ["--batch", "8", "--save-features", "f.h5", "--json", "c.json"];
+    refused(
+        dir,
+        &[&base[..], &other].concat(),
+        &["`f.h5` holds features of other images, networks or settings", "--overwrite"],
+    );
+    let shard = ["evaluate", "fake.npz", "--extractor", "lite0.onnx", "--shard", "0/2", "--save-features", "s.h5"];
+    d2o(dir, &shard);
+    let again = d2o(dir, &shard);
+    assert!(again.stderr.contains("`s.h5` holds these features already"), "{again}");
+}
+
+#[test]
+fn every_protocol_that_the_reference_serves_is_evaluated() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_float(dir, 1, "lite0");
+    write_images(&dir.join("real.npz"), 0..40);
+    write_images(&dir.join("fake.npz"), 20..60);
+    d2o(dir, &["refs", "make", "real.npz", "--extractor", "lite0-float.onnx", "--out", "ref.npz"]);
+    let base = ["fake.npz", "--ref", "ref.npz", "--extractor", "lite0-float.onnx", "--metrics", "fid"];
+    let outcome = d2o(
+        dir,
+        &[&["evaluate"], &base[..], &["--protocol", "all", "--json", "all.json", "--bootstrap", "0"]].concat(),
+    );
+    let all: Value = serde_json::from_slice(&fs::read(dir.join("all.json")).unwrap()).unwrap();
+    let names: Vec<&str> = all.as_array().unwrap().iter().map(|e| e["protocol"]["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"edm") && !names.contains(&"clean"), "{names:?}");
+    assert!(outcome.stderr.contains("left out protocol clean: "), "{outcome}");
+    assert_eq!(outcome.stderr.matches("samples for 1280 features").count(), 1, "{outcome}");
+    refused(
+        dir,
+        &[&["evaluate"], &base[..], &["--protocol", "edm,clean"]].concat(),
+        &["protocol clean", "preprocessing"],
+    );
+}
+
+#[test]
+fn what_a_protocols_tool_would_not_read_is_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_lite0(dir, 1, "lite0");
+    fs::create_dir_all(dir.join("fake/deep")).unwrap();
+    for i in 0..12 {
+        let folder = if i % 3 == 0 { "fake/deep" } else { "fake" };
+        write_png(&dir.join(format!("{folder}/{i}.png")), &image(i));
+    }
+    write_images(&dir.join("real.npz"), 0..12);
+    let how = |protocol| {
+        [
+            "fake",
+            "--ref",
+            "real.npz",
+            "--extractor",
+            "lite0.onnx",
+            "--metrics",
+            "fid",
+            "--protocol",
+            protocol,
+            "--allow-deviation",
+            "preprocessing",
+        ]
+    };
+    let note = "4 of the 12 images in `fake` are in sub-folders, which torch-fidelity does not read by default";
+    assert!(evaluate(dir, &how("torch-fidelity"))["notes"].as_array().unwrap().iter().any(|n| n == note));
+    assert!(!evaluate(dir, &how("edm"))["notes"].to_string().contains("sub-folders"));
+    // Samples of another size than the reference.
+    let large = ndarray::Array4::<u8>::from_elem((12, 48, 48, 3), 7);
+    let mut npz = NpzWriter::create(&dir.join("large.npz")).unwrap();
+    npz.start("arr_0", d2o_refs::npy::Dtype::U8, &[12, 48, 48, 3]).unwrap();
+    npz.raw(large.as_slice().unwrap()).unwrap();
+    npz.finish().unwrap();
+    write_float(dir, 2, "other");
+    let found =
+        evaluate(dir, &["large.npz", "--ref", "real.npz", "--extractor", "other-float.onnx", "--metrics", "fid"]);
+    assert!(found["notes"].to_string().contains("the samples are 48×48, the reference is 32×32"), "{found}");
 }
 
 #[test]

@@ -330,7 +330,9 @@ fn a_generator_is_measured_as_its_images_are() {
     same(&made);
     // A file of d2o says how its images were generated, too.
     assert_eq!(read["samples"]["generator"]["seeds"], made["samples"]["generator"]["seeds"], "{read}");
-    for samples in [&["fake.npz"][..], &["g.onnx", "--seeds", "3-52"]] {
+    // So does a file of its features.
+    d2o(dir, &["evaluate", "fake.npz", "--extractor", "small.onnx", "--shard", "0/1", "--save-features", "fake.h5"]);
+    for samples in [&["fake.npz"][..], &["g.onnx", "--seeds", "3-52"], &["fake.h5"]] {
         let adm = [
             &["evaluate"],
             samples,

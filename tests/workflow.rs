@@ -119,11 +119,44 @@ fn images_do_not_depend_on_batch_or_container() {
     let pixels: Vec<String> = ["a.npz", "b.h5", "c.zip", "d"]
         .iter()
         .map(|f| {
-            d2o(dir.path(), &["inspect", f, "--json", "i.json"]);
+            d2o(dir.path(), &["inspect", f, "--overwrite", "--json", "i.json"]);
             json(&dir.path().join("i.json"))[0]["pixels_sha256"].as_str().unwrap().to_owned()
         })
         .collect();
     assert!(pixels.windows(2).all(|p| p[0] == p[1]), "{pixels:?}");
+}
+
+#[test]
+fn inspect_takes_what_evaluate_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("photos")).unwrap();
+    for (name, width, height) in [("a.png", 40, 30), ("b.png", 16, 64), (".hidden.png", 8, 8)] {
+        let pixels = ndarray::Array3::from_elem((height, width, 3), 9);
+        fs::write(at("photos").join(name), d2o_refs::png(&at(name), "", pixels.view()).unwrap()).unwrap();
+    }
+    let shown = |what: &str| -> Value {
+        serde_json::from_str(&d2o(dir.path(), &["inspect", what, "--json", "-"]).stdout).unwrap()
+    };
+    let photos = &shown("photos")[0];
+    assert_eq!((&photos["count"], &photos["sizes"]), (&2.into(), &"width 16 to 40, height 30 to 64".into()));
+    assert!(photos["left_out"].to_string().contains("1 hidden") && photos["next"].to_string().contains("d2o dataset"));
+    let mut npz = d2o_refs::npz::NpzWriter::create(&at("two.npz")).unwrap();
+    for (name, count) in [("train_images", 3), ("val_images", 2)] {
+        npz.start(name, d2o_refs::npy::Dtype::U8, &[count, 8, 8, 3]).unwrap();
+        npz.raw(&vec![1; count * 192]).unwrap();
+    }
+    npz.finish().unwrap();
+    assert_eq!(shown("two.npz::val_images")[0]["count"], 2);
+    d2o(dir.path(), &["dataset", "two.npz::train_images", "--out", "t.zip"]);
+    assert_eq!(shown("t.zip")[0]["count"], 3);
+    // An existing file is replaced on demand only.
+    for command in [["inspect", "t.zip", "--json", "x.json"], ["report", "x.json", "--out", "x.html"]] {
+        fs::write(at(command[3]), "mine").unwrap();
+        let outcome = run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir.path(), &command);
+        assert!(outcome.code == 2 && outcome.stderr.contains("--overwrite"), "{outcome}");
+        assert_eq!(fs::read(at(command[3])).unwrap(), b"mine");
+    }
 }
 
 #[test]

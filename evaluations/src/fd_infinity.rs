@@ -19,7 +19,7 @@ const LEAST: usize = 20;
 /// `TooFew` below 20.
 pub fn check(samples: usize) -> Result<()> {
     if samples < LEAST {
-        return Err(Error::TooFew { what: "FD-infinity, samples", least: LEAST, found: samples });
+        return Err(Error::TooFew { what: "samples", least: LEAST, found: samples });
     }
     Ok(())
 }

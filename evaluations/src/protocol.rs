@@ -95,6 +95,8 @@ pub struct Protocol {
     pub name: &'static str,
     /// What else it is known as, for people.
     pub title: &'static str,
+    /// Whether the tool reads the images in sub-folders too.
+    pub subfolders: bool,
     /// Quantisation of generated images.
     pub quantiser: Quantiser,
     /// What turns an image into the network's 299×299 input.
@@ -148,6 +150,7 @@ pub const PROTOCOLS: [Protocol; 6] = [
     Protocol {
         name: "edm",
         title: "EDM and D2O",
+        subfolders: true,
         quantiser: Quantiser::Round,
         resize: Resize::TensorFlow,
         scaling: Scaling::TensorFlow,
@@ -169,6 +172,7 @@ pub const PROTOCOLS: [Protocol; 6] = [
     Protocol {
         name: "adm",
         title: "guided-diffusion",
+        subfolders: true,
         quantiser: Quantiser::Truncate,
         resize: Resize::TensorFlow,
         scaling: Scaling::TensorFlow,
@@ -184,6 +188,7 @@ pub const PROTOCOLS: [Protocol; 6] = [
     Protocol {
         name: "stylegan3",
         title: "StyleGAN3",
+        subfolders: true,
         quantiser: Quantiser::Round,
         resize: Resize::TensorFlow,
         scaling: Scaling::TensorFlow,
@@ -199,6 +204,7 @@ pub const PROTOCOLS: [Protocol; 6] = [
     Protocol {
         name: "torch-fidelity",
         title: "torch-fidelity",
+        subfolders: false,
         quantiser: Quantiser::Bytes,
         resize: Resize::TensorFlow,
         scaling: Scaling::TensorFlow,
@@ -214,6 +220,7 @@ pub const PROTOCOLS: [Protocol; 6] = [
     Protocol {
         name: "clean",
         title: "clean-fid, mode clean",
+        subfolders: true,
         quantiser: Quantiser::Bytes,
         resize: Resize::PilBicubic,
         scaling: Scaling::TensorFlow,
@@ -229,6 +236,7 @@ pub const PROTOCOLS: [Protocol; 6] = [
     Protocol {
         name: "pytorch-fid",
         title: "pytorch-fid",
+        subfolders: false,
         quantiser: Quantiser::Bytes,
         resize: Resize::Torch,
         scaling: Scaling::Unit,

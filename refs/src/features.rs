@@ -54,6 +54,9 @@ pub struct Meta {
     pub batch: usize,
     /// Descriptions of the networks by role: `features`, `clip`, `manifold`.
     pub networks: BTreeMap<String, Value>,
+    /// How a generator made the images, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generator: Option<Value>,
     /// SHA-256 of each dataset's rows (little endian).
     #[serde(default)]
     pub sha256: BTreeMap<String, String>,
@@ -367,6 +370,7 @@ mod tests {
             images: Some(ImageDims { height: 2, width: 2, channels: 3 }),
             batch: 64,
             networks: BTreeMap::new(),
+            generator: None,
             sha256: BTreeMap::new(),
         }
     }

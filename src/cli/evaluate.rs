@@ -96,7 +96,7 @@ pub struct Evaluate {
     /// Name of the samples in tables [default: file name]
     #[arg(long, value_name = "TEXT", help_heading = "Output")]
     pub title: Option<String>,
-    /// Print what would be computed (networks, preprocessing, deviations, images, expected time and memory), and stop
+    /// Print what would be computed (networks, preprocessing, deviations, images, expected time and memory; as JSON with `--json -`) and exit
     #[arg(long, help_heading = "Output")]
     pub dry_run: bool,
     /// Extract features of shard I of N only (0-based)

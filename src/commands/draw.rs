@@ -9,6 +9,7 @@ use crate::cli::{Draw, Drawn};
 use crate::engine::cuda_devices;
 use crate::outputs::ensure_new_file;
 use crate::printer::Printer;
+use crate::sampling::latents::write_seeds;
 use crate::sampling::rng::Family;
 
 /// Writes what the generators of seeds draw.
@@ -27,7 +28,7 @@ pub fn run(args: &Draw, printer: Printer) -> anyhow::Result<ExitStatus> {
     let mut streams = family.streams(seeds);
     let mut write = || -> anyhow::Result<()> {
         let mut npz = NpzWriter::create(&args.out)?;
-        npz.i64("seeds", &seeds.iter().map(|s| s.cast_signed()).collect::<Vec<_>>())?;
+        write_seeds(&mut npz, seeds)?;
         for (i, draw) in args.draw.iter().enumerate() {
             let (name, shape) = (format!("draw{i}"), (seeds.len(), count(draw)));
             match draw {

@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use d2o_converters::checkpoint::{Architecture, Checkpoint, Network};
 use d2o_converters::published::{self, WeightsState};
 use d2o_onnx::read::ModelInfo;
-use d2o_refs::{batch, npz};
+use d2o_refs::batch::{self, ImageDims};
+use d2o_refs::npz;
 use fs_err as fs;
 use serde_json::{Value, json};
 
@@ -29,12 +30,13 @@ pub fn run(args: &Inspect, printer: Printer) -> anyhow::Result<ExitStatus> {
 }
 
 fn describe(path: &Path) -> anyhow::Result<Value> {
-    if fs::metadata(path)?.is_dir() {
+    let (file, array) = batch::split_name(path);
+    if array.is_some() || fs::metadata(file)?.is_dir() {
         return images(path);
     }
     let mut value = match path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).as_deref() {
         Some("onnx") => graph(path)?,
-        Some("npz") if !npz::Npz::open(path)?.contains(npz::IMAGES) => arrays(path)?,
+        Some("npz") if batch::open(path).is_err() => arrays(path)?,
         Some("npz" | "npy" | "zip" | "h5" | "hdf5") => images(path)?,
         _ => return checkpoint(path),
     };
@@ -85,7 +87,7 @@ fn arrays(path: &Path) -> anyhow::Result<Value> {
 
 fn images(path: &Path) -> anyhow::Result<Value> {
     let mut source = batch::open(path)?;
-    let dims = batch::uniform(source.as_ref())?;
+    let dims = source.dims();
     let classes = source.labels().map(|l| {
         let mut classes = l.to_vec();
         classes.sort_unstable();
@@ -93,9 +95,21 @@ fn images(path: &Path) -> anyhow::Result<Value> {
         classes.len()
     });
     let content = batch::content_sha256(source.as_mut())?;
+    let file = path.display();
+    let next = match dims {
+        Some(_) => format!("d2o refs make {file} --extractor F.onnx --out ref.npz"),
+        None => format!("d2o dataset {file} --resolution 64 --out data.zip"),
+    };
+    let sizes = dims.is_none().then(|| {
+        let each = || (0..source.len()).filter_map(|i| source.size(i));
+        let range = |of: fn(ImageDims) -> usize| {
+            format!("{} to {}", each().map(of).min().unwrap_or(0), each().map(of).max().unwrap_or(0))
+        };
+        format!("width {}, height {}", range(|d| d.width), range(|d| d.height))
+    });
     Ok(json!({
-        "file": path, "what": "images", "count": source.len(), "width": dims.width, "height": dims.height, "classes": classes,
-        "pixels_sha256": content, "next": format!("d2o refs make {} --extractor F.onnx --out ref.npz", path.display()),
+        "file": path, "what": "images", "count": source.len(), "width": dims.map(|d| d.width), "height": dims.map(|d| d.height),
+        "sizes": sizes, "classes": classes, "left_out": source.notes(), "pixels_sha256": content, "next": next,
     }))
 }
 

@@ -65,6 +65,24 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     }
     set.notes().iter().for_each(|note| printer.note(note));
     let has = |matrix: &str| set.width(matrix, &networks, &rule).is_some();
+    let reader = match layout {
+        Layout::Edm => None,
+        Layout::Adm => Some(("adm", "guided-diffusion")),
+        Layout::Clean => Some(("clean", "clean-fid")),
+    };
+    if let Some((name, tool)) = reader
+        && Protocol::named(name).is_some_and(|p| InputRule::from(p) != rule)
+    {
+        printer.warn(&format!(
+            "the layout is {tool}'s, the preprocessing is that of protocol {}; {tool} would compare it with images preprocessed otherwise \
+             (--protocol {name} matches)",
+            protocol.name
+        ));
+    }
+    if layout == Layout::Adm && !has("spatial") {
+        printer
+            .warn("the extractor gives no spatial features; guided-diffusion's evaluator needs `mu_s` and `sigma_s`");
+    }
     let keep = !args.no_features;
     let request = StatsRequest {
         features: true,

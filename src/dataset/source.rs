@@ -100,10 +100,11 @@ impl Source {
     /// # Errors
     /// If `path` is none of these, holds no image, or its labels are not those that `selection` asks for.
     pub fn open(path: &Path, selection: &Selection) -> anyhow::Result<Self> {
-        if fs::metadata(path)?.is_dir() {
+        let (file, _) = batch::split_name(path);
+        if fs::metadata(file)?.is_dir() {
             return if path.join(lmdb::DATA_FILE).is_file() { lmdb(path, selection) } else { folder(path, selection) };
         }
-        match kind(path)? {
+        match kind(file)? {
             Kind::Zip => zip(path, selection),
             Kind::Tar => {
                 let cifar = Cifar::open(path)?;
@@ -230,7 +231,8 @@ fn files(
                     "`{}`: --labels folders needs several top-level folders with images, found one",
                     path.display()
                 );
-                notes.push(format!("{} classes from the top-level folders: {}", folders.len(), listed(&folders)));
+                let hint = if mode == Labels::Auto { " (--labels none stores none)" } else { "" };
+                notes.push(format!("{} classes from the top-level folders: {}{hint}", folders.len(), listed(&folders)));
                 Some(labels)
             } else {
                 None

@@ -387,9 +387,15 @@ impl MetricsContext<'_> {
 
     fn kid(&self, rows: Option<ArrayView2<'_, f32>>, builder: &mut EvaluationBuilder<'_>) -> anyhow::Result<()> {
         let (rule, seed) = (self.request.kid_rule(self.protocol), self.request.seed);
-        if rule.seed.is_none() {
-            let title = self.protocol.title;
-            builder.notes.push(format!("KID subsets are drawn by RandomState({seed}): {title} does not seed them"));
+        let title = self.protocol.title;
+        match rule.seed {
+            None => {
+                builder.notes.push(format!("KID subsets are drawn by RandomState({seed}); {title}: not seeded"));
+            }
+            Some(fixed) if seed != 0 => builder.notes.push(format!(
+                "KID subsets are drawn by RandomState({fixed}), as in {title}; --seed {seed} does not change them"
+            )),
+            Some(_) => {}
         }
         let [samples, reference] = self.pair(rows)?;
         let found = kid(samples, reference, &rule, seed)?;

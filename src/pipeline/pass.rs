@@ -111,19 +111,19 @@ impl CacheWriter<'_> {
             && let Err(error) = step(writer)
         {
             self.writer = None;
-            self.failed(&error);
+            self.failed(error);
         }
     }
 
-    fn failed(&self, error: &d2o_refs::Error) {
-        self.reporter.warn(&format!("the feature cache cannot be written: {error}"));
+    fn failed(&self, error: d2o_refs::Error) {
+        self.reporter.warn(&format!("the feature cache cannot be written: {:#}", anyhow::Error::new(error)));
     }
 
     fn finish(mut self) {
         if let Some(writer) = self.writer.take()
             && let Err(error) = writer.finish(None)
         {
-            self.failed(&error);
+            self.failed(error);
         }
     }
 }
@@ -164,13 +164,14 @@ fn pass_images(
                     rows: range.clone(),
                     images: dims,
                     batch: options.batch,
+                    generator: None,
                     networks: BTreeMap::from([(role.name().to_owned(), serde_json::to_value(record)?)]),
                     sha256: BTreeMap::new(),
                 };
                 let mut writer = CacheWriter { role, writer: None, reporter };
                 match FeatureWriter::create(&path, meta) {
                     Ok(file) => writer.writer = Some(file),
-                    Err(error) => writer.failed(&error),
+                    Err(error) => writer.failed(error),
                 }
                 writers.push(writer);
                 running.push(network);

@@ -262,6 +262,12 @@ impl OpenReference {
         }
     }
 
+    /// Its images or features, unless it holds statistics only.
+    #[must_use]
+    pub fn source(&self) -> Option<&Source> {
+        self.source.as_ref()
+    }
+
     /// Size of its images, if it is known and one.
     #[must_use]
     pub fn image_dims(&self) -> Option<ImageDims> {

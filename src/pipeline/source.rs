@@ -237,13 +237,24 @@ impl Source {
         }
     }
 
+    /// Number of images of a folder that lie in its sub-folders.
+    #[must_use]
+    pub fn nested(&self) -> usize {
+        match self {
+            Self::Images { images, .. } if images.container().is_dir() => {
+                (0..images.len()).filter(|i| images.name(*i).contains('/')).count()
+            }
+            _ => 0,
+        }
+    }
+
     /// How a generator made the images, where the set says so.
     #[must_use]
     pub fn generator_record(&self) -> Option<&Value> {
         match self {
             Self::Images { record, .. } => record.as_ref(),
             Self::Fused { fused, .. } => Some(fused.record()),
-            Self::Features { .. } => None,
+            Self::Features { parts, .. } => parts.first()?.meta()?.generator.as_ref(),
         }
     }
 

@@ -187,6 +187,7 @@ pub fn meta_of(
         images,
         batch: options.batch,
         networks: networks.iter().map(describe).collect::<anyhow::Result<_>>()?,
+        generator: source.generator_record().cloned(),
         sha256: BTreeMap::new(),
     })
 }

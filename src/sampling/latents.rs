@@ -106,9 +106,9 @@ impl Given {
             if !npz.contains(name) {
                 return Ok(None);
             }
-            let values = npz.i64(name)?;
+            let values = npz.u64(name)?;
             anyhow::ensure!(values.len() == count, "`{name}`: expected {count} values, found {}", values.len());
-            Ok(Some(values.into_iter().map(u64::try_from).collect::<Result<_, _>>().context(format!("`{name}`"))?))
+            Ok(Some(values))
         };
         let labels = match list(&mut npz, LABELS)?.filter(|_| classes > 0) {
             Some(labels) => Some(labels.into_iter().map(usize::try_from).collect::<Result<Vec<_>, _>>()?),
@@ -134,6 +134,19 @@ impl Given {
     pub fn seeds(&self) -> &[u64] {
         &self.seeds
     }
+}
+
+/// Writes `seeds` as i64, or as u64 if one exceeds i64.
+///
+/// # Errors
+/// Writing errors.
+pub fn write_seeds(npz: &mut NpzWriter, seeds: &[u64]) -> anyhow::Result<()> {
+    let signed: Result<Vec<i64>, _> = seeds.iter().map(|s| i64::try_from(*s)).collect();
+    match signed {
+        Ok(signed) => npz.i64(SEEDS, &signed)?,
+        Err(_) => npz.u64(SEEDS, seeds)?,
+    }
+    Ok(())
 }
 
 /// Writes latents, labels and seeds, batch by batch.
@@ -171,7 +184,24 @@ impl LatentsWriter {
         if !self.labels.is_empty() {
             self.npz.i64(LABELS, &self.labels)?;
         }
-        self.npz.i64(SEEDS, &seeds.iter().map(|s| s.cast_signed()).collect::<Vec<_>>())?;
+        write_seeds(&mut self.npz, seeds)?;
         Ok(self.npz.finish()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_of_64_bits_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l.npz");
+        for seeds in [[3, 1 << 62], [u64::MAX, 1 << 63]] {
+            let mut writer = LatentsWriter::create(&path, 2, &[1, 2, 2]).unwrap();
+            writer.append(ArrayD::zeros(vec![2, 1, 2, 2]).view(), None).unwrap();
+            writer.finish(&seeds).unwrap();
+            assert_eq!(Given::read(&path, &[1, 2, 2], 0, None).unwrap().seeds(), seeds);
+        }
     }
 }

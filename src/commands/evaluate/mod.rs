@@ -17,7 +17,7 @@ use crate::pipeline::provenance::Records;
 use crate::pipeline::reference::Reference;
 use crate::pipeline::statistics::{SetStatistics, StatsRequest, meta_of, save, statistics};
 use crate::printer::Printer;
-use crate::progress::Reporter;
+use crate::progress::{Reporter, Silent};
 use crate::report;
 
 mod plan;
@@ -36,7 +36,8 @@ pub fn run(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
         return Ok(ExitStatus::Done);
     }
     let plan = plan::plan(args, global, printer).with_context(|| intent.clone())?;
-    for note in plan.samples.notes().iter().chain(plan.protocols.iter().flat_map(|p| &p.notes)) {
+    let of_protocols = unlike(plan.protocols.iter().map(|p| (p.protocol.name, &p.notes)));
+    for note in plan.samples.notes().iter().chain(&plan.notes).chain(&of_protocols) {
         printer.note(note);
     }
     compute(plan, printer).with_context(|| intent)
@@ -53,7 +54,11 @@ pub fn results(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Re
 
 /// Takes and writes the features of one shard.
 fn take_shard(plan: ShardPlan, reporter: &dyn Reporter) -> anyhow::Result<()> {
-    let ShardPlan { mut samples, mut networks, range, batch, rule, cache, out } = plan;
+    let ShardPlan { mut samples, mut networks, range, batch, rule, cache, out, finished } = plan;
+    if finished {
+        reporter.note(&format!("`{}` holds these features already (--overwrite computes them again)", out.display()));
+        return Ok(());
+    }
     let options = PassOptions { batch, rule, cache: cache.as_deref(), reporter };
     save(&mut samples, range.clone(), &mut networks, &options, &out)?;
     let (start, end, len) = (range.start, range.end, samples.len());
@@ -64,28 +69,40 @@ fn take_shard(plan: ShardPlan, reporter: &dyn Reporter) -> anyhow::Result<()> {
 /// Carries out `plan`.
 fn compute(mut plan: Plan, printer: Printer) -> anyhow::Result<ExitStatus> {
     if plan.dry_run {
-        let measured = dry_run(&mut plan, &printer)?;
-        printer.data(&render::plan(&plan, &measured))?;
+        let measured = dry_run(&mut plan)?;
+        // No file is written: the run itself would find it there.
+        if json_to_stdout(&plan) {
+            printer.json(Path::new("-"), &render::plan_json(&plan, &measured))?;
+        } else {
+            printer.data(&render::plan(&plan, &measured))?;
+        }
         return Ok(ExitStatus::Done);
     }
     let evaluations = evaluate(&mut plan, &printer)?;
-    for warning in evaluations.iter().flat_map(|e| &e.warnings) {
-        printer.warn(warning);
+    let name = |e: &'_ Evaluation| e.protocol.get("name").map_or("", String::as_str).to_owned();
+    let names: Vec<String> = evaluations.iter().map(name).collect();
+    let named = || names.iter().map(String::as_str).zip(&evaluations);
+    for warning in unlike(named().map(|(n, e)| (n, &e.warnings))) {
+        printer.warn(&warning);
     }
     for (metric, problem) in evaluations.iter().flat_map(|e| &e.failed) {
         printer.warn(&format!("{metric} failed: {problem}"));
     }
-    for note in evaluations.iter().flat_map(|e| e.notes.iter().filter(|n| !n.starts_with("left out"))) {
+    for note in unlike(named().map(|(n, e)| (n, &e.notes)))
+        .iter()
+        .filter(|n| !n.starts_with("left out") && !plan.notes.contains(n))
+    {
         printer.note(note);
+    }
+    // The table comes first: a file that cannot be written then leaves the numbers.
+    if !json_to_stdout(&plan) {
+        printer.data(&render::render(&evaluations))?;
     }
     if let Some(path) = &plan.outputs.json {
         match &evaluations[..] {
             [one] => printer.json(path, one)?,
             several => printer.json(path, &several)?,
         }
-    }
-    if plan.outputs.json.as_deref() != Some(Path::new("-")) {
-        printer.data(&render::render(&evaluations))?;
     }
     if let Some(path) = &plan.outputs.report {
         report::write(path, "d2o evaluation", &evaluations, &[], &[], &[])?;
@@ -106,6 +123,26 @@ fn compute(mut plan: Plan, printer: Printer) -> anyhow::Result<ExitStatus> {
     let failed: Vec<&str> = evaluations.iter().flat_map(|e| e.failed.keys()).map(String::as_str).collect();
     anyhow::ensure!(failed.is_empty(), "not all metrics could be computed: {}", failed.join(", "));
     Ok(status)
+}
+
+fn json_to_stdout(plan: &Plan) -> bool {
+    plan.outputs.json.as_deref() == Some(Path::new("-"))
+}
+
+/// The texts of each protocol, those that several share once; with several protocols, others begin with the protocol's name.
+fn unlike<'a>(all: impl Iterator<Item = (&'a str, &'a Vec<String>)>) -> Vec<String> {
+    let all: Vec<(&str, &Vec<String>)> = all.collect();
+    let mut found: Vec<String> = Vec::new();
+    for (name, texts) in &all {
+        for text in *texts {
+            let shared = all.iter().all(|(_, others)| others.contains(text));
+            let text = if shared { text.clone() } else { format!("{name}: {text}") };
+            if !found.contains(&text) {
+                found.push(text);
+            }
+        }
+    }
+    found
 }
 
 /// Protocols that give networks the same input, and so share a pass over the images.
@@ -203,7 +240,7 @@ fn result(
     let (resamples, seed) = (protocol.request.bootstrap, protocol.request.seed);
     let intervals = format!("95 %, {resamples} resamples of the samples, seed {seed}; none of recall and coverage");
     described.insert("intervals".to_owned(), intervals);
-    let mut notes = protocol.notes.clone();
+    let mut notes = [plan.notes.as_slice(), &protocol.notes].concat();
     notes.extend(builder.notes);
     let mut evaluation = Evaluation {
         schema: SCHEMA,
@@ -244,12 +281,12 @@ fn result(
 }
 
 /// Seconds that one batch of the samples takes; `None` where no network runs.
-fn dry_run(plan: &mut Plan, reporter: &dyn Reporter) -> anyhow::Result<Vec<(String, f64)>> {
+fn dry_run(plan: &mut Plan) -> anyhow::Result<Vec<(String, f64)>> {
     let mut measured = Vec::new();
     for group in groups(&plan.protocols) {
         let names: Vec<&str> = group.iter().map(|p| p.protocol.name).collect();
         let rule = group[0].rule();
-        let options = PassOptions { batch: plan.batch, rule, cache: None, reporter };
+        let options = PassOptions { batch: plan.batch, rule, cache: None, reporter: &Silent };
         if plan.samples.records().is_some() || plan.networks.is_empty() {
             continue;
         }

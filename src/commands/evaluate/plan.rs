@@ -8,7 +8,8 @@ use d2o_converters::config::Quantiser as GraphQuantiser;
 use d2o_evaluations::protocol::{INCEPTION, ManifoldFeatures, PROTOCOLS, Protocol, Quantiser};
 use d2o_evaluations::result::{Condition, Deviation, DeviationKind};
 use d2o_evaluations::{fd_infinity, frechet};
-use d2o_refs::batch::{ImageDims, uniform};
+use d2o_refs::batch::{self, ImageDims, uniform};
+use d2o_refs::features::{FeatureFile, Meta};
 
 use crate::cli::{Evaluate, Global};
 use crate::engine::{self, Engine};
@@ -18,15 +19,19 @@ use crate::pipeline::fused::Fused;
 use crate::pipeline::generated::GeneratedImages;
 use crate::pipeline::metrics::{Metric, MetricsRequest, Names};
 use crate::pipeline::network::{self, CLIP, InputRule, Network, Role};
+use crate::pipeline::pass::PassOptions;
 use crate::pipeline::provenance::{NetworkRecord, Records, against_protocol, between};
 use crate::pipeline::reference::{OpenReference, Supply};
 use crate::pipeline::source::Source;
-use crate::pipeline::statistics::StatsRequest;
+use crate::pipeline::statistics::{StatsRequest, meta_of};
 use crate::printer::Printer;
+use crate::progress::Silent;
 use crate::sampling::request::SamplingRequest;
 
 /// Metrics computed where none are asked for by name.
 const DEFAULT: [Metric; 3] = [Metric::Fid, Metric::Is, Metric::Pr];
+/// Stands for every protocol on the command line.
+const EVERY_PROTOCOL: &str = "all";
 /// Every metric, in the order of tables.
 const EVERY: [Metric; 8] =
     [Metric::Fid, Metric::Sfid, Metric::Is, Metric::Pr, Metric::Dc, Metric::Kid, Metric::ClipFid, Metric::FdInf];
@@ -47,6 +52,8 @@ pub(super) struct Plan {
     pub(super) networks: Vec<Network>,
     /// What is computed under each protocol.
     pub(super) protocols: Vec<ProtocolPlan>,
+    /// Protocols left out, features that are there already, sizes that differ.
+    pub(super) notes: Vec<String>,
     /// Conditions on the metrics.
     pub(super) conditions: Vec<Condition>,
     /// Images in a batch.
@@ -114,6 +121,8 @@ pub(super) struct ShardPlan {
     pub(super) rule: InputRule,
     pub(super) cache: Option<PathBuf>,
     pub(super) out: PathBuf,
+    /// Whether an earlier run has written them.
+    pub(super) finished: bool,
 }
 
 /// The file the samples are called after.
@@ -127,7 +136,6 @@ pub(super) fn samples_of(args: &Evaluate) -> &Path {
 /// Everything that is known to stand in the way.
 pub(super) fn plan_shard(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<Option<ShardPlan>> {
     let (Some(shard), Some(out)) = (args.shard, &args.save_features) else { return Ok(None) };
-    outputs::ensure_new(out, args.output.overwrite)?;
     let [protocol] = protocols_of(args)?[..] else {
         anyhow::bail!("--shard takes the features of one protocol; run it for each");
     };
@@ -143,7 +151,9 @@ pub(super) fn plan_shard(args: &Evaluate, global: &Global, printer: Printer) -> 
     for network in &networks {
         network.spec.record(samples.image_dims(), &rule)?;
     }
-    Ok(Some(ShardPlan { samples, networks, range, batch, rule, cache: args.cache.clone(), out: out.clone() }))
+    let finished = is_finished(out, args.output.overwrite, &samples, range.clone(), &networks, batch, &rule)?;
+    let (cache, out) = (args.cache.clone(), out.clone());
+    Ok(Some(ShardPlan { samples, networks, range, batch, rule, cache, out, finished }))
 }
 
 /// Plans an evaluation.
@@ -153,7 +163,7 @@ pub(super) fn plan_shard(args: &Evaluate, global: &Global, printer: Printer) -> 
 /// cannot serve, differences that are not allowed, unknown names in conditions, outputs that exist or cannot be written.
 pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<Plan> {
     let conditions: Vec<Condition> = args.expect.iter().map(|t| t.parse()).collect::<Result<_, _>>()?;
-    for path in [&args.json, &args.report, &args.save_features].into_iter().flatten() {
+    for path in [&args.json, &args.report].into_iter().flatten() {
         outputs::ensure_new(path, args.output.overwrite)?;
     }
     let protocols = protocols_of(args)?;
@@ -161,7 +171,25 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
     let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
     let networks = networks_of(args, Some(&asked), &engine)?;
     let batch = network::batch(args.batch, &networks);
-    let samples = samples(args, &networks, batch, &engine)?;
+    let mut samples = samples(args, &networks, batch, &engine)?;
+    anyhow::ensure!(
+        protocols.len() == 1 || args.save_features.is_none(),
+        "--save-features takes the features of one protocol"
+    );
+    let mut notes = Vec::new();
+    let mut features = args.save_features.clone();
+    if let Some(path) = &args.save_features {
+        let count = samples.len();
+        let rule = InputRule::from(protocols[0]);
+        if is_finished(path, args.output.overwrite, &samples, 0..count, &networks, batch, &rule)? {
+            samples = Source::open(path)?;
+            features = None;
+            notes.push(format!(
+                "`{}` holds these features already and is used (--overwrite computes them again)",
+                path.display()
+            ));
+        }
+    }
     let clip_only = asked.iter().all(|m| *m == Metric::ClipFid) && !args.per_class;
     let reference = args.reference.as_deref().map(|path| OpenReference::open(path, clip_only)).transpose()?;
     let clip_reference = args.clip_ref.as_deref().map(|path| OpenReference::open(path, true)).transpose()?;
@@ -172,12 +200,26 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
         reference: reference.as_ref(),
         clip_reference: clip_reference.as_ref(),
     };
-    let planned: Vec<ProtocolPlan> =
-        protocols.iter().map(|p| scene.protocol(p, &asked, by_name)).collect::<anyhow::Result<_>>()?;
-    anyhow::ensure!(
-        protocols.len() == 1 || args.save_features.is_none(),
-        "--save-features takes the features of one protocol"
-    );
+    let every = args.protocol.iter().any(|name| name == EVERY_PROTOCOL);
+    let mut planned: Vec<ProtocolPlan> = Vec::new();
+    let mut failed = None;
+    for protocol in &protocols {
+        match scene.protocol(protocol, &asked, by_name) {
+            Ok(plan) => planned.push(plan),
+            Err(problem) if protocols.len() == 1 => return Err(problem),
+            Err(problem) if every => {
+                notes.push(format!("left out protocol {}: {problem:#}", protocol.name));
+                failed.get_or_insert(problem);
+            }
+            Err(problem) => return Err(problem.context(format!("protocol {}", protocol.name))),
+        }
+    }
+    if planned.is_empty() {
+        return Err(
+            failed.map_or_else(|| anyhow::anyhow!("no protocol"), |p| p.context("no protocol can be evaluated"))
+        );
+    }
+    notes.extend(scene.size_note());
     let known: BTreeSet<&str> = planned.iter().flat_map(ProtocolPlan::keys).collect();
     for condition in &conditions {
         anyhow::ensure!(
@@ -198,13 +240,8 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
     runtime.insert("threads".to_owned(), threads);
     runtime.insert("command".to_owned(), command_line());
     let samples_path = samples_of(args).to_owned();
-    let title = args.title.clone().unwrap_or_else(|| {
-        samples_path
-            .file_stem()
-            .map_or_else(|| samples_path.display().to_string(), |s| s.to_string_lossy().into_owned())
-    });
-    let outputs =
-        Outputs { json: args.json.clone(), report: args.report.clone(), features: args.save_features.clone() };
+    let title = args.title.clone().unwrap_or_else(|| title_of(&samples_path, args.merge.len()));
+    let outputs = Outputs { json: args.json.clone(), report: args.report.clone(), features };
     Ok(Plan {
         title,
         samples_path,
@@ -213,6 +250,7 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
         reference,
         clip_reference,
         networks,
+        notes,
         conditions,
         batch,
         cache: args.cache.clone(),
@@ -220,6 +258,50 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
         runtime,
         dry_run: args.dry_run,
     })
+}
+
+/// Name of the samples at `path` in tables, the first of `parts` files that were merged.
+fn title_of(path: &Path, parts: usize) -> String {
+    let (file, array) = batch::split_name(path);
+    let stem = file.file_stem().map_or_else(|| file.display().to_string(), |s| s.to_string_lossy().into_owned());
+    match (array, parts) {
+        (Some(array), _) => format!("{stem}::{array}"),
+        (None, 0 | 1) => stem,
+        (None, more) => format!("{stem} and {} more", more - 1),
+    }
+}
+
+/// Whether `path` holds the features of images `range` of `samples` by `networks`, as an earlier run with the same settings wrote them.
+///
+/// # Errors
+/// If it holds something else and `overwrite` does not allow to replace it, or cannot be written.
+fn is_finished(
+    path: &Path,
+    overwrite: bool,
+    samples: &Source,
+    range: std::ops::Range<usize>,
+    networks: &[Network],
+    batch: usize,
+    rule: &InputRule,
+) -> anyhow::Result<bool> {
+    if !overwrite
+        && FeatureFile::is_one(path)
+        && let Ok(found) = FeatureFile::open(path)
+        && let Some(meta) = found.meta()
+    {
+        let options = PassOptions { batch, rule: *rule, cache: None, reporter: &Silent };
+        let wanted = meta_of(samples, range, networks, &options)?;
+        if (Meta { d2o_features: 0, sha256: BTreeMap::new(), ..meta.clone() }) == wanted {
+            found.verify()?;
+            return Ok(true);
+        }
+        return Err(with_hint(
+            anyhow::anyhow!("`{}` holds features of other images, networks or settings", path.display()),
+            "--overwrite replaces it",
+        ));
+    }
+    outputs::ensure_new(path, overwrite)?;
+    Ok(false)
 }
 
 /// The command as it was given, quoted for a shell.
@@ -236,7 +318,7 @@ fn protocols_of(args: &Evaluate) -> anyhow::Result<Vec<&'static Protocol>> {
     let mut found: Vec<&'static Protocol> = Vec::new();
     for name in &args.protocol {
         let named: Vec<&'static Protocol> = match name.as_str() {
-            "all" => PROTOCOLS.iter().collect(),
+            EVERY_PROTOCOL => PROTOCOLS.iter().collect(),
             name => vec![Protocol::named(name).with_context(|| format!("no protocol `{name}`"))?],
         };
         for protocol in named {
@@ -359,6 +441,20 @@ impl Scene<'_> {
         let left_out =
             |(metric, problem): &(Metric, anyhow::Error)| format!("left out {}: {problem:#}", metric.title());
         let mut notes: Vec<String> = problems.iter().map(left_out).collect();
+        if !protocol.subfolders {
+            let of_reference = self.reference.and_then(|r| r.source().map(|s| (r.path(), s)));
+            for (path, source) in [(samples_of(args), self.samples)].into_iter().chain(of_reference) {
+                let nested = source.nested();
+                if nested > 0 {
+                    notes.push(format!(
+                        "{nested} of the {} images in `{}` are in sub-folders, which {} does not read by default",
+                        source.len(),
+                        path.display(),
+                        protocol.title
+                    ));
+                }
+            }
+        }
         if request.per_class {
             self.ensure_classes()?;
             let needs = self.rows_needed("features", &rule).context("--per-class")?;
@@ -376,6 +472,14 @@ impl Scene<'_> {
         }
         let deviations = self.deviations(protocol, &request, &rule, &records, &samples, &reference)?;
         Ok(ProtocolPlan { protocol, request, names, samples, reference, deviations, notes, records })
+    }
+
+    /// A word on samples and reference that differ in size.
+    fn size_note(&self) -> Option<String> {
+        let (samples, reference) = (self.samples.image_dims()?, self.reference?.image_dims()?);
+        let size = |dims: ImageDims| format!("{}×{}", dims.width, dims.height);
+        let (ours, theirs) = (size(samples), size(reference));
+        (ours != theirs).then(|| format!("the samples are {ours}, the reference is {theirs}"))
     }
 
     /// The networks as they are applied to the samples.

@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 
 use d2o_evaluations::result::Evaluation;
+use serde_json::{Value, json};
 
-use super::plan::Plan;
+use super::plan::{Plan, ProtocolPlan};
+use crate::pipeline::reference::OpenReference;
 use crate::printer::table;
 
 /// The metrics as a table with a column for each protocol, and the differences from the protocols.
@@ -65,6 +67,7 @@ pub(super) fn plan(plan: &Plan, measured: &[(String, f64)]) -> String {
     if let Some(reference) = &plan.clip_reference {
         lines.push(format!("reference of CLIP-FID: `{}`", reference.path().display()));
     }
+    lines.extend(plan.notes.iter().cloned());
     for p in &plan.protocols {
         lines.push(format!("protocol {}: {}", p.protocol.name, p.keys().join(", ")));
         for (role, record) in &p.records {
@@ -96,11 +99,30 @@ pub(super) fn plan(plan: &Plan, measured: &[(String, f64)]) -> String {
     lines.join("\n")
 }
 
+/// The same as JSON.
+pub(super) fn plan_json(plan: &Plan, measured: &[(String, f64)]) -> Value {
+    let protocol = |p: &ProtocolPlan| {
+        json!({
+            "name": p.protocol.name, "metrics": p.keys(), "networks": p.records, "deviations": p.deviations, "notes": p.notes,
+        })
+    };
+    let reference =
+        |r: &OpenReference| json!({"path": r.path(), "count": r.count(), "layout": r.layout().map(|l| l.tool())});
+    let seconds: Vec<Value> =
+        measured.iter().map(|(names, each)| json!({"protocols": names, "seconds_per_image": each})).collect();
+    json!({
+        "samples": {"path": plan.samples_path, "count": plan.samples.len(), "images": plan.samples.image_dims()},
+        "reference": plan.reference.as_ref().map(reference), "clip_reference": plan.clip_reference.as_ref().map(reference),
+        "protocols": plan.protocols.iter().map(protocol).collect::<Vec<_>>(), "notes": plan.notes,
+        "memory_bytes": memory(plan), "features": seconds, "runtime": plan.runtime,
+    })
+}
+
 /// Bytes of features and moments that are held at once.
 fn memory(plan: &Plan) -> usize {
     const F32: usize = 4;
     const F64: usize = 8;
-    let of = |p: &super::plan::ProtocolPlan| {
+    let of = |p: &ProtocolPlan| {
         let dims = |role: &str| p.records.get(role).map_or(0, |r| r.dims);
         let rows = |request: &crate::pipeline::statistics::StatsRequest, n: usize| {
             let kept = if request.keep { n * dims("features") } else { 0 };
