@@ -303,6 +303,19 @@ fn finished_features_are_used_and_others_refused() {
     assert!(again.stderr.contains("`s.h5` holds these features already"), "{again}");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_result_that_cannot_be_written_is_printed_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_lite0(dir, 1, "lite0");
+    write_images(&dir.join("fake.npz"), 20..60);
+    let args = ["evaluate", "fake.npz", "--extractor", "lite0.onnx", "--metrics", "is", "--json", "/dev/full"];
+    let outcome = attempt(dir, &args);
+    assert!(outcome.code == 2 && outcome.stderr.contains("No space left on device"), "{outcome}");
+    assert!(outcome.stdout.contains("\nIS "), "{outcome}");
+}
+
 #[test]
 fn every_protocol_that_the_reference_serves_is_evaluated() {
     let dir = tempfile::tempdir().unwrap();
