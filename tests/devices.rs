@@ -80,7 +80,7 @@ fn a_plugin_provider_computes_what_the_cpu_provider_does() {
     let on = ["--ep-library", &library];
     let absent = ["generate", "g.onnx", "--seeds", "0", "--out", "x.npz", "--ep-library", "trt=absent.so"];
     let outcome = attempt(dir, &absent);
-    assert!(outcome.code == 2 && outcome.stderr.contains("there is no `absent.so`"), "{outcome}");
+    assert!(outcome.code == 2 && outcome.stderr.contains("`absent.so` does not exist"), "{outcome}");
     let foreign = ["generate", "g.onnx", "--seeds", "0", "--out", "x.npz", "--ep-library", "trt=g.onnx"];
     let outcome = attempt(dir, &foreign);
     assert!(outcome.code == 2 && outcome.stderr.contains("cannot register `g.onnx`"), "{outcome}");

@@ -491,7 +491,7 @@ fn the_doctor_tells_references_apart_and_finds_what_is_wrong() {
     sigma[[0, 1]] = 0.0;
     sigma[[3, 3]] = -0.5;
     write("negative.npz", &mean, &sigma, ["mu", "sigma"]);
-    warns(&examine("negative.npz", &[]), "`sigma` is no covariance");
+    warns(&examine("negative.npz", &[]), "`sigma` is not positive semidefinite");
     write("spatial.npz", &mean, &sigma, ["mu_s", "sigma"]);
     warns(&examine("spatial.npz", &[]), "`mu_s` without `sigma_s`");
 

@@ -504,6 +504,17 @@ fn results_say_why_they_differ_and_by_how_much() {
     assert_eq!(steps[1]["exchanged"], serde_json::json!(["samples"]));
     let same = d2o(dir, &["explain", "a.json", "a.json"]);
     assert!(same.stdout.contains("computed alike"), "{same}");
+    // Results of several protocols are compared protocol by protocol.
+    for (samples, out) in [("fake.npz", "c.json"), ("more.npz", "d.json")] {
+        let args = ["evaluate", samples, "--ref", "real.npz", "--protocol", "edm,stylegan3", "--json", out];
+        d2o(dir, &[&args[..], &network].concat());
+    }
+    let outcome = attempt(dir, &["explain", "c.json", "d.json", "--no-measure", "--json", "-"]);
+    let found: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!((outcome.code, found.as_array().unwrap().len()), (1, 2), "{outcome}");
+    assert!(found[1]["differences"].to_string().contains("\"factor\":\"samples\""), "{found}");
+    let outcome = attempt(dir, &["explain", "b.json", "c.json"]);
+    assert!(outcome.code == 2 && outcome.stderr.contains("no protocol in common"), "{outcome}");
 }
 
 #[test]

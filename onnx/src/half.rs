@@ -213,7 +213,7 @@ impl<'a> Rewriter<'a> {
     fn narrowed(&mut self, name: &str, copy: &str) -> Result<String> {
         let found = self.graph.initializer.iter().find(|t| t.name == name);
         let Some(tensor) = found else {
-            return Err(Error::Graph { graph: self.graph.name.clone(), what: format!("`{name}` is no weight") });
+            return Err(Error::Graph { graph: self.graph.name.clone(), what: format!("`{name}` is not a weight") });
         };
         let mut bytes = Vec::with_capacity(tensor.raw_data.len() / 2);
         for v in tensor.raw_data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])) {

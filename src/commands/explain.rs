@@ -75,27 +75,57 @@ struct Explanation {
 /// Files that are not results of `d2o evaluate`, outputs that cannot be written.
 pub fn run(args: &Explain, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     ensure_new_result(&args.result)?;
-    let [a, b] = [read(&args.a)?, read(&args.b)?];
-    let differences = differences(&a, &b);
-    let steps = if args.no_measure || differences.is_empty() {
-        Vec::new()
-    } else {
-        steps(args, global, printer, &a, &b, &differences)
+    let pairs = pairs(args)?;
+    let explain = |(a, b): &(Evaluation, Evaluation)| {
+        let differences = differences(a, b);
+        let steps = if args.no_measure || differences.is_empty() {
+            Vec::new()
+        } else {
+            steps(args, global, printer, a, b, &differences)
+        };
+        Explanation { differences, steps }
     };
-    let found = Explanation { differences, steps };
-    give_result(&args.result, printer, &found, || render(&found, &a, &b))?;
-    Ok(if found.differences.is_empty() { ExitStatus::Done } else { ExitStatus::No })
+    let found: Vec<Explanation> = pairs.iter().map(explain).collect();
+    let text = || {
+        let each = pairs.iter().zip(&found).map(|((a, b), found)| {
+            let heading = if pairs.len() == 1 { String::new() } else { format!("protocol {}\n", protocol(a)) };
+            format!("{heading}{}", render(found, a, b))
+        });
+        each.collect::<Vec<_>>().join("\n\n")
+    };
+    match &found[..] {
+        [one] => give_result(&args.result, printer, one, text)?,
+        several => give_result(&args.result, printer, &several, text)?,
+    }
+    Ok(if found.iter().all(|f| f.differences.is_empty()) { ExitStatus::Done } else { ExitStatus::No })
 }
 
-fn read(path: &Path) -> anyhow::Result<Evaluation> {
+fn protocol(evaluation: &Evaluation) -> &str {
+    evaluation.protocol.get("name").map_or("", String::as_str)
+}
+
+/// The two results, or those of each protocol that both files hold.
+fn pairs(args: &Explain) -> anyhow::Result<Vec<(Evaluation, Evaluation)>> {
+    let [a, mut b] = [read(&args.a)?, read(&args.b)?];
+    if let ([_], [_]) = (&a[..], &b[..]) {
+        return Ok(a.into_iter().zip(b).collect());
+    }
+    let mut pairs = Vec::new();
+    for one in a {
+        if let Some(at) = b.iter().position(|other| protocol(other) == protocol(&one)) {
+            pairs.push((one, b.swap_remove(at)));
+        }
+    }
+    let [x, y] = [args.a.display(), args.b.display()];
+    anyhow::ensure!(!pairs.is_empty(), "`{x}` and `{y}` have no protocol in common");
+    Ok(pairs)
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<Evaluation>> {
     let describe = || format!("`{}` is not a result of `d2o evaluate --json`", path.display());
     let value: Value = serde_json::from_slice(&fs_err::read(path)?).with_context(describe)?;
-    let one = match value {
-        Value::Array(mut several) if several.len() == 1 => several.remove(0),
-        Value::Array(_) => anyhow::bail!("`{}` holds several evaluations, expected one", path.display()),
-        one => one,
-    };
-    serde_json::from_value(one).with_context(describe)
+    let several = if value.is_array() { value } else { Value::Array(vec![value]) };
+    serde_json::from_value(several).with_context(describe)
 }
 
 /// Every setting in which `a` and `b` differ.

@@ -37,7 +37,7 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     outputs::ensure_new_file(&args.out, args.output.overwrite)?;
     let intent = || format!("cannot make a reference of `{}`", args.data.display());
     let mut set = Source::open(&args.data).with_context(intent)?;
-    let protocol = Protocol::named(&args.protocol).context("no such protocol")?;
+    let protocol = Protocol::named(&args.protocol).context("unknown protocol")?;
     let rule = InputRule::from(protocol);
     let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
     let mut networks = Vec::new();
@@ -74,7 +74,7 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
         && Protocol::named(name).is_some_and(|p| InputRule::from(p) != rule)
     {
         printer.warn(&format!(
-            "the layout is {tool}'s, the preprocessing is that of protocol {}; {tool} would compare it with images preprocessed otherwise \
+            "the layout is {tool}'s, the preprocessing is that of protocol {}; {tool} would compare it with images preprocessed differently \
              (--protocol {name} matches)",
             protocol.name
         ));

@@ -290,7 +290,7 @@ fn moments(found: &mut Diagnosis, npz: &mut Npz, mu_name: &str, sigma_name: &str
     let spectrum = spectrum(&sigma)?;
     if spectrum.smallest < -1e-6 * spectrum.largest {
         let (low, high) = (spectrum.smallest, spectrum.largest);
-        found.warnings.push(format!("`{sigma_name}` is no covariance: eigenvalues from {low:.3e} to {high:.3e}"));
+        found.warnings.push(format!("`{sigma_name}` is not positive semidefinite: eigenvalues from {low:.3e} to {high:.3e}"));
     }
     if spectrum.rank < dims {
         let rank = spectrum.rank;
@@ -305,7 +305,7 @@ fn moments(found: &mut Diagnosis, npz: &mut Npz, mu_name: &str, sigma_name: &str
     }
     let features = whose(mu_name, dims);
     if features == "unknown" && found.meta.is_null() {
-        found.warnings.push(format!("{dims} features: of no network d2o knows, and the file does not say whose"));
+        found.warnings.push(format!("{dims} features match no known network, and the file does not record one"));
     }
     // Both are averages of what a ReLU gives.
     let rectified = (mu_name == "mu" && dims == POOL3) || mu_name == "mu_s";
@@ -320,7 +320,7 @@ fn moments(found: &mut Diagnosis, npz: &mut Npz, mu_name: &str, sigma_name: &str
             "`mu_s` is ordered NCHW; guided-diffusion flattens NHWC, so sFID against it would be meaningless"
                 .to_owned(),
         ),
-        Some("unclear") => found.warnings.push("the order of `mu_s` (NHWC or NCHW) cannot be told".to_owned()),
+        Some("unclear") => found.warnings.push("the order of `mu_s` (NHWC or NCHW) cannot be inferred".to_owned()),
         _ => {}
     }
     found.moments.push(Moments {
@@ -374,7 +374,7 @@ fn few(found: &mut Diagnosis, name: &str, dims: usize, count: usize) {
 /// Whether the features in the file are those its mean was computed of.
 fn features(found: &mut Diagnosis, npz: &mut Npz) -> anyhow::Result<()> {
     let Ok(rows) = npz.f64("features")?.into_dimensionality::<Ix2>() else {
-        found.warnings.push("`features` is no matrix".to_owned());
+        found.warnings.push("`features` is not a matrix".to_owned());
         return Ok(());
     };
     let rows: Array2<f64> = rows;
@@ -518,7 +518,7 @@ fn compare(found: &mut Diagnosis, samples: &Path) -> anyhow::Result<()> {
             .sum::<f64>()
             / 2.0;
         if apart > 0.05 {
-            found.warnings.push(format!("classes are distributed otherwise than in the reference: {:.0} % of `{name}` would have to change class", 100.0 * apart));
+            found.warnings.push(format!("the class distribution differs from that of the reference: {:.0} % of `{name}` would have to change class", 100.0 * apart));
         }
     }
     Ok(())

@@ -231,7 +231,7 @@ impl Plan {
                 specs.iter().zip(networks).map(of).collect::<anyhow::Result<Vec<_>>>()?.concat()
             }
         };
-        let Tensor::U8(images) = images.into_host()? else { anyhow::bail!("`{IMAGES}` are no bytes") };
+        let Tensor::U8(images) = images.into_host()? else { anyhow::bail!("`{IMAGES}` is not uint8") };
         Ok((digests(&images.into_dimensionality::<Ix4>()?.view()), matrices))
     }
 }

@@ -49,7 +49,7 @@ impl GeneratedImages {
     }
 
     fn make(&mut self, range: Range<usize>) -> anyhow::Result<Array4<u8>> {
-        let seeds = self.plan.seeds.get(range).context("no such images")?;
+        let seeds = self.plan.seeds.get(range).context("image range out of bounds")?;
         let plan = &self.plan;
         let mut parts = Vec::new();
         let work =

@@ -58,7 +58,7 @@ impl Plan {
         let known = |d: &Dim| if let Dim::Known(n) = d { Some(*n) } else { None };
         let latent: Option<Vec<usize>> = input.dims.iter().skip(1).map(known).collect();
         let latent = latent.filter(|l| matches!(l.len(), 1 | 3));
-        let latent = latent.with_context(|| format!("input `{}` is no batch of images or vectors", input.name))?;
+        let latent = latent.with_context(|| format!("input `{}` is not a batch of images or vectors", input.name))?;
         // A sampler's state is an image, so only a one-step graph has an output of another shape.
         let dims = match (latent.as_slice(), info.output("images").map(|o| o.dims.as_slice())) {
             (_, Some(&[_, Dim::Known(channels), Dim::Known(height), Dim::Known(width)]))

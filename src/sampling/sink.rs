@@ -82,7 +82,7 @@ impl<'a> Sink<'a> {
         subdirs: bool,
     ) -> anyhow::Result<Self> {
         let form = Form::of(out)?;
-        anyhow::ensure!(!subdirs || form == Form::Folder, "--subdirs: the output is no folder");
+        anyhow::ensure!(!subdirs || form == Form::Folder, "--subdirs: the output is not a folder");
         let file = scratch.join(format!(".d2o-out.{}", out.extension().unwrap_or_default().to_string_lossy()));
         let kind = match form {
             Form::Npz => {

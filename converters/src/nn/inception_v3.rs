@@ -531,7 +531,7 @@ pub fn check_head(rows: Option<usize>) -> Result<()> {
         Some(rows) => Err(Error::Config {
             what: format!(
                 "an Inception-v3 head of {rows} classes: expected {CLASSES}. torchvision's own Inception-v3 has other weights and pools \
-                 differently from Inception-2015-12-05, so what is computed with it is no FID"
+                 differently from Inception-2015-12-05, so distances computed with it are not FID"
             ),
         }),
         None => Err(Error::Config { what: "Inception-2015-12-05 without its head (`fc` or `output`)".to_owned() }),

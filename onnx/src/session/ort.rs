@@ -78,7 +78,7 @@ impl OrtRuntime {
             return Err(failed(what, None));
         }
         if !library.exists() {
-            return Err(failed(format!("there is no `{}`", library.display()), None));
+            return Err(failed(format!("`{}` does not exist", library.display()), None));
         }
         let what = || format!("cannot load `{}`", library.display());
         let builder = ort::init_from(library).map_err(|e| failed(what(), Some(e.to_string().into())))?;
@@ -114,7 +114,7 @@ impl OrtRuntime {
             None => {}
         }
         if !path.exists() {
-            return Err(failed(format!("there is no `{}`", path.display()), None));
+            return Err(failed(format!("`{}` does not exist", path.display()), None));
         }
         // ONNX Runtime resolves a relative path against its own library.
         let absolute = std::path::absolute(path)?;
