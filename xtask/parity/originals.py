@@ -1,10 +1,11 @@
 """Runs one original tool on the images and weights of a parity run and prints what it finds, as JSON.
 
-python originals.py prepare DIR          draws the images and the networks' weights
+python originals.py prepare DIR          draws the networks' weights
+python originals.py folders DIR          draws the images
 python originals.py vgg16 DIR            draws the weights of VGG16
 python originals.py features DIR         features of torch-fidelity's Inception for the tools that take any detector
 python originals.py matrices DIR         d2o's features beside them
-python originals.py TOOL DIR [CHECKOUT]  torch-fidelity, pytorch-fid, clean-fid, torchmetrics, edm, stylegan3, guided-diffusion
+python originals.py TOOL DIR [CHECKOUT]  torch-fidelity, pytorch-fid, clean-fid, torchmetrics, prdc, edm, stylegan3, guided-diffusion
 
 Tools without a package are run from a checkout of their sources. Everything is seeded; nothing is downloaded.
 """
@@ -19,33 +20,51 @@ import types
 
 import numpy as np
 
-SETS = {"real-32": (0, 110, 32), "fake-32": (1, 100, 32), "real-64": (2, 24, 64), "fake-64": (3, 20, 64)}
+# Seed, number, and side; None for sides drawn from 16 to 90.
+SETS = {
+    "real-32": (0, 110, 32), "fake-32": (1, 100, 32), "real-64": (2, 24, 64), "fake-64": (3, 20, 64),
+    "real-mixed": (4, 30, None), "fake-mixed": (5, 26, None),
+}
+# Sets of JPEGs, of the images of the sets of 32, and their quality.
+JPEGS = {"jpeg75": 75, "jpeg95": 95}
+# Sets of one size, whose features are kept.
+TABLED = [f"{kind}-{which}" for which in ("32", "64", *JPEGS) for kind in ("real", "fake")]
 SUBSETS, SUBSET_SIZE = 100, 50
 
 
 def images(name):
-    """Smooth waves, an edge and noise, u8 [N, S, S, 3]; the fakes are a little off."""
+    """Smooth waves, an edge and noise, u8 [H, W, 3] each; the fakes are a little off."""
     seed, count, side = SETS[name]
     rng = np.random.RandomState(seed)
-    y, x = np.meshgrid(np.linspace(0, 1, side), np.linspace(0, 1, side), indexing="ij")
-    out = np.empty((count, side, side, 3), np.uint8)
-    for i in range(count):
+    for _ in range(count):
+        height, width = rng.randint(16, 91, 2) if side is None else (side, side)
+        y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
         c = rng.rand(4, 3)
         wave = np.sin(9 * c[0] * x[..., None] + 7 * c[1] * y[..., None] + 6 * c[2])
         edge = (x * rng.rand() + y * rng.rand() > 0.45)[..., None] * c[3]
-        noise = rng.randn(side, side, 3) * (6 + 6 * (seed % 2))
-        out[i] = np.clip(128 + 70 * wave + 60 * (edge - 0.5) + noise + 4 * (seed % 2), 0, 255)
-    return out
+        noise = rng.randn(height, width, 3) * (6 + 6 * (seed % 2))
+        yield np.clip(128 + 70 * wave + 60 * (edge - 0.5) + noise + 4 * (seed % 2), 0, 255).astype(np.uint8)
+
+
+def folders(folder):
+    from PIL import Image
+
+    for name in SETS:
+        kind, which = name.split("-")
+        jpegs = JPEGS if which == "32" else {}
+        for target in (which, *jpegs):
+            os.makedirs(f"{folder}/{kind}-{target}", exist_ok=True)
+        for i, pixels in enumerate(images(name)):
+            image = Image.fromarray(pixels)
+            image.save(f"{folder}/{name}/{i:05d}.png")
+            for target, quality in jpegs.items():
+                image.save(f"{folder}/{kind}-{target}/{i:05d}.jpg", quality=quality, subsampling="4:2:0")
+    return []
 
 
 def prepare(folder):
     import torch
-    from PIL import Image
 
-    for name in SETS:
-        os.makedirs(f"{folder}/{name}", exist_ok=True)
-        for i, image in enumerate(images(name)):
-            Image.fromarray(image).save(f"{folder}/{name}/{i:05d}.png")
     inception = fidelity_inception(None)
     generator = torch.Generator().manual_seed(0)
     state = {}
@@ -66,6 +85,7 @@ def prepare(folder):
     torch.manual_seed(1)
     tower = clip_tower()
     torch.save({f"visual.{k}": v for k, v in tower.state_dict().items()}, f"{folder}/clip.pth")
+    return []
 
 
 def vgg16(folder):
@@ -117,12 +137,13 @@ def key(image):
 
 
 def features(folder):
+    import h5py
     import torch
 
     net = fidelity_inception(f"{folder}/inception.pth")
     taken = []
     net.Mixed_6d.branch1x1.register_forward_hook(lambda _m, _i, out: taken.append(out))
-    for name in SETS:
+    for name in TABLED:
         rows = {"pool": [], "logits": [], "spatial": [], "key": []}
         x = torch.from_numpy(read(folder, name)).permute(0, 3, 1, 2).contiguous()
         for part in x.split(20):
@@ -133,8 +154,23 @@ def features(folder):
             # guided-diffusion keeps the first seven channels of this branch and flattens NHWC
             rows["spatial"].append(taken.pop()[:, :7].permute(0, 2, 3, 1).flatten(1).numpy())
             rows["key"].append(np.array([key(i) for i in part.numpy()]))
-        np.savez(f"{folder}/features-{name}.npz", **{k: np.concatenate(v) for k, v in rows.items()})
+        rows = {k: np.concatenate(v) for k, v in rows.items()}
+        np.savez(f"{folder}/features-{name}.npz", **rows)
+        for file, pool in (("pool", rows["pool"]), ("unequal", unequal(name.split("-")[0], rows["pool"]))):
+            with h5py.File(f"{folder}/{file}-{name}.h5", "w") as h5:
+                h5["features"] = pool
     return []
+
+
+def unequal(kind, pool):
+    """Each row times a factor of its own, between 1/4 and 6, of a set of its own size: norms differ, and no term leaves the range of f16.
+
+    The seeds are such that the order of operands and f16 show in the shares of the sets of 32.
+    """
+    if kind == "fake":
+        pool = pool[: len(pool) * 7 // 10]
+    factors = np.exp(np.random.RandomState({"real": 6, "fake": 106}[kind]).uniform(np.log(0.25), np.log(6), len(pool)))
+    return pool * factors.astype(np.float32)[:, None]
 
 
 def matrices(folder):
@@ -153,7 +189,7 @@ def detector(folder):
     import torch
 
     table = {}
-    for name in SETS:
+    for name in TABLED:
         saved = np.load(f"{folder}/features-{name}.npz")
         for k, pool, logits in zip(saved["key"], saved["pool"], saved["logits"]):
             table[str(k)] = (pool, logits)
@@ -171,8 +207,16 @@ def detector(folder):
     return Detector()
 
 
-def row(protocol, metric, value, size=32, **more):
-    return dict(protocol=protocol, metric=metric, size=size, value=float(value), **more)
+def row(protocol, metric, value, which=32, **more):
+    """`which` images: of 32 or 64 pixels, jpeg75, jpeg95 or mixed."""
+    return dict(protocol=protocol, metric=metric, images=str(which), value=float(value), **more)
+
+
+def read_rows(folder, name):
+    import h5py
+
+    with h5py.File(f"{folder}/{name}") as h5:
+        return h5["features"][:]
 
 
 def version(package):
@@ -198,6 +242,14 @@ def torch_fidelity(folder):
         # Its f32 kernels cancel to few digits; the same function on the same features in f64 does not.
         short = lambda m: dict(tool=f"{tool}, f32 sums", known=True) if m == "kid" else dict(tool=tool)
         out += [row("torch-fidelity", m, found[n], size, **short(m)) for m, n in names.items() if n in found]
+    # Images of different sizes go through the tool one by one.
+    for which in (*JPEGS, "mixed"):
+        found = calculate_metrics(
+            input1=f"{folder}/fake-{which}", input2=f"{folder}/real-{which}", cuda=False, fid=True,
+            feature_extractor_weights_path=f"{folder}/inception.pth", cache=False, verbose=False,
+            batch_size=1 if which == "mixed" else 20,
+        )
+        out.append(row("torch-fidelity", "fid", found["frechet_inception_distance"], which, tool=tool))
     found = calculate_metrics(
         input1=f"{folder}/fake-32", input2=f"{folder}/real-32", cuda=False, prc=True, feature_extractor="vgg16",
         feature_extractor_weights_path=f"{folder}/vgg16.pth", cache=False, verbose=False, batch_size=20,
@@ -220,10 +272,11 @@ def pytorch_fid(folder):
     state = torch.load(f"{folder}/inception.pth")
     inception.load_state_dict_from_url = lambda *a, **k: state
     out = []
-    for size in (32, 64):
-        paths = [f"{folder}/fake-{size}", f"{folder}/real-{size}"]
-        value = fid_score.calculate_fid_given_paths(paths, 20, "cpu", 2048, num_workers=0)
-        out.append(row("pytorch-fid", "fid", value, size, tool=version("pytorch-fid")))
+    for which in (32, 64, *JPEGS, "mixed"):
+        paths = [f"{folder}/fake-{which}", f"{folder}/real-{which}"]
+        batch = 1 if which == "mixed" else 20
+        value = fid_score.calculate_fid_given_paths(paths, batch, "cpu", 2048, num_workers=0)
+        out.append(row("pytorch-fid", "fid", value, which, tool=version("pytorch-fid")))
     fid_score.save_fid_stats([f"{folder}/real-32", f"{folder}/stats-pytorch-fid.npz"], 20, "cpu", 2048, num_workers=0)
     return out
 
@@ -243,19 +296,21 @@ def clean_fid(folder):
             return bypass(body, x)
 
     out = []
-    for size in (32, 64):
+    for which in (32, 64, *JPEGS, "mixed"):
         how = dict(mode="clean", num_workers=0, batch_size=20, device=torch.device("cpu"), verbose=False, use_dataparallel=False)
-        sets = [f"{folder}/fake-{size}", f"{folder}/real-{size}"]
+        sets = [f"{folder}/fake-{which}", f"{folder}/real-{which}"]
         value = fid.compute_fid(*sets, custom_feat_extractor=network, **how)
-        out.append(row("clean", "fid", value, size, tool=tool))
-        if size == 32:
+        out.append(row("clean", "fid", value, which, tool=tool))
+        if which in (*JPEGS, "mixed"):
+            continue
+        if which == 32:
             fake, real = (fid.get_folder_features(s, model=network, num_workers=0, batch_size=20, device=torch.device("cpu"),
                                                   mode="clean", verbose=False) for s in sets)
             np.savez_compressed(f"{folder}/stats-clean.npz", mu=np.mean(real, axis=0), sigma=np.cov(real, rowvar=False))
             # samples are drawn first: they are clean-fid's second set
             np.random.seed(0)
             value = fid.kernel_distance(real, fake, num_subsets=SUBSETS, max_subset_size=SUBSET_SIZE)
-            out.append(row("clean", "kid", value, size, tool=tool))
+            out.append(row("clean", "kid", value, which, tool=tool))
         tower = load_clip(folder)
         model = types.SimpleNamespace(encode_image=tower, eval=lambda: None)
         clip.load = lambda *a, **k: (model, None)
@@ -266,7 +321,7 @@ def clean_fid(folder):
             for s in sets
         ]
         stats = [(np.mean(r, axis=0), np.cov(r, rowvar=False)) for r in rows]
-        out.append(row("clean", "clip_fid", fid.frechet_distance(*stats[0], *stats[1]), size, tool=tool))
+        out.append(row("clean", "clip_fid", fid.frechet_distance(*stats[0], *stats[1]), which, tool=tool))
         # consistency models' evaluator: the same images and tower without its projection
         tower.proj = None
         rows = [
@@ -275,7 +330,7 @@ def clean_fid(folder):
             for s in sets
         ]
         stats = [(np.mean(r, axis=0), np.cov(r, rowvar=False)) for r in rows]
-        out.append(row("adm", "clip_fid", fid.frechet_distance(*stats[0], *stats[1]), size, tool=f"{tool}, tower without `proj`"))
+        out.append(row("adm", "clip_fid", fid.frechet_distance(*stats[0], *stats[1]), which, tool=f"{tool}, tower without `proj`"))
     return out
 
 
@@ -300,6 +355,19 @@ def torchmetrics(folder):
     return [row("torch-fidelity", "fid", fid.compute(), tool=version("torchmetrics") + ", Inception without antialiasing")]
 
 
+def prdc(folder):
+    from prdc import compute_prdc
+
+    out, tool = [], version("prdc")
+    for which, file in ((32, "pool"), (64, "pool"), (32, "unequal")):
+        files = [f"{file}-{kind}-{which}.h5" for kind in ("real", "fake")]
+        found = compute_prdc(*(read_rows(folder, f) for f in files), nearest_k=5)
+        told = tool + (", rows of unequal norms" if file == "unequal" else "")
+        more = dict(tool=told, reference=files[0], samples=files[1])
+        out += [row("edm", metric, found[metric], which, **more) for metric in ("density", "coverage")]
+    return out
+
+
 def edm(folder, checkout):
     import torch
 
@@ -314,12 +382,13 @@ def edm(folder, checkout):
     fid.pickle = types.SimpleNamespace(load=lambda f: net)
     how = dict(num_workers=0, prefetch_factor=None, device=torch.device("cpu"))
     out, stats = [], {}
-    for size in (32, 64):
+    for which in (32, 64, *JPEGS):
         for kind in ("real", "fake"):
-            name = f"{kind}-{size}"
-            stats[name] = fid.calculate_inception_stats(f"{folder}/{name}", num_expected=SETS[name][1], **how)
-        value = fid.calculate_fid_from_inception_stats(*stats[f"fake-{size}"], *stats[f"real-{size}"])
-        out.append(row("edm", "fid", value, size, tool="EDM fid.py"))
+            name = f"{kind}-{which}"
+            count = SETS[f"{kind}-32" if which in JPEGS else name][1]
+            stats[name] = fid.calculate_inception_stats(f"{folder}/{name}", num_expected=count, **how)
+        value = fid.calculate_fid_from_inception_stats(*stats[f"fake-{which}"], *stats[f"real-{which}"])
+        out.append(row("edm", "fid", value, which, tool="EDM fid.py"))
     mu, sigma = stats["real-32"]
     np.savez(f"{folder}/stats-edm.npz", mu=mu, sigma=sigma)
     mine = f"{folder}/ours-edm.npz"
@@ -394,9 +463,13 @@ def guided_diffusion(folder, checkout):
                 value = it.compute_statistics(fake[features]).frechet_distance(it.compute_statistics(real[features]))
                 out.append(row("adm", name, value, size, tool=tool))
             out.append(row("adm", "is", it.compute_inception_score(fake["pool"]), size, tool=tool))
+            files = [f"unequal-{kind}-{size}.h5" for kind in ("real", "fake")]
+            uneven = dict(reference=files[0], samples=files[1])
             # TensorFlow's CPU rounds partial sums of f16 norms to f16, in an order that depends on the processor.
             pair = it.compute_prec_recall(real["pool"], fake["pool"])
             out += both("adm", pair, size, tool=f"{tool}, f16 sums of its CPU", known=True)
+            pair = it.compute_prec_recall(*(read_rows(folder, f) for f in files))
+            out += both("adm", pair, size, tool=f"{tool}, rows of unequal norms, f16 sums of its CPU", known=True, **uneven)
             if size == 32:
                 # Far apart f16 overflows, and the evaluator falls back to f32; a factor of 64 is exact.
                 far = [s["pool"] * np.float32(64) for s in (real, fake)]
@@ -422,6 +495,12 @@ def guided_diffusion(folder, checkout):
             it.manifold_estimator = evaluator.ManifoldEstimator(session)
             pair = it.compute_prec_recall(real["pool"], fake["pool"])
             out += both("adm", pair, size, tool=f"{tool}, f16 blocks, norms summed in f32")
+            rows = [read_rows(folder, f) for f in files]
+            for pair_of_sets in ((0, 0), (1, 1), (0, 1)):
+                block = it.manifold_estimator.distance_block.pairwise_distances(*(rows[i] for i in pair_of_sets))
+                assert (block == block.astype(np.float16)).all(), "a block of f32"
+            pair = it.compute_prec_recall(*rows)
+            out += both("adm", pair, size, tool=f"{tool}, rows of unequal norms, norms summed in f32", **uneven)
             evaluator.tf = tf
     return out
 

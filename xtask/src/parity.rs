@@ -18,8 +18,8 @@ use crate::paths;
 const BOUND: f64 = 1e-4;
 /// Relative difference of standard deviations: the tools' f32 sums scatter more than their means.
 const BOUND_STD: f64 = 1e-3;
-/// Side of the images, and metrics, by size.
-const SIZES: [usize; 2] = [32, 64];
+/// Pairs of sets, by the word behind `real-` and `fake-`: sides of 32 and 64 pixels, JPEGs of two qualities, mixed sizes.
+const SETS: [&str; 5] = ["32", "64", "jpeg75", "jpeg95", "mixed"];
 /// The feature network of most numbers.
 const INCEPTION: &str = "inception.onnx";
 /// Images in a subset of KID; the sets are smaller than the protocols' 1000.
@@ -34,9 +34,12 @@ const TORCH: &[&str] = &[
     "torchmetrics==1.9.0",
     "open_clip_torch==3.3.0",
     "timm==1.0.31",
+    "prdc==0.2",
+    "scikit-learn==1.9.1",
     "numpy==2.4.6",
     "scipy==1.17.1",
     "pillow==13.0.0",
+    "h5py==3.14.0",
     "click",
     "psutil",
     "setuptools",
@@ -45,11 +48,12 @@ const TENSORFLOW: &[&str] =
     &["tensorflow-cpu==2.21.0", "numpy==2.4.6", "scipy==1.17.1", "pillow==13.0.0", "h5py==3.14.0", "requests", "tqdm"];
 
 /// Original tools: what runs them, and the option that names their checkout.
-const TOOLS: [(&str, Env, Option<&str>); 7] = [
+const TOOLS: [(&str, Env, Option<&str>); 8] = [
     ("torch-fidelity", Env::Torch, None),
     ("pytorch-fid", Env::Torch, None),
     ("clean-fid", Env::Torch, None),
     ("torchmetrics", Env::Torch, None),
+    ("prdc", Env::Torch, None),
     ("edm", Env::Torch, Some("--edm")),
     ("stylegan3", Env::Torch, Some("--stylegan3")),
     ("guided-diffusion", Env::TensorFlow, Some("--guided-diffusion")),
@@ -66,7 +70,8 @@ enum Env {
 struct Original {
     protocol: String,
     metric: String,
-    size: usize,
+    /// The pair of sets.
+    images: String,
     value: f64,
     tool: String,
     /// Whether it is known to differ, for a reason the page states.
@@ -124,7 +129,10 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     if !dir.join("vgg16.pth").exists() {
         original("vgg16", Env::Torch, None)?;
     }
-    if !dir.join("features-fake-64.npz").exists() {
+    if !dir.join("fake-mixed").exists() {
+        original("folders", Env::Torch, None)?;
+    }
+    if !dir.join("unequal-fake-jpeg95.h5").exists() {
         original("features", Env::Torch, None)?;
     }
     let ours = Ours { d2o, dir: dir.clone() };
@@ -145,6 +153,9 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
         let found: Vec<Original> =
             serde_json::from_slice(&fs::read(&kept)?).with_context(|| format!("what `{tool}` says"))?;
         originals.extend(found);
+    }
+    if let Some(o) = originals.iter().find(|o| !SETS.contains(&o.images.as_str())) {
+        bail!("{} speaks of images `{}`; known are {}", o.tool, o.images, SETS.join(", "));
     }
     let matrices: Vec<Matrix> = serde_json::from_str(&original("matrices", Env::Torch, None)?)?;
     let (text, beyond) = ours.compare(&originals, &matrices, &skipped)?;
@@ -210,12 +221,12 @@ impl Ours {
     fn evaluate(
         &self,
         protocol: &str,
-        size: usize,
+        images: &str,
         reference: &str,
         metrics: &str,
         more: &[&str],
     ) -> anyhow::Result<Value> {
-        let fake = format!("fake-{size}");
+        let fake = format!("fake-{images}");
         // StyleGAN3's precision and recall are of Inception's features here, since its VGG16 is not free to draw.
         let networks = ["--extractor", INCEPTION, "--clip", "clip.onnx", "--allow-deviation", "extractor"];
         let networks = [&networks[..], &["--cache", "cache", "--bootstrap", "0"]].concat();
@@ -224,8 +235,8 @@ impl Ours {
         Ok(serde_json::from_str(&self.d2o(&args)?)?)
     }
 
-    /// Precision and recall of feature files.
-    fn of_files(&self, protocol: &str, samples: &str, reference: &str) -> anyhow::Result<Value> {
+    /// `metric` of feature files.
+    fn of_files(&self, protocol: &str, metric: &str, samples: &str, reference: &str) -> anyhow::Result<Value> {
         let args = [
             "evaluate",
             samples,
@@ -234,7 +245,7 @@ impl Ours {
             "--protocol",
             protocol,
             "--metrics",
-            "pr",
+            metric,
             "--allow-deviation",
             "extractor,provenance",
             "--bootstrap",
@@ -256,16 +267,17 @@ impl Ours {
         let mut beyond = 0;
         let mut worst = 0.0_f64;
         for protocol in ["edm", "adm", "stylegan3", "torch-fidelity", "clean", "pytorch-fid"] {
-            for size in SIZES {
+            for images in SETS {
                 let here: Vec<&Original> =
-                    originals.iter().filter(|o| o.protocol == protocol && o.size == size).collect();
-                let metrics: BTreeSet<&str> = here.iter().map(|o| command_metric(&o.metric)).collect();
+                    originals.iter().filter(|o| o.protocol == protocol && o.images == images).collect();
+                let metrics: BTreeSet<&str> =
+                    here.iter().filter(|o| o.samples.is_none()).map(|o| command_metric(&o.metric)).collect();
                 if metrics.is_empty() {
                     continue;
                 }
                 let metrics: Vec<&str> = metrics.into_iter().collect();
                 let evaluate = |metrics: &str, more: &[&str]| {
-                    self.evaluate(protocol, size, &format!("real-{size}"), metrics, more)
+                    self.evaluate(protocol, images, &format!("real-{images}"), metrics, more)
                 };
                 let ours = evaluate(&metrics.join(","), &[])?;
                 for o in here {
@@ -279,7 +291,9 @@ impl Ours {
                             .with_context(|| format!("d2o gives no {} for {protocol}", o.metric))
                     };
                     let found = match (&o.samples, &o.reference, &o.extractor) {
-                        (Some(samples), Some(reference), _) => value(&self.of_files(protocol, samples, reference)?)?,
+                        (Some(samples), Some(reference), _) => {
+                            value(&self.of_files(protocol, command_metric(&o.metric), samples, reference)?)?
+                        }
                         (_, _, Some(extractor)) => {
                             value(&evaluate(command_metric(&o.metric), &["--pr-extractor", extractor])?)?
                         }
@@ -300,7 +314,7 @@ impl Ours {
                     let (metric, was, tool) = (&o.metric, o.value, &o.tool);
                     writeln!(
                         rows,
-                        "| {protocol} | {metric} | {size} | {was:.8} | {found:.8} | {relative:.1e} | {verdict} | {tool} |"
+                        "| {protocol} | {metric} | {images} | {was:.8} | {found:.8} | {relative:.1e} | {verdict} | {tool} |"
                     )?;
                 }
             }
@@ -315,7 +329,7 @@ impl Ours {
                 continue;
             }
             let fid = |reference: &str| -> anyhow::Result<f64> {
-                let found = self.evaluate(protocol, SIZES[0], reference, "fid", &[])?;
+                let found = self.evaluate(protocol, SETS[0], reference, "fid", &[])?;
                 found["metrics"]["fid"]["value"].as_f64().context("no fid")
             };
             let (was, found) = (fid("real-32")?, fid(file)?);
@@ -348,17 +362,18 @@ impl Ours {
 fn command_metric(metric: &str) -> &str {
     match metric.strip_suffix(" std").unwrap_or(metric) {
         "precision" | "recall" => "pr",
+        "density" | "coverage" => "dc",
         "clip_fid" => "clip-fid",
         other => other,
     }
 }
 
-const TABLE: &str = "| protocol | metric | pixels | original | d2o | relative difference | verdict | original tool |\n|---|---|---|---|---|---|---|---|\n";
+const TABLE: &str = "| protocol | metric | images | original | d2o | relative difference | verdict | original tool |\n|---|---|---|---|---|---|---|---|\n";
 
 const HEAD: &str = "\
 # Parity with the original tools
 
-Written by `cargo xtask parity`, which runs each original tool and d2o on the same PNGs with the same drawn weights. Allowed: 1e-4 relative; 1e-3 for the
+Written by `cargo xtask parity`, which runs each original tool and d2o on the same image files with the same drawn weights. Allowed: 1e-4 relative; 1e-3 for the
 standard deviation over KID's subsets or the Inception Score's parts, which the tools sum in f32.
 
 ```sh
@@ -370,6 +385,9 @@ Packages: torch 2.15.0, torchvision 0.29.2, NumPy 2.4.6, SciPy 1.17.1, Pillow 13
 
 - Images: 110 real and 100 fake of 32×32, 24 and 20 of 64×64, drawn by `xtask/parity/originals.py`. Fewer images than features is the hard case for a
   distance: covariances have no full rank.
+- `jpeg75`, `jpeg95`: the images of 32×32 as JPEGs that Pillow wrote (4:2:0, quality 75 and 95). Each tool reads the folders itself; EDM's detector is looked up by the
+  pixels that EDM's loader gives. `mixed`: 30 real and 26 fake PNGs with sides drawn from 16 to 90. clean-fid resizes each; pytorch-fid and torch-fidelity take
+  them in batches of one; the other tools do not take them.
 - Weights: Inception, CLIP ViT-B/32 and torchvision's VGG16 with seeded normal weights, so numbers mean nothing in themselves. d2o runs them exported with `--input f32`
   (Inception) and resizes as the protocol says, on the provider it takes by itself: minimal filtering (`ort-winograd`) where there is AVX2.
 - torch-fidelity, pytorch-fid and torchmetrics run as installed. clean-fid does everything but the network itself: its Inception and CLIP are handed the drawn weights.
@@ -382,6 +400,9 @@ Packages: torch 2.15.0, torchvision 0.29.2, NumPy 2.4.6, SciPy 1.17.1, Pillow 13
   that depends on the processor's vectors. Measured on these features: a third of the norms is off by one f16 step, while the products are summed in f32 and agree.
   Distances here are as small as those steps, so the shares move by a few images. d2o sums in f32 and rounds once; so does the NumPy oracle behind
   `tests/data/metrics.json`, whose shares of these features are d2o's.
+- Rows of unequal norms: pool3 features of the 32×32 and 64×64 sets, each row times a factor between 1/4 and 6, and 7 of 10 fakes. All blocks are f16 (checked). At 32
+  the shares are others if the operands are swapped, or if nothing is rounded.
+- Density and coverage: `prdc` (k = 5) and d2o read the same feature files; the rule is the same under every protocol, the rows stand under edm.
 - Where KID differs from torch-fidelity's beyond the bound: the tool sums kernels near 2 in f32, and what is left of their difference here is below 1e-3, so its
   last digits are rounding; d2o computes in f64. The row after it has the tool's own function on the same features as f64.
 - KID in subsets of 50 (the sets are smaller than 1000), `RandomState(2020)` for torch-fidelity, `numpy.random.seed(0)` for the tools that do not seed.
