@@ -277,7 +277,10 @@ def pytorch_fid(folder):
         batch = 1 if which == "mixed" else 20
         value = fid_score.calculate_fid_given_paths(paths, batch, "cpu", 2048, num_workers=0)
         out.append(row("pytorch-fid", "fid", value, which, tool=version("pytorch-fid")))
-    fid_score.save_fid_stats([f"{folder}/real-32", f"{folder}/stats-pytorch-fid.npz"], 20, "cpu", 2048, num_workers=0)
+    stats = f"{folder}/stats-pytorch-fid.npz"
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(stats)  # the tool does not replace it
+    fid_score.save_fid_stats([f"{folder}/real-32", stats], 20, "cpu", 2048, num_workers=0)
     return out
 
 
