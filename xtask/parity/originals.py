@@ -466,13 +466,13 @@ def guided_diffusion(folder, checkout):
                 value = it.compute_statistics(fake[features]).frechet_distance(it.compute_statistics(real[features]))
                 out.append(row("adm", name, value, size, tool=tool))
             out.append(row("adm", "is", it.compute_inception_score(fake["pool"]), size, tool=tool))
-            files = [f"unequal-{kind}-{size}.h5" for kind in ("real", "fake")]
-            uneven = dict(reference=files[0], samples=files[1])
+            uneven = dict(zip(("reference", "samples"), (f"unequal-{kind}-{size}.h5" for kind in ("real", "fake"))))
+            uneven_rows = [read_rows(folder, f) for f in uneven.values()]
             # TensorFlow's CPU rounds partial sums of f16 norms to f16, in an order that depends on the processor.
             pair = it.compute_prec_recall(real["pool"], fake["pool"])
             out += both("adm", pair, size, tool=f"{tool}, f16 sums of its CPU", known=True)
-            pair = it.compute_prec_recall(*(read_rows(folder, f) for f in files))
-            out += both("adm", pair, size, tool=f"{tool}, rows of unequal norms, f16 sums of its CPU", known=True, **uneven)
+            pair = it.compute_prec_recall(*uneven_rows)
+            out += both("adm", pair, size, tool=f"{tool}, rows of unequal norms, f16 sums of its CPU", **uneven)
             if size == 32:
                 # Far apart f16 overflows, and the evaluator falls back to f32; a factor of 64 is exact.
                 far = [s["pool"] * np.float32(64) for s in (real, fake)]
@@ -498,11 +498,10 @@ def guided_diffusion(folder, checkout):
             it.manifold_estimator = evaluator.ManifoldEstimator(session)
             pair = it.compute_prec_recall(real["pool"], fake["pool"])
             out += both("adm", pair, size, tool=f"{tool}, f16 blocks, norms summed in f32")
-            rows = [read_rows(folder, f) for f in files]
-            for pair_of_sets in ((0, 0), (1, 1), (0, 1)):
-                block = it.manifold_estimator.distance_block.pairwise_distances(*(rows[i] for i in pair_of_sets))
+            for sides in ((0, 0), (1, 1), (0, 1)):
+                block = it.manifold_estimator.distance_block.pairwise_distances(*(uneven_rows[i] for i in sides))
                 assert (block == block.astype(np.float16)).all(), "a block of f32"
-            pair = it.compute_prec_recall(*rows)
+            pair = it.compute_prec_recall(*uneven_rows)
             out += both("adm", pair, size, tool=f"{tool}, rows of unequal norms, norms summed in f32", **uneven)
             evaluator.tf = tf
     return out
