@@ -2,17 +2,14 @@
 
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use fs_err as fs;
 use sha2::{Digest as _, Sha256};
 use tempfile::{NamedTempFile, TempPath};
-use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, ZipWriter};
 
+use crate::archive;
 use crate::batch::hex;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Processes that may write one target at the same time.
 const SLOTS: usize = 16;
@@ -268,116 +265,226 @@ fn is_at(file: &std::fs::File, path: &Path) -> io::Result<bool> {
 }
 
 /// A zip archive that is complete or absent: stored entries with fixed times, so equal content gives equal bytes.
+///
+/// Only the table of entries is kept, as it will be written: 46 bytes and the name for an entry.
 pub(crate) struct AtomicZip {
-    path: PathBuf,
-    zip: Option<ZipWriter<Abandonable>>,
-    abandoned: Arc<AtomicBool>,
+    file: AtomicFile,
+    table: Vec<u8>,
+    entries: u64,
+    /// Version of the format that an entry needs.
+    version: u16,
+    /// Bytes written so far.
+    at: u64,
+    current: Option<Entry>,
+}
+
+/// The entry that is being written.
+struct Entry {
+    name: String,
+    /// Where its local header begins.
+    header: u64,
+    crc: crc32fast::Hasher,
+    bytes: u64,
+    /// Whether there is room for sizes of 64 bits.
+    large: bool,
+}
+
+/// 1 January 1980, the first day that the format can tell.
+const DATE: u16 = 0x21;
+/// A regular file that its owner may write and all may read, in the upper half of the attributes.
+const MODE: u32 = 0o100_644 << 16;
+/// Made on Unix.
+const UNIX: u16 = 3 << 8;
+/// Versions of the format that are needed to extract: all; sizes of 64 bits.
+const VERSION: u16 = 10;
+const VERSION_64: u16 = 45;
+/// Flag of names in UTF-8 that are not ASCII.
+const UTF_8: u16 = 1 << 11;
+/// Stands for a value that is kept in 64 bits elsewhere.
+const ELSEWHERE: u32 = u32::MAX;
+
+fn low(value: u64) -> u32 {
+    u32::try_from(value).unwrap_or(ELSEWHERE)
 }
 
 impl AtomicZip {
     /// As [`AtomicFile::create`].
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        let abandoned = Arc::new(AtomicBool::new(false));
-        let zip = ZipWriter::new(Abandonable { file: AtomicFile::create(path)?, abandoned: abandoned.clone(), at: 0 });
-        Ok(Self { path: path.to_owned(), zip: Some(zip), abandoned })
+        Ok(Self {
+            file: AtomicFile::create(path)?,
+            table: Vec::new(),
+            entries: 0,
+            version: VERSION,
+            at: 0,
+            current: None,
+        })
     }
 
-    /// Starts entry `name` of about `bytes` bytes; its content follows by [`AtomicZip::writer`].
+    /// Starts entry `name` of about `bytes` bytes; its content is what is written then.
     pub(crate) fn start(&mut self, name: &str, bytes: u64) -> Result<()> {
         const SLACK: u64 = 1 << 16;
-        let options = SimpleFileOptions::default()
-            .compression_method(CompressionMethod::Stored)
-            .last_modified_time(zip::DateTime::default())
-            .unix_permissions(0o644)
-            .large_file(bytes > u64::from(u32::MAX) - SLACK);
-        let path = self.path.clone();
-        self.writer()?.start_file(name, options).map_err(|e| failed(&path, e))
+        self.end()?;
+        let large = bytes > u64::from(u32::MAX) - SLACK;
+        self.header(name, large, 0, 0)
     }
 
-    /// Where the content of the current entry goes.
-    pub(crate) fn writer(&mut self) -> io::Result<&mut ZipWriter<impl Write + Seek + use<>>> {
-        self.zip.as_mut().ok_or_else(|| io::Error::other("the archive is closed"))
+    /// Writes entry `name` as a whole.
+    pub(crate) fn whole(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        if bytes.len() as u64 >= u64::from(ELSEWHERE) {
+            self.start(name, bytes.len() as u64)?;
+            return Ok(self.write_all(bytes)?);
+        }
+        self.end()?;
+        self.header(name, false, crc32fast::hash(bytes), bytes.len() as u64)?;
+        self.put(bytes)?;
+        if let Some(mut entry) = self.current.take() {
+            entry.crc.update(bytes);
+            entry.bytes = bytes.len() as u64;
+            self.list(entry)?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn header(&mut self, name: &str, large: bool, crc: u32, bytes: u64) -> Result<()> {
+        let header = self.at;
+        let size = if large { ELSEWHERE } else { low(bytes) };
+        let mut out = Vec::with_capacity(64 + name.len());
+        out.extend(archive::LOCAL.to_le_bytes());
+        for n in [if large { VERSION_64 } else { VERSION }, flags(name), 0, 0, DATE] {
+            out.extend(n.to_le_bytes());
+        }
+        for n in [crc, size, size] {
+            out.extend(n.to_le_bytes());
+        }
+        out.extend(name_bytes(name)?.to_le_bytes());
+        out.extend(if large { 20_u16 } else { 0 }.to_le_bytes());
+        out.extend(name.as_bytes());
+        if large {
+            out.extend([1, 0, 16, 0]);
+            out.extend([0; 16]);
+        }
+        self.put(&out)?;
+        self.current = Some(Entry { name: name.to_owned(), header, crc: crc32fast::Hasher::new(), bytes: 0, large });
+        Ok(())
+    }
+
+    /// Completes the header of the entry that was started.
+    fn end(&mut self) -> Result<()> {
+        let Some(entry) = self.current.take() else { return Ok(()) };
+        if !entry.large && entry.bytes >= u64::from(ELSEWHERE) {
+            return Err(io::Error::other(format!("`{}` has more bytes than were announced", entry.name)).into());
+        }
+        self.file.seek(SeekFrom::Start(entry.header + 14))?;
+        self.file.write_all(&entry.crc.clone().finalize().to_le_bytes())?;
+        if entry.large {
+            self.file.seek(SeekFrom::Start(entry.header + 30 + entry.name.len() as u64 + 4))?;
+            self.file.write_all(&entry.bytes.to_le_bytes())?;
+            self.file.write_all(&entry.bytes.to_le_bytes())?;
+        } else {
+            self.file.write_all(&low(entry.bytes).to_le_bytes())?;
+            self.file.write_all(&low(entry.bytes).to_le_bytes())?;
+        }
+        self.file.seek(SeekFrom::Start(self.at))?;
+        self.list(entry)
+    }
+
+    /// Adds an entry to the table.
+    fn list(&mut self, entry: Entry) -> Result<()> {
+        let mut extra = Vec::new();
+        if entry.large {
+            extra.extend([entry.bytes.to_le_bytes(), entry.bytes.to_le_bytes()].concat());
+        }
+        if low(entry.header) == ELSEWHERE {
+            extra.extend(entry.header.to_le_bytes());
+        }
+        let size = if entry.large { ELSEWHERE } else { low(entry.bytes) };
+        let version = if extra.is_empty() { VERSION } else { VERSION_64 };
+        if !extra.is_empty() {
+            let length = u16::try_from(extra.len()).unwrap_or(0).to_le_bytes();
+            extra.splice(0..0, [1, 0, length[0], length[1]]);
+        }
+        let out = &mut self.table;
+        out.extend(archive::CENTRAL.to_le_bytes());
+        for n in [UNIX | version, version, flags(&entry.name), 0, 0, DATE] {
+            out.extend(n.to_le_bytes());
+        }
+        for n in [entry.crc.finalize(), size, size] {
+            out.extend(n.to_le_bytes());
+        }
+        let lengths = [name_bytes(&entry.name)?, u16::try_from(extra.len()).unwrap_or(0)];
+        for n in lengths.into_iter().chain([0; 3]) {
+            out.extend(n.to_le_bytes());
+        }
+        out.extend(MODE.to_le_bytes());
+        out.extend(low(entry.header).to_le_bytes());
+        out.extend(entry.name.as_bytes());
+        out.extend(extra);
+        self.entries += 1;
+        self.version = self.version.max(version);
+        Ok(())
     }
 
     /// Closes the archive and gives the file its name.
     pub(crate) fn finish(mut self) -> Result<()> {
-        let Some(zip) = self.zip.take() else { return Ok(()) };
-        let out = zip.finish().map_err(|e| failed(&self.path, e))?;
-        Ok(out.file.commit()?)
-    }
-}
-
-/// A full disk is not a fault of the archive.
-fn failed(path: &Path, error: zip::result::ZipError) -> Error {
-    match error {
-        zip::result::ZipError::Io(e) => Error::Io(e),
-        other => Error::zip(path, other),
-    }
-}
-
-/// The zip library completes an archive that is dropped, and prints if that fails; nothing is written to this one.
-impl Drop for AtomicZip {
-    fn drop(&mut self) {
-        self.abandoned.store(true, Ordering::Relaxed);
-    }
-}
-
-/// A file that takes and drops everything after its first error, or once it is abandoned.
-struct Abandonable {
-    file: AtomicFile,
-    abandoned: Arc<AtomicBool>,
-    at: u64,
-}
-
-impl Abandonable {
-    fn keep<T>(&self, result: io::Result<T>) -> io::Result<T> {
-        if result.is_err() {
-            self.abandoned.store(true, Ordering::Relaxed);
+        self.end()?;
+        let (start, bytes, entries) = (self.at, self.table.len() as u64, self.entries);
+        let mut end = std::mem::take(&mut self.table);
+        let few = u16::try_from(entries).unwrap_or(u16::MAX);
+        let large = few == u16::MAX || low(bytes) == ELSEWHERE || low(start) == ELSEWHERE;
+        if large {
+            end.extend(archive::END_64.to_le_bytes());
+            end.extend(44_u64.to_le_bytes());
+            end.extend([self.version, self.version].map(u16::to_le_bytes).concat());
+            end.extend([0; 8]);
+            end.extend([entries, entries, bytes, start].map(u64::to_le_bytes).concat());
+            end.extend(archive::LOCATOR_64.to_le_bytes());
+            end.extend([0; 4]);
+            end.extend((start + bytes).to_le_bytes());
+            end.extend(1_u32.to_le_bytes());
         }
-        result
+        end.extend(archive::END.to_le_bytes());
+        end.extend([0; 4]);
+        end.extend([few, few].map(u16::to_le_bytes).concat());
+        end.extend([if large { ELSEWHERE } else { low(bytes) }, low(start)].map(u32::to_le_bytes).concat());
+        end.extend([0; 2]);
+        self.put(&end)?;
+        Ok(self.file.commit()?)
     }
 }
 
-impl Write for Abandonable {
+fn flags(name: &str) -> u16 {
+    if name.is_ascii() { 0 } else { UTF_8 }
+}
+
+fn name_bytes(name: &str) -> io::Result<u16> {
+    u16::try_from(name.len()).map_err(|_| io::Error::other(format!("a name of {} bytes in a zip archive", name.len())))
+}
+
+impl Write for AtomicZip {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let written = if self.abandoned.load(Ordering::Relaxed) {
-            buf.len()
-        } else {
-            let result = self.file.write(buf);
-            self.keep(result)?
-        };
-        self.at += written as u64;
-        Ok(written)
+        let Some(entry) = &mut self.current else { return Err(io::Error::other("no entry was started")) };
+        let count = self.file.write(buf)?;
+        entry.crc.update(&buf[..count]);
+        entry.bytes += count as u64;
+        self.at += count as u64;
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.abandoned.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let result = self.file.flush();
-        self.keep(result)
-    }
-}
-
-impl Seek for Abandonable {
-    fn seek(&mut self, pos: SeekFrom) -> io::Result<u64> {
-        self.at = if self.abandoned.load(Ordering::Relaxed) {
-            match pos {
-                SeekFrom::Start(to) => to,
-                SeekFrom::Current(by) => self.at.saturating_add_signed(by),
-                SeekFrom::End(_) => self.at,
-            }
-        } else {
-            let result = self.file.seek(pos);
-            self.keep(result)?
-        };
-        Ok(self.at)
+        self.file.flush()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     fn entries(folder: &Path) -> Vec<String> {
         let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
@@ -490,9 +597,50 @@ mod tests {
         let path = dir.path().join("x.zip");
         let mut zip = AtomicZip::create(&path).unwrap();
         zip.start("a", 1).unwrap();
-        zip.writer().unwrap().write_all(b"abc").unwrap();
+        zip.write_all(b"abc").unwrap();
         drop(zip);
         assert!(entries(dir.path()).is_empty());
+    }
+
+    /// The bytes that d2o wrote with the zip crate before: files and their hashes stay the same.
+    #[test]
+    fn zips_are_those_of_the_zip_crate() {
+        use zip::write::SimpleFileOptions;
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (dir.path().join("a.zip"), dir.path().join("b.zip"));
+        for (what, large, count) in [
+            ("few", false, 3),
+            ("64 bits", true, 2),
+            ("none", false, 0),
+            ("many", false, 70_000),
+            ("many of 64 bits", true, 66_000),
+        ] {
+            let mut zip = AtomicZip::create(&ours).unwrap();
+            let mut reference = zip::ZipWriter::new(io::BufWriter::new(fs::File::create(&theirs).unwrap()));
+            for i in 0..count {
+                let (name, bytes) = (crate::image_zip::name_of(i), vec![u8::try_from(i % 251).unwrap(); i % 50]);
+                let options = SimpleFileOptions::default()
+                    .compression_method(zip::CompressionMethod::Stored)
+                    .last_modified_time(zip::DateTime::default())
+                    .unix_permissions(0o644)
+                    .large_file(large);
+                reference.start_file(name.clone(), options).unwrap();
+                reference.write_all(&bytes).unwrap();
+                if large || i % 2 == 0 {
+                    zip.start(&name, if large { u64::MAX } else { 0 }).unwrap();
+                    bytes.chunks(7).for_each(|part| zip.write_all(part).unwrap());
+                } else {
+                    zip.whole(&name, &bytes).unwrap();
+                }
+            }
+            zip.finish().unwrap();
+            drop(reference.finish().unwrap().into_inner().unwrap());
+            let (found, expected) = (fs::read(&ours).unwrap(), fs::read(&theirs).unwrap());
+            let first = found.iter().zip(&expected).position(|(a, b)| a != b);
+            assert!(found == expected, "{what}: {} and {} bytes, first at {first:?}", found.len(), expected.len());
+            zip::ZipArchive::new(fs::File::open(&ours).unwrap()).unwrap();
+            assert_eq!(crate::archive::Archive::open(&ours, "a zip").unwrap().len(), count);
+        }
     }
 
     /// Run by the next test, with a limit on the size of files.

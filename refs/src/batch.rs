@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
-use crate::{folder, hdf5, image_zip, listing, npy, npz};
+use crate::{folder, hdf5, image_zip, kind, listing, npy, npz};
 
 /// Size of every image of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,7 +104,7 @@ pub fn uniform(source: &dyn ImageSource) -> Result<ImageDims> {
     if let Some(dims) = source.dims() {
         return Ok(dims);
     }
-    let Some(first) = source.size(0) else { return Err(Error::Empty { file: source.container().to_owned() }) };
+    let Some(first) = source.size(0) else { return Err(Error::empty(source.container(), "")) };
     let other = (1..source.len()).find_map(|i| Some((i, source.size(i).filter(|size| *size != first)?)));
     other.map_or(Ok(first), |other| Err(mixed_sizes(source, (0, first), other)))
 }
@@ -136,29 +136,25 @@ pub fn split_name(path: &Path) -> (&Path, Option<&str>) {
 /// an npz or one dataset of an HDF5 file.
 ///
 /// # Errors
-/// `Format` if it is none of these, `Empty` if it holds no image, and those of the container.
+/// `Missing`; `Format` saying what it is if it is none of these, `Empty` if it holds no image, and those of the container.
 pub fn open(path: &Path) -> Result<Box<dyn ImageSource>> {
     let (path, name) = split_name(path);
     let whole = |kind: &str| match name {
         Some(name) => Err(Error::format(path, name, "an array of an npz or HDF5 file", kind)),
         None => Ok(()),
     };
-    let found = fs::metadata(path)?;
-    if found.is_dir() {
+    const EXPECTED: &str = "an npz, npy, HDF5 or zip file, or a folder of images";
+    if kind::metadata(path)?.is_dir() {
         whole("a folder")?;
         return Ok(Box::new(folder::Folder::open(path)?));
     }
-    if !found.is_file() {
-        return Err(Error::format(path, "path", "a file or a folder", "a pipe, socket or device"));
-    }
-    let mut head = [0_u8; 8];
-    let count = npy::fill(&mut fs::File::open(path)?, &mut head)?;
-    let head = &head[..count];
-    if head.starts_with(b"\x93NUMPY") {
+    kind::open(path, EXPECTED)?;
+    let head = kind::head(path)?;
+    if head.starts_with(npy::MAGIC) {
         whole("a single array")?;
         Ok(Box::new(npz::Pack::open_npy(path)?))
     } else if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
-        if npz::has_arrays(path)? {
+        if npz::holds_arrays(path, EXPECTED)? {
             Ok(Box::new(npz::Pack::open_array(path, name)?))
         } else {
             whole("a zip of images")?;
@@ -167,8 +163,7 @@ pub fn open(path: &Path) -> Result<Box<dyn ImageSource>> {
     } else if hdf5::is_hdf5(path)? {
         Ok(Box::new(hdf5::Hdf5Images::open_dataset(path, name)?))
     } else {
-        let found = if head.is_empty() { "an empty file".to_owned() } else { format!("bytes {head:02x?}") };
-        Err(Error::format(path, "start of file", "npz, npy, HDF5 or zip, or a folder of images", found))
+        Err(kind::unexpected(path, EXPECTED))
     }
 }
 
@@ -258,7 +253,7 @@ impl ContentHash {
 pub fn container_sha256(path: &Path) -> Result<String> {
     let (path, name) = split_name(path);
     let mut hash = Sha256::new();
-    if path.is_dir() {
+    if kind::metadata(path)?.is_dir() {
         for found in listing::files(path)?.0 {
             let mut file = fs::File::open(path.join(&found.path))?;
             let length = file.metadata()?.len();

@@ -1,28 +1,37 @@
 //! Errors of this crate.
 
+use std::fmt::{self, Formatter};
 use std::path::{Path, PathBuf};
 
-/// What can go wrong while reading or writing a container.
+/// What can go wrong while reading or writing a container. Printed by `{:#}`, an error gives its causes too, in one line.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file's bytes do not follow its format.
-    #[error("{}: {place}: expected {expected}, found {found}", .file.display())]
+    #[error("{}: {}expected {expected}, found {found}", .file.display(), at(.place))]
     Format {
         /// The file.
         file: PathBuf,
-        /// Entry, field or offset inside it.
+        /// Entry, field or offset inside it; empty for the file as a whole.
         place: String,
         /// What the format asks for.
         expected: String,
         /// What is there.
         found: String,
     },
+    /// There is no such file or folder.
+    #[error(fmt = missing)]
+    Missing {
+        /// The path.
+        file: PathBuf,
+    },
     /// No image can be read from what the user gave.
-    #[error("{}: no images in it", .file.display())]
+    #[error("{}: no images in it{}", .file.display(), after(.left_out))]
     Empty {
         /// The file or folder.
         file: PathBuf,
+        /// What it holds and was left out, as [`crate::batch::ImageSource::notes`] has it; empty if nothing was.
+        left_out: String,
     },
     /// Two images of one set differ in size.
     #[error("{}: `{first}` is {first_size}, `{other}` is {other_size}; all images must have one size", .file.display())]
@@ -39,7 +48,7 @@ pub enum Error {
         other_size: Box<str>,
     },
     /// An image cannot be decoded.
-    #[error("{}: `{entry}` is not a readable image", .file.display())]
+    #[error(fmt = image)]
     Image {
         /// The file or folder.
         file: PathBuf,
@@ -50,7 +59,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The HDF5 library refused.
-    #[error("{}: HDF5 failed", .file.display())]
+    #[error(fmt = hdf5)]
     Hdf5 {
         /// The file.
         file: PathBuf,
@@ -58,17 +67,8 @@ pub enum Error {
         #[source]
         source: ::hdf5::Error,
     },
-    /// The zip container is damaged.
-    #[error("{}: not a readable zip archive", .file.display())]
-    Zip {
-        /// The file.
-        file: PathBuf,
-        /// The zip library's error.
-        #[source]
-        source: zip::result::ZipError,
-    },
     /// Images that are made as they are read could not be made.
-    #[error("{name}: no images could be made")]
+    #[error(fmt = made)]
     Made {
         /// What makes them.
         name: String,
@@ -94,11 +94,56 @@ impl Error {
         Self::Format { file: file.to_owned(), place: place.into(), expected: expected.into(), found: found.into() }
     }
 
+    pub(crate) fn empty(file: &Path, left_out: impl Into<String>) -> Self {
+        Self::Empty { file: file.to_owned(), left_out: left_out.into() }
+    }
+
     pub(crate) fn image(file: &Path, entry: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Image { file: file.to_owned(), entry: entry.to_owned(), source: source.into() }
     }
+}
 
-    pub(crate) fn zip(file: &Path, source: zip::result::ZipError) -> Self {
-        Self::Zip { file: file.to_owned(), source }
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// The place and what sets it off.
+fn at(place: &str) -> String {
+    if place.is_empty() { String::new() } else { format!("{place}: ") }
+}
+
+fn after(left_out: &str) -> String {
+    if left_out.is_empty() { String::new() } else { format!("; {left_out}") }
+}
+
+fn missing(file: &Path, f: &mut Formatter<'_>) -> fmt::Result {
+    // A shell that finds no match passes the pattern on.
+    if file.to_string_lossy().contains('*') {
+        write!(f, "no file matches `{}`", file.display())
+    } else {
+        write!(f, "`{}` does not exist", file.display())
     }
+}
+
+/// The causes of `error` from `source` on, where `{:#}` asks for them.
+fn causes(source: &dyn std::error::Error, f: &mut Formatter<'_>) -> fmt::Result {
+    let mut next = f.alternate().then_some(source);
+    while let Some(cause) = next {
+        write!(f, ": {cause}")?;
+        next = cause.source();
+    }
+    Ok(())
+}
+
+fn image(file: &Path, entry: &String, source: &Source, f: &mut Formatter<'_>) -> fmt::Result {
+    write!(f, "{}: `{entry}` is not a readable image", file.display())?;
+    causes(source.as_ref(), f)
+}
+
+fn hdf5(file: &Path, source: &::hdf5::Error, f: &mut Formatter<'_>) -> fmt::Result {
+    write!(f, "{}: HDF5 failed", file.display())?;
+    causes(source, f)
+}
+
+fn made(name: &String, source: &Source, f: &mut Formatter<'_>) -> fmt::Result {
+    write!(f, "{name}: no images could be made")?;
+    causes(source.as_ref(), f)
 }

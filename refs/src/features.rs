@@ -89,7 +89,7 @@ impl FeatureFile {
     /// # Errors
     /// `Hdf5` if it is damaged; `Format` without a matrix, for matrices of differing length, or for meta data that do not belong to them.
     pub fn open(path: &Path) -> Result<Self> {
-        let failed = |source| Error::Hdf5 { file: path.to_owned(), source };
+        let failed = |source| hdf5::failed(path, source);
         let file = hdf5::open(path)?;
         let names = file.member_names().map_err(failed)?;
         let has = |name: &str| names.iter().any(|n| n == name);
@@ -113,7 +113,7 @@ impl FeatureFile {
             return Err(Error::format(path, "datasets", expected, format!("only {}", names.join(", "))));
         };
         if len == 0 {
-            return Err(Error::Empty { file: path.to_owned() });
+            return Err(Error::empty(path, ""));
         }
         let labels = if has(LABELS) {
             hdf5::labels_of(path, LABELS, &file.dataset(LABELS).map_err(failed)?, len)
@@ -211,7 +211,7 @@ impl FeatureFile {
             let found = format!("only {}", self.matrices.keys().cloned().collect::<Vec<_>>().join(", "));
             return Err(Error::format(&self.path, "datasets", format!("`{name}`"), found));
         };
-        data.read_slice(s![range, ..]).map_err(|source| Error::Hdf5 { file: self.path.clone(), source })
+        data.read_slice(s![range, ..]).map_err(|source| hdf5::failed(&self.path, source))
     }
 
     /// Compares every dataset with the hash written for it. A file of another tool has none and passes.
@@ -306,7 +306,7 @@ impl FeatureWriter {
     /// `Hdf5`, also if more rows come than were announced.
     pub fn append(&mut self, digests: &[Digest], matrices: &[(&str, ArrayView2<'_, f32>)]) -> Result<()> {
         let (at, len) = (self.digests.len(), self.meta.rows.len());
-        let failed = |source| Error::Hdf5 { file: self.target.clone(), source };
+        let failed = |source| hdf5::failed(&self.target, source);
         for (name, rows) in matrices {
             if !self.matrices.contains_key(*name) {
                 let width = rows.ncols();
@@ -330,7 +330,7 @@ impl FeatureWriter {
     /// `Format` unless all announced rows came; `Hdf5`, or the file system's own.
     pub fn finish(self, labels: Option<&[i64]>) -> Result<()> {
         let Self { target, matrices, mut output, digests, mut meta } = self;
-        let failed = |source| Error::Hdf5 { file: target.clone(), source };
+        let failed = |source| hdf5::failed(&target, source);
         if digests.len() != meta.rows.len() {
             let expected = format!("{} rows", meta.rows.len());
             return Err(Error::format(&target, "features", expected, format!("{} rows", digests.len())));

@@ -11,8 +11,9 @@ use rayon::prelude::*;
 use crate::batch::{ImageDims, ImageSource, check_range};
 use crate::error::{Error, Result};
 use crate::image_zip::{HEAD, MAX_ENTRY, MAX_JSON, Sizes, decode_each, size_of, stack};
+use crate::kind;
 use crate::labels::{LABEL_FILE, Labels, of_folders, of_json};
-use crate::listing::{Found, files};
+use crate::listing::{Listing, list};
 
 /// A folder of images.
 ///
@@ -21,7 +22,7 @@ use crate::listing::{Found, files};
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    files: Vec<Found>,
+    files: Listing,
     sizes: Sizes,
     labels: Labels,
     notes: Vec<String>,
@@ -33,20 +34,17 @@ impl Folder {
     /// # Errors
     /// `Empty` without images; `Image` or `Format` for an image whose size cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        let (mut files, mut left) = files(path)?;
-        files.retain(|f| left.takes(&f.name));
-        if files.is_empty() {
-            return Err(Error::Empty { file: path.to_owned() });
+        kind::metadata(path)?;
+        let (mut files, mut left) = list(path)?;
+        files.retain(|name| left.takes(name));
+        if files.len() == 0 {
+            return Err(left.empty(path));
         }
-        let sizes = files
-            .par_iter()
-            .map(|f| size_of(path, &f.name, |limit| read(path, f, limit)))
-            .collect::<Result<Vec<_>>>()?;
-        let names: Vec<&str> = files.iter().map(|f| f.name.as_str()).collect();
-        let json = path.join(LABEL_FILE);
-        let labels = if json.is_file() {
-            let found = Found { name: LABEL_FILE.to_owned(), path: LABEL_FILE.into() };
-            of_json(&whole(path, &found, MAX_JSON)?, &names)
+        let size = |i| size_of(path, files.name(i), |limit| read(path, files.path(i), limit));
+        let sizes = (0..files.len()).into_par_iter().map(size).collect::<Result<Vec<_>>>()?;
+        let names: Vec<&str> = (0..files.len()).map(|i| files.name(i)).collect();
+        let labels = if path.join(LABEL_FILE).is_file() {
+            of_json(&whole(path, LABEL_FILE, Path::new(LABEL_FILE), MAX_JSON)?, &names)
         } else {
             of_folders(&names)
         };
@@ -55,14 +53,17 @@ impl Folder {
 
     fn decode(&self, range: Range<usize>) -> Result<Vec<Array3<u8>>> {
         check_range(&self.path, &range, self.files.len())?;
-        let files = &self.files[range.clone()];
-        decode_each(&self.path, files.par_iter().map(|f| (f.name.as_str(), whole(&self.path, f, MAX_ENTRY))))
+        let encoded = |i| {
+            let name = self.files.name(i);
+            (name, whole(&self.path, name, self.files.path(i), MAX_ENTRY))
+        };
+        decode_each(&self.path, range.into_par_iter().map(encoded))
     }
 }
 
 /// The first `limit` bytes of `file`, and whether that is all of it.
-fn read(root: &Path, file: &Found, limit: u64) -> Result<(Vec<u8>, bool)> {
-    let opened = fs::File::open(root.join(&file.path))?;
+fn read(root: &Path, file: &Path, limit: u64) -> Result<(Vec<u8>, bool)> {
+    let opened = fs::File::open(root.join(file))?;
     let mut bytes = Vec::with_capacity(usize::try_from(limit.min(HEAD)).unwrap_or(0));
     opened.take(limit + 1).read_to_end(&mut bytes)?;
     let complete = bytes.len() as u64 <= limit;
@@ -70,10 +71,10 @@ fn read(root: &Path, file: &Found, limit: u64) -> Result<(Vec<u8>, bool)> {
     Ok((bytes, complete))
 }
 
-fn whole(root: &Path, file: &Found, limit: u64) -> Result<Vec<u8>> {
-    let length = fs::metadata(root.join(&file.path))?.len();
+fn whole(root: &Path, name: &str, file: &Path, limit: u64) -> Result<Vec<u8>> {
+    let length = fs::metadata(root.join(file))?.len();
     if length > limit {
-        return Err(Error::format(root, &file.name, format!("at most {limit} bytes"), format!("{length} bytes")));
+        return Err(Error::format(root, name, format!("at most {limit} bytes"), format!("{length} bytes")));
     }
     Ok(read(root, file, limit)?.0)
 }
@@ -108,7 +109,10 @@ impl ImageSource for Folder {
     }
 
     fn name(&self, index: usize) -> String {
-        self.files.get(index).map_or_else(|| format!("image {index}"), |f| format!("`{}`", f.name))
+        match self.files.name(index) {
+            "" => format!("image {index}"),
+            name => format!("`{name}`"),
+        }
     }
 
     fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>> {

@@ -12,6 +12,7 @@ use crate::atomic::AtomicPath;
 use crate::batch::{ImageDims, ImageSource, check_range};
 use crate::error::{Error, Result};
 use crate::features::MATRICES;
+use crate::kind;
 use crate::labels::{self, Labels, Values};
 use crate::pixels::{self, Layout};
 use crate::virtual_map;
@@ -55,8 +56,46 @@ pub fn is_hdf5(path: &Path) -> Result<bool> {
 
 /// Opens an HDF5 file for reading. The library does not print its errors.
 pub(crate) fn open(path: &Path) -> Result<::hdf5::File> {
+    const EXPECTED: &str = "an HDF5 file";
+    kind::open(path, EXPECTED)?;
+    if !is_hdf5(path)? {
+        return Err(kind::unexpected(path, EXPECTED));
+    }
     ::hdf5::silence_errors(true);
-    ::hdf5::File::open(path).map_err(|source| Error::Hdf5 { file: path.to_owned(), source })
+    ::hdf5::File::open(path).map_err(|source| cut_short(path, &source).unwrap_or_else(|| failed(path, source)))
+}
+
+/// The error that the file ends early, if that is what HDF5 says: "truncated file: eof = 96, sblock->base_addr = 0, stored_eof = 2048".
+fn cut_short(path: &Path, error: &::hdf5::Error) -> Option<Error> {
+    let stack = error.stack()?;
+    let text = stack.iter().map(::hdf5::ErrorFrame::desc).find(|d| d.starts_with("truncated file"))?;
+    let number =
+        |name: &str| text.split_once(name).map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect());
+    let (found, expected): (String, String) = (number(": eof = ")?, number("stored_eof = ")?);
+    Some(Error::format(
+        path,
+        "",
+        format!("an HDF5 file of {expected} bytes"),
+        format!("{found} bytes: it is cut short"),
+    ))
+}
+
+/// The error of the library for the file at `path`, or the system's where that is the cause: a full disk is no fault of HDF5.
+pub(crate) fn failed(path: &Path, source: ::hdf5::Error) -> Error {
+    match system_error(&source) {
+        Some(system) => Error::Io(std::io::Error::new(system.kind(), format!("{}: {system}", path.display()))),
+        None => Error::Hdf5 { file: path.to_owned(), source },
+    }
+}
+
+/// The error of the operating system in the library's: "… errno = 28, error message = 'No space left on device', buf = …".
+fn system_error(error: &::hdf5::Error) -> Option<std::io::Error> {
+    let stack = error.stack()?;
+    let code = stack.iter().find_map(|frame| {
+        let (_, rest) = frame.desc().split_once("errno = ")?;
+        rest.split(',').next()?.trim().parse().ok()
+    })?;
+    Some(std::io::Error::from_raw_os_error(code))
 }
 
 /// An HDF5 file that is complete or absent.
@@ -79,14 +118,14 @@ impl Output {
         builder.with_fcpl(|plist| plist.obj_track_times(false));
         // The temporary file is locked already.
         builder.with_fapl(|plist| plist.file_locking(false));
-        let file = builder.create(partial.path()).map_err(|source| Error::Hdf5 { file: path.to_owned(), source })?;
+        let file = builder.create(partial.path()).map_err(|source| failed(path, source))?;
         Ok(Self { partial: Some(partial), target: path.to_owned(), open: Some((file, Vec::new())) })
     }
 
     /// Creates a dataset by `make` and keeps it open until the file is closed.
     pub(crate) fn dataset(&mut self, make: impl FnOnce(&::hdf5::File) -> ::hdf5::Result<Dataset>) -> Result<Dataset> {
         ::hdf5::silence_errors(true);
-        let failed = |source| Error::Hdf5 { file: self.target.clone(), source };
+        let failed = |source| failed(&self.target, source);
         let Some((file, datasets)) = &mut self.open else {
             return Err(failed(::hdf5::Error::from("the file is closed")));
         };
@@ -104,7 +143,7 @@ impl Output {
     fn close(&mut self) -> Result<()> {
         let Some((file, datasets)) = self.open.take() else { return Ok(()) };
         ::hdf5::silence_errors(true);
-        let failed = |source| Error::Hdf5 { file: self.target.clone(), source };
+        let failed = |source| failed(&self.target, source);
         if let Err(e) = file.flush() {
             std::mem::forget((file, datasets));
             return Err(failed(e));
@@ -162,7 +201,7 @@ pub(crate) fn check_complete(file: &Path, name: &str, data: &Dataset) -> Result<
 
 fn check_parts(file: &Path, name: &str, data: &Dataset, depth: usize) -> Result<()> {
     use ::hdf5::plist::dataset_create::Layout as Storage;
-    let failed = |source| Error::Hdf5 { file: file.to_owned(), source };
+    let failed = |source| failed(file, source);
     let shape = data.get_shape().map_err(failed)?;
     let plist = data.dcpl().map_err(failed)?;
     let elements = shape.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
@@ -317,7 +356,7 @@ impl Hdf5Images {
     /// # Errors
     /// Those of [`Hdf5Images::open`]; `Format` if there is no dataset `name`.
     pub fn open_dataset(path: &Path, name: Option<&str>) -> Result<Self> {
-        let failed = |source| Error::Hdf5 { file: path.to_owned(), source };
+        let failed = |source| failed(path, source);
         let file = open(path)?;
         let names = file.member_names().map_err(failed)?;
         let name = match name {
@@ -337,7 +376,7 @@ impl Hdf5Images {
         };
         let len = shape.first().copied().unwrap_or(0);
         if len == 0 {
-            return Err(Error::Empty { file: path.to_owned() });
+            return Err(Error::empty(path, ""));
         }
         check_complete(path, &name, &images)?;
         let candidates = LABEL_NAMES.map(str::to_owned).into_iter().chain([name.replace("images", "labels")]);
@@ -375,7 +414,7 @@ impl Hdf5Images {
                 .read_slice::<T, _, ndarray::Ix4>(s![range, .., .., ..])
                 .map(|a| a.into_raw_vec_and_offset().0),
         };
-        read.map_err(|source| Error::Hdf5 { file: self.path.clone(), source })
+        read.map_err(|source| failed(&self.path, source))
     }
 
     /// Values of images `range` as pixels: whole numbers from 0 to 255 only.
@@ -521,7 +560,7 @@ impl Hdf5Writer {
             let end = self.at + chunk.dim().0;
             self.images
                 .write_slice(chunk, s![self.at..end, .., .., ..])
-                .map_err(|source| Error::Hdf5 { file: self.target.clone(), source })?;
+                .map_err(|source| failed(&self.target, source))?;
             self.at = end;
         }
         Ok(())
@@ -535,7 +574,7 @@ impl Hdf5Writer {
         let data = self
             .output
             .dataset(|file| file.new_dataset::<i64>().obj_track_times(false).shape(values.len()).create(name))?;
-        data.write_raw(values).map_err(|source| Error::Hdf5 { file: self.target.clone(), source })
+        data.write_raw(values).map_err(|source| failed(&self.target, source))
     }
 
     /// Adds a dataset of bytes.
@@ -546,7 +585,7 @@ impl Hdf5Writer {
         let data = self
             .output
             .dataset(|file| file.new_dataset::<u8>().obj_track_times(false).shape(values.len()).create(name))?;
-        data.write_raw(values).map_err(|source| Error::Hdf5 { file: self.target.clone(), source })
+        data.write_raw(values).map_err(|source| failed(&self.target, source))
     }
 
     /// Closes the file and gives it its name.

@@ -1,16 +1,13 @@
 //! Dataset zips as EDM and StyleGAN have them: images sorted by path, classes in `dataset.json`.
 
-use std::io::{Read, Seek, SeekFrom, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use fs_err as fs;
 use ndarray::{Array3, Array4, ArrayView3, Axis, s};
 use rayon::prelude::*;
 use serde_json::Value;
-use zip::ZipArchive;
 
+use crate::archive::Archive;
 use crate::atomic::AtomicZip;
 use crate::batch::{ImageDims, ImageSource, check_range, mixed_sizes};
 use crate::decode;
@@ -30,9 +27,7 @@ pub(crate) const HEAD: u64 = 1 << 16;
 #[derive(Debug)]
 pub struct ImageZip {
     path: PathBuf,
-    archive: ZipArchive<SharedFile>,
-    /// Name and index in the archive, by name.
-    entries: Vec<(String, usize)>,
+    archive: Archive,
     sizes: Sizes,
     labels: Labels,
     notes: Vec<String>,
@@ -42,66 +37,33 @@ impl ImageZip {
     /// Opens `path` and reads the header of every image.
     ///
     /// # Errors
-    /// `Zip` if it is damaged, `Empty` without images, `Image` or `Format` for an image whose size cannot be read.
+    /// `Missing`; `Format` if it is no zip archive or damaged; `Empty` without images; `Image` or `Format` for an image whose size cannot
+    /// be read.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut archive = ZipArchive::new(SharedFile::open(path)?).map_err(|e| Error::zip(path, e))?;
-        let (mut left, mut entries) = (LeftOut::default(), Vec::new());
-        for index in 0..archive.len() {
-            let entry = archive.by_index_raw(index).map_err(|e| Error::zip(path, e))?;
-            // Names that are not UTF-8 are shown with replacements; entries are read by index.
-            let name = String::from_utf8_lossy(entry.name_raw()).into_owned();
-            if !entry.is_dir() && left.takes(&name) {
-                entries.push((name, index));
-            }
+        let mut archive = Archive::open(path, "a zip archive of images")?;
+        let json = match archive.find(LABEL_FILE) {
+            Some(index) => Some(archive.whole(index, MAX_JSON)?),
+            None => None,
+        };
+        let mut left = LeftOut::default();
+        archive.retain(|name| !name.ends_with(['/', '\\']) && left.takes(name));
+        if archive.len() == 0 {
+            return Err(left.empty(path));
         }
-        entries.sort_unstable();
-        if entries.is_empty() {
-            return Err(Error::Empty { file: path.to_owned() });
-        }
-        let sizes = entries
-            .par_iter()
-            .map_with(archive.clone(), |archive, (name, index)| {
-                size_of(path, name, |limit| read(path, archive, name, *index, limit))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
-        let labels = match archive.index_for_name(LABEL_FILE) {
-            Some(index) => of_json(&whole(path, &mut archive, LABEL_FILE, index, MAX_JSON)?, &names),
+        let size = |i| size_of(path, archive.name(i), |limit| archive.read(i, limit));
+        let sizes = (0..archive.len()).into_par_iter().map(size).collect::<Result<Vec<_>>>()?;
+        let names: Vec<&str> = (0..archive.len()).map(|i| archive.name(i)).collect();
+        let labels = match json {
+            Some(json) => of_json(&json, &names),
             None => of_folders(&names),
         };
-        Ok(Self { path: path.to_owned(), archive, sizes: Sizes::of(sizes), labels, notes: left.notes(), entries })
+        Ok(Self { path: path.to_owned(), archive, sizes: Sizes::of(sizes), labels, notes: left.notes() })
     }
 
     fn decode(&self, range: Range<usize>) -> Result<Vec<Array3<u8>>> {
-        check_range(&self.path, &range, self.entries.len())?;
-        let entries = self.entries[range].par_iter();
-        let encoded = entries.map_with(self.archive.clone(), |archive, (name, index)| {
-            (name.as_str(), whole(&self.path, archive, name, *index, MAX_ENTRY))
-        });
-        decode_each(&self.path, encoded)
-    }
-}
-
-/// The first `limit` bytes of an entry, and whether that is all of it; the CRC-32 of a whole one is checked.
-fn read(
-    path: &Path,
-    archive: &mut ZipArchive<SharedFile>,
-    name: &str,
-    index: usize,
-    limit: u64,
-) -> Result<(Vec<u8>, bool)> {
-    let mut entry = archive.by_index(index).map_err(|e| Error::zip(path, e))?;
-    let mut bytes = Vec::new();
-    let failed = |e: std::io::Error| Error::format(path, name, "a complete entry", e.to_string());
-    (&mut entry).take(limit).read_to_end(&mut bytes).map_err(failed)?;
-    let complete = (bytes.len() as u64) < limit || entry.read(&mut [0]).map_err(failed)? == 0;
-    Ok((bytes, complete))
-}
-
-fn whole(path: &Path, archive: &mut ZipArchive<SharedFile>, name: &str, index: usize, limit: u64) -> Result<Vec<u8>> {
-    match read(path, archive, name, index, limit)? {
-        (bytes, true) => Ok(bytes),
-        (_, false) => Err(Error::format(path, name, format!("at most {limit} bytes"), "more")),
+        check_range(&self.path, &range, self.archive.len())?;
+        let encoded = |i| (self.archive.name(i), self.archive.whole(i, MAX_ENTRY));
+        decode_each(&self.path, range.into_par_iter().map(encoded))
     }
 }
 
@@ -192,47 +154,9 @@ impl Sizes {
     }
 }
 
-/// A file that several threads read at their own positions.
-#[derive(Debug, Clone)]
-pub(crate) struct SharedFile {
-    file: Arc<fs::File>,
-    length: u64,
-    at: u64,
-}
-
-impl SharedFile {
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = fs::File::open(path)?;
-        Ok(Self { length: file.metadata()?.len(), file: Arc::new(file), at: 0 })
-    }
-}
-
-impl Read for SharedFile {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        #[cfg(unix)]
-        let count = std::os::unix::fs::FileExt::read_at(self.file.file(), buffer, self.at)?;
-        #[cfg(windows)]
-        let count = std::os::windows::fs::FileExt::seek_read(self.file.file(), buffer, self.at)?;
-        self.at += count as u64;
-        Ok(count)
-    }
-}
-
-impl Seek for SharedFile {
-    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
-        let at = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-            SeekFrom::End(by) => self.length.checked_add_signed(by),
-        };
-        self.at = at.ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidInput, "seek before the start"))?;
-        Ok(self.at)
-    }
-}
-
 impl ImageSource for ImageZip {
     fn len(&self) -> usize {
-        self.entries.len()
+        self.archive.len()
     }
 
     fn dims(&self) -> Option<ImageDims> {
@@ -240,7 +164,7 @@ impl ImageSource for ImageZip {
     }
 
     fn size(&self, index: usize) -> Option<ImageDims> {
-        self.sizes.get(index).filter(|_| index < self.entries.len())
+        self.sizes.get(index).filter(|_| index < self.archive.len())
     }
 
     fn container(&self) -> &Path {
@@ -260,7 +184,10 @@ impl ImageSource for ImageZip {
     }
 
     fn name(&self, index: usize) -> String {
-        self.entries.get(index).map_or_else(|| format!("image {index}"), |(name, _)| format!("`{name}`"))
+        match self.archive.name(index) {
+            "" => format!("image {index}"),
+            name => format!("`{name}`"),
+        }
     }
 
     fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>> {
@@ -276,12 +203,16 @@ impl ImageSource for ImageZip {
 pub struct DatasetWriter {
     path: PathBuf,
     zip: AtomicZip,
-    labels: Vec<Option<Value>>,
+    images: usize,
+    /// The rows of the label file, as JSON.
+    rows: String,
+    /// Whether every image has a label.
+    labelled: bool,
 }
 
 impl std::fmt::Debug for DatasetWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DatasetWriter").field("path", &self.path).field("images", &self.labels.len()).finish()
+        f.debug_struct("DatasetWriter").field("path", &self.path).field("images", &self.images).finish()
     }
 }
 
@@ -291,7 +222,13 @@ impl DatasetWriter {
     /// # Errors
     /// The file system's own.
     pub fn create(path: &Path) -> Result<Self> {
-        Ok(Self { path: path.to_owned(), zip: AtomicZip::create(path)?, labels: Vec::new() })
+        Ok(Self {
+            path: path.to_owned(),
+            zip: AtomicZip::create(path)?,
+            images: 0,
+            rows: String::new(),
+            labelled: true,
+        })
     }
 
     /// Appends u8 `images [N, H, W, 3]` and their classes.
@@ -299,7 +236,7 @@ impl DatasetWriter {
     /// # Errors
     /// Encoding and writing errors.
     pub fn append(&mut self, images: &Array4<u8>, labels: Option<&[i64]>) -> Result<()> {
-        let start = self.labels.len();
+        let start = self.images;
         let encoded: Vec<Vec<u8>> = (0..images.dim().0)
             .into_par_iter()
             .map(|i| {
@@ -308,8 +245,7 @@ impl DatasetWriter {
             })
             .collect::<Result<_>>()?;
         for (i, png) in encoded.iter().enumerate() {
-            self.entry(&name_of(start + i), png)?;
-            self.labels.push(labels.map(|l| l[i].into()));
+            self.append_png(png, labels.map(|l| l[i].into()))?;
         }
         Ok(())
     }
@@ -319,8 +255,16 @@ impl DatasetWriter {
     /// # Errors
     /// Writing errors.
     pub fn append_png(&mut self, png: &[u8], label: Option<Value>) -> Result<()> {
-        self.entry(&name_of(self.labels.len()), png)?;
-        self.labels.push(label);
+        let name = name_of(self.images);
+        self.zip.whole(&name, png)?;
+        self.images += 1;
+        match label {
+            Some(label) if self.labelled => push_row(&mut self.rows, &name, &label),
+            _ => {
+                self.labelled = false;
+                self.rows = String::new();
+            }
+        }
         Ok(())
     }
 
@@ -337,17 +281,37 @@ impl DatasetWriter {
     /// # Errors
     /// Writing errors.
     pub fn finish_with(mut self, record: Option<&Value>) -> Result<()> {
-        let labels: Option<Vec<Value>> = std::mem::take(&mut self.labels).into_iter().collect();
-        let json = label_file((0..).map(name_of), labels.as_deref(), record);
-        self.entry(LABEL_FILE, json.as_bytes())?;
+        self.zip.whole(LABEL_FILE, label_text(std::mem::take(&mut self.rows), record).as_bytes())?;
         self.zip.finish()
     }
+}
 
-    fn entry(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.zip.start(name, bytes.len() as u64)?;
-        self.zip.writer()?.write_all(bytes)?;
-        Ok(())
+/// Adds `["name",label]` to the JSON `rows`.
+fn push_row(rows: &mut String, name: &str, label: &impl serde::Serialize) {
+    if !rows.is_empty() {
+        rows.push(',');
     }
+    rows.push_str(&serde_json::json!([name, label]).to_string());
+}
+
+/// The label file of `rows`, which are taken for none if empty.
+fn label_text(rows: String, record: Option<&Value>) -> String {
+    let mut text = String::with_capacity(rows.len() + 64);
+    text.push_str("{\"labels\":");
+    if rows.is_empty() {
+        text.push_str("null");
+    } else {
+        text.push('[');
+        text.push_str(&rows);
+        text.push(']');
+    }
+    drop(rows);
+    if let Some(record) = record {
+        text.push_str(",\"d2o\":");
+        text.push_str(&record.to_string());
+    }
+    text.push('}');
+    text
 }
 
 /// The text of `dataset.json` for images `names` with `labels` (classes, or JSON values) of the same number; `record` tells where they come from.
@@ -356,12 +320,11 @@ pub fn label_file<L: serde::Serialize>(
     labels: Option<&[L]>,
     record: Option<&Value>,
 ) -> String {
-    let rows = labels.filter(|l| !l.is_empty()).map(|l| names.zip(l).map(|(n, l)| serde_json::json!([n, l])));
-    let mut json = serde_json::json!({ "labels": rows.map(Iterator::collect::<Vec<_>>) });
-    if let Some(record) = record {
-        json["d2o"] = record.clone();
+    let mut rows = String::new();
+    for (name, label) in names.zip(labels.unwrap_or_default()) {
+        push_row(&mut rows, &name, label);
     }
-    json.to_string()
+    label_text(rows, record)
 }
 
 /// Name of image `index` in a dataset: `00000/img00000000.png`.
@@ -373,6 +336,7 @@ pub fn name_of(index: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fs_err as fs;
 
     fn images(n: usize) -> Array4<u8> {
         Array4::from_shape_fn((n, 4, 5, 3), |(i, y, x, c)| u8::try_from((i * 60 + y * 15 + x * 3 + c) % 256).unwrap())
@@ -415,7 +379,7 @@ mod tests {
         let mut writer = DatasetWriter::create(&path).unwrap();
         writer.append(&images(2), None).unwrap();
         for name in ["__MACOSX/00000/._img00000000.png", ".hidden/x.png", "notes.txt"] {
-            writer.entry(name, b"not an image").unwrap();
+            writer.zip.whole(name, b"not an image").unwrap();
         }
         writer.finish().unwrap();
         let mut zip = ImageZip::open(&path).unwrap();
@@ -426,7 +390,7 @@ mod tests {
         bytes[at + 5] ^= 1;
         fs::write(&path, &bytes).unwrap();
         let text = ImageZip::open(&path).and_then(|mut z| z.read(0..2)).unwrap_err().to_string();
-        assert!(text.contains("img00000000.png") && text.contains("checksum"), "{text}");
+        assert!(text.contains("img00000000.png: expected data of CRC-32"), "{text}");
     }
 
     #[test]

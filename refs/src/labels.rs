@@ -1,10 +1,11 @@
 //! Which labels are classes.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 /// Name of the label file of a folder or zip.
 pub const LABEL_FILE: &str = "dataset.json";
@@ -141,32 +142,67 @@ fn one_hot(values: impl Iterator<Item = Option<i64>>) -> Option<i64> {
     found
 }
 
-/// Classes of `names` from a `dataset.json`: `{"labels": [["path", 3], …]}` or null; one-hot vectors become their index.
+/// Classes of the sorted `names` from a `dataset.json`: `{"labels": [["path", 3], …]}` or null; one-hot vectors become their index. Of
+/// several labels of a name the last one counts.
 pub(crate) fn of_json(json: &[u8], names: &[&str]) -> Labels {
-    let parsed: LabelFile = match serde_json::from_slice(json) {
-        Ok(parsed) => parsed,
-        Err(e) => return Labels::Problem(format!("`{LABEL_FILE}` is not a list of [path, class] under `labels`: {e}")),
-    };
-    let Some(rows) = parsed.labels.filter(|rows| !rows.is_empty()) else { return Labels::None };
-    let by_name: HashMap<&str, &Label> = rows.iter().map(|(name, label)| (name.as_str(), label)).collect();
-    let missing = names.iter().filter(|n| !by_name.contains_key(**n)).count();
-    if let Some(first) = names.iter().find(|n| !by_name.contains_key(**n)) {
+    debug_assert!(names.is_sorted(), "names are searched");
+    let mut found = Classes { names, classes: Vec::new(), others: BTreeMap::new(), rows: 0 };
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let parsed = LabelFile(&mut found).deserialize(&mut reader).and_then(|()| reader.end());
+    if let Err(e) = parsed {
+        return Labels::Problem(format!("`{LABEL_FILE}` is not a list of [path, class] under `labels`: {e}"));
+    }
+    if found.rows == 0 {
+        return Labels::None;
+    }
+    let has = |i: usize| found.classes.get(i).is_some_and(|c| *c != NO_LABEL);
+    let missing = (0..names.len()).filter(|i| !has(*i)).count();
+    if let Some(first) = (0..names.len()).find(|i| !has(*i)) {
         return Labels::Problem(format!(
-            "`{LABEL_FILE}` has no label for {missing} of {} images, e.g. `{first}`",
-            names.len()
+            "`{LABEL_FILE}` has no label for {missing} of {} images, e.g. `{}`",
+            names.len(),
+            names[first]
         ));
     }
-    let mut classes = Vec::with_capacity(names.len());
-    for name in names {
-        match by_name.get(name) {
-            Some(Label::Class(class)) => classes.push(*class),
-            Some(Label::Other(found)) => {
-                return Labels::Problem(format!("the label of `{name}` in `{LABEL_FILE}` is {found}"));
+    if let Some((index, found)) = found.others.first_key_value() {
+        return Labels::Problem(format!("the label of `{}` in `{LABEL_FILE}` is {found}", names[*index]));
+    }
+    Labels::Classes(found.classes)
+}
+
+/// In place of the class of an image without a label, and of one whose label is none.
+const NO_LABEL: i64 = -1;
+const NO_CLASS: i64 = -2;
+
+/// The labels of `names`, filled in as they are parsed: rows are not kept.
+struct Classes<'a> {
+    names: &'a [&'a str],
+    classes: Vec<i64>,
+    /// Labels that are no classes, by image.
+    others: BTreeMap<usize, String>,
+    rows: usize,
+}
+
+impl Classes<'_> {
+    fn add(&mut self, name: &str, label: Label) {
+        self.classes.resize(self.names.len(), NO_LABEL);
+        let Ok(found) = self.names.binary_search(&name) else { return };
+        // Names that are not UTF-8 may be equal when shown.
+        let first = self.names[..found].partition_point(|n| *n < name);
+        let last = found + self.names[found..].partition_point(|n| *n <= name);
+        for index in first..last {
+            match &label {
+                Label::Class(class) => {
+                    self.classes[index] = *class;
+                    self.others.remove(&index);
+                }
+                Label::Other(text) => {
+                    self.classes[index] = NO_CLASS;
+                    self.others.insert(index, text.clone());
+                }
             }
-            None => {}
         }
     }
-    Labels::Classes(classes)
 }
 
 /// Folders of a split of one set.
@@ -202,11 +238,75 @@ pub fn folders_are_classes(folders: &[&str]) -> bool {
     folders.len() >= 2 && !numbered && !splits
 }
 
-#[derive(Deserialize)]
-struct LabelFile {
-    #[serde(default)]
-    labels: Option<Vec<(String, Label)>>,
+struct LabelFile<'a, 'n>(&'a mut Classes<'n>);
+
+impl<'de> DeserializeSeed<'de> for LabelFile<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
 }
+
+impl<'de> Visitor<'de> for LabelFile<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with `labels`")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen = false;
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            if key != "labels" {
+                map.next_value::<IgnoredAny>()?;
+            } else if std::mem::replace(&mut seen, true) {
+                return Err(serde::de::Error::duplicate_field("labels"));
+            } else {
+                map.next_value_seed(Rows(&mut *self.0))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Rows<'a, 'n>(&'a mut Classes<'n>);
+
+impl<'de> DeserializeSeed<'de> for Rows<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Rows<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of [path, class]")
+    }
+
+    fn visit_none<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while let Some((name, label)) = seq.next_element::<(Text<'de>, Label)>()? {
+            self.0.rows += 1;
+            self.0.add(&name.0, label);
+        }
+        Ok(())
+    }
+}
+
+/// A text, borrowed where the file holds it without escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// One label, judged as it is parsed: vectors are not kept.
 enum Label {

@@ -15,6 +15,8 @@ pub mod npz;
 pub mod record;
 pub mod stats;
 
+mod archive;
+mod kind;
 mod labels;
 mod pixels;
 mod virtual_map;

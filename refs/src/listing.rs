@@ -82,6 +82,15 @@ impl LeftOut {
         parts.extend((self.links > 0).then(|| format!("{} to folders already listed", plural(self.links, "link"))));
         if parts.is_empty() { Vec::new() } else { vec![format!("left out {}", parts.join("; "))] }
     }
+
+    /// The error that nothing of what lies at `path` is an image.
+    pub(crate) fn empty(&self, path: &Path) -> Error {
+        let mut text = self.notes().concat();
+        if !self.endings.is_empty() {
+            text.push_str("; images are known by their endings, such as .png or .jpg");
+        }
+        Error::empty(path, text)
+    }
 }
 
 fn plural(count: usize, what: &str) -> String {
@@ -97,13 +106,92 @@ pub struct Found {
     pub path: PathBuf,
 }
 
+/// Files below a folder, sorted by name. A name takes 16 bytes beside its own.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// All names, one after the other.
+    text: String,
+    names: Vec<Name>,
+    /// Paths that are not UTF-8.
+    odd: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Name {
+    at: u64,
+    bytes: u32,
+    /// Position in the paths that are not UTF-8, from 1; 0 for a path equal to the name.
+    odd: u32,
+}
+
+impl Listing {
+    fn push(&mut self, path: PathBuf) {
+        let at = self.text.len();
+        for (i, part) in path.iter().enumerate() {
+            if i > 0 {
+                self.text.push('/');
+            }
+            self.text.push_str(&part.to_string_lossy());
+        }
+        let bytes = u32::try_from(self.text.len() - at).unwrap_or(u32::MAX);
+        let odd = if path.to_str().is_some() {
+            0
+        } else {
+            self.odd.push(path);
+            u32::try_from(self.odd.len()).unwrap_or(u32::MAX)
+        };
+        self.names.push(Name { at: at as u64, bytes, odd });
+    }
+
+    fn sort(&mut self) {
+        let (text, odd) = (&self.text, &self.odd);
+        let path = |n: &Name| odd.get((n.odd as usize).wrapping_sub(1));
+        self.names.sort_unstable_by(|a, b| text_of(text, a).cmp(text_of(text, b)).then_with(|| path(a).cmp(&path(b))));
+    }
+
+    /// Number of files.
+    pub(crate) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Name of file `index`, as [`Found::name`].
+    pub(crate) fn name(&self, index: usize) -> &str {
+        self.names.get(index).map_or("", |n| text_of(&self.text, n))
+    }
+
+    /// Path of file `index` below the folder.
+    pub(crate) fn path(&self, index: usize) -> &Path {
+        let odd = self.names.get(index).and_then(|n| self.odd.get((n.odd as usize).wrapping_sub(1)));
+        odd.map_or_else(|| Path::new(self.name(index)), PathBuf::as_path)
+    }
+
+    /// Drops the files that `keep` does not want by name.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&str) -> bool) {
+        let text = &self.text;
+        self.names.retain(|n| keep(text_of(text, n)));
+        self.names.shrink_to_fit();
+    }
+}
+
+fn text_of<'a>(text: &'a str, name: &Name) -> &'a str {
+    let at = usize::try_from(name.at).unwrap_or(usize::MAX);
+    text.get(at..at.saturating_add(name.bytes as usize)).unwrap_or("")
+}
+
 /// All regular files below `root` that are not hidden, sorted by name, and what was left out. Links to files are followed; links to folders
 /// too, except into folders that are listed already, so loops end.
 ///
 /// # Errors
 /// `Format` for a tree too deep or too large; those of the file system.
 pub fn files(root: &Path) -> Result<(Vec<Found>, LeftOut)> {
-    let (mut files, mut left) = (Vec::new(), LeftOut::default());
+    let (listing, left) = list(root)?;
+    let found = |i| Found { name: listing.name(i).to_owned(), path: listing.path(i).to_owned() };
+    Ok(((0..listing.len()).map(found).collect(), left))
+}
+
+/// As [`files`], in less memory.
+pub(crate) fn list(root: &Path) -> Result<(Listing, LeftOut)> {
+    let (mut files, mut left) = (Listing::default(), LeftOut::default());
     let mut seen = HashSet::from([identity(root)?]);
     let mut folders = vec![(PathBuf::new(), 0)];
     let mut links: Vec<(PathBuf, usize)> = Vec::new();
@@ -140,8 +228,7 @@ pub fn files(root: &Path) -> Result<(Vec<Found>, LeftOut)> {
                 seen.insert(identity(&root.join(&path))?);
                 folders.push((path, depth + 1));
             } else if kind.is_file() {
-                let name: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
-                files.push(Found { name: name.join("/"), path });
+                files.push(path);
             } else {
                 left.special += 1;
             }
@@ -150,7 +237,8 @@ pub fn files(root: &Path) -> Result<(Vec<Found>, LeftOut)> {
             }
         }
     }
-    files.sort_unstable();
+    files.text.shrink_to_fit();
+    files.sort();
     Ok((files, left))
 }
 

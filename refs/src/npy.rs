@@ -8,6 +8,8 @@ use half::f16;
 use crate::error::{Error, Result};
 use crate::labels::Values;
 
+/// First bytes of a file.
+pub(crate) const MAGIC: &[u8] = b"\x93NUMPY";
 /// Longest header accepted, bytes.
 const MAX_HEADER: usize = 1 << 16;
 /// Most axes accepted.
@@ -119,7 +121,13 @@ impl std::fmt::Display for Header {
 pub fn read_header(reader: &mut impl Read, file: &Path, place: &str) -> Result<Header> {
     let bad = |expected: &str, found: String| Error::format(file, place, expected, found);
     let mut exact = |buffer: &mut [u8]| {
-        reader.read_exact(buffer).map_err(|e| Error::format(file, place, "a complete npy header", e.to_string()))
+        reader.read_exact(buffer).map_err(|e| {
+            let found = match e.kind() {
+                std::io::ErrorKind::UnexpectedEof => "the end of the data".to_owned(),
+                _ => e.to_string(),
+            };
+            Error::format(file, place, "a complete npy header", found)
+        })
     };
     let mut magic = [0; 8];
     exact(&mut magic)?;

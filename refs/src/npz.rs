@@ -1,18 +1,16 @@
 //! npz archives: named arrays, and image packs (`arr_0` NHWC, classes in `arr_1`) read row by row.
 
-use std::io::{Read, Seek as _, SeekFrom, Write as _};
+use std::io::{Read as _, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use flate2::read::DeflateDecoder;
 use ndarray::{Array4, ArrayD, ArrayViewD, Axis, IxDyn};
-use zip::read::ZipFile;
-use zip::{CompressionMethod, ZipArchive};
 
+use crate::archive::{Archive, Checked, Place, SharedFile};
 use crate::atomic::AtomicZip;
 use crate::batch::{ImageDims, ImageSource, check_range};
 use crate::error::{Error, Result};
-use crate::image_zip::SharedFile;
+use crate::kind;
 use crate::labels::{self, Labels};
 use crate::npy::{self, Dtype, Header};
 use crate::pixels::{self, Layout};
@@ -30,30 +28,29 @@ const ROWS: usize = 16;
 #[derive(Debug)]
 pub struct Npz {
     path: PathBuf,
-    archive: ZipArchive<SharedFile>,
+    archive: Archive,
 }
 
 impl Npz {
     /// Opens `path`.
     ///
     /// # Errors
-    /// `Zip` if it is not a zip archive.
+    /// `Missing`; `Format` saying what it is if it is not a zip archive, or damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        let archive = ZipArchive::new(SharedFile::open(path)?).map_err(|e| Error::zip(path, e))?;
-        Ok(Self { path: path.to_owned(), archive })
+        Ok(Self { path: path.to_owned(), archive: Archive::open(path, "an npz file")? })
     }
 
     /// Names of the arrays, without `.npy`, in the archive's order.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        let name = |index| self.archive.name_for_index(index).and_then(Result::ok);
-        (0..self.archive.len()).filter_map(|i| Some(name(i)?.strip_suffix(".npy")?.to_owned())).collect()
+        let names = self.archive.in_order().into_iter().map(|i| self.archive.name(i));
+        names.filter_map(|name| Some(name.strip_suffix(".npy")?.to_owned())).collect()
     }
 
     /// Whether there is an array `name`.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        self.archive.index_for_name(&format!("{name}.npy")).is_some()
+        self.archive.find(&format!("{name}.npy")).is_some()
     }
 
     /// Type and shape of array `name`.
@@ -61,9 +58,7 @@ impl Npz {
     /// # Errors
     /// `Format` if there is none or its header is bad.
     pub fn header(&mut self, name: &str) -> Result<Header> {
-        let path = self.path.clone();
-        let mut entry = self.entry(name)?;
-        npy::read_header(&mut entry, &path, name)
+        npy::read_header(&mut self.entry(name)?, &self.path, name)
     }
 
     /// Whether array `name` is compressed, as `numpy.savez_compressed` writes it.
@@ -71,7 +66,7 @@ impl Npz {
     /// # Errors
     /// `Format` if there is none.
     pub fn is_compressed(&mut self, name: &str) -> Result<bool> {
-        Ok(self.entry(name)?.compression() != CompressionMethod::Stored)
+        Ok(self.entry(name)?.place.deflated)
     }
 
     /// Array `name` as f64, C order.
@@ -79,7 +74,7 @@ impl Npz {
     /// # Errors
     /// `Format` if there is none, it is damaged, its CRC-32 is wrong, or an integer is beyond 2^53.
     pub fn f64(&mut self, name: &str) -> Result<ArrayD<f64>> {
-        let (header, values) = self.read(name, |r, h, f, n| npy::read_f64(r, h, f, n))?;
+        let (header, values) = self.read(name, npy::read_f64)?;
         self.shaped(name, &header, values)
     }
 
@@ -88,7 +83,7 @@ impl Npz {
     /// # Errors
     /// `Format` if there is none, it is damaged, or its CRC-32 is wrong.
     pub fn f32(&mut self, name: &str) -> Result<ArrayD<f32>> {
-        let (header, values) = self.read(name, |r, h, f, n| npy::read_f32(r, h, f, n))?;
+        let (header, values) = self.read(name, npy::read_f32)?;
         self.shaped(name, &header, values)
     }
 
@@ -97,7 +92,7 @@ impl Npz {
     /// # Errors
     /// Those of [`Npz::f32`]; `Format` if a value is not whole or not an i64.
     pub fn i64(&mut self, name: &str) -> Result<Vec<i64>> {
-        let (header, values) = self.read(name, |r, h, f, n| npy::read_integers(r, h, f, n))?;
+        let (header, values) = self.read(name, npy::read_integers)?;
         Ok(self.shaped(name, &header, values)?.into_raw_vec_and_offset().0)
     }
 
@@ -106,7 +101,7 @@ impl Npz {
     /// # Errors
     /// Those of [`Npz::f32`]; `Format` if a value is not whole or negative.
     pub fn u64(&mut self, name: &str) -> Result<Vec<u64>> {
-        let (header, values) = self.read(name, |r, h, f, n| npy::read_integers(r, h, f, n))?;
+        let (header, values) = self.read(name, npy::read_integers)?;
         Ok(self.shaped(name, &header, values)?.into_raw_vec_and_offset().0)
     }
 
@@ -115,7 +110,7 @@ impl Npz {
     /// # Errors
     /// Those of [`Npz::f32`]; `Format` for another type.
     pub fn bytes(&mut self, name: &str) -> Result<Vec<u8>> {
-        let (header, values) = self.read(name, |r, h, f, n| npy::read_integers(r, h, f, n))?;
+        let (header, values) = self.read(name, npy::read_integers)?;
         if header.dtype != Dtype::U8 {
             return Err(Error::format(&self.path, name, "u8", header.descr()));
         }
@@ -133,7 +128,7 @@ impl Npz {
         if let Err(problem) = labels::check_shape(name, &header.shape, count) {
             return Ok(Labels::Problem(problem));
         }
-        let (header, values) = self.read(name, |r, h, f, n| npy::read_labels(r, h, f, n))?;
+        let (header, values) = self.read(name, npy::read_labels)?;
         if header.fortran_order && header.shape.get(1).is_some_and(|k| *k > 1) {
             return Ok(Labels::Problem(format!("`{name}` is a matrix in Fortran order")));
         }
@@ -144,14 +139,12 @@ impl Npz {
     fn read<T>(
         &mut self,
         name: &str,
-        read: impl FnOnce(&mut ZipFile<'_, SharedFile>, &Header, &Path, &str) -> Result<T>,
+        read: impl FnOnce(&mut Checked, &Header, &Path, &str) -> Result<T>,
     ) -> Result<(Header, T)> {
-        let path = self.path.clone();
         let mut entry = self.entry(name)?;
-        let header = npy::read_header(&mut entry, &path, name)?;
-        let values = read(&mut entry, &header, &path, name)?;
-        std::io::copy(&mut entry, &mut std::io::sink())
-            .map_err(|e| Error::format(&path, name, "data with the CRC-32 of the archive", e.to_string()))?;
+        let header = npy::read_header(&mut entry, &self.path, name)?;
+        let values = read(&mut entry, &header, &self.path, name)?;
+        entry.finish(&self.path, name)?;
         Ok((header, values))
     }
 
@@ -166,21 +159,29 @@ impl Npz {
         }
     }
 
-    fn entry(&mut self, name: &str) -> Result<ZipFile<'_, SharedFile>> {
-        if !self.contains(name) {
-            let found = self.names().join(", ");
-            return Err(Error::format(&self.path, "arrays", format!("`{name}`"), format!("only {found}")));
+    fn entry(&self, name: &str) -> Result<Checked> {
+        match self.archive.find(&format!("{name}.npy")) {
+            Some(index) => self.archive.reader(index),
+            None => {
+                let found = self.names().join(", ");
+                Err(Error::format(&self.path, "arrays", format!("`{name}`"), format!("only {found}")))
+            }
         }
-        self.archive.by_name(&format!("{name}.npy")).map_err(|e| Error::zip(&self.path, e))
     }
 }
 
 /// Whether the zip at `path` holds npy arrays.
 ///
 /// # Errors
-/// `Zip` if it is not a zip archive.
+/// As [`Npz::open`].
 pub fn has_arrays(path: &Path) -> Result<bool> {
-    Ok(!Npz::open(path)?.names().is_empty())
+    holds_arrays(path, "a zip archive")
+}
+
+/// As [`has_arrays`] for a file that should be `expected`.
+pub(crate) fn holds_arrays(path: &Path, expected: &str) -> Result<bool> {
+    let archive = Archive::open(path, expected)?;
+    Ok((0..archive.len()).any(|i| archive.name(i).ends_with(".npy")))
 }
 
 /// Images of an npz or npy file, read in order without holding them all.
@@ -203,16 +204,6 @@ pub struct Pack {
     whole: Option<ArrayD<u8>>,
     /// Whether the CRC-32 of the entry was found right, or there is none.
     verified: bool,
-}
-
-/// Where an array lies in a file.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    start: u64,
-    stored: u64,
-    bytes: u64,
-    deflated: bool,
-    crc: Option<u32>,
 }
 
 impl std::fmt::Debug for Pack {
@@ -265,16 +256,8 @@ impl Pack {
         }
         let candidates = [LABELS.to_owned(), name.replace("images", "labels")];
         let classes = candidates.into_iter().find(|n| *n != name && npz.contains(n) && !image(n));
-        let entry = npz.entry(&name)?;
-        let deflated = match entry.compression() {
-            CompressionMethod::Stored => false,
-            CompressionMethod::Deflated => true,
-            other => return Err(Error::format(path, &name, "stored or deflated", other.to_string())),
-        };
-        let start = entry.data_start().ok_or_else(|| Error::format(path, &name, "entry data", "none"))?;
-        let (stored, bytes, crc) = (entry.compressed_size(), entry.size(), Some(entry.crc32()));
-        drop(entry);
-        let mut pack = Self::at(path, name, Place { start, stored, bytes, deflated, crc })?;
+        let entry = npz.entry(&name)?.place;
+        let mut pack = Self::at(path, name, entry)?;
         if let Some(name) = classes {
             pack.labels = npz.labels(&name, pack.len)?;
         }
@@ -286,7 +269,11 @@ impl Pack {
     /// # Errors
     /// `Format` if it does not hold images.
     pub fn open_npy(path: &Path) -> Result<Self> {
-        let bytes = fs_err::metadata(path)?.len();
+        const EXPECTED: &str = "an npy file";
+        let bytes = kind::open(path, EXPECTED)?.metadata()?.len();
+        if !kind::head(path)?.starts_with(npy::MAGIC) {
+            return Err(kind::unexpected(path, EXPECTED));
+        }
         let place = Place { start: 0, stored: bytes, bytes, deflated: false, crc: None };
         Self::at(path, "array".to_owned(), place)
     }
@@ -299,7 +286,7 @@ impl Pack {
             .map_err(|problem| Error::format(path, &array, pixels::EXPECTED, format!("{header}: {problem}")))?;
         let len = header.shape.first().copied().unwrap_or(0);
         if len == 0 {
-            return Err(Error::Empty { file: path.to_owned() });
+            return Err(Error::empty(path, ""));
         }
         let data = place.bytes.saturating_sub(head);
         if data < header.bytes() {
@@ -358,16 +345,8 @@ impl Pack {
     }
 
     /// Reads what is left of the entry and compares its CRC-32.
-    fn finish(&mut self, mut reader: Checked) -> Result<()> {
-        let failed = |e: std::io::Error| Error::format(&self.path, &self.array, "a complete entry", e.to_string());
-        std::io::copy(&mut reader, &mut std::io::sink()).map_err(failed)?;
-        if let Some(expected) = self.place.crc.filter(|_| reader.whole) {
-            let found = reader.crc.finalize();
-            if found != expected {
-                let (expected, found) =
-                    (format!("data of CRC-32 {expected:08x}"), format!("{found:08x}: damaged data"));
-                return Err(Error::format(&self.path, &self.array, expected, found));
-            }
+    fn finish(&mut self, reader: Checked) -> Result<()> {
+        if reader.finish(&self.path, &self.array)? {
             self.verified = true;
         }
         Ok(())
@@ -383,7 +362,9 @@ impl Pack {
             _ if self.verified && !self.place.deflated => {
                 let place =
                     Place { start: self.place.start + offset, stored: self.place.stored - offset, ..self.place };
-                return Ok(Checked { whole: false, ..open_at(&self.path, place)? });
+                let mut reader = open_at(&self.path, place)?;
+                reader.whole = false;
+                return Ok(reader);
             }
             _ => {
                 let mut reader = open_at(&self.path, self.place)?;
@@ -457,32 +438,8 @@ impl Pack {
     }
 }
 
-/// An entry's bytes, inflated; counted and summed as they are read.
-struct Checked {
-    inner: Box<dyn Read + Send>,
-    crc: crc32fast::Hasher,
-    count: u64,
-    /// Whether reading began at the start of the entry.
-    whole: bool,
-}
-
-impl Read for Checked {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        if self.whole {
-            self.crc.update(&buffer[..count]);
-        }
-        self.count += count as u64;
-        Ok(count)
-    }
-}
-
 fn open_at(path: &Path, place: Place) -> Result<Checked> {
-    let mut file = fs_err::File::open(path)?;
-    file.seek(SeekFrom::Start(place.start))?;
-    let raw = std::io::BufReader::with_capacity(1 << 18, file.take(place.stored));
-    let inner: Box<dyn Read + Send> = if place.deflated { Box::new(DeflateDecoder::new(raw)) } else { Box::new(raw) };
-    Ok(Checked { inner, crc: crc32fast::Hasher::new(), count: 0, whole: true })
+    Ok(Checked::new(SharedFile::new(fs_err::File::open(path)?), place))
 }
 
 impl ImageSource for Pack {
@@ -555,7 +512,7 @@ impl NpzWriter {
     pub fn start(&mut self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<()> {
         let bytes = shape.iter().product::<usize>() as u64 * dtype.size() as u64;
         self.zip.start(&format!("{name}.npy"), bytes)?;
-        npy::write_header(self.zip.writer()?, dtype, shape)?;
+        npy::write_header(&mut self.zip, dtype, shape)?;
         Ok(())
     }
 
@@ -564,7 +521,7 @@ impl NpzWriter {
     /// # Errors
     /// Writing errors.
     pub fn raw(&mut self, bytes: &[u8]) -> Result<()> {
-        Ok(self.zip.writer()?.write_all(bytes)?)
+        Ok(self.zip.write_all(bytes)?)
     }
 
     /// A whole f64 array.
@@ -617,7 +574,7 @@ impl NpzWriter {
         for v in values {
             buffer.extend_from_slice(&v);
             if buffer.len() >= 1 << 16 {
-                self.zip.writer()?.write_all(&buffer)?;
+                self.zip.write_all(&buffer)?;
                 buffer.clear();
             }
         }
@@ -638,6 +595,7 @@ mod tests {
     use super::*;
     use fs_err as fs;
     use ndarray::{Array1, Array2};
+    use zip::CompressionMethod;
 
     fn pack(path: &Path, n: usize) -> Array4<u8> {
         let images = Array4::from_shape_fn((n, 2, 3, 3), |(i, y, x, c)| {

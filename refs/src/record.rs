@@ -1,15 +1,16 @@
 //! The record with which d2o marks its own outputs: JSON that tells where the images of an npz, HDF5 file, dataset zip or folder come from.
 
-use std::io::Read;
+use std::io::Read as _;
 use std::path::Path;
 
 use fs_err as fs;
 use serde_json::Value;
-use zip::ZipArchive;
 
+use crate::archive::Archive;
 use crate::error::{Error, Result};
-use crate::hdf5::is_hdf5;
+use crate::hdf5::{self, is_hdf5};
 use crate::image_zip::LABEL_FILE;
+use crate::kind;
 use crate::npy::{self, Dtype};
 
 /// Name of the array, dataset or JSON key.
@@ -20,40 +21,48 @@ const MAX_BYTES: u64 = 512 << 20;
 /// The record in the output at `path`, a file or a folder; `None` if it holds none.
 ///
 /// # Errors
-/// `Zip` or `Hdf5` for a damaged container, `Format` for a record that is not JSON or larger than 512 MiB, the file system's own.
+/// `Missing`; `Format` or `Hdf5` for what is no container or a damaged one, and for a record that is not JSON or larger than 512 MiB.
 pub fn read(path: &Path) -> Result<Option<Value>> {
-    if fs::metadata(path)?.is_dir() {
+    if kind::metadata(path)?.is_dir() {
         let file = path.join(LABEL_FILE);
-        return if file.exists() { labelled(path, fs::File::open(file)?) } else { Ok(None) };
+        if !file.exists() {
+            return Ok(None);
+        }
+        let mut json = Vec::new();
+        fs::File::open(file)?.take(MAX_BYTES + 1).read_to_end(&mut json)?;
+        if json.len() as u64 > MAX_BYTES {
+            return Err(Error::format(path, LABEL_FILE, format!("at most {MAX_BYTES} bytes"), "more"));
+        }
+        return labelled(path, &json);
     }
     let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
     if matches!(ending.as_deref(), Some("h5" | "hdf5")) || is_hdf5(path)? {
-        return hdf5(path);
+        return in_hdf5(path);
     }
-    let mut archive = ZipArchive::new(fs::File::open(path)?).map_err(|e| Error::zip(path, e))?;
-    let array = format!("{RECORD}.npy");
-    if archive.index_for_name(&array).is_some() {
-        let mut entry = archive.by_name(&array).map_err(|e| Error::zip(path, e))?;
-        let header = npy::read_header(&mut entry, path, RECORD)?;
+    let archive = Archive::open(path, "an output of d2o: an npz, HDF5 or zip file, or a folder")?;
+    if let Some(index) = archive.find(&format!("{RECORD}.npy")) {
+        let bytes = archive.whole(index, MAX_BYTES)?;
+        let mut bytes = bytes.as_slice();
+        let header = npy::read_header(&mut bytes, path, RECORD)?;
         if header.dtype != Dtype::U8 {
             return Err(Error::format(path, RECORD, "bytes", header.dtype.descr().to_owned()));
         }
-        return parse(path, RECORD, &limited(path, RECORD, entry)?).map(Some);
+        return parse(path, RECORD, bytes).map(Some);
     }
-    if archive.index_for_name(LABEL_FILE).is_some() {
-        return labelled(path, archive.by_name(LABEL_FILE).map_err(|e| Error::zip(path, e))?);
+    match archive.find(LABEL_FILE) {
+        Some(index) => labelled(path, &archive.whole(index, MAX_BYTES)?),
+        None => Ok(None),
     }
-    Ok(None)
 }
 
 /// The record in the `dataset.json` of `path`.
-fn labelled(path: &Path, json: impl Read) -> Result<Option<Value>> {
-    Ok(parse(path, LABEL_FILE, &limited(path, LABEL_FILE, json)?)?.get_mut(RECORD).map(Value::take))
+fn labelled(path: &Path, json: &[u8]) -> Result<Option<Value>> {
+    Ok(parse(path, LABEL_FILE, json)?.get_mut(RECORD).map(Value::take))
 }
 
-fn hdf5(path: &Path) -> Result<Option<Value>> {
-    let failed = |source| Error::Hdf5 { file: path.to_owned(), source };
-    let file = ::hdf5::File::open(path).map_err(failed)?;
+fn in_hdf5(path: &Path) -> Result<Option<Value>> {
+    let failed = |source| hdf5::failed(path, source);
+    let file = hdf5::open(path)?;
     if !file.member_names().map_err(failed)?.iter().any(|n| n == RECORD) {
         return Ok(None);
     }
@@ -63,17 +72,6 @@ fn hdf5(path: &Path) -> Result<Option<Value>> {
         return Err(Error::format(path, RECORD, "no more bytes than the file has", data.size().to_string()));
     }
     parse(path, RECORD, &data.read_raw::<u8>().map_err(failed)?).map(Some)
-}
-
-fn limited(path: &Path, place: &str, from: impl Read) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    from.take(MAX_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::format(path, place, "a complete entry", e.to_string()))?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(Error::format(path, place, format!("at most {MAX_BYTES} bytes"), "more".to_owned()));
-    }
-    Ok(bytes)
 }
 
 fn parse(path: &Path, place: &str, bytes: &[u8]) -> Result<Value> {

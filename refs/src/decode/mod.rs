@@ -139,7 +139,7 @@ enum Format {
 }
 
 /// Files that are known and not read: how they begin, and what they are.
-const OTHERS: [(&[u8], &str); 22] = [
+const OTHERS: [(&[u8], &str); 23] = [
     (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
     (b"\xff\x4f\xff\x51", "a JPEG 2000 codestream"),
     (b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
@@ -160,11 +160,49 @@ const OTHERS: [(&[u8], &str); 22] = [
     (b"\x89HDF\r\n", "an HDF5 file"),
     (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the file itself"),
     (b"<svg", "an SVG drawing"),
+    (b"MATLAB 5.0", "a MATLAB 5 file"),
     (b"<?xml", "an XML file"),
     (b"<", "a web page or XML file"),
 ];
 
+/// What a file that is known and not read is.
+fn other(bytes: &[u8]) -> Option<&'static str> {
+    // A web page may begin with a byte order mark and empty lines.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let trimmed = bytes.trim_ascii_start();
+    let bytes = if trimmed.starts_with(b"<") { trimmed } else { bytes };
+    OTHERS.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, what)| *what)
+}
+
+/// What an ISO base media file is.
+fn iso_media(bytes: &[u8]) -> Option<&'static str> {
+    let [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] = bytes else { return None };
+    Some(match brand.get(..4) {
+        Some(b"avif" | b"avis") => "an AVIF image",
+        Some(b"heic" | b"heix" | b"mif1" | b"msf1" | b"hevc") => "a HEIF image",
+        _ => "a video or another ISO media file",
+    })
+}
+
+/// What the file that begins with `bytes` is, in words, if it is an image or another file that is known by its beginning.
+pub(crate) fn known(bytes: &[u8]) -> Option<&'static str> {
+    iso_media(bytes).or_else(|| other(bytes)).or_else(|| Format::of(bytes).ok().map(Format::name))
+}
+
 impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bmp => "a BMP image",
+            Self::Gif => "a GIF image",
+            Self::Jpeg => "a JPEG image",
+            Self::Png => "a PNG image",
+            Self::Pnm => "a PBM, PGM or PPM image",
+            Self::Tga => "a TGA image",
+            Self::Tiff => "a TIFF image",
+            Self::WebP => "a WebP image",
+        }
+    }
+
     fn of(bytes: &[u8]) -> Result<Self, Fault> {
         match bytes {
             [0xff, 0xd8, 0xff, ..] => Ok(Self::Jpeg),
@@ -190,18 +228,14 @@ impl Format {
         if bytes.is_empty() {
             return refused("an empty file");
         }
-        if let [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] = bytes {
-            return match brand.get(..4) {
-                Some(b"avif" | b"avis") => refused("an AVIF image"),
-                Some(b"heic" | b"heix" | b"mif1" | b"msf1" | b"hevc") => refused("a HEIF image"),
-                _ => refused("a video or another ISO media file"),
-            };
+        if let Some(what) = iso_media(bytes) {
+            return refused(what);
         }
         // A TGA of RGB begins as a CUR does.
         if tga::size(bytes).is_some() {
             return Ok(Self::Tga);
         }
-        if let Some((_, what)) = OTHERS.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+        if let Some(what) = other(bytes) {
             return refused(what);
         }
         refused(&format!("a file that begins {:02x?}", &bytes[..bytes.len().min(8)]))
