@@ -106,6 +106,11 @@ fn jpeg_pixels_are_pillows() {
 }
 
 #[test]
+fn jpeg2000_pixels_are_pillows() {
+    check("jpeg2000/");
+}
+
+#[test]
 fn png_pixels_are_pillows() {
     check("png/");
 }
@@ -184,6 +189,7 @@ fn sizes_beyond_the_limits_are_refused_before_memory_is_taken() {
         ("e.tga", patched("tga/RGB-7x5.tga", &[(12, &[0xff, 0x7f, 0xff, 0x7f])])),
         ("f.ppm", b"P6 20000 20000 255\nabc".to_vec()),
         ("g.webp", patched("webp/lossless-RGB-7x5.webp", &[(21, &[0xff, 0xff, 0xff, 0x0f])])),
+        ("j.j2k", patched("jpeg2000/RGB.j2k", &[(8, &[0, 1, 0, 0])])),
         ("h.ppm", b"P6 32769 1 255\nabc".to_vec()),
         ("i.pgm", b"P5 0 1 255\nabc".to_vec()),
     ];

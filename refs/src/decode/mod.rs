@@ -4,6 +4,7 @@ mod bmp;
 mod encode;
 mod gif;
 mod jpeg;
+mod jpeg2000;
 mod pixels;
 mod png;
 mod pnm;
@@ -20,7 +21,7 @@ use crate::error::{Error, Result};
 pub use encode::png;
 
 /// File name endings of images, in lower case: those that Pillow gives to the formats read here, and to formats refused by
-/// name (JPEG 2000, AVIF), so that such a file among samples is an error and not left out.
+/// name (AVIF), so that such a file among samples is an error and not left out.
 pub const EXTENSIONS: [&str; 32] = [
     "png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "gif", "tif", "tiff", "pbm", "pgm", "ppm",
     "pnm", "pfm", "tga", "icb", "vda", "vst", "jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "avif", "avifs", "ico", "cur",
@@ -91,6 +92,7 @@ pub fn image(file: &Path, entry: &str, bytes: &[u8]) -> Result<Decoded> {
         Format::Bmp => bmp::decode(bytes),
         Format::Gif => gif::decode(bytes),
         Format::Jpeg => jpeg::decode(bytes),
+        Format::Jpeg2000 => jpeg2000::decode(bytes),
         Format::Png => png::decode(bytes),
         Format::Pnm => pnm::decode(bytes),
         Format::Tga => tga::decode(bytes),
@@ -110,6 +112,7 @@ pub fn dims(file: &Path, entry: &str, bytes: &[u8]) -> Result<Option<(usize, usi
         Format::Bmp => bmp::size(bytes),
         Format::Gif => gif::size(bytes),
         Format::Jpeg => Ok(jpeg::frame(bytes)?.map(|f| (f.height, f.width))),
+        Format::Jpeg2000 => jpeg2000::size(bytes),
         Format::Png => png::size(bytes),
         Format::Pnm => pnm::size(bytes),
         Format::Tga => Ok(tga::size(bytes)),
@@ -131,6 +134,7 @@ enum Format {
     Bmp,
     Gif,
     Jpeg,
+    Jpeg2000,
     Png,
     Pnm,
     Tga,
@@ -139,9 +143,7 @@ enum Format {
 }
 
 /// Files that are known and not read: how they begin, and what they are.
-const OTHERS: [(&[u8], &str); 23] = [
-    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
-    (b"\xff\x4f\xff\x51", "a JPEG 2000 codestream"),
+const OTHERS: [(&[u8], &str); 21] = [
     (b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
     (b"\xff\x0a", "a JPEG XL codestream"),
     (b"\x00\x00\x01\x00", "an ICO icon, which holds several images"),
@@ -195,6 +197,7 @@ impl Format {
             Self::Bmp => "a BMP image",
             Self::Gif => "a GIF image",
             Self::Jpeg => "a JPEG image",
+            Self::Jpeg2000 => "a JPEG 2000 image",
             Self::Png => "a PNG image",
             Self::Pnm => "a PBM, PGM or PPM image",
             Self::Tga => "a TGA image",
@@ -212,6 +215,9 @@ impl Format {
             [b'P', b'0'..=b'6' | b'f' | b'y', ..] => Ok(Self::Pnm),
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Self::WebP),
             [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Ok(Self::Tiff),
+            _ if bytes.starts_with(jpeg2000::SIGNATURE) || bytes.starts_with(&jpeg2000::CODESTREAM) => {
+                Ok(Self::Jpeg2000)
+            }
             [a, b, c, d, ..] if bmp::HEADERS.contains(&u32::from_le_bytes([*a, *b, *c, *d])) => Ok(Self::Bmp),
             _ => Self::unmarked(bytes),
         }
@@ -221,7 +227,7 @@ impl Format {
     fn unmarked(bytes: &[u8]) -> Result<Self, Fault> {
         let refused = |found: &str| {
             Err(Fault::expected(
-                "an image in BMP, GIF, JPEG, PBM, PGM, PNG, PPM, TGA, TIFF or WebP (convert others to PNG)",
+                "an image in BMP, GIF, JPEG, JPEG 2000, PBM, PGM, PNG, PPM, TGA, TIFF or WebP (convert others to PNG)",
                 found,
             ))
         };

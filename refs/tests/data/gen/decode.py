@@ -516,10 +516,41 @@ for name in ["RGB-47x33", "lzw-47x33", "jpeg-RGB-47x33"]:
     add(f"tiff/cut-60-percent-{name}.tif", data[:int(len(data) * 0.6)], error=True)
     add(f"tiff/cut-header-{name}.tif", data[:6], error=True)
 
+# ---------------------------------------------------------------- JPEG 2000
+
+def jp2(name, im, **options):
+    add(f"jpeg2000/{name}.jp2", saved(im, "JPEG2000", **options))
+
+
+layers = dict(irreversible=True, quality_mode="rates", quality_layers=[40, 20, 8])
+for mode in ["L", "LA", "RGB", "RGBA"]:
+    for size in SIZES:
+        small = dict(num_resolutions=1) if min(size) < 8 else {}
+        jp2(f"{mode}-{label(size)}", image(size, mode), **small)
+    add(f"jpeg2000/{mode}.j2k", saved(image(ODD, mode), "JPEG2000", no_jp2=True))
+    jp2(f"irreversible-{mode}", image(ODD, mode), irreversible=True)
+    jp2(f"layers-{mode}", image(ODD, mode), **layers)
+    jp2(f"tiles-{mode}", image((70, 52), mode), tile_size=(32, 24), num_resolutions=3, irreversible=mode == "RGB")
+    jp2(f"offset-{mode}", image((70, 52), mode), offset=(3, 5), tile_size=(40, 40), num_resolutions=3, tile_offset=(2, 4))
+for order in ["LRCP", "RLCP", "RPCL", "PCRL", "CPRL"]:
+    jp2(f"order-{order}", image(ODD), progression=order, **layers)
+jp2("no-transform", image(ODD), mct=0)
+jp2("precincts", image((97, 83)), precinct_size=(64, 64), codeblock_size=(16, 16))
+jp2("packet-lengths", image(ODD), plt=True)
+jp2("comment", image(ODD), comment="a comment")
+sixteen = Image.fromarray(photo(ODD, 1)[..., 0].astype(np.uint16) * 257)
+add("jpeg2000/16-bits.jp2", saved(sixteen, "JPEG2000"), refused="16 bits")
+add("jpeg2000/16-bits.j2k", saved(sixteen, "JPEG2000", no_jp2=True), refused="16 bits")
+add("jpeg2000/ycbcr.jp2", saved(image(ODD).convert("YCbCr"), "JPEG2000"), refused="grey or RGB")
+add("jpeg2000/cmyk.jp2", saved(image(ODD, "CMYK"), "JPEG2000"), refused="grey or RGB")
+for name in ["RGB-47x33.jp2", "RGB.j2k", "tiles-RGB.jp2", "layers-RGB.jp2"]:
+    data = FILES[f"jpeg2000/{name}"]
+    for percent in [20, 50, 80, 95]:
+        add(f"jpeg2000/cut-{percent}-percent-{name}", data[:len(data) * percent // 100], error=True)
+    add(f"jpeg2000/cut-3-bytes-{name}", data[:-3], error=True)
+
 # ---------------------------------------------------------------- others
 
-add("other/jpeg2000.jp2", saved(image(ODD), "JPEG2000"), refused="JPEG 2000")
-add("other/codestream.j2k", saved(image(ODD), "JPEG2000", no_jp2=True), refused="JPEG 2000")
 add("other/icon.ico", saved(image((16, 16)), "ICO"), refused="ICO")
 add("other/avif.avif", saved(image((16, 16)), "AVIF"), refused="AVIF")
 add("other/page.png", b"<!DOCTYPE html><html></html>", error=True)
