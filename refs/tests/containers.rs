@@ -215,6 +215,7 @@ fn hdf5_writers_print_the_systems_reason() {
         images: Some(dims),
         batch: 1,
         networks: std::collections::BTreeMap::new(),
+        generator: None,
         sha256: std::collections::BTreeMap::new(),
     };
     let rows = ndarray::Array2::from_shape_fn((400, 100), |(i, j)| f32::from(noise(i * 100 + j)));

@@ -290,7 +290,9 @@ fn moments(found: &mut Diagnosis, npz: &mut Npz, mu_name: &str, sigma_name: &str
     let spectrum = spectrum(&sigma)?;
     if spectrum.smallest < -1e-6 * spectrum.largest {
         let (low, high) = (spectrum.smallest, spectrum.largest);
-        found.warnings.push(format!("`{sigma_name}` is not positive semidefinite: eigenvalues from {low:.3e} to {high:.3e}"));
+        found
+            .warnings
+            .push(format!("`{sigma_name}` is not positive semidefinite: eigenvalues from {low:.3e} to {high:.3e}"));
     }
     if spectrum.rank < dims {
         let rank = spectrum.rank;

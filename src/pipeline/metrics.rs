@@ -312,7 +312,11 @@ impl MetricsContext<'_> {
         let neighbours = || -> anyhow::Result<Pair<'_>> {
             match other {
                 Some(samples) => {
-                    let reference = self.reference.manifold.as_ref().context("the reference lacks features for precision and recall")?;
+                    let reference = self
+                        .reference
+                        .manifold
+                        .as_ref()
+                        .context("the reference lacks features for precision and recall")?;
                     Ok([samples, reference.view()])
                 }
                 None => self.pair(rows),

@@ -287,7 +287,9 @@ impl Range {
     pub fn of(model: &ModelInfo) -> anyhow::Result<Self> {
         let number = |key: &str, default: f64| -> anyhow::Result<f64> {
             let text = model.metadata.get(key);
-            text.map_or(Ok(default), |t| t.parse().map_err(|_| anyhow::anyhow!("metadata `{key}`: `{t}` is not a number")))
+            text.map_or(Ok(default), |t| {
+                t.parse().map_err(|_| anyhow::anyhow!("metadata `{key}`: `{t}` is not a number"))
+            })
         };
         let levels = match model.metadata.get("net_levels") {
             Some(text) => Some(serde_json::from_str(text).map_err(|e| anyhow::anyhow!("metadata `net_levels`: {e}"))?),
