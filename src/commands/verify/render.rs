@@ -24,7 +24,7 @@ pub(super) fn text(result: &Comparison) -> String {
         };
         let Divergence { runtime, node, scope, op, agreeing, .. } = divergence;
         parts.push(format!(
-            "{runtime}: first divergent node `{node}` ({op}) in `{scope}`, {how}; {agreeing} earlier nodes agree"
+            "{runtime}: first diverging node `{node}` ({op}) in `{scope}`, {how}; {agreeing} earlier nodes agree"
         ));
         if !divergence.weights.is_empty() {
             parts.push(format!("  its weights: {}", divergence.weights.join(", ")));
