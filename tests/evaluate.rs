@@ -319,8 +319,8 @@ fn bad_images_are_named() {
         ("empty", &["empty: no images in it"]),
         ("few", &["cannot evaluate `few`", "k nearest neighbours, samples: at least 4 images are needed, found 3"]),
         ("deep", &["4.png", "expected 8 bits a channel"]),
-        ("no.npz", &["no.npz", "expected npz, npy, HDF5 or zip"]),
-        ("missing.npz", &["missing.npz"]),
+        ("no.npz", &["no.npz", "expected an npz, npy, HDF5 or zip file, or a folder of images, found a text"]),
+        ("missing.npz", &["`missing.npz` does not exist"]),
     ] {
         let pr = ["--metrics", "fid,pr"];
         fails(

@@ -24,7 +24,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         "lints",
         cargo()?.args(["clippy", "--workspace", "--all-targets", "--features", "d2o/train", "--", "-D", "warnings"]),
     )?;
-    tests(cargo()?.args(["test", "--workspace", "--features", "d2o/train"]))
+    tests(cargo()?.args(["test", "--workspace", "--features", "d2o/train", "--no-fail-fast"]))
 }
 
 fn step(name: &str, command: &mut Command) -> anyhow::Result<()> {
