@@ -832,7 +832,7 @@ mod tests {
     fn torchvisions_inception_is_refused() {
         let network = recognise(String::new(), source(Layout::PyTorch, &asked(), 1000));
         let Architecture::Unsupported(why) = network.architecture else { panic!("{:?}", network.architecture) };
-        assert!(why.contains("1000 classes") && why.contains("no FID"), "{why}");
+        assert!(why.contains("1000 classes") && why.contains("not FID"), "{why}");
     }
 
     #[test]
