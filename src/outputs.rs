@@ -8,10 +8,16 @@ use fs_err as fs;
 
 use crate::error::with_hint;
 
+/// Whether `path` stands for standard output.
+#[must_use]
+pub fn is_stdout(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
 /// Whether `path` is standard output (`-`), or a device, pipe or socket: written to in place, never replaced.
 #[must_use]
 pub fn is_stream(path: &Path) -> bool {
-    path == Path::new("-") || fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir())
+    is_stdout(path) || fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir())
 }
 
 /// Makes sure, before any work is done, that the file `path` can be written: it does not exist, unless `overwrite` allows to replace it, it is not a

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::StdoutClosed;
 use crate::interrupt;
-use crate::outputs::is_stream;
+use crate::outputs::{is_stdout, is_stream};
 use crate::progress::{Count, Reporter, Stage};
 
 /// Time between two lines of progress where standard error is not a terminal.
@@ -64,7 +64,7 @@ impl Printer {
     /// Writing errors.
     pub fn json(&self, path: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(value)?;
-        if path == Path::new("-") {
+        if is_stdout(path) {
             return self.data(&text);
         }
         let text = format!("{text}\n");

@@ -279,6 +279,12 @@ impl Evaluation {
         format!("{text}{} {arrow}", if verified { "" } else { " unverified" })
     }
 
+    /// Name of the protocol; empty if the result has none.
+    #[must_use]
+    pub fn protocol_name(&self) -> &str {
+        self.protocol.get("name").map_or("", String::as_str)
+    }
+
     /// The metrics of each class as a table: its header and its rows.
     #[must_use]
     pub fn class_table(&self) -> (Vec<&str>, Vec<Vec<String>>) {

@@ -335,10 +335,12 @@ impl AtomicZip {
             return Ok(self.write_all(bytes)?);
         }
         self.end()?;
-        self.header(name, false, crc32fast::hash(bytes), bytes.len() as u64)?;
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(bytes);
+        self.header(name, false, crc.clone().finalize(), bytes.len() as u64)?;
         self.put(bytes)?;
         if let Some(mut entry) = self.current.take() {
-            entry.crc.update(bytes);
+            entry.crc = crc;
             entry.bytes = bytes.len() as u64;
             self.list(entry)?;
         }
@@ -687,6 +689,11 @@ mod tests {
                 w.finish(None)
             }),
         ];
+        // HDF5's own text does not name the file.
+        for (result, name) in failed[3..].iter().zip(["a.h5", "f.h5"]) {
+            let text = result.as_ref().map_or_else(|e| format!("{e:#}"), |()| String::new());
+            assert!(text.contains(&format!("{name}: File too large")), "{text}");
+        }
         for (i, result) in failed.iter().enumerate() {
             assert!(result.is_err(), "writer {i}");
         }

@@ -1,11 +1,11 @@
-//! Containers as users have them: files that are missing, cut short or something else, full disks, and the memory of large sets.
+//! Containers as users have them: files that are missing, cut short or something else, and the memory of large sets.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::{Path, PathBuf};
 
 use d2o_refs::batch::{self, ImageDims};
-use d2o_refs::features::{FeatureFile, FeatureWriter, Meta};
+use d2o_refs::features::FeatureFile;
 use d2o_refs::folder::Folder;
 use d2o_refs::hdf5::{Hdf5Images, Hdf5Writer};
 use d2o_refs::image_zip::{DatasetWriter, ImageZip};
@@ -31,14 +31,20 @@ fn png() -> Vec<u8> {
     d2o_refs::png(Path::new("x"), "x", image.view()).unwrap()
 }
 
-#[test]
-fn files_that_are_not_what_their_name_says_are_named_by_their_content() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("x.npz");
+/// An npz of three images called `x`.
+fn write_npz(dir: &Path) -> PathBuf {
+    let path = dir.join("x.npz");
     let mut npz = NpzWriter::create(&path).unwrap();
     npz.start("x", Dtype::U8, &[3, 4, 5, 3]).unwrap();
     npz.raw(images(3).as_slice().unwrap()).unwrap();
     npz.finish().unwrap();
+    path
+}
+
+#[test]
+fn files_that_are_not_what_their_name_says_are_named_by_their_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write_npz(dir.path());
     let whole = fs::read(&path).unwrap();
     let mut tar = vec![0; 600];
     tar[..5].copy_from_slice(b"a.png");
@@ -148,11 +154,7 @@ fn what_was_left_out_of_a_set_without_images_is_counted() {
 #[test]
 fn a_wrong_crc_has_one_wording_however_an_array_is_read() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("x.npz");
-    let mut npz = NpzWriter::create(&path).unwrap();
-    npz.start("x", Dtype::U8, &[3, 4, 5, 3]).unwrap();
-    npz.raw(images(3).as_slice().unwrap()).unwrap();
-    npz.finish().unwrap();
+    let path = write_npz(dir.path());
     let mut bytes = fs::read(&path).unwrap();
     bytes[200] ^= 1;
     fs::write(&path, &bytes).unwrap();
@@ -191,54 +193,6 @@ fn causes_are_given_in_one_line_where_they_are_asked_for() {
     let error = batch::open(&dir.path().join("d")).and_then(|mut s| s.read(0..1)).unwrap_err();
     assert!(error.to_string().ends_with("`a.png` is not a readable image"), "{error}");
     assert!(format!("{error:#}").len() > error.to_string().len() + 10, "{error:#}");
-}
-
-/// Run by the next test, with a limit on the size of files.
-#[test]
-#[ignore = "needs a limit on the size of files"]
-fn hdf5_writers_print_the_systems_reason() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a.h5");
-    let noise = |i: usize| u8::try_from((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56).unwrap();
-    let images = Array4::from_shape_fn((64, 32, 32, 3), |(i, y, x, c)| noise(((i * 32 + y) * 32 + x) * 3 + c));
-    let dims = ImageDims { height: 32, width: 32, channels: 3 };
-    let written = Hdf5Writer::create(&path, 1280, dims).and_then(|mut w| {
-        (0..20).try_for_each(|_| w.append(&images))?;
-        w.finish()
-    });
-    println!("images: {}", text(written));
-    let meta = Meta {
-        d2o_features: 0,
-        source_sha256: String::new(),
-        total: 4000,
-        rows: 0..4000,
-        images: Some(dims),
-        batch: 1,
-        networks: std::collections::BTreeMap::new(),
-        generator: None,
-        sha256: std::collections::BTreeMap::new(),
-    };
-    let rows = ndarray::Array2::from_shape_fn((400, 100), |(i, j)| f32::from(noise(i * 100 + j)));
-    let written = FeatureWriter::create(&path, meta).and_then(|mut w| {
-        (0..10).try_for_each(|_| w.append(&vec![[0; 32]; 400], &[("features", rows.view())]))?;
-        w.finish(None)
-    });
-    println!("features: {}", text(written));
-}
-
-#[cfg(unix)]
-#[test]
-fn a_full_disk_is_the_systems_error_with_the_path() {
-    const SCRIPT: &str = r#"trap '' XFSZ; ulimit -f 512; exec "$0" --exact "$1" --ignored --nocapture"#;
-    let exe = std::env::current_exe().unwrap();
-    let test = "hdf5_writers_print_the_systems_reason";
-    let out = std::process::Command::new("sh").args(["-c", SCRIPT]).arg(exe).arg(test).output().unwrap();
-    let found = String::from_utf8_lossy(&out.stdout);
-    let lines: Vec<_> = found.lines().filter(|l| l.contains("images: ") || l.contains("features: ")).collect();
-    assert_eq!(lines.len(), 2, "{found}{}", String::from_utf8_lossy(&out.stderr));
-    for line in lines {
-        assert!(line.contains("a.h5: File too large"), "{line}");
-    }
 }
 
 /// Writes a set of `count` images as a zip, or with `--folder` as files, and prints the peak memory of writing, or of opening and reading.

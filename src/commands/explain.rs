@@ -88,7 +88,7 @@ pub fn run(args: &Explain, global: &Global, printer: Printer) -> anyhow::Result<
     let found: Vec<Explanation> = pairs.iter().map(explain).collect();
     let text = || {
         let each = pairs.iter().zip(&found).map(|((a, b), found)| {
-            let heading = if pairs.len() == 1 { String::new() } else { format!("protocol {}\n", protocol(a)) };
+            let heading = if pairs.len() == 1 { String::new() } else { format!("protocol {}\n", a.protocol_name()) };
             format!("{heading}{}", render(found, a, b))
         });
         each.collect::<Vec<_>>().join("\n\n")
@@ -100,10 +100,6 @@ pub fn run(args: &Explain, global: &Global, printer: Printer) -> anyhow::Result<
     Ok(if found.iter().all(|f| f.differences.is_empty()) { ExitStatus::Done } else { ExitStatus::No })
 }
 
-fn protocol(evaluation: &Evaluation) -> &str {
-    evaluation.protocol.get("name").map_or("", String::as_str)
-}
-
 /// The two results, or those of each protocol that both files hold.
 fn pairs(args: &Explain) -> anyhow::Result<Vec<(Evaluation, Evaluation)>> {
     let [a, mut b] = [read(&args.a)?, read(&args.b)?];
@@ -112,7 +108,7 @@ fn pairs(args: &Explain) -> anyhow::Result<Vec<(Evaluation, Evaluation)>> {
     }
     let mut pairs = Vec::new();
     for one in a {
-        if let Some(at) = b.iter().position(|other| protocol(other) == protocol(&one)) {
+        if let Some(at) = b.iter().position(|other| other.protocol_name() == one.protocol_name()) {
             pairs.push((one, b.swap_remove(at)));
         }
     }

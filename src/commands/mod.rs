@@ -12,8 +12,6 @@ pub mod report;
 pub mod train;
 pub mod verify;
 
-use std::path::Path;
-
 use anyhow::Context as _;
 
 use crate::cli::{Cli, Command, ResultOutput};
@@ -79,7 +77,7 @@ fn give_result(
     if let Some(path) = &to.json {
         printer.json(path, result)?;
     }
-    if to.json.as_deref() == Some(Path::new("-")) { Ok(()) } else { printer.data(&text()) }
+    if to.json.as_deref().is_some_and(outputs::is_stdout) { Ok(()) } else { printer.data(&text()) }
 }
 
 /// Starts the threads of everything that is not a runtime's, `count` of them or as many as there are cores.

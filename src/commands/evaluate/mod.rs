@@ -10,6 +10,7 @@ use d2o_refs::features::FeatureWriter;
 
 use super::ExitStatus;
 use crate::cli::{Evaluate, Global};
+use crate::outputs::is_stdout;
 use crate::pipeline::metrics::{EvaluationBuilder, MetricsContext};
 use crate::pipeline::network::InputRule;
 use crate::pipeline::pass::PassOptions;
@@ -36,7 +37,7 @@ pub fn run(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
         return Ok(ExitStatus::Done);
     }
     let plan = plan::plan(args, global, printer).with_context(|| intent.clone())?;
-    let of_protocols = unlike(plan.protocols.iter().map(|p| (p.protocol.name, &p.notes)));
+    let of_protocols = once_each(plan.protocols.iter().map(|p| (p.protocol.name, &p.notes)));
     for note in plan.samples.notes().iter().chain(&plan.notes).chain(&of_protocols) {
         printer.note(note);
     }
@@ -79,16 +80,13 @@ fn compute(mut plan: Plan, printer: Printer) -> anyhow::Result<ExitStatus> {
         return Ok(ExitStatus::Done);
     }
     let evaluations = evaluate(&mut plan, &printer)?;
-    let name = |e: &'_ Evaluation| e.protocol.get("name").map_or("", String::as_str).to_owned();
-    let names: Vec<String> = evaluations.iter().map(name).collect();
-    let named = || names.iter().map(String::as_str).zip(&evaluations);
-    for warning in unlike(named().map(|(n, e)| (n, &e.warnings))) {
+    for warning in once_each(evaluations.iter().map(|e| (e.protocol_name(), &e.warnings))) {
         printer.warn(&warning);
     }
     for (metric, problem) in evaluations.iter().flat_map(|e| &e.failed) {
         printer.warn(&format!("{metric} failed: {problem}"));
     }
-    for note in unlike(named().map(|(n, e)| (n, &e.notes)))
+    for note in once_each(evaluations.iter().map(|e| (e.protocol_name(), &e.notes)))
         .iter()
         .filter(|n| !n.starts_with("left out") && !plan.notes.contains(n))
     {
@@ -126,11 +124,11 @@ fn compute(mut plan: Plan, printer: Printer) -> anyhow::Result<ExitStatus> {
 }
 
 fn json_to_stdout(plan: &Plan) -> bool {
-    plan.outputs.json.as_deref() == Some(Path::new("-"))
+    plan.outputs.json.as_deref().is_some_and(is_stdout)
 }
 
 /// The texts of each protocol, those that several share once; with several protocols, others begin with the protocol's name.
-fn unlike<'a>(all: impl Iterator<Item = (&'a str, &'a Vec<String>)>) -> Vec<String> {
+fn once_each<'a>(all: impl Iterator<Item = (&'a str, &'a Vec<String>)>) -> Vec<String> {
     let all: Vec<(&str, &Vec<String>)> = all.collect();
     let mut found: Vec<String> = Vec::new();
     for (name, texts) in &all {
@@ -181,9 +179,7 @@ fn evaluate(plan: &mut Plan, reporter: &dyn Reporter) -> anyhow::Result<Vec<Eval
             found.push(result(plan, &protocol, &sums, builder, reference_sha256.as_deref()));
         }
     }
-    let order = |e: &Evaluation| {
-        plan.protocols.iter().position(|p| e.protocol.get("name").is_some_and(|n| n == p.protocol.name))
-    };
+    let order = |e: &Evaluation| plan.protocols.iter().position(|p| p.protocol.name == e.protocol_name());
     found.sort_by_key(order);
     Ok(found)
 }

@@ -152,6 +152,9 @@ pub(super) fn plan_shard(args: &Evaluate, global: &Global, printer: Printer) -> 
         network.spec.record(samples.image_dims(), &rule)?;
     }
     let finished = is_finished(out, args.output.overwrite, &samples, range.clone(), &networks, batch, &rule)?;
+    if finished {
+        FeatureFile::open(out)?.verify()?;
+    }
     let (cache, out) = (args.cache.clone(), out.clone());
     Ok(Some(ShardPlan { samples, networks, range, batch, rule, cache, out, finished }))
 }
@@ -271,7 +274,8 @@ fn title_of(path: &Path, parts: usize) -> String {
     }
 }
 
-/// Whether `path` holds the features of images `range` of `samples` by `networks`, as an earlier run with the same settings wrote them.
+/// Whether `path` holds the features of images `range` of `samples` by `networks`, as an earlier run with the same settings described them;
+/// whether they are undamaged is for the caller to verify.
 ///
 /// # Errors
 /// If it holds something else and `overwrite` does not allow to replace it, or cannot be written.
@@ -292,7 +296,6 @@ fn is_finished(
         let options = PassOptions { batch, rule: *rule, cache: None, reporter: &Silent };
         let wanted = meta_of(samples, range, networks, &options)?;
         if (Meta { d2o_features: 0, sha256: BTreeMap::new(), ..meta.clone() }) == wanted {
-            found.verify()?;
             return Ok(true);
         }
         return Err(with_hint(

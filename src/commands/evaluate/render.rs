@@ -18,7 +18,6 @@ pub(super) fn render(evaluations: &[Evaluation]) -> String {
             names.push(name);
         }
     }
-    let protocol = |e: &Evaluation| e.protocol.get("name").cloned().unwrap_or_default();
     let row = |name: &&str| {
         let label =
             evaluations.iter().find(|e| e.metrics.contains_key(*name)).map_or_else(String::new, |e| e.label(name));
@@ -28,10 +27,10 @@ pub(super) fn render(evaluations: &[Evaluation]) -> String {
     let rows: Vec<Vec<String>> = names.iter().map(row).collect();
     let intervals = evaluations.iter().flat_map(|e| e.metrics.values()).any(|m| m.ci95.is_some());
     let value = if intervals { "value [95 % interval]" } else { "value" };
-    let protocols: Vec<String> = evaluations.iter().map(protocol).collect();
+    let protocols: Vec<&str> = evaluations.iter().map(Evaluation::protocol_name).collect();
     let header: Vec<&str> = match &protocols[..] {
         [_] => vec!["metric", value],
-        several => std::iter::once("metric").chain(several.iter().map(String::as_str)).collect(),
+        several => std::iter::once("metric").chain(several.iter().copied()).collect(),
     };
     let mut text = format!(
         "{} ({} images, protocol{} {})\n{}",
@@ -43,7 +42,7 @@ pub(super) fn render(evaluations: &[Evaluation]) -> String {
     );
     for e in evaluations {
         for deviation in &e.deviations {
-            let of = if evaluations.len() == 1 { String::new() } else { format!(" ({})", protocol(e)) };
+            let of = if evaluations.len() == 1 { String::new() } else { format!(" ({})", e.protocol_name()) };
             let _ = write!(text, "\ndeviation{of}: {deviation}");
         }
         if !e.per_class.is_empty() {
