@@ -148,6 +148,8 @@ fn inspect_takes_what_evaluate_takes() {
     }
     npz.finish().unwrap();
     assert_eq!(shown("two.npz::val_images")[0]["count"], 2);
+    let both = &shown("two.npz")[0];
+    assert!(both["not_images"].to_string().contains("train_images") && both["arrays"].as_array().unwrap().len() == 2);
     d2o(dir.path(), &["dataset", "two.npz::train_images", "--out", "t.zip"]);
     assert_eq!(shown("t.zip")[0]["count"], 3);
     // An existing file is replaced on demand only.

@@ -64,7 +64,9 @@ impl Accumulator {
         Ok(())
     }
 
-    fn flush(&mut self) {
+    /// Adds the rows that wait for their block to fill up, so that [`Accumulator::finish`] needs no copy. Only for sums that are complete: rows that
+    /// are pushed later fall into other blocks.
+    pub fn flush(&mut self) {
         let rows = self.waiting.len() / self.dims.max(1);
         let block = MatRef::from_row_major_slice(&self.waiting, rows, self.dims);
         matmul(&mut self.outer, Accum::Add, block.transpose(), block, 1.0, Par::rayon(0));
@@ -80,11 +82,15 @@ impl Accumulator {
     ///
     /// # Errors
     /// `TooFew` unless there are more than `ddof` rows.
-    pub fn finish(mut self, ddof: usize) -> Result<Gaussian> {
+    pub fn finish(&self, ddof: usize) -> Result<Gaussian> {
         if self.count <= ddof {
             return Err(Error::TooFew { what: "covariance", least: ddof + 1, found: self.count });
         }
-        self.flush();
+        if !self.waiting.is_empty() {
+            let mut complete = self.clone();
+            complete.flush();
+            return complete.finish(ddof);
+        }
         #[allow(clippy::cast_precision_loss, reason = "sample counts")]
         let (n, divisor) = (self.count as f64, (self.count - ddof) as f64);
         let mean: Vec<f64> = self.sum.iter().map(|s| s / n).collect();

@@ -37,7 +37,7 @@ const BLOCK: u64 = 1 << 18;
 
 /// An archive that several threads read.
 #[derive(Debug)]
-pub(crate) struct Archive {
+pub struct Archive {
     path: PathBuf,
     file: Arc<fs::File>,
     /// All names, one after the other.
@@ -101,7 +101,7 @@ impl Archive {
     ///
     /// # Errors
     /// `Missing`; `Format` if it is no zip archive, is cut short, or its table is damaged.
-    pub(crate) fn open(path: &Path, expected: &str) -> Result<Self> {
+    pub fn open(path: &Path, expected: &str) -> Result<Self> {
         let file = kind::open(path, expected)?;
         let length = file.metadata()?.len();
         let mut archive =
@@ -250,12 +250,20 @@ impl Archive {
     }
 
     /// Number of entries.
-    pub(crate) fn len(&self) -> usize {
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.entries.len()
     }
 
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Name of entry `index`; the entries are sorted by it. Bytes that are not UTF-8 are replaced.
-    pub(crate) fn name(&self, index: usize) -> &str {
+    #[must_use]
+    pub fn name(&self, index: usize) -> &str {
         self.entries.get(index).map_or("", |e| name_of(&self.names, e))
     }
 
@@ -272,7 +280,7 @@ impl Archive {
     }
 
     /// Drops the entries that `keep` does not want by name.
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&str) -> bool) {
+    pub fn retain(&mut self, mut keep: impl FnMut(&str) -> bool) {
         let names = &self.names;
         self.entries.retain(|e| keep(name_of(names, e)));
         self.entries.shrink_to_fit();
@@ -333,11 +341,19 @@ impl Archive {
         Ok((bytes, complete))
     }
 
+    /// The entry called `name` as a whole, if there is one.
+    ///
+    /// # Errors
+    /// Those of [`Archive::whole`].
+    pub fn file(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        self.find(name).map(|index| self.whole(index, limit)).transpose()
+    }
+
     /// Entry `index` as a whole.
     ///
     /// # Errors
     /// Those of [`Archive::read`]; `Format` if it has more than `limit` bytes.
-    pub(crate) fn whole(&self, index: usize, limit: u64) -> Result<Vec<u8>> {
+    pub fn whole(&self, index: usize, limit: u64) -> Result<Vec<u8>> {
         match self.read(index, limit)? {
             (bytes, true) => Ok(bytes),
             (_, false) => Err(Error::format(&self.path, self.name(index), format!("at most {limit} bytes"), "more")),

@@ -566,25 +566,14 @@ impl Hdf5Writer {
         Ok(())
     }
 
-    /// Adds a dataset of integers, e.g. `labels` or `seeds`.
+    /// Adds a dataset of values of one dimension: labels, seeds, bytes.
     ///
     /// # Errors
     /// `Hdf5`.
-    pub fn i64(&mut self, name: &str, values: &[i64]) -> Result<()> {
+    pub fn values<T: H5Type>(&mut self, name: &str, values: &[T]) -> Result<()> {
         let data = self
             .output
-            .dataset(|file| file.new_dataset::<i64>().obj_track_times(false).shape(values.len()).create(name))?;
-        data.write_raw(values).map_err(|source| failed(&self.target, source))
-    }
-
-    /// Adds a dataset of bytes.
-    ///
-    /// # Errors
-    /// `Hdf5`.
-    pub fn bytes(&mut self, name: &str, values: &[u8]) -> Result<()> {
-        let data = self
-            .output
-            .dataset(|file| file.new_dataset::<u8>().obj_track_times(false).shape(values.len()).create(name))?;
+            .dataset(|file| file.new_dataset::<T>().obj_track_times(false).shape(values.len()).create(name))?;
         data.write_raw(values).map_err(|source| failed(&self.target, source))
     }
 
@@ -613,7 +602,7 @@ mod tests {
         let mut writer = Hdf5Writer::create(&path, 20, ImageDims { height: 4, width: 4, channels: 3 }).unwrap();
         writer.append(&images.slice(s![..13, .., .., ..]).to_owned()).unwrap();
         writer.append(&images.slice(s![13.., .., .., ..]).to_owned()).unwrap();
-        writer.i64("labels", &(0..20).collect::<Vec<_>>()).unwrap();
+        writer.values("labels", &(0..20_i64).collect::<Vec<_>>()).unwrap();
         assert!(!path.exists());
         writer.finish().unwrap();
         let mut source = crate::batch::open(&path).unwrap();
@@ -632,8 +621,8 @@ mod tests {
             for start in (0..50).step_by(step) {
                 writer.append(&images.slice(s![start..(start + step).min(50), .., .., ..]).to_owned()).unwrap();
             }
-            writer.i64("labels", &[3; 50]).unwrap();
-            writer.bytes("d2o", b"{}").unwrap();
+            writer.values("labels", &[3_i64; 50]).unwrap();
+            writer.values("d2o", b"{}").unwrap();
             writer.finish().unwrap();
             fs_err::read(path).unwrap()
         };

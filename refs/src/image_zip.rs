@@ -41,13 +41,10 @@ impl ImageZip {
     /// be read.
     pub fn open(path: &Path) -> Result<Self> {
         let mut archive = Archive::open(path, "a zip archive of images")?;
-        let json = match archive.find(LABEL_FILE) {
-            Some(index) => Some(archive.whole(index, MAX_JSON)?),
-            None => None,
-        };
+        let json = archive.file(LABEL_FILE, MAX_JSON)?;
         let mut left = LeftOut::default();
         archive.retain(|name| !name.ends_with(['/', '\\']) && left.takes(name));
-        if archive.len() == 0 {
+        if archive.is_empty() {
             return Err(left.empty(path));
         }
         let size = |i| size_of(path, archive.name(i), |limit| archive.read(i, limit));

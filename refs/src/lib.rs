@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+pub mod archive;
 pub mod atomic;
 pub mod batch;
 pub mod decode;
@@ -15,7 +16,6 @@ pub mod npz;
 pub mod record;
 pub mod stats;
 
-mod archive;
 mod kind;
 mod labels;
 mod pixels;

@@ -100,7 +100,7 @@ mod tests {
         npz.finish().unwrap();
         let mut h5 = Hdf5Writer::create(&at("a.h5"), 1, ImageDims { height: 2, width: 2, channels: 3 }).unwrap();
         h5.append(&images).unwrap();
-        h5.bytes(RECORD, text.as_bytes()).unwrap();
+        h5.values(RECORD, text.as_bytes()).unwrap();
         h5.finish().unwrap();
         let mut zip = DatasetWriter::create(&at("a.zip")).unwrap();
         zip.append(&images, None).unwrap();

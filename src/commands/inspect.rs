@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use d2o_converters::checkpoint::{Architecture, Checkpoint, Network};
 use d2o_converters::published::{self, WeightsState};
 use d2o_onnx::read::ModelInfo;
-use d2o_refs::batch::{self, ImageDims};
+use d2o_refs::batch::{self, ImageDims, ImageSource};
 use d2o_refs::npz;
 use fs_err as fs;
 use serde_json::{Value, json};
@@ -36,8 +36,11 @@ fn describe(path: &Path) -> anyhow::Result<Value> {
     }
     let mut value = match path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).as_deref() {
         Some("onnx") => graph(path)?,
-        Some("npz") if batch::open(path).is_err() => arrays(path)?,
-        Some("npz" | "npy" | "zip" | "h5" | "hdf5") => images(path)?,
+        Some("npz") => match batch::open(path) {
+            Ok(source) => images_of(path, source)?,
+            Err(why) => arrays(path, &why)?,
+        },
+        Some("npy" | "zip" | "h5" | "hdf5") => images(path)?,
         _ => return checkpoint(path),
     };
     value["sha256"] = batch::container_sha256(path)?.into();
@@ -73,7 +76,8 @@ fn weights(value: &mut Value, state: &WeightsState) {
     value[published::HEAD_DIGEST] = state.head_digest.clone().into();
 }
 
-fn arrays(path: &Path) -> anyhow::Result<Value> {
+/// Lists the arrays of an npz that could not be opened as images, for the reason `why`.
+fn arrays(path: &Path, why: &d2o_refs::Error) -> anyhow::Result<Value> {
     let mut npz = npz::Npz::open(path)?;
     let mut list = Vec::new();
     for name in npz.names() {
@@ -82,11 +86,15 @@ fn arrays(path: &Path) -> anyhow::Result<Value> {
     }
     let reference = npz.contains("mu") && npz.contains("sigma");
     let what = if reference { "reference statistics" } else { "npz arrays" };
-    Ok(json!({"file": path, "what": what, "arrays": list, "next": format!("d2o refs inspect {}", path.display())}))
+    let why = (!reference).then(|| why.to_string());
+    Ok(json!({"file": path, "what": what, "not_images": why, "arrays": list, "next": format!("d2o refs inspect {}", path.display())}))
 }
 
 fn images(path: &Path) -> anyhow::Result<Value> {
-    let mut source = batch::open(path)?;
+    images_of(path, batch::open(path)?)
+}
+
+fn images_of(path: &Path, mut source: Box<dyn ImageSource>) -> anyhow::Result<Value> {
     let dims = source.dims();
     let classes = source.labels().map(|l| {
         let mut classes = l.to_vec();

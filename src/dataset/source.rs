@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
+use d2o_refs::archive::Archive;
 use d2o_refs::batch::{self, ImageSource};
 use d2o_refs::image_zip::{LABEL_FILE, MAX_ENTRY, MAX_JSON};
 use d2o_refs::listing::{self, Found, LeftOut};
@@ -13,7 +14,6 @@ use flate2::read::GzDecoder;
 use fs_err as fs;
 use ndarray::Array3;
 use serde_json::Value;
-use zip::ZipArchive;
 
 use super::cifar::Cifar;
 use super::lmdb::{self, Lmdb};
@@ -177,23 +177,14 @@ fn folder(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
 }
 
 fn zip(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
-    let damaged = || format!("`{}` is not a readable zip archive", path.display());
-    let mut archive = ZipArchive::new(fs::File::open(path)?).with_context(damaged)?;
-    let names: Result<Vec<String>, _> = archive.file_names().map(|n| n.map(std::borrow::Cow::into_owned)).collect();
-    let mut names = names.with_context(damaged)?;
-    names.sort_unstable();
-    let mut entry = move |name: &str, limit: u64| {
-        let file = archive.by_name(name)?;
-        let size = file.size();
-        ensure!(size <= limit, "expected at most {limit} bytes, found {size}");
-        let mut bytes = Vec::new();
-        file.take(limit).read_to_end(&mut bytes)?;
-        anyhow::Ok(bytes)
-    };
-    names.retain(|n| !n.ends_with('/'));
-    let json = if names.iter().any(|n| n == LABEL_FILE) { Some(entry(LABEL_FILE, MAX_JSON)?) } else { None };
-    let found = names.into_iter().map(|name| Found { path: PathBuf::from(&name), name }).collect();
-    files(path, selection, (found, LeftOut::default()), json, false, move |file| entry(&file.name, MAX_ENTRY))
+    let mut archive = Archive::open(path, "a zip archive of images")?;
+    archive.retain(|name| !name.ends_with(['/', '\\']));
+    let json = archive.file(LABEL_FILE, MAX_JSON)?;
+    let name = |i| archive.name(i).to_owned();
+    let found = (0..archive.len()).map(name).map(|name| Found { path: PathBuf::from(&name), name }).collect();
+    files(path, selection, (found, LeftOut::default()), json, false, move |file| {
+        Ok(archive.file(&file.name, MAX_ENTRY)?.context("no entry of this name")?)
+    })
 }
 
 /// A source of named files: the images among `files`, labelled by `json`, the text of `dataset.json`, or by their folders.

@@ -287,9 +287,9 @@ impl MetricsContext<'_> {
             if wants(metric) {
                 builder.attempt(stage, keys(metric), |b| {
                     let ddof = self.protocol.ddof;
-                    let samples = accumulator.clone().context("no features")?.finish(ddof)?;
-                    let value = frechet_distance(&samples, &self.reference.gaussian(stage, ddof)?)?;
-                    b.put(metric.keys(&self.names)[0], value);
+                    let samples = accumulator.as_ref().context("no features")?.finish(ddof)?;
+                    let reference = self.reference.gaussian(stage, ddof)?;
+                    b.put(metric.keys(&self.names)[0], frechet_distance(&samples, &reference)?);
                     Ok(())
                 });
             }
@@ -349,7 +349,7 @@ impl MetricsContext<'_> {
         builder: &mut EvaluationBuilder<'_>,
     ) -> anyhow::Result<()> {
         let ddof = self.protocol.ddof;
-        let samples = sums.features.clone().context("no features")?.finish(ddof)?;
+        let samples = sums.features.as_ref().context("no features")?.finish(ddof)?;
         let against = self.reference.gaussian("features", ddof)?;
         let value = frechet_distance(&samples, &against)?;
         let (count, dims) = (self.count, samples.mu.len());

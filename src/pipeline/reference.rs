@@ -1,5 +1,6 @@
 //! What samples are compared with: statistics files of every tool, images, feature files.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -170,14 +171,14 @@ enum Moments {
 impl Moments {
     /// With the divisor N - `ddof`. What a file holds is rescaled where it says of how many images it is.
     #[allow(clippy::cast_precision_loss, reason = "image counts")]
-    fn gaussian(&self, wanted: usize) -> anyhow::Result<Gaussian> {
+    fn gaussian(&self, wanted: usize) -> anyhow::Result<Cow<'_, Gaussian>> {
         Ok(match self {
-            Self::Sums(sums) => sums.clone().finish(wanted)?,
+            Self::Sums(sums) => Cow::Owned(sums.finish(wanted)?),
             Self::Fixed { gaussian, ddof, count: Some(n) } if *ddof != wanted && *n > wanted.max(*ddof) => {
                 let factor = (n - ddof) as f64 / (n - wanted) as f64;
-                Gaussian { mu: gaussian.mu.clone(), sigma: &gaussian.sigma * factor }
+                Cow::Owned(Gaussian { mu: gaussian.mu.clone(), sigma: &gaussian.sigma * factor })
             }
-            Self::Fixed { gaussian, .. } => gaussian.clone(),
+            Self::Fixed { gaussian, .. } => Cow::Borrowed(gaussian),
         })
     }
 }
@@ -201,7 +202,7 @@ impl Reference {
     ///
     /// # Errors
     /// A reference without them; too few images.
-    pub fn gaussian(&self, matrix: &str, ddof: usize) -> anyhow::Result<Gaussian> {
+    pub fn gaussian(&self, matrix: &str, ddof: usize) -> anyhow::Result<Cow<'_, Gaussian>> {
         self.moments
             .get(matrix)
             .with_context(|| format!("the reference holds no statistics of `{matrix}`"))?

@@ -88,6 +88,16 @@ impl ImageSource for MemoryImages {
     }
 }
 
+/// What parts of one set have in common in `meta`: neither the rows, nor where the networks' files lie.
+#[must_use]
+pub fn settings(meta: &Meta) -> Meta {
+    let mut meta = Meta { d2o_features: 0, rows: 0..0, sha256: BTreeMap::new(), ..meta.clone() };
+    meta.networks.values_mut().filter_map(Value::as_object_mut).for_each(|network| {
+        network.remove("path");
+    });
+    meta
+}
+
 impl Source {
     /// Images in memory, made by something of hash `sha256`.
     #[must_use]
@@ -143,14 +153,7 @@ impl Source {
         }
         let rows = |part: &FeatureFile| part.meta().map_or(0..0, |m| m.rows.clone());
         parts.sort_by_key(|p| rows(p).start);
-        let shared = |part: &FeatureFile| {
-            let mut meta = part.meta().cloned()?;
-            // Where a network's file lay does not matter.
-            meta.networks.values_mut().filter_map(Value::as_object_mut).for_each(|n| {
-                n.remove("path");
-            });
-            Some(Meta { rows: 0..0, sha256: BTreeMap::new(), ..meta })
-        };
+        let shared = |part: &FeatureFile| part.meta().map(settings);
         let Some(first) = parts.first() else { anyhow::bail!("no parts") };
         let total = first.meta().map_or(0, |m| m.total);
         let mut at = 0;

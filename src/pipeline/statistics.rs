@@ -131,6 +131,7 @@ pub fn statistics(
         }
         Ok(())
     })?;
+    [&mut features, &mut spatial, &mut clip].into_iter().flatten().for_each(Accumulator::flush);
     let matrix = |kept: Option<(usize, Vec<f32>)>| {
         kept.map(|(dims, rows)| Array2::from_shape_vec((len, dims), rows)).transpose()
     };

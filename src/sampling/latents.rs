@@ -13,7 +13,7 @@ use super::rng::{Family, Streams};
 /// Names of the arrays of a latents file.
 const LATENTS: &str = "latents";
 const LABELS: &str = "labels";
-const SEEDS: &str = "seeds";
+pub(super) const SEEDS: &str = "seeds";
 
 /// Starting points of a batch.
 #[derive(Debug)]
@@ -136,15 +136,19 @@ impl Given {
     }
 }
 
+/// `seeds` as i64, the usual type of integers in numpy, unless one exceeds it.
+pub(super) fn signed(seeds: &[u64]) -> Option<Vec<i64>> {
+    seeds.iter().map(|s| i64::try_from(*s).ok()).collect()
+}
+
 /// Writes `seeds` as i64, or as u64 if one exceeds i64.
 ///
 /// # Errors
 /// Writing errors.
 pub fn write_seeds(npz: &mut NpzWriter, seeds: &[u64]) -> anyhow::Result<()> {
-    let signed: Result<Vec<i64>, _> = seeds.iter().map(|s| i64::try_from(*s)).collect();
-    match signed {
-        Ok(signed) => npz.i64(SEEDS, &signed)?,
-        Err(_) => npz.u64(SEEDS, seeds)?,
+    match signed(seeds) {
+        Some(signed) => npz.i64(SEEDS, &signed)?,
+        None => npz.u64(SEEDS, seeds)?,
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use ndarray::{Array3, Array4, Axis, s};
 use rayon::prelude::*;
 use serde_json::Value;
 
+use super::latents::{SEEDS, signed};
 use crate::error::with_hint;
 
 /// In `OUT.partial`: the `dataset.json` of the folder that is being replaced, until its images are gone.
@@ -147,10 +148,13 @@ impl<'a> Sink<'a> {
             }
             Kind::Hdf5(mut h5, file) => {
                 if !self.labels.is_empty() {
-                    h5.i64("labels", &self.labels)?;
+                    h5.values("labels", &self.labels)?;
                 }
-                h5.i64("seeds", &self.seeds.iter().map(|s| s.cast_signed()).collect::<Vec<_>>())?;
-                h5.bytes(RECORD, text.as_bytes())?;
+                match signed(self.seeds) {
+                    Some(seeds) => h5.values(SEEDS, &seeds)?,
+                    None => h5.values(SEEDS, self.seeds)?,
+                }
+                h5.values(RECORD, text.as_bytes())?;
                 h5.finish()?;
                 file
             }
@@ -369,6 +373,17 @@ mod tests {
         assert!(text(&out).contains("not a finished output"), "images alone do not tell whose they are");
         fs::write(out.join(LABEL_FILE), "{\"labels\": null}").unwrap();
         assert!(text(&out).contains("not a finished output"));
+    }
+
+    #[test]
+    fn seeds_beyond_i64_are_kept_in_hdf5() {
+        let dir = tempfile::tempdir().unwrap();
+        for seeds in [[3, 4], [1 << 63, u64::MAX]] {
+            let out = dir.path().join("a.h5");
+            write(&out, &dir.path().join("scratch"), &seeds, false);
+            let data = ::hdf5::File::open(&out).unwrap().dataset(SEEDS).unwrap();
+            assert_eq!(data.read_raw::<u64>().unwrap(), seeds);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use d2o_evaluations::protocol::{INCEPTION, ManifoldFeatures, PROTOCOLS, Protocol
 use d2o_evaluations::result::{Condition, Deviation, DeviationKind};
 use d2o_evaluations::{fd_infinity, frechet};
 use d2o_refs::batch::{self, ImageDims, uniform};
-use d2o_refs::features::{FeatureFile, Meta};
+use d2o_refs::features::FeatureFile;
 
 use crate::cli::{Evaluate, Global};
 use crate::engine::{self, Engine};
@@ -22,7 +22,7 @@ use crate::pipeline::network::{self, CLIP, InputRule, Network, Role};
 use crate::pipeline::pass::PassOptions;
 use crate::pipeline::provenance::{NetworkRecord, Records, against_protocol, between};
 use crate::pipeline::reference::{OpenReference, Supply};
-use crate::pipeline::source::Source;
+use crate::pipeline::source::{Source, settings};
 use crate::pipeline::statistics::{StatsRequest, meta_of};
 use crate::printer::Printer;
 use crate::progress::Silent;
@@ -295,7 +295,7 @@ fn is_finished(
     {
         let options = PassOptions { batch, rule: *rule, cache: None, reporter: &Silent };
         let wanted = meta_of(samples, range, networks, &options)?;
-        if (Meta { d2o_features: 0, sha256: BTreeMap::new(), ..meta.clone() }) == wanted {
+        if meta.rows == wanted.rows && settings(meta) == settings(&wanted) {
             return Ok(true);
         }
         return Err(with_hint(

@@ -63,7 +63,7 @@ pub(super) fn metric_changes(
                 anyhow::bail!("the reference does not belong to the extractor: {deviation}");
             }
             let computed = open.compute(&mut networks, &request, &options)?;
-            Some(computed.gaussian("features", protocol.ddof)?)
+            Some(computed.gaussian("features", protocol.ddof)?.into_owned())
         }
         None => None,
     };
