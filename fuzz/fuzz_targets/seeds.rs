@@ -10,6 +10,7 @@ use d2o_converters::checkpoint::safetensors::{self, Tensor};
 use d2o_converters::config::NetConfig;
 use d2o_converters::export::{self, Options};
 use d2o_converters::weights::Weights;
+use d2o_refs::archive::Archive;
 use d2o_refs::image_zip::DatasetWriter;
 use d2o_refs::npy::{self, Dtype};
 use d2o_refs::npz::NpzWriter;
@@ -94,6 +95,12 @@ fn write() -> Result<(), Box<dyn Error>> {
     zip.finish()?;
     std::fs::write(folder("image_zip")?.join("png"), d2o_refs::png(&path, "", Array4::<u8>::zeros((1, 5, 5, 3)).index_axis(ndarray::Axis(0), 0))?)?;
     std::fs::write(folder("image_zip")?.join("labels"), br#"{"labels": [["00000/img00000000.png", 3]]}"#)?;
+
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../refs/tests/data/decode.zip");
+    let images = Archive::open(&cases, "a zip archive")?;
+    for i in 0..images.len() {
+        std::fs::write(folder("image")?.join(images.name(i).replace('/', "-")), images.whole(i, 1 << 20)?)?;
+    }
 
     let config = NetConfig::new("EDMPrecond", &kwargs.parse()?)?;
     let exported = export::denoiser_of(&config, Weights::initialised(0), &Options::default())?;

@@ -87,7 +87,9 @@ fn arrays(path: &Path, why: &d2o_refs::Error) -> anyhow::Result<Value> {
     let reference = npz.contains("mu") && npz.contains("sigma");
     let what = if reference { "reference statistics" } else { "npz arrays" };
     let why = (!reference).then(|| why.to_string());
-    Ok(json!({"file": path, "what": what, "not_images": why, "arrays": list, "next": format!("d2o refs inspect {}", path.display())}))
+    Ok(
+        json!({"file": path, "what": what, "not_images": why, "arrays": list, "next": format!("d2o refs inspect {}", path.display())}),
+    )
 }
 
 fn images(path: &Path) -> anyhow::Result<Value> {

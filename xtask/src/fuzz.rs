@@ -9,7 +9,7 @@ use fs_err as fs;
 use crate::paths::{environment, root, target};
 
 /// Targets, named after what they read; each is a file in fuzz/fuzz_targets.
-const TARGETS: [&str; 11] = [
+const TARGETS: [&str; 12] = [
     "pickle",
     "torch_zip",
     "torch_legacy",
@@ -19,6 +19,7 @@ const TARGETS: [&str; 11] = [
     "npy",
     "npz",
     "stats",
+    "image",
     "image_zip",
     "onnx",
 ];

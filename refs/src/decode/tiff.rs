@@ -78,9 +78,9 @@ fn layout(file: &mut File<'_>) -> Result<Layout, Fault> {
     if first == 16 {
         return Err(Fault::sixteen("a 16-bit TIFF"));
     }
-    if formats.iter().any(|f| *f != 1) || first > 16 {
+    if formats.iter().any(|f| *f != 1) || !matches!(first, 1 | 2 | 4 | 8) {
         return Err(Fault::expected(
-            "a TIFF of unsigned integers of 8 bits or less",
+            "a TIFF of unsigned integers of 1, 2, 4 or 8 bits",
             format!("{first} bits, sample formats {formats:?}"),
         ));
     }
@@ -322,4 +322,51 @@ fn turn(pixels: Pixels, orientation: u16) -> Pixels {
         }
     }
     Pixels { height: h, width: w, channels, data: out }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A grey TIFF of 2×1 pixels whose single strip is one byte.
+    fn grey(bits: u16) -> Vec<u8> {
+        let tags: [(u16, u16, u32); 8] = [
+            (256, 3, 2),
+            (257, 3, 1),
+            (258, 3, u32::from(bits)),
+            (259, 3, 1),
+            (262, 3, u32::from(BLACK_IS_ZERO)),
+            (273, 4, 8),
+            (278, 3, 1),
+            (279, 4, u32::from(bits * 2).div_ceil(8)),
+        ];
+        let mut file = b"II*\0\x0c\0\0\0\xe4\x12\0\0\x08\0".to_vec();
+        for (tag, kind, value) in tags {
+            file.extend(tag.to_le_bytes().into_iter().chain(kind.to_le_bytes()));
+            file.extend(1_u32.to_le_bytes().into_iter().chain(value.to_le_bytes()));
+        }
+        file.extend([0; 4]);
+        file
+    }
+
+    #[test]
+    fn samples_have_1_2_4_or_8_bits() {
+        for bits in 1..=16 {
+            let read = decode(&grey(bits))
+                .map(|p| p.data)
+                .map_err(|fault| fault.at(std::path::Path::new("a"), "").to_string());
+            let expected = match bits {
+                1 => [255, 255],
+                2 => [255, 170],
+                4 => [14 * 17, 4 * 17],
+                8 => [0xe4, 0x12],
+                16 => continue,
+                _ => {
+                    assert!(read.as_ref().is_err_and(|e| e.contains("1, 2, 4 or 8 bits")), "{bits}: {read:?}");
+                    continue;
+                }
+            };
+            assert_eq!(read.unwrap(), expected, "{bits}");
+        }
+    }
 }
