@@ -183,7 +183,7 @@ fn zip(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
     let name = |i| archive.name(i).to_owned();
     let found = (0..archive.len()).map(name).map(|name| Found { path: PathBuf::from(&name), name }).collect();
     files(path, selection, (found, LeftOut::default()), json, false, move |file| {
-        Ok(archive.file(&file.name, MAX_ENTRY)?.context("no entry of this name")?)
+        archive.file(&file.name, MAX_ENTRY)?.context("no entry of this name")
     })
 }
 
