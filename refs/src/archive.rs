@@ -11,6 +11,7 @@ use fs_err as fs;
 
 use crate::error::{Error, Result};
 use crate::kind;
+use crate::listing::text_at;
 use crate::npy::fill;
 
 /// Signatures of records, little endian.
@@ -249,6 +250,17 @@ impl Archive {
         Ok(())
     }
 
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it holds npy arrays.
+    #[must_use]
+    pub fn has_arrays(&self) -> bool {
+        (0..self.len()).any(|i| self.name(i).ends_with(".npy"))
+    }
+
     /// Number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -362,8 +374,7 @@ impl Archive {
 }
 
 fn name_of<'a>(names: &'a str, entry: &Entry) -> &'a str {
-    let at = usize::try_from(entry.name).unwrap_or(usize::MAX);
-    names.get(at..at.saturating_add(entry.name_bytes as usize)).unwrap_or("")
+    text_at(names, entry.name, entry.name_bytes)
 }
 
 fn incomplete(path: &Path, name: &str, error: &std::io::Error) -> Error {

@@ -325,7 +325,8 @@ impl AtomicZip {
         const SLACK: u64 = 1 << 16;
         self.end()?;
         let large = bytes > u64::from(u32::MAX) - SLACK;
-        self.header(name, large, 0, 0)
+        self.current = Some(self.header(name, large, 0, 0)?);
+        Ok(())
     }
 
     /// Writes entry `name` as a whole.
@@ -337,14 +338,9 @@ impl AtomicZip {
         self.end()?;
         let mut crc = crc32fast::Hasher::new();
         crc.update(bytes);
-        self.header(name, false, crc.clone().finalize(), bytes.len() as u64)?;
+        let entry = self.header(name, false, crc.clone().finalize(), bytes.len() as u64)?;
         self.put(bytes)?;
-        if let Some(mut entry) = self.current.take() {
-            entry.crc = crc;
-            entry.bytes = bytes.len() as u64;
-            self.list(entry)?;
-        }
-        Ok(())
+        self.list(Entry { crc, bytes: bytes.len() as u64, ..entry })
     }
 
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -353,7 +349,8 @@ impl AtomicZip {
         Ok(())
     }
 
-    fn header(&mut self, name: &str, large: bool, crc: u32, bytes: u64) -> Result<()> {
+    /// Writes the local header of an entry, whose content comes next.
+    fn header(&mut self, name: &str, large: bool, crc: u32, bytes: u64) -> Result<Entry> {
         let header = self.at;
         let size = if large { ELSEWHERE } else { low(bytes) };
         let mut out = Vec::with_capacity(64 + name.len());
@@ -372,8 +369,7 @@ impl AtomicZip {
             out.extend([0; 16]);
         }
         self.put(&out)?;
-        self.current = Some(Entry { name: name.to_owned(), header, crc: crc32fast::Hasher::new(), bytes: 0, large });
-        Ok(())
+        Ok(Entry { name: name.to_owned(), header, crc: crc32fast::Hasher::new(), bytes: 0, large })
     }
 
     /// Completes the header of the entry that was started.
@@ -386,11 +382,9 @@ impl AtomicZip {
         self.file.write_all(&entry.crc.clone().finalize().to_le_bytes())?;
         if entry.large {
             self.file.seek(SeekFrom::Start(entry.header + 30 + entry.name.len() as u64 + 4))?;
-            self.file.write_all(&entry.bytes.to_le_bytes())?;
-            self.file.write_all(&entry.bytes.to_le_bytes())?;
+            self.file.write_all(&[entry.bytes.to_le_bytes(); 2].concat())?;
         } else {
-            self.file.write_all(&low(entry.bytes).to_le_bytes())?;
-            self.file.write_all(&low(entry.bytes).to_le_bytes())?;
+            self.file.write_all(&[low(entry.bytes).to_le_bytes(); 2].concat())?;
         }
         self.file.seek(SeekFrom::Start(self.at))?;
         self.list(entry)

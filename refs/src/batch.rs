@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::archive::Archive;
 use crate::error::{Error, Result};
 use crate::{folder, hdf5, image_zip, kind, listing, npy, npz};
 
@@ -154,11 +155,12 @@ pub fn open(path: &Path) -> Result<Box<dyn ImageSource>> {
         whole("a single array")?;
         Ok(Box::new(npz::Pack::open_npy(path)?))
     } else if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
-        if npz::holds_arrays(path, EXPECTED)? {
-            Ok(Box::new(npz::Pack::open_array(path, name)?))
+        let archive = Archive::open(path, EXPECTED)?;
+        if archive.has_arrays() {
+            Ok(Box::new(npz::Pack::of(npz::Npz::of(archive), name)?))
         } else {
             whole("a zip of images")?;
-            Ok(Box::new(image_zip::ImageZip::open(path)?))
+            Ok(Box::new(image_zip::ImageZip::of(archive)?))
         }
     } else if hdf5::is_hdf5(path)? {
         Ok(Box::new(hdf5::Hdf5Images::open_dataset(path, name)?))

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::batch::{ImageDims, ImageSource, check_range};
 use crate::error::{Error, Result};
-use crate::image_zip::{HEAD, MAX_ENTRY, MAX_JSON, Sizes, decode_each, size_of, stack};
+use crate::image_zip::{HEAD, MAX_ENTRY, MAX_JSON, Sizes, decode_each, shown, size_of, stack};
 use crate::kind;
 use crate::labels::{LABEL_FILE, Labels, of_folders, of_json};
 use crate::listing::{Listing, list};
@@ -109,10 +109,7 @@ impl ImageSource for Folder {
     }
 
     fn name(&self, index: usize) -> String {
-        match self.files.name(index) {
-            "" => format!("image {index}"),
-            name => format!("`{name}`"),
-        }
+        shown(index, self.files.name(index))
     }
 
     fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>> {

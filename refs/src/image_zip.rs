@@ -40,21 +40,26 @@ impl ImageZip {
     /// `Missing`; `Format` if it is no zip archive or damaged; `Empty` without images; `Image` or `Format` for an image whose size cannot
     /// be read.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut archive = Archive::open(path, "a zip archive of images")?;
+        Self::of(Archive::open(path, "a zip archive of images")?)
+    }
+
+    /// As [`ImageZip::open`], of an archive that is open.
+    pub(crate) fn of(mut archive: Archive) -> Result<Self> {
+        let path = archive.path().to_owned();
         let json = archive.file(LABEL_FILE, MAX_JSON)?;
         let mut left = LeftOut::default();
         archive.retain(|name| !name.ends_with(['/', '\\']) && left.takes(name));
         if archive.is_empty() {
-            return Err(left.empty(path));
+            return Err(left.empty(&path));
         }
-        let size = |i| size_of(path, archive.name(i), |limit| archive.read(i, limit));
+        let size = |i| size_of(&path, archive.name(i), |limit| archive.read(i, limit));
         let sizes = (0..archive.len()).into_par_iter().map(size).collect::<Result<Vec<_>>>()?;
         let names: Vec<&str> = (0..archive.len()).map(|i| archive.name(i)).collect();
         let labels = match json {
             Some(json) => of_json(&json, &names),
             None => of_folders(&names),
         };
-        Ok(Self { path: path.to_owned(), archive, sizes: Sizes::of(sizes), labels, notes: left.notes() })
+        Ok(Self { path, archive, sizes: Sizes::of(sizes), labels, notes: left.notes() })
     }
 
     fn decode(&self, range: Range<usize>) -> Result<Vec<Array3<u8>>> {
@@ -116,6 +121,11 @@ pub(crate) fn stack(source: &dyn ImageSource, range: Range<usize>, images: Vec<A
         slot.assign(image);
     }
     Ok(out)
+}
+
+/// Name of image `index` in messages, whose file is called `name`.
+pub(crate) fn shown(index: usize, name: &str) -> String {
+    if name.is_empty() { format!("image {index}") } else { format!("`{name}`") }
 }
 
 /// Sizes of the images of a set.
@@ -181,10 +191,7 @@ impl ImageSource for ImageZip {
     }
 
     fn name(&self, index: usize) -> String {
-        match self.archive.name(index) {
-            "" => format!("image {index}"),
-            name => format!("`{name}`"),
-        }
+        shown(index, self.archive.name(index))
     }
 
     fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>> {

@@ -174,8 +174,13 @@ impl Listing {
 }
 
 fn text_of<'a>(text: &'a str, name: &Name) -> &'a str {
-    let at = usize::try_from(name.at).unwrap_or(usize::MAX);
-    text.get(at..at.saturating_add(name.bytes as usize)).unwrap_or("")
+    text_at(text, name.at, name.bytes)
+}
+
+/// The `bytes` bytes at `at` of names that stand one after the other.
+pub(crate) fn text_at(text: &str, at: u64, bytes: u32) -> &str {
+    let at = usize::try_from(at).unwrap_or(usize::MAX);
+    text.get(at..at.saturating_add(bytes as usize)).unwrap_or("")
 }
 
 /// All regular files below `root` that are not hidden, sorted by name, and what was left out. Links to files are followed; links to folders

@@ -37,7 +37,12 @@ impl Npz {
     /// # Errors
     /// `Missing`; `Format` saying what it is if it is not a zip archive, or damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { path: path.to_owned(), archive: Archive::open(path, "an npz file")? })
+        Ok(Self::of(Archive::open(path, "an npz file")?))
+    }
+
+    /// Of an archive that is open.
+    pub(crate) fn of(archive: Archive) -> Self {
+        Self { path: archive.path().to_owned(), archive }
     }
 
     /// Names of the arrays, without `.npy`, in the archive's order.
@@ -170,20 +175,6 @@ impl Npz {
     }
 }
 
-/// Whether the zip at `path` holds npy arrays.
-///
-/// # Errors
-/// As [`Npz::open`].
-pub fn has_arrays(path: &Path) -> Result<bool> {
-    holds_arrays(path, "a zip archive")
-}
-
-/// As [`has_arrays`] for a file that should be `expected`.
-pub(crate) fn holds_arrays(path: &Path, expected: &str) -> Result<bool> {
-    let archive = Archive::open(path, expected)?;
-    Ok((0..archive.len()).any(|i| archive.name(i).ends_with(".npy")))
-}
-
 /// Images of an npz or npy file, read in order without holding them all.
 ///
 /// Layouts: `[N, H, W, 3]`, grey `[N, H, W, 1]` and `[N, H, W]`, RGBA `[N, H, W, 4]` (alpha is dropped), `[N, 3, H, W]` and `[N, 1, H, W]`.
@@ -218,15 +209,15 @@ impl Pack {
     /// # Errors
     /// `Format` without an image array, with several of them, or if it is damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_array(path, None)
+        Self::of(Npz::open(path)?, None)
     }
 
-    /// As [`Pack::open`], with the image array `name`; `None` takes the only one.
+    /// As [`Pack::open`], of an npz that is open, with the image array `name`; `None` takes the only one.
     ///
     /// # Errors
     /// Those of [`Pack::open`]; `Format` if there is no array `name`.
-    pub fn open_array(path: &Path, name: Option<&str>) -> Result<Self> {
-        let mut npz = Npz::open(path)?;
+    pub(crate) fn of(mut npz: Npz, name: Option<&str>) -> Result<Self> {
+        let path = &npz.path.clone();
         let mut headers = Vec::new();
         for name in npz.names() {
             // Arrays of other types (strings, objects) are no images.

@@ -40,8 +40,7 @@ pub fn read(path: &Path) -> Result<Option<Value>> {
         return in_hdf5(path);
     }
     let archive = Archive::open(path, "an output of d2o: an npz, HDF5 or zip file, or a folder")?;
-    if let Some(index) = archive.find(&format!("{RECORD}.npy")) {
-        let bytes = archive.whole(index, MAX_BYTES)?;
+    if let Some(bytes) = archive.file(&format!("{RECORD}.npy"), MAX_BYTES)? {
         let mut bytes = bytes.as_slice();
         let header = npy::read_header(&mut bytes, path, RECORD)?;
         if header.dtype != Dtype::U8 {
@@ -49,8 +48,8 @@ pub fn read(path: &Path) -> Result<Option<Value>> {
         }
         return parse(path, RECORD, bytes).map(Some);
     }
-    match archive.find(LABEL_FILE) {
-        Some(index) => labelled(path, &archive.whole(index, MAX_BYTES)?),
+    match archive.file(LABEL_FILE, MAX_BYTES)? {
+        Some(json) => labelled(path, &json),
         None => Ok(None),
     }
 }

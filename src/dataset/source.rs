@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use d2o_refs::archive::Archive;
 use d2o_refs::batch::{self, ImageSource};
+use d2o_refs::decode;
 use d2o_refs::image_zip::{LABEL_FILE, MAX_ENTRY, MAX_JSON};
 use d2o_refs::listing::{self, Found, LeftOut};
-use d2o_refs::{decode, npz};
 use flate2::read::GzDecoder;
 use fs_err as fs;
 use ndarray::Array3;
@@ -105,7 +105,7 @@ impl Source {
             return if path.join(lmdb::DATA_FILE).is_file() { lmdb(path, selection) } else { folder(path, selection) };
         }
         match kind(file)? {
-            Kind::Zip => zip(path, selection),
+            Kind::Zip(archive) => zip(path, archive, selection),
             Kind::Tar => {
                 let cifar = Cifar::open(path)?;
                 let len = cifar.len();
@@ -131,7 +131,7 @@ impl Source {
 }
 
 enum Kind {
-    Zip,
+    Zip(Archive),
     Tar,
     Idx,
     Array,
@@ -145,8 +145,9 @@ fn kind(path: &Path) -> anyhow::Result<Kind> {
     const NAME: usize = 100;
     let mut head = Vec::new();
     fs::File::open(path)?.take(512).read_to_end(&mut head)?;
-    if head.starts_with(b"PK") && !npz::has_arrays(path)? {
-        return Ok(Kind::Zip);
+    if head.starts_with(b"PK") {
+        let archive = Archive::open(path, "a zip archive")?;
+        return Ok(if archive.has_arrays() { Kind::Array } else { Kind::Zip(archive) });
     }
     if head.starts_with(&GZIP) {
         head.clear();
@@ -176,8 +177,7 @@ fn folder(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
     files(path, selection, (found, left), json, true, move |file| bounded(&root.join(&file.path), MAX_ENTRY))
 }
 
-fn zip(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
-    let mut archive = Archive::open(path, "a zip archive of images")?;
+fn zip(path: &Path, mut archive: Archive, selection: &Selection) -> anyhow::Result<Source> {
     archive.retain(|name| !name.ends_with(['/', '\\']));
     let json = archive.file(LABEL_FILE, MAX_JSON)?;
     let name = |i| archive.name(i).to_owned();

@@ -54,7 +54,8 @@ struct Walk {
     scan: usize,
 }
 
-fn be16(bytes: &[u8], at: usize) -> Option<usize> {
+/// The number of 16 bits at `at`, big endian; `None` beyond the end.
+pub(super) fn be16(bytes: &[u8], at: usize) -> Option<usize> {
     Some(usize::from(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])))
 }
 

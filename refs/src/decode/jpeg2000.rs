@@ -7,6 +7,7 @@
 use jpeg2k::{ColorSpace, DecodeParameters, Image};
 
 use super::Fault;
+use super::jpeg::be16;
 use super::pixels::{self, Pixels};
 
 /// First bytes of a codestream: its start and the marker of sizes.
@@ -48,10 +49,6 @@ struct Header {
     /// Height, width and number of the tiles.
     tile: (u64, u64),
     tiles: u64,
-}
-
-fn be16(bytes: &[u8], at: usize) -> Option<usize> {
-    Some(usize::from(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])))
 }
 
 fn be32(bytes: &[u8], at: usize) -> Option<usize> {
