@@ -11,9 +11,8 @@
 //! `libonnxruntime_providers_cuda.so` keeps the machine code of H100 and H200 only ([`fatbin`]). ONNX Runtime opens its providers by file name in its own
 //! folder and d2o opens ONNX Runtime by path, so no links stand beside the libraries.
 //!
-//! Binaries are of the profile `dev`, which tests run and which is built already: 16.2 MB for both (12.3 MB for one alone), beside 50.7 MB for the provider
-//! and 7.4 MB for ONNX Runtime make 74.5 MB of the 75.5 MB that two parts hold. Should they outgrow it, `bin/d2o-plain` can go: run.py then takes
-//! `bin/d2o`, which loads libtorch at every start.
+//! Binaries are of the profile `dev`, which tests run and which is built already: 16.8 MB for both (12.3 MB for one alone), beside 50.7 MB for the provider
+//! and 7.4 MB for ONNX Runtime make 75.1 MB. The checkout travels with every part, so what it leaves of [`LIMIT`] decides how many parts there are.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -33,10 +32,10 @@ use crate::setup::{Component, Staging, Wheel, download, hash, install, nothing_m
 mod fatbin;
 mod pack;
 
-/// What one run of a command on the GPU machine can bring along beside the checkout.
-const PART_BYTES: usize = 36 << 20;
-/// Runs of a command there.
-const PARTS: usize = 2;
+/// What one run of a command on the GPU machine can bring along, the checkout and the packing of its files included, in bytes.
+const LIMIT: u64 = 64 << 20;
+/// Runs of a command there: each takes seconds of the GPU's time.
+const PARTS: u64 = 3;
 /// H100 and H200.
 const ARCHITECTURE: u32 = 90;
 /// The folder of the kit in the checkout; git ignores it.
@@ -140,16 +139,16 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
         "onnxruntime": "1.31.1", "torch_fidelity": "0.4.0", "torch": "2.11.0", "architecture": format!("sm_{ARCHITECTURE}"),
         "original": orig.as_deref().map(|o| git(o, &["rev-parse", "HEAD"])).transpose()?,
     });
-    let parts = pack::write(&pieces, PART_BYTES, &about, &kit)?;
+    let total: u64 = pieces.iter().map(|p| p.bytes).sum();
+    let room = LIMIT.saturating_sub(checkout_bytes()?);
+    let count = total.div_ceil(room.max(1));
+    ensure!(
+        count <= PARTS,
+        "the kit has {total} bytes and the checkout leaves room for {room} in each of {PARTS} runs on the GPU machine"
+    );
+    let parts = pack::write(&pieces, usize::try_from(total.div_ceil(count))?, &about, &kit)?;
     copy_scripts(&kit)?;
     print_table(&pieces, &parts);
-    if parts.len() > PARTS {
-        let bytes: u64 = parts.iter().map(|p| p.bytes).sum();
-        bail!(
-            "the kit has {bytes} bytes, {} parts of {PART_BYTES}: it needs more than {PARTS} runs on the GPU machine",
-            parts.len()
-        );
-    }
     eprintln!("gpu-kit: made in {:.1} s", began.elapsed().as_secs_f64());
     print_commands(&parts);
     if dry_run { rehearse(&kit, &parts) } else { Ok(()) }
@@ -341,6 +340,13 @@ fn timed(name: &str, command: &mut Command) -> anyhow::Result<()> {
     println!("gpu-kit: {name} took {:.1} s", began.elapsed().as_secs_f64());
     ensure!(status.success(), "{name} failed ({status})");
     Ok(())
+}
+
+/// Bytes of the files that travel with every part: what git tracks or does not ignore, each padded and headed as in a tar archive.
+fn checkout_bytes() -> anyhow::Result<u64> {
+    let names = git(&root(), &["ls-files", "--cached", "--others", "--exclude-standard", "-z"])?;
+    let sizes = names.split('\0').filter(|n| !n.is_empty()).map(|n| Ok(fs::symlink_metadata(root().join(n))?.len()));
+    sizes.map(|size: anyhow::Result<u64>| Ok(size?.next_multiple_of(512) + 1024)).sum()
 }
 
 /// What git says in `dir`.
