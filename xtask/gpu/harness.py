@@ -174,7 +174,7 @@ class Run:
     def table(self):
         return self.HEAD + [self.row(s["name"], line) for s in self.results["steps"] for line in s["lines"]]
 
-    def line(self, what, figure=None, unit="", peer=None, peer_name="", goal=None, slower=False, ok=None, note="", most=None):
+    def line(self, what, figure=None, unit="", peer=None, peer_name="", goal=None, slower=False, ok=None, note="", most=None, goal_text=None):
         """A line of the table. `goal`: least ratio to the peer (of a time that is `slower` if larger, turned round). `most`: largest figure allowed.
         `ok`: whether a check held. Speeds are not judged in a dry run."""
         # JSON has no NaN.
@@ -183,7 +183,7 @@ class Run:
         ratio = None
         if figure and peer:
             ratio = peer / figure if slower else figure / peer
-        goal_text, verdict = None, "measured"
+        verdict = "measured"
         if goal is not None:
             goal_text = f"≥ {goal}"
             verdict = "passed" if ratio is not None and ratio >= goal else "missed"

@@ -1,4 +1,6 @@
 """Question 4: speed, each figure beside its peer in the same run."""
+import csv
+
 import numpy as np
 
 from harness import Failed, Skipped
@@ -41,12 +43,12 @@ def stage(run, graph, batch, *options):
     return speed, f"{b['runtime']['runtime']}; of {more} images " + ", ".join(f"{k} {v:.2f} s" for k, v in sorted(stages.items()))
 
 
-def bare(run, name, *sets):
+def bare(run, name, *sets, title=None, images=3200):
     """Images a second of bare sessions, by their options."""
     library = run.dest / "lib/libonnxruntime.so.1.31.1"
-    found = run.script("bare.py", run.made(name), library, run.device, run.size(3200, 20), run.size(64, 10), *sets)["images_per_second"]
+    found = run.script("bare.py", run.made(name), library, run.device, run.size(images, 20), run.size(64, 10), *sets)["images_per_second"]
     for options, speed in found.items():
-        run.line(f"{NETWORKS[name]}: bare session, {'CPU' if run.dry else options.replace(',', ', ')}", speed, IMAGES)
+        run.line(f"{title or NETWORKS[name]}: bare session, {'CPU' if run.dry else options.replace(',', ', ')}", speed, IMAGES)
     return found
 
 
@@ -121,9 +123,42 @@ def generation(run):
         for key, speed in peer["rates"].items():
             run.line(f"{ncsnpp(run)}, original network in PyTorch, {key}, the better of two layouts", speed, IMAGES)
         run.results["environment"]["one_step"] = peer["rates"]
+        by_kernel(run, f"{ncsnpp(run)}, original network in PyTorch, f32", peer.get("kernels", {}))
 
     run.attempt("original network in PyTorch", theirs)
     run.attempt(f"{ncsnpp(run)}, f32: d2o generate", lambda: precision(run, "f32", graph, peer))
+
+
+def by_kernel(run, title, times, most=10):
+    """Lines of the kernels that take longest: `times` has milliseconds and launches by name, of one batch."""
+    total = sum(ms for ms, _ in times.values())
+    for name, (ms, launches) in sorted(times.items(), key=lambda t: -t[1][0])[:most]:
+        run.line(f"{title}: {name[:120]}", ms, "ms", note=f"{100 * ms / total:.1f} % of {total:.1f} ms in kernels, {launches} launches")
+
+
+def kernels(run):
+    """Sessions of the generator by their options, and the kernels of one batch."""
+    run.settle()
+    title = f"{ncsnpp(run)}, one-step"
+    if run.dry:
+        raise Skipped("needs a GPU")
+    for name, precise in (("cifar10", "use_tf32=0"), ("cifar10-f16", "use_tf32=1")):
+        sets = [f"{precise},cudnn_conv_algo_search={algorithm}{layout}" for layout in ("", ",prefer_nhwc=1") for algorithm in ("HEURISTIC", "EXHAUSTIVE")]
+        run.attempt(f"{name}: bare sessions", lambda: bare(run, name, *sets, title=f"{title}{' f16' if 'f16' in name else ''}", images=1280))
+    run.attempt(f"{title}: kernels", lambda: by_kernel(run, f"{title}, d2o generate, f32", profiled(run, run.made("cifar10"))))
+
+
+def profiled(run, graph):
+    """Milliseconds and launches by kernel of a batch of 64 of `d2o generate`."""
+    options = ["--csv", "--print-units", "base", "--metrics", "gpu__time_duration.sum", "--clock-control", "none", "--target-processes", "all"]
+    done = run.call(["ncu", *options, run.binary, "--quiet", "generate", graph, "--seeds", "0-63", "--batch", 64, "--out", run.work / "profiled.npz", "--overwrite", *run.provider])
+    rows = list(csv.reader(l for l in done["out"].splitlines() if l.startswith('"')))
+    name, value = (rows[0].index(c) for c in ("Kernel Name", "Metric Value"))
+    times = {}
+    for row in rows[1:]:
+        ms, launches = times.get(row[name], (0.0, 0))
+        times[row[name]] = (ms + float(row[value].replace(",", "")) / 1e6, launches + 1)
+    return times
 
 
 def generation_more(run):

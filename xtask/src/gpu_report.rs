@@ -13,19 +13,20 @@ use crate::paths::root;
 mod plot;
 
 /// Steps of `xtask/gpu/run.py` in its order, with the question each belongs to.
-const STEPS: [(&str, u64); 17] = [
+const STEPS: [(&str, u64); 18] = [
     ("environment", 1),
     ("providers", 1),
     ("graphs", 1),
     ("random numbers", 2),
     ("parity", 3),
     ("first loss", 5),
-    ("features", 4),
-    ("generation", 4),
-    ("training", 5),
-    ("evaluation", 4),
     ("reduced precision", 1),
     ("resumed run", 5),
+    ("features", 4),
+    ("generation", 4),
+    ("kernels", 4),
+    ("training", 5),
+    ("evaluation", 4),
     ("fuse", 4),
     ("more features", 4),
     ("more generation", 4),
