@@ -43,19 +43,19 @@ impl<'a> Engine<'a> {
     /// What `provider` and `accelerator` ask for.
     ///
     /// # Errors
-    /// Devices or TF32 of a provider that has none.
+    /// Options of CUDA with a provider that runs on the CPU.
     pub fn new(
         provider: ProviderArg,
         accelerator: &'a Accelerator,
         global: &'a Global,
         printer: Printer,
     ) -> anyhow::Result<Self> {
-        let asked = !accelerator.device.is_empty() || accelerator.tf32;
+        let asked = !accelerator.device.is_empty() || accelerator.tf32 || accelerator.cudnn_benchmark;
         let provider = match provider {
-            // Who names a device or TF32 asks for CUDA.
+            // These options ask for CUDA.
             ProviderArg::Auto if asked && accelerator.ep_library.is_none() => ProviderArg::Cuda,
             ProviderArg::Cpu | ProviderArg::Winograd | ProviderArg::Tract if asked => {
-                anyhow::bail!("--device and --tf32 are for CUDA; this provider runs on the CPU")
+                anyhow::bail!("--device, --tf32 and --cudnn-benchmark are for CUDA; this provider runs on the CPU")
             }
             provider => provider,
         };
@@ -165,7 +165,7 @@ fn provider_of(
     Ok(match runtime {
         Runtime::OrtCpu => Provider::Cpu,
         Runtime::OrtWinograd => Provider::Winograd,
-        Runtime::OrtCuda => Provider::Cuda { device, tf32: accelerator.tf32 },
+        Runtime::OrtCuda => Provider::Cuda { device, tf32: accelerator.tf32, benchmark: accelerator.cudnn_benchmark },
         Runtime::OrtEp => {
             let plugin = accelerator.ep_library.as_ref().context("ort-ep: name the provider with --ep-library")?;
             library.register(&plugin.name, &plugin.path)?;

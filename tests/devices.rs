@@ -159,6 +159,7 @@ fn what_is_not_there_is_refused() {
     for (more, text) in [
         (&["--provider", "cpu", "--device", "0"][..], "are for CUDA"),
         (&["--provider", "tract", "--tf32"], "are for CUDA"),
+        (&["--provider", "cpu", "--cudnn-benchmark"], "are for CUDA"),
         (&["--rng", "torch-cpu", "--rng-gpu", "a100"], "--rng-gpu is for --rng torch-cuda"),
     ] {
         let outcome = attempt(dir, &[&generate[..], more].concat());
@@ -166,7 +167,7 @@ fn what_is_not_there_is_refused() {
     }
     if cuda::devices().unwrap().is_empty() {
         // Who names a device or CUDA does not get the CPU.
-        for more in [&["--device", "0"][..], &["--provider", "cuda"], &["--tf32"]] {
+        for more in [&["--device", "0"][..], &["--provider", "cuda"], &["--tf32"], &["--cudnn-benchmark"]] {
             let outcome = attempt(dir, &[&generate[..], more].concat());
             assert!(outcome.code == 2 && outcome.stderr.contains("CUDA"), "{more:?}: {outcome}");
             assert!(!dir.join("x.npz").exists());

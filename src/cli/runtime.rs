@@ -30,6 +30,10 @@ pub struct Accelerator {
     /// Allow TF32 in f32 convolutions and matrix products on CUDA: faster, relative error about 1e-3; results name `ort-cuda-tf32`
     #[arg(long, conflicts_with = "ep_library")]
     pub tf32: bool,
+    /// Let cuDNN time its convolution algorithms on CUDA and take the fastest: faster for many images of a large network in f32,
+    /// at the price of seconds at the start and of last bits that differ from run to run
+    #[arg(long, conflicts_with = "ep_library")]
+    pub cudnn_benchmark: bool,
     /// Run on the plugin execution provider in this library (TensorRT RTX, OpenVINO, …), registered as NAME
     #[arg(long, value_name = "NAME=PATH")]
     pub ep_library: Option<EpLibrary>,

@@ -17,7 +17,7 @@ pub(crate) fn sessions(path: &Path) -> Vec<Box<dyn Session>> {
     let session = |provider| runtime.session(path, &OrtOptions { provider, threads: Some(2) });
     all.push(Box::new(session(Provider::Cpu).unwrap()));
     if runtime.has_cuda() {
-        all.push(Box::new(session(Provider::Cuda { device: 0, tf32: false }).unwrap()));
+        all.push(Box::new(session(Provider::Cuda { device: 0, tf32: false, benchmark: false }).unwrap()));
     } else {
         println!("skipped: no CUDA device");
     }

@@ -109,7 +109,7 @@ def precision(run, name, model, peer, *options):
     more = 8192 if name == "f32" else 16384
     speed = generated(run, model, run.size((256, 256 + more), (4, 84)), *options)
     others = ", ".join(f"PyTorch, {k.removeprefix(f'{name} ')}: {v:.0f} {IMAGES}" for k, v in rates.items() if k.startswith(f"{name} ") and k != f"{name} batch {batch}")
-    run.line(f"{ncsnpp(run)}, {name}, batch {batch}: d2o generate", speed, IMAGES, rates.get(f"{name} batch {batch}"), "original network, PyTorch",
+    run.line(" ".join([f"{ncsnpp(run)}, {name}, batch {batch}: d2o generate", *options]), speed, IMAGES, rates.get(f"{name} batch {batch}"), "original network, PyTorch",
              GENERATION_GOAL, note=others)
 
 
@@ -119,7 +119,7 @@ def generation(run):
     graph, peer = run.made("cifar10"), {}
 
     def theirs():
-        peer.update(run.script("peers.py", "one-step", run.made("denoiser"), original(run), run.device, run.size("64,256", "4"), "-", "-"))
+        peer.update(run.script("peers.py", "one-step", run.made("denoiser"), original(run), run.device, run.size("64", "4"), "-", "-"))
         for key, speed in peer["rates"].items():
             run.line(f"{ncsnpp(run)}, original network in PyTorch, {key}, the better of two layouts", speed, IMAGES)
         run.results["environment"]["one_step"] = peer["rates"]
@@ -127,6 +127,8 @@ def generation(run):
 
     run.attempt("original network in PyTorch", theirs)
     run.attempt(f"{ncsnpp(run)}, f32: d2o generate", lambda: precision(run, "f32", graph, peer))
+    if not run.dry:
+        run.attempt(f"{ncsnpp(run)}, f32: d2o generate --cudnn-benchmark", lambda: precision(run, "f32", graph, peer, "--cudnn-benchmark"))
 
 
 def by_kernel(run, title, times, most=10):
@@ -222,6 +224,7 @@ def evaluation(run):
     run.attempt("d2o generate", made)
     if not images.exists():
         raise Failed("no images for torch-fidelity")
+    run.attempt("from a file", lambda: ours("file", f"d2o, {count} images of a file to all metrics", images))
     options = [f"kid_subset_size={kid}", f"trial={run.size(4096, 5)}", f"batches={run.size('64,256', '5')}"]
     peer = run.script("peers.py", "fidelity", images, reference, run.made("inception"), run.device, max(30.0, run.left() - 10), "-", *options, ok=(0, None))
     parts = peer["seconds"]
@@ -235,8 +238,6 @@ def evaluation(run):
     judged = dict(peer=total, peer_name="torch-fidelity", goal=EVALUATION_GOAL, slower=True)
     if "seeds" in seconds:
         run.line(f"evaluation of {count} images, d2o from seeds, both f32", seconds["seeds"], "s", **judged)
-    if run.left() > run.size(60, 0):
-        run.attempt("from a file", lambda: ours("file", f"d2o, {count} images of a file to all metrics", images))
     if "file" in seconds:
         run.line(f"evaluation of {count} images, d2o from a file, both f32", seconds["file"], "s", **judged)
     for name in ("file", "seeds"):

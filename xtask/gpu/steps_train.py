@@ -83,7 +83,7 @@ def first_loss(run):
 def resumed(run):
     """A run killed and resumed beside an undisturbed one."""
     images, lite0 = run.made("fake"), run.made("lite0")
-    duration, every = run.size((2.56, 0.64), (0.004, 0.002))
+    duration, every = run.size((0.64, 0.16), (0.004, 0.002))
 
     def words(outdir):
         return ["--loss", "d2o", "--transfer", DEMO / "openmoji-32-edm.safetensors", "--data", images, "--backbone", lite0, "--outdir", outdir, "--feature-resolution", 64,

@@ -1,4 +1,4 @@
-//! `cargo xtask gpu-report DIR`: what `xtask/gpu/run.sh` found, as `docs/cuda.md` with plots of the GPU's use.
+//! `cargo xtask gpu-report DIR...`: what `xtask/gpu/run.sh` found, as `docs/cuda.md` with plots of the GPU's use.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -51,18 +51,26 @@ const GOALS: [(&str, &str, &str); 4] = [
 const PAGE: &str = "docs/cuda.md";
 const PLOTS: [&str; 2] = ["docs/cuda-use.svg", "docs/cuda-memory.svg"];
 
-/// Writes the page from the results in `dir`.
+/// Writes the page from the results in `dirs`, those of one run or of several on the same kind of machine: of a step that ran in several, the one
+/// with the most figures is taken, the last of equals.
 ///
 /// # Errors
 /// Results that are missing or of another layout.
-pub(crate) fn run(dir: &str) -> anyhow::Result<()> {
-    let read = |name: &str| -> anyhow::Result<Value> {
+pub(crate) fn run(dirs: &[&str]) -> anyhow::Result<()> {
+    let read = |dir: &str, name: &str| -> anyhow::Result<Value> {
         let path = Path::new(dir).join(name);
         serde_json::from_slice(&fs::read(&path)?).with_context(|| format!("`{}`", path.display()))
     };
-    let results = read("results.json")?;
-    ensure!(results["schema"] == 1, "`{dir}/results.json` has layout {}, not 1", results["schema"]);
-    let plots = read("gpu-use.json").ok().and_then(|used| plot::of(&used));
+    let (mut results, mut used) = (Value::Null, Value::Null);
+    for dir in dirs {
+        let next = read(dir, "results.json")?;
+        ensure!(next["schema"] == 1, "`{dir}/results.json` has layout {}, not 1", next["schema"]);
+        if let Ok(next) = read(dir, "gpu-use.json") {
+            join_use(&mut used, next, results["seconds"].as_f64().unwrap_or_default());
+        }
+        join(&mut results, next)?;
+    }
+    let plots = plot::of(&used);
     for (i, name) in PLOTS.iter().enumerate() {
         let path = root().join(name);
         match &plots {
@@ -74,6 +82,69 @@ pub(crate) fn run(dir: &str) -> anyhow::Result<()> {
     fs::write(root().join(PAGE), render(&results, plots.is_some()))?;
     eprintln!("gpu-report: {PAGE}");
     Ok(())
+}
+
+/// Lines of a step that came to a figure or a verdict.
+fn figures(step: &Value) -> usize {
+    list(&step["lines"]).iter().filter(|l| ["passed", "missed", "measured"].contains(&text(l, "verdict"))).count()
+}
+
+/// Joins a later run to `results`.
+fn join(results: &mut Value, mut next: Value) -> anyhow::Result<()> {
+    if results.is_null() {
+        *results = next;
+        results["runs"] = 1.into();
+        return Ok(());
+    }
+    let name = |r: &Value| r["environment"]["gpu"]["name"].clone();
+    ensure!(name(results) == name(&next), "the runs are of different GPUs: {} and {}", name(results), name(&next));
+    ensure!(results["dry_run"] == next["dry_run"], "one of the runs is a rehearsal");
+    let steps = std::mem::take(&mut next["steps"]);
+    for step in list(&steps) {
+        let Some(all) = results["steps"].as_array_mut() else { continue };
+        match all.iter_mut().find(|s| s["name"] == step["name"]) {
+            Some(old) if figures(step) >= figures(old) => *old = step.clone(),
+            Some(_) => {}
+            None => all.push(step.clone()),
+        }
+    }
+    let environment = std::mem::take(&mut next["environment"]);
+    for (key, value) in environment.as_object().into_iter().flatten() {
+        results["environment"][key] = value.clone();
+    }
+    for name in list(&next["wanted"]).to_vec() {
+        if let Some(wanted) = results["wanted"].as_array_mut()
+            && !wanted.contains(&name)
+        {
+            wanted.push(name);
+        }
+    }
+    results["seconds"] =
+        (results["seconds"].as_f64().unwrap_or_default() + next["seconds"].as_f64().unwrap_or_default()).into();
+    results["runs"] = (results["runs"].as_u64().unwrap_or(1) + 1).into();
+    results["kit"] = std::mem::take(&mut next["kit"]);
+    Ok(())
+}
+
+/// Appends the samples of a later run, which began after `offset` seconds of earlier ones.
+fn join_use(used: &mut Value, mut next: Value, offset: f64) {
+    if used.is_null() {
+        *used = next;
+        return;
+    }
+    for step in next["steps"].as_array_mut().into_iter().flatten() {
+        for key in ["start", "end"] {
+            step[key] = (step[key].as_f64().unwrap_or_default() + offset).into();
+        }
+    }
+    for sample in next["samples"].as_array_mut().into_iter().flatten() {
+        sample[0] = (sample[0].as_f64().unwrap_or_default() + offset).into();
+    }
+    for key in ["steps", "samples"] {
+        if let (Some(all), Some(more)) = (used[key].as_array_mut(), next[key].as_array_mut()) {
+            all.append(more);
+        }
+    }
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -115,7 +186,7 @@ fn number(value: &Value) -> String {
 fn render(results: &Value, plots: bool) -> String {
     let dry = results["dry_run"] == true;
     let mut page = String::from(
-        "# CUDA, measured\n\nWritten by `cargo xtask gpu-report DIR` from what `xtask/gpu/run.sh` left in DIR.\n\n",
+        "# CUDA, measured\n\nWritten by `cargo xtask gpu-report DIR...` from what runs of `xtask/gpu/run.sh` left in each DIR; [what it taught](cuda-findings.md).\n\n",
     );
     if dry {
         page += "**CUDA has not run yet: no figure here comes from a GPU.** This page comes from a rehearsal on the CPU (`run.sh … --dry-run`), in which the steps below\n\
@@ -149,10 +220,10 @@ fn render(results: &Value, plots: bool) -> String {
 /// The two commands, and this one.
 fn repeat() -> String {
     "## How to repeat\n\n```sh\n\
-     cargo xtask gpu-kit --orig DIR            # makes gpu-kit/ and says what to bring along with each of the two commands:\n\
-     bash gpu-kit/unpack.sh /tmp/d2o-gpu                                                    # on the GPU machine, with the first part\n\
-     bash gpu-kit/unpack.sh /tmp/d2o-gpu && bash xtask/gpu/run.sh /tmp/d2o-gpu \"$OUT\"     # there, with the rest: answers everything below\n\
-     cargo xtask gpu-report \"$OUT\"            # this page\n```\n\n\
+     cargo xtask gpu-kit --orig DIR            # makes gpu-kit/ and says what to bring along with each command:\n\
+     bash gpu-kit/unpack.sh /tmp/d2o-gpu                                                    # on the GPU machine, with each part but the last\n\
+     bash gpu-kit/unpack.sh /tmp/d2o-gpu && bash xtask/gpu/run.sh /tmp/d2o-gpu \"$OUT\"     # there, with the last: answers everything below\n\
+     cargo xtask gpu-report \"$OUT\"            # this page; several folders: those of several runs\n```\n\n\
      DIR holds a checkout of Zyriix/D2O as `D2O`; without it the steps beside the original's code are skipped. The machine: x86-64, an NVIDIA GPU of compute capability 9.0 (H100, H200) with a\n\
      driver for CUDA 13, a `python3` with PyTorch 2.11 for CUDA, torchvision, timm, onnx, SciPy, h5py and safetensors; no network. All but the last step share 7 minutes\n\
      (`--steps-seconds 420`); the last, a fine-tuning, ends with `--total-seconds` (570). `--only STEP,…` takes some of the steps; `--dry-run` rehearses on a CPU.\n\n"
@@ -277,8 +348,13 @@ fn goals(results: &Value) -> String {
 /// What each step came to; steps that are absent are named.
 fn steps(results: &Value) -> String {
     let mut page = format!(
-        "## Steps\n\n{} seconds in all.{}\n\n| | step | question | lines passed | missed | failed | skipped | verdict | seconds |\n|---|---|---|---|---|---|---|---|---|\n",
+        "## Steps\n\n{} seconds in all, {}.{}\n\n| | step | question | lines passed | missed | failed | skipped | verdict | seconds |\n|---|---|---|---|---|---|---|---|---|\n",
         number(&results["seconds"]),
+        if results["runs"].as_u64().unwrap_or(1) == 1 {
+            "one run".to_owned()
+        } else {
+            format!("{} runs", results["runs"])
+        },
         if results["finished"] == true { "" } else { " **The run was stopped before its end.**" }
     );
     let wanted: Vec<&str> = list(&results["wanted"]).iter().filter_map(Value::as_str).collect();
@@ -386,7 +462,7 @@ mod tests {
     #[test]
     fn steps_and_goals_that_are_absent_are_named() {
         let page = render(&results(false, "passed", 0.99), false);
-        assert!(page.contains("| 9 | training | 5 | – | – | – | – | did not run | – |"), "{page}");
+        assert!(page.contains("| 12 | training | 5 | – | – | – | – | did not run | – |"), "{page}");
         assert!(page.contains("**no figure: step `training` did not run**"), "{page}");
         assert!(page.contains("No step of this question ran."), "{page}");
         let mut some = results(false, "passed", 0.99);
@@ -411,6 +487,30 @@ mod tests {
         assert!(page.contains("| part-1 | 5 | abcdef012345 | – |"), "{page}");
         assert!(page.contains("| part-2 | 4 | fedcba987654 | 4.250 |"), "{page}");
         assert!(page.contains("| bin/d2o | 3 | 001122334455 |"), "{page}");
+    }
+
+    #[test]
+    fn later_runs_replace_the_steps_they_have() {
+        let mut all = Value::Null;
+        join(&mut all, results(false, "missed", 0.5)).unwrap();
+        let mut later = results(false, "passed", 1.5);
+        let mut skipped = later["steps"][0].clone();
+        skipped["name"] = "fuse".into();
+        later["steps"].as_array_mut().unwrap().push(skipped);
+        join(&mut all, later.clone()).unwrap();
+        assert_eq!(all["steps"], later["steps"]);
+        assert_eq!((all["runs"].as_u64(), all["seconds"].as_f64()), (Some(2), Some(800.0)));
+        later["steps"][0]["lines"] = json!([]);
+        let before = all["steps"].clone();
+        join(&mut all, later.clone()).unwrap();
+        assert_eq!(all["steps"], before);
+        later["environment"]["gpu"]["name"] = "another".into();
+        assert!(join(&mut all, later).is_err());
+        let mut used = json!({ "steps": [{ "start": 1, "end": 2 }], "samples": [[1.0, 5.0]] });
+        let next = used.clone();
+        join_use(&mut used, next, 400.0);
+        let expected = json!({ "steps": [{ "start": 1, "end": 2 }, { "start": 401.0, "end": 402.0 }], "samples": [[1.0, 5.0], [401.0, 5.0]] });
+        assert_eq!(used, expected);
     }
 
     #[test]

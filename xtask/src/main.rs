@@ -35,7 +35,7 @@ usage: cargo xtask TASK
   generate-parity ORIG
           compare images of the originals' generate.py, whose checkouts lie in ORIG, with d2o's; writes the table in docs/generate.md.
           Needs a Python with PyTorch (D2O_PYTHON, else python3)
-  gpu-report DIR
+  gpu-report DIR...
           docs/cuda.md from what xtask/gpu/run.sh left in DIR
   bench-export --orig DIR [--python PROGRAM]
           ONNX Runtime on our export of the CIFAR-10 NCSN++ and on PyTorch's own, in turns
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         ["originals", rest @ ..] => setup::run().and_then(|()| originals::run(rest)),
         ["gpu-kit", rest @ ..] => setup::run().and_then(|()| gpu_kit::run(rest)),
         ["generate-parity", orig] => setup::run().and_then(|()| generate_parity::run(orig)),
-        ["gpu-report", dir] => gpu_report::run(dir),
+        ["gpu-report", dirs @ ..] if !dirs.is_empty() => gpu_report::run(dirs),
         ["bench-export", rest @ ..] => setup::run().and_then(|()| originals::bench(rest)),
         ["bench-train", rest @ ..] => setup::run().and_then(|()| originals::bench_train(rest)),
         ["tidy"] => tidy::run(),

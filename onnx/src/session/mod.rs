@@ -154,6 +154,8 @@ pub enum Provider {
         device: u32,
         /// Whether products may be computed in TF32.
         tf32: bool,
+        /// Whether cuDNN times its convolution algorithms and takes the fastest, which may differ from run to run and so may the last bits of results.
+        benchmark: bool,
     },
     /// A device of an execution provider from a library of its own, registered with `OrtRuntime::register`.
     Plugin {

@@ -206,7 +206,7 @@ impl OrtRuntime {
         let failed = |what: String, e: String| Error::Library { what, source: Some(e.trim_end().into()) };
         match provider {
             Provider::Cpu | Provider::Winograd => Ok(builder),
-            Provider::Cuda { device, tf32 } => {
+            Provider::Cuda { device, tf32, benchmark } => {
                 if !self.has_cuda() {
                     let what = format!(
                         "`{}` has no CUDA provider; CUDA needs the onnxruntime-gpu library",
@@ -214,16 +214,16 @@ impl OrtRuntime {
                     );
                     return Err(Error::Library { what, source: None });
                 }
-                // Kernels found by timing them differ from run to run and from device to device, and their results in the last bits.
+                let search = if *benchmark { ConvAlgorithmSearch::Exhaustive } else { ConvAlgorithmSearch::Heuristic };
                 let cuda = CUDA::default()
                     .with_device_id(device.cast_signed())
                     .with_tf32(*tf32)
-                    .with_conv_algorithm_search(ConvAlgorithmSearch::Heuristic)
+                    .with_conv_algorithm_search(search)
                     .build()
                     .error_on_failure();
                 let what = || format!("CUDA device {device} cannot be used");
                 builder
-                    .with_deterministic_compute(true)
+                    .with_deterministic_compute(!benchmark)
                     .map_err(|e| failed(what(), e.to_string()))?
                     .with_execution_providers([cuda])
                     .map_err(|e| failed(what(), e.to_string()))
