@@ -1,0 +1,129 @@
+//! Limits on the memory and the work that reading a file may take, both proportional to the size of the file.
+//!
+//! Counts that a file declares are not trusted: a reader charges what it is about to allocate or walk *before* it does so, and gets [`Exceeded`] where a small
+//! file asks for much more than its size explains. Legitimate files stay far below, since what they declare is stored in them.
+//!
+//! ```
+//! use d2o_budget::Budget;
+//!
+//! let mut budget = Budget::of_file(1 << 20);
+//! budget.bytes(4 << 20)?;
+//! assert_eq!(budget.bytes(1 << 40).unwrap_err().to_string(), "more than 258 MiB of memory for a file of 1 MiB");
+//! # Ok::<(), d2o_budget::Exceeded>(())
+//! ```
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+use std::fmt;
+
+/// Bytes of memory that a file of any size may take.
+pub const FREE_BYTES: u64 = 256 << 20;
+/// Bytes of memory per byte of the file, beside [`FREE_BYTES`].
+pub const BYTES_PER_BYTE: u64 = 2;
+/// Steps (values visited, names compared) that a file of any size may take: below a second.
+pub const FREE_STEPS: u64 = 1 << 24;
+/// Steps per byte of the file, beside [`FREE_STEPS`].
+pub const STEPS_PER_BYTE: u64 = 16;
+
+/// What reading one file may still take.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    file: u64,
+    bytes: u64,
+    steps: u64,
+}
+
+impl Budget {
+    /// Of a file of `bytes` bytes.
+    #[must_use]
+    pub fn of_file(bytes: u64) -> Self {
+        Self { file: bytes, bytes: limit_bytes(bytes), steps: limit_steps(bytes) }
+    }
+
+    /// Charges `count` bytes of memory.
+    ///
+    /// # Errors
+    /// [`Exceeded`] if less is left.
+    pub fn bytes(&mut self, count: usize) -> Result<(), Exceeded> {
+        let left = self.bytes.checked_sub(count as u64);
+        self.bytes = left.ok_or(Exceeded { file: self.file, what: What::Bytes })?;
+        Ok(())
+    }
+
+    /// Charges `count` steps of work.
+    ///
+    /// # Errors
+    /// [`Exceeded`] if fewer are left.
+    pub fn steps(&mut self, count: usize) -> Result<(), Exceeded> {
+        let left = self.steps.checked_sub(count as u64);
+        self.steps = left.ok_or(Exceeded { file: self.file, what: What::Steps })?;
+        Ok(())
+    }
+}
+
+fn limit_bytes(file: u64) -> u64 {
+    FREE_BYTES.saturating_add(file.saturating_mul(BYTES_PER_BYTE))
+}
+
+fn limit_steps(file: u64) -> u64 {
+    FREE_STEPS.saturating_add(file.saturating_mul(STEPS_PER_BYTE))
+}
+
+/// A file asks for more memory or work than its size explains. The text names limit and size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exceeded {
+    file: u64,
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Bytes,
+    Steps,
+}
+
+impl Exceeded {
+    /// The limit, as an error's "expected" has it.
+    #[must_use]
+    pub fn expected(&self) -> String {
+        let file = size(self.file);
+        match self.what {
+            What::Bytes => format!("at most {} of memory for a file of {file}", size(limit_bytes(self.file))),
+            What::Steps => format!("at most {} steps for a file of {file}", limit_steps(self.file)),
+        }
+    }
+}
+
+impl fmt::Display for Exceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.expected().replacen("at most", "more than", 1))
+    }
+}
+
+impl std::error::Error for Exceeded {}
+
+/// `bytes` in the largest unit that keeps it at or above 1, rounded down.
+fn size(bytes: u64) -> String {
+    match bytes {
+        b if b >= 1 << 30 => format!("{} GiB", b >> 30),
+        b if b >= 1 << 20 => format!("{} MiB", b >> 20),
+        b if b >= 1 << 10 => format!("{} KiB", b >> 10),
+        b => format!("{b} bytes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn charges_add_up_and_end_at_the_limit() {
+        let mut budget = Budget::of_file(100);
+        assert!(budget.bytes((FREE_BYTES + 200) as usize).is_ok());
+        assert_eq!(budget.bytes(1).unwrap_err().to_string(), "more than 256 MiB of memory for a file of 100 bytes");
+        assert!(budget.steps((FREE_STEPS + 1600) as usize).is_ok());
+        let expected = "at most 16778816 steps for a file of 100 bytes";
+        assert_eq!(budget.steps(1).unwrap_err().expected(), expected);
+        assert!(Budget::of_file(u64::MAX).bytes(usize::MAX).is_ok());
+    }
+}
