@@ -62,7 +62,7 @@ fn openai_cases() -> Vec<(&'static str, &'static str, Value)> {
 /// The fixture described by its shapes and `rest`.
 fn openai(name: &str, class: &str, rest: &Value, clip: bool) -> Network {
     let checkpoint = Checkpoint::open(&data(&format!("openai/{name}.pt"))).unwrap();
-    let network = checkpoint.network("ema").unwrap();
+    let network = checkpoint.network(None).unwrap();
     let Architecture::OpenAiUNet(found) = &network.architecture else { panic!("{:?}", network.architecture) };
     assert_eq!((found.class, &found.config), (class, &None), "{name}");
     let mut kwargs = rest.as_object().unwrap().clone();
@@ -146,7 +146,7 @@ fn class_labels(name: &str) -> bool {
 #[test]
 fn shapes_tell_most_of_openais_unets() {
     let checkpoint = Checkpoint::open(&data("openai/edm-uncond.pt")).unwrap();
-    let network = checkpoint.network("ema").unwrap();
+    let network = checkpoint.network(None).unwrap();
     let Architecture::OpenAiUNet(found) = &network.architecture else { panic!("{:?}", network.architecture) };
     let kwargs = json!({
         "in_channels": 3, "model_channels": 32, "out_channels": 3, "num_res_blocks": 2, "attention_resolutions": [1, 2],
@@ -187,7 +187,7 @@ fn stylegan2_on_the_runtimes() {
     let dir = tempfile::tempdir().unwrap();
     for name in GENERATORS {
         let checkpoint = Checkpoint::open(&data(&format!("stylegan2/{name}.pkl"))).unwrap();
-        let network = checkpoint.network("ema").unwrap();
+        let network = checkpoint.network(None).unwrap();
         assert_eq!((network.name.as_str(), network.architecture.name().as_str()), ("G_ema", "Generator"));
         let mut npz = Npz::open(&data(&format!("stylegan2/{name}.npz"))).unwrap();
         let mut inputs = vec![("latents", Tensor::F32(array(&mut npz, "z")))];
@@ -211,7 +211,7 @@ fn stylegan2_on_libtorch() {
 
     for name in GENERATORS {
         let checkpoint = Checkpoint::open(&data(&format!("stylegan2/{name}.pkl"))).unwrap();
-        let network = checkpoint.network("ema").unwrap();
+        let network = checkpoint.network(None).unwrap();
         let Architecture::StyleGan2(config) = &network.architecture else { panic!("{:?}", network.architecture) };
         let weights = Weights::checkpoint(Box::new(std::rc::Rc::clone(&network.tensors)), "");
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
@@ -253,7 +253,7 @@ fn latents() -> Vec<(&'static str, Tensor)> {
 fn graphs_in_f16_stay_near_those_in_f32() {
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = Checkpoint::open(&test_support::golden_dir().join("d2o-ncsnpp-uncond.safetensors")).unwrap();
-    let exported = export::denoiser(checkpoint.network("ema").unwrap(), &Options::default()).unwrap();
+    let exported = export::denoiser(checkpoint.network(None).unwrap(), &Options::default()).unwrap();
     let half = exported.model.to_f16(&["precond", "quantise"]).unwrap();
     let paths = [dir.path().join("fp32.onnx"), dir.path().join("fp16.onnx")];
     for (path, model) in paths.iter().zip([&exported.model, &half]) {
@@ -275,7 +275,7 @@ fn graphs_in_f16_stay_near_those_in_f32() {
 fn weights_in_a_side_file_are_the_same_weights() {
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = Checkpoint::open(&test_support::golden_dir().join("d2o-ncsnpp-uncond.safetensors")).unwrap();
-    let model = export::denoiser(checkpoint.network("ema").unwrap(), &Options::default()).unwrap().model;
+    let model = export::denoiser(checkpoint.network(None).unwrap(), &Options::default()).unwrap().model;
     let (inline, split) = (dir.path().join("inline.onnx"), dir.path().join("split.onnx"));
     d2o_onnx::write::write(&model, &inline).unwrap();
     let read = |name: &str| fs_err::read(dir.path().join(name)).unwrap();

@@ -127,7 +127,7 @@ mod on_libtorch {
         };
         let path = case.json.with_file_name(case.facts["file"].as_str().unwrap());
         let checkpoint = Checkpoint::open(&path).unwrap();
-        let network = checkpoint.network("ema").unwrap();
+        let network = checkpoint.network(None).unwrap();
         let weights = Weights::checkpoint(Box::new(Rc::clone(&network.tensors)), "");
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
         let arrays = case.arrays("inputs");

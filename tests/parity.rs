@@ -319,7 +319,7 @@ fn golden_networks_on_the_runtimes() {
     let mut rows = Vec::new();
     for name in GOLDEN {
         let golden = Golden::open(&dir, name);
-        let network = golden.checkpoint.network("ema").unwrap();
+        let network = golden.checkpoint.network(None).unwrap();
         for (kind, expected) in [(Kind::OneStep, "one_step"), (Kind::Denoiser, "denoised")] {
             let exported = export::denoiser(network, &Options { kind, ..Options::default() }).unwrap();
             let mut inputs = match kind {
@@ -359,7 +359,7 @@ fn golden_networks_on_libtorch() {
     let mut rows = Vec::new();
     for name in GOLDEN {
         let golden = Golden::open(&dir, name);
-        let network = golden.checkpoint.network("ema").unwrap();
+        let network = golden.checkpoint.network(None).unwrap();
         let Architecture::Denoiser(config) = &network.architecture else { panic!("{name} has no configuration") };
         let weights = Weights::checkpoint(Box::new(std::rc::Rc::clone(&network.tensors)), "");
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
@@ -398,7 +398,7 @@ fn golden_heun_on_the_runtimes() {
         if golden.file.info("heun6").is_none() {
             continue;
         }
-        let network = golden.checkpoint.network("ema").unwrap();
+        let network = golden.checkpoint.network(None).unwrap();
         let exported = export::denoiser(network, &Options { kind: Kind::Denoiser, ..Options::default() }).unwrap();
         let path = out.path().join(format!("{name}.onnx"));
         d2o_onnx::write::write(&exported.model, &path).unwrap();
@@ -424,7 +424,7 @@ fn golden_heun_on_the_runtimes() {
 fn graphs_take_any_batch_and_export_repeats_its_bytes() {
     let dir = test_support::golden_dir();
     let golden = Golden::open(&dir, "d2o-ncsnpp-uncond");
-    let network = golden.checkpoint.network("ema").unwrap();
+    let network = golden.checkpoint.network(None).unwrap();
     let options = Options { uint8: true, ..Options::default() };
     let export = || d2o_onnx::write::to_bytes(&export::denoiser(network, &options).unwrap().model).unwrap();
     assert_eq!(export(), export());

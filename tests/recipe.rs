@@ -72,7 +72,7 @@ fn a_step_is_the_originals() {
         let loss = if case["loss_type"] == "ns" { LossType::NonSaturating } else { LossType::Hinge };
         let path = test_support::golden_dir().join(format!("{name}.safetensors"));
         let checkpoint = Checkpoint::open(&path).unwrap();
-        let network = checkpoint.network("ema").unwrap();
+        let network = checkpoint.network(None).unwrap();
         let Architecture::Denoiser(config) = &network.architecture else { panic!("{name} has no configuration") };
         let mut kwargs = config.init_kwargs();
         kwargs["dropout"] = 0.0.into();

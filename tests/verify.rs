@@ -32,7 +32,7 @@ fn golden() -> std::path::PathBuf {
 /// The golden network with the largest value of the weight `name` raised by one percent.
 fn write_changed(name: &str, out: &Path) {
     let checkpoint = Checkpoint::open(&golden()).unwrap();
-    let network = checkpoint.network("ema").unwrap();
+    let network = checkpoint.network(None).unwrap();
     let mut tensors = Vec::new();
     for path in network.tensors.names() {
         let info = network.tensors.info(&path).unwrap();

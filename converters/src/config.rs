@@ -473,6 +473,16 @@ impl NetConfig {
         self.precond.class()
     }
 
+    /// Probability with which training hides an image's label from the network.
+    #[must_use]
+    pub fn label_dropout(&self) -> f64 {
+        match &self.unet {
+            UNetConfig::Song(c) => c.label_dropout,
+            UNetConfig::Dhariwal(c) => c.label_dropout,
+            UNetConfig::OpenAi(_) => 0.0,
+        }
+    }
+
     /// The constructor's arguments as they were read.
     #[must_use]
     pub fn init_kwargs(&self) -> Value {
@@ -503,6 +513,21 @@ impl NetConfig {
         within("model_channels", channels, 4, MAX_CHANNELS)?;
         within("channel_mult (length)", mult.len(), 1, 12)?;
         within("num_blocks", blocks, 1, 64)?;
+        let embedded = match &self.unet {
+            UNetConfig::Song(c) => {
+                check_filter(&c.resample_filter).map_err(wrong)?;
+                Some((c.augment_dim, c.channel_mult_emb, c.label_dropout))
+            }
+            UNetConfig::Dhariwal(c) => Some((c.augment_dim, c.channel_mult_emb, c.label_dropout)),
+            UNetConfig::OpenAi(_) => None,
+        };
+        if let Some((augment_dim, channel_mult_emb, label_dropout)) = embedded {
+            within("augment_dim", augment_dim, 0, MAX_CHANNELS)?;
+            within("channel_mult_emb", channel_mult_emb, 1, 64)?;
+            if !(0.0..1.0).contains(&label_dropout) {
+                return Err(wrong(format!("`label_dropout`: expected 0 to below 1, found {label_dropout}")));
+            }
+        }
         for m in &mult {
             if !(0.125..=64.0).contains(m) {
                 return Err(wrong(format!("`channel_mult`: expected 0.125 to 64, found {m}")));
@@ -553,6 +578,20 @@ impl Args {
             Some(v) => v.as_f64().ok_or_else(|| wrong(format!("`{name}`: expected a number, found {v}"))),
         }
     }
+}
+
+/// Checks the taps of a resampling filter; the error says what is wrong.
+pub(crate) fn check_filter(taps: &[f64]) -> std::result::Result<(), String> {
+    const MAX_TAPS: usize = 16;
+    let count = taps.len();
+    if !(2..=MAX_TAPS).contains(&count) || !count.is_multiple_of(2) {
+        return Err(format!("`resample_filter`: expected an even number of values, at most {MAX_TAPS}, found {count}"));
+    }
+    let sum: f64 = taps.iter().sum();
+    if !sum.is_finite() || sum == 0.0 {
+        return Err(format!("`resample_filter`: expected values whose sum is finite and not 0, found {sum}"));
+    }
+    Ok(())
 }
 
 fn wrong(what: String) -> Error {

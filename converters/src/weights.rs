@@ -207,9 +207,9 @@ impl Weights {
         if self.taken.insert(path.clone(), dims.to_vec()).is_some() {
             return Err(Error::DuplicateTensor { path });
         }
-        let count = dims.iter().product();
         match &self.source {
             Source::Initializer { seed } => {
+                let count = dims.iter().product();
                 let values = init.values(*seed, &path, count);
                 if values.len() == count {
                     Ok(values)

@@ -6,6 +6,6 @@ use std::path::Path;
 use d2o_converters::checkpoint::pickle::Pickle;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let _ = Pickle::parse(bytes, Path::new("x.pkl"), 0);
+    let _ = Pickle::parse(bytes, Path::new("x.pkl"));
     d2o_fuzz::checkpoint(bytes);
 });

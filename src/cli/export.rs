@@ -22,9 +22,10 @@ pub struct Export {
     /// Replace outputs that exist
     #[command(flatten)]
     pub output: Output,
-    /// Network of the checkpoint to export
-    #[arg(long, value_enum, default_value_t = Net::Ema)]
-    pub net: Net,
+    /// Network of the checkpoint to export, by the name that `d2o inspect` lists; `ema` and `net` are also StyleGAN's `G_ema` and `G` [default: the average over
+    /// training, or the only network]
+    #[arg(long, value_name = "NAME")]
+    pub net: Option<String>,
     /// Network class and constructor arguments (JSON, see docs/net-json.md), for checkpoints that store neither
     #[arg(long, value_name = "NET.json")]
     pub config: Option<PathBuf>,
@@ -91,15 +92,6 @@ pub enum NoiseArg {
     Const,
     /// None
     None,
-}
-
-/// Which network of a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Net {
-    /// The average over training.
-    Ema,
-    /// The weights of the last step.
-    Net,
 }
 
 /// Pixels a feature network takes.

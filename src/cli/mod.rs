@@ -37,7 +37,7 @@ mod verify;
 pub use dataset::{Colour, Dataset, LabelsArg, Resolution, TransformArg};
 pub use evaluate::{Evaluate, Metric, Shard};
 pub use explain::Explain;
-pub use export::{ActivationArg, Export, Kind, Net, NoiseArg, PixelType, PrecisionArg};
+pub use export::{ActivationArg, Export, Kind, NoiseArg, PixelType, PrecisionArg};
 pub use generate::{Draw, Drawn, Generate};
 pub use inspect::Inspect;
 pub use refs::{LayoutArg, Refs, RefsInspect, RefsMake};

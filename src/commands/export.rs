@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::ExitStatus;
 use super::verify::{against, check};
-use crate::cli::{ActivationArg, Export, Global, Kind, Net, NoiseArg, PixelType, PrecisionArg};
+use crate::cli::{ActivationArg, Export, Global, Kind, NoiseArg, PixelType, PrecisionArg};
 use crate::error::with_hint;
 use crate::outputs::ensure_new_file;
 use crate::printer::{Printer, Progress};
@@ -171,10 +171,10 @@ impl TensorSource for Counted {
 /// The graph, and the network it was made from.
 fn graph(args: &Export, printer: Printer) -> anyhow::Result<(Exported, Network)> {
     let checkpoint = Checkpoint::open(&args.source)?;
-    let network = checkpoint.network(match args.net {
-        Net::Ema => "ema",
-        Net::Net => "net",
-    })?;
+    for note in &checkpoint.notes {
+        printer.warn(note);
+    }
+    let network = checkpoint.network(args.net.as_deref())?;
     let architecture = match &args.config {
         Some(path) => {
             read_config(path, &network.architecture).with_context(|| format!("cannot use `{}`", path.display()))?

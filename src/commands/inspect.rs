@@ -159,17 +159,17 @@ fn checkpoint(path: &Path) -> anyhow::Result<Value> {
         Architecture::OpenAiUNet(found) => found.config.is_some(),
         _ => true,
     };
-    let chosen = checkpoint.network("ema").ok().filter(usable).or_else(|| checkpoint.networks.iter().find(usable));
+    let chosen = checkpoint.network(None).ok().filter(usable).or_else(|| checkpoint.networks.iter().find(usable));
     let file = path.display();
     let next = match chosen {
-        Some(n) if n.name.is_empty() || checkpoint.network("ema").is_ok_and(|e| e.name == n.name) => {
+        Some(n) if n.name.is_empty() || checkpoint.network(None).is_ok_and(|e| e.name == n.name) => {
             format!("d2o export {file} --out X.onnx")
         }
-        Some(n) if n.name == "net" || n.name == "G" => format!("d2o export {file} --net net --out X.onnx"),
+        Some(n) => format!("d2o export {file} --net {} --out X.onnx", n.name),
         _ => format!("d2o export {file} --config NET.json --out X.onnx"),
     };
     Ok(json!({
-        "file": path, "what": format!("checkpoint, {}", checkpoint.format.name()), "networks": networks, "next": next, "sha256": sha256,
+        "file": path, "what": format!("checkpoint, {}", checkpoint.format.name()), "networks": networks, "notes": checkpoint.notes, "next": next, "sha256": sha256,
     }))
 }
 

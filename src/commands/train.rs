@@ -96,7 +96,7 @@ mod training {
             (Some(path), loss) => {
                 let describe = || format!("cannot start from `{}`", path.display());
                 let checkpoint = Checkpoint::open(path).with_context(describe)?;
-                let network = checkpoint.network("ema").with_context(describe)?;
+                let network = checkpoint.network(None).with_context(describe)?;
                 let Architecture::Denoiser(config) = &network.architecture else {
                     return Err(
                         anyhow::anyhow!("the checkpoint does not say which network it holds").context(describe())

@@ -111,7 +111,7 @@ impl Cifar {
 impl Batch {
     /// Finds `data`, a u8 array `[N, 3072]`, and the N labels in a pickled dict.
     fn parse(bytes: Vec<u8>, file: &Path, labels_key: &str) -> anyhow::Result<Self> {
-        let (pickle, _) = Pickle::parse(&bytes, file, 0)?;
+        let (pickle, _) = Pickle::parse(&bytes, file)?;
         let value = |key: &str| {
             pickle
                 .get(pickle.root(), key)

@@ -57,6 +57,12 @@ impl LibTorch {
         Self { device, weights: Some(weights), tensors: Vec::new(), scope: Scope::root(), train: false }
     }
 
+    /// Whether dropout is on.
+    #[must_use]
+    pub fn trains(&self) -> bool {
+        self.train
+    }
+
     /// For running networks already laid out; `train` turns dropout and spectral norm's power iterations on.
     #[must_use]
     pub fn running(device: Device, train: bool) -> Self {

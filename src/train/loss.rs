@@ -83,7 +83,19 @@ impl Critic {
 
 /// One-step images of `noise [B, C, H, W]` of unit variance.
 fn generate(b: &mut LibTorch, net: &Denoiser<Value>, noise: &Tensor, labels: Option<&Value>) -> NetResult<Tensor> {
-    Ok(net.denoise(b, &Value(noise * SIGMA_MAX), &Sigma::Fixed(SIGMA_MAX), labels)?.0)
+    let labels = dropped(b, net, labels.map(|y| &y.0));
+    Ok(net.denoise(b, &Value(noise * SIGMA_MAX), &Sigma::Fixed(SIGMA_MAX), labels.as_ref())?.0)
+}
+
+/// `labels [B, K]` as the network sees them in training: all zeros with the probability `label_dropout`, for each image by itself.
+fn dropped(b: &LibTorch, net: &Denoiser<Value>, labels: Option<&Tensor>) -> Option<Value> {
+    let labels = labels?;
+    let rate = net.config().label_dropout();
+    if !b.trains() || rate == 0.0 {
+        return Some(Value(labels.shallow_clone()));
+    }
+    let kept = Tensor::rand([labels.size()[0], 1], (Kind::Float, labels.device())).ge(rate);
+    Some(Value(labels * kept.to_kind(labels.kind())))
 }
 
 /// D2O's stage for the generator: its loss, and the logits of its images.
@@ -138,7 +150,7 @@ pub fn edm_loss(
     let sigma = (Tensor::randn([batch], options) * P_STD + P_MEAN).exp();
     let wide = sigma.reshape([-1, 1, 1, 1]);
     let noisy = images + images.randn_like() * &wide;
-    let labels = labels.map(|y| Value(y.shallow_clone()));
+    let labels = dropped(b, net, labels);
     let out = net.denoise(b, &Value(noisy), &Sigma::PerImage(Value(sigma)), labels.as_ref())?;
     let data = sigma_data * sigma_data;
     let weight = (wide.square() + data) / (&wide * sigma_data).square();
@@ -148,6 +160,9 @@ pub fn edm_loss(
 
 #[cfg(test)]
 mod tests {
+    use d2o_converters::config::NetConfig;
+    use d2o_converters::weights::Weights;
+
     use super::*;
 
     #[test]
@@ -161,6 +176,27 @@ mod tests {
         let got = LossType::Hinge.discriminator(&fake, &real).double_value(&[]);
         let expected = (1.0 + 2.0 + 0.0 + 3.0) / 2.0 + (0.0 + 0.0 + 0.0 + 2.0) / 2.0;
         assert!((got - expected).abs() < 1e-6, "{got} differs from {expected}");
+    }
+
+    #[test]
+    fn labels_are_hidden_in_training_only() {
+        let kwargs = serde_json::json!({"img_resolution": 8, "img_channels": 3, "label_dim": 10, "model_type": "SongUNet", "model_channels": 8,
+            "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "label_dropout": 0.25});
+        let config = NetConfig::new("EDMPrecond", &kwargs).unwrap();
+        let mut b = LibTorch::new(tch::Device::Cpu, Weights::initialised(0));
+        let net = Denoiser::build(&mut b, &config).unwrap();
+        let labels = Tensor::ones([4000, 10], (Kind::Float, tch::Device::Cpu));
+        let hidden = |train: bool| {
+            let b = LibTorch::running(tch::Device::Cpu, train);
+            let rows = dropped(&b, &net, Some(&labels)).unwrap().0.sum_dim_intlist(1, false, Kind::Float);
+            // A label is there or not, whole and unscaled.
+            let whole = rows.eq(10.0).logical_or(&rows.eq(0.0));
+            assert!(bool::try_from(whole.all()).unwrap());
+            rows.eq(0.0).to_kind(Kind::Float).mean(Kind::Float).double_value(&[])
+        };
+        assert_eq!(hidden(false), 0.0);
+        let share = hidden(true);
+        assert!((share - 0.25).abs() < 0.04, "{share}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl LibTorchSession {
     pub fn open(model: &Path, checkpoint: &Path) -> anyhow::Result<Self> {
         let describe = || format!("cannot run `{}` on libtorch", checkpoint.display());
         let opened = Checkpoint::open(checkpoint).with_context(describe)?;
-        let network = opened.network("ema").with_context(describe)?;
+        let network = opened.network(None).with_context(describe)?;
         Self::of(model, network).with_context(describe)
     }
 

@@ -461,7 +461,7 @@ fn state_path(dir: &Path) -> PathBuf {
 /// Weights of the `ema` network of `path`, all of which `net` must take but for augmentation's.
 fn transfer(path: &Path, net: &NetConfig) -> anyhow::Result<Weights> {
     let checkpoint = Checkpoint::open(path)?;
-    let network = checkpoint.network("ema")?;
+    let network = checkpoint.network(None)?;
     anyhow::ensure!(
         matches!(network.architecture, Architecture::Denoiser(_)),
         "`{}` does not say which network it holds",
@@ -477,7 +477,7 @@ fn discriminator(settings: &Adversarial, config: &TrainConfig) -> anyhow::Result
         DiscriminatorConfig { feature_resolution: settings.feature_resolution, conditional: config.net.label_dim > 0 };
     let checkpoint = Checkpoint::open(&settings.backbone)
         .with_context(|| format!("open the backbone `{}`", settings.backbone.display()))?;
-    let network = checkpoint.network("")?;
+    let network = checkpoint.network(None)?;
     anyhow::ensure!(
         network.architecture == Architecture::EfficientNetLite0,
         "`{}` is not EfficientNet-Lite0",

@@ -3,15 +3,15 @@
 //! `tensor.proto`, `tensor_shape.proto`.
 
 use std::ops::Range;
-use std::path::Path;
 use std::rc::Rc;
 
 use super::Dtype;
+use super::input::Input;
 use super::views::{Storage, View};
 use crate::error::{Error, Result};
 
-/// Most nodes of a graph.
-const MAX_NODES: usize = 1 << 18;
+/// Memory of a constant beside its name, bytes, as charged.
+const CONSTANT_BYTES: usize = 512;
 /// Most axes of a constant.
 const MAX_RANK: usize = 16;
 
@@ -35,20 +35,17 @@ pub(crate) fn recognises(head: &[u8]) -> bool {
         .is_some_and(|r| r.first() == Some(&NAME) && r.get(2).is_some_and(u8::is_ascii))
 }
 
-/// Reads the graph at `path`, mapped as `bytes`. The gate of this format: every field lies inside the one that holds it.
+/// Reads the graph `input`. Every field lies inside the one that holds it.
 ///
 /// # Errors
 /// `Format` naming the byte.
-pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<GraphDef> {
+pub(crate) fn read(input: &Input<'_>) -> Result<GraphDef> {
     let mut graph = GraphDef::default();
     let mut nodes = 0;
-    let reader = Reader { path, bytes };
-    reader.fields(0..bytes.len(), &mut |number, field| {
+    let reader = Reader { input, bytes: input.bytes };
+    reader.fields(0..input.bytes.len(), &mut |number, field| {
         if let (1, Field::Bytes(node)) = (number, field) {
             nodes += 1;
-            if nodes > MAX_NODES {
-                return Err(reader.bad(node.start, format!("at most {MAX_NODES} nodes"), "more"));
-            }
             reader.node(node, &mut graph)?;
         }
         Ok(())
@@ -67,13 +64,13 @@ enum Field {
 }
 
 struct Reader<'a> {
-    path: &'a Path,
+    input: &'a Input<'a>,
     bytes: &'a [u8],
 }
 
 impl Reader<'_> {
     fn bad(&self, at: usize, expected: impl Into<String>, found: impl Into<String>) -> Error {
-        Error::format(self.path, format!("GraphDef, byte {at}"), expected, found)
+        self.input.bad(format!("GraphDef, byte {at}"), expected, found)
     }
 
     fn varint(&self, at: &mut usize, end: usize) -> Result<u64> {
@@ -159,11 +156,16 @@ impl Reader<'_> {
         })?;
         match (op, value) {
             ("Const", Some(value)) => {
+                let start = value.start;
                 if let Some(view) = self.tensor(name, value)? {
+                    self.input.charge(CONSTANT_BYTES + 4 * name.len(), || format!("GraphDef, byte {start}"))?;
                     graph.constants.push((name.to_owned(), view));
                 }
             }
-            ("BatchNormWithGlobalNormalization", _) if scaled => graph.scaled_norms.push(name.to_owned()),
+            ("BatchNormWithGlobalNormalization", _) if scaled => {
+                self.input.charge(CONSTANT_BYTES + name.len(), || format!("GraphDef, byte {}", range.start))?;
+                graph.scaled_norms.push(name.to_owned());
+            }
             _ => {}
         }
         Ok(())
@@ -174,6 +176,7 @@ impl Reader<'_> {
         let (mut kind, mut dims, mut content) = (0, Vec::new(), None);
         let mut listed: Vec<u8> = Vec::new();
         let at = range.start;
+        let place = || format!("GraphDef, byte {at}");
         self.fields(range, &mut |number, field| {
             match (number, field) {
                 (1, Field::Number(n)) => kind = n,
@@ -200,8 +203,13 @@ impl Reader<'_> {
                 (5, Field::Bytes(r)) | (6, Field::Bytes(r)) => listed.extend_from_slice(&self.bytes[r]),
                 (5, Field::Fixed(v)) => listed.extend_from_slice(&v.to_le_bytes()[..4]),
                 (6, Field::Fixed(v)) => listed.extend_from_slice(&v.to_le_bytes()),
-                (7 | 10, Field::Number(v)) => listed.extend_from_slice(&v.to_le_bytes()),
+                (7 | 10, Field::Number(v)) => {
+                    self.input.charge(2 * size_of::<u64>(), place)?;
+                    listed.extend_from_slice(&v.to_le_bytes());
+                }
                 (7 | 10, Field::Bytes(r)) => {
+                    // A number takes at least a byte.
+                    self.input.charge(2 * size_of::<u64>() * r.len(), place)?;
                     let mut at = r.start;
                     while at < r.end {
                         let v = self.varint(&mut at, r.end)?;
@@ -215,11 +223,14 @@ impl Reader<'_> {
         let Some(dtype) = element_type(kind) else { return Ok(None) };
         let whole = matches!(dtype, Dtype::I64 | Dtype::I32 | Dtype::I16 | Dtype::I8 | Dtype::U8);
         let (dtype, storage) = match content {
-            Some(r) => (dtype, Storage { owned: None, start: r.start, bytes: r.len() }),
+            Some(r) => (dtype, Storage { owned: None, start: r.start, bytes: r.len(), crc: None }),
             None => {
                 let bytes = listed.len();
                 // Listed integers were widened above.
-                (if whole { Dtype::I64 } else { dtype }, Storage { owned: Some(Rc::new(listed)), start: 0, bytes })
+                (
+                    if whole { Dtype::I64 } else { dtype },
+                    Storage { owned: Some(Rc::new(listed)), start: 0, bytes, crc: None },
+                )
             }
         };
         let count = dims.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));

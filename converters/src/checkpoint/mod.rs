@@ -1,6 +1,7 @@
 //! Checkpoint files as sources of named tensors, one format a file.
 
 mod graph_def;
+mod input;
 mod objects;
 pub mod pickle;
 pub mod safetensors;
@@ -8,6 +9,7 @@ mod torch_legacy;
 mod torch_pickle;
 mod torch_zip;
 mod views;
+mod wrappers;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -16,7 +18,8 @@ use std::rc::Rc;
 use fs_err as fs;
 use serde_json::{Map, Value};
 
-use self::objects::Found;
+use self::input::Input;
+use self::objects::{Contents, Found, MAX_NETWORKS};
 use self::views::Views;
 use crate::config::NetConfig;
 use crate::error::{Error, Result};
@@ -37,19 +40,25 @@ pub enum Dtype {
     I32,
     I16,
     I8,
+    U64,
+    U32,
+    U16,
     U8,
     Bool,
+    /// A type that is not read, by its name in the file.
+    Other(&'static str),
 }
 
 impl Dtype {
-    /// Size of one element in bytes.
+    /// Size of one element in bytes; 0 for a type that is not read.
     #[must_use]
     pub fn size(self) -> usize {
         match self {
-            Self::F64 | Self::I64 => 8,
-            Self::F32 | Self::I32 => 4,
-            Self::F16 | Self::BF16 | Self::I16 => 2,
+            Self::F64 | Self::I64 | Self::U64 => 8,
+            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::F16 | Self::BF16 | Self::I16 | Self::U16 => 2,
             Self::I8 | Self::U8 | Self::Bool => 1,
+            Self::Other(_) => 0,
         }
     }
 
@@ -63,6 +72,9 @@ impl Dtype {
             (Self::BF16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
             (Self::I64, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32,
             (Self::I32, &[a, b, c, d]) => i32::from_le_bytes([a, b, c, d]) as f32,
+            (Self::U64, &[a, b, c, d, e, f, g, h]) => u64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32,
+            (Self::U32, &[a, b, c, d]) => u32::from_le_bytes([a, b, c, d]) as f32,
+            (Self::U16, &[a, b]) => f32::from(u16::from_le_bytes([a, b])),
             (Self::I16, &[a, b]) => f32::from(i16::from_le_bytes([a, b])),
             (Self::I8, &[a]) => f32::from(i8::from_le_bytes([a])),
             (Self::U8 | Self::Bool, &[a]) => f32::from(a),
@@ -267,6 +279,8 @@ pub struct Checkpoint {
     pub metadata: Vec<(String, String)>,
     /// Tensors of the whole file.
     pub tensors: Rc<dyn TensorSource>,
+    /// What lies beside the networks and was not read, a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl Checkpoint {
@@ -276,10 +290,12 @@ impl Checkpoint {
     /// (a JSON list, as in d2o's snapshots), else the one under `weights.`, else the whole file.
     ///
     /// A pickle holds the modules of its outermost dict, a torch or TorchScript archive its modules or state dicts, a GraphDef its
-    /// constants.
+    /// constants. Objects beside them are recorded and never made; [`Checkpoint::notes`] names those that are not read.
+    ///
+    /// Reading takes memory and work in proportion to the file's size, whatever the file declares.
     ///
     /// # Errors
-    /// `Format` if it is no checkpoint, or a damaged one; `Config` for a bad configuration.
+    /// `Format` if it is not a checkpoint, or a damaged one; `Config` for a bad configuration.
     pub fn open(path: &Path) -> Result<Self> {
         let head = head(path)?;
         if safetensors::recognises(&head) {
@@ -294,46 +310,59 @@ impl Checkpoint {
         } else if graph_def::recognises(&head) {
             Format::GraphDef
         } else {
-            let found = if head.is_empty() { "an empty file".to_owned() } else { format!("bytes {head:02x?}") };
             let expected = "a safetensors, torch.save, TorchScript, pickle or GraphDef file";
-            return Err(Error::format(path, "start of file", expected, found));
+            return Err(Error::format(path, "start of file", expected, describe(&head)));
         };
         let map = views::map(path)?;
-        let (found, format) = match format {
-            Format::TorchLegacy => (torch_legacy::networks(path, &map)?, format),
-            Format::Pickle => (torch_pickle::networks(path, &map)?, format),
-            Format::GraphDef => return Self::from_graph_def(path, map),
+        let input = Input::new(path, &map);
+        let (contents, format) = match format {
+            Format::TorchLegacy => (torch_legacy::networks(&input)?, format),
+            Format::Pickle => (torch_pickle::networks(&input)?, format),
+            Format::GraphDef => return Self::from_graph_def(&input, &map),
             _ => {
-                let (found, script) = torch_zip::networks(path, &map)?;
-                (found, if script { Format::TorchScript } else { format })
+                let (contents, script) = torch_zip::networks(&input)?;
+                (contents, if script { Format::TorchScript } else { format })
             }
         };
+        let Contents { networks: found, mut notes } = contents;
         let (mut networks, mut all) = (Vec::new(), Vec::new());
         for network in found {
             let prefix = if network.name.is_empty() { String::new() } else { format!("{}.", network.name) };
             all.extend(network.tensors.iter().map(|(n, v)| (format!("{prefix}{n}"), v.clone())));
-            networks.push(Network::found(path, &map, network)?.with_name_of(path));
+            networks.extend(Network::found(&input, &map, network, &mut notes)?);
         }
-        let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(path, map, all)?);
-        Ok(Self { path: path.to_owned(), format, networks, metadata: Vec::new(), tensors })
+        let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(&input, Rc::clone(&map), all)?);
+        Ok(Self { path: path.to_owned(), format, networks, metadata: Vec::new(), tensors, notes })
     }
 
-    /// The network called `name`, or the only one if the file names none.
+    /// The network called `wanted`; without a name the average over training, or the only network.
+    ///
+    /// `ema` and `net` are also what StyleGAN calls `G_ema` and `G`, and an average over training is told by its name: `G_ema`, timm's `state_dict_ema`,
+    /// Lightning's `ema_model`.
     ///
     /// # Errors
     /// `Config` listing the names there are.
-    pub fn network(&self, name: &str) -> Result<&Network> {
-        // StyleGAN's names for the two.
-        let alias = match name {
-            "ema" => "G_ema",
-            "net" => "G",
-            other => other,
-        };
-        let only = self.networks.first().filter(|n| n.name.is_empty());
+    pub fn network(&self, wanted: Option<&str>) -> Result<&Network> {
         let named = |name: &str| self.networks.iter().find(|n| n.name == name);
-        named(name).or_else(|| named(alias)).or(only).ok_or_else(|| {
-            let names: Vec<_> = self.networks.iter().map(|n| n.name.as_str()).collect();
-            Error::Config { what: format!("network `{name}`: the file holds only {names:?}") }
+        let only = |which: &dyn Fn(&Network) -> bool| {
+            let mut all = self.networks.iter().filter(|n| which(n));
+            all.next().filter(|_| all.next().is_none())
+        };
+        let average = || named("ema").or_else(|| named("G_ema")).or_else(|| only(&|n| is_average(&n.name)));
+        let found = match wanted {
+            None => average().or_else(|| only(&|_| true)),
+            Some(name) => named(name)
+                .or_else(|| match name {
+                    "ema" => average(),
+                    "net" => named("G"),
+                    _ => None,
+                })
+                .or_else(|| only(&|_| true).filter(|n| n.name.is_empty())),
+        };
+        found.ok_or_else(|| {
+            let names: Vec<_> = self.networks.iter().map(|n| format!("`{}`", n.name)).collect();
+            let (wanted, names) = (wanted.map_or_else(String::new, |w| format!("`{w}` ")), names.join(", "));
+            Error::Config { what: format!("network {wanted}of several: the file holds {names}; name one (--net)") }
         })
     }
 
@@ -342,6 +371,10 @@ impl Checkpoint {
         let metadata = file.metadata().to_vec();
         let of = |key: &str| metadata.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
         let json = |key: &str, text: &str| -> Result<Value> {
+            if text.len() > MAX_ARGUMENTS {
+                let expected = format!("at most {MAX_ARGUMENTS} bytes");
+                return Err(Error::format(path, format!("metadata `{key}`"), expected, text.len().to_string()));
+            }
             serde_json::from_str(text)
                 .map_err(|e| Error::format(path, format!("metadata `{key}`"), "JSON", e.to_string()))
         };
@@ -350,13 +383,9 @@ impl Checkpoint {
             _ => None,
         };
         let names = file.names();
-        let listed = match of("networks") {
-            Some(text) => serde_json::from_value::<Vec<String>>(json("networks", text)?)
-                .map_err(|e| Error::format(path, "metadata `networks`", "a list of names", e.to_string()))?,
-            None => Vec::new(),
-        };
+        let listed = of("networks").map(|text| listed(path, text, &names)).transpose()?.unwrap_or_default();
         let tensors: Rc<dyn TensorSource> = Rc::new(file);
-        let mut networks = Vec::new();
+        let (mut networks, mut notes) = (Vec::new(), Vec::new());
         let below = |prefix: String| {
             Rc::new(Renamed::new(Rc::clone(&tensors), move |n| n.strip_prefix(&prefix).map(str::to_owned)))
         };
@@ -372,22 +401,43 @@ impl Checkpoint {
                 networks.push(Network::new(String::new(), architecture, Rc::clone(&tensors)));
             }
         } else {
-            networks.push(recognise(String::new(), Rc::clone(&tensors)).with_name_of(path));
+            networks.extend(wrappers::unwrap(String::new(), Rc::clone(&tensors), path, &mut notes));
         }
-        Ok(Self { path: path.to_owned(), format: Format::Safetensors, networks, metadata, tensors })
+        Ok(Self { path: path.to_owned(), format: Format::Safetensors, networks, metadata, tensors, notes })
     }
 
-    fn from_graph_def(path: &Path, map: Rc<memmap2::Mmap>) -> Result<Self> {
-        let graph = graph_def::read(path, &map)?;
-        let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(path, map, graph.constants)?);
+    fn from_graph_def(input: &Input<'_>, map: &Rc<memmap2::Mmap>) -> Result<Self> {
+        let graph = graph_def::read(input)?;
+        let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(input, Rc::clone(map), graph.constants)?);
         let mut network = recognise(String::new(), Rc::clone(&tensors));
         if let (Architecture::InceptionV3 { .. }, Some(norm)) = (&network.architecture, graph.scaled_norms.first()) {
             let what = format!("`{norm}` scales after normalising, which Inception-2015-12-05 does not");
             network.architecture = Architecture::Unsupported(what);
         }
-        let networks = vec![network];
-        Ok(Self { path: path.to_owned(), format: Format::GraphDef, networks, metadata: Vec::new(), tensors })
+        let (path, networks) = (input.path.to_owned(), vec![network]);
+        Ok(Self { path, format: Format::GraphDef, networks, metadata: Vec::new(), tensors, notes: Vec::new() })
     }
+}
+
+/// Longest constructor arguments in a safetensors file's metadata, bytes.
+const MAX_ARGUMENTS: usize = 1 << 20;
+
+/// The networks that metadata `networks` lists: some of the prefixes of the tensors called `tensors`.
+fn listed(path: &Path, text: &str, tensors: &[String]) -> Result<Vec<String>> {
+    let bad = |expected: &str, found: String| Error::format(path, "metadata `networks`", expected, found);
+    let names: Vec<String> = serde_json::from_str(text).map_err(|e| bad("a list of names", e.to_string()))?;
+    if names.len() > MAX_NETWORKS {
+        return Err(bad(&format!("at most {MAX_NETWORKS} names"), names.len().to_string()));
+    }
+    for (i, name) in names.iter().enumerate() {
+        if names[..i].contains(name) {
+            return Err(bad("different names", format!("`{name}` twice")));
+        }
+        if !tensors.iter().any(|t| t.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'))) {
+            return Err(bad("names that tensors begin with", format!("`{name}`, which none does")));
+        }
+    }
+    Ok(names)
 }
 
 impl Architecture {
@@ -476,24 +526,28 @@ impl Network {
         Self { name, architecture, tensors, source_sha256: None }
     }
 
-    fn found(path: &Path, map: &Rc<memmap2::Mmap>, found: Found) -> Result<Self> {
-        let source_sha256 = found.source_sha256();
+    /// The network that was found, or those of a wrapper around several.
+    fn found(input: &Input<'_>, map: &Rc<memmap2::Mmap>, found: Found, notes: &mut Vec<String>) -> Result<Vec<Self>> {
+        let source_sha256 = found.source.as_ref().map(|s| s.sha256.to_string());
         let architecture = found.class.as_deref().and_then(|class| described(class, &found));
-        let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(path, Rc::clone(map), found.tensors)?);
-        Ok(match architecture {
-            Some(architecture) => Self { name: found.name, architecture, tensors, source_sha256 },
-            None => {
-                let recognised = recognise(found.name, tensors);
-                let architecture = match (recognised.architecture, found.class) {
-                    (Architecture::Unknown, Some(class)) => {
-                        Architecture::Unsupported(format!("objects of class `{class}` are not known"))
-                    }
-                    (other, _) => other,
-                };
-                Self { architecture, source_sha256, ..recognised }
+        let tensors: Rc<dyn TensorSource> = Rc::new(Views::new(input, Rc::clone(map), found.tensors)?);
+        if let Some(architecture) = architecture {
+            return Ok(vec![Self { name: found.name, architecture, tensors, source_sha256 }]);
+        }
+        let mut networks = wrappers::unwrap(found.name, tensors, input.path, notes);
+        for network in &mut networks {
+            network.source_sha256.clone_from(&source_sha256);
+            if let (Architecture::Unknown, Some(class)) = (&network.architecture, &found.class) {
+                network.architecture = Architecture::Unsupported(format!("objects of class `{class}` are not known"));
             }
-        })
+        }
+        Ok(networks)
     }
+}
+
+/// Whether a network of this name is an average over training.
+fn is_average(name: &str) -> bool {
+    name.split(['.', '_']).any(|word| word == "ema")
 }
 
 /// What a persistent object of `class` says it is; `None` if the class is none of the generators'.
@@ -516,7 +570,7 @@ fn described(class: &str, found: &Found) -> Option<Architecture> {
         )));
     }
     if let Some(source) = &found.source
-        && let Err(text) = check_source(class, source)
+        && let Err(text) = check_source(class, &source.text)
     {
         return Some(Architecture::Unsupported(text));
     }
@@ -660,12 +714,35 @@ fn inception(name: String, tensors: Rc<dyn TensorSource>, layout: inception_v3::
     Network::new(name, architecture, Rc::new(renamed))
 }
 
-/// The first bytes of `path`, at most 32.
+/// The first bytes of `path`, at most 64. Opening a pipe would wait for its other end, and only a file can be mapped.
 fn head(path: &Path) -> Result<Vec<u8>> {
     use std::io::Read as _;
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() {
+        let found = if metadata.is_dir() { "a folder" } else { "a pipe or a device" };
+        return Err(Error::format(path, "path", "a file", found));
+    }
     let mut head = Vec::new();
-    fs::File::open(path)?.take(32).read_to_end(&mut head)?;
+    fs::File::open(path)?.take(64).read_to_end(&mut head)?;
     Ok(head)
+}
+
+/// What a file that is not a checkpoint is, by its first bytes.
+fn describe(head: &[u8]) -> String {
+    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
+    let known = match text {
+        [] => "an empty file",
+        _ if head.iter().all(|b| *b == 0) => "zeros: the file was not written, or not to its end",
+        t if t.starts_with(b"version https://git-lfs") => "a Git LFS pointer; `git lfs pull` fetches the file itself",
+        t if t.starts_with(b"<?xml") => "an XML file, as servers send instead of a file that they refuse",
+        t if t.starts_with(b"<") => "a web page, as servers send before or instead of a file",
+        t if t.starts_with(b"\x1f\x8b") => "a gzip file: unpack it first",
+        t if t.starts_with(b"\x89HDF\r\n") => "an HDF5 file",
+        t if t.starts_with(b"\x93NUMPY") => "a NumPy array",
+        t if t.starts_with(b"\x08") && t.windows(4).any(|w| w == b"onnx" || w == b"orch") => "an ONNX graph",
+        _ => return format!("bytes {:02x?}", &head[..head.len().min(16)]),
+    };
+    known.to_owned()
 }
 
 #[cfg(test)]

@@ -4,30 +4,32 @@
 //! hashed for diagnosis and never run.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::rc::Rc;
 
 use serde_json::{Map, Number, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::Dtype;
+use super::input::Input;
 use super::pickle::{Id, Node, Pickle};
 use super::views::{Storage, View};
 use crate::error::{Error, Result};
 
 /// Deepest nesting of modules and of constructor arguments.
 const MAX_DEPTH: usize = 48;
-/// Most modules of one file, counted each time a shared one is met.
-const MAX_MODULES: usize = 1 << 16;
-/// Most tensors of one file, counted likewise.
-const MAX_TENSORS: usize = 1 << 16;
-/// Most values in the constructor arguments of one module.
-const MAX_ARGUMENTS: usize = 1 << 12;
+/// Most networks of one file.
+pub(crate) const MAX_NETWORKS: usize = 64;
+/// Memory of a tensor's description beside its name, bytes, as charged.
+const TENSOR_BYTES: usize = 512;
+/// Memory of a JSON value beside its text, bytes, as charged.
+const VALUE_BYTES: usize = 128;
 /// Version of persistent objects up to which the layout is known.
 const PERSISTENCE_VERSION: usize = 6;
 
 const PERSISTENT: &str = "torch_utils.persistence._reconstruct_persistent_obj";
 const TORCHSCRIPT: &str = "__torch__.";
+/// The class of networks in pickles of NVIDIA's TensorFlow code.
+const TENSORFLOW: &str = "dnnlib.tflib.network.Network";
 
 /// Turns the storage argument of a tensor into the bytes it names, and their element type if the storage has one.
 pub(crate) type Resolve<'a> = dyn FnMut(&Pickle, Id) -> Result<Option<(Option<Dtype>, Storage)>> + 'a;
@@ -44,65 +46,90 @@ pub(crate) struct Found {
     /// Named ones.
     pub(crate) init_kwargs: Map<String, Value>,
     /// Python source it carries.
-    pub(crate) source: Option<Rc<str>>,
+    pub(crate) source: Option<Source>,
     /// Tensors by path.
     pub(crate) tensors: Vec<(String, View)>,
 }
 
-impl Found {
-    /// SHA-256 of the source, in hexadecimal.
-    pub(crate) fn source_sha256(&self) -> Option<String> {
-        let digest = Sha256::digest(self.source.as_ref()?.as_bytes());
-        Some(digest.iter().map(|b| format!("{b:02x}")).collect())
-    }
+/// Python source that a persistent object carries. It is compared and hashed, never run.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) text: Rc<str>,
+    /// SHA-256, hexadecimal.
+    pub(crate) sha256: Rc<str>,
+}
+
+/// What a pickle holds.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    pub(crate) networks: Vec<Found>,
+    /// What lies beside the networks and is not read, if it may be missed: a sentence each.
+    pub(crate) notes: Vec<String>,
 }
 
 /// The networks of `pickle`: the modules and state dicts in its outermost dict, else the object itself.
 ///
 /// # Errors
 /// `Format` if there are none, or one is damaged, too deep or too large.
-pub(crate) fn networks(pickle: &Pickle, path: &Path, resolve: &mut Resolve<'_>) -> Result<Vec<Found>> {
-    let mut walk = Walk { pickle, path, resolve, modules: 0, tensors: 0 };
+pub(crate) fn networks(pickle: &Pickle, input: &Input<'_>, resolve: &mut Resolve<'_>) -> Result<Contents> {
+    let mut walk = Walk { pickle, input, resolve, sources: HashMap::new(), notes: Vec::new() };
+    let mut networks = Vec::new();
     let root = pickle.root();
-    if pickle.items(root).is_none() || walk.module(root).is_some() {
-        let found = walk.network(String::new(), root)?;
-        return found
-            .map(|f| vec![f])
-            .ok_or_else(|| Error::format(path, "object", "a module or a dict of tensors", describe(pickle, root)));
-    }
-    let mut found = Vec::new();
-    for (key, value) in pickle.items(root).unwrap_or(&[]) {
-        let Some(name) = pickle.text(*key) else { continue };
-        if !PASSENGERS.contains(&name)
-            && let Some(network) = walk.network(name.to_owned(), *value)?
-        {
-            found.push(network);
+    let items = pickle.items(root).unwrap_or(&[]);
+    if walk.module(root)?.is_none() {
+        let mut strays = Vec::new();
+        for (key, value) in items {
+            let Some(name) = pickle.text(*key) else { continue };
+            if NON_NETWORK_KEYS.contains(&name) {
+                continue;
+            }
+            if let Some(network) = walk.network(name.to_owned(), *value)? {
+                if networks.len() == MAX_NETWORKS {
+                    return Err(input.bad("object", format!("at most {MAX_NETWORKS} networks"), "more"));
+                }
+                networks.push(network);
+            } else if walk.is_tensor(*value) {
+                strays.push(name);
+            }
+        }
+        if !networks.is_empty() && !strays.is_empty() {
+            walk.note(format!("tensors beside the networks are not read: {}", abbreviate(&strays)))?;
         }
     }
-    if found.is_empty() {
-        found.extend(walk.network(String::new(), root)?);
+    if networks.is_empty() {
+        networks.extend(walk.network(String::new(), root)?);
     }
-    match found.as_mut_slice() {
-        [] => Err(Error::format(path, "object", "a module or a dict of tensors", describe(pickle, root))),
-        [only] if WRAPPERS.contains(&only.name.as_str()) => {
-            only.name.clear();
-            Ok(found)
+    match networks.as_mut_slice() {
+        [] => {
+            let found = if pickle.nodes().iter().any(|n| matches!(n, Node::Global(name) if name == TENSORFLOW)) {
+                "networks of TensorFlow: convert the file with legacy.py of stylegan2-ada-pytorch or stylegan3"
+                    .to_owned()
+            } else if pickle.get(root, "shadow_params").is_some() {
+                "an average that lists its tensors without their names (`shadow_params`)".to_owned()
+            } else {
+                describe(pickle, root)
+            };
+            return Err(input.bad("object", "a module or a dict of tensors", found));
         }
-        _ => Ok(found),
+        [only] if WRAPPERS.contains(&only.name.as_str()) => only.name.clear(),
+        _ => {}
     }
+    Ok(Contents { networks, notes: walk.notes })
 }
 
-/// Keys of an outermost dict whose modules are no networks.
-const PASSENGERS: [&str; 5] = ["augment_pipe", "loss_fn", "dataset_kwargs", "training_set_kwargs", "optimizer_state"];
+/// Top-level keys that never hold a network.
+const NON_NETWORK_KEYS: [&str; 5] =
+    ["augment_pipe", "loss_fn", "dataset_kwargs", "training_set_kwargs", "optimizer_state"];
 /// Keys under which training scripts save the one state dict of a file.
 const WRAPPERS: [&str; 4] = ["state_dict", "model", "model_state_dict", "module"];
 
 struct Walk<'a, 'r> {
     pickle: &'a Pickle,
-    path: &'a Path,
+    input: &'a Input<'a>,
     resolve: &'a mut Resolve<'r>,
-    modules: usize,
-    tensors: usize,
+    /// Sources by the value that holds them: networks share them.
+    sources: HashMap<Id, Source>,
+    notes: Vec<String>,
 }
 
 /// A module object, whichever way it was pickled.
@@ -114,84 +141,109 @@ struct Module<'a> {
 
 impl<'a> Walk<'a, '_> {
     fn bad(&self, place: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Error {
-        Error::format(self.path, place, expected, found)
+        self.input.bad(place, expected, found)
     }
 
-    fn module(&self, id: Id) -> Option<Module<'a>> {
+    fn note(&mut self, text: String) -> Result<()> {
+        self.input.charge(text.len(), || "object".to_owned())?;
+        self.notes.push(text);
+        Ok(())
+    }
+
+    /// [`Pickle::get`], charged: shared objects may be searched again and again.
+    fn get(&self, id: Id, key: &str) -> Result<Option<Id>> {
+        let items = self.pickle.items(id).map_or(0, <[_]>::len);
+        self.input.step(items, || format!("a dict of {items} entries"))?;
+        Ok(self.pickle.get(id, key))
+    }
+
+    fn module(&self, id: Id) -> Result<Option<Module<'a>>> {
         let p = self.pickle;
         if let Some(&[meta, ..]) = p.call(id, PERSISTENT) {
-            let (class, state) = (p.text(p.get(meta, "class_name")?)?, p.get(meta, "state")?);
-            return Some(Module { class, state, source: p.get(meta, "module_src") });
+            let class = self.get(meta, "class_name")?.and_then(|c| p.text(c));
+            let (Some(class), Some(state)) = (class, self.get(meta, "state")?) else { return Ok(None) };
+            return Ok(Some(Module { class, state, source: self.get(meta, "module_src")? }));
         }
-        let Node::Call { function, arguments, state: Some(state), .. } = p.node(id) else { return None };
-        let mut class = p.global(*function)?;
+        let Node::Call { function, arguments, state: Some(state), .. } = p.node(id) else { return Ok(None) };
+        let Some(mut class) = p.global(*function) else { return Ok(None) };
         if class == "copyreg._reconstructor" {
-            class = p.global(*p.sequence(*arguments)?.first()?)?;
+            let of = p.sequence(*arguments).and_then(|a| p.global(*a.first()?));
+            let Some(of) = of else { return Ok(None) };
+            class = of;
         }
-        let is_module = class.starts_with(TORCHSCRIPT) || p.get(*state, "_modules").is_some();
-        is_module.then_some(Module { class, state: *state, source: None })
+        let is_module = class.starts_with(TORCHSCRIPT) || self.get(*state, "_modules")?.is_some();
+        Ok(is_module.then_some(Module { class, state: *state, source: None }))
+    }
+
+    fn source(&mut self, id: Id) -> Option<Source> {
+        if let Some(known) = self.sources.get(&id) {
+            return Some(known.clone());
+        }
+        let text = self.pickle.text(id).filter(|s| !s.is_empty())?;
+        let sha256: String = Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect();
+        let source = Source { text: text.into(), sha256: sha256.into() };
+        self.sources.insert(id, source.clone());
+        Some(source)
     }
 
     /// The network `id` is, if it is a module or a dict with tensors.
     fn network(&mut self, name: String, id: Id) -> Result<Option<Found>> {
         let mut tensors = Vec::new();
-        let Some(module) = self.module(id) else {
-            self.state_dict(id, &mut tensors)?;
+        let Some(module) = self.module(id)? else {
+            self.state_dict(&name, id, &mut tensors)?;
             let found =
                 Found { name, class: None, init_args: Vec::new(), init_kwargs: Map::new(), source: None, tensors };
             return Ok((!found.tensors.is_empty()).then_some(found));
         };
-        if let Some(&[meta, ..]) = self.pickle.call(id, PERSISTENT) {
-            let version = self.pickle.get(meta, "version").and_then(|v| self.pickle.size(v));
+        let p = self.pickle;
+        if let Some(&[meta, ..]) = p.call(id, PERSISTENT) {
+            let version = self.get(meta, "version")?.and_then(|v| p.size(v));
             if version.is_none_or(|v| v > PERSISTENCE_VERSION) {
                 let expected = format!("a persistent object of version up to {PERSISTENCE_VERSION}");
                 return Err(self.bad(name, expected, format!("version {version:?}")));
             }
         }
-        let mut budget = MAX_ARGUMENTS;
-        let p = self.pickle;
-        let json = |key: &str, budget: &mut usize| {
-            p.get(module.state, key).map(|v| value(p, v, MAX_DEPTH, budget)).transpose()
+        let json = |key: &str| -> Result<Option<Value>> {
+            self.get(module.state, key)?.map(|v| value(p, self.input, v, MAX_DEPTH)).transpose()
         };
-        let arguments = json("_init_args", &mut budget).and_then(|a| Ok((a, json("_init_kwargs", &mut budget)?)));
-        let Ok((args, kwargs)) = arguments else {
-            let expected = format!("constructor arguments of at most {MAX_ARGUMENTS} values");
-            return Err(self.bad(name, expected, "more, or deeper ones"));
-        };
-        let init_args = if let Some(Value::Array(args)) = args { args } else { Vec::new() };
-        let init_kwargs = if let Some(Value::Object(kwargs)) = kwargs { kwargs } else { Map::new() };
-        let source = module.source.and_then(|s| p.text(s)).filter(|s| !s.is_empty()).map(Rc::from);
+        let init_args = if let Some(Value::Array(args)) = json("_init_args")? { args } else { Vec::new() };
+        let init_kwargs = if let Some(Value::Object(kwargs)) = json("_init_kwargs")? { kwargs } else { Map::new() };
+        let source = module.source.and_then(|s| self.source(s));
         let class = Some(module.class.to_owned());
         self.descend("", &module, MAX_DEPTH, &mut tensors)?;
         Ok(Some(Found { name, class, init_args, init_kwargs, source, tensors }))
     }
 
-    fn state_dict(&mut self, id: Id, out: &mut Vec<(String, View)>) -> Result<()> {
+    fn state_dict(&mut self, network: &str, id: Id, out: &mut Vec<(String, View)>) -> Result<()> {
         let p = self.pickle;
         let Some(items) = p.items(id) else { return Ok(()) };
-        let mut others = None;
+        self.input.step(items.len(), || format!("a dict of {} entries", items.len()))?;
+        let (mut nested, mut opaque) = (None, Vec::new());
         for (key, value) in items {
-            let name = p.text(*key);
-            match (name, self.tensor(name.unwrap_or(""), *value)?) {
-                (Some(name), Some(view)) => out.push((name.to_owned(), view)),
-                (Some(name), None)
-                    if !matches!(p.node(*value), Node::None | Node::Int(_) | Node::Bool(_) | Node::Float(_)) =>
-                {
-                    others = Some((name, *value));
-                }
-                _ => {}
+            let Some(name) = p.text(*key) else { continue };
+            if let Some(view) = self.tensor(name, *value)? {
+                self.keep(name.to_owned(), view, out)?;
+                continue;
+            }
+            match p.node(*value) {
+                Node::None | Node::Int(_) | Node::Bool(_) | Node::Float(_) => {}
+                Node::Dict(_) | Node::Sequence(_) => nested = Some((name, *value)),
+                _ if p.items(*value).is_some() => nested = Some((name, *value)),
+                _ => opaque.push(name),
             }
         }
-        match others {
-            Some((name, value)) if !out.is_empty() => Err(self.bad(name, "a tensor, as beside it", describe(p, value))),
-            _ => {
-                // Distributed training puts every name below `module.`.
-                if out.iter().all(|(n, _)| n.starts_with("module.")) {
-                    out.iter_mut().for_each(|(n, _)| *n = n.split_off("module.".len()));
-                }
-                Ok(())
-            }
+        if out.is_empty() {
+            return Ok(());
         }
+        if let Some((name, value)) = nested {
+            return Err(self.bad(name, "a tensor, as beside it", describe(p, value)));
+        }
+        if !opaque.is_empty() {
+            let network =
+                if network.is_empty() { "the tensors".to_owned() } else { format!("the tensors of `{network}`") };
+            self.note(format!("objects beside {network} are not read: {}", abbreviate(&opaque)))?;
+        }
+        Ok(())
     }
 
     fn descend(
@@ -201,27 +253,26 @@ impl<'a> Walk<'a, '_> {
         depth: usize,
         out: &mut Vec<(String, View)>,
     ) -> Result<()> {
-        self.modules += 1;
-        if depth == 0 || self.modules > MAX_MODULES {
-            let expected = format!("at most {MAX_MODULES} modules, nested at most {MAX_DEPTH} deep");
-            return Err(self.bad(prefix.trim_end_matches('.'), expected, "more"));
+        self.input.step(1, || prefix.to_owned())?;
+        if depth == 0 {
+            let expected = format!("modules nested at most {MAX_DEPTH} deep");
+            return Err(self.bad(prefix.trim_end_matches('.'), expected, "deeper ones"));
         }
         let p = self.pickle;
         if module.class.starts_with(TORCHSCRIPT) {
-            for (key, value) in p.items(module.state).unwrap_or(&[]) {
+            for (key, value) in self.items(Some(module.state))? {
                 let Some(key) = p.text(*key) else { continue };
                 let name = format!("{prefix}{key}");
                 if let Some(view) = self.tensor(&name, *value)? {
                     self.keep(name, view, out)?;
-                } else if let Some(child) = self.module(*value) {
+                } else if let Some(child) = self.module(*value)? {
                     self.descend(&format!("{name}."), &child, depth - 1, out)?;
                 }
             }
             return Ok(());
         }
         for group in ["_parameters", "_buffers"] {
-            let Some(items) = p.get(module.state, group).and_then(|g| p.items(g)) else { continue };
-            for (key, value) in items {
+            for (key, value) in self.items(self.get(module.state, group)?)? {
                 let Some(key) = p.text(*key) else { continue };
                 let name = format!("{prefix}{key}");
                 match self.tensor(&name, *value)? {
@@ -231,10 +282,9 @@ impl<'a> Walk<'a, '_> {
                 }
             }
         }
-        let children = p.get(module.state, "_modules").and_then(|m| p.items(m)).unwrap_or(&[]);
-        for (key, value) in children {
+        for (key, value) in self.items(self.get(module.state, "_modules")?)? {
             let Some(key) = p.text(*key) else { continue };
-            if let Some(child) = self.module(*value) {
+            if let Some(child) = self.module(*value)? {
                 self.descend(&format!("{prefix}{key}."), &child, depth - 1, out)?;
             } else if *p.node(*value) != Node::None {
                 return Err(self.bad(format!("{prefix}{key}"), "a module", describe(p, *value)));
@@ -243,33 +293,41 @@ impl<'a> Walk<'a, '_> {
         Ok(())
     }
 
+    /// Entries of a dict, charged.
+    fn items(&self, id: Option<Id>) -> Result<&'a [(Id, Id)]> {
+        let items = id.and_then(|i| self.pickle.items(i)).unwrap_or(&[]);
+        self.input.step(items.len(), || format!("a dict of {} entries", items.len()))?;
+        Ok(items)
+    }
+
     fn keep(&mut self, name: String, view: View, out: &mut Vec<(String, View)>) -> Result<()> {
-        self.tensors += 1;
-        if self.tensors > MAX_TENSORS {
-            return Err(self.bad(name, format!("at most {MAX_TENSORS} tensors"), "more"));
-        }
+        self.input.charge(TENSOR_BYTES + 4 * name.len(), || format!("tensor `{name}`"))?;
         out.push((name, view));
         Ok(())
+    }
+
+    /// Whether `id` rebuilds a tensor or a parameter.
+    fn is_tensor(&self, id: Id) -> bool {
+        PARAMETERS.iter().chain(&TENSORS).any(|f| self.pickle.call(id, f).is_some())
     }
 
     /// The tensor `id` is, if it is one.
     fn tensor(&mut self, name: &str, id: Id) -> Result<Option<View>> {
         let p = self.pickle;
-        let parameter = ["torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"];
-        if let Some(args) = parameter.iter().find_map(|f| p.call(id, f)) {
+        if let Some(args) = PARAMETERS.iter().find_map(|f| p.call(id, f)) {
             // A parameter of a parameter would have no end in a pickle that refers to itself.
-            let inner = args.first().copied().filter(|i| parameter.iter().all(|f| p.call(*i, f).is_none()));
+            let inner = args.first().copied().filter(|i| PARAMETERS.iter().all(|f| p.call(*i, f).is_none()));
             return inner.map_or(Ok(None), |i| self.tensor(name, i));
         }
-        let (args, newer) = if let Some(args) = p.call(id, "torch._utils._rebuild_tensor_v2") {
-            (args, false)
-        } else if let Some(args) = p.call(id, "torch._utils._rebuild_tensor_v3") {
-            (args, true)
-        } else if let Some(&[function, _, args, ..]) = p.call(id, "torch._tensor._rebuild_from_type_v2") {
-            let Some(args) = p.sequence(args) else { return Ok(None) };
-            (args, p.global(function) == Some("torch._utils._rebuild_tensor_v3"))
-        } else {
-            return Ok(None);
+        let [older, newer, of_type] = TENSORS.map(|f| p.call(id, f));
+        let (args, newer) = match (older, newer, of_type) {
+            (Some(args), ..) => (args, false),
+            (_, Some(args), _) => (args, true),
+            (.., Some(&[function, _, args, ..])) => {
+                let Some(args) = p.sequence(args) else { return Ok(None) };
+                (args, p.global(function) == Some(TENSORS[1]))
+            }
+            _ => return Ok(None),
         };
         let bad = |what: &str| self.bad(name, what, "another value");
         let &[storage, offset, dims, strides, ..] = args else { return Err(bad("storage, offset, size and stride")) };
@@ -278,11 +336,38 @@ impl<'a> Walk<'a, '_> {
         let dims = sizes(dims).ok_or_else(|| bad("sizes of at least 0"))?;
         let strides = sizes(strides).ok_or_else(|| bad("strides of at least 0"))?;
         let named = args.get(6).filter(|_| newer).and_then(|d| p.global(*d)).and_then(named_type);
+        let metadata = args.get(if newer { 7 } else { 6 }).copied();
+        let set = |key: &str| -> Result<bool> {
+            let value = metadata.map(|m| self.get(m, key)).transpose()?.flatten();
+            Ok(value.is_some_and(|v| *p.node(v) == Node::Bool(true)))
+        };
+        if set("conj")? {
+            return Err(self.bad(name, "real values", "a conjugate view of complex ones"));
+        }
+        let negative = set("neg")?;
         let (stored, bytes) =
             (self.resolve)(p, storage)?.ok_or_else(|| self.bad(name, "a storage", describe(p, storage)))?;
         let dtype = named.or(stored).ok_or_else(|| self.bad(name, "a known element type", describe(p, storage)))?;
-        Ok(Some(View { dtype, storage: bytes, offset, dims, strides }))
+        Ok(Some(View { dtype, storage: bytes, offset, dims, strides, negative }))
     }
+}
+
+/// Calls that rebuild a parameter from a tensor.
+const PARAMETERS: [&str; 2] = ["torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"];
+/// Calls that rebuild a tensor: from a typed storage, from an untyped one and a type, through one of the two.
+const TENSORS: [&str; 3] =
+    ["torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch._tensor._rebuild_from_type_v2"];
+
+/// At most six of `names`, quoted.
+pub(super) fn abbreviate(names: &[&str]) -> String {
+    const SHOWN: usize = 6;
+    const LONGEST: usize = 80;
+    let shown = names.iter().take(SHOWN).map(|n| format!("`{}`", n.chars().take(LONGEST).collect::<String>()));
+    let mut text = shown.collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text += &format!(" and {} more", names.len() - SHOWN);
+    }
+    text
 }
 
 /// A storage a torch file keeps beside its pickle: `('storage', class, key, location, count, view)`.
@@ -349,6 +434,9 @@ fn named_type(name: &str) -> Option<Dtype> {
         "int32" => Dtype::I32,
         "int16" => Dtype::I16,
         "int8" => Dtype::I8,
+        "uint64" => Dtype::U64,
+        "uint32" => Dtype::U32,
+        "uint16" => Dtype::U16,
         "uint8" => Dtype::U8,
         "bool" => Dtype::Bool,
         _ => return None,
@@ -356,11 +444,12 @@ fn named_type(name: &str) -> Option<Dtype> {
 }
 
 /// Bytes pickled as such, or by protocol 2 as Latin-1 text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Blob {
     /// Where they lie in the file.
     InFile(std::ops::Range<usize>),
-    /// Decoded.
-    Decoded(Rc<Vec<u8>>),
+    /// The text to decode.
+    Text(Id),
 }
 
 /// The bytes `id` is, if it is bytes.
@@ -369,24 +458,39 @@ pub(crate) fn blob(p: &Pickle, id: Id) -> Option<Blob> {
         return Some(Blob::InFile(range.clone()));
     }
     let &[text, encoding] = p.call(id, "_codecs.encode")? else { return None };
-    if !matches!(p.text(encoding)?, "latin1" | "latin-1") {
-        return None;
-    }
-    let bytes: Option<Vec<u8>> = p.text(text)?.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect();
-    Some(Blob::Decoded(Rc::new(bytes?)))
+    matches!(p.text(encoding)?, "latin1" | "latin-1").then_some(Blob::Text(text))
 }
 
-/// `id` as JSON: None, truth values, numbers, text, lists, dicts with text keys; a class or function as its name. `Err` beyond the bounds.
-fn value(p: &Pickle, id: Id, depth: usize, budget: &mut usize) -> Result<Value, ()> {
-    if depth == 0 || *budget == 0 {
-        return Err(());
+/// The bytes that the Latin-1 text `id` stands for.
+pub(crate) fn decoded(p: &Pickle, input: &Input<'_>, id: Id) -> Result<Option<Vec<u8>>> {
+    let Some(text) = p.text(id) else { return Ok(None) };
+    input.charge(text.len(), || format!("text of {} bytes", text.len()))?;
+    Ok(text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect())
+}
+
+/// `id` as JSON: None, truth values, numbers, text, lists, dicts with text keys; a class or function as its name.
+///
+/// # Errors
+/// `Format` for nesting deeper than `depth`, for keys that are neither text nor integers, and beyond the file's budget.
+fn value(p: &Pickle, input: &Input<'_>, id: Id, depth: usize) -> Result<Value> {
+    let place = || "constructor arguments".to_owned();
+    if depth == 0 {
+        return Err(input.bad(place(), format!("nesting of at most {MAX_DEPTH}"), "a deeper one"));
     }
-    *budget -= 1;
+    input.charge(VALUE_BYTES, place)?;
+    let text = |t: &str| -> Result<String> {
+        input.charge(t.len(), place)?;
+        Ok(t.to_owned())
+    };
     if let Some(items) = p.items(id) {
         let mut map = Map::new();
         for (k, v) in items {
-            let key = p.text(*k).map_or_else(|| format!("{:?}", p.node(*k)), str::to_owned);
-            map.insert(key, value(p, *v, depth - 1, budget)?);
+            let key = match p.node(*k) {
+                Node::Text(t) => text(t)?,
+                Node::Int(i) => i.to_string(),
+                _ => return Err(input.bad(place(), "keys that are text", describe(p, *k))),
+            };
+            map.insert(key, value(p, input, *v, depth - 1)?);
         }
         return Ok(Value::Object(map));
     }
@@ -395,19 +499,17 @@ fn value(p: &Pickle, id: Id, depth: usize, budget: &mut usize) -> Result<Value, 
         Node::Bool(b) => Value::Bool(*b),
         Node::Int(i) => Value::from(*i),
         Node::Float(f) => Number::from_f64(*f).map_or_else(|| Value::String(f.to_string()), Value::Number),
-        Node::Text(t) => Value::String(t.clone()),
-        Node::Sequence(s) => {
-            Value::Array(s.iter().map(|v| value(p, *v, depth - 1, budget)).collect::<Result<_, ()>>()?)
-        }
-        Node::Global(name) => Value::String(name.clone()),
+        Node::Text(t) => Value::String(text(t)?),
+        Node::Sequence(s) => Value::Array(s.iter().map(|v| value(p, input, *v, depth - 1)).collect::<Result<_>>()?),
+        Node::Global(name) => Value::String(text(name)?),
         Node::Call { function, arguments, .. } => match (p.global(*function), p.sequence(*arguments)) {
             (Some("torch.Size" | "builtins.set" | "__builtin__.set"), Some(&[list])) => {
-                value(p, list, depth - 1, budget)?
+                value(p, input, list, depth - 1)?
             }
             (Some("numpy.core.multiarray.scalar" | "numpy._core.multiarray.scalar"), Some(&[dtype, bytes])) => {
-                numpy_scalar(p, dtype, bytes).unwrap_or(Value::Null)
+                numpy_scalar(p, input, dtype, bytes).unwrap_or(Value::Null)
             }
-            (Some(name), _) => Value::String(name.to_owned()),
+            (Some(name), _) => Value::String(text(name)?),
             _ => Value::Null,
         },
         Node::Long(_) | Node::Bytes(_) | Node::Persistent(_) => Value::String(describe(p, id)),
@@ -415,7 +517,7 @@ fn value(p: &Pickle, id: Id, depth: usize, budget: &mut usize) -> Result<Value, 
 }
 
 /// A numpy scalar: `numpy.dtype(kind, …)` with the byte order in its state, and the element's bytes.
-fn numpy_scalar(p: &Pickle, dtype: Id, bytes: Id) -> Option<Value> {
+fn numpy_scalar(p: &Pickle, input: &Input<'_>, dtype: Id, bytes: Id) -> Option<Value> {
     let kind = p.text(*p.call(dtype, "numpy.dtype")?.first()?)?;
     let Node::Call { state, .. } = p.node(dtype) else { return None };
     let order = state.and_then(|s| p.sequence(s)).and_then(|s| p.text(*s.get(1)?));
@@ -423,7 +525,7 @@ fn numpy_scalar(p: &Pickle, dtype: Id, bytes: Id) -> Option<Value> {
         Node::Text(t) => t.as_bytes().to_vec(),
         Node::Bytes(_) => p.inline(bytes)?.to_vec(),
         _ => match blob(p, bytes)? {
-            Blob::Decoded(raw) => raw.to_vec(),
+            Blob::Text(text) => decoded(p, input, text).ok()??,
             Blob::InFile(_) => return None,
         },
     };

@@ -1,49 +1,26 @@
 //! Python pickles, protocols 2 to 5, as data: an opcode machine that records what a pickle would build and never calls anything.
+//!
+//! Calls of unknown classes and functions are recorded like all others: whoever reads the values decides which of them mean something.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
+use super::input::Input;
 use crate::error::{Error, Result};
 
-/// Most values one pickle may hold.
-const MAX_NODES: usize = 1 << 20;
-/// Most values that may wait on the stack.
-const MAX_STACK: usize = 1 << 20;
-/// Most elements all lists, tuples, sets and dicts together may hold.
-const MAX_ELEMENTS: usize = 1 << 22;
-/// Deepest nesting of marks.
-const MAX_MARKS: usize = 1 << 12;
-/// Highest memo index.
-const MAX_MEMO: u32 = 1 << 22;
+/// Memory of a value or of an entry of a table, bytes, as charged to the file's budget: rounded up for the room vectors keep.
+const NODE_BYTES: usize = 2 * size_of::<Node>();
+/// Memory of an element of a list or of a place on the stack, bytes, as charged.
+const ELEMENT_BYTES: usize = 2 * size_of::<Id>();
+/// Memory of an entry of the memo, bytes, as charged.
+const MEMO_BYTES: usize = 48;
 /// Longest integer, bytes.
 const MAX_INT: usize = 256;
 /// Longest byte string that is kept with the values, bytes.
 const MAX_INLINE: usize = 16;
-
-/// Callables whose calls are recorded; a call of anything else is refused. A trailing dot admits a whole module.
-const KNOWN_CALLS: [&str; 20] = [
-    "__builtin__.set",
-    "__torch__.",
-    "_codecs.encode",
-    "argparse.Namespace",
-    "builtins.set",
-    "collections.Counter",
-    "collections.OrderedDict",
-    "collections.defaultdict",
-    "copyreg._reconstructor",
-    "dill._dill._load_type",
-    "dnnlib.util.EasyDict",
-    "numpy.",
-    "torch.Size",
-    "torch._tensor._rebuild_from_type_v2",
-    "torch._utils.",
-    "torch.device",
-    "torch.jit._pickle.",
-    "torch.nn.",
-    "torch.storage._load_from_bytes",
-    "torch_utils.persistence._reconstruct_persistent_obj",
-];
+/// Longest name of a class or function, bytes.
+const MAX_NAME: usize = 1 << 10;
 
 /// Classes whose objects are dicts.
 const MAPPINGS: [&str; 4] =
@@ -99,15 +76,20 @@ pub struct Pickle {
 }
 
 impl Pickle {
-    /// Reads one pickle from the start of `bytes`, which lie at `base` in `file`; also gives its length. The gate of this format.
+    /// Reads one pickle from the start of `bytes`, the content of `file`; also gives its length.
     ///
     /// # Errors
-    /// `Format` naming opcode and byte offset.
-    pub fn parse(bytes: &[u8], file: &Path, base: usize) -> Result<(Self, usize)> {
-        let mut m = Machine { bytes, at: 0, file, base, opcode: (0, 0), ..Machine::new(file) };
+    /// `Format` naming opcode and byte offset, also where the pickle takes more memory or work than its size explains.
+    pub fn parse(bytes: &[u8], file: &Path) -> Result<(Self, usize)> {
+        Self::read(&Input::new(file, bytes), bytes, 0)
+    }
+
+    /// Reads one pickle from the start of `bytes`, which lie at `base` of the file or of a part of it that was decoded.
+    pub(crate) fn read(input: &Input<'_>, bytes: &[u8], base: usize) -> Result<(Self, usize)> {
+        let mut machine = Machine::new(input, bytes, base);
         loop {
-            if let Some(root) = m.step()? {
-                return Ok((Self { nodes: m.nodes, inline: m.inline, root }, m.at));
+            if let Some(root) = machine.step()? {
+                return Ok((Self { nodes: machine.nodes, inline: machine.inline, root }, machine.at));
             }
         }
     }
@@ -203,40 +185,46 @@ impl Pickle {
 }
 
 struct Machine<'a> {
+    input: &'a Input<'a>,
     bytes: &'a [u8],
     at: usize,
-    file: &'a Path,
     base: usize,
+    /// The opcode being run, and where it lies in `bytes`.
     opcode: (u8, usize),
     nodes: Vec<Node>,
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
-    elements: usize,
     inline: HashMap<Id, Vec<u8>>,
 }
 
 impl<'a> Machine<'a> {
-    fn new(file: &'a Path) -> Self {
+    fn new(input: &'a Input<'a>, bytes: &'a [u8], base: usize) -> Self {
         Self {
-            bytes: &[],
+            input,
+            bytes,
             at: 0,
-            file,
-            base: 0,
+            base,
             opcode: (0, 0),
             nodes: Vec::new(),
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
-            elements: 0,
             inline: HashMap::new(),
         }
     }
 
-    fn bad(&self, expected: impl Into<String>, found: impl Into<String>) -> Error {
+    fn place(&self) -> String {
         let (code, at) = self.opcode;
-        let place = format!("pickle opcode {} (0x{code:02x}) at byte {}", opcode_name(code), self.base + at);
-        Error::format(self.file, place, expected, found)
+        format!("pickle opcode {} (0x{code:02x}) at byte {}", opcode_name(code), self.base + at)
+    }
+
+    fn bad(&self, expected: impl Into<String>, found: impl Into<String>) -> Error {
+        self.input.bad(self.place(), expected, found)
+    }
+
+    fn charge(&self, bytes: usize) -> Result<()> {
+        self.input.charge(bytes, || self.place())
     }
 
     fn take(&mut self, count: usize) -> Result<&'a [u8]> {
@@ -269,32 +257,17 @@ impl<'a> Machine<'a> {
         std::str::from_utf8(&rest[..end]).map_err(|e| self.bad("text", e.to_string()))
     }
 
-    fn add(&mut self, node: Node) -> Result<Id> {
-        if self.nodes.len() >= MAX_NODES {
-            return Err(self.bad(format!("at most {MAX_NODES} values"), "more"));
-        }
-        self.nodes.push(node);
-        Ok(self.nodes.len() - 1)
-    }
-
     fn push(&mut self, node: Node) -> Result<()> {
-        let id = self.add(node)?;
-        self.push_id(id)
+        self.charge(NODE_BYTES)?;
+        self.nodes.push(node);
+        self.push_id(self.nodes.len() - 1)
     }
 
     fn push_id(&mut self, id: Id) -> Result<()> {
-        if self.stack.len() >= MAX_STACK {
-            return Err(self.bad(format!("at most {MAX_STACK} values on the stack"), "more"));
+        if self.stack.len() == self.stack.capacity() {
+            self.charge(self.stack.len().max(64) * ELEMENT_BYTES)?;
         }
         self.stack.push(id);
-        Ok(())
-    }
-
-    fn count_elements(&mut self, more: usize) -> Result<()> {
-        self.elements += more;
-        if self.elements > MAX_ELEMENTS {
-            return Err(self.bad(format!("at most {MAX_ELEMENTS} elements in containers"), "more"));
-        }
         Ok(())
     }
 
@@ -317,6 +290,7 @@ impl<'a> Machine<'a> {
 
     fn text(&mut self, length: usize) -> Result<()> {
         let bytes = self.take(length)?;
+        self.charge(length)?;
         let text = std::str::from_utf8(bytes).map_err(|e| self.bad("UTF-8", e.to_string()))?.to_owned();
         self.push(Node::Text(text))
     }
@@ -335,6 +309,7 @@ impl<'a> Machine<'a> {
         let start = self.base + self.at;
         let bytes = self.take(length)?;
         if let Ok(text) = std::str::from_utf8(bytes) {
+            self.charge(length)?;
             return self.push(Node::Text(text.to_owned()));
         }
         if length <= MAX_INLINE {
@@ -344,7 +319,7 @@ impl<'a> Machine<'a> {
     }
 
     fn tuple(&mut self, count: usize) -> Result<()> {
-        self.count_elements(count)?;
+        self.charge(count * ELEMENT_BYTES)?;
         let mut items = Vec::with_capacity(count);
         for _ in 0..count {
             items.push(self.pop()?);
@@ -354,10 +329,11 @@ impl<'a> Machine<'a> {
     }
 
     fn store(&mut self, index: u64) -> Result<()> {
-        let key = u32::try_from(index).ok().filter(|i| *i <= MAX_MEMO);
-        let Some(key) = key else { return Err(self.bad(format!("a memo index up to {MAX_MEMO}"), index.to_string())) };
+        let key = u32::try_from(index).map_err(|_| self.bad("a memo index of 32 bits", index.to_string()))?;
         let top = self.top()?;
-        self.memo.insert(key, top);
+        if self.memo.insert(key, top).is_none() {
+            self.charge(MEMO_BYTES)?;
+        }
         Ok(())
     }
 
@@ -385,7 +361,7 @@ impl<'a> Machine<'a> {
         if !pairs.len().is_multiple_of(2) {
             return Err(self.bad("pairs", format!("{} values", pairs.len())));
         }
-        self.count_elements(pairs.len())?;
+        self.charge(pairs.len() * ELEMENT_BYTES)?;
         let target = self.top()?;
         let pairs = pairs.chunks_exact(2).map(|p| (p[0], p[1]));
         match &mut self.nodes[target] {
@@ -398,26 +374,32 @@ impl<'a> Machine<'a> {
     }
 
     fn append(&mut self, values: Vec<Id>) -> Result<()> {
-        self.count_elements(values.len())?;
+        self.charge(values.len() * ELEMENT_BYTES)?;
         let target = self.top()?;
         match &mut self.nodes[target] {
             Node::Sequence(list) => {
                 list.extend(values);
                 Ok(())
             }
+            // A list or set of a class of its own; its elements are not needed.
+            Node::Call { .. } => Ok(()),
             _ => Err(self.bad("a list or set", "another value")),
         }
     }
 
     fn record_call(&mut self, function: Id, arguments: Id) -> Result<()> {
-        let Node::Global(name) = &self.nodes[function] else {
+        if !matches!(self.nodes[function], Node::Global(_)) {
             return Err(self.bad("a class or function to call", "another value"));
-        };
-        let known = KNOWN_CALLS.iter().any(|k| if k.ends_with('.') { name.starts_with(k) } else { name == k });
-        if !known {
-            return Err(self.bad("a constructor of tensors or modules", format!("a call of `{name}`")));
         }
         self.push(Node::Call { function, arguments, state: None, items: Vec::new() })
+    }
+
+    /// Charges the name of a class or function. STACK_GLOBAL takes module and name from the memo, so that five bytes of the file ask for two texts.
+    fn charge_name(&self, length: usize) -> Result<()> {
+        if length > MAX_NAME {
+            return Err(self.bad(format!("a name of at most {MAX_NAME} bytes"), format!("{length} bytes")));
+        }
+        self.charge(length)
     }
 
     /// Old torch files keep a module's class outside, as `('module', class, file, source)`.
@@ -446,9 +428,7 @@ impl<'a> Machine<'a> {
             }
             b'.' => return self.pop().map(Some),
             b'(' => {
-                if self.marks.len() >= MAX_MARKS {
-                    return Err(self.bad(format!("at most {MAX_MARKS} open marks"), "more"));
-                }
+                self.charge(ELEMENT_BYTES)?;
                 self.marks.push(self.stack.len());
             }
             b'0' => {
@@ -524,7 +504,7 @@ impl<'a> Machine<'a> {
             0x87 => self.tuple(3)?,
             b't' | b'l' | 0x91 => {
                 let items = self.since_mark()?;
-                self.count_elements(items.len())?;
+                self.charge(items.len() * ELEMENT_BYTES)?;
                 self.push(Node::Sequence(items))?;
             }
             b'd' => {
@@ -550,6 +530,7 @@ impl<'a> Machine<'a> {
             }
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
+                self.charge_name(module.len() + name.len())?;
                 self.push(Node::Global(format!("{module}.{name}")))?;
             }
             0x93 => {
@@ -557,6 +538,7 @@ impl<'a> Machine<'a> {
                 let (Node::Text(module), Node::Text(name)) = (&self.nodes[module], &self.nodes[name]) else {
                     return Err(self.bad("module and name", "other values"));
                 };
+                self.charge_name(module.len() + name.len())?;
                 let global = format!("{module}.{name}");
                 self.push(Node::Global(global))?;
             }
@@ -572,7 +554,7 @@ impl<'a> Machine<'a> {
                 let (given, target) = (self.pop()?, self.top()?);
                 match &mut self.nodes[target] {
                     Node::Call { state, .. } => *state = Some(given),
-                    Node::Dict(_) => {}
+                    Node::Dict(_) | Node::Persistent(_) => {}
                     _ => return Err(self.bad("an object to give its state", "another value")),
                 }
             }
@@ -690,7 +672,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn parse(bytes: &[u8]) -> Result<(Pickle, usize)> {
-        Pickle::parse(bytes, Path::new("x.pkl"), 0)
+        Pickle::parse(bytes, Path::new("x.pkl"))
     }
 
     #[test]
@@ -710,18 +692,14 @@ mod tests {
     #[test]
     fn hostile_pickles_are_errors_with_opcode_and_offset() {
         let fails = |bytes: &[u8]| parse(bytes).unwrap_err().to_string();
-        let system = fails(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.");
-        assert!(system.contains("opcode REDUCE (0x52) at byte 21") && system.contains("os.system"), "{system}");
+        let call = fails(b"\x80\x02X\x02\x00\x00\x00lsNR.");
+        assert!(call.contains("opcode REDUCE (0x52) at byte 10: expected a class or function to call"), "{call}");
         assert!(fails(b"\x80\x02X\xff\xff\xff\xffa.").contains("within the file"));
         assert!(fails(b"\x80\x02\x8b\xff\xff\xff\xff.").contains("within the file"));
-        assert!(fails(b"\x80\x02K\x01r\xff\xff\xff\xff.").contains("memo index"));
         assert!(fails(b"\x80\x02h\x07.").contains("memo index in use"));
         assert!(fails(b"\x80\x02.").contains("a value on the stack"));
         assert!(fails(b"\x80\x07.").contains("protocol 2 to 5"));
         assert!(fails(b"\x80\x02K\x01").contains("more bytes"));
-        assert!(fails(&[b'('; 100_000]).contains("open marks"));
-        let popen = fails(b"\x80\x04\x8c\x0asubprocess\x8c\x05Popen\x93)\x81.");
-        assert!(popen.contains("opcode NEWOBJ (0x81) at byte 23") && popen.contains("subprocess.Popen"), "{popen}");
         assert!(fails(b"\x80\x02I01\n.").contains("opcode INT"));
         assert!(fails(b"\x80\x02]K\x01s.").contains("a value on the stack"));
         assert!(fails(b"\x80\x02K\x01K\x02a.").contains("a list or set"));
@@ -730,22 +708,45 @@ mod tests {
     }
 
     #[test]
-    fn stacks_nodes_and_elements_are_bounded() {
-        let fails = |bytes: &[u8]| parse(bytes).unwrap_err().to_string();
-        let mut dup = b"\x80\x02N".to_vec();
-        dup.resize(MAX_STACK + 100, b'2');
-        assert!(fails(&dup).contains("values on the stack"));
-        let mut none = b"\x80\x02N".to_vec();
-        none.extend(b"N0".repeat(MAX_NODES));
-        assert!(fails(&none).contains(&format!("at most {MAX_NODES} values")));
+    fn calls_are_recorded_and_never_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = dir.path().join("made");
+        let command = format!("touch {}", made.display());
+        let mut bytes = b"\x80\x02cos\nsystem\nX".to_vec();
+        bytes.extend(u32::try_from(command.len()).unwrap().to_le_bytes());
+        bytes.extend(command.as_bytes());
+        bytes.extend(b"\x85R.");
+        let (p, _) = parse(&bytes).unwrap();
+        let arguments = p.call(p.root(), "os.system").unwrap();
+        assert_eq!((p.text(arguments[0]), made.exists()), (Some(command.as_str()), false));
+        let (p, _) = parse(b"\x80\x04\x8c\x0asubprocess\x8c\x05Popen\x93)\x81.").unwrap();
+        assert!(p.call(p.root(), "subprocess.Popen").unwrap().is_empty());
+    }
+
+    /// A file of `unit` again and again may take neither more memory than its size explains nor end otherwise than in an error.
+    #[test]
+    fn memory_is_bounded_by_the_size_of_the_file() {
+        let repeated = |start: &[u8], unit: &[u8], times: usize| {
+            let mut bytes = start.to_vec();
+            bytes.extend(unit.repeat(times));
+            parse(&bytes).unwrap_err().to_string()
+        };
+        let limit = "of memory for a file of";
+        let stack = repeated(b"\x80\x02N", b"2", 1 << 25);
+        assert!(stack.contains(limit) && stack.contains("DUP"), "{stack}");
+        let values = repeated(b"\x80\x02N", b"N0", 1 << 22);
+        assert!(values.contains(limit) && values.contains("opcode NONE"), "{values}");
         // A list that takes the same thousand values again and again.
-        let mut lists = b"\x80\x02]".to_vec();
-        for _ in 0..MAX_ELEMENTS / 1000 + 1 {
-            lists.extend(b"(N");
-            lists.resize(lists.len() + 999, b'2');
-            lists.push(b'e');
-        }
-        assert!(fails(&lists).contains("elements in containers"));
+        let list = repeated(b"\x80\x02]", &[b"(N".as_slice(), &[b'2'; 999], b"e"].concat(), 1 << 15);
+        assert!(list.contains(limit) && list.contains("APPENDS"), "{list}");
+        let memo: Vec<u8> = (0..1_u32 << 23).flat_map(|i| [&b"r"[..], &i.to_le_bytes()].concat()).collect();
+        assert!(repeated(b"\x80\x02N", &memo, 1).contains("LONG_BINPUT"));
+        // One long text as module and name of many classes.
+        let mut names = b"\x80\x04X\x00\x00\x10\x00".to_vec();
+        names.resize(names.len() + (1 << 20), b'a');
+        names.extend(b"q\x000");
+        let long = repeated(&names, b"h\x00h\x00\x930", 4096);
+        assert!(long.contains("opcode STACK_GLOBAL") && long.contains("a name of at most 1024 bytes"), "{long}");
     }
 
     #[test]

@@ -40,7 +40,15 @@ impl SafetensorsFile {
     pub fn open(path: &Path) -> Result<Self> {
         let map = map(path)?;
         let bad = |e: safetensors::SafeTensorError| {
-            Error::format(path, "header", "a valid safetensors header", e.to_string())
+            use safetensors::SafeTensorError as E;
+            let (expected, found) = match e {
+                E::MetadataIncompleteBuffer | E::InvalidHeaderLength => {
+                    let found = format!("{} bytes: it is cut short, or something was appended", map.len());
+                    ("a file of the length that its header gives", found)
+                }
+                e => ("a valid safetensors header", e.to_string()),
+            };
+            Error::format(path, "header", expected, found)
         };
         let (length, header) = SafeTensors::read_metadata(&map).map_err(bad)?;
         let names = header.offset_keys();
@@ -57,8 +65,8 @@ impl SafetensorsFile {
     }
 }
 
-fn dtype(stored: Stored) -> Option<Dtype> {
-    Some(match stored {
+fn dtype(stored: Stored) -> Dtype {
+    match stored {
         Stored::F64 => Dtype::F64,
         Stored::F32 => Dtype::F32,
         Stored::F16 => Dtype::F16,
@@ -67,10 +75,17 @@ fn dtype(stored: Stored) -> Option<Dtype> {
         Stored::I32 => Dtype::I32,
         Stored::I16 => Dtype::I16,
         Stored::I8 => Dtype::I8,
+        Stored::U64 => Dtype::U64,
+        Stored::U32 => Dtype::U32,
+        Stored::U16 => Dtype::U16,
         Stored::U8 => Dtype::U8,
         Stored::BOOL => Dtype::Bool,
-        _ => return None,
-    })
+        Stored::F8_E4M3 => Dtype::Other("F8_E4M3"),
+        Stored::F8_E5M2 => Dtype::Other("F8_E5M2"),
+        Stored::F8_E8M0 => Dtype::Other("F8_E8M0"),
+        Stored::C64 => Dtype::Other("C64"),
+        _ => Dtype::Other("of a type below one byte"),
+    }
 }
 
 impl TensorSource for SafetensorsFile {
@@ -80,15 +95,17 @@ impl TensorSource for SafetensorsFile {
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
         let info = self.header.info(name)?;
-        Some(TensorInfo { dtype: dtype(info.dtype)?, dims: info.shape.clone() })
+        Some(TensorInfo { dtype: dtype(info.dtype), dims: info.shape.clone() })
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let missing = || Error::MissingTensor { path: name.to_owned(), similar: Vec::new() };
         let info = self.header.info(name).ok_or_else(missing)?;
-        let dtype = dtype(info.dtype).ok_or_else(|| {
-            Error::format(&self.path, name, "a floating point or integer type", format!("{:?}", info.dtype))
-        })?;
+        let dtype = dtype(info.dtype);
+        if let Dtype::Other(_) = dtype {
+            let expected = "floating point numbers of 16 to 64 bits, or integers";
+            return Err(Error::format(&self.path, name, expected, format!("{:?}", info.dtype)));
+        }
         let (from, to) = info.data_offsets;
         let range = self.start + from..self.start + to;
         let values = self.map[range.clone()].chunks_exact(dtype.size()).map(|b| dtype.element(b)).collect();

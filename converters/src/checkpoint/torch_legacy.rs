@@ -1,10 +1,10 @@
 //! `torch.save` files from before PyTorch 1.6: five pickles, then raw storages. Python pickles of modules nest one for each tensor.
 
-use std::path::Path;
 use std::rc::Rc;
 
 use super::Dtype;
-use super::objects::{self, Found, Keyed};
+use super::input::Input;
+use super::objects::{self, Contents, Keyed};
 use super::pickle::{Id, Node, Pickle};
 use super::views::Storage;
 use crate::error::{Error, Result};
@@ -12,19 +12,21 @@ use crate::error::{Error, Result};
 /// First pickle of a file: protocol 2, LONG1, ten bytes of 0x1950a86a20f9469cfc6c.
 const MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 const PROTOCOL: i64 = 1001;
+/// Memory of a storage's description beside its name, bytes, as charged.
+const STORAGE_BYTES: usize = 128;
 
 /// Whether `head`, the first bytes of a file, begin such a file.
 pub(crate) fn recognises(head: &[u8]) -> bool {
     head.starts_with(MAGIC)
 }
 
-/// The networks of the file at `path`, mapped as `bytes`.
+/// The networks of the file `input`.
 ///
 /// # Errors
 /// `Format` naming the place.
-pub(crate) fn networks(path: &Path, bytes: &[u8]) -> Result<Vec<Found>> {
-    let legacy = Legacy::parse(path, bytes, 0, None)?;
-    objects::networks(&legacy.object, path, &mut |p, id| legacy.resolve(p, id))
+pub(crate) fn networks(input: &Input<'_>) -> Result<Contents> {
+    let legacy = Legacy::parse(input, input.bytes, 0, None)?;
+    objects::networks(&legacy.object, input, &mut |p, id| Ok(legacy.resolve(p, id)))
 }
 
 /// A parsed file, or one nested in a pickle.
@@ -41,13 +43,13 @@ impl Legacy {
     ///
     /// # Errors
     /// `Format` naming the place.
-    pub(crate) fn parse(path: &Path, bytes: &[u8], base: usize, owned: Option<&Rc<Vec<u8>>>) -> Result<Self> {
+    pub(crate) fn parse(input: &Input<'_>, bytes: &[u8], base: usize, owned: Option<&Rc<Vec<u8>>>) -> Result<Self> {
         if !recognises(bytes) {
-            return Err(Error::format(path, format!("byte {base}"), "a legacy torch.save file", "other bytes"));
+            return Err(input.bad(format!("byte {base}"), "a legacy torch.save file", "other bytes"));
         }
         let mut at = MAGIC.len();
         let mut next = |what: &str| -> Result<Pickle> {
-            let (pickle, used) = Pickle::parse(&bytes[at..], path, base + at).map_err(|e| match e {
+            let (pickle, used) = Pickle::read(input, &bytes[at..], base + at).map_err(|e| match e {
                 Error::Format { file, place, expected, found } => {
                     Error::Format { file, place: format!("{what}: {place}"), expected, found }
                 }
@@ -59,11 +61,11 @@ impl Legacy {
         let version = next("protocol version")?;
         if *version.node(version.root()) != Node::Int(PROTOCOL) {
             let found = objects::describe(&version, version.root());
-            return Err(Error::format(path, "protocol version", PROTOCOL.to_string(), found));
+            return Err(input.bad("protocol version", PROTOCOL.to_string(), found));
         }
         let system = next("system information")?;
         if system.get(system.root(), "little_endian").map(|v| system.node(v)) != Some(&Node::Bool(true)) {
-            return Err(Error::format(path, "system information", "little_endian true", "another byte order"));
+            return Err(input.bad("system information", "little_endian true", "another byte order"));
         }
         let object = next("object")?;
         let keys = next("storage keys")?;
@@ -76,48 +78,39 @@ impl Legacy {
         }
         let mut storages = Keyed::new();
         for key in keys.sequence(keys.root()).unwrap_or(&[]) {
-            let name = keys.text(*key).ok_or_else(|| Error::format(path, "storage keys", "text", "another value"))?;
+            let name = keys.text(*key).ok_or_else(|| input.bad("storage keys", "text", "another value"))?;
             let place = || format!("storage `{name}` at byte {}", base + at);
             let count = bytes.get(at..at + 8).and_then(|b| b.first_chunk::<8>());
-            let count = count.ok_or_else(|| Error::format(path, place(), "an element count", "end of file"))?;
+            let count = count.ok_or_else(|| input.bad(place(), "an element count", "end of file"))?;
             let elements = usize::try_from(i64::from_le_bytes(*count))
-                .map_err(|_| Error::format(path, place(), "a count of at least 0", "a negative one"))?;
+                .map_err(|_| input.bad(place(), "a count of at least 0", "a negative one"))?;
             let Some(size) = sizes.get(name) else {
-                return Err(Error::format(path, place(), "a storage some tensor uses", "one of unknown type"));
+                return Err(input.bad(place(), "a storage some tensor uses", "one of unknown type"));
             };
             let length = elements.checked_mul(*size).filter(|n| *n <= bytes.len() - at - 8);
             let length = length.ok_or_else(|| {
-                Error::format(
-                    path,
-                    place(),
-                    format!("{elements} elements"),
-                    format!("{} bytes left", bytes.len() - at - 8),
-                )
+                input.bad(place(), format!("{elements} elements"), format!("{} bytes left", bytes.len() - at - 8))
             })?;
             let start = if owned.is_some() { at + 8 } else { base + at + 8 };
-            storages.insert(name.to_owned(), Storage { owned: owned.cloned(), start, bytes: length });
+            input.charge(STORAGE_BYTES + name.len(), place)?;
+            storages.insert(name.to_owned(), Storage { owned: owned.cloned(), start, bytes: length, crc: None });
             at += 8 + length;
         }
         Ok(Self { object, storages })
     }
 
     /// Element type and bytes of the storage that `id` of `pickle` names.
-    pub(crate) fn resolve(&self, pickle: &Pickle, id: Id) -> Result<Option<(Option<Dtype>, Storage)>> {
-        let Some(outside) = objects::outside(pickle, id) else { return Ok(None) };
-        let Some(storage) = self.storages.get(outside.key) else { return Ok(None) };
-        let mut storage = storage.clone();
+    pub(crate) fn resolve(&self, pickle: &Pickle, id: Id) -> Option<(Option<Dtype>, Storage)> {
+        let outside = objects::outside(pickle, id)?;
+        let mut storage = self.storages.get(outside.key)?.clone();
         if let Some((_, offset, count)) = outside.part {
             let size = outside.size();
-            let (Some(skip), Some(length)) = (offset.checked_mul(size), count.checked_mul(size)) else {
-                return Ok(None);
-            };
-            if skip.checked_add(length).is_none_or(|end| end > storage.bytes) {
-                return Ok(None);
-            }
+            let (skip, length) = (offset.checked_mul(size)?, count.checked_mul(size)?);
+            skip.checked_add(length).filter(|end| *end <= storage.bytes)?;
             storage.start += skip;
             storage.bytes = length;
         }
-        Ok(Some((outside.dtype, storage)))
+        Some((outside.dtype, storage))
     }
 }
 
@@ -161,8 +154,9 @@ mod tests {
         let path = dir.path().join("x.pth");
         fs::write(&path, bytes).unwrap();
         let map = super::super::views::map(&path)?;
-        let found = networks(&path, &map)?.remove(0);
-        Views::new(&path, map, found.tensors)
+        let input = Input::new(&path, &map);
+        let found = networks(&input)?.networks.remove(0);
+        Views::new(&input, Rc::clone(&map), found.tensors)
     }
 
     #[test]

@@ -1,48 +1,48 @@
 //! Plain Python pickles of modules, as EDM, D2O, SiD and StyleGAN publish them: each tensor nests a whole legacy torch file.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::rc::Rc;
 
 use super::Dtype;
-use super::objects::{self, Blob, Found};
-use super::pickle::{Id, Pickle};
+use super::input::Input;
+use super::objects::{self, Blob, Contents};
+use super::pickle::Pickle;
 use super::torch_legacy::Legacy;
 use super::views::Storage;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Whether `head`, the first bytes of a file, begin a pickle of protocol 2 to 5.
 pub(crate) fn recognises(head: &[u8]) -> bool {
     matches!(head, [0x80, 2..=5, ..])
 }
 
-/// The networks of the pickle at `path`, mapped as `bytes`.
+/// The networks of the pickle `input`.
 ///
 /// # Errors
 /// `Format` naming opcode and offset, or the tensor.
-pub(crate) fn networks(path: &Path, bytes: &[u8]) -> Result<Vec<Found>> {
-    let (pickle, _) = Pickle::parse(bytes, path, 0)?;
-    // Tensors may share a storage; each nested file is read once.
-    let mut nested: HashMap<Id, (Option<Dtype>, Storage)> = HashMap::new();
-    objects::networks(&pickle, path, &mut |p, id| {
-        if let Some(known) = nested.get(&id) {
-            return Ok(Some(known.clone()));
-        }
+pub(crate) fn networks(input: &Input<'_>) -> Result<Contents> {
+    let (pickle, _) = Pickle::read(input, input.bytes, 0)?;
+    // Tensors may share a storage, and storages the file they were saved in: each nested file is read once.
+    let mut nested: HashMap<Blob, Option<(Option<Dtype>, Storage)>> = HashMap::new();
+    objects::networks(&pickle, input, &mut |p, id| {
         let Some(&[inner]) = p.call(id, "torch.storage._load_from_bytes") else { return Ok(None) };
-        let legacy = match objects::blob(p, inner) {
-            Some(Blob::InFile(range)) => {
-                let part = bytes.get(range.clone());
-                let part =
-                    part.ok_or_else(|| Error::format(path, "nested tensor", "bytes of the file", "other bytes"))?;
-                Legacy::parse(path, part, range.start, None)?
-            }
-            Some(Blob::Decoded(decoded)) => Legacy::parse(path, &decoded, 0, Some(&Rc::clone(&decoded)))?,
-            None => return Ok(None),
-        };
-        let found = legacy.resolve(&legacy.object, legacy.object.root())?;
-        if let Some(found) = &found {
-            nested.insert(id, found.clone());
+        let Some(blob) = objects::blob(p, inner) else { return Ok(None) };
+        if let Some(known) = nested.get(&blob) {
+            return Ok(known.clone());
         }
+        let legacy = match &blob {
+            Blob::InFile(range) => {
+                let part = input.bytes.get(range.clone());
+                let part = part.ok_or_else(|| input.bad("nested tensor", "bytes of the file", "other bytes"))?;
+                Legacy::parse(input, part, range.start, None)?
+            }
+            Blob::Text(text) => {
+                let Some(decoded) = objects::decoded(p, input, *text)?.map(Rc::new) else { return Ok(None) };
+                Legacy::parse(input, &decoded, 0, Some(&decoded))?
+            }
+        };
+        let found = legacy.resolve(&legacy.object, legacy.object.root());
+        nested.insert(blob, found.clone());
         Ok(found)
     })
 }

@@ -2,39 +2,45 @@
 //!
 //! Of TorchScript only weights and attributes are read; its code is not.
 
+use std::cell::Cell;
 use std::collections::HashMap;
-use std::io::Cursor;
+use std::io::{Cursor, Read as _};
 use std::ops::Range;
-use std::path::Path;
+use std::rc::Rc;
 
 use zip::read::{ArchiveOffset, Config};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::Dtype;
-use super::objects::{self, Found};
+use super::input::Input;
+use super::objects::{self, Contents};
 use super::pickle::{Id, Pickle};
-use super::views::Storage;
-use crate::error::{Error, Result};
+use super::views::{Checksum, Storage};
+use crate::error::Result;
 
-/// Most entries of an archive.
-const MAX_ENTRIES: usize = 1 << 17;
+/// Memory of an entry's description beside its name, bytes, as charged.
+const ENTRY_BYTES: usize = 256;
 
-/// Where an entry lies.
+/// An entry of the archive.
 #[derive(Debug)]
 struct Entry {
-    place: Range<usize>,
-    stored: bool,
+    index: usize,
+    /// Where its bytes lie, if they are stored as they are.
+    place: Option<Range<usize>>,
+    size: usize,
+    /// 0: not reckoned.
+    crc32: u32,
 }
 
-impl Entry {
-    /// Its bytes in the file.
-    fn place(&self, path: &Path, name: &str) -> Result<Range<usize>> {
-        if self.stored {
-            return Ok(self.place.clone());
-        }
-        let place = format!("entry `{name}`");
-        Err(Error::format(path, place, "a stored entry, as torch writes", "a compressed or encrypted one"))
-    }
+type Zip<'a> = ZipArchive<Cursor<&'a [u8]>>;
+
+/// An opened archive. Entries lie inside the file, under different names.
+struct Archive<'a> {
+    input: &'a Input<'a>,
+    zip: Zip<'a>,
+    entries: HashMap<String, Entry>,
+    /// Storages by key, as tensors share them.
+    storages: HashMap<String, Storage>,
 }
 
 /// Whether `head`, the first bytes of a file, begin a zip archive.
@@ -42,89 +48,147 @@ pub(crate) fn recognises(head: &[u8]) -> bool {
     head.starts_with(b"PK\x03\x04")
 }
 
-/// The networks of the archive at `path`, mapped as `bytes`, and whether it is TorchScript.
+/// The networks of the archive `input`, and whether it is TorchScript.
 ///
 /// # Errors
 /// `Format` naming the entry, opcode and offset, or tensor.
-pub(crate) fn networks(path: &Path, bytes: &[u8]) -> Result<(Vec<Found>, bool)> {
-    let entries = entries(path, bytes)?;
+pub(crate) fn networks(input: &Input<'_>) -> Result<(Contents, bool)> {
+    let mut archive = Archive::open(input)?;
     let mut roots =
-        entries.keys().filter_map(|n| n.strip_suffix("data.pkl")).filter(|r| r.is_empty() || r.ends_with('/'));
+        archive.entries.keys().filter_map(|n| n.strip_suffix("data.pkl")).filter(|r| r.is_empty() || r.ends_with('/'));
     let root = match (roots.next(), roots.next()) {
-        (Some(root), None) => root,
-        (None, _) => return Err(Error::format(path, "archive", "an entry `data.pkl`", "none")),
-        (Some(_), Some(_)) => return Err(Error::format(path, "archive", "one entry `data.pkl`", "several")),
+        (Some(root), None) => root.to_owned(),
+        (None, _) => return Err(input.bad("archive", "an entry `data.pkl`", "none")),
+        (Some(_), Some(_)) => return Err(input.bad("archive", "one entry `data.pkl`", "several")),
     };
-    let script = entries.contains_key(&format!("{root}constants.pkl"))
-        || entries.keys().any(|n| n.strip_prefix(root).is_some_and(|n| n.starts_with("code/")));
-    if let Some(order) = entries.get(&format!("{root}byteorder")) {
-        let order = order.place(path, "byteorder")?;
-        if &bytes[order.clone()] != b"little" {
-            let found = String::from_utf8_lossy(&bytes[order.start..order.end.min(order.start + 16)]).into_owned();
-            return Err(Error::format(path, "entry `byteorder`", "little", found));
+    let script = archive.entries.contains_key(&format!("{root}constants.pkl"))
+        || archive.entries.keys().any(|n| n.strip_prefix(&root).is_some_and(|n| n.starts_with("code/")));
+    let byteorder = format!("{root}byteorder");
+    if archive.entries.contains_key(&byteorder) {
+        let order = archive.content(&byteorder)?;
+        if order.bytes(input) != b"little" {
+            let found = String::from_utf8_lossy(&order.bytes(input)[..order.bytes(input).len().min(16)]).into_owned();
+            return Err(input.bad("entry `byteorder`", "little", found));
         }
     }
-    let place = entries[&format!("{root}data.pkl")].place(path, "data.pkl")?;
-    let (pickle, _) = Pickle::parse(&bytes[place.clone()], path, place.start)?;
-    let found = objects::networks(&pickle, path, &mut |p, id| resolve(path, &entries, root, p, id))?;
+    let content = archive.content(&format!("{root}data.pkl"))?;
+    if let Some(crc) = content.crc() {
+        crc.check(input.path, input.bytes)?;
+    }
+    let (pickle, _) = Pickle::read(input, content.bytes(input), content.base())?;
+    let found = objects::networks(&pickle, input, &mut |p, id| archive.resolve(&root, p, id))?;
     Ok((found, script))
 }
 
-/// Name and place of each entry. The gate of this format: entries lie inside the file under different names; what is read of them is
-/// stored as it is (TorchScript compresses its code, which is not read).
-fn entries(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Entry>> {
-    let bad = |e: zip::result::ZipError| Error::format(path, "archive", "a zip archive", e.to_string());
-    // torch's archives begin with the file. Told so, the parser need not guess where they begin: it would take the 76 bytes of zip64 records
-    // that torch puts after the directory for bytes before the archive, if the directory's first header happens to be as long.
-    let config = Config { archive_offset: ArchiveOffset::Known(0) };
-    let mut archive = ZipArchive::with_config(config, Cursor::new(bytes)).map_err(bad)?;
-    if archive.len() > MAX_ENTRIES {
-        return Err(Error::format(
-            path,
-            "archive",
-            format!("at most {MAX_ENTRIES} entries"),
-            archive.len().to_string(),
-        ));
-    }
-    let mut entries = HashMap::new();
-    for i in 0..archive.len() {
-        let entry = archive.by_index_raw(i).map_err(bad)?;
-        let name = entry.name().map_err(bad)?.into_owned();
-        let stored = entry.compression() == CompressionMethod::Stored && !entry.encrypted();
-        let start = entry.data_start().and_then(|s| usize::try_from(s).ok());
-        let size = usize::try_from(entry.size()).ok();
-        let end = start.zip(size).and_then(|(s, n)| s.checked_add(n)).filter(|e| *e <= bytes.len());
-        let place = match (start, end) {
-            (Some(start), Some(end)) => start..end,
-            _ if !stored => 0..0,
-            _ => {
-                return Err(Error::format(path, format!("entry `{name}`"), "an entry inside the file", "a larger one"));
-            }
-        };
-        if entries.insert(name.clone(), Entry { place, stored }).is_some() {
-            return Err(Error::format(path, format!("entry `{name}`"), "one entry of this name", "two"));
-        }
-    }
-    Ok(entries)
+/// The bytes of an entry.
+enum Content {
+    InFile(Range<usize>, Option<Rc<Checksum>>),
+    Inflated(Rc<Vec<u8>>),
 }
 
-fn resolve(
-    path: &Path,
-    entries: &HashMap<String, Entry>,
-    root: &str,
-    p: &Pickle,
-    id: Id,
-) -> Result<Option<(Option<Dtype>, Storage)>> {
-    let Some(outside) = objects::outside(p, id) else { return Ok(None) };
-    let name = format!("{root}data/{}", outside.key);
-    let Some(place) = entries.get(&name) else {
-        return Err(Error::format(path, "archive", format!("an entry `{name}`"), "none"));
-    };
-    let place = place.place(path, &name)?;
-    let needed = outside.count.checked_mul(outside.size());
-    if needed.is_none_or(|n| n > place.len()) {
-        let expected = format!("{} elements of {} bytes", outside.count, outside.size());
-        return Err(Error::format(path, format!("entry `{name}`"), expected, format!("{} bytes", place.len())));
+impl Content {
+    fn bytes<'a>(&'a self, input: &Input<'a>) -> &'a [u8] {
+        match self {
+            Self::InFile(place, _) => &input.bytes[place.clone()],
+            Self::Inflated(bytes) => bytes,
+        }
     }
-    Ok(Some((outside.dtype, Storage { owned: None, start: place.start, bytes: needed.unwrap_or(0) })))
+
+    /// Where its first byte lies in the file; 0 if it was inflated.
+    fn base(&self) -> usize {
+        match self {
+            Self::InFile(place, _) => place.start,
+            Self::Inflated(_) => 0,
+        }
+    }
+
+    fn crc(&self) -> Option<&Rc<Checksum>> {
+        match self {
+            Self::InFile(_, crc) => crc.as_ref(),
+            Self::Inflated(_) => None,
+        }
+    }
+}
+
+impl<'a> Archive<'a> {
+    fn open(input: &'a Input<'a>) -> Result<Self> {
+        let bad = |e: zip::result::ZipError| input.bad("archive", "a zip archive", e.to_string());
+        // torch's archives begin with the file. Told so, the parser need not guess where they begin: it would take the 76 bytes of zip64 records
+        // that torch puts after the directory for bytes before the archive, if the directory's first header happens to be as long.
+        let config = Config { archive_offset: ArchiveOffset::Known(0) };
+        let mut zip = ZipArchive::with_config(config, Cursor::new(input.bytes)).map_err(bad)?;
+        let mut entries = HashMap::new();
+        for index in 0..zip.len() {
+            let entry = zip.by_index_raw(index).map_err(bad)?;
+            let name = entry.name().map_err(bad)?.into_owned();
+            let place = || format!("entry `{name}`");
+            input.charge(ENTRY_BYTES + name.len(), place)?;
+            if entry.encrypted() {
+                return Err(input.bad(place(), "an entry that is not encrypted", "an encrypted one"));
+            }
+            let (start, size) =
+                (entry.data_start().and_then(|s| usize::try_from(s).ok()), usize::try_from(entry.size()));
+            let range = |length: u64| {
+                let end = start?.checked_add(usize::try_from(length).ok()?)?;
+                (end <= input.bytes.len()).then(|| start.unwrap_or(end)..end)
+            };
+            let (Some(packed), Ok(size)) = (range(entry.compressed_size()), size) else {
+                return Err(input.bad(place(), "an entry inside the file", "a larger one"));
+            };
+            let stored = entry.compression() == CompressionMethod::Stored;
+            if stored && packed.len() != size {
+                return Err(input.bad(place(), format!("{size} stored bytes"), format!("{} of them", packed.len())));
+            }
+            let entry = Entry { index, place: stored.then_some(packed), size, crc32: entry.crc32() };
+            if entries.insert(name.clone(), entry).is_some() {
+                return Err(input.bad(place(), "one entry of this name", "two"));
+            }
+        }
+        Ok(Self { input, zip, entries, storages: HashMap::new() })
+    }
+
+    fn content(&mut self, name: &str) -> Result<Content> {
+        let input = self.input;
+        let place = || format!("entry `{name}`");
+        let entry = self.entries.get(name).ok_or_else(|| input.bad("archive", place(), "none"))?;
+        if let Some(place) = &entry.place {
+            let crc = (entry.crc32 != 0).then(|| Checksum {
+                entry: name.to_owned(),
+                place: place.clone(),
+                crc32: entry.crc32,
+                holds: Cell::new(false),
+            });
+            return Ok(Content::InFile(place.clone(), crc.map(Rc::new)));
+        }
+        let bad = |e: &dyn std::fmt::Display| input.bad(place(), "compressed bytes", e.to_string());
+        input.charge(entry.size, place)?;
+        let mut bytes = Vec::with_capacity(entry.size);
+        let reader = self.zip.by_index(entry.index).map_err(|e| bad(&e))?;
+        reader.take(entry.size as u64 + 1).read_to_end(&mut bytes).map_err(|e| bad(&e))?;
+        if bytes.len() != entry.size {
+            return Err(input.bad(place(), format!("{} bytes when inflated", entry.size), "another number"));
+        }
+        Ok(Content::Inflated(Rc::new(bytes)))
+    }
+
+    fn resolve(&mut self, root: &str, p: &Pickle, id: Id) -> Result<Option<(Option<Dtype>, Storage)>> {
+        let Some(outside) = objects::outside(p, id) else { return Ok(None) };
+        let name = format!("{root}data/{}", outside.key);
+        let mut storage = if let Some(storage) = self.storages.get(&name) {
+            storage.clone()
+        } else {
+            let storage = match self.content(&name)? {
+                Content::InFile(place, crc) => Storage { owned: None, start: place.start, bytes: place.len(), crc },
+                Content::Inflated(bytes) => Storage { start: 0, bytes: bytes.len(), owned: Some(bytes), crc: None },
+            };
+            self.storages.insert(name.clone(), storage.clone());
+            storage
+        };
+        let needed = outside.count.checked_mul(outside.size()).filter(|n| *n <= storage.bytes);
+        storage.bytes = needed.ok_or_else(|| {
+            let expected = format!("{} elements of {} bytes", outside.count, outside.size());
+            self.input.bad(format!("entry `{name}`"), expected, format!("{} bytes", storage.bytes))
+        })?;
+        Ok(Some((outside.dtype, storage)))
+    }
 }

@@ -1,17 +1,18 @@
 //! Tensors as strided views of storages in a mapped file: what every torch container and TensorFlow's constants come down to.
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use fs_err as fs;
 use memmap2::Mmap;
 
+use super::input::Input;
 use super::{Dtype, TensorInfo, TensorSource};
 use crate::error::{Error, Result};
 
-/// Most tensors one network may have.
-const MAX_TENSORS: usize = 1 << 16;
 /// Most axes of a tensor.
 const MAX_RANK: usize = 16;
 
@@ -46,6 +47,34 @@ pub(crate) struct Storage {
     pub(crate) owned: Option<Rc<Vec<u8>>>,
     pub(crate) start: usize,
     pub(crate) bytes: usize,
+    /// Of the archive's entry it lies in.
+    pub(crate) crc: Option<Rc<Checksum>>,
+}
+
+/// Checksum of an entry of an archive, compared when one of its tensors is first read: torch.load does not compare it, so damaged files go unnoticed.
+#[derive(Debug)]
+pub(crate) struct Checksum {
+    pub(crate) entry: String,
+    pub(crate) place: Range<usize>,
+    pub(crate) crc32: u32,
+    pub(crate) holds: Cell<bool>,
+}
+
+impl Checksum {
+    /// # Errors
+    /// `Format` if the entry's bytes have another checksum.
+    pub(crate) fn check(&self, path: &Path, file: &[u8]) -> Result<()> {
+        if !self.holds.get() {
+            let found = crc32fast::hash(&file[self.place.clone()]);
+            if found != self.crc32 {
+                let expected = format!("bytes with the checksum {:08x} that the archive records", self.crc32);
+                let found = format!("{found:08x}: the file is damaged");
+                return Err(Error::format(path, format!("entry `{}`", self.entry), expected, found));
+            }
+            self.holds.set(true);
+        }
+        Ok(())
+    }
 }
 
 /// A tensor: elements `offset + Σ index·stride` of a storage. Offset and strides count elements.
@@ -56,6 +85,8 @@ pub(crate) struct View {
     pub(crate) offset: usize,
     pub(crate) dims: Vec<usize>,
     pub(crate) strides: Vec<usize>,
+    /// Whether values are the negatives of the stored ones.
+    pub(crate) negative: bool,
 }
 
 impl View {
@@ -65,21 +96,23 @@ impl View {
         for axis in (1..dims.len()).rev() {
             strides[axis - 1] = strides[axis].saturating_mul(dims[axis]);
         }
-        Self { dtype, storage, offset: 0, dims, strides }
+        Self { dtype, storage, offset: 0, dims, strides, negative: false }
     }
 
-    /// The gate: the view lies inside its storage and repeats none of its elements, so that reading it takes no more memory than
-    /// four bytes for each byte of the file.
-    fn check(&self) -> Result<(), (String, String)> {
+    /// Checks that the view lies inside its storage. Elements it repeats (expanded tensors) are charged, so that reading it takes no more memory than the
+    /// file explains.
+    fn check(&self, input: &Input<'_>, name: &str) -> Result<()> {
         let elements = self.storage.bytes / self.dtype.size();
         let held = || format!("a storage of {elements} elements");
         if self.dims.len() > MAX_RANK || self.dims.len() != self.strides.len() {
-            return Err((format!("at most {MAX_RANK} axes, each with a stride"), format!("{:?}", self.dims)));
+            let expected = format!("at most {MAX_RANK} axes, each with a stride");
+            return Err(input.bad(name, expected, format!("{} axes, {} strides", self.dims.len(), self.strides.len())));
         }
         let count = self.dims.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
-        if count.is_none_or(|n| n > elements) {
-            return Err((format!("a view that repeats no element, of shape {:?}", self.dims), held()));
-        }
+        let repeated = count.unwrap_or(usize::MAX).saturating_sub(elements);
+        input.charge(repeated.saturating_mul(size_of::<f32>()), || {
+            format!("{name}, of shape {:?} on {}", self.dims, held())
+        })?;
         let last = self.dims.iter().zip(&self.strides).try_fold(self.offset, |n, (d, s)| {
             d.saturating_sub(1).checked_mul(*s).and_then(|step| n.checked_add(step))
         });
@@ -87,7 +120,7 @@ impl View {
             let (offset, strides) = (self.offset, &self.strides);
             let view =
                 format!("a view inside its storage: shape {:?}, strides {strides:?}, offset {offset}", self.dims);
-            return Err((view, held()));
+            return Err(input.bad(name, view, held()));
         }
         Ok(())
     }
@@ -103,27 +136,23 @@ pub(crate) struct Views {
 }
 
 impl Views {
-    /// `tensors` of the file at `path`, each checked.
+    /// `tensors` of the file `input`, mapped as `map`, each checked.
     ///
     /// # Errors
-    /// `Format` naming the tensor that lies outside its storage; `DuplicateTensor`.
-    pub(crate) fn new(path: &Path, map: Rc<Mmap>, tensors: Vec<(String, View)>) -> Result<Self> {
-        if tensors.len() > MAX_TENSORS {
-            let found = tensors.len().to_string();
-            return Err(Error::format(path, "tensors", format!("at most {MAX_TENSORS}"), found));
-        }
+    /// `Format` naming the tensor that lies outside its storage, repeats elements beyond the file's budget, or has another's name.
+    pub(crate) fn new(input: &Input<'_>, map: Rc<Mmap>, tensors: Vec<(String, View)>) -> Result<Self> {
         let mut index = HashMap::new();
         for (i, (name, view)) in tensors.iter().enumerate() {
-            view.check().map_err(|(expected, found)| Error::format(path, name, expected, found))?;
+            view.check(input, name)?;
             let length = view.storage.owned.as_ref().map_or(map.len(), |o| o.len());
             if view.storage.start.checked_add(view.storage.bytes).is_none_or(|end| end > length) {
-                return Err(Error::format(path, name, "a storage inside the file", format!("{length} bytes")));
+                return Err(input.bad(name, "a storage inside the file", format!("{length} bytes")));
             }
             if index.insert(name.clone(), i).is_some() {
-                return Err(Error::DuplicateTensor { path: name.clone() });
+                return Err(input.bad(name, "one tensor of this name", "two"));
             }
         }
-        Ok(Self { path: path.to_owned(), map, tensors, index })
+        Ok(Self { path: input.path.to_owned(), map, tensors, index })
     }
 
     fn view(&self, name: &str) -> Option<&View> {
@@ -143,8 +172,14 @@ impl TensorSource for Views {
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let missing = || Error::MissingTensor { path: name.to_owned(), similar: Vec::new() };
         let view = self.view(name).ok_or_else(missing)?;
-        let values = self.elements(name, view)?;
-        let Storage { owned, start, bytes } = &view.storage;
+        let Storage { owned, start, bytes, crc } = &view.storage;
+        if let Some(crc) = crc {
+            crc.check(&self.path, &self.map)?;
+        }
+        let mut values = self.elements(name, view)?;
+        if view.negative {
+            values.iter_mut().for_each(|v| *v = -*v);
+        }
         if owned.is_none() {
             release(&self.map, *start..start + bytes);
         }

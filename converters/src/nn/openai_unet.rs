@@ -3,6 +3,9 @@
 //! Their files hold tensors and nothing else. [`recognise`] reads off their shapes what the constructor was given; the size of the images,
 //! the split into attention heads and the diffusion around the network are not in the shapes.
 
+use std::collections::BTreeSet;
+use std::ops::Bound;
+
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::TensorSource;
@@ -503,8 +506,10 @@ pub fn recognise(stem: &str, tensors: &dyn TensorSource) -> Option<Recognised> {
 fn shapes(tensors: &dyn TensorSource) -> Option<(&'static str, Map<String, Value>)> {
     let dims = |name: &str| tensors.info(name).map(|i| i.dims);
     let at = |name: &str, axis: usize| dims(name)?.get(axis).copied().filter(|n| *n > 0);
-    let names = tensors.names();
-    let has = |prefix: &str| names.iter().any(|n| n.starts_with(prefix));
+    let names: BTreeSet<String> = tensors.names().into_iter().collect();
+    let has = |prefix: &str| {
+        names.range::<str, _>((Bound::Included(prefix), Bound::Unbounded)).next().is_some_and(|n| n.starts_with(prefix))
+    };
     let class = if dims("middle_block.1.qkv.weight")?.len() == 4 { "KarrasDenoiser" } else { "GaussianDiffusion" };
     let model = at("time_embed.0.weight", 1)?;
     let count = |list: &str| {
@@ -524,7 +529,7 @@ fn shapes(tensors: &dyn TensorSource) -> Option<(&'static str, Map<String, Value
     let (mut mult, mut attention) = (Vec::new(), Vec::new());
     for level in 0..levels {
         let width = at(&format!("{}.0.out_layers.3.weight", first(level)), 0)?;
-        mult.push(if width.is_multiple_of(model) { json!(width / model) } else { json!(width as f64 / model as f64) });
+        mult.push(if width.is_multiple_of(model) { json!(width / model) } else { json!(ratio(width, model)) });
         if has(&format!("{}.1.qkv.", first(level))) {
             attention.push(1_u64 << level.min(32));
         }
@@ -538,6 +543,17 @@ fn shapes(tensors: &dyn TensorSource) -> Option<(&'static str, Map<String, Value
         "resblock_updown": blocks > 0,
     });
     if let Value::Object(map) = kwargs { Some((class, map)) } else { None }
+}
+
+/// The multiple of `model` that, rounded down as the constructor does, is `width`.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "as the constructor computes it, of numbers of channels"
+)]
+fn ratio(width: usize, model: usize) -> f64 {
+    let ratio = width as f64 / model as f64;
+    if ((ratio * model as f64) as usize) < width { ratio.next_up() } else { ratio }
 }
 
 /// What the name of a published file adds to its shapes: `{cd,ct,edm}_{imagenet64,bedroom256,cat256}….pt` of consistency_models,

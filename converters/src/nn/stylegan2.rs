@@ -7,6 +7,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::config::check_filter;
 use crate::error::{Error, Result};
 use crate::nn::backend::{Backend, Conv2d};
 use crate::nn::layers::signed;
@@ -192,12 +193,7 @@ impl StyleGan2Config {
                 return Err(wrong(format!("`activation` of the {name} network: expected lrelu, found {activation}")));
             }
         }
-        let taps = s.resample_filter.len();
-        if !(2..=16).contains(&taps) || !taps.is_multiple_of(2) {
-            return Err(wrong(format!(
-                "`resample_filter`: expected an even number of values, at most 16, found {taps}"
-            )));
-        }
+        check_filter(&s.resample_filter).map_err(wrong)?;
         if s.kernel_size != 3 {
             return Err(wrong(format!("`kernel_size`: expected 3, found {}", s.kernel_size)));
         }

@@ -1,0 +1,104 @@
+//! Names that wrappers put before those of a network: `torch.compile`, `DataParallel`, `AveragedModel`, Lightning modules.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::rc::Rc;
+
+use super::objects::{MAX_NETWORKS, abbreviate};
+use super::{Architecture, Network, Renamed, TensorSource, recognise};
+
+/// Prefixes that stand for a wrapper wherever they are.
+const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
+/// What `AveragedModel` keeps beside its `module.`.
+const COUNTER: &str = "n_averaged";
+/// Most attributes between a module and the network in it.
+const MAX_DEPTH: usize = 3;
+
+/// The network of `tensors`, without the prefixes of wrappers. Where none is recognised but some are below the first part of the names, those and what is
+/// below the other first parts.
+pub(super) fn unwrap(
+    name: String,
+    tensors: Rc<dyn TensorSource>,
+    file: &Path,
+    notes: &mut Vec<String>,
+) -> Vec<Network> {
+    let tensors = without_wrappers(tensors);
+    let whole = named(name.clone(), Rc::clone(&tensors), file);
+    if is_network(&whole) {
+        return vec![whole];
+    }
+    match inner(&name, &tensors, file, notes, MAX_DEPTH) {
+        Some(networks) => networks,
+        None => vec![whole],
+    }
+}
+
+fn named(name: String, tensors: Rc<dyn TensorSource>, file: &Path) -> Network {
+    recognise(name, tensors).with_name_of(file)
+}
+
+/// Whether `network` is a whole one: recognised, or an EDM network, whose class the file does not name.
+fn is_network(network: &Network) -> bool {
+    network.architecture != Architecture::Unknown || network.tensors.info("model.map_layer0.weight").is_some()
+}
+
+/// The networks among `tensors` that begin after the first part of their names, or after the next.
+fn inner(
+    name: &str,
+    tensors: &Rc<dyn TensorSource>,
+    file: &Path,
+    notes: &mut Vec<String>,
+    depth: usize,
+) -> Option<Vec<Network>> {
+    let first = |name: String| name.split_once('.').map_or(String::new(), |(first, _)| first.to_owned());
+    let groups: BTreeSet<String> = tensors.names().into_iter().map(first).collect();
+    if depth == 0 || groups.len() > MAX_NETWORKS {
+        return None;
+    }
+    let (only, mut found, mut recognised) = (groups.len() == 1, Vec::new(), false);
+    for group in groups.iter().filter(|g| !g.is_empty()) {
+        let prefix = format!("{group}.");
+        let below = Renamed::new(Rc::clone(tensors), |n| n.strip_prefix(&prefix).map(str::to_owned));
+        let below = without_wrappers(Rc::new(below));
+        let name = match (only, name) {
+            (true, _) => name.to_owned(),
+            (false, "") => group.to_owned(),
+            (false, _) => format!("{name}.{group}"),
+        };
+        let network = named(name.clone(), Rc::clone(&below), file);
+        if is_network(&network) {
+            recognised = true;
+            found.push(network);
+        } else if let Some(networks) = inner(&name, &below, file, notes, depth - 1) {
+            recognised = true;
+            found.extend(networks);
+        } else {
+            found.push(network);
+        }
+    }
+    if !recognised {
+        return None;
+    }
+    if groups.contains("") {
+        let strays: Vec<_> = tensors.names().into_iter().filter(|n| !n.contains('.')).collect();
+        let strays: Vec<_> = strays.iter().map(String::as_str).collect();
+        notes.push(format!("tensors beside the networks are not read: {}", abbreviate(&strays)));
+    }
+    Some(found)
+}
+
+/// `tensors` without the prefixes that all of them have.
+fn without_wrappers(tensors: Rc<dyn TensorSource>) -> Rc<dyn TensorSource> {
+    let names = tensors.names();
+    let mut length = 0;
+    while let Some(wrapper) = WRAPPERS.iter().find(|w| {
+        let mut wrapped = names.iter().filter(|n| *n != COUNTER).peekable();
+        wrapped.peek().is_some() && wrapped.all(|n| n.get(length..).is_some_and(|rest| rest.starts_with(**w)))
+    }) {
+        length += wrapper.len();
+    }
+    if length == 0 {
+        return tensors;
+    }
+    Rc::new(Renamed::new(tensors, |n| if n == COUNTER { None } else { n.get(length..).map(str::to_owned) }))
+}
