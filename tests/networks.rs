@@ -156,11 +156,28 @@ fn shapes_tell_most_of_openais_unets() {
     assert_eq!(Value::Object(found.kwargs.clone()), kwargs);
     let text = export::denoiser(network, &Options::default()).unwrap_err().to_string();
     assert!(text.contains("NET.json") && text.contains("distillation"), "{text}");
-    let text = found.completed("KarrasDenoiser", &kwargs_of(&json!({"image_size": 16}))).unwrap_err().to_string();
+    let completed = |class: &str, kwargs: Value| found.completed(class, &kwargs_of(&kwargs));
+    let text = completed("KarrasDenoiser", json!({"image_size": 16, "num_heads": 2})).unwrap_err().to_string();
     assert!(text.contains("`distillation` is missing"), "{text}");
+    // A number of heads replaces the width that most published files have.
+    let heads = completed("KarrasDenoiser", json!({"image_size": 16, "distillation": true, "num_heads": 2})).unwrap();
+    assert_eq!((&heads.init_kwargs()["num_heads"], heads.init_kwargs().get("num_head_channels")), (&json!(2), None));
+    let text = completed("KarrasDenoiser", json!({"image_size": 16, "distillation": true})).unwrap_err().to_string();
+    assert!(text.contains("`num_head_channels` or `num_heads` is missing"), "{text}");
+    // Of another number of steps than 1000, whether they are rescaled has to be said.
+    let steps = |rescaled: Value| {
+        let mut kwargs = kwargs_of(
+            &json!({"image_size": 16, "num_heads": 2, "noise_schedule": "linear", "use_new_attention_order": false,
+            "diffusion_steps": 4000}),
+        );
+        kwargs.extend(kwargs_of(&rescaled));
+        found.completed("GaussianDiffusion", &kwargs)
+    };
+    assert!(steps(json!({})).unwrap_err().to_string().contains("`rescale_timesteps` is missing"));
+    assert!(steps(json!({"rescale_timesteps": true})).is_ok());
     // 32 channels do not make heads of 64.
     let whole =
-        found.completed("KarrasDenoiser", &kwargs_of(&json!({"image_size": 16, "distillation": true}))).unwrap();
+        completed("KarrasDenoiser", json!({"image_size": 16, "distillation": true, "num_head_channels": 64})).unwrap();
     let network = network.described_as(Architecture::Denoiser(whole));
     let text = export::denoiser(&network, &Options::default()).unwrap_err().to_string();
     assert!(text.contains("`num_head_channels`: 32 channels cannot be split into heads of 64"), "{text}");

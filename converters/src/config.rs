@@ -71,6 +71,8 @@ pub enum Precond {
         schedule: NoiseSchedule,
         /// Number of steps of the original training.
         steps: usize,
+        /// Factor of the step in the network's input: 1000/steps if timesteps are rescaled, else 1.
+        time_scale: f64,
         /// Whether the result is limited to [-1, 1].
         clip: bool,
     },
@@ -123,6 +125,15 @@ impl Quantiser {
 }
 
 impl Precond {
+    /// Factor of the step that the network of a discrete schedule is conditioned on.
+    #[must_use]
+    pub(crate) fn time_scale(self) -> f64 {
+        match self {
+            Self::Gaussian { time_scale, .. } => time_scale,
+            _ => 1.0,
+        }
+    }
+
     /// Name of the class in checkpoints.
     #[must_use]
     pub fn class(&self) -> &'static str {
@@ -336,6 +347,11 @@ impl OpenAiConfig {
 /// Classes of guided-diffusion and consistency_models.
 const OPENAI: [&str; 2] = ["KarrasDenoiser", "GaussianDiffusion"];
 
+/// Constant of D2O's boundary condition: D(x; EPS) = x.
+pub const D2O_EPS: f64 = 2e-3;
+/// Steps to which guided-diffusion's `rescale_timesteps` scales those of other schedules.
+const RESCALED_STEPS: usize = 1000;
+
 /// Longest schedule of an iDDPM.
 const MAX_IDDPM_STEPS: usize = 1 << 14;
 
@@ -358,9 +374,13 @@ impl NetConfig {
         rest.left.remove("use_fp16");
         let (precond, default_model) = match class {
             "EDMPrecond" | "D2OPrecond" => {
-                for unused in ["sigma_min", "sigma_max"] {
-                    rest.left.remove(unused);
+                let sigma_min = rest.float("sigma_min", 0.0)?;
+                if class == "D2OPrecond" && sigma_min != 0.0 {
+                    return Err(wrong(format!(
+                        "`sigma_min`: D2OPrecond does not use it (its D(x; σ) is the identity at σ = {D2O_EPS}), found {sigma_min}"
+                    )));
                 }
+                rest.left.remove("sigma_max");
                 let sigma_data = rest.float("sigma_data", 0.5)?;
                 let precond =
                     if class == "EDMPrecond" { Precond::Edm { sigma_data } } else { Precond::D2o { sigma_data } };
@@ -434,12 +454,18 @@ impl NetConfig {
             if !(2..=MAX_IDDPM_STEPS).contains(&steps) {
                 return Err(wrong(format!("`diffusion_steps`: expected 2 to {MAX_IDDPM_STEPS}, found {steps}")));
             }
+            let rescaled = match rest.flag("rescale_timesteps")? {
+                Some(rescaled) => rescaled,
+                None if steps == RESCALED_STEPS => false,
+                None => return Err(missing("rescale_timesteps")),
+            };
+            let time_scale = if rescaled { RESCALED_STEPS as f64 / steps as f64 } else { 1.0 };
             let schedule = rest.left.remove("noise_schedule").ok_or_else(|| missing("noise_schedule"))?;
             let schedule = serde_json::from_value(schedule).map_err(|e| wrong(format!("`noise_schedule`: {e}")))?;
             if !rest.left.contains_key("use_new_attention_order") {
                 return Err(missing("use_new_attention_order"));
             }
-            Precond::Gaussian { schedule, steps, clip }
+            Precond::Gaussian { schedule, steps, time_scale, clip }
         };
         let unet: OpenAiConfig = serde_json::from_value(Value::Object(rest.left))
             .map_err(|e| wrong(format!("arguments of `UNetModel`: {e}")))?;

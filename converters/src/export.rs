@@ -228,6 +228,8 @@ pub struct FeatureOptions {
     pub input_size: usize,
     /// What CLIP was trained with, if the file does not say.
     pub activation: Option<Activation>,
+    /// Width of a vision transformer's attention heads, if it is not the usual one.
+    pub head_width: Option<usize>,
     /// Whether the taps of Inception, DeiT or VGG16 are outputs too.
     pub taps: bool,
 }
@@ -251,7 +253,7 @@ pub fn features(network: &Network, options: &FeatureOptions, file_sha256: &str) 
         return Err(Error::Config { what });
     };
     let architecture = match architecture {
-        Architecture::VisionTransformer(config) => Architecture::VisionTransformer(with_activation(*config, options)?),
+        Architecture::VisionTransformer(config) => Architecture::VisionTransformer(completed(*config, options)?),
         other => other.clone(),
     };
     let flexible = match &architecture {
@@ -307,6 +309,9 @@ pub fn features(network: &Network, options: &FeatureOptions, file_sha256: &str) 
     if let Architecture::VisionTransformer(VitConfig { activation: Some(activation), .. }) = architecture {
         graph.metadata("activation", activation.name());
     }
+    if let Some(head) = options.head_width {
+        graph.metadata("head_width", head.to_string());
+    }
     if options.image_size != options.input_size {
         let torch = architecture == Architecture::EfficientNetLite0;
         graph.metadata("resize", if torch { TORCH_RESIZE } else { TENSORFLOW_RESIZE });
@@ -326,14 +331,16 @@ const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// Standard deviation of each.
 const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// `config` with the activation that the file or the user names.
-fn with_activation(config: VitConfig, options: &FeatureOptions) -> Result<VitConfig> {
+/// `config` with what the file or the user names beside the shapes.
+fn completed(config: VitConfig, options: &FeatureOptions) -> Result<VitConfig> {
     match (config.activation, options.activation) {
         (Some(known), Some(asked)) if known != asked => {
             let (known, asked) = (known.name(), asked.name());
             Err(Error::Config { what: format!("the file's network applies {known}, and {asked} was asked for") })
         }
-        (known, asked) => Ok(VitConfig { activation: known.or(asked), ..config }),
+        (known, asked) => {
+            Ok(VitConfig { activation: known.or(asked), head: options.head_width.or(config.head), ..config })
+        }
     }
 }
 

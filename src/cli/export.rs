@@ -32,15 +32,16 @@ pub struct Export {
     /// Function that the graph computes [default: features for a feature network, else one-step]
     #[arg(long, value_enum)]
     pub kind: Option<Kind>,
-    /// Noise level at which a one-step generator starts
-    #[arg(long, value_name = "SIGMA", default_value_t = 80.0)]
-    pub sigma_max: f64,
+    /// Noise level at which a one-step generator starts [default: 80]
+    #[arg(long, value_name = "SIGMA")]
+    pub sigma_max: Option<f64>,
     /// Add the output `images_u8 [N, H, W, C]`
     #[arg(long)]
     pub uint8: bool,
     /// Input of a feature network: uint8 images resized inside the graph, or floats in 0..255 that d2o resizes as the protocol prescribes (exact for every protocol)
-    #[arg(long, value_enum, default_value_t = PixelType::U8)]
-    pub input: PixelType,
+    /// [default: u8]
+    #[arg(long, value_enum)]
+    pub input: Option<PixelType>,
     /// Height and width of the input images of a feature network, pixels; the graph resizes them to the network's resolution
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
@@ -50,6 +51,10 @@ pub struct Export {
     /// Activation of CLIP, where the checkpoint does not record it: QuickGELU for OpenAI's weights, mostly exact GELU for others
     #[arg(long, value_enum)]
     pub activation: Option<ActivationArg>,
+    /// Width of a vision transformer's attention heads, channels, where the shapes leave it open: 80 for open_clip's ViT-H/14, 88 for g/14, 104 for bigG/14
+    /// [default: 64 up to a width of 1024]
+    #[arg(long, value_name = "CHANNELS")]
+    pub head_width: Option<usize>,
     /// Resize images of `--image-size` inside the graph as TensorFlow 1 does
     #[arg(long)]
     pub fuse_resize: bool,
@@ -62,15 +67,15 @@ pub struct Export {
     /// Write wide 3x3 convolutions as Winograd F(4, 3): faster in ONNX Runtime on CPUs, doubles the file size, changes the rounding order
     #[arg(long)]
     pub winograd: bool,
-    /// StyleGAN2: truncation psi; 1 disables truncation
-    #[arg(long, value_name = "PSI", default_value_t = 1.0)]
-    pub truncation_psi: f64,
+    /// StyleGAN2: truncation psi; 1 disables truncation [default: 1]
+    #[arg(long, value_name = "PSI")]
+    pub truncation_psi: Option<f64>,
     /// StyleGAN2: number of layers to truncate, from the coarsest [default: all]
     #[arg(long, value_name = "N")]
     pub truncation_cutoff: Option<usize>,
-    /// StyleGAN2: noise inputs
-    #[arg(long, value_enum, default_value_t = NoiseArg::Const)]
-    pub noise: NoiseArg,
+    /// StyleGAN2: noise inputs [default: const]
+    #[arg(long, value_enum)]
+    pub noise: Option<NoiseArg>,
     /// Skip the check of the exported graph on ONNX Runtime, tract and (if built in) libtorch
     #[arg(long)]
     pub no_check: bool,

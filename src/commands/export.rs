@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use d2o_converters::checkpoint::{Architecture, Checkpoint, Network, TensorInfo, TensorSource};
 use d2o_converters::export::{self, Exported, FeatureOptions, GeneratorOptions, Options, PixelInput};
 use d2o_converters::nn::stylegan2::Drawing;
-use d2o_converters::nn::vision_transformer::Activation;
+use d2o_converters::nn::vision_transformer::{Activation, Family};
 use d2o_converters::published::WeightsState;
 use d2o_onnx::graph::Model;
 use d2o_onnx::winograd::PAYS_FROM;
@@ -175,6 +175,15 @@ fn graph(args: &Export, printer: Printer) -> anyhow::Result<(Exported, Network)>
         printer.warn(note);
     }
     let network = checkpoint.network(args.net.as_deref())?;
+    if let (None, [_, _, ..]) = (&args.net, checkpoint.networks.as_slice()) {
+        let others = checkpoint.networks.iter().filter(|n| n.name != network.name);
+        let others: Vec<_> = others.map(|n| format!("`{}`", n.name)).collect();
+        printer.note(&format!(
+            "network `{}` of the checkpoint (--net takes another: {})",
+            network.name,
+            others.join(", ")
+        ));
+    }
     let architecture = match &args.config {
         Some(path) => {
             read_config(path, &network.architecture).with_context(|| format!("cannot use `{}`", path.display()))?
@@ -199,16 +208,18 @@ fn laid_out(args: &Export, described: &Network) -> anyhow::Result<Exported> {
     let feature_size = described.architecture.feature_size();
     let kind = args.kind.unwrap_or(if feature_size.is_some() { Kind::Features } else { Kind::OneStep });
     let denoiser = |kind| {
-        anyhow::ensure!(args.sigma_max > 0.0, "--sigma-max: expected a number above 0, found {}", args.sigma_max);
-        let options = Options { kind, sigma_max: args.sigma_max, uint8: args.uint8 };
+        let sigma_max = args.sigma_max.unwrap_or(Options::default().sigma_max);
+        anyhow::ensure!(sigma_max > 0.0, "--sigma-max: expected a number above 0, found {sigma_max}");
+        let options = Options { kind, sigma_max, uint8: args.uint8 };
         Ok(export::denoiser(described, &options)?)
     };
+    ensure_used(args, kind, &described.architecture)?;
     match kind {
         Kind::OneStep if matches!(described.architecture, Architecture::StyleGan2(_)) => {
             let drawing = Drawing {
-                truncation_psi: args.truncation_psi,
+                truncation_psi: args.truncation_psi.unwrap_or(1.0),
                 truncation_cutoff: args.truncation_cutoff,
-                noise: args.noise == NoiseArg::Const,
+                noise: args.noise != Some(NoiseArg::None),
             };
             Ok(export::generator(described, &GeneratorOptions { drawing, uint8: args.uint8 })?)
         }
@@ -218,7 +229,8 @@ fn laid_out(args: &Export, described: &Network) -> anyhow::Result<Exported> {
             let input_size = args.input_size.or(feature_size).unwrap_or(1);
             let image_size = args.image_size.unwrap_or(input_size);
             anyhow::ensure!(input_size > 0 && image_size > 0, "--input-size, --image-size: expected at least 1");
-            if args.input == PixelType::F32 && (args.fuse_resize || image_size != input_size) {
+            let input = args.input.unwrap_or(PixelType::U8);
+            if input == PixelType::F32 && (args.fuse_resize || image_size != input_size) {
                 let what = format!("--input f32: images come at the network's {input_size} pixels, resized before");
                 return Err(with_hint(anyhow::anyhow!(what), "leave out `--image-size` and `--fuse-resize`"));
             }
@@ -231,7 +243,7 @@ fn laid_out(args: &Export, described: &Network) -> anyhow::Result<Exported> {
                             `--input f32` to have d2o resize as the protocol does";
                 return Err(with_hint(anyhow::anyhow!(what), hint));
             }
-            let input = match args.input {
+            let input = match input {
                 PixelType::U8 => PixelInput::U8,
                 PixelType::F32 => PixelInput::F32,
             };
@@ -239,10 +251,44 @@ fn laid_out(args: &Export, described: &Network) -> anyhow::Result<Exported> {
                 ActivationArg::Gelu => Activation::Gelu,
                 ActivationArg::QuickGelu => Activation::QuickGelu,
             });
-            let options = FeatureOptions { input, image_size, input_size, activation, taps: args.taps };
+            let (head_width, taps) = (args.head_width, args.taps);
+            let options = FeatureOptions { input, image_size, input_size, activation, head_width, taps };
             Ok(export::features(described, &options, &container_sha256(&args.source)?)?)
         }
     }
+}
+
+/// Refuses options that a graph of `kind` and `architecture` makes no use of: who gives one expects it to count.
+fn ensure_used(args: &Export, kind: Kind, architecture: &Architecture) -> anyhow::Result<()> {
+    let style = matches!(architecture, Architecture::StyleGan2(_));
+    let features = kind == Kind::Features;
+    let transformer = match architecture {
+        Architecture::VisionTransformer(config) if features => Some(config.family),
+        _ => None,
+    };
+    let tapped = matches!(architecture, Architecture::InceptionV3(_) | Architecture::Vgg16(_));
+    let given = [
+        ("--sigma-max", args.sigma_max.is_some(), kind == Kind::OneStep && !style),
+        ("--uint8", args.uint8, !features),
+        ("--truncation-psi", args.truncation_psi.is_some(), style),
+        ("--truncation-cutoff", args.truncation_cutoff.is_some(), style),
+        ("--noise", args.noise.is_some(), style),
+        ("--input", args.input.is_some(), features),
+        ("--image-size", args.image_size.is_some(), features),
+        ("--input-size", args.input_size.is_some(), features),
+        ("--fuse-resize", args.fuse_resize, features && *architecture != Architecture::EfficientNetLite0),
+        ("--activation", args.activation.is_some(), transformer == Some(Family::Clip)),
+        ("--head-width", args.head_width.is_some(), transformer.is_some()),
+        ("--taps", args.taps, features && (tapped || transformer == Some(Family::Deit))),
+    ];
+    let unused: Vec<_> = given.iter().filter(|(_, given, used)| *given && !used).map(|(name, ..)| *name).collect();
+    let what = match kind {
+        Kind::OneStep => "one-step",
+        Kind::Denoiser => "denoiser",
+        Kind::Features => "features",
+    };
+    anyhow::ensure!(unused.is_empty(), "{}: not used by a {what} graph of {}", unused.join(", "), architecture.name());
+    Ok(())
 }
 
 /// The configuration in `path`; what it leaves out of OpenAI's U-Net is what the shapes tell.

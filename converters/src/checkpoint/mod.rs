@@ -890,6 +890,7 @@ mod tests {
             image_size: inception_v3::INPUT_SIZE,
             input_size: inception_v3::INPUT_SIZE,
             activation: None,
+            head_width: None,
             taps: false,
         };
         let graph = |layout, file_sha256: &str| {

@@ -112,7 +112,13 @@ impl Content {
 
 impl<'a> Archive<'a> {
     fn open(input: &'a Input<'a>) -> Result<Self> {
-        let bad = |e: zip::result::ZipError| input.bad("archive", "a zip archive", e.to_string());
+        let bad = |e: zip::result::ZipError| {
+            let found = match e {
+                zip::result::ZipError::InvalidArchive(_) => format!("{e}: the file is cut short or damaged"),
+                e => e.to_string(),
+            };
+            input.bad("archive", "a zip archive", found)
+        };
         // torch's archives begin with the file. Told so, the parser need not guess where they begin: it would take the 76 bytes of zip64 records
         // that torch puts after the directory for bytes before the archive, if the directory's first header happens to be as long.
         let config = Config { archive_offset: ArchiveOffset::Known(0) };

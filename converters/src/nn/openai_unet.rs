@@ -462,7 +462,7 @@ fn run<B: Backend>(b: &mut B, layers: &[Layer<B::Value>], x: &B::Value, emb: &B:
 pub struct Recognised {
     /// `KarrasDenoiser` for the layout of consistency_models, `GaussianDiffusion` for that of guided-diffusion.
     pub class: &'static str,
-    /// Arguments of `UNetModel`. Heads are taken to be 64 channels wide, as in all published files but one.
+    /// Arguments of `UNetModel`. `num_head_channels` is that of most published files; [`Recognised::completed`] asks for it.
     pub kwargs: Map<String, Value>,
     /// The configuration, if nothing is left open.
     pub config: Option<NetConfig>,
@@ -475,6 +475,15 @@ impl Recognised {
     /// `Config` for what is still missing.
     pub fn completed(&self, class: &str, kwargs: &Map<String, Value>) -> Result<NetConfig> {
         let mut all = self.kwargs.clone();
+        if !kwargs.contains_key("num_head_channels") {
+            if !kwargs.contains_key("num_heads") {
+                let what = format!(
+                    "`num_head_channels` or `num_heads` is missing: shapes do not show attention heads ({HEAD_CHANNELS} channels each in most published files)"
+                );
+                return Err(Error::Config { what });
+            }
+            all.remove("num_head_channels");
+        }
         all.extend(kwargs.clone());
         NetConfig::new(class, &Value::Object(all))
     }
@@ -483,13 +492,14 @@ impl Recognised {
     #[must_use]
     pub fn question(&self) -> String {
         let example = match self.class {
-            "KarrasDenoiser" => json!({"image_size": 64, "distillation": true}),
-            _ => json!({"image_size": 64, "noise_schedule": "cosine", "use_new_attention_order": true}),
+            "KarrasDenoiser" => json!({"image_size": 64, "distillation": true, "num_head_channels": HEAD_CHANNELS}),
+            _ => {
+                json!({"image_size": 64, "noise_schedule": "cosine", "use_new_attention_order": true, "num_head_channels": HEAD_CHANNELS})
+            }
         };
         let example = json!({"class": self.class, "init_kwargs": example});
         format!(
-            "the shapes of OpenAI's U-Net do not say for which images and which diffusion it was trained; give that as NET.json, \
-             e.g. {example} (`num_head_channels` is taken to be {HEAD_CHANNELS})"
+            "the shapes of OpenAI's U-Net show neither its images, nor its diffusion, nor its attention heads; give them as NET.json, e.g. {example}"
         )
     }
 }
@@ -587,6 +597,7 @@ fn published(stem: &str, class: &str, shapes: &Map<String, Value>) -> Option<Map
     // All of them attend at 32, 16 and 8 pixels.
     let rates = [32, 16, 8].map(|pixels| image_size / pixels);
     let fits = owner == class && shapes.get("attention_resolutions") == Some(&json!(rates));
+    let more = merged(json!({"num_head_channels": HEAD_CHANNELS}), more);
     match merged(more, json!({"image_size": image_size})) {
         Value::Object(map) if fits => Some(map),
         _ => None,

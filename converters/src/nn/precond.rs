@@ -1,6 +1,6 @@
 //! Preconditioned denoisers D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise) and the one-step generators made of them.
 
-use crate::config::{NetConfig, NoiseSchedule, Precond, UNetConfig};
+use crate::config::{D2O_EPS, NetConfig, NoiseSchedule, Precond, UNetConfig};
 use crate::error::Result;
 use crate::nn::backend::Backend;
 use crate::nn::dhariwal_unet::DhariwalUNet;
@@ -8,9 +8,6 @@ use crate::nn::layers::signed;
 use crate::nn::openai_unet::{OpenAiUNet, QkvLayout};
 use crate::nn::song_unet::SongUNet;
 use crate::weights::{Init, Scope};
-
-/// Constant of D2O's boundary condition: D(x; EPS) = x.
-pub const D2O_EPS: f64 = 2e-3;
 
 /// Noise level of a call.
 #[derive(Debug, Clone)]
@@ -164,7 +161,8 @@ impl<V: Clone> Denoiser<V> {
         if let Some(levels) = &self.levels {
             #[allow(clippy::cast_possible_truncation, reason = "the original takes sigma as f32")]
             let sigma = sigma as f32;
-            c.noise = levels.thresholds().iter().filter(|t| sigma >= **t).count() as f64 + levels.first;
+            let index = levels.thresholds().iter().filter(|t| sigma >= **t).count() as f64 + levels.first;
+            c.noise = index * self.config.precond.time_scale();
         }
         let scope = self.scope.clone();
         #[allow(clippy::cast_possible_truncation, reason = "networks compute in f32")]
@@ -250,6 +248,10 @@ impl<V: Clone> Denoiser<V> {
                 let above = b.linear(&above, &ones, None)?;
                 let noise = b.scale(&above, -1.0)?;
                 let noise = b.offset(&noise, count as f64 + first)?;
+                let noise = match self.config.precond.time_scale() {
+                    1.0 => noise,
+                    scale => b.scale(&noise, scale)?,
+                };
                 let noise = b.reshape(&noise, &[-1])?;
                 Ok(Coefficients { skip: None, out, input: Some(input), noise })
             }

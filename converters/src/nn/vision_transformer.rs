@@ -1,5 +1,6 @@
 //! Vision transformers that features are taken from: CLIP's image tower (Radford et al. 2021), DeiT distilled (Touvron et al. 2021), DINOv2
-//! (Oquab et al. 2023). Sizes are those of the tensors; a head is 64 wide in all of them.
+//! (Oquab et al. 2023). Sizes are those of the tensors, which do not show how wide an attention head is: 64 channels up to a width of 1024 and in DeiT and DINOv2;
+//! wider towers of CLIP differ (open_clip's ViT-H/14 has 80, g/14 88, bigG/14 104).
 //!
 //! | family | tensors under the names of | tokens before the patches | features |
 //! |---|---|---|---|
@@ -23,8 +24,10 @@ pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 /// Blocks of DeiT whose outputs D2O's discriminator taps, of 12.
 pub const DEIT_TAPS: [usize; 4] = [2, 5, 8, 11];
 
-/// Width of an attention head.
+/// Width of an attention head, unless the tower is wider than [`KNOWN_HEADS`].
 const HEAD: usize = 64;
+/// Width of the widest towers of CLIP whose heads are all [`HEAD`] wide.
+const KNOWN_HEADS: usize = 1024;
 /// QuickGELU is x·σ(1.702x).
 const QUICK: f64 = 1.702;
 const INIT_STD: f64 = 0.02;
@@ -75,6 +78,8 @@ pub struct VitConfig {
     pub width: usize,
     /// Width of a block's perceptron.
     pub hidden: usize,
+    /// Width of an attention head, if it is known: tensors do not show it.
+    pub head: Option<usize>,
     /// Number of blocks.
     pub blocks: usize,
     /// CLIP: length of the features. DeiT: number of classes. DINOv2: 0.
@@ -97,6 +102,7 @@ impl VitConfig {
             grid: 7,
             width: 768,
             hidden: 3072,
+            head: Some(HEAD),
             blocks: 12,
             outputs: 512,
             packed: true,
@@ -117,9 +123,10 @@ impl VitConfig {
         let &[width, 3, patch, same] = conv.as_slice() else {
             return Err(wrong(format!("whose patch embedding is {conv:?}: expected [width, 3, patch, patch]")));
         };
-        if patch == 0 || patch != same || width == 0 || !width.is_multiple_of(HEAD) {
-            return Err(wrong(format!("whose patch embedding is {conv:?}: expected square patches, heads of {HEAD}")));
+        if patch == 0 || patch != same || width == 0 {
+            return Err(wrong(format!("whose patch embedding is {conv:?}: expected square patches")));
         }
+        let head = (family != Family::Clip || width <= KNOWN_HEADS).then_some(HEAD);
         let tokens = dims(names.position).iter().rev().nth(1).copied().unwrap_or(0);
         let grid = tokens.saturating_sub(names.tokens.len()).isqrt();
         if grid == 0 || grid * grid + names.tokens.len() != tokens {
@@ -142,7 +149,7 @@ impl VitConfig {
         let packed = !block(0, &packed).is_empty();
         let activation = if family == Family::Clip { activation } else { Some(Activation::Gelu) };
         let mask_token = family == Family::Dino && !dims("mask_token").is_empty();
-        Ok(Self { family, patch, grid, width, hidden, blocks, outputs, packed, activation, mask_token })
+        Ok(Self { family, patch, grid, width, hidden, head, blocks, outputs, packed, activation, mask_token })
     }
 
     /// Height and width the network is used at, pixels.
@@ -276,6 +283,7 @@ impl<V: Clone> LayerNorm<V> {
 struct Block<V> {
     scope: Scope,
     config: VitConfig,
+    head: usize,
     tokens: usize,
     norm_1: LayerNorm<V>,
     qkv: Vec<(V, V)>,
@@ -287,7 +295,13 @@ struct Block<V> {
 }
 
 impl<V: Clone> Block<V> {
-    fn build<B: Backend<Value = V>>(b: &mut B, scope: Scope, config: &VitConfig, tokens: usize) -> Result<Self> {
+    fn build<B: Backend<Value = V>>(
+        b: &mut B,
+        scope: Scope,
+        config: &VitConfig,
+        head: usize,
+        tokens: usize,
+    ) -> Result<Self> {
         let names = config.family.names();
         let (width, hidden) = (config.width, config.hidden);
         let norm_1 = LayerNorm::build(b, scope.child(names.norms[0]), width, names.eps)?;
@@ -315,7 +329,7 @@ impl<V: Clone> Block<V> {
             [linear(b, names.perceptron[0], width, hidden)?, linear(b, names.perceptron[1], hidden, width)?];
         let mut factor = |name| b.param(&scope.child(name), "gamma", &[width], &Init::Constant(1.0));
         let layer_scale = if config.family == Family::Dino { Some([factor("ls1")?, factor("ls2")?]) } else { None };
-        Ok(Self { scope, config: *config, tokens, norm_1, qkv, attention, norm_2, perceptron, layer_scale })
+        Ok(Self { scope, config: *config, head, tokens, norm_1, qkv, attention, norm_2, perceptron, layer_scale })
     }
 
     /// `x [N·tokens, width]`.
@@ -328,11 +342,12 @@ impl<V: Clone> Block<V> {
             let all = b.linear(&h, weight, Some(bias))?;
             for j in 0..3 / self.qkv.len() {
                 let part = if self.qkv.len() == 1 { b.slice(&all, 1, j * width, width)? } else { all.clone() };
-                let part = b.reshape(&part, &[-1, signed(self.tokens), signed(width / HEAD), signed(HEAD)])?;
+                let part =
+                    b.reshape(&part, &[-1, signed(self.tokens), signed(width / self.head), signed(self.head)])?;
                 parts.push(b.transpose(&part, &[0, 2, 1, 3])?);
             }
         }
-        let q = b.scale(&parts[0], 1.0 / (HEAD as f64).sqrt())?;
+        let q = b.scale(&parts[0], 1.0 / (self.head as f64).sqrt())?;
         let k = b.transpose(&parts[1], &[0, 1, 3, 2])?;
         let logits = b.matmul(&q, &k)?;
         let weights = b.softmax(&logits, 3)?;
@@ -420,6 +435,16 @@ impl<V: Clone> VisionTransformer<V> {
             let what = format!("{} takes images of {} pixels, found {input_size}", config.name(), config.input_size());
             return Err(Error::Config { what });
         }
+        let head = config.head.ok_or_else(|| Error::Config {
+            what: format!(
+                "the file does not say how wide the attention heads of a CLIP tower of width {width} are: `--head-width` 80 for open_clip's ViT-H/14, 88 for \
+                 ViT-g/14, 104 for ViT-bigG/14"
+            ),
+        })?;
+        if head == 0 || !width.is_multiple_of(head) {
+            let what = format!("attention heads of {head} channels do not divide a width of {width}");
+            return Err(Error::Config { what });
+        }
         if config.activation.is_none() {
             let what = "the file does not say which activation CLIP was trained with: OpenAI's weights and open_clip's `-quickgelu` models \
                         apply QuickGELU, LAION's later ones the exact GELU (`--activation quick-gelu` or `gelu`)";
@@ -449,7 +474,8 @@ impl<V: Clone> VisionTransformer<V> {
         let count = grid * grid + tokens.len();
         let norm_pre = if clip { Some(LayerNorm::build(b, scope.child("ln_pre"), width, names.eps)?) } else { None };
         let at = scope.child(names.blocks);
-        let blocks = (0..config.blocks).map(|i| Block::build(b, at.child(i), config, count)).collect::<Result<_>>()?;
+        let blocks =
+            (0..config.blocks).map(|i| Block::build(b, at.child(i), config, head, count)).collect::<Result<_>>()?;
         let norm = LayerNorm::build(b, scope.child(names.last_norm), width, names.eps)?;
         let projection = if clip { Some(b.param(scope, "proj", &[width, config.outputs], &normal)?) } else { None };
         let mut heads = Vec::new();
@@ -645,6 +671,7 @@ pub fn dino_name(hf: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::{Dtype, TensorInfo};
     use crate::nn::OnnxBackend;
     use crate::weights::Weights;
 
@@ -705,6 +732,49 @@ mod tests {
         let config = VitConfig { blocks: 1, ..VitConfig::clip_b_32() };
         assert!(build(&config, 256).contains("takes images of 224 pixels"));
         assert!(build(&VitConfig { activation: None, ..config }, 224).contains("QuickGELU"));
+        assert!(build(&VitConfig { head: None, ..config }, 224).contains("`--head-width` 80 for open_clip's ViT-H/14"));
+        assert!(
+            build(&VitConfig { head: Some(80), ..config }, 224)
+                .contains("heads of 80 channels do not divide a width of 768")
+        );
+    }
+
+    /// A tower of CLIP of this width, one block.
+    #[derive(Debug)]
+    struct Tower(usize);
+
+    impl TensorSource for Tower {
+        fn names(&self) -> Vec<String> {
+            let block = ["ln_1.weight", "attn.in_proj_weight", "mlp.c_fc.weight"]
+                .map(|n| format!("transformer.resblocks.0.{n}"));
+            ["conv1.weight", "positional_embedding", "proj"].map(str::to_owned).into_iter().chain(block).collect()
+        }
+
+        fn info(&self, name: &str) -> Option<TensorInfo> {
+            let width = self.0;
+            let dims = match name {
+                "conv1.weight" => vec![width, 3, 14, 14],
+                "positional_embedding" => vec![257, width],
+                "proj" => vec![width, 1024],
+                _ if name.ends_with("0.ln_1.weight") => vec![width],
+                _ if name.ends_with("0.attn.in_proj_weight") => vec![3 * width, width],
+                _ if name.ends_with("0.mlp.c_fc.weight") => vec![4 * width, width],
+                _ => return None,
+            };
+            Some(TensorInfo { dtype: Dtype::F32, dims })
+        }
+
+        fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+            Err(Error::MissingTensor { path: name.to_owned(), similar: Vec::new() })
+        }
+    }
+
+    #[test]
+    fn heads_of_wide_towers_are_asked_for() {
+        // ViT-H/14 has 16 heads of 80, and 20 heads of 64 would fit its shapes as well.
+        for (width, head) in [(768, Some(64)), (1024, Some(64)), (1280, None), (1408, None), (1664, None)] {
+            assert_eq!(VitConfig::of(Family::Clip, &Tower(width), None).unwrap().head, head, "{width}");
+        }
     }
 
     #[test]
