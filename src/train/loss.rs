@@ -183,7 +183,7 @@ mod tests {
         let kwargs = serde_json::json!({"img_resolution": 8, "img_channels": 3, "label_dim": 10, "model_type": "SongUNet", "model_channels": 8,
             "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "label_dropout": 0.25});
         let config = NetConfig::new("EDMPrecond", &kwargs).unwrap();
-        let mut b = LibTorch::new(tch::Device::Cpu, Weights::initialised(0));
+        let mut b = LibTorch::with_weights(Weights::initialised(0), tch::Device::Cpu);
         let net = Denoiser::build(&mut b, &config).unwrap();
         let labels = Tensor::ones([4000, 10], (Kind::Float, tch::Device::Cpu));
         let hidden = |train: bool| {
