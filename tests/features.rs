@@ -208,7 +208,7 @@ fn a_published_file_is_verified_by_its_hash_and_a_copy_of_its_tensors_by_their_d
     assert_eq!((&graph["weights"], &checkpoint["networks"][0]["weights"]), (&verified.into(), &verified.into()));
     assert_eq!(graph["metadata"]["source_sha256"], checkpoint["sha256"]);
     // The same tensors under timm's names in another container, and then with one value changed.
-    let network = d2o_converters::checkpoint::Checkpoint::open(&file).unwrap();
+    let network = d2o_converters::Checkpoint::open(&file).unwrap();
     let network = network.network(None).unwrap();
     let stored = network.tensors.names().into_iter().map(|name| {
         let (dims, values) = (network.tensors.info(&name).unwrap().dims, network.tensors.read_f32(&name).unwrap());

@@ -5,9 +5,9 @@ mod engines;
 
 use std::path::{Path, PathBuf};
 
-use d2o_converters::checkpoint::{Architecture, Checkpoint, Network};
 use d2o_converters::export::{self, GeneratorOptions, Kind, Options};
 use d2o_converters::nn::stylegan2::Drawing;
+use d2o_converters::{Architecture, Checkpoint, Network};
 use d2o_onnx::session::{Resident, Session, Tensor};
 use d2o_refs::npz::Npz;
 use engines::sessions;

@@ -104,7 +104,6 @@ mod on_libtorch {
     use std::rc::Rc;
 
     use d2o::train::libtorch::{LibTorch, Value, tensor_of, values_of};
-    use d2o_converters::checkpoint::{Architecture, Checkpoint};
     use d2o_converters::nn::efficientnet_lite::EfficientNetLite0;
     use d2o_converters::nn::inception_v3::InceptionV3;
     use d2o_converters::nn::precond::Denoiser;
@@ -114,6 +113,7 @@ mod on_libtorch {
         Activation, CLIP_MEAN, CLIP_STD, Family, VisionTransformer, VitConfig,
     };
     use d2o_converters::weights::{Scope, Weights};
+    use d2o_converters::{Architecture, Checkpoint};
     use tch::Device;
 
     use super::Case;

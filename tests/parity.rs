@@ -5,12 +5,13 @@ mod engines;
 
 use std::path::Path;
 
+use d2o_converters::checkpoint::TensorSource as _;
 use d2o_converters::checkpoint::safetensors::SafetensorsFile;
-use d2o_converters::checkpoint::{Architecture, Checkpoint, TensorSource as _};
 use d2o_converters::error::Result;
 use d2o_converters::export::{self, Kind, Options};
 use d2o_converters::nn::{Backend, Conv2d, OnnxBackend, Pool};
 use d2o_converters::weights::{Init, Scope, Weights};
+use d2o_converters::{Architecture, Checkpoint};
 use d2o_onnx::graph::{Dim, ElementType};
 use d2o_onnx::session::Tensor;
 use engines::sessions;

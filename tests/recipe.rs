@@ -7,12 +7,12 @@ use std::rc::Rc;
 
 use d2o::train::libtorch::{LibTorch, Named, Role, Value, tensor_of, values_of};
 use d2o::train::loss::{Critic, LossType, discriminator_loss, generator_loss, r1_penalty};
-use d2o_converters::checkpoint::{Architecture, Checkpoint};
 use d2o_converters::config::NetConfig;
 use d2o_converters::nn::discriminator::{DiscriminatorConfig, MultiScaleHeads, Projector};
 use d2o_converters::nn::efficientnet_lite::LiteTrunk;
 use d2o_converters::nn::precond::Denoiser;
 use d2o_converters::weights::{Init, Scope, Weights};
+use d2o_converters::{Architecture, Checkpoint};
 use serde_json::Value as Json;
 use tch::{Device, Tensor};
 

@@ -1,7 +1,5 @@
 //! Errors of this crate.
 
-use std::path::PathBuf;
-
 /// What can go wrong while reading a checkpoint or laying out a network.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -53,32 +51,9 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A file's bytes do not follow its format.
-    #[error("{}: {place}: expected {expected}, found {found}", .file.display())]
-    Format {
-        /// The file.
-        file: PathBuf,
-        /// Position inside the file (byte offset, opcode, entry name).
-        place: String,
-        /// What the format asks for.
-        expected: String,
-        /// What the file holds.
-        found: String,
-    },
-    /// The file could not be read or written.
+    /// The checkpoint cannot be read or written.
     #[error(transparent)]
-    Io(#[from] std::io::Error),
-}
-
-impl Error {
-    pub(crate) fn format(
-        file: &std::path::Path,
-        place: impl Into<String>,
-        expected: impl Into<String>,
-        found: impl Into<String>,
-    ) -> Self {
-        Self::Format { file: file.to_owned(), place: place.into(), expected: expected.into(), found: found.into() }
-    }
+    Checkpoint(#[from] d2o_checkpoint::Error),
 }
 
 /// Result of this crate.
@@ -88,7 +63,7 @@ fn near_misses(similar: &[String]) -> String {
     if similar.is_empty() { String::new() } else { format!("; similar names there: {}", abbreviate(similar)) }
 }
 
-fn abbreviate(names: &[String]) -> String {
+pub(crate) fn abbreviate(names: &[String]) -> String {
     const SHOWN: usize = 6;
     let mut text = names.iter().take(SHOWN).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN {

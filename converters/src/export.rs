@@ -13,12 +13,11 @@
 //! `images_u8` holds bytes of any one size, resized in the graph; `images_f32` holds values 0 to 255 that were resized to the network's own
 //! size S before, so that fractions survive as a protocol's own resize leaves them. Normalisation is part of the graph in both.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use d2o_onnx::graph::{Dim, Edge, ElementType, Model};
 use d2o_onnx::ops::Sampling;
 
-use crate::checkpoint::{Architecture, Network};
 use crate::config::{NetConfig, Quantiser};
 use crate::error::{Error, Result};
 use crate::nn::efficientnet_lite::{self, EfficientNetLite0};
@@ -30,6 +29,7 @@ use crate::nn::vgg16::{self, Vgg16};
 use crate::nn::vision_transformer::{self, Activation, Family, VisionTransformer, VitConfig};
 use crate::nn::{Backend as _, OnnxBackend};
 use crate::published::WeightsState;
+use crate::registry::{Architecture, Network};
 use crate::weights::{LoadReport, Scope, Weights};
 
 /// What a graph of a denoiser computes.
@@ -414,7 +414,7 @@ fn pixels(b: &mut OnnxBackend, options: &FeatureOptions) -> Result<Edge> {
 }
 
 fn weights(network: &Network) -> Weights {
-    Weights::checkpoint(Box::new(Rc::clone(&network.tensors)), "")
+    Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "")
 }
 
 fn engine(op: &'static str, e: d2o_onnx::Error) -> Error {

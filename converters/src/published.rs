@@ -13,9 +13,9 @@ use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::checkpoint::{Architecture, Network};
 use crate::error::{Error, Result};
 use crate::nn::vision_transformer::{Family, unpacked};
+use crate::registry::{Architecture, Network};
 
 /// Key in a graph's metadata: the published file the weights are from, or [`UNVERIFIED`].
 pub const WEIGHTS: &str = "weights";
@@ -486,15 +486,15 @@ impl Published {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::rc::Rc;
+    use std::sync::Arc;
 
     use super::*;
-    use crate::checkpoint::{Dtype, TensorInfo, TensorSource};
     use crate::nn::OnnxBackend;
     use crate::nn::efficientnet_lite::EfficientNetLite0;
     use crate::nn::vgg16::{Vgg16, VggConfig};
     use crate::nn::vision_transformer::{Activation, VisionTransformer, VitConfig};
     use crate::weights::{Init, Scope, Weights};
+    use d2o_checkpoint::{Dtype, TensorInfo, TensorSource};
 
     #[test]
     fn the_table_is_consistent() {
@@ -615,7 +615,7 @@ mod tests {
             self.0.iter().find(|t| t.0 == name).map(|t| TensorInfo { dtype: self.1, dims: t.1.clone() })
         }
 
-        fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        fn read_f32(&self, name: &str) -> d2o_checkpoint::Result<Vec<f32>> {
             Ok(self.0.iter().find(|t| t.0 == name).unwrap().2.clone())
         }
     }
@@ -651,7 +651,7 @@ mod tests {
         }
 
         fn digests(&self) -> Digests {
-            let network = crate::checkpoint::recognise(String::new(), Rc::new(self.clone()));
+            let network = crate::registry::recognise(String::new(), Arc::new(self.clone()));
             Digests::of(&network).unwrap().unwrap_or_else(|| panic!("{:?}", network.architecture))
         }
 
@@ -761,7 +761,7 @@ mod tests {
     fn tensors_that_share_their_storage_without_bound_are_not_read() {
         let mut many = transformer(small()).renamed(|n| format!("visual.{n}"));
         many.0.extend((0..40).map(|i| (format!("visual.view{i}"), vec![1 << 27], vec![])));
-        let network = crate::checkpoint::recognise(String::new(), Rc::new(many));
+        let network = crate::registry::recognise(String::new(), Arc::new(many));
         let text = Digests::of(&network).unwrap_err().to_string();
         assert!(text.contains("at most 4294967296 values"), "{text}");
     }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::checkpoint::TensorSource;
 use crate::error::{Error, Result};
+use d2o_checkpoint::TensorSource;
 
 /// Position in a network: weight key, ONNX node name and the path in errors, e.g. `model.enc.32x32_block0.conv0`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -226,7 +226,7 @@ impl Weights {
                 if info.dims != dims {
                     return Err(Error::ShapeMismatch { path: full, expected: dims.to_vec(), found: info.dims });
                 }
-                tensors.read_f32(&full)
+                Ok(tensors.read_f32(&full)?)
             }
         }
     }

@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use d2o_converters::Error;
-use d2o_converters::checkpoint::{Architecture, Checkpoint, Dtype, Format, Network, TensorSource};
+use d2o_converters::checkpoint::{Dtype, Format, TensorSource};
 use d2o_converters::export::{self, Options};
+use d2o_converters::{Architecture, Checkpoint, Network};
 use fs_err as fs;
 use proptest::prelude::*;
 use zip::CompressionMethod::{self, Deflated, Stored};
@@ -170,7 +171,7 @@ fn read_all(bytes: &[u8], dir: &Path) -> Result<usize, Error> {
     let read = |n: &Network| {
         n.tensors.names().iter().map(|t| n.tensors.read_f32(t).map(|v| v.len())).sum::<Result<usize, _>>()
     };
-    checkpoint.networks.iter().map(read).sum()
+    Ok(checkpoint.networks.iter().map(read).sum::<Result<usize, _>>()?)
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use d2o_converters::checkpoint::Checkpoint;
+use d2o_converters::Checkpoint;
 
 /// Writes `bytes` to this process's own file and gives it to `read`.
 pub fn with_file(bytes: &[u8], read: impl FnOnce(&Path)) {

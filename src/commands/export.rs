@@ -1,15 +1,15 @@
 //! `d2o export`.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context as _;
-use d2o_converters::checkpoint::{Architecture, Checkpoint, Network, TensorInfo, TensorSource};
+use d2o_converters::checkpoint::{TensorInfo, TensorSource};
 use d2o_converters::export::{self, Exported, FeatureOptions, GeneratorOptions, Options, PixelInput};
 use d2o_converters::nn::stylegan2::Drawing;
 use d2o_converters::nn::vision_transformer::{Activation, Family};
 use d2o_converters::published::WeightsState;
+use d2o_converters::{Architecture, Checkpoint, Network};
 use d2o_onnx::graph::Model;
 use d2o_onnx::winograd::PAYS_FROM;
 use d2o_onnx::write;
@@ -147,8 +147,8 @@ fn half(model: &Model, args: &Export, global: &Global, printer: Printer) -> anyh
 /// Tensors that show how many of them were read.
 #[derive(Debug)]
 struct Counted {
-    tensors: Rc<dyn TensorSource>,
-    progress: RefCell<Option<Progress>>,
+    tensors: Arc<dyn TensorSource>,
+    progress: Mutex<Option<Progress>>,
 }
 
 impl TensorSource for Counted {
@@ -160,8 +160,8 @@ impl TensorSource for Counted {
         self.tensors.info(name)
     }
 
-    fn read_f32(&self, name: &str) -> d2o_converters::Result<Vec<f32>> {
-        if let Some(progress) = self.progress.borrow_mut().as_mut() {
+    fn read_f32(&self, name: &str) -> d2o_converters::checkpoint::Result<Vec<f32>> {
+        if let Some(progress) = self.progress.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             progress.advance(1);
         }
         self.tensors.read_f32(name)
@@ -194,11 +194,11 @@ fn graph(args: &Export, printer: Printer) -> anyhow::Result<(Exported, Network)>
     // A feature network's tensors are read once for the graph and once for their digest.
     let reads = if network.architecture.feature_size().is_some() { 2 } else { 1 };
     let total = reads * network.tensors.names().len() as u64;
-    let progress = RefCell::new(Some(printer.progress_of("export", "tensors", total)));
-    let counted = Rc::new(Counted { tensors: Rc::clone(&network.tensors), progress });
+    let progress = Mutex::new(Some(printer.progress_of("export", "tensors", total)));
+    let counted = Arc::new(Counted { tensors: Arc::clone(&network.tensors), progress });
     let described = Network { tensors: counted.clone(), ..network.described_as(network.architecture.clone()) };
     let exported = laid_out(args, &described)?;
-    if let Some(progress) = counted.progress.borrow_mut().take() {
+    if let Some(progress) = counted.progress.lock().unwrap_or_else(PoisonError::into_inner).take() {
         progress.finish();
     }
     Ok((exported, network))

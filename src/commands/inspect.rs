@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use d2o_converters::checkpoint::{Architecture, Checkpoint, Network};
 use d2o_converters::published::{self, WeightsState};
+use d2o_converters::{Architecture, Checkpoint, Network};
 use d2o_onnx::read::ModelInfo;
 use d2o_refs::batch::{self, ImageDims, ImageSource};
 use d2o_refs::npz;

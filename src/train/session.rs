@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use d2o_converters::checkpoint::{Checkpoint, Network};
 use d2o_converters::nn::precond::{Denoiser, Sigma};
 use d2o_converters::weights::Weights;
+use d2o_converters::{Checkpoint, Network};
 use d2o_onnx::read::ModelInfo;
 use d2o_onnx::session::{Session, Tensor};
 use ndarray::ArrayD;
@@ -52,7 +52,7 @@ impl LibTorchSession {
         };
         let class = info.metadata.get("class").map(String::as_str);
         anyhow::ensure!(class == Some(config.class()), "the graph holds {class:?}, the checkpoint {}", config.class());
-        let tensors = Box::new(std::rc::Rc::clone(&network.tensors));
+        let tensors = Box::new(std::sync::Arc::clone(&network.tensors));
         let mut b = LibTorch::with_weights(Weights::checkpoint(tensors, ""), Device::Cpu);
         let net = Denoiser::build(&mut b, config)?;
         b.finish()?;

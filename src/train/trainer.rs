@@ -1,16 +1,16 @@
 //! The training loop: stages, updates, averages, snapshots.
 
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use d2o_converters::checkpoint::{Architecture, Checkpoint};
 use d2o_converters::config::{NetConfig, Precond};
 use d2o_converters::nn::discriminator::{DiscriminatorConfig, MultiScaleHeads, Projector};
 use d2o_converters::nn::efficientnet_lite::{self, LiteTrunk};
 use d2o_converters::nn::precond::Denoiser;
 use d2o_converters::weights::{Scope, SplitMix64, Weights};
+use d2o_converters::{Architecture, Checkpoint};
 use fs_err as fs;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
@@ -469,7 +469,7 @@ fn transfer(path: &Path, net: &NetConfig) -> anyhow::Result<Weights> {
     );
     let augment = "model.map_augment.weight".to_owned();
     let drop_augment = (net.class() == "D2OPrecond").then_some(augment);
-    Ok(Weights::checkpoint(Box::new(Rc::clone(&network.tensors)), "").allowing_unused(drop_augment))
+    Ok(Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "").allowing_unused(drop_augment))
 }
 
 fn discriminator(settings: &Adversarial, config: &TrainConfig) -> anyhow::Result<Discriminator> {
@@ -484,7 +484,7 @@ fn discriminator(settings: &Adversarial, config: &TrainConfig) -> anyhow::Result
         settings.backbone.display()
     );
     let unused = network.tensors.names().into_iter().filter(|n| efficientnet_lite::is_head(n));
-    let weights = Weights::checkpoint(Box::new(Rc::clone(&network.tensors)), "").allowing_unused(unused);
+    let weights = Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "").allowing_unused(unused);
     let mut b = LibTorch::with_weights(weights, config.device);
     let trunk = LiteTrunk::build_after_blank_image(&mut b, &Scope::root())?;
     b.finish()?;

@@ -8,12 +8,12 @@ use std::ops::Bound;
 
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::TensorSource;
 use crate::config::{NetConfig, OpenAiConfig};
 use crate::error::{Error, Result};
 use crate::nn::backend::{Backend, Conv2d, Pool};
 use crate::nn::layers::{GroupNorm, LayerInit, Linear, NoiseEmbedding, condition, signed};
 use crate::weights::{Init, Scope};
+use d2o_checkpoint::TensorSource;
 
 const EPS: f64 = 1e-5;
 const GROUPS: usize = 32;

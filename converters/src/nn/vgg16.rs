@@ -3,11 +3,11 @@
 //! Features are what the second fully connected layer gives after ReLU, as torch-fidelity takes them; taps are the maps after the last ReLU
 //! before each pool, which LPIPS compares and, but for the first, D2O's discriminator sees. Widths are those of the tensors.
 
-use crate::checkpoint::TensorSource;
 use crate::error::{Error, Result};
 use crate::nn::backend::{Backend, Conv2d, Pool};
 use crate::nn::layers::{LayerInit, Linear, Norm, fold_norm, signed};
 use crate::weights::{Init, Scope};
+use d2o_checkpoint::TensorSource;
 
 /// Height and width the network sees, pixels.
 pub const INPUT_SIZE: usize = 224;

@@ -10,11 +10,11 @@
 //!
 //! [`openai_name`] and [`dino_name`] give these names for Hugging Face's layouts, whose queries, keys and values are separate tensors.
 
-use crate::checkpoint::TensorSource;
 use crate::error::{Error, Result};
 use crate::nn::backend::{Backend, Conv2d};
 use crate::nn::layers::{LayerInit, Linear, signed};
 use crate::weights::{Init, Scope};
+use d2o_checkpoint::TensorSource;
 
 /// Mean of each colour channel of CLIP's training images, of 0 to 1.
 pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -671,9 +671,9 @@ pub fn dino_name(hf: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{Dtype, TensorInfo};
     use crate::nn::OnnxBackend;
     use crate::weights::Weights;
+    use d2o_checkpoint::{Dtype, TensorInfo};
 
     #[test]
     fn names_map_to_openais() {
@@ -764,8 +764,8 @@ mod tests {
             Some(TensorInfo { dtype: Dtype::F32, dims })
         }
 
-        fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-            Err(Error::MissingTensor { path: name.to_owned(), similar: Vec::new() })
+        fn read_f32(&self, name: &str) -> d2o_checkpoint::Result<Vec<f32>> {
+            Err(d2o_checkpoint::Error::Missing { name: name.to_owned() })
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use d2o_converters::checkpoint::Network;
+use d2o_converters::Network;
 use d2o_converters::config::Quantiser;
 use d2o_onnx::session::{Session, Tensor};
 use ndarray::{Array4, Ix4};

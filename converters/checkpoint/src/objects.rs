@@ -4,21 +4,21 @@
 //! hashed for diagnosis and never run.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::{Map, Number, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::Dtype;
-use super::input::Input;
-use super::pickle::{Id, Node, Pickle};
-use super::views::{Storage, View};
+use crate::Dtype;
 use crate::error::{Error, Result};
+use crate::input::Input;
+use crate::pickle::{Id, Node, Pickle};
+use crate::views::{Storage, View};
 
 /// Deepest nesting of modules and of constructor arguments.
 const MAX_DEPTH: usize = 48;
 /// Most networks of one file.
-pub(crate) const MAX_NETWORKS: usize = 64;
+pub const MAX_NETWORKS: usize = 64;
 /// Memory of a tensor's description beside its name, bytes, as charged.
 const TENSOR_BYTES: usize = 512;
 /// Memory of a JSON value beside its text, bytes, as charged.
@@ -51,12 +51,13 @@ pub(crate) struct Found {
     pub(crate) tensors: Vec<(String, View)>,
 }
 
-/// Python source that a persistent object carries. It is compared and hashed, never run.
+/// Python source that a file carries for a network. It is compared and hashed, never run.
 #[derive(Debug, Clone)]
-pub(crate) struct Source {
-    pub(crate) text: Rc<str>,
-    /// SHA-256, hexadecimal.
-    pub(crate) sha256: Rc<str>,
+pub struct Source {
+    /// The text.
+    pub text: Arc<str>,
+    /// Its SHA-256, hexadecimal.
+    pub sha256: Arc<str>,
 }
 
 /// What a pickle holds.
@@ -359,7 +360,7 @@ const TENSORS: [&str; 3] =
     ["torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch._tensor._rebuild_from_type_v2"];
 
 /// At most six of `names`, quoted.
-pub(super) fn abbreviate(names: &[&str]) -> String {
+fn abbreviate(names: &[&str]) -> String {
     const SHOWN: usize = 6;
     const LONGEST: usize = 80;
     let shown = names.iter().take(SHOWN).map(|n| format!("`{}`", n.chars().take(LONGEST).collect::<String>()));

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
-use super::input::Input;
 use crate::error::{Error, Result};
+use crate::input::Input;
 
 /// Memory of a value or of an entry of a table, bytes, as charged to the file's budget: rounded up for the room vectors keep.
 const NODE_BYTES: usize = 2 * size_of::<Node>();

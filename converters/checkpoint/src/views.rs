@@ -1,23 +1,23 @@
 //! Tensors as strided views of storages in a mapped file: what every torch container and TensorFlow's constants come down to.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fs_err as fs;
 use memmap2::Mmap;
 
-use super::input::Input;
-use super::{Dtype, TensorInfo, TensorSource};
 use crate::error::{Error, Result};
+use crate::input::Input;
+use crate::{Dtype, TensorInfo, TensorSource};
 
 /// Most axes of a tensor.
 const MAX_RANK: usize = 16;
 
 /// A file opened for reading, as memory.
-pub(crate) fn map(path: &Path) -> Result<Rc<Mmap>> {
+pub(crate) fn map(path: &Path) -> Result<Arc<Mmap>> {
     let file = fs::File::open(path)?;
     #[allow(
         unsafe_code,
@@ -25,7 +25,7 @@ pub(crate) fn map(path: &Path) -> Result<Rc<Mmap>> {
     )]
     // SAFETY: the map is only read, and lives as long as the values that own it.
     let map = unsafe { Mmap::map(file.file())? };
-    Ok(Rc::new(map))
+    Ok(Arc::new(map))
 }
 
 /// Lets the system take back the memory of `range`, which was read: a later read fetches it from the file again.
@@ -44,11 +44,11 @@ pub(crate) fn release(map: &Mmap, range: std::ops::Range<usize>) {
 /// Bytes that hold elements: a range of the file, or of `owned` if they had to be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct Storage {
-    pub(crate) owned: Option<Rc<Vec<u8>>>,
+    pub(crate) owned: Option<Arc<Vec<u8>>>,
     pub(crate) start: usize,
     pub(crate) bytes: usize,
     /// Of the archive's entry it lies in.
-    pub(crate) crc: Option<Rc<Checksum>>,
+    pub(crate) crc: Option<Arc<Checksum>>,
 }
 
 /// Checksum of an entry of an archive, compared when one of its tensors is first read: torch.load does not compare it, so damaged files go unnoticed.
@@ -57,21 +57,21 @@ pub(crate) struct Checksum {
     pub(crate) entry: String,
     pub(crate) place: Range<usize>,
     pub(crate) crc32: u32,
-    pub(crate) holds: Cell<bool>,
+    pub(crate) holds: AtomicBool,
 }
 
 impl Checksum {
     /// # Errors
     /// `Format` if the entry's bytes have another checksum.
     pub(crate) fn check(&self, path: &Path, file: &[u8]) -> Result<()> {
-        if !self.holds.get() {
+        if !self.holds.load(Ordering::Relaxed) {
             let found = crc32fast::hash(&file[self.place.clone()]);
             if found != self.crc32 {
                 let expected = format!("bytes with the checksum {:08x} that the archive records", self.crc32);
                 let found = format!("{found:08x}: the file is damaged");
                 return Err(Error::format(path, format!("entry `{}`", self.entry), expected, found));
             }
-            self.holds.set(true);
+            self.holds.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -130,7 +130,7 @@ impl View {
 #[derive(Debug)]
 pub(crate) struct Views {
     path: PathBuf,
-    map: Rc<Mmap>,
+    map: Arc<Mmap>,
     tensors: Vec<(String, View)>,
     index: HashMap<String, usize>,
 }
@@ -140,7 +140,7 @@ impl Views {
     ///
     /// # Errors
     /// `Format` naming the tensor that lies outside its storage, repeats elements beyond the file's budget, or has another's name.
-    pub(crate) fn new(input: &Input<'_>, map: Rc<Mmap>, tensors: Vec<(String, View)>) -> Result<Self> {
+    pub(crate) fn new(input: &Input<'_>, map: Arc<Mmap>, tensors: Vec<(String, View)>) -> Result<Self> {
         let mut index = HashMap::new();
         for (i, (name, view)) in tensors.iter().enumerate() {
             view.check(input, name)?;
@@ -170,7 +170,7 @@ impl TensorSource for Views {
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let missing = || Error::MissingTensor { path: name.to_owned(), similar: Vec::new() };
+        let missing = || Error::Missing { name: name.to_owned() };
         let view = self.view(name).ok_or_else(missing)?;
         let Storage { owned, start, bytes, crc } = &view.storage;
         if let Some(crc) = crc {

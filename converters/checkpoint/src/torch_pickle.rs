@@ -1,15 +1,15 @@
 //! Plain Python pickles of modules, as EDM, D2O, SiD and StyleGAN publish them: each tensor nests a whole legacy torch file.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
-use super::Dtype;
-use super::input::Input;
-use super::objects::{self, Blob, Contents};
-use super::pickle::Pickle;
-use super::torch_legacy::Legacy;
-use super::views::Storage;
+use crate::Dtype;
 use crate::error::Result;
+use crate::input::Input;
+use crate::objects::{self, Blob, Contents};
+use crate::pickle::Pickle;
+use crate::torch_legacy::Legacy;
+use crate::views::Storage;
 
 /// Whether `head`, the first bytes of a file, begin a pickle of protocol 2 to 5.
 pub(crate) fn recognises(head: &[u8]) -> bool {
@@ -37,7 +37,7 @@ pub(crate) fn networks(input: &Input<'_>) -> Result<Contents> {
                 Legacy::parse(input, part, range.start, None)?
             }
             Blob::Text(text) => {
-                let Some(decoded) = objects::decoded(p, input, *text)?.map(Rc::new) else { return Ok(None) };
+                let Some(decoded) = objects::decoded(p, input, *text)?.map(Arc::new) else { return Ok(None) };
                 Legacy::parse(input, &decoded, 0, Some(&decoded))?
             }
         };

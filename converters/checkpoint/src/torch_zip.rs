@@ -2,21 +2,21 @@
 //!
 //! Of TorchScript only weights and attributes are read; its code is not.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::io::{Cursor, Read as _};
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use zip::read::{ArchiveOffset, Config};
 use zip::{CompressionMethod, ZipArchive};
 
-use super::Dtype;
-use super::input::Input;
-use super::objects::{self, Contents};
-use super::pickle::{Id, Pickle};
-use super::views::{Checksum, Storage};
+use crate::Dtype;
 use crate::error::Result;
+use crate::input::Input;
+use crate::objects::{self, Contents};
+use crate::pickle::{Id, Pickle};
+use crate::views::{Checksum, Storage};
 
 /// Memory of an entry's description beside its name, bytes, as charged.
 const ENTRY_BYTES: usize = 256;
@@ -82,8 +82,8 @@ pub(crate) fn networks(input: &Input<'_>) -> Result<(Contents, bool)> {
 
 /// The bytes of an entry.
 enum Content {
-    InFile(Range<usize>, Option<Rc<Checksum>>),
-    Inflated(Rc<Vec<u8>>),
+    InFile(Range<usize>, Option<Arc<Checksum>>),
+    Inflated(Arc<Vec<u8>>),
 }
 
 impl Content {
@@ -102,7 +102,7 @@ impl Content {
         }
     }
 
-    fn crc(&self) -> Option<&Rc<Checksum>> {
+    fn crc(&self) -> Option<&Arc<Checksum>> {
         match self {
             Self::InFile(_, crc) => crc.as_ref(),
             Self::Inflated(_) => None,
@@ -162,9 +162,9 @@ impl<'a> Archive<'a> {
                 entry: name.to_owned(),
                 place: place.clone(),
                 crc32: entry.crc32,
-                holds: Cell::new(false),
+                holds: AtomicBool::new(false),
             });
-            return Ok(Content::InFile(place.clone(), crc.map(Rc::new)));
+            return Ok(Content::InFile(place.clone(), crc.map(Arc::new)));
         }
         let bad = |e: &dyn std::fmt::Display| input.bad(place(), "compressed bytes", e.to_string());
         input.charge(entry.size, place)?;
@@ -174,7 +174,7 @@ impl<'a> Archive<'a> {
         if bytes.len() != entry.size {
             return Err(input.bad(place(), format!("{} bytes when inflated", entry.size), "another number"));
         }
-        Ok(Content::Inflated(Rc::new(bytes)))
+        Ok(Content::Inflated(Arc::new(bytes)))
     }
 
     fn resolve(&mut self, root: &str, p: &Pickle, id: Id) -> Result<Option<(Option<Dtype>, Storage)>> {

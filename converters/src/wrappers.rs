@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 
-use super::objects::{MAX_NETWORKS, abbreviate};
-use super::{Architecture, Network, Renamed, TensorSource, recognise};
+use d2o_checkpoint::{MAX_NETWORKS, Renamed, TensorSource};
+
+use crate::error::abbreviate;
+use crate::registry::{Architecture, Network, recognise};
 
 /// Prefixes that stand for a wrapper wherever they are.
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
@@ -16,14 +18,14 @@ const MAX_DEPTH: usize = 3;
 
 /// The network of `tensors`, without the prefixes of wrappers. Where none is recognised but some are below the first part of the names, those and what is
 /// below the other first parts.
-pub(super) fn unwrap(
+pub(crate) fn unwrap(
     name: String,
-    tensors: Rc<dyn TensorSource>,
+    tensors: Arc<dyn TensorSource>,
     file: &Path,
     notes: &mut Vec<String>,
 ) -> Vec<Network> {
     let tensors = without_wrappers(tensors);
-    let whole = named(name.clone(), Rc::clone(&tensors), file);
+    let whole = named(name.clone(), Arc::clone(&tensors), file);
     if is_network(&whole) {
         return vec![whole];
     }
@@ -33,7 +35,7 @@ pub(super) fn unwrap(
     }
 }
 
-fn named(name: String, tensors: Rc<dyn TensorSource>, file: &Path) -> Network {
+fn named(name: String, tensors: Arc<dyn TensorSource>, file: &Path) -> Network {
     recognise(name, tensors).with_name_of(file)
 }
 
@@ -45,7 +47,7 @@ fn is_network(network: &Network) -> bool {
 /// The networks among `tensors` that begin after the first part of their names, or after the next.
 fn inner(
     name: &str,
-    tensors: &Rc<dyn TensorSource>,
+    tensors: &Arc<dyn TensorSource>,
     file: &Path,
     notes: &mut Vec<String>,
     depth: usize,
@@ -58,14 +60,14 @@ fn inner(
     let (only, mut found, mut recognised) = (groups.len() == 1, Vec::new(), false);
     for group in groups.iter().filter(|g| !g.is_empty()) {
         let prefix = format!("{group}.");
-        let below = Renamed::new(Rc::clone(tensors), |n| n.strip_prefix(&prefix).map(str::to_owned));
-        let below = without_wrappers(Rc::new(below));
+        let below = Renamed::new(Arc::clone(tensors), |n| n.strip_prefix(&prefix).map(str::to_owned));
+        let below = without_wrappers(Arc::new(below));
         let name = match (only, name) {
             (true, _) => name.to_owned(),
             (false, "") => group.to_owned(),
             (false, _) => format!("{name}.{group}"),
         };
-        let network = named(name.clone(), Rc::clone(&below), file);
+        let network = named(name.clone(), Arc::clone(&below), file);
         if is_network(&network) {
             recognised = true;
             found.push(network);
@@ -81,14 +83,13 @@ fn inner(
     }
     if groups.contains("") {
         let strays: Vec<_> = tensors.names().into_iter().filter(|n| !n.contains('.')).collect();
-        let strays: Vec<_> = strays.iter().map(String::as_str).collect();
         notes.push(format!("tensors beside the networks are not read: {}", abbreviate(&strays)));
     }
     Some(found)
 }
 
 /// `tensors` without the prefixes that all of them have.
-fn without_wrappers(tensors: Rc<dyn TensorSource>) -> Rc<dyn TensorSource> {
+fn without_wrappers(tensors: Arc<dyn TensorSource>) -> Arc<dyn TensorSource> {
     let names = tensors.names();
     let mut length = 0;
     while let Some(wrapper) = WRAPPERS.iter().find(|w| {
@@ -100,5 +101,5 @@ fn without_wrappers(tensors: Rc<dyn TensorSource>) -> Rc<dyn TensorSource> {
     if length == 0 {
         return tensors;
     }
-    Rc::new(Renamed::new(tensors, |n| if n == COUNTER { None } else { n.get(length..).map(str::to_owned) }))
+    Arc::new(Renamed::new(tensors, |n| if n == COUNTER { None } else { n.get(length..).map(str::to_owned) }))
 }

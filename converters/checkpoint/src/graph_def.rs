@@ -3,12 +3,12 @@
 //! `tensor.proto`, `tensor_shape.proto`.
 
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::Arc;
 
-use super::Dtype;
-use super::input::Input;
-use super::views::{Storage, View};
+use crate::Dtype;
 use crate::error::{Error, Result};
+use crate::input::Input;
+use crate::views::{Storage, View};
 
 /// Memory of a constant beside its name, bytes, as charged.
 const CONSTANT_BYTES: usize = 512;
@@ -229,7 +229,7 @@ impl Reader<'_> {
                 // Listed integers were widened above.
                 (
                     if whole { Dtype::I64 } else { dtype },
-                    Storage { owned: Some(Rc::new(listed)), start: 0, bytes, crc: None },
+                    Storage { owned: Some(Arc::new(listed)), start: 0, bytes, crc: None },
                 )
             }
         };

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use fs_err as fs;
 use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype as Stored, SafeTensors};
 
-use super::views::{map, release};
-use super::{Dtype, TensorInfo, TensorSource};
 use crate::error::{Error, Result};
+use crate::views::{map, release};
+use crate::{Dtype, TensorInfo, TensorSource};
 
 /// Whether `head`, the first bytes of a file, can begin a safetensors file.
 pub(crate) fn recognises(head: &[u8]) -> bool {
@@ -25,7 +25,7 @@ pub(crate) fn recognises(head: &[u8]) -> bool {
 #[derive(Debug)]
 pub struct SafetensorsFile {
     path: PathBuf,
-    map: Rc<Mmap>,
+    map: Arc<Mmap>,
     start: usize,
     header: Metadata,
     names: Vec<String>,
@@ -99,7 +99,7 @@ impl TensorSource for SafetensorsFile {
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let missing = || Error::MissingTensor { path: name.to_owned(), similar: Vec::new() };
+        let missing = || Error::Missing { name: name.to_owned() };
         let info = self.header.info(name).ok_or_else(missing)?;
         let dtype = dtype(info.dtype);
         if let Dtype::Other(_) = dtype {
@@ -128,7 +128,7 @@ pub struct Tensor {
 /// Writes `tensors` in the given order with `metadata`: equal arguments give equal bytes; the file is complete or absent.
 ///
 /// # Errors
-/// `Io`; `DuplicateTensor` if two have one name; `ShapeMismatch` if values do not fill the dimensions.
+/// `Io`; `Duplicate` if two have one name; `Shape` if values do not fill the dimensions.
 pub fn write(path: &Path, tensors: &[Tensor], metadata: &BTreeMap<String, String>) -> Result<()> {
     const ALIGN: usize = 8;
     let mut header = serde_json::Map::new();
@@ -136,13 +136,12 @@ pub fn write(path: &Path, tensors: &[Tensor], metadata: &BTreeMap<String, String
     let mut offset = 0;
     for t in tensors {
         if t.dims.iter().product::<usize>() != t.values.len() {
-            let (path, found) = (t.name.clone(), vec![t.values.len()]);
-            return Err(Error::ShapeMismatch { path, expected: t.dims.clone(), found });
+            return Err(Error::Shape { name: t.name.clone(), dims: t.dims.clone(), values: t.values.len() });
         }
         let end = offset + 4 * t.values.len();
         let entry = serde_json::json!({"dtype": "F32", "shape": t.dims, "data_offsets": [offset, end]});
         if header.insert(t.name.clone(), entry).is_some() {
-            return Err(Error::DuplicateTensor { path: t.name.clone() });
+            return Err(Error::Duplicate { name: t.name.clone() });
         }
         offset = end;
     }
@@ -198,7 +197,7 @@ mod tests {
             assert_eq!(file.info(&t.name).unwrap(), TensorInfo { dtype: Dtype::F32, dims: t.dims });
             assert_eq!(file.read_f32(&t.name).unwrap(), t.values);
         }
-        assert!(matches!(file.read_f32("x"), Err(Error::MissingTensor { .. })));
+        assert!(matches!(file.read_f32("x"), Err(Error::Missing { .. })));
     }
 
     #[test]
@@ -206,9 +205,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         let t = |values| Tensor { name: "x".to_owned(), dims: vec![2], values };
-        assert!(matches!(write(&path, &[t(vec![1.0])], &BTreeMap::new()), Err(Error::ShapeMismatch { .. })));
+        assert!(matches!(write(&path, &[t(vec![1.0])], &BTreeMap::new()), Err(Error::Shape { .. })));
         let twice = [t(vec![1.0, 2.0]), t(vec![1.0, 2.0])];
-        assert!(matches!(write(&path, &twice, &BTreeMap::new()), Err(Error::DuplicateTensor { .. })));
+        assert!(matches!(write(&path, &twice, &BTreeMap::new()), Err(Error::Duplicate { .. })));
         assert!(!path.exists());
     }
 

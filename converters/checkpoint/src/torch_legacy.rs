@@ -1,13 +1,13 @@
 //! `torch.save` files from before PyTorch 1.6: five pickles, then raw storages. Python pickles of modules nest one for each tensor.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
-use super::Dtype;
-use super::input::Input;
-use super::objects::{self, Contents, Keyed};
-use super::pickle::{Id, Node, Pickle};
-use super::views::Storage;
+use crate::Dtype;
 use crate::error::{Error, Result};
+use crate::input::Input;
+use crate::objects::{self, Contents, Keyed};
+use crate::pickle::{Id, Node, Pickle};
+use crate::views::Storage;
 
 /// First pickle of a file: protocol 2, LONG1, ten bytes of 0x1950a86a20f9469cfc6c.
 const MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
@@ -43,7 +43,7 @@ impl Legacy {
     ///
     /// # Errors
     /// `Format` naming the place.
-    pub(crate) fn parse(input: &Input<'_>, bytes: &[u8], base: usize, owned: Option<&Rc<Vec<u8>>>) -> Result<Self> {
+    pub(crate) fn parse(input: &Input<'_>, bytes: &[u8], base: usize, owned: Option<&Arc<Vec<u8>>>) -> Result<Self> {
         if !recognises(bytes) {
             return Err(input.bad(format!("byte {base}"), "a legacy torch.save file", "other bytes"));
         }
@@ -119,8 +119,8 @@ mod tests {
     use fs_err as fs;
 
     use super::*;
-    use crate::checkpoint::TensorSource as _;
-    use crate::checkpoint::views::Views;
+    use crate::TensorSource as _;
+    use crate::views::Views;
 
     /// A file like torch.save(OrderedDict(w=[[0, 2], [1, 3]] strided, b=[2, 3] sharing its storage)).
     fn sample(offset: u8, count: i64) -> Vec<u8> {
@@ -153,10 +153,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.pth");
         fs::write(&path, bytes).unwrap();
-        let map = super::super::views::map(&path)?;
+        let map = crate::views::map(&path)?;
         let input = Input::new(&path, &map);
         let found = networks(&input)?.networks.remove(0);
-        Views::new(&input, Rc::clone(&map), found.tensors)
+        Views::new(&input, Arc::clone(&map), found.tensors)
     }
 
     #[test]

@@ -1,0 +1,60 @@
+//! Errors of this crate.
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong while reading or writing a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no tensor of this name.
+    #[error("`{name}`: not in the checkpoint")]
+    Missing {
+        /// The name asked for.
+        name: String,
+    },
+    /// Values do not fill a tensor's dimensions.
+    #[error("`{name}`: {values} values for the shape {dims:?}")]
+    Shape {
+        /// Name of the tensor.
+        name: String,
+        /// Its dimensions.
+        dims: Vec<usize>,
+        /// Number of values.
+        values: usize,
+    },
+    /// Two tensors of one file would have the same name.
+    #[error("`{name}`: two tensors of this name")]
+    Duplicate {
+        /// The name.
+        name: String,
+    },
+    /// A file's bytes do not follow its format.
+    #[error("{}: {place}: expected {expected}, found {found}", .file.display())]
+    Format {
+        /// The file.
+        file: PathBuf,
+        /// Position inside the file (byte offset, opcode, entry name).
+        place: String,
+        /// What the format asks for.
+        expected: String,
+        /// What the file holds.
+        found: String,
+    },
+    /// The file could not be read or written.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl Error {
+    pub(crate) fn format(
+        file: &Path,
+        place: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
+        Self::Format { file: file.to_owned(), place: place.into(), expected: expected.into(), found: found.into() }
+    }
+}
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,450 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+pub mod error;
+pub mod pickle;
+pub mod safetensors;
+
+mod graph_def;
+mod input;
+mod objects;
+mod torch_legacy;
+mod torch_pickle;
+mod torch_zip;
+mod views;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fs_err as fs;
+use serde_json::{Map, Value};
+
+pub use self::error::{Error, Result};
+pub use self::objects::{MAX_NETWORKS, Source};
+
+use self::input::Input;
+use self::objects::{Contents, Found};
+use self::views::Views;
+
+/// Element type of a stored tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Dtype {
+    F64,
+    F32,
+    F16,
+    BF16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U64,
+    U32,
+    U16,
+    U8,
+    Bool,
+    /// A type that is not read, by its name in the file.
+    Other(&'static str),
+}
+
+impl Dtype {
+    /// Size of one element in bytes; 0 for a type that is not read.
+    #[must_use]
+    pub fn size(self) -> usize {
+        match self {
+            Self::F64 | Self::I64 | Self::U64 => 8,
+            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::F16 | Self::BF16 | Self::I16 | Self::U16 => 2,
+            Self::I8 | Self::U8 | Self::Bool => 1,
+            Self::Other(_) => 0,
+        }
+    }
+
+    /// One little-endian element as f32 (f64 and integers are rounded).
+    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "documented rounding")]
+    pub(crate) fn element(self, b: &[u8]) -> f32 {
+        match (self, b) {
+            (Self::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+            (Self::F64, &[a, b, c, d, e, f, g, h]) => f64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32,
+            (Self::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
+            (Self::BF16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
+            (Self::I64, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32,
+            (Self::I32, &[a, b, c, d]) => i32::from_le_bytes([a, b, c, d]) as f32,
+            (Self::U64, &[a, b, c, d, e, f, g, h]) => u64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32,
+            (Self::U32, &[a, b, c, d]) => u32::from_le_bytes([a, b, c, d]) as f32,
+            (Self::U16, &[a, b]) => f32::from(u16::from_le_bytes([a, b])),
+            (Self::I16, &[a, b]) => f32::from(i16::from_le_bytes([a, b])),
+            (Self::I8, &[a]) => f32::from(i8::from_le_bytes([a])),
+            (Self::U8 | Self::Bool, &[a]) => f32::from(a),
+            _ => f32::NAN,
+        }
+    }
+}
+
+/// Type and shape of a stored tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Element type in the file.
+    pub dtype: Dtype,
+    /// Dimensions, outermost first.
+    pub dims: Vec<usize>,
+}
+
+/// A bag of named tensors, read lazily.
+pub trait TensorSource: std::fmt::Debug + Send + Sync {
+    /// Tensor names in the file's order.
+    fn names(&self) -> Vec<String>;
+
+    /// Type and shape of `name`, if it is there.
+    fn info(&self, name: &str) -> Option<TensorInfo>;
+
+    /// Values of `name` in row-major order, converted to f32 (exact for f16, bf16 and f32; f64 and integers are rounded).
+    ///
+    /// # Errors
+    /// `Missing` if there is none; `Format` or `Io` if its bytes cannot be read.
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
+}
+
+/// A source under other names and in other axis orders.
+#[derive(Debug)]
+pub struct Renamed {
+    source: Arc<dyn TensorSource>,
+    renamed: Vec<Entry>,
+    index: HashMap<String, usize>,
+}
+
+/// Axis i of the shown tensor is axis `axes[i]` of the source's; no axes leave it as it is.
+#[derive(Debug)]
+struct Entry {
+    shown: String,
+    old: String,
+    axes: &'static [usize],
+}
+
+impl Renamed {
+    /// `source`'s tensors that `name` gives a name, under that name.
+    #[must_use]
+    pub fn new(source: Arc<dyn TensorSource>, name: impl Fn(&str) -> Option<String>) -> Self {
+        let renamed = source.names().into_iter().filter_map(|old| name(&old).map(|new| (new, old, &[][..])));
+        let renamed = renamed.collect();
+        Self::listed(source, renamed)
+    }
+
+    /// The tensors of `source` that `list` names: shown name, name in the source, and for each shown axis the source's (none: the same).
+    /// What the source lacks is left out.
+    #[must_use]
+    pub fn listed(source: Arc<dyn TensorSource>, list: Vec<(String, String, &'static [usize])>) -> Self {
+        let fits = |old: &str, axes: &[usize]| {
+            let mut sorted = axes.to_vec();
+            sorted.sort_unstable();
+            source.info(old).is_some_and(|i| axes.is_empty() || sorted.iter().copied().eq(0..i.dims.len()))
+        };
+        let list = list.into_iter().filter(|(_, old, axes)| fits(old, axes));
+        let renamed: Vec<Entry> = list.map(|(shown, old, axes)| Entry { shown, old, axes }).collect();
+        let index = renamed.iter().enumerate().map(|(i, e)| (e.shown.clone(), i)).collect();
+        Self { source, renamed, index }
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.index.get(name).map(|i| &self.renamed[*i])
+    }
+}
+
+impl TensorSource for Renamed {
+    fn names(&self) -> Vec<String> {
+        self.renamed.iter().map(|e| e.shown.clone()).collect()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        let entry = self.entry(name)?;
+        let mut info = self.source.info(&entry.old)?;
+        if !entry.axes.is_empty() {
+            info.dims = entry.axes.iter().map(|a| info.dims[*a]).collect();
+        }
+        Some(info)
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let missing = || Error::Missing { name: name.to_owned() };
+        let entry = self.entry(name).ok_or_else(missing)?;
+        let values = self.source.read_f32(&entry.old)?;
+        if entry.axes.is_empty() {
+            return Ok(values);
+        }
+        let dims = self.source.info(&entry.old).ok_or_else(missing)?.dims;
+        let array = ndarray::ArrayViewD::from_shape(dims.as_slice(), &values).map_err(|_| Error::Shape {
+            name: entry.old.clone(),
+            dims: dims.clone(),
+            values: values.len(),
+        })?;
+        Ok(array.permuted_axes(entry.axes.to_vec()).iter().copied().collect())
+    }
+}
+
+impl TensorSource for Arc<dyn TensorSource> {
+    fn names(&self) -> Vec<String> {
+        self.as_ref().names()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.as_ref().info(name)
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        self.as_ref().read_f32(name)
+    }
+}
+
+/// What a checkpoint's container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// safetensors.
+    Safetensors,
+    /// `torch.save` before PyTorch 1.6.
+    TorchLegacy,
+    /// `torch.save` since PyTorch 1.6.
+    TorchZip,
+    /// TorchScript.
+    TorchScript,
+    /// A Python pickle of modules.
+    Pickle,
+    /// A TensorFlow graph.
+    GraphDef,
+}
+
+impl Format {
+    /// What people call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::TorchLegacy => "torch.save, legacy layout",
+            Self::TorchZip => "torch.save",
+            Self::TorchScript => "TorchScript",
+            Self::Pickle => "Python pickle",
+            Self::GraphDef => "TensorFlow GraphDef",
+        }
+    }
+}
+
+/// A network as a checkpoint stores it.
+#[derive(Debug, Clone)]
+pub struct StoredNetwork {
+    /// Its key in the file's outermost dict, or the prefix of its tensors; empty for a file with a single unnamed one.
+    pub name: String,
+    /// Name of its class, if the file records it.
+    pub class: Option<String>,
+    /// Positional arguments its constructor was given.
+    pub init_args: Vec<Value>,
+    /// Named ones.
+    pub init_kwargs: Map<String, Value>,
+    /// Python source the file carries for it.
+    pub source: Option<Source>,
+    /// GraphDef: a node that scales after it normalises a batch.
+    pub scaled_norm: Option<String>,
+    /// Its tensors, under the names the file has for them.
+    pub tensors: Arc<dyn TensorSource>,
+}
+
+impl StoredNetwork {
+    fn plain(name: String, tensors: Arc<dyn TensorSource>) -> Self {
+        Self {
+            name,
+            class: None,
+            init_args: Vec::new(),
+            init_kwargs: Map::new(),
+            source: None,
+            scaled_norm: None,
+            tensors,
+        }
+    }
+
+    fn found(input: &Input<'_>, map: &Arc<memmap2::Mmap>, found: Found) -> Result<Self> {
+        let Found { name, class, init_args, init_kwargs, source, tensors } = found;
+        let tensors = Arc::new(Views::new(input, Arc::clone(map), tensors)?);
+        Ok(Self { name, class, init_args, init_kwargs, source, scaled_norm: None, tensors })
+    }
+}
+
+/// An opened checkpoint.
+#[derive(Debug)]
+pub struct CheckpointFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Its container.
+    pub format: Format,
+    /// Networks inside, in the file's order.
+    pub networks: Vec<StoredNetwork>,
+    /// The file's own metadata, e.g. a snapshot's training state.
+    pub metadata: Vec<(String, String)>,
+    /// Tensors of the whole file.
+    pub tensors: Arc<dyn TensorSource>,
+    /// What lies beside the networks and was not read, a sentence each.
+    pub notes: Vec<String>,
+}
+
+impl CheckpointFile {
+    /// Opens `path`; the content decides the format.
+    ///
+    /// A safetensors file with metadata `class` and `init_kwargs` holds networks of that class: those whose prefixes its metadata `networks` lists
+    /// (a JSON list, as in d2o's snapshots), else the one under `weights.`, else the whole file.
+    ///
+    /// A pickle holds the modules of its outermost dict, a torch or TorchScript archive its modules or state dicts, a GraphDef its
+    /// constants. Objects beside them are recorded and never made; [`CheckpointFile::notes`] names those that are not read.
+    ///
+    /// Reading takes memory and work in proportion to the file's size, whatever the file declares.
+    ///
+    /// # Errors
+    /// `Format` if it is not a checkpoint, or a damaged one.
+    pub fn open(path: &Path) -> Result<Self> {
+        let head = head(path)?;
+        if safetensors::recognises(&head) {
+            return Self::from_safetensors(path);
+        }
+        let format = if torch_legacy::recognises(&head) {
+            Format::TorchLegacy
+        } else if torch_zip::recognises(&head) {
+            Format::TorchZip
+        } else if torch_pickle::recognises(&head) {
+            Format::Pickle
+        } else if graph_def::recognises(&head) {
+            Format::GraphDef
+        } else {
+            let expected = "a safetensors, torch.save, TorchScript, pickle or GraphDef file";
+            return Err(Error::format(path, "start of file", expected, describe(&head)));
+        };
+        let map = views::map(path)?;
+        let input = Input::new(path, &map);
+        let (contents, format) = match format {
+            Format::TorchLegacy => (torch_legacy::networks(&input)?, format),
+            Format::Pickle => (torch_pickle::networks(&input)?, format),
+            Format::GraphDef => return Self::from_graph_def(&input, &map),
+            _ => {
+                let (contents, script) = torch_zip::networks(&input)?;
+                (contents, if script { Format::TorchScript } else { format })
+            }
+        };
+        let Contents { networks: found, notes } = contents;
+        let (mut networks, mut all) = (Vec::new(), Vec::new());
+        for network in found {
+            let prefix = if network.name.is_empty() { String::new() } else { format!("{}.", network.name) };
+            all.extend(network.tensors.iter().map(|(n, v)| (format!("{prefix}{n}"), v.clone())));
+            networks.push(StoredNetwork::found(&input, &map, network)?);
+        }
+        let tensors: Arc<dyn TensorSource> = Arc::new(Views::new(&input, Arc::clone(&map), all)?);
+        Ok(Self { path: path.to_owned(), format, networks, metadata: Vec::new(), tensors, notes })
+    }
+
+    fn from_safetensors(path: &Path) -> Result<Self> {
+        let file = safetensors::SafetensorsFile::open(path)?;
+        let metadata = file.metadata().to_vec();
+        let of = |key: &str| metadata.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
+        let described = match (of("class"), of("init_kwargs")) {
+            (Some(class), Some(kwargs)) => Some((class.to_owned(), arguments(path, kwargs)?)),
+            _ => None,
+        };
+        let names = file.names();
+        let listed = of("networks").map(|text| listed(path, text, &names)).transpose()?.unwrap_or_default();
+        let tensors: Arc<dyn TensorSource> = Arc::new(file);
+        let mut networks = Vec::new();
+        let mut add = |name: String, tensors| {
+            let mut network = StoredNetwork::plain(name, tensors);
+            if let Some((class, kwargs)) = &described {
+                network.class = Some(class.clone());
+                network.init_kwargs.clone_from(kwargs);
+            }
+            networks.push(network);
+        };
+        let below = |prefix: String| {
+            Arc::new(Renamed::new(Arc::clone(&tensors), move |n| n.strip_prefix(&prefix).map(str::to_owned)))
+        };
+        if described.is_none() {
+            add(String::new(), Arc::clone(&tensors));
+        } else if !listed.is_empty() {
+            for name in listed {
+                let tensors = below(format!("{name}."));
+                add(name, tensors);
+            }
+        } else if names.iter().any(|n| n.starts_with("weights.")) {
+            add(String::new(), below("weights.".to_owned()));
+        } else {
+            add(String::new(), Arc::clone(&tensors));
+        }
+        Ok(Self { path: path.to_owned(), format: Format::Safetensors, networks, metadata, tensors, notes: Vec::new() })
+    }
+
+    fn from_graph_def(input: &Input<'_>, map: &Arc<memmap2::Mmap>) -> Result<Self> {
+        let graph = graph_def::read(input)?;
+        let tensors: Arc<dyn TensorSource> = Arc::new(Views::new(input, Arc::clone(map), graph.constants)?);
+        let mut network = StoredNetwork::plain(String::new(), Arc::clone(&tensors));
+        network.scaled_norm = graph.scaled_norms.into_iter().next();
+        let (path, networks) = (input.path.to_owned(), vec![network]);
+        Ok(Self { path, format: Format::GraphDef, networks, metadata: Vec::new(), tensors, notes: Vec::new() })
+    }
+}
+
+/// Constructor arguments of metadata `init_kwargs`.
+fn arguments(path: &Path, text: &str) -> Result<Map<String, Value>> {
+    let bad = |expected: &str, found: String| Error::format(path, "metadata `init_kwargs`", expected, found);
+    if text.len() > MAX_ARGUMENTS {
+        return Err(bad(&format!("at most {MAX_ARGUMENTS} bytes"), text.len().to_string()));
+    }
+    match serde_json::from_str(text) {
+        Ok(Value::Object(kwargs)) => Ok(kwargs),
+        Ok(_) => Err(bad("a JSON object", "another value".to_owned())),
+        Err(e) => Err(bad("JSON", e.to_string())),
+    }
+}
+
+/// Longest constructor arguments in a safetensors file's metadata, bytes.
+const MAX_ARGUMENTS: usize = 1 << 20;
+
+/// The networks that metadata `networks` lists: some of the prefixes of the tensors called `tensors`.
+fn listed(path: &Path, text: &str, tensors: &[String]) -> Result<Vec<String>> {
+    let bad = |expected: &str, found: String| Error::format(path, "metadata `networks`", expected, found);
+    let names: Vec<String> = serde_json::from_str(text).map_err(|e| bad("a list of names", e.to_string()))?;
+    if names.len() > MAX_NETWORKS {
+        return Err(bad(&format!("at most {MAX_NETWORKS} names"), names.len().to_string()));
+    }
+    for (i, name) in names.iter().enumerate() {
+        if names[..i].contains(name) {
+            return Err(bad("different names", format!("`{name}` twice")));
+        }
+        if !tensors.iter().any(|t| t.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'))) {
+            return Err(bad("names that tensors begin with", format!("`{name}`, which none does")));
+        }
+    }
+    Ok(names)
+}
+
+/// The first bytes of `path`, at most 64. Opening a pipe would wait for its other end, and only a file can be mapped.
+fn head(path: &Path) -> Result<Vec<u8>> {
+    use std::io::Read as _;
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() {
+        let found = if metadata.is_dir() { "a folder" } else { "a pipe or a device" };
+        return Err(Error::format(path, "path", "a file", found));
+    }
+    let mut head = Vec::new();
+    fs::File::open(path)?.take(64).read_to_end(&mut head)?;
+    Ok(head)
+}
+
+/// What a file that is not a checkpoint is, by its first bytes.
+fn describe(head: &[u8]) -> String {
+    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
+    let known = match text {
+        [] => "an empty file",
+        _ if head.iter().all(|b| *b == 0) => "zeros: the file was not written, or not to its end",
+        t if t.starts_with(b"version https://git-lfs") => "a Git LFS pointer; `git lfs pull` fetches the file itself",
+        t if t.starts_with(b"<?xml") => "an XML file, as servers send instead of a file that they refuse",
+        t if t.starts_with(b"<") => "a web page, as servers send before or instead of a file",
+        t if t.starts_with(b"\x1f\x8b") => "a gzip file: unpack it first",
+        t if t.starts_with(b"\x89HDF\r\n") => "an HDF5 file",
+        t if t.starts_with(b"\x93NUMPY") => "a NumPy array",
+        t if t.starts_with(b"\x08") && t.windows(4).any(|w| w == b"onnx" || w == b"orch") => "an ONNX graph",
+        _ => return format!("bytes {:02x?}", &head[..head.len().min(16)]),
+    };
+    known.to_owned()
+}
