@@ -112,7 +112,7 @@ fn openais_unets_on_libtorch() {
     for (name, class, rest) in openai_cases() {
         let mut npz = Npz::open(&data(&format!("openai/{name}.npz"))).unwrap();
         let network = openai(name, class, &rest, true);
-        let weights = Weights::checkpoint(Box::new(std::rc::Rc::clone(&network.tensors)), "");
+        let weights = Weights::checkpoint(Box::new(std::sync::Arc::clone(&network.tensors)), "");
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
         let net = Denoiser::build(&mut b, network.denoiser_config().unwrap()).unwrap();
         b.finish().unwrap();
@@ -230,7 +230,7 @@ fn stylegan2_on_libtorch() {
         let checkpoint = Checkpoint::open(&data(&format!("stylegan2/{name}.pkl"))).unwrap();
         let network = checkpoint.network(None).unwrap();
         let Architecture::StyleGan2(config) = &network.architecture else { panic!("{:?}", network.architecture) };
-        let weights = Weights::checkpoint(Box::new(std::rc::Rc::clone(&network.tensors)), "");
+        let weights = Weights::checkpoint(Box::new(std::sync::Arc::clone(&network.tensors)), "");
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
         let net = StyleGan2::build(&mut b, config).unwrap();
         b.finish().unwrap();

@@ -101,7 +101,7 @@ fn the_named_checkpoint_computes_what_its_project_does() {
 
 #[cfg(feature = "train")]
 mod on_libtorch {
-    use std::rc::Rc;
+    use std::sync::Arc;
 
     use d2o::train::libtorch::{LibTorch, Value, tensor_of, values_of};
     use d2o_converters::nn::efficientnet_lite::EfficientNetLite0;
@@ -128,7 +128,7 @@ mod on_libtorch {
         let path = case.json.with_file_name(case.facts["file"].as_str().unwrap());
         let checkpoint = Checkpoint::open(&path).unwrap();
         let network = checkpoint.network(None).unwrap();
-        let weights = Weights::checkpoint(Box::new(Rc::clone(&network.tensors)), "");
+        let weights = Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "");
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
         let arrays = case.arrays("inputs");
         let value = |name: &str| {

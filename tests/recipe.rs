@@ -3,7 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a test")]
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use d2o::train::libtorch::{LibTorch, Named, Role, Value, tensor_of, values_of};
 use d2o::train::loss::{Critic, LossType, discriminator_loss, generator_loss, r1_penalty};
@@ -77,7 +77,7 @@ fn a_step_is_the_originals() {
         let mut kwargs = config.init_kwargs();
         kwargs["dropout"] = 0.0.into();
         let config = NetConfig::new("D2OPrecond", &kwargs).unwrap();
-        let weights = Weights::checkpoint(Box::new(Rc::clone(&network.tensors)), "");
+        let weights = Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "");
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
         let net = Denoiser::build(&mut b, &config).unwrap();
         let (generator, _) = b.finish().unwrap();
