@@ -651,7 +651,7 @@ mod tests {
         }
 
         fn digests(&self) -> Digests {
-            let network = crate::registry::recognise(String::new(), Arc::new(self.clone()));
+            let network = crate::registry::recognise(String::new(), Arc::new(self.clone()), "");
             Digests::of(&network).unwrap().unwrap_or_else(|| panic!("{:?}", network.architecture))
         }
 
@@ -761,7 +761,7 @@ mod tests {
     fn tensors_that_share_their_storage_without_bound_are_not_read() {
         let mut many = transformer(small()).renamed(|n| format!("visual.{n}"));
         many.0.extend((0..40).map(|i| (format!("visual.view{i}"), vec![1 << 27], vec![])));
-        let network = crate::registry::recognise(String::new(), Arc::new(many));
+        let network = crate::registry::recognise(String::new(), Arc::new(many), "");
         let text = Digests::of(&network).unwrap_err().to_string();
         assert!(text.contains("at most 4294967296 values"), "{text}");
     }

@@ -1,17 +1,16 @@
 //! Which network a checkpoint holds: the one table of known architectures, and what each is recognised by.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use d2o_checkpoint::{CheckpointFile, Format, Renamed, StoredNetwork, TensorSource};
+use d2o_checkpoint::{CheckpointFile, Format, StoredNetwork, TensorSource};
 use serde_json::{Map, Value};
 
 use crate::config::NetConfig;
 use crate::error::{Error, Result};
-use crate::nn::openai_unet::{self, Recognised};
+use crate::nn::openai_unet::{self, FromShapes};
 use crate::nn::stylegan2::{self, StyleGan2Config};
-use crate::nn::vision_transformer::{self, Activation, Family, VitConfig};
+use crate::nn::vision_transformer::{self, VitConfig};
 use crate::nn::{efficientnet_lite, inception_v3, vgg16};
 use crate::wrappers;
 
@@ -30,7 +29,7 @@ pub enum Architecture {
     /// VGG16, with or without batch norms, tensors under torchvision's names.
     Vgg16(vgg16::VggConfig),
     /// OpenAI's U-Net: what the shapes tell of it, and what else is known.
-    OpenAiUNet(Recognised),
+    OpenAiUNet(FromShapes),
     /// StyleGAN2's generator.
     StyleGan2(StyleGan2Config),
     /// Something known that cannot be used, and why.
@@ -166,18 +165,6 @@ impl Network {
         Self { name, architecture, tensors, source_sha256: self.source_sha256.clone() }
     }
 
-    /// What the file's name adds to a network that its shapes do not tell all of.
-    pub(crate) fn with_name_of(self, path: &Path) -> Self {
-        if self.architecture != Architecture::Unknown {
-            return self;
-        }
-        let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        match openai_unet::recognise(&stem, &self.tensors) {
-            Some(found) => Self { architecture: Architecture::OpenAiUNet(found), ..self },
-            None => self,
-        }
-    }
-
     /// The configuration of a denoiser, as far as it is known.
     ///
     /// # Errors
@@ -198,10 +185,6 @@ impl Network {
         Err(Error::Config { what })
     }
 
-    pub(crate) fn new(name: String, architecture: Architecture, tensors: Arc<dyn TensorSource>) -> Self {
-        Self { name, architecture, tensors, source_sha256: None }
-    }
-
     /// The network that is stored, or those of a wrapper around several.
     fn identify(stored: StoredNetwork, format: Format, file: &Path, notes: &mut Vec<String>) -> Result<Vec<Self>> {
         let source_sha256 = stored.source.as_ref().map(|s| s.sha256.to_string());
@@ -217,7 +200,8 @@ impl Network {
         if let Some(architecture) = architecture {
             return Ok(vec![Self { name, architecture, tensors, source_sha256 }]);
         }
-        let mut networks = wrappers::unwrap(name, tensors, file, notes);
+        let stem = file.file_stem().map(|s| s.to_string_lossy()).unwrap_or_default();
+        let mut networks = wrappers::unwrap(name, tensors, &stem, notes);
         for network in &mut networks {
             network.source_sha256.clone_from(&source_sha256);
             match (&network.architecture, &class, &scaled_norm) {
@@ -312,102 +296,35 @@ const FORMULAS: [(&str, &[(&str, &str)]); 2] = [
     ),
 ];
 
-/// Names the architecture of a plain state dict from its tensor names.
-pub(crate) fn recognise(name: String, tensors: Arc<dyn TensorSource>) -> Network {
-    let names = tensors.names();
-    let has = |name: &str| names.iter().any(|n| n == name);
-    if let Some(layout) = inception_v3::layout(|n| has(n)) {
-        return inception(name, tensors, layout);
-    }
-    if has("visual.conv1.weight") && has("visual.transformer.resblocks.0.attn.in_proj_weight") {
-        // OpenAI's archives keep three sizes among the tensors; they and the text tower lie outside `visual.`.
-        let quick = has("input_resolution") && has("context_length");
-        let visual = Renamed::new(tensors, |n| n.strip_prefix("visual.").map(str::to_owned));
-        return transformer(name, Family::Clip, Arc::new(visual), quick.then_some(Activation::QuickGelu));
-    }
-    if has("vision_model.embeddings.patch_embedding.weight") && has("visual_projection.weight") {
-        let list =
-            names.iter().filter_map(|n| vision_transformer::openai_name(n).map(|(ours, axes)| (ours, n.clone(), axes)));
-        let list = list.collect();
-        return transformer(name, Family::Clip, Arc::new(Renamed::listed(tensors, list)), None);
-    }
-    if has("embeddings.patch_embeddings.projection.weight") && has("encoder.layer.0.layer_scale1.lambda1") {
-        // Whatever else is there stays visible under its own name, so that a load of another network is not clean.
-        let renamed = Renamed::new(tensors, |n| Some(vision_transformer::dino_name(n).unwrap_or_else(|| n.to_owned())));
-        return transformer(name, Family::Dino, Arc::new(renamed), None);
-    }
-    if has("pos_embed") && has("patch_embed.proj.weight") && has("blocks.0.norm1.weight") {
-        if has("dist_token") {
-            return transformer(name, Family::Deit, tensors, None);
-        }
-        if has("blocks.0.ls1.gamma") {
-            return transformer(name, Family::Dino, tensors, None);
-        }
-    }
-    if let Some(batch_norm) = vgg16::recognise(|n| has(n)) {
-        let kept = Renamed::new(tensors, |n| (!n.ends_with(".num_batches_tracked")).then(|| n.to_owned()));
-        let architecture = or_unsupported(vgg16::VggConfig::of(batch_norm, &kept).map(Architecture::Vgg16));
-        return Network::new(name, architecture, Arc::new(kept));
-    }
-    let counted = |n: &str| n.ends_with(".num_batches_tracked");
-    if has("_conv_stem.weight") && has("_blocks.15._project_conv.weight") {
-        let renamed = Renamed::new(tensors, move |n| if counted(n) { None } else { efficientnet_lite::timm_name(n) });
-        Network::new(name, Architecture::EfficientNetLite0, Arc::new(renamed))
-    } else if has("conv_stem.weight") && has("blocks.6.0.conv_pwl.weight") && !has("blocks.0.0.se.conv_reduce.weight") {
-        let renamed = Renamed::new(tensors, move |n| if counted(n) { None } else { Some(n.to_owned()) });
-        Network::new(name, Architecture::EfficientNetLite0, Arc::new(renamed))
-    } else {
-        Network::new(name, Architecture::Unknown, tensors)
-    }
+/// Tensors whose names an architecture recognises: its configuration, or why they cannot be used, and the tensors under the names that the network takes.
+pub(crate) type Recognised<C> = Option<(Result<C>, Arc<dyn TensorSource>)>;
+
+/// Recognises one architecture by tensors and the name of their file, without its extension.
+type Recognise = fn(&Arc<dyn TensorSource>, &str) -> Recognised<Architecture>;
+
+/// Every architecture that is recognised without a class, in the order tried.
+const ARCHITECTURES: [Recognise; 5] = [
+    |tensors, _| as_architecture(inception_v3::recognise(tensors), Architecture::InceptionV3),
+    |tensors, _| as_architecture(vision_transformer::recognise(tensors), Architecture::VisionTransformer),
+    |tensors, _| as_architecture(vgg16::recognise(tensors), Architecture::Vgg16),
+    |tensors, _| as_architecture(efficientnet_lite::recognise(tensors), |()| Architecture::EfficientNetLite0),
+    |tensors, file| as_architecture(openai_unet::recognise(tensors, file), Architecture::OpenAiUNet),
+];
+
+fn as_architecture<C>(found: Recognised<C>, architecture: fn(C) -> Architecture) -> Recognised<Architecture> {
+    found.map(|(config, tensors)| (config.map(architecture), tensors))
 }
 
-/// A transformer of the sizes of `tensors`.
-fn transformer(
-    name: String,
-    family: Family,
-    tensors: Arc<dyn TensorSource>,
-    activation: Option<Activation>,
-) -> Network {
-    let unlike = [
-        ("register_tokens", "registers"),
-        ("blocks.0.mlp.w12.weight", "SwiGLU"),
-        ("blocks.0.mlp.weights_in.weight", "SwiGLU"),
-    ];
-    let architecture = match unlike.iter().find(|(n, _)| tensors.info(n).is_some()) {
-        Some((_, what)) => Architecture::Unsupported(format!("a vision transformer with {what} is not known")),
-        None => {
-            or_unsupported(VitConfig::of(family, tensors.as_ref(), activation).map(Architecture::VisionTransformer))
-        }
+/// Names the architecture of a plain state dict in a file called `file`.
+pub(crate) fn recognise(name: String, tensors: Arc<dyn TensorSource>, file: &str) -> Network {
+    let found = ARCHITECTURES.iter().find_map(|recognise| recognise(&tensors, file));
+    let (architecture, tensors) = match found {
+        None => (Architecture::Unknown, tensors),
+        Some((Ok(architecture), tensors)) => (architecture, tensors),
+        Some((Err(Error::Config { what }), tensors)) => (Architecture::Unsupported(what), tensors),
+        Some((Err(e), tensors)) => (Architecture::Unsupported(e.to_string()), tensors),
     };
-    Network::new(name, architecture, tensors)
-}
-
-/// What was recognised, or why it cannot be used.
-fn or_unsupported(architecture: Result<Architecture>) -> Architecture {
-    match architecture {
-        Ok(architecture) => architecture,
-        Err(Error::Config { what }) => Architecture::Unsupported(what),
-        Err(e) => Architecture::Unsupported(e.to_string()),
-    }
-}
-
-fn inception(name: String, tensors: Arc<dyn TensorSource>, layout: inception_v3::Layout) -> Network {
-    let mut list = inception_v3::names(layout);
-    if layout != inception_v3::Layout::TensorFlow {
-        // Whatever else is there stays visible, so that a load of another network is not clean.
-        let known: HashSet<_> = list.iter().map(|(_, theirs, _)| theirs.clone()).collect();
-        let rest = tensors.names().into_iter().filter(|n| !known.contains(n) && !n.ends_with(".num_batches_tracked"));
-        list.extend(rest.map(|n| (n.clone(), n, &[][..])));
-    }
-    let renamed = Renamed::listed(tensors, list);
-    let rows = renamed.info("output.weight").and_then(|i| i.dims.first().copied());
-    let parts = inception_v3::Parts {
-        gamma: matches!(layout, inception_v3::Layout::PyTorch | inception_v3::Layout::Blocks),
-        head: layout != inception_v3::Layout::Blocks,
-    };
-    let head = if parts.head { inception_v3::check_head(rows) } else { Ok(()) };
-    let architecture = or_unsupported(head.map(|()| Architecture::InceptionV3(parts)));
-    Network::new(name, architecture, Arc::new(renamed))
+    Network { name, architecture, tensors, source_sha256: None }
 }
 
 #[cfg(test)]
@@ -479,7 +396,7 @@ mod tests {
     fn all_layouts_of_inception_give_the_same_tensors() {
         let asked = asked();
         assert_eq!(asked.len(), 472);
-        let open = |layout| recognise(String::new(), source(layout, &asked, 1008));
+        let open = |layout| recognise(String::new(), source(layout, &asked, 1008), "");
         let nvidia = open(Layout::Nvidia);
         assert_eq!(nvidia.architecture, Architecture::InceptionV3(Parts { gamma: false, head: true }));
         let scalars = |n: &Network| -> usize {
@@ -530,7 +447,7 @@ mod tests {
     #[test]
     fn all_layouts_of_inception_have_the_same_digest() {
         let asked = asked();
-        let digests = |source| Digests::of(&recognise(String::new(), source)).unwrap().unwrap();
+        let digests = |source| Digests::of(&recognise(String::new(), source, "")).unwrap().unwrap();
         let nvidia = digests(source(Layout::Nvidia, &asked, 1008));
         assert!(nvidia.head.is_some());
         for layout in [Layout::PyTorch, Layout::TensorFlow] {
@@ -562,7 +479,7 @@ mod tests {
             taps: false,
         };
         let graph = |layout, file_sha256: &str| {
-            let network = recognise(String::new(), source(layout, &asked, 1008));
+            let network = recognise(String::new(), source(layout, &asked, 1008), "");
             let exported = features(&network, &options, file_sha256).unwrap();
             assert_eq!(exported.weights.unwrap().verified, None);
             let path = dir.path().join("x.onnx");
@@ -576,7 +493,7 @@ mod tests {
 
     #[test]
     fn torchvisions_inception_is_refused() {
-        let network = recognise(String::new(), source(Layout::PyTorch, &asked(), 1000));
+        let network = recognise(String::new(), source(Layout::PyTorch, &asked(), 1000), "");
         let Architecture::Unsupported(why) = network.architecture else { panic!("{:?}", network.architecture) };
         assert!(why.contains("1000 classes") && why.contains("not FID"), "{why}");
     }

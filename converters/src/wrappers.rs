@@ -1,7 +1,6 @@
 //! Names that wrappers put before those of a network: `torch.compile`, `DataParallel`, `AveragedModel`, Lightning modules.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 
 use d2o_checkpoint::{MAX_NETWORKS, Renamed, TensorSource};
@@ -21,11 +20,11 @@ const MAX_DEPTH: usize = 3;
 pub(crate) fn unwrap(
     name: String,
     tensors: Arc<dyn TensorSource>,
-    file: &Path,
+    file: &str,
     notes: &mut Vec<String>,
 ) -> Vec<Network> {
     let tensors = without_wrappers(tensors);
-    let whole = named(name.clone(), Arc::clone(&tensors), file);
+    let whole = recognise(name.clone(), Arc::clone(&tensors), file);
     if is_network(&whole) {
         return vec![whole];
     }
@@ -33,10 +32,6 @@ pub(crate) fn unwrap(
         Some(networks) => networks,
         None => vec![whole],
     }
-}
-
-fn named(name: String, tensors: Arc<dyn TensorSource>, file: &Path) -> Network {
-    recognise(name, tensors).with_name_of(file)
 }
 
 /// Whether `network` is a whole one: recognised, or an EDM network, whose class the file does not name.
@@ -48,7 +43,7 @@ fn is_network(network: &Network) -> bool {
 fn inner(
     name: &str,
     tensors: &Arc<dyn TensorSource>,
-    file: &Path,
+    file: &str,
     notes: &mut Vec<String>,
     depth: usize,
 ) -> Option<Vec<Network>> {
@@ -67,7 +62,7 @@ fn inner(
             (false, "") => group.to_owned(),
             (false, _) => format!("{name}.{group}"),
         };
-        let network = named(name.clone(), Arc::clone(&below), file);
+        let network = recognise(name.clone(), Arc::clone(&below), file);
         if is_network(&network) {
             recognised = true;
             found.push(network);

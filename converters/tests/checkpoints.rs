@@ -421,6 +421,44 @@ fn the_average_or_the_only_network_is_taken_and_any_by_its_name() {
 }
 
 #[test]
+fn prefixes_of_wrappers_are_left_out() {
+    let archive = fs::read(fixture("../openai/guided-new.pt")).unwrap();
+    let plain = opened(&archive).unwrap();
+    let names = plain.network(None).unwrap().tensors.names();
+    // The same tensors, each under these prefixes.
+    let wrapped = |prefixes: &[&str]| {
+        let pickle = entry(&archive, "data.pkl");
+        let start = [&b"X"[..], &u32::try_from(names[0].len()).unwrap().to_le_bytes(), names[0].as_bytes()].concat();
+        let at = pickle.windows(start.len()).position(|w| w == start).unwrap();
+        let items = &pickle[at..pickle.iter().rposition(|b| *b == b'u').unwrap()];
+        let mut body = Vec::new();
+        for prefix in prefixes {
+            let mut all = items.to_vec();
+            for name in &names {
+                let old = text(name);
+                let at = all.windows(old.len()).position(|w| w == old).unwrap();
+                all.splice(at..at + old.len(), text(&format!("{prefix}{name}")));
+            }
+            body.extend(all);
+        }
+        let end = pickle.iter().rposition(|b| *b == b'u').unwrap();
+        let whole = [&pickle[..at], &body, &pickle[end..]].concat();
+        let changed = |name: &str, content| if name.ends_with("data.pkl") { whole.clone() } else { content };
+        opened(&rezipped(&archive, Stored, changed)).unwrap()
+    };
+    for prefix in ["module.", "_orig_mod.", "module._orig_mod.", "model.", "model.module.", "net.model."] {
+        let checkpoint = wrapped(&[prefix]);
+        let network = checkpoint.network(None).unwrap();
+        assert!(matches!(network.architecture, Architecture::OpenAiUNet(_)), "{prefix}: {:?}", network.architecture);
+        assert_eq!((network.tensors.names(), network.name.as_str()), (names.clone(), ""), "{prefix}");
+    }
+    let both = wrapped(&["model.", "ema_model."]);
+    let found: Vec<_> = both.networks.iter().map(|n| (n.name.as_str(), n.tensors.names() == names)).collect();
+    assert_eq!(found, [("ema_model", true), ("model", true)]);
+    assert_eq!(both.network(None).unwrap().name, "ema_model");
+}
+
+#[test]
 fn files_that_are_something_else_are_named() {
     for (content, what) in [
         (&b""[..], "an empty file"),

@@ -2,9 +2,14 @@
 //!
 //! Tensors have timm's names; [`timm_name`] gives them for the PyPI layout. Batch norm (eps 1e-3) is folded in f64.
 
+use std::sync::Arc;
+
+use d2o_checkpoint::{Renamed, TensorSource};
+
 use crate::error::Result;
 use crate::nn::backend::{Backend, Conv2d};
 use crate::nn::layers::{LayerInit, Linear, Norm, fold_norm};
+use crate::registry::Recognised;
 use crate::weights::{Init, Scope};
 
 /// Channels of the four taps, at 1/4, 1/8, 1/16 and 1/32 of the input.
@@ -15,6 +20,22 @@ pub const INPUT_SIZE: usize = 224;
 pub const FEATURES: usize = 1280;
 /// Number of ImageNet classes.
 pub const CLASSES: usize = 1000;
+
+/// This network, if `tensors` have its names in timm's layout or the PyPI package's.
+pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<()> {
+    let has = |name: &str| tensors.info(name).is_some();
+    let counted = |n: &str| n.ends_with(".num_batches_tracked");
+    let tensors = Arc::clone(tensors);
+    if has("_conv_stem.weight") && has("_blocks.15._project_conv.weight") {
+        let renamed = Renamed::new(tensors, |n| if counted(n) { None } else { timm_name(n) });
+        Some((Ok(()), Arc::new(renamed)))
+    } else if has("conv_stem.weight") && has("blocks.6.0.conv_pwl.weight") && !has("blocks.0.0.se.conv_reduce.weight") {
+        let renamed = Renamed::new(tensors, |n| (!counted(n)).then(|| n.to_owned()));
+        Some((Ok(()), Arc::new(renamed)))
+    } else {
+        None
+    }
+}
 
 const BN_EPS: f64 = 1e-3;
 const BN_MOMENTUM: f32 = 0.1;

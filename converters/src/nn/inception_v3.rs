@@ -4,9 +4,15 @@
 //! of the published layouts a file has and gives its names and axis orders in these terms. Batch norm (eps 1e-3) is folded in f64.
 //! Source: `classify_image_graph_def.pb` of Szegedy et al. 2015.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use d2o_checkpoint::{Renamed, TensorSource};
+
 use crate::error::{Error, Result};
 use crate::nn::backend::{Backend, Conv2d, Pool};
 use crate::nn::layers::{Norm, fold_norm, signed};
+use crate::registry::Recognised;
 use crate::weights::{Init, Scope};
 
 /// Height and width the network sees, pixels.
@@ -387,8 +393,7 @@ pub enum Layout {
 }
 
 /// Which layout a file with these tensor names has, if it holds this network or one of the same names.
-#[must_use]
-pub fn layout(has: impl Fn(&str) -> bool) -> Option<Layout> {
+fn layout(has: impl Fn(&str) -> bool) -> Option<Layout> {
     if has("layers.conv.weight") && has("layers.mixed_10.tower_2_conv.weight") {
         Some(Layout::Nvidia)
     } else if has("Conv2d_1a_3x3.conv.weight") && has("Mixed_7c.branch_pool.conv.weight") {
@@ -400,6 +405,23 @@ pub fn layout(has: impl Fn(&str) -> bool) -> Option<Layout> {
     } else {
         None
     }
+}
+
+/// This network, if `tensors` have one of its layouts.
+pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<Parts> {
+    let layout = layout(|n| tensors.info(n).is_some())?;
+    let mut list = names(layout);
+    if layout != Layout::TensorFlow {
+        // Whatever else is there stays visible, so that a load of another network is not clean.
+        let known: HashSet<_> = list.iter().map(|(_, theirs, _)| theirs.clone()).collect();
+        let rest = tensors.names().into_iter().filter(|n| !known.contains(n) && !n.ends_with(".num_batches_tracked"));
+        list.extend(rest.map(|n| (n.clone(), n, &[][..])));
+    }
+    let renamed = Renamed::listed(Arc::clone(tensors), list);
+    let rows = renamed.info("output.weight").and_then(|i| i.dims.first().copied());
+    let parts = Parts { gamma: matches!(layout, Layout::PyTorch | Layout::Blocks), head: layout != Layout::Blocks };
+    let head = if parts.head { check_head(rows) } else { Ok(()) };
+    Some((head.map(|()| parts), Arc::new(renamed)))
 }
 
 /// Our name and axis order (empty: the same) of each tensor of `layout`, as (ours, theirs, axes). Axis i of ours is axis `axes[i]` of theirs.
@@ -525,7 +547,7 @@ fn tensorflow_path(path: &str) -> String {
 ///
 /// # Errors
 /// `Config` saying why.
-pub fn check_head(rows: Option<usize>) -> Result<()> {
+fn check_head(rows: Option<usize>) -> Result<()> {
     match rows {
         Some(CLASSES) => Ok(()),
         Some(rows) => Err(Error::Config {

@@ -1,19 +1,21 @@
 //! OpenAI's U-Net (Dhariwal and Nichol 2021; Song et al. 2023): `UNetModel` of guided-diffusion and consistency_models.
 //!
-//! Their files hold tensors and nothing else. [`recognise`] reads off their shapes what the constructor was given; the size of the images,
+//! Their files hold tensors and nothing else. [`FromShapes`] is what their shapes tell of the constructor's arguments; the size of the images,
 //! the split into attention heads and the diffusion around the network are not in the shapes.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
+use std::sync::Arc;
 
+use d2o_checkpoint::TensorSource;
 use serde_json::{Map, Value, json};
 
 use crate::config::{NetConfig, OpenAiConfig};
 use crate::error::{Error, Result};
 use crate::nn::backend::{Backend, Conv2d, Pool};
 use crate::nn::layers::{GroupNorm, LayerInit, Linear, NoiseEmbedding, condition, signed};
+use crate::registry::Recognised;
 use crate::weights::{Init, Scope};
-use d2o_checkpoint::TensorSource;
 
 const EPS: f64 = 1e-5;
 const GROUPS: usize = 32;
@@ -459,16 +461,16 @@ fn run<B: Backend>(b: &mut B, layers: &[Layer<B::Value>], x: &B::Value, emb: &B:
 
 /// A file of such a network: what its shapes tell, and the whole if its name tells the rest.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Recognised {
+pub struct FromShapes {
     /// `KarrasDenoiser` for the layout of consistency_models, `GaussianDiffusion` for that of guided-diffusion.
     pub class: &'static str,
-    /// Arguments of `UNetModel`. `num_head_channels` is that of most published files; [`Recognised::completed`] asks for it.
+    /// Arguments of `UNetModel`. `num_head_channels` is that of most published files; [`FromShapes::completed`] asks for it.
     pub kwargs: Map<String, Value>,
     /// The configuration, if nothing is left open.
     pub config: Option<NetConfig>,
 }
 
-impl Recognised {
+impl FromShapes {
     /// The configuration with what `class` and `kwargs` add to the shapes; what they say goes first.
     ///
     /// # Errors
@@ -504,13 +506,12 @@ impl Recognised {
     }
 }
 
-/// What a state dict called `stem` tells; `None` if it is none of these networks.
-#[must_use]
-pub fn recognise(stem: &str, tensors: &dyn TensorSource) -> Option<Recognised> {
+/// This network, if `tensors` have its names; a published `file` name tells what their shapes do not.
+pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>, file: &str) -> Recognised<FromShapes> {
     let (class, kwargs) = shapes(tensors)?;
-    let mut found = Recognised { class, kwargs, config: None };
-    found.config = published(stem, class, &found.kwargs).and_then(|more| found.completed(class, &more).ok());
-    Some(found)
+    let mut found = FromShapes { class, kwargs, config: None };
+    found.config = published(file, class, &found.kwargs).and_then(|more| found.completed(class, &more).ok());
+    Some((Ok(found), Arc::clone(tensors)))
 }
 
 fn shapes(tensors: &dyn TensorSource) -> Option<(&'static str, Map<String, Value>)> {

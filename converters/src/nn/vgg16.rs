@@ -3,11 +3,15 @@
 //! Features are what the second fully connected layer gives after ReLU, as torch-fidelity takes them; taps are the maps after the last ReLU
 //! before each pool, which LPIPS compares and, but for the first, D2O's discriminator sees. Widths are those of the tensors.
 
+use std::sync::Arc;
+
+use d2o_checkpoint::{Renamed, TensorSource};
+
 use crate::error::{Error, Result};
 use crate::nn::backend::{Backend, Conv2d, Pool};
 use crate::nn::layers::{LayerInit, Linear, Norm, fold_norm, signed};
+use crate::registry::Recognised;
 use crate::weights::{Init, Scope};
-use d2o_checkpoint::TensorSource;
 
 /// Height and width the network sees, pixels.
 pub const INPUT_SIZE: usize = 224;
@@ -74,9 +78,15 @@ fn indices(batch_norm: bool) -> impl Iterator<Item = usize> {
         .map(move |(before, pools)| before * step + pools)
 }
 
+/// This network, if `tensors` have its names.
+pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<VggConfig> {
+    let batch_norm = batch_norms(|n| tensors.info(n).is_some())?;
+    let kept = Renamed::new(Arc::clone(tensors), |n| (!n.ends_with(".num_batches_tracked")).then(|| n.to_owned()));
+    Some((VggConfig::of(batch_norm, &kept), Arc::new(kept)))
+}
+
 /// Whether tensors of these names are VGG16's, and if so whether it has batch norms.
-#[must_use]
-pub fn recognise(has: impl Fn(&str) -> bool) -> Option<bool> {
+fn batch_norms(has: impl Fn(&str) -> bool) -> Option<bool> {
     let last = |batch_norm| indices(batch_norm).last().unwrap_or(0);
     let with = |batch_norm| {
         let (last, next) = (last(batch_norm), last(batch_norm) + 1);
@@ -192,8 +202,8 @@ mod tests {
             let names: Vec<String> = b.taken().map(|(n, _)| n.to_owned()).collect();
             let found: usize = b.taken().map(|(_, d)| d.iter().product::<usize>()).sum();
             assert_eq!((names.len(), found), (tensors, scalars));
-            assert_eq!(recognise(|n| names.iter().any(|m| m == n)), Some(batch_norm));
+            assert_eq!(batch_norms(|n| names.iter().any(|m| m == n)), Some(batch_norm));
         }
-        assert_eq!(recognise(|n| n == "features.0.weight"), None);
+        assert_eq!(batch_norms(|n| n == "features.0.weight"), None);
     }
 }

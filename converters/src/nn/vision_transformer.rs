@@ -10,11 +10,15 @@
 //!
 //! [`openai_name`] and [`dino_name`] give these names for Hugging Face's layouts, whose queries, keys and values are separate tensors.
 
+use std::sync::Arc;
+
+use d2o_checkpoint::{Renamed, TensorSource};
+
 use crate::error::{Error, Result};
 use crate::nn::backend::{Backend, Conv2d};
 use crate::nn::layers::{LayerInit, Linear, signed};
+use crate::registry::Recognised;
 use crate::weights::{Init, Scope};
-use d2o_checkpoint::TensorSource;
 
 /// Mean of each colour channel of CLIP's training images, of 0 to 1.
 pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -186,6 +190,45 @@ impl VitConfig {
             Family::Dino => format!("dinov2-vit-{size}-{patch}"),
         }
     }
+}
+
+/// One of these networks, if `tensors` have the names of a family in one of its layouts.
+pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<VitConfig> {
+    let has = |name: &str| tensors.info(name).is_some();
+    let mut quick = None;
+    let whole = Arc::clone(tensors);
+    let (family, tensors): (_, Arc<dyn TensorSource>) =
+        if has("visual.conv1.weight") && has("visual.transformer.resblocks.0.attn.in_proj_weight") {
+            // OpenAI's archives keep three sizes among the tensors; they and the text tower lie outside `visual.`.
+            quick = (has("input_resolution") && has("context_length")).then_some(Activation::QuickGelu);
+            (Family::Clip, Arc::new(Renamed::new(whole, |n| n.strip_prefix("visual.").map(str::to_owned))))
+        } else if has("vision_model.embeddings.patch_embedding.weight") && has("visual_projection.weight") {
+            let renamed = |n: String| openai_name(&n).map(|(ours, axes)| (ours, n, axes));
+            let list = tensors.names().into_iter().filter_map(renamed).collect();
+            (Family::Clip, Arc::new(Renamed::listed(whole, list)))
+        } else if has("embeddings.patch_embeddings.projection.weight") && has("encoder.layer.0.layer_scale1.lambda1") {
+            // Whatever else is there stays visible under its own name, so that a load of another network is not clean.
+            let renamed = Renamed::new(whole, |n| Some(dino_name(n).unwrap_or_else(|| n.to_owned())));
+            (Family::Dino, Arc::new(renamed))
+        } else if has("pos_embed") && has("patch_embed.proj.weight") && has("blocks.0.norm1.weight") {
+            match (has("dist_token"), has("blocks.0.ls1.gamma")) {
+                (true, _) => (Family::Deit, whole),
+                (false, true) => (Family::Dino, whole),
+                (false, false) => return None,
+            }
+        } else {
+            return None;
+        };
+    let unlike = [
+        ("register_tokens", "registers"),
+        ("blocks.0.mlp.w12.weight", "SwiGLU"),
+        ("blocks.0.mlp.weights_in.weight", "SwiGLU"),
+    ];
+    let config = match unlike.iter().find(|(n, _)| tensors.info(n).is_some()) {
+        Some((_, what)) => Err(Error::Config { what: format!("a vision transformer with {what} is not known") }),
+        None => VitConfig::of(family, tensors.as_ref(), quick),
+    };
+    Some((config, tensors))
 }
 
 /// How a family names its tensors.
