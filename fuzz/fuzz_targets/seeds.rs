@@ -9,6 +9,8 @@ use std::path::Path;
 use d2o_converters::checkpoint::safetensors::{self, Tensor};
 use d2o_converters::config::NetConfig;
 use d2o_converters::export::{self, Options};
+use d2o_converters::nn::OnnxBackend;
+use d2o_converters::nn::precond::Denoiser;
 use d2o_converters::weights::Weights;
 use d2o_refs::archive::Archive;
 use d2o_refs::image_zip::DatasetWriter;
@@ -64,6 +66,33 @@ fn write() -> Result<(), Box<dyn Error>> {
     let metadata = BTreeMap::from([("class".to_owned(), "EDMPrecond".to_owned()), ("init_kwargs".to_owned(), kwargs.to_owned())]);
     safetensors::write(&folder("safetensors")?.join("plain"), &tensors, &BTreeMap::new())?;
     safetensors::write(&folder("safetensors")?.join("network"), &tensors, &metadata)?;
+    // Whole networks, with the tensors that they ask for.
+    for (name, class, more) in [
+        ("song", "EDMPrecond", r#""model_type": "SongUNet", "resample_filter": [1, 3, 3, 1], "encoder_type": "skip", "decoder_type": "skip""#),
+        ("fourier", "VEPrecond", r#""model_type": "SongUNet", "embedding_type": "fourier", "channel_mult_noise": 2, "encoder_type": "residual""#),
+        ("dhariwal", "iDDPMPrecond", r#""model_type": "DhariwalUNet", "label_dim": 2"#),
+    ] {
+        let kwargs = format!(
+            r#"{{"img_resolution": 4, "img_channels": 3, "model_channels": 4, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [], {more}}}"#
+        );
+        let config = NetConfig::new(class, &kwargs.parse()?)?;
+        let mut b = OnnxBackend::new(class, Weights::initialised(0));
+        Denoiser::build(&mut b, &config)?;
+        let tensor = |(name, dims): (&str, &[usize])| {
+            let values = (0..dims.iter().product()).map(|i: usize| (i % 7) as f32 / 8.0 - 0.25).collect();
+            Tensor { name: name.to_owned(), dims: dims.to_vec(), values }
+        };
+        let tensors: Vec<Tensor> = b.taken().map(tensor).collect();
+        let metadata = BTreeMap::from([("class".to_owned(), class.to_owned()), ("init_kwargs".to_owned(), kwargs)]);
+        safetensors::write(&folder("export")?.join(name), &tensors, &metadata)?;
+    }
+    for file in ["edm.pkl", "script.pt", "graph.pb"] {
+        std::fs::copy(fixtures.join(file), folder("export")?.join(file))?;
+    }
+    for file in ["openai/guided-new.pt", "openai/cm-cond.pt", "stylegan2/resnet.pkl"] {
+        let (_, name) = file.split_once('/').unwrap_or(("", file));
+        std::fs::copy(fixtures.join("..").join(file), folder("export")?.join(name))?;
+    }
 
     for (name, dtype, shape, bytes) in
         [("f8", Dtype::F64, vec![2, 2], 32), ("f4", Dtype::F32, vec![3], 12), ("images", Dtype::U8, vec![2, 4, 4, 3], 96)]

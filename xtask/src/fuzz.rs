@@ -8,25 +8,15 @@ use fs_err as fs;
 
 use crate::paths::{environment, root, target};
 
-/// Targets, named after what they read; each is a file in fuzz/fuzz_targets.
-const TARGETS: [&str; 12] = [
-    "pickle",
-    "torch_zip",
-    "torch_legacy",
-    "torchscript",
-    "safetensors",
-    "graph_def",
-    "npy",
-    "npz",
-    "stats",
-    "image",
-    "image_zip",
-    "onnx",
-];
-/// Longest input, bytes.
-const MAX_LEN: usize = 1 << 16;
-/// Most memory a target may hold, and most it may ask for at once, MiB.
-const MEMORY_MIB: [usize; 2] = [2048, 512];
+/// Targets of readers of checkpoints, whose inputs may be long: what a few bytes ask for again and again shows only there.
+const CHECKPOINTS: [&str; 7] =
+    ["pickle", "torch_zip", "torch_legacy", "torchscript", "safetensors", "graph_def", "export"];
+/// Longest input of these, and of all others, bytes.
+const MAX_LEN: [usize; 2] = [1 << 20, 1 << 16];
+/// Targets that decode pixels, and the memory they may hold, MiB: the largest image that Pillow accepts takes that.
+const IMAGES: ([&str; 2], usize) = (["image", "image_zip"], 1400);
+/// Most memory another target may hold, MiB.
+const MEMORY_MIB: usize = 256;
 /// Longest time one input may take, seconds.
 const TIMEOUT: usize = 10;
 /// What cargo-fuzz passes for coverage without a sanitizer, which stable Rust knows too.
@@ -39,9 +29,10 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 /// An unknown target, a failing build, or a finding: its input is kept under the target folder.
 pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
     let seconds = minutes.parse::<f64>().ok().filter(|m| *m > 0.0).context("MINUTES: a number above 0")? * 60.0;
-    let targets: Vec<&str> = TARGETS.into_iter().filter(|t| only.is_none_or(|o| o == *t)).collect();
+    let all = targets()?;
+    let targets: Vec<&String> = all.iter().filter(|t| only.is_none_or(|o| o == *t)).collect();
     if targets.is_empty() {
-        bail!("no target `{}`: {}", only.unwrap_or(""), TARGETS.join(", "));
+        bail!("no target `{}`: {}", only.unwrap_or(""), all.join(", "));
     }
     let dir = target()?.join("fuzz");
     let triple = host()?;
@@ -68,18 +59,19 @@ pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
         let found = dir.join("findings").join(name);
         fs::create_dir_all(&found)?;
         let log = dir.join(format!("{name}.log"));
-        let [rss, malloc] = MEMORY_MIB;
+        let memory = if IMAGES.0.contains(&name.as_str()) { IMAGES.1 } else { MEMORY_MIB };
+        let length = MAX_LEN[usize::from(!CHECKPOINTS.contains(&name.as_str()))];
         let clock = Instant::now();
         let status = Command::new(bin.join(name))
             .arg(corpus.join(name))
             .args([
                 format!("-max_total_time={seconds:.0}"),
-                format!("-max_len={MAX_LEN}"),
+                format!("-max_len={length}"),
                 format!("-timeout={TIMEOUT}"),
             ])
             .args([
-                format!("-rss_limit_mb={rss}"),
-                format!("-malloc_limit_mb={malloc}"),
+                format!("-rss_limit_mb={memory}"),
+                format!("-malloc_limit_mb={memory}"),
                 "-print_final_stats=1".to_owned(),
             ])
             .arg(format!("-artifact_prefix={}/", found.display()))
@@ -101,6 +93,19 @@ pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
         }
     }
     if findings.is_empty() { Ok(()) } else { bail!("{}", findings.join("\n")) }
+}
+
+/// Names of the targets, each a file in fuzz/fuzz_targets, sorted.
+fn targets() -> anyhow::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(root().join("fuzz/fuzz_targets"))? {
+        let path = entry?.path();
+        if let Some(stem) = path.file_stem().filter(|s| *s != "seeds") {
+            names.push(stem.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// The triple rustc builds for by itself.
