@@ -161,6 +161,7 @@ fn checkpoint(path: &Path) -> anyhow::Result<Value> {
     };
     let chosen = checkpoint.network(None).ok().filter(usable).or_else(|| checkpoint.networks.iter().find(usable));
     let file = path.display();
+    let notes = (!checkpoint.notes.is_empty()).then_some(&checkpoint.notes);
     let next = match chosen {
         Some(n) if n.name.is_empty() || checkpoint.network(None).is_ok_and(|e| e.name == n.name) => {
             format!("d2o export {file} --out X.onnx")
@@ -169,7 +170,7 @@ fn checkpoint(path: &Path) -> anyhow::Result<Value> {
         _ => format!("d2o export {file} --config NET.json --out X.onnx"),
     };
     Ok(json!({
-        "file": path, "what": format!("checkpoint, {}", checkpoint.format.name()), "networks": networks, "notes": checkpoint.notes, "next": next, "sha256": sha256,
+        "file": path, "what": format!("checkpoint, {}", checkpoint.format.name()), "networks": networks, "notes": notes, "next": next, "sha256": sha256,
     }))
 }
 

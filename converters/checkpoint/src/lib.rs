@@ -421,10 +421,12 @@ fn listed(path: &Path, text: &str, tensors: &[String]) -> Result<Vec<String>> {
 /// The first bytes of `path`, at most 64. Opening a pipe would wait for its other end, and only a file can be mapped.
 fn head(path: &Path) -> Result<Vec<u8>> {
     use std::io::Read as _;
-    let metadata = fs::metadata(path)?;
-    if !metadata.is_file() {
-        let found = if metadata.is_dir() { "a folder" } else { "a pipe or a device" };
-        return Err(Error::format(path, "path", "a file", found));
+    match std::fs::metadata(path) {
+        Ok(other) if !other.is_file() => {
+            let found = if other.is_dir() { "a folder" } else { "a pipe or a device" };
+            return Err(Error::format(path, "path", "a file", found));
+        }
+        _ => {}
     }
     let mut head = Vec::new();
     fs::File::open(path)?.take(64).read_to_end(&mut head)?;
