@@ -8,6 +8,7 @@ pub mod graph;
 mod half;
 pub mod opset;
 pub mod read;
+mod scan;
 pub mod session;
 pub mod taps;
 pub mod winograd;
