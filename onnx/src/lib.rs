@@ -4,6 +4,7 @@
 pub mod check;
 pub mod compose;
 pub mod error;
+mod expansion;
 pub mod graph;
 mod half;
 pub mod opset;

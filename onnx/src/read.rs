@@ -8,7 +8,7 @@ use fs_err as fs;
 use prost::Message as _;
 
 use crate::error::{Error, Result};
-use crate::graph::{Dim, ElementType};
+use crate::graph::{Dim, ElementType, PRODUCER};
 use crate::proto::{DimensionValue, ModelProto, ValueInfoProto};
 use crate::scan::{self, External, Found};
 
@@ -43,8 +43,10 @@ impl ValueInfo {
 }
 
 /// Summary of a model.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelInfo {
+    /// Which program wrote it.
+    pub producer: String,
     /// Inputs that are no weights, in order.
     pub inputs: Vec<ValueInfo>,
     /// Outputs, in order.
@@ -57,6 +59,8 @@ pub struct ModelInfo {
     pub nodes: usize,
     /// Number of scalars in weights.
     pub parameters: u64,
+    /// Whether a run may take any time whatever the size of the inputs: there is a loop.
+    pub loops: bool,
     /// Whether there may be convolutions that minimal filtering suits: of one group and stride 1, with more than one tap.
     pub(crate) filterable: bool,
 }
@@ -112,6 +116,8 @@ impl ModelInfo {
                 .map(value)
                 .collect::<Result<_>>()?,
             outputs: found.outputs.iter().map(value).collect::<Result<_>>()?,
+            producer: found.producer,
+            loops: found.loops,
             metadata: found.metadata,
             opset: found.opset.unwrap_or(0),
             nodes: found.nodes,
@@ -146,7 +152,7 @@ fn regular(path: &Path, file: &Path, place: &str) -> Result<(fs::File, u64)> {
     Ok((open, length))
 }
 
-fn scan(path: &Path) -> Result<Found> {
+pub(crate) fn scan(path: &Path) -> Result<Found> {
     let (file, length) = regular(path, path, "file")?;
     scan::model(file, length, path)
 }
@@ -200,9 +206,9 @@ pub(crate) fn written(path: &Path) -> Result<ModelProto> {
     if !found.graph {
         return Err(bad(path, "ONNX message", "a graph", "none"));
     }
-    if found.producer != "d2o" {
+    if found.producer != PRODUCER {
         // Other writers may use fields that would be lost.
-        return Err(bad(path, "producer", "d2o", format!("`{}`", found.producer)));
+        return Err(bad(path, "producer", PRODUCER, format!("`{}`", found.producer)));
     }
     if let Some(outside) = found.external.first() {
         return Err(bad(path, &outside.tensor, "weights in the file itself", "a side file"));
@@ -291,6 +297,61 @@ mod tests {
         // Weights may be large.
         let large = model(&field(5, &[field(8, b"w"), field(9, &vec![0; 64 << 20])].concat()));
         assert!(ModelInfo::parse(&large, "x.onnx".as_ref()).is_ok());
+    }
+
+    /// A node of `op`, reading `inputs` and writing `output`.
+    fn node(op: &str, inputs: &[&str], output: &str, more: &[u8]) -> Vec<u8> {
+        let inputs: Vec<u8> = inputs.iter().flat_map(|i| field(1, i.as_bytes())).collect();
+        field(1, &[inputs, field(2, output.as_bytes()), field(4, op.as_bytes()), more.to_vec()].concat())
+    }
+
+    #[test]
+    fn tensors_of_constant_sizes_are_charged() {
+        let integers = |name: &str, values: &[i64]| {
+            let raw_data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let dims = vec![values.len() as i64];
+            let tensor = TensorProto { name: name.to_owned(), data_type: 7, dims, raw_data, ..TensorProto::default() };
+            tensor.encode_to_vec()
+        };
+        let weights = |all: &[(&str, &[i64])]| -> Vec<u8> {
+            all.iter().flat_map(|(name, values)| field(5, &integers(name, values))).collect()
+        };
+        let attribute = |name: &str, number: u8, content: &[u8]| {
+            field(5, &[field(1, name.as_bytes()), field(number, content)].concat())
+        };
+        let big: &[i64] = &[1 << 14, 1 << 14];
+        let shape = [0x80, 0x80, 0x80, 0x80, 0x10];
+        for (op, graph) in [
+            ("ConstantOfShape", [node("ConstantOfShape", &["s"], "y", b""), weights(&[("s", big)])].concat()),
+            ("Expand", [node("Expand", &["x", "s"], "y", b""), weights(&[("s", big)])].concat()),
+            ("Tile", [node("Tile", &["x", "s"], "y", b""), weights(&[("s", &[1, 1 << 40])])].concat()),
+            ("Resize", [node("Resize", &["x", "", "", "s"], "y", b""), weights(&[("s", big)])].concat()),
+            ("OneHot", [node("OneHot", &["x", "s"], "y", b""), weights(&[("s", &[1 << 40])])].concat()),
+            ("Pad", [node("Pad", &["x", "s"], "y", b""), weights(&[("s", &[0, 1 << 40, 0, 0])])].concat()),
+            ("Range", [node("Range", &["a", "b", "a"], "y", b""), weights(&[("a", &[1]), ("b", &[1 << 40])])].concat()),
+            ("RandomNormal", node("RandomNormal", &[], "y", &attribute("shape", 8, &shape))),
+            (
+                "Expand",
+                [
+                    node("Constant", &[], "c", &attribute("value", 5, &integers("", &[1 << 20]))),
+                    node("Mul", &["c", "c"], "m", b""),
+                    node("Unsqueeze", &["m"], "u", b""),
+                    node("Concat", &["u", "u"], "s", b""),
+                    field(1, &field(5, &field(6, &node("Expand", &["x", "s"], "y", b"")))),
+                ]
+                .concat(),
+            ),
+            // Each alone would do.
+            (
+                "ConstantOfShape",
+                [node("ConstantOfShape", &["s"], "y", b"").repeat(200), weights(&[("s", &[1 << 20])])].concat(),
+            ),
+        ] {
+            let text = refusal(&model(&graph));
+            assert!(text.starts_with(&format!("x.onnx: {op} of `y`: expected at most 256 MiB")), "{op}: {text}");
+        }
+        let small = [node("Expand", &["x", "s"], "y", b""), weights(&[("s", &[-1, 512, 64, 64])])].concat();
+        assert!(ModelInfo::parse(&model(&small), "x.onnx".as_ref()).is_ok());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use d2o_budget::Budget;
 use prost::Message as _;
 
 use crate::error::{Error, Result};
+use crate::expansion::{self, Expansion, MAX_INTEGERS};
 use crate::proto::ValueInfoProto;
 
 /// Deepest nesting of messages, as protobuf has it.
@@ -29,10 +30,16 @@ pub(crate) struct Found {
     pub(crate) metadata: BTreeMap<String, String>,
     /// Whether there is a graph.
     pub(crate) graph: bool,
+    /// Whether a node repeats a graph.
+    pub(crate) loops: bool,
     /// Nodes, tensors and values in all graphs and functions.
     counts: [usize; 3],
     /// Graphs and functions: the file's own graph is the first.
     bodies: Vec<Body>,
+    /// Nodes that make tensors of sizes which operands name.
+    expansions: Vec<Expansion>,
+    /// Integers of small tensors, by name.
+    integers: HashMap<String, Vec<i64>>,
     pub(crate) inputs: Vec<ValueInfoProto>,
     pub(crate) outputs: Vec<ValueInfoProto>,
     /// Nodes of the graph itself.
@@ -184,6 +191,7 @@ struct Node {
     domain: String,
     op: String,
     inputs: Vec<String>,
+    output: String,
     attributes: Vec<Attribute>,
 }
 
@@ -192,12 +200,15 @@ struct Attribute {
     name: String,
     i: i64,
     ints: Vec<i64>,
+    tensor: Option<Tensor>,
 }
 
 #[derive(Debug, Default)]
 struct Tensor {
     name: String,
     dims: Vec<i64>,
+    /// Its elements, if they are a few integers.
+    integers: Option<Vec<i64>>,
 }
 
 /// Reads the model of `length` bytes at `from`; `file` appears in errors.
@@ -206,6 +217,7 @@ pub(crate) fn model<R: Read + Seek>(from: R, length: u64, file: &Path) -> Result
     let found = Found { bodies: vec![Body::default()], ..Found::default() };
     let mut scan = Scan { from, at: 0, budget: Budget::of_file(length), file, body: 0, found };
     scan.model(length)?;
+    scan.charge_expansions()?;
     if written_out(&scan.found.bodies).is_none_or(|nodes| nodes > MAX_COUNT) {
         return Err(scan.bad(
             "functions".to_owned(),
@@ -423,6 +435,17 @@ impl<R: Read + Seek> Scan<'_, R> {
         Ok(())
     }
 
+    /// Charges the tensors that nodes make from constant sizes.
+    fn charge_expansions(&mut self) -> Result<()> {
+        let nodes = std::mem::take(&mut self.found.expansions);
+        for (op, output, elements) in expansion::sizes(&nodes, std::mem::take(&mut self.found.integers)) {
+            self.budget.bytes(elements.saturating_mul(4)).map_err(|e| {
+                self.bad(format!("{op} of `{output}`"), e.expected(), format!("a tensor of {elements} elements"))
+            })?;
+        }
+        Ok(())
+    }
+
     fn model(&mut self, end: u64) -> Result<()> {
         while let Some((number, content)) = self.field(Kind::Model, end)? {
             let Content::UpTo(end) = content else { continue };
@@ -493,6 +516,9 @@ impl<R: Read + Seek> Scan<'_, R> {
                 }
                 5 => {
                     let tensor = self.tensor(end, depth)?;
+                    if let Some(integers) = &tensor.integers {
+                        self.found.integers.insert(tensor.name.clone(), integers.clone());
+                    }
                     if whole {
                         let size = |dims: &[i64]| {
                             let known = dims.iter().map(|d| u64::try_from(*d).unwrap_or(0));
@@ -530,11 +556,21 @@ impl<R: Read + Seek> Scan<'_, R> {
             let Content::UpTo(end) = content else { continue };
             match number {
                 1 => node.inputs.push(self.text(Kind::Node, end)?),
+                2 if node.output.is_empty() => node.output = self.text(Kind::Node, end)?,
                 4 => node.op = self.text(Kind::Node, end)?,
                 5 => node.attributes.push(self.attribute(end, depth)?),
                 7 => node.domain = self.text(Kind::Node, end)?,
                 _ => self.other(Kind::Node, number, end, depth)?,
             }
+        }
+        self.found.loops |= matches!(node.op.as_str(), "Loop" | "Scan");
+        if expansion::is_followed(&node.op) {
+            let Node { op, inputs, output, .. } = &node;
+            let length = inputs.iter().chain([op, output]).map(|name| name.len() + FIELD).sum();
+            self.charge(length, Kind::Node)?;
+            let value = node.attributes.iter().find_map(Attribute::integers);
+            let (op, inputs, output) = (op.clone(), inputs.clone(), output.clone());
+            self.found.expansions.push(Expansion { op, inputs, output, value });
         }
         let body = &mut self.found.bodies[self.body];
         body.nodes += 1;
@@ -552,6 +588,7 @@ impl<R: Read + Seek> Scan<'_, R> {
                 (1, Content::UpTo(end)) => attribute.name = self.text(Kind::Attribute, end)?,
                 (3, Content::Number(i)) => attribute.i = i.cast_signed(),
                 (8, Content::Number(i)) => attribute.ints.push(i.cast_signed()),
+                (5, Content::UpTo(end)) => attribute.tensor = Some(self.tensor(end, depth)?),
                 (8, Content::UpTo(end)) => self.integers(Kind::Attribute, end, &mut attribute.ints)?,
                 (_, Content::UpTo(end)) => self.other(Kind::Attribute, number, end, depth)?,
                 _ => {}
@@ -562,12 +599,24 @@ impl<R: Read + Seek> Scan<'_, R> {
 
     fn tensor(&mut self, end: u64, depth: u32) -> Result<Tensor> {
         const EXTERNAL: u64 = 1;
+        const INT32: u64 = 6;
+        const INT64: u64 = 7;
         let depth = self.deeper(Kind::Tensor, depth)?;
         let (mut tensor, mut entries, mut outside) = (Tensor::default(), BTreeMap::new(), false);
+        let (mut element, mut raw, mut numbers) = (0, Vec::new(), Vec::new());
         while let Some((number, content)) = self.field(Kind::Tensor, end)? {
             match (number, content) {
                 (1, Content::Number(d)) => tensor.dims.push(d.cast_signed()),
                 (1, Content::UpTo(end)) => self.integers(Kind::Tensor, end, &mut tensor.dims)?,
+                (2, Content::Number(code)) => element = code,
+                (5 | 7, Content::Number(n)) if numbers.len() < MAX_INTEGERS => numbers.push(n.cast_signed()),
+                // An integer takes ten bytes at most.
+                (5 | 7, Content::UpTo(end)) if end - self.at <= 10 * MAX_INTEGERS as u64 => {
+                    self.integers(Kind::Tensor, end, &mut numbers)?;
+                }
+                (9, Content::UpTo(end)) if end - self.at <= 8 * MAX_INTEGERS as u64 => {
+                    raw = self.bytes(Kind::Tensor, end)?;
+                }
                 (8, Content::UpTo(end)) => tensor.name = self.text(Kind::Tensor, end)?,
                 (13, Content::UpTo(end)) => {
                     let Entry { key, value, .. } = self.entry(end, depth)?;
@@ -578,6 +627,19 @@ impl<R: Read + Seek> Scan<'_, R> {
                 _ => {}
             }
         }
+        let filled = tensor.dims.iter().try_fold(1_usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?));
+        let values = match element {
+            INT32 if !raw.is_empty() => {
+                raw.chunks_exact(4).map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
+            }
+            INT64 if !raw.is_empty() => raw
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+                .collect(),
+            _ => numbers,
+        };
+        let whole = matches!(element, INT32 | INT64) && Some(values.len()) == filled && values.len() <= MAX_INTEGERS;
+        tensor.integers = whole.then_some(values);
         if outside || !entries.is_empty() {
             let mut take = |key: &str| entries.remove(key).unwrap_or_default();
             let [location, offset, length] = ["location", "offset", "length"].map(&mut take);
@@ -585,6 +647,18 @@ impl<R: Read + Seek> Scan<'_, R> {
             self.found.external.push(External { tensor: tensor.name.clone(), location, offset, length });
         }
         Ok(tensor)
+    }
+}
+
+impl Attribute {
+    /// The integers it holds, as a constant or a shape.
+    fn integers(&self) -> Option<Vec<i64>> {
+        match self.name.as_str() {
+            "value" => self.tensor.as_ref()?.integers.clone(),
+            "value_int" => Some(vec![self.i]),
+            "value_ints" | "shape" => Some(self.ints.clone()),
+            _ => None,
+        }
     }
 }
 
