@@ -120,7 +120,7 @@ fn field(number: u8, content: &[u8]) -> Vec<u8> {
     [&bytes, content].concat()
 }
 
-/// A generator that adds its latents to themselves 2⁴⁰ times.
+/// A generator that adds its latents to themselves for ever.
 fn endless(path: &Path) {
     let text = |number, text: &str| field(number, text.as_bytes());
     let node = |op: &str, inputs: &[&str], output: &str, more: Vec<u8>| {
@@ -143,11 +143,9 @@ fn endless(path: &Path) {
     ];
     // An attribute of type GRAPH.
     let body = field(5, &[text(1, "body"), field(6, &body.concat()), vec![0xa0, 0x01, 5]].concat());
-    let trips = [vec![0x10, int], text(8, "trips"), field(9, &(1_i64 << 40).to_le_bytes())].concat();
     let graph = [
-        node("Loop", &["trips", "", "latents"], "images", body),
+        node("Loop", &["", "", "latents"], "images", body),
         text(2, "g"),
-        field(5, &trips),
         value(11, "latents", float, images()),
         value(12, "images", float, images()),
     ];

@@ -15,17 +15,17 @@ pub(crate) struct Expansion {
     pub(crate) value: Option<Vec<i64>>,
 }
 
-/// Operations that are followed.
+/// Whether `op` makes a tensor of a named size, runs for a named number of turns, or passes sizes on.
 pub(crate) fn is_followed(op: &str) -> bool {
-    const PASSED_ON: [&str; 9] =
-        ["Constant", "Identity", "Cast", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Mul", "Add"];
-    const MADE: [&str; 9] =
+    const MAKES: [&str; 9] =
         ["ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "RandomNormal", "RandomUniform", "Resize", "Pad"];
-    PASSED_ON.contains(&op) || MADE.contains(&op)
+    const PASSES_ON: [&str; 9] =
+        ["Constant", "Identity", "Cast", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Mul", "Add"];
+    op == "Loop" || MAKES.contains(&op) || PASSES_ON.contains(&op)
 }
 
-/// For each of `nodes` that makes a tensor of constant size: its operation, its output, and at least how many elements that has. `constants` are the
-/// integers known by name.
+/// For each of `nodes` that makes a tensor of constant size: its operation, its output, and at least how many elements that has; for a loop, how often it
+/// runs. `constants` are the integers known by name.
 pub(crate) fn sizes(
     nodes: &[Expansion],
     mut constants: HashMap<String, Vec<i64>>,
@@ -35,6 +35,7 @@ pub(crate) fn sizes(
         let first = |i: usize| of(i).and_then(|v| v.first().copied());
         let made = match node.op.as_str() {
             "ConstantOfShape" => of(0).map(elements),
+            "Loop" => first(0).map(|trips| elements(&[trips])),
             "Expand" | "Tile" => of(1).map(elements),
             "RandomNormal" | "RandomUniform" => node.value.as_deref().map(elements),
             "Resize" => of(3).map(elements),

@@ -144,7 +144,7 @@ fn bad(file: &Path, place: &str, expected: &str, found: impl Into<String>) -> Er
 
 /// Opens a file that is none of the kinds that block or never end.
 fn regular(path: &Path, file: &Path, place: &str) -> Result<(fs::File, u64)> {
-    if !fs::metadata(path)?.is_file() {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(bad(file, place, "a regular file", "another kind"));
     }
     let open = fs::File::open(path)?;
@@ -171,7 +171,7 @@ fn ensure_beside(path: &Path, tensors: &[External]) -> Result<()> {
                 let inside = !location.is_empty()
                     && !location.contains('\0')
                     && Path::new(location).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
-                let beside = || refused("a file in the model's folder", format!("`{location}`"));
+                let beside = || refused("a file in the model's folder", format!("{location:?}"));
                 if !inside {
                     return Err(beside());
                 }
@@ -350,6 +350,11 @@ mod tests {
             let text = refusal(&model(&graph));
             assert!(text.starts_with(&format!("x.onnx: {op} of `y`: expected at most 256 MiB")), "{op}: {text}");
         }
+        let text = refusal(&model(&[node("Loop", &["n", "", "x"], "y", b""), weights(&[("n", &[1 << 40])])].concat()));
+        assert!(
+            text.contains("x.onnx: Loop of `y`: expected at most 1677") && text.contains("1099511627776 turns"),
+            "{text}"
+        );
         let small = [node("Expand", &["x", "s"], "y", b""), weights(&[("s", &[-1, 512, 64, 64])])].concat();
         assert!(ModelInfo::parse(&model(&small), "x.onnx".as_ref()).is_ok());
     }

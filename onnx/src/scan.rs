@@ -18,6 +18,8 @@ use crate::proto::ValueInfoProto;
 const MAX_DEPTH: u32 = 100;
 /// Most nodes, and most tensors and values, in all graphs of a file and with its functions written out: runtimes take time squared in their number.
 const MAX_COUNT: usize = 1 << 15;
+/// Most inputs of a node, for the same reason.
+const MAX_INPUTS: usize = 1 << 12;
 /// Bytes that a field takes beside its content.
 const FIELD: usize = 32;
 
@@ -435,13 +437,15 @@ impl<R: Read + Seek> Scan<'_, R> {
         Ok(())
     }
 
-    /// Charges the tensors that nodes make from constant sizes.
+    /// Charges the tensors that nodes make from constant sizes, and the turns of loops.
     fn charge_expansions(&mut self) -> Result<()> {
         let nodes = std::mem::take(&mut self.found.expansions);
-        for (op, output, elements) in expansion::sizes(&nodes, std::mem::take(&mut self.found.integers)) {
-            self.budget.bytes(elements.saturating_mul(4)).map_err(|e| {
-                self.bad(format!("{op} of `{output}`"), e.expected(), format!("a tensor of {elements} elements"))
-            })?;
+        for (op, output, count) in expansion::sizes(&nodes, std::mem::take(&mut self.found.integers)) {
+            let (charged, found) = match op {
+                "Loop" => (self.budget.steps(count), format!("{count} turns")),
+                _ => (self.budget.bytes(count.saturating_mul(4)), format!("a tensor of {count} elements")),
+            };
+            charged.map_err(|e| self.bad(format!("{op} of `{output}`"), e.expected(), found))?;
         }
         Ok(())
     }
@@ -555,6 +559,7 @@ impl<R: Read + Seek> Scan<'_, R> {
         while let Some((number, content)) = self.field(Kind::Node, end)? {
             let Content::UpTo(end) = content else { continue };
             match number {
+                1 if node.inputs.len() == MAX_INPUTS => return Err(self.exceeds(Kind::Node, MAX_INPUTS, "inputs")),
                 1 => node.inputs.push(self.text(Kind::Node, end)?),
                 2 if node.output.is_empty() => node.output = self.text(Kind::Node, end)?,
                 4 => node.op = self.text(Kind::Node, end)?,

@@ -98,6 +98,6 @@ mod tests {
         assert!(g.resize_bilinear(&empty, [2, 2], Sampling::HalfPixel).is_err());
         assert!(g.resize_bilinear(&x, [0, 2], Sampling::AlignCorners).is_err());
         assert!(g.resize_bilinear(&x, [2, 2], Sampling::Asymmetric).is_ok());
-        assert_eq!(interpolation(0, 4, Sampling::HalfPixel), []);
+        assert!(interpolation(0, 4, Sampling::HalfPixel).is_empty());
     }
 }
