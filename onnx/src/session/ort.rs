@@ -331,8 +331,12 @@ impl OrtSession {
             let name = output.name.clone();
             let value = outputs.remove(&name).ok_or_else(|| ort::Error::new(format!("no output `{name}`")))?;
             let stays = keep.contains(&name.as_str());
-            let value =
-                if stays { Resident::Ort(Bound::new(&self.name, value)?) } else { Resident::Host(from_value(&value)?) };
+            let value = if stays {
+                Bound::new(&self.name, value).map(Resident::Ort)
+            } else {
+                from_value(&value).map(Resident::Host)
+            };
+            let value = value.map_err(|e| ort::Error::new(format!("output `{name}`: {e}")))?;
             found.push((name, value));
         }
         Ok(found)
