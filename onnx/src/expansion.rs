@@ -5,6 +5,9 @@ use std::collections::HashMap;
 /// Most integers of a constant that is followed: sizes and limits of axes are fewer.
 pub(crate) const MAX_INTEGERS: usize = 64;
 
+/// Elements from which on a tensor counts that is joined of others.
+const HUGE: usize = 1 << 24;
+
 /// A node that makes a tensor of a size that its operands name, or passes such sizes on.
 #[derive(Debug)]
 pub(crate) struct Expansion {
@@ -24,19 +27,28 @@ pub(crate) fn is_followed(op: &str) -> bool {
     op == "Loop" || MAKES.contains(&op) || PASSES_ON.contains(&op)
 }
 
-/// For each of `nodes` that makes a tensor of constant size: its operation, its output, and at least how many elements that has; for a loop, how often it
-/// runs. `constants` are the integers known by name.
-pub(crate) fn sizes(
-    nodes: &[Expansion],
+/// For each of `nodes` that makes a tensor of constant size, or joins others to a huge one: its operation, its output, and at least how many elements that
+/// has; for a loop, how often it runs. `constants` are the integers known by name, `elements_of` tells the elements of weights.
+pub(crate) fn sizes<'a>(
+    nodes: &'a [Expansion],
     mut constants: HashMap<String, Vec<i64>>,
-) -> impl Iterator<Item = (&str, &str, usize)> {
+    elements_of: impl Fn(&str) -> Option<usize>,
+) -> impl Iterator<Item = (&'a str, &'a str, usize)> {
+    // Least elements of what nodes have written.
+    let mut least: HashMap<&str, usize> = HashMap::new();
     nodes.iter().filter_map(move |node| {
+        let size = |name: &String| match name.as_str() {
+            "" => 0,
+            name => least.get(name).copied().or_else(|| elements_of(name)).unwrap_or(1),
+        };
+        let size_of = |i: usize| node.inputs.get(i).map_or(0, size);
         let of = |i: usize| node.inputs.get(i).and_then(|name| constants.get(name)).map(Vec::as_slice);
         let first = |i: usize| of(i).and_then(|v| v.first().copied());
         let made = match node.op.as_str() {
             "ConstantOfShape" => of(0).map(elements),
             "Loop" => first(0).map(|trips| elements(&[trips])),
-            "Expand" | "Tile" => of(1).map(elements),
+            "Expand" => of(1).map(|shape| elements(shape).max(size_of(0))),
+            "Tile" => of(1).map(|repeats| elements(repeats).saturating_mul(size_of(0))),
             "RandomNormal" | "RandomUniform" => node.value.as_deref().map(elements),
             "Resize" => of(3).map(elements),
             "OneHot" => first(1).map(|depth| elements(&[depth])),
@@ -51,8 +63,17 @@ pub(crate) fn sizes(
             }),
             _ => None,
         };
-        if made.is_some() {
-            return made.map(|n| (node.op.as_str(), node.output.as_str(), n));
+        let joined = match node.op.as_str() {
+            "Concat" => node.inputs.iter().map(size).fold(0, usize::saturating_add),
+            "Identity" | "Cast" | "Unsqueeze" | "Squeeze" | "Reshape" => size_of(0),
+            "Mul" | "Add" => size_of(0).max(size_of(1)),
+            _ => 1,
+        };
+        if node.op != "Loop" {
+            least.insert(&node.output, made.unwrap_or(joined));
+        }
+        if let Some(n) = made.or((node.op == "Concat" && joined > HUGE).then_some(joined)) {
+            return Some((node.op.as_str(), node.output.as_str(), n));
         }
         let known = match node.op.as_str() {
             "Constant" => node.value.clone(),

@@ -105,10 +105,10 @@ impl ModelInfo {
             let (dims, symbols) = axes.unzip();
             Ok(ValueInfo { name: v.name.clone(), element, dims, symbols })
         };
-        let taps = |name: &Option<String>| name.as_ref().and_then(|n| found.weights.get(n));
+        let known = |name: &Option<String>| name.as_ref().and_then(|n| found.weights.get(n));
         Ok(Self {
             // Weights that are not in sight may have any number of taps.
-            filterable: found.dense.iter().any(|weight| taps(weight).is_none_or(|taps| *taps > 1)),
+            filterable: found.dense.iter().any(|weight| known(weight).is_none_or(|w| w.taps > 1)),
             inputs: found
                 .inputs
                 .iter()
@@ -341,6 +341,8 @@ mod tests {
                 ]
                 .concat(),
             ),
+            // Twice as long each time.
+            ("Concat", node("Concat", &["y", "y"], "y", b"").repeat(41)),
             // Each alone would do.
             (
                 "ConstantOfShape",

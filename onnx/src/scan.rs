@@ -47,12 +47,20 @@ pub(crate) struct Found {
     /// Nodes of the graph itself.
     pub(crate) nodes: usize,
     pub(crate) parameters: u64,
-    /// Weights and how many taps each has as a convolution's.
-    pub(crate) weights: HashMap<String, u64>,
+    /// The graph's own weights.
+    pub(crate) weights: HashMap<String, Weight>,
     /// The weight of each convolution of one group and stride 1.
     pub(crate) dense: Vec<Option<String>>,
     /// Tensors outside the file.
     pub(crate) external: Vec<External>,
+}
+
+/// Size of a weight.
+#[derive(Debug)]
+pub(crate) struct Weight {
+    elements: u64,
+    /// As a convolution's.
+    pub(crate) taps: u64,
 }
 
 /// Where a tensor's values are outside the file.
@@ -440,7 +448,11 @@ impl<R: Read + Seek> Scan<'_, R> {
     /// Charges the tensors that nodes make from constant sizes, and the turns of loops.
     fn charge_expansions(&mut self) -> Result<()> {
         let nodes = std::mem::take(&mut self.found.expansions);
-        for (op, output, count) in expansion::sizes(&nodes, std::mem::take(&mut self.found.integers)) {
+        let integers = std::mem::take(&mut self.found.integers);
+        let weights = &self.found.weights;
+        let elements = |name: &str| weights.get(name).and_then(|w| usize::try_from(w.elements).ok());
+        let sizes: Vec<_> = expansion::sizes(&nodes, integers, elements).collect();
+        for (op, output, count) in sizes {
             let (charged, found) = match op {
                 "Loop" => (self.budget.steps(count), format!("{count} turns")),
                 _ => (self.budget.bytes(count.saturating_mul(4)), format!("a tensor of {count} elements")),
@@ -528,9 +540,10 @@ impl<R: Read + Seek> Scan<'_, R> {
                             let known = dims.iter().map(|d| u64::try_from(*d).unwrap_or(0));
                             known.fold(1_u64, u64::saturating_mul)
                         };
-                        self.found.parameters = self.found.parameters.saturating_add(size(&tensor.dims));
+                        let elements = size(&tensor.dims);
+                        self.found.parameters = self.found.parameters.saturating_add(elements);
                         let taps = size(tensor.dims.get(2..).unwrap_or(&[]));
-                        self.found.weights.insert(tensor.name, taps);
+                        self.found.weights.insert(tensor.name, Weight { elements, taps });
                     }
                 }
                 11 | 12 if whole => {
