@@ -13,6 +13,7 @@ use d2o_onnx::session::{PlacedNode, Provider, Session};
 
 use crate::cli::{Accelerator, Global, ProviderArg, Runtime};
 use crate::error::with_hint;
+use crate::interrupt;
 use crate::printer::Printer;
 
 /// Version of ONNX Runtime that set-up installs.
@@ -133,7 +134,9 @@ fn open_nth(
 ) -> anyhow::Result<Box<dyn Session>> {
     let describe = || format!("cannot open `{}`", model.display());
     // The file's own faults come first, whatever is installed.
-    ModelInfo::open(model).with_context(describe)?;
+    if ModelInfo::open(model).with_context(describe)?.loops {
+        interrupt::end_at_once();
+    }
     if runtime == Runtime::Tract {
         return Ok(Box::new(TractSession::open(model, global.threads).with_context(describe)?));
     }

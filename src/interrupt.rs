@@ -4,6 +4,8 @@
 //! batch by batch, the first signal only sets a flag; the code asks [`check`] after every batch and returns [`Interrupted`], so that files are
 //! finished or removed and what can be resumed is kept. The second signal always ends the process at once.
 //!
+//! A batch through a graph with a loop may never end, so once one is open ([`end_at_once`]) no section waits for its batch.
+//!
 //! "At once" is `_exit` from a thread of its own: neither the runtimes' destructors nor the running computation take part.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,6 +17,8 @@ pub const EXIT_CODE: u8 = 130;
 static ASKED: AtomicBool = AtomicBool::new(false);
 /// Whether the code has learned of it.
 static SEEN: AtomicBool = AtomicBool::new(false);
+/// Whether no section is waited for.
+static AT_ONCE: AtomicBool = AtomicBool::new(false);
 /// Number of living [`Cooperative`] guards.
 static SECTIONS: AtomicUsize = AtomicUsize::new(0);
 
@@ -60,6 +64,11 @@ impl Drop for Cooperative {
             exit_at_once();
         }
     }
+}
+
+/// From now on the first signal ends the process at once, in sections too: their work may not come to an end by itself.
+pub fn end_at_once() {
+    AT_ONCE.store(true, Ordering::SeqCst);
 }
 
 /// Whether the section is asked to end.
@@ -114,7 +123,7 @@ mod unix {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
     use signal_hook::iterator::Signals;
 
-    use super::{ASKED, SECTIONS, SEEN, exit_at_once};
+    use super::{ASKED, AT_ONCE, SECTIONS, SEEN, exit_at_once};
 
     const STOPPING: &[u8] = b"stopping after this batch; press Ctrl-C again to stop at once\n";
 
@@ -126,7 +135,7 @@ mod unix {
         let Ok(mut signals) = Signals::new(wanted) else { return };
         std::thread::spawn(move || {
             for _ in signals.forever() {
-                let outside = || SECTIONS.load(Ordering::SeqCst) == 0;
+                let outside = || SECTIONS.load(Ordering::SeqCst) == 0 || AT_ONCE.load(Ordering::SeqCst);
                 if outside() || ASKED.swap(true, Ordering::SeqCst) {
                     exit_at_once();
                 }

@@ -52,6 +52,7 @@ fn depends_on(manifest: &str, crates: &[&str]) -> Vec<String> {
 fn crates_depend_one_way() {
     let own = ["d2o-onnx", "d2o-converters", "d2o-refs", "d2o-evaluations", "d2o"];
     assert_eq!(depends_on("onnx/Cargo.toml", &own), Vec::<String>::new());
+    assert_eq!(depends_on("onnx/winograd/Cargo.toml", &[&own[..], &["ort", "prost"]].concat()), Vec::<String>::new());
     assert_eq!(depends_on("refs/Cargo.toml", &own), Vec::<String>::new());
     assert_eq!(depends_on("evaluations/Cargo.toml", &own), Vec::<String>::new());
     assert_eq!(depends_on("evaluations/Cargo.toml", &["zip", "hdf5", "image", "fs-err"]), Vec::<String>::new());
@@ -69,7 +70,7 @@ fn measuring_and_sampling_know_neither_the_command_line_nor_the_printer() {
 
 #[test]
 fn libraries_never_print_exit_or_read_the_environment() {
-    for folder in ["onnx/src", "converters/src", "refs/src", "evaluations/src"] {
+    for folder in ["onnx/src", "onnx/winograd/src", "converters/src", "refs/src", "evaluations/src"] {
         lacks(
             folder,
             &["println!", "eprintln!", "print!(", "process::exit", "env::var", "SystemTime::now", "thread_rng"],
@@ -84,7 +85,7 @@ fn libtorch_is_used_in_training_only() {
         let used = ["use tch", " tch::", "(tch::", "<tch::", "&tch::"].iter().any(|w| text.contains(w));
         assert!(own || !used, "{} uses libtorch", path.display());
     }
-    for folder in ["onnx/src", "converters/src", "refs/src", "evaluations/src"] {
+    for folder in ["onnx/src", "onnx/winograd/src", "converters/src", "refs/src", "evaluations/src"] {
         lacks(folder, &["use tch", " tch::", "(tch::", "<tch::", "&tch::"]);
     }
 }

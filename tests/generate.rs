@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use d2o_converters::weights::SplitMix64;
+use d2o_onnx::graph::{Dim, ElementType, GraphBuilder};
 use d2o_refs::npz::{Npz, NpzWriter};
 use fs_err as fs;
 use test_support::{Outcome, golden_dir, run};
@@ -25,6 +26,44 @@ fn export(dir: &Path, checkpoint: &str, kind: &str, out: &str) {
     let mut words = vec!["export", &source, "--kind", kind, "--out", out, "--no-check"];
     words.extend(if kind == "one-step" { vec!["--sigma-max", sigma] } else { vec![] });
     d2o(dir, &words);
+}
+
+/// A graph that gives back what it takes, `dims` for each image.
+fn identity(path: &Path, [input, output, kind]: [&str; 3], element: ElementType, dims: &[usize]) {
+    let mut g = GraphBuilder::new("g");
+    let dims: Vec<Dim> = std::iter::once(Dim::Batch).chain(dims.iter().map(|n| Dim::Known(*n))).collect();
+    let x = g.input(input, element, &dims).unwrap();
+    g.output(output, &x).unwrap();
+    g.metadata("kind", kind);
+    d2o_onnx::write::write(&g.finish().unwrap(), path).unwrap();
+}
+
+#[test]
+fn sizes_that_a_graph_only_claims_are_refused_before_they_are_allocated() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |words: &[&str], text: &str| {
+        let outcome = run(Path::new(D2O), dir.path(), words);
+        let told = outcome.stderr.contains(text);
+        assert!(outcome.code == 2 && told && !outcome.stderr.contains("panicked"), "{words:?}: {outcome}");
+    };
+    let generator = ["latents", "images", "one-step"];
+    for (dims, text) in [
+        ([3, 1 << 20, 1 << 20], "`latents`: expected at most 12582912 values for an image"),
+        ([3, 1 << 40, 1 << 40], "`latents`: expected at most 12582912 values for an image"),
+        ([3, 0, 8], "images of 8 × 0 pixels"),
+    ] {
+        identity(&dir.path().join("x.onnx"), generator, ElementType::F32, &dims);
+        for provider in ["cpu", "tract"] {
+            refused(&["generate", "x.onnx", "--provider", provider, "--seeds", "0-3", "--out", "s.npz"], text);
+        }
+    }
+    identity(&dir.path().join("x.onnx"), ["x", "y", "other"], ElementType::F32, &[1 << 40, 1 << 40]);
+    refused(&["verify", "x.onnx", "--runtimes", "ort-cpu,ort-cpu"], "`x`: expected at most 12582912 values");
+    identity(&dir.path().join("x.onnx"), ["images_u8", "features", "features"], ElementType::U8, &[1 << 40]);
+    identity(&dir.path().join("g.onnx"), generator, ElementType::F32, &[3, 8, 8]);
+    d2o(dir.path(), &["generate", "g.onnx", "--provider", "cpu", "--seeds", "0-3", "--out", "s.npz"]);
+    let refs = ["refs", "make", "s.npz", "--extractor", "x.onnx", "--out", "r.npz"];
+    refused(&refs, "`features`: expected at most 8192 values, found 1099511627776");
 }
 
 /// Images that the originals' generate.py made of the golden networks; see tests/data/gen/generate.py.

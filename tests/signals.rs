@@ -108,6 +108,75 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
+/// Field `number` of an ONNX message.
+fn field(number: u8, content: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![number << 3 | 2];
+    let mut rest = content.len();
+    while rest > 0x7f {
+        bytes.push(0x80 | (rest & 0x7f) as u8);
+        rest >>= 7;
+    }
+    bytes.push(rest as u8);
+    [&bytes, content].concat()
+}
+
+/// A generator that adds its latents to themselves for ever.
+fn endless(path: &Path) {
+    let text = |number, text: &str| field(number, text.as_bytes());
+    let node = |op: &str, inputs: &[&str], output: &str, more: Vec<u8>| {
+        let inputs: Vec<u8> = inputs.iter().flat_map(|i| text(1, i)).collect();
+        field(1, &[inputs, text(2, output), text(4, op), more].concat())
+    };
+    let value = |number, name: &str, element: u8, shape: Vec<u8>| {
+        field(number, &[text(1, name), field(2, &field(1, &[vec![0x08, element], shape].concat()))].concat())
+    };
+    let (float, int, bool) = (1, 7, 9);
+    let scalar = || field(2, b"");
+    let known = |n: u8| field(1, &[0x08, n]);
+    let images = || field(2, &[field(1, &text(2, "N")), known(3), known(8), known(8)].concat());
+    let body = [
+        node("Identity", &["c"], "go", Vec::new()),
+        node("Add", &["s", "s"], "sum", Vec::new()),
+        text(2, "body"),
+        [value(11, "i", int, scalar()), value(11, "c", bool, scalar()), value(11, "s", float, Vec::new())].concat(),
+        [value(12, "go", bool, scalar()), value(12, "sum", float, Vec::new())].concat(),
+    ];
+    // An attribute of type GRAPH.
+    let body = field(5, &[text(1, "body"), field(6, &body.concat()), vec![0xa0, 0x01, 5]].concat());
+    let graph = [
+        node("Loop", &["", "", "latents"], "images", body),
+        text(2, "g"),
+        value(11, "latents", float, images()),
+        value(12, "images", float, images()),
+    ];
+    let kind = field(14, &[text(1, "kind"), text(2, "one-step")].concat());
+    let opset = field(8, &[text(1, ""), vec![0x10, 17]].concat());
+    fs::write(path, [vec![0x08, 8], opset, field(7, &graph.concat()), kind].concat()).unwrap();
+}
+
+#[test]
+fn a_batch_that_never_ends_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    endless(&dir.join("loop.onnx"));
+    for args in [
+        &["generate", "loop.onnx", "--provider", "cpu", "--seeds", "0-3", "--out", "s.npz"][..],
+        &["verify", "loop.onnx", "--runtimes", "ort-cpu,ort-cpu", "--samples", "2"],
+    ] {
+        let mut running = Running::start(dir, &[], args);
+        let busy = |pid: u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // Ticks of 10 ms in user mode.
+            stat.split_whitespace().nth(13).and_then(|t| t.parse::<u32>().ok()).is_some_and(|ticks| ticks > 100)
+        };
+        running.wait_for("its loop", busy);
+        running.send("TERM");
+        let (code, stderr, took) = running.end();
+        assert_eq!(code, Some(INTERRUPTED), "{args:?}: {stderr}");
+        assert!(took < AT_ONCE, "{args:?}: {took:?}");
+    }
+}
+
 #[test]
 fn generate_ends_after_its_batch_and_resumes_and_is_alone_at_its_output() {
     let dir = tempfile::tempdir().unwrap();

@@ -15,6 +15,9 @@ use crate::proto::{
 /// Name of the symbolic axis.
 pub const BATCH: &str = "N";
 
+/// What the graphs that are built here name as their producer.
+pub(crate) const PRODUCER: &str = "d2o";
+
 /// Element types of edges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names say it")]
@@ -38,6 +41,10 @@ impl ElementType {
         (Self::F16, 10),
         (Self::F64, 11),
     ];
+
+    pub(crate) fn is_float(self) -> bool {
+        matches!(self, Self::F16 | Self::F32 | Self::F64)
+    }
 
     pub(crate) fn code(self) -> i32 {
         Self::CODES.iter().find(|(t, _)| *t == self).map_or(0, |(_, c)| *c)
@@ -114,6 +121,16 @@ impl Edge {
     pub fn dims(&self) -> &[Dim] {
         &self.0.dims
     }
+
+    /// `f32 [N, 3]`.
+    pub(crate) fn describe(&self) -> String {
+        format!("{} {}", self.element(), show(self.dims()))
+    }
+}
+
+/// Whether both hold floats of one type.
+pub(crate) fn same_floats(a: &Edge, b: &Edge) -> bool {
+    a.element() == b.element() && a.element().is_float()
 }
 
 /// A finished, checked graph.
@@ -204,7 +221,7 @@ impl GraphBuilder {
     /// # Errors
     /// `Shape` if `data` does not fill `dims`.
     pub fn constant(&mut self, name: &str, dims: &[usize], data: Vec<f32>) -> Result<Edge> {
-        if dims.iter().product::<usize>() != data.len() {
+        if product(dims.iter().copied()) != Some(data.len()) {
             return Err(self.mismatch("constant", format!("`{name}`: {} values for {dims:?}", data.len())));
         }
         let bytes = data.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -303,7 +320,7 @@ impl GraphBuilder {
         let entry = |(key, value)| StringStringEntryProto { key, value };
         let proto = ModelProto {
             ir_version: IR_VERSION,
-            producer_name: "d2o".to_owned(),
+            producer_name: PRODUCER.to_owned(),
             producer_version: env!("CARGO_PKG_VERSION").to_owned(),
             graph: Some(GraphProto {
                 node: self.nodes,
@@ -330,6 +347,11 @@ fn value_info(name: &str, element: ElementType, dims: &[Dim]) -> ValueInfoProto 
     let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
     let tensor = TensorTypeProto { elem_type: element.code(), shape: Some(shape) };
     ValueInfoProto { name: name.to_owned(), r#type: Some(TypeProto { tensor_type: Some(tensor) }) }
+}
+
+/// The product of `sizes`, if it is no larger than sizes are.
+pub(crate) fn product(mut sizes: impl Iterator<Item = usize>) -> Option<usize> {
+    sizes.try_fold(1, usize::checked_mul)
 }
 
 /// A size as ONNX has it.

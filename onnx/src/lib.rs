@@ -4,10 +4,12 @@
 pub mod check;
 pub mod compose;
 pub mod error;
+mod expansion;
 pub mod graph;
 mod half;
 pub mod opset;
 pub mod read;
+mod scan;
 pub mod session;
 pub mod taps;
 pub mod winograd;

@@ -1,14 +1,16 @@
 //! What a model file says about itself.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::io::Cursor;
+use std::path::{Component, Path};
 
 use fs_err as fs;
 use prost::Message as _;
 
 use crate::error::{Error, Result};
-use crate::graph::{Dim, ElementType, show};
-use crate::proto::{DimensionValue, GraphProto, ModelProto, ValueInfoProto};
+use crate::graph::{Dim, ElementType, PRODUCER};
+use crate::proto::{DimensionValue, ModelProto, ValueInfoProto};
+use crate::scan::{self, External, Found};
 
 /// An input or output.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,21 +19,34 @@ pub struct ValueInfo {
     pub name: String,
     /// Type of its elements.
     pub element: ElementType,
-    /// Its shape; every symbolic axis counts as the batch.
+    /// Its shape; every symbolic axis is a [`Dim::Batch`].
     pub dims: Vec<Dim>,
+    /// Names of the symbolic axes; those of one name are equally long, those without one of any length.
+    pub(crate) symbols: Vec<Option<String>>,
 }
 
 impl ValueInfo {
     /// `latents f32 [N, 3, 32, 32]`.
     #[must_use]
     pub fn describe(&self) -> String {
-        format!("{} {} {}", self.name, self.element, show(&self.dims))
+        format!("{} {} [{}]", self.name, self.element, self.axes().join(", "))
+    }
+
+    /// Lengths and names of the axes.
+    pub(crate) fn axes(&self) -> Vec<String> {
+        let axis = |(dim, symbol): (&Dim, &Option<String>)| match dim {
+            Dim::Known(n) => n.to_string(),
+            Dim::Batch => symbol.as_deref().unwrap_or("?").to_owned(),
+        };
+        self.dims.iter().zip(&self.symbols).map(axis).collect()
     }
 }
 
 /// Summary of a model.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelInfo {
+    /// Which program wrote it.
+    pub producer: String,
     /// Inputs that are no weights, in order.
     pub inputs: Vec<ValueInfo>,
     /// Outputs, in order.
@@ -44,57 +59,69 @@ pub struct ModelInfo {
     pub nodes: usize,
     /// Number of scalars in weights.
     pub parameters: u64,
+    /// Whether a run may take any time whatever the size of the inputs: there is a loop.
+    pub loops: bool,
     /// Whether there may be convolutions that minimal filtering suits: of one group and stride 1, with more than one tap.
     pub(crate) filterable: bool,
 }
 
 impl ModelInfo {
-    /// Reads the model at `path`.
+    /// Reads the model at `path`, but not its weights. Weights outside the file must lie in regular files of its folder, which runtimes then read.
     ///
     /// # Errors
-    /// `Format` if it is no ONNX model; `Io`.
+    /// `Format` if it is no ONNX model, asks for much more memory than its size explains, or its weights are not where they may be; `Io`.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::parse(&fs::read(path)?, path)
+        let found = scan(path)?;
+        ensure_beside(path, &found.external)?;
+        Self::of(found, path)
     }
 
     /// Reads a model from memory; `file` appears in errors.
     ///
     /// # Errors
-    /// `Format` if it is no ONNX model.
+    /// `Format` as of [`ModelInfo::open`], but for weights outside the file.
     pub fn parse(bytes: &[u8], file: &Path) -> Result<Self> {
-        let bad = |place: &str, expected: &str, found: String| Error::Format {
-            file: file.to_owned(),
-            place: place.to_owned(),
-            expected: expected.to_owned(),
-            found,
-        };
-        let model = ModelProto::decode(bytes).map_err(|e| bad("ONNX message", "an ONNX model", e.to_string()))?;
-        let graph = model.graph.ok_or_else(|| bad("ONNX message", "a graph", "none".to_owned()))?;
-        if graph.output.is_empty() {
-            return Err(bad("graph", "outputs", "none".to_owned()));
+        Self::of(scan::model(Cursor::new(bytes), bytes.len() as u64, file)?, file)
+    }
+
+    fn of(found: Found, file: &Path) -> Result<Self> {
+        if !found.graph {
+            return Err(bad(file, "ONNX message", "a graph", "none"));
+        }
+        if found.outputs.is_empty() {
+            return Err(bad(file, "graph", "outputs", "none"));
         }
         let value = |v: &ValueInfoProto| -> Result<ValueInfo> {
             let tensor = v.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
-            let tensor = tensor.ok_or_else(|| bad(&v.name, "a tensor", "another type".to_owned()))?;
+            let tensor = tensor.ok_or_else(|| bad(file, &v.name, "a tensor", "another type"))?;
             let element = ElementType::from_code(tensor.elem_type).ok_or_else(|| {
-                bad(&v.name, "f16, f32, f64, u8, i32, i64 or bool", format!("type {}", tensor.elem_type))
+                bad(file, &v.name, "f16, f32, f64, u8, i32, i64 or bool", format!("type {}", tensor.elem_type))
             })?;
-            let dims = tensor.shape.iter().flat_map(|s| &s.dim).map(|d| match d.value {
-                Some(DimensionValue::DimValue(n)) => usize::try_from(n).map_or(Dim::Batch, Dim::Known),
-                _ => Dim::Batch,
+            let axes = tensor.shape.iter().flat_map(|s| &s.dim).map(|d| match &d.value {
+                Some(DimensionValue::DimValue(n)) => (usize::try_from(*n).map_or(Dim::Batch, Dim::Known), None),
+                Some(DimensionValue::DimParam(name)) => (Dim::Batch, Some(name.clone()).filter(|n| !n.is_empty())),
+                None => (Dim::Batch, None),
             });
-            Ok(ValueInfo { name: v.name.clone(), element, dims: dims.collect() })
+            let (dims, symbols) = axes.unzip();
+            Ok(ValueInfo { name: v.name.clone(), element, dims, symbols })
         };
-        let is_weight = |v: &&ValueInfoProto| !graph.initializer.iter().any(|t| t.name == v.name);
-        let size = |d: &i64| u64::try_from(*d).unwrap_or(0);
+        let known = |name: &Option<String>| name.as_ref().and_then(|n| found.weights.get(n));
         Ok(Self {
-            inputs: graph.input.iter().filter(is_weight).map(value).collect::<Result<_>>()?,
-            outputs: graph.output.iter().map(value).collect::<Result<_>>()?,
-            metadata: model.metadata_props.into_iter().map(|e| (e.key, e.value)).collect(),
-            opset: model.opset_import.iter().find(|o| o.domain.is_empty()).map_or(0, |o| o.version),
-            nodes: graph.node.len(),
-            parameters: graph.initializer.iter().map(|t| t.dims.iter().map(size).product::<u64>()).sum(),
-            filterable: filterable(&graph),
+            // Weights that are not in sight may have any number of taps.
+            filterable: found.dense.iter().any(|weight| known(weight).is_none_or(|w| w.taps > 1)),
+            inputs: found
+                .inputs
+                .iter()
+                .filter(|v| !found.weights.contains_key(&v.name))
+                .map(value)
+                .collect::<Result<_>>()?,
+            outputs: found.outputs.iter().map(value).collect::<Result<_>>()?,
+            producer: found.producer,
+            loops: found.loops,
+            metadata: found.metadata,
+            opset: found.opset.unwrap_or(0),
+            nodes: found.nodes,
+            parameters: found.parameters,
         })
     }
 
@@ -111,44 +138,90 @@ impl ModelInfo {
     }
 }
 
-fn filterable(graph: &GraphProto) -> bool {
-    let taps: HashMap<&str, i64> =
-        graph.initializer.iter().map(|t| (t.name.as_str(), t.dims.iter().skip(2).product())).collect();
-    graph.node.iter().filter(|node| node.op_type == "Conv").any(|node| {
-        let of = |name: &str| node.attribute.iter().find(|a| a.name == name);
-        let dense = of("group").is_none_or(|a| a.i == 1);
-        let steps = of("strides").is_some_and(|a| a.ints.iter().any(|v| *v != 1));
-        // Weights that are not in sight may have any number of taps.
-        let taps = node.input.get(1).and_then(|name| taps.get(name.as_str()));
-        dense && !steps && taps.is_none_or(|taps| *taps > 1)
-    })
+fn bad(file: &Path, place: &str, expected: &str, found: impl Into<String>) -> Error {
+    Error::Format { file: file.to_owned(), place: place.to_owned(), expected: expected.to_owned(), found: found.into() }
+}
+
+/// Opens a file that is none of the kinds that block or never end.
+fn regular(path: &Path, file: &Path, place: &str) -> Result<(fs::File, u64)> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(bad(file, place, "a regular file", "another kind"));
+    }
+    let open = fs::File::open(path)?;
+    let length = open.metadata()?.len();
+    Ok((open, length))
+}
+
+pub(crate) fn scan(path: &Path) -> Result<Found> {
+    let (file, length) = regular(path, path, "file")?;
+    scan::model(file, length, path)
+}
+
+/// Makes sure that the tensors outside the model at `path` lie in regular files of its folder. The model may be a link into a store of files, and its
+/// weights a link into the same folder there.
+fn ensure_beside(path: &Path, tensors: &[External]) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut folders = Vec::new();
+    let mut seen = HashMap::new();
+    for External { tensor, location, offset, length } in tensors {
+        let refused = |expected: &str, found: String| bad(path, &format!("weights of `{tensor}`"), expected, found);
+        let size = match seen.get(location) {
+            Some(size) => *size,
+            None => {
+                let inside = !location.is_empty()
+                    && !location.contains('\0')
+                    && Path::new(location).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+                let beside = || refused("a file in the model's folder", format!("{location:?}"));
+                if !inside {
+                    return Err(beside());
+                }
+                if folders.is_empty() {
+                    let own = fs::canonicalize(path)?;
+                    folders = vec![fs::canonicalize(folder)?, own.parent().unwrap_or(&own).to_owned()];
+                }
+                let whole = fs::canonicalize(folder.join(location))?;
+                if !folders.iter().any(|f| whole.starts_with(f)) {
+                    return Err(beside());
+                }
+                let (_, size) = regular(&whole, path, &format!("weights of `{tensor}`, `{location}`"))?;
+                seen.insert(location, size);
+                size
+            }
+        };
+        let number = |text: &str, default: u64| if text.is_empty() { Some(default) } else { text.parse().ok() };
+        let end = number(offset, 0).and_then(|o| o.checked_add(number(length, 0)?));
+        if end.is_none_or(|end| end > size) {
+            return Err(refused(
+                &format!("part of the {size} bytes of `{location}`"),
+                format!("{length} bytes from {offset}"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The whole model at `path`, which d2o wrote with its weights inside.
 pub(crate) fn written(path: &Path) -> Result<ModelProto> {
-    let bad = |place: &str, expected: &str, found: String| Error::Format {
-        file: path.to_owned(),
-        place: place.to_owned(),
-        expected: expected.to_owned(),
-        found,
-    };
-    let model = ModelProto::decode(fs::read(path)?.as_slice())
-        .map_err(|e| bad("ONNX message", "an ONNX model", e.to_string()))?;
-    if model.producer_name != "d2o" {
+    let found = scan(path)?;
+    if !found.graph {
+        return Err(bad(path, "ONNX message", "a graph", "none"));
+    }
+    if found.producer != PRODUCER {
         // Other writers may use fields that would be lost.
-        return Err(bad("producer", "d2o", format!("`{}`", model.producer_name)));
+        return Err(bad(path, "producer", PRODUCER, format!("`{}`", found.producer)));
     }
-    let graph = model.graph.as_ref().ok_or_else(|| bad("ONNX message", "a graph", "none".to_owned()))?;
-    if let Some(outside) = graph.initializer.iter().find(|t| !t.external_data.is_empty()) {
-        return Err(bad(&outside.name, "weights in the file itself", "a side file".to_owned()));
+    if let Some(outside) = found.external.first() {
+        return Err(bad(path, &outside.tensor, "weights in the file itself", "a side file"));
     }
-    Ok(model)
+    let bytes = fs::read(path)?;
+    ModelProto::decode(bytes.as_slice()).map_err(|e| bad(path, "ONNX message", "an ONNX model", e.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::graph::GraphBuilder;
+    use crate::proto::TensorProto;
 
     #[test]
     fn other_files_are_refused_by_name() {
@@ -164,5 +237,189 @@ mod tests {
         let info = ModelInfo::parse(&bytes, "x.onnx".as_ref()).unwrap();
         assert_eq!(info.inputs[0].describe(), "x f32 [N, 2]");
         assert_eq!((info.nodes, info.parameters, info.opset), (2, 1, crate::opset::OPSET));
+    }
+
+    /// Field `number` of a message, holding `content`.
+    fn field(number: u8, content: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![number << 3 | 2];
+        prost::encode_length_delimiter(content.len(), &mut bytes).unwrap();
+        [&bytes, content].concat()
+    }
+
+    fn repeated(number: u8, content: &[u8], count: usize) -> Vec<u8> {
+        field(number, content).repeat(count)
+    }
+
+    /// A model whose graph ends with `more`.
+    fn model(more: &[u8]) -> Vec<u8> {
+        let kind = field(1, &[0x08, 0x01]);
+        field(7, &[field(12, &[field(1, b"y"), field(2, &kind)].concat()), more.to_vec()].concat())
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        ModelInfo::parse(bytes, "x.onnx".as_ref()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn sizes_that_overflow_saturate() {
+        let dims = |dims: &[i64]| TensorProto { dims: dims.to_vec(), name: "w".to_owned(), ..TensorProto::default() };
+        for huge in [&[1 << 32, 1 << 32, 2][..], &[1 << 62, 2, 2], &[i64::MAX, i64::MAX, i64::MAX, i64::MAX]] {
+            let info = ModelInfo::parse(&model(&field(5, &dims(huge).encode_to_vec())), "x.onnx".as_ref()).unwrap();
+            assert!(info.parameters >= 1 << 63, "{huge:?}: {}", info.parameters);
+        }
+        let info = ModelInfo::parse(&model(&field(5, &dims(&[-1, 5]).encode_to_vec())), "x.onnx".as_ref()).unwrap();
+        assert_eq!(info.parameters, 0);
+    }
+
+    #[test]
+    fn small_messages_in_great_numbers_are_refused() {
+        const MANY: usize = 8_000_000;
+        let nested = |levels: usize| (0..levels).fold(Vec::new(), |inner, _| field(1, &field(5, &field(6, &inner))));
+        for (bytes, place) in [
+            (model(&repeated(1, b"", MANY)), "x.onnx: node at byte "),
+            (model(&repeated(5, b"", MANY)), "x.onnx: tensor at byte "),
+            (model(&repeated(11, b"", MANY)), "x.onnx: value at byte "),
+            (model(&repeated(13, b"", MANY)), "x.onnx: value at byte "),
+            (model(&field(1, &repeated(5, b"", MANY))), "x.onnx: attribute at byte "),
+            (model(&field(1, &field(5, &repeated(14, b"", MANY)))), "x.onnx: value at byte "),
+            (model(&field(1, &repeated(1, b"", MANY))), "x.onnx: node at byte "),
+            (model(&field(1, &repeated(10, b"", MANY))), "x.onnx: node at byte "),
+            (model(&field(1, &repeated(7, b"x", MANY))), "x.onnx: node at byte "),
+            (model(&field(5, &repeated(6, b"", MANY))), "x.onnx: tensor at byte "),
+            (model(&field(5, &field(1, &vec![0; 8 * MANY]))), "x.onnx: tensor at byte "),
+            (model(&field(12, &field(2, &field(1, &field(2, &repeated(1, b"", MANY)))))), "x.onnx: value at byte "),
+            ([model(b""), repeated(14, b"", MANY)].concat(), "x.onnx: entry at byte "),
+            (model(&nested(40)), "x.onnx: "),
+        ] {
+            let text = refusal(&bytes);
+            assert!(text.starts_with(place) && text.contains("expected at most"), "{place}: {text}");
+        }
+        // Weights may be large.
+        let large = model(&field(5, &[field(8, b"w"), field(9, &vec![0; 64 << 20])].concat()));
+        assert!(ModelInfo::parse(&large, "x.onnx".as_ref()).is_ok());
+    }
+
+    /// A node of `op`, reading `inputs` and writing `output`.
+    fn node(op: &str, inputs: &[&str], output: &str, more: &[u8]) -> Vec<u8> {
+        let inputs: Vec<u8> = inputs.iter().flat_map(|i| field(1, i.as_bytes())).collect();
+        field(1, &[inputs, field(2, output.as_bytes()), field(4, op.as_bytes()), more.to_vec()].concat())
+    }
+
+    #[test]
+    fn tensors_of_constant_sizes_are_charged() {
+        let integers = |name: &str, values: &[i64]| {
+            let raw_data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let dims = vec![values.len() as i64];
+            let tensor = TensorProto { name: name.to_owned(), data_type: 7, dims, raw_data, ..TensorProto::default() };
+            tensor.encode_to_vec()
+        };
+        let weights = |all: &[(&str, &[i64])]| -> Vec<u8> {
+            all.iter().flat_map(|(name, values)| field(5, &integers(name, values))).collect()
+        };
+        let attribute = |name: &str, number: u8, content: &[u8]| {
+            field(5, &[field(1, name.as_bytes()), field(number, content)].concat())
+        };
+        let big: &[i64] = &[1 << 14, 1 << 14];
+        let shape = [0x80, 0x80, 0x80, 0x80, 0x10];
+        for (op, graph) in [
+            ("ConstantOfShape", [node("ConstantOfShape", &["s"], "y", b""), weights(&[("s", big)])].concat()),
+            ("Expand", [node("Expand", &["x", "s"], "y", b""), weights(&[("s", big)])].concat()),
+            ("Tile", [node("Tile", &["x", "s"], "y", b""), weights(&[("s", &[1, 1 << 40])])].concat()),
+            ("Resize", [node("Resize", &["x", "", "", "s"], "y", b""), weights(&[("s", big)])].concat()),
+            ("OneHot", [node("OneHot", &["x", "s"], "y", b""), weights(&[("s", &[1 << 40])])].concat()),
+            ("Pad", [node("Pad", &["x", "s"], "y", b""), weights(&[("s", &[0, 1 << 40, 0, 0])])].concat()),
+            ("Range", [node("Range", &["a", "b", "a"], "y", b""), weights(&[("a", &[1]), ("b", &[1 << 40])])].concat()),
+            ("RandomNormal", node("RandomNormal", &[], "y", &attribute("shape", 8, &shape))),
+            (
+                "Expand",
+                [
+                    node("Constant", &[], "c", &attribute("value", 5, &integers("", &[1 << 20]))),
+                    node("Mul", &["c", "c"], "m", b""),
+                    node("Unsqueeze", &["m"], "u", b""),
+                    node("Concat", &["u", "u"], "s", b""),
+                    field(1, &field(5, &field(6, &node("Expand", &["x", "s"], "y", b"")))),
+                ]
+                .concat(),
+            ),
+            // Twice as long each time.
+            ("Concat", node("Concat", &["y", "y"], "y", b"").repeat(41)),
+            // Each alone would do.
+            (
+                "ConstantOfShape",
+                [node("ConstantOfShape", &["s"], "y", b"").repeat(200), weights(&[("s", &[1 << 20])])].concat(),
+            ),
+        ] {
+            let text = refusal(&model(&graph));
+            assert!(text.starts_with(&format!("x.onnx: {op} of `y`: expected at most 256 MiB")), "{op}: {text}");
+        }
+        let text = refusal(&model(&[node("Loop", &["n", "", "x"], "y", b""), weights(&[("n", &[1 << 40])])].concat()));
+        assert!(
+            text.contains("x.onnx: Loop of `y`: expected at most 1677") && text.contains("1099511627776 turns"),
+            "{text}"
+        );
+        let small = [node("Expand", &["x", "s"], "y", b""), weights(&[("s", &[-1, 512, 64, 64])])].concat();
+        assert!(ModelInfo::parse(&model(&small), "x.onnx".as_ref()).is_ok());
+    }
+
+    #[test]
+    fn inputs_that_are_weights_are_left_out() {
+        let info = model(&[repeated(5, &field(8, b"w"), 30_000), repeated(11, &field(1, b"w"), 30_000)].concat());
+        assert_eq!(ModelInfo::parse(&info, "x.onnx".as_ref()).unwrap().inputs, []);
+    }
+
+    #[test]
+    fn weights_lie_in_regular_files_beside_the_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store/x.onnx");
+        fs::create_dir_all(dir.path().join("store/sub")).unwrap();
+        fs::write(dir.path().join("store/sub/inside.bin"), [0; 8]).unwrap();
+        fs::write(dir.path().join("outside.bin"), [0; 8]).unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("../outside.bin", dir.path().join("store/link.bin")).unwrap();
+        let absolute = dir.path().join("store/sub/inside.bin");
+        let text = |location: &str, offset: &str, length: &str| {
+            let entry =
+                |key: &str, value: &str| field(13, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat());
+            let entries = [entry("location", location), entry("offset", offset), entry("length", length)].concat();
+            let tensor = [field(8, b"w"), vec![14 << 3, 1], entries].concat();
+            // In a node of a branch as much as in the graph itself.
+            for place in [field(5, &tensor), field(1, &field(5, &field(6, &field(1, &field(5, &field(5, &tensor))))))] {
+                fs::write(&path, model(&place)).unwrap();
+                if let Err(error) = ModelInfo::open(&path) {
+                    return error.to_string();
+                }
+            }
+            String::new()
+        };
+        assert_eq!(text("sub/inside.bin", "", ""), "");
+        assert_eq!(text("./sub/inside.bin", "4", "4"), "");
+        for location in ["../outside.bin", absolute.to_str().unwrap(), "sub/../sub/inside.bin", "link.bin", "a\0b", ""]
+        {
+            let text = text(location, "0", "8");
+            assert!(text.contains("weights of `w`: expected a file in the model's folder"), "{location}: {text}");
+        }
+        assert!(text("sub", "0", "8").contains("expected a regular file"));
+        assert!(text("nowhere.bin", "0", "8").contains("nowhere.bin"));
+        for (offset, length) in [("4", "8"), ("-1", "8"), ("18446744073709551615", "8"), ("0", "x")] {
+            let text = text("sub/inside.bin", offset, length);
+            assert!(text.contains("part of the 8 bytes of `sub/inside.bin`"), "{text}");
+        }
+        #[cfg(unix)]
+        {
+            let made = std::process::Command::new("mkfifo").arg(dir.path().join("store/pipe")).status().unwrap();
+            assert!(made.success() && text("pipe", "0", "8").contains("expected a regular file"));
+            let link = dir.path().join("model.onnx");
+            std::os::unix::fs::symlink(dir.path().join("store/pipe"), &link).unwrap();
+            assert!(ModelInfo::open(&link).unwrap_err().to_string().contains("expected a regular file"));
+            // A cache of downloads: the model and its weights are links into one folder.
+            let store = dir.path().join("store");
+            fs::write(store.join("weights"), [0; 8]).unwrap();
+            assert!(text("inside.bin", "0", "8").contains("inside.bin"));
+            let snapshot = dir.path().join("snapshot");
+            fs::create_dir_all(&snapshot).unwrap();
+            std::os::unix::fs::symlink("../store/x.onnx", snapshot.join("m.onnx")).unwrap();
+            std::os::unix::fs::symlink("../store/sub/inside.bin", snapshot.join("inside.bin")).unwrap();
+            assert!(ModelInfo::open(&snapshot.join("m.onnx")).is_ok());
+        }
     }
 }

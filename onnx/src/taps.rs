@@ -1,6 +1,6 @@
 //! A written graph's nodes, and copies of it that give intermediate edges as outputs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use fs_err as fs;
@@ -31,6 +31,9 @@ pub struct Node {
 pub struct Taps {
     model: ModelProto,
     nodes: Vec<Node>,
+    /// Positions in `nodes` by the edges they write.
+    writers: HashMap<String, usize>,
+    weights: HashSet<String>,
 }
 
 impl std::fmt::Debug for Taps {
@@ -80,7 +83,9 @@ impl Taps {
                 });
             }
         }
-        Ok(Self { model, nodes })
+        let weights = graph.initializer.iter().map(|t| t.name.clone()).collect();
+        let writers = nodes.iter().enumerate().map(|(i, n)| (n.output.clone(), i)).collect();
+        Ok(Self { model, nodes, writers, weights })
     }
 
     /// The nodes, each after those it reads from.
@@ -89,10 +94,16 @@ impl Taps {
         &self.nodes
     }
 
+    /// The node that writes `edge`.
+    #[must_use]
+    pub fn writer(&self, edge: &str) -> Option<&Node> {
+        self.writers.get(edge).map(|i| &self.nodes[*i])
+    }
+
     /// Whether `edge` is a weight.
     #[must_use]
     pub fn is_weight(&self, edge: &str) -> bool {
-        self.model.graph.iter().flat_map(|g| &g.initializer).any(|t| t.name == edge)
+        self.weights.contains(edge)
     }
 
     /// Writes a copy of the graph whose outputs are `edges`, without the nodes these do not need.
@@ -105,7 +116,7 @@ impl Taps {
         graph.output = edges
             .iter()
             .map(|edge| {
-                let node = self.nodes.iter().find(|n| n.output == *edge).ok_or_else(|| Error::Graph {
+                let node = self.writer(edge).ok_or_else(|| Error::Graph {
                     graph: graph.name.clone(),
                     what: format!("no node writes `{edge}`"),
                 })?;

@@ -1,14 +1,19 @@
 //! Bytes out: the same for the same graph; a file is complete or absent.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 
 use fs_err as fs;
 use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
-use crate::graph::Model;
+use crate::graph::{Model, PRODUCER};
 use crate::proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto};
+use crate::read;
 
 /// protobuf's own limit for one message.
 const MAX_MESSAGE: usize = i32::MAX as usize;
@@ -18,6 +23,8 @@ const EXTERNAL_ABOVE: usize = 1_900_000_000;
 const EXTERNAL_MIN: usize = 1024;
 /// Alignment inside the side file.
 const ALIGN: usize = 4096;
+/// Letters of the digest in a side file's name.
+const DIGEST: usize = 16;
 /// `TensorProto.DataLocation.EXTERNAL`.
 const EXTERNAL: i32 = 1;
 
@@ -34,10 +41,11 @@ pub fn to_bytes(model: &Model) -> Result<Vec<u8>> {
     Ok(model.proto.encode_to_vec())
 }
 
-/// Writes `model` to `path`; weights above 1.9 GB go to `path` + `.data`. Needs memory for the largest tensor beside the model.
+/// Writes `model` to `path`, and weights above 1.9 GB to a file beside it, which is named after their content. The weights' file of the graph that
+/// was there before goes last: at any time the graph at `path` and its weights belong together. Needs memory for the largest tensor beside the model.
 ///
 /// # Errors
-/// `Io`.
+/// `Graph` if the rest of the graph is too large for protobuf (2 GiB), or a file name that is not UTF-8 would have to be in it; `Io`.
 pub fn write(model: &Model, path: &Path) -> Result<()> {
     write_splitting(model, path, EXTERNAL_ABOVE)
 }
@@ -45,53 +53,99 @@ pub fn write(model: &Model, path: &Path) -> Result<()> {
 /// [`write()`] with another limit.
 ///
 /// # Errors
-/// `Io`.
+/// Those of [`write()`].
 pub fn write_splitting(model: &Model, path: &Path, external_above: usize) -> Result<()> {
     let Some(graph) = &model.proto.graph else { return atomic(path, |to| Ok(to.write_all(&to_bytes(model)?)?)) };
+    let before = side_files(path);
     let weights: usize = graph.initializer.iter().map(|t| t.raw_data.len()).sum();
-    if weights <= external_above {
-        return atomic(path, |to| stream(&model.proto, graph, to));
+    let side = if weights <= external_above {
+        atomic(path, |to| stream(&model.proto, graph, to))?;
+        None
+    } else {
+        let side = write_side(graph, path)?;
+        atomic(path, |to| stream(&model.proto, &light(graph, &side), to))?;
+        Some(side)
+    };
+    for stale in before.into_iter().filter(|name| Some(name) != side.as_ref()) {
+        // A file that stays takes room and does no harm.
+        let _ = fs::remove_file(path.with_file_name(stale));
     }
-    let mut side_path = path.as_os_str().to_owned();
-    side_path.push(".data");
-    let location = Path::new(&side_path).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let (mut initializer, mut end) = (Vec::with_capacity(graph.initializer.len()), 0_usize);
-    for tensor in &graph.initializer {
-        let length = tensor.raw_data.len();
-        if length < EXTERNAL_MIN {
-            initializer.push(tensor.clone());
-            continue;
+    Ok(())
+}
+
+/// Names of the files beside `path` that hold weights of the graph there, as far as they are named as d2o does.
+fn side_files(path: &Path) -> BTreeSet<String> {
+    let found = read::scan(path).ok().filter(|found| found.producer == PRODUCER);
+    let named = |text: Option<&OsStr>| text.and_then(OsStr::to_str).unwrap_or_default().to_owned();
+    let (stem, whole) = (named(path.file_stem()), named(path.file_name()));
+    let ours = |name: &String| {
+        let digest = name.strip_prefix(&format!("{stem}.")).and_then(|rest| rest.strip_suffix(".data"));
+        // Before names told the content, there was one for each graph.
+        digest.is_some_and(|d| d.len() == DIGEST && d.bytes().all(|b| b.is_ascii_hexdigit()))
+            || *name == format!("{whole}.data")
+    };
+    found.into_iter().flat_map(|found| found.external).map(|e| e.location).filter(ours).collect()
+}
+
+/// Writes the large weights of `graph` beside `path`, and gives the file's name.
+fn write_side(graph: &GraphProto, path: &Path) -> Result<String> {
+    let refused = |what: String| Error::Graph { graph: graph.name.clone(), what };
+    let Some(stem) = path.file_stem().and_then(OsStr::to_str) else {
+        return Err(refused(format!("it names its weights' file after `{}`, which is not UTF-8", path.display())));
+    };
+    let name = |digest: &str| format!("{stem}.{digest}.data");
+    let length = light(graph, &name(&"0".repeat(DIGEST))).encoded_len();
+    if length > MAX_MESSAGE {
+        return Err(refused(format!("{length} bytes are more than one message can hold")));
+    }
+    let (partial, folder) = partial(path)?;
+    let (mut digest, mut at) = (Sha256::new(), 0_usize);
+    for tensor in graph.initializer.iter().filter(|t| is_outside(t)) {
+        let start = at.next_multiple_of(ALIGN);
+        for bytes in [&vec![0; start - at], &tensor.raw_data] {
+            digest.update(bytes);
+            partial.as_file().write_all(bytes)?;
         }
+        at = start + tensor.raw_data.len();
+    }
+    let digest: String = digest.finalize().iter().take(DIGEST / 2).map(|b| format!("{b:02x}")).collect();
+    persist(partial, folder, &path.with_file_name(name(&digest)))?;
+    Ok(name(&digest))
+}
+
+/// Whether a tensor goes to the side file.
+fn is_outside(tensor: &TensorProto) -> bool {
+    tensor.raw_data.len() >= EXTERNAL_MIN
+}
+
+/// `graph` with its large weights in the file `location`.
+fn light(graph: &GraphProto, location: &str) -> GraphProto {
+    let mut end = 0_usize;
+    let initializer = graph.initializer.iter().map(|tensor| {
+        if !is_outside(tensor) {
+            return tensor.clone();
+        }
+        let length = tensor.raw_data.len();
         let start = end.next_multiple_of(ALIGN);
         end = start + length;
         let entry = |key: &str, value: String| StringStringEntryProto { key: key.to_owned(), value };
-        initializer.push(TensorProto {
+        TensorProto {
             dims: tensor.dims.clone(),
             data_type: tensor.data_type,
             name: tensor.name.clone(),
             raw_data: Vec::new(),
             external_data: vec![
-                entry("location", location.clone()),
+                entry("location", location.to_owned()),
                 entry("offset", start.to_string()),
                 entry("length", length.to_string()),
             ],
             data_location: EXTERNAL,
-        });
-    }
-    atomic(Path::new(&side_path), |to| {
-        let mut at = 0_usize;
-        for tensor in graph.initializer.iter().filter(|t| t.raw_data.len() >= EXTERNAL_MIN) {
-            let start = at.next_multiple_of(ALIGN);
-            to.write_all(&vec![0; start - at])?;
-            to.write_all(&tensor.raw_data)?;
-            at = start + tensor.raw_data.len();
         }
-        Ok(())
-    })?;
+    });
+    let initializer = initializer.collect();
     let GraphProto { node, name, input, output, .. } = graph;
     let (node, name, input, output) = (node.clone(), name.clone(), input.clone(), output.clone());
-    let light = GraphProto { node, name, initializer, input, output };
-    atomic(path, |to| stream(&model.proto, &light, to))
+    GraphProto { node, name, initializer, input, output }
 }
 
 /// `model` with `graph` in place of its own, as [`to_bytes`] has it, one weight at a time.
@@ -134,17 +188,34 @@ fn stream(model: &ModelProto, graph: &GraphProto, to: &mut dyn Write) -> Result<
 }
 
 fn atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let (partial, folder) = partial(path)?;
+    fill(&mut partial.as_file())?;
+    persist(partial, folder, path)
+}
+
+/// A new file in the folder of `path`, and that folder.
+fn partial(path: &Path) -> Result<(NamedTempFile, &Path)> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let partial = tempfile::Builder::new().prefix(".d2o-").suffix(".partial").tempfile_in(folder)?;
-    fill(&mut partial.as_file())?;
-    partial.as_file().sync_all()?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".d2o-").suffix(".partial");
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
-        fs::set_permissions(partial.path(), std::fs::Permissions::from_mode(0o644))?;
+        // As of any new file: the umask takes away what it says.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    partial.persist(path).map_err(|e| e.error)?;
+    Ok((builder.tempfile_in(folder)?, folder))
+}
+
+/// Gives `file` its name, for good once this returns.
+fn persist(file: NamedTempFile, folder: &Path, path: &Path) -> Result<()> {
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    #[cfg(unix)]
+    fs::File::open(folder)?.sync_all()?;
+    #[cfg(not(unix))]
+    let _ = folder;
     Ok(())
 }
 
@@ -167,5 +238,82 @@ mod tests {
         let path = dir.path().join("m.onnx");
         write(&model, &path).unwrap();
         assert_eq!(fs::read(&path).unwrap(), to_bytes(&model).unwrap());
+    }
+
+    /// A graph whose weights are all `value`.
+    fn filled(value: f32) -> Model {
+        let mut g = GraphBuilder::new("g");
+        let x = g.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(64)]).unwrap();
+        let w = g.constant("w", &[64, 64], vec![value; 64 * 64]).unwrap();
+        let y = g.linear(&x, &w, None).unwrap();
+        g.output("y", &y).unwrap();
+        g.finish().unwrap()
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn a_graph_and_its_weights_belong_together_at_any_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.onnx");
+        fs::write(dir.path().join("m.0123456789abcdef.data"), "of somebody else").unwrap();
+        write_splitting(&filled(1.0), &path, 0).unwrap();
+        let side = |path: &Path| read::scan(path).unwrap().external[0].location.clone();
+        let first = side(&path);
+        let (graph, weights) = (fs::read(&path).unwrap(), fs::read(dir.path().join(&first)).unwrap());
+        assert_eq!(weights, 1.0_f32.to_le_bytes().repeat(64 * 64));
+        // Interrupted after the weights of the next one: the first is whole.
+        let second = write_side(filled(2.0).proto.graph.as_ref().unwrap(), &path).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), fs::read(dir.path().join(&first)).unwrap()), (graph.clone(), weights));
+        write_splitting(&filled(2.0), &path, 0).unwrap();
+        assert_eq!(
+            (side(&path), names(dir.path())),
+            (second.clone(), {
+                let mut all = vec!["m.0123456789abcdef.data".to_owned(), "m.onnx".to_owned(), second];
+                all.sort_unstable();
+                all
+            })
+        );
+        // The same once more, and back.
+        write_splitting(&filled(2.0), &path, 0).unwrap();
+        write_splitting(&filled(1.0), &path, 0).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), graph);
+        assert_eq!(names(dir.path()).len(), 3);
+        // One that needs no side file, and one of another program's making, whose files stay.
+        write(&filled(1.0), &path).unwrap();
+        assert_eq!(names(dir.path()), ["m.0123456789abcdef.data", "m.onnx"]);
+        let mut other = filled(3.0);
+        other.proto.producer_name = "other".to_owned();
+        write_splitting(&other, &path, 0).unwrap();
+        write(&filled(1.0), &path).unwrap();
+        assert_eq!(names(dir.path()).len(), 3);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_not_text_are_refused_where_a_graph_would_hold_them() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(OsStr::from_bytes(b"m\xff.onnx"));
+        write(&filled(1.0), &path).unwrap();
+        let text = write_splitting(&filled(2.0), &path, 0).unwrap_err().to_string();
+        assert!(text.contains("not UTF-8"), "{text}");
+        assert_eq!(fs::read(&path).unwrap(), to_bytes(&filled(1.0)).unwrap());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn permissions_are_those_of_any_new_file() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+        fs::write(dir.path().join("plain"), "").unwrap();
+        write(&filled(1.0), &dir.path().join("m.onnx")).unwrap();
+        assert_eq!(mode("m.onnx"), mode("plain"));
     }
 }

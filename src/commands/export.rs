@@ -42,10 +42,6 @@ const SINGLE: [&str; 4] = ["precond", "preprocess", "quantise", "mapping"];
 /// Unreadable or unknown checkpoints, loads that are not clean, runtimes that differ.
 pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     ensure_new_file(&args.out, args.output.overwrite)?;
-    let mut weights = args.out.as_os_str().to_owned();
-    weights.push(".data");
-    // Large weights go there.
-    ensure_new_file(weights.as_ref(), args.output.overwrite)?;
     let start = Instant::now();
     let (mut exported, network) =
         graph(args, printer).with_context(|| format!("cannot export `{}`", args.source.display()))?;

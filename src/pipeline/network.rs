@@ -89,6 +89,11 @@ impl From<&Protocol> for InputRule {
     }
 }
 
+/// Most features of an image: their covariance then takes 512 MiB.
+const MAX_FEATURES: usize = 1 << 13;
+/// Most classes of an image.
+const MAX_CLASSES: usize = 1 << 15;
+
 /// Length of the features of `model`, if it has any.
 #[must_use]
 pub fn feature_dims(model: &ModelInfo) -> Option<usize> {
@@ -188,6 +193,13 @@ impl Ends {
                 "export one with `d2o export WEIGHTS --kind features`",
             ));
         };
+        for output in &model.outputs {
+            let limit = if output.name == "logits" { MAX_CLASSES } else { MAX_FEATURES };
+            if let &[_, Dim::Known(width)] = output.dims.as_slice() {
+                let (path, name) = (path.display(), &output.name);
+                anyhow::ensure!(width <= limit, "`{path}`: `{name}`: expected at most {limit} values, found {width}");
+            }
+        }
         let name = model.metadata.get("extractor").map_or_else(|| path.display().to_string(), Clone::clone);
         if name == INCEPTION
             && let Some(classes) = output_dims(model, "logits")

@@ -20,6 +20,22 @@ use super::sampler::{Ablation, Churn, Consistency, Grid as Levels, Sampler};
 use crate::engine::cuda_devices;
 use crate::error::with_hint;
 
+/// Most values of a latent or an image: RGB of 2048 × 2048 pixels. What a graph claims is allocated before it runs.
+pub const MAX_VALUES: usize = 3 << 22;
+/// Most classes.
+const MAX_CLASSES: usize = 1 << 16;
+
+/// Product of `dims`, what one input or output of a graph called `name` holds for an image.
+///
+/// # Errors
+/// More than [`MAX_VALUES`].
+pub fn values_of(name: &str, dims: &[usize]) -> anyhow::Result<usize> {
+    let values = dims.iter().try_fold(1_usize, |n, d| n.checked_mul(*d)).filter(|n| *n <= MAX_VALUES);
+    values.with_context(|| {
+        format!("`{name}`: expected at most {MAX_VALUES} values for an image, found a shape of {dims:?}")
+    })
+}
+
 /// The quantiser that belongs to a model, from its metadata; EDM's if it names none.
 #[must_use]
 pub fn quantiser_of(info: &ModelInfo) -> Quantiser {
@@ -65,11 +81,23 @@ impl Plan {
             | (&[channels, height, width], None) => ImageDims { height, width, channels },
             _ => anyhow::bail!("the graph gives no images of fixed size"),
         };
+        values_of(&input.name, &latent)?;
+        values_of("images", &[dims.channels, dims.height, dims.width])?;
+        anyhow::ensure!(
+            dims.height > 0 && dims.width > 0,
+            "the graph gives images of {} × {} pixels",
+            dims.width,
+            dims.height
+        );
         anyhow::ensure!(dims.channels == 3, "images of {} channels cannot be written", dims.channels);
         let classes = match info.input("class_labels").map(|v| v.dims.as_slice()) {
             Some(&[_, Dim::Known(n)]) => n,
             _ => 0,
         };
+        anyhow::ensure!(
+            classes <= MAX_CLASSES,
+            "`class_labels`: expected at most {MAX_CLASSES} classes, found {classes}"
+        );
         match args.class {
             Some(_) if classes == 0 => anyhow::bail!("--class: the generator is unconditional"),
             Some(k) if k >= classes => anyhow::bail!("--class {k}: the generator has classes 0 to {}", classes - 1),

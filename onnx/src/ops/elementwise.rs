@@ -8,6 +8,9 @@ use crate::proto::AttributeProto;
 
 impl GraphBuilder {
     fn unary(&mut self, op: &'static str, x: &Edge) -> Result<Edge> {
+        if !x.element().is_float() {
+            return Err(self.mismatch(op, format!("floats expected, found {}", x.element())));
+        }
         Ok(self.node(op, &[x], Vec::new(), x.element(), x.dims().to_vec()))
     }
 
@@ -121,7 +124,7 @@ impl GraphBuilder {
     /// Natural logarithm.
     ///
     /// # Errors
-    /// None.
+    /// `Shape` if `x` holds no floats.
     pub fn log(&mut self, x: &Edge) -> Result<Edge> {
         self.unary("Log", x)
     }
@@ -129,7 +132,7 @@ impl GraphBuilder {
     /// Square root.
     ///
     /// # Errors
-    /// None.
+    /// `Shape` if `x` holds no floats.
     pub fn sqrt(&mut self, x: &Edge) -> Result<Edge> {
         self.unary("Sqrt", x)
     }
@@ -137,7 +140,7 @@ impl GraphBuilder {
     /// Cosine.
     ///
     /// # Errors
-    /// None.
+    /// `Shape` if `x` holds no floats.
     pub fn cos(&mut self, x: &Edge) -> Result<Edge> {
         self.unary("Cos", x)
     }
@@ -145,7 +148,7 @@ impl GraphBuilder {
     /// Sine.
     ///
     /// # Errors
-    /// None.
+    /// `Shape` if `x` holds no floats.
     pub fn sin(&mut self, x: &Edge) -> Result<Edge> {
         self.unary("Sin", x)
     }

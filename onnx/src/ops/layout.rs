@@ -1,7 +1,7 @@
 //! Concat, Slice, Reshape, Transpose. <https://onnx.ai/onnx/operators/>, opsets 13 and 14.
 
 use crate::error::Result;
-use crate::graph::{Dim, Edge, GraphBuilder, show, signed};
+use crate::graph::{Dim, Edge, GraphBuilder, product, show, signed};
 use crate::proto::AttributeProto;
 
 impl GraphBuilder {
@@ -14,15 +14,15 @@ impl GraphBuilder {
         let Some(first) = parts.first().filter(|p| axis < p.dims().len()) else {
             return Err(self.mismatch("Concat", format!("axis {axis} of {}", shapes())));
         };
-        let (mut total, mut dims) = (0, first.dims().to_vec());
+        let (mut total, mut dims) = (0_usize, first.dims().to_vec());
         for part in parts {
             let Some(Dim::Known(length)) = part.dims().get(axis) else {
                 return Err(self.mismatch("Concat", format!("axis {axis} of {}", shapes())));
             };
-            total += length;
             dims[axis] = Dim::Known(*length);
-            if part.dims() != dims || part.element() != first.element() {
-                return Err(self.mismatch("Concat", format!("axis {axis} of {}", shapes())));
+            match total.checked_add(*length) {
+                Some(sum) if part.dims() == dims && part.element() == first.element() => total = sum,
+                _ => return Err(self.mismatch("Concat", format!("axis {axis} of {}", shapes()))),
             }
         }
         dims[axis] = Dim::Known(total);
@@ -36,16 +36,18 @@ impl GraphBuilder {
     /// `Shape` if they are not there, or the axis is the batch.
     pub fn slice(&mut self, x: &Edge, axis: usize, start: usize, len: usize) -> Result<Edge> {
         let mut dims = x.dims().to_vec();
-        match dims.get_mut(axis) {
-            Some(Dim::Known(length)) if start + len <= *length => *length = len,
-            _ => {
-                return Err(
-                    self.mismatch("Slice", format!("{start}..{} on axis {axis} of {}", start + len, show(x.dims())))
-                );
+        let end = match (dims.get_mut(axis), start.checked_add(len)) {
+            (Some(Dim::Known(length)), Some(end)) if end <= *length => {
+                *length = len;
+                end
             }
-        }
+            _ => {
+                let what = format!("{len} elements from {start} on axis {axis} of {}", show(x.dims()));
+                return Err(self.mismatch("Slice", what));
+            }
+        };
         let (from, to, on) =
-            (self.integers(&[signed(start)]), self.integers(&[signed(start + len)]), self.integers(&[signed(axis)]));
+            (self.integers(&[signed(start)]), self.integers(&[signed(end)]), self.integers(&[signed(axis)]));
         Ok(self.node("Slice", &[x, &from, &to, &on], Vec::new(), x.element(), dims))
     }
 
@@ -55,8 +57,12 @@ impl GraphBuilder {
     /// `Shape` if the elements do not fit.
     pub fn reshape(&mut self, x: &Edge, dims: &[i64]) -> Result<Edge> {
         let known = |d: &Dim| if let Dim::Known(n) = d { *n } else { 1 };
-        let (have, batched) = (x.dims().iter().map(known).product::<usize>(), x.dims().contains(&Dim::Batch));
-        let fixed: usize = dims.iter().filter_map(|d| usize::try_from(*d).ok()).product();
+        let batched = x.dims().contains(&Dim::Batch);
+        let have = product(x.dims().iter().map(known));
+        let fixed = product(dims.iter().filter_map(|d| usize::try_from(*d).ok()));
+        let (Some(have), Some(fixed)) = (have, fixed) else {
+            return Err(self.mismatch("Reshape", format!("{} to {dims:?}", show(x.dims()))));
+        };
         let free = dims.iter().filter(|d| **d == -1).count();
         let fits = match (batched, free) {
             // The batch goes into the free axis. What was merged into it (heads, tokens) may come out again: the runtime knows how much.
@@ -93,5 +99,24 @@ impl GraphBuilder {
         let dims = perm.iter().map(|p| x.dims()[*p]).collect();
         let perm = perm.iter().map(|p| signed(*p)).collect();
         Ok(self.node("Transpose", &[x], vec![AttributeProto::ints("perm", perm)], x.element(), dims))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::ElementType;
+
+    #[test]
+    fn lengths_that_overflow_are_refused() {
+        let mut g = GraphBuilder::new("g");
+        let huge = [Dim::Known(usize::MAX), Dim::Known(2)];
+        let x = g.input("x", ElementType::F32, &huge).unwrap();
+        assert!(g.slice(&x, 0, usize::MAX, 1).is_err() && g.slice(&x, 0, 1, usize::MAX).is_err());
+        assert!(g.concat(&[x.clone(), x.clone()], 0).is_err());
+        assert!(g.reshape(&x, &[-1]).is_err());
+        let small = g.input("small", ElementType::F32, &[Dim::Known(2)]).unwrap();
+        assert!(g.reshape(&small, &[i64::MAX, i64::MAX, 2]).is_err());
+        assert_eq!(g.slice(&small, 0, 1, 1).unwrap().dims(), [Dim::Known(1)]);
     }
 }

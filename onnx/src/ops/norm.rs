@@ -14,10 +14,12 @@ impl GraphBuilder {
         let &[_, Dim::Known(c), Dim::Known(h), Dim::Known(w)] = x.dims() else {
             return Err(self.mismatch("InstanceNormalization", format!("x {}", show(x.dims()))));
         };
-        if groups == 0 || !c.is_multiple_of(groups) {
-            return Err(self.mismatch("InstanceNormalization", format!("{c} channels in {groups} groups")));
-        }
-        let flat = self.reshape(x, &[-1, signed(groups), signed(c / groups * h * w)])?;
+        let values = (h.checked_mul(w)).filter(|_| groups > 0 && c.is_multiple_of(groups));
+        let values = values.and_then(|pixels| (c / groups).checked_mul(pixels));
+        let Some(values) = values.filter(|n| *n > 0 && x.element() == ElementType::F32) else {
+            return Err(self.mismatch("InstanceNormalization", format!("x {} in {groups} groups", x.describe())));
+        };
+        let flat = self.reshape(x, &[-1, signed(groups), signed(values)])?;
         let ones = self.constant("ones", &[groups], vec![1.0; groups])?;
         let zeros = self.constant("zeros", &[groups], vec![0.0; groups])?;
         #[allow(clippy::cast_possible_truncation, reason = "an f32 attribute")]

@@ -2,7 +2,7 @@
 //! coordinate modes, and a symbolic batch needs no computed sizes. MatMul, opset 13.
 
 use crate::error::Result;
-use crate::graph::{Dim, Edge, GraphBuilder, show};
+use crate::graph::{Dim, Edge, ElementType, GraphBuilder, show};
 
 /// Where the pixels of the result lie in the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,12 +19,15 @@ impl GraphBuilder {
     /// Resizes `x [N, C, H, W]` to `[N, C, size[0], size[1]]` without antialiasing; positions outside the image take its edge.
     ///
     /// # Errors
-    /// `Shape` if `x` is no batch of images.
+    /// `Shape` if `x` is no batch of images in f32, or one of the sizes is zero.
     pub fn resize_bilinear(&mut self, x: &Edge, size: [usize; 2], sampling: Sampling) -> Result<Edge> {
         let &[_, _, Dim::Known(h), Dim::Known(w)] = x.dims() else {
             return Err(self.mismatch("resize", format!("x {}", show(x.dims()))));
         };
         let [tall, wide] = size;
+        if [h, w, tall, wide].contains(&0) || x.element() != ElementType::F32 {
+            return Err(self.mismatch("resize", format!("x {} to {size:?}", x.describe())));
+        }
         let mut y = x.clone();
         if wide != w {
             let rows = interpolation(w, wide, sampling);
@@ -42,10 +45,13 @@ impl GraphBuilder {
     }
 }
 
-/// Row-major `[out, input]`: the weight of each source pixel in each result pixel, in f32 as PyTorch computes it.
+/// Row-major `[out, input]`: the weight of each source pixel in each result pixel, in f32 as PyTorch computes it. Empty if one of them is zero.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small sizes")]
 #[must_use]
 pub fn interpolation(input: usize, out: usize, sampling: Sampling) -> Vec<f32> {
+    if input == 0 {
+        return Vec::new();
+    }
     let mut rows = vec![0.0; out * input];
     for o in 0..out {
         let at = match sampling {
@@ -79,5 +85,19 @@ mod tests {
         assert_eq!(interpolation(5, 9, Sampling::AlignCorners)[9 * 5 - 1], 1.0);
         assert_eq!(interpolation(2, 4, Sampling::HalfPixel)[2..4], [0.75, 0.25]);
         assert_eq!(interpolation(2, 4, Sampling::Asymmetric)[2..4], [0.5, 0.5]);
+    }
+
+    #[test]
+    fn images_without_pixels_are_refused() {
+        let mut g = GraphBuilder::new("g");
+        let mut image = |h: usize| {
+            let dims = [Dim::Batch, Dim::Known(3), Dim::Known(h), Dim::Known(4)];
+            g.input(&format!("x{h}"), ElementType::F32, &dims).unwrap()
+        };
+        let (empty, x) = (image(0), image(4));
+        assert!(g.resize_bilinear(&empty, [2, 2], Sampling::HalfPixel).is_err());
+        assert!(g.resize_bilinear(&x, [0, 2], Sampling::AlignCorners).is_err());
+        assert!(g.resize_bilinear(&x, [2, 2], Sampling::Asymmetric).is_ok());
+        assert!(interpolation(0, 4, Sampling::HalfPixel).is_empty());
     }
 }

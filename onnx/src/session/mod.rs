@@ -16,9 +16,9 @@ use ndarray::{ArrayD, ArrayViewD};
 #[cfg(any(feature = "ort", feature = "tract"))]
 use crate::error::Error;
 use crate::error::Result;
-use crate::graph::ElementType;
 #[cfg(any(feature = "ort", feature = "tract"))]
-use crate::graph::{Dim, show};
+use crate::graph::Dim;
+use crate::graph::ElementType;
 use crate::read::ModelInfo;
 
 /// A tensor given to or taken from a session.
@@ -221,31 +221,68 @@ pub(crate) fn arrange<'a, T: Shaped>(model: &ModelInfo, inputs: &'a [(&str, T)])
             return Err(Error::Input { name: (*name).to_owned(), expected, found: "another name".to_owned() });
         }
     }
-    let mut batch = None;
+    // Lengths of the symbolic axes by name.
+    let mut lengths: Vec<(&str, usize)> = Vec::new();
     let mut arranged = Vec::with_capacity(inputs.len());
     for wanted in &model.inputs {
         let wrong = |found: String| Error::Input {
             name: wanted.name.clone(),
-            expected: format!("{} {}", wanted.element, show(&wanted.dims)),
+            expected: format!("{} [{}]", wanted.element, wanted.axes().join(", ")),
             found,
         };
         let Some((_, tensor)) = inputs.iter().find(|(n, _)| *n == wanted.name) else {
             return Err(wrong("nothing".to_owned()));
         };
-        let describe = || format!("{} {:?}", tensor.element(), tensor.dims());
-        if tensor.element() != wanted.element || tensor.dims().len() != wanted.dims.len() {
-            return Err(wrong(describe()));
-        }
-        for (have, want) in tensor.dims().iter().zip(&wanted.dims) {
-            let fits = match want {
-                Dim::Known(n) => n == have,
-                Dim::Batch => *batch.get_or_insert(*have) == *have,
-            };
-            if !fits {
-                return Err(wrong(describe()));
+        let mut fits = tensor.element() == wanted.element && tensor.dims().len() == wanted.dims.len();
+        let mut other = None;
+        for ((have, want), symbol) in tensor.dims().iter().zip(&wanted.dims).zip(&wanted.symbols) {
+            match (want, symbol) {
+                (Dim::Known(n), _) => fits &= n == have,
+                (Dim::Batch, None) => {}
+                (Dim::Batch, Some(symbol)) => match lengths.iter().find(|(name, _)| name == symbol) {
+                    Some((_, length)) if length != have => other = Some(format!(" where `{symbol}` is {length}")),
+                    Some(_) => {}
+                    None => lengths.push((symbol, *have)),
+                },
             }
+        }
+        if !fits || other.is_some() {
+            return Err(wrong(format!("{} {:?}{}", tensor.element(), tensor.dims(), other.unwrap_or_default())));
         }
         arranged.push(tensor);
     }
     Ok(arranged)
+}
+
+#[cfg(all(test, feature = "tract"))]
+mod tests {
+    use super::*;
+    use crate::read::ValueInfo;
+
+    #[test]
+    fn symbolic_axes_of_one_name_are_equally_long() {
+        let value = |name: &str, axes: &[&str]| {
+            let known = |axis: &&str| axis.parse().map_or(Dim::Batch, Dim::Known);
+            let symbol = |axis: &&str| Some((*axis).to_owned()).filter(|a| a.parse::<usize>().is_err() && a != "?");
+            let (dims, symbols) = (axes.iter().map(known).collect(), axes.iter().map(symbol).collect());
+            ValueInfo { name: name.to_owned(), element: ElementType::F32, dims, symbols }
+        };
+        let inputs =
+            vec![value("x", &["batch", "3", "height", "width"]), value("s", &["batch"]), value("f", &["?", "?"])];
+        let model = ModelInfo { inputs, ..ModelInfo::default() };
+        let text = |x: &[usize], s: usize, f: [usize; 2]| {
+            let zeros = |dims: &[usize]| Tensor::F32(ArrayD::zeros(dims));
+            let inputs = [("x", zeros(x)), ("s", zeros(&[s])), ("f", zeros(&f))];
+            arrange(&model, &inputs).map_or_else(|e| e.to_string(), |_| String::new())
+        };
+        assert_eq!(text(&[8, 3, 299, 300], 8, [1, 2]), "");
+        assert_eq!(
+            text(&[8, 3, 299, 299], 4, [1, 2]),
+            "input `s`: expected f32 [batch], found f32 [4] where `batch` is 8"
+        );
+        assert_eq!(
+            text(&[8, 4, 299, 299], 8, [1, 2]),
+            "input `x`: expected f32 [batch, 3, height, width], found f32 [8, 4, 299, 299]"
+        );
+    }
 }

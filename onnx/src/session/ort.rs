@@ -331,8 +331,12 @@ impl OrtSession {
             let name = output.name.clone();
             let value = outputs.remove(&name).ok_or_else(|| ort::Error::new(format!("no output `{name}`")))?;
             let stays = keep.contains(&name.as_str());
-            let value =
-                if stays { Resident::Ort(Bound::new(&self.name, value)?) } else { Resident::Host(from_value(&value)?) };
+            let value = if stays {
+                Bound::new(&self.name, value).map(Resident::Ort)
+            } else {
+                from_value(&value).map(Resident::Host)
+            };
+            let value = value.map_err(|e| ort::Error::new(format!("output `{name}`: {e}")))?;
             found.push((name, value));
         }
         Ok(found)
@@ -380,11 +384,16 @@ impl Session for OrtSession {
 
     fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>> {
         let name = self.name.clone();
-        let failed = |e: ort::Error| failed(&name, "run failed", &e);
+        let refused = |e: ort::Error| failed(&name, "run failed", &e);
         let arranged = arrange(&self.info, inputs)?;
-        let values = arranged.into_iter().map(to_value).collect::<ort::Result<Vec<_>>>().map_err(failed)?;
-        let outputs = self.inner.run(values.as_slice()).map_err(failed)?;
-        outputs.iter().map(|(name, value)| Ok((name.to_owned(), from_value(&value).map_err(failed)?))).collect()
+        let values = arranged.into_iter().map(to_value).collect::<ort::Result<Vec<_>>>().map_err(refused)?;
+        let outputs = self.inner.run(values.as_slice()).map_err(refused)?;
+        let mut read = Vec::with_capacity(outputs.len());
+        for (output, value) in &outputs {
+            let tensor = from_value(&value).map_err(|e| failed(&name, &format!("output `{output}`"), &e))?;
+            read.push((output.to_owned(), tensor));
+        }
+        Ok(read)
     }
 
     fn run_resident(&mut self, inputs: &[(&str, &Resident)], keep: &[&str]) -> Result<Vec<(String, Resident)>> {
@@ -424,6 +433,10 @@ fn from_value<K: TensorValueTypeMarker + ?Sized>(value: &Value<K>) -> ort::Resul
     match value.dtype().tensor_type() {
         Some(TensorElementType::Uint8) => Ok(Tensor::U8(value.try_extract_array::<u8>()?.to_owned())),
         Some(TensorElementType::Int64) => Ok(Tensor::I64(value.try_extract_array::<i64>()?.to_owned())),
-        _ => Ok(Tensor::F32(value.try_extract_array::<f32>()?.to_owned())),
+        Some(TensorElementType::Float32) => Ok(Tensor::F32(value.try_extract_array::<f32>()?.to_owned())),
+        other => {
+            let found = other.map_or_else(|| "no tensor".to_owned(), |t| t.to_string());
+            Err(ort::Error::new(format!("expected f32, u8 or i64, found {found}")))
+        }
     }
 }

@@ -1,9 +1,11 @@
 //! tract: a second engine in pure Rust, on the CPU.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use ndarray::{ArrayD, Axis, Slice, concatenate};
 use tract_linalg::multithread;
@@ -11,20 +13,26 @@ use tract_onnx::prelude::*;
 
 use super::{Session, Tensor, arrange};
 use crate::error::{Error, Result};
-use crate::graph::{Dim, ElementType};
+use crate::graph::{ElementType, PRODUCER};
 use crate::read::{ModelInfo, ValueInfo};
 
 const NAME: &str = "tract";
-/// Plans kept, one for each batch size.
+/// Plans kept, one for each shape of the inputs.
 const PLANS: usize = 4;
+/// Most nodes: tract takes time squared in their number to plan.
+const MAX_NODES: usize = 10_000;
 
-/// A model on tract. It is planned for each batch size it meets.
+/// Shapes of a model's inputs.
+type Shapes = Vec<Vec<usize>>;
+
+/// A model on tract. It is planned for each shape of its inputs that it meets.
 pub struct TractSession {
     path: PathBuf,
     info: ModelInfo,
     threads: usize,
     executor: multithread::Executor,
-    plans: BTreeMap<usize, Arc<TypedRunnableModel>>,
+    /// The one used last is the last.
+    plans: VecDeque<(Shapes, Arc<TypedRunnableModel>)>,
 }
 
 impl std::fmt::Debug for TractSession {
@@ -41,11 +49,16 @@ impl TractSession {
     /// Opens `model` for `threads` CPU threads (`None` for as many as there are cores).
     ///
     /// # Errors
-    /// `Format` if it is no model. What tract cannot run shows in the first [`Session::run`].
+    /// `Format` if it is no model; `Runtime` if it has too many nodes. What tract cannot run shows in the first [`Session::run`].
     pub fn open(model: &Path, threads: Option<usize>) -> Result<Self> {
+        let info = ModelInfo::open(model)?;
+        if info.nodes > MAX_NODES {
+            let source = format!("`{}` has {} nodes, more than {MAX_NODES}", model.display(), info.nodes).into();
+            return Err(Error::Runtime { runtime: NAME.to_owned(), what: "too large a graph".to_owned(), source });
+        }
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let executor = multithread::Executor::multithread(threads);
-        Ok(Self { path: model.to_owned(), info: ModelInfo::open(model)?, threads, executor, plans: BTreeMap::new() })
+        Ok(Self { path: model.to_owned(), info, threads, executor, plans: VecDeque::new() })
     }
 
     /// Runs a part of the batch on each thread: images do not depend on one another where [`by_image`] holds, and one thread computes an image fastest.
@@ -54,54 +67,90 @@ impl TractSession {
         let ranges: Vec<Range<usize>> = (0..batch).step_by(size).map(|a| a..(a + size).min(batch)).collect();
         let mut plans = Vec::with_capacity(ranges.len());
         for range in &ranges {
-            plans.push(self.plan(range.len())?);
+            let shapes = arranged.iter().map(|t| [&[range.len()], &t.dims()[1..]].concat()).collect();
+            plans.push(self.plan(shapes)?);
         }
         let one = |(range, plan): (&Range<usize>, &Arc<TypedRunnableModel>)| {
             let values = arranged.iter().map(|t| to_value(&rows(t, range))).collect();
-            multithread::multithread_tract_scope(multithread::Executor::SingleThread, || plan.run(values))
+            let run = || multithread::multithread_tract_scope(multithread::Executor::SingleThread, || plan.run(values));
+            self.named(&caught(run).map_err(|e| failed("run failed".to_owned(), &e))?)
         };
         let parts = std::thread::scope(|scope| {
             let all: Vec<_> = ranges.iter().zip(&plans).map(|job| scope.spawn(move || one(job))).collect();
-            all.into_iter()
-                .map(|t| t.join().unwrap_or_else(|_| Err(TractError::msg("a thread panicked"))))
-                .collect::<Vec<_>>()
-        });
-        let parts: Vec<_> =
-            parts.into_iter().collect::<TractResult<_>>().map_err(|e| failed("run failed".to_owned(), &e))?;
-        let names = self.info.outputs.iter().map(|o| o.name.clone());
-        names
-            .enumerate()
-            .map(|(i, name)| {
-                let read = parts.iter().map(|p| from_value(&p[i])).collect::<Result<Vec<_>>>()?;
-                Ok((name, join(read)?))
-            })
-            .collect()
+            let panicked = |_| Err(failed("run failed".to_owned(), &TractError::msg("a thread panicked")));
+            all.into_iter().map(|t| t.join().unwrap_or_else(panicked)).collect::<Result<Vec<_>>>()
+        })?;
+        let mut outputs: Vec<(String, Vec<Tensor>)> =
+            self.info.outputs.iter().map(|o| (o.name.clone(), Vec::new())).collect();
+        for part in parts {
+            for ((_, all), (_, rows)) in outputs.iter_mut().zip(part) {
+                all.push(rows);
+            }
+        }
+        outputs.into_iter().map(|(name, parts)| Ok((name, join(parts)?))).collect()
     }
 
-    fn plan(&mut self, batch: usize) -> Result<Arc<TypedRunnableModel>> {
-        if let Some(plan) = self.plans.get(&batch) {
-            return Ok(Arc::clone(plan));
+    /// The model's outputs by their names.
+    fn named(&self, values: &[TValue]) -> Result<Vec<(String, Tensor)>> {
+        let outputs = &self.info.outputs;
+        if values.len() != outputs.len() {
+            let what = format!("{} outputs where the model has {}", values.len(), outputs.len());
+            return Err(failed("run failed".to_owned(), &TractError::msg(what)));
         }
-        let describe = || format!("cannot plan `{}` for a batch of {batch}", self.path.display());
-        let build = || -> TractResult<Arc<TypedRunnableModel>> {
-            let mut model = tract_onnx::onnx().model_for_path(&self.path)?;
-            for (i, input) in self.info.inputs.iter().enumerate() {
-                let dims: Vec<usize> =
-                    input.dims.iter().map(|d| if let Dim::Known(n) = d { *n } else { batch }).collect();
-                model = model.with_input_fact(i, InferenceFact::dt_shape(datum_type(input.element), dims))?;
+        outputs.iter().zip(values).map(|(o, value)| Ok((o.name.clone(), from_value(&o.name, value)?))).collect()
+    }
+
+    fn plan(&mut self, shapes: Shapes) -> Result<Arc<TypedRunnableModel>> {
+        let known = self.plans.iter().position(|(s, _)| *s == shapes).and_then(|i| self.plans.remove(i));
+        let plan = match known {
+            Some((_, plan)) => plan,
+            None => {
+                let build = || {
+                    let mut model = tract_onnx::onnx().model_for_path(&self.path)?;
+                    for (i, (input, dims)) in self.info.inputs.iter().zip(&shapes).enumerate() {
+                        let fact = InferenceFact::dt_shape(datum_type(input.element), dims);
+                        model = model.with_input_fact(i, fact)?;
+                    }
+                    for i in 0..model.output_outlets()?.len() {
+                        model = model.with_output_fact(i, InferenceFact::default())?;
+                    }
+                    model.into_optimized()?.into_runnable()
+                };
+                let describe = || format!("cannot plan `{}` for inputs of {shapes:?}", self.path.display());
+                caught(build).map_err(|e| failed(describe(), &e))?
             }
-            for i in 0..model.output_outlets()?.len() {
-                model = model.with_output_fact(i, InferenceFact::default())?;
-            }
-            model.into_optimized()?.into_runnable()
         };
-        let plan = build().map_err(|e| failed(describe(), &e))?;
-        while self.plans.len() >= PLANS {
-            self.plans.pop_first();
+        if self.plans.len() == PLANS {
+            self.plans.pop_front();
         }
-        self.plans.insert(batch, Arc::clone(&plan));
+        self.plans.push_back((shapes, Arc::clone(&plan)));
         Ok(plan)
     }
+}
+
+thread_local! {
+    /// Whether a panic of this thread becomes an error.
+    static CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// `work` of tract's, whose panics are errors: it asserts what a file may break, and that memory can be had. The panic hook does not hear of them.
+fn caught<T>(work: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !CAUGHT.get() {
+                before(panic);
+            }
+        }));
+    });
+    let outer = CAUGHT.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    CAUGHT.set(outer);
+    result.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(TractError::msg(format!("it panicked: {}", text.unwrap_or("no message"))))
+    })
 }
 
 fn datum_type(element: ElementType) -> DatumType {
@@ -127,26 +176,25 @@ impl Session for TractSession {
 
     fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>> {
         let arranged = arrange(&self.info, inputs)?;
-        let sizes = self.info.inputs.iter().zip(&arranged).flat_map(|(v, t)| v.dims.iter().zip(t.dims()));
-        let batch = sizes.filter(|(d, _)| **d == Dim::Batch).map(|(_, n)| *n).next().unwrap_or(1);
+        let batch = arranged.first().and_then(|t| t.dims().first()).copied().unwrap_or(1);
         if batch > 1 && self.threads > 1 && by_image(&self.info) {
             return self.run_split(&arranged, batch);
         }
+        let plan = self.plan(arranged.iter().map(|t| t.dims().to_vec()).collect())?;
         let values: TVec<TValue> = arranged.into_iter().map(to_value).collect();
-        let plan = self.plan(batch)?;
         let executor = self.executor.clone();
         let run = || multithread::multithread_tract_scope(executor, || plan.run(values));
-        let outputs = run().map_err(|e| failed("run failed".to_owned(), &e))?;
-        let names = self.info.outputs.iter().map(|o| o.name.clone());
-        names.zip(outputs.iter().map(from_value)).map(|(name, value)| Ok((name, value?))).collect()
+        self.named(&caught(run).map_err(|e| failed("run failed".to_owned(), &e))?)
     }
 }
 
-/// Whether an image's outputs depend on that image alone. What the exporter names the kind of is such a network; of other graphs, which
-/// may take statistics of the batch, it is not known.
+/// Whether an image's outputs depend on that image alone, as in all that d2o exports. Graphs of others may take statistics of the batch.
 fn by_image(model: &ModelInfo) -> bool {
-    let batched = |v: &ValueInfo| v.dims.first() == Some(&Dim::Batch);
-    model.metadata.contains_key("kind") && model.inputs.iter().chain(&model.outputs).all(batched)
+    let batch = model.inputs.first().and_then(|v| v.symbols.first()).filter(|symbol| symbol.is_some());
+    let batched = |v: &ValueInfo| batch.is_some() && v.symbols.first() == batch;
+    model.producer == PRODUCER
+        && model.metadata.contains_key("kind")
+        && model.inputs.iter().chain(&model.outputs).all(batched)
 }
 
 /// Rows `range` of the first axis.
@@ -190,13 +238,70 @@ fn to_value(tensor: &Tensor) -> TValue {
     }
 }
 
-fn from_value(value: &TValue) -> Result<Tensor> {
+fn from_value(name: &str, value: &TValue) -> Result<Tensor> {
     let read = || -> TractResult<Tensor> {
         Ok(match value.datum_type() {
             DatumType::U8 => Tensor::U8(value.to_plain_array_view::<u8>()?.to_owned()),
             DatumType::I64 => Tensor::I64(value.to_plain_array_view::<i64>()?.to_owned()),
-            _ => Tensor::F32(value.to_plain_array_view::<f32>()?.to_owned()),
+            DatumType::F32 => Tensor::F32(value.to_plain_array_view::<f32>()?.to_owned()),
+            other => return Err(TractError::msg(format!("expected f32, u8 or i64, found {other:?}"))),
         })
     };
-    read().map_err(|e| failed("cannot read an output".to_owned(), &e))
+    read().map_err(|e| failed(format!("output `{name}`"), &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Dim, GraphBuilder};
+    use crate::write;
+
+    /// `y = x - mean of x over the batch`, as `producer` might write it with `kind` in its metadata.
+    fn centred(path: &Path, producer: &str) {
+        let mut g = GraphBuilder::new("g");
+        let x = g.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(2)]).unwrap();
+        let mean = g.mean(&x, &[0], true).unwrap();
+        let y = g.sub(&x, &mean).unwrap();
+        g.output("y", &y).unwrap();
+        g.metadata("kind", "features");
+        let mut model = g.finish().unwrap();
+        producer.clone_into(&mut model.proto.producer_name);
+        write::write(&model, path).unwrap();
+    }
+
+    fn ramp(rows: usize) -> Tensor {
+        Tensor::F32(ArrayD::from_shape_fn(vec![rows, 2], |i| (2 * i[0] + i[1]) as f32))
+    }
+
+    #[test]
+    fn batches_of_other_producers_are_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.onnx");
+        centred(&path, "pytorch");
+        let y = TractSession::open(&path, Some(2)).unwrap().run(&[("x", ramp(4))]).unwrap();
+        assert_eq!(y[0].1.as_f32().unwrap().as_slice().unwrap(), [-3.0, -3.0, -1.0, -1.0, 1.0, 1.0, 3.0, 3.0]);
+        centred(&path, "d2o");
+        let y = TractSession::open(&path, Some(2)).unwrap().run(&[("x", ramp(4))]).unwrap();
+        assert_eq!(y[0].1.as_f32().unwrap().as_slice().unwrap(), [-1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn the_plan_used_longest_ago_goes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.onnx");
+        centred(&path, "pytorch");
+        let mut session = TractSession::open(&path, Some(1)).unwrap();
+        for rows in [5, 1, 2, 3, 5, 4] {
+            session.run(&[("x", ramp(rows))]).unwrap();
+        }
+        let kept: Vec<usize> = session.plans.iter().map(|(shapes, _)| shapes[0][0]).collect();
+        assert_eq!(kept, [2, 3, 5, 4]);
+    }
+
+    #[test]
+    fn a_panic_is_an_error() {
+        let text = caught(|| -> TractResult<()> { panic!("cannot have {} bytes", 7) }).unwrap_err().to_string();
+        assert!(text.contains("cannot have 7 bytes"), "{text}");
+        assert!(!CAUGHT.get());
+    }
 }

@@ -65,7 +65,7 @@ impl Pair<'_> {
         let inputs = inputs(&info, 0, INPUTS)?;
         let shared = |n: &&Node| {
             let numbers = matches!(n.element, ElementType::F32 | ElementType::U8);
-            numbers && b.nodes().iter().any(|m| m.output == n.output && m.element == n.element)
+            numbers && b.writer(&n.output).is_some_and(|m| m.element == n.element)
         };
         let nodes: Vec<&Node> = a.nodes().iter().filter(shared).collect();
         anyhow::ensure!(!nodes.is_empty(), "--bisect: the graphs have no edge in common");

@@ -6,7 +6,11 @@ use d2o_onnx::read::ModelInfo;
 use d2o_onnx::session::Tensor;
 use ndarray::{ArrayD, IxDyn};
 
+use crate::sampling::plan::values_of;
 use crate::sampling::rng::TorchCpu;
+
+/// Length of symbolic axes other than the batch: a common size of images.
+const FREE: usize = 64;
 
 /// Inputs `start..start + count`, each drawn from its own seed: unit normal latents, noise levels spread over EDM's range,
 /// one-hot labels, pixels.
@@ -18,8 +22,9 @@ pub(super) fn inputs(info: &ModelInfo, start: usize, count: usize) -> anyhow::Re
     };
     let mut all = Vec::new();
     for input in &info.inputs {
-        let one: usize = input.dims.iter().skip(1).map(|d| if let Dim::Known(n) = d { *n } else { 1 }).product();
-        let mut dims: Vec<usize> = input.dims.iter().map(|d| if let Dim::Known(n) = d { *n } else { count }).collect();
+        let known = |d: &Dim| if let Dim::Known(n) = d { *n } else { FREE };
+        let mut dims: Vec<usize> = input.dims.iter().map(known).collect();
+        let one = values_of(&input.name, dims.get(1..).unwrap_or(&[]))?;
         if let Some(first) = dims.first_mut() {
             *first = count;
         }
@@ -28,7 +33,7 @@ pub(super) fn inputs(info: &ModelInfo, start: usize, count: usize) -> anyhow::Re
             (ElementType::F32, "sigma") => {
                 Tensor::F32(ArrayD::from_shape_vec(shape, (start..start + count).map(sigma).collect())?)
             }
-            (ElementType::F32, "class_labels") => {
+            (ElementType::F32, "class_labels") if dims.len() == 2 => {
                 Tensor::F32(ArrayD::from_shape_fn(shape, |i| if i[1] == (start + i[0]) % one { 1.0 } else { 0.0 }))
             }
             (ElementType::F32, "images_f32") => {

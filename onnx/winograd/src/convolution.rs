@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use pulp::{Simd, WithSimd};
 
-use super::axis::{Axis, MOST};
+use crate::axis::{Axis, MOST};
 
 /// Tiles of a task, at least and at most.
 const TILES: [usize; 2] = [32, 160];
@@ -17,9 +17,9 @@ const SIDE: usize = 4;
 
 /// A convolution of stride 1 and one group, with its bias and, where asked, the ReLU after it.
 #[derive(Debug)]
-pub(super) struct Convolution {
-    pub(super) outputs: usize,
-    pub(super) inputs: usize,
+pub struct Convolution {
+    outputs: usize,
+    inputs: usize,
     /// Channels that lie together.
     block: usize,
     axes: [Axis; 2],
@@ -33,14 +33,17 @@ pub(super) struct Convolution {
 
 /// What a convolution is computed of.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Images<'a> {
+pub struct Images<'a> {
     /// `[N, Ci / block, H, W, block]`.
-    pub(super) values: &'a [f32],
+    pub values: &'a [f32],
     /// What is added before the ReLU, as the output lies.
-    pub(super) sum: Option<&'a [f32]>,
-    pub(super) batch: usize,
-    pub(super) height: usize,
-    pub(super) width: usize,
+    pub sum: Option<&'a [f32]>,
+    /// Number of images.
+    pub batch: usize,
+    /// Pixels of a column.
+    pub height: usize,
+    /// Pixels of a row.
+    pub width: usize,
 }
 
 /// How the tiles of a batch are cut up: a strip is a row of tiles of one image, a task is some strips.
@@ -65,7 +68,7 @@ type Rows<'a> = Vec<&'a mut [f32]>;
 
 /// Working memory, lent to one task at a time.
 #[derive(Debug, Default)]
-pub(super) struct Pool(Mutex<Vec<Scratch>>);
+pub struct Pool(Mutex<Vec<Scratch>>);
 
 #[derive(Debug, Default)]
 struct Scratch {
@@ -80,8 +83,10 @@ struct Scratch {
 }
 
 impl Convolution {
-    /// Of weights `[Co, Ci, height, width]`; `None` if minimal filtering does not suit their shape.
-    pub(super) fn new(
+    /// Of weights `[Co, Ci, height, width]` and pads top, left, bottom, right, on blocks of 8 or 16 channels; `None` if minimal filtering does not suit
+    /// their shape.
+    #[must_use]
+    pub fn new(
         weights: &[f32],
         dims: [usize; 4],
         bias: Option<&[f32]>,
@@ -91,25 +96,39 @@ impl Convolution {
     ) -> Option<Self> {
         let [outputs, inputs, height, width] = dims;
         let axes = [Axis::new(height)?, Axis::new(width)?];
-        let whole = outputs.is_multiple_of(block) && inputs.is_multiple_of(block);
+        let whole = matches!(block, 8 | 16) && outputs.is_multiple_of(block) && inputs.is_multiple_of(block);
         let padded = pads.iter().zip([height, width, height, width]).all(|(pad, taps)| *pad < taps);
         // Errors of two axes multiply: seven taps by more than one would be off by 1e-4.
         let exact = height.min(width) == 1 || height.max(width) < 7;
         // Half the products are no gain: so much goes into the transforms.
         let [products, all] = [Axis::points, |axis: &Axis| axis.tile * axis.taps].map(|n| n(&axes[0]) * n(&axes[1]));
-        if !whole || !padded || !exact || all <= 2 * products || weights.len() != dims.iter().product::<usize>() {
+        if !whole || !padded || !exact || all <= 2 * products {
+            return None;
+        }
+        let count = dims.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
+        if count != Some(weights.len()) || bias.is_some_and(|b| b.len() != outputs) {
             return None;
         }
         let bias = bias.map_or_else(|| vec![0.0; outputs], <[f32]>::to_vec);
-        if bias.len() != outputs {
-            return None;
-        }
         let weights = at_the_points(weights, [outputs, inputs], &axes, block);
         Some(Self { outputs, inputs, block, axes, pads, weights, bias, relu })
     }
 
+    /// Input channels.
+    #[must_use]
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Output channels.
+    #[must_use]
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
     /// Height and width of the output; `None` if an image is smaller than the filter.
-    pub(super) fn output_size(&self, height: usize, width: usize) -> Option<[usize; 2]> {
+    #[must_use]
+    pub fn output_size(&self, height: usize, width: usize) -> Option<[usize; 2]> {
         let [top, left, bottom, right] = self.pads;
         let size = |length: usize, axis: &Axis| (length + 1).checked_sub(axis.taps).filter(|n| *n > 0);
         Some([size(height + top + bottom, &self.axes[0])?, size(width + left + right, &self.axes[1])?])
@@ -131,7 +150,10 @@ impl Convolution {
 
     /// Fills `out [N, Co / block, H', W', block]`. `parallel` is given the number of tasks and calls the closure once with each; results do not
     /// depend on which thread takes which.
-    pub(super) fn run<E>(
+    ///
+    /// # Errors
+    /// Those of `parallel`.
+    pub fn run<E>(
         &self,
         images: &Images<'_>,
         out: &mut [f32],
@@ -142,15 +164,21 @@ impl Convolution {
         let rows = self.rows(&grid, out);
         parallel(grid.tasks(), &|index| {
             // A poisoned lock guards nothing here that a panic could have left half done.
-            let mut scratch = pool.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
             let mut rows = rows[index].lock().unwrap_or_else(PoisonError::into_inner);
-            let (images, rows, scratch_of) = (*images, &mut *rows, &mut scratch);
-            match self.block {
-                8 => vectorised::<8>(Task { convolution: self, grid, index, images, rows, scratch: scratch_of }),
-                _ => vectorised::<16>(Task { convolution: self, grid, index, images, rows, scratch: scratch_of }),
-            }
-            pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
+            self.task(grid, index, *images, &mut rows, pool);
         })
+    }
+
+    /// One task. Not inlined: the kernels are then compiled here, as this crate's profile says, whoever calls [`Convolution::run`].
+    #[inline(never)]
+    fn task(&self, grid: Grid, index: usize, images: Images<'_>, rows: &mut Rows<'_>, pool: &Pool) {
+        let mut scratch = pool.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let scratch_of = &mut scratch;
+        match self.block {
+            8 => vectorised::<8>(Task { convolution: self, grid, index, images, rows, scratch: scratch_of }),
+            _ => vectorised::<16>(Task { convolution: self, grid, index, images, rows, scratch: scratch_of }),
+        }
+        pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
     }
 
     /// `out` as each task's own rows.

@@ -3,7 +3,7 @@
 use pulp::Simd;
 
 /// Most points of an axis.
-pub(super) const MOST: usize = 10;
+pub(crate) const MOST: usize = 10;
 /// Most pairs of points ±a.
 const PAIRS: usize = 4;
 /// Most outputs of a tile.
@@ -15,13 +15,13 @@ const TILE: usize = 4;
 /// the input's transform are the coefficients of (x² ± ax)·Q(x) at ±a, and of the product over all pairs at 0, times x at ∞: even and odd inputs are
 /// summed apart and serve both points of a pair.
 #[derive(Debug, Clone)]
-pub(super) struct Axis {
+pub(crate) struct Axis {
     /// Length of the filter.
-    pub(super) taps: usize,
+    pub(crate) taps: usize,
     /// Outputs of a tile.
-    pub(super) tile: usize,
+    pub(crate) tile: usize,
     /// How many pairs of points there are.
-    pub(super) pairs: usize,
+    pub(crate) pairs: usize,
     /// The pairs' a.
     values: [f64; PAIRS],
     /// For each pair, the coefficients of Q in x², rising.
@@ -34,7 +34,7 @@ pub(super) struct Axis {
 
 impl Axis {
     /// The axis of a filter of `taps`; `None` where minimal filtering is of no use, or would lose too many digits.
-    pub(super) fn new(taps: usize) -> Option<Self> {
+    pub(crate) fn new(taps: usize) -> Option<Self> {
         // More outputs a tile need more points, and with them larger coefficients: root mean square errors of these are 1e-6 to 2e-6.
         let (tile, pairs): (usize, &[f64]) = match taps {
             1 => (1, &[]),
@@ -62,12 +62,12 @@ impl Axis {
     }
 
     /// Products of a tile.
-    pub(super) fn points(&self) -> usize {
+    pub(crate) fn points(&self) -> usize {
         self.taps + self.tile - 1
     }
 
     /// `[points, taps]`: the filter's taps to its values at the points 0, +a, -a, …, ∞.
-    pub(super) fn filter(&self) -> Vec<Vec<f64>> {
+    pub(crate) fn filter(&self) -> Vec<Vec<f64>> {
         if self.pairs == 0 {
             return vec![vec![1.0]];
         }
@@ -84,7 +84,7 @@ impl Axis {
 
     /// Inputs of a tile to their values at the points; `N` is `pairs`.
     #[inline(always)]
-    pub(super) fn analyse<S: Simd, const N: usize>(&self, simd: S, x: [S::f32s; MOST]) -> [S::f32s; MOST] {
+    pub(crate) fn analyse<S: Simd, const N: usize>(&self, simd: S, x: [S::f32s; MOST]) -> [S::f32s; MOST] {
         if N == 0 {
             return x;
         }
@@ -113,7 +113,7 @@ impl Axis {
 
     /// Products at the points to the outputs of a tile; `N` is `pairs`, `M` is `tile`.
     #[inline(always)]
-    pub(super) fn synthesise<S: Simd, const N: usize, const M: usize>(
+    pub(crate) fn synthesise<S: Simd, const N: usize, const M: usize>(
         &self,
         simd: S,
         x: [S::f32s; MOST],

@@ -5,12 +5,10 @@
 //! gives the same blocks, and computes from a half (filters of 7 taps) to a quarter (3 × 3) of the products; everything else stays ONNX Runtime's. Rounding
 //! differs: outputs are off by 1e-6 to 1e-5 of their size.
 
-mod axis;
-mod convolution;
-
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use d2o_winograd::{Convolution, Images, Pool};
 use ort::Result as OrtResult;
 use ort::operator::{
     BoxedKernel, ComputeContext, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
@@ -20,7 +18,6 @@ use ort::session::Session;
 use ort::value::{TensorElementType, TensorRef, ValueType};
 use prost::Message as _;
 
-use self::convolution::{Convolution, Images, Pool};
 use crate::graph::ElementType;
 use crate::proto::{
     AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
@@ -95,8 +92,8 @@ pub(super) fn rewritten(optimised: &[u8], block: usize) -> OrtResult<(Vec<u8>, O
 
 /// Makes sure that `graph` holds nothing that our messages leave out.
 fn ensure_whole(graph: &GraphProto) -> OrtResult<()> {
-    let size = |t: &TensorProto| t.dims.iter().product::<i64>();
-    let tensor = graph.initializer.iter().find(|t| size(t) > 0 && t.raw_data.is_empty()).map(|t| &t.name);
+    let filled = |t: &TensorProto| t.dims.iter().all(|d| *d > 0);
+    let tensor = graph.initializer.iter().find(|t| filled(t) && t.raw_data.is_empty()).map(|t| &t.name);
     let known = |a: &AttributeProto| AttributeProto::TYPES.contains(&a.r#type);
     let node = graph.node.iter().find(|n| !n.attribute.iter().all(known)).map(|n| &n.name);
     match tensor.or(node) {
@@ -163,8 +160,8 @@ fn values(tensor: &TensorProto) -> Option<Vec<f32>> {
 
 /// Weights `[Co / block, Ci / block, height, width, Ci, Co]` as `[Co, Ci, height, width]`.
 fn unblocked(weights: &[f32], [outputs, inputs, height, width]: [usize; 4], block: usize) -> Option<Vec<f32>> {
-    let taps = height * width;
-    if weights.len() != outputs * inputs * taps {
+    let taps = height.checked_mul(width)?;
+    if outputs.checked_mul(inputs)?.checked_mul(taps)? != weights.len() {
         return None;
     }
     let mut plain = vec![0.0; weights.len()];
@@ -222,7 +219,7 @@ impl Operator for Winograd {
         else {
             return Ok(());
         };
-        let [channels, height, width] = [convolution.outputs, height, width].map(crate::graph::signed);
+        let [channels, height, width] = [convolution.outputs(), height, width].map(crate::graph::signed);
         let symbols = [symbol.as_str(), "", "", ""];
         let output = ValueType::Tensor {
             ty: *ty,
@@ -239,15 +236,15 @@ fn compute(convolution: &Convolution, pool: &Pool, context: &ComputeContext) -> 
     let dims: Vec<usize> = shape.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
     let refused = || ort::Error::new(format!("an input of {dims:?} does not suit the convolution"));
     let &[batch, channels, height, width] = &dims[..] else { return Err(refused()) };
-    let size = convolution.output_size(height, width).filter(|_| channels == convolution.inputs);
+    let size = convolution.output_size(height, width).filter(|_| channels == convolution.inputs());
     let [rows, columns] = size.ok_or_else(refused)?;
-    let shape = [batch, convolution.outputs, rows, columns].map(crate::graph::signed);
+    let shape = [batch, convolution.outputs(), rows, columns].map(crate::graph::signed);
     let added = context.input(1)?;
     let sum = match &added {
         Some(value) => Some(value.try_extract_tensor::<f32>()?.1),
         None => None,
     };
-    if sum.is_some_and(|sum| sum.len() != batch * convolution.outputs * rows * columns) {
+    if sum.is_some_and(|sum| sum.len() != batch * convolution.outputs() * rows * columns) {
         return Err(refused());
     }
     let mut output = context.output(0, shape)?.ok_or_else(|| ort::Error::new("no output"))?;

@@ -1,0 +1,104 @@
+//! Tensors that a graph makes from constant sizes: a few bytes may name a shape of any size, and runtimes compute such tensors when they open the graph.
+
+use std::collections::HashMap;
+
+/// Most integers of a constant that is followed: sizes and limits of axes are fewer.
+pub(crate) const MAX_INTEGERS: usize = 64;
+
+/// Elements from which on a tensor counts that is joined of others.
+const HUGE: usize = 1 << 24;
+
+/// A node that makes a tensor of a size that its operands name, or passes such sizes on.
+#[derive(Debug)]
+pub(crate) struct Expansion {
+    pub(crate) op: String,
+    pub(crate) inputs: Vec<String>,
+    pub(crate) output: String,
+    /// The constant it holds, if it does.
+    pub(crate) value: Option<Vec<i64>>,
+}
+
+/// Whether `op` makes a tensor of a named size, runs for a named number of turns, or passes sizes on.
+pub(crate) fn is_followed(op: &str) -> bool {
+    const MAKES: [&str; 9] =
+        ["ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "RandomNormal", "RandomUniform", "Resize", "Pad"];
+    const PASSES_ON: [&str; 9] =
+        ["Constant", "Identity", "Cast", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Mul", "Add"];
+    op == "Loop" || MAKES.contains(&op) || PASSES_ON.contains(&op)
+}
+
+/// For each of `nodes` that makes a tensor of constant size, or joins others to a huge one: its operation, its output, and at least how many elements that
+/// has; for a loop, how often it runs. `constants` are the integers known by name, `elements_of` tells the elements of weights.
+pub(crate) fn sizes<'a>(
+    nodes: &'a [Expansion],
+    mut constants: HashMap<String, Vec<i64>>,
+    elements_of: impl Fn(&str) -> Option<usize>,
+) -> impl Iterator<Item = (&'a str, &'a str, usize)> {
+    // Least elements of what nodes have written.
+    let mut least: HashMap<&str, usize> = HashMap::new();
+    nodes.iter().filter_map(move |node| {
+        let size = |name: &String| match name.as_str() {
+            "" => 0,
+            name => least.get(name).copied().or_else(|| elements_of(name)).unwrap_or(1),
+        };
+        let size_of = |i: usize| node.inputs.get(i).map_or(0, size);
+        let of = |i: usize| node.inputs.get(i).and_then(|name| constants.get(name)).map(Vec::as_slice);
+        let first = |i: usize| of(i).and_then(|v| v.first().copied());
+        let made = match node.op.as_str() {
+            "ConstantOfShape" => of(0).map(elements),
+            "Loop" => first(0).map(|trips| elements(&[trips])),
+            "Expand" => of(1).map(|shape| elements(shape).max(size_of(0))),
+            "Tile" => of(1).map(|repeats| elements(repeats).saturating_mul(size_of(0))),
+            "RandomNormal" | "RandomUniform" => node.value.as_deref().map(elements),
+            "Resize" => of(3).map(elements),
+            "OneHot" => first(1).map(|depth| elements(&[depth])),
+            "Range" => first(0).zip(first(1)).zip(first(2)).map(|((from, to), step)| {
+                let far = to.saturating_sub(from).unsigned_abs() / step.unsigned_abs().max(1);
+                usize::try_from(far).unwrap_or(usize::MAX)
+            }),
+            "Pad" => of(1).map(|pads| {
+                let (before, after) = pads.split_at(pads.len() / 2);
+                let both: Vec<i64> = before.iter().zip(after).map(|(a, b)| a.saturating_add(*b).max(1)).collect();
+                elements(&both)
+            }),
+            _ => None,
+        };
+        let joined = match node.op.as_str() {
+            "Concat" => node.inputs.iter().map(size).fold(0, usize::saturating_add),
+            "Identity" | "Cast" | "Unsqueeze" | "Squeeze" | "Reshape" => size_of(0),
+            "Mul" | "Add" => size_of(0).max(size_of(1)),
+            _ => 1,
+        };
+        if node.op != "Loop" {
+            least.insert(&node.output, made.unwrap_or(joined));
+        }
+        if let Some(n) = made.or((node.op == "Concat" && joined > HUGE).then_some(joined)) {
+            return Some((node.op.as_str(), node.output.as_str(), n));
+        }
+        let known = match node.op.as_str() {
+            "Constant" => node.value.clone(),
+            "Identity" | "Cast" | "Unsqueeze" | "Squeeze" | "Reshape" => of(0).map(<[i64]>::to_vec),
+            "Concat" => (0..node.inputs.len()).map(of).collect::<Option<Vec<_>>>().map(|parts| parts.concat()),
+            "Mul" => both(of(0), of(1), i64::saturating_mul),
+            "Add" => both(of(0), of(1), i64::saturating_add),
+            _ => None,
+        };
+        if let Some(known) = known.filter(|k| k.len() <= MAX_INTEGERS) {
+            constants.insert(node.output.clone(), known);
+        }
+        None
+    })
+}
+
+/// Elements of a tensor of shape `dims`.
+fn elements(dims: &[i64]) -> usize {
+    dims.iter().fold(1, |n: usize, d| n.saturating_mul(usize::try_from(*d).unwrap_or(1)))
+}
+
+/// `f` of each pair, where one may stand for all.
+fn both(a: Option<&[i64]>, b: Option<&[i64]>, f: fn(i64, i64) -> i64) -> Option<Vec<i64>> {
+    let (a, b) = (a?, b?);
+    let length = a.len().max(b.len());
+    let at = |v: &[i64], i: usize| if v.len() == 1 { Some(v[0]) } else { v.get(i).copied() };
+    (0..length).map(|i| Some(f(at(a, i)?, at(b, i)?))).collect()
+}
