@@ -14,6 +14,7 @@ use crate::decode;
 use crate::error::{Error, Result};
 pub use crate::labels::LABEL_FILE;
 use crate::labels::{Labels, of_folders, of_json};
+use crate::limits::Unpacked;
 use crate::listing::LeftOut;
 
 /// Largest encoded image accepted, bytes.
@@ -46,7 +47,7 @@ impl ImageZip {
     /// As [`ImageZip::open`], of an archive that is open.
     pub(crate) fn of(mut archive: Archive) -> Result<Self> {
         let path = archive.path().to_owned();
-        let json = archive.file(LABEL_FILE, MAX_JSON)?;
+        let json = archive.label_file()?;
         let mut left = LeftOut::default();
         archive.retain(|name| !name.ends_with(['/', '\\']) && left.takes(name));
         if archive.is_empty() {
@@ -59,7 +60,9 @@ impl ImageZip {
             Some(json) => of_json(&json, &names),
             None => of_folders(&names),
         };
-        Ok(Self { path, archive, sizes: Sizes::of(sizes), labels, notes: left.notes() })
+        let opened = Self { path, archive, sizes: Sizes::of(sizes), labels, notes: left.notes() };
+        Unpacked::of(opened.archive.packed()).images(&opened)?;
+        Ok(opened)
     }
 
     fn decode(&self, range: Range<usize>) -> Result<Vec<Array3<u8>>> {
@@ -116,6 +119,11 @@ pub(crate) fn stack(source: &dyn ImageSource, range: Range<usize>, images: Vec<A
         let (first, index) = (range.start, range.start + other);
         return Err(mixed_sizes(source, (first, dims), (index, size(&images[other]))));
     }
+    // A copy of a large one is too much.
+    let images = match <[Array3<u8>; 1]>::try_from(images) {
+        Ok([image]) => return Ok(image.insert_axis(Axis(0))),
+        Err(images) => images,
+    };
     let mut out = Array4::zeros((images.len(), dims.height, dims.width, dims.channels));
     for (mut slot, image) in out.axis_iter_mut(Axis(0)).zip(&images) {
         slot.assign(image);
