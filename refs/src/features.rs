@@ -24,7 +24,9 @@ use crate::labels::Labels;
 use crate::limits::exceeded;
 
 /// Matrices a feature file may hold.
-pub const MATRICES: [&str; 5] = ["features", "logits", "spatial", "clip", "manifold"];
+pub const MATRICES: [&str; 5] = ["features", LOGITS, "spatial", "clip", MANIFOLD];
+const LOGITS: &str = "logits";
+const MANIFOLD: &str = "manifold";
 const LABELS: &str = "labels";
 const DIGESTS: &str = "image_sha256";
 const META: &str = "d2o_meta";
@@ -36,8 +38,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 const ROWS: usize = 256;
 /// Most bytes of meta data accepted.
 const MAX_META: u64 = 1 << 24;
-/// Most features of an image, unless there are more images.
-const MAX_WIDTH: usize = 1 << 12;
+/// Most features whose covariance is taken for a file of any size.
+const MAX_WIDTH: usize = 2896;
 
 /// What a feature file says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -103,9 +105,10 @@ impl FeatureFile {
                 let found = format!("[{rows}, {width}]");
                 return Err(Error::format(path, name, format!("{expected} rows of at least one number"), found));
             }
-            // Of their sums, a square of the width is kept.
-            if width > MAX_WIDTH.max(rows) {
-                let expected = format!("at most {MAX_WIDTH} features, or as many as there are rows");
+            // Their covariance, a square of the width, is kept and decomposed.
+            let most = (MAX_WIDTH * MAX_WIDTH).max(usize::try_from(file.packed / 4).unwrap_or(usize::MAX));
+            if !matches!(name, LOGITS | MANIFOLD) && width.saturating_mul(width) > most {
+                let expected = format!("a covariance of at most {most} values for a file of this size");
                 return Err(Error::format(path, name, expected, format!("[{rows}, {width}]")));
             }
             let bytes = rows.saturating_mul(width).saturating_mul(size_of::<f32>());
@@ -368,6 +371,25 @@ mod tests {
             networks: BTreeMap::new(),
             generator: None,
             sha256: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn widths_whose_covariance_the_file_does_not_explain_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        for (name, width, most) in
+            [("features", 3000, "covariance"), ("logits", 3000, ""), ("manifold", 1 << 26, "MiB of memory")]
+        {
+            let file = ::hdf5::File::create(&path).unwrap();
+            let chunk = (1, width.min(1 << 20));
+            let data = file.new_dataset::<f32>().shape((2, width)).chunk(chunk).deflate(9).create(name).unwrap();
+            data.write(&Array2::<f32>::zeros((2, width))).unwrap();
+            drop((data, file));
+            match FeatureFile::open(&path) {
+                Ok(file) => assert!(most.is_empty() && file.width(name) == Some(width), "{name}"),
+                Err(e) => assert!(!most.is_empty() && e.to_string().contains(most), "{name}: {e}"),
+            }
         }
     }
 

@@ -990,6 +990,48 @@ mod tests {
     }
 
     #[test]
+    fn chunks_inflate_to_their_size_and_no_further() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        for filter in ["deflate", "nbit", "scale-offset"] {
+            let file = ::hdf5::File::create(&path).unwrap();
+            let builder = file.new_dataset::<u8>().shape((640, 4, 5, 3)).chunk((640, 4, 5, 3));
+            let builder = match filter {
+                "deflate" => builder.deflate(9),
+                "nbit" => builder.nbit(),
+                _ => builder.scale_offset(::hdf5::filters::ScaleOffset::Integer(0)),
+            };
+            builder.create("images").unwrap().write(&images(640)).unwrap();
+            drop((builder, file));
+            let mut data = Opened::open(&path).unwrap().dataset("images").unwrap();
+            assert_eq!(data.all::<u8>().unwrap(), images(640).into_raw_vec_and_offset().0, "{filter}");
+            drop(data);
+            // As if a smaller chunk were stated; the library keeps none that it has inflated.
+            data = Opened::open(&path).unwrap().dataset("images").unwrap();
+            data.chunk = 1000;
+            let text = data.all::<u8>().unwrap_err().to_string();
+            assert!(text.contains("images: expected chunks that inflate to at most 1000 bytes"), "{filter}: {text}");
+        }
+    }
+
+    #[test]
+    fn large_chunks_and_many_members_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        let file = ::hdf5::File::create(&path).unwrap();
+        file.new_dataset::<u8>().shape((1 << 24, 8, 8, 3)).chunk((1 << 24, 8, 1, 1)).create("images").unwrap();
+        drop(file);
+        assert!(failure(&path).contains("those of a row have at most 268435456 bytes"), "{}", failure(&path));
+        let file = ::hdf5::File::create(&path).unwrap();
+        file.new_dataset::<u8>().shape((2, 4, 5, 3)).create("images").unwrap().write(&images(2)).unwrap();
+        for i in 0..MAX_MEMBERS {
+            file.link_soft("images", &format!("m{i}")).unwrap();
+        }
+        drop(file);
+        assert!(failure(&path).contains("at most 65536 objects side by side"), "{}", failure(&path));
+    }
+
+    #[test]
     fn claimed_sizes_are_checked_before_memory_is_taken() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.h5");

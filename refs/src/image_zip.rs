@@ -373,6 +373,38 @@ mod tests {
     }
 
     #[test]
+    fn a_label_file_is_no_larger_than_its_images_explain() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.zip");
+        let mut zip = zip::ZipWriter::new(fs::File::create(&path).unwrap());
+        zip.start_file(LABEL_FILE, zip::write::SimpleFileOptions::default()).unwrap();
+        std::io::Write::write_all(&mut zip, &vec![b' '; 65 << 20]).unwrap();
+        zip.finish().unwrap();
+        let text = ImageZip::open(&path).unwrap_err().to_string();
+        assert!(text.contains("dataset.json: expected at most 67"), "{text}");
+    }
+
+    #[test]
+    fn images_decode_to_no_more_than_their_zip_explains() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.zip");
+        // The header alone tells the size.
+        let mut png = decode::png(&path, "", Array3::zeros((1, 1, 3)).view()).unwrap();
+        png[16..24].copy_from_slice(&[0, 0, 0x20, 0, 0, 0, 0x20, 0]);
+        let crc = crc32fast::hash(&png[12..29]);
+        png[29..33].copy_from_slice(&crc.to_be_bytes());
+        let write = |count: usize| {
+            let mut writer = DatasetWriter::create(&path).unwrap();
+            (0..count).for_each(|_| writer.append_png(&png, None).unwrap());
+            writer.finish().unwrap();
+            ImageZip::open(&path)
+        };
+        assert_eq!(write(3).unwrap().len(), 3);
+        let text = write(5).unwrap_err().to_string();
+        assert!(text.contains("images: expected at most 8") && text.contains("when unpacked"), "{text}");
+    }
+
+    #[test]
     fn a_truncated_zip_is_an_error_naming_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.zip");

@@ -8,7 +8,7 @@ use crate::batch::{ImageDims, ImageSource};
 use crate::error::{Error, Result};
 
 /// Bytes that a container of any size may unpack to: the largest image alone has 0.7 GB.
-const FREE: u64 = 1 << 30;
+const FREE: u64 = 768 << 20;
 /// Bytes that each byte of a container may unpack to, beside [`FREE`]: dSprites, a published set of outlines, packs 115 into one.
 const PER_BYTE: u64 = 128;
 /// Bytes of decoded images that are held at a time, unless a single image has more.

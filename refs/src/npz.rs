@@ -908,6 +908,57 @@ mod tests {
     }
 
     #[test]
+    fn arrays_that_their_file_does_not_explain_are_refused_before_they_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npz");
+        let data: Vec<u8> = greys().iter().copied().collect();
+        let images = (IMAGES, npy("|u1", false, &[4, 5, 2], &data));
+        archive(&path, true, &[images.clone(), (LABELS, npy("|u1", false, &[4, 1 << 26], &[]))]);
+        let text = crate::batch::open(&path).err().unwrap().to_string();
+        assert!(text.contains("arr_1: expected at most 256 MiB of memory"), "{text}");
+        for (name, shape) in [("mu", &[1 << 26][..]), ("sigma", &[6000, 6000]), ("features", &[1 << 27, 1])] {
+            let of = |n: &str, default: &[usize]| {
+                if n == name { npy("<f8", false, shape, &[]) } else { npy("<f8", false, default, &[0; 8]) }
+            };
+            archive(
+                &path,
+                true,
+                &[("mu", of("mu", &[1])), ("sigma", of("sigma", &[1, 1])), ("features", of("features", &[1, 1]))],
+            );
+            let text = crate::stats::ReferenceStats::read(&path).unwrap_err().to_string();
+            assert!(text.contains(&format!("{name}: expected at most 256 MiB of memory")), "{text}");
+        }
+        archive(&path, true, &[(IMAGES, npy("|u1", true, &[40, 5000, 5000, 3], &[]))]);
+        let mut bytes = fs::read(&path).unwrap();
+        let patch = |bytes: &mut Vec<u8>, size: u32| {
+            let at = bytes.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+            bytes[at + 24..at + 28].copy_from_slice(&size.to_le_bytes());
+        };
+        patch(&mut bytes, 700 << 20);
+        fs::write(&path, &bytes).unwrap();
+        assert!(crate::batch::open(&path).is_err());
+        patch(&mut bytes, u32::MAX - 1);
+        fs::write(&path, &bytes).unwrap();
+        let text = crate::batch::open(&path).err().unwrap().to_string();
+        assert!(text.contains("arr_0.npy: expected at most") && text.contains("bytes when unpacked"), "{text}");
+    }
+
+    #[test]
+    fn arrays_without_elements_have_few_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npz");
+        archive(
+            &path,
+            false,
+            &[("a", npy("<f4", false, &[1000, 0], &[])), ("b", npy("<f4", false, &[1 << 40, 0], &[]))],
+        );
+        let mut npz = Npz::open(&path).unwrap();
+        assert_eq!(npz.f32("a").unwrap().shape(), [1000, 0]);
+        let text = npz.f32("b").unwrap_err().to_string();
+        assert!(text.contains("without elements of at most 2^20 rows"), "{text}");
+    }
+
+    #[test]
     fn large_integers_and_feature_matrices_are_exact() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.npz");

@@ -119,6 +119,18 @@ mod tests {
     }
 
     #[test]
+    fn only_the_record_of_a_label_file_is_kept_and_it_is_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(LABEL_FILE);
+        let list = |bytes: usize| format!("[0{}]", ",0".repeat(bytes / 2));
+        fs::write(&file, format!(r#"{{"labels": {}, "d2o": {{"a": 1}}}}"#, list(20 << 20))).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), Some(json!({"a": 1})));
+        fs::write(&file, format!(r#"{{"d2o": {}}}"#, list(17 << 20))).unwrap();
+        let text = read(dir.path()).unwrap_err().to_string();
+        assert!(text.contains("d2o: expected at most 16777216 bytes"), "{text}");
+    }
+
+    #[test]
     fn outputs_of_others_have_none_and_damaged_ones_are_errors() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);

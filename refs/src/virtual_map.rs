@@ -251,6 +251,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn signatures_that_each_claim_the_rest_of_the_file_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        let one = [&b"GCOL\x01\0\0\0"[..], &(1_u64 << 30).to_le_bytes()].concat();
+        fs_err::write(&path, one.repeat(1 << 16)).unwrap();
+        let text = mappings(&path, &[4, 4]).unwrap_err().to_string();
+        assert!(text.contains("virtual datasets: expected at most") && text.contains("steps"), "{text}");
+    }
+
     proptest! {
         #[test]
         fn any_bytes_give_a_result(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0_u8..4, version in 0_u8..4) {
