@@ -122,7 +122,8 @@ impl FeatureFile {
         if len == 0 {
             return Err(Error::empty(path, ""));
         }
-        let labels = if file.has(LABELS) { hdf5::labels_of(&file, LABELS, len) } else { Labels::None };
+        let labels =
+            if file.has(LABELS) { hdf5::labels_of(&file, LABELS, file.member(LABELS)?, len) } else { Labels::None };
         let digests = if file.has(DIGESTS) {
             let data = file.dataset(DIGESTS)?;
             if data.shape() != [len, 32] {

@@ -125,9 +125,9 @@ impl Opened {
         listed(self.names.iter().map(String::as_str))
     }
 
-    /// Dataset `name`, which may lie in a group; `None` if there is none.
-    fn find(&self, name: &str) -> Option<Dataset> {
-        self.file.dataset(name).ok()
+    /// Dataset `name`, which may lie in a group, unchecked.
+    pub(crate) fn member(&self, name: &str) -> Result<Dataset> {
+        self.file.dataset(name).map_err(|source| failed(&self.path, source))
     }
 
     /// Dataset `name` as a whole.
@@ -135,8 +135,7 @@ impl Opened {
     /// # Errors
     /// `Hdf5` if there is none; those of [`Data::check`].
     pub(crate) fn dataset(&self, name: &str) -> Result<Data> {
-        let data = self.file.dataset(name).map_err(|source| failed(&self.path, source))?;
-        Data::check(&self.path, name, data)
+        Data::check(&self.path, name, self.member(name)?)
     }
 
     /// The bytes of the u8 dataset `name`, at most `limit`.
@@ -448,7 +447,7 @@ impl Walk {
                 };
                 self.beside(file, name, &path)?;
                 let source = Opened::open(&path)?;
-                let Some(data) = source.find(&part.dataset) else {
+                let Ok(data) = source.member(&part.dataset) else {
                     return Err(Error::format(file, place, "the source of a virtual dataset", "no such dataset"));
                 };
                 let found = data.shape();
@@ -500,8 +499,7 @@ fn source_path(file: &Path, name: &str) -> Option<PathBuf> {
 }
 
 /// Classes of `count` images from dataset `name`; its size is checked before it is read.
-pub(crate) fn labels_of(file: &Opened, name: &str, count: usize) -> Labels {
-    let Some(data) = file.find(name) else { return Labels::Problem(format!("`{name}` is no dataset")) };
+pub(crate) fn labels_of(file: &Opened, name: &str, data: Dataset, count: usize) -> Labels {
     let shape = data.shape();
     if let Err(problem) = labels::check_shape(name, &shape, count) {
         return Labels::Problem(problem);
@@ -556,7 +554,7 @@ impl Hdf5Images {
             Some(name) => name.to_owned(),
             None => choose(&file)?,
         };
-        let Some(images) = file.find(&name) else {
+        let Ok(images) = file.member(&name) else {
             let found = format!("only {}", file.shown());
             return Err(Error::format(path, "datasets", format!("images in `{name}`"), found));
         };
@@ -587,8 +585,8 @@ impl Hdf5Images {
         let candidates = LABEL_NAMES.map(str::to_owned).into_iter().chain([name.replace("images", "labels")]);
         let labels = candidates
             .filter(|n| *n != name)
-            .find(|n| file.find(n).is_some_and(|d| pixels::layout(&d.shape()).is_err()))
-            .map_or(Labels::None, |n| labels_of(&file, &n, len));
+            .find_map(|n| file.member(&n).ok().filter(|d| pixels::layout(&d.shape()).is_err()).map(|d| (n, d)))
+            .map_or(Labels::None, |(n, data)| labels_of(&file, &n, data, len));
         let mut opened = Self { path: path.to_owned(), name, images, kind, layout, len, dims, labels };
         if kind == Kind::Floats {
             opened.check_floats()?;
@@ -646,7 +644,7 @@ impl Hdf5Images {
 /// The only image dataset among the members of `file`.
 fn choose(file: &Opened) -> Result<String> {
     let (path, names) = (&file.path, &file.names);
-    let members: Vec<_> = names.iter().filter_map(|n| Some((n.clone(), file.find(n)?))).collect();
+    let members: Vec<_> = names.iter().filter_map(|n| Some((n.clone(), file.member(n).ok()?))).collect();
     let arrays = members.iter().filter_map(|(n, data)| {
         let kind = kind(data)?;
         Some((n.clone(), data.shape(), kind == Kind::Floats, describe(data)))

@@ -384,8 +384,9 @@ impl Rows {
     }
 }
 
-/// Most bytes of the text of one label.
+/// Most bytes of the text of one label, and most characters of it that a message repeats.
 const MAX_LABEL: usize = 1 << 20;
+const SHOWN: usize = 80;
 
 /// Labels of `names`, as JSON, from `dataset.json`, `{"labels": [["path", 3], …]}`: integers, or lists of numbers. Also how many classes or numbers.
 fn labels_of_json(path: &Path, json: &[u8], names: &[&str]) -> anyhow::Result<Option<(Vec<Box<str>>, String)>> {
@@ -420,24 +421,24 @@ struct LabelTexts<'n> {
 
 impl LabelTexts<'_> {
     fn add(&mut self, row: &RawValue) -> Result<(), String> {
-        let shown = || row.get().chars().take(80).collect::<String>();
+        let shown = |text: &RawValue| text.get().chars().take(SHOWN).collect::<String>();
         let Ok((name, label)) = serde_json::from_str::<(Cow<'_, str>, &RawValue)>(row.get()) else {
-            return Err(format!("expected rows of [path, label], found {}", shown()));
+            return Err(format!("expected rows of [path, label], found {}", shown(row)));
         };
-        let label = label.get();
-        if label.len() > MAX_LABEL {
-            return Err(format!("`{name}`: expected a label of at most {MAX_LABEL} bytes, found {}", label.len()));
+        let text = label.get();
+        if text.len() > MAX_LABEL {
+            return Err(format!("`{name}`: expected a label of at most {MAX_LABEL} bytes, found {}", text.len()));
         }
-        let is_label = match serde_json::from_str(label) {
+        let is_label = match serde_json::from_str(text) {
             Ok(Value::Number(number)) => number.is_i64(),
             Ok(Value::Array(vector)) => vector.iter().all(Value::is_number),
             _ => false,
         };
         if !is_label {
-            return Err(format!("`{name}`: expected an integer or a list of numbers, found {}", shown()));
+            return Err(format!("`{name}`: expected an integer or a list of numbers, found {}", shown(label)));
         }
         if let Some(slot) = self.by_name.get_mut(&*name) {
-            *slot = Some(label.into());
+            *slot = Some(text.into());
         }
         Ok(())
     }

@@ -456,19 +456,38 @@ const BLOCKY: f64 = 1.1;
 
 /// Adds up second differences of brightness between horizontal and vertical neighbours: where 8×8 blocks meet, and elsewhere.
 fn steps(images: &Array4<u8>, meeting: &mut [f64; 2], elsewhere: &mut [f64; 2]) {
-    let light = images.mapv(f64::from).sum_axis(ndarray::Axis(3));
-    for image in light.outer_iter() {
-        for lines in [image.view(), image.t()] {
-            for line in lines.outer_iter() {
-                // How far a step departs from what its neighbours would make of it.
-                for i in 1..line.len().saturating_sub(2) {
-                    let step = line[i + 1] - line[i];
-                    let around = (line[i] - line[i - 1] + line[i + 2] - line[i + 1]) / 2.0;
-                    let sum = if (i + 1) % BLOCK == 0 { &mut *meeting } else { &mut *elsewhere };
-                    sum[0] += (step - around).abs();
-                    sum[1] += 1.0;
+    /// Columns that are gathered at a time.
+    const COLUMNS: usize = 32;
+    let mut add = |line: &[f64]| {
+        // How far a step departs from what its neighbours would make of it.
+        for i in 1..line.len().saturating_sub(2) {
+            let step = line[i + 1] - line[i];
+            let around = (line[i] - line[i - 1] + line[i + 2] - line[i + 1]) / 2.0;
+            let sum = if (i + 1) % BLOCK == 0 { &mut *meeting } else { &mut *elsewhere };
+            sum[0] += (step - around).abs();
+            sum[1] += 1.0;
+        }
+    };
+    let light = |pixel: &[u8]| pixel.iter().map(|v| f64::from(*v)).sum::<f64>();
+    let images = images.as_standard_layout();
+    let (_, height, width, channels) = images.dim();
+    let row_bytes = (width * channels).max(1);
+    for image in images.as_slice().unwrap_or(&[]).chunks_exact((height * row_bytes).max(1)) {
+        let mut line = Vec::with_capacity(width);
+        for row in image.chunks_exact(row_bytes) {
+            line.clear();
+            line.extend(row.chunks_exact(channels).map(light));
+            add(&line);
+        }
+        let mut lines = vec![Vec::with_capacity(height); COLUMNS.min(width)];
+        for first in (0..width).step_by(COLUMNS) {
+            lines.iter_mut().for_each(Vec::clear);
+            for row in image.chunks_exact(row_bytes) {
+                for (line, pixel) in lines.iter_mut().zip(row[first * channels..].chunks_exact(channels)) {
+                    line.push(light(pixel));
                 }
             }
+            lines.iter().for_each(|line| add(line));
         }
     }
 }
