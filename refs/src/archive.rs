@@ -10,7 +10,10 @@ use flate2::bufread::DeflateDecoder;
 use fs_err as fs;
 
 use crate::error::{Error, Result};
+use crate::image_zip::MAX_JSON;
 use crate::kind;
+use crate::labels::LABEL_FILE;
+use crate::limits::Unpacked;
 use crate::listing::text_at;
 use crate::npy::fill;
 
@@ -33,6 +36,9 @@ const EXTRA_64: u16 = 1;
 const EXTRA_NAME: u16 = 0x7075;
 const STORED: u16 = 0;
 const DEFLATED: u16 = 8;
+/// Largest label file of an archive of any size, bytes, and bytes beside these for each byte of the archive: an image's row is shorter than it is.
+const FREE_JSON: u64 = 64 << 20;
+const JSON_PER_BYTE: u64 = 4;
 /// Bytes of an entry or table that are read at a time.
 const BLOCK: u64 = 1 << 18;
 
@@ -40,7 +46,9 @@ const BLOCK: u64 = 1 << 18;
 #[derive(Debug)]
 pub struct Archive {
     path: PathBuf,
-    file: Arc<fs::File>,
+    file: SharedFile,
+    /// Bytes of the file.
+    packed: u64,
     /// All names, one after the other.
     names: String,
     /// By name; of entries with one name the archive's last.
@@ -103,11 +111,16 @@ impl Archive {
     /// # Errors
     /// `Missing`; `Format` if it is no zip archive, is cut short, or its table is damaged.
     pub fn open(path: &Path, expected: &str) -> Result<Self> {
-        let file = kind::open(path, expected)?;
-        let length = file.metadata()?.len();
+        Self::of(path, kind::open(path, expected)?, expected)
+    }
+
+    /// As [`Archive::open`], of a file that is open.
+    pub(crate) fn of(path: &Path, mut file: fs::File, expected: &str) -> Result<Self> {
+        let packed = file.metadata()?.len();
+        let shared = SharedFile::new(file.try_clone()?);
         let mut archive =
-            Self { path: path.to_owned(), file: Arc::new(file), names: String::new(), entries: Vec::new() };
-        let Some(table) = archive.table(length)? else { return Err(kind::unexpected(path, expected)) };
+            Self { path: path.to_owned(), file: shared, packed, names: String::new(), entries: Vec::new() };
+        let Some(table) = archive.table(packed)? else { return Err(kind::unexpected(&mut file, path, expected)) };
         archive.read_table(&table)?;
         Ok(archive)
     }
@@ -117,7 +130,7 @@ impl Archive {
     }
 
     fn at(&self, start: u64, bytes: u64) -> std::io::Take<SharedFile> {
-        SharedFile { file: self.file.clone(), at: start }.take(bytes)
+        SharedFile { at: start, ..self.file.clone() }.take(bytes)
     }
 
     /// `count` bytes at `start`, or fewer at the end of the file.
@@ -175,7 +188,7 @@ impl Archive {
 
     fn read_table(&mut self, table: &Table) -> Result<()> {
         let mut reader = BufReader::with_capacity(1 << 16, self.at(table.start, table.bytes));
-        let mut order = 0_u32;
+        let (mut order, mut unpacked) = (0_u32, Unpacked::of(self.packed));
         let mut variable = Vec::new();
         while !reader.fill_buf()?.is_empty() {
             let mut fixed = [0; CENTRAL_SIZE];
@@ -190,6 +203,9 @@ impl Archive {
             }
             let (name, rest) = variable.split_at(sizes[0]);
             self.push(&fixed, name, &rest[..sizes[1]], order, table.prefix)?;
+            if let Some(entry) = self.entries.last() {
+                unpacked.add(&self.path, name_of(&self.names, entry), entry.bytes)?;
+            }
             order = order.checked_add(1).ok_or_else(|| self.damaged("more than 2^32 entries"))?;
         }
         // Without the larger end record the number of entries is kept modulo 2^16.
@@ -253,6 +269,25 @@ impl Archive {
     /// The file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The open file.
+    pub(crate) fn shared(&self) -> SharedFile {
+        self.file.clone()
+    }
+
+    /// Bytes of the file.
+    #[must_use]
+    pub fn packed(&self) -> u64 {
+        self.packed
+    }
+
+    /// The label file, if there is one.
+    ///
+    /// # Errors
+    /// Those of [`Archive::whole`]; `Format` if it is much larger than the images it could be of.
+    pub fn label_file(&self) -> Result<Option<Vec<u8>>> {
+        self.file(LABEL_FILE, MAX_JSON.min(FREE_JSON.saturating_add(self.packed.saturating_mul(JSON_PER_BYTE))))
     }
 
     /// Whether it holds npy arrays.
@@ -334,7 +369,7 @@ impl Archive {
     /// # Errors
     /// Those of [`Archive::place`].
     pub(crate) fn reader(&self, index: usize) -> Result<Checked> {
-        Ok(Checked::new(SharedFile { file: self.file.clone(), at: 0 }, self.place(index)?))
+        Ok(Checked::new(self.file.clone(), self.place(index)?))
     }
 
     /// The first `limit` bytes of entry `index`, and whether that is all of it; the CRC-32 of a whole one is checked.

@@ -4,13 +4,14 @@ use std::ops::Range;
 use std::path::Path;
 
 use fs_err as fs;
-use ndarray::{Array3, Array4, ArrayView4};
+use ndarray::{Array3, Array4, ArrayView4, Axis};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::archive::Archive;
 use crate::error::{Error, Result};
+use crate::limits::HELD;
 use crate::{folder, hdf5, image_zip, kind, listing, npy, npz};
 
 /// Size of every image of a set.
@@ -93,8 +94,34 @@ pub trait ImageSource: Send {
     /// # Errors
     /// Those of [`ImageSource::read`] except `MixedSizes`.
     fn read_each(&mut self, range: Range<usize>) -> Result<Vec<Array3<u8>>> {
-        Ok(self.read(range)?.outer_iter().map(|image| image.to_owned()).collect())
+        let images = self.read(range)?;
+        // A copy of a large one is too much.
+        Ok(if images.dim().0 == 1 {
+            vec![images.index_axis_move(Axis(0), 0)]
+        } else {
+            images.outer_iter().map(|image| image.to_owned()).collect()
+        })
     }
+}
+
+/// `range` of `source` in parts of at most `most` images and [`HELD`] bytes of pixels, unless a single image has more.
+pub fn parts(source: &dyn ImageSource, range: Range<usize>, most: usize) -> Vec<Range<usize>> {
+    let bytes = |d: ImageDims| d.height.saturating_mul(d.width).saturating_mul(3);
+    if let Some(dims) = source.dims() {
+        let step = most.clamp(1, (HELD / bytes(dims).max(1)).max(1));
+        return range.clone().step_by(step).map(|start| start..(start + step).min(range.end)).collect();
+    }
+    let (mut found, mut start, mut held) = (Vec::new(), range.start, 0_usize);
+    for i in range.clone() {
+        let here = source.size(i).map_or(0, bytes);
+        held = held.saturating_add(here);
+        if i > start && (held > HELD || i - start == most) {
+            found.push(start..i);
+            (start, held) = (i, here);
+        }
+    }
+    found.extend((start < range.end).then_some(start..range.end));
+    found
 }
 
 /// Size shared by all images of `source`.
@@ -149,23 +176,23 @@ pub fn open(path: &Path) -> Result<Box<dyn ImageSource>> {
         whole("a folder")?;
         return Ok(Box::new(folder::Folder::open(path)?));
     }
-    kind::open(path, EXPECTED)?;
-    let head = kind::head(path)?;
+    let mut file = kind::open(path, EXPECTED)?;
+    let head = kind::head(&mut file)?;
     if head.starts_with(npy::MAGIC) {
         whole("a single array")?;
-        Ok(Box::new(npz::Pack::open_npy(path)?))
+        Ok(Box::new(npz::Pack::of_npy(path, file)?))
     } else if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
-        let archive = Archive::open(path, EXPECTED)?;
+        let archive = Archive::of(path, file, EXPECTED)?;
         if archive.has_arrays() {
             Ok(Box::new(npz::Pack::of(npz::Npz::of(archive), name)?))
         } else {
             whole("a zip of images")?;
             Ok(Box::new(image_zip::ImageZip::of(archive)?))
         }
-    } else if hdf5::is_hdf5(path)? {
+    } else if hdf5::is_hdf5(&mut file)? {
         Ok(Box::new(hdf5::Hdf5Images::open_dataset(path, name)?))
     } else {
-        Err(kind::unexpected(path, EXPECTED))
+        Err(kind::unexpected(&mut file, path, EXPECTED))
     }
 }
 
@@ -181,8 +208,7 @@ pub fn content_sha256(source: &mut dyn ImageSource) -> Result<String> {
     const CHUNK: usize = 256;
     let dims = source.dims();
     let mut hash = dims.map_or_else(|| ContentHash::mixed(source.len()), |dims| ContentHash::new(source.len(), dims));
-    for start in (0..source.len()).step_by(CHUNK) {
-        let range = start..(start + CHUNK).min(source.len());
+    for range in parts(source, 0..source.len(), CHUNK) {
         hash.update(&match dims {
             Some(_) => digests(&source.read(range)?.view()),
             None => digests_each(&source.read_each(range)?),
@@ -257,7 +283,7 @@ pub fn container_sha256(path: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     if kind::metadata(path)?.is_dir() {
         for found in listing::files(path)?.0 {
-            let mut file = fs::File::open(path.join(&found.path))?;
+            let mut file = kind::open(&path.join(&found.path), "a file")?;
             let length = file.metadata()?.len();
             hash.update((found.name.len() as u64).to_le_bytes());
             hash.update(&found.name);
@@ -269,7 +295,7 @@ pub fn container_sha256(path: &Path) -> Result<String> {
             }
         }
     } else {
-        std::io::copy(&mut fs::File::open(path)?, &mut HashWriter(&mut hash))?;
+        std::io::copy(&mut kind::open(path, "a file")?, &mut HashWriter(&mut hash))?;
     }
     if let Some(name) = name {
         // Arrays of one file are different sets.

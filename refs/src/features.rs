@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use d2o_budget::Budget;
 use ndarray::{Array2, ArrayView2, s};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,9 +21,12 @@ use crate::batch::{Digest, ImageDims, check_range, hex};
 use crate::error::{Error, Result};
 use crate::hdf5;
 use crate::labels::Labels;
+use crate::limits::exceeded;
 
 /// Matrices a feature file may hold.
-pub const MATRICES: [&str; 5] = ["features", "logits", "spatial", "clip", "manifold"];
+pub const MATRICES: [&str; 5] = ["features", LOGITS, "spatial", "clip", MANIFOLD];
+const LOGITS: &str = "logits";
+const MANIFOLD: &str = "manifold";
 const LABELS: &str = "labels";
 const DIGESTS: &str = "image_sha256";
 const META: &str = "d2o_meta";
@@ -33,7 +37,9 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Rows read at a time where a whole file is walked.
 const ROWS: usize = 256;
 /// Most bytes of meta data accepted.
-const MAX_META: usize = 1 << 24;
+const MAX_META: u64 = 1 << 24;
+/// Most features whose covariance is taken for a file of any size.
+const MAX_WIDTH: usize = 2896;
 
 /// What a feature file says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,7 +73,7 @@ pub struct Meta {
 pub struct FeatureFile {
     path: PathBuf,
     len: usize,
-    matrices: BTreeMap<String, (::hdf5::Dataset, usize)>,
+    matrices: BTreeMap<String, (hdf5::Data, usize)>,
     labels: Labels,
     digests: Option<Vec<Digest>>,
     meta: Option<Meta>,
@@ -77,11 +83,7 @@ impl FeatureFile {
     /// Whether the HDF5 file at `path` holds features, and no images.
     #[must_use]
     pub fn is_one(path: &Path) -> bool {
-        path.is_file()
-            && hdf5::is_hdf5(path).is_ok_and(|is| is)
-            && hdf5::open(path).is_ok_and(|f| {
-                f.member_names().is_ok_and(|names| MATRICES.iter().any(|m| names.iter().any(|n| n == m)))
-            })
+        path.is_file() && hdf5::Opened::open(path).is_ok_and(|file| MATRICES.iter().any(|m| file.has(m)))
     }
 
     /// Opens `path` and reads all but the matrices.
@@ -89,14 +91,12 @@ impl FeatureFile {
     /// # Errors
     /// `Hdf5` if it is damaged; `Format` without a matrix, for matrices of differing length, or for meta data that do not belong to them.
     pub fn open(path: &Path) -> Result<Self> {
-        let failed = |source| hdf5::failed(path, source);
-        let file = hdf5::open(path)?;
-        let names = file.member_names().map_err(failed)?;
-        let has = |name: &str| names.iter().any(|n| n == name);
+        let file = hdf5::Opened::open(path)?;
+        let mut budget = Budget::of_file(file.packed);
         let mut matrices = BTreeMap::new();
         let mut len = None;
-        for name in MATRICES.into_iter().filter(|n| has(n)) {
-            let data = file.dataset(name).map_err(failed)?;
+        for name in MATRICES.into_iter().filter(|n| file.has(n)) {
+            let data = file.dataset(name)?;
             let &[rows, width] = data.shape().as_slice() else {
                 return Err(Error::format(path, name, "two axes", format!("{:?}", data.shape())));
             };
@@ -105,38 +105,38 @@ impl FeatureFile {
                 let found = format!("[{rows}, {width}]");
                 return Err(Error::format(path, name, format!("{expected} rows of at least one number"), found));
             }
-            hdf5::check_complete(path, name, &data)?;
+            // Their covariance, a square of the width, is kept and decomposed.
+            let most = (MAX_WIDTH * MAX_WIDTH).max(usize::try_from(file.packed / 4).unwrap_or(usize::MAX));
+            if !matches!(name, LOGITS | MANIFOLD) && width.saturating_mul(width) > most {
+                let expected = format!("a covariance of at most {most} values for a file of this size");
+                return Err(Error::format(path, name, expected, format!("[{rows}, {width}]")));
+            }
+            let bytes = rows.saturating_mul(width).saturating_mul(size_of::<f32>());
+            budget.bytes(bytes.max(data.band)).map_err(exceeded(path, name))?;
             matrices.insert(name.to_owned(), (data, width));
         }
         let Some(len) = len else {
             let expected = format!("one of {}", MATRICES.join(", "));
-            return Err(Error::format(path, "datasets", expected, format!("only {}", names.join(", "))));
+            return Err(Error::format(path, "datasets", expected, format!("only {}", file.shown())));
         };
         if len == 0 {
             return Err(Error::empty(path, ""));
         }
-        let labels = if has(LABELS) {
-            hdf5::labels_of(path, LABELS, &file.dataset(LABELS).map_err(failed)?, len)
-        } else {
-            Labels::None
-        };
-        let digests = if has(DIGESTS) {
-            let data = file.dataset(DIGESTS).map_err(failed)?;
+        let labels =
+            if file.has(LABELS) { hdf5::labels_of(&file, LABELS, file.member(LABELS)?, len) } else { Labels::None };
+        let digests = if file.has(DIGESTS) {
+            let data = file.dataset(DIGESTS)?;
             if data.shape() != [len, 32] {
                 return Err(Error::format(path, DIGESTS, format!("[{len}, 32]"), format!("{:?}", data.shape())));
             }
-            hdf5::check_complete(path, DIGESTS, &data)?;
-            let bytes = data.read_raw::<u8>().map_err(failed)?;
+            budget.bytes(len.saturating_mul(2 * 32)).map_err(exceeded(path, DIGESTS))?;
+            let bytes = data.all::<u8>()?;
             Some(bytes.chunks_exact(32).map(|c| std::array::from_fn(|i| c[i])).collect())
         } else {
             None
         };
-        let meta = if has(META) {
-            let data = file.dataset(META).map_err(failed)?;
-            if data.size() > MAX_META {
-                return Err(Error::format(path, META, format!("at most {MAX_META} bytes"), data.size().to_string()));
-            }
-            let text = data.read_raw::<u8>().map_err(failed)?;
+        let meta = if file.has(META) {
+            let text = file.bytes(META, MAX_META)?;
             let meta: Meta =
                 serde_json::from_slice(&text).map_err(|e| Error::format(path, META, "JSON", e.to_string()))?;
             if meta.d2o_features != VERSION {
@@ -211,7 +211,7 @@ impl FeatureFile {
             let found = format!("only {}", self.matrices.keys().cloned().collect::<Vec<_>>().join(", "));
             return Err(Error::format(&self.path, "datasets", format!("`{name}`"), found));
         };
-        data.read_slice(s![range, ..]).map_err(|source| hdf5::failed(&self.path, source))
+        data.slice(s![range, ..])
     }
 
     /// Compares every dataset with the hash written for it. A file of another tool has none and passes.
@@ -372,6 +372,25 @@ mod tests {
             networks: BTreeMap::new(),
             generator: None,
             sha256: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn widths_whose_covariance_the_file_does_not_explain_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        for (name, width, most) in
+            [("features", 3000, "covariance"), ("logits", 3000, ""), ("manifold", 1 << 26, "MiB of memory")]
+        {
+            let file = ::hdf5::File::create(&path).unwrap();
+            let chunk = (1, width.min(1 << 20));
+            let data = file.new_dataset::<f32>().shape((2, width)).chunk(chunk).deflate(9).create(name).unwrap();
+            data.write(&Array2::<f32>::zeros((2, width))).unwrap();
+            drop((data, file));
+            match FeatureFile::open(&path) {
+                Ok(file) => assert!(most.is_empty() && file.width(name) == Some(width), "{name}"),
+                Err(e) => assert!(!most.is_empty() && e.to_string().contains(most), "{name}: {e}"),
+            }
         }
     }
 

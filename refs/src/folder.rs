@@ -9,10 +9,11 @@ use ndarray::{Array3, Array4};
 use rayon::prelude::*;
 
 use crate::batch::{ImageDims, ImageSource, check_range};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image_zip::{HEAD, MAX_ENTRY, MAX_JSON, Sizes, decode_each, shown, size_of, stack};
-use crate::kind;
+use crate::kind::{self, whole};
 use crate::labels::{LABEL_FILE, Labels, of_folders, of_json};
+use crate::limits::Unpacked;
 use crate::listing::{Listing, list};
 
 /// A folder of images.
@@ -44,18 +45,22 @@ impl Folder {
         let sizes = (0..files.len()).into_par_iter().map(size).collect::<Result<Vec<_>>>()?;
         let names: Vec<&str> = (0..files.len()).map(|i| files.name(i)).collect();
         let labels = if path.join(LABEL_FILE).is_file() {
-            of_json(&whole(path, LABEL_FILE, Path::new(LABEL_FILE), MAX_JSON)?, &names)
+            of_json(&whole(&path.join(LABEL_FILE), path, LABEL_FILE, MAX_JSON)?, &names)
         } else {
             of_folders(&names)
         };
-        Ok(Self { path: path.to_owned(), sizes: Sizes::of(sizes), labels, notes: left.notes(), files })
+        let opened = Self { path: path.to_owned(), sizes: Sizes::of(sizes), labels, notes: left.notes(), files };
+        let length = |i| Ok(fs::metadata(path.join(opened.files.path(i)))?.len());
+        let packed = (0..opened.files.len()).map(length).sum::<Result<u64>>()?;
+        Unpacked::of(packed).images(&opened)?;
+        Ok(opened)
     }
 
     fn decode(&self, range: Range<usize>) -> Result<Vec<Array3<u8>>> {
         check_range(&self.path, &range, self.files.len())?;
         let encoded = |i| {
             let name = self.files.name(i);
-            (name, whole(&self.path, name, self.files.path(i), MAX_ENTRY))
+            (name, whole(&self.path.join(self.files.path(i)), &self.path, name, MAX_ENTRY))
         };
         decode_each(&self.path, range.into_par_iter().map(encoded))
     }
@@ -69,14 +74,6 @@ fn read(root: &Path, file: &Path, limit: u64) -> Result<(Vec<u8>, bool)> {
     let complete = bytes.len() as u64 <= limit;
     bytes.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
     Ok((bytes, complete))
-}
-
-fn whole(root: &Path, name: &str, file: &Path, limit: u64) -> Result<Vec<u8>> {
-    let length = fs::metadata(root.join(file))?.len();
-    if length > limit {
-        return Err(Error::format(root, name, format!("at most {limit} bytes"), format!("{length} bytes")));
-    }
-    Ok(read(root, file, limit)?.0)
 }
 
 impl ImageSource for Folder {
@@ -124,6 +121,7 @@ impl ImageSource for Folder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     fn png(path: &Path, image: &image::DynamicImage) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -1,19 +1,23 @@
 //! HDF5: images (`images` u8 [N, H, W, 3], `labels`, `seeds`), chunked and compressed.
 
+use std::collections::HashSet;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ::hdf5::types::TypeDescriptor;
-use ::hdf5::{Dataset, H5Type};
-use ndarray::{Array4, s};
+use ::hdf5::{Dataset, H5Type, IndexType, IterationOrder, Selection};
+use d2o_budget::Budget;
+use ndarray::{Array, Array4, s};
 
 use crate::atomic::AtomicPath;
-use crate::batch::{ImageDims, ImageSource, check_range};
+use crate::batch::{ImageDims, ImageSource, check_range, parts};
 use crate::error::{Error, Result};
 use crate::features::MATRICES;
+use crate::inflate;
 use crate::kind;
 use crate::labels::{self, Labels, Values};
+use crate::limits::{Unpacked, exceeded};
 use crate::pixels::{self, Layout};
 use crate::virtual_map;
 
@@ -30,17 +34,26 @@ const MAGIC: &[u8; 8] = b"\x89HDF\r\n\x1a\n";
 const USER_BLOCK: u64 = 512;
 /// Virtual datasets of virtual datasets that are followed.
 const MAX_VIRTUAL: usize = 8;
-/// Most values of a label dataset.
-const MAX_LABELS: usize = 1 << 28;
+/// Steps that the look at one of their sources counts as.
+const SOURCE_STEPS: usize = 1 << 10;
+/// Most objects that lie side by side in a file.
+const MAX_MEMBERS: usize = 1 << 16;
+/// Most of them that a message names.
+const SHOWN: usize = 12;
+/// Most bytes of the chunks that one row needs, which are kept from read to read.
+const MAX_BAND: usize = 256 << 20;
+/// Bytes of chunks that libhdf5 keeps of its own accord.
+const CACHE: usize = 1 << 20;
+/// Most values of an image that is converted to pixels.
+const MAX_CONVERTED: usize = 1 << 25;
 /// Values that are converted to pixels at a time.
 const BLOCK: usize = 1 << 22;
 
-/// Whether the file at `path` is HDF5, with or without a user block.
+/// Whether `file` is HDF5, with or without a user block.
 ///
 /// # Errors
 /// Reading errors.
-pub fn is_hdf5(path: &Path) -> Result<bool> {
-    let mut file = fs_err::File::open(path)?;
+pub(crate) fn is_hdf5(file: &mut fs_err::File) -> Result<bool> {
     let length = file.metadata()?.len();
     let (mut at, mut found) = (0, [0; MAGIC.len()]);
     while at + MAGIC.len() as u64 <= length {
@@ -54,15 +67,157 @@ pub fn is_hdf5(path: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// Opens an HDF5 file for reading. The library does not print its errors.
-pub(crate) fn open(path: &Path) -> Result<::hdf5::File> {
-    const EXPECTED: &str = "an HDF5 file";
-    kind::open(path, EXPECTED)?;
-    if !is_hdf5(path)? {
-        return Err(kind::unexpected(path, EXPECTED));
+/// An HDF5 file that is open for reading. What it holds lies in it: links into other files lead nowhere.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    path: PathBuf,
+    file: ::hdf5::File,
+    /// Bytes of the file.
+    pub(crate) packed: u64,
+    /// Its members.
+    pub(crate) names: Vec<String>,
+}
+
+impl Opened {
+    /// Opens the file at `path`. The library does not print its errors.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        Self::with_cache(path, CACHE)
     }
-    ::hdf5::silence_errors(true);
-    ::hdf5::File::open(path).map_err(|source| cut_short(path, &source).unwrap_or_else(|| failed(path, source)))
+
+    /// As [`Opened::open`]; of each dataset, `cache` bytes of chunks are kept from read to read.
+    pub(crate) fn with_cache(path: &Path, cache: usize) -> Result<Self> {
+        const EXPECTED: &str = "an HDF5 file";
+        // Slots for small chunks, and how much sooner those read to their end are dropped: the library's own.
+        const SLOTS: usize = 521;
+        const WEIGHT: f64 = 0.75;
+        let mut file = kind::open(path, EXPECTED)?;
+        if !is_hdf5(&mut file)? {
+            return Err(kind::unexpected(&mut file, path, EXPECTED));
+        }
+        let packed = file.metadata()?.len();
+        drop(file);
+        inflate::guard();
+        ::hdf5::silence_errors(true);
+        let mut builder = ::hdf5::FileBuilder::new();
+        if cache > CACHE {
+            builder.with_fapl(|p| p.chunk_cache(SLOTS, cache, WEIGHT));
+        }
+        let file = builder.open(path).map_err(|e| cut_short(path, &e).unwrap_or_else(|| failed(path, e)))?;
+        let mut names = Vec::new();
+        // A tree of links may lead to the same ones again and again.
+        let more = file.find_link(IndexType::Name, IterationOrder::Native, |name, _| {
+            names.push(name.to_owned());
+            Ok((names.len() > MAX_MEMBERS).then_some(()))
+        });
+        if more.map_err(|e| failed(path, e))?.is_some() {
+            return Err(Error::format(path, "", format!("at most {MAX_MEMBERS} objects side by side"), "more"));
+        }
+        Ok(Self { path: path.to_owned(), file, packed, names })
+    }
+
+    /// Whether there is a member `name`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|n| n == name)
+    }
+
+    /// The names of the first members, for messages.
+    pub(crate) fn shown(&self) -> String {
+        listed(self.names.iter().map(String::as_str))
+    }
+
+    /// Dataset `name`, which may lie in a group, unchecked.
+    pub(crate) fn member(&self, name: &str) -> Result<Dataset> {
+        self.file.dataset(name).map_err(|source| failed(&self.path, source))
+    }
+
+    /// Dataset `name` as a whole.
+    ///
+    /// # Errors
+    /// `Hdf5` if there is none; those of [`Data::check`].
+    pub(crate) fn dataset(&self, name: &str) -> Result<Data> {
+        Data::check(&self.path, name, self.member(name)?)
+    }
+
+    /// The bytes of the u8 dataset `name`, at most `limit`.
+    ///
+    /// # Errors
+    /// Those of [`Opened::dataset`]; `Format` for more.
+    pub(crate) fn bytes(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        let data = self.dataset(name)?;
+        let found = data.data.size() as u64;
+        if found > limit {
+            return Err(Error::format(&self.path, name, format!("at most {limit} bytes"), found.to_string()));
+        }
+        data.all()
+    }
+}
+
+/// The first of `names`.
+fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut names: Vec<&str> = names.take(SHOWN + 1).collect();
+    if names.len() > SHOWN {
+        names[SHOWN] = "…";
+    }
+    names.join(", ")
+}
+
+/// A dataset of which every part is there, and no larger than its file explains.
+#[derive(Debug)]
+pub(crate) struct Data {
+    file: PathBuf,
+    name: String,
+    data: Dataset,
+    /// Bytes of its largest chunk, and of the chunks that a row needs.
+    chunk: usize,
+    pub(crate) band: usize,
+}
+
+impl Data {
+    /// Checks `data`, which is called `name` in `file`: every chunk is there, and every file that holds parts of it. Where one is missing, HDF5
+    /// gives zeros without an error.
+    ///
+    /// # Errors
+    /// `Format` naming what is missing, or what is larger than its file explains.
+    fn check(file: &Path, name: &str, data: Dataset) -> Result<Self> {
+        let packed = fs_err::metadata(file)?.len();
+        let mut walk = Walk { steps: Budget::of_file(packed), packed, files: HashSet::new(), chunk: 0, band: 0 };
+        walk.parts(file, name, &data, 0)?;
+        let size = data.dtype().map_or(1, |t| t.size()) as u64;
+        let bytes = data.shape().iter().fold(size, |n, d| n.saturating_mul(*d as u64));
+        Unpacked::of(walk.packed).add(file, name, bytes)?;
+        Ok(Self { file: file.to_owned(), name: name.to_owned(), data, chunk: walk.chunk, band: walk.band })
+    }
+
+    /// Length of each axis.
+    pub(crate) fn shape(&self) -> Vec<usize> {
+        self.data.shape()
+    }
+
+    /// All values.
+    pub(crate) fn all<T: H5Type>(&self) -> Result<Vec<T>> {
+        self.read(|data| data.read_raw())
+    }
+
+    /// The values of `selection`.
+    pub(crate) fn slice<T, D, S>(&self, selection: S) -> Result<Array<T, D>>
+    where
+        T: H5Type,
+        D: ndarray::Dimension,
+        S: TryInto<Selection>,
+        ::hdf5::Error: From<S::Error>,
+    {
+        self.read(|data| data.read_slice(selection))
+    }
+
+    fn read<V>(&self, read: impl FnOnce(&Dataset) -> ::hdf5::Result<V>) -> Result<V> {
+        ::hdf5::silence_errors(true);
+        let (found, larger) = inflate::with_limit(self.chunk, || read(&self.data));
+        if larger {
+            let expected = format!("chunks that inflate to at most {} bytes", self.chunk);
+            return Err(Error::format(&self.file, &self.name, expected, "a larger one"));
+        }
+        found.map_err(|source| failed(&self.file, source))
+    }
 }
 
 /// The error that the file ends early, if that is what HDF5 says: "truncated file: eof = 96, sblock->base_addr = 0, stored_eof = 2048".
@@ -190,109 +345,147 @@ fn describe(data: &Dataset) -> String {
     format!("{kind} {:?}", data.shape())
 }
 
-/// Whether all of dataset `name` was written: every chunk is there, and every file that holds parts of it. Where one is missing, HDF5 gives
-/// zeros without an error.
-///
-/// # Errors
-/// `Format` naming what is missing.
-pub(crate) fn check_complete(file: &Path, name: &str, data: &Dataset) -> Result<()> {
-    check_parts(file, name, data, 0)
+/// What was found on the way through the parts of a dataset.
+struct Walk {
+    steps: Budget,
+    /// Bytes of all files that hold parts, each counted once.
+    packed: u64,
+    files: HashSet<PathBuf>,
+    chunk: usize,
+    band: usize,
 }
 
-fn check_parts(file: &Path, name: &str, data: &Dataset, depth: usize) -> Result<()> {
-    use ::hdf5::plist::dataset_create::Layout as Storage;
-    let failed = |source| failed(file, source);
-    let shape = data.get_shape().map_err(failed)?;
-    let plist = data.dcpl().map_err(failed)?;
-    let elements = shape.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
-    let Some(elements) = elements else {
-        return Err(Error::format(file, name, "a dataset of at most 2^64 values", format!("{shape:?}")));
-    };
-    match plist.get_layout().map_err(failed)? {
-        Storage::Chunked => {
-            let chunk = data.chunk().unwrap_or_default();
-            let expected =
-                shape.iter().zip(&chunk).try_fold(1_usize, |n, (d, c)| n.checked_mul(d.div_ceil((*c).max(1))));
-            let found = data.num_chunks().unwrap_or(0);
-            if expected != Some(found) {
-                let expected = expected.map_or("more".to_owned(), |n| n.to_string());
-                let found = format!("{found}: the file was not written to its end");
-                return Err(Error::format(file, name, format!("{expected} chunks"), found));
+impl Walk {
+    fn parts(&mut self, file: &Path, name: &str, data: &Dataset, depth: usize) -> Result<()> {
+        use ::hdf5::plist::dataset_create::Layout as Storage;
+        let failed = |source| failed(file, source);
+        let shape = data.get_shape().map_err(failed)?;
+        let plist = data.dcpl().map_err(failed)?;
+        let elements = shape.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
+        let Some(elements) = elements else {
+            return Err(Error::format(file, name, "a dataset of at most 2^64 values", format!("{shape:?}")));
+        };
+        match plist.get_layout().map_err(failed)? {
+            Storage::Chunked => {
+                let chunk = data.chunk().unwrap_or_default();
+                let count = |d: &usize, c: &usize| d.div_ceil((*c).max(1));
+                let expected = shape.iter().zip(&chunk).try_fold(1_usize, |n, (d, c)| n.checked_mul(count(d, c)));
+                let size = data.dtype().map_err(failed)?.size();
+                let bytes = chunk.iter().fold(size, |n, c| n.saturating_mul(*c));
+                let beside = shape.iter().zip(&chunk).skip(1).fold(1_usize, |n, (d, c)| n.saturating_mul(count(d, c)));
+                let band = bytes.saturating_mul(beside);
+                if band > MAX_BAND {
+                    let expected = format!("chunks of which those of a row have at most {MAX_BAND} bytes");
+                    return Err(Error::format(file, name, expected, format!("{band} in chunks of {chunk:?}")));
+                }
+                (self.chunk, self.band) = (self.chunk.max(bytes), self.band.max(band));
+                self.steps.steps(expected.unwrap_or(usize::MAX)).map_err(exceeded(file, name))?;
+                // A tree of chunks may lead to the same ones again and again.
+                let mut found = 0;
+                data.chunks_visit(|_| {
+                    found += 1;
+                    i32::from(expected.is_none_or(|n| found > n))
+                })
+                .map_err(failed)?;
+                if expected != Some(found) {
+                    let expected = expected.map_or("more".to_owned(), |n| n.to_string());
+                    let found = format!("{found}: the file was not written to its end");
+                    return Err(Error::format(file, name, format!("{expected} chunks"), found));
+                }
             }
+            Storage::Virtual => self.sources(file, name, &shape, elements, depth)?,
+            Storage::Contiguous => {
+                let parts = plist.get_external().map_err(failed)?;
+                for part in &parts {
+                    self.steps.steps(SOURCE_STEPS).map_err(exceeded(file, name))?;
+                    self.external(file, name, part)?;
+                }
+                if parts.is_empty() && data.storage_size() == 0 && elements > 0 {
+                    return Err(Error::format(file, name, "data", "none: the dataset was never written"));
+                }
+            }
+            Storage::Compact => {}
         }
-        Storage::Virtual => check_sources(file, name, &shape, elements, depth)?,
-        Storage::Contiguous => {
-            let parts = plist.get_external().map_err(failed)?;
-            for part in &parts {
-                check_external(file, name, part)?;
-            }
-            if parts.is_empty() && data.storage_size() == 0 && elements > 0 {
-                return Err(Error::format(file, name, "data", "none: the dataset was never written"));
-            }
-        }
-        Storage::Compact => {}
+        Ok(())
     }
-    Ok(())
-}
 
-/// HDF5 looks for external files in the current folder and reads zeros beyond their end.
-fn check_external(file: &Path, name: &str, part: &::hdf5::plist::dataset_create::ExternalFile) -> Result<()> {
-    let expected = |what: &str| format!("{what} external file `{}`, relative to the current folder", part.name);
-    let Ok(found) = fs_err::metadata(&part.name) else {
-        let beside = file.parent().is_some_and(|folder| folder.join(&part.name).exists());
-        let hint = if beside { "; it lies beside the HDF5 file: run d2o in that folder" } else { "" };
-        return Err(Error::format(file, name, expected("the"), format!("no such file{hint}")));
-    };
-    // A size beyond any file means "to its end".
-    let end = (part.offset as u64).checked_add(part.size as u64).filter(|end| i64::try_from(*end).is_ok());
-    if end.is_some_and(|end| end > found.len()) {
-        let end = end.unwrap_or(0);
-        return Err(Error::format(file, name, expected(&format!("{end} bytes in the")), found.len().to_string()));
+    /// HDF5 looks for external files in the current folder and reads zeros beyond their end.
+    fn external(&mut self, file: &Path, name: &str, part: &::hdf5::plist::dataset_create::ExternalFile) -> Result<()> {
+        let expected = |what: &str| format!("{what} external file `{}`, relative to the current folder", part.name);
+        let Ok(found) = fs_err::metadata(&part.name) else {
+            let beside = file.parent().is_some_and(|folder| folder.join(&part.name).exists());
+            let hint = if beside { "; it lies beside the HDF5 file: run d2o in that folder" } else { "" };
+            return Err(Error::format(file, name, expected("the"), format!("no such file{hint}")));
+        };
+        self.beside(file, name, Path::new(&part.name))?;
+        // A size beyond any file means "to its end".
+        let end = (part.offset as u64).checked_add(part.size as u64).filter(|end| i64::try_from(*end).is_ok());
+        if end.is_some_and(|end| end > found.len()) {
+            let end = end.unwrap_or(0);
+            return Err(Error::format(file, name, expected(&format!("{end} bytes in the")), found.len().to_string()));
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-fn check_sources(file: &Path, name: &str, shape: &[usize], elements: usize, depth: usize) -> Result<()> {
-    if depth >= MAX_VIRTUAL {
-        return Err(Error::format(file, name, format!("at most {MAX_VIRTUAL} nested virtual datasets"), "more"));
-    }
-    for mappings in virtual_map::mappings(file, shape)? {
-        let mut mapped = 0_u64;
-        for part in mappings {
-            mapped = mapped.saturating_add(part.covered);
-            // `%b` stands for the number of a source; HDF5 sizes such a dataset by the sources that are there.
-            if part.file.contains('%') || part.dataset.contains('%') {
-                continue;
-            }
-            let place = format!("{name}, part `{}` of `{}`", part.dataset, part.file);
-            let path = if part.file == "." { Some(file.to_owned()) } else { source_path(file, &part.file) };
-            let Some(path) = path else {
-                return Err(Error::format(file, place, "the source of a virtual dataset", "no such file"));
-            };
-            let source = open(&path)?;
-            let Ok(data) = source.dataset(&part.dataset) else {
-                return Err(Error::format(file, place, "the source of a virtual dataset", "no such dataset"));
-            };
-            let found = data.shape();
-            if let Some(expected) = &part.source
-                && (expected.len() != found.len() || expected.iter().zip(&found).any(|(e, f)| (*f as u64) < *e))
-            {
-                let expected = format!("a source of shape {expected:?} or more");
-                return Err(Error::format(file, place, expected, format!("{found:?}")));
-            }
-            let values = found.iter().try_fold(1_u64, |n, d| n.checked_mul(*d as u64));
-            if part.source.is_none() && values.is_none_or(|n| n < part.covered) {
-                let expected = format!("a source of {} values", part.covered);
-                return Err(Error::format(file, place, expected, format!("{found:?}")));
-            }
-            check_parts(&path, &part.dataset, &data, depth + 1)?;
+    fn sources(&mut self, file: &Path, name: &str, shape: &[usize], elements: usize, depth: usize) -> Result<()> {
+        if depth >= MAX_VIRTUAL {
+            return Err(Error::format(file, name, format!("at most {MAX_VIRTUAL} nested virtual datasets"), "more"));
         }
-        if mapped < elements as u64 {
-            let expected = format!("sources for all {elements} values of the virtual dataset");
-            return Err(Error::format(file, name, expected, format!("sources for {mapped}")));
+        for mappings in virtual_map::mappings(file, shape)? {
+            let mut mapped = 0_u64;
+            for part in mappings {
+                mapped = mapped.saturating_add(part.covered);
+                self.steps.steps(SOURCE_STEPS).map_err(exceeded(file, name))?;
+                let place = format!("{name}, part `{}` of `{}`", part.dataset, part.file);
+                // `%b` stands for the number of a source, of whatever sources there are.
+                if part.file.contains('%') || part.dataset.contains('%') {
+                    return Err(Error::format(file, place, "sources by their names", "a pattern"));
+                }
+                let path = if part.file == "." { Some(file.to_owned()) } else { source_path(file, &part.file) };
+                let Some(path) = path else {
+                    return Err(Error::format(file, place, "the source of a virtual dataset", "no such file"));
+                };
+                self.beside(file, name, &path)?;
+                let source = Opened::open(&path)?;
+                let Ok(data) = source.member(&part.dataset) else {
+                    return Err(Error::format(file, place, "the source of a virtual dataset", "no such dataset"));
+                };
+                let found = data.shape();
+                if let Some(expected) = &part.source
+                    && (expected.len() != found.len() || expected.iter().zip(&found).any(|(e, f)| (*f as u64) < *e))
+                {
+                    let expected = format!("a source of shape {expected:?} or more");
+                    return Err(Error::format(file, place, expected, format!("{found:?}")));
+                }
+                let values = found.iter().try_fold(1_u64, |n, d| n.checked_mul(*d as u64));
+                if part.source.is_none() && values.is_none_or(|n| n < part.covered) {
+                    let expected = format!("a source of {} values", part.covered);
+                    return Err(Error::format(file, place, expected, format!("{found:?}")));
+                }
+                self.parts(&path, &part.dataset, &data, depth + 1)?;
+            }
+            if mapped < elements as u64 {
+                let expected = format!("sources for all {elements} values of the virtual dataset");
+                return Err(Error::format(file, name, expected, format!("sources for {mapped}")));
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Makes sure that `other`, which holds parts of dataset `name` in `file`, is a regular file beside it, and counts it.
+    fn beside(&mut self, file: &Path, name: &str, other: &Path) -> Result<()> {
+        let expected = || format!("parts in files beside it, as `{}`", other.display());
+        let length = kind::open(other, &expected())?.metadata()?.len();
+        let folder = fs_err::canonicalize(file)?;
+        let other = fs_err::canonicalize(other)?;
+        if folder.parent().is_none_or(|folder| !other.starts_with(folder)) {
+            return Err(Error::format(file, name, expected(), "one elsewhere"));
+        }
+        if other != folder && self.files.insert(other) {
+            self.packed = self.packed.saturating_add(length);
+        }
+        Ok(())
+    }
 }
 
 /// Where HDF5 finds the source `name` of a virtual dataset in `file`.
@@ -302,30 +495,29 @@ fn source_path(file: &Path, name: &str) -> Option<PathBuf> {
     let beside = name.file_name().map(|n| folder.join(n));
     let candidates =
         [Some(name.to_owned()).filter(|n| n.is_absolute()), Some(folder.join(name)), beside, Some(name.to_owned())];
-    candidates.into_iter().flatten().find(|path| path.is_file())
+    candidates.into_iter().flatten().find(|path| path.exists())
 }
 
 /// Classes of `count` images from dataset `name`; its size is checked before it is read.
-pub(crate) fn labels_of(path: &Path, name: &str, data: &Dataset, count: usize) -> Labels {
+pub(crate) fn labels_of(file: &Opened, name: &str, data: Dataset, count: usize) -> Labels {
     let shape = data.shape();
     if let Err(problem) = labels::check_shape(name, &shape, count) {
         return Labels::Problem(problem);
     }
-    if shape.iter().try_fold(1_usize, |n, d| n.checked_mul(*d)).is_none_or(|n| n > MAX_LABELS) {
-        return Labels::Problem(format!("`{name}` has shape {shape:?}"));
+    let bytes = shape.iter().fold(size_of::<i64>(), |n, d| n.saturating_mul(*d));
+    if let Err(e) = Budget::of_file(file.packed).bytes(bytes) {
+        return Labels::Problem(format!("`{name}` has shape {shape:?}: {e}"));
     }
-    if let Err(e) = check_complete(path, name, data) {
-        return Labels::Problem(e.to_string());
-    }
-    let values = match kind(data) {
-        Some(Kind::Bytes | Kind::Integers) => data.read_raw().map(Values::Integers),
-        Some(Kind::Unsigned) => data.read_raw().map(Values::Unsigned),
-        Some(Kind::Floats) => data.read_raw().map(Values::Floats),
-        None => return Labels::Problem(format!("`{name}` holds {}", describe(data))),
-    };
+    let Some(kind) = kind(&data) else { return Labels::Problem(format!("`{name}` holds {}", describe(&data))) };
+    let values = Data::check(&file.path, name, data).and_then(|data| match kind {
+        Kind::Bytes | Kind::Integers => data.all().map(Values::Integers),
+        Kind::Unsigned => data.all().map(Values::Unsigned),
+        Kind::Floats => data.all().map(Values::Floats),
+    });
     match values {
         Ok(values) => labels::of_array(name, &shape, &values, count),
-        Err(e) => Labels::Problem(format!("`{name}` cannot be read: {e}")),
+        Err(e @ Error::Format { .. }) => Labels::Problem(e.to_string()),
+        Err(e) => Labels::Problem(format!("`{name}` cannot be read: {e:#}")),
     }
 }
 
@@ -334,7 +526,7 @@ pub(crate) fn labels_of(path: &Path, name: &str, data: &Dataset, count: usize) -
 pub struct Hdf5Images {
     path: PathBuf,
     name: String,
-    images: Dataset,
+    images: Data,
     kind: Kind,
     layout: Layout,
     len: usize,
@@ -357,14 +549,13 @@ impl Hdf5Images {
     /// Those of [`Hdf5Images::open`]; `Format` if there is no dataset `name`.
     pub fn open_dataset(path: &Path, name: Option<&str>) -> Result<Self> {
         let failed = |source| failed(path, source);
-        let file = open(path)?;
-        let names = file.member_names().map_err(failed)?;
+        let mut file = Opened::open(path)?;
         let name = match name {
             Some(name) => name.to_owned(),
-            None => choose(path, &file, &names)?,
+            None => choose(&file)?,
         };
-        let Ok(images) = file.dataset(&name) else {
-            let found = format!("only {}", names.join(", "));
+        let Ok(images) = file.member(&name) else {
+            let found = format!("only {}", file.shown());
             return Err(Error::format(path, "datasets", format!("images in `{name}`"), found));
         };
         let shape = images.get_shape().map_err(failed)?;
@@ -378,12 +569,24 @@ impl Hdf5Images {
         if len == 0 {
             return Err(Error::empty(path, ""));
         }
-        check_complete(path, &name, &images)?;
+        let row: usize = shape.iter().skip(1).product();
+        if kind != Kind::Bytes && row > MAX_CONVERTED {
+            let expected = format!("u8 for images of more than {MAX_CONVERTED} values");
+            return Err(Error::format(path, &name, expected, describe(&images)));
+        }
+        let mut images = Data::check(path, &name, images)?;
+        if images.band > CACHE {
+            // Else every read would inflate the chunks of its rows again.
+            let cache = images.band;
+            drop((images, file));
+            file = Opened::with_cache(path, cache)?;
+            images = file.dataset(&name)?;
+        }
         let candidates = LABEL_NAMES.map(str::to_owned).into_iter().chain([name.replace("images", "labels")]);
         let labels = candidates
             .filter(|n| *n != name)
-            .find_map(|n| file.dataset(&n).ok().filter(|d| pixels::layout(&d.shape()).is_err()).map(|d| (n, d)))
-            .map_or(Labels::None, |(n, data)| labels_of(path, &n, &data, len));
+            .find_map(|n| file.member(&n).ok().filter(|d| pixels::layout(&d.shape()).is_err()).map(|d| (n, d)))
+            .map_or(Labels::None, |(n, data)| labels_of(&file, &n, data, len));
         let mut opened = Self { path: path.to_owned(), name, images, kind, layout, len, dims, labels };
         if kind == Kind::Floats {
             opened.check_floats()?;
@@ -396,8 +599,8 @@ impl Hdf5Images {
     /// As the check of float arrays in npz files.
     fn check_floats(&mut self) -> Result<()> {
         let mut largest = 0;
-        for start in (0..self.len).step_by(CHUNK) {
-            let images = self.read(start..(start + CHUNK).min(self.len))?;
+        for range in parts(self, 0..self.len, CHUNK) {
+            let images = self.read(range)?;
             largest = largest.max(images.iter().copied().max().unwrap_or(0));
         }
         if largest > 1 {
@@ -407,14 +610,11 @@ impl Hdf5Images {
     }
 
     fn slice<T: H5Type>(&self, range: Range<usize>) -> Result<Vec<T>> {
-        let read = match self.images.ndim() {
-            3 => self.images.read_slice::<T, _, ndarray::Ix3>(s![range, .., ..]).map(|a| a.into_raw_vec_and_offset().0),
-            _ => self
-                .images
-                .read_slice::<T, _, ndarray::Ix4>(s![range, .., .., ..])
-                .map(|a| a.into_raw_vec_and_offset().0),
+        let values = match self.images.data.ndim() {
+            3 => self.images.slice::<T, ndarray::Ix3, _>(s![range, .., ..])?.into_raw_vec_and_offset(),
+            _ => self.images.slice::<T, ndarray::Ix4, _>(s![range, .., .., ..])?.into_raw_vec_and_offset(),
         };
-        read.map_err(|source| failed(&self.path, source))
+        Ok(values.0)
     }
 
     /// Values of images `range` as pixels: whole numbers from 0 to 255 only.
@@ -441,9 +641,10 @@ impl Hdf5Images {
     }
 }
 
-/// The only image dataset among the members `names` of `file`.
-fn choose(path: &Path, file: &::hdf5::File, names: &[String]) -> Result<String> {
-    let members: Vec<_> = names.iter().filter_map(|n| Some((n.clone(), file.dataset(n).ok()?))).collect();
+/// The only image dataset among the members of `file`.
+fn choose(file: &Opened) -> Result<String> {
+    let (path, names) = (&file.path, &file.names);
+    let members: Vec<_> = names.iter().filter_map(|n| Some((n.clone(), file.member(n).ok()?))).collect();
     let arrays = members.iter().filter_map(|(n, data)| {
         let kind = kind(data)?;
         Some((n.clone(), data.shape(), kind == Kind::Floats, describe(data)))
@@ -458,8 +659,9 @@ fn choose(path: &Path, file: &::hdf5::File, names: &[String]) -> Result<String> 
         return Err(Error::format(path, "datasets", "images", found));
     }
     let lost = names.iter().filter(|n| !members.iter().any(|(m, _)| m == *n)).map(|n| format!("`{n}`, not a dataset"));
-    let found: Vec<_> = members.iter().map(show).chain(lost).collect();
-    Err(Error::format(path, "datasets", "`images`, u8 [N, H, W, 3]", format!("only {}", found.join(", "))))
+    let found: Vec<_> = members.iter().map(show).chain(lost).take(SHOWN + 1).collect();
+    let found = listed(found.iter().map(String::as_str));
+    Err(Error::format(path, "datasets", "`images`, u8 [N, H, W, 3]", format!("only {found}")))
 }
 
 impl ImageSource for Hdf5Images {
@@ -485,7 +687,6 @@ impl ImageSource for Hdf5Images {
 
     fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>> {
         check_range(&self.path, &range, self.len)?;
-        ::hdf5::silence_errors(true);
         let (count, whole) = (range.len(), "pixels from 0 to 255");
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be whole and in range")]
         let float = |v: f64| (v.fract() == 0.0 && (0.0..=255.0).contains(&v)).then_some(v as u8);
@@ -784,6 +985,48 @@ mod tests {
             text.contains("`raw.bin`, relative to the current folder") && text.contains("run d2o in that folder"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn chunks_inflate_to_their_size_and_no_further() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        for filter in ["deflate", "nbit", "scale-offset"] {
+            let file = ::hdf5::File::create(&path).unwrap();
+            let builder = file.new_dataset::<u8>().shape((640, 4, 5, 3)).chunk((640, 4, 5, 3));
+            let builder = match filter {
+                "deflate" => builder.deflate(9),
+                "nbit" => builder.nbit(),
+                _ => builder.scale_offset(::hdf5::filters::ScaleOffset::Integer(0)),
+            };
+            builder.create("images").unwrap().write(&images(640)).unwrap();
+            drop((builder, file));
+            let mut data = Opened::open(&path).unwrap().dataset("images").unwrap();
+            assert_eq!(data.all::<u8>().unwrap(), images(640).into_raw_vec_and_offset().0, "{filter}");
+            drop(data);
+            // As if a smaller chunk were stated; the library keeps none that it has inflated.
+            data = Opened::open(&path).unwrap().dataset("images").unwrap();
+            data.chunk = 1000;
+            let text = data.all::<u8>().unwrap_err().to_string();
+            assert!(text.contains("images: expected chunks that inflate to at most 1000 bytes"), "{filter}: {text}");
+        }
+    }
+
+    #[test]
+    fn large_chunks_and_many_members_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        let file = ::hdf5::File::create(&path).unwrap();
+        file.new_dataset::<u8>().shape((1 << 24, 8, 8, 3)).chunk((1 << 24, 8, 1, 1)).create("images").unwrap();
+        drop(file);
+        assert!(failure(&path).contains("those of a row have at most 268435456 bytes"), "{}", failure(&path));
+        let file = ::hdf5::File::create(&path).unwrap();
+        file.new_dataset::<u8>().shape((2, 4, 5, 3)).create("images").unwrap().write(&images(2)).unwrap();
+        for i in 0..MAX_MEMBERS {
+            file.link_soft("images", &format!("m{i}")).unwrap();
+        }
+        drop(file);
+        assert!(failure(&path).contains("at most 65536 objects side by side"), "{}", failure(&path));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::decode;
 use crate::error::{Error, Result};
 pub use crate::labels::LABEL_FILE;
 use crate::labels::{Labels, of_folders, of_json};
+use crate::limits::Unpacked;
 use crate::listing::LeftOut;
 
 /// Largest encoded image accepted, bytes.
@@ -46,7 +47,7 @@ impl ImageZip {
     /// As [`ImageZip::open`], of an archive that is open.
     pub(crate) fn of(mut archive: Archive) -> Result<Self> {
         let path = archive.path().to_owned();
-        let json = archive.file(LABEL_FILE, MAX_JSON)?;
+        let json = archive.label_file()?;
         let mut left = LeftOut::default();
         archive.retain(|name| !name.ends_with(['/', '\\']) && left.takes(name));
         if archive.is_empty() {
@@ -59,7 +60,9 @@ impl ImageZip {
             Some(json) => of_json(&json, &names),
             None => of_folders(&names),
         };
-        Ok(Self { path, archive, sizes: Sizes::of(sizes), labels, notes: left.notes() })
+        let opened = Self { path, archive, sizes: Sizes::of(sizes), labels, notes: left.notes() };
+        Unpacked::of(opened.archive.packed()).images(&opened)?;
+        Ok(opened)
     }
 
     fn decode(&self, range: Range<usize>) -> Result<Vec<Array3<u8>>> {
@@ -116,6 +119,11 @@ pub(crate) fn stack(source: &dyn ImageSource, range: Range<usize>, images: Vec<A
         let (first, index) = (range.start, range.start + other);
         return Err(mixed_sizes(source, (first, dims), (index, size(&images[other]))));
     }
+    // A copy of a large one is too much.
+    let images = match <[Array3<u8>; 1]>::try_from(images) {
+        Ok([image]) => return Ok(image.insert_axis(Axis(0))),
+        Err(images) => images,
+    };
     let mut out = Array4::zeros((images.len(), dims.height, dims.width, dims.channels));
     for (mut slot, image) in out.axis_iter_mut(Axis(0)).zip(&images) {
         slot.assign(image);
@@ -362,6 +370,38 @@ mod tests {
         assert_eq!(zip.labels(), Some(&[2, 0, 1][..]));
         assert_eq!(zip.read(0..3).unwrap(), images(3));
         assert!(zip.read(2..4).unwrap_err().to_string().contains("2..4"));
+    }
+
+    #[test]
+    fn a_label_file_is_no_larger_than_its_images_explain() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.zip");
+        let mut zip = zip::ZipWriter::new(fs::File::create(&path).unwrap());
+        zip.start_file(LABEL_FILE, zip::write::SimpleFileOptions::default()).unwrap();
+        std::io::Write::write_all(&mut zip, &vec![b' '; 65 << 20]).unwrap();
+        zip.finish().unwrap();
+        let text = ImageZip::open(&path).unwrap_err().to_string();
+        assert!(text.contains("dataset.json: expected at most 67"), "{text}");
+    }
+
+    #[test]
+    fn images_decode_to_no_more_than_their_zip_explains() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.zip");
+        // The header alone tells the size.
+        let mut png = decode::png(&path, "", Array3::zeros((1, 1, 3)).view()).unwrap();
+        png[16..24].copy_from_slice(&[0, 0, 0x20, 0, 0, 0, 0x20, 0]);
+        let crc = crc32fast::hash(&png[12..29]);
+        png[29..33].copy_from_slice(&crc.to_be_bytes());
+        let write = |count: usize| {
+            let mut writer = DatasetWriter::create(&path).unwrap();
+            (0..count).for_each(|_| writer.append_png(&png, None).unwrap());
+            writer.finish().unwrap();
+            ImageZip::open(&path)
+        };
+        assert_eq!(write(3).unwrap().len(), 3);
+        let text = write(5).unwrap_err().to_string();
+        assert!(text.contains("images: expected at most 8") && text.contains("when unpacked"), "{text}");
     }
 
     #[test]

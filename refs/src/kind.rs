@@ -1,6 +1,6 @@
 //! What a file is, by its content; the errors for files that are missing or are not what was expected.
 
-use std::io::Read as _;
+use std::io::{Read as _, Seek as _};
 use std::path::Path;
 
 use fs_err as fs;
@@ -27,7 +27,7 @@ const PACKED: [(&[u8], &str); 6] = [
 ///
 /// # Errors
 /// `Missing`; `Format` with `expected` for a folder, pipe, socket or device; the file system's own.
-pub(crate) fn open(path: &Path, expected: &str) -> Result<fs::File> {
+pub fn open(path: &Path, expected: &str) -> Result<fs::File> {
     let found = metadata(path)?;
     if found.is_dir() {
         return Err(Error::format(path, "", expected, "a folder"));
@@ -49,19 +49,41 @@ pub(crate) fn metadata(path: &Path) -> Result<std::fs::Metadata> {
     })
 }
 
-/// The error that the file at `path` is not `expected`; it says what the file is.
-pub(crate) fn unexpected(path: &Path, expected: &str) -> Error {
-    match head(path) {
+/// The error that `file`, which lies at `path`, is not `expected`; it says what the file is.
+pub(crate) fn unexpected(file: &mut fs::File, path: &Path, expected: &str) -> Error {
+    match head(file) {
         Ok(head) => Error::format(path, "", expected, describe(&head)),
         Err(e) => e,
     }
 }
 
-/// The first bytes of the file at `path`.
-pub(crate) fn head(path: &Path) -> Result<Vec<u8>> {
+/// The first bytes of `file`, which stands at its start then.
+pub(crate) fn head(file: &mut fs::File) -> Result<Vec<u8>> {
     let mut head = Vec::new();
-    fs::File::open(path)?.take(HEAD).read_to_end(&mut head)?;
+    file.rewind()?;
+    file.by_ref().take(HEAD).read_to_end(&mut head)?;
+    file.rewind()?;
     Ok(head)
+}
+
+/// The file `path` as a whole, called `name` in what lies at `root`, where messages place it.
+///
+/// # Errors
+/// Those of [`open`]; `Format` for more than `limit` bytes.
+pub fn whole(path: &Path, root: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = open(path, "a file")?;
+    let length = file.metadata()?.len();
+    if length <= limit {
+        // What grows meanwhile is refused too.
+        file.take(limit + 1).read_to_end(&mut bytes)?;
+    }
+    match length.max(bytes.len() as u64) {
+        found if found > limit => {
+            Err(Error::format(root, name, format!("at most {limit} bytes"), format!("{found} bytes")))
+        }
+        _ => Ok(bytes),
+    }
 }
 
 /// What the file that begins with `head` is, in words.

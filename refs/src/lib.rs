@@ -10,18 +10,21 @@ pub mod features;
 pub mod folder;
 pub mod hdf5;
 pub mod image_zip;
+pub mod limits;
 pub mod listing;
 pub mod npy;
 pub mod npz;
 pub mod record;
 pub mod stats;
 
+mod inflate;
 mod kind;
 mod labels;
 mod pixels;
 mod virtual_map;
 
 pub use error::{Error, Result};
+pub use kind::{open as open_file, whole};
 pub use labels::folders_are_classes;
 
 pub use decode::png;

@@ -15,6 +15,9 @@ const MAX_HEADER: usize = 1 << 16;
 /// Most axes accepted.
 const MAX_AXES: usize = 32;
 
+/// Most rows of an array without elements: nothing in the file explains their number.
+const MAX_EMPTY: usize = 1 << 20;
+
 /// Bytes of elements that are converted at a time.
 const BLOCK: usize = 1 << 16;
 /// Largest integer up to which f64 holds every one: 2^53.
@@ -191,6 +194,10 @@ fn parse(text: &str) -> Result<Header, (&'static str, String)> {
     let bytes = shape.iter().try_fold(*size as u64, |n, d| n.checked_mul(*d as u64));
     if shape.len() > MAX_AXES || bytes.is_none_or(|n| n > i64::MAX as u64) {
         return Err(("a shape of at most 32 axes and 2^63 bytes", inner.to_owned()));
+    }
+    let rows = shape.iter().filter(|d| **d > 0).try_fold(1_usize, |n, d| n.checked_mul(*d));
+    if shape.contains(&0) && rows.is_none_or(|rows| rows > MAX_EMPTY) {
+        return Err(("an array without elements of at most 2^20 rows", inner.to_owned()));
     }
     Ok(Header { dtype: *dtype, big_endian, fortran_order, shape })
 }

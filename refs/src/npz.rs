@@ -4,14 +4,16 @@ use std::io::{Read as _, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use d2o_budget::Budget;
 use ndarray::{Array4, ArrayD, ArrayViewD, Axis, IxDyn};
 
 use crate::archive::{Archive, Checked, Place, SharedFile};
 use crate::atomic::AtomicZip;
-use crate::batch::{ImageDims, ImageSource, check_range};
+use crate::batch::{ImageDims, ImageSource, check_range, parts};
 use crate::error::{Error, Result};
 use crate::kind;
 use crate::labels::{self, Labels};
+use crate::limits::exceeded;
 use crate::npy::{self, Dtype, Header};
 use crate::pixels::{self, Layout};
 
@@ -19,16 +21,13 @@ use crate::pixels::{self, Layout};
 pub const IMAGES: &str = "arr_0";
 /// Name of the class array.
 pub const LABELS: &str = "arr_1";
-/// Most bytes of a Fortran-ordered image array, which has to be held as a whole.
-const MAX_WHOLE: u64 = 4 << 30;
-/// Images that are read at a time where a whole array is checked.
-const ROWS: usize = 16;
-
 /// An npz archive. The CRC-32 of every array that is read is checked.
 #[derive(Debug)]
 pub struct Npz {
     path: PathBuf,
     archive: Archive,
+    /// What its arrays may take in memory, together.
+    budget: Budget,
 }
 
 impl Npz {
@@ -42,7 +41,7 @@ impl Npz {
 
     /// Of an archive that is open.
     pub(crate) fn of(archive: Archive) -> Self {
-        Self { path: archive.path().to_owned(), archive }
+        Self { path: archive.path().to_owned(), budget: Budget::of_file(archive.packed()), archive }
     }
 
     /// Names of the arrays, without `.npy`, in the archive's order.
@@ -79,7 +78,7 @@ impl Npz {
     /// # Errors
     /// `Format` if there is none, it is damaged, its CRC-32 is wrong, or an integer is beyond 2^53.
     pub fn f64(&mut self, name: &str) -> Result<ArrayD<f64>> {
-        let (header, values) = self.read(name, npy::read_f64)?;
+        let (header, values) = self.read::<f64, _>(name, npy::read_f64)?;
         self.shaped(name, &header, values)
     }
 
@@ -88,7 +87,7 @@ impl Npz {
     /// # Errors
     /// `Format` if there is none, it is damaged, or its CRC-32 is wrong.
     pub fn f32(&mut self, name: &str) -> Result<ArrayD<f32>> {
-        let (header, values) = self.read(name, npy::read_f32)?;
+        let (header, values) = self.read::<f32, _>(name, npy::read_f32)?;
         self.shaped(name, &header, values)
     }
 
@@ -97,7 +96,7 @@ impl Npz {
     /// # Errors
     /// Those of [`Npz::f32`]; `Format` if a value is not whole or not an i64.
     pub fn i64(&mut self, name: &str) -> Result<Vec<i64>> {
-        let (header, values) = self.read(name, npy::read_integers)?;
+        let (header, values) = self.read::<i64, _>(name, npy::read_integers)?;
         Ok(self.shaped(name, &header, values)?.into_raw_vec_and_offset().0)
     }
 
@@ -106,7 +105,7 @@ impl Npz {
     /// # Errors
     /// Those of [`Npz::f32`]; `Format` if a value is not whole or negative.
     pub fn u64(&mut self, name: &str) -> Result<Vec<u64>> {
-        let (header, values) = self.read(name, npy::read_integers)?;
+        let (header, values) = self.read::<u64, _>(name, npy::read_integers)?;
         Ok(self.shaped(name, &header, values)?.into_raw_vec_and_offset().0)
     }
 
@@ -115,7 +114,7 @@ impl Npz {
     /// # Errors
     /// Those of [`Npz::f32`]; `Format` for another type.
     pub fn bytes(&mut self, name: &str) -> Result<Vec<u8>> {
-        let (header, values) = self.read(name, npy::read_integers)?;
+        let (header, values) = self.read::<u8, _>(name, npy::read_integers)?;
         if header.dtype != Dtype::U8 {
             return Err(Error::format(&self.path, name, "u8", header.descr()));
         }
@@ -133,7 +132,7 @@ impl Npz {
         if let Err(problem) = labels::check_shape(name, &header.shape, count) {
             return Ok(Labels::Problem(problem));
         }
-        let (header, values) = self.read(name, npy::read_labels)?;
+        let (header, values) = self.read::<i64, _>(name, npy::read_labels)?;
         if header.fortran_order && header.shape.get(1).is_some_and(|k| *k > 1) {
             return Ok(Labels::Problem(format!("`{name}` is a matrix in Fortran order")));
         }
@@ -141,13 +140,15 @@ impl Npz {
     }
 
     /// Reads array `name` to the end of its entry, so that its CRC-32 is checked.
-    fn read<T>(
+    /// `T` is the type of its elements in memory.
+    fn read<T, V>(
         &mut self,
         name: &str,
-        read: impl FnOnce(&mut Checked, &Header, &Path, &str) -> Result<T>,
-    ) -> Result<(Header, T)> {
+        read: impl FnOnce(&mut Checked, &Header, &Path, &str) -> Result<V>,
+    ) -> Result<(Header, V)> {
         let mut entry = self.entry(name)?;
         let header = npy::read_header(&mut entry, &self.path, name)?;
+        self.budget.bytes(header.count().saturating_mul(size_of::<T>())).map_err(exceeded(&self.path, name))?;
         let values = read(&mut entry, &header, &self.path, name)?;
         entry.finish(&self.path, name)?;
         Ok((header, values))
@@ -181,6 +182,7 @@ impl Npz {
 /// Types: integers 0 to 255 of any size and byte order; floats only if all are whole numbers from 0 to 255 and some exceed 1.
 pub struct Pack {
     path: PathBuf,
+    file: SharedFile,
     array: String,
     place: Place,
     header: Header,
@@ -248,7 +250,7 @@ impl Pack {
         let candidates = [LABELS.to_owned(), name.replace("images", "labels")];
         let classes = candidates.into_iter().find(|n| *n != name && npz.contains(n) && !image(n));
         let entry = npz.entry(&name)?.place;
-        let mut pack = Self::at(path, name, entry)?;
+        let mut pack = Self::at(path, name, entry, npz.archive.shared())?;
         if let Some(name) = classes {
             pack.labels = npz.labels(&name, pack.len)?;
         }
@@ -261,16 +263,22 @@ impl Pack {
     /// `Format` if it does not hold images.
     pub fn open_npy(path: &Path) -> Result<Self> {
         const EXPECTED: &str = "an npy file";
-        let bytes = kind::open(path, EXPECTED)?.metadata()?.len();
-        if !kind::head(path)?.starts_with(npy::MAGIC) {
-            return Err(kind::unexpected(path, EXPECTED));
+        let mut file = kind::open(path, EXPECTED)?;
+        if !kind::head(&mut file)?.starts_with(npy::MAGIC) {
+            return Err(kind::unexpected(&mut file, path, EXPECTED));
         }
-        let place = Place { start: 0, stored: bytes, bytes, deflated: false, crc: None };
-        Self::at(path, "array".to_owned(), place)
+        Self::of_npy(path, file)
     }
 
-    fn at(path: &Path, array: String, place: Place) -> Result<Self> {
-        let mut reader = open_at(path, place)?;
+    /// As [`Pack::open_npy`], of a file that is open and begins as an npy.
+    pub(crate) fn of_npy(path: &Path, file: fs_err::File) -> Result<Self> {
+        let bytes = file.metadata()?.len();
+        let place = Place { start: 0, stored: bytes, bytes, deflated: false, crc: None };
+        Self::at(path, "array".to_owned(), place, SharedFile::new(file))
+    }
+
+    fn at(path: &Path, array: String, place: Place, file: SharedFile) -> Result<Self> {
+        let mut reader = Checked::new(file.clone(), place);
         let header = npy::read_header(&mut reader, path, &array)?;
         let head = reader.count;
         let (layout, dims) = pixels::layout(&header.shape)
@@ -289,12 +297,14 @@ impl Pack {
             let expected = "u8 (booleans as pixels could mean 0 and 1 or 0 and 255; save (x * 255).astype('uint8'))";
             return Err(Error::format(path, &array, expected, header.to_string()));
         }
-        if header.fortran_order && header.bytes() > MAX_WHOLE {
-            let expected = format!("C order (numpy.ascontiguousarray) for an array above {MAX_WHOLE} bytes");
+        // It has to be held as a whole.
+        if header.fortran_order && Budget::of_file(place.stored).bytes(header.count()).is_err() {
+            let expected = "C order (numpy.ascontiguousarray) for an array of this size";
             return Err(Error::format(path, &array, expected, format!("{header} in Fortran order")));
         }
         let mut pack = Self {
             path: path.to_owned(),
+            file,
             array,
             verified: place.crc.is_none(),
             place,
@@ -319,8 +329,8 @@ impl Pack {
     /// Floats are pixels only if every value is a whole number from 0 to 255 and some are above 1.
     fn check_floats(&mut self) -> Result<()> {
         let mut largest = 0;
-        for start in (0..self.len).step_by(ROWS) {
-            let images = self.read(start..(start + ROWS).min(self.len))?;
+        for range in parts(self, 0..self.len, usize::MAX) {
+            let images = self.read(range)?;
             largest = largest.max(images.iter().copied().max().unwrap_or(0));
         }
         self.stream = None;
@@ -353,12 +363,12 @@ impl Pack {
             _ if self.verified && !self.place.deflated => {
                 let place =
                     Place { start: self.place.start + offset, stored: self.place.stored - offset, ..self.place };
-                let mut reader = open_at(&self.path, place)?;
+                let mut reader = Checked::new(self.file.clone(), place);
                 reader.whole = false;
                 return Ok(reader);
             }
             _ => {
-                let mut reader = open_at(&self.path, self.place)?;
+                let mut reader = Checked::new(self.file.clone(), self.place);
                 npy::read_header(&mut reader, &self.path, &self.array)?;
                 (0, reader)
             }
@@ -429,10 +439,6 @@ impl Pack {
     }
 }
 
-fn open_at(path: &Path, place: Place) -> Result<Checked> {
-    Ok(Checked::new(SharedFile::new(fs_err::File::open(path)?), place))
-}
-
 impl ImageSource for Pack {
     fn len(&self) -> usize {
         self.len
@@ -469,7 +475,7 @@ impl ImageSource for Pack {
         }
         let reader = match self.stream.take() {
             Some((_, reader)) => reader,
-            None => open_at(&self.path, self.place)?,
+            None => Checked::new(self.file.clone(), self.place),
         };
         self.finish(reader)
     }
@@ -899,6 +905,57 @@ mod tests {
             let (classes, problem) = read(descr, shape, &bytes);
             assert!(classes.is_none() && problem.as_ref().is_some_and(|p| p.contains(text)), "{problem:?}");
         }
+    }
+
+    #[test]
+    fn arrays_that_their_file_does_not_explain_are_refused_before_they_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npz");
+        let data: Vec<u8> = greys().iter().copied().collect();
+        let images = (IMAGES, npy("|u1", false, &[4, 5, 2], &data));
+        archive(&path, true, &[images.clone(), (LABELS, npy("|u1", false, &[4, 1 << 26], &[]))]);
+        let text = crate::batch::open(&path).err().unwrap().to_string();
+        assert!(text.contains("arr_1: expected at most 256 MiB of memory"), "{text}");
+        for (name, shape) in [("mu", &[1 << 26][..]), ("sigma", &[6000, 6000]), ("features", &[1 << 27, 1])] {
+            let of = |n: &str, default: &[usize]| {
+                if n == name { npy("<f8", false, shape, &[]) } else { npy("<f8", false, default, &[0; 8]) }
+            };
+            archive(
+                &path,
+                true,
+                &[("mu", of("mu", &[1])), ("sigma", of("sigma", &[1, 1])), ("features", of("features", &[1, 1]))],
+            );
+            let text = crate::stats::ReferenceStats::read(&path).unwrap_err().to_string();
+            assert!(text.contains(&format!("{name}: expected at most 256 MiB of memory")), "{text}");
+        }
+        archive(&path, true, &[(IMAGES, npy("|u1", true, &[40, 5000, 5000, 3], &[]))]);
+        let mut bytes = fs::read(&path).unwrap();
+        let patch = |bytes: &mut Vec<u8>, size: u32| {
+            let at = bytes.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+            bytes[at + 24..at + 28].copy_from_slice(&size.to_le_bytes());
+        };
+        patch(&mut bytes, 700 << 20);
+        fs::write(&path, &bytes).unwrap();
+        assert!(crate::batch::open(&path).is_err());
+        patch(&mut bytes, u32::MAX - 1);
+        fs::write(&path, &bytes).unwrap();
+        let text = crate::batch::open(&path).err().unwrap().to_string();
+        assert!(text.contains("arr_0.npy: expected at most") && text.contains("bytes when unpacked"), "{text}");
+    }
+
+    #[test]
+    fn arrays_without_elements_have_few_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npz");
+        archive(
+            &path,
+            false,
+            &[("a", npy("<f4", false, &[1000, 0], &[])), ("b", npy("<f4", false, &[1 << 40, 0], &[]))],
+        );
+        let mut npz = Npz::open(&path).unwrap();
+        assert_eq!(npz.f32("a").unwrap().shape(), [1000, 0]);
+        let text = npz.f32("b").unwrap_err().to_string();
+        assert!(text.contains("without elements of at most 2^20 rows"), "{text}");
     }
 
     #[test]

@@ -11,8 +11,8 @@ pub(crate) const EXPECTED: &str =
 /// Why floats are refused, and what to do.
 pub(crate) const FLOATS: &str = "whole numbers from 0 to 255 (whether float images range over [0, 1], [-1, 1] or [0, 255] cannot be inferred \
      safely; save them as u8, e.g. (x * 255).round().astype('uint8') for [0, 1])";
-/// Most pixels of one image.
-const MAX_IMAGE: usize = 1 << 30;
+/// Most pixels of one image in an array: it is held as it is stored and as RGB.
+const MAX_IMAGE: usize = 1 << 27;
 
 /// Order of an image's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub(crate) fn to_rgb(layout: Layout, dims: ImageDims, pixels: Vec<u8>) -> Vec<u8
     match layout {
         Layout::ChannelsLast(3) => pixels,
         Layout::ChannelsLast(1) | Layout::ChannelsFirst(1) => pixels.iter().flat_map(|v| [*v; 3]).collect(),
-        Layout::ChannelsLast(channels) => pixels.chunks_exact(channels).flat_map(|p| [p[0], p[1], p[2]]).collect(),
+        Layout::ChannelsLast(channels) => drop_alpha(pixels, channels),
         Layout::ChannelsFirst(_) => {
             let mut rgb = Vec::with_capacity(pixels.len());
             for image in pixels.chunks_exact(3 * area.max(1)) {
@@ -57,6 +57,16 @@ pub(crate) fn to_rgb(layout: Layout, dims: ImageDims, pixels: Vec<u8>) -> Vec<u8
             rgb
         }
     }
+}
+
+/// The first three of `channels` values of each pixel, moved together.
+pub(crate) fn drop_alpha(mut pixels: Vec<u8>, channels: usize) -> Vec<u8> {
+    let count = pixels.len() / channels.max(1);
+    for i in 0..count {
+        pixels.copy_within(i * channels..i * channels + 3, 3 * i);
+    }
+    pixels.truncate(3 * count);
+    pixels
 }
 
 /// The only image array among `arrays` (name, shape, whether floats, description); `None` if there is none. Float arrays count only without
@@ -117,6 +127,7 @@ mod tests {
             &[5, 1, 28, 1],
             &[5, 28, 28, 2],
             &[5, 0, 28, 3],
+            &[1, 30_000, 30_000, 3],
             &[5, 1 << 31, 1 << 31, 3],
             &[1 << 40, 1 << 40, 1 << 40, 3],
             &[5, 3],

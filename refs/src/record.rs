@@ -1,22 +1,22 @@
 //! The record with which d2o marks its own outputs: JSON that tells where the images of an npz, HDF5 file, dataset zip or folder come from.
 
-use std::io::Read as _;
 use std::path::Path;
 
-use fs_err as fs;
+use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::archive::Archive;
 use crate::error::{Error, Result};
-use crate::hdf5::{self, is_hdf5};
-use crate::image_zip::LABEL_FILE;
-use crate::kind;
+use crate::hdf5::{Opened, is_hdf5};
+use crate::image_zip::{LABEL_FILE, MAX_JSON};
+use crate::kind::{self, whole};
 use crate::npy::{self, Dtype};
 
 /// Name of the array, dataset or JSON key.
 pub const RECORD: &str = "d2o";
-/// Largest record accepted, and largest `dataset.json` searched for one, bytes.
-const MAX_BYTES: u64 = 512 << 20;
+/// Longest record accepted, bytes: parsed, it takes up to 24 times as much.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// The record in the output at `path`, a file or a folder; `None` if it holds none.
 ///
@@ -28,27 +28,24 @@ pub fn read(path: &Path) -> Result<Option<Value>> {
         if !file.exists() {
             return Ok(None);
         }
-        let mut json = Vec::new();
-        fs::File::open(file)?.take(MAX_BYTES + 1).read_to_end(&mut json)?;
-        if json.len() as u64 > MAX_BYTES {
-            return Err(Error::format(path, LABEL_FILE, format!("at most {MAX_BYTES} bytes"), "more"));
-        }
-        return labelled(path, &json);
+        return labelled(path, &whole(&file, path, LABEL_FILE, MAX_JSON)?);
     }
+    const EXPECTED: &str = "an output of d2o: an npz, HDF5 or zip file, or a folder";
+    let mut file = kind::open(path, EXPECTED)?;
     let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-    if matches!(ending.as_deref(), Some("h5" | "hdf5")) || is_hdf5(path)? {
+    if matches!(ending.as_deref(), Some("h5" | "hdf5")) || is_hdf5(&mut file)? {
         return in_hdf5(path);
     }
-    let archive = Archive::open(path, "an output of d2o: an npz, HDF5 or zip file, or a folder")?;
+    let archive = Archive::of(path, file, EXPECTED)?;
     if let Some(bytes) = archive.file(&format!("{RECORD}.npy"), MAX_BYTES)? {
         let mut bytes = bytes.as_slice();
         let header = npy::read_header(&mut bytes, path, RECORD)?;
         if header.dtype != Dtype::U8 {
             return Err(Error::format(path, RECORD, "bytes", header.dtype.descr().to_owned()));
         }
-        return parse(path, RECORD, bytes).map(Some);
+        return parse_record(path, bytes).map(Some);
     }
-    match archive.file(LABEL_FILE, MAX_BYTES)? {
+    match archive.label_file()? {
         Some(json) => labelled(path, &json),
         None => Ok(None),
     }
@@ -56,29 +53,38 @@ pub fn read(path: &Path) -> Result<Option<Value>> {
 
 /// The record in the `dataset.json` of `path`.
 fn labelled(path: &Path, json: &[u8]) -> Result<Option<Value>> {
-    Ok(parse(path, LABEL_FILE, json)?.get_mut(RECORD).map(Value::take))
+    /// The record as text: the labels, and whatever else there is, are not kept.
+    #[derive(Deserialize)]
+    struct Marked<'a> {
+        #[serde(borrow, rename = "d2o")]
+        record: Option<&'a RawValue>,
+    }
+    let found: Marked<'_> = parse(path, LABEL_FILE, json)?;
+    found.record.map(|record| parse_record(path, record.get().as_bytes())).transpose()
+}
+
+fn parse_record(path: &Path, text: &[u8]) -> Result<Value> {
+    if text.len() as u64 > MAX_BYTES {
+        return Err(Error::format(path, RECORD, format!("at most {MAX_BYTES} bytes"), text.len().to_string()));
+    }
+    parse(path, RECORD, text)
 }
 
 fn in_hdf5(path: &Path) -> Result<Option<Value>> {
-    let failed = |source| hdf5::failed(path, source);
-    let file = hdf5::open(path)?;
-    if !file.member_names().map_err(failed)?.iter().any(|n| n == RECORD) {
+    let file = Opened::open(path)?;
+    if !file.has(RECORD) {
         return Ok(None);
     }
-    let data = file.dataset(RECORD).map_err(failed)?;
-    // A dataset may state any size without holding a byte of it.
-    if data.size() as u64 > MAX_BYTES.min(fs::metadata(path)?.len()) {
-        return Err(Error::format(path, RECORD, "no more bytes than the file has", data.size().to_string()));
-    }
-    parse(path, RECORD, &data.read_raw::<u8>().map_err(failed)?).map(Some)
+    parse_record(path, &file.bytes(RECORD, MAX_BYTES)?).map(Some)
 }
 
-fn parse(path: &Path, place: &str, bytes: &[u8]) -> Result<Value> {
+fn parse<'a, T: Deserialize<'a>>(path: &Path, place: &str, bytes: &'a [u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|e| Error::format(path, place, "JSON", e.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
+    use fs_err as fs;
     use ndarray::Array4;
     use serde_json::json;
 
@@ -110,6 +116,18 @@ mod tests {
         for name in ["a.npz", "a.h5", "a.bin", "a.zip", "a"] {
             assert_eq!(read(&at(name)).unwrap(), Some(record.clone()), "{name}");
         }
+    }
+
+    #[test]
+    fn only_the_record_of_a_label_file_is_kept_and_it_is_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(LABEL_FILE);
+        let list = |bytes: usize| format!("[0{}]", ",0".repeat(bytes / 2));
+        fs::write(&file, format!(r#"{{"labels": {}, "d2o": {{"a": 1}}}}"#, list(20 << 20))).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), Some(json!({"a": 1})));
+        fs::write(&file, format!(r#"{{"d2o": {}}}"#, list(17 << 20))).unwrap();
+        let text = read(dir.path()).unwrap_err().to_string();
+        assert!(text.contains("d2o: expected at most 16777216 bytes"), "{text}");
     }
 
     #[test]

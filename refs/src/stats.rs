@@ -93,8 +93,8 @@ impl ReferenceStats {
             let dims = crate::batch::uniform(images)?;
             npz.start(IMAGES, Dtype::U8, &[images.len(), dims.height, dims.width, dims.channels])?;
             const CHUNK: usize = 256;
-            for start in (0..images.len()).step_by(CHUNK) {
-                let chunk = images.read(start..(start + CHUNK).min(images.len()))?;
+            for range in crate::batch::parts(images, 0..images.len(), CHUNK) {
+                let chunk = images.read(range)?;
                 npz.raw(chunk.as_standard_layout().as_slice().unwrap_or(&[]))?;
             }
         }

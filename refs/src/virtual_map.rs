@@ -7,7 +7,10 @@
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
+use d2o_budget::Budget;
+
 use crate::error::{Error, Result};
+use crate::limits::exceeded;
 use crate::npy::fill;
 
 /// Signature of a global heap collection.
@@ -38,6 +41,7 @@ pub(crate) struct Mapping {
 pub(crate) fn mappings(file: &Path, shape: &[usize]) -> Result<Vec<Vec<Mapping>>> {
     let mut opened = fs_err::File::open(file)?;
     let length = opened.metadata()?.len();
+    let mut budget = Budget::of_file(length);
     let (mut found, mut at, mut window) = (Vec::new(), 0, vec![0; WINDOW]);
     while at < length {
         opened.seek(SeekFrom::Start(at))?;
@@ -47,8 +51,10 @@ pub(crate) fn mappings(file: &Path, shape: &[usize]) -> Result<Vec<Vec<Mapping>>
         }
         for start in (0..=filled - SIGNATURE.len()).filter(|i| window[*i..].starts_with(SIGNATURE)) {
             let bytes = collection(&mut opened, at + start as u64)?;
+            // Signatures in other data may claim the rest of the file each.
+            budget.steps(bytes.len()).map_err(exceeded(file, "virtual datasets"))?;
             for object in objects(&bytes) {
-                found.extend(parse(object, shape));
+                found.extend(parse(object, shape, &mut budget));
             }
         }
         // A signature may lie across two windows.
@@ -90,8 +96,8 @@ fn objects(bytes: &[u8]) -> Vec<&[u8]> {
     found
 }
 
-/// The mappings in a heap object, if it holds those of a virtual dataset of `shape`.
-fn parse(object: &[u8], shape: &[usize]) -> Option<Vec<Mapping>> {
+/// The mappings in a heap object, if it holds those of a virtual dataset of `shape` and they fit the `budget`: a name may be shared by all of them.
+fn parse(object: &[u8], shape: &[usize], budget: &mut Budget) -> Option<Vec<Mapping>> {
     const CHECKSUM: usize = 4;
     const FILE_SHARED: u64 = 1;
     const DATASET_SHARED: u64 = 2;
@@ -127,6 +133,7 @@ fn parse(object: &[u8], shape: &[usize]) -> Option<Vec<Mapping>> {
             Selection::All => None,
             Selection::Part { ends, .. } => Some(ends.into_iter().map(|end| end.unwrap_or(0)).collect()),
         };
+        budget.bytes(file.len() + dataset.len() + size_of::<Mapping>()).ok()?;
         found.push(Mapping { file, dataset, source, covered });
     }
     (rest.0.len() == CHECKSUM).then_some(found)
@@ -244,14 +251,25 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn signatures_that_each_claim_the_rest_of_the_file_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        let one = [&b"GCOL\x01\0\0\0"[..], &(1_u64 << 30).to_le_bytes()].concat();
+        fs_err::write(&path, one.repeat(1 << 16)).unwrap();
+        let text = mappings(&path, &[4, 4]).unwrap_err().to_string();
+        assert!(text.contains("virtual datasets: expected at most") && text.contains("steps"), "{text}");
+    }
+
     proptest! {
         #[test]
         fn any_bytes_give_a_result(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0_u8..4, version in 0_u8..4) {
             let _ = objects(&bytes).len();
-            let _ = parse(&bytes, &[4, 4]);
+            let budget = &mut Budget::of_file(0);
+            let _ = parse(&bytes, &[4, 4], budget);
             let mut object = vec![0, 1, 0, 0, 0, 0, 0, 0, 0, b'a', 0, b'b', 0, kind, 0, 0, 0, version, 0, 0, 0];
             object.extend(&bytes);
-            let _ = parse(&object, &[4, 4]);
+            let _ = parse(&object, &[4, 4], budget);
         }
     }
 }

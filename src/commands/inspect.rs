@@ -34,6 +34,8 @@ fn describe(path: &Path) -> anyhow::Result<Value> {
     if array.is_some() || fs::metadata(file)?.is_dir() {
         return images(path);
     }
+    // No reader waits for a pipe.
+    d2o_refs::open_file(path, "a file")?;
     let mut value = match path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).as_deref() {
         Some("onnx") => graph(path)?,
         Some("npz") => match batch::open(path) {

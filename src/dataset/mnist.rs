@@ -1,9 +1,10 @@
 //! MNIST and its relatives: IDX files, gzipped or not.
 
-use std::io::{BufReader, Read};
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use d2o_refs::limits::Unpacked;
 use flate2::read::GzDecoder;
 use fs_err as fs;
 use ndarray::{Array3, s};
@@ -12,6 +13,8 @@ use ndarray::{Array3, s};
 pub(super) const IMAGES_MAGIC: [u8; 4] = [0, 0, 8, 3];
 /// Start of an IDX file of u8 `[N]`.
 const LABELS_MAGIC: [u8; 4] = [0, 0, 8, 1];
+/// Most labels: they are held.
+const MAX_LABELS: usize = 1 << 28;
 /// Largest image accepted, pixels.
 const MAX_PIXELS: usize = 1 << 24;
 /// Side of the images that are padded.
@@ -50,6 +53,8 @@ impl Idx {
             "`{}`: expected images of 1 to {MAX_PIXELS} pixels, found {width}×{height}",
             path.display()
         );
+        let unpacked = (len as u64).saturating_mul((height * width) as u64);
+        Unpacked::of(fs::metadata(path)?.len()).add(path, "images", unpacked)?;
         Ok(Self { path: path.to_owned(), reader, len, height, width, at: 0 })
     }
 
@@ -98,6 +103,7 @@ pub(super) fn labels(path: &Path, len: usize) -> anyhow::Result<Vec<u8>> {
     let mut reader = plain(path)?;
     let [found] = header(path, &mut reader, LABELS_MAGIC)?;
     ensure!(found == len, "`{}`: expected {len} labels, one for each image, found {found}", path.display());
+    ensure!(len <= MAX_LABELS, "`{}`: expected at most {MAX_LABELS} labels, found {len}", path.display());
     let mut labels = Vec::new();
     reader.take(len as u64).read_to_end(&mut labels).with_context(|| format!("`{}`: labels", path.display()))?;
     ensure!(labels.len() == len, "`{}`: expected {len} labels, found {}", path.display(), labels.len());
@@ -106,9 +112,8 @@ pub(super) fn labels(path: &Path, len: usize) -> anyhow::Result<Vec<u8>> {
 
 /// The bytes of the file, unpacked if it is gzipped.
 fn plain(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
-    let mut head = [0; 2];
-    let gzipped = fs::File::open(path)?.read_exact(&mut head).is_ok() && head == super::source::GZIP;
-    let file = BufReader::new(fs::File::open(path)?);
+    let mut file = BufReader::new(d2o_refs::open_file(path, "an IDX file")?);
+    let gzipped = file.fill_buf()?.starts_with(&super::source::GZIP);
     Ok(if gzipped { Box::new(BufReader::new(GzDecoder::new(file))) } else { Box::new(file) })
 }
 

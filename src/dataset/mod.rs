@@ -27,7 +27,7 @@ use crate::progress::Reporter;
 /// Most images processed together.
 const MAX_BATCH: usize = 64;
 /// Most bytes of encoded and decoded images in memory at once, unless a single image needs more.
-const MAX_BATCH_BYTES: usize = 512 << 20;
+const MAX_BATCH_BYTES: usize = 256 << 20;
 /// Behind drawings, unless another background is asked for.
 const WHITE: [u8; 3] = [255; 3];
 
@@ -95,9 +95,10 @@ pub fn make(path: &Path, out: &Path, options: &Options, reporter: &dyn Reporter)
     let mut count = reporter.count("dataset", "images", source.len as u64);
     let mut summary = Summary::default();
     let mut first: Option<(String, [usize; 2])> = None;
+    let mut waiting = None;
     loop {
         interrupt::check()?;
-        let batch = next_batch(path, &mut source)?;
+        let batch = next_batch(path, &mut source, &mut waiting)?;
         if batch.is_empty() {
             break;
         }
@@ -143,20 +144,30 @@ pub fn make(path: &Path, out: &Path, options: &Options, reporter: &dyn Reporter)
     Ok(summary)
 }
 
-/// The next images of `source`, as many as memory allows.
-fn next_batch(path: &Path, source: &mut Source) -> anyhow::Result<Vec<Item>> {
+/// The next images of `source`, as many as memory allows; the one after them waits.
+fn next_batch(path: &Path, source: &mut Source, waiting: &mut Option<Item>) -> anyhow::Result<Vec<Item>> {
     let (mut batch, mut bytes) = (Vec::new(), 0_usize);
-    while batch.len() < MAX_BATCH && bytes < MAX_BATCH_BYTES {
-        let Some(item) = source.items.next().transpose()? else { break };
-        bytes = bytes.saturating_add(match &item.content {
+    while batch.len() < MAX_BATCH {
+        let is_new = waiting.is_none();
+        let Some(item) = waiting.take().map(Ok).or_else(|| source.items.next()).transpose()? else { break };
+        let here = match &item.content {
             // Up to four channels, and a crop of the rows.
             Content::Encoded(encoded) => {
                 let (h, w) = decode::dims(path, &item.name, encoded).ok().flatten().unwrap_or((0, 0));
-                encoded.len().saturating_add(h.saturating_mul(w).saturating_mul(4))
+                let pixels = h.saturating_mul(w).saturating_mul(4);
+                if is_new {
+                    source.unpacked.add(path, &item.name, pixels as u64)?;
+                }
+                encoded.len().saturating_add(pixels)
             }
             Content::Drawing(svg) => svg.len(),
             Content::Pixels(pixels) => pixels.len(),
-        });
+        };
+        bytes = bytes.saturating_add(here);
+        if bytes > MAX_BATCH_BYTES && !batch.is_empty() {
+            *waiting = Some(item);
+            break;
+        }
         batch.push(item);
     }
     Ok(batch)
@@ -175,10 +186,10 @@ fn prepare(path: &Path, item: Item, options: &Options) -> anyhow::Result<Outcome
                 .drawing()
                 .context("a drawing has no size in pixels: give a resolution")
                 .with_context(place)?;
-            let drawing = drawing::render(&svg, size, options.background.unwrap_or(WHITE)).with_context(place)?;
+            let drawing = drawing::render(svg, size, options.background.unwrap_or(WHITE)).with_context(place)?;
             Some(options.geometry.frame(drawing))
         }
-        Content::Pixels(pixels) => options.geometry.apply(pixels.view()),
+        Content::Pixels(pixels) => options.geometry.apply(pixels),
         Content::Encoded(bytes) => {
             let orientation = orientation(&bytes);
             let (mut pixels, dropped) = flat(decode::image(path, &name, &bytes)?, options.background);
@@ -189,7 +200,7 @@ fn prepare(path: &Path, item: Item, options: &Options) -> anyhow::Result<Outcome
             } else {
                 turned = orientation > 1;
             }
-            options.geometry.apply(pixels.view())
+            options.geometry.apply(pixels)
         }
     };
     let Some(pixels) = pixels else { return Ok(Outcome { name, label, image: None, turned, transparent }) };
@@ -234,6 +245,8 @@ fn flat(image: Decoded, background: Option<[u8; 3]>) -> (Array3<u8>, bool) {
                     });
                     (blended, false)
                 }
+                // Without a copy where it may be large.
+                _ if colours == 3 => (Decoded::Rgba(image).into_rgb(), !opaque),
                 _ => (image.slice(s![.., .., ..colours]).to_owned(), !opaque),
             }
         }

@@ -1,7 +1,9 @@
 //! What a dataset is made of: images in any container, one after another.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
-use std::io::Read as _;
+use std::fmt;
+use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
@@ -9,11 +11,15 @@ use d2o_refs::archive::Archive;
 use d2o_refs::batch::{self, ImageSource};
 use d2o_refs::decode;
 use d2o_refs::image_zip::{LABEL_FILE, MAX_ENTRY, MAX_JSON};
+use d2o_refs::limits::Unpacked;
 use d2o_refs::listing::{self, Found, LeftOut};
 use flate2::read::GzDecoder;
 use fs_err as fs;
 use ndarray::Array3;
+use serde::Deserialize as _;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::cifar::Cifar;
 use super::lmdb::{self, Lmdb};
@@ -83,6 +89,8 @@ pub struct Source {
     pub len: usize,
     /// The images in order.
     pub items: Items,
+    /// What they may still decode to.
+    pub unpacked: Unpacked,
     /// What the user should know, one line each.
     pub notes: Vec<String>,
 }
@@ -144,14 +152,16 @@ fn kind(path: &Path) -> anyhow::Result<Kind> {
     /// Where a tar header has the name.
     const NAME: usize = 100;
     let mut head = Vec::new();
-    fs::File::open(path)?.take(512).read_to_end(&mut head)?;
+    let mut file = d2o_refs::open_file(path, "a file of images")?;
+    file.by_ref().take(512).read_to_end(&mut head)?;
     if head.starts_with(b"PK") {
         let archive = Archive::open(path, "a zip archive")?;
         return Ok(if archive.has_arrays() { Kind::Array } else { Kind::Zip(archive) });
     }
     if head.starts_with(&GZIP) {
         head.clear();
-        let unpacked = GzDecoder::new(fs::File::open(path)?).take(512).read_to_end(&mut head);
+        file.rewind()?;
+        let unpacked = GzDecoder::new(file).take(512).read_to_end(&mut head);
         unpacked.with_context(|| format!("`{}` is not a readable gzip file", path.display()))?;
         // Tars of before 1988 have no magic.
         let cifar = head.get(..NAME).is_some_and(|name| name.starts_with(b"cifar-10"));
@@ -172,19 +182,32 @@ fn folder(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
     // Component by component, as Python sorts paths: `a/x` comes before `a-b/x`.
     found.sort_unstable_by(|a, b| a.name.split('/').cmp(b.name.split('/')));
     let json = path.join(LABEL_FILE);
-    let json = if json.is_file() { Some(bounded(&json, MAX_JSON)?) } else { None };
+    let json = if json.is_file() { Some(d2o_refs::whole(&json, path, LABEL_FILE, MAX_JSON)?) } else { None };
+    let mut packed = 0;
+    for file in &found {
+        packed += fs::metadata(path.join(&file.path))?.len();
+    }
     let root = path.to_owned();
-    files(path, selection, (found, left), json, true, move |file| bounded(&root.join(&file.path), MAX_ENTRY))
+    let read = move |file: &Found| Ok(d2o_refs::whole(&root.join(&file.path), &root, &file.name, MAX_ENTRY)?);
+    files(path, selection, (found, left), json, Container::Folder(packed), read)
 }
 
 fn zip(path: &Path, mut archive: Archive, selection: &Selection) -> anyhow::Result<Source> {
     archive.retain(|name| !name.ends_with(['/', '\\']));
-    let json = archive.file(LABEL_FILE, MAX_JSON)?;
+    let json = archive.label_file()?;
+    let container = Container::Zip(archive.packed());
     let name = |i| archive.name(i).to_owned();
     let found = (0..archive.len()).map(name).map(|name| Found { path: PathBuf::from(&name), name }).collect();
-    files(path, selection, (found, LeftOut::default()), json, false, move |file| {
+    files(path, selection, (found, LeftOut::default()), json, container, move |file| {
         archive.file(&file.name, MAX_ENTRY)?.context("no entry of this name")
     })
+}
+
+/// What holds named files, and its bytes.
+#[derive(Clone, Copy)]
+enum Container {
+    Folder(u64),
+    Zip(u64),
 }
 
 /// A source of named files: the images among `files`, labelled by `json`, the text of `dataset.json`, or by their folders.
@@ -193,7 +216,7 @@ fn files(
     selection: &Selection,
     (mut files, mut left): (Vec<Found>, LeftOut),
     json: Option<Vec<u8>>,
-    is_folder: bool,
+    container: Container,
     mut read: impl FnMut(&Found) -> anyhow::Result<Vec<u8>> + 'static,
 ) -> anyhow::Result<Source> {
     files.retain(|f| left.takes_if(&f.name, |name| decode::is_image(name) || is_drawing(name)));
@@ -211,12 +234,14 @@ fn files(
         (Labels::None, _) | (Labels::Source, None) => None,
         (Labels::Auto | Labels::Source, Some(json)) => {
             let labels = labels_of_json(path, &json, &names)?;
-            notes.extend(labels.as_ref().map(|labels| format!("labels of `{LABEL_FILE}`: {}", classes(labels))));
-            labels
+            notes.extend(labels.as_ref().map(|(_, classes)| format!("labels of `{LABEL_FILE}`: {classes}")));
+            labels.map(|(labels, _)| labels)
         }
         (mode @ (Labels::Auto | Labels::Folders), _) => {
             let (folders, labels) = labels_of_folders(&names);
-            if mode == Labels::Folders || (is_folder && d2o_refs::folders_are_classes(&folders)) {
+            if mode == Labels::Folders
+                || (matches!(container, Container::Folder(_)) && d2o_refs::folders_are_classes(&folders))
+            {
                 ensure!(
                     folders.len() > 1,
                     "`{}`: --labels folders needs several top-level folders with images, found one",
@@ -235,12 +260,13 @@ fn files(
     let mut labels = labels.unwrap_or_default().into_iter();
     let root = path.display().to_string();
     let items = files.into_iter().map(move |file| {
-        let label = labels.next();
+        let label = labels.next().map(|text| serde_json::from_str(&text)).transpose()?;
         let bytes = read(&file).with_context(|| format!("{root}: cannot read `{}`", file.name))?;
         let content = if is_drawing(&file.name) { Content::Drawing(bytes) } else { Content::Encoded(bytes) };
         Ok(Item { name: file.name, content, label })
     });
-    Ok(Source { path: path.to_owned(), len, items: Box::new(items), notes })
+    let (Container::Folder(packed) | Container::Zip(packed)) = container;
+    Ok(Source { path: path.to_owned(), len, items: Box::new(items), unpacked: Unpacked::of(packed), notes })
 }
 
 /// A source of unnamed images, `labelled` by `origin` if that is there.
@@ -265,7 +291,8 @@ fn array(
         Ok(Item { name: format!("image {i}"), content: Content::Pixels(pixels), label: label.filter(|_| keep) })
     });
     let len = selection.max_images.map_or(len, |n| n.min(len));
-    Ok(Source { path: path.to_owned(), len, items: Box::new(items.take(len)), notes })
+    // What they unpack to is known when they are opened.
+    Ok(Source { path: path.to_owned(), len, items: Box::new(items.take(len)), unpacked: Unpacked::of(0), notes })
 }
 
 fn idx(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
@@ -296,7 +323,8 @@ fn lmdb(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
         let name = String::from_utf8_lossy(&key).into_owned();
         Ok(Item { name, content: Content::Encoded(bytes), label: None })
     });
-    Ok(Source { path: path.to_owned(), len, items: Box::new(items.take(len)), notes: Vec::new() })
+    let unpacked = Unpacked::of(fs::metadata(path.join(lmdb::DATA_FILE))?.len());
+    Ok(Source { path: path.to_owned(), len, items: Box::new(items.take(len)), unpacked, notes: Vec::new() })
 }
 
 /// Whether the labels of an array container are taken.
@@ -356,37 +384,112 @@ impl Rows {
     }
 }
 
-/// Labels of `names` from `dataset.json`, `{"labels": [["path", 3], …]}`: integers, or lists of numbers.
-fn labels_of_json(path: &Path, json: &[u8], names: &[&str]) -> anyhow::Result<Option<Vec<Value>>> {
+/// Most bytes of the text of one label, and most characters of it that a message repeats.
+const MAX_LABEL: usize = 1 << 20;
+const SHOWN: usize = 80;
+
+/// Labels of `names`, as JSON, from `dataset.json`, `{"labels": [["path", 3], …]}`: integers, or lists of numbers. Also how many classes or numbers.
+fn labels_of_json(path: &Path, json: &[u8], names: &[&str]) -> anyhow::Result<Option<(Vec<Box<str>>, String)>> {
     let place = || format!("`{}`: `{LABEL_FILE}`", path.display());
-    let parsed: Value = serde_json::from_slice(json).with_context(place)?;
-    let rows = match parsed.get("labels") {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::Array(rows)) => rows,
-        Some(other) => bail!("{}: expected `labels` as a list or null, found {other}", place()),
-    };
-    let mut by_name = HashMap::with_capacity(rows.len());
-    for row in rows {
-        let (Some(name), Some(label)) = (row.get(0).and_then(Value::as_str), row.get(1)) else {
-            bail!("{}: expected rows of [path, label], found {row}", place());
-        };
-        let is_label = label.is_i64() || label.as_array().is_some_and(|vector| vector.iter().all(Value::is_number));
-        ensure!(is_label, "{}: `{name}`: expected an integer or a list of numbers, found {label}", place());
-        by_name.insert(name, label);
+    let mut found = LabelTexts { by_name: names.iter().map(|name| (*name, None)).collect(), is_list: false };
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let is_object = json.trim_ascii_start().starts_with(b"{");
+    let parsed =
+        if is_object { reader.deserialize_map(&mut found) } else { IgnoredAny::deserialize(&mut reader).map(drop) };
+    parsed.and_then(|()| reader.end()).with_context(place)?;
+    if !found.is_list {
+        return Ok(None);
     }
     let label = |name: &&str| {
-        let label = by_name.get(*name).map(|label| (*label).clone());
+        let label = found.by_name.get(*name).cloned().flatten();
         label.ok_or_else(|| without_labels(anyhow::anyhow!("{}: no label for `{name}`", place())))
     };
-    names.iter().map(label).collect::<anyhow::Result<_>>().map(Some)
+    let labels = names.iter().map(label).collect::<anyhow::Result<Vec<_>>>()?;
+    let vector = labels.iter().find(|text| text.starts_with('[')).map(|text| serde_json::from_str::<Vec<Value>>(text));
+    let what = match vector.transpose()? {
+        Some(vector) => format!("vectors of {} numbers", vector.len()),
+        None => format!("{} classes", labels.iter().collect::<BTreeSet<_>>().len()),
+    };
+    Ok(Some((labels, what)))
+}
+
+/// Labels as they are parsed: only those of known names are kept, as text.
+struct LabelTexts<'n> {
+    by_name: HashMap<&'n str, Option<Box<str>>>,
+    is_list: bool,
+}
+
+impl LabelTexts<'_> {
+    fn add(&mut self, row: &RawValue) -> Result<(), String> {
+        let shown = |text: &RawValue| text.get().chars().take(SHOWN).collect::<String>();
+        let Ok((name, label)) = serde_json::from_str::<(Cow<'_, str>, &RawValue)>(row.get()) else {
+            return Err(format!("expected rows of [path, label], found {}", shown(row)));
+        };
+        let text = label.get();
+        if text.len() > MAX_LABEL {
+            return Err(format!("`{name}`: expected a label of at most {MAX_LABEL} bytes, found {}", text.len()));
+        }
+        let is_label = match serde_json::from_str(text) {
+            Ok(Value::Number(number)) => number.is_i64(),
+            Ok(Value::Array(vector)) => vector.iter().all(Value::is_number),
+            _ => false,
+        };
+        if !is_label {
+            return Err(format!("`{name}`: expected an integer or a list of numbers, found {}", shown(label)));
+        }
+        if let Some(slot) = self.by_name.get_mut(&*name) {
+            *slot = Some(text.into());
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Visitor<'de> for &mut LabelTexts<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("`labels` as a list or null")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            if key == "labels" {
+                map.next_value_seed(&mut *self)?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<(), A::Error> {
+        self.is_list = true;
+        while let Some(row) = rows.next_element::<&RawValue>()? {
+            self.add(row).map_err(serde::de::Error::custom)?;
+        }
+        Ok(())
+    }
+}
+
+/// The value of `labels`.
+impl<'de> DeserializeSeed<'de> for &mut LabelTexts<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
 }
 
 /// Top-level folders of `names`, sorted (empty for files outside any), and the index of each file's.
-fn labels_of_folders<'a>(names: &[&'a str]) -> (Vec<&'a str>, Vec<Value>) {
+fn labels_of_folders<'a>(names: &[&'a str]) -> (Vec<&'a str>, Vec<Box<str>>) {
     let top = |name: &'a str| name.split_once('/').map_or("", |(folder, _)| folder);
     let folders: BTreeSet<&str> = names.iter().map(|n| top(n)).collect();
     let index: HashMap<&str, usize> = folders.iter().copied().zip(0..).collect();
-    let labels = names.iter().map(|n| Value::from(index[top(n)])).collect();
+    let labels = names.iter().map(|n| index[top(n)].to_string().into_boxed_str()).collect();
     (folders.into_iter().collect(), labels)
 }
 
@@ -399,23 +502,7 @@ fn listed(folders: &[&str]) -> String {
     text.join(", ")
 }
 
-fn classes(labels: &[Value]) -> String {
-    let integers: BTreeSet<i64> = labels.iter().filter_map(Value::as_i64).collect();
-    match (integers.len(), labels.iter().find_map(Value::as_array)) {
-        (_, Some(vector)) => format!("vectors of {} numbers", vector.len()),
-        (count, None) => format!("{count} classes"),
-    }
-}
-
 /// Whether `name` ends as an SVG's.
 fn is_drawing(name: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(_, ending)| ending.eq_ignore_ascii_case("svg"))
-}
-
-/// The bytes of a file of at most `limit` bytes.
-fn bounded(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
-    ensure!(bytes.len() as u64 <= limit, "`{}`: expected at most {limit} bytes, found more", path.display());
-    Ok(bytes)
 }

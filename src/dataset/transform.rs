@@ -63,12 +63,12 @@ impl Geometry {
 
     /// Transforms u8 `image [H, W, C]`; `None` if it is too small for [`Transform::CenterCropWide`].
     #[must_use]
-    pub fn apply(&self, image: ArrayView3<'_, u8>) -> Option<Array3<u8>> {
+    pub fn apply(&self, image: Array3<u8>) -> Option<Array3<u8>> {
         let (h, w, _) = image.dim();
         let resize = |image: ArrayView3<'_, u8>| pillow_resize_u8(image, self.size, Filter::Lanczos);
         match self.transform {
-            Transform::Keep => Some(image.to_owned()),
-            Transform::Resize => Some(resize(image)),
+            Transform::Keep => Some(image),
+            Transform::Resize => Some(resize(image.view())),
             Transform::CenterCrop => {
                 let side = h.min(w);
                 let (top, left) = ((h - side) / 2, (w - side) / 2);
@@ -135,7 +135,7 @@ mod tests {
         let mut image = Array3::zeros((4, 8, 3));
         image.slice_mut(s![.., 2..6, ..]).fill(9);
         let crop = Geometry::new(Transform::CenterCrop, Some([4, 4])).unwrap();
-        assert!(crop.apply(image.view()).unwrap().iter().all(|v| *v == 9));
+        assert!(crop.apply(image).unwrap().iter().all(|v| *v == 9));
     }
 
     #[test]
@@ -144,13 +144,14 @@ mod tests {
         image.slice_mut(s![3..7, .., ..]).fill(200);
         // 4·10/8 = 5 rows from (10 - 5)/2 = 2.
         let wide = Geometry::new(Transform::CenterCropWide, Some([2, 4])).unwrap();
-        let out = wide.apply(image.view()).unwrap();
+        let out = wide.apply(image.clone()).unwrap();
         assert_eq!(out.dim(), (4, 4, 3));
         assert!(out.slice(s![0, .., ..]).iter().chain(out.slice(s![3, .., ..])).all(|v| *v == 0));
         assert!(out.slice(s![1..3, .., ..]).iter().all(|v| *v > 100));
-        assert_eq!(wide.apply(image.slice(s![.., ..3, ..])), None, "narrower than the resolution");
-        assert!(wide.apply(image.slice(s![..3, .., ..])).is_some(), "2 rows, rounded from 1.5");
-        assert_eq!(wide.apply(image.slice(s![..2, .., ..])), None, "1 row");
+        let part = |rows: usize, columns: usize| image.slice(s![..rows, ..columns, ..]).to_owned();
+        assert_eq!(wide.apply(part(10, 3)), None, "narrower than the resolution");
+        assert!(wide.apply(part(3, 8)).is_some(), "2 rows, rounded from 1.5");
+        assert_eq!(wide.apply(part(2, 8)), None, "1 row");
     }
 
     #[test]

@@ -9,7 +9,6 @@ use d2o_refs::batch::{self, Digest, ImageDims, ImageSource, container_sha256, di
 use d2o_refs::features::FeatureFile;
 use d2o_refs::npz::{IMAGES, Npz};
 use d2o_refs::stats::META;
-use fs_err as fs;
 use ndarray::{Array1, Array2, Array4, Ix1, Ix2};
 use serde::Serialize;
 use serde_json::Value;
@@ -23,6 +22,8 @@ const POOL3: usize = 2048;
 const SPATIAL: [usize; 3] = [17, 17, 7];
 /// Images in guided-diffusion's published references.
 const PUBLISHED: usize = 10_000;
+/// Most features whose covariance is decomposed for a file of any size; more must be stored in the file, nearly as they are.
+const MAX_DECOMPOSED: usize = 2896;
 /// Side of a JPEG block, pixels.
 const BLOCK: usize = 8;
 /// Images whose pixels are looked at for JPEG blocks.
@@ -148,7 +149,7 @@ pub fn examine(path: &Path, samples: Option<&Path>) -> anyhow::Result<Diagnosis>
 fn foreign(path: &Path) -> anyhow::Result<Option<&'static str>> {
     const HEAD: u64 = 1 << 16;
     let mut head = Vec::new();
-    std::io::Read::read_to_end(&mut std::io::Read::take(fs::File::open(path)?, HEAD), &mut head)?;
+    std::io::Read::read_to_end(&mut std::io::Read::take(d2o_refs::open_file(path, "a reference")?, HEAD), &mut head)?;
     let holds = |text: &str| head.windows(text.len()).any(|w| w == text.as_bytes());
     Ok(if head.starts_with(b"\x80") {
         Some(if holds("raw_mean") || holds("raw_cov") {
@@ -266,6 +267,12 @@ fn whose(name: &str, dims: usize) -> &'static str {
 }
 
 fn moments(found: &mut Diagnosis, npz: &mut Npz, mu_name: &str, sigma_name: &str) -> anyhow::Result<()> {
+    let width = npz.header(sigma_name)?.shape.first().copied().unwrap_or(0);
+    let held = (MAX_DECOMPOSED * MAX_DECOMPOSED).max(usize::try_from(fs_err::metadata(&found.file)?.len() / 4)?);
+    if width.saturating_mul(width) > held {
+        let most = "values for a file of this size";
+        anyhow::bail!("`{sigma_name}`: expected a covariance of at most {held} {most}, found {width}×{width}");
+    }
     let (mu, sigma) = (npz.f64(mu_name)?, npz.f64(sigma_name)?);
     let shapes = format!("{:?} and {:?}", mu.shape(), sigma.shape());
     let (Ok(mu), Ok(sigma)) = (mu.into_dimensionality::<Ix1>(), sigma.into_dimensionality::<Ix2>()) else {
@@ -402,8 +409,9 @@ fn look(found: &mut Diagnosis, source: &mut dyn ImageSource) -> anyhow::Result<(
     let (mut seen, mut repeated, mut constant): (HashMap<Digest, usize>, _, _) = (HashMap::new(), 0, 0);
     let (mut meeting, mut elsewhere) = ([0.0; 2], [0.0; 2]);
     let mut jpegs = 0;
-    for start in (0..count).step_by(CHUNK) {
-        let images = source.read(start..(start + CHUNK).min(count))?;
+    for range in batch::parts(source, 0..count, CHUNK) {
+        let start = range.start;
+        let images = source.read(range)?;
         for digest in digests(&images.view()) {
             let times = seen.entry(digest).or_default();
             repeated += usize::from(*times > 0);
@@ -448,19 +456,38 @@ const BLOCKY: f64 = 1.1;
 
 /// Adds up second differences of brightness between horizontal and vertical neighbours: where 8×8 blocks meet, and elsewhere.
 fn steps(images: &Array4<u8>, meeting: &mut [f64; 2], elsewhere: &mut [f64; 2]) {
-    let light = images.mapv(f64::from).sum_axis(ndarray::Axis(3));
-    for image in light.outer_iter() {
-        for lines in [image.view(), image.t()] {
-            for line in lines.outer_iter() {
-                // How far a step departs from what its neighbours would make of it.
-                for i in 1..line.len().saturating_sub(2) {
-                    let step = line[i + 1] - line[i];
-                    let around = (line[i] - line[i - 1] + line[i + 2] - line[i + 1]) / 2.0;
-                    let sum = if (i + 1) % BLOCK == 0 { &mut *meeting } else { &mut *elsewhere };
-                    sum[0] += (step - around).abs();
-                    sum[1] += 1.0;
+    /// Columns that are gathered at a time.
+    const COLUMNS: usize = 32;
+    let mut add = |line: &[f64]| {
+        // How far a step departs from what its neighbours would make of it.
+        for i in 1..line.len().saturating_sub(2) {
+            let step = line[i + 1] - line[i];
+            let around = (line[i] - line[i - 1] + line[i + 2] - line[i + 1]) / 2.0;
+            let sum = if (i + 1) % BLOCK == 0 { &mut *meeting } else { &mut *elsewhere };
+            sum[0] += (step - around).abs();
+            sum[1] += 1.0;
+        }
+    };
+    let light = |pixel: &[u8]| pixel.iter().map(|v| f64::from(*v)).sum::<f64>();
+    let images = images.as_standard_layout();
+    let (_, height, width, channels) = images.dim();
+    let row_bytes = (width * channels).max(1);
+    for image in images.as_slice().unwrap_or(&[]).chunks_exact((height * row_bytes).max(1)) {
+        let mut line = Vec::with_capacity(width);
+        for row in image.chunks_exact(row_bytes) {
+            line.clear();
+            line.extend(row.chunks_exact(channels).map(light));
+            add(&line);
+        }
+        let mut lines = vec![Vec::with_capacity(height); COLUMNS.min(width)];
+        for first in (0..width).step_by(COLUMNS) {
+            lines.iter_mut().for_each(Vec::clear);
+            for row in image.chunks_exact(row_bytes) {
+                for (line, pixel) in lines.iter_mut().zip(row[first * channels..].chunks_exact(channels)) {
+                    line.push(light(pixel));
                 }
             }
+            lines.iter().for_each(|line| add(line));
         }
     }
 }
@@ -476,7 +503,9 @@ fn balance(found: &mut Diagnosis, classes: &BTreeMap<i64, usize>) {
     if most > 2 * least {
         found.warnings.push(format!("classes hold from {least} to {most} images"));
     }
-    let missing = (0..classes.keys().max().copied().unwrap_or(0)).filter(|c| !classes.contains_key(c)).count();
+    let below = i64::try_from(classes.len()).unwrap_or(i64::MAX) - 1;
+    // Classes are 0 or more.
+    let missing = classes.keys().max().map_or(0, |most| most.saturating_sub(below));
     if missing > 0 {
         found.warnings.push(format!("{missing} classes below the largest have no image"));
     }
@@ -540,6 +569,26 @@ mod tests {
         assert_eq!((order(&nhwc), order(&nchw)), ("NHWC", "NCHW"));
         assert_eq!(order(&Array1::from_elem(h * w * c, 0.5)), "unclear");
         assert_eq!(order(&Array1::from_elem(100, 0.5)), "unclear");
+    }
+
+    #[test]
+    fn classes_are_counted_without_a_walk_over_all_numbers() {
+        let mut found = Diagnosis {
+            file: PathBuf::new(),
+            kind: String::new(),
+            sha256: String::new(),
+            arrays: Vec::new(),
+            moments: Vec::new(),
+            images: None,
+            count: None,
+            meta: Value::Null,
+            warnings: Vec::new(),
+        };
+        balance(&mut found, &BTreeMap::from([(0, 1), (1, 1), (5, 1)]));
+        balance(&mut found, &BTreeMap::from([(0, 1), (i64::MAX, 1)]));
+        balance(&mut found, &BTreeMap::from([(0, 1), (1, 1)]));
+        let missing = |n: i64| format!("{n} classes below the largest have no image");
+        assert_eq!(found.warnings, [missing(3), missing(i64::MAX - 1)]);
     }
 
     #[test]

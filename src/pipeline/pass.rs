@@ -9,19 +9,21 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use d2o_onnx::session::{Session, Tensor};
-use d2o_refs::batch::{ContentHash, Digest, ImageDims, ImageSource, container_sha256, digests, digests_each};
+use d2o_refs::batch::{ContentHash, Digest, ImageDims, ImageSource, container_sha256, parts};
 use d2o_refs::features::{FeatureFile, FeatureWriter, Meta};
 use ndarray::{Array2, ArrayView2};
 
 use super::cache;
 use super::network::{InputRule, Network, Role, Sessions, Spec, by_device};
-use super::preprocess::{Images, Preparation};
+use super::preprocess::{Images, Preparation, joined};
 use super::provenance::Records;
 use super::source::{Origin, Source};
 use super::turns::in_turn;
 use crate::interrupt;
 use crate::progress::Reporter;
 
+/// Most bytes of a batch of images that is read at once.
+const MAX_READ: usize = 256 << 20;
 /// Batches read and resized ahead of the networks, per device.
 const AHEAD: usize = 2;
 
@@ -270,6 +272,31 @@ struct Prepared {
     tensors: Vec<Tensor>,
 }
 
+/// The batch `range` of large images, read part by part.
+fn in_parts(
+    source: &mut dyn ImageSource,
+    dims: Option<ImageDims>,
+    range: Range<usize>,
+    preparations: &[Preparation],
+    [reading, resizing]: [&mut f64; 2],
+) -> anyhow::Result<Prepared> {
+    let (mut all_digests, mut tensors) = (Vec::new(), vec![Vec::new(); preparations.len()]);
+    for part in parts(source, range.clone(), range.len()) {
+        let clock = Instant::now();
+        let images = read(source, dims, part)?;
+        all_digests.extend(images.digests());
+        *reading += clock.elapsed().as_secs_f64();
+        let clock = Instant::now();
+        for (preparation, tensors) in preparations.iter().zip(&mut tensors) {
+            tensors.push(preparation.apply(&images.views())?);
+        }
+        *resizing += clock.elapsed().as_secs_f64();
+    }
+    let tensors = tensors.into_iter().map(joined).collect::<anyhow::Result<_>>()?;
+    let names = range.clone().map(|i| source.name(i)).collect();
+    Ok(Prepared { start: range.start, names, digests: all_digests, tensors })
+}
+
 /// Hash of `len` images of size `dims`, or of different sizes.
 fn content_hash(len: usize, dims: Option<ImageDims>) -> ContentHash {
     dims.map_or_else(|| ContentHash::mixed(len), |dims| ContentHash::new(len, dims))
@@ -307,9 +334,28 @@ fn extract(
         let stop = &stop;
         let reader = scope.spawn(move || {
             let (mut reading, mut resizing) = (0.0, 0.0);
-            for first in range.clone().step_by(ahead) {
+            let bytes = |i| source.size(i).map_or(0, |d| d.height.saturating_mul(d.width).saturating_mul(d.channels));
+            let is_large = |first: usize| {
+                let all = first..(first + ahead).min(range.end);
+                all.step_by(batch)
+                    .any(|i| (i..(i + batch).min(range.end)).map(bytes).fold(0, usize::saturating_add) > MAX_READ)
+            };
+            let large: Vec<bool> = range.clone().step_by(ahead).map(is_large).collect();
+            for (first, is_large) in range.clone().step_by(ahead).zip(large) {
                 if stop.load(Ordering::Relaxed) {
                     break;
+                }
+                if is_large {
+                    let all = first..(first + ahead).min(range.end);
+                    for start in all.clone().step_by(batch) {
+                        let here = start..(start + batch).min(all.end);
+                        let prepared = in_parts(source, dims, here, &preparations, [&mut reading, &mut resizing]);
+                        let failed = prepared.is_err();
+                        if sender.send(prepared).is_err() || failed {
+                            return (reading, resizing);
+                        }
+                    }
+                    continue;
                 }
                 let clock = Instant::now();
                 let images = match read(source, dims, first..(first + ahead).min(range.end)) {
@@ -319,10 +365,7 @@ fn extract(
                         break;
                     }
                 };
-                let digests = match &images {
-                    Images::Uniform(images) => digests(&images.view()),
-                    Images::Mixed(images) => digests_each(images),
-                };
+                let digests = images.digests();
                 reading += clock.elapsed().as_secs_f64();
                 for (i, (images, digests)) in images.views().chunks(batch).zip(digests.chunks(batch)).enumerate() {
                     let start = first + i * batch;

@@ -1,8 +1,10 @@
 //! Images to the input of a feature network.
 
+use anyhow::Context as _;
 use d2o_evaluations::preprocess::{Resize, Resizer, Scaling, clip_crop};
 use d2o_onnx::session::Tensor;
-use ndarray::{Array3, Array4, ArrayView3, ArrayViewMut3, Axis};
+use d2o_refs::batch::{Digest, digests, digests_each};
+use ndarray::{Array3, Array4, ArrayView3, ArrayViewMut3, Axis, concatenate};
 use rayon::prelude::*;
 
 /// A batch of images, u8 `[H, W, 3]` each.
@@ -21,6 +23,15 @@ impl Images {
         match self {
             Self::Uniform(images) => images.outer_iter().collect(),
             Self::Mixed(images) => images.iter().map(|image| image.view()).collect(),
+        }
+    }
+
+    /// Hash of every image.
+    #[must_use]
+    pub fn digests(&self) -> Vec<Digest> {
+        match self {
+            Self::Uniform(images) => digests(&images.view()),
+            Self::Mixed(images) => digests_each(images),
         }
     }
 }
@@ -91,6 +102,21 @@ impl Preparation {
             }
         })
     }
+}
+
+/// Parts of a batch as one.
+///
+/// # Errors
+/// Parts that do not fit each other.
+pub fn joined(parts: Vec<Tensor>) -> anyhow::Result<Tensor> {
+    if parts.iter().all(|part| matches!(part, Tensor::U8(_))) {
+        let parts: Vec<_> =
+            parts.iter().filter_map(|p| if let Tensor::U8(a) = p { Some(a.view()) } else { None }).collect();
+        return Ok(Tensor::U8(concatenate(Axis(0), &parts)?));
+    }
+    let all = parts.iter().map(|p| if let Tensor::F32(a) = p { Some(a.view()) } else { None });
+    let parts: Vec<_> = all.collect::<Option<_>>().context("parts of one type")?;
+    Ok(Tensor::F32(concatenate(Axis(0), &parts)?))
 }
 
 /// Every image through `each`, into `[N, h, w, 3]`.

@@ -2,6 +2,7 @@
 //! (The `image` crate rounds to nearest and takes other masks.)
 
 use super::Fault;
+use super::memory;
 use super::pixels::{self, Palette, Pixels};
 
 /// Length of the file header, which a DIB lacks.
@@ -147,7 +148,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let end = || Fault::expected("a complete image", format!("the end of the data after {} bytes", bytes.len()));
     let h = header(bytes)?.ok_or_else(end)?;
     let (height, width) = (h.height, h.width);
-    pixels::gate(height, width, 4)?;
+    // Indices, twice while they are unpacked, and their colours; else the pixels.
+    let _leave = memory::leave(height, width, 5, bytes.len())?;
     let palette = h.palette.map(|(colours, each)| palette_of(bytes, &h, colours, each)).transpose()?;
     let bits = match h.kind {
         Kind::Indexed(bits) => bits,
@@ -177,7 +179,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     match h.kind {
         Kind::Indexed(bits) => {
             for y in 0..height {
-                data.extend(pixels::unpack(&row(y)[..(width * bits).div_ceil(8)], 1, width, bits));
+                data.extend_from_slice(&pixels::unpack(&row(y)[..(width * bits).div_ceil(8)], 1, width, bits));
             }
             let (palette, is_grey) = palette.unwrap_or_default();
             let coloured = palette.apply(height, width, &data);

@@ -6,7 +6,8 @@ use std::num::NonZeroU64;
 use gif::{ColorOutput, DecodeOptions, DecodingError, MemoryLimit};
 
 use super::Fault;
-use super::pixels::{self, MAX_ALLOC, Palette, Pixels};
+use super::memory;
+use super::pixels::{MAX_ALLOC, Palette, Pixels};
 
 /// Height and width of the canvas, which grows with a first frame that reaches beyond it; `None` if `bytes` end before that
 /// frame.
@@ -53,7 +54,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let (height, width) = canvas(screen, (frame.top, frame.height, frame.left, frame.width));
     let transparent = frame.transparent;
     let local = frame.palette.clone();
-    pixels::gate(height, width, 4)?;
+    // Indices and their colours.
+    let _leave = memory::leave(height, width, 5, bytes.len())?;
     let mut covered = vec![0; h * w];
     decoder.read_into_buffer(&mut covered).map_err(Fault::decoder)?;
     let mut indices = vec![transparent.unwrap_or(0); height * width];
@@ -61,6 +63,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
         let from = (top + row) * width + left;
         indices[from..from + w].copy_from_slice(line);
     }
+    drop(covered);
     // Pillow passes over a palette that is a ramp of grey, a local one in favour of the global one.
     let local = local.filter(|triples| is_needed(triples));
     let triples = local.or_else(|| decoder.global_palette().filter(|t| is_needed(t)).map(<[u8]>::to_vec));

@@ -10,10 +10,14 @@ use std::ops::Range;
 use turbojpeg::{Decompressor, Image, PixelFormat};
 
 use super::Fault;
+use super::memory;
 use super::pixels::{self, Pixels};
 
 /// Most scans of one image: each costs a pass over all coefficients, whatever its length. libjpeg-turbo's own limit.
 const MAX_SCANS: usize = 500;
+/// Most pixels of all scans, and scans of an image of any size: encoders write about ten.
+const MAX_SCANNED: usize = 1 << 31;
+const MIN_SCANS: usize = 16;
 
 const SOI: u8 = 0xd8;
 const EOI: u8 = 0xd9;
@@ -43,6 +47,7 @@ pub(super) struct Frame {
     pub(super) height: usize,
     pub(super) width: usize,
     pub(super) components: u8,
+    is_progressive: bool,
 }
 
 /// A walked file.
@@ -109,7 +114,7 @@ fn walk(bytes: &[u8]) -> Result<Option<Walk>, Fault> {
                 if frame.is_some() {
                     return Err(Fault::expected("one frame", "two frame headers"));
                 }
-                frame = Some(frame_of(&bytes[start..end])?);
+                frame = Some(frame_of(code, &bytes[start..end])?);
                 segments.push(start - 2..end);
             }
             // Pillow knows no marker below these; it skips the rest.
@@ -125,8 +130,8 @@ fn walk(bytes: &[u8]) -> Result<Option<Walk>, Fault> {
     }
 }
 
-/// A frame header, from its length on.
-fn frame_of(segment: &[u8]) -> Result<Frame, Fault> {
+/// The frame header of marker `code`, from its length on.
+fn frame_of(code: u8, segment: &[u8]) -> Result<Frame, Fault> {
     let short = || Fault::expected("a complete frame header", "a short one");
     let bits = *segment.get(2).ok_or_else(short)?;
     let (height, width) = (be16(segment, 3).ok_or_else(short)?, be16(segment, 5).ok_or_else(short)?);
@@ -140,11 +145,12 @@ fn frame_of(segment: &[u8]) -> Result<Frame, Fault> {
     if height == 0 || width == 0 {
         return Err(Fault::expected("a size in the frame header", format!("{width}×{height}")));
     }
-    Ok(Frame { height, width, components })
+    Ok(Frame { height, width, components, is_progressive: matches!(code, 0xc2 | 0xc6 | 0xca | 0xce) })
 }
 
 /// Whether the marker that ends the image is reached from the first scan at `at`, as libjpeg would read on.
-fn ends(bytes: &[u8], mut at: usize) -> Result<(), Fault> {
+fn ends(bytes: &[u8], mut at: usize, frame: Frame) -> Result<(), Fault> {
+    let most = (MAX_SCANNED / (frame.height * frame.width)).clamp(MIN_SCANS, MAX_SCANS);
     let mut scans = 0;
     while let Some((code, start)) = marker(bytes, at) {
         if code == EOI {
@@ -152,8 +158,8 @@ fn ends(bytes: &[u8], mut at: usize) -> Result<(), Fault> {
         }
         if code == SOS {
             scans += 1;
-            if scans > MAX_SCANS {
-                return Err(Fault::expected(format!("at most {MAX_SCANS} scans"), "more"));
+            if scans > most {
+                return Err(Fault::expected(format!("at most {most} scans of this size"), "more"));
             }
         }
         // Below SOF0 no segments are known; libjpeg's entropy decoder stops there, its marker reader goes on behind it.
@@ -180,8 +186,13 @@ pub(super) fn raw(bytes: &[u8], colours: Colours) -> Result<(Frame, Vec<u8>), Fa
     let Some(Walk { frame, segments, scan }) = walk(bytes)? else {
         return Err(Fault::expected("a complete header", format!("the end of the data after {} bytes", bytes.len())));
     };
-    ends(bytes, scan)?;
-    pixels::gate(frame.height, frame.width, usize::from(frame.components))?;
+    ends(bytes, scan, frame)?;
+    let mut each = usize::from(frame.components);
+    if frame.is_progressive || be16(bytes, scan + 2).is_none_or(|length| length != 6 + 2 * each) {
+        // Of an image in several scans all coefficients are kept, of 16 bits.
+        each += 2 * each;
+    }
+    let _leave = memory::leave(frame.height, frame.width, each, 2 * bytes.len())?;
 
     let mut clean = Vec::with_capacity(bytes.len() + ADOBE.len() + 2);
     clean.extend([0xff, SOI]);

@@ -8,6 +8,7 @@ use jpeg2k::{ColorSpace, DecodeParameters, Image};
 
 use super::Fault;
 use super::jpeg::be16;
+use super::memory::{self, Leave};
 use super::pixels::{self, Pixels};
 
 /// First bytes of a codestream: its start and the marker of sizes.
@@ -16,8 +17,8 @@ pub(super) const CODESTREAM: [u8; 4] = [0xff, 0x4f, 0xff, 0x51];
 pub(super) const SIGNATURE: &[u8] = b"\x00\x00\x00\x0cjP  \r\n\x87\n";
 /// Most boxes before the codestream.
 const MAX_BOXES: usize = 1 << 12;
-/// Most memory that one image may take while it is decoded, bytes: 25 megapixels of RGB count as 1 GB.
-const MAX_MEMORY: u64 = 3 << 29;
+/// Most memory that one image may take while it is decoded, bytes: 25 megapixels of RGB count as 1 GB, and take three quarters of it.
+const MAX_MEMORY: u64 = 1 << 30;
 /// Most bytes of the table of packets that OpenJPEG keeps of a tile.
 const MAX_PACKETS: u64 = 64 << 20;
 
@@ -111,7 +112,7 @@ fn header(bytes: &[u8]) -> Result<Option<Header>, Fault> {
     }
     let Some(each) = stream.get(42..4 + length) else { return Ok(None) };
     let (width, height) = (x1.saturating_sub(x0), y1.saturating_sub(y0));
-    pixels::gate(height, width, components)?;
+    pixels::gate(height, width)?;
     for component in each.chunks_exact(3) {
         match component[0] {
             7 => {}
@@ -241,8 +242,8 @@ fn walk(bytes: &mut [u8], header: Header) -> Result<Style, Fault> {
     }
 }
 
-/// Refuses what would take more memory than is allowed.
-fn gate(header: Header, style: &Style) -> Result<(), Fault> {
+/// Waits for leave to take the memory that OpenJPEG will
+fn leave(header: Header, style: &Style) -> Result<Leave, Fault> {
     let components = header.components as u64;
     let packets = [style.layers + 1, style.resolutions, components, style.most_precincts, 2];
     let packets = packets.into_iter().fold(1_u64, u64::saturating_mul);
@@ -261,7 +262,7 @@ fn gate(header: Header, style: &Style) -> Result<(), Fault> {
         let found = format!("{found} for {}×{} in {} tiles", header.width, header.height, header.tiles);
         return Err(Fault::expected(format!("a JPEG 2000 image that takes at most {MAX_MEMORY} bytes"), found));
     }
-    Ok(())
+    Ok(memory::wait(found))
 }
 
 /// Decodes a whole file.
@@ -270,7 +271,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
         return Err(Fault::expected("a complete header", format!("the end of the data after {} bytes", bytes.len())));
     };
     let mut bytes = bytes.to_vec();
-    gate(header, &walk(&mut bytes, header)?)?;
+    let style = walk(&mut bytes, header)?;
+    let _leave = leave(header, &style)?;
     // OpenJPEG is strict unless told otherwise: cut data are an error, as in Pillow.
     let image = Image::from_bytes_with(&bytes, DecodeParameters::new().strict(true)).map_err(Fault::decoder)?;
     match image.color_space() {

@@ -5,6 +5,7 @@ mod encode;
 mod gif;
 mod jpeg;
 mod jpeg2000;
+mod memory;
 mod pixels;
 mod png;
 mod pnm;
@@ -17,6 +18,7 @@ use std::path::Path;
 use ndarray::{Array2, Array3, Axis};
 
 use crate::error::{Error, Result};
+use crate::pixels::drop_alpha;
 
 pub use encode::png;
 
@@ -69,6 +71,12 @@ impl Decoded {
             }
             Self::GreyAlpha(both) => Self::Grey(both.index_axis_move(Axis(2), 0)).into_rgb(),
             Self::Rgb(rgb) => rgb,
+            // Without a copy: it may be large.
+            Self::Rgba(rgba) if rgba.is_standard_layout() => {
+                let (h, w, channels) = rgba.dim();
+                let data = drop_alpha(rgba.into_raw_vec_and_offset().0, channels);
+                Array3::from_shape_vec((h, w, 3), data).unwrap_or_default()
+            }
             Self::Rgba(rgba) => rgba.slice(ndarray::s![.., .., ..3]).to_owned(),
         }
     }
@@ -121,7 +129,7 @@ pub fn dims(file: &Path, entry: &str, bytes: &[u8]) -> Result<Option<(usize, usi
     });
     let gated = size.and_then(|size| {
         if let Some((height, width)) = size {
-            pixels::gate(height, width, 1)?;
+            pixels::gate(height, width)?;
         }
         Ok(size)
     });

@@ -1,8 +1,11 @@
 //! Samples to pixels: palettes, packed bits, inks, and the limits of size.
 
+use std::borrow::Cow;
+
 use ndarray::Array3;
 
 use super::{Decoded, Fault};
+use crate::pixels::drop_alpha;
 
 /// Largest width or height accepted.
 const MAX_SIDE: usize = 1 << 15;
@@ -43,7 +46,7 @@ impl Pixels {
 }
 
 /// Refuses sizes beyond the limits, before anything is allocated for them.
-pub(super) fn gate(height: usize, width: usize, channels: usize) -> Result<(), Fault> {
+pub(super) fn gate(height: usize, width: usize) -> Result<(), Fault> {
     let size = || format!("{width}×{height}");
     if height == 0 || width == 0 {
         return Err(Fault::expected("at least one pixel", size()));
@@ -53,12 +56,6 @@ pub(super) fn gate(height: usize, width: usize, channels: usize) -> Result<(), F
     }
     if height * width > MAX_PIXELS {
         return Err(Fault::expected(format!("at most {MAX_PIXELS} pixels"), size()));
-    }
-    if (height * width) as u64 * channels as u64 > MAX_ALLOC {
-        return Err(Fault::expected(
-            format!("at most {MAX_ALLOC} bytes"),
-            format!("{} of {channels} channels", size()),
-        ));
     }
     Ok(())
 }
@@ -72,20 +69,19 @@ pub(super) enum Ink {
     Inverted,
 }
 
-/// CMYK to RGB by Pillow's formula, which no colour profile changes. Channels after the fourth are dropped.
-pub(super) fn cmyk_to_rgb(cmyk: Pixels, ink: Ink) -> Pixels {
+/// CMYK to RGB, in place, by Pillow's formula, which no colour profile changes. Channels after the fourth are dropped.
+pub(super) fn cmyk_to_rgb(mut cmyk: Pixels, ink: Ink) -> Pixels {
     let flip = if ink == Ink::Inverted { 0xff } else { 0 };
-    let mut data = Vec::with_capacity(cmyk.height * cmyk.width * 3);
-    for p in cmyk.data.chunks_exact(cmyk.channels) {
+    for p in cmyk.data.chunks_exact_mut(cmyk.channels) {
         let white = u32::from(255 - (p[3] ^ flip));
-        for c in &p[..3] {
-            let product = u32::from(c ^ flip) * white + 128;
+        for c in &mut p[..3] {
+            let product = u32::from(*c ^ flip) * white + 128;
             // The rounded 255th of the product, at most `white`.
             let covered = ((product >> 8) + product) >> 8;
-            data.push(u8::try_from(white.saturating_sub(covered)).unwrap_or(0));
+            *c = u8::try_from(white.saturating_sub(covered)).unwrap_or(0);
         }
     }
-    Pixels { channels: 3, data, ..cmyk }
+    Pixels { data: drop_alpha(cmyk.data, cmyk.channels), channels: 3, ..cmyk }
 }
 
 /// Colours of indices. What a file leaves undefined is black, as in Pillow.
@@ -132,16 +128,16 @@ impl Palette {
 }
 
 /// Unpacks rows of `width` samples of `bits` (1, 2, 4, 8), first sample in the highest bits, each row beginning on a byte.
-pub(super) fn unpack(rows: &[u8], height: usize, width: usize, bits: usize) -> Vec<u8> {
+pub(super) fn unpack(rows: &[u8], height: usize, width: usize, bits: usize) -> Cow<'_, [u8]> {
     if bits == 8 {
-        return rows.to_vec();
+        return rows.into();
     }
     let (stride, mask) = ((width * bits).div_ceil(8), (1u8 << bits) - 1);
     let mut samples = Vec::with_capacity(height * width);
     for row in rows.chunks_exact(stride.max(1)).take(height) {
         samples.extend((0..width).map(|x| (row[x * bits / 8] >> (8 - bits - x * bits % 8)) & mask));
     }
-    samples
+    samples.into()
 }
 
 /// Grey samples of `bits` (1, 2, 4, 8) to 0…255.

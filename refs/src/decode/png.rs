@@ -5,6 +5,7 @@ use std::io::{BufRead, Cursor, Seek};
 use png::{BitDepth, ColorType, DecodeOptions, Decoder, InterlaceInfo, Limits, Transformations};
 
 use super::Fault;
+use super::memory;
 use super::pixels::{self, Palette, Pixels};
 
 /// Where the image header ends.
@@ -54,7 +55,9 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let info = reader.read_header_info().map_err(Fault::decoder)?;
     let (height, width) = (info.height as usize, info.width as usize);
     check_depth(info.bit_depth, info.color_type)?;
-    pixels::gate(height, width, info.color_type.samples())?;
+    // Samples; of a palette also their colours, and both packed and unpacked where a pixel has fewer than 8 bits.
+    let each = info.color_type.samples() + if info.color_type == ColorType::Indexed { 4 } else { 0 };
+    let _leave = memory::leave(height, width, each + usize::from(info.bit_depth != BitDepth::Eight), bytes.len())?;
     let mut reader = reader.read_info().map_err(Fault::decoder)?;
     let beyond = || Fault::expected("a size within the limits", "a larger one");
     let stride = reader.output_line_size(reader.info().width).ok_or_else(beyond)?;
@@ -79,7 +82,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let bits = info.bit_depth as usize;
     match info.color_type {
         ColorType::Grayscale => {
-            let mut samples = if bits == 8 { data } else { pixels::unpack(&data, height, width, bits) };
+            let mut samples = if bits == 8 { data } else { pixels::unpack(&data, height, width, bits).into_owned() };
             pixels::widen(&mut samples, bits);
             Ok(Pixels { height, width, channels: 1, data: samples })
         }

@@ -1,6 +1,7 @@
 //! PBM, PGM and PPM, plain and raw, with Pillow's scaling of other maxima than 255.
 
 use super::Fault;
+use super::memory;
 use super::pixels::{self, Pixels};
 
 /// Longest number in a header or in plain data, as in Pillow.
@@ -109,7 +110,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let short = |found: usize, wanted: usize| Fault::expected(format!("{wanted} samples"), format!("{found}"));
     let Some(h) = header(bytes)? else { return Err(Fault::expected("a complete header", "the end of the data")) };
     let channels = if h.kind == Kind::Rgb { 3 } else { 1 };
-    pixels::gate(h.height, h.width, channels)?;
+    let _leave = memory::leave(h.height, h.width, channels, bytes.len())?;
     let wanted = h.height * h.width * channels;
     let body = &bytes[h.data..];
     let data = match (h.kind, h.plain) {
@@ -118,7 +119,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
         (Kind::Bits, false) => {
             let length = h.height * h.width.div_ceil(8);
             let rows = body.get(..length).ok_or_else(|| short(body.len() * 8, wanted))?;
-            pixels::unpack(rows, h.height, h.width, 1).into_iter().map(|bit| if bit == 1 { 0 } else { 255 }).collect()
+            let bits = pixels::unpack(rows, h.height, h.width, 1).into_owned();
+            bits.into_iter().map(|bit| if bit == 1 { 0 } else { 255 }).collect()
         }
         (_, false) if h.maxval > 255 => body
             .chunks_exact(2)

@@ -2,6 +2,7 @@
 //! is one, as in Pillow. (The `image` crate widens five-bit channels otherwise.)
 
 use super::Fault;
+use super::memory;
 use super::pixels::{self, Palette, Pixels};
 
 const HEADER: usize = 18;
@@ -85,7 +86,6 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let end = || Fault::expected("a complete image", format!("the end of the data after {} bytes", bytes.len()));
     let h = header(bytes).ok_or_else(|| Fault::expected("a TGA header", "another"))?;
     let (height, width) = (h.height, h.width);
-    pixels::gate(height, width, 4)?;
     let (mut palette, mut at) = (Palette::default(), h.end);
     if let Some((first, colours, bits)) = h.palette {
         let each = bits / 8;
@@ -93,24 +93,28 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
         at += entries.len();
         palette = palette_of(first, entries, each);
     }
-    let bits = match h.kind {
+    let bits: usize = match h.kind {
         Kind::Bits => 1,
         Kind::Grey | Kind::Indexed => 8,
         Kind::GreyAlpha | Kind::Bgra5551 => 16,
         Kind::Bgr => 24,
         Kind::Bgra => 32,
     };
+    // Unpacked run lengths, and pixels.
+    let each = 2 * bits.div_ceil(8) + if matches!(h.kind, Kind::Indexed | Kind::Bgra5551) { 3 } else { 0 };
+    let _leave = memory::leave(height, width, each, bytes.len())?;
     let stride = (width * bits).div_ceil(8);
     let body = bytes.get(at..).ok_or_else(end)?;
-    let rows = if h.run_lengths { run_lengths(body, stride, height, bits.div_ceil(8))? } else { body.to_vec() };
+    let unpacked = h.run_lengths.then(|| run_lengths(body, stride, height, bits.div_ceil(8))).transpose()?;
+    let rows = unpacked.as_deref().unwrap_or(body);
     let rows = rows.get(..stride * height).ok_or_else(end)?;
-    let mut data = Vec::with_capacity(height * width * 4);
+    let mut data = Vec::new();
     for y in 0..height {
         let from = stride * if h.top_down { y } else { height - 1 - y };
         let row = &rows[from..from + stride];
         let begin = data.len();
         match h.kind {
-            Kind::Bits => data.extend(pixels::unpack(row, 1, width, 1).into_iter().map(|bit| bit * 255)),
+            Kind::Bits => data.extend(pixels::unpack(row, 1, width, 1).iter().map(|bit| bit * 255)),
             Kind::Grey | Kind::Indexed | Kind::GreyAlpha => data.extend(row),
             Kind::Bgra5551 => data.extend(row.chunks_exact(2).flat_map(bgra5551)),
             Kind::Bgr => data.extend(row.chunks_exact(3).flat_map(|p| [p[2], p[1], p[0]])),

@@ -8,7 +8,7 @@ use ::tiff::tags::Tag;
 use ::tiff::{TiffError, TiffResult};
 
 use super::pixels::{self, Ink, MAX_ALLOC, Palette, Pixels};
-use super::{Fault, jpeg};
+use super::{Fault, jpeg, memory};
 
 const WHITE_IS_ZERO: u16 = 0;
 const BLACK_IS_ZERO: u16 = 1;
@@ -21,7 +21,7 @@ const PHOTOMETRIC: usize = 262;
 /// `Compression` of JPEG strips.
 const JPEG: u16 = 7;
 /// Most bytes of one tag's values.
-const MAX_TAG: usize = 64 << 20;
+const MAX_TAG: usize = 4 << 20;
 /// Most channels that Pillow reads.
 const MAX_SAMPLES: usize = 6;
 
@@ -99,10 +99,14 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let layout = layout(&mut file)?;
     let (width, height) = file.dimensions().map_err(Fault::decoder)?;
     let (height, width) = (height as usize, width as usize);
-    pixels::gate(height, width, layout.samples)?;
     let orientation = file.find_tag_unsigned(Tag::Orientation).map_err(Fault::decoder)?.unwrap_or(1);
     let compression: u16 = file.find_tag_unsigned(Tag::Compression).map_err(Fault::decoder)?.unwrap_or(1);
     let planar = file.find_tag_unsigned(Tag::PlanarConfiguration).map_err(Fault::decoder)? == Some(2u16);
+    // The samples; again where they are planes, turned or converted, and packed as unpacked where they have fewer than 8 bits.
+    let plain = matches!((layout.photometric, &layout.extra[..]), (WHITE_IS_ZERO | BLACK_IS_ZERO | RGB | YCBCR, []));
+    let copies = planar || matches!(orientation, 2..=8) || layout.bits < 8;
+    let each = layout.samples * (1 + usize::from(copies)) + if plain { 0 } else { 4 };
+    let _leave = memory::leave(height, width, each, 2 * bytes.len())?;
     let stored = if compression == JPEG {
         if planar || layout.bits != 8 {
             return Err(Fault::expected("JPEG strips of interleaved 8-bit channels", "others"));
@@ -138,7 +142,11 @@ fn samples(bytes: &[u8], layout: &Layout, planar: bool, height: usize, width: us
         let plane = height * width;
         return Ok((0..plane).flat_map(|i| (0..layout.samples).map(move |c| c * plane + i)).map(|i| data[i]).collect());
     }
-    Ok(if layout.bits == 8 { data } else { pixels::unpack(&data, height, width * layout.samples, layout.bits) })
+    Ok(if layout.bits == 8 {
+        data
+    } else {
+        pixels::unpack(&data, height, width * layout.samples, layout.bits).into_owned()
+    })
 }
 
 /// Sets the value of `PhotometricInterpretation` in the first directory.

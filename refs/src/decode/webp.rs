@@ -6,7 +6,8 @@ use image::codecs::webp::WebPDecoder;
 use image::{ColorType, ImageDecoder as _};
 
 use super::Fault;
-use super::pixels::{self, Pixels};
+use super::memory;
+use super::pixels::Pixels;
 
 /// Height and width; `None` if `bytes` end in the header.
 pub(super) fn size(bytes: &[u8]) -> Result<Option<(usize, usize)>, Fault> {
@@ -30,7 +31,9 @@ pub(super) fn size(bytes: &[u8]) -> Result<Option<(usize, usize)>, Fault> {
 pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let end = || Fault::expected("a complete header", format!("the end of the data after {} bytes", bytes.len()));
     let (height, width) = size(bytes)?.ok_or_else(end)?;
-    pixels::gate(height, width, 4)?;
+    // The decoder holds lossless pixels as RGBA beside the result, and a frame of an animation beside its canvas.
+    let each = if bytes.get(12..16) == Some(b"VP8 ") { 5 } else { 8 };
+    let _leave = memory::leave(height, width, each, bytes.len())?;
     // The decoder fills what is missing at the end of lossy data; libwebp asks for the whole file first.
     let claimed = bytes.get(4..8).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize + 8);
     if bytes.len() < claimed {

@@ -1,0 +1,72 @@
+//! The memory that decoders take, on all threads together.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use super::Fault;
+use super::pixels;
+
+/// Most bytes that one image may take while it is decoded, its file included: Pillow's largest RGBA has 716 MB.
+const MAX: u64 = 880 << 20;
+/// Most bytes that the images that are decoded at the same time may take, unless there is only one.
+const TOGETHER: u64 = 512 << 20;
+
+static TAKEN: Mutex<u64> = Mutex::new(0);
+static FREED: Condvar = Condvar::new();
+
+/// Leave to take memory, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Leave(u64);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
+        FREED.notify_all();
+    }
+}
+
+/// Waits for leave to decode `height` times `width` pixels of a file of `file` bytes, which takes `each` bytes a pixel at most.
+pub(super) fn leave(height: usize, width: usize, each: usize, file: usize) -> Result<Leave, Fault> {
+    pixels::gate(height, width)?;
+    let found = (height * width) as u64 * each as u64 + file as u64;
+    if found > MAX {
+        let expected = format!("an image that takes at most {MAX} bytes while it is decoded");
+        return Err(Fault::expected(expected, format!("{found} for {width}×{height}")));
+    }
+    Ok(wait(found))
+}
+
+/// Waits for leave to take `bytes`.
+pub(super) fn wait(bytes: u64) -> Leave {
+    // One that is larger than all together may be waits until it is alone.
+    let share = bytes.min(TOGETHER);
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    while *taken + share > TOGETHER {
+        taken = FREED.wait(taken).unwrap_or_else(PoisonError::into_inner);
+    }
+    *taken += share;
+    Leave(share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_images_are_decoded_one_at_a_time() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let (running, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let _leave = leave(10_000, 10_000, 3, 0).unwrap();
+                    most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                    running.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        assert_eq!(most.into_inner(), 1);
+        assert!(leave(13_370, 13_370, 5, 1 << 20).is_ok());
+        assert!(leave(13_370, 13_370, 6, 0).is_err());
+    }
+}
