@@ -350,7 +350,7 @@ mod tests {
             ),
         ] {
             let text = refusal(&model(&graph));
-            assert!(text.starts_with(&format!("x.onnx: {op} of `y`: expected at most 256 MiB")), "{op}: {text}");
+            assert!(text.starts_with(&format!("x.onnx: {op} of `y`: expected at most 64 MiB")), "{op}: {text}");
         }
         let text = refusal(&model(&[node("Loop", &["n", "", "x"], "y", b""), weights(&[("n", &[1 << 40])])].concat()));
         assert!(

@@ -915,7 +915,7 @@ mod tests {
         let images = (IMAGES, npy("|u1", false, &[4, 5, 2], &data));
         archive(&path, true, &[images.clone(), (LABELS, npy("|u1", false, &[4, 1 << 26], &[]))]);
         let text = crate::batch::open(&path).err().unwrap().to_string();
-        assert!(text.contains("arr_1: expected at most 256 MiB of memory"), "{text}");
+        assert!(text.contains("arr_1: expected at most 64 MiB of memory"), "{text}");
         for (name, shape) in [("mu", &[1 << 26][..]), ("sigma", &[6000, 6000]), ("features", &[1 << 27, 1])] {
             let of = |n: &str, default: &[usize]| {
                 if n == name { npy("<f8", false, shape, &[]) } else { npy("<f8", false, default, &[0; 8]) }
@@ -926,7 +926,7 @@ mod tests {
                 &[("mu", of("mu", &[1])), ("sigma", of("sigma", &[1, 1])), ("features", of("features", &[1, 1]))],
             );
             let text = crate::stats::ReferenceStats::read(&path).unwrap_err().to_string();
-            assert!(text.contains(&format!("{name}: expected at most 256 MiB of memory")), "{text}");
+            assert!(text.contains(&format!("{name}: expected at most 64 MiB of memory")), "{text}");
         }
         archive(&path, true, &[(IMAGES, npy("|u1", true, &[40, 5000, 5000, 3], &[]))]);
         let mut bytes = fs::read(&path).unwrap();

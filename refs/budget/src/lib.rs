@@ -8,7 +8,7 @@
 //!
 //! let mut budget = Budget::of_file(1 << 20);
 //! budget.bytes(4 << 20)?;
-//! assert_eq!(budget.bytes(1 << 40).unwrap_err().to_string(), "more than 258 MiB of memory for a file of 1 MiB");
+//! assert_eq!(budget.bytes(1 << 40).unwrap_err().to_string(), "more than 112 MiB of memory for a file of 1 MiB");
 //! # Ok::<(), d2o_budget::Exceeded>(())
 //! ```
 #![forbid(unsafe_code)]
@@ -16,10 +16,10 @@
 
 use std::fmt;
 
-/// Bytes of memory that a file of any size may take.
-pub const FREE_BYTES: u64 = 256 << 20;
-/// Bytes of memory per byte of the file, beside [`FREE_BYTES`].
-pub const BYTES_PER_BYTE: u64 = 2;
+/// Bytes of memory that a small file may take, and how many more per byte of it: a value of a few bytes may take a hundred.
+pub const SMALL: (u64, u64) = (64 << 20, 48);
+/// The same of a large file, whose bytes are mostly those of tensors.
+pub const LARGE: (u64, u64) = (768 << 20, 2);
 /// Steps (values visited, names compared) that a file of any size may take: below a second.
 pub const FREE_STEPS: u64 = 1 << 24;
 /// Steps per byte of the file, beside [`FREE_STEPS`].
@@ -62,7 +62,8 @@ impl Budget {
 }
 
 fn limit_bytes(file: u64) -> u64 {
-    FREE_BYTES.saturating_add(file.saturating_mul(BYTES_PER_BYTE))
+    let limit = |(free, per_byte): (u64, u64)| free.saturating_add(file.saturating_mul(per_byte));
+    limit(SMALL).min(limit(LARGE))
 }
 
 fn limit_steps(file: u64) -> u64 {
@@ -119,8 +120,10 @@ mod tests {
     #[test]
     fn charges_add_up_and_end_at_the_limit() {
         let mut budget = Budget::of_file(100);
-        assert!(budget.bytes((FREE_BYTES + 200) as usize).is_ok());
-        assert_eq!(budget.bytes(1).unwrap_err().to_string(), "more than 256 MiB of memory for a file of 100 bytes");
+        assert!(budget.bytes((64 << 20) + 4800).is_ok());
+        assert_eq!(budget.bytes(1).unwrap_err().to_string(), "more than 64 MiB of memory for a file of 100 bytes");
+        assert!(Budget::of_file(1 << 30).bytes(2816 << 20).is_ok());
+        assert!(Budget::of_file(1 << 30).bytes((2816 << 20) + 1).is_err());
         assert!(budget.steps((FREE_STEPS + 1600) as usize).is_ok());
         let expected = "at most 16778816 steps for a file of 100 bytes";
         assert_eq!(budget.steps(1).unwrap_err().expected(), expected);
