@@ -29,11 +29,11 @@ pub(crate) fn is_followed(op: &str) -> bool {
 
 /// For each of `nodes` that makes a tensor of constant size, or joins others to a huge one: its operation, its output, and at least how many elements that
 /// has; for a loop, how often it runs. `constants` are the integers known by name, `elements_of` tells the elements of weights.
-pub(crate) fn sizes<'a>(
-    nodes: &'a [Expansion],
+pub(crate) fn sizes(
+    nodes: &[Expansion],
     mut constants: HashMap<String, Vec<i64>>,
     elements_of: impl Fn(&str) -> Option<usize>,
-) -> impl Iterator<Item = (&'a str, &'a str, usize)> {
+) -> impl Iterator<Item = (&str, &str, usize)> {
     // Least elements of what nodes have written.
     let mut least: HashMap<&str, usize> = HashMap::new();
     nodes.iter().filter_map(move |node| {
