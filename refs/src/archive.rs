@@ -188,7 +188,7 @@ impl Archive {
 
     fn read_table(&mut self, table: &Table) -> Result<()> {
         let mut reader = BufReader::with_capacity(1 << 16, self.at(table.start, table.bytes));
-        let (mut order, mut unpacked) = (0_u32, Unpacked::of(self.packed));
+        let (mut order, mut unpacked, mut packed) = (0_u32, Unpacked::of(self.packed), 0_u64);
         let mut variable = Vec::new();
         while !reader.fill_buf()?.is_empty() {
             let mut fixed = [0; CENTRAL_SIZE];
@@ -205,8 +205,12 @@ impl Archive {
             self.push(&fixed, name, &rest[..sizes[1]], order, table.prefix)?;
             if let Some(entry) = self.entries.last() {
                 unpacked.add(&self.path, name_of(&self.names, entry), entry.bytes)?;
+                packed = packed.saturating_add(entry.stored).saturating_add(LOCAL_SIZE as u64);
             }
             order = order.checked_add(1).ok_or_else(|| self.damaged("more than 2^32 entries"))?;
+        }
+        if packed > self.packed {
+            return Err(self.damaged(format!("entries of {packed} bytes in {}: they overlap", self.packed)));
         }
         // Without the larger end record the number of entries is kept modulo 2^16.
         if u64::from(order) != table.entries && u64::from(order) % (1 << 16) != table.entries {
@@ -613,5 +617,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn entries_that_overlap_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.zip");
+        let mut bytes = archive(&path, b"", &["a", "b"], zip::CompressionMethod::Stored);
+        assert_eq!(Archive::open(&path, "a zip archive").unwrap().len(), 2);
+        let at = bytes.windows(4).rposition(|w| w == CENTRAL.to_le_bytes()).unwrap();
+        bytes[at + 20..at + 24].copy_from_slice(&5000_u32.to_le_bytes());
+        fs::write(&path, bytes).unwrap();
+        let text = Archive::open(&path, "a zip archive").unwrap_err().to_string();
+        assert!(text.contains("they overlap"), "{text}");
     }
 }

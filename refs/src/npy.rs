@@ -195,8 +195,7 @@ fn parse(text: &str) -> Result<Header, (&'static str, String)> {
     if shape.len() > MAX_AXES || bytes.is_none_or(|n| n > i64::MAX as u64) {
         return Err(("a shape of at most 32 axes and 2^63 bytes", inner.to_owned()));
     }
-    let rows = shape.iter().filter(|d| **d > 0).try_fold(1_usize, |n, d| n.checked_mul(*d));
-    if shape.contains(&0) && rows.is_none_or(|rows| rows > MAX_EMPTY) {
+    if shape.contains(&0) && shape.iter().any(|rows| *rows > MAX_EMPTY) {
         return Err(("an array without elements of at most 2^20 rows", inner.to_owned()));
     }
     Ok(Header { dtype: *dtype, big_endian, fortran_order, shape })

@@ -23,7 +23,8 @@ fn nothing_outside_the_folder_and_no_pipe_is_opened() {
         file.new_dataset::<u8>().shape(SHAPE).create("x").unwrap().write(&Array4::<u8>::zeros(SHAPE)).unwrap();
     };
     let (elsewhere, beside) = (other.path().join("y.h5"), dir.path().join("y.h5"));
-    [&elsewhere, &beside].into_iter().for_each(|path| write(path));
+    write(&elsewhere);
+    write(&beside);
     let create = |name: &str, target: &Path, fill: &dyn Fn(&hdf5::File, &str)| {
         let path = dir.path().join(name);
         let file = hdf5::File::create(&path).unwrap();

@@ -9,7 +9,7 @@ use d2o_refs::batch::{self, Digest, ImageDims, ImageSource, container_sha256, di
 use d2o_refs::features::FeatureFile;
 use d2o_refs::npz::{IMAGES, Npz};
 use d2o_refs::stats::META;
-use ndarray::{Array1, Array2, Array4, Ix1, Ix2};
+use ndarray::{Array1, Array2, Array4, ArrayView3, Ix1, Ix2};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -417,7 +417,11 @@ fn look(found: &mut Diagnosis, source: &mut dyn ImageSource) -> anyhow::Result<(
             repeated += usize::from(*times > 0);
             *times += 1;
         }
-        constant += images.outer_iter().filter(|i| i.iter().all(|v| *v == i[[0, 0, 0]])).count();
+        let is_constant = |image: &ArrayView3<'_, u8>| {
+            let first = image.first().copied();
+            image.iter().all(|v| Some(*v) == first)
+        };
+        constant += images.outer_iter().filter(is_constant).count();
         if start < LOOKED_AT {
             steps(&images, &mut meeting, &mut elsewhere);
         }

@@ -129,3 +129,24 @@ fn mapped<T: Clone + Default + Send + Sync>(
     out.axis_iter_mut(Axis(0)).into_par_iter().zip(images.par_iter()).for_each(|(slot, image)| each(*image, slot));
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_in_parts_is_the_batch() {
+        let images = Array4::from_shape_fn((5, 9, 7, 3), |(i, y, x, c)| u8::try_from(i * 40 + y * x + c).unwrap_or(0));
+        let views: Vec<_> = images.outer_iter().collect();
+        let resize = Preparation::resize(Resize::Torch, Scaling::Unit, None, [4, 4]);
+        for preparation in [Preparation::Bytes, resize, Preparation::Crop { size: 4, floats: false }] {
+            let parts = [&views[..2], &views[2..3], &views[3..]].map(|part| preparation.apply(part).unwrap());
+            let (parts, whole) = (joined(parts.into()).unwrap(), preparation.apply(&views).unwrap());
+            match (parts, whole) {
+                (Tensor::U8(parts), Tensor::U8(whole)) => assert_eq!(parts, whole),
+                (Tensor::F32(parts), Tensor::F32(whole)) => assert_eq!(parts, whole),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
