@@ -256,6 +256,10 @@ fn laid_out(args: &Export, described: &Network) -> anyhow::Result<Exported> {
 
 /// Refuses options that a graph of `kind` and `architecture` makes no use of: who gives one expects it to count.
 fn ensure_used(args: &Export, kind: Kind, architecture: &Architecture) -> anyhow::Result<()> {
+    if matches!(architecture, Architecture::Unknown | Architecture::Unsupported(_)) {
+        // There is nothing to use them for; what is wrong with the network is said elsewhere.
+        return Ok(());
+    }
     let style = matches!(architecture, Architecture::StyleGan2(_));
     let features = kind == Kind::Features;
     let transformer = match architecture {

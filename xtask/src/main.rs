@@ -9,6 +9,7 @@ mod fuzz;
 mod generate_parity;
 mod gpu_kit;
 mod gpu_report;
+mod hostile;
 mod originals;
 mod parity;
 mod paths;
@@ -27,6 +28,8 @@ usage: cargo xtask TASK
   env     print the variables that builds need, for `eval \"$(cargo xtask env)\"`
   fuzz MINUTES [TARGET]
           libFuzzer on every reader, so long each; docs/fuzz.md has the last record
+  hostile [--before JSON] [--json JSON]
+          files made to exhaust or crash readers, given to every command; writes docs/hostile.md
   gpu-kit [--orig DIR] [--dry-run]
           what proves the CUDA path on a bare GPU machine, in gpu-kit/, as parts to bring along; --orig adds the original D2O in DIR/D2O,
           --dry-run unpacks and runs it here
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         ["env"] => setup::run().and_then(|()| print_environment()),
         ["fuzz", minutes] => fuzz::run(minutes, None),
         ["fuzz", minutes, target] => fuzz::run(minutes, Some(target)),
+        ["hostile", rest @ ..] => setup::run().and_then(|()| hostile::run(rest)),
         ["originals", rest @ ..] => setup::run().and_then(|()| originals::run(rest)),
         ["gpu-kit", rest @ ..] => setup::run().and_then(|()| gpu_kit::run(rest)),
         ["generate-parity", orig] => setup::run().and_then(|()| generate_parity::run(orig)),

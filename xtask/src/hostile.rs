@@ -1,0 +1,43 @@
+//! `cargo xtask hostile`: files made to exhaust, crash or hang a reader, given to every command that reads their kind. Writes docs/hostile.md.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::ensure;
+use fs_err as fs;
+
+use crate::paths::{cache, cargo, environment, root, target};
+use crate::python;
+
+const REQUIREMENTS: [&str; 4] = ["numpy==2.4.6", "onnx==1.23.1", "pillow==13.0.0", "h5py==3.16.0"];
+const PAGE: &str = "docs/hostile.md";
+
+/// Builds d2o and runs every input; `--before JSON` compares with what `--json JSON` kept of another build.
+///
+/// # Errors
+/// A build that fails, inputs that cannot be made, or a run outside the bounds.
+pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
+    ensure!(cargo()?.args(["build", "--quiet", "--package", "d2o"]).status()?.success(), "d2o does not build");
+    let python = python::environment(&cache()?.join("hostile-python"), &REQUIREMENTS)?;
+    let work = target()?.join("hostile");
+    let mut command = Command::new(python);
+    command.envs(environment()?).arg(root().join("xtask/hostile/run.py")).arg(&work);
+    let output = command.arg(target()?.join("debug/d2o")).args(options).stderr(std::process::Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "run.py failed ({})", output.status);
+    let tables = String::from_utf8(output.stdout)?;
+    fs::write(root().join(PAGE), page(&tables))?;
+    eprintln!("hostile: {}", Path::new(PAGE).display());
+    let clean = tables.lines().filter(|l| l.contains("outside the bounds")).all(|l| l.ends_with(" 0 now."));
+    ensure!(clean, "runs outside the bounds: see {PAGE}");
+    Ok(())
+}
+
+fn page(tables: &str) -> String {
+    format!(
+        "# Hostile files\n\n\
+         Written by `cargo xtask hostile`, whose scripts in `xtask/hostile` make the inputs: files of at most a few MiB that ask for much more memory, work or time than \
+         their size explains, that lead elsewhere (pipes, links, other files), or that would execute something.\n\n\
+         Each is given to every command that reads its kind, with 6 GiB of addresses and a minute. Within bounds is a run that ends by itself, with a result or an error, \
+         within 10 s and below 1 GiB + 4 times the file. *Before* is d2o of 2026-11-26, before these readers had a budget.\n\n{tables}"
+    )
+}
