@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn small_messages_in_great_numbers_are_refused() {
-        const MANY: usize = 8_000_000;
+        const MANY: usize = 16_000_000;
         let nested = |levels: usize| (0..levels).fold(Vec::new(), |inner, _| field(1, &field(5, &field(6, &inner))));
         for (bytes, place) in [
             (model(&repeated(1, b"", MANY)), "x.onnx: node at byte "),
