@@ -113,10 +113,10 @@ fn field(number: u8, content: &[u8]) -> Vec<u8> {
     let mut bytes = vec![number << 3 | 2];
     let mut rest = content.len();
     while rest > 0x7f {
-        bytes.push(0x80 | (rest & 0x7f) as u8);
+        bytes.push(0x80 | u8::try_from(rest & 0x7f).unwrap());
         rest >>= 7;
     }
-    bytes.push(rest as u8);
+    bytes.push(u8::try_from(rest).unwrap());
     [&bytes, content].concat()
 }
 

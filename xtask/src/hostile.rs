@@ -22,7 +22,8 @@ pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
     let work = target()?.join("hostile");
     let mut command = Command::new(python);
     command.envs(environment()?).arg(root().join("xtask/hostile/run.py")).arg(&work);
-    let output = command.arg(target()?.join("debug/d2o")).args(options).stderr(std::process::Stdio::inherit()).output()?;
+    let output =
+        command.arg(target()?.join("debug/d2o")).args(options).stderr(std::process::Stdio::inherit()).output()?;
     ensure!(output.status.success(), "run.py failed ({})", output.status);
     let tables = String::from_utf8(output.stdout)?;
     fs::write(root().join(PAGE), page(&tables))?;
