@@ -104,7 +104,7 @@ def make(kind, work, python):
     if not out.exists():
         out.mkdir(parents=True)
         subprocess.run([python, HERE / f"{kind}.py", out], cwd=work, check=True, stdout=subprocess.DEVNULL)
-    return sorted(p for p in out.iterdir() if p.name not in PARTS)
+    return sorted(p for p in [*out.iterdir(), *out.glob("sub/ext-*")] if p.name not in PARTS)
 
 
 def main():
