@@ -58,8 +58,8 @@ pub(crate) fn guard() {
         // SAFETY: under the library's lock, which also starts it; it copies the classes, whose functions and names live as long as the process.
         ::hdf5::sync::sync(|| unsafe {
             H5Z_register(&Class { filter: deflate, ..of(&H5Z_DEFLATE) });
-            H5Z_register(&Class { filter: nbit, ..of(&H5Z_NBIT) });
-            H5Z_register(&Class { filter: scale_offset, ..of(&H5Z_SCALEOFFSET) });
+            H5Z_register(&Class { filter: packed::<false>, ..of(&H5Z_NBIT) });
+            H5Z_register(&Class { filter: packed::<true>, ..of(&H5Z_SCALEOFFSET) });
             H5Lunregister(EXTERNAL);
         });
     });
@@ -82,7 +82,7 @@ fn too_large() -> usize {
     0
 }
 
-/// SAFETY: as libhdf5 calls its filters, of which this is one; so are the others below.
+/// SAFETY: as libhdf5 calls its filters, of which this is one.
 unsafe extern "C" fn deflate(
     flags: c_uint,
     count: usize,
@@ -117,9 +117,10 @@ unsafe extern "C" fn deflate(
     }
 }
 
-/// SAFETY: as above, for the filter `original`.
-unsafe fn packed(
-    original: Function,
+/// The filters of packed integers: scale-offset, or n-bit.
+///
+/// SAFETY: as above.
+unsafe extern "C" fn packed<const SCALE_OFFSET: bool>(
     flags: c_uint,
     count: usize,
     values: *const c_uint,
@@ -127,7 +128,7 @@ unsafe fn packed(
     size: *mut usize,
     buffer: *mut *mut c_void,
 ) -> usize {
-    // SAFETY: there are `count` values.
+    // SAFETY: there are `count` values; the library's own filter is called as this one was.
     unsafe {
         if flags & REVERSE != 0 {
             let values = std::slice::from_raw_parts(values, count);
@@ -136,30 +137,7 @@ unsafe fn packed(
                 return too_large();
             }
         }
-        original(flags, count, values, bytes, size, buffer)
+        let original = if SCALE_OFFSET { &H5Z_SCALEOFFSET } else { &H5Z_NBIT };
+        (original.filter)(flags, count, values, bytes, size, buffer)
     }
-}
-
-unsafe extern "C" fn nbit(
-    flags: c_uint,
-    count: usize,
-    values: *const c_uint,
-    bytes: usize,
-    size: *mut usize,
-    buffer: *mut *mut c_void,
-) -> usize {
-    // SAFETY: as it was called.
-    unsafe { packed(H5Z_NBIT.filter, flags, count, values, bytes, size, buffer) }
-}
-
-unsafe extern "C" fn scale_offset(
-    flags: c_uint,
-    count: usize,
-    values: *const c_uint,
-    bytes: usize,
-    size: *mut usize,
-    buffer: *mut *mut c_void,
-) -> usize {
-    // SAFETY: as it was called.
-    unsafe { packed(H5Z_SCALEOFFSET.filter, flags, count, values, bytes, size, buffer) }
 }

@@ -30,7 +30,7 @@ const BLOCK: usize = 8;
 const LOOKED_AT: usize = 256;
 
 /// A reference file.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Diagnosis {
     /// The file.
     pub file: PathBuf,
@@ -114,17 +114,7 @@ pub struct Images {
 /// # Errors
 /// A file that is no reference or cannot be read.
 pub fn examine(path: &Path, samples: Option<&Path>) -> anyhow::Result<Diagnosis> {
-    let mut found = Diagnosis {
-        file: path.to_owned(),
-        kind: String::new(),
-        sha256: container_sha256(path)?,
-        arrays: Vec::new(),
-        moments: Vec::new(),
-        images: None,
-        count: None,
-        meta: Value::Null,
-        warnings: Vec::new(),
-    };
+    let mut found = Diagnosis { file: path.to_owned(), sha256: container_sha256(path)?, ..Diagnosis::default() };
     if FeatureFile::is_one(path) {
         feature_file(&mut found)?;
     } else if path.is_file()
@@ -577,17 +567,7 @@ mod tests {
 
     #[test]
     fn classes_are_counted_without_a_walk_over_all_numbers() {
-        let mut found = Diagnosis {
-            file: PathBuf::new(),
-            kind: String::new(),
-            sha256: String::new(),
-            arrays: Vec::new(),
-            moments: Vec::new(),
-            images: None,
-            count: None,
-            meta: Value::Null,
-            warnings: Vec::new(),
-        };
+        let mut found = Diagnosis::default();
         balance(&mut found, &BTreeMap::from([(0, 1), (1, 1), (5, 1)]));
         balance(&mut found, &BTreeMap::from([(0, 1), (i64::MAX, 1)]));
         balance(&mut found, &BTreeMap::from([(0, 1), (1, 1)]));

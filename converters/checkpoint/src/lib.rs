@@ -359,14 +359,12 @@ impl CheckpointFile {
         let below = |prefix: String| {
             Arc::new(Renamed::new(Arc::clone(&tensors), move |n| n.strip_prefix(&prefix).map(str::to_owned)))
         };
-        if described.is_none() {
-            add(String::new(), Arc::clone(&tensors));
-        } else if !listed.is_empty() {
+        if described.is_some() && !listed.is_empty() {
             for name in listed {
                 let tensors = below(format!("{name}."));
                 add(name, tensors);
             }
-        } else if names.iter().any(|n| n.starts_with("weights.")) {
+        } else if described.is_some() && names.iter().any(|n| n.starts_with("weights.")) {
             add(String::new(), below("weights.".to_owned()));
         } else {
             add(String::new(), Arc::clone(&tensors));
