@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use d2o_converters::checkpoint::safetensors::{self, Tensor};
-use d2o_converters::nn::OnnxBackend;
-use d2o_converters::nn::inception_v3::{InceptionV3, Parts};
+use d2o_converters::extractors::inception_v3::{InceptionV3, Parts};
+use d2o_converters::onnx::OnnxBackend;
 use d2o_converters::weights::{Init, Scope, Weights};
 use d2o_refs::batch::ImageDims;
 use d2o_refs::features::{FeatureWriter, Meta};

@@ -167,7 +167,7 @@ fn no_option_of_export_changes_the_digest_of_the_weights() {
             let graph = inspected(dir, "x.onnx");
             assert_eq!(graph["weights_digest"], digests[name]["trunk"], "{name} {more:?}");
             assert_eq!(graph["head_digest"], digests[name]["head"], "{name} {more:?}");
-            let state = WeightsState::of_metadata(&ModelInfo::open(&dir.join("x.onnx")).unwrap().metadata);
+            let state = WeightsState::of_metadata(&ModelInfo::open(&dir.join("x.onnx")).unwrap().described().unwrap());
             assert_eq!(state.digest.as_deref(), digests[name]["trunk"].as_str());
             assert_eq!((state.verified, state.source_sha256), (None, None));
         }
@@ -218,7 +218,7 @@ fn a_published_file_is_verified_by_its_hash_and_a_copy_of_its_tensors_by_their_d
     let state = |stored: &[Stored], out: &str| {
         safetensors::write(&dir.join("copy.safetensors"), stored, &BTreeMap::new()).unwrap();
         d2o(dir, &["export", "copy.safetensors", "--no-check", "--out", out]);
-        WeightsState::of_metadata(&ModelInfo::open(&dir.join(out)).unwrap().metadata)
+        WeightsState::of_metadata(&ModelInfo::open(&dir.join(out)).unwrap().described().unwrap())
     };
     let copy = state(&stored, "copy.onnx");
     assert_eq!((copy.verified.as_deref(), copy.source_sha256), (Some("efficientnet-lite0-57934424.pth"), None));

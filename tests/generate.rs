@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use d2o_converters::weights::SplitMix64;
 use d2o_onnx::graph::{Dim, ElementType, GraphBuilder};
+use d2o_onnx::metadata::{Kind, Metadata};
 use d2o_refs::npz::{Npz, NpzWriter};
 use fs_err as fs;
 use test_support::{Outcome, golden_dir, run};
@@ -34,7 +35,7 @@ fn identity(path: &Path, [input, output, kind]: [&str; 3], element: ElementType,
     let dims: Vec<Dim> = std::iter::once(Dim::Batch).chain(dims.iter().map(|n| Dim::Known(*n))).collect();
     let x = g.input(input, element, &dims).unwrap();
     g.output(output, &x).unwrap();
-    g.metadata("kind", kind);
+    g.describe(&Metadata { kind: Kind::named(kind), ..Metadata::default() });
     d2o_onnx::write::write(&g.finish().unwrap(), path).unwrap();
 }
 

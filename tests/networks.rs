@@ -5,8 +5,9 @@ mod engines;
 
 use std::path::{Path, PathBuf};
 
+use d2o_converters::denoiser::NetConfig;
 use d2o_converters::export::{self, GeneratorOptions, Kind, Options};
-use d2o_converters::nn::stylegan2::Drawing;
+use d2o_converters::generators::latent::SynthesisOptions;
 use d2o_converters::{Architecture, Checkpoint, Network};
 use d2o_onnx::session::{Resident, Session, Tensor};
 use d2o_refs::npz::Npz;
@@ -63,11 +64,11 @@ fn openai_cases() -> Vec<(&'static str, &'static str, Value)> {
 fn openai(name: &str, class: &str, rest: &Value, clip: bool) -> Network {
     let checkpoint = Checkpoint::open(&data(&format!("openai/{name}.pt"))).unwrap();
     let network = checkpoint.network(None).unwrap();
-    let Architecture::OpenAiUNet(found) = &network.architecture else { panic!("{:?}", network.architecture) };
-    assert_eq!((found.class, &found.config), (class, &None), "{name}");
+    let Architecture::Inferred(found) = &network.architecture else { panic!("{:?}", network.architecture) };
+    assert_eq!((found.class, network.architecture.is_complete()), (class, false), "{name}");
     let mut kwargs = rest.as_object().unwrap().clone();
     kwargs.extend([("image_size".to_owned(), json!(16)), ("clip_denoised".to_owned(), json!(clip))]);
-    network.described_as(Architecture::Denoiser(found.completed(class, &kwargs).unwrap()))
+    network.described_as(Architecture::Denoiser(NetConfig::completed(found, class, &kwargs).unwrap()))
 }
 
 #[test]
@@ -105,7 +106,7 @@ fn openais_unets_on_the_runtimes() {
 #[test]
 fn openais_unets_on_libtorch() {
     use d2o::train::libtorch::{LibTorch, Value, tensor_of, values_of};
-    use d2o_converters::nn::precond::{Denoiser, Sigma};
+    use d2o_converters::denoiser::{Denoiser, Sigma};
     use d2o_converters::weights::Weights;
     use tch::Device;
 
@@ -114,7 +115,7 @@ fn openais_unets_on_libtorch() {
         let network = openai(name, class, &rest, true);
         let weights = Weights::checkpoint(Box::new(std::sync::Arc::clone(&network.tensors)), "");
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
-        let net = Denoiser::build(&mut b, network.denoiser_config().unwrap()).unwrap();
+        let net = Denoiser::build(&mut b, &network.architecture.denoiser().unwrap()).unwrap();
         b.finish().unwrap();
         let mut value = |n: &str| {
             let a = npz.f32(n).unwrap();
@@ -147,16 +148,16 @@ fn class_labels(name: &str) -> bool {
 fn shapes_tell_most_of_openais_unets() {
     let checkpoint = Checkpoint::open(&data("openai/edm-uncond.pt")).unwrap();
     let network = checkpoint.network(None).unwrap();
-    let Architecture::OpenAiUNet(found) = &network.architecture else { panic!("{:?}", network.architecture) };
+    let Architecture::Inferred(found) = &network.architecture else { panic!("{:?}", network.architecture) };
     let kwargs = json!({
         "in_channels": 3, "model_channels": 32, "out_channels": 3, "num_res_blocks": 2, "attention_resolutions": [1, 2],
-        "channel_mult": [1, 1], "conv_resample": true, "num_classes": null, "num_head_channels": 64, "use_scale_shift_norm": false,
+        "channel_mult": [1, 1], "conv_resample": true, "num_classes": null, "num_head_channels": null, "use_scale_shift_norm": false,
         "resblock_updown": false,
     });
     assert_eq!(Value::Object(found.kwargs.clone()), kwargs);
     let text = export::denoiser(network, &Options::default()).unwrap_err().to_string();
     assert!(text.contains("NET.json") && text.contains("distillation"), "{text}");
-    let completed = |class: &str, kwargs: Value| found.completed(class, &kwargs_of(&kwargs));
+    let completed = |class: &str, kwargs: Value| NetConfig::completed(found, class, &kwargs_of(&kwargs));
     let text = completed("KarrasDenoiser", json!({"image_size": 16, "num_heads": 2})).unwrap_err().to_string();
     assert!(text.contains("`distillation` is missing"), "{text}");
     // A number of heads replaces the width that most published files have.
@@ -171,7 +172,7 @@ fn shapes_tell_most_of_openais_unets() {
             "diffusion_steps": 4000}),
         );
         kwargs.extend(kwargs_of(&rescaled));
-        found.completed("GaussianDiffusion", &kwargs)
+        NetConfig::completed(found, "GaussianDiffusion", &kwargs)
     };
     assert!(steps(json!({})).unwrap_err().to_string().contains("`rescale_timesteps` is missing"));
     assert!(steps(json!({"rescale_timesteps": true})).is_ok());
@@ -190,12 +191,12 @@ fn kwargs_of(json: &Value) -> serde_json::Map<String, Value> {
 const GENERATORS: [&str; 2] = ["skip-cond", "resnet"];
 
 /// The original's outputs by name, and how each was drawn.
-fn drawings() -> [(&'static str, Drawing); 3] {
-    let plain = Drawing::default();
+fn options() -> [(&'static str, SynthesisOptions); 3] {
+    let plain = SynthesisOptions::default();
     [
         ("one_step", plain),
-        ("truncated", Drawing { truncation_psi: 0.7, truncation_cutoff: Some(3), ..plain }),
-        ("quiet", Drawing { noise: false, ..plain }),
+        ("truncated", SynthesisOptions { truncation_psi: 0.7, truncation_cutoff: Some(3), ..plain }),
+        ("quiet", SynthesisOptions { noise: false, ..plain }),
     ]
 }
 
@@ -211,8 +212,8 @@ fn stylegan2_on_the_runtimes() {
         if npz.contains("labels") {
             inputs.push(("class_labels", Tensor::F32(array(&mut npz, "labels"))));
         }
-        for (output, drawing) in drawings() {
-            let exported = export::generator(network, &GeneratorOptions { drawing, uint8: true }).unwrap();
+        for (output, synthesis) in options() {
+            let exported = export::generator(network, &GeneratorOptions { synthesis, uint8: true }).unwrap();
             agrees(&format!("{name} {output}"), &exported, &inputs, &array(&mut npz, output), dir.path());
         }
     }
@@ -222,17 +223,16 @@ fn stylegan2_on_the_runtimes() {
 #[test]
 fn stylegan2_on_libtorch() {
     use d2o::train::libtorch::{LibTorch, Value, tensor_of, values_of};
-    use d2o_converters::nn::stylegan2::StyleGan2;
     use d2o_converters::weights::Weights;
     use tch::Device;
 
     for name in GENERATORS {
         let checkpoint = Checkpoint::open(&data(&format!("stylegan2/{name}.pkl"))).unwrap();
         let network = checkpoint.network(None).unwrap();
-        let Architecture::StyleGan2(config) = &network.architecture else { panic!("{:?}", network.architecture) };
+        let Architecture::Generator(generator) = &network.architecture else { panic!("{:?}", network.architecture) };
         let weights = Weights::checkpoint(Box::new(std::sync::Arc::clone(&network.tensors)), "");
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
-        let net = StyleGan2::build(&mut b, config).unwrap();
+        let net = generator.build(&mut b).unwrap();
         b.finish().unwrap();
         let mut npz = Npz::open(&data(&format!("stylegan2/{name}.npz"))).unwrap();
         let labelled = npz.contains("labels");
@@ -243,9 +243,9 @@ fn stylegan2_on_libtorch() {
         let (latents, labels) = (value("z"), labelled.then(|| value("labels")));
         let mut b = LibTorch::running(Device::Cpu, false);
         let _guard = tch::no_grad_guard();
-        for (output, drawing) in drawings() {
+        for (output, synthesis) in options() {
             let what = format!("{name} {output}");
-            let found = values_of(&net.forward(&mut b, &latents, labels.as_ref(), &drawing).unwrap().0).unwrap();
+            let found = values_of(&net.forward(&mut b, &latents, labels.as_ref(), &synthesis).unwrap().0).unwrap();
             let relative = assert_close(&what, &found, npz.f32(output).unwrap().as_slice().unwrap(), Tol::Parity);
             println!("parity: {what:<32} libtorch   {relative:.1e}");
         }

@@ -4,15 +4,15 @@
 
 use d2o::train::libtorch::{LibTorch, Value};
 use d2o::train::numerics::Numerics;
-use d2o_converters::nn::Backend as _;
+use d2o_converters::backend::{Backend as _, Sampling};
 use tch::{Device, Kind, Tensor};
 
 /// Bilinear resizing, its gradient, and the gradient of that gradient's square, which R1 needs.
-fn resized(size: [usize; 2], align_corners: bool) -> Vec<Tensor> {
+fn resized(size: [usize; 2], sampling: Sampling) -> Vec<Tensor> {
     tch::manual_seed(1);
     let x = Tensor::randn([2, 3, 5, 7], (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let mut b = LibTorch::running(Device::Cpu, true);
-    let y = b.resize_bilinear(&Value(x.shallow_clone()), size, align_corners).unwrap().0;
+    let y = b.resize_bilinear(&Value(x.shallow_clone()), size, sampling).unwrap().0;
     let first = Tensor::run_backward(&[y.pow_tensor_scalar(3).sum(Kind::Float)], &[&x], true, true).remove(0);
     let second = Tensor::run_backward(&[first.square().sum(Kind::Float)], &[&x], false, false).remove(0);
     vec![y, first, second]
@@ -27,15 +27,16 @@ fn settings_reach_libtorch_and_deterministic_resizing_is_the_other() {
         numerics.apply();
         assert_eq!(Numerics::current(), numerics);
     }
-    for (size, align_corners) in [([11, 10], false), ([4, 5], false), ([10, 14], true), ([1, 1], true)] {
+    let (half, corners) = (Sampling::HalfPixel, Sampling::AlignCorners);
+    for (size, sampling) in [([11, 10], half), ([4, 5], half), ([10, 14], corners), ([1, 1], corners)] {
         let by = |deterministic| {
             Numerics { tf32: false, deterministic }.apply();
-            resized(size, align_corners)
+            resized(size, sampling)
         };
         for (found, expected) in by(true).iter().zip(by(false)) {
             let (off, peak) =
                 ((found - &expected).abs().max().double_value(&[]), expected.abs().max().double_value(&[]));
-            assert!(off <= 2e-6 * peak, "{size:?}, align_corners {align_corners}: {off} of {peak}");
+            assert!(off <= 2e-6 * peak, "{size:?}, {sampling:?}: {off} of {peak}");
         }
     }
 }

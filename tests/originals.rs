@@ -95,102 +95,14 @@ fn the_named_checkpoint_computes_what_its_project_does() {
         case.judge(session.runtime(), &found, &mut faults);
     }
     #[cfg(feature = "train")]
-    case.judge("libtorch", &on_libtorch::run(&case), &mut faults);
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
-}
-
-#[cfg(feature = "train")]
-mod on_libtorch {
-    use std::sync::Arc;
-
-    use d2o::train::libtorch::{LibTorch, Value, tensor_of, values_of};
-    use d2o_converters::nn::efficientnet_lite::EfficientNetLite0;
-    use d2o_converters::nn::inception_v3::InceptionV3;
-    use d2o_converters::nn::precond::Denoiser;
-    use d2o_converters::nn::stylegan2::{Drawing, StyleGan2};
-    use d2o_converters::nn::vgg16::Vgg16;
-    use d2o_converters::nn::vision_transformer::{
-        Activation, CLIP_MEAN, CLIP_STD, Family, VisionTransformer, VitConfig,
-    };
-    use d2o_converters::weights::{Scope, Weights};
-    use d2o_converters::{Architecture, Checkpoint};
-    use tch::Device;
-
-    use super::Case;
-
-    const IMAGENET: [[f32; 3]; 2] = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]];
-
-    pub(super) fn run(case: &Case) -> Vec<(String, Vec<f32>)> {
-        let option = |name: &str| {
-            let mut words = case.facts["options"].as_array().unwrap().iter().map(|v| v.as_str().unwrap());
-            words.find(|w| *w == name).and_then(|_| words.next())
-        };
-        let path = case.json.with_file_name(case.facts["file"].as_str().unwrap());
-        let checkpoint = Checkpoint::open(&path).unwrap();
-        let network = checkpoint.network(None).unwrap();
-        let weights = Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "");
-        let mut b = LibTorch::with_weights(weights, Device::Cpu);
-        let arrays = case.arrays("inputs");
-        let value = |name: &str| {
-            let array = arrays.iter().find(|(n, _)| n == name).map(|(_, a)| a)?;
-            let values: Vec<f32> = array.iter().copied().collect();
-            Some(Value(tensor_of(&values, array.shape(), Device::Cpu).unwrap()))
-        };
-        let pixels = || value("images_u8").unwrap().0.permute([0, 3, 1, 2]);
-        let standardised = |[mean, std]: [[f32; 3]; 2]| {
-            let of = |v: [f32; 3]| tensor_of(&v, &[1, 3, 1, 1], Device::Cpu).unwrap();
-            Value((pixels() / 255.0 - of(mean)) / of(std))
-        };
-        let _guard = tch::no_grad_guard();
-        let root = Scope::root();
-        let mut outputs: Vec<(&str, Value)> = Vec::new();
-        match &network.architecture {
-            Architecture::Denoiser(_) | Architecture::OpenAiUNet(_) => {
-                let config = network.denoiser_config().unwrap();
-                let net = Denoiser::build(&mut b, config).unwrap();
-                let sigma = option("--sigma-max").map_or(80.0, |s| s.parse().unwrap());
-                let labels = value("class_labels");
-                outputs.push((
-                    "images",
-                    net.one_step(&mut b, &value("latents").unwrap(), sigma, labels.as_ref()).unwrap(),
-                ));
-            }
-            Architecture::InceptionV3(parts) => {
-                let net = InceptionV3::build(&mut b, &root, *parts).unwrap();
-                let out = net.forward(&mut b, &Value((pixels() - 128.0) / 128.0), false).unwrap();
-                outputs.extend([("pool3", out.pool3), ("spatial", out.spatial)]);
-                outputs.extend(out.logits.map(|l| ("logits", l)));
-            }
-            Architecture::EfficientNetLite0 => {
-                let net = EfficientNetLite0::build(&mut b, &root).unwrap();
-                let (features, logits) = net.forward(&mut b, &Value(pixels() / 127.5 - 1.0)).unwrap();
-                outputs.extend([("features", features), ("logits", logits)]);
-            }
-            Architecture::Vgg16(config) => {
-                let net = Vgg16::build(&mut b, &root, config).unwrap();
-                let out = net.forward(&mut b, &standardised(IMAGENET), false).unwrap();
-                outputs.extend([("features", out.features), ("logits", out.logits)]);
-            }
-            Architecture::VisionTransformer(config) => {
-                let asked =
-                    if option("--activation") == Some("gelu") { Activation::Gelu } else { Activation::QuickGelu };
-                let config = VitConfig { activation: config.activation.or(Some(asked)), ..*config };
-                let net = VisionTransformer::build(&mut b, &root, &config, config.input_size()).unwrap();
-                let clip = config.family == Family::Clip;
-                let x = standardised(if clip { [CLIP_MEAN, CLIP_STD] } else { IMAGENET });
-                let out = net.forward(&mut b, &x, false).unwrap();
-                outputs.push(("features", out.features));
-                outputs.extend(out.logits.map(|l| ("logits", l)));
-            }
-            Architecture::StyleGan2(config) => {
-                let net = StyleGan2::build(&mut b, config).unwrap();
-                let labels = value("class_labels");
-                let images =
-                    net.forward(&mut b, &value("latents").unwrap(), labels.as_ref(), &Drawing::default()).unwrap();
-                outputs.push(("images", images));
-            }
-            other => panic!("{} has no libtorch row", other.name()),
-        }
-        outputs.into_iter().map(|(n, v)| (n.to_owned(), values_of(&v.0).unwrap())).collect()
+    {
+        let checkpoint = case.json.with_file_name(case.facts["file"].as_str().unwrap());
+        let graph = case.beside("onnx");
+        let mut session = d2o::train::session::LibTorchSession::open(&graph, &checkpoint).unwrap();
+        let outputs = session.run(&given).unwrap();
+        let found: Vec<(String, Vec<f32>)> =
+            outputs.into_iter().map(|(n, t)| (n, t.as_f32().unwrap().iter().copied().collect())).collect();
+        case.judge("libtorch", &found, &mut faults);
     }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

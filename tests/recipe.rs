@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use d2o::train::blank_image::statistics_after_blank_image;
+use d2o::train::discriminator::{DiscriminatorConfig, MultiScaleHeads, Projector};
 use d2o::train::libtorch::{LibTorch, Named, Role, Value, tensor_of, values_of};
 use d2o::train::loss::{Critic, LossType, discriminator_loss, generator_loss, r1_penalty};
-use d2o_converters::config::NetConfig;
-use d2o_converters::nn::discriminator::{DiscriminatorConfig, MultiScaleHeads, Projector};
-use d2o_converters::nn::efficientnet_lite::LiteTrunk;
-use d2o_converters::nn::precond::Denoiser;
+use d2o_converters::denoiser::Denoiser;
+use d2o_converters::denoiser::NetConfig;
+use d2o_converters::extractors::efficientnet_lite::LiteTrunk;
 use d2o_converters::weights::{Init, Scope, Weights};
 use d2o_converters::{Architecture, Checkpoint};
 use serde_json::Value as Json;
@@ -82,8 +83,9 @@ fn a_step_is_the_originals() {
         let net = Denoiser::build(&mut b, &config).unwrap();
         let (generator, _) = b.finish().unwrap();
 
-        let mut b = LibTorch::with_weights(Weights::initialised(SEED), Device::Cpu);
-        let trunk = LiteTrunk::build_after_blank_image(&mut b, &Scope::root()).unwrap();
+        let moved = statistics_after_blank_image(Weights::initialised(SEED), Device::Cpu).unwrap();
+        let mut b = LibTorch::with_weights(Weights::initialised(SEED).replacing(moved), Device::Cpu);
+        let trunk = LiteTrunk::build(&mut b, &Scope::root()).unwrap();
         let shape = DiscriminatorConfig { feature_resolution: 224, conditional: config.label_dim > 0 };
         let projector = Projector::build(&mut b, &shape, trunk).unwrap();
         let heads = MultiScaleHeads::build(&mut b, &shape, None).unwrap();

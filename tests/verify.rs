@@ -43,7 +43,7 @@ fn write_changed(name: &str, out: &Path) {
         }
         tensors.push(Tensor { name: format!("weights.{path}"), dims: info.dims.clone(), values });
     }
-    let config = network.denoiser_config().unwrap();
+    let config = network.architecture.denoiser().unwrap();
     let metadata = [("class", config.class().to_owned()), ("init_kwargs", config.init_kwargs().to_string())];
     safetensors::write(out, &tensors, &metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()).unwrap();
 }

@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use d2o_converters::checkpoint::safetensors::{self, Tensor};
-use d2o_converters::config::NetConfig;
-use d2o_converters::nn::OnnxBackend;
-use d2o_converters::nn::efficientnet_lite::EfficientNetLite0;
-use d2o_converters::nn::precond::Denoiser;
+use d2o_converters::denoiser::Denoiser;
+use d2o_converters::denoiser::NetConfig;
+use d2o_converters::extractors::efficientnet_lite::EfficientNetLite0;
+use d2o_converters::onnx::OnnxBackend;
 use d2o_converters::weights::{Init, Scope, Weights};
 use d2o_onnx::session::cuda;
 use d2o_onnx::session::ort::OrtRuntime;

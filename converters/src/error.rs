@@ -1,6 +1,6 @@
 //! Errors of this crate.
 
-/// What can go wrong while reading a checkpoint or laying out a network.
+/// Errors of reading a checkpoint and of building a network.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -58,6 +58,11 @@ pub enum Error {
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The error of a configuration: argument, expected and found.
+pub(crate) fn config(what: impl Into<String>) -> Error {
+    Error::Config { what: what.into() }
+}
 
 fn near_misses(similar: &[String]) -> String {
     if similar.is_empty() { String::new() } else { format!("; similar names there: {}", abbreviate(similar)) }

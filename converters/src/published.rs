@@ -8,24 +8,16 @@
 //!
 //! Both detect accidents, not malice: a graph's metadata can be edited, and a hash prefix of 8 digits has 32 bits.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
+use d2o_onnx::metadata::Metadata;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
-use crate::nn::vision_transformer::{Family, unpacked};
-use crate::registry::{Architecture, Network};
+use crate::extractors::Part;
+use crate::network::Network;
 
-/// Key in a graph's metadata: the published file the weights are from, or [`UNVERIFIED`].
-pub const WEIGHTS: &str = "weights";
-/// Key in a graph's metadata: [`Digests::trunk`].
-pub const WEIGHTS_DIGEST: &str = "weights_digest";
-/// Key in a graph's metadata: [`Digests::head`], if the checkpoint has a head.
-pub const HEAD_DIGEST: &str = "head_digest";
-/// Key in a graph's metadata: SHA-256 of the checkpoint file, if [`PUBLISHED`] lists it.
-pub const SOURCE_SHA256: &str = "source_sha256";
-/// Value of [`WEIGHTS`] for weights that are not known to be published ones.
+/// Record in a graph's metadata of weights that are not known to be published ones.
 pub const UNVERIFIED: &str = "unverified";
 
 /// What is published about the SHA-256 of a file, in lower-case hexadecimal digits.
@@ -305,9 +297,7 @@ impl Digests {
     pub fn of(network: &Network) -> Result<Option<Self>> {
         /// Most values of a network: twice the largest published transformer's.
         const MAX_VALUES: usize = 1 << 32;
-        if network.architecture.feature_size().is_none() {
-            return Ok(None);
-        }
+        let Some(extractor) = network.architecture.extractor() else { return Ok(None) };
         let dims = |name: &String| network.tensors.info(name).map(|i| i.dims).unwrap_or_default();
         let size = |name: &String| dims(name).into_iter().fold(1, usize::saturating_mul);
         let values = network.tensors.names().iter().map(size).fold(0, usize::saturating_add);
@@ -317,65 +307,16 @@ impl Digests {
         }
         let (mut trunk, mut head) = (Vec::new(), Vec::new());
         for name in network.tensors.names() {
-            let part = match part(&network.architecture, &name) {
+            let part = match extractor.part(&name) {
                 Part::Trunk => &mut trunk,
                 Part::Head => &mut head,
                 Part::Unused => continue,
             };
-            let dims = dims(&name);
             let values = network.tensors.read_f32(&name)?;
-            if name.ends_with(".gamma")
-                && is_inception(network)
-                && values.iter().all(|v| v.to_bits() == 1_f32.to_bits())
-            {
-                continue;
-            }
-            match (thirds(&network.architecture, &name), dims.split_first()) {
-                (Some(names), Some((rows, rest))) if rows.is_multiple_of(3) && !values.is_empty() => {
-                    let dims: Vec<usize> = std::iter::once(rows / 3).chain(rest.iter().copied()).collect();
-                    part.extend(names.iter().zip(values.chunks(values.len() / 3)).map(|(n, v)| line(n, &dims, v)));
-                }
-                _ => part.push(line(&name, &dims, &values)),
-            }
+            let canonical = extractor.canonical(&name, &dims(&name), &values);
+            part.extend(canonical.into_iter().map(|(name, dims, values)| line(&name, &dims, values)));
         }
         Ok(Some(Self { trunk: combined(trunk), head: if head.is_empty() { None } else { Some(combined(head)) } }))
-    }
-}
-
-enum Part {
-    Trunk,
-    Head,
-    Unused,
-}
-
-/// What the tensor `name` is needed for.
-fn part(architecture: &Architecture, name: &str) -> Part {
-    let (heads, unused): (&[&str], _) = match architecture {
-        Architecture::InceptionV3(_) => (&["output."], ""),
-        Architecture::EfficientNetLite0 => (&["classifier."], ""),
-        Architecture::Vgg16(_) => (&["classifier.6."], ""),
-        Architecture::VisionTransformer(config) => match config.family {
-            Family::Clip => (&[], ""),
-            Family::Deit => (&["head.", "head_dist."], ""),
-            Family::Dino => (&[], "mask_token"),
-        },
-        _ => (&[], ""),
-    };
-    match name {
-        _ if name == unused => Part::Unused,
-        _ if heads.iter().any(|h| name.starts_with(h)) => Part::Head,
-        _ => Part::Trunk,
-    }
-}
-
-fn is_inception(network: &Network) -> bool {
-    matches!(network.architecture, Architecture::InceptionV3(_))
-}
-
-fn thirds(architecture: &Architecture, name: &str) -> Option<[String; 3]> {
-    match architecture {
-        Architecture::VisionTransformer(config) => unpacked(config.family, name),
-        _ => None,
     }
 }
 
@@ -434,20 +375,20 @@ impl WeightsState {
         Self { digest: Some(digests.trunk), head_digest: digests.head, verified, source_sha256 }
     }
 
-    /// The state that a graph's metadata records. The record counts only if [`PUBLISHED`] has the file it names for the graph's `extractor`,
-    /// with the recorded hash or digest; graphs of a d2o that recorded nothing are unverified.
+    /// The state that a graph's metadata records. The record counts only if [`PUBLISHED`] has the file it names for the graph's extractor, with the
+    /// recorded hash or digest; graphs of a d2o that recorded nothing are unverified.
     #[must_use]
-    pub fn of_metadata(metadata: &BTreeMap<String, String>) -> Self {
+    pub fn of_metadata(metadata: &Metadata) -> Self {
         Self::recorded(PUBLISHED, metadata)
     }
 
-    fn recorded(table: &[Published], metadata: &BTreeMap<String, String>) -> Self {
-        let of = |key: &str| metadata.get(key).cloned();
-        let (digest, head_digest, source_sha256) = (of(WEIGHTS_DIGEST), of(HEAD_DIGEST), of(SOURCE_SHA256));
-        let (file, extractor) = (of(WEIGHTS).unwrap_or_default(), of("extractor").unwrap_or_default());
+    fn recorded(table: &[Published], metadata: &Metadata) -> Self {
+        let Metadata { weights, extractor, .. } = metadata;
+        let (digest, head_digest) = (metadata.weights_digest.clone(), metadata.head_digest.clone());
+        let source_sha256 = metadata.source_sha256.clone();
         let confirmed = |p: &&Published| {
-            p.file == file
-                && p.network == extractor
+            weights.as_deref() == Some(p.file)
+                && extractor.as_deref() == Some(p.network)
                 && (source_sha256.as_ref().is_some_and(|s| p.hash.matches(s))
                     || digest.as_ref().is_some_and(|d| p.has_weights(d, head_digest.as_deref())))
         };
@@ -455,15 +396,13 @@ impl WeightsState {
         Self { digest, head_digest, verified, source_sha256 }
     }
 
-    /// The entries that record it in a graph's metadata. For unverified weights they depend on the tensors alone, so that every layout of one
+    /// Records the state in a graph's metadata. For unverified weights the record depends on the tensors alone, so that every layout of one
     /// network gives the same graph.
-    #[must_use]
-    pub fn metadata(&self) -> Vec<(&'static str, String)> {
-        let weights = self.verified.clone().unwrap_or_else(|| UNVERIFIED.to_owned());
-        let rest =
-            [(WEIGHTS_DIGEST, &self.digest), (HEAD_DIGEST, &self.head_digest), (SOURCE_SHA256, &self.source_sha256)];
-        let rest = rest.into_iter().filter_map(|(key, value)| Some((key, value.clone()?)));
-        std::iter::once((WEIGHTS, weights)).chain(rest).collect()
+    pub fn record(&self, metadata: &mut Metadata) {
+        metadata.weights = Some(self.verified.clone().unwrap_or_else(|| UNVERIFIED.to_owned()));
+        metadata.weights_digest.clone_from(&self.digest);
+        metadata.head_digest.clone_from(&self.head_digest);
+        metadata.source_sha256.clone_from(&self.source_sha256);
     }
 }
 
@@ -489,10 +428,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::nn::OnnxBackend;
-    use crate::nn::efficientnet_lite::EfficientNetLite0;
-    use crate::nn::vgg16::{Vgg16, VggConfig};
-    use crate::nn::vision_transformer::{Activation, VisionTransformer, VitConfig};
+    use crate::extractors::Activation;
+    use crate::extractors::efficientnet_lite::EfficientNetLite0;
+    use crate::extractors::vgg16::{Vgg16, VggConfig};
+    use crate::extractors::vision_transformer::{Family, VisionTransformer, VitConfig};
+    use crate::onnx::OnnxBackend;
     use crate::weights::{Init, Scope, Weights};
     use d2o_checkpoint::{Dtype, TensorInfo, TensorSource};
 
@@ -574,8 +514,8 @@ mod tests {
             let text = expected.map_or_else(|| "unverified".to_owned(), |f| format!("verified ({f})"));
             assert_eq!(found.to_string(), text);
             // What is recorded in a graph says the same.
-            let mut metadata: BTreeMap<_, _> = found.metadata().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-            metadata.insert("extractor".to_owned(), network.to_owned());
+            let mut metadata = Metadata { extractor: Some(network.to_owned()), ..Metadata::default() };
+            found.record(&mut metadata);
             assert_eq!(WeightsState::recorded(&TABLE, &metadata), found, "{network} {trunk} {head:?} {file}");
         }
     }
@@ -584,7 +524,7 @@ mod tests {
     fn a_record_that_the_table_does_not_confirm_is_unverified() {
         let record = |entries: &[(&str, &str)]| {
             let metadata = entries.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-            WeightsState::recorded(&TABLE, &metadata)
+            WeightsState::recorded(&TABLE, &Metadata::read(&metadata).unwrap())
         };
         // A graph of an earlier d2o.
         assert_eq!(record(&[("extractor", "net"), ("kind", "features")]), WeightsState::default());
@@ -623,7 +563,7 @@ mod tests {
     impl Held {
         /// Drawn tensors of the names and sizes that `b` took.
         fn of(b: &OnnxBackend) -> Self {
-            let drawn = b.taken().map(|(name, dims)| {
+            let drawn = b.weights().taken().map(|(name, dims)| {
                 // Values that f16 holds.
                 let values = Init::Uniform { bound: 1.0 }.values(5, name, dims.iter().product());
                 let values = values.iter().map(|v| half::f16::from_f32(*v).to_f32()).collect();
@@ -651,7 +591,7 @@ mod tests {
         }
 
         fn digests(&self) -> Digests {
-            let network = crate::registry::recognise(String::new(), Arc::new(self.clone()), "");
+            let network = crate::network::recognise(String::new(), Arc::new(self.clone()), "");
             Digests::of(&network).unwrap().unwrap_or_else(|| panic!("{:?}", network.architecture))
         }
 
@@ -676,7 +616,7 @@ mod tests {
     }
 
     fn small() -> VitConfig {
-        VitConfig { patch: 4, grid: 2, width: 64, hidden: 96, blocks: 2, outputs: 8, ..VitConfig::clip_b_32() }
+        VitConfig { patch: 4, grid: 2, width: 64, mlp_dim: 96, blocks: 2, outputs: 8, ..VitConfig::clip_b_32() }
     }
 
     #[test]
@@ -761,7 +701,7 @@ mod tests {
     fn tensors_that_share_their_storage_without_bound_are_not_read() {
         let mut many = transformer(small()).renamed(|n| format!("visual.{n}"));
         many.0.extend((0..40).map(|i| (format!("visual.view{i}"), vec![1 << 27], vec![])));
-        let network = crate::registry::recognise(String::new(), Arc::new(many), "");
+        let network = crate::network::recognise(String::new(), Arc::new(many), "");
         let text = Digests::of(&network).unwrap_err().to_string();
         assert!(text.contains("at most 4294967296 values"), "{text}");
     }

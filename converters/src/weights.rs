@@ -136,9 +136,10 @@ impl SplitMix64 {
     }
 }
 
-/// Where a network's tensors come from, and which of them it took.
+/// The source of a network's tensors, and which of them it took.
 pub struct Weights {
     source: Source,
+    replaced: BTreeMap<String, Vec<f32>>,
     taken: BTreeMap<String, Vec<usize>>,
     may_remain: BTreeSet<String>,
 }
@@ -171,6 +172,7 @@ impl Weights {
     pub fn checkpoint(tensors: Box<dyn TensorSource>, prefix: &str) -> Self {
         Self {
             source: Source::Checkpoint { tensors, prefix: prefix.to_owned() },
+            replaced: BTreeMap::new(),
             taken: BTreeMap::new(),
             may_remain: BTreeSet::new(),
         }
@@ -179,13 +181,25 @@ impl Weights {
     /// Fresh weights drawn by [`Init::values`] from `seed`.
     #[must_use]
     pub fn initialised(seed: u64) -> Self {
-        Self { source: Source::Initializer { seed }, taken: BTreeMap::new(), may_remain: BTreeSet::new() }
+        Self {
+            source: Source::Initializer { seed },
+            replaced: BTreeMap::new(),
+            taken: BTreeMap::new(),
+            may_remain: BTreeSet::new(),
+        }
     }
 
     /// Names that the network may leave unread although they are in the checkpoint.
     #[must_use]
     pub fn allowing_unused(mut self, paths: impl IntoIterator<Item = String>) -> Self {
         self.may_remain.extend(paths);
+        self
+    }
+
+    /// Values that replace those of the source, by path.
+    #[must_use]
+    pub fn replacing(mut self, values: BTreeMap<String, Vec<f32>>) -> Self {
+        self.replaced.extend(values);
         self
     }
 
@@ -210,12 +224,11 @@ impl Weights {
         match &self.source {
             Source::Initializer { seed } => {
                 let count = dims.iter().product();
-                let values = init.values(*seed, &path, count);
-                if values.len() == count {
-                    Ok(values)
-                } else {
-                    Err(Error::ShapeMismatch { path, expected: dims.to_vec(), found: vec![values.len()] })
-                }
+                let values = match self.replaced.get(&path) {
+                    Some(values) => values.clone(),
+                    None => init.values(*seed, &path, count),
+                };
+                filling(values, path, dims)
             }
             Source::Checkpoint { tensors, prefix } => {
                 let full = format!("{prefix}{path}");
@@ -226,7 +239,10 @@ impl Weights {
                 if info.dims != dims {
                     return Err(Error::ShapeMismatch { path: full, expected: dims.to_vec(), found: info.dims });
                 }
-                Ok(tensors.read_f32(&full)?)
+                match self.replaced.get(&path) {
+                    Some(values) => filling(values.clone(), path, dims),
+                    None => Ok(tensors.read_f32(&full)?),
+                }
             }
         }
     }
@@ -263,6 +279,15 @@ impl Weights {
             scalars: self.taken.values().map(|d| d.iter().product::<usize>()).sum(),
             unused,
         }
+    }
+}
+
+/// `values`, if they fill `dims`.
+fn filling(values: Vec<f32>, path: String, dims: &[usize]) -> Result<Vec<f32>> {
+    if Some(values.len()) == dims.iter().try_fold(1, |n: usize, d| n.checked_mul(*d)) {
+        Ok(values)
+    } else {
+        Err(Error::ShapeMismatch { path, expected: dims.to_vec(), found: vec![values.len()] })
     }
 }
 

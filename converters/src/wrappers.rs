@@ -6,47 +6,46 @@ use std::sync::Arc;
 use d2o_checkpoint::{MAX_NETWORKS, Renamed, TensorSource};
 
 use crate::error::abbreviate;
-use crate::registry::{Architecture, Network, recognise};
 
-/// Prefixes that stand for a wrapper wherever they are.
+/// Prefixes that mean a wrapper wherever they are.
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
-/// What `AveragedModel` keeps beside its `module.`.
+/// The tensor of `AveragedModel` beside its `module.`.
 const COUNTER: &str = "n_averaged";
 /// Most attributes between a module and the network in it.
 const MAX_DEPTH: usize = 3;
 
-/// The network of `tensors`, without the prefixes of wrappers. Where none is recognised but some are below the first part of the names, those and what is
-/// below the other first parts.
-pub(crate) fn unwrap(
+/// Describes the network of this name and these tensors.
+type Recognise<'a, T> = &'a dyn Fn(String, Arc<dyn TensorSource>) -> T;
+
+/// The network of `tensors`, without the prefixes of wrappers. If it is not a network but some tensors below the first part of the names are, those and
+/// the tensors below the other first parts.
+pub(crate) fn unwrap<T>(
     name: String,
     tensors: Arc<dyn TensorSource>,
-    file: &str,
+    recognise: Recognise<'_, T>,
+    is_network: &dyn Fn(&T) -> bool,
     notes: &mut Vec<String>,
-) -> Vec<Network> {
+) -> Vec<T> {
     let tensors = without_wrappers(tensors);
-    let whole = recognise(name.clone(), Arc::clone(&tensors), file);
+    let whole = recognise(name.clone(), Arc::clone(&tensors));
     if is_network(&whole) {
         return vec![whole];
     }
-    match inner(&name, &tensors, file, notes, MAX_DEPTH) {
+    match inner(&name, &tensors, recognise, is_network, notes, MAX_DEPTH) {
         Some(networks) => networks,
         None => vec![whole],
     }
 }
 
-/// Whether `network` is a whole one: recognised, or an EDM network, whose class the file does not name.
-fn is_network(network: &Network) -> bool {
-    network.architecture != Architecture::Unknown || network.tensors.info("model.map_layer0.weight").is_some()
-}
-
-/// The networks among `tensors` that begin after the first part of their names, or after the next.
-fn inner(
+/// The networks among `tensors` whose names begin after the first part of the tensors' names, or after the next.
+fn inner<T>(
     name: &str,
     tensors: &Arc<dyn TensorSource>,
-    file: &str,
+    recognise: Recognise<'_, T>,
+    is_network: &dyn Fn(&T) -> bool,
     notes: &mut Vec<String>,
     depth: usize,
-) -> Option<Vec<Network>> {
+) -> Option<Vec<T>> {
     let first = |name: String| name.split_once('.').map_or(String::new(), |(first, _)| first.to_owned());
     let groups: BTreeSet<String> = tensors.names().into_iter().map(first).collect();
     if depth == 0 || groups.len() > MAX_NETWORKS {
@@ -62,11 +61,11 @@ fn inner(
             (false, "") => group.to_owned(),
             (false, _) => format!("{name}.{group}"),
         };
-        let network = recognise(name.clone(), Arc::clone(&below), file);
+        let network = recognise(name.clone(), Arc::clone(&below));
         if is_network(&network) {
             recognised = true;
             found.push(network);
-        } else if let Some(networks) = inner(&name, &below, file, notes, depth - 1) {
+        } else if let Some(networks) = inner(&name, &below, recognise, is_network, notes, depth - 1) {
             recognised = true;
             found.extend(networks);
         } else {

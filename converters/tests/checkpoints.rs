@@ -449,7 +449,7 @@ fn prefixes_of_wrappers_are_left_out() {
     for prefix in ["module.", "_orig_mod.", "module._orig_mod.", "model.", "model.module.", "net.model."] {
         let checkpoint = wrapped(&[prefix]);
         let network = checkpoint.network(None).unwrap();
-        assert!(matches!(network.architecture, Architecture::OpenAiUNet(_)), "{prefix}: {:?}", network.architecture);
+        assert!(matches!(network.architecture, Architecture::Inferred(_)), "{prefix}: {:?}", network.architecture);
         assert_eq!((network.tensors.names(), network.name.as_str()), (names.clone(), ""), "{prefix}");
     }
     let both = wrapped(&["model.", "ema_model."]);

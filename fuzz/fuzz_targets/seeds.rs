@@ -7,10 +7,10 @@ use std::error::Error;
 use std::path::Path;
 
 use d2o_converters::checkpoint::safetensors::{self, Tensor};
-use d2o_converters::config::NetConfig;
+use d2o_converters::denoiser::NetConfig;
 use d2o_converters::export::{self, Options};
-use d2o_converters::nn::OnnxBackend;
-use d2o_converters::nn::precond::Denoiser;
+use d2o_converters::onnx::OnnxBackend;
+use d2o_converters::denoiser::Denoiser;
 use d2o_converters::weights::Weights;
 use d2o_refs::archive::Archive;
 use d2o_refs::image_zip::DatasetWriter;
@@ -82,7 +82,7 @@ fn write() -> Result<(), Box<dyn Error>> {
             let values = (0..dims.iter().product()).map(|i: usize| (i % 7) as f32 / 8.0 - 0.25).collect();
             Tensor { name: name.to_owned(), dims: dims.to_vec(), values }
         };
-        let tensors: Vec<Tensor> = b.taken().map(tensor).collect();
+        let tensors: Vec<Tensor> = b.weights().taken().map(tensor).collect();
         let metadata = BTreeMap::from([("class".to_owned(), class.to_owned()), ("init_kwargs".to_owned(), kwargs)]);
         safetensors::write(&folder("export")?.join(name), &tensors, &metadata)?;
     }

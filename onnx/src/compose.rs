@@ -6,11 +6,9 @@ use std::path::Path;
 use crate::check;
 use crate::error::{Error, Result};
 use crate::graph::Model;
-use crate::proto::{GraphProto, StringStringEntryProto, ValueInfoProto};
+use crate::metadata::{Kind, Metadata};
+use crate::proto::{GraphProto, ValueInfoProto};
 use crate::read::written;
-
-/// Metadata `kind` of a joined graph.
-pub const KIND: &str = "fused";
 
 /// Feeds `first`'s output `images` into `second`'s only input of that name. The result has `first`'s inputs, and as outputs `images` and those of
 /// `second`; names inside `second` begin with `features/`.
@@ -52,10 +50,11 @@ pub fn chain(first: &Path, second: &Path, images: &str) -> Result<Model> {
     head.output = std::iter::once(given).chain(tail.output).collect();
     prune(&mut head);
     model.graph = Some(head);
-    let entry = |key: &str, value: &str| StringStringEntryProto { key: key.to_owned(), value: value.to_owned() };
-    model.metadata_props = vec![entry("d2o_version", env!("CARGO_PKG_VERSION")), entry("kind", KIND)];
+    model.metadata_props = Vec::new();
     check::check(&model)?;
-    Ok(Model { proto: model, conv_heights: HashMap::new() })
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let metadata = Metadata { version: Some(version), kind: Some(Kind::Fused), ..Metadata::default() };
+    Ok(Model { proto: model, conv_heights: HashMap::new() }.with_metadata(&metadata))
 }
 
 /// Whether what is `given` may be `taken`: axes that both know are equal.

@@ -36,6 +36,16 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// A value of a graph's metadata is not of its type.
+    #[error("metadata `{key}`: expected {expected}, found `{found}`")]
+    Metadata {
+        /// Its key.
+        key: &'static str,
+        /// The values it may have.
+        expected: &'static str,
+        /// The value in the graph.
+        found: String,
+    },
     /// A session was given the wrong inputs.
     #[error("input `{name}`: expected {expected}, found {found}")]
     Input {

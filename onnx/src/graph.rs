@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use crate::check;
 use crate::error::{Error, Result};
+use crate::metadata::Metadata;
 use crate::opset::{IR_VERSION, OPSET};
 use crate::proto::{
     AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
@@ -141,6 +142,28 @@ pub struct Model {
     pub(crate) conv_heights: HashMap<String, usize>,
 }
 
+impl Model {
+    /// What the model records about itself.
+    ///
+    /// # Errors
+    /// `Metadata` if a value is not of its type.
+    pub fn metadata(&self) -> Result<Metadata> {
+        let entries = self.proto.metadata_props.iter().map(|e| (e.key.clone(), e.value.clone()));
+        Metadata::read(&entries.collect())
+    }
+
+    /// This model with the entries of `metadata` in place of those of the same keys.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: &Metadata) -> Self {
+        let props = std::mem::take(&mut self.proto.metadata_props).into_iter();
+        let mut entries: BTreeMap<String, String> = props.map(|e| (e.key, e.value)).collect();
+        entries.extend(metadata.entries());
+        let entry = |(key, value)| StringStringEntryProto { key, value };
+        self.proto.metadata_props = entries.into_iter().map(entry).collect();
+        self
+    }
+}
+
 /// A graph under construction.
 #[derive(Debug)]
 pub struct GraphBuilder {
@@ -182,9 +205,9 @@ impl GraphBuilder {
         scope.clone_into(&mut self.scope);
     }
 
-    /// Adds metadata to the model.
-    pub fn metadata(&mut self, key: &str, value: impl Into<String>) {
-        self.metadata.insert(key.to_owned(), value.into());
+    /// Adds `metadata` to the model.
+    pub fn describe(&mut self, metadata: &Metadata) {
+        self.metadata.extend(metadata.entries());
     }
 
     /// An input of the graph.

@@ -10,7 +10,7 @@ use ::half::f16;
 use crate::check;
 use crate::error::{Error, Result};
 use crate::graph::{ElementType, Model};
-use crate::proto::{AttributeProto, GraphProto, NodeProto, StringStringEntryProto, TensorProto};
+use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 
 /// Computed in f16.
 const HALF: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
@@ -43,17 +43,6 @@ impl Model {
         proto.graph = Some(Rewriter::new(graph, keep).run()?);
         check::check(&proto)?;
         Ok(Self { proto, conv_heights: HashMap::new() })
-    }
-
-    /// This model with one more entry in its metadata.
-    #[must_use]
-    pub fn with_metadata(mut self, key: &str, value: impl Into<String>) -> Self {
-        let entry = StringStringEntryProto { key: key.to_owned(), value: value.into() };
-        let entries = &mut self.proto.metadata_props;
-        entries.retain(|e| e.key != key);
-        let at = entries.partition_point(|e| e.key < entry.key);
-        entries.insert(at, entry);
-        self
     }
 }
 

@@ -7,6 +7,7 @@ pub mod error;
 mod expansion;
 pub mod graph;
 mod half;
+pub mod metadata;
 pub mod opset;
 pub mod read;
 mod scan;

@@ -9,6 +9,7 @@ use prost::Message as _;
 
 use crate::error::{Error, Result};
 use crate::graph::{Dim, ElementType, PRODUCER};
+use crate::metadata::Metadata;
 use crate::proto::{DimensionValue, ModelProto, ValueInfoProto};
 use crate::scan::{self, External, Found};
 
@@ -51,7 +52,7 @@ pub struct ModelInfo {
     pub inputs: Vec<ValueInfo>,
     /// Outputs, in order.
     pub outputs: Vec<ValueInfo>,
-    /// The model's metadata.
+    /// The model's metadata, as they are; [`ModelInfo::described`] reads those of d2o's graphs.
     pub metadata: BTreeMap<String, String>,
     /// Opset of the default domain.
     pub opset: i64,
@@ -123,6 +124,18 @@ impl ModelInfo {
             nodes: found.nodes,
             parameters: found.parameters,
         })
+    }
+
+    /// The metadata that d2o's graphs have. In graphs of other programs, a value that is not of its type is ignored.
+    ///
+    /// # Errors
+    /// `Metadata` if a value in a graph of d2o's is not of its type.
+    pub fn described(&self) -> Result<Metadata> {
+        if self.producer == PRODUCER {
+            Metadata::read(&self.metadata)
+        } else {
+            Ok(Metadata::read_foreign(&self.metadata))
+        }
     }
 
     /// Output `name`.

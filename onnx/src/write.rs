@@ -223,6 +223,7 @@ fn persist(file: NamedTempFile, folder: &Path, path: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use crate::graph::{Dim, ElementType, GraphBuilder};
+    use crate::metadata::{Kind, Metadata};
 
     #[test]
     fn a_streamed_file_is_the_message() {
@@ -233,7 +234,7 @@ mod tests {
         let b = g.constant("b", &[2], vec![1.0, -1.0]).unwrap();
         let y = g.linear(&x, &w, Some(&b)).unwrap();
         g.output("y", &y).unwrap();
-        g.metadata("kind", "test");
+        g.describe(&Metadata { kind: Some(Kind::Features), ..Metadata::default() });
         let model = g.finish().unwrap();
         let path = dir.path().join("m.onnx");
         write(&model, &path).unwrap();

@@ -5,12 +5,15 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use d2o_converters::checkpoint::{TensorInfo, TensorSource};
+use d2o_converters::denoiser::NetConfig;
 use d2o_converters::export::{self, Exported, FeatureOptions, GeneratorOptions, Options, PixelInput};
-use d2o_converters::nn::stylegan2::Drawing;
-use d2o_converters::nn::vision_transformer::{Activation, Family};
+use d2o_converters::extractors::{Activation, Hyperparameters, Takes};
+use d2o_converters::generators::latent::SynthesisOptions;
+use d2o_converters::preprocess::Resize;
 use d2o_converters::published::WeightsState;
 use d2o_converters::{Architecture, Checkpoint, Network};
 use d2o_onnx::graph::Model;
+use d2o_onnx::metadata::{Metadata, Precision};
 use d2o_onnx::winograd::PAYS_FROM;
 use d2o_onnx::write;
 use d2o_refs::batch::container_sha256;
@@ -109,14 +112,20 @@ fn winograd(model: Model, args: &Export, printer: Printer) -> anyhow::Result<Mod
         return Ok(model);
     }
     printer.note(&format!("{count} convolutions as Winograd's F(4, 3)"));
-    Ok(model.with_metadata("winograd", format!("F(4, 3) in {count} convolutions")))
+    let winograd = Some(format!("F(4, 3) in {count} convolutions"));
+    Ok(model.with_metadata(&Metadata { winograd, ..Metadata::default() }))
 }
 
 /// `model` in f16. How far its outputs lie from those in f32 is measured, and kept in its metadata.
 fn half(model: &Model, args: &Export, global: &Global, printer: Printer) -> anyhow::Result<Model> {
-    let narrow = model.to_f16(&SINGLE)?.with_metadata("precision", "fp16");
+    let narrow = model.to_f16(&SINGLE)?;
+    let described = |difference: String| Metadata {
+        precision: Some(Precision::Fp16),
+        fp16_difference: Some(difference),
+        ..Metadata::default()
+    };
     if args.no_check {
-        return Ok(narrow.with_metadata("fp16_difference", "not measured"));
+        return Ok(narrow.with_metadata(&described("not measured".to_owned())));
     }
     let dir = Scratch::new()?;
     let stage = printer.stage("measure what f16 changes");
@@ -137,7 +146,7 @@ fn half(model: &Model, args: &Export, global: &Global, printer: Printer) -> anyh
         worst <= HALF_DIFFERENCE,
         "f16 changes outputs by {worst:.1e} of the largest value, more than {HALF_DIFFERENCE:.0e}: this network needs f32 (--no-check writes it all the same)"
     );
-    Ok(narrow.with_metadata("fp16_difference", format!("{worst:.1e} of the largest value, {CHECKED} inputs")))
+    Ok(narrow.with_metadata(&described(format!("{worst:.1e} of the largest value, {CHECKED} inputs"))))
 }
 
 /// Tensors that show how many of them were read.
@@ -188,70 +197,70 @@ fn graph(args: &Export, printer: Printer) -> anyhow::Result<(Exported, Network)>
     };
     let network = network.described_as(architecture);
     // A feature network's tensors are read once for the graph and once for their digest.
-    let reads = if network.architecture.feature_size().is_some() { 2 } else { 1 };
+    let reads = if network.architecture.extractor().is_some() { 2 } else { 1 };
     let total = reads * network.tensors.names().len() as u64;
     let progress = Mutex::new(Some(printer.progress_of("export", "tensors", total)));
     let counted = Arc::new(Counted { tensors: Arc::clone(&network.tensors), progress });
-    let described = Network { tensors: counted.clone(), ..network.described_as(network.architecture.clone()) };
-    let exported = laid_out(args, &described)?;
+    let exported = build(args, &network.with_tensors(counted.clone()))?;
     if let Some(progress) = counted.progress.lock().unwrap_or_else(PoisonError::into_inner).take() {
         progress.finish();
     }
     Ok((exported, network))
 }
 
-fn laid_out(args: &Export, described: &Network) -> anyhow::Result<Exported> {
-    let feature_size = described.architecture.feature_size();
-    let kind = args.kind.unwrap_or(if feature_size.is_some() { Kind::Features } else { Kind::OneStep });
+fn build(args: &Export, network: &Network) -> anyhow::Result<Exported> {
+    let features = network.architecture.extractor().is_some();
+    let kind = args.kind.unwrap_or(if features { Kind::Features } else { Kind::OneStep });
+    ensure_used(args, kind, &network.architecture)?;
     let denoiser = |kind| {
         let sigma_max = args.sigma_max.unwrap_or(Options::default().sigma_max);
         anyhow::ensure!(sigma_max > 0.0, "--sigma-max: expected a number above 0, found {sigma_max}");
-        let options = Options { kind, sigma_max, uint8: args.uint8 };
-        Ok(export::denoiser(described, &options)?)
+        Ok(export::denoiser(network, &Options { kind, sigma_max, uint8: args.uint8 })?)
     };
-    ensure_used(args, kind, &described.architecture)?;
     match kind {
-        Kind::OneStep if matches!(described.architecture, Architecture::StyleGan2(_)) => {
-            let drawing = Drawing {
+        Kind::OneStep if matches!(network.architecture, Architecture::Generator(_)) => {
+            let synthesis = SynthesisOptions {
                 truncation_psi: args.truncation_psi.unwrap_or(1.0),
                 truncation_cutoff: args.truncation_cutoff,
                 noise: args.noise != Some(NoiseArg::None),
             };
-            Ok(export::generator(described, &GeneratorOptions { drawing, uint8: args.uint8 })?)
+            Ok(export::generator(network, &GeneratorOptions { synthesis, uint8: args.uint8 })?)
         }
         Kind::OneStep => denoiser(export::Kind::OneStep),
         Kind::Denoiser => denoiser(export::Kind::Denoiser),
         Kind::Features => {
-            let input_size = args.input_size.or(feature_size).unwrap_or(1);
-            let image_size = args.image_size.unwrap_or(input_size);
-            anyhow::ensure!(input_size > 0 && image_size > 0, "--input-size, --image-size: expected at least 1");
-            let input = args.input.unwrap_or(PixelType::U8);
-            if input == PixelType::F32 && (args.fuse_resize || image_size != input_size) {
-                let what = format!("--input f32: images come at the network's {input_size} pixels, resized before");
-                return Err(with_hint(anyhow::anyhow!(what), "leave out `--image-size` and `--fuse-resize`"));
-            }
-            if described.architecture != Architecture::EfficientNetLite0
-                && image_size != input_size
-                && !args.fuse_resize
-            {
-                let what = format!("images of {image_size} pixels, and a network for {input_size}");
-                let hint = "add `--fuse-resize` to put TensorFlow 1's bilinear resize in front, as the original FID and torch-fidelity have it, or \
-                            `--input f32` to have d2o resize as the protocol does";
-                return Err(with_hint(anyhow::anyhow!(what), hint));
-            }
-            let input = match input {
-                PixelType::U8 => PixelInput::U8,
-                PixelType::F32 => PixelInput::F32,
-            };
-            let activation = args.activation.map(|a| match a {
-                ActivationArg::Gelu => Activation::Gelu,
-                ActivationArg::QuickGelu => Activation::QuickGelu,
-            });
-            let (head_width, taps) = (args.head_width, args.taps);
-            let options = FeatureOptions { input, image_size, input_size, activation, head_width, taps };
-            Ok(export::features(described, &options, &container_sha256(&args.source)?)?)
+            let options = feature_options(args, &network.architecture)?;
+            Ok(export::features(network, &options, &container_sha256(&args.source)?)?)
         }
     }
+}
+
+fn feature_options(args: &Export, architecture: &Architecture) -> anyhow::Result<FeatureOptions> {
+    let extractor = architecture.extractor();
+    let input_size = args.input_size.or(extractor.map(|e| e.input_size())).unwrap_or(1);
+    let image_size = args.image_size.unwrap_or(input_size);
+    anyhow::ensure!(input_size > 0 && image_size > 0, "--input-size, --image-size: expected at least 1");
+    let input = match args.input.unwrap_or(PixelType::U8) {
+        PixelType::U8 => PixelInput::U8,
+        PixelType::F32 => PixelInput::F32,
+    };
+    if input == PixelInput::F32 && (args.fuse_resize || image_size != input_size) {
+        let what = format!("--input f32: images come at the network's {input_size} pixels, resized before");
+        return Err(with_hint(anyhow::anyhow!(what), "leave out `--image-size` and `--fuse-resize`"));
+    }
+    let on_request = extractor.is_some_and(|e| e.preprocessing().resize == Resize::TensorFlow);
+    if on_request && image_size != input_size && !args.fuse_resize {
+        let what = format!("images of {image_size} pixels, and a network for {input_size}");
+        let hint = "add `--fuse-resize` to put TensorFlow 1's bilinear resize in front, as the original FID and torch-fidelity have it, or \
+                    `--input f32` to have d2o resize as the protocol does";
+        return Err(with_hint(anyhow::anyhow!(what), hint));
+    }
+    let activation = args.activation.map(|a| match a {
+        ActivationArg::Gelu => Activation::Gelu,
+        ActivationArg::QuickGelu => Activation::QuickGelu,
+    });
+    let hyperparameters = Hyperparameters { activation, head_width: args.head_width };
+    Ok(FeatureOptions { input, image_size, input_size, hyperparameters, taps: args.taps })
 }
 
 /// Refuses options that a graph of `kind` and `architecture` makes no use of: who gives one expects it to count.
@@ -260,13 +269,11 @@ fn ensure_used(args: &Export, kind: Kind, architecture: &Architecture) -> anyhow
         // There is nothing to use them for; what is wrong with the network is said elsewhere.
         return Ok(());
     }
-    let style = matches!(architecture, Architecture::StyleGan2(_));
+    let style = matches!(architecture, Architecture::Generator(_));
     let features = kind == Kind::Features;
-    let transformer = match architecture {
-        Architecture::VisionTransformer(config) if features => Some(config.family),
-        _ => None,
-    };
-    let tapped = matches!(architecture, Architecture::InceptionV3(_) | Architecture::Vgg16(_));
+    let extractor = architecture.extractor().filter(|_| features);
+    let takes = extractor.map_or_else(Takes::default, |e| e.takes());
+    let resizes = extractor.is_none_or(|e| e.preprocessing().resize == Resize::TensorFlow);
     let given = [
         ("--sigma-max", args.sigma_max.is_some(), kind == Kind::OneStep && !style),
         ("--uint8", args.uint8, !features),
@@ -276,10 +283,10 @@ fn ensure_used(args: &Export, kind: Kind, architecture: &Architecture) -> anyhow
         ("--input", args.input.is_some(), features),
         ("--image-size", args.image_size.is_some(), features),
         ("--input-size", args.input_size.is_some(), features),
-        ("--fuse-resize", args.fuse_resize, features && *architecture != Architecture::EfficientNetLite0),
-        ("--activation", args.activation.is_some(), transformer == Some(Family::Clip)),
-        ("--head-width", args.head_width.is_some(), transformer.is_some()),
-        ("--taps", args.taps, features && (tapped || transformer == Some(Family::Deit))),
+        ("--fuse-resize", args.fuse_resize, features && resizes),
+        ("--activation", args.activation.is_some(), takes.activation),
+        ("--head-width", args.head_width.is_some(), takes.head_width),
+        ("--taps", args.taps, takes.taps),
     ];
     let unused: Vec<_> = given.iter().filter(|(_, given, used)| *given && !used).map(|(name, ..)| *name).collect();
     let what = match kind {
@@ -291,14 +298,14 @@ fn ensure_used(args: &Export, kind: Kind, architecture: &Architecture) -> anyhow
     Ok(())
 }
 
-/// The configuration in `path`; what it leaves out of OpenAI's U-Net is what the shapes tell.
+/// The configuration in `path`, completed by the arguments inferred from tensor shapes.
 fn read_config(path: &std::path::Path, recognised: &Architecture) -> anyhow::Result<Architecture> {
     let json: Value = serde_json::from_slice(&fs::read(path)?)?;
     let class = json.get("class").and_then(Value::as_str).context("no `class`")?;
     let kwargs = json.get("init_kwargs").context("no `init_kwargs`")?;
     match (recognised, kwargs) {
-        (Architecture::OpenAiUNet(found), Value::Object(kwargs)) => {
-            Ok(Architecture::Denoiser(found.completed(class, kwargs)?))
+        (Architecture::Inferred(inferred), Value::Object(kwargs)) => {
+            Ok(Architecture::Denoiser(NetConfig::completed(inferred, class, kwargs)?))
         }
         _ => Ok(Architecture::configured(class, kwargs)?),
     }

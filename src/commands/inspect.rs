@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use d2o_converters::published::{self, WeightsState};
+use d2o_converters::published::WeightsState;
 use d2o_converters::{Architecture, Checkpoint, Network};
+use d2o_onnx::metadata::Kind;
 use d2o_onnx::read::ModelInfo;
 use d2o_refs::batch::{self, ImageDims, ImageSource};
 use d2o_refs::npz;
@@ -52,21 +53,24 @@ fn describe(path: &Path) -> anyhow::Result<Value> {
 fn graph(path: &Path) -> anyhow::Result<Value> {
     let info = ModelInfo::open(path)?;
     let list = |values: &[d2o_onnx::read::ValueInfo]| values.iter().map(|v| v.describe()).collect::<Vec<_>>();
-    let kind = info.metadata.get("kind").map(String::as_str);
+    let described = info.described();
+    let kind = described.as_ref().ok().and_then(|d| d.kind);
     let file = path.display();
     let next = match kind {
-        Some("one-step") => format!("d2o generate {file} --seeds 0-63 --out samples.npz"),
-        Some("denoiser") => format!("d2o generate {file} --sampler heun --seeds 0-63 --out samples.npz"),
-        Some("features") => format!("d2o refs make DATA --extractor {file} --out ref.npz"),
+        Some(Kind::OneStep) => format!("d2o generate {file} --seeds 0-63 --out samples.npz"),
+        Some(Kind::Denoiser) => format!("d2o generate {file} --sampler heun --seeds 0-63 --out samples.npz"),
+        Some(Kind::Features) => format!("d2o refs make DATA --extractor {file} --out ref.npz"),
         _ => format!("d2o verify {file}"),
     };
     let mut value = json!({
-        "file": path, "what": format!("ONNX graph, {}", kind.unwrap_or("not by d2o")), "opset": info.opset, "nodes": info.nodes,
+        "file": path, "what": format!("ONNX graph, {}", kind.map_or("not by d2o", Kind::name)), "opset": info.opset, "nodes": info.nodes,
         "parameters": info.parameters, "inputs": list(&info.inputs), "outputs": list(&info.outputs),
         "metadata": info.metadata, "next": next,
     });
-    if kind == Some("features") {
-        weights(&mut value, &WeightsState::of_metadata(&info.metadata));
+    match described {
+        Ok(metadata) if kind == Some(Kind::Features) => weights(&mut value, &WeightsState::of_metadata(&metadata)),
+        Ok(_) => {}
+        Err(e) => value["problem"] = e.to_string().into(),
     }
     Ok(value)
 }
@@ -74,8 +78,8 @@ fn graph(path: &Path) -> anyhow::Result<Value> {
 /// Adds to `value` whether a feature network's weights are published ones.
 fn weights(value: &mut Value, state: &WeightsState) {
     value["weights"] = state.to_string().into();
-    value[published::WEIGHTS_DIGEST] = state.digest.clone().into();
-    value[published::HEAD_DIGEST] = state.head_digest.clone().into();
+    value["weights_digest"] = state.digest.clone().into();
+    value["head_digest"] = state.head_digest.clone().into();
 }
 
 /// Lists the arrays of an npz that could not be opened as images, for the reason `why`.
@@ -136,11 +140,11 @@ fn checkpoint(path: &Path) -> anyhow::Result<Value> {
         let class = network.architecture.name();
         let (kwargs, problem) = match &network.architecture {
             Architecture::Denoiser(config) => (config.init_kwargs(), Value::Null),
-            Architecture::OpenAiUNet(found) => match &found.config {
-                Some(config) => (config.init_kwargs(), Value::Null),
-                None => (Value::Object(found.kwargs.clone()), found.question().into()),
+            Architecture::Inferred(inferred) => match network.architecture.denoiser() {
+                Ok(config) => (config.init_kwargs(), Value::Null),
+                Err(_) => (Value::Object(inferred.kwargs.clone()), inferred.question.as_str().into()),
             },
-            Architecture::StyleGan2(config) => (config.init_kwargs(), Value::Null),
+            Architecture::Generator(generator) => (generator.init_kwargs(), Value::Null),
             Architecture::Unsupported(why) => (Value::Null, why.as_str().into()),
             _ => (Value::Null, Value::Null),
         };
@@ -156,11 +160,7 @@ fn checkpoint(path: &Path) -> anyhow::Result<Value> {
         networks.push(value);
     }
     // The command for the network that `export` takes by itself, or for the first there is.
-    let usable = |n: &&Network| match &n.architecture {
-        Architecture::Unknown | Architecture::Unsupported(_) => false,
-        Architecture::OpenAiUNet(found) => found.config.is_some(),
-        _ => true,
-    };
+    let usable = |n: &&Network| n.architecture.is_complete();
     let chosen = checkpoint.network(None).ok().filter(usable).or_else(|| checkpoint.networks.iter().find(usable));
     let file = path.display();
     let notes = (!checkpoint.notes.is_empty()).then_some(&checkpoint.notes);

@@ -22,7 +22,8 @@ pub use training::run;
 #[cfg(feature = "train")]
 mod training {
     use anyhow::Context as _;
-    use d2o_converters::config::{NetConfig, SongConfig};
+    use d2o_converters::denoiser::NetConfig;
+    use d2o_converters::generators::song::SongConfig;
     use d2o_converters::{Architecture, Checkpoint};
     use d2o_refs::batch;
     use serde_json::json;

@@ -200,7 +200,7 @@ impl Ends {
                 anyhow::ensure!(width <= limit, "`{path}`: `{name}`: expected at most {limit} values, found {width}");
             }
         }
-        let name = model.metadata.get("extractor").map_or_else(|| path.display().to_string(), Clone::clone);
+        let name = model.described()?.extractor.unwrap_or_else(|| path.display().to_string());
         if name == INCEPTION
             && let Some(classes) = output_dims(model, "logits")
         {
@@ -262,7 +262,7 @@ impl Spec {
     /// # Errors
     /// If it does not take such images, or lacks the output `rule` asks for.
     pub fn record(&self, dims: Option<ImageDims>, rule: &InputRule) -> anyhow::Result<NetworkRecord> {
-        let metadata = &self.model.metadata;
+        let metadata = self.model.described()?;
         let output = match self.role {
             Role::Clip => rule.clip.output(),
             _ => self.features,
@@ -270,13 +270,13 @@ impl Spec {
         let width = output_dims(&self.model, output).with_context(|| {
             format!("`{}` does not have the output `{output}`, which the protocol takes", self.path)
         })?;
-        let input_size = metadata.get("input_size").and_then(|s| s.parse().ok());
+        let input_size = metadata.input_size;
         let inception = self.name == INCEPTION;
         let fits = |size: [usize; 2]| dims.is_some_and(|d| [d.height, d.width] == size);
         let preprocessing = match self.preparation(dims, rule)? {
             Preparation::Bytes => {
                 let own = input_size.is_some_and(|s| fits([s, s]));
-                let resampling = match metadata.get("resize") {
+                let resampling = match &metadata.resize {
                     _ if own => Resampling::None,
                     Some(text) if self.role == Role::Clip && text.contains("crop") => Resampling::ClipCrop,
                     Some(text) => resampling_in_graph(text),
@@ -293,7 +293,7 @@ impl Spec {
                 Preprocessing { resampling, scaling: None, in_graph: false }
             }
         };
-        let weights = WeightsState::of_metadata(metadata);
+        let weights = WeightsState::of_metadata(&metadata);
         Ok(NetworkRecord {
             name: self.name.clone(),
             path: self.path.clone(),
@@ -303,7 +303,7 @@ impl Spec {
             output: output.to_owned(),
             dims: width,
             input_size,
-            precision: metadata.get("precision").map_or_else(|| "fp32".to_owned(), Clone::clone),
+            precision: metadata.precision.unwrap_or_default().name().to_owned(),
             preprocessing,
             runtime: self.runtime.clone(),
         })

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use d2o_converters::config::Quantiser;
-use d2o_converters::nn::stylegan2;
+use d2o_converters::generators::latent::LatentGenerator as _;
+use d2o_converters::generators::stylegan2::StyleGan2Config;
 use d2o_onnx::graph::Dim;
+use d2o_onnx::metadata::{Kind, Quantiser};
 use d2o_onnx::read::ModelInfo;
 use d2o_onnx::session::Session;
 use d2o_refs::batch::{ImageDims, container_sha256};
@@ -36,18 +37,20 @@ pub fn values_of(name: &str, dims: &[usize]) -> anyhow::Result<usize> {
     })
 }
 
-/// The quantiser that belongs to a model, from its metadata; EDM's if it names none.
-#[must_use]
-pub fn quantiser_of(info: &ModelInfo) -> Quantiser {
-    info.metadata.get("quantiser").and_then(|name| Quantiser::named(name)).unwrap_or(Quantiser::Edm)
-}
-
-/// Says what a model is for, from its metadata.
+/// The quantiser of a model's images, from its metadata; EDM's if it records none.
 ///
 /// # Errors
-/// If it is none of d2o's graphs.
-pub fn kind_of(info: &ModelInfo) -> anyhow::Result<&str> {
-    info.metadata.get("kind").map(String::as_str).context("the graph carries no `kind`: it was not exported by d2o")
+/// Metadata that are not of their type.
+pub fn quantiser_of(info: &ModelInfo) -> anyhow::Result<Quantiser> {
+    Ok(info.described()?.quantiser.unwrap_or(Quantiser::Edm))
+}
+
+/// The function of a model, from its metadata.
+///
+/// # Errors
+/// If it is not one of d2o's graphs.
+pub fn kind_of(info: &ModelInfo) -> anyhow::Result<Kind> {
+    info.described()?.kind.context("the graph carries no `kind`: it was not exported by d2o")
 }
 
 /// How images are made.
@@ -112,14 +115,14 @@ impl Plan {
             return Err(with_hint(anyhow::anyhow!("no seeds"), "name them with --seeds, e.g. --seeds 0-49999"));
         };
         let noise_first = matches!(sampler, Sampler::Consistency(_));
-        let stylegan = info.metadata.get("class").is_some_and(|c| c == stylegan2::CLASS);
+        let stylegan = info.described()?.class.is_some_and(|c| c == StyleGan2Config::CLASS);
         let rng = args.rng.unwrap_or(if stylegan { Rng::Numpy } else { Rng::TorchCpu });
         let rng = Family::settle(rng, args.rng_gpu, latent.iter().product(), cuda_devices)?;
         let drawing = Drawing { dims: latent, classes, class: args.class, rng, noise_first, given };
         let quantiser = match args.quantise {
             Some(Quantise::Edm) => Quantiser::Edm,
             Some(Quantise::Openai) => Quantiser::OpenAi,
-            None => quantiser_of(info),
+            None => quantiser_of(info)?,
         };
         Ok(Self { seeds, drawing, dims, sampler, quantiser })
     }
@@ -139,7 +142,7 @@ impl Plan {
         let threads = rng.threads(self.drawing.dims.iter().product());
         let latents = args.latents.as_deref().map(container_sha256).transpose()?;
         Ok(json!({
-            "d2o": env!("CARGO_PKG_VERSION"), "model_sha256": container_sha256(model)?, "network": info.metadata.get("class"),
+            "d2o": env!("CARGO_PKG_VERSION"), "model_sha256": container_sha256(model)?, "network": info.described()?.class,
             "runtime": runtime, "seeds": Seeds::text(&self.seeds), "rng": rng.name(), "rng_gpu_threads": threads, "latents_sha256": latents, "class": args.class,
             "sampler": self.sampler, "evaluations": self.sampler.evaluations(), "quantiser": self.quantiser.name(),
         }))
@@ -193,14 +196,15 @@ impl Plan {
 /// The sampler that `args` ask for around a graph.
 fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> {
     use request::Sampler as Asked;
-    let class = info.metadata.get("class").map(String::as_str);
-    let kwargs: Value = info.metadata.get("init_kwargs").and_then(|t| serde_json::from_str(t).ok()).unwrap_or_default();
-    let karras = class == Some("KarrasDenoiser");
+    let metadata = info.described()?;
+    let kwargs =
+        metadata.init_kwargs.as_deref().and_then(|t| serde_json::from_str::<Value>(t).ok()).unwrap_or_default();
+    let karras = metadata.class.as_deref() == Some("KarrasDenoiser");
     let distilled = karras && kwargs.get("distillation") == Some(&Value::Bool(true));
     let one_step = match kind_of(info)? {
-        "one-step" => true,
-        "denoiser" => false,
-        kind => anyhow::bail!("the graph is of kind {kind}, not a generator"),
+        Kind::OneStep => true,
+        Kind::Denoiser => false,
+        kind => anyhow::bail!("the graph is of kind {}, not a generator", kind.name()),
     };
     let asked = match (args.sampler, one_step) {
         (None, true) => Asked::OneStep,
@@ -240,8 +244,12 @@ fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> 
     Ok(match asked {
         Asked::OneStep if one_step => Sampler::Graph,
         Asked::Sid if one_step => {
-            let sigma = info.metadata.get("sigma_max").map_or("nothing", String::as_str);
-            anyhow::ensure!(sigma == "2.5", "SiD starts from noise level 2.5, the graph from {sigma}: export it anew");
+            let sigma = metadata.sigma_max;
+            let found = sigma.map_or_else(|| "none".to_owned(), |s| s.to_string());
+            anyhow::ensure!(
+                sigma == Some(2.5),
+                "SiD starts from noise level 2.5, the graph from {found}: export it again with `--sigma-max 2.5`"
+            );
             Sampler::Graph
         }
         Asked::OneStep => Sampler::OneStep { sigma: grid.sigma_max },

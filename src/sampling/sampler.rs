@@ -285,19 +285,12 @@ impl Range {
     /// # Errors
     /// Metadata that are no numbers; a denoiser of discrete levels that does not tell them.
     pub fn of(model: &ModelInfo) -> anyhow::Result<Self> {
-        let number = |key: &str, default: f64| -> anyhow::Result<f64> {
-            let text = model.metadata.get(key);
-            text.map_or(Ok(default), |t| {
-                t.parse().map_err(|_| anyhow::anyhow!("metadata `{key}`: `{t}` is not a number"))
-            })
-        };
-        let levels = match model.metadata.get("net_levels") {
-            Some(text) => Some(serde_json::from_str(text).map_err(|e| anyhow::anyhow!("metadata `net_levels`: {e}"))?),
-            None => None,
-        };
-        let discrete = model.metadata.get("class").is_some_and(|c| c == "iDDPMPrecond");
+        let metadata = model.described()?;
+        let discrete = metadata.class.as_deref() == Some("iDDPMPrecond");
+        let levels = metadata.net_levels;
         anyhow::ensure!(!discrete || levels.is_some(), "the graph does not carry its noise levels: export it again");
-        let (sigma_min, sigma_max) = (number("net_sigma_min", 0.0)?, number("net_sigma_max", f64::INFINITY)?);
+        let sigma_min = metadata.net_sigma_min.unwrap_or(0.0);
+        let sigma_max = metadata.net_sigma_max.unwrap_or(f64::INFINITY);
         Ok(Self { sigma_min, sigma_max, levels })
     }
 

@@ -1,9 +1,9 @@
-//! `Backend` on libtorch: networks run as they are laid out, with autograd.
+//! `Backend` on libtorch: operations run at once, with autograd.
 
+use d2o_converters::backend::{Backend, Binary, Cast, Conv2d, Pool, PoolKind, Sampling, Unary};
 use d2o_converters::error::{Error, Result};
-use d2o_converters::nn::{Backend, Conv2d, Pool};
 use d2o_converters::weights::{Init, LoadReport, Scope, Weights};
-use d2o_onnx::ops::{Sampling, interpolation};
+use d2o_onnx::ops::interpolation;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::numerics::Numerics;
@@ -18,7 +18,7 @@ impl Clone for Value {
     }
 }
 
-/// What a named tensor of a network is for.
+/// Role of a named tensor of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Trained by gradients and averaged by EMA.
@@ -29,7 +29,7 @@ pub enum Role {
     Buffer,
 }
 
-/// A tensor the network asked for while it was laid out.
+/// A tensor that a network took when it was built.
 #[derive(Debug)]
 pub struct Named {
     /// Full path.
@@ -40,7 +40,7 @@ pub struct Named {
     pub role: Role,
 }
 
-/// The back end: weights for laying out, a mode for running.
+/// The backend: weights for building networks, a mode for running them.
 #[derive(Debug)]
 pub struct LibTorch {
     device: Device,
@@ -51,7 +51,7 @@ pub struct LibTorch {
 }
 
 impl LibTorch {
-    /// For laying a network out over `weights` on `device`.
+    /// For building a network over `weights` on `device`.
     #[must_use]
     pub fn with_weights(weights: Weights, device: Device) -> Self {
         Self { device, weights: Some(weights), tensors: Vec::new(), scope: Scope::root(), train: false }
@@ -63,13 +63,13 @@ impl LibTorch {
         self.train
     }
 
-    /// For running networks already laid out; `train` turns dropout and spectral norm's power iterations on.
+    /// For running networks that are built; `train` turns dropout and spectral norm's power iterations on.
     #[must_use]
     pub fn running(device: Device, train: bool) -> Self {
         Self { device, weights: None, tensors: Vec::new(), scope: Scope::root(), train }
     }
 
-    /// Ends the lay-out: the tensors in order of request, and the report of a clean load.
+    /// The tensors in order of request, and the report of a clean load.
     ///
     /// # Errors
     /// `UnusedTensors` if the checkpoint holds more than the network took.
@@ -125,22 +125,22 @@ pub fn values_of(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
     Ok(values)
 }
 
-/// Bilinear resizing as products with the matrices that exported graphs have.
-fn resize_by_products(x: &Tensor, [tall, wide]: [usize; 2], align_corners: bool) -> Result<Tensor, TchError> {
-    let sampling = if align_corners { Sampling::AlignCorners } else { Sampling::HalfPixel };
+/// Bilinear resizing by products with the matrices that exported graphs have.
+fn resize_by_products(x: &Tensor, [tall, wide]: [usize; 2], sampling: Sampling) -> Result<Tensor, TchError> {
     let matrix = |from: i64, to: usize| {
         let from = usize::try_from(from).unwrap_or_default();
         tensor_of(&interpolation(from, to, sampling), &[to, from], x.device())
     };
     let (_, _, height, width) = x.size4()?;
-    matrix(height, tall)?.f_matmul(&x.f_matmul(&matrix(width, wide)?.f_tr()?)?)
+    let x = if width == int(wide) { x.shallow_clone() } else { x.f_matmul(&matrix(width, wide)?.f_tr()?)? };
+    if height == int(tall) { Ok(x) } else { matrix(height, tall)?.f_matmul(&x) }
 }
 
 fn ints(dims: &[usize]) -> Vec<i64> {
     dims.iter().map(|d| int(*d)).collect()
 }
 
-fn int(n: usize) -> i64 {
+pub(super) fn int(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
@@ -158,10 +158,6 @@ impl Backend for LibTorch {
         Ok(values)
     }
 
-    fn state(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Value> {
-        self.named(scope, name, dims, init, Role::State)
-    }
-
     fn constant(&mut self, _scope: &Scope, _name: &str, dims: &[usize], data: Vec<f32>) -> Result<Value> {
         self.value("constant", tensor_of(&data, dims, self.device))
     }
@@ -174,11 +170,11 @@ impl Backend for LibTorch {
         x.0.size().get(axis).and_then(|d| usize::try_from(*d).ok())
     }
 
-    fn conv2d(&mut self, x: &Value, w: &Value, bias: Option<&Value>, how: Conv2d) -> Result<Value> {
-        let [top, left, bottom, right] = how.pads.map(int);
-        let stride = int(how.stride);
+    fn conv2d(&mut self, x: &Value, w: &Value, bias: Option<&Value>, options: Conv2d) -> Result<Value> {
+        let [top, left, bottom, right] = options.pads.map(int);
+        let stride = int(options.stride);
         let run = |x: &Tensor, pad: [i64; 2]| {
-            x.f_conv2d(&w.0, bias.map(|b| &b.0), [stride, stride], pad, [1, 1], int(how.groups))
+            x.f_conv2d(&w.0, bias.map(|b| &b.0), [stride, stride], pad, [1, 1], int(options.groups))
         };
         let out = if top == bottom && left == right {
             run(&x.0, [top, left])
@@ -188,22 +184,26 @@ impl Backend for LibTorch {
         self.value("conv2d", out)
     }
 
-    fn conv_transpose2d(&mut self, x: &Value, w: &Value, how: Conv2d) -> Result<Value> {
-        let (pad, stride) = (int(how.pads[0]), int(how.stride));
+    fn conv_transpose2d(&mut self, x: &Value, w: &Value, options: Conv2d) -> Result<Value> {
+        let [pad, ..] = options.pads;
+        if options.pads != [pad; 4] {
+            let what = format!("`conv_transpose2d`: expected four equal pads, found {:?}", options.pads);
+            return Err(Error::Config { what });
+        }
+        let (pad, stride) = (int(pad), int(options.stride));
         let none: Option<&Tensor> = None;
-        let out = x.0.f_conv_transpose2d(&w.0, none, [stride, stride], [pad, pad], [0, 0], int(how.groups), [1, 1]);
+        let out = x.0.f_conv_transpose2d(&w.0, none, [stride, stride], [pad, pad], [0, 0], int(options.groups), [1, 1]);
         self.value("conv_transpose2d", out)
     }
 
-    fn max_pool2d(&mut self, x: &Value, how: Pool) -> Result<Value> {
-        let (k, s, p) = (int(how.kernel), int(how.stride), int(how.pad));
-        self.value("max_pool2d", x.0.f_max_pool2d([k, k], [s, s], [p, p], [1, 1], false))
-    }
-
-    fn avg_pool2d(&mut self, x: &Value, how: Pool) -> Result<Value> {
-        let (k, s, p) = (int(how.kernel), int(how.stride), int(how.pad));
+    fn pool2d(&mut self, kind: PoolKind, x: &Value, window: Pool) -> Result<Value> {
+        let (k, s, p) = (int(window.kernel), int(window.stride), int(window.pad));
         let by_count: Option<i64> = None;
-        self.value("avg_pool2d", x.0.f_avg_pool2d([k, k], [s, s], [p, p], false, false, by_count))
+        let out = match kind {
+            PoolKind::Max => x.0.f_max_pool2d([k, k], [s, s], [p, p], [1, 1], false),
+            PoolKind::Average => x.0.f_avg_pool2d([k, k], [s, s], [p, p], false, false, by_count),
+        };
+        self.value(kind.name(), out)
     }
 
     fn linear(&mut self, x: &Value, w: &Value, bias: Option<&Value>) -> Result<Value> {
@@ -218,41 +218,29 @@ impl Backend for LibTorch {
         self.value("group_norm", x.0.f_group_norm(int(groups), Some(&weight.0), Some(&bias.0), eps, true))
     }
 
-    fn batch_norm(&mut self, x: &Value, eps: f64, weight: &Value, bias: &Value) -> Result<Value> {
-        let none: Option<&Tensor> = None;
-        self.value("batch_norm", x.0.f_batch_norm(Some(&weight.0), Some(&bias.0), none, none, true, 0.1, eps, true))
-    }
-
-    fn spectral_norm(&mut self, w: &Value, u: &Value, v: &Value) -> Result<Value> {
-        let run = || {
-            let matrix = w.0.f_reshape([w.0.size()[0], -1])?;
-            if self.train {
-                let _guard = tch::no_grad_guard();
-                let unit = |x: Tensor| -> Result<Tensor, TchError> {
-                    let norm = x.f_norm()?.f_clamp_min(1e-12)?;
-                    x.f_div(&norm)
-                };
-                v.0.shallow_clone().f_copy_(&unit(matrix.f_tr()?.f_mv(&u.0)?)?)?;
-                u.0.shallow_clone().f_copy_(&unit(matrix.f_mv(&v.0)?)?)?;
-            }
-            // Copies: a later power iteration must not change what autograd keeps.
-            let (u, v) = (u.0.copy(), v.0.copy());
-            let sigma = u.f_dot(&matrix.f_mv(&v)?)?;
-            w.0.f_div(&sigma)
-        };
-        self.value("spectral_norm", run())
-    }
-
     fn dropout(&mut self, x: &Value, p: f64) -> Result<Value> {
         if self.train && p > 0.0 { self.value("dropout", x.0.f_dropout(p, true)) } else { Ok(x.clone()) }
     }
 
-    fn silu(&mut self, x: &Value) -> Result<Value> {
-        self.value("silu", x.0.f_silu())
+    fn unary(&mut self, function: Unary, x: &Value) -> Result<Value> {
+        let out = match function {
+            Unary::Silu => x.0.f_silu(),
+            Unary::Gelu => x.0.f_gelu("none"),
+            Unary::Log => x.0.f_log(),
+            Unary::Sqrt => x.0.f_sqrt(),
+            Unary::Cos => x.0.f_cos(),
+            Unary::Sin => x.0.f_sin(),
+        };
+        self.value(function.name(), out)
     }
 
-    fn gelu(&mut self, x: &Value) -> Result<Value> {
-        self.value("gelu", x.0.f_gelu("none"))
+    fn binary(&mut self, function: Binary, a: &Value, b: &Value) -> Result<Value> {
+        let out = match function {
+            Binary::Add => a.0.f_add(&b.0),
+            Binary::Mul => a.0.f_mul(&b.0),
+            Binary::Div => a.0.f_div(&b.0),
+        };
+        self.value(function.name(), out)
     }
 
     fn clamp(&mut self, x: &Value, low: f64, high: f64) -> Result<Value> {
@@ -261,36 +249,8 @@ impl Backend for LibTorch {
     }
 
     fn leaky_relu(&mut self, x: &Value, slope: f64) -> Result<Value> {
-        let run = || x.0.f_maximum(&x.0.f_mul_scalar(slope)?);
+        let run = || x.0.f_prelu(&Tensor::f_full([1], slope, (x.0.kind(), x.0.device()))?);
         self.value("leaky_relu", run())
-    }
-
-    fn log(&mut self, x: &Value) -> Result<Value> {
-        self.value("log", x.0.f_log())
-    }
-
-    fn sqrt(&mut self, x: &Value) -> Result<Value> {
-        self.value("sqrt", x.0.f_sqrt())
-    }
-
-    fn cos(&mut self, x: &Value) -> Result<Value> {
-        self.value("cos", x.0.f_cos())
-    }
-
-    fn sin(&mut self, x: &Value) -> Result<Value> {
-        self.value("sin", x.0.f_sin())
-    }
-
-    fn add(&mut self, a: &Value, b: &Value) -> Result<Value> {
-        self.value("add", a.0.f_add(&b.0))
-    }
-
-    fn mul(&mut self, a: &Value, b: &Value) -> Result<Value> {
-        self.value("mul", a.0.f_mul(&b.0))
-    }
-
-    fn div(&mut self, a: &Value, b: &Value) -> Result<Value> {
-        self.value("div", a.0.f_div(&b.0))
     }
 
     fn scale(&mut self, x: &Value, factor: f64) -> Result<Value> {
@@ -299,15 +259,6 @@ impl Backend for LibTorch {
 
     fn offset(&mut self, x: &Value, term: f64) -> Result<Value> {
         self.value("offset", x.0.f_add_scalar(term))
-    }
-
-    fn channel_statistics(&mut self, x: &Value) -> Result<(Vec<f32>, Vec<f32>)> {
-        let axes: &[i64] = &[0, 2, 3];
-        let run = || {
-            let variances = x.0.f_var_dim(axes, true, false)?;
-            Ok((values_of(&x.0.f_mean_dim(axes, false, Kind::Float)?)?, values_of(&variances)?))
-        };
-        self.ok("channel_statistics", run())
     }
 
     fn softmax(&mut self, x: &Value, axis: usize) -> Result<Value> {
@@ -335,21 +286,81 @@ impl Backend for LibTorch {
         self.value("transpose", x.0.f_permute(ints(perm)))
     }
 
-    fn resize_bilinear(&mut self, x: &Value, size: [usize; 2], align_corners: bool) -> Result<Value> {
-        // Its gradient adds atomically on CUDA, in whatever order threads come.
-        let resized = if Numerics::current().deterministic {
-            resize_by_products(&x.0, size, align_corners)
+    fn resize_bilinear(&mut self, x: &Value, size: [usize; 2], sampling: Sampling) -> Result<Value> {
+        let aligned = sampling == Sampling::AlignCorners;
+        // The gradient of libtorch's own adds atomically on CUDA, in whatever order threads come.
+        let resized = if sampling == Sampling::Asymmetric || Numerics::current().deterministic {
+            resize_by_products(&x.0, size, sampling)
         } else {
-            x.0.f_upsample_bilinear2d(size.map(int), align_corners, None, None)
+            x.0.f_upsample_bilinear2d(size.map(int), aligned, None, None)
         };
         self.value("resize_bilinear", resized)
     }
 
-    fn u8_to_f32(&mut self, x: &Value) -> Result<Value> {
-        self.value("u8_to_f32", x.0.f_to_kind(Kind::Float))
+    fn cast(&mut self, cast: Cast, x: &Value) -> Result<Value> {
+        let out = match cast {
+            Cast::ToF32 => x.0.f_to_kind(Kind::Float),
+            Cast::ToU8 => x.0.f_clamp(0.0, 255.0).and_then(|x| x.f_to_kind(Kind::Uint8)),
+        };
+        self.value("cast", out)
+    }
+}
+
+/// Operations of training alone.
+impl LibTorch {
+    /// Tensor `scope.name` that is not trained by gradients.
+    ///
+    /// # Errors
+    /// Those of [`Weights::take`].
+    pub fn state(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Value> {
+        self.named(scope, name, dims, init, Role::State)
     }
 
-    fn f32_to_u8(&mut self, x: &Value) -> Result<Value> {
-        self.value("f32_to_u8", x.0.f_clamp(0.0, 255.0).and_then(|x| x.f_to_kind(Kind::Uint8)))
+    /// Normalises each channel of `x [N, C, H, W]` with the statistics of this batch (biased variance), then scales and shifts it.
+    ///
+    /// # Errors
+    /// `Engine`.
+    pub fn batch_norm(&mut self, x: &Value, eps: f64, weight: &Value, bias: &Value) -> Result<Value> {
+        let none: Option<&Tensor> = None;
+        self.value("batch_norm", x.0.f_batch_norm(Some(&weight.0), Some(&bias.0), none, none, true, 0.1, eps, true))
+    }
+
+    /// `w [O, ..]` divided by `uᵀ W v`, its spectral norm as `u [O]` and `v [I·k·k]` estimate it.
+    ///
+    /// In training mode `u` and `v` first advance by one power iteration (Miyato et al. 2018; eps 1e-12).
+    ///
+    /// # Errors
+    /// `Engine`.
+    pub fn spectral_norm(&mut self, w: &Value, u: &Value, v: &Value) -> Result<Value> {
+        let run = || {
+            let matrix = w.0.f_reshape([w.0.size()[0], -1])?;
+            if self.train {
+                let _guard = tch::no_grad_guard();
+                let unit = |x: Tensor| -> Result<Tensor, TchError> {
+                    let norm = x.f_norm()?.f_clamp_min(1e-12)?;
+                    x.f_div(&norm)
+                };
+                v.0.shallow_clone().f_copy_(&unit(matrix.f_tr()?.f_mv(&u.0)?)?)?;
+                u.0.shallow_clone().f_copy_(&unit(matrix.f_mv(&v.0)?)?)?;
+            }
+            // Copies: a later power iteration must not change what autograd keeps.
+            let (u, v) = (u.0.copy(), v.0.copy());
+            let sigma = u.f_dot(&matrix.f_mv(&v)?)?;
+            w.0.f_div(&sigma)
+        };
+        self.value("spectral_norm", run())
+    }
+
+    /// Mean and unbiased variance of each channel of `x [N, C, H, W]`, over N, H and W.
+    ///
+    /// # Errors
+    /// `Engine`.
+    pub fn channel_statistics(&mut self, x: &Value) -> Result<(Vec<f32>, Vec<f32>)> {
+        let axes: &[i64] = &[0, 2, 3];
+        let run = || {
+            let variances = x.0.f_var_dim(axes, true, false)?;
+            Ok((values_of(&x.0.f_mean_dim(axes, false, Kind::Float)?)?, values_of(&variances)?))
+        };
+        self.ok("channel_statistics", run())
     }
 }

@@ -1,10 +1,10 @@
 //! Losses: EDM's denoising loss, D2O's adversarial ones, R1.
 
+use d2o_converters::denoiser::{Denoiser, Sigma};
 use d2o_converters::error::Result as NetResult;
-use d2o_converters::nn::discriminator::{MultiScaleHeads, Projector};
-use d2o_converters::nn::precond::{Denoiser, Sigma};
 use tch::{Kind, Tensor};
 
+use super::discriminator::{MultiScaleHeads, Projector};
 use super::libtorch::{LibTorch, Value};
 
 /// EDM's noise distribution, ln σ ~ N(−1.2, 1.2²).
@@ -65,9 +65,9 @@ pub fn r1_penalty(logits: &Tensor, images: &Tensor, gamma: f64) -> Result<Tensor
 #[derive(Debug)]
 pub struct Critic {
     /// Frozen part.
-    pub projector: Projector<Value>,
+    pub projector: Projector,
     /// Trained part.
-    pub heads: MultiScaleHeads<Value>,
+    pub heads: MultiScaleHeads,
 }
 
 impl Critic {
@@ -160,7 +160,7 @@ pub fn edm_loss(
 
 #[cfg(test)]
 mod tests {
-    use d2o_converters::config::NetConfig;
+    use d2o_converters::denoiser::NetConfig;
     use d2o_converters::weights::Weights;
 
     use super::*;

@@ -1,33 +1,50 @@
-//! A checkpoint's network on libtorch, run as a session.
+//! A checkpoint's network on libtorch, run as a session: a forward pass that shares no graph with the exported one.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
-use d2o_converters::nn::precond::{Denoiser, Sigma};
+use d2o_converters::backend::{Backend as _, Cast};
+use d2o_converters::denoiser::{Denoiser, Sigma};
+use d2o_converters::export::quantised;
+use d2o_converters::extractors::{Activation, Hyperparameters, Named};
+use d2o_converters::generators::latent::SynthesisOptions;
+use d2o_converters::preprocess::channels_first;
+use d2o_converters::registry::{Extractor, ExtractorNet, LatentNet};
 use d2o_converters::weights::Weights;
-use d2o_converters::{Checkpoint, Network};
+use d2o_converters::{Architecture, Checkpoint, Network};
+use d2o_onnx::metadata::{Kind, Metadata, Noise, Quantiser};
 use d2o_onnx::read::ModelInfo;
 use d2o_onnx::session::{Session, Tensor};
 use ndarray::ArrayD;
-use tch::{Device, TchError};
+use tch::Device;
 
 use super::libtorch::{LibTorch, Value, tensor_of, values_of};
 
 const NAME: &str = "libtorch";
 
-/// A denoiser laid out from its checkpoint, with the inputs and outputs of the graph exported from it.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// A network built from its checkpoint, with the inputs and outputs of the graph exported from it.
 pub struct LibTorchSession {
     info: ModelInfo,
-    net: Denoiser<Value>,
-    /// Noise level of a one-step generator; `None` for a denoiser.
-    sigma_max: Option<f64>,
+    quantiser: Quantiser,
+    net: Net,
+}
+
+#[allow(clippy::large_enum_variant, reason = "one per session")]
+enum Net {
+    /// `sigma_max` of a one-step generator; none for a denoiser.
+    Denoiser(Denoiser<Value>, Option<f64>),
+    Generator(LatentNet<Value>, SynthesisOptions),
+    Extractor(Extractor, ExtractorNet<Value>, usize),
 }
 
 impl LibTorchSession {
-    /// Lays out the network `ema` of `checkpoint` for the inputs and outputs of the graph at `model`.
+    /// Builds the network `ema` of `checkpoint` for the inputs and outputs of the graph at `model`.
     ///
     /// # Errors
-    /// A checkpoint without a denoiser; one of another class than the graph's; a graph of another kind.
+    /// A checkpoint of another network than the graph's; a graph that d2o did not export.
     pub fn open(model: &Path, checkpoint: &Path) -> anyhow::Result<Self> {
         let describe = || format!("cannot run `{}` on libtorch", checkpoint.display());
         let opened = Checkpoint::open(checkpoint).with_context(describe)?;
@@ -35,53 +52,134 @@ impl LibTorchSession {
         Self::of(model, network).with_context(describe)
     }
 
-    /// Lays out `network` for the inputs and outputs of the graph at `model`.
+    /// Builds `network` for the inputs and outputs of the graph at `model`.
     ///
     /// # Errors
-    /// A network that is no denoiser, or of another class than the graph's; a graph of another kind.
+    /// Another network than the graph's; a graph that d2o did not export.
     pub fn of(model: &Path, network: &Network) -> anyhow::Result<Self> {
-        let mut info = ModelInfo::open(model)?;
-        let config = network.denoiser_config()?;
-        let (name, sigma_max) = match info.metadata.get("kind").map(String::as_str) {
-            Some("one-step") => {
-                let sigma = info.metadata.get("sigma_max").context("the graph does not say where it starts from")?;
-                ("images", Some(sigma.parse().context("`sigma_max`")?))
-            }
-            Some("denoiser") => ("denoised", None),
-            kind => anyhow::bail!("libtorch runs denoisers and one-step generators, the graph is of kind {kind:?}"),
+        let info = ModelInfo::open(model)?;
+        let metadata = info.described()?;
+        let weights = Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "");
+        let mut b = LibTorch::with_weights(weights, Device::Cpu);
+        let net = match metadata.kind {
+            Some(Kind::OneStep | Kind::Denoiser) => Self::generator(&mut b, network, &metadata)?,
+            Some(Kind::Features) => Self::extractor(&mut b, network, &metadata)?,
+            kind => anyhow::bail!("expected a graph of a generator, denoiser or feature network, found {kind:?}"),
         };
-        let class = info.metadata.get("class").map(String::as_str);
-        anyhow::ensure!(class == Some(config.class()), "the graph holds {class:?}, the checkpoint {}", config.class());
-        let tensors = Box::new(std::sync::Arc::clone(&network.tensors));
-        let mut b = LibTorch::with_weights(Weights::checkpoint(tensors, ""), Device::Cpu);
-        let net = Denoiser::build(&mut b, config)?;
         b.finish()?;
-        info.outputs.retain(|o| o.name == name);
-        Ok(Self { info, net, sigma_max })
+        Ok(Self { info, quantiser: metadata.quantiser.unwrap_or(Quantiser::Edm), net })
     }
 
-    fn forward(&self, inputs: &[(&str, Tensor)]) -> Result<Tensor, Box<dyn std::error::Error + Send + Sync>> {
-        let _no_grad = tch::no_grad_guard();
-        let value = |name: &str| -> Result<Option<Value>, TchError> {
-            let found = inputs.iter().find(|(n, _)| *n == name).and_then(|(_, t)| t.as_f32());
-            let as_value = |a: ndarray::ArrayViewD<'_, f32>| {
-                tensor_of(a.as_standard_layout().as_slice().unwrap_or(&[]), a.shape(), Device::Cpu).map(Value)
-            };
-            found.map(as_value).transpose()
+    fn generator(b: &mut LibTorch, network: &Network, metadata: &Metadata) -> anyhow::Result<Net> {
+        let same = |class: &str| {
+            let found = metadata.class.as_deref();
+            anyhow::ensure!(found == Some(class), "the graph holds {found:?}, the checkpoint {class}");
+            Ok(())
         };
-        let needed = |name: &str, v: Option<Value>| v.ok_or_else(|| format!("input `{name}` is missing"));
-        let labels = value("class_labels")?;
+        if let Architecture::Generator(generator) = &network.architecture {
+            same(generator.class())?;
+            let options = SynthesisOptions {
+                truncation_psi: metadata.truncation_psi.unwrap_or(1.0),
+                truncation_cutoff: metadata.truncation_cutoff,
+                noise: metadata.noise != Some(Noise::None),
+            };
+            return Ok(Net::Generator(generator.build(b)?, options));
+        }
+        let config = network.architecture.denoiser()?;
+        same(config.class())?;
+        let sigma_max = match metadata.kind {
+            Some(Kind::OneStep) => Some(metadata.sigma_max.context("the graph does not say where it starts from")?),
+            _ => None,
+        };
+        Ok(Net::Denoiser(Denoiser::build(b, &config)?, sigma_max))
+    }
+
+    fn extractor(b: &mut LibTorch, network: &Network, metadata: &Metadata) -> anyhow::Result<Net> {
+        let Architecture::Extractor(extractor) = &network.architecture else {
+            anyhow::bail!("the checkpoint holds {}, the graph a feature network", network.architecture.name());
+        };
+        let activation = metadata.activation.as_deref().and_then(Activation::named);
+        let given = Hyperparameters { activation, head_width: metadata.head_width };
+        let extractor = extractor.clone().completed(&given)?;
+        let (found, name) = (metadata.extractor.as_deref(), extractor.name());
+        anyhow::ensure!(found == Some(&name), "the graph holds {found:?}, the checkpoint {name}");
+        let size = metadata.input_size.unwrap_or_else(|| extractor.input_size());
+        let net = extractor.build(b, size)?;
+        Ok(Net::Extractor(extractor, net, size))
+    }
+
+    fn forward(&self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, Failure> {
+        let _no_grad = tch::no_grad_guard();
+        let given = |name: &str| inputs.iter().find(|(n, _)| *n == name).map(|(_, t)| value(t)).transpose();
+        let needed = |name: &str| given(name)?.ok_or_else(|| Failure::from(format!("input `{name}` is missing")));
         let mut b = LibTorch::running(Device::Cpu, false);
-        let out = match self.sigma_max {
-            Some(sigma) => self.net.one_step(&mut b, &needed("latents", value("latents")?)?, sigma, labels.as_ref())?,
-            None => {
-                let sigma = Sigma::PerImage(needed("sigma", value("sigma")?)?);
-                self.net.denoise(&mut b, &needed("x", value("x")?)?, &sigma, labels.as_ref())?
+        let outputs: Named<Value> = match &self.net {
+            Net::Denoiser(net, Some(sigma)) => {
+                let labels = given("class_labels")?;
+                let images = net.one_step(&mut b, &needed("latents")?, *sigma, labels.as_ref())?;
+                self.with_bytes(&mut b, "images", images)?
+            }
+            Net::Denoiser(net, None) => {
+                let (labels, sigma) = (given("class_labels")?, Sigma::PerImage(needed("sigma")?));
+                let denoised = net.denoise(&mut b, &needed("x")?, &sigma, labels.as_ref())?;
+                self.with_bytes(&mut b, "denoised", denoised)?
+            }
+            Net::Generator(net, options) => {
+                let labels = given("class_labels")?;
+                let images = net.forward(&mut b, &needed("latents")?, labels.as_ref(), options)?;
+                self.with_bytes(&mut b, "images", images)?
+            }
+            Net::Extractor(extractor, net, size) => {
+                let x = match given("images_u8")? {
+                    Some(bytes) => channels_first(&mut b, &bytes, true)?,
+                    None => channels_first(&mut b, &needed("images_f32")?, false)?,
+                };
+                let x = extractor.preprocessing().apply(&mut b, &x, *size)?;
+                extractor.outputs(net, &mut b, &x, true)?
             }
         };
-        let dims: Vec<usize> = out.0.size().iter().map(|d| usize::try_from(*d)).collect::<Result<_, _>>()?;
-        Ok(Tensor::F32(ArrayD::from_shape_vec(dims, values_of(&out.0)?)?))
+        let wanted = |name: &str| outputs.iter().find(|(n, _)| n == name);
+        self.info
+            .outputs
+            .iter()
+            .map(|o| {
+                let (name, value) = wanted(&o.name).ok_or_else(|| format!("the network has no output `{}`", o.name))?;
+                Ok((name.clone(), tensor(value)?))
+            })
+            .collect()
     }
+
+    /// `images` called `name`, and their bytes if the graph gives them.
+    fn with_bytes(&self, b: &mut LibTorch, name: &str, images: Value) -> Result<Named<Value>, Failure> {
+        let mut outputs = Vec::new();
+        if self.info.output("images_u8").is_some() {
+            outputs.push(("images_u8".to_owned(), quantised(b, &images, self.quantiser)?));
+        }
+        outputs.push((name.to_owned(), images));
+        Ok(outputs)
+    }
+}
+
+/// `tensor` on the CPU.
+fn value(tensor: &Tensor) -> Result<Value, Failure> {
+    let values: Vec<f32> = match tensor {
+        Tensor::F32(a) => a.iter().copied().collect(),
+        Tensor::U8(a) => a.iter().map(|v| f32::from(*v)).collect(),
+        Tensor::I64(_) => return Err("inputs of i64 are not known".into()),
+    };
+    let on_cpu = Value(tensor_of(&values, tensor.dims(), Device::Cpu)?);
+    Ok(match tensor {
+        Tensor::U8(_) => LibTorch::running(Device::Cpu, false).cast(Cast::ToU8, &on_cpu)?,
+        _ => on_cpu,
+    })
+}
+
+fn tensor(value: &Value) -> Result<Tensor, Failure> {
+    let dims: Vec<usize> = value.0.size().iter().map(|d| usize::try_from(*d)).collect::<Result<_, _>>()?;
+    let bytes = value.0.kind() == tch::Kind::Uint8;
+    let values = ArrayD::from_shape_vec(dims, values_of(&value.0)?)?;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "values of bytes")]
+    Ok(if bytes { Tensor::U8(values.mapv(|v| v as u8)) } else { Tensor::F32(values) })
 }
 
 impl Session for LibTorchSession {
@@ -96,7 +194,6 @@ impl Session for LibTorchSession {
     fn run(&mut self, inputs: &[(&str, Tensor)]) -> d2o_onnx::Result<Vec<(String, Tensor)>> {
         let failed =
             |source| d2o_onnx::Error::Runtime { runtime: NAME.to_owned(), what: "run failed".to_owned(), source };
-        let out = self.forward(inputs).map_err(failed)?;
-        Ok(self.info.outputs.iter().map(|o| (o.name.clone(), out.clone())).collect())
+        self.forward(inputs).map_err(failed)
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use d2o_converters::checkpoint::TensorSource as _;
 use d2o_converters::checkpoint::safetensors::{self, SafetensorsFile, Tensor as Stored};
-use d2o_converters::config::NetConfig;
+use d2o_converters::denoiser::NetConfig;
 use tch::{Device, Tensor};
 
 use super::libtorch::{tensor_of, values_of};

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use d2o_converters::config::{NetConfig, Precond};
-use d2o_converters::nn::discriminator::{DiscriminatorConfig, MultiScaleHeads, Projector};
-use d2o_converters::nn::efficientnet_lite::{self, LiteTrunk};
-use d2o_converters::nn::precond::Denoiser;
+use d2o_converters::denoiser::{Denoiser, NetConfig};
+use d2o_converters::extractors::efficientnet_lite::{self, LiteTrunk};
+use d2o_converters::registry::{Extractor, Precond};
 use d2o_converters::weights::{Scope, SplitMix64, Weights};
 use d2o_converters::{Architecture, Checkpoint};
 use fs_err as fs;
@@ -16,7 +15,9 @@ use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
 use super::adam::{Adam, AdamConfig};
+use super::blank_image::statistics_after_blank_image;
 use super::dataset::{Batch, TrainingSet};
+use super::discriminator::{DiscriminatorConfig, MultiScaleHeads, Projector};
 use super::freeze::is_frozen;
 use super::libtorch::{LibTorch, Named, Role, Value};
 use super::loss::{Critic, LossType, discriminator_loss, edm_loss, generator_loss, r1_penalty};
@@ -337,10 +338,10 @@ impl<'a> Trainer<'a> {
         let mut b = LibTorch::running(self.config.device, true);
         match &self.config.objective {
             Objective::Edm => {
-                let Precond::Edm { sigma_data } = self.config.net.precond else {
+                let Precond::Edm(edm) = self.config.net.precond else {
                     anyhow::bail!("the EDM loss trains EDMPrecond, not {}", self.config.net.class());
                 };
-                let loss = edm_loss(&mut b, &self.net, &batch.images, batch.labels.as_ref(), sigma_data)?;
+                let loss = edm_loss(&mut b, &self.net, &batch.images, batch.labels.as_ref(), edm.sigma_data)?;
                 let gradients = self.generator.adam.gradients(&loss)?;
                 self.generator.adam.step(gradients, lr_scale)?;
                 sums.add(|s| &mut s.edm, &loss, 1.0);
@@ -479,14 +480,17 @@ fn discriminator(settings: &Adversarial, config: &TrainConfig) -> anyhow::Result
         .with_context(|| format!("open the backbone `{}`", settings.backbone.display()))?;
     let network = checkpoint.network(None)?;
     anyhow::ensure!(
-        network.architecture == Architecture::EfficientNetLite0,
+        matches!(network.architecture, Architecture::Extractor(Extractor::EfficientNetLite0(_))),
         "`{}` is not EfficientNet-Lite0",
         settings.backbone.display()
     );
-    let unused = network.tensors.names().into_iter().filter(|n| efficientnet_lite::is_head(n));
-    let weights = Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "").allowing_unused(unused);
-    let mut b = LibTorch::with_weights(weights, config.device);
-    let trunk = LiteTrunk::build_after_blank_image(&mut b, &Scope::root())?;
+    let weights = || {
+        let unused = network.tensors.names().into_iter().filter(|n| efficientnet_lite::is_head(n));
+        Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "").allowing_unused(unused)
+    };
+    let moved = statistics_after_blank_image(weights(), config.device)?;
+    let mut b = LibTorch::with_weights(weights().replacing(moved), config.device);
+    let trunk = LiteTrunk::build(&mut b, &Scope::root())?;
     b.finish()?;
 
     let mut b = LibTorch::with_weights(Weights::initialised(config.seed), config.device);

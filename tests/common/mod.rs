@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use d2o_converters::checkpoint::safetensors::{self, Tensor};
-use d2o_converters::nn::OnnxBackend;
-use d2o_converters::nn::efficientnet_lite::EfficientNetLite0;
+use d2o_converters::extractors::efficientnet_lite::EfficientNetLite0;
+use d2o_converters::onnx::OnnxBackend;
 use d2o_converters::weights::{Init, Scope, SplitMix64, Weights};
 use d2o_refs::npy::Dtype;
 use d2o_refs::npz::{IMAGES, LABELS, NpzWriter};

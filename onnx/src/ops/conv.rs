@@ -18,6 +18,12 @@ pub struct ConvAttributes {
 }
 
 impl ConvAttributes {
+    /// Stride 1, `pad` on each side, one group.
+    #[must_use]
+    pub fn padded(pad: usize) -> Self {
+        Self { stride: 1, pads: [pad; 4], groups: 1 }
+    }
+
     fn list(self) -> Vec<AttributeProto> {
         let stride = signed(self.stride);
         vec![

@@ -1,4 +1,4 @@
-//! Group, batch and spectral norm, spelled in operations whose meaning never changed.
+//! Group norm in operations whose meaning never changed between opsets.
 //! <https://onnx.ai/onnx/operators/onnx__InstanceNormalization.html>, opset 6.
 
 use crate::error::Result;
@@ -30,42 +30,10 @@ impl GraphBuilder {
         self.per_channel(&normed, weight, bias)
     }
 
-    /// Normalises each channel of `x [N, C, H, W]` with the statistics of the batch (biased variance), then scales and shifts it.
-    ///
-    /// # Errors
-    /// `Shape` if operands do not fit.
-    pub fn batch_norm(&mut self, x: &Edge, eps: f64, weight: &Edge, bias: &Edge) -> Result<Edge> {
-        let mean = self.mean(x, &[0, 2, 3], true)?;
-        let centred = self.sub(x, &mean)?;
-        let square = self.mul(&centred, &centred)?;
-        let variance = self.mean(&square, &[0, 2, 3], true)?;
-        let variance = self.offset(&variance, eps)?;
-        let deviation = self.sqrt(&variance)?;
-        let normed = self.div(&centred, &deviation)?;
-        self.per_channel(&normed, weight, bias)
-    }
-
     fn per_channel(&mut self, x: &Edge, weight: &Edge, bias: &Edge) -> Result<Edge> {
         let weight = self.reshape(weight, &[1, -1, 1, 1])?;
         let bias = self.reshape(bias, &[1, -1, 1, 1])?;
         let scaled = self.mul(x, &weight)?;
         self.add(&scaled, &bias)
-    }
-
-    /// `w [O, ..]` divided by `uᵀ W v`, with `u [O]` and `v` of the length of a row.
-    ///
-    /// # Errors
-    /// `Shape` if operands do not fit.
-    pub fn spectral_norm(&mut self, w: &Edge, u: &Edge, v: &Edge) -> Result<Edge> {
-        let Some(Dim::Known(outputs)) = w.dims().first() else {
-            return Err(self.mismatch("spectral norm", format!("w {}", show(w.dims()))));
-        };
-        let matrix = self.reshape(w, &[signed(*outputs), -1])?;
-        let v = self.reshape(v, &[-1, 1])?;
-        let u = self.reshape(u, &[1, -1])?;
-        let image = self.matmul(&matrix, &v)?;
-        let sigma = self.matmul(&u, &image)?;
-        let sigma = self.reshape(&sigma, &[1])?;
-        self.div(w, &sigma)
     }
 }

@@ -254,6 +254,7 @@ fn from_value(name: &str, value: &TValue) -> Result<Tensor> {
 mod tests {
     use super::*;
     use crate::graph::{Dim, GraphBuilder};
+    use crate::metadata::{Kind, Metadata};
     use crate::write;
 
     /// `y = x - mean of x over the batch`, as `producer` might write it with `kind` in its metadata.
@@ -263,7 +264,7 @@ mod tests {
         let mean = g.mean(&x, &[0], true).unwrap();
         let y = g.sub(&x, &mean).unwrap();
         g.output("y", &y).unwrap();
-        g.metadata("kind", "features");
+        g.describe(&Metadata { kind: Some(Kind::Features), ..Metadata::default() });
         let mut model = g.finish().unwrap();
         producer.clone_into(&mut model.proto.producer_name);
         write::write(&model, path).unwrap();

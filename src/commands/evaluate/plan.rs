@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use d2o_converters::config::Quantiser as GraphQuantiser;
 use d2o_evaluations::protocol::{INCEPTION, ManifoldFeatures, PROTOCOLS, Protocol, Quantiser};
 use d2o_evaluations::result::{Condition, Deviation, DeviationKind};
 use d2o_evaluations::{fd_infinity, frechet};
+use d2o_onnx::metadata::Quantiser as GraphQuantiser;
 use d2o_refs::batch::{self, ImageDims, uniform};
 use d2o_refs::features::FeatureFile;
 

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use d2o_converters::config::Quantiser;
 use d2o_onnx::graph::ElementType;
+use d2o_onnx::metadata::Quantiser;
 use d2o_onnx::read::ModelInfo;
 use d2o_onnx::session::Tensor;
 use d2o_onnx::taps::{Node, Taps};

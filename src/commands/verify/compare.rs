@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use d2o_converters::Network;
-use d2o_converters::config::Quantiser;
+use d2o_onnx::metadata::Quantiser;
 use d2o_onnx::session::{Session, Tensor};
 use ndarray::{Array4, Ix4};
 
@@ -47,8 +47,8 @@ impl Side {
     }
 }
 
-/// Runs the graph at `model` on ONNX Runtime and tract, and `network`, which it was made from, on libtorch where this d2o has it and it is
-/// a denoiser; compares with the first.
+/// Runs the graph at `model` on ONNX Runtime and tract, and `network`, from which it was exported, on libtorch if this d2o has it; compares with the
+/// first.
 ///
 /// # Errors
 /// Runtimes that are missing or fail.
@@ -64,10 +64,7 @@ pub fn check(
         sides.push(Side::new(engine::open_on(model, runtime, &Accelerator::default(), global)?));
     }
     #[cfg(feature = "train")]
-    if network.denoiser_config().is_ok() {
-        let session = crate::train::session::LibTorchSession::of(model, network)?;
-        sides.push(Side::new(Box::new(session)));
-    }
+    sides.push(Side::new(Box::new(crate::train::session::LibTorchSession::of(model, network)?)));
     #[cfg(not(feature = "train"))]
     let _ = network;
     compare_sides(model, &mut sides, [samples, samples], tolerance, false)
@@ -94,7 +91,7 @@ pub(super) fn compare_sides(
 ) -> anyhow::Result<Comparison> {
     let Some((first, others)) = sides.split_first_mut() else { anyhow::bail!("no runtime to verify on") };
     let info = first.session.model().clone();
-    let quantiser = quantiser_of(&info);
+    let quantiser = quantiser_of(&info)?;
     let mut differences: Vec<BTreeMap<String, Difference>> = others.iter().map(|_| BTreeMap::new()).collect();
     let mut at = 0;
     while at < samples {

@@ -1,6 +1,6 @@
 //! How far two tensors lie apart.
 
-use d2o_converters::config::Quantiser;
+use d2o_onnx::metadata::Quantiser;
 use d2o_onnx::session::Tensor;
 use serde::Serialize;
 

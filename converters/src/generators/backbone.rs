@@ -1,0 +1,116 @@
+//! Raw networks F(x; c_noise, labels), which preconditioners make denoisers of.
+
+use super::args::{Args, within};
+use crate::backend::Backend;
+use crate::error::{Result, config};
+
+/// Largest number of channels, classes' root, augmentation labels.
+pub(crate) const MAX_CHANNELS: usize = 1 << 14;
+
+/// Sizes of the tensors that go in and out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Height and width of the images, pixels.
+    pub resolution: usize,
+    /// Channels of the input.
+    pub inputs: usize,
+    /// Channels of the output.
+    pub outputs: usize,
+    /// Number of classes; 0 if unconditional.
+    pub label_dim: usize,
+}
+
+/// The configuration of a raw network, and how it is built and evaluated.
+pub trait Backbone: Sized {
+    /// Name of the class in checkpoints.
+    const CLASS: &'static str;
+
+    /// The network on a backend with values of type `V`.
+    type Net<V: Clone>;
+
+    /// Reads the constructor's arguments beyond those of the preconditioner around it, whose class is `precond`.
+    ///
+    /// # Errors
+    /// `Config` for an unknown or missing argument.
+    fn read(args: Args, precond: &str) -> Result<Self>;
+
+    /// Checks the sizes.
+    ///
+    /// # Errors
+    /// `Config` for a value out of range.
+    fn check(&self, shape: Shape) -> Result<()>;
+
+    /// Probability with which training hides an image's label from the network.
+    fn label_dropout(&self) -> f64 {
+        0.0
+    }
+
+    /// Channels of the output if the preconditioner expects `channels`.
+    fn outputs(&self, channels: usize) -> usize {
+        channels
+    }
+
+    /// Takes the network's tensors.
+    ///
+    /// # Errors
+    /// Those of [`Backend::param`].
+    fn build<B: Backend>(&self, b: &mut B, shape: Shape) -> Result<Self::Net<B::Value>>;
+
+    /// `x [N, inputs, R, R]`, `noise [N or 1]`, `labels [N, label_dim]` one-hot -> `[N, outputs, R, R]`.
+    ///
+    /// # Errors
+    /// `Engine`.
+    fn forward<B: Backend>(
+        net: &Self::Net<B::Value>,
+        b: &mut B,
+        x: &B::Value,
+        noise: &B::Value,
+        labels: Option<&B::Value>,
+    ) -> Result<B::Value>;
+}
+
+/// Sizes that all U-Nets have.
+pub(crate) struct Sizes {
+    pub(crate) model_channels: usize,
+    pub(crate) channel_mult: Vec<f64>,
+    pub(crate) num_blocks: usize,
+}
+
+impl Sizes {
+    /// Multipliers that are whole numbers.
+    pub(crate) fn whole(model_channels: usize, channel_mult: &[usize], num_blocks: usize) -> Self {
+        Self { model_channels, channel_mult: channel_mult.iter().map(|m| *m as f64).collect(), num_blocks }
+    }
+
+    pub(crate) fn check(&self, shape: Shape) -> Result<()> {
+        const MAX_RESOLUTION: usize = 4096;
+        let levels = self.channel_mult.len();
+        within("img_resolution", shape.resolution, 1, MAX_RESOLUTION)?;
+        within("img_channels", shape.inputs, 1, MAX_CHANNELS)?;
+        within("label_dim", shape.label_dim, 0, MAX_CHANNELS * MAX_CHANNELS)?;
+        within("model_channels", self.model_channels, 4, MAX_CHANNELS)?;
+        within("channel_mult (length)", levels, 1, 12)?;
+        within("num_blocks", self.num_blocks, 1, 64)?;
+        if let Some(m) = self.channel_mult.iter().find(|m| !(0.125..=64.0).contains(*m)) {
+            return Err(config(format!("`channel_mult`: expected 0.125 to 64, found {m}")));
+        }
+        let unit = 1 << (levels - 1);
+        if !shape.resolution.is_multiple_of(unit) {
+            let found = shape.resolution;
+            return Err(config(format!(
+                "`img_resolution`: expected a multiple of {unit} for {levels} levels, found {found}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Checks the arguments about embeddings that EDM's U-Nets share.
+pub(crate) fn check_embedding(augment_dim: usize, channel_mult_emb: usize, label_dropout: f64) -> Result<()> {
+    within("augment_dim", augment_dim, 0, MAX_CHANNELS)?;
+    within("channel_mult_emb", channel_mult_emb, 1, 64)?;
+    if !(0.0..1.0).contains(&label_dropout) {
+        return Err(config(format!("`label_dropout`: expected 0 to below 1, found {label_dropout}")));
+    }
+    Ok(())
+}

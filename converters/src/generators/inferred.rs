@@ -1,0 +1,41 @@
+//! Networks whose tensors determine some of the constructor's arguments.
+
+use serde_json::{Map, Value};
+
+use crate::error::{Result, config};
+
+/// A network in a file of tensors alone: the arguments that names and shapes determine, and what the user has to add.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Inferred {
+    /// Class of the preconditioner.
+    pub class: &'static str,
+    /// Arguments inferred from names and shapes; null where they do not show an argument.
+    pub kwargs: Map<String, Value>,
+    /// Arguments determined by the name of a published file.
+    pub published: Option<Map<String, Value>>,
+    /// What has to be given, in words.
+    pub question: String,
+    /// Arguments of which one must be given, each with the error that says so.
+    pub(crate) asked: Vec<(Vec<&'static str>, String)>,
+}
+
+impl Inferred {
+    /// All arguments: those inferred and `given`, which take precedence.
+    ///
+    /// # Errors
+    /// `Config` if one that cannot be inferred is not given.
+    pub fn completed(&self, given: &Map<String, Value>) -> Result<Map<String, Value>> {
+        for (names, error) in &self.asked {
+            if !names.iter().any(|name| given.contains_key(*name)) {
+                return Err(config(error));
+            }
+        }
+        let mut all = self.kwargs.clone();
+        for name in self.asked.iter().flat_map(|(names, _)| names).filter(|n| !given.contains_key(**n)) {
+            all.swap_remove(*name);
+        }
+        all.extend(given.clone());
+        Ok(all)
+    }
+}

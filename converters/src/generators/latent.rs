@@ -1,0 +1,73 @@
+//! Generators that map latent vectors to images in one evaluation.
+
+use d2o_checkpoint::TensorSource;
+use serde_json::{Map, Value};
+
+use crate::backend::Backend;
+use crate::error::Result;
+
+/// Options of sampling from a generator of the StyleGAN family.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SynthesisOptions {
+    /// Truncation towards the average intermediate latent: 1 for none, 0 for the average itself.
+    pub truncation_psi: f64,
+    /// Number of layers, from the coarsest, whose latents are truncated; `None` for all.
+    pub truncation_cutoff: Option<usize>,
+    /// Whether the constant noise is added.
+    pub noise: bool,
+}
+
+impl Default for SynthesisOptions {
+    fn default() -> Self {
+        Self { truncation_psi: 1.0, truncation_cutoff: None, noise: true }
+    }
+}
+
+/// The configuration of a generator, and how it is built and evaluated.
+pub trait LatentGenerator: Sized {
+    /// Name of the class in checkpoints.
+    const CLASS: &'static str;
+    /// Positional arguments of the constructor.
+    const POSITIONAL: &'static [&'static str];
+
+    /// The network on a backend with values of type `V`.
+    type Net<V: Clone>;
+
+    /// Reads the constructor's arguments.
+    ///
+    /// # Errors
+    /// `Config` for an unknown or missing argument, or a value out of range.
+    fn read(init_kwargs: &Map<String, Value>) -> Result<Self>;
+
+    /// Why a checkpoint with an object of this class cannot be used.
+    fn unsupported(_tensors: &dyn TensorSource) -> Option<&'static str> {
+        None
+    }
+
+    /// The constructor's arguments as they were read.
+    fn init_kwargs(&self) -> Value;
+
+    /// Length of the latents.
+    fn latent_dim(&self) -> usize;
+
+    /// Number of classes; 0 if unconditional.
+    fn label_dim(&self) -> usize;
+
+    /// Takes all tensors.
+    ///
+    /// # Errors
+    /// Those of [`Backend::buffer`].
+    fn build<B: Backend>(&self, b: &mut B) -> Result<Self::Net<B::Value>>;
+
+    /// `latents [N, latent_dim]` of unit variance, `labels [N, label_dim]` one-hot -> images `[N, C, R, R]` about [-1, 1].
+    ///
+    /// # Errors
+    /// `Config` if the options cannot be met; `Engine`.
+    fn forward<B: Backend>(
+        net: &Self::Net<B::Value>,
+        b: &mut B,
+        latents: &B::Value,
+        labels: Option<&B::Value>,
+        options: &SynthesisOptions,
+    ) -> Result<B::Value>;
+}

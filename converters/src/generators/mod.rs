@@ -1,0 +1,13 @@
+//! Networks that make images, one folder each: denoisers, of a backbone and a preconditioner, and generators of one evaluation.
+
+pub mod args;
+pub mod backbone;
+pub mod dhariwal;
+pub mod inferred;
+pub mod latent;
+pub mod openai;
+pub mod precond;
+pub mod song;
+pub mod stylegan2;
+
+mod edm_block;

@@ -1,0 +1,63 @@
+//! EDM's coefficients, and those with the boundary condition D(x; ε) = x that consistency models have.
+
+use super::preconditioner::{Coefficients, Scalars, single};
+use crate::backend::{Backend, Ops as _};
+use crate::error::Result;
+use crate::weights::Scope;
+
+/// c_noise of EDM: ¼ ln σ.
+pub(super) const EDM_NOISE: f64 = 0.25;
+
+/// c_skip = σ_data²/((σ − ε)² + σ_data²), c_out = (σ − ε) σ_data/√(σ² + σ_data²), c_in = 1/√(σ² + σ_data²), with ε = 0 if `identity_at` is none.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Boundary {
+    pub(super) sigma_data: f64,
+    pub(super) identity_at: Option<f64>,
+}
+
+impl Boundary {
+    /// Without c_noise, which is ¼ ln σ here.
+    pub(super) fn scalars(self, sigma: f64) -> Scalars {
+        let (s, d) = (single(sigma), self.sigma_data);
+        let total = s * s + d * d;
+        let root = total.sqrt();
+        let shifted = s - self.identity_at.unwrap_or(0.0);
+        let skip = d * d / (shifted * shifted + d * d);
+        Scalars { skip, out: shifted * d / root, input: 1.0 / root, noise: s.ln() * EDM_NOISE }
+    }
+
+    /// `noise` computes c_noise from `sigma [N]`.
+    pub(super) fn coefficients<B: Backend>(
+        self,
+        b: &mut B,
+        scope: &Scope,
+        sigma: &B::Value,
+        noise: impl FnOnce(&mut B) -> Result<B::Value>,
+    ) -> Result<Coefficients<B::Value>> {
+        let s = b.reshape(sigma, &[-1, 1, 1, 1])?;
+        let var = self.sigma_data * self.sigma_data;
+        let square = b.mul(&s, &s)?;
+        let total = b.offset(&square, var)?;
+        let root = b.sqrt(&total)?;
+        let (shifted, below) = if let Some(eps) = self.identity_at {
+            let shifted = b.offset(&s, -eps)?;
+            let square = b.mul(&shifted, &shifted)?;
+            (shifted, b.offset(&square, var)?)
+        } else {
+            (s, total)
+        };
+        let one = b.constant(scope, "one", &[1, 1, 1, 1], vec![1.0])?;
+        let skip = b.div(&one, &below)?;
+        let skip = b.scale(&skip, var)?;
+        let out = b.scale(&shifted, self.sigma_data)?;
+        let out = b.div(&out, &root)?;
+        let input = b.div(&one, &root)?;
+        Ok(Coefficients { skip: Some(skip), out, input: Some(input), noise: noise(b)? })
+    }
+}
+
+/// ¼ ln σ.
+pub(super) fn quarter_log<B: Backend>(b: &mut B, sigma: &B::Value) -> Result<B::Value> {
+    let noise = b.log(sigma)?;
+    b.scale(&noise, EDM_NOISE)
+}
