@@ -408,12 +408,13 @@ fn pixels_are_quantised_alike() {
     }
 }
 
-const GOLDEN: [&str; 7] = [
+const GOLDEN: [&str; 8] = [
     "edm-ncsnpp-uncond",
     "edm-ddpmpp-cond",
     "edm-adm-cond",
     "d2o-ncsnpp-uncond",
     "d2o-adm-cond",
+    "ecm-ddpmpp-cond",
     "vp-ddpmpp",
     "ve-ncsnpp",
 ];

@@ -271,20 +271,33 @@ fn described(class: &str, found: &StoredNetwork) -> Option<Architecture> {
 }
 
 /// Compares the formulas in the source that a pickle carries for `class` with those of the class: a repository may have changed a formula and kept the
-/// name.
+/// name, and two repositories may have given one name to two classes.
 fn check_source(class: &str, source: &str) -> Result<(), String> {
-    let start = source.find(&format!("class {class}("));
-    let Some(body) = start.map(|s| &source[s..]) else { return Ok(()) };
+    let formulas = Precond::formulas(class);
+    if formulas.is_empty() || source.trim().is_empty() {
+        return Ok(());
+    }
+    let Some(start) = source.find(&format!("class {class}(")) else {
+        return Err(format!("the pickle's own source does not define `{class}`"));
+    };
+    let body = &source[start..];
     let body = body[1..].find("\nclass ").map_or(body, |end| &body[..=end]);
-    for (name, formula) in Precond::formulas(class) {
-        let found =
-            body.lines().filter_map(|l| l.trim().strip_prefix(name)).find_map(|l| l.trim_start().strip_prefix('='));
-        let Some(found) = found else { continue };
-        let bare = |t: &str| t.split('#').next().unwrap_or("").split_whitespace().collect::<String>();
-        if bare(found) != bare(formula) {
-            let found = found.trim();
-            return Err(format!("the pickle's own source of `{class}` sets {name} = {found}, expected {formula}"));
-        }
+    let bare = |text: &str| text.split('#').next().unwrap_or("").split_whitespace().collect::<String>();
+    for (name, _) in formulas {
+        let expected: Vec<&str> = formulas.iter().filter(|(n, _)| n == name).map(|(_, formula)| *formula).collect();
+        let found: Vec<&str> = body
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix(name)?.trim_start().strip_prefix('='))
+            .map(str::trim)
+            .collect();
+        let unknown = found.iter().find(|f| !expected.iter().any(|e| bare(e) == bare(f)));
+        let absent = expected.iter().find(|e| !found.iter().any(|f| bare(e) == bare(f)));
+        let (set, expected) = match (unknown, absent) {
+            (None, None) => continue,
+            (Some(unknown), _) => (format!("sets {name} = {unknown}"), expected.join(" or ")),
+            (None, Some(absent)) => (format!("does not set {name}"), (*absent).to_owned()),
+        };
+        return Err(format!("the pickle's own source of `{class}` {set}, expected {expected}"));
     }
     Ok(())
 }
@@ -470,19 +483,40 @@ mod tests {
         assert!(why.contains("1000 classes") && why.contains("not FID"), "{why}");
     }
 
+    /// The source of `class` with these assignments.
+    fn source(class: &str, assignments: &[(&str, &str)]) -> String {
+        let lines: String = assignments.iter().map(|(name, formula)| format!("        {name} = {formula}\n")).collect();
+        format!("import x\n\nclass {class}(torch.nn.Module):\n    def forward(self):\n{lines}\nclass Next(x):\n    c_skip = 1\n")
+    }
+
     #[test]
     fn a_changed_formula_under_a_known_name_is_refused() {
-        let source = |c_skip: &str| {
-            format!(
-                "import x\n\nclass EDMPrecond(torch.nn.Module):\n    def forward(self):\n        c_skip = {c_skip}\n\nclass Next(x):\n    c_skip = 1\n"
-            )
-        };
-        assert_eq!(
-            check_source("EDMPrecond", &source("self.sigma_data**2 / (sigma**2 + self.sigma_data**2) # x")),
-            Ok(())
-        );
-        let text = check_source("EDMPrecond", &source("1 / (1 + sigma)")).unwrap_err();
-        assert!(text.contains("sets c_skip = 1 / (1 + sigma)"), "{text}");
+        let skip = ("c_skip", "self.sigma_data**2 / (sigma**2 + self.sigma_data**2) # x");
+        let out = ("c_out", "sigma*self.sigma_data/(sigma**2+self.sigma_data**2).sqrt()");
+        assert_eq!(check_source("EDMPrecond", &source("EDMPrecond", &[skip, out])), Ok(()));
+        assert_eq!(check_source("EDMPrecond", ""), Ok(()));
         assert_eq!(check_source("VEPrecond", "class VEPrecond(x):\n    c_skip = 1"), Ok(()));
+        for (assignments, text) in [
+            (&[("c_skip", "1 / (1 + sigma)"), out][..], "sets c_skip = 1 / (1 + sigma), expected self.sigma_data ** 2"),
+            // A second branch computes something else.
+            (&[skip, ("c_skip", "0"), out], "sets c_skip = 0, expected"),
+            // A formula over two lines cannot be compared.
+            (&[skip, ("c_out", "(sigma *")], "sets c_out = (sigma *"),
+            (&[out], "does not set c_skip, expected"),
+        ] {
+            let error = check_source("EDMPrecond", &source("EDMPrecond", assignments)).unwrap_err();
+            assert!(error.contains(text), "{error}");
+        }
+        let error = check_source("EDMPrecond", "class Other(x):\n    pass").unwrap_err();
+        assert!(error.contains("does not define `EDMPrecond`"), "{error}");
+    }
+
+    /// TCM has a class of ECT's name with EDM's formulas.
+    #[test]
+    fn ecms_two_classes_are_told_apart_by_their_source() {
+        let formulas = Precond::formulas("ECMPrecond");
+        assert_eq!(check_source("ECMPrecond", &source("ECMPrecond", formulas)), Ok(()));
+        let error = check_source("ECMPrecond", &source("ECMPrecond", &formulas[..2])).unwrap_err();
+        assert!(error.contains("does not set c_skip, expected self.sigma_data ** 2 / ((sigma - self.sigma_min)"), "{error}");
     }
 }

@@ -20,6 +20,7 @@ use crate::generators::inferred::Inferred;
 use crate::generators::latent::{LatentGenerator as _, SynthesisOptions};
 use crate::generators::openai::{self, OpenAiConfig};
 use crate::generators::precond::d2o::D2o;
+use crate::generators::precond::ecm::Ecm;
 use crate::generators::precond::edm::Edm;
 use crate::generators::precond::gaussian::Gaussian;
 use crate::generators::precond::iddpm::Iddpm;
@@ -49,6 +50,8 @@ preconditioners! {
     Edm(Edm),
     /// `D2OPrecond`.
     D2o(D2o),
+    /// `ECMPrecond`.
+    Ecm(Ecm),
     /// `VPPrecond`.
     Vp(Vp),
     /// `VEPrecond`.

@@ -1,6 +1,7 @@
 //! Preconditioners: D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise). One file each.
 
 pub mod d2o;
+pub mod ecm;
 pub mod edm;
 pub mod gaussian;
 pub mod iddpm;

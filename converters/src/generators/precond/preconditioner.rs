@@ -53,7 +53,7 @@ pub trait Preconditioner: Sized {
     const CONVENTION: Convention;
     /// The original's conversion of images to bytes.
     const QUANTISER: Quantiser = Quantiser::Edm;
-    /// Assignments in the class's source, as (variable, formula): a pickle that carries another source under this name is refused.
+    /// Assignments in the class's source, as (variable, formula), all of them: a pickle that carries another source under this name is refused.
     const FORMULAS: &'static [(&'static str, &'static str)] = &[];
 
     /// Takes the arguments that belong to the preconditioner.
