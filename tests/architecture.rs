@@ -1,6 +1,7 @@
 //! The invariants of ARCHITECTURE.md that sources and manifests show.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
@@ -98,4 +99,97 @@ fn every_invariant_names_its_guard_here_or_is_a_rule_of_one_crate() {
     // 8: converters' and refs' equal bytes; 9: tests/outputs.rs, tests/signals.rs.
     let numbered = invariants.lines().filter(|l| l.starts_with(|c: char| c.is_ascii_digit())).count();
     assert_eq!(numbered, 9, "an invariant without a test, or a test without its invariant");
+}
+
+/// Paths of a `use` or an expression that begins with `path` and goes on with `text`: groups in braces are expanded.
+fn expand(path: &[String], text: &str, found: &mut Vec<Vec<String>>) {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    if let Some(group) = text.strip_prefix('{') {
+        let (mut depth, mut start) = (0, 0);
+        for (i, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth > 0 => depth -= 1,
+                ',' | '}' if depth == 0 => {
+                    expand(path, group[start..i].trim(), found);
+                    start = i + 1;
+                    if c == '}' {
+                        return;
+                    }
+                }
+                _ => {}
+            }
+        }
+        return;
+    }
+    let end = text.find(|c| !word(c)).unwrap_or(text.len());
+    let path: Vec<String> = path.iter().cloned().chain([text[..end].to_owned()]).collect();
+    match text[end..].strip_prefix("::") {
+        Some(rest) => expand(&path, rest, found),
+        None => found.push(path),
+    }
+}
+
+/// The modules of the crate in `folder`, each with those it imports.
+fn imports(folder: &str) -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
+    let source = root().join(folder);
+    let module = |path: &Path| -> Vec<String> {
+        let inside = path.strip_prefix(&source).unwrap().with_extension("");
+        let parts = inside.iter().map(|p| p.to_str().unwrap().to_owned());
+        parts.filter(|p| !matches!(p.as_str(), "mod" | "lib")).collect()
+    };
+    let files: BTreeMap<_, _> = sources(folder).into_iter().map(|(path, text)| (module(&path), text)).collect();
+    let of = |at: &Vec<String>, text: &String| {
+        let code: String =
+            text.lines().map(|l| format!("{} ", l.split("//").next().unwrap_or_default().trim())).collect();
+        let parent = at[..at.len().saturating_sub(1)].to_vec();
+        let mut found = Vec::new();
+        for (prefix, from) in [("crate::", &[][..]), ("super::", &parent), ("self::", at)] {
+            for (i, _) in code.match_indices(prefix) {
+                if !code[..i].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') {
+                    expand(from, &code[i + prefix.len()..], &mut found);
+                }
+            }
+        }
+        // A path that begins with a child.
+        for (i, _) in code.match_indices("use ") {
+            let rest = &code[i + 4..];
+            let first = rest.split("::").next().unwrap_or_default();
+            if files.contains_key(&[at.clone(), vec![first.to_owned()]].concat()) {
+                expand(at, rest, &mut found);
+            }
+        }
+        let known =
+            |path: Vec<String>| (1..=path.len()).rev().map(|n| path[..n].to_vec()).find(|p| files.contains_key(p));
+        found.into_iter().filter_map(known).filter(|p| p != at).collect()
+    };
+    files.iter().map(|(at, text)| (at.clone(), of(at, text))).collect()
+}
+
+#[test]
+fn modules_do_not_import_each_other_in_circles() {
+    fn visit(
+        at: &Vec<String>,
+        all: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>,
+        path: &mut Vec<Vec<String>>,
+        done: &mut BTreeSet<Vec<String>>,
+    ) {
+        if let Some(i) = path.iter().position(|p| p == at) {
+            let circle: Vec<String> = path[i..].iter().chain([at]).map(|p| p.join("::")).collect();
+            panic!("{}", circle.join(" -> "));
+        }
+        if done.contains(at) {
+            return;
+        }
+        path.push(at.clone());
+        all[at].iter().for_each(|next| visit(next, all, path, done));
+        path.pop();
+        done.insert(at.clone());
+    }
+    for folder in ["converters/src", "converters/checkpoint/src", "onnx/src", "onnx/winograd/src"] {
+        let all = imports(folder);
+        assert!(all.values().map(BTreeSet::len).sum::<usize>() >= all.len() / 2, "{folder}: {all:?}");
+        let mut done = BTreeSet::new();
+        all.keys().for_each(|at| visit(at, &all, &mut Vec::new(), &mut done));
+    }
 }

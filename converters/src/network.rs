@@ -486,7 +486,9 @@ mod tests {
     /// The source of `class` with these assignments.
     fn source(class: &str, assignments: &[(&str, &str)]) -> String {
         let lines: String = assignments.iter().map(|(name, formula)| format!("        {name} = {formula}\n")).collect();
-        format!("import x\n\nclass {class}(torch.nn.Module):\n    def forward(self):\n{lines}\nclass Next(x):\n    c_skip = 1\n")
+        format!(
+            "import x\n\nclass {class}(torch.nn.Module):\n    def forward(self):\n{lines}\nclass Next(x):\n    c_skip = 1\n"
+        )
     }
 
     #[test]
@@ -517,6 +519,9 @@ mod tests {
         let formulas = Precond::formulas("ECMPrecond");
         assert_eq!(check_source("ECMPrecond", &source("ECMPrecond", formulas)), Ok(()));
         let error = check_source("ECMPrecond", &source("ECMPrecond", &formulas[..2])).unwrap_err();
-        assert!(error.contains("does not set c_skip, expected self.sigma_data ** 2 / ((sigma - self.sigma_min)"), "{error}");
+        assert!(
+            error.contains("does not set c_skip, expected self.sigma_data ** 2 / ((sigma - self.sigma_min)"),
+            "{error}"
+        );
     }
 }
