@@ -1,7 +1,7 @@
 //! Published weight files of feature networks, and whether a checkpoint or a graph has their weights.
 //!
 //! A feature network is recognised by the names and shapes of its tensors, which random or fine-tuned weights share with the published ones.
-//! Two hashes tell them apart:
+//! Two hashes distinguish them:
 //!
 //! - the SHA-256 of the checkpoint file, which [`PUBLISHED`] lists for the files whose hash is published;
 //! - the weights digest ([`Digests`]), which is the same for every layout of the same tensors and for every export option.
@@ -82,7 +82,7 @@ const fn listed(
     Published { network, file, hash, digest: None, head_digest: None, url, source }
 }
 
-/// The published files d2o knows. A network's name stands for certain weights, so files that hold other weights of the same shapes are not
+/// The published files d2o knows. A network's name means certain weights, so files with other weights of the same shapes are not
 /// listed under it: LAION-400M's CLIP with QuickGELU has the shapes and activation of `clip-vit-b-32`, and timm's `efficientnet_lite0_ra`
 /// those of `tf_efficientnet_lite0` but another padding.
 pub const PUBLISHED: &[Published] = &[
@@ -416,7 +416,7 @@ impl fmt::Display for WeightsState {
 }
 
 impl Published {
-    /// Whether these are the digests of its weights; a head that is missing is no difference.
+    /// Whether these are the digests of its weights; a missing head is accepted.
     fn has_weights(&self, trunk: &str, head: Option<&str>) -> bool {
         self.digest == Some(trunk) && (head.is_none() || head == self.head_digest)
     }

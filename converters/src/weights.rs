@@ -155,7 +155,7 @@ impl fmt::Debug for Weights {
     }
 }
 
-/// What a finished load took and left.
+/// Summary of a finished load.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadReport {
     /// Number of tensors read.
@@ -212,7 +212,7 @@ impl Weights {
         }
     }
 
-    /// Tensor `scope.name`, row-major f32, exactly `dims`; `init` says what a fresh one holds.
+    /// Tensor `scope.name`, row-major f32, of shape `dims`; `init` gives its values without a checkpoint.
     ///
     /// # Errors
     /// `MissingTensor`, `ShapeMismatch`, `DuplicateTensor` naming the path; reading errors of the source.
@@ -262,7 +262,7 @@ impl Weights {
         self.taken.iter().map(|(path, dims)| (path.as_str(), dims.as_slice()))
     }
 
-    /// What was read and left so far.
+    /// Summary of the load so far.
     #[must_use]
     pub fn report(&self) -> LoadReport {
         let unused = match &self.source {

@@ -203,7 +203,7 @@ fn arrays(found: &mut Diagnosis) -> anyhow::Result<()> {
     };
     if has(META) && has("mu") {
         found.meta = d2o_refs::stats::meta(&path)?;
-        kind = format!("made by d2o, laid out as {kind}");
+        kind = format!("made by d2o, in the layout of {kind}");
     }
     found.kind = kind;
     found.count = found.meta.get("count").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());

@@ -333,7 +333,7 @@ impl Sampler {
     /// generator for each image, just after its latent and class were drawn.
     ///
     /// # Errors
-    /// Those of the session; noise levels that cannot be laid out.
+    /// Those of the session; a schedule of noise levels that cannot be computed.
     pub fn sample(
         &self,
         session: &mut dyn Session,

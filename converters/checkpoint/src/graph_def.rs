@@ -171,7 +171,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The constant in `range`; `None` if its elements are no numbers.
+    /// The constant in `range`; `None` if its elements are not numbers.
     fn tensor(&self, name: &str, range: Range<usize>) -> Result<Option<View>> {
         let (mut kind, mut dims, mut content) = (0, Vec::new(), None);
         let mut listed: Vec<u8> = Vec::new();
@@ -238,7 +238,7 @@ impl Reader<'_> {
         if count == Some(held) {
             return Ok(Some(View::contiguous(dtype, storage, dims)));
         }
-        // One listed element may stand for all of a larger constant; no weight is written so.
+        // One listed element may represent all elements of a larger constant; weights are not written that way.
         if held <= 1 && storage.owned.is_some() {
             return Ok(None);
         }

@@ -132,7 +132,7 @@ impl Renamed {
     }
 
     /// The tensors of `source` that `list` names: shown name, name in the source, and for each shown axis the source's (none: the same).
-    /// What the source lacks is left out.
+    /// Tensors that the source lacks are omitted.
     #[must_use]
     pub fn listed(source: Arc<dyn TensorSource>, list: Vec<(String, String, &'static [usize])>) -> Self {
         let fits = |old: &str, axes: &[usize]| {

@@ -462,7 +462,7 @@ pub(crate) fn blob(p: &Pickle, id: Id) -> Option<Blob> {
     matches!(p.text(encoding)?, "latin1" | "latin-1").then_some(Blob::Text(text))
 }
 
-/// The bytes that the Latin-1 text `id` stands for.
+/// The bytes that the Latin-1 text `id` encodes.
 pub(crate) fn decoded(p: &Pickle, input: &Input<'_>, id: Id) -> Result<Option<Vec<u8>>> {
     let Some(text) = p.text(id) else { return Ok(None) };
     input.charge(text.len(), || format!("text of {} bytes", text.len()))?;

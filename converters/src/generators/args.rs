@@ -1,4 +1,4 @@
-//! A constructor's arguments, taken one by one: what is left is unknown.
+//! A constructor's arguments, taken one by one: those that are left at the end are unknown.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -73,7 +73,7 @@ impl Args {
         Ok(self.take(name, "a number", Value::as_f64)?.unwrap_or(default))
     }
 
-    /// A bound; null, which stands for an infinite number, is `default`.
+    /// A bound; null, as which an infinite number is read, gives `default`.
     ///
     /// # Errors
     /// `Config` if it is neither a number nor null.
@@ -99,7 +99,7 @@ impl Args {
         serde_json::from_value(value).map_err(|e| config(format!("`{name}`: {e}")))
     }
 
-    /// What is left, as the arguments of `class`.
+    /// The arguments that are left, as those of `class`.
     ///
     /// # Errors
     /// `Config` if one is unknown or of another type.

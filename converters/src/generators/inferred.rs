@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Result, config};
 
-/// A network in a file of tensors alone: the arguments that names and shapes determine, and what the user has to add.
+/// A network in a file of tensors alone: the arguments inferred from names and shapes, and those that the user has to add.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Inferred {

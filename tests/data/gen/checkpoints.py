@@ -1,4 +1,4 @@
-"""Writes tests/data/checkpoints/: small files of each container, laid out as the published ones are, with empty `module_src`.
+"""Writes tests/data/checkpoints/: small files of each container in the layouts of the published ones, with empty `module_src`.
 
 Element i of the tensor called `name` is ((37 i + sum of the name's bytes) mod 97 - 48) / 64, exact in f16 and bf16.
 Run with torch 2.11 and numpy 2: `python tests/data/gen/checkpoints.py tests/data/checkpoints`.

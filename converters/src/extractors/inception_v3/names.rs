@@ -65,7 +65,7 @@ pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<Parts> {
 
 /// Our name and axis order (empty: the same) of each tensor of `layout`, as (ours, theirs, axes). Axis i of ours is axis `axes[i]` of theirs.
 ///
-/// TensorFlow's `gamma` is left out: its norms do not scale.
+/// TensorFlow's `gamma` is omitted: its norms do not scale.
 #[must_use]
 pub fn names(layout: Layout) -> Vec<(String, String, &'static [usize])> {
     let mut all = Vec::new();
@@ -108,7 +108,7 @@ pub fn names(layout: Layout) -> Vec<(String, String, &'static [usize])> {
     all
 }
 
-/// What the PyTorch ports call the convolution `path`.
+/// Name of the convolution `path` in the PyTorch ports.
 fn pytorch_path(path: &str) -> String {
     let Some((block, conv)) = path.split_once('.') else {
         let stem = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"];
@@ -157,7 +157,7 @@ fn pytorch_path(path: &str) -> String {
     format!("{}.{branch}", MODULES[index])
 }
 
-/// Where pytorch-fid's module keeps what the PyTorch ports call `path`.
+/// Name in pytorch-fid's module of the tensor `path` of the PyTorch ports.
 fn blocks_path(path: &str) -> String {
     const BLOCKS: [&[&str]; 4] = [
         &["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"],

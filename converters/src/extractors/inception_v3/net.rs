@@ -45,7 +45,7 @@ pub(super) enum Entry {
     Maximum,
     /// With the 3×3 maximum of it, stride 2, and nothing after.
     Reduce,
-    /// With what the branch above this one gave before its last convolution.
+    /// With the input of the last convolution of the branch before this one.
     Fork,
 }
 

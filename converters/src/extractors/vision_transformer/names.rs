@@ -49,7 +49,7 @@ pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<VitConfig
 }
 
 /// OpenAI's name (without `visual.`) and axis order of a tensor of Hugging Face's `CLIPModel` or `CLIPVisionModelWithProjection`; `None` if
-/// it is none of the image tower's.
+/// it does not belong to the image tower.
 #[must_use]
 pub fn openai_name(hf: &str) -> Option<(String, &'static [usize])> {
     if hf == "visual_projection.weight" {
@@ -91,7 +91,7 @@ pub(crate) fn unpacked(family: Family, name: &str) -> Option<[String; 3]> {
     })
 }
 
-/// The original's name of a tensor of Hugging Face's `Dinov2Model`; `None` if it is no such name.
+/// The original's name of a tensor of Hugging Face's `Dinov2Model`; `None` for any other name.
 #[must_use]
 pub fn dino_name(hf: &str) -> Option<String> {
     let name = match hf {

@@ -11,7 +11,7 @@ use crate::weights::{Init, Scope};
 const EPS: f64 = 1e-5;
 const HEAD_WIDTH: usize = 64;
 
-/// The network; tensors lie below its scope as in EDM's state dict.
+/// The network; its tensors have the names of EDM's state dict.
 #[derive(Debug, Clone)]
 pub struct DhariwalUNet<V> {
     scope: Scope,
@@ -54,7 +54,7 @@ impl<V: Clone> DhariwalUNet<V> {
         };
         let map_noise = NoiseEmbedding::positional(b, scope.child("map_noise"), cfg.model_channels, false, false)?;
         if cfg.augment_dim > 0 {
-            // Read, so that the load is complete; sampling passes no augmentation labels, so it plays no part.
+            // Read to complete the load; it has no effect without augmentation labels, which sampling does not pass.
             let dims = [cfg.model_channels, cfg.augment_dim];
             b.buffer(&scope.child("map_augment"), "weight", &dims, &Init::Constant(0.0))?;
         }

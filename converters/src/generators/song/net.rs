@@ -12,7 +12,7 @@ use crate::weights::{Init, Scope};
 
 const EPS: f64 = 1e-6;
 
-/// The network; tensors lie below its scope as in EDM's state dict.
+/// The network; its tensors have the names of EDM's state dict.
 #[derive(Debug, Clone)]
 pub struct SongUNet<V> {
     scope: Scope,
@@ -77,7 +77,7 @@ impl<V: Clone> SongUNet<V> {
             None
         };
         if cfg.augment_dim > 0 {
-            // Read, so that the load is complete; sampling passes no augmentation labels, so it plays no part.
+            // Read to complete the load; it has no effect without augmentation labels, which sampling does not pass.
             b.buffer(&scope.child("map_augment"), "weight", &[noise, cfg.augment_dim], &Init::Constant(0.0))?;
         }
         let map_layer0 = Linear::build(b, scope.child("map_layer0"), noise, style.embedding, true, init)?;
