@@ -74,7 +74,7 @@ impl NetConfig {
             }
             Convention::OpenAi => OPENAI_BACKBONE.to_owned(),
         };
-        let backbone = Backbone::read(&network, args, class)?;
+        let backbone = Backbone::read(&network, &args, class)?;
         let read = Self { precond, img_resolution, img_channels, label_dim, backbone, init_kwargs: kwargs.clone() };
         read.backbone.check(read.shape())?;
         Ok(read)

@@ -226,7 +226,7 @@ pub fn features(network: &Network, options: &FeatureOptions, file_sha256: &str) 
     let x = pixels(&mut b, options)?;
     let net = extractor.build(&mut b, options.input_size)?;
     let x = extractor.preprocessing().apply(&mut b, &x, options.input_size)?;
-    for (name, value) in extractor.outputs(&net, &mut b, &x, options.taps)? {
+    for (name, value) in net.outputs(&mut b, &x, options.taps)? {
         b.output(&name, &value)?;
     }
     let resized = options.image_size != options.input_size;

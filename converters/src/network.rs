@@ -484,7 +484,7 @@ mod tests {
     }
 
     /// The source of `class` with these assignments.
-    fn source(class: &str, assignments: &[(&str, &str)]) -> String {
+    fn python(class: &str, assignments: &[(&str, &str)]) -> String {
         let lines: String = assignments.iter().map(|(name, formula)| format!("        {name} = {formula}\n")).collect();
         format!(
             "import x\n\nclass {class}(torch.nn.Module):\n    def forward(self):\n{lines}\nclass Next(x):\n    c_skip = 1\n"
@@ -495,7 +495,7 @@ mod tests {
     fn a_changed_formula_under_a_known_name_is_refused() {
         let skip = ("c_skip", "self.sigma_data**2 / (sigma**2 + self.sigma_data**2) # x");
         let out = ("c_out", "sigma*self.sigma_data/(sigma**2+self.sigma_data**2).sqrt()");
-        assert_eq!(check_source("EDMPrecond", &source("EDMPrecond", &[skip, out])), Ok(()));
+        assert_eq!(check_source("EDMPrecond", &python("EDMPrecond", &[skip, out])), Ok(()));
         assert_eq!(check_source("EDMPrecond", ""), Ok(()));
         assert_eq!(check_source("VEPrecond", "class VEPrecond(x):\n    c_skip = 1"), Ok(()));
         for (assignments, text) in [
@@ -506,7 +506,7 @@ mod tests {
             (&[skip, ("c_out", "(sigma *")], "sets c_out = (sigma *"),
             (&[out], "does not set c_skip, expected"),
         ] {
-            let error = check_source("EDMPrecond", &source("EDMPrecond", assignments)).unwrap_err();
+            let error = check_source("EDMPrecond", &python("EDMPrecond", assignments)).unwrap_err();
             assert!(error.contains(text), "{error}");
         }
         let error = check_source("EDMPrecond", "class Other(x):\n    pass").unwrap_err();
@@ -517,8 +517,8 @@ mod tests {
     #[test]
     fn ecms_two_classes_are_told_apart_by_their_source() {
         let formulas = Precond::formulas("ECMPrecond");
-        assert_eq!(check_source("ECMPrecond", &source("ECMPrecond", formulas)), Ok(()));
-        let error = check_source("ECMPrecond", &source("ECMPrecond", &formulas[..2])).unwrap_err();
+        assert_eq!(check_source("ECMPrecond", &python("ECMPrecond", formulas)), Ok(()));
+        let error = check_source("ECMPrecond", &python("ECMPrecond", &formulas[..2])).unwrap_err();
         assert!(
             error.contains("does not set c_skip, expected self.sigma_data ** 2 / ((sigma - self.sigma_min)"),
             "{error}"

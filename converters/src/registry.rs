@@ -34,48 +34,70 @@ use crate::preprocess::Preprocessing;
 use crate::recognise::Recognised;
 use crate::weights::Scope;
 
-extractors! {
-    /// Inception-2015-12-05, tensors under NVIDIA's names.
-    InceptionV3(Parts),
-    /// CLIP's image tower, tensors under OpenAI's names without `visual.`; DeiT and DINOv2 under their own.
-    VisionTransformer(VitConfig),
-    /// VGG16, with or without batch norms, tensors under torchvision's names.
-    Vgg16(VggConfig),
-    /// EfficientNet-Lite0, tensors under timm's names.
-    EfficientNetLite0(Lite0),
+rows! { $
+    /// A feature network's configuration.
+    enum Extractor [each_extractor, every_extractor]
+    /// A feature network on a backend with values of type `V`.
+    nets ExtractorNet: FeatureNetwork [each_extractor_net, build_extractor]
+    {
+        /// Inception-2015-12-05, tensors under NVIDIA's names.
+        InceptionV3(Parts),
+        /// CLIP's image tower, tensors under OpenAI's names without `visual.`; DeiT and DINOv2 under their own.
+        VisionTransformer(VitConfig),
+        /// VGG16, with or without batch norms, tensors under torchvision's names.
+        Vgg16(VggConfig),
+        /// EfficientNet-Lite0, tensors under timm's names.
+        EfficientNetLite0(Lite0),
+    }
 }
 
-preconditioners! {
-    /// `EDMPrecond`.
-    Edm(Edm),
-    /// `D2OPrecond`.
-    D2o(D2o),
-    /// `ECMPrecond`.
-    Ecm(Ecm),
-    /// `VPPrecond`.
-    Vp(Vp),
-    /// `VEPrecond`.
-    Ve(Ve),
-    /// `iDDPMPrecond`.
-    Iddpm(Iddpm),
-    /// `KarrasDenoiser`.
-    Karras(Karras),
-    /// `GaussianDiffusion`.
-    Gaussian(Gaussian),
+rows! { $
+    /// A preconditioner with the arguments of its class.
+    enum Precond [each_precond, every_precond]
+    {
+        /// `EDMPrecond`.
+        Edm(Edm),
+        /// `D2OPrecond`.
+        D2o(D2o),
+        /// `ECMPrecond`.
+        Ecm(Ecm),
+        /// `VPPrecond`.
+        Vp(Vp),
+        /// `VEPrecond`.
+        Ve(Ve),
+        /// `iDDPMPrecond`.
+        Iddpm(Iddpm),
+        /// `KarrasDenoiser`.
+        Karras(Karras),
+        /// `GaussianDiffusion`.
+        Gaussian(Gaussian),
+    }
 }
 
-backbones! {
-    /// DDPM++ and NCSN++.
-    Song(SongConfig),
-    /// ADM in EDM's version.
-    Dhariwal(DhariwalConfig),
-    /// ADM in the version of guided-diffusion and consistency_models.
-    OpenAi(OpenAiConfig),
+rows! { $
+    /// A raw network with the arguments of its class.
+    enum Backbone [each_backbone, every_backbone]
+    /// A raw network on a backend with values of type `V`.
+    nets BackboneNet: crate::generators::backbone::Backbone [each_backbone_net, build_backbone]
+    {
+        /// DDPM++ and NCSN++.
+        Song(SongConfig),
+        /// ADM in EDM's version.
+        Dhariwal(DhariwalConfig),
+        /// ADM in the version of guided-diffusion and consistency_models.
+        OpenAi(OpenAiConfig),
+    }
 }
 
-latent_generators! {
-    /// StyleGAN2's generator.
-    StyleGan2(StyleGan2Config),
+rows! { $
+    /// A generator of one evaluation with the arguments of its class.
+    enum LatentGenerator [each_generator, every_generator]
+    /// A generator of one evaluation on a backend with values of type `V`.
+    nets LatentNet: crate::generators::latent::LatentGenerator [each_generator_net, build_generator]
+    {
+        /// StyleGAN2's generator.
+        StyleGan2(StyleGan2Config),
+    }
 }
 
 /// Generators recognised by names and shapes of tensors and by the name of their file.
@@ -86,4 +108,268 @@ type Infer = fn(&Arc<dyn TensorSource>, &str) -> Recognised<Inferred>;
 /// The generator that `tensors` from a file called `stem` (without extension) are, as far as they determine it.
 pub(crate) fn infer(tensors: &Arc<dyn TensorSource>, stem: &str) -> Recognised<Inferred> {
     INFERRED.iter().find_map(|recognise| recognise(tensors, stem))
+}
+
+/// The first row that gives something.
+fn first<T, const N: usize>(rows: [Option<T>; N]) -> Option<T> {
+    rows.into_iter().flatten().next()
+}
+
+impl Extractor {
+    /// The feature network whose names `tensors` have.
+    pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<Self> {
+        first(every_extractor!(Config, variant => {
+            Config::recognise(tensors).map(|(found, tensors)| (found.map(variant), tensors))
+        }))
+    }
+
+    /// Name of the extractor in metadata and records.
+    #[must_use]
+    pub fn name(&self) -> String {
+        each_extractor!(self, config => FeatureNetwork::name(config))
+    }
+
+    /// Height and width of the images the network is used with, pixels.
+    #[must_use]
+    pub fn input_size(&self) -> usize {
+        each_extractor!(self, config => FeatureNetwork::input_size(config))
+    }
+
+    /// Whether it also runs on images of other sizes.
+    #[must_use]
+    pub fn any_size(&self) -> bool {
+        each_extractor!(self, config => config.any_size())
+    }
+
+    /// Normalisation and resizing of its images.
+    #[must_use]
+    pub fn preprocessing(&self) -> Preprocessing {
+        each_extractor!(self, config => config.preprocessing())
+    }
+
+    /// Which options have an effect.
+    #[must_use]
+    pub fn takes(&self) -> Takes {
+        each_extractor!(self, config => config.takes())
+    }
+
+    /// The configuration with hyperparameters that the file does not determine.
+    ///
+    /// # Errors
+    /// `Config` if the file determines another value.
+    pub fn completed(mut self, given: &Hyperparameters) -> Result<Self> {
+        each_extractor!(&mut self, config => config.complete(given))?;
+        Ok(self)
+    }
+
+    /// Activation of its MLPs, where networks of the same shapes differ in it.
+    #[must_use]
+    pub fn activation(&self) -> Option<Activation> {
+        each_extractor!(self, config => config.activation())
+    }
+
+    /// Part of the network that the tensor `name` belongs to.
+    #[must_use]
+    pub fn part(&self, name: &str) -> Part {
+        each_extractor!(self, config => config.part(name))
+    }
+
+    /// The tensor `name` in the layout that digests of weights are computed in.
+    #[must_use]
+    pub fn canonical<'a>(&self, name: &str, dims: &[usize], values: &'a [f32]) -> Vec<Canonical<'a>> {
+        each_extractor!(self, config => config.canonical(name, dims, values))
+    }
+
+    /// Takes all tensors, for images of `input_size` pixels.
+    ///
+    /// # Errors
+    /// `Config` if a hyperparameter is missing or the size does not fit; those of [`Backend::param`].
+    pub fn build<B: Backend>(&self, b: &mut B, input_size: usize) -> Result<ExtractorNet<B::Value>> {
+        build_extractor!(self, config => config.build(b, input_size))
+    }
+}
+
+impl<V: Clone> ExtractorNet<V> {
+    /// Outputs for preprocessed images `x [N, 3, S, S]`, with intermediate activations if `taps`.
+    ///
+    /// # Errors
+    /// `Engine`.
+    pub fn outputs<B: Backend<Value = V>>(&self, b: &mut B, x: &V, taps: bool) -> Result<Named<V>> {
+        each_extractor_net!(self, config, net => config.outputs(net, b, x, taps))
+    }
+}
+
+impl Precond {
+    /// Names that the constructor of `class` gives the arguments of every denoiser.
+    pub(crate) fn convention(class: &str) -> Result<Convention> {
+        first(every_precond!(Config, variant => (Config::CLASS == class).then_some(Config::CONVENTION))).ok_or_else(
+            || {
+                let known = every_precond!(Config, variant => Config::CLASS).join(", ");
+                config(format!("`class`: expected one of {known}, found `{class}`"))
+            },
+        )
+    }
+
+    /// Assignments in the source of `class`, as (variable, formula).
+    pub(crate) fn formulas(class: &str) -> &'static [(&'static str, &'static str)] {
+        first(every_precond!(Config, variant => (Config::CLASS == class).then_some(Config::FORMULAS))).unwrap_or(&[])
+    }
+
+    /// Takes the arguments that belong to the preconditioner of `class`.
+    pub(crate) fn read(class: &str, args: &mut Args) -> Result<Self> {
+        let found =
+            every_precond!(Config, variant => (Config::CLASS == class).then(|| Config::read(args).map(variant)));
+        first(found).unwrap_or_else(|| Err(config(format!("`class`: `{class}` is not known"))))
+    }
+
+    /// Name of the class in checkpoints.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        each_precond!(self, config => config.class())
+    }
+
+    /// The original's conversion of images to bytes.
+    #[must_use]
+    pub fn quantiser(&self) -> Quantiser {
+        each_precond!(self, config => config.quantiser())
+    }
+
+    pub(crate) fn levels<B: Backend>(&self, b: &mut B) -> Result<Option<Levels>> {
+        each_precond!(self, config => config.levels(b))
+    }
+
+    pub(crate) fn outputs(&self, channels: usize) -> usize {
+        each_precond!(self, config => config.outputs(channels))
+    }
+
+    pub(crate) fn clips(&self) -> bool {
+        each_precond!(self, config => config.clips())
+    }
+
+    /// Coefficients at the noise level `sigma`, which the original holds in f32.
+    #[must_use]
+    pub fn scalars(&self, sigma: f64, levels: Option<&Levels>) -> Scalars {
+        each_precond!(self, config => config.scalars(sigma, levels))
+    }
+
+    pub(crate) fn coefficients<B: Backend>(
+        &self,
+        b: &mut B,
+        scope: &Scope,
+        sigma: &B::Value,
+        levels: Option<&Levels>,
+    ) -> Result<Coefficients<B::Value>> {
+        each_precond!(self, config => config.coefficients(b, scope, sigma, levels))
+    }
+
+    /// Lowest and highest noise level the denoiser takes.
+    #[must_use]
+    pub fn noise_range(&self, levels: Option<&Levels>) -> [f64; 2] {
+        each_precond!(self, config => config.noise_range(levels))
+    }
+}
+
+impl Backbone {
+    /// Reads the arguments of `class` in a preconditioner of class `precond`.
+    pub(crate) fn read(class: &str, args: &Args, precond: &str) -> Result<Self> {
+        let found = every_backbone!(Config, variant => {
+            (Config::CLASS == class).then(|| Config::read(args.clone(), precond).map(variant))
+        });
+        first(found).unwrap_or_else(|| {
+            let known = every_backbone!(Config, variant => Config::CLASS).join(", ");
+            Err(config(format!("`model_type`: expected one of {known}, found `{class}`")))
+        })
+    }
+
+    pub(crate) fn check(&self, shape: Shape) -> Result<()> {
+        each_backbone!(self, config => config.check(shape))
+    }
+
+    pub(crate) fn outputs(&self, channels: usize) -> usize {
+        each_backbone!(self, config => config.outputs(channels))
+    }
+
+    /// Probability with which training hides an image's label from the network.
+    #[must_use]
+    pub fn label_dropout(&self) -> f64 {
+        each_backbone!(self, config => config.label_dropout())
+    }
+
+    pub(crate) fn build<B: Backend>(&self, b: &mut B, shape: Shape) -> Result<BackboneNet<B::Value>> {
+        build_backbone!(self, config => config.build(b, shape))
+    }
+}
+
+impl<V: Clone> BackboneNet<V> {
+    pub(crate) fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, noise: &V, labels: Option<&V>) -> Result<V> {
+        each_backbone_net!(self, config, net => config.forward(net, b, x, noise, labels))
+    }
+}
+
+impl LatentGenerator {
+    /// Positional arguments of the constructor of `class`; `None` if the class is not a generator's.
+    pub(crate) fn positional(class: &str) -> Option<&'static [&'static str]> {
+        first(every_generator!(Config, variant => (Config::CLASS == class).then_some(Config::POSITIONAL)))
+    }
+
+    /// Why a checkpoint with an object of `class` cannot be used.
+    pub(crate) fn unsupported(class: &str, tensors: &dyn TensorSource) -> Option<&'static str> {
+        let found = every_generator!(Config, variant => (Config::CLASS == class).then(|| Config::unsupported(tensors)));
+        first(found).flatten()
+    }
+
+    /// Reads the arguments of `class`; `None` if the class is not a generator's.
+    pub(crate) fn read(class: &str, init_kwargs: &Map<String, Value>) -> Option<Result<Self>> {
+        first(every_generator!(Config, variant => {
+            (Config::CLASS == class).then(|| Config::read(init_kwargs).map(variant))
+        }))
+    }
+
+    /// Name of the class in checkpoints.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        each_generator!(self, config => config.class())
+    }
+
+    /// The constructor's arguments as they were read.
+    #[must_use]
+    pub fn init_kwargs(&self) -> Value {
+        each_generator!(self, config => config.init_kwargs())
+    }
+
+    /// Length of the latents.
+    #[must_use]
+    pub fn latent_dim(&self) -> usize {
+        each_generator!(self, config => config.latent_dim())
+    }
+
+    /// Number of classes; 0 if unconditional.
+    #[must_use]
+    pub fn label_dim(&self) -> usize {
+        each_generator!(self, config => config.label_dim())
+    }
+
+    /// Takes all tensors.
+    ///
+    /// # Errors
+    /// Those of [`Backend::buffer`].
+    pub fn build<B: Backend>(&self, b: &mut B) -> Result<LatentNet<B::Value>> {
+        build_generator!(self, config => config.build(b))
+    }
+}
+
+impl<V: Clone> LatentNet<V> {
+    /// `latents [N, latent_dim]` of unit variance, `labels [N, label_dim]` one-hot -> images `[N, C, R, R]` about [-1, 1].
+    ///
+    /// # Errors
+    /// `Config` if the options cannot be met; `Engine`.
+    pub fn forward<B: Backend<Value = V>>(
+        &self,
+        b: &mut B,
+        latents: &V,
+        labels: Option<&V>,
+        options: &SynthesisOptions,
+    ) -> Result<V> {
+        each_generator_net!(self, config, net => config.forward(net, b, latents, labels, options))
+    }
 }

@@ -9,8 +9,8 @@ use d2o_converters::denoiser::{Denoiser, Sigma};
 use d2o_converters::export::quantised;
 use d2o_converters::extractors::{Activation, Hyperparameters, Named};
 use d2o_converters::generators::latent::SynthesisOptions;
-use d2o_converters::preprocess::channels_first;
-use d2o_converters::registry::{Extractor, ExtractorNet, LatentNet};
+use d2o_converters::preprocess::{Preprocessing, channels_first};
+use d2o_converters::registry::{ExtractorNet, LatentNet};
 use d2o_converters::weights::Weights;
 use d2o_converters::{Architecture, Checkpoint, Network};
 use d2o_onnx::metadata::{Kind, Metadata, Noise, Quantiser};
@@ -37,7 +37,7 @@ enum Net {
     /// `sigma_max` of a one-step generator; none for a denoiser.
     Denoiser(Denoiser<Value>, Option<f64>),
     Generator(LatentNet<Value>, SynthesisOptions),
-    Extractor(Extractor, ExtractorNet<Value>, usize),
+    Extractor(ExtractorNet<Value>, Preprocessing, usize),
 }
 
 impl LibTorchSession {
@@ -105,7 +105,7 @@ impl LibTorchSession {
         anyhow::ensure!(found == Some(&name), "the graph holds {found:?}, the checkpoint {name}");
         let size = metadata.input_size.unwrap_or_else(|| extractor.input_size());
         let net = extractor.build(b, size)?;
-        Ok(Net::Extractor(extractor, net, size))
+        Ok(Net::Extractor(net, extractor.preprocessing(), size))
     }
 
     fn forward(&self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, Failure> {
@@ -129,13 +129,13 @@ impl LibTorchSession {
                 let images = net.forward(&mut b, &needed("latents")?, labels.as_ref(), options)?;
                 self.with_bytes(&mut b, "images", images)?
             }
-            Net::Extractor(extractor, net, size) => {
+            Net::Extractor(net, preprocessing, size) => {
                 let x = match given("images_u8")? {
                     Some(bytes) => channels_first(&mut b, &bytes, true)?,
                     None => channels_first(&mut b, &needed("images_f32")?, false)?,
                 };
-                let x = extractor.preprocessing().apply(&mut b, &x, *size)?;
-                extractor.outputs(net, &mut b, &x, true)?
+                let x = preprocessing.apply(&mut b, &x, *size)?;
+                net.outputs(&mut b, &x, true)?
             }
         };
         let wanted = |name: &str| outputs.iter().find(|(n, _)| n == name);

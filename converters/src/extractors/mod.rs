@@ -105,12 +105,12 @@ pub trait FeatureNetwork: Sized {
         Takes::default()
     }
 
-    /// The configuration with hyperparameters that the file does not determine.
+    /// Takes over hyperparameters that the file does not determine.
     ///
     /// # Errors
     /// `Config` if the file determines another value.
-    fn completed(self, _given: &Hyperparameters) -> Result<Self> {
-        Ok(self)
+    fn complete(&mut self, _given: &Hyperparameters) -> Result<()> {
+        Ok(())
     }
 
     /// Activation of its MLPs, where networks of the same shapes differ in it.

@@ -61,6 +61,7 @@ pub trait Backbone: Sized {
     /// # Errors
     /// `Engine`.
     fn forward<B: Backend>(
+        &self,
         net: &Self::Net<B::Value>,
         b: &mut B,
         x: &B::Value,

@@ -33,6 +33,11 @@ pub trait LatentGenerator: Sized {
     /// The network on a backend with values of type `V`.
     type Net<V: Clone>;
 
+    /// Name of the class in checkpoints.
+    fn class(&self) -> &'static str {
+        Self::CLASS
+    }
+
     /// Reads the constructor's arguments.
     ///
     /// # Errors
@@ -64,6 +69,7 @@ pub trait LatentGenerator: Sized {
     /// # Errors
     /// `Config` if the options cannot be met; `Engine`.
     fn forward<B: Backend>(
+        &self,
         net: &Self::Net<B::Value>,
         b: &mut B,
         latents: &B::Value,

@@ -67,14 +67,16 @@ impl FeatureNetwork for VitConfig {
         Takes { activation: self.family == Family::Clip, head_width: true, taps: self.family == Family::Deit }
     }
 
-    fn completed(self, given: &Hyperparameters) -> Result<Self> {
-        match (self.activation, given.activation) {
-            (Some(known), Some(asked)) if known != asked => {
-                let (known, asked) = (known.name(), asked.name());
-                Err(config(format!("the file's network applies {known}, and {asked} was asked for")))
-            }
-            (known, asked) => Ok(Self { activation: known.or(asked), head: given.head_width.or(self.head), ..self }),
+    fn complete(&mut self, given: &Hyperparameters) -> Result<()> {
+        if let (Some(known), Some(asked)) = (self.activation, given.activation)
+            && known != asked
+        {
+            let (known, asked) = (known.name(), asked.name());
+            return Err(config(format!("the file's network applies {known}, and {asked} was asked for")));
         }
+        self.activation = self.activation.or(given.activation);
+        self.head = given.head_width.or(self.head);
+        Ok(())
     }
 
     fn activation(&self) -> Option<Activation> {

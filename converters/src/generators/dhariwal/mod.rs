@@ -33,6 +33,7 @@ impl Backbone for DhariwalConfig {
     }
 
     fn forward<B: Backend>(
+        &self,
         net: &DhariwalUNet<B::Value>,
         b: &mut B,
         x: &B::Value,

@@ -45,6 +45,7 @@ impl Backbone for OpenAiConfig {
     }
 
     fn forward<B: Backend>(
+        &self,
         net: &OpenAiUNet<B::Value>,
         b: &mut B,
         x: &B::Value,

@@ -56,6 +56,16 @@ pub trait Preconditioner: Sized {
     /// Assignments in the class's source, as (variable, formula), all of them: a pickle that carries another source under this name is refused.
     const FORMULAS: &'static [(&'static str, &'static str)] = &[];
 
+    /// Name of the class in checkpoints.
+    fn class(&self) -> &'static str {
+        Self::CLASS
+    }
+
+    /// The original's conversion of images to bytes.
+    fn quantiser(&self) -> Quantiser {
+        Self::QUANTISER
+    }
+
     /// Takes the arguments that belong to the preconditioner.
     ///
     /// # Errors

@@ -36,6 +36,7 @@ impl Backbone for SongConfig {
     }
 
     fn forward<B: Backend>(
+        &self,
         net: &SongUNet<B::Value>,
         b: &mut B,
         x: &B::Value,

@@ -44,6 +44,7 @@ impl LatentGenerator for StyleGan2Config {
     }
 
     fn forward<B: Backend>(
+        &self,
         net: &StyleGan2<B::Value>,
         b: &mut B,
         latents: &B::Value,
