@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::cuda::{self, CudaDevice};
-use d2o_onnx::session::ort::{OrtOptions, OrtRuntime, OrtSession, minimal_filtering_pays};
-use d2o_onnx::session::tract::TractSession;
-use d2o_onnx::session::{PlacedNode, Provider, Session};
+use d2o_runtime::cuda::{self, CudaDevice};
+use d2o_runtime::ort::{OrtOptions, OrtRuntime, OrtSession, minimal_filtering_pays};
+use d2o_runtime::tract::TractSession;
+use d2o_runtime::{PlacedNode, Provider, Session};
 
 use crate::cli::{Accelerator, Global, ProviderArg, Runtime};
 use crate::error::with_hint;

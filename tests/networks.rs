@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use d2o_converters::export::{self, GeneratorOptions, Kind, Options};
 use d2o_converters::nn::stylegan2::Drawing;
 use d2o_converters::{Architecture, Checkpoint, Network};
-use d2o_onnx::session::{Resident, Session, Tensor};
 use d2o_refs::npz::Npz;
+use d2o_runtime::{Resident, Session, Tensor};
 use engines::sessions;
 use ndarray::ArrayD;
 use serde_json::{Value, json};
@@ -254,7 +254,7 @@ fn stylegan2_on_libtorch() {
 
 /// Outputs of the model at `path` on every runtime.
 fn outputs(path: &Path, inputs: &[(&str, Tensor)]) -> Vec<(String, Vec<f32>)> {
-    let run = |mut s: Box<dyn d2o_onnx::session::Session>| {
+    let run = |mut s: Box<dyn d2o_runtime::Session>| {
         let outputs = s.run(inputs).unwrap_or_else(|e| panic!("{}: {e:?}", s.runtime()));
         (s.runtime().to_owned(), outputs[0].1.as_f32().unwrap().iter().copied().collect())
     };

@@ -3,10 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use d2o_onnx::session::ort::{OrtOptions, OrtRuntime};
-use d2o_onnx::session::tract::TractSession;
-use d2o_onnx::session::{Provider, Session, Tensor};
 use d2o_refs::npz::Npz;
+use d2o_runtime::ort::{OrtOptions, OrtRuntime};
+use d2o_runtime::tract::TractSession;
+use d2o_runtime::{Provider, Session, Tensor};
 use ndarray::ArrayD;
 use serde_json::{Value, json};
 use test_support::{Tol, compare};

@@ -13,7 +13,7 @@ use d2o_converters::nn::{Backend, Conv2d, OnnxBackend, Pool};
 use d2o_converters::weights::{Init, Scope, Weights};
 use d2o_converters::{Architecture, Checkpoint};
 use d2o_onnx::graph::{Dim, ElementType};
-use d2o_onnx::session::Tensor;
+use d2o_runtime::Tensor;
 use engines::sessions;
 use ndarray::ArrayD;
 use test_support::{Tol, assert_close};

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// What can go wrong while building, reading or running a graph.
+/// What can go wrong while building, reading or writing a graph.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -35,36 +35,6 @@ pub enum Error {
         expected: String,
         /// What is there.
         found: String,
-    },
-    /// A session was given the wrong inputs.
-    #[error("input `{name}`: expected {expected}, found {found}")]
-    Input {
-        /// Name of the input.
-        name: String,
-        /// What the model asks for.
-        expected: String,
-        /// What was given.
-        found: String,
-    },
-    /// A runtime library cannot be used.
-    #[error("ONNX Runtime: {what}")]
-    Library {
-        /// What is missing.
-        what: String,
-        /// The loader's own error.
-        #[source]
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
-    },
-    /// A runtime refused a model or failed while running it.
-    #[error("{runtime}: {what}")]
-    Runtime {
-        /// Which runtime.
-        runtime: String,
-        /// What it was doing.
-        what: String,
-        /// Its own error.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Reading or writing failed.
     #[error(transparent)]

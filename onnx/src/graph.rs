@@ -15,8 +15,8 @@ use crate::proto::{
 /// Name of the symbolic axis.
 pub const BATCH: &str = "N";
 
-/// What the graphs that are built here name as their producer.
-pub(crate) const PRODUCER: &str = "d2o";
+/// `producer_name` of the graphs built here.
+pub const PRODUCER: &str = "d2o";
 
 /// Element types of edges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

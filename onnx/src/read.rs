@@ -21,8 +21,8 @@ pub struct ValueInfo {
     pub element: ElementType,
     /// Its shape; every symbolic axis is a [`Dim::Batch`].
     pub dims: Vec<Dim>,
-    /// Names of the symbolic axes; those of one name are equally long, those without one of any length.
-    pub(crate) symbols: Vec<Option<String>>,
+    /// For each axis the name of its symbol, if it has one: axes of one symbol have equal lengths.
+    pub symbols: Vec<Option<String>>,
 }
 
 impl ValueInfo {
@@ -32,8 +32,9 @@ impl ValueInfo {
         format!("{} {} [{}]", self.name, self.element, self.axes().join(", "))
     }
 
-    /// Lengths and names of the axes.
-    pub(crate) fn axes(&self) -> Vec<String> {
+    /// The axes as text: a length, a symbol, or `?`.
+    #[must_use]
+    pub fn axes(&self) -> Vec<String> {
         let axis = |(dim, symbol): (&Dim, &Option<String>)| match dim {
             Dim::Known(n) => n.to_string(),
             Dim::Batch => symbol.as_deref().unwrap_or("?").to_owned(),
@@ -61,8 +62,8 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// Whether a run may take any time whatever the size of the inputs: there is a loop.
     pub loops: bool,
-    /// Whether there may be convolutions that minimal filtering suits: of one group and stride 1, with more than one tap.
-    pub(crate) filterable: bool,
+    /// Whether any convolution may be eligible for Winograd: one group, stride 1, more than one tap. Weights outside the file count as eligible.
+    pub has_winograd_candidates: bool,
 }
 
 impl ModelInfo {
@@ -108,7 +109,7 @@ impl ModelInfo {
         let known = |name: &Option<String>| name.as_ref().and_then(|n| found.weights.get(n));
         Ok(Self {
             // Weights that are not in sight may have any number of taps.
-            filterable: found.dense.iter().any(|weight| known(weight).is_none_or(|w| w.taps > 1)),
+            has_winograd_candidates: found.dense.iter().any(|weight| known(weight).is_none_or(|w| w.taps > 1)),
             inputs: found
                 .inputs
                 .iter()

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::{Resident, Session, Tensor};
 use d2o_onnx::{compose, write};
 use d2o_refs::batch::{ContentHash, Digest, ImageDims, digests};
+use d2o_runtime::{Resident, Session, Tensor};
 use ndarray::{Array2, Ix4};
 use serde_json::Value;
 

@@ -8,8 +8,8 @@ use d2o_evaluations::preprocess::{Preprocessing, Resampling, Resize, Scaling};
 use d2o_evaluations::protocol::{ClipFeatures, INCEPTION, Protocol};
 use d2o_onnx::graph::Dim;
 use d2o_onnx::read::{ModelInfo, ValueInfo};
-use d2o_onnx::session::{Resident, Session, Tensor};
 use d2o_refs::batch::{ImageDims, container_sha256};
+use d2o_runtime::{Resident, Session, Tensor};
 use ndarray::{Array2, ArrayView2};
 
 use super::preprocess::Preparation;

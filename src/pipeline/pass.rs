@@ -8,9 +8,9 @@ use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use d2o_onnx::session::{Session, Tensor};
 use d2o_refs::batch::{ContentHash, Digest, ImageDims, ImageSource, container_sha256, parts};
 use d2o_refs::features::{FeatureFile, FeatureWriter, Meta};
+use d2o_runtime::{Session, Tensor};
 use ndarray::{Array2, ArrayView2};
 
 use super::cache;

@@ -7,8 +7,8 @@ use d2o_converters::config::Quantiser;
 use d2o_converters::nn::stylegan2;
 use d2o_onnx::graph::Dim;
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::Session;
 use d2o_refs::batch::{ImageDims, container_sha256};
+use d2o_runtime::Session;
 use ndarray::{Array2, Array4, ArrayD};
 use serde_json::{Value, json};
 

@@ -3,7 +3,7 @@
 use std::f64::consts::{E, SQRT_2};
 
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::{Session, Tensor};
+use d2o_runtime::{Session, Tensor};
 use ndarray::{Array1, Array4, ArrayD, Ix4};
 use serde::Serialize;
 

@@ -7,7 +7,7 @@ use d2o_converters::nn::precond::{Denoiser, Sigma};
 use d2o_converters::weights::Weights;
 use d2o_converters::{Checkpoint, Network};
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::{Session, Tensor};
+use d2o_runtime::{Session, Tensor};
 use ndarray::ArrayD;
 use tch::{Device, TchError};
 
@@ -93,9 +93,9 @@ impl Session for LibTorchSession {
         &self.info
     }
 
-    fn run(&mut self, inputs: &[(&str, Tensor)]) -> d2o_onnx::Result<Vec<(String, Tensor)>> {
+    fn run(&mut self, inputs: &[(&str, Tensor)]) -> d2o_runtime::Result<Vec<(String, Tensor)>> {
         let failed =
-            |source| d2o_onnx::Error::Runtime { runtime: NAME.to_owned(), what: "run failed".to_owned(), source };
+            |source| d2o_runtime::Error::Runtime { runtime: NAME.to_owned(), action: "run".to_owned(), source };
         let out = self.forward(inputs).map_err(failed)?;
         Ok(self.info.outputs.iter().map(|o| (o.name.clone(), out.clone())).collect())
     }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use d2o_onnx::session::ort::{OrtOptions, OrtRuntime};
-use d2o_onnx::session::tract::TractSession;
-use d2o_onnx::session::{Provider, Session};
+use d2o_runtime::ort::{OrtOptions, OrtRuntime};
+use d2o_runtime::tract::TractSession;
+use d2o_runtime::{Provider, Session};
 
 /// Sessions on the runtimes there are, for the model at `path`.
 pub(crate) fn sessions(path: &Path) -> Vec<Box<dyn Session>> {

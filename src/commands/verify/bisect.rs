@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use d2o_converters::config::Quantiser;
 use d2o_onnx::graph::ElementType;
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::Tensor;
 use d2o_onnx::taps::{Node, Taps};
 use d2o_refs::npz::NpzWriter;
+use d2o_runtime::Tensor;
 use serde::Serialize;
 
 use super::difference::Difference;

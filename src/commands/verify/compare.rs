@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use d2o_converters::Network;
 use d2o_converters::config::Quantiser;
-use d2o_onnx::session::{Session, Tensor};
+use d2o_runtime::{Session, Tensor};
 use ndarray::{Array4, Ix4};
 
 use super::Comparison;

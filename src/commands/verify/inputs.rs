@@ -3,7 +3,7 @@
 use d2o_converters::weights::SplitMix64;
 use d2o_onnx::graph::{Dim, ElementType};
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::Tensor;
+use d2o_runtime::Tensor;
 use ndarray::{ArrayD, IxDyn};
 
 use crate::sampling::plan::values_of;

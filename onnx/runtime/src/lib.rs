@@ -1,4 +1,5 @@
-//! Running models: one trait, ONNX Runtime and tract behind it.
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
 
 #[cfg(feature = "ort")]
 pub mod cuda;
@@ -11,15 +12,15 @@ pub mod tract;
 #[cfg(feature = "ort")]
 mod winograd;
 
+#[cfg(any(feature = "ort", feature = "tract"))]
+use d2o_onnx::graph::Dim;
+use d2o_onnx::graph::ElementType;
+use d2o_onnx::read::ModelInfo;
 use ndarray::{ArrayD, ArrayViewD};
 
-#[cfg(any(feature = "ort", feature = "tract"))]
-use crate::error::Error;
-use crate::error::Result;
-#[cfg(any(feature = "ort", feature = "tract"))]
-use crate::graph::Dim;
-use crate::graph::ElementType;
-use crate::read::ModelInfo;
+mod error;
+
+pub use error::{Error, Result};
 
 /// A tensor given to or taken from a session.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,12 +107,14 @@ impl Resident {
     }
 }
 
-/// What is known of a tensor without its values.
+/// Type and shape of a tensor.
+#[cfg(any(feature = "ort", feature = "tract"))]
 pub(crate) trait Shaped {
     fn element(&self) -> ElementType;
     fn dims(&self) -> &[usize];
 }
 
+#[cfg(any(feature = "ort", feature = "tract"))]
 impl Shaped for Tensor {
     fn element(&self) -> ElementType {
         Self::element(self)
@@ -122,6 +125,7 @@ impl Shaped for Tensor {
     }
 }
 
+#[cfg(any(feature = "ort", feature = "tract"))]
 impl Shaped for &Resident {
     fn element(&self) -> ElementType {
         match self {
@@ -256,8 +260,9 @@ pub(crate) fn arrange<'a, T: Shaped>(model: &ModelInfo, inputs: &'a [(&str, T)])
 
 #[cfg(all(test, feature = "tract"))]
 mod tests {
+    use d2o_onnx::read::ValueInfo;
+
     use super::*;
-    use crate::read::ValueInfo;
 
     #[test]
     fn symbolic_axes_of_one_name_are_equally_long() {

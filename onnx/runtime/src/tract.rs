@@ -7,14 +7,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 
+use d2o_onnx::graph::{ElementType, PRODUCER};
+use d2o_onnx::read::{ModelInfo, ValueInfo};
 use ndarray::{ArrayD, Axis, Slice, concatenate};
 use tract_linalg::multithread;
 use tract_onnx::prelude::*;
 
-use super::{Session, Tensor, arrange};
 use crate::error::{Error, Result};
-use crate::graph::{ElementType, PRODUCER};
-use crate::read::{ModelInfo, ValueInfo};
+use crate::{Session, Tensor, arrange};
 
 const NAME: &str = "tract";
 /// Plans kept, one for each shape of the inputs.
@@ -41,20 +41,21 @@ impl std::fmt::Debug for TractSession {
     }
 }
 
-fn failed(what: String, e: &TractError) -> Error {
-    Error::Runtime { runtime: NAME.to_owned(), what, source: format!("{e:#}").into() }
+fn failed(action: impl Into<String>, e: TractError) -> Error {
+    Error::Runtime { runtime: NAME.to_owned(), action: action.into(), source: e.into() }
 }
 
 impl TractSession {
     /// Opens `model` for `threads` CPU threads (`None` for as many as there are cores).
     ///
     /// # Errors
-    /// `Format` if it is no model; `Runtime` if it has too many nodes. What tract cannot run shows in the first [`Session::run`].
+    /// `Model` if it is not a model, or has more than 10 000 nodes. What tract cannot run shows in the first [`Session::run`].
     pub fn open(model: &Path, threads: Option<usize>) -> Result<Self> {
         let info = ModelInfo::open(model)?;
         if info.nodes > MAX_NODES {
-            let source = format!("`{}` has {} nodes, more than {MAX_NODES}", model.display(), info.nodes).into();
-            return Err(Error::Runtime { runtime: NAME.to_owned(), what: "too large a graph".to_owned(), source });
+            let expected = format!("at most {MAX_NODES} nodes, for tract");
+            let (place, found) = ("graph".to_owned(), info.nodes.to_string());
+            return Err(d2o_onnx::Error::Format { file: model.to_owned(), place, expected, found }.into());
         }
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let executor = multithread::Executor::multithread(threads);
@@ -73,11 +74,11 @@ impl TractSession {
         let one = |(range, plan): (&Range<usize>, &Arc<TypedRunnableModel>)| {
             let values = arranged.iter().map(|t| to_value(&rows(t, range))).collect();
             let run = || multithread::multithread_tract_scope(multithread::Executor::SingleThread, || plan.run(values));
-            self.named(&caught(run).map_err(|e| failed("run failed".to_owned(), &e))?)
+            self.named(&caught(run).map_err(|e| failed("run", e))?)
         };
         let parts = std::thread::scope(|scope| {
             let all: Vec<_> = ranges.iter().zip(&plans).map(|job| scope.spawn(move || one(job))).collect();
-            let panicked = |_| Err(failed("run failed".to_owned(), &TractError::msg("a thread panicked")));
+            let panicked = |_| Err(failed("run", TractError::msg("a thread panicked")));
             all.into_iter().map(|t| t.join().unwrap_or_else(panicked)).collect::<Result<Vec<_>>>()
         })?;
         let mut outputs: Vec<(String, Vec<Tensor>)> =
@@ -95,7 +96,7 @@ impl TractSession {
         let outputs = &self.info.outputs;
         if values.len() != outputs.len() {
             let what = format!("{} outputs where the model has {}", values.len(), outputs.len());
-            return Err(failed("run failed".to_owned(), &TractError::msg(what)));
+            return Err(failed("run", TractError::msg(what)));
         }
         outputs.iter().zip(values).map(|(o, value)| Ok((o.name.clone(), from_value(&o.name, value)?))).collect()
     }
@@ -116,8 +117,8 @@ impl TractSession {
                     }
                     model.into_optimized()?.into_runnable()
                 };
-                let describe = || format!("cannot plan `{}` for inputs of {shapes:?}", self.path.display());
-                caught(build).map_err(|e| failed(describe(), &e))?
+                let describe = || format!("plan `{}` for inputs of {shapes:?}", self.path.display());
+                caught(build).map_err(|e| failed(describe(), e))?
             }
         };
         if self.plans.len() == PLANS {
@@ -184,7 +185,7 @@ impl Session for TractSession {
         let values: TVec<TValue> = arranged.into_iter().map(to_value).collect();
         let executor = self.executor.clone();
         let run = || multithread::multithread_tract_scope(executor, || plan.run(values));
-        self.named(&caught(run).map_err(|e| failed("run failed".to_owned(), &e))?)
+        self.named(&caught(run).map_err(|e| failed("run", e))?)
     }
 }
 
@@ -211,7 +212,7 @@ fn rows(tensor: &Tensor, range: &Range<usize>) -> Tensor {
 fn join(parts: Vec<Tensor>) -> Result<Tensor> {
     fn together<T: Clone>(parts: &[ArrayD<T>]) -> Result<ArrayD<T>> {
         let views: Vec<_> = parts.iter().map(|p| p.view()).collect();
-        concatenate(Axis(0), &views).map_err(|e| failed("outputs of a part do not fit".to_owned(), &e.into()))
+        concatenate(Axis(0), &views).map_err(|e| failed("join the outputs of a batch's parts", e.into()))
     }
     let (mut floats, mut bytes, mut ints) = (Vec::new(), Vec::new(), Vec::new());
     for part in parts {
@@ -247,26 +248,30 @@ fn from_value(name: &str, value: &TValue) -> Result<Tensor> {
             other => return Err(TractError::msg(format!("expected f32, u8 or i64, found {other:?}"))),
         })
     };
-    read().map_err(|e| failed(format!("output `{name}`"), &e))
+    read().map_err(|e| failed(format!("read output `{name}`"), e))
 }
 
 #[cfg(test)]
 mod tests {
+    use d2o_onnx::graph::{Dim, GraphBuilder};
+    use d2o_onnx::write;
+    use fs_err as fs;
+
     use super::*;
-    use crate::graph::{Dim, GraphBuilder};
-    use crate::write;
 
     /// `y = x - mean of x over the batch`, as `producer` might write it with `kind` in its metadata.
-    fn centred(path: &Path, producer: &str) {
+    fn centred(path: &Path, producer: &[u8; 3]) {
         let mut g = GraphBuilder::new("g");
         let x = g.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(2)]).unwrap();
         let mean = g.mean(&x, &[0], true).unwrap();
         let y = g.sub(&x, &mean).unwrap();
         g.output("y", &y).unwrap();
         g.metadata("kind", "features");
-        let mut model = g.finish().unwrap();
-        producer.clone_into(&mut model.proto.producer_name);
-        write::write(&model, path).unwrap();
+        let mut bytes = write::to_bytes(&g.finish().unwrap()).unwrap();
+        // Field 2 of the model, the producer, comes after the two bytes of the IR version.
+        assert_eq!(bytes[2..7], *b"\x12\x03d2o");
+        bytes[4..7].copy_from_slice(producer);
+        fs::write(path, bytes).unwrap();
     }
 
     fn ramp(rows: usize) -> Tensor {
@@ -277,10 +282,10 @@ mod tests {
     fn batches_of_other_producers_are_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.onnx");
-        centred(&path, "pytorch");
+        centred(&path, b"not");
         let y = TractSession::open(&path, Some(2)).unwrap().run(&[("x", ramp(4))]).unwrap();
         assert_eq!(y[0].1.as_f32().unwrap().as_slice().unwrap(), [-3.0, -3.0, -1.0, -1.0, 1.0, 1.0, 3.0, 3.0]);
-        centred(&path, "d2o");
+        centred(&path, b"d2o");
         let y = TractSession::open(&path, Some(2)).unwrap().run(&[("x", ramp(4))]).unwrap();
         assert_eq!(y[0].1.as_f32().unwrap().as_slice().unwrap(), [-1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0]);
     }
@@ -289,7 +294,7 @@ mod tests {
     fn the_plan_used_longest_ago_goes_first() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.onnx");
-        centred(&path, "pytorch");
+        centred(&path, b"not");
         let mut session = TractSession::open(&path, Some(1)).unwrap();
         for rows in [5, 1, 2, 3, 5, 4] {
             session.run(&[("x", ramp(rows))]).unwrap();

@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
+use d2o_onnx::graph::ElementType;
+use d2o_onnx::read::ModelInfo;
 use ndarray::ArrayD;
 use ort::device::Device;
 use ort::environment::Environment;
@@ -18,10 +20,9 @@ use ort::value::{
     Value,
 };
 
-use super::{PlacedNode, Provider, Resident, Session, Tensor, arrange, placement, winograd};
 use crate::error::{Error, Result};
-use crate::graph::ElementType;
-use crate::read::ModelInfo;
+use crate::winograd::Winograd;
+use crate::{PlacedNode, Provider, Resident, Session, Tensor, arrange, placement, winograd};
 
 /// The library, loaded once for the process.
 #[derive(Clone)]
@@ -64,25 +65,21 @@ impl OrtRuntime {
     /// `Library` if it is missing, no ONNX Runtime, too old, or another one is loaded already.
     pub fn load(library: &Path) -> Result<Self> {
         static LOADED: OnceLock<Mutex<Option<OrtRuntime>>> = OnceLock::new();
-        let failed =
-            |what: String, source: Option<Box<dyn std::error::Error + Send + Sync>>| Error::Library { what, source };
-        let mut loaded = LOADED
-            .get_or_init(Mutex::default)
-            .lock()
-            .map_err(|_| failed("loading it failed before".to_owned(), None))?;
+        let mut loaded = LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(runtime) = loaded.as_ref() {
             if runtime.library == library {
                 return Ok(runtime.clone());
             }
-            let what = format!("`{}` is loaded already, not `{}`", runtime.library.display(), library.display());
-            return Err(failed(what, None));
+            let expected = format!("`{}`, which this process has loaded", runtime.library.display());
+            return Err(unusable(library, &expected, "another library", None));
         }
+        const EXPECTED: &str = "an ONNX Runtime library";
         if !library.exists() {
-            return Err(failed(format!("`{}` does not exist", library.display()), None));
+            return Err(unusable(library, EXPECTED, "no such file", None));
         }
-        let what = || format!("cannot load `{}`", library.display());
-        let builder = ort::init_from(library).map_err(|e| failed(what(), Some(e.to_string().into())))?;
-        let environment = builder.build().map_err(|e| failed(what(), Some(e.to_string().into())))?;
+        let failed = |e: Source| unusable(library, EXPECTED, "a file that cannot be loaded", Some(e));
+        let builder = ort::init_from(library).map_err(|e| failed(e.into()))?;
+        let environment = builder.build().map_err(|e| failed(e.into()))?;
         let runtime = Self { environment, library: library.to_owned() };
         *loaded = Some(runtime.clone());
         Ok(runtime)
@@ -105,26 +102,28 @@ impl OrtRuntime {
     /// # Errors
     /// `Library` if it cannot be loaded, supports no device of this machine, or another library has the name.
     pub fn register(&self, name: &str, path: &Path) -> Result<()> {
-        let failed = |what: String, source: Option<String>| Error::Library { what, source: source.map(Into::into) };
-        let mut plugins =
-            PLUGINS.lock().map_err(|_| failed("registering a provider failed before".to_owned(), None))?;
+        const EXPECTED: &str = "an execution provider's library";
+        let mut plugins = PLUGINS.lock().unwrap_or_else(PoisonError::into_inner);
         match plugins.iter().find(|(n, _, _)| n == name) {
             Some((_, other, _)) if other == path => return Ok(()),
-            Some((_, other, _)) => return Err(failed(format!("`{name}` is `{}` already", other.display()), None)),
+            Some((_, other, _)) => {
+                let expected = format!("`{}`, which is registered as `{name}`", other.display());
+                return Err(unusable(path, &expected, "another library", None));
+            }
             None => {}
         }
         if !path.exists() {
-            return Err(failed(format!("`{}` does not exist", path.display()), None));
+            return Err(unusable(path, EXPECTED, "no such file", None));
         }
         // ONNX Runtime resolves a relative path against its own library.
         let absolute = std::path::absolute(path)?;
         let before = self.environment.devices().count();
         self.environment
             .register_ep_library(name, &absolute)
-            .map_err(|e| failed(format!("cannot register `{}`", path.display()), Some(e.to_string())))?;
+            .map_err(|e| unusable(path, EXPECTED, "a file that cannot be registered", Some(e.into())))?;
         let own = before..self.environment.devices().count();
         if own.is_empty() {
-            return Err(failed(format!("`{}` supports no device of this machine", path.display()), None));
+            return Err(unusable(path, "a provider for a device of this machine", "one that supports none", None));
         }
         plugins.push((name.to_owned(), path.to_owned(), own));
         Ok(())
@@ -132,12 +131,13 @@ impl OrtRuntime {
 
     /// Device `number` of the library registered as `name`.
     fn plugin_device(&self, name: &str, number: usize) -> Result<Device<'_>> {
-        let own = PLUGINS.lock().ok().and_then(|p| p.iter().find(|(n, _, _)| n == name).map(|(_, _, own)| own.clone()));
-        let own = own.unwrap_or_default();
+        let plugins = PLUGINS.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = plugins.iter().find(|(n, _, _)| n == name).map(|(_, _, own)| own.clone()).unwrap_or_default();
         let count = own.len();
         let device = own.into_iter().nth(number).and_then(|i| self.environment.devices().nth(i));
-        let what = || format!("`{name}` has {count} devices, no device {number}");
-        device.ok_or_else(|| Error::Library { what: what(), source: None })
+        device.ok_or_else(|| {
+            unusable(name.as_ref(), &format!("a provider with device {number}"), &format!("{count} devices"), None)
+        })
     }
 
     /// Opens `model`.
@@ -159,11 +159,11 @@ impl OrtRuntime {
     fn open(&self, model: &Path, options: &OrtOptions, profile: Option<&Path>) -> Result<OrtSession> {
         let info = ModelInfo::open(model)?;
         let provider = match &options.provider {
-            Provider::Winograd if !info.filterable => Provider::Cpu,
+            Provider::Winograd if !info.has_winograd_candidates => Provider::Cpu,
             provider => provider.clone(),
         };
         let name = self.name_of(&provider)?;
-        let refused = |e: ort::Error| failed(&name, &format!("cannot open `{}`", model.display()), &e);
+        let refused = |e: ort::Error| failed(&name, format!("open `{}`", model.display()), e);
         let configured = || -> ort::Result<SessionBuilder> {
             let threads =
                 options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
@@ -178,7 +178,9 @@ impl OrtRuntime {
         };
         let builder = self.on(configured().map_err(refused)?, &provider)?;
         let inner = if provider == Provider::Winograd {
-            self.with_winograd(builder, model)
+            let (rewritten, operator) = self.rewritten(model, &refused)?;
+            let domain = operator.into_domain().map_err(refused)?;
+            builder.with_operators(domain).map_err(|e| refused(e.into()))?.commit_from_memory(&rewritten)
         } else {
             { builder }.commit_from_file(model)
         };
@@ -203,16 +205,12 @@ impl OrtRuntime {
 
     /// `builder` for sessions on `provider`, which computes what it can and leaves the rest to the CPU provider.
     fn on(&self, builder: SessionBuilder, provider: &Provider) -> Result<SessionBuilder> {
-        let failed = |what: String, e: String| Error::Library { what, source: Some(e.trim_end().into()) };
         match provider {
             Provider::Cpu | Provider::Winograd => Ok(builder),
             Provider::Cuda { device, tf32, benchmark } => {
                 if !self.has_cuda() {
-                    let what = format!(
-                        "`{}` has no CUDA provider; CUDA needs the onnxruntime-gpu library",
-                        self.library.display()
-                    );
-                    return Err(Error::Library { what, source: None });
+                    let expected = "a GPU build of ONNX Runtime (onnxruntime-gpu)";
+                    return Err(unusable(&self.library, expected, "one without the CUDA provider", None));
                 }
                 let search = if *benchmark { ConvAlgorithmSearch::Exhaustive } else { ConvAlgorithmSearch::Heuristic };
                 let cuda = CUDA::default()
@@ -221,38 +219,36 @@ impl OrtRuntime {
                     .with_conv_algorithm_search(search)
                     .build()
                     .error_on_failure();
-                let what = || format!("CUDA device {device} cannot be used");
-                builder
-                    .with_deterministic_compute(!benchmark)
-                    .map_err(|e| failed(what(), e.to_string()))?
-                    .with_execution_providers([cuda])
-                    .map_err(|e| failed(what(), e.to_string()))
+                let configured = || -> ort::Result<SessionBuilder> {
+                    Ok(builder.with_deterministic_compute(!benchmark)?.with_execution_providers([cuda])?)
+                };
+                let found = || format!("CUDA device {device} that cannot be used");
+                configured().map_err(|e| unusable(&self.library, "a usable CUDA device", &found(), Some(e.into())))
             }
-            Provider::Plugin { library, device } => {
-                let device = self.plugin_device(library, *device)?;
-                builder
-                    .with_devices([device], None)
-                    .map_err(|e| failed(format!("`{library}` cannot be used"), e.to_string()))
+            Provider::Plugin { library, device: number } => {
+                let device = self.plugin_device(library, *number)?;
+                builder.with_devices([device], None).map_err(|e| {
+                    let (expected, found) = ("a usable device", format!("device {number} that cannot be used"));
+                    unusable(library.as_ref(), expected, &found, Some(<ort::Error>::from(e).into()))
+                })
             }
         }
     }
 
-    /// Opens `model` with minimal filtering: ONNX Runtime's optimised graph goes through [`winograd`] and is opened with `builder`.
-    fn with_winograd(&self, builder: SessionBuilder, model: &Path) -> ort::Result<Inner> {
-        let quiet = || {
-            Ok::<_, ort::Error>(
-                Inner::builder(&self.environment)?.with_intra_threads(1)?.with_log_level(LogLevel::Error)?,
-            )
+    /// `model` as ONNX Runtime optimises it, with [`winograd`]'s operator in place of convolutions.
+    fn rewritten(&self, model: &Path, refused: &dyn Fn(ort::Error) -> Error) -> Result<(Vec<u8>, Winograd)> {
+        let quiet = || -> ort::Result<SessionBuilder> {
+            Ok(Inner::builder(&self.environment)?.with_intra_threads(1)?.with_log_level(LogLevel::Error)?)
         };
-        let block = winograd::block(|bytes| quiet()?.commit_from_memory(bytes))?;
-        let failed = |e: std::io::Error| ort::Error::new(e.to_string());
-        let folder = tempfile::Builder::new().prefix("d2o-optimised-").tempdir().map_err(failed)?;
+        let block = winograd::block(|bytes| quiet()?.commit_from_memory(bytes)).map_err(refused)?;
+        let folder = tempfile::Builder::new().prefix("d2o-optimised-").tempdir()?;
         let optimised = folder.path().join("graph.onnx");
-        let first =
-            quiet()?.with_optimization_level(GraphOptimizationLevel::All)?.with_optimized_model_path(&optimised)?;
-        drop({ first }.commit_from_file(model)?);
-        let (rewritten, domain) = winograd::rewritten(&fs_err::read(&optimised).map_err(failed)?, block)?;
-        builder.with_operators(domain)?.commit_from_memory(&rewritten)
+        let optimise = || -> ort::Result<Inner> {
+            let builder = quiet()?.with_optimization_level(GraphOptimizationLevel::All)?;
+            builder.with_optimized_model_path(&optimised)?.commit_from_file(model)
+        };
+        drop(optimise().map_err(refused)?);
+        Ok(winograd::rewritten(&optimised, block)?)
     }
 }
 
@@ -294,12 +290,18 @@ impl Bound {
             }
             from_value(&self.value.to(AllocationDevice::CPU, 0)?.into_dyn())
         };
-        copied().map_err(|e: ort::Error| failed(&self.runtime, "a tensor cannot be taken from the device", &e))
+        copied().map_err(|e: ort::Error| failed(&self.runtime, "copy a tensor from the device", e))
     }
 }
 
-fn failed(runtime: &str, what: &str, error: &ort::Error) -> Error {
-    Error::Runtime { runtime: runtime.to_owned(), what: what.to_owned(), source: error.to_string().into() }
+fn failed(runtime: &str, action: impl Into<String>, error: ort::Error) -> Error {
+    Error::Runtime { runtime: runtime.to_owned(), action: action.into(), source: error.into() }
+}
+
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+fn unusable(library: &Path, expected: &str, found: &str, source: Option<Source>) -> Error {
+    Error::Library { library: library.to_owned(), expected: expected.to_owned(), found: found.to_owned(), source }
 }
 
 impl OrtSession {
@@ -348,7 +350,7 @@ impl OrtSession {
     /// `Runtime`, also if the session is not profiled.
     pub fn end_profile(&mut self) -> Result<PathBuf> {
         let name = &self.name;
-        self.inner.end_profiling().map(PathBuf::from).map_err(|e| failed(name, "no profile", &e))
+        self.inner.end_profiling().map(PathBuf::from).map_err(|e| failed(name, "end the profile", e))
     }
 
     /// Every node of the graph, as ONNX Runtime gave them to providers. Under minimal filtering those of the rewritten graph.
@@ -356,11 +358,7 @@ impl OrtSession {
     /// # Errors
     /// `Runtime` if ONNX Runtime does not tell.
     pub fn nodes(&self) -> Result<Vec<PlacedNode>> {
-        placement::nodes(&self.inner).map_err(|e| Error::Runtime {
-            runtime: self.name.clone(),
-            what: "cannot tell which provider computes which node".to_owned(),
-            source: e.into(),
-        })
+        placement::nodes(&self.inner).map_err(|e| failed(&self.name, "list the nodes of each provider", e))
     }
 }
 
@@ -383,14 +381,14 @@ impl Session for OrtSession {
     }
 
     fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>> {
-        let name = self.name.clone();
-        let refused = |e: ort::Error| failed(&name, "run failed", &e);
+        let name = &self.name;
+        let refused = |e: ort::Error| failed(name, "run", e);
         let arranged = arrange(&self.info, inputs)?;
         let values = arranged.into_iter().map(to_value).collect::<ort::Result<Vec<_>>>().map_err(refused)?;
         let outputs = self.inner.run(values.as_slice()).map_err(refused)?;
         let mut read = Vec::with_capacity(outputs.len());
         for (output, value) in &outputs {
-            let tensor = from_value(&value).map_err(|e| failed(&name, &format!("output `{output}`"), &e))?;
+            let tensor = from_value(&value).map_err(|e| failed(name, format!("read output `{output}`"), e))?;
             read.push((output.to_owned(), tensor));
         }
         Ok(read)
@@ -398,7 +396,7 @@ impl Session for OrtSession {
 
     fn run_resident(&mut self, inputs: &[(&str, &Resident)], keep: &[&str]) -> Result<Vec<(String, Resident)>> {
         let arranged = arrange(&self.info, inputs)?;
-        self.bind_and_run(&arranged, keep).map_err(|e| failed(&self.name, "run failed", &e))
+        self.bind_and_run(&arranged, keep).map_err(|e| failed(&self.name, "run", e))
     }
 }
 

@@ -47,11 +47,18 @@ pub fn devices() -> Result<Vec<CudaDevice>> {
     reason = "the driver's C interface; names and types are those of cuda.h, pointers live for the call"
 )]
 fn devices_of(driver: &Path) -> Result<Vec<CudaDevice>> {
-    let failed =
-        |call: &str, code: c_int| Error::Library { what: format!("{DRIVER}: {call} failed ({code})"), source: None };
+    let unusable = |expected: String, found: String, source| Error::Library {
+        library: driver.to_owned(),
+        expected,
+        found,
+        source,
+    };
+    let failed = |call: &str, code: c_int| unusable(format!("{call} to succeed"), format!("error {code}"), None);
     // SAFETY: loading the driver runs its initialisers, as every CUDA program does.
     let Ok(library) = (unsafe { Library::new(driver) }) else { return Ok(Vec::new()) };
-    let missing = |e: libloading::Error| Error::Library { what: DRIVER.to_owned(), source: Some(Box::new(e)) };
+    let missing = |e: libloading::Error| {
+        unusable("the functions of the CUDA driver".to_owned(), "a library without one".to_owned(), Some(e.into()))
+    };
     // SAFETY: the signatures are those of cuda.h, unchanged since CUDA 2.
     let (init, count, name, attribute): (Symbol<'_, Init>, Symbol<'_, Count>, Symbol<'_, Name>, Symbol<'_, Attribute>) = unsafe {
         (
@@ -137,6 +144,6 @@ mod tests {
         let other = tempfile::tempdir().unwrap();
         let broken = driver(other.path(), &format!("int cuInit(unsigned f) {{ return 999; }} {rest}"));
         let error = devices_of(&broken).unwrap_err().to_string();
-        assert!(error.contains("cuInit failed (999)"), "{error}");
+        assert!(error.contains("expected cuInit to succeed, found error 999"), "{error}");
     }
 }
