@@ -170,11 +170,12 @@ fn on_runtimes(case: &Case, dir: &Path) -> Vec<(String, Vec<f32>)> {
     let (graph, _) = b.finish().unwrap();
     let path = dir.join(format!("{}.onnx", case.name));
     d2o_onnx::write::write(&graph.finish().unwrap(), &path).unwrap();
+    let given: Vec<_> = given.iter().map(|(name, tensor)| (*name, tensor.into())).collect();
     sessions(&path)
         .iter_mut()
         .map(|s| {
             let outputs = s.run(&given).unwrap_or_else(|e| panic!("{} on {}: {e:?}", case.name, s.runtime()));
-            let values = outputs[0].1.as_f32().unwrap().iter().copied().collect();
+            let values = outputs[0].as_f32().unwrap().iter().copied().collect();
             (s.runtime().to_owned(), values)
         })
         .collect()
@@ -266,8 +267,8 @@ fn pixels_are_quantised_alike() {
     let expected: Vec<u8> = pixels.iter().map(|p| ((f32::from(*p) + 0.75) * 1.01).clamp(0.0, 255.0) as u8).collect();
     for mut session in sessions(&path) {
         let input = Tensor::U8(ArrayD::from_shape_vec(vec![1, 256], pixels.clone()).unwrap());
-        let outputs = session.run(&[("x", input)]).unwrap();
-        let found: Vec<u8> = outputs[0].1.as_u8().unwrap().iter().copied().collect();
+        let outputs = session.run(&[("x", (&input).into())]).unwrap();
+        let found: Vec<u8> = outputs[0].as_u8().unwrap().iter().copied().collect();
         assert_eq!(found, expected, "on {}", session.runtime());
     }
 }
@@ -338,8 +339,9 @@ fn golden_networks_on_the_runtimes() {
                 let path = out.path().join(format!("{what}.onnx"));
                 d2o_onnx::write::write(model, &path).unwrap();
                 for mut session in sessions(&path) {
-                    let outputs = session.run(&inputs).unwrap();
-                    let found: Vec<f32> = outputs[0].1.as_f32().unwrap().iter().copied().collect();
+                    let given: Vec<_> = inputs.iter().map(|(name, tensor)| (*name, tensor.into())).collect();
+                    let outputs = session.run(&given).unwrap();
+                    let found: Vec<f32> = outputs[0].as_f32().unwrap().iter().copied().collect();
                     let relative = assert_close(&what, &found, &golden.values(expected), Tol::Parity);
                     rows.push((what.clone(), session.runtime().to_owned(), relative));
                 }
@@ -437,9 +439,9 @@ fn graphs_take_any_batch_and_export_repeats_its_bytes() {
         for batch in [1, 3, 64] {
             let values = f32s(&[64, 3, 16, 16], 5);
             let latents = ArrayD::from_shape_vec(vec![batch, 3, 16, 16], values[..batch * 768].to_vec()).unwrap();
-            let outputs = session.run(&[("latents", Tensor::F32(latents))]).unwrap();
-            assert_eq!(outputs[1].1.dims(), [batch, 16, 16, 3]);
-            let found: Vec<f32> = outputs[0].1.as_f32().unwrap().iter().take(768).copied().collect();
+            let outputs = session.run(&[("latents", latents.view().into())]).unwrap();
+            assert_eq!(outputs[1].dims(), [batch, 16, 16, 3]);
+            let found: Vec<f32> = outputs[0].as_f32().unwrap().iter().take(768).copied().collect();
             if first.is_empty() {
                 first = found;
             } else {

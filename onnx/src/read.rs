@@ -132,6 +132,11 @@ impl ModelInfo {
         self.outputs.iter().find(|v| v.name == name)
     }
 
+    /// Names of the outputs, in order.
+    pub fn output_names(&self) -> impl Iterator<Item = &str> {
+        self.outputs.iter().map(|v| v.name.as_str())
+    }
+
     /// Input `name`.
     #[must_use]
     pub fn input(&self, name: &str) -> Option<&ValueInfo> {

@@ -388,9 +388,9 @@ fn extract(
             let Prepared { start, names, digests, tensors } = prepared;
             let clock = Instant::now();
             let mut matrices = Vec::new();
-            for ((spec, session), tensor) in specs.iter().zip(sessions).zip(tensors) {
-                let outputs = session.run(&[(spec.input(), tensor)])?;
-                matrices.extend(spec.take(outputs, &names, rule)?);
+            for ((spec, session), tensor) in specs.iter().zip(sessions).zip(&tensors) {
+                let outputs = session.run(&[(spec.input(), tensor.into())])?;
+                matrices.extend(spec.take(session.model().output_names().zip(outputs), &names, rule)?);
             }
             Ok((Rows { start, digests, matrices }, clock.elapsed().as_secs_f64()))
         };

@@ -7,7 +7,7 @@ use d2o_converters::nn::precond::{Denoiser, Sigma};
 use d2o_converters::weights::Weights;
 use d2o_converters::{Checkpoint, Network};
 use d2o_onnx::read::ModelInfo;
-use d2o_runtime::{Session, Tensor};
+use d2o_runtime::{Session, Tensor, TensorView};
 use ndarray::ArrayD;
 use tch::{Device, TchError};
 
@@ -60,7 +60,7 @@ impl LibTorchSession {
         Ok(Self { info, net, sigma_max })
     }
 
-    fn forward(&self, inputs: &[(&str, Tensor)]) -> Result<Tensor, Box<dyn std::error::Error + Send + Sync>> {
+    fn forward(&self, inputs: &[(&str, TensorView<'_>)]) -> Result<Tensor, Box<dyn std::error::Error + Send + Sync>> {
         let _no_grad = tch::no_grad_guard();
         let value = |name: &str| -> Result<Option<Value>, TchError> {
             let found = inputs.iter().find(|(n, _)| *n == name).and_then(|(_, t)| t.as_f32());
@@ -93,10 +93,10 @@ impl Session for LibTorchSession {
         &self.info
     }
 
-    fn run(&mut self, inputs: &[(&str, Tensor)]) -> d2o_runtime::Result<Vec<(String, Tensor)>> {
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> d2o_runtime::Result<Vec<Tensor>> {
         let failed =
             |source| d2o_runtime::Error::Runtime { runtime: NAME.to_owned(), action: "run".to_owned(), source };
         let out = self.forward(inputs).map_err(failed)?;
-        Ok(self.info.outputs.iter().map(|o| (o.name.clone(), out.clone())).collect())
+        Ok(self.info.outputs.iter().map(|_| out.clone()).collect())
     }
 }

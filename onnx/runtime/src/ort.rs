@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use d2o_onnx::graph::ElementType;
-use d2o_onnx::read::ModelInfo;
-use ndarray::ArrayD;
+use d2o_onnx::read::{ModelInfo, ValueInfo};
+use ndarray::ArrayViewD;
 use ort::device::Device;
 use ort::environment::Environment;
 use ort::ep::cuda::ConvAlgorithmSearch;
@@ -14,15 +14,16 @@ use ort::ep::{CUDA, ExecutionProvider as _};
 use ort::logging::LogLevel;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::session::{Session as Inner, SessionInputValue};
+use ort::session::{IoBinding, Session as Inner, SessionInputValue};
 use ort::value::{
     DynTensor, DynTensorValueType, PrimitiveTensorElementType, TensorElementType, TensorRef, TensorValueTypeMarker,
     Value,
 };
 
 use crate::error::{Error, Result};
+use crate::inputs::arrange;
 use crate::winograd::Winograd;
-use crate::{PlacedNode, Provider, Resident, Session, Tensor, arrange, placement, winograd};
+use crate::{PlacedNode, Session, SessionValue, Tensor, TensorView, placement, winograd};
 
 /// The library, loaded once for the process.
 #[derive(Clone)]
@@ -40,18 +41,68 @@ impl std::fmt::Debug for OrtRuntime {
 /// Libraries of plugin providers that are registered: name, path, and which of the environment's devices are theirs.
 static PLUGINS: Mutex<Vec<(String, PathBuf, Range<usize>)>> = Mutex::new(Vec::new());
 
+/// Where ONNX Runtime computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Provider {
+    /// The CPU.
+    Cpu,
+    /// The CPU, with convolutions by Winograd's algorithm; relative error 1e-6 to 1e-5. A model without eligible convolutions is opened as on `Cpu`.
+    Winograd,
+    /// A CUDA device.
+    Cuda(CudaOptions),
+    /// A device of a plugin execution provider, registered with [`OrtRuntime::register`].
+    Plugin {
+        /// Name under which the provider's library was registered.
+        library: String,
+        /// Index of the device among those of the library.
+        device: usize,
+    },
+}
+
+/// Options of the CUDA provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CudaOptions {
+    /// Index of the device.
+    pub device: u32,
+    /// Whether products may be computed in TF32.
+    pub tf32: bool,
+    /// Whether cuDNN times its convolution algorithms and takes the fastest. The choice, and with it the last bits of results, may differ between runs.
+    pub benchmark: bool,
+}
+
+impl CudaOptions {
+    /// Products in f32 and cuDNN's heuristic choice of algorithms, on the device with index `device`.
+    #[must_use]
+    pub fn new(device: u32) -> Self {
+        Self { device, tf32: false, benchmark: false }
+    }
+}
+
 /// How a session runs.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct OrtOptions {
     /// Where it computes.
     pub provider: Provider,
-    /// CPU threads; `None` for as many as there are cores.
+    /// Number of CPU threads; `None` for one per core.
     pub threads: Option<usize>,
+    /// Where to write the time of every node: the first part of the path of ONNX Runtime's JSON file, which [`OrtSession::end_profile`] completes.
+    pub profile: Option<PathBuf>,
 }
 
-/// Whether [`Provider::Winograd`] is faster here than [`Provider::Cpu`]: it is where there is AVX2, and has not been measured elsewhere.
+impl OrtOptions {
+    /// On `provider` with `threads` CPU threads, without a profile.
+    #[must_use]
+    pub fn new(provider: Provider, threads: Option<usize>) -> Self {
+        Self { provider, threads, profile: None }
+    }
+}
+
+/// Whether [`Provider::Winograd`] is faster than [`Provider::Cpu`] on this machine: measured with AVX2 and FMA, assumed not to be without.
 #[must_use]
-pub fn minimal_filtering_pays() -> bool {
+pub fn winograd_is_faster() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
     #[cfg(not(target_arch = "x86_64"))]
@@ -143,20 +194,8 @@ impl OrtRuntime {
     /// Opens `model`.
     ///
     /// # Errors
-    /// `Format` if it is not a model; `Library` if the provider is missing; `Runtime` if ONNX Runtime refuses the model.
+    /// `Model` if the file may not be opened; `Library` if the provider is missing; `Runtime` if ONNX Runtime cannot open the model; `Io`.
     pub fn session(&self, model: &Path, options: &OrtOptions) -> Result<OrtSession> {
-        self.open(model, options, None)
-    }
-
-    /// As [`OrtRuntime::session`], timing every node until [`OrtSession::end_profile`]; `prefix` begins the name of ONNX Runtime's JSON file.
-    ///
-    /// # Errors
-    /// Those of [`OrtRuntime::session`].
-    pub fn profiled(&self, model: &Path, options: &OrtOptions, prefix: &Path) -> Result<OrtSession> {
-        self.open(model, options, Some(prefix))
-    }
-
-    fn open(&self, model: &Path, options: &OrtOptions, profile: Option<&Path>) -> Result<OrtSession> {
         let info = ModelInfo::open(model)?;
         let provider = match &options.provider {
             Provider::Winograd if !info.has_winograd_candidates => Provider::Cpu,
@@ -171,7 +210,7 @@ impl OrtRuntime {
                 .with_optimization_level(GraphOptimizationLevel::All)?
                 .with_intra_threads(threads)?
                 .with_config_entry(placement::RECORD, "1")?;
-            if let Some(prefix) = profile {
+            if let Some(prefix) = &options.profile {
                 builder = builder.with_profiling(prefix)?;
             }
             Ok(builder)
@@ -185,7 +224,7 @@ impl OrtRuntime {
             { builder }.commit_from_file(model)
         };
         let inner = inner.map_err(refused)?;
-        Ok(OrtSession { name, info, inner, provider })
+        Ok(OrtSession { name: name.into(), info, inner, provider })
     }
 
     /// What a session on `provider` calls its runtime.
@@ -193,8 +232,7 @@ impl OrtRuntime {
         Ok(match provider {
             Provider::Cpu => "ort-cpu".to_owned(),
             Provider::Winograd => "ort-winograd".to_owned(),
-            Provider::Cuda { tf32: false, .. } => "ort-cuda".to_owned(),
-            Provider::Cuda { tf32: true, .. } => "ort-cuda-tf32".to_owned(),
+            Provider::Cuda(cuda) => if cuda.tf32 { "ort-cuda-tf32" } else { "ort-cuda" }.to_owned(),
             Provider::Plugin { library, device } => {
                 let device = self.plugin_device(library, *device)?;
                 let provider = device.ep().unwrap_or(library);
@@ -207,7 +245,7 @@ impl OrtRuntime {
     fn on(&self, builder: SessionBuilder, provider: &Provider) -> Result<SessionBuilder> {
         match provider {
             Provider::Cpu | Provider::Winograd => Ok(builder),
-            Provider::Cuda { device, tf32, benchmark } => {
+            Provider::Cuda(CudaOptions { device, tf32, benchmark }) => {
                 if !self.has_cuda() {
                     let expected = "a GPU build of ONNX Runtime (onnxruntime-gpu)";
                     return Err(unusable(&self.library, expected, "one without the CUDA provider", None));
@@ -255,47 +293,51 @@ impl OrtRuntime {
 /// A model on ONNX Runtime.
 #[derive(Debug)]
 pub struct OrtSession {
-    name: String,
+    name: Arc<str>,
     info: ModelInfo,
     inner: Inner,
     provider: Provider,
 }
 
-/// A tensor in the memory of the device where a session computes.
+/// A tensor in memory that ONNX Runtime owns: that of a session's device, or the host's.
 #[derive(Debug)]
-pub struct Bound {
-    runtime: String,
+pub struct OrtTensor {
+    runtime: Arc<str>,
     value: DynTensor,
-    pub(super) element: ElementType,
-    pub(super) dims: Vec<usize>,
+    pub(crate) element: ElementType,
+    pub(crate) dims: Vec<usize>,
 }
 
-impl Bound {
-    fn new(runtime: &str, value: Value) -> ort::Result<Self> {
+impl OrtTensor {
+    fn new(runtime: &Arc<str>, value: Value) -> ort::Result<Self> {
         let value = value.downcast::<DynTensorValueType>()?;
         let element = match value.data_type() {
             TensorElementType::Float32 => ElementType::F32,
             TensorElementType::Uint8 => ElementType::U8,
             TensorElementType::Int64 => ElementType::I64,
-            other => return Err(ort::Error::new(format!("an output of {other}"))),
+            other => return Err(unsupported(&other.to_string())),
         };
         let dims = value.shape().iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
-        Ok(Self { runtime: runtime.to_owned(), value, element, dims })
+        Ok(Self { runtime: Arc::clone(runtime), value, element, dims })
     }
 
-    pub(super) fn to_host(&self) -> Result<Tensor> {
+    pub(crate) fn to_host(&self) -> Result<Tensor> {
         let copied = || {
             if self.value.memory_info().is_cpu_accessible() {
                 return from_value(&self.value);
             }
             from_value(&self.value.to(AllocationDevice::CPU, 0)?.into_dyn())
         };
-        copied().map_err(|e: ort::Error| failed(&self.runtime, "copy a tensor from the device", e))
+        copied().map_err(|e: ort::Error| failed(&self.runtime, "copy a tensor to the host", e))
     }
 }
 
 fn failed(runtime: &str, action: impl Into<String>, error: ort::Error) -> Error {
     Error::Runtime { runtime: runtime.to_owned(), action: action.into(), source: error.into() }
+}
+
+fn unsupported(found: &str) -> ort::Error {
+    ort::Error::new(format!("expected a tensor of f32, u8 or i64, found {found}"))
 }
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -305,20 +347,21 @@ fn unusable(library: &Path, expected: &str, found: &str, source: Option<Source>)
 }
 
 impl OrtSession {
-    fn bind_and_run(&mut self, inputs: &[&&Resident], keep: &[&str]) -> ort::Result<Vec<(String, Resident)>> {
+    /// `inputs` bound as they are, and memory of the device for the outputs in `keep`, of the host for the others.
+    fn bind(&self, inputs: &[&&SessionValue], keep: &[&str]) -> ort::Result<IoBinding> {
         let memory = |device, id, memory| MemoryInfo::new(device, id, AllocatorType::Device, memory);
         let host = memory(AllocationDevice::CPU, 0, MemoryType::CPUOutput)?;
-        let own = match self.provider {
-            Provider::Cuda { device, .. } => {
-                Some(memory(AllocationDevice::CUDA, device.cast_signed(), MemoryType::Default)?)
+        let own = match &self.provider {
+            Provider::Cuda(cuda) => {
+                Some(memory(AllocationDevice::CUDA, cuda.device.cast_signed(), MemoryType::Default)?)
             }
             Provider::Cpu | Provider::Winograd | Provider::Plugin { .. } => None,
         };
         let mut binding = self.inner.create_binding()?;
         for (input, value) in self.info.inputs.iter().zip(inputs) {
             match value {
-                Resident::Host(tensor) => binding.bind_input(&input.name, &owned(tensor)?)?,
-                Resident::Ort(bound) => binding.bind_input(&input.name, &bound.value)?,
+                SessionValue::Host(tensor) => binding.bind_input(&input.name, &owned(tensor)?)?,
+                SessionValue::Ort(tensor) => binding.bind_input(&input.name, &tensor.value)?,
             }
         }
         for output in &self.info.outputs {
@@ -326,37 +369,22 @@ impl OrtSession {
             let memory = own.as_ref().filter(|_| stays).unwrap_or(&host);
             binding.bind_output_to_device(&output.name, memory)?;
         }
-        let mut outputs = self.inner.run_binding(&binding)?;
-        binding.synchronize_outputs()?;
-        let mut found = Vec::new();
-        for output in &self.info.outputs {
-            let name = output.name.clone();
-            let value = outputs.remove(&name).ok_or_else(|| ort::Error::new(format!("no output `{name}`")))?;
-            let stays = keep.contains(&name.as_str());
-            let value = if stays {
-                Bound::new(&self.name, value).map(Resident::Ort)
-            } else {
-                from_value(&value).map(Resident::Host)
-            };
-            let value = value.map_err(|e| ort::Error::new(format!("output `{name}`: {e}")))?;
-            found.push((name, value));
-        }
-        Ok(found)
+        Ok(binding)
     }
 
-    /// Ends the timing of a profiled session and gives the path of ONNX Runtime's JSON file.
+    /// Ends the profile of a session that was opened with one, and returns the path of ONNX Runtime's JSON file.
     ///
     /// # Errors
-    /// `Runtime`, also if the session is not profiled.
+    /// `Runtime` if ONNX Runtime fails, or the session has no profile.
     pub fn end_profile(&mut self) -> Result<PathBuf> {
         let name = &self.name;
         self.inner.end_profiling().map(PathBuf::from).map_err(|e| failed(name, "end the profile", e))
     }
 
-    /// Every node of the graph, as ONNX Runtime gave them to providers. Under minimal filtering those of the rewritten graph.
+    /// All nodes with their execution providers, before fusions inside a provider; on [`Provider::Winograd`] those of the rewritten graph.
     ///
     /// # Errors
-    /// `Runtime` if ONNX Runtime does not tell.
+    /// `Runtime` if ONNX Runtime does not report them.
     pub fn nodes(&self) -> Result<Vec<PlacedNode>> {
         placement::nodes(&self.inner).map_err(|e| failed(&self.name, "list the nodes of each provider", e))
     }
@@ -380,35 +408,44 @@ impl Session for OrtSession {
         Ok(nodes)
     }
 
-    fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>> {
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>> {
         let name = &self.name;
         let refused = |e: ort::Error| failed(name, "run", e);
-        let arranged = arrange(&self.info, inputs)?;
+        let arranged = arrange(&self.info, inputs, |view| (view.element(), view.dims()))?;
         let values = arranged.into_iter().map(to_value).collect::<ort::Result<Vec<_>>>().map_err(refused)?;
         let outputs = self.inner.run(values.as_slice()).map_err(refused)?;
-        let mut read = Vec::with_capacity(outputs.len());
-        for (output, value) in &outputs {
-            let tensor = from_value(&value).map_err(|e| failed(name, format!("read output `{output}`"), e))?;
-            read.push((output.to_owned(), tensor));
-        }
-        Ok(read)
+        let all = outputs.iter();
+        all.map(|(o, value)| from_value(&value).map_err(|e| failed(name, format!("read output `{o}`"), e))).collect()
     }
 
-    fn run_resident(&mut self, inputs: &[(&str, &Resident)], keep: &[&str]) -> Result<Vec<(String, Resident)>> {
-        let arranged = arrange(&self.info, inputs)?;
-        self.bind_and_run(&arranged, keep).map_err(|e| failed(&self.name, "run", e))
+    fn run_resident(&mut self, inputs: &[(&str, &SessionValue)], keep: &[&str]) -> Result<Vec<SessionValue>> {
+        let arranged = arrange(&self.info, inputs, |value| (value.element(), value.dims()))?;
+        let name = &self.name;
+        let refused = |e: ort::Error| failed(name, "run", e);
+        let binding = self.bind(&arranged, keep).map_err(refused)?;
+        let mut outputs = self.inner.run_binding(&binding).map_err(refused)?;
+        binding.synchronize_outputs().map_err(refused)?;
+        let mut read = |output: &ValueInfo| {
+            let value = outputs.remove(&output.name).ok_or_else(|| ort::Error::new("it is missing"))?;
+            if keep.contains(&output.name.as_str()) {
+                return OrtTensor::new(name, value).map(SessionValue::Ort);
+            }
+            from_value(&value).map(SessionValue::Host)
+        };
+        let all = self.info.outputs.iter();
+        all.map(|o| read(o).map_err(|e| failed(name, format!("read output `{}`", o.name), e))).collect()
     }
 }
 
-fn to_value(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
-    match tensor {
-        Tensor::F32(a) => lend(a),
-        Tensor::U8(a) => lend(a),
-        Tensor::I64(a) => lend(a),
+fn to_value<'a>(view: &TensorView<'a>) -> ort::Result<SessionInputValue<'a>> {
+    match view {
+        TensorView::F32(a) => lend(a),
+        TensorView::U8(a) => lend(a),
+        TensorView::I64(a) => lend(a),
     }
 }
 
-/// A copy of `tensor` in memory of its own. A binding copies what is only lent, and in ort 2.0.0-rc.15 that copy waits for itself.
+/// A copy of `tensor` in memory of its own. A binding copies what is only lent, and in ort 2.0.0-rc.15 that copy deadlocks.
 fn owned(tensor: &Tensor) -> ort::Result<Value> {
     Ok(match tensor {
         Tensor::F32(a) => Value::from_array(a.as_standard_layout().into_owned())?.into_dyn(),
@@ -417,24 +454,21 @@ fn owned(tensor: &Tensor) -> ort::Result<Value> {
     })
 }
 
-/// `array` as it lies in memory, or a copy where it is not in C order.
-fn lend<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
-    array: &ArrayD<T>,
-) -> ort::Result<SessionInputValue<'_>> {
-    if array.is_standard_layout() {
-        return Ok(TensorRef::from_array_view(array.view())?.into());
+/// `view` as it is in memory, or a copy if it is not in C order.
+fn lend<'a, T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
+    view: &ArrayViewD<'a, T>,
+) -> ort::Result<SessionInputValue<'a>> {
+    if view.is_standard_layout() {
+        return Ok(TensorRef::from_array_view(view.clone())?.into());
     }
-    Ok(Value::from_array(array.as_standard_layout().into_owned())?.into())
+    Ok(Value::from_array(view.as_standard_layout().into_owned())?.into())
 }
 
 fn from_value<K: TensorValueTypeMarker + ?Sized>(value: &Value<K>) -> ort::Result<Tensor> {
     match value.dtype().tensor_type() {
-        Some(TensorElementType::Uint8) => Ok(Tensor::U8(value.try_extract_array::<u8>()?.to_owned())),
-        Some(TensorElementType::Int64) => Ok(Tensor::I64(value.try_extract_array::<i64>()?.to_owned())),
-        Some(TensorElementType::Float32) => Ok(Tensor::F32(value.try_extract_array::<f32>()?.to_owned())),
-        other => {
-            let found = other.map_or_else(|| "no tensor".to_owned(), |t| t.to_string());
-            Err(ort::Error::new(format!("expected f32, u8 or i64, found {found}")))
-        }
+        Some(TensorElementType::Uint8) => Ok(value.try_extract_array::<u8>()?.to_owned().into()),
+        Some(TensorElementType::Int64) => Ok(value.try_extract_array::<i64>()?.to_owned().into()),
+        Some(TensorElementType::Float32) => Ok(value.try_extract_array::<f32>()?.to_owned().into()),
+        other => Err(unsupported(&other.map_or_else(|| "another value".to_owned(), |t| t.to_string()))),
     }
 }

@@ -9,12 +9,13 @@ use std::sync::{Arc, Once};
 
 use d2o_onnx::graph::{ElementType, PRODUCER};
 use d2o_onnx::read::{ModelInfo, ValueInfo};
-use ndarray::{ArrayD, Axis, Slice, concatenate};
+use ndarray::{ArrayD, ArrayViewD, Axis, Slice, concatenate};
 use tract_linalg::multithread;
 use tract_onnx::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::{Session, Tensor, arrange};
+use crate::inputs::arrange;
+use crate::{Session, Tensor, TensorView};
 
 const NAME: &str = "tract";
 /// Plans kept, one for each shape of the inputs.
@@ -62,8 +63,8 @@ impl TractSession {
         Ok(Self { path: model.to_owned(), info, threads, executor, plans: VecDeque::new() })
     }
 
-    /// Runs a part of the batch on each thread: images do not depend on one another where [`by_image`] holds, and one thread computes an image fastest.
-    fn run_split(&mut self, arranged: &[&Tensor], batch: usize) -> Result<Vec<(String, Tensor)>> {
+    /// Runs a part of the batch on each thread: valid where [`is_batch_independent`], and faster than all threads on one image after the other.
+    fn run_split(&mut self, arranged: &[&TensorView<'_>], batch: usize) -> Result<Vec<Tensor>> {
         let size = batch.div_ceil(self.threads);
         let ranges: Vec<Range<usize>> = (0..batch).step_by(size).map(|a| a..(a + size).min(batch)).collect();
         let mut plans = Vec::with_capacity(ranges.len());
@@ -73,32 +74,33 @@ impl TractSession {
         }
         let one = |(range, plan): (&Range<usize>, &Arc<TypedRunnableModel>)| {
             let values = arranged.iter().map(|t| to_value(&rows(t, range))).collect();
-            let run = || multithread::multithread_tract_scope(multithread::Executor::SingleThread, || plan.run(values));
-            self.named(&caught(run).map_err(|e| failed("run", e))?)
+            self.outputs(multithread::Executor::SingleThread, plan, values)
         };
         let parts = std::thread::scope(|scope| {
             let all: Vec<_> = ranges.iter().zip(&plans).map(|job| scope.spawn(move || one(job))).collect();
             let panicked = |_| Err(failed("run", TractError::msg("a thread panicked")));
             all.into_iter().map(|t| t.join().unwrap_or_else(panicked)).collect::<Result<Vec<_>>>()
         })?;
-        let mut outputs: Vec<(String, Vec<Tensor>)> =
-            self.info.outputs.iter().map(|o| (o.name.clone(), Vec::new())).collect();
-        for part in parts {
-            for ((_, all), (_, rows)) in outputs.iter_mut().zip(part) {
-                all.push(rows);
-            }
-        }
-        outputs.into_iter().map(|(name, parts)| Ok((name, join(parts)?))).collect()
+        (0..self.info.outputs.len()).map(|i| join(parts.iter().map(|part| &part[i]))).collect()
     }
 
-    /// The model's outputs by their names.
-    fn named(&self, values: &[TValue]) -> Result<Vec<(String, Tensor)>> {
+    /// The model's outputs, in order, as `plan` computes them of `inputs`.
+    fn outputs(
+        &self,
+        executor: multithread::Executor,
+        plan: &Arc<TypedRunnableModel>,
+        inputs: TVec<TValue>,
+    ) -> Result<Vec<Tensor>> {
+        let run = || multithread::multithread_tract_scope(executor, || plan.run(inputs));
+        let values = caught(run).map_err(|e| failed("run", e))?;
         let outputs = &self.info.outputs;
         if values.len() != outputs.len() {
-            let what = format!("{} outputs where the model has {}", values.len(), outputs.len());
-            return Err(failed("run", TractError::msg(what)));
+            let found = format!("expected {} outputs, found {}", outputs.len(), values.len());
+            return Err(failed("run", TractError::msg(found)));
         }
-        outputs.iter().zip(values).map(|(o, value)| Ok((o.name.clone(), from_value(&o.name, value)?))).collect()
+        let read =
+            |(o, value): (&ValueInfo, _)| from_value(value).map_err(|e| failed(format!("read output `{}`", o.name), e));
+        outputs.iter().zip(&values).map(read).collect()
     }
 
     fn plan(&mut self, shapes: Shapes) -> Result<Arc<TypedRunnableModel>> {
@@ -175,22 +177,19 @@ impl Session for TractSession {
         &self.info
     }
 
-    fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>> {
-        let arranged = arrange(&self.info, inputs)?;
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>> {
+        let arranged = arrange(&self.info, inputs, |view| (view.element(), view.dims()))?;
         let batch = arranged.first().and_then(|t| t.dims().first()).copied().unwrap_or(1);
-        if batch > 1 && self.threads > 1 && by_image(&self.info) {
+        if batch > 1 && self.threads > 1 && is_batch_independent(&self.info) {
             return self.run_split(&arranged, batch);
         }
         let plan = self.plan(arranged.iter().map(|t| t.dims().to_vec()).collect())?;
-        let values: TVec<TValue> = arranged.into_iter().map(to_value).collect();
-        let executor = self.executor.clone();
-        let run = || multithread::multithread_tract_scope(executor, || plan.run(values));
-        self.named(&caught(run).map_err(|e| failed("run", e))?)
+        self.outputs(self.executor.clone(), &plan, arranged.into_iter().map(to_value).collect())
     }
 }
 
-/// Whether an image's outputs depend on that image alone, as in all that d2o exports. Graphs of others may take statistics of the batch.
-fn by_image(model: &ModelInfo) -> bool {
+/// Whether each sample's outputs depend on that sample alone: true for graphs that d2o exports; graphs of other producers may mix samples.
+fn is_batch_independent(model: &ModelInfo) -> bool {
     let batch = model.inputs.first().and_then(|v| v.symbols.first()).filter(|symbol| symbol.is_some());
     let batched = |v: &ValueInfo| batch.is_some() && v.symbols.first() == batch;
     model.producer == PRODUCER
@@ -199,56 +198,56 @@ fn by_image(model: &ModelInfo) -> bool {
 }
 
 /// Rows `range` of the first axis.
-fn rows(tensor: &Tensor, range: &Range<usize>) -> Tensor {
-    let slice = Slice::from(range.clone());
-    match tensor {
-        Tensor::F32(a) => Tensor::F32(a.slice_axis(Axis(0), slice).to_owned()),
-        Tensor::U8(a) => Tensor::U8(a.slice_axis(Axis(0), slice).to_owned()),
-        Tensor::I64(a) => Tensor::I64(a.slice_axis(Axis(0), slice).to_owned()),
+fn rows<'a>(view: &TensorView<'a>, range: &Range<usize>) -> TensorView<'a> {
+    fn of<'a, T>(view: &ArrayViewD<'a, T>, range: &Range<usize>) -> ArrayViewD<'a, T> {
+        let mut rows = view.clone();
+        rows.slice_axis_inplace(Axis(0), Slice::from(range.clone()));
+        rows
+    }
+    match view {
+        TensorView::F32(a) => TensorView::F32(of(a, range)),
+        TensorView::U8(a) => TensorView::U8(of(a, range)),
+        TensorView::I64(a) => TensorView::I64(of(a, range)),
     }
 }
 
-/// `parts` one after the other along the first axis.
-fn join(parts: Vec<Tensor>) -> Result<Tensor> {
-    fn together<T: Clone>(parts: &[ArrayD<T>]) -> Result<ArrayD<T>> {
-        let views: Vec<_> = parts.iter().map(|p| p.view()).collect();
-        concatenate(Axis(0), &views).map_err(|e| failed("join the outputs of a batch's parts", e.into()))
+/// `parts` concatenated along the first axis.
+fn join<'a>(parts: impl Iterator<Item = &'a Tensor>) -> Result<Tensor> {
+    fn of<T: Clone>(parts: &[ArrayViewD<'_, T>]) -> Result<ArrayD<T>> {
+        concatenate(Axis(0), parts).map_err(|e| failed("concatenate the outputs of a batch's parts", e.into()))
     }
-    let (mut floats, mut bytes, mut ints) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut floats, mut bytes, mut integers) = (Vec::new(), Vec::new(), Vec::new());
     for part in parts {
         match part {
-            Tensor::F32(a) => floats.push(a),
-            Tensor::U8(a) => bytes.push(a),
-            Tensor::I64(a) => ints.push(a),
+            Tensor::F32(a) => floats.push(a.view()),
+            Tensor::U8(a) => bytes.push(a.view()),
+            Tensor::I64(a) => integers.push(a.view()),
         }
     }
     if !bytes.is_empty() {
-        together(&bytes).map(Tensor::U8)
-    } else if !ints.is_empty() {
-        together(&ints).map(Tensor::I64)
+        of(&bytes).map(Tensor::U8)
+    } else if !integers.is_empty() {
+        of(&integers).map(Tensor::I64)
     } else {
-        together(&floats).map(Tensor::F32)
+        of(&floats).map(Tensor::F32)
     }
 }
 
-fn to_value(tensor: &Tensor) -> TValue {
-    match tensor {
-        Tensor::F32(a) => tract_onnx::prelude::Tensor::from(a.clone()).into(),
-        Tensor::U8(a) => tract_onnx::prelude::Tensor::from(a.clone()).into(),
-        Tensor::I64(a) => tract_onnx::prelude::Tensor::from(a.clone()).into(),
+fn to_value(view: &TensorView<'_>) -> TValue {
+    match view {
+        TensorView::F32(a) => tract_onnx::prelude::Tensor::from(a.to_owned()).into(),
+        TensorView::U8(a) => tract_onnx::prelude::Tensor::from(a.to_owned()).into(),
+        TensorView::I64(a) => tract_onnx::prelude::Tensor::from(a.to_owned()).into(),
     }
 }
 
-fn from_value(name: &str, value: &TValue) -> Result<Tensor> {
-    let read = || -> TractResult<Tensor> {
-        Ok(match value.datum_type() {
-            DatumType::U8 => Tensor::U8(value.to_plain_array_view::<u8>()?.to_owned()),
-            DatumType::I64 => Tensor::I64(value.to_plain_array_view::<i64>()?.to_owned()),
-            DatumType::F32 => Tensor::F32(value.to_plain_array_view::<f32>()?.to_owned()),
-            other => return Err(TractError::msg(format!("expected f32, u8 or i64, found {other:?}"))),
-        })
-    };
-    read().map_err(|e| failed(format!("read output `{name}`"), e))
+fn from_value(value: &TValue) -> TractResult<Tensor> {
+    Ok(match value.datum_type() {
+        DatumType::U8 => value.to_plain_array_view::<u8>()?.to_owned().into(),
+        DatumType::I64 => value.to_plain_array_view::<i64>()?.to_owned().into(),
+        DatumType::F32 => value.to_plain_array_view::<f32>()?.to_owned().into(),
+        other => return Err(TractError::msg(format!("expected f32, u8 or i64, found {other:?}"))),
+    })
 }
 
 #[cfg(test)]
@@ -283,11 +282,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.onnx");
         centred(&path, b"not");
-        let y = TractSession::open(&path, Some(2)).unwrap().run(&[("x", ramp(4))]).unwrap();
-        assert_eq!(y[0].1.as_f32().unwrap().as_slice().unwrap(), [-3.0, -3.0, -1.0, -1.0, 1.0, 1.0, 3.0, 3.0]);
+        let y = TractSession::open(&path, Some(2)).unwrap().run(&[("x", (&ramp(4)).into())]).unwrap();
+        assert_eq!(y[0].as_f32().unwrap().as_slice().unwrap(), [-3.0, -3.0, -1.0, -1.0, 1.0, 1.0, 3.0, 3.0]);
         centred(&path, b"d2o");
-        let y = TractSession::open(&path, Some(2)).unwrap().run(&[("x", ramp(4))]).unwrap();
-        assert_eq!(y[0].1.as_f32().unwrap().as_slice().unwrap(), [-1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0]);
+        let y = TractSession::open(&path, Some(2)).unwrap().run(&[("x", (&ramp(4)).into())]).unwrap();
+        assert_eq!(y[0].as_f32().unwrap().as_slice().unwrap(), [-1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0]);
     }
 
     #[test]
@@ -297,7 +296,7 @@ mod tests {
         centred(&path, b"not");
         let mut session = TractSession::open(&path, Some(1)).unwrap();
         for rows in [5, 1, 2, 3, 5, 4] {
-            session.run(&[("x", ramp(rows))]).unwrap();
+            session.run(&[("x", (&ramp(rows)).into())]).unwrap();
         }
         let kept: Vec<usize> = session.plans.iter().map(|(shapes, _)| shapes[0][0]).collect();
         assert_eq!(kept, [2, 3, 5, 4]);

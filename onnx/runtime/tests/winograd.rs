@@ -24,7 +24,7 @@ fn outputs(model: &Model, input: &Tensor) -> ArrayD<f32> {
     let path = dir.path().join("g.onnx");
     write::write(model, &path).unwrap();
     let mut session = TractSession::open(&path, None).unwrap();
-    session.run(&[("x", input.clone())]).unwrap()[0].1.as_f32().unwrap().to_owned()
+    session.run(&[("x", input.into())]).unwrap()[0].as_f32().unwrap().to_owned()
 }
 
 fn model(height: usize, kernel: [usize; 2], pads: [usize; 4]) -> Model {

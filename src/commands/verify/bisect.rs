@@ -128,7 +128,7 @@ impl Pair<'_> {
             }
         }
         let (Some(b), Some(a)) = (sides.pop(), sides.pop()) else { return Ok(None) };
-        Ok(Some(a.into_iter().zip(b).map(|((_, e), (_, f))| [e, f]).collect()))
+        Ok(Some(a.into_iter().zip(b).map(|(e, f)| [e, f]).collect()))
     }
 
     /// Writes what `node` reads in the reference and what it gives on both sides.
