@@ -17,6 +17,7 @@ use crate::proto::{
     AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
     TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
+use crate::read::decoded;
 
 const DOMAIN: &str = "com.microsoft.nchwc";
 /// Attribute of a replaced node: how many were replaced before it.
@@ -147,17 +148,16 @@ pub fn replace(
     op: &str,
     mut accept: impl FnMut(&Convolution<'_>) -> bool,
 ) -> Result<Vec<u8>> {
-    let bad = |place: &str, expected: &str, found: String| Error::Format {
-        file: path.to_owned(),
-        place: place.to_owned(),
-        expected: expected.to_owned(),
-        found,
-    };
-    let mut model = ModelProto::decode(fs::read(path)?.as_slice())
-        .map_err(|e| bad("ONNX message", "an ONNX model", e.to_string()))?;
+    let mut model: ModelProto = decoded(&fs::read(path)?, path, "ONNX message")?;
     if let Some(graph) = &mut model.graph {
         if let Some(name) = lossy(graph) {
-            return Err(bad(name, "values in `raw_data`, attributes that are numbers or texts", "others".to_owned()));
+            return Err(Error::Format {
+                file: path.to_owned(),
+                place: format!("`{name}`"),
+                expected: "values in `raw_data`, attributes that are numbers or strings".to_owned(),
+                found: "others".to_owned(),
+                source: None,
+            });
         }
         let tensors: HashMap<&str, &TensorProto> = graph.initializer.iter().map(|t| (t.name.as_str(), t)).collect();
         let mut replaced = 0;
@@ -269,9 +269,9 @@ mod tests {
     fn what_a_copy_would_lose_is_an_error() {
         let mut graph = convolution();
         graph.initializer[1].raw_data.clear();
-        assert!(replaced(graph, true).unwrap_err().to_string().contains("x.onnx: b: expected values in `raw_data`"));
+        assert!(replaced(graph, true).unwrap_err().to_string().contains("x.onnx: `b`: expected values in `raw_data`"));
         let mut graph = convolution();
         graph.node[0].attribute[0].r#type = 5;
-        assert!(replaced(graph, true).unwrap_err().to_string().contains("x.onnx: conv: "));
+        assert!(replaced(graph, true).unwrap_err().to_string().contains("x.onnx: `conv`: "));
     }
 }

@@ -49,11 +49,11 @@ impl OnnxBackend {
 }
 
 fn attributes(how: Conv2d) -> ConvAttributes {
-    ConvAttributes { stride: how.stride, pads: how.pads, groups: how.groups }
+    ConvAttributes::new(how.stride, how.pads, how.groups)
 }
 
 fn window(how: Pool) -> PoolAttributes {
-    PoolAttributes { kernel: how.kernel, stride: how.stride, pad: how.pad }
+    PoolAttributes::new(how.kernel, how.stride, how.pad)
 }
 
 impl Backend for OnnxBackend {

@@ -55,8 +55,8 @@ impl TractSession {
         let info = ModelInfo::open(model)?;
         if info.nodes > MAX_NODES {
             let expected = format!("at most {MAX_NODES} nodes, for tract");
-            let (place, found) = ("graph".to_owned(), info.nodes.to_string());
-            return Err(d2o_onnx::Error::Format { file: model.to_owned(), place, expected, found }.into());
+            let (file, place, found) = (model.to_owned(), "graph".to_owned(), info.nodes.to_string());
+            return Err(d2o_onnx::Error::Format { file, place, expected, found, source: None }.into());
         }
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let executor = multithread::Executor::multithread(threads);
@@ -111,7 +111,7 @@ impl TractSession {
                 let build = || {
                     let mut model = tract_onnx::onnx().model_for_path(&self.path)?;
                     for (i, (input, dims)) in self.info.inputs.iter().zip(&shapes).enumerate() {
-                        let fact = InferenceFact::dt_shape(datum_type(input.element), dims);
+                        let fact = InferenceFact::dt_shape(datum_type(input.element)?, dims);
                         model = model.with_input_fact(i, fact)?;
                     }
                     for i in 0..model.output_outlets()?.len() {
@@ -156,8 +156,8 @@ fn caught<T>(work: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
     })
 }
 
-fn datum_type(element: ElementType) -> DatumType {
-    match element {
+fn datum_type(element: ElementType) -> TractResult<DatumType> {
+    Ok(match element {
         ElementType::F32 => DatumType::F32,
         ElementType::F16 => DatumType::F16,
         ElementType::F64 => DatumType::F64,
@@ -165,7 +165,8 @@ fn datum_type(element: ElementType) -> DatumType {
         ElementType::I32 => DatumType::I32,
         ElementType::I64 => DatumType::I64,
         ElementType::Bool => DatumType::Bool,
-    }
+        other => return Err(TractError::msg(format!("inputs of {other} are not supported"))),
+    })
 }
 
 impl Session for TractSession {

@@ -34,7 +34,7 @@ fn model(height: usize, kernel: [usize; 2], pads: [usize; 4]) -> Model {
     let x = g.input("x", ElementType::F32, &dims).unwrap();
     let w = g.constant("w", &w, values(&w, 1)).unwrap();
     let b = g.constant("b", &b, values(&b, 2)).unwrap();
-    let y = g.conv2d(&x, &w, Some(&b), ConvAttributes { stride: 1, pads, groups: 1 }).unwrap();
+    let y = g.conv2d(&x, &w, Some(&b), ConvAttributes::new(1, pads, 1)).unwrap();
     g.output("y", &y).unwrap();
     g.finish().unwrap()
 }
