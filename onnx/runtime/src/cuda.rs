@@ -1,4 +1,4 @@
-//! NVIDIA's devices, asked of the driver: no CUDA library beside it is needed.
+//! CUDA devices, listed by the driver: no other CUDA library is needed.
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::path::Path;
@@ -26,18 +26,18 @@ type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
 /// A CUDA device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CudaDevice {
-    /// Its name, e.g. `NVIDIA H100 80GB HBM3`.
+    /// Name, e.g. `NVIDIA H100 80GB HBM3`.
     pub name: String,
     /// Number of multiprocessors.
     pub multiprocessors: u32,
-    /// Threads that a multiprocessor keeps resident.
+    /// Maximum number of resident threads of a multiprocessor.
     pub threads_per_multiprocessor: u32,
 }
 
-/// CUDA devices in the driver's order, which `CUDA_VISIBLE_DEVICES` restricts; none if there is no driver or no device.
+/// The CUDA devices in the driver's order, as `CUDA_VISIBLE_DEVICES` restricts them; empty without a driver or a device.
 ///
 /// # Errors
-/// `Library` if the driver is there and fails.
+/// `Library` if there is a driver and a call of it fails.
 pub fn devices() -> Result<Vec<CudaDevice>> {
     devices_of(Path::new(DRIVER))
 }
@@ -54,7 +54,7 @@ fn devices_of(driver: &Path) -> Result<Vec<CudaDevice>> {
         source,
     };
     let failed = |call: &str, code: c_int| unusable(format!("{call} to succeed"), format!("error {code}"), None);
-    // SAFETY: loading the driver runs its initialisers, as every CUDA program does.
+    // SAFETY: loading the driver runs its initialisers, as in every CUDA program.
     let Ok(library) = (unsafe { Library::new(driver) }) else { return Ok(Vec::new()) };
     let missing = |e: libloading::Error| {
         unusable("the functions of the CUDA driver".to_owned(), "a library without one".to_owned(), Some(e.into()))
@@ -81,7 +81,7 @@ fn devices_of(driver: &Path) -> Result<Vec<CudaDevice>> {
         .map(|device| {
             const LENGTH: u8 = 255;
             let mut text = [0 as c_char; LENGTH as usize + 1];
-            // SAFETY: writes at most the length it is told, with a final zero. A device's handle is its number.
+            // SAFETY: writes at most the given length, zero-terminated. The handle of a device is its index.
             checked("cuDeviceGetName", unsafe { name(text.as_mut_ptr(), LENGTH.into(), device) })?;
             // SAFETY: the array's last byte is zero.
             let text = unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned();
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn no_driver_and_no_device_are_no_error_and_a_failing_driver_is() {
+    fn a_missing_driver_is_not_an_error_and_a_failing_one_is() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(devices_of(&dir.path().join("absent.so")).unwrap(), []);
         let rest = "int cuDeviceGetCount(int *n) { return 1; } int cuDeviceGetName() { return 1; } int cuDeviceGetAttribute() { return 1; }";

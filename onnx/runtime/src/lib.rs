@@ -19,5 +19,7 @@ pub mod tract;
 mod winograd;
 
 pub use error::{Error, Result};
+/// The arrays of [`Tensor`] and [`TensorView`].
+pub use ndarray;
 pub use session::{PlacedNode, Session, SessionValue};
 pub use tensor::{Tensor, TensorView};

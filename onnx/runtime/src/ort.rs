@@ -1,4 +1,4 @@
-//! ONNX Runtime, loaded when it is needed.
+//! ONNX Runtime, loaded at run time.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use crate::inputs::arrange;
 use crate::winograd::Winograd;
 use crate::{PlacedNode, Session, SessionValue, Tensor, TensorView, placement, winograd};
 
-/// The library, loaded once for the process.
+/// The library of ONNX Runtime, loaded once per process; clones are cheap.
 #[derive(Clone)]
 pub struct OrtRuntime {
     environment: Environment,
@@ -38,7 +38,7 @@ impl std::fmt::Debug for OrtRuntime {
     }
 }
 
-/// Libraries of plugin providers that are registered: name, path, and which of the environment's devices are theirs.
+/// Registered libraries of plugin providers: name, path, and the indices of their devices among those of the environment.
 static PLUGINS: Mutex<Vec<(String, PathBuf, Range<usize>)>> = Mutex::new(Vec::new());
 
 /// Where ONNX Runtime computes.
@@ -110,10 +110,10 @@ pub fn winograd_is_faster() -> bool {
 }
 
 impl OrtRuntime {
-    /// Loads `library` (libonnxruntime). A second call must name the same one.
+    /// Loads `library` (libonnxruntime). Later calls return the same library.
     ///
     /// # Errors
-    /// `Library` if it is missing, no ONNX Runtime, too old, or another one is loaded already.
+    /// `Library` if it does not exist, is not ONNX Runtime of at least version 1.31, or another library is loaded already.
     pub fn load(library: &Path) -> Result<Self> {
         static LOADED: OnceLock<Mutex<Option<OrtRuntime>>> = OnceLock::new();
         let mut loaded = LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
@@ -142,16 +142,16 @@ impl OrtRuntime {
         CUDA::is_available().unwrap_or(false)
     }
 
-    /// Version and build of the library, in its own words.
+    /// Version and build of the library, as it reports them.
     #[must_use]
     pub fn build(&self) -> &'static str {
         ort::info()
     }
 
-    /// Registers the plugin execution provider in `path` as `name`, once for the process.
+    /// Registers the library of a plugin execution provider at `path` as `name`, once per process.
     ///
     /// # Errors
-    /// `Library` if it cannot be loaded, supports no device of this machine, or another library has the name.
+    /// `Library` if it cannot be loaded, supports no device of this machine, or another library is registered as `name`.
     pub fn register(&self, name: &str, path: &Path) -> Result<()> {
         const EXPECTED: &str = "an execution provider's library";
         let mut plugins = PLUGINS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -227,7 +227,7 @@ impl OrtRuntime {
         Ok(OrtSession { name: name.into(), info, inner, provider })
     }
 
-    /// What a session on `provider` calls its runtime.
+    /// [`Session::runtime`] of a session on `provider`.
     fn name_of(&self, provider: &Provider) -> Result<String> {
         Ok(match provider {
             Provider::Cpu => "ort-cpu".to_owned(),
@@ -241,7 +241,7 @@ impl OrtRuntime {
         })
     }
 
-    /// `builder` for sessions on `provider`, which computes what it can and leaves the rest to the CPU provider.
+    /// `builder` with `provider`; nodes that it does not support go to the CPU provider.
     fn on(&self, builder: SessionBuilder, provider: &Provider) -> Result<SessionBuilder> {
         match provider {
             Provider::Cpu | Provider::Winograd => Ok(builder),
@@ -273,7 +273,7 @@ impl OrtRuntime {
         }
     }
 
-    /// `model` as ONNX Runtime optimises it, with [`winograd`]'s operator in place of convolutions.
+    /// `model` as ONNX Runtime optimises it, with the operator of [`winograd`] in place of eligible convolutions.
     fn rewritten(&self, model: &Path, refused: &dyn Fn(ort::Error) -> Error) -> Result<(Vec<u8>, Winograd)> {
         let quiet = || -> ort::Result<SessionBuilder> {
             Ok(Inner::builder(&self.environment)?.with_intra_threads(1)?.with_log_level(LogLevel::Error)?)
@@ -299,7 +299,7 @@ pub struct OrtSession {
     provider: Provider,
 }
 
-/// A tensor in memory that ONNX Runtime owns: that of a session's device, or the host's.
+/// A tensor in memory that ONNX Runtime owns, of a device or of the host.
 #[derive(Debug)]
 pub struct OrtTensor {
     runtime: Arc<str>,
@@ -347,7 +347,7 @@ fn unusable(library: &Path, expected: &str, found: &str, source: Option<Source>)
 }
 
 impl OrtSession {
-    /// `inputs` bound as they are, and memory of the device for the outputs in `keep`, of the host for the others.
+    /// Binds `inputs`, the outputs in `keep` to memory of the device, and the other outputs to memory of the host.
     fn bind(&self, inputs: &[&&SessionValue], keep: &[&str]) -> ort::Result<IoBinding> {
         let memory = |device, id, memory| MemoryInfo::new(device, id, AllocatorType::Device, memory);
         let host = memory(AllocationDevice::CPU, 0, MemoryType::CPUOutput)?;
@@ -445,7 +445,7 @@ fn to_value<'a>(view: &TensorView<'a>) -> ort::Result<SessionInputValue<'a>> {
     }
 }
 
-/// A copy of `tensor` in memory of its own. A binding copies what is only lent, and in ort 2.0.0-rc.15 that copy deadlocks.
+/// A copy of `tensor` that ONNX Runtime owns. A binding copies borrowed values, and in ort 2.0.0-rc.15 that copy deadlocks.
 fn owned(tensor: &Tensor) -> ort::Result<Value> {
     Ok(match tensor {
         Tensor::F32(a) => Value::from_array(a.as_standard_layout().into_owned())?.into_dyn(),
@@ -454,7 +454,7 @@ fn owned(tensor: &Tensor) -> ort::Result<Value> {
     })
 }
 
-/// `view` as it is in memory, or a copy if it is not in C order.
+/// `view` without a copy, unless it is not in C order.
 fn lend<'a, T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
     view: &ArrayViewD<'a, T>,
 ) -> ort::Result<SessionInputValue<'a>> {

@@ -1,4 +1,4 @@
-//! tract: a second engine in pure Rust, on the CPU.
+//! tract: a runtime in pure Rust, on the CPU.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -18,21 +18,21 @@ use crate::inputs::arrange;
 use crate::{Session, Tensor, TensorView};
 
 const NAME: &str = "tract";
-/// Plans kept, one for each shape of the inputs.
+/// Number of plans kept; there is one for each shape of the inputs.
 const PLANS: usize = 4;
-/// Most nodes: tract takes time squared in their number to plan.
+/// Maximum number of nodes: the time that tract takes to plan is quadratic in it.
 const MAX_NODES: usize = 10_000;
 
 /// Shapes of a model's inputs.
 type Shapes = Vec<Vec<usize>>;
 
-/// A model on tract. It is planned for each shape of its inputs that it meets.
+/// A model on tract. The first run with new shapes of the inputs plans the model for them.
 pub struct TractSession {
     path: PathBuf,
     info: ModelInfo,
     threads: usize,
     executor: multithread::Executor,
-    /// The one used last is the last.
+    /// Least recently used first.
     plans: VecDeque<(Shapes, Arc<TypedRunnableModel>)>,
 }
 
@@ -47,10 +47,10 @@ fn failed(action: impl Into<String>, e: TractError) -> Error {
 }
 
 impl TractSession {
-    /// Opens `model` for `threads` CPU threads (`None` for as many as there are cores).
+    /// Opens `model` for `threads` CPU threads; `None` for one per core.
     ///
     /// # Errors
-    /// `Model` if it is not a model, or has more than 10 000 nodes. What tract cannot run shows in the first [`Session::run`].
+    /// `Model` if the file may not be opened, or has more than 10 000 nodes. Models that tract does not support fail in [`Session::run`].
     pub fn open(model: &Path, threads: Option<usize>) -> Result<Self> {
         let info = ModelInfo::open(model)?;
         if info.nodes > MAX_NODES {
@@ -63,7 +63,7 @@ impl TractSession {
         Ok(Self { path: model.to_owned(), info, threads, executor, plans: VecDeque::new() })
     }
 
-    /// Runs a part of the batch on each thread: valid where [`is_batch_independent`], and faster than all threads on one image after the other.
+    /// Runs a part of the batch on each thread. Valid if [`is_batch_independent`]; faster than all threads on one sample at a time.
     fn run_split(&mut self, arranged: &[&TensorView<'_>], batch: usize) -> Result<Vec<Tensor>> {
         let size = batch.div_ceil(self.threads);
         let ranges: Vec<Range<usize>> = (0..batch).step_by(size).map(|a| a..(a + size).min(batch)).collect();
@@ -84,7 +84,7 @@ impl TractSession {
         (0..self.info.outputs.len()).map(|i| join(parts.iter().map(|part| &part[i]))).collect()
     }
 
-    /// The model's outputs, in order, as `plan` computes them of `inputs`.
+    /// The outputs of `plan` for `inputs`, in the model's order.
     fn outputs(
         &self,
         executor: multithread::Executor,
@@ -132,11 +132,11 @@ impl TractSession {
 }
 
 thread_local! {
-    /// Whether a panic of this thread becomes an error.
+    /// Whether [`caught`] runs on this thread.
     static CAUGHT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// `work` of tract's, whose panics are errors: it asserts what a file may break, and that memory can be had. The panic hook does not hear of them.
+/// Runs `work` of tract with its panics as errors: tract asserts properties of the file and successful allocation. The panic hook is not called for them.
 fn caught<T>(work: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -259,7 +259,7 @@ mod tests {
 
     use super::*;
 
-    /// `y = x - mean of x over the batch`, as `producer` might write it with `kind` in its metadata.
+    /// `y = x - mean of x over the batch`, with `kind` in its metadata.
     fn centred(path: &Path, producer: &[u8; 3]) {
         let mut g = GraphBuilder::new("g");
         let x = g.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(2)]).unwrap();
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_of_other_producers_are_whole() {
+    fn batches_of_other_producers_are_not_split() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.onnx");
         centred(&path, b"not");
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plan_used_longest_ago_goes_first() {
+    fn the_least_recently_used_plan_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.onnx");
         centred(&path, b"not");

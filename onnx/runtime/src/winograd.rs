@@ -1,9 +1,9 @@
 //! Winograd convolutions as an operator of ONNX Runtime on CPUs.
 //!
-//! The graph on disk stays as it is. When a session opens it, ONNX Runtime optimises it first: its convolutions then work on images in blocks of
-//! channels ([`nchwc`]), with the ReLUs and sums after them fused. Each convolution of a supported shape becomes a node of the domain `d2o` on the same
-//! blocks, which takes from a half (filters of 7 taps) to a quarter (3 × 3) of the multiplications; the other nodes stay ONNX Runtime's. Sums are rounded
-//! in another order: the relative error is 1e-6 to 1e-5.
+//! The graph on disk is not changed. When a session opens it, ONNX Runtime optimises it first: its convolutions then work on images in blocks of
+//! channels ([`nchwc`]), with the ReLUs and sums after them fused. Each convolution of a supported shape is replaced by a node of the domain `d2o` on the
+//! same blocks, which takes a quarter (3 × 3) to 36 % (7 × 1) of the multiplications. Sums are rounded in another order: the relative error is 1e-6 to
+//! 1e-5.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,12 +21,12 @@ use ort::value::{TensorElementType, TensorRef, ValueType};
 /// Domain and name of the operator.
 const DOMAIN: &str = "d2o";
 const NAME: &str = "Winograd";
-/// Minimum of input and output channels for which it is faster.
+/// Minimum number of input and of output channels for which it is faster.
 const MIN_CHANNELS: usize = 32;
-/// Channels in a block, as ONNX Runtime has them on CPUs with and without AVX-512.
+/// Numbers of channels in a block that ONNX Runtime uses, without and with AVX-512.
 const BLOCKS: [usize; 2] = [8, 16];
 
-/// Channels in a block on this machine; `session` opens a model in memory.
+/// Number of channels in a block on this machine; `session` opens a model in memory.
 pub(super) fn block(session: impl FnOnce(&[u8]) -> OrtResult<Session>) -> OrtResult<usize> {
     const CHANNELS: usize = 64;
     const WIDTH: usize = 2;
@@ -118,7 +118,7 @@ fn compute(convolution: &Convolution, pool: &Pool, context: &ComputeContext) -> 
     let input = context.input(0)?.ok_or_else(|| ort::Error::new("no input"))?;
     let (shape, values) = input.try_extract_tensor::<f32>()?;
     let dims: Vec<usize> = shape.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
-    let refused = || ort::Error::new(format!("an input of {dims:?} does not suit the convolution"));
+    let refused = || ort::Error::new(format!("an input of {dims:?} is incompatible with the convolution"));
     let &[batch, channels, height, width] = &dims[..] else { return Err(refused()) };
     let size = convolution.output_size(height, width).filter(|_| channels == convolution.inputs());
     let [rows, columns] = size.ok_or_else(refused)?;
@@ -137,7 +137,7 @@ fn compute(convolution: &Convolution, pool: &Pool, context: &ComputeContext) -> 
     convolution.run(&images, out, pool, |tasks, task| context.par_for(tasks, tasks, task))
 }
 
-/// A size as ONNX Runtime has it.
+/// A size as ONNX Runtime stores it.
 fn signed(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }

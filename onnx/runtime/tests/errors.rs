@@ -1,5 +1,5 @@
 //! Errors have the runtime's own error as their source, not in their text.
-#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::error::Error as _;
 use std::path::Path;

@@ -52,8 +52,7 @@ impl GraphBuilder {
 
     /// The elements of `x` in the shape `dims`, of which one entry may be -1: the batch axis if `x` has one, else what the others leave.
     ///
-    /// The axis that -1 stands for is N times the factor by which the other axes have fewer elements than those of `x`: `[N, 8, 3]` in the shape
-    /// `[-1, 3]` is `[8*N, 3]`.
+    /// Axes that are merged into the batch multiply its length: `[N, 8, 3]` reshaped to `[-1, 3]` is `[8*N, 3]`.
     ///
     /// # Errors
     /// `Shape` if the number of elements differs, an axis is empty, or `x` has several symbolic axes.
@@ -127,6 +126,17 @@ mod tests {
         assert!(g.reshape(&small, &[i64::MAX, i64::MAX, 2]).is_err());
         assert_eq!(g.slice(&small, 0, 1, 1).unwrap().dims(), [Dim::Known(1)]);
         assert!(g.concat(&[], 0).is_err());
+    }
+
+    #[test]
+    fn a_multiple_of_the_batch_is_a_symbol_in_the_file() {
+        let mut g = GraphBuilder::new("g");
+        let x = g.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(8), Dim::Known(3)]).unwrap();
+        let y = g.reshape(&x, &[-1, 3]).unwrap();
+        g.output("y", &y).unwrap();
+        let bytes = crate::write::to_bytes(&g.finish().unwrap()).unwrap();
+        let info = crate::read::ModelInfo::parse(&bytes, "x.onnx".as_ref()).unwrap();
+        assert_eq!([&info.inputs[0], &info.outputs[0]].map(|v| v.describe()), ["x f32 [N, 8, 3]", "y f32 [8*N, 3]"]);
     }
 
     #[test]
