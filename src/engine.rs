@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::cuda::{self, CudaDevice};
-use d2o_onnx::session::ort::{OrtOptions, OrtRuntime, OrtSession, minimal_filtering_pays};
-use d2o_onnx::session::tract::TractSession;
-use d2o_onnx::session::{PlacedNode, Provider, Session};
+use d2o_runtime::cuda::{self, CudaDevice};
+use d2o_runtime::ort::{CudaOptions, OrtOptions, OrtRuntime, OrtSession, Provider, winograd_is_faster};
+use d2o_runtime::tract::TractSession;
+use d2o_runtime::{PlacedNode, Session};
 
 use crate::cli::{Accelerator, Global, ProviderArg, Runtime};
 use crate::error::with_hint;
@@ -24,7 +24,7 @@ const INSTALLED: &str = "onnxruntime-1.32.0/lib/libonnxruntime.so.1.32.0";
 pub enum OnCpu {
     /// ONNX Runtime's own kernels: images come out the same byte for byte whatever reads them.
     Plain,
-    /// Minimal filtering where the machine and the graph are suited to it, for feature networks: the metrics move by 1e-7 of themselves.
+    /// Winograd convolutions where they are faster and the graph has eligible ones, for feature networks: relative change of the metrics 1e-7.
     Fastest,
 }
 
@@ -99,12 +99,12 @@ impl<'a> Engine<'a> {
                         }
                     }
                 }
-                if on_cpu == OnCpu::Plain || !minimal_filtering_pays() {
+                if on_cpu == OnCpu::Plain || !winograd_is_faster() {
                     return open(Runtime::OrtCpu);
                 }
-                open(Runtime::OrtWinograd).or_else(|filtered| {
+                open(Runtime::OrtWinograd).or_else(|error| {
                     let plain = open(Runtime::OrtCpu)?;
-                    self.printer.note(&format!("plain convolutions: minimal filtering cannot be used ({filtered:#})"));
+                    self.printer.note(&format!("plain convolutions: Winograd convolutions cannot be used ({error:#})"));
                     Ok(plain)
                 })
             }
@@ -141,7 +141,7 @@ fn open_nth(
         return Ok(Box::new(TractSession::open(model, global.threads).with_context(describe)?));
     }
     let library = library(global)?;
-    let options = OrtOptions { provider: provider_of(runtime, nth, accelerator, &library)?, threads: global.threads };
+    let options = OrtOptions::new(provider_of(runtime, nth, accelerator, &library)?, global.threads);
     Ok(Box::new(library.session(model, &options).with_context(describe)?))
 }
 
@@ -168,7 +168,11 @@ fn provider_of(
     Ok(match runtime {
         Runtime::OrtCpu => Provider::Cpu,
         Runtime::OrtWinograd => Provider::Winograd,
-        Runtime::OrtCuda => Provider::Cuda { device, tf32: accelerator.tf32, benchmark: accelerator.cudnn_benchmark },
+        Runtime::OrtCuda => {
+            let mut cuda = CudaOptions::new(device);
+            (cuda.tf32, cuda.benchmark) = (accelerator.tf32, accelerator.cudnn_benchmark);
+            Provider::Cuda(cuda)
+        }
         Runtime::OrtEp => {
             let plugin = accelerator.ep_library.as_ref().context("ort-ep: name the provider with --ep-library")?;
             library.register(&plugin.name, &plugin.path)?;
@@ -213,8 +217,9 @@ pub fn open_profiled(
     global: &Global,
 ) -> anyhow::Result<OrtSession> {
     let library = library(global)?;
-    let options = OrtOptions { provider: provider_of(runtime, 0, accelerator, &library)?, threads: global.threads };
-    Ok(library.profiled(model, &options, prefix)?)
+    let mut options = OrtOptions::new(provider_of(runtime, 0, accelerator, &library)?, global.threads);
+    options.profile = Some(prefix.to_owned());
+    Ok(library.session(model, &options)?)
 }
 
 /// CUDA devices of this machine; none where the driver does not answer.

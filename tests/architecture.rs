@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
+const LIBRARIES: [&str; 6] =
+    ["onnx/src", "onnx/runtime/src", "onnx/winograd/src", "converters/src", "refs/src", "evaluations/src"];
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -51,14 +54,16 @@ fn depends_on(manifest: &str, crates: &[&str]) -> Vec<String> {
 
 #[test]
 fn crates_depend_one_way() {
-    let own = ["d2o-onnx", "d2o-converters", "d2o-refs", "d2o-evaluations", "d2o"];
-    assert_eq!(depends_on("onnx/Cargo.toml", &own), Vec::<String>::new());
+    let own = ["d2o-onnx", "d2o-runtime", "d2o-winograd", "d2o-converters", "d2o-refs", "d2o-evaluations", "d2o"];
+    let runtimes = ["ort", "tract-onnx", "tch"];
+    assert_eq!(depends_on("onnx/Cargo.toml", &[&own[..], &runtimes].concat()), Vec::<String>::new());
+    assert_eq!(depends_on("onnx/runtime/Cargo.toml", &own), ["d2o-onnx", "d2o-winograd"]);
     assert_eq!(depends_on("onnx/winograd/Cargo.toml", &[&own[..], &["ort", "prost"]].concat()), Vec::<String>::new());
     assert_eq!(depends_on("refs/Cargo.toml", &own), Vec::<String>::new());
     assert_eq!(depends_on("evaluations/Cargo.toml", &own), Vec::<String>::new());
     assert_eq!(depends_on("evaluations/Cargo.toml", &["zip", "hdf5", "image", "fs-err"]), Vec::<String>::new());
     assert_eq!(depends_on("converters/Cargo.toml", &own), ["d2o-onnx"]);
-    assert_eq!(depends_on("converters/Cargo.toml", &["ort", "tract-onnx", "tch"]), Vec::<String>::new());
+    assert_eq!(depends_on("converters/Cargo.toml", &runtimes), Vec::<String>::new());
 }
 
 #[test]
@@ -71,7 +76,7 @@ fn measuring_and_sampling_know_neither_the_command_line_nor_the_printer() {
 
 #[test]
 fn libraries_never_print_exit_or_read_the_environment() {
-    for folder in ["onnx/src", "onnx/winograd/src", "converters/src", "refs/src", "evaluations/src"] {
+    for folder in LIBRARIES {
         lacks(
             folder,
             &["println!", "eprintln!", "print!(", "process::exit", "env::var", "SystemTime::now", "thread_rng"],
@@ -86,7 +91,7 @@ fn libtorch_is_used_in_training_only() {
         let used = ["use tch", " tch::", "(tch::", "<tch::", "&tch::"].iter().any(|w| text.contains(w));
         assert!(own || !used, "{} uses libtorch", path.display());
     }
-    for folder in ["onnx/src", "onnx/winograd/src", "converters/src", "refs/src", "evaluations/src"] {
+    for folder in LIBRARIES {
         lacks(folder, &["use tch", " tch::", "(tch::", "<tch::", "&tch::"]);
     }
 }

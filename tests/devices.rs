@@ -14,9 +14,9 @@ use d2o::pipeline::statistics::{StatsRequest, statistics};
 use d2o::printer::Printer;
 use d2o::sampling::request::SamplingRequest;
 use d2o_evaluations::protocol::Protocol;
-use d2o_onnx::session::cuda;
-use d2o_onnx::session::ort::{OrtOptions, OrtRuntime};
-use d2o_onnx::session::{Provider, Session as _, Tensor};
+use d2o_runtime::Session as _;
+use d2o_runtime::cuda;
+use d2o_runtime::ort::{OrtOptions, OrtRuntime, Provider};
 use fs_err as fs;
 use serde_json::Value;
 
@@ -80,15 +80,31 @@ fn a_plugin_provider_computes_what_the_cpu_provider_does() {
     let on = ["--ep-library", &library];
     let absent = ["generate", "g.onnx", "--seeds", "0", "--out", "x.npz", "--ep-library", "trt=absent.so"];
     let outcome = attempt(dir, &absent);
-    assert!(outcome.code == 2 && outcome.stderr.contains("`absent.so` does not exist"), "{outcome}");
+    assert!(
+        outcome.code == 2
+            && outcome.stderr.contains("`absent.so`: expected an execution provider's library, found no such file"),
+        "{outcome}"
+    );
     let foreign = ["generate", "g.onnx", "--seeds", "0", "--out", "x.npz", "--ep-library", "trt=g.onnx"];
     let outcome = attempt(dir, &foreign);
-    assert!(outcome.code == 2 && outcome.stderr.contains("cannot register `g.onnx`"), "{outcome}");
+    assert!(
+        outcome.code == 2
+            && outcome
+                .stderr
+                .contains("`g.onnx`: expected an execution provider's library, found a file that cannot be registered"),
+        "{outcome}"
+    );
     // OpenVINO's provider offers Intel's devices only.
     if !fs::read_to_string("/proc/cpuinfo").unwrap_or_default().contains("GenuineIntel") {
         println!("skipped: OpenVINO's provider needs an Intel processor");
         let outcome = attempt(dir, &[&["generate", "g.onnx", "--seeds", "0", "--out", "x.npz"], &on[..]].concat());
-        assert!(outcome.code == 2 && outcome.stderr.contains("supports no device of this machine"), "{outcome}");
+        assert!(
+            outcome.code == 2
+                && outcome
+                    .stderr
+                    .contains("expected a provider for a device of this machine, found one that supports none"),
+            "{outcome}"
+        );
         assert!(!dir.join("x.npz").exists());
         return;
     }
@@ -135,7 +151,7 @@ fn nodes_are_listed_by_provider() {
     };
     let dir = prepare();
     let runtime = OrtRuntime::load(&library).unwrap();
-    let options = OrtOptions { provider: Provider::Cpu, threads: Some(2) };
+    let options = OrtOptions::new(Provider::Cpu, Some(2));
     let mut session = runtime.session(&dir.path().join("f.onnx"), &options).unwrap();
     let nodes = session.nodes().unwrap();
     let convolutions = nodes.iter().filter(|n| n.op == "Conv").count();
@@ -143,9 +159,9 @@ fn nodes_are_listed_by_provider() {
     assert!(nodes.iter().all(|n| !n.op.is_empty()));
     // The CPU is where such a session belongs.
     assert_eq!(session.left_to_cpu().unwrap(), []);
-    let images = Tensor::U8(ndarray::ArrayD::zeros(vec![1, 16, 16, 3]));
-    let outputs = session.run(&[("images_u8", images)]).unwrap();
-    assert_eq!(outputs[0].1.dims(), [1, 1280]);
+    let images = ndarray::Array4::<u8>::zeros([1, 16, 16, 3]);
+    let outputs = session.run(&[("images_u8", images.view().into())]).unwrap();
+    assert_eq!(outputs[0].dims(), [1, 1280]);
     let outcome = d2o(dir.path(), &["verify", "f.onnx", "--profile", "--samples", "2"]);
     let row: Vec<&str> = outcome.stdout.lines().find(|l| l.contains(" Conv ")).unwrap().split_whitespace().collect();
     assert_eq!(row, ["CPUExecutionProvider", "Conv", &convolutions.to_string()], "{outcome}");

@@ -190,7 +190,7 @@ fn images_resized_by_the_protocol_itself() {
         &["preprocessing of samples", "in the graph instead of bicubic"],
     );
 
-    // Minimal filtering rounds otherwise, and the result says where it was computed.
+    // Winograd convolutions round differently, and the result has the name of the runtime.
     let on = |provider| {
         let options = ["--protocol", "adm", "--metrics", "fid,sfid,is", "--provider", provider];
         let result = evaluate(dir, "fake.npz", "real.npz", &options);

@@ -9,9 +9,9 @@ use d2o_converters::checkpoint::safetensors::{self, Tensor as Stored};
 use d2o_converters::published::WeightsState;
 use d2o_converters::weights::SplitMix64;
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::ort::{OrtOptions, OrtRuntime};
-use d2o_onnx::session::tract::TractSession;
-use d2o_onnx::session::{Provider, Session, Tensor};
+use d2o_runtime::ort::{OrtOptions, OrtRuntime, Provider};
+use d2o_runtime::tract::TractSession;
+use d2o_runtime::{Session, Tensor};
 use ndarray::ArrayD;
 use serde_json::Value;
 use test_support::{Tol, assert_close, run};
@@ -46,7 +46,7 @@ fn sessions(path: &Path) -> Vec<Box<dyn Session>> {
         Some(library) => {
             let runtime = OrtRuntime::load(&library).unwrap();
             for provider in [Provider::Cpu, Provider::Winograd] {
-                all.push(Box::new(runtime.session(path, &OrtOptions { provider, threads: Some(2) }).unwrap()));
+                all.push(Box::new(runtime.session(path, &OrtOptions::new(provider, Some(2))).unwrap()));
             }
         }
     }
@@ -73,10 +73,11 @@ fn check(dir: &Path, name: &str, case: &Value) {
     let pixels = (0..2 * size * size * 3).map(|_| rng.next_u64().to_le_bytes()[7]).collect();
     let images = Tensor::U8(ArrayD::from_shape_vec(vec![2, size, size, 3], pixels).unwrap());
     for mut session in sessions(&dir.join(&out)) {
-        let outputs = session.run(&[("images_u8", images.clone())]).unwrap();
+        let outputs = session.run(&[("images_u8", (&images).into())]).unwrap();
         for (output, expected) in case["outputs"].as_object().unwrap() {
             let what = format!("{name} {output} on {}", session.runtime());
-            let (_, found) = outputs.iter().find(|(n, _)| n == output).unwrap_or_else(|| panic!("no {what}"));
+            let named = session.model().output_names().zip(&outputs).find(|(n, _)| n == output);
+            let (_, found) = named.unwrap_or_else(|| panic!("no {what}"));
             let dims: Vec<usize> = serde_json::from_value(expected["dims"].clone()).unwrap();
             assert_eq!(found.dims(), dims, "{what}");
             let step = usize::try_from(expected["step"].as_u64().unwrap()).unwrap();

@@ -9,8 +9,8 @@ use d2o_converters::denoiser::NetConfig;
 use d2o_converters::export::{self, GeneratorOptions, Kind, Options};
 use d2o_converters::generators::latent::SynthesisOptions;
 use d2o_converters::{Architecture, Checkpoint, Network};
-use d2o_onnx::session::{Resident, Session, Tensor};
 use d2o_refs::npz::Npz;
+use d2o_runtime::{Session, SessionValue, Tensor, TensorView};
 use engines::sessions;
 use ndarray::ArrayD;
 use serde_json::{Value, json};
@@ -29,22 +29,28 @@ fn agrees(what: &str, exported: &export::Exported, inputs: &[(&str, Tensor)], ex
     let path = dir.join(format!("{}.onnx", what.replace(' ', "-")));
     d2o_onnx::write::write(&exported.model, &path).unwrap();
     for mut session in sessions(&path) {
-        let outputs = session.run(inputs).unwrap();
-        let found: Vec<f32> = outputs[0].1.as_f32().unwrap().iter().copied().collect();
+        let outputs = session.run(&views(inputs)).unwrap();
+        let found: Vec<f32> = outputs[0].as_f32().unwrap().iter().copied().collect();
         let relative = assert_close(what, &found, expected.as_slice().unwrap(), Tol::Parity);
         println!("parity: {what:<32} {:<10} {relative:.1e}", session.runtime());
         stays_where_it_is(session.as_mut(), inputs, &outputs);
     }
 }
 
-/// Outputs that stay in the memory of `session`'s device are those that come to the host.
-fn stays_where_it_is(session: &mut dyn Session, inputs: &[(&str, Tensor)], outputs: &[(String, Tensor)]) {
-    let inputs: Vec<_> = inputs.iter().map(|(name, tensor)| (*name, Resident::Host(tensor.clone()))).collect();
+fn views<'a>(inputs: &'a [(&str, Tensor)]) -> Vec<(&'a str, TensorView<'a>)> {
+    inputs.iter().map(|(name, tensor)| (*name, tensor.into())).collect()
+}
+
+/// Outputs that stay in the memory of `session`'s device are those that are copied to the host.
+fn stays_where_it_is(session: &mut dyn Session, inputs: &[(&str, Tensor)], outputs: &[Tensor]) {
+    let inputs: Vec<_> = inputs.iter().map(|(name, tensor)| (*name, SessionValue::from(tensor.clone()))).collect();
     let inputs: Vec<_> = inputs.iter().map(|(name, value)| (*name, value)).collect();
-    let kept = session.run_resident(&inputs, &[outputs[0].0.as_str()]).unwrap();
-    assert_eq!(matches!(kept[0].1, Resident::Ort(_)), session.runtime() != "tract");
-    for ((name, value), (expected, tensor)) in kept.iter().zip(outputs) {
-        assert_eq!((name, &value.to_host().unwrap()), (expected, tensor));
+    let first = session.model().outputs[0].name.clone();
+    let kept = session.run_resident(&inputs, &[first.as_str()]).unwrap();
+    assert_eq!(matches!(kept[0], SessionValue::Ort(_)), session.runtime() != "tract");
+    assert_eq!(kept.len(), outputs.len());
+    for (value, tensor) in kept.iter().zip(outputs) {
+        assert_eq!(*value.to_host().unwrap(), *tensor);
     }
 }
 
@@ -254,9 +260,9 @@ fn stylegan2_on_libtorch() {
 
 /// Outputs of the model at `path` on every runtime.
 fn outputs(path: &Path, inputs: &[(&str, Tensor)]) -> Vec<(String, Vec<f32>)> {
-    let run = |mut s: Box<dyn d2o_onnx::session::Session>| {
-        let outputs = s.run(inputs).unwrap_or_else(|e| panic!("{}: {e:?}", s.runtime()));
-        (s.runtime().to_owned(), outputs[0].1.as_f32().unwrap().iter().copied().collect())
+    let run = |mut s: Box<dyn d2o_runtime::Session>| {
+        let outputs = s.run(&views(inputs)).unwrap_or_else(|e| panic!("{}: {e:?}", s.runtime()));
+        (s.runtime().to_owned(), outputs[0].as_f32().unwrap().iter().copied().collect())
     };
     sessions(path).into_iter().map(run).collect()
 }

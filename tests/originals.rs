@@ -3,10 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use d2o_onnx::session::ort::{OrtOptions, OrtRuntime};
-use d2o_onnx::session::tract::TractSession;
-use d2o_onnx::session::{Provider, Session, Tensor};
 use d2o_refs::npz::Npz;
+use d2o_runtime::ort::{OrtOptions, OrtRuntime, Provider};
+use d2o_runtime::tract::TractSession;
+use d2o_runtime::{Session, Tensor, TensorView};
 use ndarray::ArrayD;
 use serde_json::{Value, json};
 use test_support::{Tol, compare};
@@ -65,7 +65,7 @@ fn sessions(path: &Path) -> Vec<Box<dyn FnOnce() -> Box<dyn Session> + '_>> {
     match test_support::onnxruntime() {
         None => println!("skipped: ONNX Runtime (D2O_ONNXRUNTIME is not set)"),
         Some(library) => all.push(Box::new(move || {
-            let options = OrtOptions { provider: Provider::Cpu, threads: Some(1) };
+            let options = OrtOptions::new(Provider::Cpu, Some(1));
             Box::new(OrtRuntime::load(&library).unwrap().session(path, &options).unwrap())
         })),
     }
@@ -84,14 +84,18 @@ fn the_named_checkpoint_computes_what_its_project_does() {
         .into_iter()
         .map(|(n, a)| if n == "images_u8" { (n, Tensor::U8(pixels(&a))) } else { (n, Tensor::F32(a)) })
         .collect();
-    let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+    let given: Vec<(&str, TensorView<'_>)> = inputs.iter().map(|(n, t)| (n.as_str(), t.into())).collect();
     let mut faults = Vec::new();
     // One after the other, so that only one holds the weights.
     for open in sessions(&case.beside("onnx")) {
         let mut session = open();
         let outputs = session.run(&given).unwrap();
-        let found: Vec<(String, Vec<f32>)> =
-            outputs.into_iter().map(|(n, t)| (n, t.as_f32().unwrap().iter().copied().collect())).collect();
+        let found: Vec<(String, Vec<f32>)> = session
+            .model()
+            .output_names()
+            .zip(outputs)
+            .map(|(n, t)| (n.to_owned(), t.as_f32().unwrap().iter().copied().collect()))
+            .collect();
         case.judge(session.runtime(), &found, &mut faults);
     }
     #[cfg(feature = "train")]

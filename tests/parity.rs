@@ -17,7 +17,7 @@ use d2o_converters::export::{self, Kind, Options};
 use d2o_converters::onnx::OnnxBackend;
 use d2o_converters::weights::{Init, Scope, Weights};
 use d2o_onnx::graph::{Dim, ElementType, Model};
-use d2o_onnx::session::Tensor;
+use d2o_runtime::Tensor;
 use engines::sessions;
 use ndarray::{ArrayD, Axis, Slice};
 use test_support::{Tol, assert_close};
@@ -303,10 +303,11 @@ fn on_runtimes(case: &Case, dir: &Path, check: &mut dyn FnMut(&str, &[f32])) {
     for session in &mut sessions(&path) {
         for batch in [BATCH, 1] {
             let first = |a: &ArrayD<f32>| a.slice_axis(Axis(0), Slice::from(..batch)).to_owned();
-            let inputs: Vec<_> = given.iter().map(|(name, a)| (*name, Tensor::F32(first(a)))).collect();
+            let batched: Vec<_> = given.iter().map(|(name, a)| (*name, first(a))).collect();
+            let inputs: Vec<_> = batched.iter().map(|(name, a)| (*name, a.view().into())).collect();
             let outputs =
                 session.run(&inputs).unwrap_or_else(|e| panic!("{} on {}: {e:?}", case.name, session.runtime()));
-            let found: Vec<f32> = outputs[0].1.as_f32().unwrap().iter().copied().collect();
+            let found: Vec<f32> = outputs[0].as_f32().unwrap().iter().copied().collect();
             check(&format!("{} of {batch} on {}", case.name, session.runtime()), &found);
         }
     }
@@ -402,8 +403,8 @@ fn pixels_are_quantised_alike() {
     let expected: Vec<u8> = pixels.iter().map(|p| ((f32::from(*p) + 0.75) * 1.01).clamp(0.0, 255.0) as u8).collect();
     for mut session in sessions(&path) {
         let input = Tensor::U8(ArrayD::from_shape_vec(vec![1, 256], pixels.clone()).unwrap());
-        let outputs = session.run(&[("x", input)]).unwrap();
-        let found: Vec<u8> = outputs[0].1.as_u8().unwrap().iter().copied().collect();
+        let outputs = session.run(&[("x", (&input).into())]).unwrap();
+        let found: Vec<u8> = outputs[0].as_u8().unwrap().iter().copied().collect();
         assert_eq!(found, expected, "on {}", session.runtime());
     }
 }
@@ -475,8 +476,9 @@ fn golden_networks_on_the_runtimes() {
                 let path = out.path().join(format!("{what}.onnx"));
                 d2o_onnx::write::write(model, &path).unwrap();
                 for mut session in sessions(&path) {
-                    let outputs = session.run(&inputs).unwrap();
-                    let found: Vec<f32> = outputs[0].1.as_f32().unwrap().iter().copied().collect();
+                    let given: Vec<_> = inputs.iter().map(|(name, tensor)| (*name, tensor.into())).collect();
+                    let outputs = session.run(&given).unwrap();
+                    let found: Vec<f32> = outputs[0].as_f32().unwrap().iter().copied().collect();
                     let relative = assert_close(&what, &found, &golden.values(expected), Tol::Parity);
                     rows.push((what.clone(), session.runtime().to_owned(), relative));
                 }
@@ -574,9 +576,9 @@ fn graphs_take_any_batch_and_export_repeats_its_bytes() {
         for batch in [1, 3, 64] {
             let values = f32s(&[64, 3, 16, 16], 5);
             let latents = ArrayD::from_shape_vec(vec![batch, 3, 16, 16], values[..batch * 768].to_vec()).unwrap();
-            let outputs = session.run(&[("latents", Tensor::F32(latents))]).unwrap();
-            assert_eq!(outputs[1].1.dims(), [batch, 16, 16, 3]);
-            let found: Vec<f32> = outputs[0].1.as_f32().unwrap().iter().take(768).copied().collect();
+            let outputs = session.run(&[("latents", latents.view().into())]).unwrap();
+            assert_eq!(outputs[1].dims(), [batch, 16, 16, 3]);
+            let found: Vec<f32> = outputs[0].as_f32().unwrap().iter().take(768).copied().collect();
             if first.is_empty() {
                 first = found;
             } else {

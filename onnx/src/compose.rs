@@ -1,37 +1,41 @@
-//! Two written graphs as one.
+//! Concatenation of two graphs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 
 use crate::check;
-use crate::error::{Error, Result};
-use crate::graph::Model;
+use crate::error::Result;
+use crate::graph::{Model, invalid};
 use crate::metadata::{Kind, Metadata};
 use crate::proto::{GraphProto, ValueInfoProto};
 use crate::read::written;
 
-/// Feeds `first`'s output `images` into `second`'s only input of that name. The result has `first`'s inputs, and as outputs `images` and those of
-/// `second`; names inside `second` begin with `features/`.
+/// Connects output `images` of the graph at `first` to the only input, of the same name, of the graph at `second`. The result has the inputs of
+/// `first`; its outputs are `images` and those of `second`. Names inside `second` get the prefix `features/`.
 ///
 /// # Errors
-/// `Format` if a file is no model of d2o's or keeps weights in a side file; `Graph` if they do not fit.
+/// `Format` if a file is not a model that d2o wrote with its weights inside; `Graph` if output and input are incompatible.
 pub fn chain(first: &Path, second: &Path, images: &str) -> Result<Model> {
     let (mut model, tail) = (written(first)?, written(second)?);
-    let unfit = |what: String| Error::Graph { graph: second.display().to_string(), what };
+    let bad = |path: &Path, place: &str, expected: String, found: String| {
+        invalid(&path.display().to_string(), place.to_owned(), expected, found)
+    };
     if model.opset_import != tail.opset_import {
-        return Err(unfit(format!("its opset is not that of `{}`", first.display())));
+        let expected = format!("that of `{}`", first.display());
+        return Err(bad(second, "opset", expected, "another".to_owned()));
     }
     let (Some(mut head), Some(tail)) = (model.graph.take(), tail.graph) else {
-        return Err(unfit("a graph is missing".to_owned()));
+        return Err(bad(first, "model", "a graph".to_owned(), "none".to_owned()));
     };
     let Some(given) = head.output.iter().find(|o| o.name == images).cloned() else {
-        return Err(unfit(format!("`{}` has no output `{images}` for it", first.display())));
+        return Err(bad(first, "outputs", format!("one called `{images}`"), "none".to_owned()));
     };
     let [taken] = tail.input.as_slice() else {
-        return Err(unfit(format!("it has {} inputs instead of one", tail.input.len())));
+        return Err(bad(second, "inputs", "one".to_owned(), tail.input.len().to_string()));
     };
-    if taken.name != images || !fits(&given, taken) {
-        return Err(unfit(format!("it does not take the `{images}` of `{}`", first.display())));
+    if taken.name != images || !compatible(&given, taken) {
+        let expected = format!("`{images}` of the type and shape in `{}`", first.display());
+        return Err(bad(second, "input", expected, format!("`{}` of another name, type or shape", taken.name)));
     }
     let open: HashSet<String> = tail.output.iter().map(|o| o.name.clone()).chain([images.to_owned()]).collect();
     let inside = |name: &String| {
@@ -54,11 +58,11 @@ pub fn chain(first: &Path, second: &Path, images: &str) -> Result<Model> {
     check::check(&model)?;
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let metadata = Metadata { version: Some(version), kind: Some(Kind::Fused), ..Metadata::default() };
-    Ok(Model { proto: model, conv_heights: HashMap::new() }.with_metadata(&metadata))
+    Ok(Model { proto: model, conv_heights: None }.with_metadata(&metadata))
 }
 
-/// Whether what is `given` may be `taken`: axes that both know are equal.
-fn fits(given: &ValueInfoProto, taken: &ValueInfoProto) -> bool {
+/// Whether the types are equal, and the lengths of axes that are known in both.
+fn compatible(given: &ValueInfoProto, taken: &ValueInfoProto) -> bool {
     use crate::proto::DimensionValue::DimValue;
     let tensor = |v: &ValueInfoProto| v.r#type.as_ref().and_then(|t| t.tensor_type.clone());
     let (Some(a), Some(b)) = (tensor(given), tensor(taken)) else { return false };
@@ -72,7 +76,7 @@ fn fits(given: &ValueInfoProto, taken: &ValueInfoProto) -> bool {
         })
 }
 
-/// Leaves out nodes and weights that no output needs.
+/// Removes nodes and initializers that no output depends on.
 pub(crate) fn prune(graph: &mut GraphProto) {
     let mut needed: HashSet<String> = graph.output.iter().map(|o| o.name.clone()).collect();
     let mut kept: Vec<_> = std::mem::take(&mut graph.node)

@@ -2,39 +2,48 @@
 
 use std::path::PathBuf;
 
-/// What can go wrong while building, reading or running a graph.
+/// What can go wrong while building, reading or writing a graph.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operands of an operation do not fit.
-    #[error("`{scope}`: {op}: {what}")]
+    /// The operands or attributes of an operation are invalid.
+    #[error("{}: expected {expected}, found {found}", place(.scope, .op))]
     Shape {
-        /// Scope path of the layer.
+        /// Scope path of the layer; empty outside all scopes.
         scope: String,
-        /// Operation.
+        /// The operation.
         op: &'static str,
-        /// Expected and found.
-        what: String,
+        /// What the operation needs.
+        expected: String,
+        /// What was given.
+        found: String,
     },
-    /// A finished graph breaks an invariant: a bug of whoever built it.
-    #[error("graph `{graph}`: {what}")]
+    /// A graph is invalid, or a rewriting does not apply to it.
+    #[error("graph `{graph}`: {place}: expected {expected}, found {found}")]
     Graph {
-        /// Its name.
+        /// Name of the graph.
         graph: String,
+        /// Name of the node, edge or part.
+        place: String,
         /// The invariant.
-        what: String,
+        expected: String,
+        /// What breaks it.
+        found: String,
     },
-    /// A file is no ONNX model.
+    /// A file is not a valid ONNX model, or not one that may be opened.
     #[error("{}: {place}: expected {expected}, found {found}", .file.display())]
     Format {
         /// The file.
         file: PathBuf,
         /// Position or field.
         place: String,
-        /// What ONNX asks for.
+        /// What ONNX requires, or the limit.
         expected: String,
-        /// What is there.
+        /// What is in the file.
         found: String,
+        /// The decoder's error.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
     /// A value of a graph's metadata is not of its type.
     #[error("metadata `{key}`: expected {expected}, found `{found}`")]
@@ -46,39 +55,14 @@ pub enum Error {
         /// The value in the graph.
         found: String,
     },
-    /// A session was given the wrong inputs.
-    #[error("input `{name}`: expected {expected}, found {found}")]
-    Input {
-        /// Name of the input.
-        name: String,
-        /// What the model asks for.
-        expected: String,
-        /// What was given.
-        found: String,
-    },
-    /// A runtime library cannot be used.
-    #[error("ONNX Runtime: {what}")]
-    Library {
-        /// What is missing.
-        what: String,
-        /// The loader's own error.
-        #[source]
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
-    },
-    /// A runtime refused a model or failed while running it.
-    #[error("{runtime}: {what}")]
-    Runtime {
-        /// Which runtime.
-        runtime: String,
-        /// What it was doing.
-        what: String,
-        /// Its own error.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
     /// Reading or writing failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+}
+
+/// `` `model.conv0`: Conv ``.
+fn place(scope: &str, op: &str) -> String {
+    if scope.is_empty() { op.to_owned() } else { format!("`{scope}`: {op}") }
 }
 
 /// Result of this crate.

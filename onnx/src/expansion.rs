@@ -1,24 +1,24 @@
-//! Tensors that a graph makes from constant sizes: a few bytes may name a shape of any size, and runtimes compute such tensors when they open the graph.
+//! Tensors whose size is a constant of the graph: a few bytes may specify a shape of any size, and runtimes compute such tensors when they open the graph.
 
 use std::collections::HashMap;
 
-/// Most integers of a constant that is followed: sizes and limits of axes are fewer.
+/// Maximum number of integers of a constant that is propagated; shapes and limits of axes are smaller.
 pub(crate) const MAX_INTEGERS: usize = 64;
 
-/// Elements from which on a tensor counts that is joined of others.
+/// Number of elements above which a concatenated tensor is charged.
 const HUGE: usize = 1 << 24;
 
-/// A node that makes a tensor of a size that its operands name, or passes such sizes on.
+/// A node whose output size is a value of an operand, or that such values pass through.
 #[derive(Debug)]
 pub(crate) struct Expansion {
     pub(crate) op: String,
     pub(crate) inputs: Vec<String>,
     pub(crate) output: String,
-    /// The constant it holds, if it does.
+    /// The constant of its attributes, if there is one.
     pub(crate) value: Option<Vec<i64>>,
 }
 
-/// Whether `op` makes a tensor of a named size, runs for a named number of turns, or passes sizes on.
+/// Whether the output size or the iteration count of `op` is a value of an operand, or sizes may pass through it.
 pub(crate) fn is_followed(op: &str) -> bool {
     const MAKES: [&str; 9] =
         ["ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "RandomNormal", "RandomUniform", "Resize", "Pad"];
@@ -27,14 +27,14 @@ pub(crate) fn is_followed(op: &str) -> bool {
     op == "Loop" || MAKES.contains(&op) || PASSES_ON.contains(&op)
 }
 
-/// For each of `nodes` that makes a tensor of constant size, or joins others to a huge one: its operation, its output, and at least how many elements that
-/// has; for a loop, how often it runs. `constants` are the integers known by name, `elements_of` tells the elements of weights.
+/// For each of `nodes` whose output has a constant size, or is a huge concatenation: operator, output, and a lower bound on its number of elements; for a
+/// loop the number of iterations. `constants` are integer tensors by name, `elements_of` gives the number of elements of weights.
 pub(crate) fn sizes(
     nodes: &[Expansion],
     mut constants: HashMap<String, Vec<i64>>,
     elements_of: impl Fn(&str) -> Option<usize>,
 ) -> impl Iterator<Item = (&str, &str, usize)> {
-    // Least elements of what nodes have written.
+    // Lower bounds on the number of elements of outputs.
     let mut least: HashMap<&str, usize> = HashMap::new();
     nodes.iter().filter_map(move |node| {
         let size = |name: &String| match name.as_str() {
@@ -90,12 +90,12 @@ pub(crate) fn sizes(
     })
 }
 
-/// Elements of a tensor of shape `dims`.
+/// Number of elements of the shape `dims`.
 fn elements(dims: &[i64]) -> usize {
     dims.iter().fold(1, |n: usize, d| n.saturating_mul(usize::try_from(*d).unwrap_or(1)))
 }
 
-/// `f` of each pair, where one may stand for all.
+/// `f` elementwise, broadcasting a single element.
 fn both(a: Option<&[i64]>, b: Option<&[i64]>, f: fn(i64, i64) -> i64) -> Option<Vec<i64>> {
     let (a, b) = (a?, b?);
     let length = a.len().max(b.len());

@@ -1,8 +1,8 @@
-//! Building a graph: edges with types and shapes, weights, nodes named after the scope they belong to.
+//! Graph construction: typed and shaped edges, initializers, nodes named after the layer they belong to.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::check;
 use crate::error::{Error, Result};
@@ -13,14 +13,15 @@ use crate::proto::{
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
 
-/// Name of the symbolic axis.
+/// Symbol of the batch axis.
 pub const BATCH: &str = "N";
 
-/// What the graphs that are built here name as their producer.
-pub(crate) const PRODUCER: &str = "d2o";
+/// `producer_name` of the graphs built here.
+pub const PRODUCER: &str = "d2o";
 
-/// Element types of edges.
+/// Element type of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum ElementType {
     F32,
@@ -70,13 +71,16 @@ impl fmt::Display for ElementType {
     }
 }
 
-/// Length of one axis of an edge.
+/// Length of an axis of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Dim {
     /// Fixed.
     Known(usize),
-    /// The batch, known when the graph runs.
+    /// The batch size N, known when the graph runs.
     Batch,
+    /// N times a factor of at least 2: the batch with another axis merged into it.
+    BatchTimes(usize),
 }
 
 impl fmt::Display for Dim {
@@ -84,8 +88,14 @@ impl fmt::Display for Dim {
         match self {
             Self::Known(n) => write!(f, "{n}"),
             Self::Batch => f.write_str(BATCH),
+            Self::BatchTimes(factor) => write!(f, "{factor}*{BATCH}"),
         }
     }
+}
+
+/// An error of the graph called `graph`.
+pub(crate) fn invalid(graph: &str, place: String, expected: impl Into<String>, found: impl Into<String>) -> Error {
+    Error::Graph { graph: graph.to_owned(), place, expected: expected.into(), found: found.into() }
 }
 
 /// `[N, 3, 32, 32]`.
@@ -93,12 +103,14 @@ pub(crate) fn show(dims: &[Dim]) -> String {
     format!("[{}]", dims.iter().map(Dim::to_string).collect::<Vec<_>>().join(", "))
 }
 
-/// A value in a graph; clones are cheap.
+/// A value in a graph under construction; clones are cheap.
 #[derive(Debug, Clone)]
-pub struct Edge(Rc<EdgeData>);
+pub struct Edge(Arc<EdgeData>);
 
 #[derive(Debug)]
 struct EdgeData {
+    /// The name of its graph, shared with the builder.
+    graph: Arc<str>,
     name: String,
     element: ElementType,
     dims: Vec<Dim>,
@@ -111,7 +123,7 @@ impl Edge {
         &self.0.name
     }
 
-    /// Type of its elements.
+    /// Its element type.
     #[must_use]
     pub fn element(&self) -> ElementType {
         self.0.element
@@ -138,8 +150,8 @@ pub(crate) fn same_floats(a: &Edge, b: &Edge) -> bool {
 #[derive(Debug, Clone)]
 pub struct Model {
     pub(crate) proto: ModelProto,
-    /// Height of the input of each convolution, pixels, by the name of its output.
-    pub(crate) conv_heights: HashMap<String, usize>,
+    /// Height of the input of each convolution, pixels, by the name of its output; `None` if it is not known.
+    pub(crate) conv_heights: Option<HashMap<String, usize>>,
 }
 
 impl Model {
@@ -167,7 +179,9 @@ impl Model {
 /// A graph under construction.
 #[derive(Debug)]
 pub struct GraphBuilder {
-    name: String,
+    name: Arc<str>,
+    /// An edge of another graph that was used in this one.
+    foreign: Option<String>,
     scope: String,
     nodes: Vec<NodeProto>,
     pub(crate) conv_heights: HashMap<String, usize>,
@@ -180,14 +194,15 @@ pub struct GraphBuilder {
 }
 
 impl GraphBuilder {
-    /// Largest constant that is shared with an equal one, bytes.
+    /// Largest constant of which equal ones are stored once, bytes.
     const SHARE_BELOW: usize = 1 << 14;
 
     /// An empty graph called `name`.
     #[must_use]
     pub fn new(name: &str) -> Self {
         Self {
-            name: name.to_owned(),
+            name: name.into(),
+            foreign: None,
             scope: String::new(),
             nodes: Vec::new(),
             conv_heights: HashMap::new(),
@@ -200,7 +215,7 @@ impl GraphBuilder {
         }
     }
 
-    /// Layer the following nodes belong to, e.g. `model.enc.32x32_block0.conv0`; their names begin with it.
+    /// Sets the layer of the nodes that follow, e.g. `model.enc.32x32_block0.conv0`; their names begin with it.
     pub fn set_scope(&mut self, scope: &str) {
         scope.clone_into(&mut self.scope);
     }
@@ -213,19 +228,27 @@ impl GraphBuilder {
     /// An input of the graph.
     ///
     /// # Errors
-    /// `Graph` if the name is taken.
+    /// `Graph` if the name is empty or in use; `Shape` if an axis is longer than ONNX can store (`i64::MAX`).
     pub fn input(&mut self, name: &str, element: ElementType, dims: &[Dim]) -> Result<Edge> {
+        let fits = |d: &Dim| match d {
+            Dim::Known(n) | Dim::BatchTimes(n) => storable(*n),
+            Dim::Batch => true,
+        };
+        if !dims.iter().all(fits) {
+            return Err(self.mismatch("input", format!("`{name}` with axes of at most 2^63 - 1"), show(dims)));
+        }
         self.reserve(name)?;
         self.inputs.push(value_info(name, element, dims));
-        Ok(Edge(Rc::new(EdgeData { name: name.to_owned(), element, dims: dims.to_vec() })))
+        Ok(self.edge(name.to_owned(), element, dims.to_vec()))
     }
 
     /// Makes `edge` an output called `name`.
     ///
     /// # Errors
-    /// `Graph` if the name is taken.
+    /// `Graph` if the name is empty or in use.
     pub fn output(&mut self, name: &str, edge: &Edge) -> Result<()> {
         self.reserve(name)?;
+        self.own(edge);
         self.outputs.push(value_info(name, edge.element(), edge.dims()));
         let node = self.unique(&format!("{name}/Identity"));
         self.nodes.push(NodeProto {
@@ -239,13 +262,14 @@ impl GraphBuilder {
         Ok(())
     }
 
-    /// A fixed f32 tensor called `name`, row-major. Small equal ones become one.
+    /// An f32 initializer called `name`, row-major. Equal ones of up to 16 KiB are stored once; `name` gets a suffix if it is in use.
     ///
     /// # Errors
-    /// `Shape` if `data` does not fill `dims`.
+    /// `Shape` if `name` is empty, or `data` does not have as many elements as `dims`.
     pub fn constant(&mut self, name: &str, dims: &[usize], data: Vec<f32>) -> Result<Edge> {
-        if product(dims.iter().copied()) != Some(data.len()) {
-            return Err(self.mismatch("constant", format!("`{name}`: {} values for {dims:?}", data.len())));
+        if product(dims.iter().copied()) != Some(data.len()) || name.is_empty() {
+            let found = format!("{} elements called `{name}`", data.len());
+            return Err(self.mismatch("constant", format!("a name and the elements of {dims:?}"), found));
         }
         let bytes = data.iter().flat_map(|v| v.to_le_bytes()).collect();
         Ok(self.initializer(name, ElementType::F32, dims, bytes))
@@ -257,10 +281,23 @@ impl GraphBuilder {
         self.initializer(&name, ElementType::I64, &[values.len()], bytes)
     }
 
-    pub(crate) fn scalar(&mut self, value: f64) -> Edge {
-        #[allow(clippy::cast_possible_truncation, reason = "graphs compute in f32")]
-        let value = value as f32;
+    /// `value` as an operand of `op`, f32.
+    pub(crate) fn scalar(&mut self, op: &'static str, value: f64) -> Result<Edge> {
+        Ok(self.single_constant(self.single(op, value)?))
+    }
+
+    pub(crate) fn single_constant(&mut self, value: f32) -> Edge {
         self.initializer(&format!("scalar.{value:e}"), ElementType::F32, &[], value.to_le_bytes().to_vec())
+    }
+
+    /// `value` rounded to f32.
+    pub(crate) fn single(&self, op: &'static str, value: f64) -> Result<f32> {
+        #[allow(clippy::cast_possible_truncation, reason = "graphs compute in f32")]
+        let single = value as f32;
+        if !single.is_finite() {
+            return Err(self.mismatch(op, "a number that is finite in f32", value.to_string()));
+        }
+        Ok(single)
     }
 
     fn initializer(&mut self, name: &str, element: ElementType, dims: &[usize], bytes: Vec<u8>) -> Edge {
@@ -270,11 +307,7 @@ impl GraphBuilder {
             return edge.clone();
         }
         let name = self.unique(name);
-        let edge = Edge(Rc::new(EdgeData {
-            name: name.clone(),
-            element,
-            dims: dims.iter().map(|d| Dim::Known(*d)).collect(),
-        }));
+        let edge = self.edge(name.clone(), element, dims.iter().map(|d| Dim::Known(*d)).collect());
         self.initializers.push(TensorProto {
             dims: shape,
             data_type: element.code(),
@@ -301,7 +334,8 @@ impl GraphBuilder {
         let path = self.scope.replace('.', "/");
         let base = if path.is_empty() { op.to_owned() } else { format!("{path}/{op}") };
         let name = self.unique(&base);
-        let edge = Edge(Rc::new(EdgeData { name: format!("{name}:0"), element, dims }));
+        inputs.iter().for_each(|edge| self.own(edge));
+        let edge = self.edge(format!("{name}:0"), element, dims);
         self.nodes.push(NodeProto {
             input: inputs.iter().map(|e| e.name().to_owned()).collect(),
             output: vec![edge.name().to_owned()],
@@ -313,13 +347,25 @@ impl GraphBuilder {
         edge
     }
 
-    pub(crate) fn mismatch(&self, op: &'static str, what: impl Into<String>) -> Error {
-        Error::Shape { scope: self.scope.clone(), op, what: what.into() }
+    pub(crate) fn mismatch(&self, op: &'static str, expected: impl Into<String>, found: impl Into<String>) -> Error {
+        Error::Shape { scope: self.scope.clone(), op, expected: expected.into(), found: found.into() }
+    }
+
+    fn edge(&self, name: String, element: ElementType, dims: Vec<Dim>) -> Edge {
+        Edge(Arc::new(EdgeData { graph: Arc::clone(&self.name), name, element, dims }))
+    }
+
+    /// Notes an edge that is not of this graph, for [`GraphBuilder::finish`].
+    fn own(&mut self, edge: &Edge) {
+        if !Arc::ptr_eq(&edge.0.graph, &self.name) {
+            self.foreign.get_or_insert_with(|| format!("edge `{}` of another graph, `{}`", edge.name(), edge.0.graph));
+        }
     }
 
     fn reserve(&mut self, name: &str) -> Result<()> {
-        if self.names.insert(name.to_owned(), 1).is_some() {
-            return Err(Error::Graph { graph: self.name.clone(), what: format!("the name `{name}` is taken") });
+        let found = if name.is_empty() { "an empty one" } else { "one in use" };
+        if name.is_empty() || self.names.insert(name.to_owned(), 1).is_some() {
+            return Err(invalid(&self.name, format!("`{name}`"), "a new name", found));
         }
         Ok(())
     }
@@ -335,11 +381,14 @@ impl GraphBuilder {
         name
     }
 
-    /// Ends the graph and checks it.
+    /// The finished graph, checked.
     ///
     /// # Errors
-    /// `Graph` if an invariant is broken.
+    /// `Graph` if there is no output, an input or initializer is not used, or an edge is of another graph.
     pub fn finish(self) -> Result<Model> {
+        if let Some(found) = self.foreign {
+            return Err(invalid(&self.name, "operands".to_owned(), "edges of this graph", found));
+        }
         let entry = |(key, value)| StringStringEntryProto { key, value };
         let proto = ModelProto {
             ir_version: IR_VERSION,
@@ -347,7 +396,7 @@ impl GraphBuilder {
             producer_version: env!("CARGO_PKG_VERSION").to_owned(),
             graph: Some(GraphProto {
                 node: self.nodes,
-                name: self.name,
+                name: self.name.to_string(),
                 initializer: self.initializers,
                 input: self.inputs,
                 output: self.outputs,
@@ -356,7 +405,7 @@ impl GraphBuilder {
             metadata_props: self.metadata.into_iter().map(entry).collect(),
         };
         check::check(&proto)?;
-        Ok(Model { proto, conv_heights: self.conv_heights })
+        Ok(Model { proto, conv_heights: Some(self.conv_heights) })
     }
 }
 
@@ -364,7 +413,7 @@ fn value_info(name: &str, element: ElementType, dims: &[Dim]) -> ValueInfoProto 
     let dim = |d: &Dim| DimensionProto {
         value: Some(match d {
             Dim::Known(n) => DimensionValue::DimValue(signed(*n)),
-            Dim::Batch => DimensionValue::DimParam(BATCH.to_owned()),
+            symbolic => DimensionValue::DimParam(symbolic.to_string()),
         }),
     };
     let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
@@ -372,12 +421,17 @@ fn value_info(name: &str, element: ElementType, dims: &[Dim]) -> ValueInfoProto 
     ValueInfoProto { name: name.to_owned(), r#type: Some(TypeProto { tensor_type: Some(tensor) }) }
 }
 
-/// The product of `sizes`, if it is no larger than sizes are.
+/// The product of `sizes`, if ONNX can store it.
 pub(crate) fn product(mut sizes: impl Iterator<Item = usize>) -> Option<usize> {
-    sizes.try_fold(1, usize::checked_mul)
+    sizes.try_fold(1, usize::checked_mul).filter(|n| storable(*n))
 }
 
-/// A size as ONNX has it.
+/// Whether ONNX can store the size: it is an i64.
+pub(crate) fn storable(n: usize) -> bool {
+    i64::try_from(n).is_ok()
+}
+
+/// A size as ONNX stores it.
 pub(crate) fn signed(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -1,20 +1,22 @@
-//! A finished f32 graph as one that stores its weights and computes in f16. Cast, <https://onnx.ai/onnx/operators/onnx__Cast.html>, opset 13.
+//! Conversion of an f32 graph to mixed precision: f16 weights, convolutions and matrix products. Cast,
+//! <https://onnx.ai/onnx/operators/onnx__Cast.html>, opset 13.
 //!
-//! Convolutions and matrix products take and give f16. Normalisation, softmax, roots, quotients and transcendental functions stay in f32, as do
-//! inputs, outputs, and the nodes of the scopes the caller names. Sums and products are in f16 where all their operands are.
+//! Normalisation, softmax, roots, quotients and transcendental functions remain in f32, as do inputs, outputs, and the nodes of the scopes that the
+//! caller names. Sums and elementwise products are in f16 if all their operands are.
 
 use std::collections::{HashMap, HashSet};
 
 use ::half::f16;
 
 use crate::check;
-use crate::error::{Error, Result};
-use crate::graph::{ElementType, Model};
+use crate::compose::prune;
+use crate::error::Result;
+use crate::graph::{ElementType, Model, invalid};
 use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 
 /// Computed in f16.
 const HALF: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
-/// Computed in the type of their operands; f16 if constants are all that is f32.
+/// Computed in the type of their operands: f16 if no operand but constants is f32.
 const EITHER: [&str; 12] = [
     "Add",
     "Sub",
@@ -29,20 +31,20 @@ const EITHER: [&str; 12] = [
     "Identity",
     "Pad",
 ];
-/// Only move elements: their first operand decides, the others are shapes.
+/// Rearrange elements: the first operand has the data, the others are shapes.
 const LAYOUT: [&str; 4] = ["Reshape", "Transpose", "Slice", "Squeeze"];
 
 impl Model {
-    /// This graph in f16, but for the scopes `keep` (first parts of node names, such as `precond`).
+    /// This graph in mixed precision; nodes of the scopes `keep` (first components of node names, such as `precond`) remain in f32.
     ///
     /// # Errors
-    /// `Graph` if a weight lies outside the range of f16.
+    /// `Graph` if a weight is outside the range of f16.
     pub fn to_f16(&self, keep: &[&str]) -> Result<Self> {
         let mut proto = self.proto.clone();
         let Some(graph) = proto.graph.take() else { return Ok(self.clone()) };
         proto.graph = Some(Rewriter::new(graph, keep).run()?);
         check::check(&proto)?;
-        Ok(Self { proto, conv_heights: HashMap::new() })
+        Ok(Self { proto, conv_heights: None })
     }
 }
 
@@ -51,7 +53,7 @@ struct Rewriter<'a> {
     keep: &'a [&'a str],
     /// Edges that hold f16.
     halves: HashSet<String>,
-    /// f32 initializers by name, and what only rearranges one: the node that does.
+    /// f32 initializers by name, and rearranged ones with the node that rearranges them.
     constants: HashMap<String, Option<NodeProto>>,
     /// f16 copies of f32 edges, and f32 copies of f16 edges.
     copies: HashMap<(String, bool), String>,
@@ -76,7 +78,7 @@ impl<'a> Rewriter<'a> {
 
     fn run(mut self) -> Result<GraphProto> {
         let outputs: HashSet<String> = self.graph.output.iter().map(|o| o.name.clone()).collect();
-        // Which edges are floats at all: the others (shapes, bytes) are left alone.
+        // f32 edges; others (shapes, bytes) are not converted.
         let mut floats: HashSet<String> = self.constants.keys().cloned().collect();
         let element = |v: &crate::proto::ValueInfoProto| {
             v.r#type.as_ref().and_then(|t| t.tensor_type.as_ref()).map_or(0, |t| t.elem_type)
@@ -121,19 +123,20 @@ impl<'a> Rewriter<'a> {
                 }
             }
             if half && node.op_type == "Gemm" {
-                self.product(node);
+                self.split_gemm(node);
             } else {
                 self.nodes.push(node);
             }
         }
-        self.prune();
         self.graph.node = self.nodes;
-        self.graph.initializer = self.initializers;
+        self.graph.initializer.append(&mut self.initializers);
+        // f32 weights, and rearrangements of them, of which only f16 copies are used.
+        prune(&mut self.graph);
         Ok(self.graph)
     }
 
-    /// `Gemm` of `x`, transposed `w` and perhaps a bias as the operations it stands for: tract takes its factors for f32.
-    fn product(&mut self, gemm: NodeProto) {
+    /// `Gemm` of `x`, transposed `w` and optional bias, as Transpose, MatMul and Add: tract assumes f32 operands of a `Gemm`.
+    fn split_gemm(&mut self, gemm: NodeProto) {
         let NodeProto { input, output, name, .. } = gemm;
         let mut node = |op: &str, input: Vec<String>, output: Vec<String>, attribute: Vec<AttributeProto>| {
             self.nodes.push(NodeProto {
@@ -157,7 +160,7 @@ impl<'a> Rewriter<'a> {
         }
     }
 
-    /// The edge `name` in f16 or f32, with a copy made where there is none.
+    /// The edge `name` in f16 or f32; a cast or a converted copy if it has the other type.
     fn typed(&mut self, name: &str, half: bool) -> Result<String> {
         if self.halves.contains(name) == half {
             return Ok(name.to_owned());
@@ -202,14 +205,18 @@ impl<'a> Rewriter<'a> {
     fn narrowed(&mut self, name: &str, copy: &str) -> Result<String> {
         let found = self.graph.initializer.iter().find(|t| t.name == name);
         let Some(tensor) = found else {
-            return Err(Error::Graph { graph: self.graph.name.clone(), what: format!("`{name}` is not a weight") });
+            return Err(invalid(&self.graph.name, format!("`{name}`"), "an initializer", "another edge"));
         };
         let mut bytes = Vec::with_capacity(tensor.raw_data.len() / 2);
         for v in tensor.raw_data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])) {
             let narrow = f16::from_f32(v);
             if narrow.is_infinite() && v.is_finite() {
-                let what = format!("`{name}` holds {v}, beyond f16's range");
-                return Err(Error::Graph { graph: self.graph.name.clone(), what });
+                return Err(invalid(
+                    &self.graph.name,
+                    format!("`{name}`"),
+                    "weights in the range of f16",
+                    v.to_string(),
+                ));
             }
             bytes.extend(narrow.to_le_bytes());
         }
@@ -223,22 +230,6 @@ impl<'a> Rewriter<'a> {
         });
         Ok(copy.to_owned())
     }
-
-    /// Leaves out what nothing uses any more: weights kept in f16 only, rearrangements of them.
-    fn prune(&mut self) {
-        let mut used: HashSet<String> = self.graph.output.iter().map(|o| o.name.clone()).collect();
-        let mut kept = Vec::new();
-        for node in std::mem::take(&mut self.nodes).into_iter().rev() {
-            if node.output.iter().any(|o| used.contains(o)) {
-                used.extend(node.input.iter().cloned());
-                kept.push(node);
-            }
-        }
-        kept.reverse();
-        self.nodes = kept;
-        let all = std::mem::take(&mut self.graph.initializer).into_iter().chain(std::mem::take(&mut self.initializers));
-        self.initializers = all.filter(|t| used.contains(&t.name)).collect();
-    }
 }
 
 #[cfg(test)]
@@ -247,14 +238,14 @@ mod tests {
     use crate::graph::{Dim, GraphBuilder};
     use crate::ops::ConvAttributes;
 
-    /// A convolution, a softmax, a residual sum, and a scaling in a scope of its own.
+    /// A convolution, a softmax, a residual sum, and a product in a separate scope.
     fn model() -> Model {
         let mut g = GraphBuilder::new("g");
         let x = g.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(2), Dim::Known(4), Dim::Known(4)]).unwrap();
         g.set_scope("model.conv");
         let w = g.constant("model.conv.weight", &[2, 2], vec![0.1, 0.2, -0.3, 1.0]).unwrap();
         let w = g.reshape(&w, &[2, 2, 1, 1]).unwrap();
-        let how = ConvAttributes { stride: 1, pads: [0; 4], groups: 1 };
+        let how = ConvAttributes::new(1, [0; 4], 1);
         let h = g.conv2d(&x, &w, None, how).unwrap();
         let s = g.softmax(&h, 3).unwrap();
         let twice = g.scale(&h, 2.0).unwrap();
@@ -268,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn heavy_nodes_compute_in_half_and_the_rest_in_single() {
+    fn convolutions_are_f16_and_softmax_is_f32() {
         let half = model().to_f16(&["precond"]).unwrap();
         let graph = half.proto.graph.as_ref().unwrap();
         let casts: Vec<_> = graph.node.iter().filter(|n| n.op_type == "Cast").map(|n| n.name.as_str()).collect();
@@ -282,13 +273,13 @@ mod tests {
     }
 
     #[test]
-    fn weights_beyond_the_range_are_refused() {
+    fn weights_outside_the_range_are_errors() {
         let mut g = GraphBuilder::new("g");
         let x = g.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(1)]).unwrap();
         let w = g.constant("w", &[1, 1], vec![1e6]).unwrap();
         let y = g.linear(&x, &w, None).unwrap();
         g.output("y", &y).unwrap();
         let text = g.finish().unwrap().to_f16(&[]).unwrap_err().to_string();
-        assert!(text.contains("`w` holds 1000000"), "{text}");
+        assert!(text.contains("`w`: expected weights in the range of f16, found 1000000"), "{text}");
     }
 }

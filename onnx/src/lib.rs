@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
+#![forbid(unsafe_code)]
 
 pub mod check;
 pub mod compose;
@@ -8,10 +9,10 @@ mod expansion;
 pub mod graph;
 mod half;
 pub mod metadata;
+pub mod nchwc;
 pub mod opset;
 pub mod read;
 mod scan;
-pub mod session;
 pub mod taps;
 pub mod winograd;
 pub mod write;

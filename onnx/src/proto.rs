@@ -1,4 +1,4 @@
-//! The messages of onnx.proto (ONNX 1.12, IR version 8) that are written or read. Unknown fields are skipped.
+//! The messages and fields of onnx.proto (ONNX 1.12, IR version 8) that are written or read. Other fields are skipped.
 
 use prost::Message;
 
@@ -85,7 +85,7 @@ impl AttributeProto {
     const INT: i32 = 2;
     const STRING: i32 = 3;
     const INTS: i32 = 7;
-    /// Types of which all fields are here.
+    /// Attribute types that this subset represents completely.
     pub(crate) const TYPES: [i32; 4] = [Self::FLOAT, Self::INT, Self::STRING, Self::INTS];
 
     pub(crate) fn float(name: &str, f: f32) -> Self {

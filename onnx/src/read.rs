@@ -1,11 +1,11 @@
-//! What a model file says about itself.
+//! Inputs, outputs and metadata of a model file.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Cursor;
 use std::path::{Component, Path};
 
 use fs_err as fs;
-use prost::Message as _;
+use prost::Message;
 
 use crate::error::{Error, Result};
 use crate::graph::{Dim, ElementType, PRODUCER};
@@ -16,14 +16,14 @@ use crate::scan::{self, External, Found};
 /// An input or output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ValueInfo {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Type of its elements.
+    /// Element type.
     pub element: ElementType,
-    /// Its shape; every symbolic axis is a [`Dim::Batch`].
+    /// Shape; every symbolic axis is [`Dim::Batch`], whatever its symbol.
     pub dims: Vec<Dim>,
-    /// Names of the symbolic axes; those of one name are equally long, those without one of any length.
-    pub(crate) symbols: Vec<Option<String>>,
+    /// For each axis the name of its symbol, if it has one: axes of one symbol have equal lengths.
+    pub symbols: Vec<Option<String>>,
 }
 
 impl ValueInfo {
@@ -33,54 +33,55 @@ impl ValueInfo {
         format!("{} {} [{}]", self.name, self.element, self.axes().join(", "))
     }
 
-    /// Lengths and names of the axes.
-    pub(crate) fn axes(&self) -> Vec<String> {
+    /// The axes as text: a length, a symbol, or `?`.
+    #[must_use]
+    pub fn axes(&self) -> Vec<String> {
         let axis = |(dim, symbol): (&Dim, &Option<String>)| match dim {
             Dim::Known(n) => n.to_string(),
-            Dim::Batch => symbol.as_deref().unwrap_or("?").to_owned(),
+            _ => symbol.as_deref().unwrap_or("?").to_owned(),
         };
         self.dims.iter().zip(&self.symbols).map(axis).collect()
     }
 }
 
-/// Summary of a model.
+/// Summary of a model file.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelInfo {
-    /// Which program wrote it.
+    /// `producer_name`: the program that wrote it.
     pub producer: String,
-    /// Inputs that are no weights, in order.
+    /// Inputs that are not initializers, in order.
     pub inputs: Vec<ValueInfo>,
     /// Outputs, in order.
     pub outputs: Vec<ValueInfo>,
     /// The model's metadata, as they are; [`ModelInfo::described`] reads those of d2o's graphs.
     pub metadata: BTreeMap<String, String>,
-    /// Opset of the default domain.
+    /// Opset of the default domain; 0 if the file has none.
     pub opset: i64,
-    /// Number of nodes.
+    /// Number of nodes, without those in branches and functions.
     pub nodes: usize,
-    /// Number of scalars in weights.
+    /// Number of scalars in initializers.
     pub parameters: u64,
-    /// Whether a run may take any time whatever the size of the inputs: there is a loop.
+    /// Whether there is a loop: the time of a run is not bounded by the size of the inputs.
     pub loops: bool,
-    /// Whether there may be convolutions that minimal filtering suits: of one group and stride 1, with more than one tap.
-    pub(crate) filterable: bool,
+    /// Whether any convolution may be eligible for Winograd: one group, stride 1, more than one tap. Weights outside the file count as eligible.
+    pub has_winograd_candidates: bool,
 }
 
 impl ModelInfo {
-    /// Reads the model at `path`, but not its weights. Weights outside the file must lie in regular files of its folder, which runtimes then read.
+    /// Reads the model at `path` without its weights. Weights outside the file must be in regular files of its folder, from which runtimes read them.
     ///
     /// # Errors
-    /// `Format` if it is no ONNX model, asks for much more memory than its size explains, or its weights are not where they may be; `Io`.
+    /// `Format` if it is not an ONNX model, would take memory out of proportion to its size, or has weights elsewhere; `Io`.
     pub fn open(path: &Path) -> Result<Self> {
         let found = scan(path)?;
         ensure_beside(path, &found.external)?;
         Self::of(found, path)
     }
 
-    /// Reads a model from memory; `file` appears in errors.
+    /// Reads a model from memory; `file` is its name in errors. Weights outside the file are not checked.
     ///
     /// # Errors
-    /// `Format` as of [`ModelInfo::open`], but for weights outside the file.
+    /// `Format` as in [`ModelInfo::open`].
     pub fn parse(bytes: &[u8], file: &Path) -> Result<Self> {
         Self::of(scan::model(Cursor::new(bytes), bytes.len() as u64, file)?, file)
     }
@@ -108,8 +109,8 @@ impl ModelInfo {
         };
         let known = |name: &Option<String>| name.as_ref().and_then(|n| found.weights.get(n));
         Ok(Self {
-            // Weights that are not in sight may have any number of taps.
-            filterable: found.dense.iter().any(|weight| known(weight).is_none_or(|w| w.taps > 1)),
+            // Weights of unknown shape may have any number of taps.
+            has_winograd_candidates: found.dense.iter().any(|weight| known(weight).is_none_or(|w| w.taps > 1)),
             inputs: found
                 .inputs
                 .iter()
@@ -144,6 +145,11 @@ impl ModelInfo {
         self.outputs.iter().find(|v| v.name == name)
     }
 
+    /// Names of the outputs, in order.
+    pub fn output_names(&self) -> impl Iterator<Item = &str> {
+        self.outputs.iter().map(|v| v.name.as_str())
+    }
+
     /// Input `name`.
     #[must_use]
     pub fn input(&self, name: &str) -> Option<&ValueInfo> {
@@ -152,10 +158,11 @@ impl ModelInfo {
 }
 
 fn bad(file: &Path, place: &str, expected: &str, found: impl Into<String>) -> Error {
-    Error::Format { file: file.to_owned(), place: place.to_owned(), expected: expected.to_owned(), found: found.into() }
+    let (file, place, expected) = (file.to_owned(), place.to_owned(), expected.to_owned());
+    Error::Format { file, place, expected, found: found.into(), source: None }
 }
 
-/// Opens a file that is none of the kinds that block or never end.
+/// Opens a regular file: others may block or never end. Returns it with its length.
 fn regular(path: &Path, file: &Path, place: &str) -> Result<(fs::File, u64)> {
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(bad(file, place, "a regular file", "another kind"));
@@ -170,8 +177,8 @@ pub(crate) fn scan(path: &Path) -> Result<Found> {
     scan::model(file, length, path)
 }
 
-/// Makes sure that the tensors outside the model at `path` lie in regular files of its folder. The model may be a link into a store of files, and its
-/// weights a link into the same folder there.
+/// Checks that the tensors outside the model at `path` are in regular files of its folder. The model may be a link into a store of files, and its
+/// weights links into the same folder there.
 fn ensure_beside(path: &Path, tensors: &[External]) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut folders = Vec::new();
@@ -213,21 +220,32 @@ fn ensure_beside(path: &Path, tensors: &[External]) -> Result<()> {
     Ok(())
 }
 
-/// The whole model at `path`, which d2o wrote with its weights inside.
+/// The model at `path`, which must be one that d2o wrote with its weights inside.
 pub(crate) fn written(path: &Path) -> Result<ModelProto> {
     let found = scan(path)?;
     if !found.graph {
         return Err(bad(path, "ONNX message", "a graph", "none"));
     }
     if found.producer != PRODUCER {
-        // Other writers may use fields that would be lost.
+        // Other producers may use fields that a rewritten copy would lose.
         return Err(bad(path, "producer", PRODUCER, format!("`{}`", found.producer)));
     }
     if let Some(outside) = found.external.first() {
         return Err(bad(path, &outside.tensor, "weights in the file itself", "a side file"));
     }
     let bytes = fs::read(path)?;
-    ModelProto::decode(bytes.as_slice()).map_err(|e| bad(path, "ONNX message", "an ONNX model", e.to_string()))
+    decoded(&bytes, path, "ONNX message")
+}
+
+/// The message in `bytes`, which `place` of `file` contains.
+pub(crate) fn decoded<M: Message + Default>(bytes: &[u8], file: &Path, place: &str) -> Result<M> {
+    M::decode(bytes).map_err(|error| Error::Format {
+        file: file.to_owned(),
+        place: place.to_owned(),
+        expected: "an ONNX model".to_owned(),
+        found: "a message that cannot be decoded".to_owned(),
+        source: Some(error.into()),
+    })
 }
 
 #[cfg(test)]
@@ -237,7 +255,7 @@ mod tests {
     use crate::proto::TensorProto;
 
     #[test]
-    fn other_files_are_refused_by_name() {
+    fn errors_name_the_file() {
         let mut g = GraphBuilder::new("g");
         let x = g.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(2)]).unwrap();
         let y = g.scale(&x, 3.0).unwrap();
@@ -285,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn small_messages_in_great_numbers_are_refused() {
+    fn many_small_messages_are_errors() {
         const MANY: usize = 32_000_000;
         let nested = |levels: usize| (0..levels).fold(Vec::new(), |inner, _| field(1, &field(5, &field(6, &inner))));
         for (bytes, place) in [
@@ -368,7 +386,7 @@ mod tests {
         }
         let text = refusal(&model(&[node("Loop", &["n", "", "x"], "y", b""), weights(&[("n", &[1 << 40])])].concat()));
         assert!(
-            text.contains("x.onnx: Loop of `y`: expected at most 1677") && text.contains("1099511627776 turns"),
+            text.contains("x.onnx: Loop of `y`: expected at most 1677") && text.contains("1099511627776 iterations"),
             "{text}"
         );
         let small = [node("Expand", &["x", "s"], "y", b""), weights(&[("s", &[-1, 512, 64, 64])])].concat();
@@ -376,13 +394,13 @@ mod tests {
     }
 
     #[test]
-    fn inputs_that_are_weights_are_left_out() {
+    fn inputs_that_are_initializers_are_not_listed() {
         let info = model(&[repeated(5, &field(8, b"w"), 30_000), repeated(11, &field(1, b"w"), 30_000)].concat());
         assert_eq!(ModelInfo::parse(&info, "x.onnx".as_ref()).unwrap().inputs, []);
     }
 
     #[test]
-    fn weights_lie_in_regular_files_beside_the_model() {
+    fn external_weights_are_in_regular_files_of_the_folder() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store/x.onnx");
         fs::create_dir_all(dir.path().join("store/sub")).unwrap();

@@ -1,55 +1,55 @@
-//! One pass over the messages of an ONNX file: what the file says about itself, and what it would take to decode it.
+//! One pass over the messages of an ONNX file: reads the summary, and bounds the memory and time that decoding the file would take.
 //!
-//! Weights are passed over, not read. A message of two bytes becomes a hundred and more wherever it is decoded, here or in a runtime, so each is
-//! charged to the file's [`Budget`]. <https://github.com/onnx/onnx/blob/v1.19.0/onnx/onnx.proto>
+//! Weights are skipped. A message of two bytes takes a hundred and more when it is decoded, here or in a runtime, so each is charged to the file's
+//! [`Budget`]. <https://github.com/onnx/onnx/blob/v1.19.0/onnx/onnx.proto>
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead as _, BufReader, Read, Seek};
 use std::path::Path;
 
 use d2o_budget::Budget;
-use prost::Message as _;
 
 use crate::error::{Error, Result};
 use crate::expansion::{self, Expansion, MAX_INTEGERS};
 use crate::proto::ValueInfoProto;
+use crate::read::decoded;
 
-/// Deepest nesting of messages, as protobuf has it.
+/// Maximum nesting of messages; that of protobuf.
 const MAX_DEPTH: u32 = 100;
-/// Most nodes, and most tensors and values, in all graphs of a file and with its functions written out: runtimes take time squared in their number.
+/// Maximum number of nodes, of tensors and of values, over all graphs of a file with its functions inlined: the time of runtimes is quadratic in it.
 const MAX_COUNT: usize = 1 << 15;
-/// Most inputs of a node, for the same reason.
+/// Maximum number of inputs of a node, for the same reason.
 const MAX_INPUTS: usize = 1 << 12;
-/// Bytes that a field takes beside its content.
+/// Memory that a field takes in addition to its content, bytes.
 const FIELD: usize = 32;
 
-/// What the pass finds.
+/// The summary.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) producer: String,
     /// Opset of the default domain.
     pub(crate) opset: Option<i64>,
     pub(crate) metadata: BTreeMap<String, String>,
-    /// Whether there is a graph.
+    /// Whether the model has a graph.
     pub(crate) graph: bool,
-    /// Whether a node repeats a graph.
+    /// Whether a node is a loop.
     pub(crate) loops: bool,
-    /// Nodes, tensors and values in all graphs and functions.
+    /// Numbers of nodes, tensors and values in all graphs and functions.
     counts: [usize; 3],
-    /// Graphs and functions: the file's own graph is the first.
+    /// The graphs and each function: the graphs are the first.
     bodies: Vec<Body>,
-    /// Nodes that make tensors of sizes which operands name.
+    /// Nodes whose output size is a value of an operand, and nodes that such values pass through.
     expansions: Vec<Expansion>,
-    /// Integers of small tensors, by name.
+    /// Values of small integer tensors, by name.
     integers: HashMap<String, Vec<i64>>,
     pub(crate) inputs: Vec<ValueInfoProto>,
     pub(crate) outputs: Vec<ValueInfoProto>,
-    /// Nodes of the graph itself.
+    /// Number of nodes of the main graph.
     pub(crate) nodes: usize,
     pub(crate) parameters: u64,
-    /// The graph's own weights.
+    /// Initializers of the main graph.
     pub(crate) weights: HashMap<String, Weight>,
-    /// The weight of each convolution of one group and stride 1.
+    /// Names of the weights of convolutions of one group and stride 1.
     pub(crate) dense: Vec<Option<String>>,
     /// Tensors outside the file.
     pub(crate) external: Vec<External>,
@@ -59,11 +59,11 @@ pub(crate) struct Found {
 #[derive(Debug)]
 pub(crate) struct Weight {
     elements: u64,
-    /// As a convolution's.
+    /// Product of the axes after the second: the taps of a convolution.
     pub(crate) taps: u64,
 }
 
-/// Where a tensor's values are outside the file.
+/// Location of a tensor outside the file.
 #[derive(Debug)]
 pub(crate) struct External {
     pub(crate) tensor: String,
@@ -72,12 +72,12 @@ pub(crate) struct External {
     pub(crate) length: String,
 }
 
-/// Nodes of a function, or of all graphs that belong to none.
+/// Nodes of a function, or of all graphs outside functions.
 #[derive(Debug, Default)]
 struct Body {
     name: Option<[String; 2]>,
     nodes: usize,
-    /// Domain and operation of nodes that may stand for a function, and how many there are.
+    /// Numbers of nodes that may be calls of a function, by domain and operator.
     calls: HashMap<[String; 2], usize>,
 }
 
@@ -95,19 +95,19 @@ enum Kind {
     Holder,
     Elements,
     Shape,
-    /// A dimension, an opset, a pair of texts: nothing inside.
+    /// A dimension, an opset, a pair of strings: no messages inside.
     Entry,
     Annotation,
     Training,
     Function,
 }
 
-/// What a field of a message holds, if it is counted in bytes.
+/// Content of a length-delimited field.
 enum Part {
     Message(Kind),
-    /// Variable-length integers, each of so many bytes in memory.
+    /// Packed integers; the number of bytes of each in memory.
     Integers(usize),
-    /// Text or raw values.
+    /// A string or raw values.
     Plain,
     Unknown,
 }
@@ -128,7 +128,7 @@ impl Kind {
         }
     }
 
-    /// Bytes that are made of one beside its fields, here and in a runtime. Of a node ONNX Runtime 1.32 makes some 4 KiB, of a weight 1 KiB.
+    /// Memory of a message in addition to its fields, here and in a runtime, bytes. ONNX Runtime 1.32 takes about 4 KiB for a node, 1 KiB for a weight.
     fn cost(self) -> usize {
         match self {
             Self::Node | Self::Function | Self::Graph | Self::Training => 4096,
@@ -138,7 +138,7 @@ impl Kind {
         }
     }
 
-    /// The highest field of ONNX 1.19.
+    /// The highest field number in ONNX 1.19.
     fn last(self) -> u32 {
         match self {
             Self::Model => 25,
@@ -182,13 +182,13 @@ impl Kind {
 
 enum Content {
     Number(u64),
-    /// Four or eight bytes, passed over.
+    /// Four or eight bytes, skipped.
     Fixed,
-    /// So many bytes up to this position.
+    /// Bytes up to this position.
     UpTo(u64),
 }
 
-/// A pair of texts, or a name and a number.
+/// A pair of strings, or a name and a number.
 #[derive(Debug, Default)]
 struct Entry {
     key: String,
@@ -217,21 +217,21 @@ struct Attribute {
 struct Tensor {
     name: String,
     dims: Vec<i64>,
-    /// Its elements, if they are a few integers.
+    /// Its elements, if they are integers and at most [`MAX_INTEGERS`].
     integers: Option<Vec<i64>>,
 }
 
-/// Reads the model of `length` bytes at `from`; `file` appears in errors.
+/// Reads the model of `length` bytes in `from`; `file` is its name in errors.
 pub(crate) fn model<R: Read + Seek>(from: R, length: u64, file: &Path) -> Result<Found> {
     let from = BufReader::with_capacity(1 << 16, from);
     let found = Found { bodies: vec![Body::default()], ..Found::default() };
     let mut scan = Scan { from, at: 0, budget: Budget::of_file(length), file, body: 0, found };
     scan.model(length)?;
     scan.charge_expansions()?;
-    if written_out(&scan.found.bodies).is_none_or(|nodes| nodes > MAX_COUNT) {
+    if inlined(&scan.found.bodies).is_none_or(|nodes| nodes > MAX_COUNT) {
         return Err(scan.bad(
             "functions".to_owned(),
-            format!("at most {MAX_COUNT} nodes where they are written out"),
+            format!("at most {MAX_COUNT} nodes with functions inlined"),
             "more",
         ));
     }
@@ -244,18 +244,18 @@ struct Scan<'a, R> {
     at: u64,
     budget: Budget,
     file: &'a Path,
-    /// The body that nodes belong to.
+    /// Index of the body that nodes are counted for.
     body: usize,
     found: Found,
 }
 
-/// Nodes of the first of `bodies` with every call replaced by the function's nodes; `None` if functions call themselves, or there are too many nodes to count.
-fn written_out(bodies: &[Body]) -> Option<usize> {
+/// Number of nodes of the first of `bodies` with every call inlined; `None` if functions are recursive, or the number overflows.
+fn inlined(bodies: &[Body]) -> Option<usize> {
     let mut by_name = HashMap::new();
     for (i, body) in bodies.iter().enumerate() {
         by_name.extend(body.name.as_ref().map(|name| (name, i)));
     }
-    // Where each body stands: not begun, begun, or counted.
+    // For each body: not visited, being visited, or its size.
     let mut sizes: Vec<Option<Option<usize>>> = vec![None; bodies.len()];
     let mut stack = vec![0];
     while let Some(i) = stack.last().copied() {
@@ -285,7 +285,8 @@ fn written_out(bodies: &[Body]) -> Option<usize> {
 
 impl<R: Read + Seek> Scan<'_, R> {
     fn bad(&self, place: String, expected: impl Into<String>, found: impl Into<String>) -> Error {
-        Error::Format { file: self.file.to_owned(), place, expected: expected.into(), found: found.into() }
+        let (expected, found) = (expected.into(), found.into());
+        Error::Format { file: self.file.to_owned(), place, expected, found, source: None }
     }
 
     fn broken(&self, found: impl Into<String>) -> Error {
@@ -321,7 +322,7 @@ impl<R: Read + Seek> Scan<'_, R> {
         Err(self.broken("an integer of more than ten bytes"))
     }
 
-    /// The next field of a message of kind `of` that ends at `end`. What it holds up to a position is the caller's to pass.
+    /// The next field of a message of kind `of` that ends at `end`. The caller reads or skips the content of [`Content::UpTo`].
     fn field(&mut self, of: Kind, end: u64) -> Result<Option<(u32, Content)>> {
         if self.at == end {
             return Ok(None);
@@ -342,7 +343,7 @@ impl<R: Read + Seek> Scan<'_, R> {
                 if last > end {
                     return Err(self.broken("the end of a message"));
                 }
-                self.pass(last)?;
+                self.skip(last)?;
                 Content::Fixed
             }
             other => return Err(self.broken(format!("wire type {other}"))),
@@ -350,8 +351,8 @@ impl<R: Read + Seek> Scan<'_, R> {
         Ok(Some((number, content)))
     }
 
-    /// Goes on at `end`.
-    fn pass(&mut self, end: u64) -> Result<()> {
+    /// Skips to `end`.
+    fn skip(&mut self, end: u64) -> Result<()> {
         let far = i64::try_from(end.saturating_sub(self.at)).map_err(|_| self.broken("a field beyond the file"))?;
         self.from.seek_relative(far)?;
         self.at = end;
@@ -385,11 +386,11 @@ impl<R: Read + Seek> Scan<'_, R> {
         self.bad(format!("{} at byte {}", of.name(), self.at), format!("at most {limit} {what}"), "more")
     }
 
-    /// Begins a message.
+    /// Charges and counts a message; returns the depth of its content.
     fn deeper(&mut self, of: Kind, depth: u32) -> Result<u32> {
         self.charge(of.cost(), of)?;
         if depth == MAX_DEPTH {
-            return Err(self.exceeds(of, MAX_DEPTH as usize, "messages inside one another"));
+            return Err(self.exceeds(of, MAX_DEPTH as usize, "nested messages"));
         }
         let counted = match of {
             Kind::Node => Some((0, "nodes")),
@@ -406,7 +407,7 @@ impl<R: Read + Seek> Scan<'_, R> {
         Ok(depth + 1)
     }
 
-    /// A field that nobody asks for: charged and passed.
+    /// A field that is not read: its messages are charged, the rest is skipped.
     fn other(&mut self, of: Kind, field: u32, end: u64, depth: u32) -> Result<()> {
         let length = usize::try_from(end - self.at).unwrap_or(usize::MAX);
         match of.part(field) {
@@ -425,12 +426,12 @@ impl<R: Read + Seek> Scan<'_, R> {
             }
             Part::Plain => {
                 self.charge(FIELD, of)?;
-                self.pass(end)
+                self.skip(end)
             }
-            // It may hold messages as small as any.
+            // It may consist of messages of minimum size.
             Part::Unknown => {
                 self.charge(length.saturating_add(1).saturating_mul(FIELD), of)?;
-                self.pass(end)
+                self.skip(end)
             }
         }
     }
@@ -445,7 +446,7 @@ impl<R: Read + Seek> Scan<'_, R> {
         Ok(())
     }
 
-    /// Charges the tensors that nodes make from constant sizes, and the turns of loops.
+    /// Charges tensors of constant sizes, and iterations of loops with a constant count.
     fn charge_expansions(&mut self) -> Result<()> {
         let nodes = std::mem::take(&mut self.found.expansions);
         let integers = std::mem::take(&mut self.found.integers);
@@ -454,7 +455,7 @@ impl<R: Read + Seek> Scan<'_, R> {
         let sizes: Vec<_> = expansion::sizes(&nodes, integers, elements).collect();
         for (op, output, count) in sizes {
             let (charged, found) = match op {
-                "Loop" => (self.budget.steps(count), format!("{count} turns")),
+                "Loop" => (self.budget.steps(count), format!("{count} iterations")),
                 _ => (self.budget.bytes(count.saturating_mul(4)), format!("a tensor of {count} elements")),
             };
             charged.map_err(|e| self.bad(format!("{op} of `{output}`"), e.expected(), found))?;
@@ -559,11 +560,11 @@ impl<R: Read + Seek> Scan<'_, R> {
 
     fn value(&mut self, end: u64) -> Result<ValueInfoProto> {
         self.deeper(Kind::Value, 1)?;
-        // Its smallest message is a dimension of two bytes.
+        // Its smallest messages are dimensions of two bytes.
         let length = usize::try_from(end - self.at).unwrap_or(usize::MAX);
         self.charge(length.saturating_mul(FIELD), Kind::Value)?;
         let bytes = self.bytes(Kind::Value, end)?;
-        ValueInfoProto::decode(bytes.as_slice()).map_err(|e| self.broken(e.to_string()))
+        decoded(&bytes, self.file, &format!("value before byte {}", self.at))
     }
 
     fn node(&mut self, end: u64, depth: u32) -> Result<Node> {
@@ -628,7 +629,7 @@ impl<R: Read + Seek> Scan<'_, R> {
                 (1, Content::UpTo(end)) => self.integers(Kind::Tensor, end, &mut tensor.dims)?,
                 (2, Content::Number(code)) => element = code,
                 (5 | 7, Content::Number(n)) if numbers.len() < MAX_INTEGERS => numbers.push(n.cast_signed()),
-                // An integer takes ten bytes at most.
+                // An integer takes up to ten bytes.
                 (5 | 7, Content::UpTo(end)) if end - self.at <= 10 * MAX_INTEGERS as u64 => {
                     self.integers(Kind::Tensor, end, &mut numbers)?;
                 }
@@ -669,7 +670,7 @@ impl<R: Read + Seek> Scan<'_, R> {
 }
 
 impl Attribute {
-    /// The integers it holds, as a constant or a shape.
+    /// Its value, if it is that of a constant of integers or a shape.
     fn integers(&self) -> Option<Vec<i64>> {
         match self.name.as_str() {
             "value" => self.tensor.as_ref()?.integers.clone(),
@@ -685,7 +686,7 @@ impl Node {
         self.attributes.iter().find(|a| a.name == name)
     }
 
-    /// The weight of a convolution of one group and stride 1.
+    /// The weight, if this is a convolution of one group and stride 1.
     fn dense(&self) -> Option<Option<String>> {
         let one_group = self.attribute("group").is_none_or(|a| a.i == 1);
         let steps = self.attribute("strides").is_some_and(|a| a.ints.iter().any(|v| *v != 1));
@@ -698,18 +699,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn functions_count_as_often_as_they_are_called() {
+    fn functions_count_once_per_call() {
         let name = |i: usize| ["d".to_owned(), i.to_string()];
         // Body i has two nodes, both of them calls of body i + 1 where there is one.
         let chain = |levels: usize| -> Vec<Body> {
             let body = |i| Body { name: (i > 0).then(|| name(i)), nodes: 2, calls: HashMap::from([(name(i + 1), 2)]) };
             (0..levels).map(body).collect()
         };
-        assert_eq!(written_out(&chain(1)), Some(2));
-        assert_eq!(written_out(&chain(4)), Some(2 + 2 * (2 + 2 * (2 + 2 * 2))));
-        assert_eq!(written_out(&chain(200)), None);
+        assert_eq!(inlined(&chain(1)), Some(2));
+        assert_eq!(inlined(&chain(4)), Some(2 + 2 * (2 + 2 * (2 + 2 * 2))));
+        assert_eq!(inlined(&chain(200)), None);
         let mut circle = chain(3);
         circle[2].calls.insert(name(1), 1);
-        assert_eq!(written_out(&circle), None);
+        assert_eq!(inlined(&circle), None);
     }
 }

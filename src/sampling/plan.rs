@@ -8,8 +8,8 @@ use d2o_converters::generators::stylegan2::StyleGan2Config;
 use d2o_onnx::graph::Dim;
 use d2o_onnx::metadata::{Kind, Quantiser};
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::Session;
 use d2o_refs::batch::{ImageDims, container_sha256};
+use d2o_runtime::Session;
 use ndarray::{Array2, Array4, ArrayD};
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use d2o_evaluations::mt19937::Mt19937;
 use d2o_evaluations::numpy_random::RandomState;
-use d2o_onnx::session::cuda::CudaDevice;
+use d2o_runtime::cuda::CudaDevice;
 
 use super::request::{Rng, RngGpu};
 use crate::error::with_hint;

@@ -3,7 +3,7 @@
 use std::f64::consts::{E, SQRT_2};
 
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::{Session, Tensor};
+use d2o_runtime::{Session, Tensor, TensorView};
 use ndarray::{Array1, Array4, ArrayD, Ix4};
 use serde::Serialize;
 
@@ -317,14 +317,20 @@ impl Network<'_> {
     fn denoise(&mut self, x: &Array4<f64>, sigma: f64) -> anyhow::Result<Array4<f64>> {
         #[allow(clippy::cast_possible_truncation, reason = "networks take f32")]
         let sigma = Array1::from_elem(x.dim().0, sigma as f32);
-        self.run(vec![("x", Tensor::F32(narrow(x).into_dyn())), ("sigma", Tensor::F32(sigma.into_dyn()))], "denoised")
+        self.run(&[("x", narrow(x).view().into()), ("sigma", sigma.view().into())], "denoised")
     }
 
-    fn run(&mut self, mut inputs: Vec<(&str, Tensor)>, output: &str) -> anyhow::Result<Array4<f64>> {
+    /// Output `name`, `[N, C, H, W]`.
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)], name: &str) -> anyhow::Result<Array4<f64>> {
+        let mut inputs = inputs.to_vec();
         if let Some(labels) = self.labels {
-            inputs.push(("class_labels", Tensor::F32(labels.clone())));
+            inputs.push(("class_labels", labels.view().into()));
         }
-        Ok(images(self.session.run(&inputs)?, output)?.mapv(f64::from))
+        let outputs = self.session.run(&inputs)?;
+        match self.session.model().output_names().zip(outputs).find(|(n, _)| *n == name) {
+            Some((_, Tensor::F32(images))) => Ok(images.into_dimensionality::<Ix4>()?.mapv(f64::from)),
+            _ => anyhow::bail!("the graph has no f32 output `{name}`"),
+        }
     }
 }
 
@@ -346,7 +352,7 @@ impl Sampler {
         let start = || -> anyhow::Result<Array4<f32>> { Ok(latents.view().into_dimensionality::<Ix4>()?.into_owned()) };
         let scaled = |sigma: f64| -> anyhow::Result<Array4<f64>> { Ok(start()?.mapv(|v| f64::from(v) * sigma)) };
         match self {
-            Self::Graph => network.run(vec![("latents", Tensor::F32(latents.clone()))], "images"),
+            Self::Graph => network.run(&[("latents", latents.view().into())], "images"),
             Self::OneStep { sigma } => network.denoise(&scaled(*sigma)?, *sigma),
             Self::TwoStep { sigma_max: t, middle } => {
                 let x = scaled(*t)?;
@@ -498,18 +504,6 @@ fn consistency(
 #[allow(clippy::cast_possible_truncation, reason = "networks take f32")]
 fn narrow(x: &Array4<f64>) -> Array4<f32> {
     x.mapv(|v| v as f32)
-}
-
-/// Output `name` as `[N, C, H, W]`.
-///
-/// # Errors
-/// If there is no such f32 output.
-pub fn images(outputs: Vec<(String, Tensor)>, name: &str) -> anyhow::Result<Array4<f32>> {
-    let found = outputs.into_iter().find(|(n, _)| n == name);
-    match found {
-        Some((_, Tensor::F32(a))) => Ok(a.into_dimensionality()?),
-        _ => anyhow::bail!("the graph has no f32 output `{name}`"),
-    }
 }
 
 #[cfg(test)]

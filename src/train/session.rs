@@ -15,7 +15,7 @@ use d2o_converters::weights::Weights;
 use d2o_converters::{Architecture, Checkpoint, Network};
 use d2o_onnx::metadata::{Kind, Metadata, Noise, Quantiser};
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::{Session, Tensor};
+use d2o_runtime::{Session, Tensor, TensorView};
 use ndarray::ArrayD;
 use tch::Device;
 
@@ -108,7 +108,7 @@ impl LibTorchSession {
         Ok(Net::Extractor(net, extractor.preprocessing(), size))
     }
 
-    fn forward(&self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, Failure> {
+    fn forward(&self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, Failure> {
         let _no_grad = tch::no_grad_guard();
         let given = |name: &str| inputs.iter().find(|(n, _)| *n == name).map(|(_, t)| value(t)).transpose();
         let needed = |name: &str| given(name)?.ok_or_else(|| Failure::from(format!("input `{name}` is missing")));
@@ -143,8 +143,8 @@ impl LibTorchSession {
             .outputs
             .iter()
             .map(|o| {
-                let (name, value) = wanted(&o.name).ok_or_else(|| format!("the network has no output `{}`", o.name))?;
-                Ok((name.clone(), tensor(value)?))
+                let (_, value) = wanted(&o.name).ok_or_else(|| format!("the network has no output `{}`", o.name))?;
+                tensor(value)
             })
             .collect()
     }
@@ -161,15 +161,15 @@ impl LibTorchSession {
 }
 
 /// `tensor` on the CPU.
-fn value(tensor: &Tensor) -> Result<Value, Failure> {
+fn value(tensor: &TensorView<'_>) -> Result<Value, Failure> {
     let values: Vec<f32> = match tensor {
-        Tensor::F32(a) => a.iter().copied().collect(),
-        Tensor::U8(a) => a.iter().map(|v| f32::from(*v)).collect(),
-        Tensor::I64(_) => return Err("inputs of i64 are not known".into()),
+        TensorView::F32(a) => a.iter().copied().collect(),
+        TensorView::U8(a) => a.iter().map(|v| f32::from(*v)).collect(),
+        other => return Err(format!("expected an input of f32 or u8, found {}", other.element()).into()),
     };
     let on_cpu = Value(tensor_of(&values, tensor.dims(), Device::Cpu)?);
     Ok(match tensor {
-        Tensor::U8(_) => LibTorch::running(Device::Cpu, false).cast(Cast::ToU8, &on_cpu)?,
+        TensorView::U8(_) => LibTorch::running(Device::Cpu, false).cast(Cast::ToU8, &on_cpu)?,
         _ => on_cpu,
     })
 }
@@ -191,9 +191,9 @@ impl Session for LibTorchSession {
         &self.info
     }
 
-    fn run(&mut self, inputs: &[(&str, Tensor)]) -> d2o_onnx::Result<Vec<(String, Tensor)>> {
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> d2o_runtime::Result<Vec<Tensor>> {
         let failed =
-            |source| d2o_onnx::Error::Runtime { runtime: NAME.to_owned(), what: "run failed".to_owned(), source };
+            |source| d2o_runtime::Error::Runtime { runtime: NAME.to_owned(), action: "run".to_owned(), source };
         self.forward(inputs).map_err(failed)
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use d2o_onnx::session::ort::{OrtOptions, OrtRuntime};
-use d2o_onnx::session::tract::TractSession;
-use d2o_onnx::session::{Provider, Session};
+use d2o_runtime::Session;
+use d2o_runtime::ort::{CudaOptions, OrtOptions, OrtRuntime, Provider};
+use d2o_runtime::tract::TractSession;
 
 /// Sessions on the runtimes there are, for the model at `path`.
 pub(crate) fn sessions(path: &Path) -> Vec<Box<dyn Session>> {
@@ -14,10 +14,10 @@ pub(crate) fn sessions(path: &Path) -> Vec<Box<dyn Session>> {
         return all;
     };
     let runtime = OrtRuntime::load(&library).unwrap();
-    let session = |provider| runtime.session(path, &OrtOptions { provider, threads: Some(2) });
+    let session = |provider| runtime.session(path, &OrtOptions::new(provider, Some(2)));
     all.push(Box::new(session(Provider::Cpu).unwrap()));
     if runtime.has_cuda() {
-        all.push(Box::new(session(Provider::Cuda { device: 0, tf32: false, benchmark: false }).unwrap()));
+        all.push(Box::new(session(Provider::Cuda(CudaOptions::new(0))).unwrap()));
     } else {
         println!("skipped: no CUDA device");
     }

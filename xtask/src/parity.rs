@@ -389,7 +389,7 @@ Packages: torch 2.15.0, torchvision 0.29.2, NumPy 2.4.6, SciPy 1.17.1, Pillow 13
   pixels that EDM's loader gives. `mixed`: 30 real and 26 fake PNGs with sides drawn from 16 to 90. clean-fid resizes each; pytorch-fid and torch-fidelity take
   them in batches of one; the other tools do not take them.
 - Weights: Inception, CLIP ViT-B/32 and torchvision's VGG16 with seeded normal weights, so numbers mean nothing in themselves. d2o runs them exported with `--input f32`
-  (Inception) and resizes as the protocol says, on the provider it takes by itself: minimal filtering (`ort-winograd`) where there is AVX2.
+  (Inception) and resizes as the protocol says, on the default provider: Winograd convolutions (`ort-winograd`) on CPUs with AVX2.
 - torch-fidelity, pytorch-fid and torchmetrics run as installed. clean-fid does everything but the network itself: its Inception and CLIP are handed the drawn weights.
 - EDM's and StyleGAN3's code is the original; their detector is torch-fidelity's Inception, which computes the same as theirs. StyleGAN3's precision and recall take
   Inception's features, since its VGG16 is not free to draw; torch-fidelity's take VGG16, which d2o runs beside Inception as `--pr-extractor`.

@@ -1,24 +1,24 @@
 //! Unary and broadcasting binary operations, and casts. <https://onnx.ai/onnx/operators/>, opsets 6 to 14.
 //!
-//! Binary operands broadcast as in NumPy; the batch axis meets itself or 1.
+//! Binary operands broadcast as in NumPy; a batch axis is compatible with itself and with 1.
 
 use crate::error::Result;
-use crate::graph::{Dim, Edge, ElementType, GraphBuilder, show, signed};
+use crate::graph::{Dim, Edge, ElementType, GraphBuilder, signed};
 use crate::proto::AttributeProto;
 
 impl GraphBuilder {
     fn unary(&mut self, op: &'static str, x: &Edge) -> Result<Edge> {
         if !x.element().is_float() {
-            return Err(self.mismatch(op, format!("floats expected, found {}", x.element())));
+            return Err(self.mismatch(op, "a float tensor", x.describe()));
         }
         Ok(self.node(op, &[x], Vec::new(), x.element(), x.dims().to_vec()))
     }
 
     fn binary(&mut self, op: &'static str, a: &Edge, b: &Edge) -> Result<Edge> {
-        let dims = broadcast(a.dims(), b.dims()).filter(|_| a.element() == b.element());
-        let Some(dims) = dims else {
-            return Err(self
-                .mismatch(op, format!("{} {} with {} {}", a.element(), show(a.dims()), b.element(), show(b.dims()))));
+        let numbers = a.element() == b.element() && a.element() != ElementType::Bool;
+        let Some(dims) = broadcast(a.dims(), b.dims()).filter(|_| numbers) else {
+            let found = format!("{} and {}", a.describe(), b.describe());
+            return Err(self.mismatch(op, "numbers of one type whose shapes broadcast", found));
         };
         Ok(self.node(op, &[a, b], Vec::new(), a.element(), dims))
     }
@@ -26,7 +26,7 @@ impl GraphBuilder {
     /// Sum.
     ///
     /// # Errors
-    /// `Shape` if the operands do not broadcast.
+    /// `Shape` if the operands are not numbers of one type whose shapes broadcast.
     pub fn add(&mut self, a: &Edge, b: &Edge) -> Result<Edge> {
         self.binary("Add", a, b)
     }
@@ -34,7 +34,7 @@ impl GraphBuilder {
     /// Difference.
     ///
     /// # Errors
-    /// `Shape` if the operands do not broadcast.
+    /// `Shape` if the operands are not numbers of one type whose shapes broadcast.
     pub fn sub(&mut self, a: &Edge, b: &Edge) -> Result<Edge> {
         self.binary("Sub", a, b)
     }
@@ -42,7 +42,7 @@ impl GraphBuilder {
     /// Product.
     ///
     /// # Errors
-    /// `Shape` if the operands do not broadcast.
+    /// `Shape` if the operands are not numbers of one type whose shapes broadcast.
     pub fn mul(&mut self, a: &Edge, b: &Edge) -> Result<Edge> {
         self.binary("Mul", a, b)
     }
@@ -50,7 +50,7 @@ impl GraphBuilder {
     /// Quotient.
     ///
     /// # Errors
-    /// `Shape` if the operands do not broadcast.
+    /// `Shape` if the operands are not numbers of one type whose shapes broadcast.
     pub fn div(&mut self, a: &Edge, b: &Edge) -> Result<Edge> {
         self.binary("Div", a, b)
     }
@@ -58,37 +58,37 @@ impl GraphBuilder {
     /// `x · factor`.
     ///
     /// # Errors
-    /// `Shape` if `x` is not f32.
+    /// `Shape` if `x` is not f32, or `factor` is not finite in f32.
     pub fn scale(&mut self, x: &Edge, factor: f64) -> Result<Edge> {
-        let factor = self.scalar(factor);
+        let factor = self.scalar("Mul", factor)?;
         self.mul(x, &factor)
     }
 
     /// `x + term`.
     ///
     /// # Errors
-    /// `Shape` if `x` is not f32.
+    /// `Shape` if `x` is not f32, or `term` is not finite in f32.
     pub fn offset(&mut self, x: &Edge, term: f64) -> Result<Edge> {
-        let term = self.scalar(term);
+        let term = self.scalar("Add", term)?;
         self.add(x, &term)
     }
 
     /// `x · sigmoid(x)`.
     ///
     /// # Errors
-    /// None beyond those of its parts.
+    /// `Shape` if `x` is not a float tensor.
     pub fn silu(&mut self, x: &Edge) -> Result<Edge> {
         let gate = self.unary("Sigmoid", x)?;
         self.mul(x, &gate)
     }
 
-    /// `x · Φ(x)`, Φ the normal distribution function.
+    /// `x · Φ(x)`, Φ the standard normal distribution function (Hendrycks & Gimpel 2016, without the tanh approximation).
     ///
     /// # Errors
     /// `Shape` if `x` is not f32.
     pub fn gelu(&mut self, x: &Edge) -> Result<Edge> {
-        // x/√2 by division: ONNX Runtime knows this spelling and computes it at once.
-        let root = self.scalar(std::f64::consts::SQRT_2);
+        // x/√2 as a division: ONNX Runtime fuses this form.
+        let root = self.scalar("Div", std::f64::consts::SQRT_2)?;
         let scaled = self.div(x, &root)?;
         let erf = self.unary("Erf", &scaled)?;
         let raised = self.offset(&erf, 1.0)?;
@@ -96,35 +96,40 @@ impl GraphBuilder {
         self.scale(&gated, 0.5)
     }
 
-    /// `x` limited to `[low, high]`; an infinite `high` with `low` 0 is ReLU.
+    /// `x` limited to `[low, high]`; ReLU if `low` is 0 and `high` is infinite.
     ///
     /// # Errors
-    /// `Shape` if `x` is not f32.
+    /// `Shape` if `x` is not f32, or `low <= high` does not hold.
     pub fn clamp(&mut self, x: &Edge, low: f64, high: f64) -> Result<Edge> {
-        if x.element() != ElementType::F32 {
-            return Err(self.mismatch("Clip", format!("f32 expected, found {}", x.element())));
+        if x.element() != ElementType::F32 || low.partial_cmp(&high).is_none_or(|o| o.is_gt()) {
+            let found = format!("{} and {low}, {high}", x.describe());
+            return Err(self.mismatch("Clip", "an f32 tensor and ascending limits", found));
         }
-        if low == 0.0 && high.is_infinite() {
+        if low == 0.0 && high == f64::INFINITY {
             return self.unary("Relu", x);
         }
-        let (low, high) = (self.scalar(low), self.scalar(high.min(f64::from(f32::MAX))));
+        #[allow(clippy::cast_possible_truncation, reason = "graphs compute in f32")]
+        let [low, high] = [low, high.min(f64::from(f32::MAX))].map(|limit| self.single_constant(limit as f32));
         Ok(self.node("Clip", &[x, &low, &high], Vec::new(), x.element(), x.dims().to_vec()))
     }
 
     /// `x` where positive, `slope·x` elsewhere.
     ///
     /// # Errors
-    /// None.
+    /// `Shape` if `x` is not a float tensor, or `slope` is not finite in f32.
     pub fn leaky_relu(&mut self, x: &Edge, slope: f64) -> Result<Edge> {
-        #[allow(clippy::cast_possible_truncation, reason = "an f32 attribute")]
-        let alpha = AttributeProto::float("alpha", slope as f32);
+        let alpha = self.single("LeakyRelu", slope)?;
+        if !x.element().is_float() {
+            return Err(self.mismatch("LeakyRelu", "a float tensor", x.describe()));
+        }
+        let alpha = AttributeProto::float("alpha", alpha);
         Ok(self.node("LeakyRelu", &[x], vec![alpha], x.element(), x.dims().to_vec()))
     }
 
     /// Natural logarithm.
     ///
     /// # Errors
-    /// `Shape` if `x` holds no floats.
+    /// `Shape` if `x` is not a float tensor.
     pub fn log(&mut self, x: &Edge) -> Result<Edge> {
         self.unary("Log", x)
     }
@@ -132,7 +137,7 @@ impl GraphBuilder {
     /// Square root.
     ///
     /// # Errors
-    /// `Shape` if `x` holds no floats.
+    /// `Shape` if `x` is not a float tensor.
     pub fn sqrt(&mut self, x: &Edge) -> Result<Edge> {
         self.unary("Sqrt", x)
     }
@@ -140,7 +145,7 @@ impl GraphBuilder {
     /// Cosine.
     ///
     /// # Errors
-    /// `Shape` if `x` holds no floats.
+    /// `Shape` if `x` is not a float tensor.
     pub fn cos(&mut self, x: &Edge) -> Result<Edge> {
         self.unary("Cos", x)
     }
@@ -148,23 +153,23 @@ impl GraphBuilder {
     /// Sine.
     ///
     /// # Errors
-    /// `Shape` if `x` holds no floats.
+    /// `Shape` if `x` is not a float tensor.
     pub fn sin(&mut self, x: &Edge) -> Result<Edge> {
         self.unary("Sin", x)
     }
 
-    /// u8 -> f32.
+    /// `x` u8, converted to f32.
     ///
     /// # Errors
     /// `Shape` if `x` is not u8.
     pub fn u8_to_f32(&mut self, x: &Edge) -> Result<Edge> {
         if x.element() != ElementType::U8 {
-            return Err(self.mismatch("Cast", format!("u8 expected, found {}", x.element())));
+            return Err(self.mismatch("Cast", "a u8 tensor", x.describe()));
         }
         self.cast(x, ElementType::F32)
     }
 
-    /// f32, limited to 0..=255 and truncated, -> u8.
+    /// `x` f32, limited to `[0, 255]`, truncated and converted to u8.
     ///
     /// # Errors
     /// `Shape` if `x` is not f32.
@@ -180,17 +185,18 @@ impl GraphBuilder {
     /// Softmax along `axis`.
     ///
     /// # Errors
-    /// `Shape` if there is no such axis.
+    /// `Shape` if `x` has no such axis, or is not a float tensor.
     pub fn softmax(&mut self, x: &Edge, axis: usize) -> Result<Edge> {
-        if axis >= x.dims().len() {
-            return Err(self.mismatch("Softmax", format!("axis {axis} of {}", show(x.dims()))));
+        if axis >= x.dims().len() || !x.element().is_float() {
+            let found = format!("axis {axis} of {}", x.describe());
+            return Err(self.mismatch("Softmax", "an axis of a float tensor", found));
         }
         let axis = AttributeProto::int("axis", signed(axis));
         Ok(self.node("Softmax", &[x], vec![axis], x.element(), x.dims().to_vec()))
     }
 }
 
-/// NumPy's rule, aligned at the last axis.
+/// The shape that `a` and `b` broadcast to by NumPy's rule, aligned at the last axis.
 pub(crate) fn broadcast(a: &[Dim], b: &[Dim]) -> Option<Vec<Dim>> {
     let rank = a.len().max(b.len());
     let at = |dims: &[Dim], i: usize| (i + dims.len()).checked_sub(rank).map_or(Dim::Known(1), |j| dims[j]);
@@ -209,11 +215,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn broadcasting_is_numpys() {
+    fn shapes_broadcast_as_in_numpy() {
         use Dim::{Batch, Known};
         assert_eq!(broadcast(&[Batch, Known(3)], &[Known(3)]), Some(vec![Batch, Known(3)]));
         assert_eq!(broadcast(&[Known(1), Known(3)], &[Batch, Known(1)]), Some(vec![Batch, Known(3)]));
         assert_eq!(broadcast(&[Batch], &[Known(2)]), None);
         assert_eq!(broadcast(&[], &[Known(2)]), Some(vec![Known(2)]));
+        assert_eq!(broadcast(&[Batch], &[Dim::BatchTimes(2)]), None);
+    }
+
+    #[test]
+    fn invalid_operands_are_errors() {
+        let mut g = GraphBuilder::new("g");
+        let mut input = |element: ElementType| g.input(&element.to_string(), element, &[Dim::Known(2)]).unwrap();
+        let [x, bytes, bools] = [ElementType::F32, ElementType::U8, ElementType::Bool].map(&mut input);
+        assert!(g.leaky_relu(&bytes, 0.2).is_err() && g.softmax(&bytes, 0).is_err() && g.silu(&bytes).is_err());
+        assert!(g.add(&bools, &bools).is_err() && g.add(&x, &bytes).is_err());
+        for value in [f64::NAN, f64::INFINITY, 1e300] {
+            assert!(g.scale(&x, value).is_err() && g.offset(&x, value).is_err() && g.leaky_relu(&x, value).is_err());
+            assert!(g.clamp(&x, value, 0.0).is_err(), "{value}");
+        }
+        assert!(g.clamp(&x, 0.0, f64::NAN).is_err() && g.clamp(&x, 0.0, f64::NEG_INFINITY).is_err());
+        assert!(g.clamp(&x, f64::NEG_INFINITY, 1.0).is_ok() && g.clamp(&x, -1.0, f64::INFINITY).is_ok());
+        assert!(g.softmax(&x, 1).is_err() && g.softmax(&x, 0).is_ok());
     }
 }

@@ -6,12 +6,15 @@ use crate::graph::{Dim, Edge, GraphBuilder, same_floats};
 use crate::proto::AttributeProto;
 
 impl GraphBuilder {
-    /// Matrix product of the last two axes; the axes before broadcast.
+    /// Matrix product over the last two axes; the axes before them broadcast.
     ///
     /// # Errors
-    /// `Shape` if operands do not fit.
+    /// `Shape` if the operands are not float tensors of one type and compatible shapes.
     pub fn matmul(&mut self, a: &Edge, b: &Edge) -> Result<Edge> {
-        let bad = |g: &Self| g.mismatch("MatMul", format!("{} times {}", a.describe(), b.describe()));
+        let bad = |g: &Self| {
+            let found = format!("{} and {}", a.describe(), b.describe());
+            g.mismatch("MatMul", "a [.., I, K], b [.., K, J] of one float type", found)
+        };
         let ([before_a @ .., rows, inner_a], [before_b @ .., inner_b, columns]) = (a.dims(), b.dims()) else {
             return Err(bad(self));
         };
@@ -24,9 +27,13 @@ impl GraphBuilder {
     /// `x [N, I]`, `w [O, I]`, `bias [O]` -> `x wᵀ + bias [N, O]`.
     ///
     /// # Errors
-    /// `Shape` if operands do not fit.
+    /// `Shape` if the operands are not float tensors of one type and these shapes.
     pub fn linear(&mut self, x: &Edge, w: &Edge, bias: Option<&Edge>) -> Result<Edge> {
-        let bad = |g: &Self| g.mismatch("Gemm", format!("x {} and w {}", x.describe(), w.describe()));
+        let bad = |g: &Self| {
+            let bias = bias.map_or_else(|| "none".to_owned(), Edge::describe);
+            let found = format!("x {}, w {}, bias {bias}", x.describe(), w.describe());
+            g.mismatch("Gemm", "x [N, I], w [O, I], bias [O] of one float type", found)
+        };
         let (&[n, inner], &[outputs, same]) = (x.dims(), w.dims()) else { return Err(bad(self)) };
         let bias_fits = bias.is_none_or(|b| b.dims() == [outputs] && b.element() == x.element());
         if inner != same || !bias_fits || !matches!(outputs, Dim::Known(_)) || !same_floats(x, w) {

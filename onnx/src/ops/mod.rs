@@ -1,4 +1,4 @@
-//! Operations of [`GraphBuilder`](crate::graph::GraphBuilder), one family a file. Each checks its operands and infers its result.
+//! Operations of [`GraphBuilder`](crate::graph::GraphBuilder), one family per file. Each checks its operands and infers type and shape of its result.
 
 mod conv;
 mod elementwise;

@@ -5,13 +5,17 @@ use crate::graph::{Dim, Edge, GraphBuilder, signed};
 use crate::proto::AttributeProto;
 
 impl GraphBuilder {
-    /// Mean over `axes`, which stay with length 1 if `keep`.
+    /// Mean over `axes`, which remain with length 1 if `keep`.
     ///
     /// # Errors
-    /// `Shape` if there is no such axis, or no floats.
+    /// `Shape` if `axes` are not distinct axes of non-zero length, at least one, or `x` is not a float tensor.
     pub fn mean(&mut self, x: &Edge, axes: &[usize], keep: bool) -> Result<Edge> {
-        if axes.iter().any(|a| *a >= x.dims().len()) || !x.element().is_float() {
-            return Err(self.mismatch("ReduceMean", format!("axes {axes:?} of {}", x.describe())));
+        let valid = |(i, axis): (usize, &usize)| {
+            x.dims().get(*axis).is_some_and(|d| *d != Dim::Known(0)) && !axes[..i].contains(axis)
+        };
+        if axes.is_empty() || !axes.iter().enumerate().all(valid) || !x.element().is_float() {
+            let found = format!("axes {axes:?} of {}", x.describe());
+            return Err(self.mismatch("ReduceMean", "distinct axes, not empty, of a float tensor", found));
         }
         let dims = x.dims().iter().enumerate().filter_map(|(i, d)| match (axes.contains(&i), keep) {
             (false, _) => Some(*d),
@@ -24,5 +28,21 @@ impl GraphBuilder {
             AttributeProto::int("keepdims", i64::from(keep)),
         ];
         Ok(self.node("ReduceMean", &[x], attributes, x.element(), dims))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::ElementType;
+
+    #[test]
+    fn invalid_axes_are_errors() {
+        let mut g = GraphBuilder::new("g");
+        let x = g.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(2), Dim::Known(0)]).unwrap();
+        for axes in [&[][..], &[2], &[3], &[0, 1, 0]] {
+            assert!(g.mean(&x, axes, true).is_err(), "{axes:?}");
+        }
+        assert_eq!(g.mean(&x, &[1, 0], false).unwrap().dims(), [Dim::Known(0)]);
     }
 }

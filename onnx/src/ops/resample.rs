@@ -1,11 +1,12 @@
-//! Bilinear interpolation as two matrix products with constant matrices: every runtime agrees on it, whatever it makes of `Resize`'s
-//! coordinate modes, and a symbolic batch needs no computed sizes. MatMul, opset 13.
+//! Bilinear interpolation as two matrix products with constant matrices. Runtimes agree on products, but not on all coordinate modes of `Resize`; and a
+//! symbolic batch needs no computed sizes. MatMul, opset 13.
 
 use crate::error::Result;
-use crate::graph::{Dim, Edge, ElementType, GraphBuilder, show};
+use crate::graph::{Dim, Edge, ElementType, GraphBuilder};
 
-/// Where the pixels of the result lie in the source.
+/// Source coordinate of pixel `i` of the result, `in` and `out` being the lengths of the axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Sampling {
     /// `(i + ½)·in/out − ½` (PyTorch's default).
     HalfPixel,
@@ -15,18 +16,23 @@ pub enum Sampling {
     Asymmetric,
 }
 
+/// Maximum height and width of an image that is resized, pixels: its matrix has up to 2^28 elements.
+const MAX_SIZE: usize = 1 << 14;
+
 impl GraphBuilder {
-    /// Resizes `x [N, C, H, W]` to `[N, C, size[0], size[1]]` without antialiasing; positions outside the image take its edge.
+    /// Resizes `x [N, C, H, W]` to `[N, C, size[0], size[1]]` without antialiasing; coordinates outside the image are clamped to its edge.
     ///
     /// # Errors
-    /// `Shape` if `x` is no batch of images in f32, or one of the sizes is zero.
+    /// `Shape` if `x` is not a batch of f32 images, a size is zero, or a matrix is too large.
     pub fn resize_bilinear(&mut self, x: &Edge, size: [usize; 2], sampling: Sampling) -> Result<Edge> {
-        let &[_, _, Dim::Known(h), Dim::Known(w)] = x.dims() else {
-            return Err(self.mismatch("resize", format!("x {}", show(x.dims()))));
+        let bad = |g: &Self| {
+            let found = format!("{} to {size:?}", x.describe());
+            g.mismatch("resize", format!("f32 images and sizes of 1 to {MAX_SIZE}"), found)
         };
+        let &[_, _, Dim::Known(h), Dim::Known(w)] = x.dims() else { return Err(bad(self)) };
         let [tall, wide] = size;
-        if [h, w, tall, wide].contains(&0) || x.element() != ElementType::F32 {
-            return Err(self.mismatch("resize", format!("x {} to {size:?}", x.describe())));
+        if [h, w, tall, wide].iter().any(|n| !(1..=MAX_SIZE).contains(n)) || x.element() != ElementType::F32 {
+            return Err(bad(self));
         }
         let mut y = x.clone();
         if wide != w {
@@ -45,11 +51,12 @@ impl GraphBuilder {
     }
 }
 
-/// Row-major `[out, input]`: the weight of each source pixel in each result pixel, in f32 as PyTorch computes it. Empty if one of them is zero.
+/// Row-major `[out, input]`: the weight of each source pixel in each pixel of the result, in f32 as PyTorch computes it. Empty if a length is zero or
+/// above 2^14.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small sizes")]
 #[must_use]
 pub fn interpolation(input: usize, out: usize, sampling: Sampling) -> Vec<f32> {
-    if input == 0 {
+    if [input, out].iter().any(|n| !(1..=MAX_SIZE).contains(n)) {
         return Vec::new();
     }
     let mut rows = vec![0.0; out * input];
@@ -97,7 +104,9 @@ mod tests {
         let (empty, x) = (image(0), image(4));
         assert!(g.resize_bilinear(&empty, [2, 2], Sampling::HalfPixel).is_err());
         assert!(g.resize_bilinear(&x, [0, 2], Sampling::AlignCorners).is_err());
+        assert!(g.resize_bilinear(&x, [2, usize::MAX], Sampling::HalfPixel).is_err());
         assert!(g.resize_bilinear(&x, [2, 2], Sampling::Asymmetric).is_ok());
         assert!(interpolation(0, 4, Sampling::HalfPixel).is_empty());
+        assert!(interpolation(2, usize::MAX, Sampling::HalfPixel).is_empty());
     }
 }

@@ -1,41 +1,41 @@
-//! Minimal filtering along one axis, for every length of filter that networks have.
+//! Winograd's F(tile, taps) along one axis, for the common lengths of filters.
 
 use pulp::Simd;
 
-/// Most points of an axis.
-pub(crate) const MOST: usize = 10;
-/// Most pairs of points ±a.
-const PAIRS: usize = 4;
-/// Most outputs of a tile.
-const TILE: usize = 4;
+/// Maximum number of points of an axis.
+pub(crate) const MAX_POINTS: usize = 10;
+/// Maximum number of pairs of points ±a.
+const MAX_PAIRS: usize = 4;
+/// Maximum number of outputs of a tile.
+const MAX_TILE: usize = 4;
 
-/// F(`tile`, `taps`): so many neighbouring outputs of a filter from `taps + tile - 1` products instead of `taps * tile`.
+/// F(`tile`, `taps`): `tile` adjacent outputs of a filter of `taps` from `taps + tile - 1` products instead of `taps * tile`.
 ///
-/// The points are 0, ±a for each a of `pairs`, and ∞ (Winograd 1980; Lavin & Gray 2016). With Q(x) the product of x² - b² over the other pairs, the rows of
-/// the input's transform are the coefficients of (x² ± ax)·Q(x) at ±a, and of the product over all pairs at 0, times x at ∞: even and odd inputs are
-/// summed apart and serve both points of a pair.
+/// The interpolation points are 0, ±a for each pair, and ∞ (Winograd 1980; Lavin & Gray 2016). With Q(x) the product of x² - b² over the other pairs, the
+/// rows of the input transform Bᵀ are the coefficients of (x² ± ax)·Q(x) for ±a, of the product over all pairs for 0, and of x times that for ∞. The sums of
+/// even and of odd inputs are shared by both points of a pair.
 #[derive(Debug, Clone)]
 pub(crate) struct Axis {
     /// Length of the filter.
     pub(crate) taps: usize,
-    /// Outputs of a tile.
+    /// Number of outputs of a tile.
     pub(crate) tile: usize,
-    /// How many pairs of points there are.
+    /// Number of pairs of points.
     pub(crate) pairs: usize,
-    /// The pairs' a.
-    values: [f64; PAIRS],
-    /// For each pair, the coefficients of Q in x², rising.
-    others: [[f32; PAIRS]; PAIRS],
-    /// The coefficients of the product over all pairs in x², rising.
-    all: [f32; PAIRS + 1],
-    /// For each pair, a⁰ to a³.
-    powers: [[f32; TILE]; PAIRS],
+    /// a of each pair.
+    values: [f64; MAX_PAIRS],
+    /// For each pair the coefficients of Q in powers of x², ascending.
+    others: [[f32; MAX_PAIRS]; MAX_PAIRS],
+    /// The coefficients of the product over all pairs in powers of x², ascending.
+    all: [f32; MAX_PAIRS + 1],
+    /// a⁰ to a³ of each pair.
+    powers: [[f32; MAX_TILE]; MAX_PAIRS],
 }
 
 impl Axis {
-    /// The axis of a filter of `taps`; `None` where minimal filtering is of no use, or would lose too many digits.
+    /// The axis of a filter of `taps`; `None` for lengths that are not supported.
     pub(crate) fn new(taps: usize) -> Option<Self> {
-        // More outputs a tile need more points, and with them larger coefficients: root mean square errors of these are 1e-6 to 2e-6.
+        // Larger tiles need more points and so larger coefficients, which lose digits. The RMS errors of these are 1e-6 to 2e-6.
         let (tile, pairs): (usize, &[f64]) = match taps {
             1 => (1, &[]),
             3 => (4, &[1.0, 2.0]),
@@ -47,10 +47,10 @@ impl Axis {
             taps,
             tile,
             pairs: pairs.len(),
-            values: [0.0; PAIRS],
-            others: [[0.0; PAIRS]; PAIRS],
-            all: [0.0; PAIRS + 1],
-            powers: [[0.0; TILE]; PAIRS],
+            values: [0.0; MAX_PAIRS],
+            others: [[0.0; MAX_PAIRS]; MAX_PAIRS],
+            all: [0.0; MAX_PAIRS + 1],
+            powers: [[0.0; MAX_TILE]; MAX_PAIRS],
         };
         fill(&mut axis.all, &product(pairs.iter()));
         for (i, a) in pairs.iter().enumerate() {
@@ -61,13 +61,13 @@ impl Axis {
         Some(axis)
     }
 
-    /// Products of a tile.
+    /// Number of points: products of a tile.
     pub(crate) fn points(&self) -> usize {
         self.taps + self.tile - 1
     }
 
-    /// `[points, taps]`: the filter's taps to its values at the points 0, +a, -a, …, ∞.
-    pub(crate) fn filter(&self) -> Vec<Vec<f64>> {
+    /// G, `[points, taps]`, with the points in the order 0, +a, -a, …, ∞.
+    pub(crate) fn filter_transform(&self) -> Vec<Vec<f64>> {
         if self.pairs == 0 {
             return vec![vec![1.0]];
         }
@@ -82,9 +82,13 @@ impl Axis {
         rows
     }
 
-    /// Inputs of a tile to their values at the points; `N` is `pairs`.
+    /// Bᵀd of the inputs of a tile; `N` is `pairs`.
     #[inline(always)]
-    pub(crate) fn analyse<S: Simd, const N: usize>(&self, simd: S, x: [S::f32s; MOST]) -> [S::f32s; MOST] {
+    pub(crate) fn input_transform<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        x: [S::f32s; MAX_POINTS],
+    ) -> [S::f32s; MAX_POINTS] {
         if N == 0 {
             return x;
         }
@@ -111,13 +115,13 @@ impl Axis {
         y
     }
 
-    /// Products at the points to the outputs of a tile; `N` is `pairs`, `M` is `tile`.
+    /// Aᵀm of the products of a tile; `N` is `pairs`, `M` is `tile`.
     #[inline(always)]
-    pub(crate) fn synthesise<S: Simd, const N: usize, const M: usize>(
+    pub(crate) fn output_transform<S: Simd, const N: usize, const M: usize>(
         &self,
         simd: S,
-        x: [S::f32s; MOST],
-    ) -> [S::f32s; MOST] {
+        x: [S::f32s; MAX_POINTS],
+    ) -> [S::f32s; MAX_POINTS] {
         if N == 0 {
             return x;
         }
@@ -127,7 +131,7 @@ impl Axis {
             sums[i] = simd.add_f32s(x[2 * i + 1], x[2 * i + 2]);
             differences[i] = simd.sub_f32s(x[2 * i + 1], x[2 * i + 2]);
         }
-        let mut y = [zero; MOST];
+        let mut y = [zero; MAX_POINTS];
         y[0] = x[0];
         for (j, out) in y.iter_mut().enumerate().take(M) {
             let terms = if j % 2 == 0 { &sums } else { &differences };
@@ -140,7 +144,7 @@ impl Axis {
     }
 }
 
-/// The coefficients, in x² and rising, of the product of x² - b².
+/// The coefficients of the product of x² - b² in powers of x², ascending.
 fn product<'a>(values: impl Iterator<Item = &'a f64>) -> Vec<f64> {
     let mut product = vec![1.0];
     for b in values {
@@ -153,7 +157,7 @@ fn product<'a>(values: impl Iterator<Item = &'a f64>) -> Vec<f64> {
     product
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "graphs compute in f32, and these are small dyadic numbers")]
+#[allow(clippy::cast_possible_truncation, reason = "kernels compute in f32, and these are small dyadic numbers")]
 fn fill(to: &mut [f32], from: &[f64]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = *from as f32;

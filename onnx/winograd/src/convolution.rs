@@ -1,26 +1,26 @@
-//! One convolution by minimal filtering: its weights at the points, and how its images are cut into tasks.
+//! A convolution: its transformed weights, and the division of its images into tasks.
 
 use std::sync::{Mutex, PoisonError};
 
 use pulp::{Simd, WithSimd};
 
-use crate::axis::{Axis, MOST};
+use crate::axis::{Axis, MAX_POINTS};
 
-/// Tiles of a task, at least and at most.
-const TILES: [usize; 2] = [32, 160];
-/// Floats of a task's transformed inputs and products: what a core's second cache holds.
-const CACHED: usize = 200_000;
-/// Tasks from which on it does not matter that the last ones leave threads idle.
-const MANY: usize = 8;
-/// Tiles of the smallest product.
-const SIDE: usize = 4;
+/// Minimum and maximum number of tiles of a task.
+const TASK_TILES: [usize; 2] = [32, 160];
+/// Number of transformed inputs and products of a task: they fit in the second-level cache of a core.
+const CACHE_FLOATS: usize = 200_000;
+/// Number of tasks above which threads that idle during the last ones do not matter.
+const MANY_TASKS: usize = 8;
+/// Number of tiles that one product computes at least.
+const MIN_TILES: usize = 4;
 
-/// A convolution of stride 1 and one group, with its bias and, where asked, the ReLU after it.
+/// A convolution of stride 1 and one group, with an optional bias and ReLU.
 #[derive(Debug)]
 pub struct Convolution {
     outputs: usize,
     inputs: usize,
-    /// Channels that lie together.
+    /// Number of channels in a block.
     block: usize,
     axes: [Axis; 2],
     /// Top, left, bottom, right.
@@ -31,22 +31,22 @@ pub struct Convolution {
     relu: bool,
 }
 
-/// What a convolution is computed of.
+/// The input of a convolution.
 #[derive(Debug, Clone, Copy)]
 pub struct Images<'a> {
     /// `[N, Ci / block, H, W, block]`.
     pub values: &'a [f32],
-    /// What is added before the ReLU, as the output lies.
+    /// Added to the output before the ReLU; in the layout of the output.
     pub sum: Option<&'a [f32]>,
     /// Number of images.
     pub batch: usize,
-    /// Pixels of a column.
+    /// Height, pixels.
     pub height: usize,
-    /// Pixels of a row.
+    /// Width, pixels.
     pub width: usize,
 }
 
-/// How the tiles of a batch are cut up: a strip is a row of tiles of one image, a task is some strips.
+/// Division of a batch: a strip is a row of tiles of one image, a task is a number of strips.
 #[derive(Debug, Clone, Copy)]
 struct Grid {
     height: usize,
@@ -63,18 +63,18 @@ impl Grid {
     }
 }
 
-/// Rows of a task's outputs: for each strip the rows of each block of channels.
+/// Output rows of a task: for each strip those of each block of channels.
 type Rows<'a> = Vec<&'a mut [f32]>;
 
-/// Working memory, lent to one task at a time.
+/// Working memory of tasks, kept between runs.
 #[derive(Debug, Default)]
 pub struct Pool(Mutex<Vec<Scratch>>);
 
 #[derive(Debug, Default)]
 struct Scratch {
-    /// A row outside the image, `[W, block]`.
+    /// A row of padding, `[W, block]`.
     zeros: Vec<f32>,
-    /// Rows of a block of channels, `[points of the height, W, block]`.
+    /// Transformed rows of a block of channels, `[points of the height, W, block]`.
     lines: Vec<f32>,
     /// `[points, Ci / block, tiles, block]`.
     transformed: Vec<f32>,
@@ -83,8 +83,11 @@ struct Scratch {
 }
 
 impl Convolution {
-    /// Of weights `[Co, Ci, height, width]` and pads top, left, bottom, right, on blocks of 8 or 16 channels; `None` if minimal filtering does not suit
-    /// their shape.
+    /// Transforms `weights`, row-major `dims = [Co, Ci, kH, kW]`, for images in blocks of `block` channels (8 or 16). `bias` is `[Co]`; `pads` are top,
+    /// left, bottom and right, pixels; `relu` adds a ReLU.
+    ///
+    /// `None` if the shape is not supported: Co and Ci must be multiples of the block, pads smaller than the filter, kH and kW of 1, 3, 5 or 7, 7 only
+    /// with 1, and the number of products less than half of the direct convolution's.
     #[must_use]
     pub fn new(
         weights: &[f32],
@@ -98,9 +101,9 @@ impl Convolution {
         let axes = [Axis::new(height)?, Axis::new(width)?];
         let whole = matches!(block, 8 | 16) && outputs.is_multiple_of(block) && inputs.is_multiple_of(block);
         let padded = pads.iter().zip([height, width, height, width]).all(|(pad, taps)| *pad < taps);
-        // Errors of two axes multiply: seven taps by more than one would be off by 1e-4.
+        // Errors of the axes multiply: seven taps on one with several on the other would give 1e-4.
         let exact = height.min(width) == 1 || height.max(width) < 7;
-        // Half the products are no gain: so much goes into the transforms.
+        // With half the products the transforms take the time saved.
         let [products, all] = [Axis::points, |axis: &Axis| axis.tile * axis.taps].map(|n| n(&axes[0]) * n(&axes[1]));
         if !whole || !padded || !exact || all <= 2 * products {
             return None;
@@ -110,23 +113,23 @@ impl Convolution {
             return None;
         }
         let bias = bias.map_or_else(|| vec![0.0; outputs], <[f32]>::to_vec);
-        let weights = at_the_points(weights, [outputs, inputs], &axes, block);
+        let weights = transformed_weights(weights, [outputs, inputs], &axes, block);
         Some(Self { outputs, inputs, block, axes, pads, weights, bias, relu })
     }
 
-    /// Input channels.
+    /// Number of input channels.
     #[must_use]
     pub fn inputs(&self) -> usize {
         self.inputs
     }
 
-    /// Output channels.
+    /// Number of output channels.
     #[must_use]
     pub fn outputs(&self) -> usize {
         self.outputs
     }
 
-    /// Height and width of the output; `None` if an image is smaller than the filter.
+    /// Height and width of the output; `None` if the padded image is smaller than the filter.
     #[must_use]
     pub fn output_size(&self, height: usize, width: usize) -> Option<[usize; 2]> {
         let [top, left, bottom, right] = self.pads;
@@ -134,25 +137,29 @@ impl Convolution {
         Some([size(height + top + bottom, &self.axes[0])?, size(width + left + right, &self.axes[1])?])
     }
 
-    fn grid(&self, images: &Images<'_>) -> Option<Grid> {
-        let [height, width] = self.output_size(images.height, images.width)?;
+    fn grid(&self, images: &Images<'_>) -> Grid {
+        let [height, width] = self.output_size(images.height, images.width).unwrap_or_default();
+        assert!(height > 0, "an image smaller than the filter");
         let (strips_of_image, tiles_of_strip) = (height.div_ceil(self.axes[0].tile), width.div_ceil(self.axes[1].tile));
         let points = self.axes[0].points() * self.axes[1].points();
-        let tiles = (CACHED / (points * (self.inputs + self.block))).clamp(TILES[0], TILES[1]);
+        let tiles = (CACHE_FLOATS / (points * (self.inputs + self.block))).clamp(TASK_TILES[0], TASK_TILES[1]);
         let strips = images.batch * strips_of_image;
         let mut tasks = strips.div_ceil((tiles / tiles_of_strip).max(1)).max(1);
-        if tasks < MANY {
+        if tasks < MANY_TASKS {
             tasks = tasks.next_multiple_of(2);
         }
         let strips_of_task = strips.div_ceil(tasks).max(1);
-        Some(Grid { height, width, strips_of_image, tiles_of_strip, strips, strips_of_task })
+        Grid { height, width, strips_of_image, tiles_of_strip, strips, strips_of_task }
     }
 
-    /// Fills `out [N, Co / block, H', W', block]`. `parallel` is given the number of tasks and calls the closure once with each; results do not
-    /// depend on which thread takes which.
+    /// Computes `out [N, Co / block, H', W', block]`. `parallel` gets the number of tasks and must call its closure once with each index, on any thread and
+    /// in any order; the result does not depend on them.
     ///
     /// # Errors
     /// Those of `parallel`.
+    ///
+    /// # Panics
+    /// If the padded image is smaller than the filter, or a slice does not have the length of its shape.
     pub fn run<E>(
         &self,
         images: &Images<'_>,
@@ -160,16 +167,21 @@ impl Convolution {
         pool: &Pool,
         parallel: impl FnOnce(usize, &(dyn Fn(usize) + Send + Sync)) -> Result<(), E>,
     ) -> Result<(), E> {
-        let Some(grid) = self.grid(images) else { return Ok(()) };
+        let grid = self.grid(images);
+        let pixels = images.batch * images.height * images.width;
+        assert_eq!(images.values.len(), pixels * self.inputs, "the length of the images");
+        let outputs = images.batch * grid.height * grid.width * self.outputs;
+        assert_eq!(out.len(), outputs, "the length of the output");
+        assert_eq!(images.sum.map_or(outputs, <[f32]>::len), outputs, "the length of the addend");
         let rows = self.rows(&grid, out);
         parallel(grid.tasks(), &|index| {
-            // A poisoned lock guards nothing here that a panic could have left half done.
+            // A task that panicked leaves rows of its own only.
             let mut rows = rows[index].lock().unwrap_or_else(PoisonError::into_inner);
             self.task(grid, index, *images, &mut rows, pool);
         })
     }
 
-    /// One task. Not inlined: the kernels are then compiled here, as this crate's profile says, whoever calls [`Convolution::run`].
+    /// One task. Not inlined, so that the kernels are compiled with the profile of this crate.
     #[inline(never)]
     fn task(&self, grid: Grid, index: usize, images: Images<'_>, rows: &mut Rows<'_>, pool: &Pool) {
         let mut scratch = pool.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
@@ -181,7 +193,7 @@ impl Convolution {
         pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
     }
 
-    /// `out` as each task's own rows.
+    /// The rows of `out` that each task writes.
     fn rows<'a>(&self, grid: &Grid, out: &'a mut [f32]) -> Vec<Mutex<Rows<'a>>> {
         let blocks = self.outputs / self.block;
         let strips = |task: usize| (grid.strips - task * grid.strips_of_task).min(grid.strips_of_task);
@@ -199,10 +211,15 @@ impl Convolution {
     }
 }
 
-/// Weights `[Co, Ci, height, width]` at the points, in f64 and rounded once, as [`Convolution::weights`] has them.
-#[allow(clippy::cast_possible_truncation, reason = "graphs compute in f32")]
-fn at_the_points(weights: &[f32], [outputs, inputs]: [usize; 2], [down, across]: &[Axis; 2], block: usize) -> Vec<f32> {
-    let (rows, columns) = (down.filter(), across.filter());
+/// G applied to both axes of `weights [Co, Ci, kH, kW]` in f64, rounded once, in the layout of [`Convolution::weights`].
+#[allow(clippy::cast_possible_truncation, reason = "kernels compute in f32")]
+fn transformed_weights(
+    weights: &[f32],
+    [outputs, inputs]: [usize; 2],
+    [down, across]: &[Axis; 2],
+    block: usize,
+) -> Vec<f32> {
+    let (rows, columns) = (down.filter_transform(), across.filter_transform());
     let taps = down.taps * across.taps;
     let points = rows.len() * columns.len();
     let mut transformed = vec![0.0; points * outputs * inputs];
@@ -225,7 +242,7 @@ fn at_the_points(weights: &[f32], [outputs, inputs]: [usize; 2], [down, across]:
     transformed
 }
 
-/// Some strips of a batch, in blocks of `B` channels.
+/// A task with blocks of `B` channels.
 struct Task<'a, 'b, const B: usize> {
     convolution: &'a Convolution,
     grid: Grid,
@@ -235,7 +252,7 @@ struct Task<'a, 'b, const B: usize> {
     scratch: &'a mut Scratch,
 }
 
-/// Runs `task` with the widest vectors that a block fills.
+/// Runs `task` with the widest vectors of at most `B` lanes.
 fn vectorised<const B: usize>(task: Task<'_, '_, B>) {
     #[cfg(target_arch = "x86_64")]
     if B == 8
@@ -246,7 +263,7 @@ fn vectorised<const B: usize>(task: Task<'_, '_, B>) {
     pulp::Arch::new().dispatch(task);
 }
 
-/// Calls `$f::<S, B, pairs, tile>` for the numbers of `$axis`.
+/// Calls `$f::<S, B, pairs, tile>` with the constants of `$axis`.
 macro_rules! for_axis {
     ($axis:expr, $f:ident::<$s:ty, $b:ident>($($argument:expr),* $(,)?)) => {
         match ($axis.pairs, $axis.tile) {
@@ -269,7 +286,7 @@ impl<const B: usize> WithSimd for Task<'_, '_, B> {
         let (high, wide) = (down.points(), across.points());
         let first = index * grid.strips_of_task;
         let strips = (grid.strips - first).min(grid.strips_of_task);
-        let tiles = (strips * grid.tiles_of_strip).next_multiple_of(SIDE);
+        let tiles = (strips * grid.tiles_of_strip).next_multiple_of(MIN_TILES);
         let (inputs, outputs) = (convolution.inputs / B, convolution.outputs / B);
         let columns = grid.tiles_of_strip * across.tile;
         let line = (columns + across.taps - 1) * B;
@@ -290,17 +307,20 @@ impl<const B: usize> WithSimd for Task<'_, '_, B> {
                     Some(row) if row < images.height => &plane[row * row_of_image..][..inside * B],
                     _ => &zeros[..inside * B],
                 };
-                let source: [&[f32]; MOST] = std::array::from_fn(|k| row(k.min(high - 1)));
+                let source: [&[f32]; MAX_POINTS] = std::array::from_fn(|k| row(k.min(high - 1)));
                 for line in lines.chunks_exact_mut(line).take(high) {
                     line[..left * B].fill(0.0);
                     line[(left + inside) * B..].fill(0.0);
                 }
-                for_axis!(down, analyse_rows::<S, B>(simd, down, &source, lines, [line, left * B]));
+                for_axis!(down, transform_input_rows::<S, B>(simd, down, &source, lines, [line, left * B]));
                 for (row, line) in lines.chunks_exact(line).take(high).enumerate() {
                     let at = (row * wide * inputs + block) * tiles + strip * grid.tiles_of_strip;
                     let step = inputs * tiles;
                     let tiles = grid.tiles_of_strip;
-                    for_axis!(across, analyse_columns::<S, B>(simd, across, line, transformed, [at, step, tiles]));
+                    for_axis!(
+                        across,
+                        transform_input_columns::<S, B>(simd, across, line, transformed, [at, step, tiles])
+                    );
                 }
             }
         }
@@ -319,23 +339,23 @@ impl<const B: usize> WithSimd for Task<'_, '_, B> {
                 for (row, line) in lines.chunks_exact_mut(line).take(high).enumerate() {
                     let at = row * wide * tiles + strip * grid.tiles_of_strip;
                     let tiles = [at, tiles, grid.tiles_of_strip];
-                    for_axis!(across, synthesise_columns::<S, B>(simd, across, products, tiles, line));
+                    for_axis!(across, transform_output_columns::<S, B>(simd, across, products, tiles, line));
                 }
                 let out = &mut *rows[strip * outputs + block];
                 let begin = (image * outputs + block) * plane + i * down.tile * grid.width * B;
                 let sum = images.sum.map(|sum| &sum[begin..][..out.len()]);
-                let after = After { bias, sum, relu: convolution.relu };
-                for_axis!(down, synthesise_rows::<S, B>(simd, down, lines, line, &after, out, grid.width * B));
+                let after = Epilogue { bias, sum, relu: convolution.relu };
+                for_axis!(down, transform_output_rows::<S, B>(simd, down, lines, line, &after, out, grid.width * B));
             }
         }
     }
 }
 
-/// What follows the sums.
-struct After<'a> {
-    /// One for each channel.
+/// Operations on the sums.
+struct Epilogue<'a> {
+    /// Of each channel of the block.
     bias: &'a [f32],
-    /// As the outputs lie.
+    /// In the layout of the output.
     sum: Option<&'a [f32]>,
     relu: bool,
 }
@@ -356,12 +376,12 @@ fn store<S: Simd>(_: S, to: &mut [f32], value: S::f32s) {
     S::as_mut_simd_f32s(&mut to[..S::F32_LANES]).0[0] = value;
 }
 
-/// Rows of an image to their values at the points: `source`, one for each point, into `lines`, `line` floats apart, from `left` on.
+/// Bᵀ along the height: `source`, one row for each point, into `lines`, `line` floats apart, from `left` on.
 #[inline(always)]
-fn analyse_rows<S: Simd, const B: usize, const N: usize, const M: usize>(
+fn transform_input_rows<S: Simd, const B: usize, const N: usize, const M: usize>(
     simd: S,
     axis: &Axis,
-    source: &[&[f32]; MOST],
+    source: &[&[f32]; MAX_POINTS],
     lines: &mut [f32],
     [line, left]: [usize; 2],
 ) {
@@ -370,20 +390,20 @@ fn analyse_rows<S: Simd, const B: usize, const N: usize, const M: usize>(
         return;
     }
     for at in (0..source[0].len()).step_by(S::F32_LANES) {
-        let mut x = [simd.splat_f32s(0.0); MOST];
+        let mut x = [simd.splat_f32s(0.0); MAX_POINTS];
         for (i, x) in x.iter_mut().enumerate().take(2 * N + 2) {
             *x = load(simd, &source[i][at..]);
         }
-        let y = axis.analyse::<S, N>(simd, x);
+        let y = axis.input_transform::<S, N>(simd, x);
         for (i, y) in y.iter().enumerate().take(2 * N + 2) {
             store(simd, &mut lines[i * line + left + at..], *y);
         }
     }
 }
 
-/// A line `[W, B]` to its tiles' values at the points: point j of tile t is block `at + j * step + t` of `to`.
+/// Bᵀ along the width of `line [W, B]`: point j of tile t is block `at + j * step + t` of `to`.
 #[inline(always)]
-fn analyse_columns<S: Simd, const B: usize, const N: usize, const M: usize>(
+fn transform_input_columns<S: Simd, const B: usize, const N: usize, const M: usize>(
     simd: S,
     axis: &Axis,
     line: &[f32],
@@ -397,11 +417,11 @@ fn analyse_columns<S: Simd, const B: usize, const N: usize, const M: usize>(
     let points = 2 * N + 2;
     for t in 0..tiles {
         for lane in (0..B).step_by(S::F32_LANES) {
-            let mut x = [simd.splat_f32s(0.0); MOST];
+            let mut x = [simd.splat_f32s(0.0); MAX_POINTS];
             for (j, x) in x.iter_mut().enumerate().take(points) {
                 *x = load(simd, &line[(t * M + j) * B + lane..]);
             }
-            let y = axis.analyse::<S, N>(simd, x);
+            let y = axis.input_transform::<S, N>(simd, x);
             for (j, y) in y.iter().enumerate().take(points) {
                 store(simd, &mut to[(at + j * step + t) * B + lane..], *y);
             }
@@ -409,9 +429,9 @@ fn analyse_columns<S: Simd, const B: usize, const N: usize, const M: usize>(
     }
 }
 
-/// [`analyse_columns`] back: products at the points to a line of outputs.
+/// Aᵀ along the width: the products in `from`, in the layout of [`transform_input_columns`], to `line`.
 #[inline(always)]
-fn synthesise_columns<S: Simd, const B: usize, const N: usize, const M: usize>(
+fn transform_output_columns<S: Simd, const B: usize, const N: usize, const M: usize>(
     simd: S,
     axis: &Axis,
     from: &[f32],
@@ -425,11 +445,11 @@ fn synthesise_columns<S: Simd, const B: usize, const N: usize, const M: usize>(
     let points = 2 * N + 2;
     for t in 0..tiles {
         for lane in (0..B).step_by(S::F32_LANES) {
-            let mut x = [simd.splat_f32s(0.0); MOST];
+            let mut x = [simd.splat_f32s(0.0); MAX_POINTS];
             for (j, x) in x.iter_mut().enumerate().take(points) {
                 *x = load(simd, &from[(at + j * step + t) * B + lane..]);
             }
-            let y = axis.synthesise::<S, N, M>(simd, x);
+            let y = axis.output_transform::<S, N, M>(simd, x);
             for (j, y) in y.iter().enumerate().take(M) {
                 store(simd, &mut line[(t * M + j) * B + lane..], *y);
             }
@@ -437,14 +457,14 @@ fn synthesise_columns<S: Simd, const B: usize, const N: usize, const M: usize>(
     }
 }
 
-/// [`analyse_rows`] back, with what follows: `lines`, `line` floats apart, to the rows of `out`, each of `width` floats.
+/// Aᵀ along the height, and the epilogue: `lines`, `line` floats apart, to the rows of `out`, each of `width` floats.
 #[inline(always)]
-fn synthesise_rows<S: Simd, const B: usize, const N: usize, const M: usize>(
+fn transform_output_rows<S: Simd, const B: usize, const N: usize, const M: usize>(
     simd: S,
     axis: &Axis,
     lines: &[f32],
     line: usize,
-    after: &After<'_>,
+    after: &Epilogue<'_>,
     out: &mut [f32],
     width: usize,
 ) {
@@ -453,11 +473,11 @@ fn synthesise_rows<S: Simd, const B: usize, const N: usize, const M: usize>(
     for lane in (0..B).step_by(S::F32_LANES) {
         let bias = load(simd, &after.bias[lane..]);
         for at in (lane..width).step_by(B) {
-            let mut x = [zero; MOST];
+            let mut x = [zero; MAX_POINTS];
             for (i, x) in x.iter_mut().enumerate().take(points) {
                 *x = load(simd, &lines[i * line + at..]);
             }
-            let y = axis.synthesise::<S, N, M>(simd, x);
+            let y = axis.output_transform::<S, N, M>(simd, x);
             for (i, y) in y.iter().enumerate().take(M) {
                 if i >= inside {
                     break;
@@ -466,7 +486,7 @@ fn synthesise_rows<S: Simd, const B: usize, const N: usize, const M: usize>(
                 if let Some(sum) = after.sum {
                     y = simd.add_f32s(y, load(simd, &sum[i * width + at..]));
                 }
-                // NaN stays NaN, as in ONNX Runtime: it is the second operand.
+                // As the second operand of the maximum, NaN is kept, as in ONNX Runtime.
                 let y = if after.relu { simd.max_f32s(zero, y) } else { y };
                 store(simd, &mut out[i * width + at..], y);
             }
@@ -474,13 +494,13 @@ fn synthesise_rows<S: Simd, const B: usize, const N: usize, const M: usize>(
     }
 }
 
-/// At one point, `inputs [Ci / B, tiles, B]` by `weights [Ci, B]`: `products [tiles, B]`.
+/// At one point, the product of `inputs [Ci / B, tiles, B]` and `weights [Ci, B]`: `products [tiles, B]`.
 #[inline(always)]
 fn multiply<S: Simd, const B: usize>(simd: S, inputs: &[f32], weights: &[f32], products: &mut [f32]) {
     let tiles = products.len() / B;
     for lane in (0..B).step_by(S::F32_LANES) {
         let mut tile = 0;
-        // As many sums as there are registers: 32 of 16 lanes, else 16.
+        // As many sums as fit in registers: there are 32 of 16 lanes, 16 of fewer.
         if S::F32_LANES == 16 {
             while tile + 24 <= tiles {
                 some_tiles::<S, B, 24>(simd, inputs, weights, products, [tile, lane]);
@@ -499,13 +519,13 @@ fn multiply<S: Simd, const B: usize>(simd: S, inputs: &[f32], weights: &[f32], p
             some_tiles::<S, B, 8>(simd, inputs, weights, products, [tile, lane]);
             tile += 8;
         }
-        if tile + SIDE <= tiles {
-            some_tiles::<S, B, SIDE>(simd, inputs, weights, products, [tile, lane]);
+        if tile + MIN_TILES <= tiles {
+            some_tiles::<S, B, MIN_TILES>(simd, inputs, weights, products, [tile, lane]);
         }
     }
 }
 
-/// [`multiply`] for `R` tiles and the lanes of a vector. Each tile's sum runs over the channels in their order, whatever `R` is.
+/// [`multiply`] for `R` tiles and the lanes of one vector. Sums are over the channels in ascending order for every `R`.
 #[inline(always)]
 fn some_tiles<S: Simd, const B: usize, const R: usize>(
     simd: S,
@@ -535,7 +555,7 @@ fn some_tiles<S: Simd, const B: usize, const R: usize>(
 mod tests {
     use super::*;
 
-    /// Values without a pattern, of about unit size.
+    /// Pseudo-random values in [-1, 1].
     fn values(length: usize, seed: u32) -> Vec<f32> {
         let mut state = seed;
         let mut next = || {
@@ -545,7 +565,7 @@ mod tests {
         (0..length).map(|_| next()).collect()
     }
 
-    /// The definition, in f64.
+    /// The direct convolution, in f64.
     fn direct(
         images: &Images<'_>,
         weights: &[f32],
@@ -574,8 +594,8 @@ mod tests {
         out
     }
 
-    /// `planes [N, C, pixels]` as `[N, C / block, pixels, block]`, or back.
-    fn turned(planes: &[f32], channels: usize, pixels: usize, block: usize, back: bool) -> Vec<f32> {
+    /// `planes [N, C, pixels]` as `[N, C / block, pixels, block]`, or the inverse if `back`.
+    fn reordered(planes: &[f32], channels: usize, pixels: usize, block: usize, back: bool) -> Vec<f32> {
         let mut out = vec![0.0; planes.len()];
         for i in 0..planes.len() {
             let (plane, pixel) = (i / pixels, i % pixels);
@@ -590,12 +610,12 @@ mod tests {
         out
     }
 
-    /// Runs it on images `[N, C, H, W]`.
+    /// Runs the convolution on images `[N, C, H, W]`.
     fn run(convolution: &Convolution, images: &Images<'_>, pool: &Pool, backwards: bool) -> Vec<f32> {
         let [height, width] = convolution.output_size(images.height, images.width).unwrap();
         let (block, pixels) = (convolution.block, images.height * images.width);
-        let values = turned(images.values, convolution.inputs, pixels, block, false);
-        let sum = images.sum.map(|sum| turned(sum, convolution.outputs, height * width, block, false));
+        let values = reordered(images.values, convolution.inputs, pixels, block, false);
+        let sum = images.sum.map(|sum| reordered(sum, convolution.outputs, height * width, block, false));
         let images = &Images { values: &values, sum: sum.as_deref(), ..*images };
         let mut out = vec![f32::NAN; images.batch * convolution.outputs * height * width];
         let order = |tasks: usize, task: &(dyn Fn(usize) + Send + Sync)| {
@@ -605,7 +625,7 @@ mod tests {
             Ok::<(), ()>(())
         };
         convolution.run(images, &mut out, pool, order).unwrap();
-        turned(&out, convolution.outputs, height * width, block, true)
+        reordered(&out, convolution.outputs, height * width, block, true)
     }
 
     #[test]
@@ -652,7 +672,7 @@ mod tests {
                     "{taps:?} {pads:?} {height} x {width} by {block}, all of it: {off} of {peak}"
                 );
 
-                // An image's numbers do not depend on those beside it.
+                // The output of an image does not depend on the rest of the batch.
                 let alone = Images { values: &input[..dims[1] * height * width], batch: 1, ..images };
                 let alone = run(&plain, &alone, &Pool::default(), true);
                 assert_eq!(alone, found[..alone.len()]);
@@ -661,7 +681,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_that_do_not_suit_are_left() {
+    fn unsupported_shapes_are_none() {
         let of =
             |dims: [usize; 4], pads| Convolution::new(&vec![0.0; dims.iter().product()], dims, None, pads, false, 16);
         assert!(of([32, 32, 3, 3], [1; 4]).is_some());
@@ -693,5 +713,28 @@ mod tests {
             false,
         );
         assert!(out[0].is_nan());
+    }
+
+    #[test]
+    fn lengths_that_do_not_match_panic() {
+        let convolution = Convolution::new(&vec![1.0; 8 * 8 * 9], [8, 8, 3, 3], None, [0; 4], false, 8).unwrap();
+        let attempt = |values: usize, sum: Option<usize>, out: usize, height: usize| {
+            let (values, sum, mut out) = (vec![1.0; values], sum.map(|n| vec![1.0; n]), vec![0.0; out]);
+            let images = Images { values: &values, sum: sum.as_deref(), batch: 1, height, width: 4 };
+            let run = || {
+                let each = |tasks, task: &(dyn Fn(usize) + Send + Sync)| {
+                    (0..tasks).for_each(task);
+                    Ok::<(), ()>(())
+                };
+                convolution.run(&images, &mut out, &Pool::default(), each)
+            };
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_ok()
+        };
+        assert!(attempt(8 * 16, Some(8 * 4), 8 * 4, 4));
+        for (values, sum, out, height) in
+            [(8 * 15, None, 8 * 4, 4), (8 * 16, Some(8 * 3), 8 * 4, 4), (8 * 16, None, 8 * 5, 4), (8 * 8, None, 0, 2)]
+        {
+            assert!(!attempt(values, sum, out, height), "{values} {sum:?} {out} {height}");
+        }
     }
 }

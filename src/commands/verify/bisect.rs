@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use d2o_onnx::graph::ElementType;
 use d2o_onnx::metadata::Quantiser;
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::Tensor;
 use d2o_onnx::taps::{Node, Taps};
 use d2o_refs::npz::NpzWriter;
+use d2o_runtime::Tensor;
 use serde::Serialize;
 
 use super::difference::Difference;
@@ -128,7 +128,7 @@ impl Pair<'_> {
             }
         }
         let (Some(b), Some(a)) = (sides.pop(), sides.pop()) else { return Ok(None) };
-        Ok(Some(a.into_iter().zip(b).map(|((_, e), (_, f))| [e, f]).collect()))
+        Ok(Some(a.into_iter().zip(b).map(|(e, f)| [e, f]).collect()))
     }
 
     /// Writes what `node` reads in the reference and what it gives on both sides.

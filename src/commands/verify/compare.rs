@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use d2o_converters::Network;
 use d2o_onnx::metadata::Quantiser;
-use d2o_onnx::session::{Session, Tensor};
+use d2o_runtime::{Session, Tensor, TensorView};
 use ndarray::{Array4, Ix4};
 
 use super::Comparison;
@@ -36,7 +36,7 @@ impl Side {
         Self { name: name.into(), session, timed: (0, 0.0), pixels: Vec::new() }
     }
 
-    fn run(&mut self, given: &[(&str, Tensor)], count: usize, first: bool) -> anyhow::Result<Vec<(String, Tensor)>> {
+    fn run(&mut self, given: &[(&str, TensorView<'_>)], count: usize, first: bool) -> anyhow::Result<Vec<Tensor>> {
         let clock = Instant::now();
         let outputs = self.session.run(given).with_context(|| self.name.clone())?;
         if !first {
@@ -44,6 +44,15 @@ impl Side {
             self.timed.1 += clock.elapsed().as_secs_f64();
         }
         Ok(outputs)
+    }
+
+    /// Keeps the images among `outputs`, as bytes.
+    fn keep_pixels(&mut self, outputs: &[Tensor], quantiser: Quantiser) -> anyhow::Result<()> {
+        let image = self.session.model().output_names().zip(outputs).find(|(n, _)| is_image(n));
+        let image = image.and_then(|(_, t)| t.as_f32()).context("--extractor: the graph gives no images")?;
+        let bytes = image.into_dimensionality::<Ix4>()?.mapv(|v| quantiser.apply(v.into())).permuted_axes([0, 2, 3, 1]);
+        self.pixels.push(bytes.as_standard_layout().into_owned());
+        Ok(())
     }
 }
 
@@ -100,17 +109,17 @@ pub(super) fn compare_sides(
         let given = by_name(&inputs);
         let expected = first.run(&given, count, at == 0)?;
         if keep {
-            first.pixels.push(pixels(&expected, quantiser)?);
+            first.keep_pixels(&expected, quantiser)?;
         }
         for (side, of_side) in others.iter_mut().zip(&mut differences) {
             let found = side.run(&given, count, at == 0)?;
-            for (name, e) in &expected {
-                if let Some((_, f)) = found.iter().find(|(n, _)| n == name) {
-                    of_side.entry(name.clone()).or_default().add(name, quantiser, e, f)?;
+            for (name, e) in info.output_names().zip(&expected) {
+                if let Some((_, f)) = side.session.model().output_names().zip(&found).find(|(n, _)| *n == name) {
+                    of_side.entry(name.to_owned()).or_default().add(name, quantiser, e, f)?;
                 }
             }
             if keep {
-                side.pixels.push(pixels(&found, quantiser)?);
+                side.keep_pixels(&found, quantiser)?;
             }
         }
         at += count;
@@ -126,14 +135,6 @@ pub(super) fn compare_sides(
     let seconds = sides.iter().map(|s| (s.name.clone(), s.timed.1)).collect();
     let (model, reference) = (model.display().to_string(), sides[0].name.clone());
     Ok(Comparison { model, reference, samples, tolerance, outputs, seconds, agree, ..Comparison::default() })
-}
-
-/// The 8-bit images among `outputs`.
-fn pixels(outputs: &[(String, Tensor)], quantiser: Quantiser) -> anyhow::Result<Array4<u8>> {
-    let image = outputs.iter().find(|(n, _)| is_image(n)).and_then(|(_, t)| t.as_f32());
-    let image = image.context("--extractor: the graph gives no images")?.into_dimensionality::<Ix4>()?;
-    let bytes = image.mapv(|v| quantiser.apply(v.into())).permuted_axes([0, 2, 3, 1]);
-    Ok(bytes.as_standard_layout().into_owned())
 }
 
 /// Whether the output holds images.

@@ -1,7 +1,7 @@
 //! How far two tensors lie apart.
 
 use d2o_onnx::metadata::Quantiser;
-use d2o_onnx::session::Tensor;
+use d2o_runtime::Tensor;
 use serde::Serialize;
 
 use super::compare::is_image;

@@ -3,7 +3,7 @@
 use d2o_converters::weights::SplitMix64;
 use d2o_onnx::graph::{Dim, ElementType};
 use d2o_onnx::read::ModelInfo;
-use d2o_onnx::session::Tensor;
+use d2o_runtime::{Tensor, TensorView};
 use ndarray::{ArrayD, IxDyn};
 
 use crate::sampling::plan::values_of;
@@ -69,6 +69,6 @@ pub(super) fn inputs(info: &ModelInfo, start: usize, count: usize) -> anyhow::Re
 }
 
 /// `inputs` as sessions take them.
-pub(super) fn by_name(inputs: &[(String, Tensor)]) -> Vec<(&str, Tensor)> {
-    inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect()
+pub(super) fn by_name(inputs: &[(String, Tensor)]) -> Vec<(&str, TensorView<'_>)> {
+    inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.into())).collect()
 }

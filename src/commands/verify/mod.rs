@@ -5,7 +5,7 @@ use std::path::Path;
 
 #[cfg(feature = "train")]
 use anyhow::Context as _;
-use d2o_onnx::session::Session;
+use d2o_runtime::Session;
 use serde::Serialize;
 
 use self::bisect::{Divergence, Pair};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context as _;
-use d2o_onnx::session::Session as _;
+use d2o_runtime::Session as _;
 use fs_err as fs;
 use serde::Serialize;
 

@@ -1,4 +1,4 @@
-//! NVIDIA's devices, asked of the driver: no CUDA library beside it is needed.
+//! CUDA devices, listed by the driver: no other CUDA library is needed.
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::path::Path;
@@ -26,18 +26,18 @@ type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
 /// A CUDA device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CudaDevice {
-    /// Its name, e.g. `NVIDIA H100 80GB HBM3`.
+    /// Name, e.g. `NVIDIA H100 80GB HBM3`.
     pub name: String,
     /// Number of multiprocessors.
     pub multiprocessors: u32,
-    /// Threads that a multiprocessor keeps resident.
+    /// Maximum number of resident threads of a multiprocessor.
     pub threads_per_multiprocessor: u32,
 }
 
-/// CUDA devices in the driver's order, which `CUDA_VISIBLE_DEVICES` restricts; none if there is no driver or no device.
+/// The CUDA devices in the driver's order, as `CUDA_VISIBLE_DEVICES` restricts them; empty without a driver or a device.
 ///
 /// # Errors
-/// `Library` if the driver is there and fails.
+/// `Library` if there is a driver and a call of it fails.
 pub fn devices() -> Result<Vec<CudaDevice>> {
     devices_of(Path::new(DRIVER))
 }
@@ -47,11 +47,18 @@ pub fn devices() -> Result<Vec<CudaDevice>> {
     reason = "the driver's C interface; names and types are those of cuda.h, pointers live for the call"
 )]
 fn devices_of(driver: &Path) -> Result<Vec<CudaDevice>> {
-    let failed =
-        |call: &str, code: c_int| Error::Library { what: format!("{DRIVER}: {call} failed ({code})"), source: None };
-    // SAFETY: loading the driver runs its initialisers, as every CUDA program does.
+    let unusable = |expected: String, found: String, source| Error::Library {
+        library: driver.to_owned(),
+        expected,
+        found,
+        source,
+    };
+    let failed = |call: &str, code: c_int| unusable(format!("{call} to succeed"), format!("error {code}"), None);
+    // SAFETY: loading the driver runs its initialisers, as in every CUDA program.
     let Ok(library) = (unsafe { Library::new(driver) }) else { return Ok(Vec::new()) };
-    let missing = |e: libloading::Error| Error::Library { what: DRIVER.to_owned(), source: Some(Box::new(e)) };
+    let missing = |e: libloading::Error| {
+        unusable("the functions of the CUDA driver".to_owned(), "a library without one".to_owned(), Some(e.into()))
+    };
     // SAFETY: the signatures are those of cuda.h, unchanged since CUDA 2.
     let (init, count, name, attribute): (Symbol<'_, Init>, Symbol<'_, Count>, Symbol<'_, Name>, Symbol<'_, Attribute>) = unsafe {
         (
@@ -74,7 +81,7 @@ fn devices_of(driver: &Path) -> Result<Vec<CudaDevice>> {
         .map(|device| {
             const LENGTH: u8 = 255;
             let mut text = [0 as c_char; LENGTH as usize + 1];
-            // SAFETY: writes at most the length it is told, with a final zero. A device's handle is its number.
+            // SAFETY: writes at most the given length, zero-terminated. The handle of a device is its index.
             checked("cuDeviceGetName", unsafe { name(text.as_mut_ptr(), LENGTH.into(), device) })?;
             // SAFETY: the array's last byte is zero.
             let text = unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned();
@@ -128,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn no_driver_and_no_device_are_no_error_and_a_failing_driver_is() {
+    fn a_missing_driver_is_not_an_error_and_a_failing_one_is() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(devices_of(&dir.path().join("absent.so")).unwrap(), []);
         let rest = "int cuDeviceGetCount(int *n) { return 1; } int cuDeviceGetName() { return 1; } int cuDeviceGetAttribute() { return 1; }";
@@ -137,6 +144,6 @@ mod tests {
         let other = tempfile::tempdir().unwrap();
         let broken = driver(other.path(), &format!("int cuInit(unsigned f) {{ return 999; }} {rest}"));
         let error = devices_of(&broken).unwrap_err().to_string();
-        assert!(error.contains("cuInit failed (999)"), "{error}");
+        assert!(error.contains("expected cuInit to succeed, found error 999"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Which execution provider ONNX Runtime gave each node of a graph to.
+//! The execution provider that ONNX Runtime assigned each node of a graph to.
 
 use std::ffi::{CStr, c_char};
 use std::ptr;
@@ -7,38 +7,29 @@ use ort::AsPointer as _;
 use ort::session::Session;
 use ort::sys::{OrtEpAssignedNode, OrtStatusPtr};
 
-use super::PlacedNode;
+use crate::PlacedNode;
 
-/// Session option that makes ONNX Runtime keep what [`nodes`] reads.
+/// Session option that makes ONNX Runtime record the assignment.
 pub(super) const RECORD: &str = "session.record_ep_graph_assignment_info";
 /// ONNX Runtime's name of its CPU provider.
 pub(super) const CPU: &str = "CPUExecutionProvider";
 
-/// Nodes as they were assigned, before fusions inside a provider.
+/// The nodes as assigned, before fusions inside a provider.
 #[allow(
     unsafe_code,
     reason = "ort has no safe call for it; the arrays and strings belong to the session, which is borrowed"
 )]
-pub(super) fn nodes(session: &Session) -> Result<Vec<PlacedNode>, String> {
+pub(super) fn nodes(session: &Session) -> ort::Result<Vec<PlacedNode>> {
     let api = ort::api();
-    let checked = |status: OrtStatusPtr| {
-        if status.0.is_null() {
-            return Ok(());
-        }
-        // SAFETY: a status that is not null carries a message, and is released once.
-        unsafe {
-            let text = CStr::from_ptr((api.GetErrorMessage)(status.0)).to_string_lossy().into_owned();
-            (api.ReleaseStatus)(status.0);
-            Err(text)
-        }
-    };
+    // SAFETY: the status is one of ONNX Runtime, and its ownership is taken once.
+    let checked = |status: OrtStatusPtr| -> ort::Result<()> { unsafe { ort::Error::result_from_status(status) } };
     let mut found = Vec::new();
-    // SAFETY: every pointer is written by the call before it is read; arrays have the length given beside them and live as long as the session.
+    // SAFETY: calls write pointers before they are read; arrays have the returned length and live as long as the session.
     unsafe {
-        let text = |read: &mut dyn FnMut(*mut *const c_char) -> OrtStatusPtr| {
+        let text = |read: &mut dyn FnMut(*mut *const c_char) -> OrtStatusPtr| -> ort::Result<String> {
             let mut text = ptr::null();
             checked(read(&raw mut text))?;
-            Ok::<_, String>(CStr::from_ptr(text).to_string_lossy().into_owned())
+            Ok(CStr::from_ptr(text).to_string_lossy().into_owned())
         };
         let (mut graphs, mut count) = (ptr::null(), 0);
         checked((api.Session_GetEpGraphAssignmentInfo)(session.ptr(), &raw mut graphs, &raw mut count))?;
