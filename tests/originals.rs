@@ -59,16 +59,21 @@ fn pixels(values: &ArrayD<f32>) -> ArrayD<u8> {
     values.mapv(|v| v as u8)
 }
 
-fn sessions(path: &Path) -> Vec<Box<dyn FnOnce() -> Box<dyn Session> + '_>> {
-    let mut all: Vec<Box<dyn FnOnce() -> Box<dyn Session>>> =
-        vec![Box::new(move || Box::new(TractSession::open(path, Some(1)).unwrap()))];
+type Open<'a> = Box<dyn FnOnce() -> Box<dyn Session> + 'a>;
+
+fn sessions<'a>(graph: &'a Path, checkpoint: &'a Path) -> Vec<Open<'a>> {
+    let mut all: Vec<Open<'_>> = vec![Box::new(move || Box::new(TractSession::open(graph, Some(1)).unwrap()))];
     match test_support::onnxruntime() {
         None => println!("skipped: ONNX Runtime (D2O_ONNXRUNTIME is not set)"),
         Some(library) => all.push(Box::new(move || {
             let options = OrtOptions::new(Provider::Cpu, Some(1));
-            Box::new(OrtRuntime::load(&library).unwrap().session(path, &options).unwrap())
+            Box::new(OrtRuntime::load(&library).unwrap().session(graph, &options).unwrap())
         })),
     }
+    #[cfg(feature = "train")]
+    all.push(Box::new(move || Box::new(d2o::train::session::LibTorchSession::open(graph, checkpoint).unwrap())));
+    #[cfg(not(feature = "train"))]
+    let _ = checkpoint;
     all
 }
 
@@ -86,8 +91,9 @@ fn the_named_checkpoint_computes_what_its_project_does() {
         .collect();
     let given: Vec<(&str, TensorView<'_>)> = inputs.iter().map(|(n, t)| (n.as_str(), t.into())).collect();
     let mut faults = Vec::new();
+    let (graph, checkpoint) = (case.beside("onnx"), case.json.with_file_name(case.facts["file"].as_str().unwrap()));
     // One after the other, so that only one holds the weights.
-    for open in sessions(&case.beside("onnx")) {
+    for open in sessions(&graph, &checkpoint) {
         let mut session = open();
         let outputs = session.run(&given).unwrap();
         let found: Vec<(String, Vec<f32>)> = session
@@ -97,16 +103,6 @@ fn the_named_checkpoint_computes_what_its_project_does() {
             .map(|(n, t)| (n.to_owned(), t.as_f32().unwrap().iter().copied().collect()))
             .collect();
         case.judge(session.runtime(), &found, &mut faults);
-    }
-    #[cfg(feature = "train")]
-    {
-        let checkpoint = case.json.with_file_name(case.facts["file"].as_str().unwrap());
-        let graph = case.beside("onnx");
-        let mut session = d2o::train::session::LibTorchSession::open(&graph, &checkpoint).unwrap();
-        let outputs = session.run(&given).unwrap();
-        let found: Vec<(String, Vec<f32>)> =
-            outputs.into_iter().map(|(n, t)| (n, t.as_f32().unwrap().iter().copied().collect())).collect();
-        case.judge("libtorch", &found, &mut faults);
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

@@ -2,8 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::error::Result;
-use crate::graph::invalid;
+use crate::error::{Result, invalid};
 use crate::proto::ModelProto;
 
 /// Every name is defined once and before its use; there are no unused inputs, initializers or node outputs.

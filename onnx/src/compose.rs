@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use crate::check;
-use crate::error::Result;
-use crate::graph::{Model, invalid};
+use crate::error::{Result, invalid};
+use crate::graph::Model;
 use crate::metadata::{Kind, Metadata};
 use crate::proto::{GraphProto, ValueInfoProto};
 use crate::read::written;

@@ -65,5 +65,10 @@ fn place(scope: &str, op: &str) -> String {
     if scope.is_empty() { op.to_owned() } else { format!("`{scope}`: {op}") }
 }
 
+/// An error of the graph called `graph`.
+pub(crate) fn invalid(graph: &str, place: String, expected: impl Into<String>, found: impl Into<String>) -> Error {
+    Error::Graph { graph: graph.to_owned(), place, expected: expected.into(), found: found.into() }
+}
+
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::check;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, invalid};
 use crate::metadata::Metadata;
 use crate::opset::{IR_VERSION, OPSET};
 use crate::proto::{
@@ -91,11 +91,6 @@ impl fmt::Display for Dim {
             Self::BatchTimes(factor) => write!(f, "{factor}*{BATCH}"),
         }
     }
-}
-
-/// An error of the graph called `graph`.
-pub(crate) fn invalid(graph: &str, place: String, expected: impl Into<String>, found: impl Into<String>) -> Error {
-    Error::Graph { graph: graph.to_owned(), place, expected: expected.into(), found: found.into() }
 }
 
 /// `[N, 3, 32, 32]`.

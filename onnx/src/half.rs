@@ -10,8 +10,8 @@ use ::half::f16;
 
 use crate::check;
 use crate::compose::prune;
-use crate::error::Result;
-use crate::graph::{ElementType, Model, invalid};
+use crate::error::{Result, invalid};
+use crate::graph::{ElementType, Model};
 use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 
 /// Computed in f16.
@@ -245,7 +245,7 @@ mod tests {
         g.set_scope("model.conv");
         let w = g.constant("model.conv.weight", &[2, 2], vec![0.1, 0.2, -0.3, 1.0]).unwrap();
         let w = g.reshape(&w, &[2, 2, 1, 1]).unwrap();
-        let how = ConvAttributes::new(1, [0; 4], 1);
+        let how = ConvAttributes::padded(0);
         let h = g.conv2d(&x, &w, None, how).unwrap();
         let s = g.softmax(&h, 3).unwrap();
         let twice = g.scale(&h, 2.0).unwrap();

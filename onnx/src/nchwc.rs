@@ -15,9 +15,8 @@ use crate::graph::{ElementType, signed};
 use crate::opset::{IR_VERSION, OPSET};
 use crate::proto::{
     AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
-    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, decoded,
 };
-use crate::read::decoded;
 
 const DOMAIN: &str = "com.microsoft.nchwc";
 /// Attribute of a replaced node: how many were replaced before it.

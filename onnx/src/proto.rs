@@ -1,6 +1,21 @@
 //! The messages and fields of onnx.proto (ONNX 1.12, IR version 8) that are written or read. Other fields are skipped.
 
+use std::path::Path;
+
 use prost::Message;
+
+use crate::error::{Error, Result};
+
+/// The message in `bytes`, which `place` of `file` contains.
+pub(crate) fn decoded<M: Message + Default>(bytes: &[u8], file: &Path, place: &str) -> Result<M> {
+    M::decode(bytes).map_err(|error| Error::Format {
+        file: file.to_owned(),
+        place: place.to_owned(),
+        expected: "an ONNX model".to_owned(),
+        found: "a message that cannot be decoded".to_owned(),
+        source: Some(error.into()),
+    })
+}
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct ModelProto {

@@ -5,12 +5,11 @@ use std::io::Cursor;
 use std::path::{Component, Path};
 
 use fs_err as fs;
-use prost::Message;
 
 use crate::error::{Error, Result};
 use crate::graph::{Dim, ElementType, PRODUCER};
 use crate::metadata::Metadata;
-use crate::proto::{DimensionValue, ModelProto, ValueInfoProto};
+use crate::proto::{DimensionValue, ModelProto, ValueInfoProto, decoded};
 use crate::scan::{self, External, Found};
 
 /// An input or output.
@@ -237,19 +236,10 @@ pub(crate) fn written(path: &Path) -> Result<ModelProto> {
     decoded(&bytes, path, "ONNX message")
 }
 
-/// The message in `bytes`, which `place` of `file` contains.
-pub(crate) fn decoded<M: Message + Default>(bytes: &[u8], file: &Path, place: &str) -> Result<M> {
-    M::decode(bytes).map_err(|error| Error::Format {
-        file: file.to_owned(),
-        place: place.to_owned(),
-        expected: "an ONNX model".to_owned(),
-        found: "a message that cannot be decoded".to_owned(),
-        source: Some(error.into()),
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
     use crate::graph::GraphBuilder;
     use crate::proto::TensorProto;

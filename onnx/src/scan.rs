@@ -11,8 +11,7 @@ use d2o_budget::Budget;
 
 use crate::error::{Error, Result};
 use crate::expansion::{self, Expansion, MAX_INTEGERS};
-use crate::proto::ValueInfoProto;
-use crate::read::decoded;
+use crate::proto::{ValueInfoProto, decoded};
 
 /// Maximum nesting of messages; that of protobuf.
 const MAX_DEPTH: u32 = 100;

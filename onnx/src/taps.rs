@@ -7,8 +7,8 @@ use fs_err as fs;
 use prost::Message as _;
 
 use crate::compose::prune;
-use crate::error::Result;
-use crate::graph::{ElementType, invalid};
+use crate::error::{Result, invalid};
+use crate::graph::ElementType;
 use crate::proto::{GraphProto, ModelProto, TensorTypeProto, TypeProto, ValueInfoProto};
 use crate::read::written;
 

@@ -16,8 +16,8 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::check;
-use crate::error::Result;
-use crate::graph::{ElementType, Model, invalid, signed};
+use crate::error::{Result, invalid};
+use crate::graph::{ElementType, Model, signed};
 use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 
 /// Minimum of Ci·Co/(Ci + Co) for which the rewritten convolution is faster in ONNX Runtime on CPUs; reached by 128 input and 128 output channels.
@@ -304,7 +304,7 @@ mod tests {
         let dims = [Dim::Batch, Dim::Known(4), Dim::Known(height), Dim::Known(7)];
         let x = g.input("x", ElementType::F32, &dims).unwrap();
         let w = g.constant("w", &w, vec![0.5; w.iter().product()]).unwrap();
-        let y = g.conv2d(&x, &w, None, ConvAttributes::new(1, pads, 1)).unwrap();
+        let y = g.conv2d(&x, &w, None, ConvAttributes { stride: 1, pads, groups: 1 }).unwrap();
         g.output("y", &y).unwrap();
         g.finish().unwrap()
     }

@@ -10,8 +10,8 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
-use crate::error::{Error, Result};
-use crate::graph::{Model, PRODUCER, invalid};
+use crate::error::{Error, Result, invalid};
+use crate::graph::{Model, PRODUCER};
 use crate::proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 use crate::read;
 

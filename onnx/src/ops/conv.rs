@@ -45,9 +45,6 @@ pub struct PoolAttributes {
     pub pad: usize,
 }
 
-impl PoolAttributes {
-}
-
 impl GraphBuilder {
     /// Maximum of each window of `x [N, C, H, W]`.
     ///
