@@ -32,7 +32,7 @@ pub trait Session: Send {
     fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>>;
 
     /// As [`Session::run`] on values of any memory: the outputs named in `keep` stay in the memory of the session's device, the others are copied to the
-    /// host. Without a device, all outputs are on the host.
+    /// host. Without a device, all outputs are on the host. Names in `keep` that are not outputs are ignored.
     ///
     /// # Errors
     /// Those of [`Session::run`].

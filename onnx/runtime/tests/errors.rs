@@ -1,4 +1,5 @@
 //! Errors have the runtime's own error as their source, not in their text.
+#![cfg(any(feature = "ort", feature = "tract"))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::error::Error as _;
