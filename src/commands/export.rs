@@ -81,6 +81,11 @@ pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<E
             output.name, comparison.reference, output.runtime, output.max_rel
         ));
     }
+    if !cfg!(feature = "train") {
+        printer.note(
+            "not checked: a forward pass that does not use the graph (this d2o was built without libtorch, feature `train`)",
+        );
+    }
     Ok(if comparison.agree { ExitStatus::Done } else { ExitStatus::No })
 }
 

@@ -194,7 +194,7 @@ fn is_batch_independent(model: &ModelInfo) -> bool {
     let batch = model.inputs.first().and_then(|v| v.symbols.first()).filter(|symbol| symbol.is_some());
     let batched = |v: &ValueInfo| batch.is_some() && v.symbols.first() == batch;
     model.producer == PRODUCER
-        && model.metadata.contains_key("kind")
+        && model.described().is_ok_and(|metadata| metadata.kind.is_some())
         && model.inputs.iter().chain(&model.outputs).all(batched)
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use d2o_converters::Network;
 use d2o_onnx::metadata::Quantiser;
+use d2o_onnx::read::ModelInfo;
 use d2o_runtime::{Session, Tensor, TensorView};
 use ndarray::{Array4, Ix4};
 
@@ -56,8 +57,38 @@ impl Side {
     }
 }
 
-/// Runs the graph at `model` on ONNX Runtime and tract, and `network`, from which it was exported, on libtorch if this d2o has it; compares with the
-/// first.
+/// Outputs of a run that is over, as those of a session.
+struct Recorded {
+    runtime: String,
+    info: ModelInfo,
+    outputs: Vec<Tensor>,
+}
+
+impl Recorded {
+    fn of(mut session: Box<dyn Session>, samples: usize) -> anyhow::Result<Self> {
+        let info = session.model().clone();
+        let inputs = inputs(&info, 0, samples)?;
+        let outputs = session.run(&by_name(&inputs)).with_context(|| session.runtime().to_owned())?;
+        Ok(Self { runtime: session.runtime().to_owned(), info, outputs })
+    }
+}
+
+impl Session for Recorded {
+    fn runtime(&self) -> &str {
+        &self.runtime
+    }
+
+    fn model(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn run(&mut self, _inputs: &[(&str, TensorView<'_>)]) -> d2o_runtime::Result<Vec<Tensor>> {
+        Ok(self.outputs.clone())
+    }
+}
+
+/// Runs the graph at `model` on ONNX Runtime, then on tract, then `network`, from which it was exported, on libtorch if this d2o has it, so that only one
+/// of them holds the weights; compares with the first.
 ///
 /// # Errors
 /// Runtimes that are missing or fail.
@@ -68,15 +99,24 @@ pub fn check(
     tolerance: f64,
     global: &Global,
 ) -> anyhow::Result<Comparison> {
-    let mut sides = Vec::new();
-    for runtime in [Runtime::OrtCpu, Runtime::Tract] {
-        sides.push(Side::new(engine::open_on(model, runtime, &Accelerator::default(), global)?));
-    }
+    let on = |runtime| engine::open_on(model, runtime, &Accelerator::default(), global);
+    let reference = Recorded::of(on(Runtime::OrtCpu)?, samples)?;
+    let mut sides = [Side::new(Box::new(reference)), Side::new(on(Runtime::Tract)?)];
+    #[cfg_attr(not(feature = "train"), expect(unused_mut, reason = "there is no other side"))]
+    let mut comparison = compare_sides(model, &mut sides, [samples, samples], tolerance, false)?;
     #[cfg(feature = "train")]
-    sides.push(Side::new(Box::new(crate::train::session::LibTorchSession::of(model, network)?)));
+    {
+        let [reference, tract] = sides;
+        drop(tract);
+        let libtorch = crate::train::session::LibTorchSession::of(model, network)?;
+        let mut sides = [reference, Side::new(Box::new(libtorch))];
+        let other = compare_sides(model, &mut sides, [samples, samples], tolerance, false)?;
+        comparison.outputs.extend(other.outputs);
+        comparison.agree &= other.agree;
+    }
     #[cfg(not(feature = "train"))]
     let _ = network;
-    compare_sides(model, &mut sides, [samples, samples], tolerance, false)
+    Ok(comparison)
 }
 
 /// Runs the graph at `model` and one that should compute the same, `reference`, on ONNX Runtime, or on tract if there is none.
