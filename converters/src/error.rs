@@ -1,5 +1,7 @@
 //! Errors of this crate.
 
+use d2o_checkpoint::error::abbreviate;
+
 /// What can go wrong while reading a checkpoint or laying out a network.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -61,13 +63,4 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 fn near_misses(similar: &[String]) -> String {
     if similar.is_empty() { String::new() } else { format!("; similar names there: {}", abbreviate(similar)) }
-}
-
-pub(crate) fn abbreviate(names: &[String]) -> String {
-    const SHOWN: usize = 6;
-    let mut text = names.iter().take(SHOWN).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN {
-        text.push_str(", …");
-    }
-    text
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use d2o_checkpoint::error::abbreviate;
 use d2o_checkpoint::{MAX_NETWORKS, Renamed, TensorSource};
 
-use crate::error::abbreviate;
 use crate::registry::{Architecture, Network, recognise};
 
 /// Prefixes that stand for a wrapper wherever they are.

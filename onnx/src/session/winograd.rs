@@ -252,3 +252,37 @@ fn compute(convolution: &Convolution, pool: &Pool, context: &ComputeContext) -> 
     let images = Images { values, sum, batch, height, width };
     convolution.run(&images, out, pool, |tasks, task| context.par_for(tasks, tasks, task))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn graphs_that_cannot_be_read_in_whole_are_refused() {
+        let tensor = |dims: &[i64], raw_data: &[u8]| TensorProto {
+            name: "w".to_owned(),
+            dims: dims.to_vec(),
+            raw_data: raw_data.to_vec(),
+            ..TensorProto::default()
+        };
+        let typed = |r#type| AttributeProto { r#type, ..AttributeProto::default() };
+        let refused = |attribute: AttributeProto, weight: TensorProto| {
+            let node = NodeProto { name: "n".to_owned(), attribute: vec![attribute], ..NodeProto::default() };
+            let graph = GraphProto { node: vec![node], initializer: vec![weight], ..GraphProto::default() };
+            let model = ModelProto { graph: Some(graph), ..ModelProto::default() };
+            rewritten(&model.encode_to_vec(), 8).err().map(|e| e.to_string())
+        };
+        let (float, held) = (AttributeProto::float("alpha", 0.5), || tensor(&[1], &[0; 4]));
+        assert_eq!(refused(float.clone(), held()), None);
+        assert_eq!(refused(float.clone(), tensor(&[0, 3], &[])), None);
+        // Values in `float_data` or in another file; a tensor, a graph, floats, strings or a sparse tensor as an attribute.
+        for dims in [&[1][..], &[]] {
+            let text = refused(float.clone(), tensor(dims, &[])).unwrap();
+            assert!(text.contains("`w` cannot be read"), "{dims:?}: {text}");
+        }
+        for r#type in [0, 4, 5, 6, 8, 11] {
+            let text = refused(typed(r#type), held()).unwrap();
+            assert!(text.contains("`n` cannot be read"), "{type}: {text}", type = r#type);
+        }
+    }
+}
