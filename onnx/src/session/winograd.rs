@@ -269,8 +269,7 @@ mod tests {
         let refused = |attribute: AttributeProto, weight: TensorProto| {
             let node = NodeProto { name: "n".to_owned(), attribute: vec![attribute], ..NodeProto::default() };
             let graph = GraphProto { node: vec![node], initializer: vec![weight], ..GraphProto::default() };
-            let model = ModelProto { graph: Some(graph), ..ModelProto::default() };
-            rewritten(&model.encode_to_vec(), 8).err().map(|e| e.to_string())
+            ensure_whole(&graph).err().map(|e| e.to_string())
         };
         let (float, held) = (AttributeProto::float("alpha", 0.5), || tensor(&[1], &[0; 4]));
         assert_eq!(refused(float.clone(), held()), None);
