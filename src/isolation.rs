@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use d2o_budget::Budget;
@@ -30,11 +30,12 @@ pub fn guard() {
 /// # Errors
 /// What became of the process, if it crashed or met a bound.
 fn check(path: &Path) -> Result<(), String> {
-    static PASSED: Mutex<Option<HashSet<(PathBuf, u64, Option<SystemTime>)>>> = Mutex::new(None);
+    /// Path, bytes and time of the last change.
+    type Seen = (PathBuf, u64, Option<SystemTime>);
+    static PASSED: LazyLock<Mutex<HashSet<Seen>>> = LazyLock::new(Mutex::default);
     let found = fs_err::metadata(path).map_err(|e| e.to_string())?;
     let file = (path.to_owned(), found.len(), found.modified().ok());
     let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
-    let passed = passed.get_or_insert_default();
     if passed.contains(&file) {
         return Ok(());
     }

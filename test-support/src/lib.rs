@@ -116,6 +116,7 @@ pub fn lite0() -> Option<PathBuf> {
 }
 
 /// `path` if it exists. A test that cannot run without it fails, unless `D2O_ALLOW_SKIP` is set.
+#[allow(clippy::print_stdout, reason = "the output of a test")]
 fn needed(what: &str, path: Option<PathBuf>) -> Option<PathBuf> {
     let found = path.filter(|p| p.exists());
     if found.is_none() {
