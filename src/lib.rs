@@ -7,6 +7,7 @@ pub mod dataset;
 pub mod engine;
 pub mod error;
 pub mod interrupt;
+pub mod isolation;
 pub mod outputs;
 pub mod pipeline;
 pub mod printer;

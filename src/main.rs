@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use d2o::cli::Command;
 use d2o::commands::ExitStatus;
 
 fn main() -> ExitCode {
@@ -12,13 +13,17 @@ fn main() -> ExitCode {
     let cli = d2o::cli::Cli::parse();
     // The panic hook has told what happened and where; nothing of the command is used afterwards.
     let result = catch_unwind(AssertUnwindSafe(|| {
+        // The process that looks must not start another.
+        if !matches!(cli.command, Command::WalkHdf5 { .. }) {
+            d2o::isolation::guard();
+        }
         d2o::commands::start_threads(cli.global.threads)?;
         d2o::commands::run(cli)
     }));
     let status = match result {
         Ok(Ok(status)) => status,
         Ok(Err(error)) => {
-            let _ = write!(std::io::stderr().lock(), "{}", d2o::error::render(&error));
+            let _ = write!(std::io::stderr().lock(), "{}", d2o::printer::printable(&d2o::error::render(&error)));
             d2o::error::status(&error)
         }
         Err(_) => {

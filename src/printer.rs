@@ -1,5 +1,6 @@
 //! What the user sees: results on standard output, everything else on standard error.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -39,6 +40,10 @@ impl Printer {
     /// # Errors
     /// If standard output is closed.
     pub fn data(&self, text: &str) -> anyhow::Result<()> {
+        self.line(&printable(text))
+    }
+
+    fn line(&self, text: &str) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
         writeln!(out, "{text}").map_err(|error| match error.kind() {
             std::io::ErrorKind::BrokenPipe => anyhow::Error::new(StdoutClosed),
@@ -65,14 +70,15 @@ impl Printer {
     pub fn json(&self, path: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(value)?;
         if is_stdout(path) {
-            return self.data(&text);
+            // The only control characters that JSON leaves as they are lie in its texts, which have an escape for them.
+            return self.line(&escaped(&text, |c| format!("\\u{:04x}", u32::from(c))));
         }
         let text = format!("{text}\n");
         let written = if is_stream(path) {
             // `/dev/stdout` or a pipe: renaming a file over it would replace it.
             fs_err::OpenOptions::new().write(true).open(path).and_then(|mut to| to.write_all(text.as_bytes()))
         } else {
-            d2o_refs::atomic::AtomicFile::write_all_to(path, text.as_bytes())
+            d2o_files::AtomicFile::write_all_to(path, text.as_bytes())
         };
         written.with_context(|| format!("write `{}`", path.display()))
     }
@@ -91,7 +97,7 @@ impl Printer {
                 ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} · {per_sec} · ETA {eta}");
             ProgressBar::new(total)
                 .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-                .with_message(what.to_owned())
+                .with_message(printable(what).into_owned())
         });
         let now = Instant::now();
         let (what, unit) = (what.to_owned(), unit.to_owned());
@@ -102,7 +108,7 @@ impl Printer {
     #[must_use]
     pub fn stage(&self, what: &str) -> RunningStage {
         let after = (!self.quiet).then_some(STAGE_SHOWN_AFTER);
-        RunningStage::start(what.to_owned(), self.draws(), after, to_stderr)
+        RunningStage::start(printable(what).into_owned(), self.draws(), after, to_stderr)
     }
 
     /// Whether bars and spinners are drawn.
@@ -129,10 +135,30 @@ impl Reporter for Printer {
     }
 }
 
-/// Writes a line to standard error. Where its reader is gone nobody follows the run any more, which interrupts it; other faults are ignored.
+/// `text` as a terminal may have it. Names and messages in files can hold control characters, with which a terminal is told to hide, move or replace
+/// what it shows; they are written as `\u{1b}`.
+#[must_use]
+pub fn printable(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| c.escape_unicode().to_string())
+}
+
+/// `text` with `escape` of each control character but line feeds and tabs, and of those that turn the direction of writing.
+fn escaped(text: &str, escape: impl Fn(char) -> String) -> Cow<'_, str> {
+    let harmful = |c: char| match c {
+        '\n' | '\t' => false,
+        '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => true,
+        c => c.is_control(),
+    };
+    if !text.contains(harmful) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.chars().map(|c| if harmful(c) { escape(c) } else { c.to_string() }).collect())
+}
+
+/// Writes a line to standard error, as [`printable`] has it. Where its reader is gone nobody follows the run any more, which interrupts it; other faults are ignored.
 fn to_stderr(text: &str) {
     // One write: lines of several threads and processes do not mix.
-    let written = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+    let written = std::io::stderr().lock().write_all(format!("{}\n", printable(text)).as_bytes());
     if written.is_err_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
         interrupt::reader_gone();
     }
@@ -300,6 +326,13 @@ mod tests {
         drop(stage);
         let lines = LINES.lock().unwrap();
         assert!(lines.len() == 2 && lines[1].starts_with("long: ") && lines[1].ends_with(" s"), "{lines:?}");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_escaped() {
+        assert!(matches!(printable("a\tb\nÄ 東 🙂"), Cow::Borrowed(_)));
+        let text = "\x1b]0;x\x07 \r \x7f \u{9b}2J \u{202e}gpj.exe \0";
+        assert_eq!(printable(text), "\\u{1b}]0;x\\u{7} \\u{d} \\u{7f} \\u{9b}2J \\u{202e}gpj.exe \\u{0}");
     }
 
     #[test]

@@ -96,3 +96,32 @@ fn truncated_zip(path: &Path) {
     let bytes = fs::read(path).unwrap();
     fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
 }
+
+/// Names in files cannot make a terminal do anything; JSON keeps them.
+#[test]
+fn control_characters_of_names_are_escaped() {
+    const NAME: &str = "\x1b[2Jw\u{9b}31m\x7f";
+    const SHOWN: &str = "\\u{1b}[2Jw\\u{9b}31m\\u{7f}";
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let mut npz = d2o_refs::npz::NpzWriter::create(&at("n.npz")).unwrap();
+    npz.f32(NAME, ndarray::arr1(&[0.5_f32]).view().into_dyn()).unwrap();
+    npz.finish().unwrap();
+    fs::create_dir(at("photos")).unwrap();
+    fs::write(at("photos").join(format!("{NAME}.png")), "no image").unwrap();
+    for (args, code) in [
+        (&["inspect", "n.npz"][..], 0),
+        (&["inspect", "photos"], 2),
+        (&["evaluate", "n.npz", "--metrics", "is"], 2),
+        (&["dataset", "photos", "--out", "d.zip"], 2),
+    ] {
+        let outcome = d2o(dir.path(), args);
+        let text = format!("{}{}", outcome.stdout, outcome.stderr);
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{args:?}: {text:?}");
+        assert!(outcome.code == code && text.contains(SHOWN), "{args:?}: {outcome}");
+    }
+    let json = d2o(dir.path(), &["inspect", "n.npz", "--json", "-"]).stdout;
+    assert!(!json.contains(|c: char| c.is_control() && c != '\n'), "{json:?}");
+    let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(value.to_string().contains(serde_json::to_string(NAME).unwrap().trim_matches('"')), "{value}");
+}

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use d2o_converters::weights::SplitMix64;
@@ -11,6 +11,7 @@ use d2o_onnx::graph::{Dim, ElementType, GraphBuilder};
 use d2o_onnx::metadata::{Kind, Metadata};
 use d2o_refs::npz::{Npz, NpzWriter};
 use fs_err as fs;
+use ndarray::ArrayD;
 use test_support::{Outcome, golden_dir, run};
 
 const D2O: &str = env!("CARGO_BIN_EXE_d2o");
@@ -67,6 +68,17 @@ fn sizes_that_a_graph_only_claims_are_refused_before_they_are_allocated() {
     refused(&refs, "`features`: expected at most 8192 values, found 1099511627776");
 }
 
+/// At most one value in a thousand differs, by one step: where rounding puts a value on the other side of a quantiser's step.
+fn equal_but_for_rounding(name: &str, expected: &ArrayD<f64>, found: &ArrayD<f64>) {
+    let differences = || expected.iter().zip(found).map(|(e, f)| (e - f).abs()).filter(|d| *d > 0.0);
+    let (differ, most, all) = (differences().count(), differences().fold(0.0, f64::max), expected.len());
+    println!("{name}: {differ} of {all} values differ, by at most {most}");
+    assert!(
+        all > 0 && differ * 1000 <= all && most <= 1.0,
+        "{name}: {differ} of {all} values differ, by at most {most}"
+    );
+}
+
 /// Images that the originals' generate.py made of the golden networks; see tests/data/gen/generate.py.
 #[test]
 fn images_are_the_originals() {
@@ -91,14 +103,7 @@ fn images_are_the_originals() {
         let mut ours = Npz::open(&dir.path().join(&out)).unwrap();
         let (expected, found) = (theirs.f64("images").unwrap(), ours.f64("arr_0").unwrap());
         assert_eq!(expected.shape(), found.shape(), "{name}");
-        let beyond = expected.iter().zip(&found).filter(|(e, f)| (*e - *f).abs() > 1.0).count();
-        let equal = expected.iter().zip(&found).filter(|(e, f)| e == f).count();
-        println!("{name}: {equal} of {} values equal, {beyond} differ by more than a step", expected.len());
-        assert!(
-            beyond * 1000 <= expected.len(),
-            "{name}: {beyond} of {} values differ by more than a step",
-            expected.len()
-        );
+        equal_but_for_rounding(name, &expected, &found);
         if theirs.contains("arr_1") {
             let forced = options.contains(&"--class");
             let drawn = theirs.i64("arr_1").unwrap();
@@ -118,7 +123,7 @@ fn latents_are_saved_and_read() {
     let images = |name: &str| Npz::open(&dir.path().join(name)).unwrap().f64("arr_0").unwrap();
     let (a, b, c) = (images("a.npz"), images("b.npz"), images("c.npz"));
     assert_eq!(a, b);
-    let row = |array: &ndarray::ArrayD<f64>, i: usize| array.index_axis(ndarray::Axis(0), i).to_owned();
+    let row = |array: &ArrayD<f64>, i: usize| array.index_axis(ndarray::Axis(0), i).to_owned();
     assert_eq!([row(&c, 0), row(&c, 1)], [row(&a, 7), row(&a, 2)]);
     let missing =
         run(Path::new(D2O), dir.path(), &[&churn[..], &["d.npz", "--latents", "l.npz", "--seeds", "2"]].concat());
@@ -157,8 +162,7 @@ fn stylegan2_draws_from_vectors() {
     d2o(dir.path(), &[&draw[..], &["c.npz", "--latents", "z.npz"]].concat());
     let expected = theirs.f64("one_step").unwrap().permuted_axes(vec![0, 2, 3, 1]);
     let pixels = expected.mapv(|v| (127.5 * v + 128.0).clamp(0.0, 255.0).floor());
-    let beyond = pixels.iter().zip(&images("c.npz")).filter(|(e, f)| (*e - *f).abs() > 1.0).count();
-    assert_eq!(beyond, 0, "values differ by more than a step");
+    equal_but_for_rounding("StyleGAN2", &pixels, &images("c.npz"));
     let wrong = run(Path::new(D2O), dir.path(), &[&draw[..], &["d.npz", "--seeds", "0", "--sampler", "heun"]].concat());
     assert!(wrong.code == 2 && wrong.stderr.contains("kind denoiser"), "{wrong}");
 
@@ -200,7 +204,18 @@ fn bytes(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// Kills `d2o generate` `kills` times at random moments and lets it resume; the outputs must be those of an undisturbed run.
+/// Waits until the run in `partial` has finished its first images, or has ended.
+fn wait_for_images(child: &mut Child, partial: &Path) {
+    let started = |entry: std::io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|e| e.file_name().to_string_lossy().starts_with("000000000+"))
+    };
+    while child.try_wait().unwrap().is_none() && !fs::read_dir(partial).is_ok_and(|mut d| d.any(started)) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Kills `d2o generate` `kills` times, once when there are images and then at random moments, and lets it resume; the outputs must be those of an
+/// undisturbed run.
 fn killed_and_resumed(images: usize, kills: u32) {
     let dir = tempfile::tempdir().unwrap();
     export(dir.path(), "d2o-adm-cond", "one-step", "x.onnx");
@@ -228,7 +243,10 @@ fn killed_and_resumed(images: usize, kills: u32) {
                 .stderr(Stdio::piped())
                 .spawn()
                 .unwrap();
-            if killed < kills {
+            if killed == 0 {
+                wait_for_images(&mut child, &dir.path().join("cut").join(format!("{out}.partial")));
+                child.kill().unwrap();
+            } else if killed < kills {
                 let share = (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
                 std::thread::sleep(whole.mul_f64(share * 0.6).max(Duration::from_millis(1)));
                 child.kill().unwrap();
@@ -250,7 +268,7 @@ fn killed_and_resumed(images: usize, kills: u32) {
         println!(
             "{out}: {images} images, {killed} kills, {resumed} resumed runs found images, {finished} finished: equal bytes"
         );
-        assert!(images < 1000 || resumed > 0, "{out}: no run was killed late enough to leave images");
+        assert!(resumed > 0, "{out}: no run was killed late enough to leave images");
         for folder in ["whole", "cut"] {
             fs::remove_dir_all(dir.path().join(folder)).unwrap();
         }

@@ -249,11 +249,23 @@ fn training_resumes_where_it_stopped() {
         d2o(dir.path(), &command);
         fs::read(dir.path().join(outdir).join("training-state.safetensors")).unwrap()
     };
+    // Two runs of as many images have the mean loss of the whole one, which a second run from the start would not have.
+    let continued = |loss: &str, parts: &str, whole: &str| {
+        let means = |outdir: &str| -> Vec<f64> {
+            let lines = fs::read_to_string(dir.path().join(outdir).join("stats.jsonl")).unwrap();
+            let line = |l: &str| serde_json::from_str::<Value>(l).unwrap()["losses"][loss].as_f64().unwrap();
+            lines.lines().map(line).collect()
+        };
+        let ([first, second], [all]) = (means(parts).try_into().unwrap(), means(whole).try_into().unwrap());
+        let mean: f64 = f64::midpoint(first, second);
+        assert!((mean / all - 1.0).abs() < 1e-6 && (second / all - 1.0).abs() > 1e-4, "{first} {second} {all}");
+    };
     let small = ["--model-channels", "16", "--channel-mult", "1,2", "--num-blocks", "1", "--attn-resolutions", "8"];
     let whole = train("edm", "whole", "0.048", &small);
     train("edm", "parts", "0.024", &small);
     let parts = train("edm", "parts", "0.048", &[&small[..], &["--resume"]].concat());
     assert!(whole == parts, "a resumed run of the EDM loss ends elsewhere than an undisturbed one");
+    continued("edm", "parts", "whole");
 
     let adversary = ["--transfer", "whole/network-snapshot-000000.safetensors", "--backbone", "lite0.safetensors"];
     let adversary = [&adversary[..], &["--feature-resolution", "64", "--r1-interval", "2"]].concat();
@@ -261,6 +273,7 @@ fn training_resumes_where_it_stopped() {
     train("d2o", "d2o-parts", "0.024", &adversary);
     let parts = train("d2o", "d2o-parts", "0.048", &[&adversary[..], &["--resume"]].concat());
     assert!(whole == parts, "a resumed run of the D2O loss ends elsewhere than an undisturbed one");
+    continued("generator", "d2o-parts", "d2o");
 
     // Frozen layers stay as they were transferred, the others move; the snapshot exports.
     let (from, to) = ("whole/network-snapshot-000000.safetensors", "d2o/network-snapshot-000000.safetensors");

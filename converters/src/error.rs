@@ -1,5 +1,7 @@
 //! Errors of this crate.
 
+use d2o_checkpoint::error::abbreviate;
+
 /// Errors of reading a checkpoint and of building a network.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -66,13 +68,4 @@ pub(crate) fn config(what: impl Into<String>) -> Error {
 
 fn near_misses(similar: &[String]) -> String {
     if similar.is_empty() { String::new() } else { format!("; similar names there: {}", abbreviate(similar)) }
-}
-
-pub(crate) fn abbreviate(names: &[String]) -> String {
-    const SHOWN: usize = 6;
-    let mut text = names.iter().take(SHOWN).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN {
-        text.push_str(", …");
-    }
-    text
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use d2o_checkpoint::error::abbreviate;
 use d2o_checkpoint::{MAX_NETWORKS, Renamed, TensorSource};
 
-use crate::error::abbreviate;
 
 /// Prefixes that mean a wrapper wherever they are.
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];

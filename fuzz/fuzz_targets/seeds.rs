@@ -13,6 +13,9 @@ use d2o_converters::onnx::OnnxBackend;
 use d2o_converters::denoiser::Denoiser;
 use d2o_converters::weights::Weights;
 use d2o_refs::archive::Archive;
+use d2o_refs::batch::ImageDims;
+use d2o_refs::features::{FeatureWriter, Meta};
+use d2o_refs::hdf5::Hdf5Writer;
 use d2o_refs::image_zip::DatasetWriter;
 use d2o_refs::npy::{self, Dtype};
 use d2o_refs::npz::NpzWriter;
@@ -125,6 +128,34 @@ fn write() -> Result<(), Box<dyn Error>> {
     std::fs::write(folder("image_zip")?.join("png"), d2o_refs::png(&path, "", Array4::<u8>::zeros((1, 5, 5, 3)).index_axis(ndarray::Axis(0), 0))?)?;
     std::fs::write(folder("image_zip")?.join("labels"), br#"{"labels": [["00000/img00000000.png", 3]]}"#)?;
 
+    for (name, labels) in [("plain", None), ("classes", Some([1_i64, 0, 1]))] {
+        let dims = ImageDims { height: 4, width: 5, channels: 3 };
+        let mut writer = Hdf5Writer::create(&folder("hdf5")?.join(name), 3, dims)?;
+        writer.append(&Array4::from_shape_fn((3, 4, 5, 3), |(i, y, x, c)| (i * 60 + y * 15 + x * 3 + c) as u8))?;
+        if let Some(labels) = labels {
+            writer.values("labels", &labels)?;
+        }
+        writer.finish()?;
+    }
+    hdf5_of_other_writers(&folder("hdf5")?)?;
+    for (name, labels) in [("features", None), ("labels", Some(&[2_i64, 0, 1][..]))] {
+        let meta = Meta {
+            d2o_features: 0,
+            source_sha256: "00".repeat(32),
+            total: 5,
+            rows: 1..4,
+            images: None,
+            batch: 2,
+            networks: BTreeMap::new(),
+            generator: None,
+            sha256: BTreeMap::new(),
+        };
+        let mut writer = FeatureWriter::create(&folder("features")?.join(name), meta)?;
+        let rows = Array2::from_shape_fn((3, 4), |(i, j)| i as f32 + j as f32 / 8.0);
+        writer.append(&[[7; 32]; 3], &[("features", rows.view()), ("logits", rows.view())])?;
+        writer.finish(labels)?;
+    }
+
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../refs/tests/data/decode.zip");
     let images = Archive::open(&cases, "a zip archive")?;
     for i in 0..images.len() {
@@ -134,6 +165,37 @@ fn write() -> Result<(), Box<dyn Error>> {
     let config = NetConfig::new("EDMPrecond", &kwargs.parse()?)?;
     let exported = export::denoiser_of(&config, Weights::initialised(0), &Options::default())?;
     d2o_onnx::write::write(&exported.model, &folder("onnx")?.join("network"))?;
+    Ok(())
+}
+
+/// Files with what d2o's writers do not use: groups, other types and storage, filters, virtual datasets, attributes, and the format of newer libraries.
+fn hdf5_of_other_writers(folder: &Path) -> Result<(), Box<dyn Error>> {
+    const SHAPE: (usize, usize, usize, usize) = (3, 4, 5, 3);
+    let images = Array4::<u8>::from_elem(SHAPE, 40);
+    for latest in [false, true] {
+        let create = |name: &str| {
+            let mut builder = hdf5::FileBuilder::new();
+            if latest {
+                builder.with_fapl(|p| p.libver_latest());
+            }
+            builder.create(folder.join(format!("{name}-{}", if latest { "new" } else { "old" })))
+        };
+        let file = create("storage")?;
+        let group = file.create_group("group")?;
+        group.new_dataset::<u8>().shape(SHAPE).create("images")?.write(&images)?;
+        let chunked = || group.new_dataset::<f32>().shape(SHAPE).chunk((1, 2, 3, 3));
+        chunked().shuffle().deflate(4).fletcher32().create("floats")?.write(&images.mapv(f32::from))?;
+        group.new_dataset::<i64>().shape((hdf5::Extent::resizable(3),)).chunk(2).create("labels")?.write_raw(&[2_i64, 0, 1])?;
+        group.new_attr::<i32>().shape(3).create("numbers")?.write_raw(&[1, 2, 3])?;
+        file.link_soft("/group/images", "images")?;
+        let file = create("packed")?;
+        file.new_dataset::<i32>().shape(SHAPE).chunk(SHAPE).nbit().create("nbit")?.write(&images.mapv(i32::from))?;
+        file.new_dataset::<u8>().shape(SHAPE).chunk(SHAPE).scale_offset(hdf5::filters::ScaleOffset::Integer(0)).create("scaled")?.write(&images)?;
+        file.new_dataset::<u8>().shape(SHAPE).layout(hdf5::plist::dataset_create::Layout::Compact).create("images")?.write(&images)?;
+        let file = create("virtual")?;
+        file.new_dataset::<u8>().shape(SHAPE).create("part")?.write(&images)?;
+        file.new_dataset::<u8>().shape(SHAPE).virtual_map(".", "part", SHAPE, .., SHAPE, ..).create("images")?;
+    }
     Ok(())
 }
 

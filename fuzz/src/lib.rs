@@ -2,6 +2,8 @@
 //!
 //! Readers map files, so the bytes go into one first, on a file system in memory where there is one.
 
+pub mod hdf5;
+
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 

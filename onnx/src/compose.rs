@@ -132,4 +132,30 @@ mod tests {
             assert!(chain(&path("a.onnx"), &path(second), images).is_err(), "{second} {images}");
         }
     }
+
+    /// Neither is read in whole by [`written`]: weights outside the file, and fields that another program may have written.
+    #[test]
+    fn weights_in_side_files_and_foreign_graphs_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        write_scaled(&path("a.onnx"), "latents", &[("images", 2.0)], 3);
+        let mut g = GraphBuilder::new("g");
+        let x = g.input("images", ElementType::F32, &[Dim::Batch, Dim::Known(3)]).unwrap();
+        let w = g.constant("w", &[128, 3], vec![0.5; 384]).unwrap();
+        let y = g.linear(&x, &w, None).unwrap();
+        g.output("features", &y).unwrap();
+        let mut model = g.finish().unwrap();
+        write::write_splitting(&model, &path("split.onnx"), 0).unwrap();
+        model.proto.producer_name = "pytorch".to_owned();
+        write::write(&model, &path("foreign.onnx")).unwrap();
+        for (second, text) in [
+            ("split.onnx", "split.onnx: w: expected weights in the file itself, found a side file"),
+            ("foreign.onnx", "foreign.onnx: producer: expected d2o, found `pytorch`"),
+        ] {
+            for (head, tail) in [("a.onnx", second), (second, "a.onnx")] {
+                let error = chain(&path(head), &path(tail), "images").unwrap_err().to_string();
+                assert!(error.ends_with(text), "{head}, {tail}: {error}");
+            }
+        }
+    }
 }

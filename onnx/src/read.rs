@@ -1,9 +1,10 @@
 //! Inputs, outputs and metadata of a model file.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Cursor;
+use std::io::{Cursor, Read as _, Seek as _};
 use std::path::{Component, Path};
 
+use d2o_files::kind;
 use fs_err as fs;
 
 use crate::error::{Error, Result};
@@ -172,8 +173,16 @@ fn regular(path: &Path, file: &Path, place: &str) -> Result<(fs::File, u64)> {
 }
 
 pub(crate) fn scan(path: &Path) -> Result<Found> {
-    let (file, length) = regular(path, path, "file")?;
-    scan::model(file, length, path)
+    let (mut file, length) = regular(path, path, "file")?;
+    let mut head = Vec::new();
+    file.by_ref().take(kind::HEAD as u64).read_to_end(&mut head)?;
+    file.rewind()?;
+    let found = scan::model(file, length, path);
+    let is_model = found.as_ref().is_ok_and(|f| f.graph);
+    match kind::known(&head) {
+        Some(what) if what != kind::ONNX && !is_model => Err(bad(path, "start of file", "an ONNX model", what)),
+        _ => found,
+    }
 }
 
 /// Checks that the tensors outside the model at `path` are in regular files of its folder. The model may be a link into a store of files, and its
@@ -258,6 +267,22 @@ mod tests {
         let info = ModelInfo::parse(&bytes, "x.onnx".as_ref()).unwrap();
         assert_eq!(info.inputs[0].describe(), "x f32 [N, 2]");
         assert_eq!((info.nodes, info.parameters, info.opset), (2, 1, crate::opset::OPSET));
+    }
+
+    #[test]
+    fn files_that_are_something_else_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.onnx");
+        for (bytes, what) in [
+            (&b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"[..], "a Git LFS pointer"),
+            (b"<!DOCTYPE html><html>", "a web page"),
+            (b"PK\x03\x04 a zip", "a zip archive"),
+            (b"", "an empty file"),
+        ] {
+            fs::write(&path, bytes).unwrap();
+            let text = ModelInfo::open(&path).unwrap_err().to_string();
+            assert!(text.contains(&format!("start of file: expected an ONNX model, found {what}")), "{text}");
+        }
     }
 
     /// Field `number` of a message, holding `content`.

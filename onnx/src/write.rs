@@ -5,10 +5,10 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 
+use d2o_files::AtomicFile;
 use fs_err as fs;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
-use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result, invalid};
 use crate::graph::{Model, PRODUCER};
@@ -99,18 +99,18 @@ fn write_side(graph: &GraphProto, path: &Path) -> Result<String> {
     if length > MAX_MESSAGE {
         return Err(too_large(&graph.name, length));
     }
-    let (partial, folder) = partial(path)?;
+    let mut file = AtomicFile::create(path)?;
     let (mut digest, mut at) = (Sha256::new(), 0_usize);
     for tensor in graph.initializer.iter().filter(|t| is_outside(t)) {
         let start = at.next_multiple_of(ALIGN);
         for bytes in [&vec![0; start - at], &tensor.raw_data] {
             digest.update(bytes);
-            partial.as_file().write_all(bytes)?;
+            file.write_all(bytes)?;
         }
         at = start + tensor.raw_data.len();
     }
     let digest: String = digest.finalize().iter().take(DIGEST / 2).map(|b| format!("{b:02x}")).collect();
-    persist(partial, folder, &path.with_file_name(name(&digest)))?;
+    file.commit_as(&path.with_file_name(name(&digest)))?;
     Ok(name(&digest))
 }
 
@@ -190,35 +190,9 @@ fn too_large(graph: &str, length: usize) -> Error {
 }
 
 fn atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let (partial, folder) = partial(path)?;
-    fill(&mut partial.as_file())?;
-    persist(partial, folder, path)
-}
-
-/// A new file in the folder of `path`, and that folder.
-fn partial(path: &Path) -> Result<(NamedTempFile, &Path)> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".d2o-").suffix(".partial");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        // The permissions of any new file: the umask applies.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    Ok((builder.tempfile_in(folder)?, folder))
-}
-
-/// Renames `file` to `path`; durable once this returns.
-fn persist(file: NamedTempFile, folder: &Path, path: &Path) -> Result<()> {
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error)?;
-    #[cfg(unix)]
-    fs::File::open(folder)?.sync_all()?;
-    #[cfg(not(unix))]
-    let _ = folder;
-    Ok(())
+    let mut file = AtomicFile::create(path)?;
+    fill(&mut file)?;
+    Ok(file.commit()?)
 }
 
 #[cfg(test)]

@@ -420,6 +420,11 @@ mod tests {
         assert_eq!(file.labels().unwrap()[549], 3);
         assert_eq!(file.meta().unwrap().rows, 100..650);
         assert!(file.read("logits", 0..1).unwrap_err().to_string().contains("only clip, features"));
+        // HDF5 could store the time of writing, in seconds.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        let again = dir.path().join("again.h5");
+        write(&again, 100..650);
+        assert!(fs_err::read(&path).unwrap() == fs_err::read(&again).unwrap(), "the same content in other bytes");
     }
 
     #[test]

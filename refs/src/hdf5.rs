@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use ::hdf5::types::TypeDescriptor;
 use ::hdf5::{Dataset, H5Type, IndexType, IterationOrder, Selection};
 use d2o_budget::Budget;
+use d2o_files::AtomicPath;
 use ndarray::{Array, Array4, s};
 
-use crate::atomic::AtomicPath;
 use crate::batch::{ImageDims, ImageSource, check_range, parts};
 use crate::error::{Error, Result};
 use crate::features::MATRICES;
@@ -30,6 +31,8 @@ const CHUNK: usize = 16;
 const GZIP: u8 = 4;
 /// First bytes of an HDF5 file or, after a user block, of its superblock.
 const MAGIC: &[u8; 8] = b"\x89HDF\r\n\x1a\n";
+/// What a file is expected to be.
+const EXPECTED: &str = "an HDF5 file";
 /// Smallest user block; others are a power of two times it.
 const USER_BLOCK: u64 = 512;
 /// Virtual datasets of virtual datasets that are followed.
@@ -38,6 +41,8 @@ const MAX_VIRTUAL: usize = 8;
 const SOURCE_STEPS: usize = 1 << 10;
 /// Most objects that lie side by side in a file.
 const MAX_MEMBERS: usize = 1 << 16;
+/// Deepest nesting of groups whose datasets [`walk`] looks at.
+const MAX_DEPTH: usize = 8;
 /// Most of them that a message names.
 const SHOWN: usize = 12;
 /// Most bytes of the chunks that one row needs, which are kept from read to read.
@@ -67,6 +72,68 @@ pub(crate) fn is_hdf5(file: &mut fs_err::File) -> Result<bool> {
     Ok(false)
 }
 
+/// What looks at the file at a path before this process opens it; an error says what is found.
+pub type Check = fn(&Path) -> std::result::Result<(), String>;
+
+static CHECK: OnceLock<Check> = OnceLock::new();
+
+/// Has `check` look at every HDF5 file before libhdf5 opens it in this process; of several calls the first counts. libhdf5 crashes, or never returns,
+/// on some damaged files: `check` may try that in another process by [`walk`].
+pub fn check_first(check: Check) {
+    CHECK.get_or_init(|| check);
+}
+
+/// Opens the HDF5 file at `path` and all in it that this crate may read, in the same ways, and reads some of it. What it holds and whether it is damaged
+/// does not matter; that this returns does. Tells whether memory was enough.
+#[must_use]
+pub fn walk(path: &Path) -> bool {
+    let mut faults: Vec<Error> = Vec::new();
+    faults.extend(crate::features::FeatureFile::open(path).err());
+    faults.extend(crate::record::read(path).err());
+    match Opened::open(path) {
+        Ok(file) => {
+            for name in members(&file.file) {
+                let Ok(data) = file.member(&name) else { continue };
+                let _ = describe(&data);
+                faults.extend(Data::check(path, &name, data).and_then(|data| data.sample()).err());
+            }
+        }
+        Err(error) => faults.push(error),
+    }
+    !faults.iter().any(lacks_memory)
+}
+
+/// Whether the library says that it could not allocate memory.
+fn lacks_memory(error: &Error) -> bool {
+    use ::hdf5::MinorErrorCode::{CantAlloc, NoSpace};
+    matches!(error, Error::Hdf5 { source, .. } if source.contains_minor(NoSpace) || source.contains_minor(CantAlloc))
+}
+
+/// Paths of the datasets in `file` and its groups.
+fn members(file: &::hdf5::File) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut groups = vec![(String::new(), 0)];
+    let mut seen = 0;
+    while let Some((group, depth)) = groups.pop() {
+        let inside = if group.is_empty() { file.as_group() } else { file.group(&group) };
+        let Ok(inside) = inside else { continue };
+        let names = inside.member_names().unwrap_or_default();
+        for name in names {
+            seen += 1;
+            let path = if group.is_empty() { name } else { format!("{group}/{name}") };
+            if seen > MAX_MEMBERS {
+                return found;
+            }
+            if file.dataset(&path).is_ok() {
+                found.push(path);
+            } else if depth < MAX_DEPTH {
+                groups.push((path, depth + 1));
+            }
+        }
+    }
+    found
+}
+
 /// An HDF5 file that is open for reading. What it holds lies in it: links into other files lead nowhere.
 #[derive(Debug)]
 pub(crate) struct Opened {
@@ -79,14 +146,18 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Opens the file at `path`. The library does not print its errors.
+    /// Opens the file at `path`, once what [`check_first`] was given has looked at it. The library does not print its errors.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        if let Some(check) = CHECK.get()
+            && is_hdf5(&mut kind::open(path, EXPECTED)?)?
+        {
+            check(path).map_err(|found| Error::format(path, "", "an HDF5 file that libhdf5 can read", found))?;
+        }
         Self::with_cache(path, CACHE)
     }
 
     /// As [`Opened::open`]; of each dataset, `cache` bytes of chunks are kept from read to read.
     pub(crate) fn with_cache(path: &Path, cache: usize) -> Result<Self> {
-        const EXPECTED: &str = "an HDF5 file";
         // Slots for small chunks, and how much sooner those read to their end are dropped: the library's own.
         const SLOTS: usize = 521;
         const WEIGHT: f64 = 0.75;
@@ -207,6 +278,35 @@ impl Data {
         ::hdf5::Error: From<S::Error>,
     {
         self.read(|data| data.read_slice(selection))
+    }
+
+    /// Reads the dataset if it is small, or else its first row if that is, for [`walk`].
+    fn sample(&self) -> Result<()> {
+        const SMALL: usize = 1 << 20;
+        let shape = self.shape();
+        let row = shape.iter().skip(1).fold(1_usize, |n, d| n.saturating_mul(*d));
+        let rows = shape.first().copied().unwrap_or(0);
+        let rows = if rows.saturating_mul(row) <= SMALL { rows } else { rows.min(1) };
+        if row > SMALL {
+            return Ok(());
+        }
+        match kind(&self.data) {
+            Some(Kind::Bytes) => self.first::<u8>(rows),
+            Some(Kind::Integers) => self.first::<i64>(rows),
+            Some(Kind::Unsigned) => self.first::<u64>(rows),
+            Some(Kind::Floats) => self.first::<f64>(rows),
+            None => Ok(()),
+        }
+    }
+
+    fn first<T: H5Type>(&self, rows: usize) -> Result<()> {
+        match self.data.ndim() {
+            1 => self.slice::<T, ndarray::Ix1, _>(s![..rows]).map(drop),
+            2 => self.slice::<T, ndarray::Ix2, _>(s![..rows, ..]).map(drop),
+            3 => self.slice::<T, ndarray::Ix3, _>(s![..rows, .., ..]).map(drop),
+            4 => self.slice::<T, ndarray::Ix4, _>(s![..rows, .., .., ..]).map(drop),
+            _ => Ok(()),
+        }
     }
 
     fn read<V>(&self, read: impl FnOnce(&Dataset) -> ::hdf5::Result<V>) -> Result<V> {
@@ -446,7 +546,8 @@ impl Walk {
                     return Err(Error::format(file, place, "the source of a virtual dataset", "no such file"));
                 };
                 self.beside(file, name, &path)?;
-                let source = Opened::open(&path)?;
+                // The look at the file that leads here has come this way too.
+                let source = Opened::with_cache(&path, CACHE)?;
                 let Ok(data) = source.member(&part.dataset) else {
                     return Err(Error::format(file, place, "the source of a virtual dataset", "no such dataset"));
                 };
@@ -1066,6 +1167,29 @@ mod tests {
                 Ok(found) => assert!(found.label_problem().is_some_and(|p| p.contains("rows for 2 images"))),
                 Err(e) => assert!(e.to_string().contains("features: expected"), "{e}"),
             }
+        }
+    }
+
+    /// libhdf5's filter reads on from a chunk that is shorter than its checksum until it meets memory that is not there.
+    #[test]
+    fn chunks_shorter_than_their_checksum_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.h5");
+        let file = ::hdf5::File::create(&path).unwrap();
+        let data =
+            file.new_dataset::<u8>().shape((1, 4, 5, 3)).chunk((1, 4, 5, 3)).fletcher32().create("images").unwrap();
+        data.write(&images(1)).unwrap();
+        drop((data, file));
+        let whole = fs_err::read(&path).unwrap();
+        // A tree of chunks: signature, type 1, level, entries and two addresses; then the first chunk's size.
+        let at = whole.windows(5).position(|w| w == b"TREE\x01").unwrap() + 24;
+        assert_eq!(whole[at..at + 4], 64_u32.to_le_bytes());
+        for size in [0_u32, 3, 63] {
+            let mut bytes = whole.clone();
+            bytes[at..at + 4].copy_from_slice(&size.to_le_bytes());
+            fs_err::write(&path, bytes).unwrap();
+            let found = crate::batch::open(&path).and_then(|mut s| s.read(0..1));
+            assert!(found.is_err(), "{size} bytes");
         }
     }
 

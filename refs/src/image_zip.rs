@@ -8,7 +8,6 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::archive::Archive;
-use crate::atomic::AtomicZip;
 use crate::batch::{ImageDims, ImageSource, check_range, mixed_sizes};
 use crate::decode;
 use crate::error::{Error, Result};
@@ -16,6 +15,7 @@ pub use crate::labels::LABEL_FILE;
 use crate::labels::{Labels, of_folders, of_json};
 use crate::limits::Unpacked;
 use crate::listing::LeftOut;
+use crate::zip_writer::AtomicZip;
 
 /// Largest encoded image accepted, bytes.
 pub const MAX_ENTRY: u64 = 256 << 20;

@@ -1,7 +1,7 @@
 //! What libhdf5 may not do with files from outside: inflate a chunk beyond its size, follow links into other files.
 //!
 //! Its filters size their output by what the file says, or double it until the data end. Those that do are replaced here, once for the process, by
-//! ones that stop at the size of a chunk; external links become an unknown kind of link.
+//! ones that stop at the size of a chunk, and that of checksums by one that looks whether there is a sum; external links become an unknown kind of link.
 
 #![allow(unsafe_code, reason = "libhdf5 takes filters and link kinds by its C functions only")]
 
@@ -43,6 +43,7 @@ struct Class {
 
 unsafe extern "C" {
     static H5Z_DEFLATE: Class;
+    static H5Z_FLETCHER32: Class;
     static H5Z_NBIT: Class;
     static H5Z_SCALEOFFSET: Class;
     fn H5Z_register(class: *const Class) -> c_int;
@@ -58,6 +59,7 @@ pub(crate) fn guard() {
         // SAFETY: under the library's lock, which also starts it; it copies the classes, whose functions and names live as long as the process.
         ::hdf5::sync::sync(|| unsafe {
             H5Z_register(&Class { filter: deflate, ..of(&H5Z_DEFLATE) });
+            H5Z_register(&Class { filter: checksum, ..of(&H5Z_FLETCHER32) });
             H5Z_register(&Class { filter: packed::<false>, ..of(&H5Z_NBIT) });
             H5Z_register(&Class { filter: packed::<true>, ..of(&H5Z_SCALEOFFSET) });
             H5Lunregister(EXTERNAL);
@@ -115,6 +117,25 @@ unsafe extern "C" fn deflate(
         *size = most;
         found
     }
+}
+
+/// The filter that compares a checksum: the library's own takes the sum's length from that of the chunk, which may be less.
+///
+/// SAFETY: as above.
+unsafe extern "C" fn checksum(
+    flags: c_uint,
+    count: usize,
+    values: *const c_uint,
+    bytes: usize,
+    size: *mut usize,
+    buffer: *mut *mut c_void,
+) -> usize {
+    const SUM: usize = 4;
+    if flags & REVERSE != 0 && bytes < SUM {
+        return 0;
+    }
+    // SAFETY: the library's own filter is called as this one was.
+    unsafe { (H5Z_FLETCHER32.filter)(flags, count, values, bytes, size, buffer) }
 }
 
 /// The filters of packed integers: scale-offset, or n-bit.

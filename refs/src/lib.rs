@@ -2,7 +2,6 @@
 #![deny(missing_docs)]
 
 pub mod archive;
-pub mod atomic;
 pub mod batch;
 pub mod decode;
 pub mod error;
@@ -22,6 +21,7 @@ mod kind;
 mod labels;
 mod pixels;
 mod virtual_map;
+mod zip_writer;
 
 pub use error::{Error, Result};
 pub use kind::{open as open_file, whole};

@@ -8,7 +8,6 @@ use d2o_budget::Budget;
 use ndarray::{Array4, ArrayD, ArrayViewD, Axis, IxDyn};
 
 use crate::archive::{Archive, Checked, Place, SharedFile};
-use crate::atomic::AtomicZip;
 use crate::batch::{ImageDims, ImageSource, check_range, parts};
 use crate::error::{Error, Result};
 use crate::kind;
@@ -16,6 +15,7 @@ use crate::labels::{self, Labels};
 use crate::limits::exceeded;
 use crate::npy::{self, Dtype, Header};
 use crate::pixels::{self, Layout};
+use crate::zip_writer::AtomicZip;
 
 /// Name of the image array.
 pub const IMAGES: &str = "arr_0";

@@ -52,8 +52,8 @@ fn files_that_are_not_what_their_name_says_are_named_by_their_content() {
     let single = "(a set of images is a folder or an archive)";
     let cases: [(&[u8], &str); 15] = [
         (LFS, "a Git LFS pointer; `git lfs pull` fetches the file itself"),
-        (b"\n\n<!DOCTYPE html><html>", "a web page or XML file"),
-        (b"\xef\xbb\xbf<?xml version", "an XML file"),
+        (b"\n\n<!DOCTYPE html><html>", "a web page or XML file, as servers send before or instead of a file"),
+        (b"\xef\xbb\xbf<?xml version", "an XML file, as servers send instead of a file that they refuse"),
         (b"<svg xmlns", "an SVG drawing"),
         (b"", "an empty file"),
         (&whole[..whole.len() / 2], "a zip archive cut short"),

@@ -125,6 +125,12 @@ pub enum Command {
     Report(Report),
     /// Convert images to a dataset of one resolution, with labels
     Dataset(Dataset),
+    /// Look at an HDF5 file, for the process that is going to read it
+    #[command(hide = true, name = crate::isolation::COMMAND)]
+    WalkHdf5 {
+        /// The file
+        path: PathBuf,
+    },
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use anyhow::Context as _;
 
 use crate::cli::{Cli, Command, ResultOutput};
 use crate::printer::Printer;
-use crate::{interrupt, outputs};
+use crate::{interrupt, isolation, outputs};
 
 /// Names of the threads that decode, resize, hash and compute metrics: this and a number.
 pub const THREAD: &str = "d2o-worker-";
@@ -59,6 +59,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
         Command::Evaluate(args) => evaluate::run(&args, &cli.global, printer),
         Command::Explain(args) => explain::run(&args, &cli.global, printer),
         Command::Report(args) => report::run(&args, printer),
+        Command::WalkHdf5 { path } => isolation::walk(&path),
     }
 }
 

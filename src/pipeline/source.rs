@@ -139,11 +139,16 @@ impl Source {
     /// # Errors
     /// A damaged file; parts of different sets, networks or settings; missing or double images.
     pub fn merge(paths: &[PathBuf]) -> anyhow::Result<Self> {
-        let mut parts = Vec::new();
-        for path in paths {
-            let part = FeatureFile::open(path)?;
+        Self::joined(paths.iter().map(|path| FeatureFile::open(path)).collect::<Result<_, _>>()?)
+    }
+
+    /// As [`Source::merge`], of files that are open.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn joined(mut parts: Vec<FeatureFile>) -> anyhow::Result<Self> {
+        for part in &parts {
             part.verify()?;
-            parts.push(part);
         }
         if parts.len() == 1 && parts[0].meta().is_none() {
             return Ok(Self::Features { parts, records: Records::new() });

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use base64::Engine as _;
 use d2o_evaluations::result::{Evaluation, Metric, SCHEMA};
-use d2o_refs::atomic::AtomicFile;
+use d2o_files::AtomicFile;
 use d2o_refs::batch;
 use fs_err as fs;
 use minijinja::value::{Serde, Value as Rendered};

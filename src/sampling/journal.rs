@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use d2o_refs::batch::ImageDims;
+use d2o_files::AtomicFile;
+use d2o_refs::batch::{ImageDims, ImageSource as _};
 use d2o_refs::npy::Dtype;
 use d2o_refs::npz::{IMAGES, LABELS, Npz, NpzWriter, Pack};
-use d2o_refs::{atomic::AtomicFile, batch::ImageSource as _};
 use fs_err as fs;
 use ndarray::{Array4, Axis, concatenate};
 use serde_json::Value;

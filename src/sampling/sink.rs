@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use d2o_refs::atomic::AtomicFile;
+use d2o_files::AtomicFile;
 use d2o_refs::batch::ImageDims;
 use d2o_refs::hdf5::Hdf5Writer;
 use d2o_refs::image_zip::{DatasetWriter, LABEL_FILE, label_file};

@@ -85,24 +85,46 @@ pub fn golden_dir() -> PathBuf {
     package.ancestors().map(held).find(|d| d.is_dir()).unwrap_or_else(|| held(&package))
 }
 
-/// The ONNX Runtime library for tests: `D2O_ONNXRUNTIME`, if it is set.
+/// The ONNX Runtime library for tests, which `D2O_ONNXRUNTIME` names; `None` only where tests may be skipped.
+///
+/// # Panics
+/// If it is missing and `D2O_ALLOW_SKIP` is not set.
 #[must_use]
 pub fn onnxruntime() -> Option<PathBuf> {
-    std::env::var_os("D2O_ONNXRUNTIME").map(PathBuf::from).filter(|p| p.exists())
+    needed("ONNX Runtime (D2O_ONNXRUNTIME)", std::env::var_os("D2O_ONNXRUNTIME").map(PathBuf::from))
 }
 
-/// The OpenVINO execution provider's library for tests: `D2O_OPENVINO`, if it is set.
+/// The OpenVINO execution provider's library for tests, which `D2O_OPENVINO` names; `None` only where tests may be skipped.
+///
+/// # Panics
+/// If it is missing and `D2O_ALLOW_SKIP` is not set.
 #[must_use]
 pub fn openvino() -> Option<PathBuf> {
-    std::env::var_os("D2O_OPENVINO").map(PathBuf::from).filter(|p| p.exists())
+    needed("OpenVINO's provider (D2O_OPENVINO)", std::env::var_os("D2O_OPENVINO").map(PathBuf::from))
 }
 
-/// EfficientNet-Lite0's published weights, where `cargo xtask setup` puts them: below `D2O_CACHE`, else `~/.cache/d2o`.
+/// EfficientNet-Lite0's published weights, where `cargo xtask setup` puts them: below `D2O_CACHE`, else `~/.cache/d2o`; `None` only where
+/// tests may be skipped.
+///
+/// # Panics
+/// If they are missing and `D2O_ALLOW_SKIP` is not set.
 #[must_use]
 pub fn lite0() -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/d2o"));
-    let cache = std::env::var_os("D2O_CACHE").map(PathBuf::from).or_else(home)?;
-    Some(cache.join("lite0-0.1.0/efficientnet-lite0-57934424.pth")).filter(|p| p.exists())
+    let cache = std::env::var_os("D2O_CACHE").map(PathBuf::from).or_else(home);
+    needed("EfficientNet-Lite0's weights", cache.map(|c| c.join("lite0-0.1.0/efficientnet-lite0-57934424.pth")))
+}
+
+/// `path` if it exists. A test that cannot run without it fails, unless `D2O_ALLOW_SKIP` is set.
+#[allow(clippy::print_stdout, reason = "the output of a test")]
+fn needed(what: &str, path: Option<PathBuf>) -> Option<PathBuf> {
+    let found = path.filter(|p| p.exists());
+    if found.is_none() {
+        let allowed = std::env::var_os("D2O_ALLOW_SKIP").is_some();
+        assert!(allowed, "{what} is missing: `cargo xtask test` provides it; D2O_ALLOW_SKIP=1 skips what needs it");
+        println!("skipped: {what} is missing");
+    }
+    found
 }
 
 /// What a command printed and how it ended, with volatile parts replaced.

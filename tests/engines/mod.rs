@@ -6,11 +6,10 @@ use d2o_runtime::Session;
 use d2o_runtime::ort::{CudaOptions, OrtOptions, OrtRuntime, Provider};
 use d2o_runtime::tract::TractSession;
 
-/// Sessions on the runtimes there are, for the model at `path`.
+/// Sessions on tract, ONNX Runtime and, with a device, CUDA, for the model at `path`; on tract alone only where tests may be skipped.
 pub(crate) fn sessions(path: &Path) -> Vec<Box<dyn Session>> {
     let mut all: Vec<Box<dyn Session>> = vec![Box::new(TractSession::open(path, Some(2)).unwrap())];
     let Some(library) = test_support::onnxruntime() else {
-        println!("skipped: ONNX Runtime (D2O_ONNXRUNTIME is not set)");
         return all;
     };
     let runtime = OrtRuntime::load(&library).unwrap();

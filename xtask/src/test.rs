@@ -1,11 +1,11 @@
-//! `cargo xtask test`: formatting, lints, tidy, then every test, with a total at the end.
+//! `cargo xtask test`: formatting, lints, tidy, dependencies, then every test, with a total at the end.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
-use crate::paths::cargo;
+use crate::paths::{cache, cargo, component, root};
 use crate::tidy;
 
 /// Runs everything; a failing step ends the run.
@@ -15,6 +15,7 @@ use crate::tidy;
 pub(crate) fn run() -> anyhow::Result<()> {
     step("formatting", cargo()?.args(["fmt", "--all", "--check"]))?;
     tidy::run()?;
+    deny()?;
     // Without libtorch first: evaluation, export and verification must not need it.
     step(
         "lints without training",
@@ -25,6 +26,16 @@ pub(crate) fn run() -> anyhow::Result<()> {
         cargo()?.args(["clippy", "--workspace", "--all-targets", "--features", "d2o/train", "--", "-D", "warnings"]),
     )?;
     tests(cargo()?.args(["test", "--workspace", "--features", "d2o/train", "--no-fail-fast"]))
+}
+
+/// Checks licences, sources and versions of all dependencies against deny.toml; several versions of one are a warning.
+///
+/// # Errors
+/// What deny.toml does not allow.
+pub(crate) fn deny() -> anyhow::Result<()> {
+    let mut command = Command::new(cache()?.join(component::CARGO_DENY).join("bin/cargo-deny"));
+    command.current_dir(root()).args(["--locked", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"]);
+    step("dependencies", &mut command)
 }
 
 fn step(name: &str, command: &mut Command) -> anyhow::Result<()> {

@@ -58,3 +58,16 @@ impl Error {
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The first of `names`, quoted, and how many more there are, for messages.
+#[must_use]
+pub fn abbreviate(names: &[impl AsRef<str>]) -> String {
+    const SHOWN: usize = 6;
+    const LONGEST: usize = 80;
+    let quoted = |name: &str| format!("`{}`", name.chars().take(LONGEST).collect::<String>());
+    let mut text = names.iter().take(SHOWN).map(|n| quoted(n.as_ref())).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text += &format!(" and {} more", names.len() - SHOWN);
+    }
+    text
+}

@@ -24,17 +24,6 @@ pub(crate) struct GraphDef {
     pub(crate) scaled_norms: Vec<String>,
 }
 
-/// Whether `head`, the first bytes of a file, can begin a GraphDef: a node, whose first field is its name.
-pub(crate) fn recognises(head: &[u8]) -> bool {
-    const NODE: u8 = 0x0a;
-    const NAME: u8 = 0x0a;
-    let Some((&NODE, rest)) = head.split_first() else { return false };
-    let length = rest.iter().take(5).position(|b| b & 0x80 == 0);
-    length
-        .and_then(|l| rest.get(l + 1..))
-        .is_some_and(|r| r.first() == Some(&NAME) && r.get(2).is_some_and(u8::is_ascii))
-}
-
 /// Reads the graph `input`. Every field lies inside the one that holds it.
 ///
 /// # Errors

@@ -13,10 +13,11 @@ mod torch_pickle;
 mod torch_zip;
 mod views;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use d2o_files::kind;
 use fs_err as fs;
 use serde_json::{Map, Value};
 
@@ -132,7 +133,8 @@ impl Renamed {
     }
 
     /// The tensors of `source` that `list` names: shown name, name in the source, and for each shown axis the source's (none: the same).
-    /// Tensors that the source lacks are omitted.
+    /// Tensors that the source lacks are omitted. Of tensors with one shown name the first has it; the others are shown under a name that no network requests,
+    /// so that a load reports them.
     #[must_use]
     pub fn listed(source: Arc<dyn TensorSource>, list: Vec<(String, String, &'static [usize])>) -> Self {
         let fits = |old: &str, axes: &[usize]| {
@@ -140,9 +142,12 @@ impl Renamed {
             sorted.sort_unstable();
             source.info(old).is_some_and(|i| axes.is_empty() || sorted.iter().copied().eq(0..i.dims.len()))
         };
-        let list = list.into_iter().filter(|(_, old, axes)| fits(old, axes));
-        let renamed: Vec<Entry> = list.map(|(shown, old, axes)| Entry { shown, old, axes }).collect();
-        let index = renamed.iter().enumerate().map(|(i, e)| (e.shown.clone(), i)).collect();
+        let (mut renamed, mut index) = (Vec::new(), HashMap::new());
+        for (shown, old, axes) in list.into_iter().filter(|(_, old, axes)| fits(old, axes)) {
+            let shown = if index.contains_key(&shown) { format!("{old} (a second {shown})") } else { shown };
+            index.insert(shown.clone(), renamed.len());
+            renamed.push(Entry { shown, old, axes });
+        }
         Self { source, renamed, index }
     }
 
@@ -179,6 +184,53 @@ impl TensorSource for Renamed {
             values: values.len(),
         })?;
         Ok(array.permuted_axes(entry.axes.to_vec()).iter().copied().collect())
+    }
+}
+
+/// The tensors of several networks, each under `NETWORK.NAME`.
+#[derive(Debug)]
+struct Joined {
+    networks: Vec<(String, Arc<dyn TensorSource>)>,
+}
+
+impl Joined {
+    /// # Errors
+    /// `Format` if two tensors would have one name.
+    fn of(networks: &[StoredNetwork], input: &Input<'_>) -> Result<Self> {
+        let networks = networks.iter().map(|n| (format!("{}.", n.name), Arc::clone(&n.tensors))).collect();
+        let joined = Self { networks };
+        let mut seen = HashSet::new();
+        match joined.names().into_iter().find(|name| !seen.insert(name.clone())) {
+            Some(name) => Err(input.bad(name, "one tensor of this name", "two")),
+            None => Ok(joined),
+        }
+    }
+
+    /// The source that holds `name`, and its name there.
+    fn find<'a>(&self, name: &'a str) -> Option<(&dyn TensorSource, &'a str)> {
+        let held = |(prefix, tensors): &'_ (String, Arc<dyn TensorSource>)| {
+            name.strip_prefix(prefix.as_str()).is_some_and(|inner| tensors.info(inner).is_some())
+        };
+        let (prefix, tensors) = self.networks.iter().find(|network| held(network))?;
+        Some((tensors.as_ref(), &name[prefix.len()..]))
+    }
+}
+
+impl TensorSource for Joined {
+    fn names(&self) -> Vec<String> {
+        let of = |(prefix, tensors): &(String, Arc<dyn TensorSource>)| {
+            tensors.names().into_iter().map(|n| format!("{prefix}{n}")).collect::<Vec<_>>()
+        };
+        self.networks.iter().flat_map(of).collect()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.find(name).and_then(|(tensors, inner)| tensors.info(inner))
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let (tensors, inner) = self.find(name).ok_or_else(|| Error::Missing { name: name.to_owned() })?;
+        tensors.read_f32(inner)
     }
 }
 
@@ -308,11 +360,11 @@ impl CheckpointFile {
             Format::TorchZip
         } else if torch_pickle::recognises(&head) {
             Format::Pickle
-        } else if graph_def::recognises(&head) {
+        } else if kind::is_graph_def(&head) {
             Format::GraphDef
         } else {
             let expected = "a safetensors, torch.save, TorchScript, pickle or GraphDef file";
-            return Err(Error::format(path, "start of file", expected, describe(&head)));
+            return Err(Error::format(path, "start of file", expected, kind::describe(&head)));
         };
         let map = views::map(path)?;
         let input = Input::new(path, &map);
@@ -326,13 +378,12 @@ impl CheckpointFile {
             }
         };
         let Contents { networks: found, notes } = contents;
-        let (mut networks, mut all) = (Vec::new(), Vec::new());
-        for network in found {
-            let prefix = if network.name.is_empty() { String::new() } else { format!("{}.", network.name) };
-            all.extend(network.tensors.iter().map(|(n, v)| (format!("{prefix}{n}"), v.clone())));
-            networks.push(StoredNetwork::found(&input, &map, network)?);
-        }
-        let tensors: Arc<dyn TensorSource> = Arc::new(Views::new(&input, Arc::clone(&map), all)?);
+        let found = found.into_iter().map(|network| StoredNetwork::found(&input, &map, network));
+        let networks = found.collect::<Result<Vec<_>>>()?;
+        let tensors: Arc<dyn TensorSource> = match networks.as_slice() {
+            [only] if only.name.is_empty() => Arc::clone(&only.tensors),
+            several => Arc::new(Joined::of(several, &input)?),
+        };
         Ok(Self { path: path.to_owned(), format, networks, metadata: Vec::new(), tensors, notes })
     }
 
@@ -416,7 +467,7 @@ fn listed(path: &Path, text: &str, tensors: &[String]) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The first bytes of `path`, at most 64. Opening a pipe would wait for its other end, and only a file can be mapped.
+/// The first bytes of `path`, as many as tell what it is. Opening a pipe would wait for its other end, and only a file can be mapped.
 fn head(path: &Path) -> Result<Vec<u8>> {
     use std::io::Read as _;
     match std::fs::metadata(path) {
@@ -427,24 +478,6 @@ fn head(path: &Path) -> Result<Vec<u8>> {
         _ => {}
     }
     let mut head = Vec::new();
-    fs::File::open(path)?.take(64).read_to_end(&mut head)?;
+    fs::File::open(path)?.take(kind::HEAD as u64).read_to_end(&mut head)?;
     Ok(head)
-}
-
-/// What a file that is not a checkpoint is, by its first bytes.
-fn describe(head: &[u8]) -> String {
-    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
-    let known = match text {
-        [] => "an empty file",
-        _ if head.iter().all(|b| *b == 0) => "zeros: the file was not written, or not to its end",
-        t if t.starts_with(b"version https://git-lfs") => "a Git LFS pointer; `git lfs pull` fetches the file itself",
-        t if t.starts_with(b"<?xml") => "an XML file, as servers send instead of a file that they refuse",
-        t if t.starts_with(b"<") => "a web page, as servers send before or instead of a file",
-        t if t.starts_with(b"\x1f\x8b") => "a gzip file: unpack it first",
-        t if t.starts_with(b"\x89HDF\r\n") => "an HDF5 file",
-        t if t.starts_with(b"\x93NUMPY") => "a NumPy array",
-        t if t.starts_with(b"\x08") && t.windows(4).any(|w| w == b"onnx" || w == b"orch") => "an ONNX graph",
-        _ => return format!("bytes {:02x?}", &head[..head.len().min(16)]),
-    };
-    known.to_owned()
 }

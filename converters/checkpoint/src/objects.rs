@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 use sha2::{Digest as _, Sha256};
 
 use crate::Dtype;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, abbreviate};
 use crate::input::Input;
 use crate::pickle::{Id, Node, Pickle};
 use crate::views::{Storage, View};
@@ -358,18 +358,6 @@ const PARAMETERS: [&str; 2] = ["torch._utils._rebuild_parameter", "torch._utils.
 /// Calls that rebuild a tensor: from a typed storage, from an untyped one and a type, through one of the two.
 const TENSORS: [&str; 3] =
     ["torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch._tensor._rebuild_from_type_v2"];
-
-/// At most six of `names`, quoted.
-fn abbreviate(names: &[&str]) -> String {
-    const SHOWN: usize = 6;
-    const LONGEST: usize = 80;
-    let shown = names.iter().take(SHOWN).map(|n| format!("`{}`", n.chars().take(LONGEST).collect::<String>()));
-    let mut text = shown.collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN {
-        text += &format!(" and {} more", names.len() - SHOWN);
-    }
-    text
-}
 
 /// A storage a torch file keeps beside its pickle: `('storage', class, key, location, count, view)`.
 pub(crate) struct Outside<'a> {

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fs_err as fs;
+use d2o_files::AtomicFile;
 use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype as Stored, SafeTensors};
@@ -148,28 +148,19 @@ pub fn write(path: &Path, tensors: &[Tensor], metadata: &BTreeMap<String, String
     let mut text = serde_json::Value::Object(header).to_string().into_bytes();
     text.resize(text.len().next_multiple_of(ALIGN), b' ');
 
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let partial = tempfile::Builder::new().prefix(".d2o-").suffix(".partial").tempfile_in(folder)?;
-    let mut out = std::io::BufWriter::with_capacity(1 << 20, partial);
+    let mut out = AtomicFile::create(path)?;
     out.write_all(&(text.len() as u64).to_le_bytes())?;
     out.write_all(&text)?;
     for value in tensors.iter().flat_map(|t| &t.values) {
         out.write_all(&value.to_le_bytes())?;
     }
-    let partial = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-    partial.as_file().sync_all()?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        fs::set_permissions(partial.path(), std::fs::Permissions::from_mode(0o644))?;
-    }
-    partial.persist(path).map_err(|e| e.error)?;
-    Ok(())
+    Ok(out.commit()?)
 }
 
 #[cfg(test)]
 mod tests {
+    use fs_err as fs;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -230,5 +221,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// In a process of its own, since the umask is one of the whole process.
+    #[cfg(unix)]
+    #[test]
+    fn permissions_follow_the_umask() {
+        use std::os::unix::fs::PermissionsExt as _;
+        const CHILD: &str = "D2O_TEST_UMASK";
+        if std::env::var_os(CHILD).is_some() {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("x.safetensors");
+            write(&path, &[], &BTreeMap::new()).unwrap();
+            assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o640);
+            return;
+        }
+        let this = std::env::current_exe().unwrap();
+        let mut child = std::process::Command::new("sh");
+        child.args(["-c", "umask 027; exec \"$0\" --exact safetensors::tests::permissions_follow_the_umask"]);
+        let output = child.arg(this).env(CHILD, "").output().unwrap();
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}");
     }
 }

@@ -40,6 +40,12 @@ impl Budget {
         Self { file: bytes, bytes: limit_bytes(bytes), steps: limit_steps(bytes) }
     }
 
+    /// Bytes of memory that are left.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.bytes
+    }
+
     /// Charges `count` bytes of memory.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! BMP and DIB, by the rules of Pillow's reader: five- and six-bit channels round down, 32 bits without masks have no alpha.
 //! (The `image` crate rounds to nearest and takes other masks.)
 
+use d2o_files::kind::DIB_HEADERS;
+
 use super::Fault;
 use super::memory;
 use super::pixels::{self, Palette, Pixels};
@@ -11,9 +13,6 @@ const RAW: u32 = 0;
 const RLE8: u32 = 1;
 const RLE4: u32 = 2;
 const BITFIELDS: u32 = 3;
-
-/// Lengths of the image headers known.
-pub(super) const HEADERS: [u32; 7] = [12, 40, 52, 56, 64, 108, 124];
 
 /// Where a 32-bit pixel's bytes lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +59,8 @@ fn le32(bytes: &[u8], at: usize) -> Option<u32> {
 fn header(bytes: &[u8]) -> Result<Option<Header>, Fault> {
     let start = if bytes.starts_with(b"BM") { FILE_HEADER } else { 0 };
     let Some(length) = le32(bytes, start) else { return Ok(None) };
-    if !HEADERS.contains(&length) {
-        return Err(Fault::expected(format!("a BMP header of {HEADERS:?} bytes"), length.to_string()));
+    if !DIB_HEADERS.contains(&length) {
+        return Err(Fault::expected(format!("a BMP header of {DIB_HEADERS:?} bytes"), length.to_string()));
     }
     let mut end = start + length as usize;
     if bytes.len() < end {

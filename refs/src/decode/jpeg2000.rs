@@ -4,6 +4,7 @@
 //! they lead to is bounded before it is called. Whatever this walk does not follow as OpenJPEG does is refused: unknown markers, bytes
 //! between tile parts, palettes.
 
+use d2o_files::kind::{CODESTREAM, JPEG_2000};
 use jpeg2k::{ColorSpace, DecodeParameters, Image};
 
 use super::Fault;
@@ -11,10 +12,6 @@ use super::jpeg::be16;
 use super::memory::{self, Leave};
 use super::pixels::{self, Pixels};
 
-/// First bytes of a codestream: its start and the marker of sizes.
-pub(super) const CODESTREAM: [u8; 4] = [0xff, 0x4f, 0xff, 0x51];
-/// First box of a file.
-pub(super) const SIGNATURE: &[u8] = b"\x00\x00\x00\x0cjP  \r\n\x87\n";
 /// Most boxes before the codestream.
 const MAX_BOXES: usize = 1 << 12;
 /// Most memory that one image may take while it is decoded, bytes: 25 megapixels of RGB count as 1 GB, and take three quarters of it.
@@ -64,7 +61,7 @@ fn codestream(bytes: &[u8]) -> Result<Option<Start>, Fault> {
     if bytes.starts_with(&CODESTREAM) {
         return Ok(Some((0, None)));
     }
-    let (mut at, mut size) = (SIGNATURE.len(), None);
+    let (mut at, mut size) = (JPEG_2000.len(), None);
     for _ in 0..MAX_BOXES {
         let (Some(mut length), Some(kind)) = (be32(bytes, at), bytes.get(at + 4..at + 8)) else { return Ok(None) };
         let mut head = 8;
@@ -391,7 +388,7 @@ mod tests {
         let file = |width: u8, more: &[u8]| {
             let ihdr = boxed(b"ihdr", &[0, 0, 0, 50, 0, 0, 0, width, 0, 1, 7, 7, 0, 0]);
             let stream = boxed(b"jp2c", &stream([50, 50], [50, 50], 1, 1, &[5, 4, 4, 0, 1]));
-            [SIGNATURE, &boxed(b"ftyp", b"jp2 "), &boxed(b"jp2h", &[&ihdr, more].concat()), &stream].concat()
+            [JPEG_2000, &boxed(b"ftyp", b"jp2 "), &boxed(b"jp2h", &[&ihdr, more].concat()), &stream].concat()
         };
         assert_eq!(size(&file(50, &[])).unwrap(), Some((50, 50)));
         assert!(refusal(&file(49, &[])).contains("a header of 50×50"));

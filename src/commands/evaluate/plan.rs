@@ -151,11 +151,11 @@ pub(super) fn plan_shard(args: &Evaluate, global: &Global, printer: Printer) -> 
     for network in &networks {
         network.spec.record(samples.image_dims(), &rule)?;
     }
-    let finished = is_finished(out, args.output.overwrite, &samples, range.clone(), &networks, batch, &rule)?;
-    if finished {
-        FeatureFile::open(out)?.verify()?;
+    let finished = finished(out, args.output.overwrite, &samples, range.clone(), &networks, batch, &rule)?;
+    if let Some(features) = &finished {
+        features.verify()?;
     }
-    let (cache, out) = (args.cache.clone(), out.clone());
+    let (cache, out, finished) = (args.cache.clone(), out.clone(), finished.is_some());
     Ok(Some(ShardPlan { samples, networks, range, batch, rule, cache, out, finished }))
 }
 
@@ -184,8 +184,8 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
     if let Some(path) = &args.save_features {
         let count = samples.len();
         let rule = InputRule::from(protocols[0]);
-        if is_finished(path, args.output.overwrite, &samples, 0..count, &networks, batch, &rule)? {
-            samples = Source::open(path)?;
+        if let Some(found) = finished(path, args.output.overwrite, &samples, 0..count, &networks, batch, &rule)? {
+            samples = Source::joined(vec![found])?;
             features = None;
             notes.push(format!(
                 "`{}` holds these features already and is used (--overwrite computes them again)",
@@ -274,12 +274,12 @@ fn title_of(path: &Path, parts: usize) -> String {
     }
 }
 
-/// Whether `path` holds the features of images `range` of `samples` by `networks`, as an earlier run with the same settings described them;
+/// The file `path` if it holds the features of images `range` of `samples` by `networks`, as an earlier run with the same settings described them;
 /// whether they are undamaged is for the caller to verify.
 ///
 /// # Errors
 /// If it holds something else and `overwrite` does not allow to replace it, or cannot be written.
-fn is_finished(
+fn finished(
     path: &Path,
     overwrite: bool,
     samples: &Source,
@@ -287,16 +287,15 @@ fn is_finished(
     networks: &[Network],
     batch: usize,
     rule: &InputRule,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Option<FeatureFile>> {
     if !overwrite
-        && FeatureFile::is_one(path)
         && let Ok(found) = FeatureFile::open(path)
         && let Some(meta) = found.meta()
     {
         let options = PassOptions { batch, rule: *rule, cache: None, reporter: &Silent };
         let wanted = meta_of(samples, range, networks, &options)?;
         if meta.rows == wanted.rows && settings(meta) == settings(&wanted) {
-            return Ok(true);
+            return Ok(Some(found));
         }
         return Err(with_hint(
             anyhow::anyhow!("`{}` holds features of other images, networks or settings", path.display()),
@@ -304,7 +303,7 @@ fn is_finished(
         ));
     }
     outputs::ensure_new(path, overwrite)?;
-    Ok(false)
+    Ok(None)
 }
 
 /// The command as it was given, quoted for a shell.

@@ -1,0 +1,356 @@
+//! Zip archives that are complete or absent.
+
+use std::io::{self, Seek as _, SeekFrom, Write};
+use std::path::Path;
+
+use d2o_files::AtomicFile;
+
+use crate::archive;
+use crate::error::Result;
+
+/// A zip archive that is complete or absent: stored entries with fixed times, so equal content gives equal bytes.
+///
+/// Only the table of entries is kept, as it will be written: 46 bytes and the name for an entry.
+pub(crate) struct AtomicZip {
+    file: AtomicFile,
+    table: Vec<u8>,
+    entries: u64,
+    /// Version of the format that an entry needs.
+    version: u16,
+    /// Bytes written so far.
+    at: u64,
+    current: Option<Entry>,
+}
+
+/// The entry that is being written.
+struct Entry {
+    name: String,
+    /// Where its local header begins.
+    header: u64,
+    crc: crc32fast::Hasher,
+    bytes: u64,
+    /// Whether there is room for sizes of 64 bits.
+    large: bool,
+}
+
+/// 1 January 1980, the first day that the format can tell.
+const DATE: u16 = 0x21;
+/// A regular file that its owner may write and all may read, in the upper half of the attributes.
+const MODE: u32 = 0o100_644 << 16;
+/// Made on Unix.
+const UNIX: u16 = 3 << 8;
+/// Versions of the format that are needed to extract: all; sizes of 64 bits.
+const VERSION: u16 = 10;
+const VERSION_64: u16 = 45;
+/// Flag of names in UTF-8 that are not ASCII.
+const UTF_8: u16 = 1 << 11;
+/// Stands for a value that is kept in 64 bits elsewhere.
+const ELSEWHERE: u32 = u32::MAX;
+
+fn low(value: u64) -> u32 {
+    u32::try_from(value).unwrap_or(ELSEWHERE)
+}
+
+impl AtomicZip {
+    /// As [`AtomicFile::create`].
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        Ok(Self {
+            file: AtomicFile::create(path)?,
+            table: Vec::new(),
+            entries: 0,
+            version: VERSION,
+            at: 0,
+            current: None,
+        })
+    }
+
+    /// Starts entry `name` of about `bytes` bytes; its content is what is written then.
+    pub(crate) fn start(&mut self, name: &str, bytes: u64) -> Result<()> {
+        const SLACK: u64 = 1 << 16;
+        self.end()?;
+        let large = bytes > u64::from(u32::MAX) - SLACK;
+        self.current = Some(self.header(name, large, 0, 0)?);
+        Ok(())
+    }
+
+    /// Writes entry `name` as a whole.
+    pub(crate) fn whole(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        if bytes.len() as u64 >= u64::from(ELSEWHERE) {
+            self.start(name, bytes.len() as u64)?;
+            return Ok(self.write_all(bytes)?);
+        }
+        self.end()?;
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(bytes);
+        let entry = self.header(name, false, crc.clone().finalize(), bytes.len() as u64)?;
+        self.put(bytes)?;
+        self.list(Entry { crc, bytes: bytes.len() as u64, ..entry })
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Writes the local header of an entry, whose content comes next.
+    fn header(&mut self, name: &str, large: bool, crc: u32, bytes: u64) -> Result<Entry> {
+        let header = self.at;
+        let size = if large { ELSEWHERE } else { low(bytes) };
+        let mut out = Vec::with_capacity(64 + name.len());
+        out.extend(archive::LOCAL.to_le_bytes());
+        for n in [if large { VERSION_64 } else { VERSION }, flags(name), 0, 0, DATE] {
+            out.extend(n.to_le_bytes());
+        }
+        for n in [crc, size, size] {
+            out.extend(n.to_le_bytes());
+        }
+        out.extend(name_bytes(name)?.to_le_bytes());
+        out.extend(if large { 20_u16 } else { 0 }.to_le_bytes());
+        out.extend(name.as_bytes());
+        if large {
+            out.extend([1, 0, 16, 0]);
+            out.extend([0; 16]);
+        }
+        self.put(&out)?;
+        Ok(Entry { name: name.to_owned(), header, crc: crc32fast::Hasher::new(), bytes: 0, large })
+    }
+
+    /// Completes the header of the entry that was started.
+    fn end(&mut self) -> Result<()> {
+        let Some(entry) = self.current.take() else { return Ok(()) };
+        if !entry.large && entry.bytes >= u64::from(ELSEWHERE) {
+            return Err(io::Error::other(format!("`{}` has more bytes than were announced", entry.name)).into());
+        }
+        self.file.seek(SeekFrom::Start(entry.header + 14))?;
+        self.file.write_all(&entry.crc.clone().finalize().to_le_bytes())?;
+        if entry.large {
+            self.file.seek(SeekFrom::Start(entry.header + 30 + entry.name.len() as u64 + 4))?;
+            self.file.write_all(&[entry.bytes.to_le_bytes(); 2].concat())?;
+        } else {
+            self.file.write_all(&[low(entry.bytes).to_le_bytes(); 2].concat())?;
+        }
+        self.file.seek(SeekFrom::Start(self.at))?;
+        self.list(entry)
+    }
+
+    /// Adds an entry to the table.
+    fn list(&mut self, entry: Entry) -> Result<()> {
+        let mut extra = Vec::new();
+        if entry.large {
+            extra.extend([entry.bytes.to_le_bytes(), entry.bytes.to_le_bytes()].concat());
+        }
+        if low(entry.header) == ELSEWHERE {
+            extra.extend(entry.header.to_le_bytes());
+        }
+        let size = if entry.large { ELSEWHERE } else { low(entry.bytes) };
+        let version = if extra.is_empty() { VERSION } else { VERSION_64 };
+        if !extra.is_empty() {
+            let length = u16::try_from(extra.len()).unwrap_or(0).to_le_bytes();
+            extra.splice(0..0, [1, 0, length[0], length[1]]);
+        }
+        let out = &mut self.table;
+        out.extend(archive::CENTRAL.to_le_bytes());
+        for n in [UNIX | version, version, flags(&entry.name), 0, 0, DATE] {
+            out.extend(n.to_le_bytes());
+        }
+        for n in [entry.crc.finalize(), size, size] {
+            out.extend(n.to_le_bytes());
+        }
+        let lengths = [name_bytes(&entry.name)?, u16::try_from(extra.len()).unwrap_or(0)];
+        for n in lengths.into_iter().chain([0; 3]) {
+            out.extend(n.to_le_bytes());
+        }
+        out.extend(MODE.to_le_bytes());
+        out.extend(low(entry.header).to_le_bytes());
+        out.extend(entry.name.as_bytes());
+        out.extend(extra);
+        self.entries += 1;
+        self.version = self.version.max(version);
+        Ok(())
+    }
+
+    /// Closes the archive and gives the file its name.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.end()?;
+        let (start, bytes, entries) = (self.at, self.table.len() as u64, self.entries);
+        let mut end = std::mem::take(&mut self.table);
+        let few = u16::try_from(entries).unwrap_or(u16::MAX);
+        let large = few == u16::MAX || low(bytes) == ELSEWHERE || low(start) == ELSEWHERE;
+        if large {
+            end.extend(archive::END_64.to_le_bytes());
+            end.extend(44_u64.to_le_bytes());
+            end.extend([self.version, self.version].map(u16::to_le_bytes).concat());
+            end.extend([0; 8]);
+            end.extend([entries, entries, bytes, start].map(u64::to_le_bytes).concat());
+            end.extend(archive::LOCATOR_64.to_le_bytes());
+            end.extend([0; 4]);
+            end.extend((start + bytes).to_le_bytes());
+            end.extend(1_u32.to_le_bytes());
+        }
+        end.extend(archive::END.to_le_bytes());
+        end.extend([0; 4]);
+        end.extend([few, few].map(u16::to_le_bytes).concat());
+        end.extend([if large { ELSEWHERE } else { low(bytes) }, low(start)].map(u32::to_le_bytes).concat());
+        end.extend([0; 2]);
+        self.put(&end)?;
+        Ok(self.file.commit()?)
+    }
+}
+
+fn flags(name: &str) -> u16 {
+    if name.is_ascii() { 0 } else { UTF_8 }
+}
+
+fn name_bytes(name: &str) -> io::Result<u16> {
+    u16::try_from(name.len()).map_err(|_| io::Error::other(format!("a name of {} bytes in a zip archive", name.len())))
+}
+
+impl Write for AtomicZip {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let Some(entry) = &mut self.current else { return Err(io::Error::other("no entry was started")) };
+        let count = self.file.write(buf)?;
+        entry.crc.update(&buf[..count]);
+        entry.bytes += count as u64;
+        self.at += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fs_err as fs;
+
+    use super::*;
+    use crate::error::Error;
+
+    fn entries(folder: &Path) -> Vec<String> {
+        let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
+        let mut names: Vec<_> = names.collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn an_abandoned_zip_writes_nothing_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.zip");
+        let mut zip = AtomicZip::create(&path).unwrap();
+        zip.start("a", 1).unwrap();
+        zip.write_all(b"abc").unwrap();
+        drop(zip);
+        assert!(entries(dir.path()).is_empty());
+    }
+
+    /// The bytes that d2o wrote with the zip crate before: files and their hashes stay the same.
+    #[test]
+    fn zips_are_those_of_the_zip_crate() {
+        use zip::write::SimpleFileOptions;
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (dir.path().join("a.zip"), dir.path().join("b.zip"));
+        for (what, large, count) in [
+            ("few", false, 3),
+            ("64 bits", true, 2),
+            ("none", false, 0),
+            ("many", false, 70_000),
+            ("many of 64 bits", true, 66_000),
+        ] {
+            let mut zip = AtomicZip::create(&ours).unwrap();
+            let mut reference = zip::ZipWriter::new(io::BufWriter::new(fs::File::create(&theirs).unwrap()));
+            for i in 0..count {
+                let (name, bytes) = (crate::image_zip::name_of(i), vec![u8::try_from(i % 251).unwrap(); i % 50]);
+                let options = SimpleFileOptions::default()
+                    .compression_method(zip::CompressionMethod::Stored)
+                    .last_modified_time(zip::DateTime::default())
+                    .unix_permissions(0o644)
+                    .large_file(large);
+                reference.start_file(name.clone(), options).unwrap();
+                reference.write_all(&bytes).unwrap();
+                if large || i % 2 == 0 {
+                    zip.start(&name, if large { u64::MAX } else { 0 }).unwrap();
+                    bytes.chunks(7).for_each(|part| zip.write_all(part).unwrap());
+                } else {
+                    zip.whole(&name, &bytes).unwrap();
+                }
+            }
+            zip.finish().unwrap();
+            drop(reference.finish().unwrap().into_inner().unwrap());
+            let (found, expected) = (fs::read(&ours).unwrap(), fs::read(&theirs).unwrap());
+            let first = found.iter().zip(&expected).position(|(a, b)| a != b);
+            assert!(found == expected, "{what}: {} and {} bytes, first at {first:?}", found.len(), expected.len());
+            zip::ZipArchive::new(fs::File::open(&ours).unwrap()).unwrap();
+            assert_eq!(crate::archive::Archive::open(&ours, "a zip").unwrap().len(), count);
+        }
+    }
+
+    /// Run by the next test, with a limit on the size of files.
+    #[test]
+    #[ignore = "needs a limit on the size of files"]
+    fn every_writer_fails_on_a_full_disk() {
+        use crate::features::{FeatureWriter, Meta};
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        // Noise does not compress.
+        let noise = |i: usize| u8::try_from((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56).unwrap();
+        let images =
+            ndarray::Array4::from_shape_fn((64, 32, 32, 3), |(i, y, x, c)| noise(((i * 32 + y) * 32 + x) * 3 + c));
+        let dims = crate::batch::ImageDims { height: 32, width: 32, channels: 3 };
+        let meta = Meta {
+            d2o_features: 0,
+            source_sha256: String::new(),
+            total: 4000,
+            rows: 0..4000,
+            images: Some(dims),
+            batch: 1,
+            networks: std::collections::BTreeMap::new(),
+            generator: None,
+            sha256: std::collections::BTreeMap::new(),
+        };
+        let rows = ndarray::Array2::from_shape_fn((400, 100), |(i, j)| f32::from(noise(i * 100 + j)));
+        let failed = [
+            AtomicFile::write_all_to(&path("plain"), &vec![7; 4 << 20]).map_err(Error::from),
+            crate::image_zip::DatasetWriter::create(&path("a.zip")).and_then(|mut w| {
+                (0..20).try_for_each(|_| w.append(&images, None))?;
+                w.finish()
+            }),
+            crate::npz::NpzWriter::create(&path("a.npz")).and_then(|mut w| {
+                w.start("x", crate::npy::Dtype::U8, &[20, 64, 32, 32, 3])?;
+                (0..20).try_for_each(|_| w.raw(images.as_slice().unwrap()))?;
+                w.finish()
+            }),
+            crate::hdf5::Hdf5Writer::create(&path("a.h5"), 1280, dims).and_then(|mut w| {
+                (0..20).try_for_each(|_| w.append(&images))?;
+                w.finish()
+            }),
+            FeatureWriter::create(&path("f.h5"), meta).and_then(|mut w| {
+                (0..10).try_for_each(|_| w.append(&vec![[0; 32]; 400], &[("features", rows.view())]))?;
+                w.finish(None)
+            }),
+        ];
+        // HDF5's own text does not name the file.
+        for (result, name) in failed[3..].iter().zip(["a.h5", "f.h5"]) {
+            let text = result.as_ref().map_or_else(|e| format!("{e:#}"), |()| String::new());
+            assert!(text.contains(&format!("{name}: File too large")), "{text}");
+        }
+        for (i, result) in failed.iter().enumerate() {
+            assert!(result.is_err(), "writer {i}");
+        }
+        assert!(entries(dir.path()).is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_full_disk_is_one_error_without_crash_or_noise() {
+        const SCRIPT: &str = r#"trap '' XFSZ; ulimit -f 512; exec "$0" --exact "$1" --ignored --nocapture"#;
+        let test = "zip_writer::tests::every_writer_fails_on_a_full_disk";
+        let exe = std::env::current_exe().unwrap();
+        let out = std::process::Command::new("sh").args(["-c", SCRIPT]).arg(exe).arg(test).output().unwrap();
+        let (text, noise) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success() && text.contains("1 passed"), "{:?}: {text}{noise}", out.status);
+        assert_eq!(noise, "");
+    }
+}

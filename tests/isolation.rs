@@ -1,0 +1,73 @@
+//! HDF5 files on which libhdf5 does not return: they are refused, and by whom they are opened.
+#![cfg(target_os = "linux")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use d2o::isolation::COMMAND;
+use fs_err as fs;
+use ndarray::Array4;
+
+mod common;
+use common::{attempt, d2o};
+
+const SHAPE: (usize, usize, usize, usize) = (12, 8, 8, 3);
+
+/// A virtual dataset whose global heap holds an object of 2^64 - 16 bytes: with its header of 16 it takes none, and libhdf5 steps over it for ever.
+fn endless(path: &Path) {
+    let file = hdf5::File::create(path).unwrap();
+    file.new_dataset::<u8>().shape(SHAPE).create("part").unwrap().write(&Array4::<u8>::zeros(SHAPE)).unwrap();
+    file.new_dataset::<u8>().shape(SHAPE).virtual_map(".", "part", SHAPE, .., SHAPE, ..).create("images").unwrap();
+    drop(file);
+    let mut bytes = fs::read(path).unwrap();
+    let at = bytes.windows(4).position(|w| w == b"GCOL").unwrap() + 24;
+    bytes[at..at + 8].copy_from_slice(&(u64::MAX - 15).to_le_bytes());
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn files_on_which_libhdf5_does_not_return_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    endless(&dir.join("x.h5"));
+    let refused = |args: &[&str]| {
+        let start = Instant::now();
+        let outcome = attempt(dir, args);
+        let text = "x.h5: expected an HDF5 file that libhdf5 can read, found one for which 5 s are not enough";
+        assert!(outcome.code == 2 && outcome.stderr.contains(text), "{args:?}: {outcome}");
+        assert!(start.elapsed() < Duration::from_secs(60), "{args:?}: {:?}", start.elapsed());
+    };
+    std::thread::scope(|scope| {
+        for args in [&["inspect", "x.h5"][..], &["evaluate", "x.h5", "--metrics", "is"]] {
+            scope.spawn(move || refused(args));
+        }
+    });
+}
+
+#[test]
+fn sound_files_pass_and_the_look_is_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let file = hdf5::File::create(dir.join("x.h5")).unwrap();
+    let group = file.create_group("group").unwrap();
+    let images = Array4::from_elem(SHAPE, 7_u8);
+    group
+        .new_dataset::<u8>()
+        .shape(SHAPE)
+        .chunk((1, 8, 8, 3))
+        .deflate(4)
+        .create("images")
+        .unwrap()
+        .write(&images)
+        .unwrap();
+    file.new_dataset::<f64>().shape((12, 3)).create("others").unwrap().write_raw(&[0.5; 36]).unwrap();
+    drop((file, group));
+    let start = Instant::now();
+    d2o(dir, &["--version"]);
+    let (started, start) = (start.elapsed(), Instant::now());
+    d2o(dir, &[COMMAND, "--", "x.h5"]);
+    println!("start {started:?}, start and look {:?}", start.elapsed());
+    d2o(dir, &["dataset", "x.h5::group/images", "--out", "d.zip"]);
+    assert!(d2o_refs::hdf5::walk(&dir.join("x.h5")));
+}
