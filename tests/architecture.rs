@@ -6,9 +6,6 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
-const LIBRARIES: [&str; 6] =
-    ["onnx/src", "onnx/runtime/src", "onnx/winograd/src", "converters/src", "refs/src", "evaluations/src"];
-
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use d2o_checkpoint::error::abbreviate;
 use d2o_checkpoint::{MAX_NETWORKS, Renamed, TensorSource};
 
-
 /// Prefixes that mean a wrapper wherever they are.
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 /// The tensor of `AveragedModel` beside its `module.`.
