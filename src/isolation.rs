@@ -20,7 +20,7 @@ pub const COMMAND: &str = "walk-hdf5";
 const SECONDS: u64 = 5;
 const BYTES_PER_SECOND: u64 = 64 << 20;
 
-/// Lets [`check`] pass every HDF5 file before this process opens it.
+/// Lets `check` pass every HDF5 file before this process opens it.
 pub fn guard() {
     hdf5::check_first(check);
 }

@@ -278,7 +278,7 @@ pub const PUBLISHED: &[Published] = &[
 /// A digest is the SHA-256, in hexadecimal, of the text `d2o weights 1` and one line for each tensor, sorted: its name, its dimensions as
 /// `[2048, 768]`, and the SHA-256 of its values as little-endian f32, row-major, separated by spaces; every line ends with a line feed.
 ///
-/// Names and axis orders are those the networks of [`crate::nn`] take tensors by, whatever the file's layout; queries, keys and values are
+/// Names and axis orders are those of the networks of [`crate::extractors`], whatever the file's layout; queries, keys and values are
 /// three tensors `attn.q_proj`, `attn.k_proj`, `attn.v_proj`; scales of Inception's batch norms are left out where all are 1, and so are
 /// batch norms' counters and DINOv2's `mask_token`. Values are those of the file before anything is folded, interpolated or rounded.
 #[derive(Debug, Clone, PartialEq, Eq)]

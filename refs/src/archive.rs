@@ -403,7 +403,7 @@ impl Archive {
     /// Entry `index` as a whole.
     ///
     /// # Errors
-    /// Those of [`Archive::read`]; `Format` if it has more than `limit` bytes.
+    /// Those of `Archive::read`; `Format` if it has more than `limit` bytes.
     pub fn whole(&self, index: usize, limit: u64) -> Result<Vec<u8>> {
         match self.read(index, limit)? {
             (bytes, true) => Ok(bytes),

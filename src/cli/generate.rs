@@ -71,7 +71,7 @@ pub struct Draw {
     /// torch-cuda: GPU to reproduce, by name or number of resident threads [default: the first CUDA device]
     #[arg(long, value_name = "GPU")]
     pub rng_gpu: Option<RngGpu>,
-    /// Output file: arrays `seeds` [N], `draw0`, `draw1`, … of normals [N, COUNT] or integers [N]
+    /// Output file: arrays `seeds [N]`, `draw0`, `draw1`, … of normals `[N, COUNT]` or integers `[N]`
     #[arg(long, value_name = "D.npz")]
     pub out: PathBuf,
     /// Replace outputs that exist

@@ -72,7 +72,7 @@ pub struct Sampling {
     /// device]
     #[arg(long, value_name = "GPU")]
     pub rng_gpu: Option<RngGpu>,
-    /// Read `latents` [N, C, H, W] or [N, Z], and `labels` and `seeds` [N] if present, from this file instead of drawing them
+    /// Read `latents [N, C, H, W]` or `[N, Z]`, and `labels [N]` and `seeds [N]` if present, from this file instead of drawing them
     #[arg(long, value_name = "L.npz")]
     pub latents: Option<PathBuf>,
     /// Quantisation to uint8 [default: from the graph's metadata]

@@ -84,7 +84,7 @@ pub struct Given {
 }
 
 impl Given {
-    /// Reads `path`: `latents` f32 [N, C, H, W] or [N, Z], `labels` and `seeds` [N] if it has them. Without `seeds`, its rows belong to the
+    /// Reads `path`: `latents` f32 `[N, C, H, W]` or `[N, Z]`, `labels [N]` and `seeds [N]` if it has them. Without `seeds`, its rows belong to the
     /// seeds `asked` in turn, or to 0, 1, ….
     ///
     /// # Errors

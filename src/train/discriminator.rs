@@ -9,7 +9,7 @@ use super::libtorch::{LibTorch, Value, int};
 
 /// Name of the backbone in tensor paths.
 pub const BACKBONE: &str = "tf_efficientnet_lite0";
-/// Feature resolution of the original recipe, which takes nominal sizes from [`NOMINAL_AT_224`].
+/// Feature resolution of the original recipe, whose nominal sizes are those of 256 pixels.
 pub const RECIPE_RESOLUTION: usize = 224;
 
 const NOMINAL_AT_224: usize = 256;

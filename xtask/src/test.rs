@@ -25,8 +25,32 @@ pub(crate) fn run() -> anyhow::Result<()> {
         "lints",
         cargo()?.args(["clippy", "--workspace", "--all-targets", "--features", "d2o/train", "--", "-D", "warnings"]),
     )?;
+    for alone in ALONE {
+        let lint = ["clippy", "--quiet", "--package"];
+        step(
+            &format!("lints of {alone} alone"),
+            cargo()?.args(lint).args(alone.split(' ')).args(["--", "-D", "warnings"]),
+        )?;
+    }
+    let doc = ["doc", "--quiet", "--no-deps", "--workspace", "--features", "d2o/train"];
+    step("documentation", cargo()?.args(doc).env("RUSTDOCFLAGS", "-D warnings"))?;
     tests(cargo()?.args(["test", "--workspace", "--features", "d2o/train", "--no-fail-fast"]))
 }
+
+/// Each library by itself, and the features of the one that has some.
+const ALONE: [&str; 11] = [
+    "d2o-budget",
+    "d2o-files",
+    "d2o-winograd",
+    "d2o-onnx",
+    "d2o-runtime --no-default-features",
+    "d2o-runtime --no-default-features --features ort",
+    "d2o-runtime --no-default-features --features tract",
+    "d2o-checkpoint",
+    "d2o-converters",
+    "d2o-refs",
+    "d2o-evaluations",
+];
 
 /// Checks licences, sources and versions of all dependencies against deny.toml; several versions of one are a warning.
 ///
