@@ -22,6 +22,7 @@ pub const UNVERIFIED: &str = "unverified";
 
 /// What is published about the SHA-256 of a file, in lower-case hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FileHash {
     /// All 64 digits.
     Full(&'static str),
@@ -45,6 +46,7 @@ impl FileHash {
 
 /// A published weight file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Published {
     /// The network it holds, as in a graph's metadata `extractor`.
     pub network: &'static str,
@@ -282,6 +284,7 @@ pub const PUBLISHED: &[Published] = &[
 /// three tensors `attn.q_proj`, `attn.k_proj`, `attn.v_proj`; scales of Inception's batch norms are left out where all are 1, and so are
 /// batch norms' counters and DINOv2's `mask_token`. Values are those of the file before anything is folded, interpolated or rounded.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Digests {
     /// Of the tensors that features depend on.
     pub trunk: String,
@@ -346,6 +349,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Whether a feature network has published weights.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct WeightsState {
     /// [`Digests::trunk`]; `None` for a graph of an earlier d2o.
     pub digest: Option<String>,

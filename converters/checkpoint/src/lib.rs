@@ -31,6 +31,7 @@ use self::views::Views;
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names say it")]
+#[non_exhaustive]
 pub enum Dtype {
     F64,
     F32,
@@ -250,6 +251,7 @@ impl TensorSource for Arc<dyn TensorSource> {
 
 /// What a checkpoint's container is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Format {
     /// safetensors.
     Safetensors,
@@ -282,6 +284,7 @@ impl Format {
 
 /// A network as a checkpoint stores it.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct StoredNetwork {
     /// Its key in the file's outermost dict, or the prefix of its tensors; empty for a file with a single unnamed one.
     pub name: String,
@@ -321,6 +324,7 @@ impl StoredNetwork {
 
 /// An opened checkpoint.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct CheckpointFile {
     /// The file.
     pub path: PathBuf,

@@ -53,6 +53,7 @@ pub(crate) struct Found {
 
 /// Python source that a file carries for a network. It is compared and hashed, never run.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Source {
     /// The text.
     pub text: Arc<str>,

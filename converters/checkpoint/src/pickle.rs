@@ -31,6 +31,7 @@ pub type Id = usize;
 
 /// A value as the pickle describes it; shared values have one id.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Node {
     /// `None`.
     None,

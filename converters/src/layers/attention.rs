@@ -16,6 +16,7 @@ pub(crate) fn attend<B: Backend>(b: &mut B, [q, k, v]: &[B::Value; 3], depth: us
 /// How the channels that one convolution gives for queries, keys and values are ordered: the place of tensor j (q, k, v), head h and channel c of the
 /// head, of C channels in heads of d.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum QkvOrder {
     /// `j·C + h·d + c`.
     ByTensor,

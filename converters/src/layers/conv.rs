@@ -9,6 +9,7 @@ use crate::weights::{Init, Scope};
 
 /// How a convolution changes the resolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Resample {
     /// Not at all.
     Keep,

@@ -16,6 +16,7 @@ pub struct LayerInit {
 /// The distributions EDM names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the field's names of the distributions")]
+#[non_exhaustive]
 pub enum InitMode {
     XavierUniform,
     KaimingUniform,

@@ -20,6 +20,7 @@ fn paths() -> impl Iterator<Item = String> {
 
 /// A published layout of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Layout {
     /// NVIDIA's port, as a pickle, TorchScript or state dict.
     Nvidia,

@@ -14,6 +14,7 @@ const DINO_INPUT: usize = 224;
 
 /// Family of a transformer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Family {
     /// CLIP's image tower.
     Clip,

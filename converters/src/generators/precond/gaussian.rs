@@ -19,6 +19,7 @@ const RESCALED_STEPS: usize = 1000;
 /// The noise schedules of guided-diffusion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum NoiseSchedule {
     /// β from 1e-4 to 0.02 for a thousand steps (Ho et al. 2020).
     Linear,

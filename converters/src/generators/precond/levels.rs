@@ -2,6 +2,7 @@
 
 /// The noise schedule of a DDPM's training.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Levels {
     /// Falling noise levels; the last of an iDDPM is 0.
     pub sigmas: Vec<f32>,

@@ -9,6 +9,7 @@ use d2o_onnx::metadata::Quantiser;
 
 /// Names that a constructor gives the arguments that every denoiser has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Convention {
     /// EDM's: `img_resolution`, `img_channels`, `label_dim`, `model_type`.
     Edm {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// How the noise level is embedded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum EmbeddingType {
     /// Fixed sinusoids.
     Positional,
@@ -15,6 +16,7 @@ pub enum EmbeddingType {
 /// Image path of the encoder beside its blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum EncoderType {
     /// Nothing.
     Standard,
@@ -27,6 +29,7 @@ pub enum EncoderType {
 /// Image path of the decoder beside its blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum DecoderType {
     /// Nothing.
     Standard,

@@ -12,6 +12,7 @@ const MAX_CHANNELS: usize = 1 << 14;
 /// Path between resolutions beside the activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum BlockKind {
     /// Nothing.
     Orig,
