@@ -1,8 +1,8 @@
-//! Checkpoints of every format → configuration → layout → graph.
+//! Checkpoints of every format → configuration → network → graph.
 #![no_main]
 
 use d2o_converters::Checkpoint;
-use d2o_converters::export::{self, FeatureOptions, GeneratorOptions, Kind, Options, PixelInput};
+use d2o_converters::export::{self, FeatureOptions, GeneratorOptions, Kind, Options};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     d2o_fuzz::with_file(bytes, |path| {
@@ -12,15 +12,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
                 let _ = export::denoiser(network, &Options { kind, uint8: true, ..Options::default() });
             }
             let _ = export::generator(network, &GeneratorOptions::default());
-            if let Some(size) = network.architecture.feature_size() {
-                let options = FeatureOptions {
-                    input: PixelInput::U8,
-                    image_size: 8,
-                    input_size: size,
-                    activation: None,
-                    head_width: None,
-                    taps: true,
-                };
+            if let Some(extractor) = network.architecture.extractor() {
+                let size = extractor.input_size();
+                let options = FeatureOptions { image_size: 8, taps: true, ..FeatureOptions::of_size(size) };
                 let _ = export::features(network, &options, "");
             }
         }
