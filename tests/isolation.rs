@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use d2o::isolation::COMMAND;
@@ -26,8 +27,15 @@ fn endless(path: &Path) {
     fs::write(path, bytes).unwrap();
 }
 
+/// libhdf5 opens files without close-on-exec: a process that another test starts would keep this test's file, and its lock, open.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn files_on_which_libhdf5_does_not_return_are_refused() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     endless(&dir.join("x.h5"));
@@ -47,6 +55,7 @@ fn files_on_which_libhdf5_does_not_return_are_refused() {
 
 #[test]
 fn sound_files_pass_and_the_look_is_short() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let file = hdf5::File::create(dir.join("x.h5")).unwrap();
