@@ -7,6 +7,7 @@ use d2o_converters::published::WeightsState;
 use d2o_evaluations::preprocess::{Preprocessing, Resampling, Resize, Scaling};
 use d2o_evaluations::protocol::{ClipFeatures, INCEPTION, Protocol};
 use d2o_onnx::graph::Dim;
+use d2o_onnx::metadata::Metadata;
 use d2o_onnx::read::{ModelInfo, ValueInfo};
 use d2o_refs::batch::{ImageDims, container_sha256};
 use d2o_runtime::{Session, SessionValue, Tensor};
@@ -120,6 +121,7 @@ pub struct Spec {
     pub path: String,
     sha256: String,
     model: ModelInfo,
+    metadata: Metadata,
     runtime: String,
     input: &'static str,
     features: &'static str,
@@ -217,8 +219,8 @@ impl Ends {
 impl Spec {
     fn new(role: Role, path: &Path, model: ModelInfo, runtime: String) -> anyhow::Result<Self> {
         let Ends { name, input, features } = Ends::of(path, &model)?;
-        let sha256 = container_sha256(path)?;
-        Ok(Self { role, name, path: path.display().to_string(), sha256, model, runtime, input, features })
+        let (sha256, metadata) = (container_sha256(path)?, model.described()?);
+        Ok(Self { role, name, path: path.display().to_string(), sha256, model, metadata, runtime, input, features })
     }
 
     /// The graph.
@@ -262,7 +264,7 @@ impl Spec {
     /// # Errors
     /// If it does not take such images, or lacks the output `rule` asks for.
     pub fn record(&self, dims: Option<ImageDims>, rule: &InputRule) -> anyhow::Result<NetworkRecord> {
-        let metadata = self.model.described()?;
+        let metadata = &self.metadata;
         let output = match self.role {
             Role::Clip => rule.clip.output(),
             _ => self.features,
@@ -293,7 +295,7 @@ impl Spec {
                 Preprocessing { resampling, scaling: None, in_graph: false }
             }
         };
-        let weights = WeightsState::of_metadata(&metadata);
+        let weights = WeightsState::of_metadata(metadata);
         Ok(NetworkRecord {
             name: self.name.clone(),
             path: self.path.clone(),
@@ -323,7 +325,7 @@ impl Spec {
         let scaling = scaling_of(&self.name, rule);
         let floats = self.input == INPUTS[1];
         match (self.role, size) {
-            (Role::Clip, Some([h, w])) if h == w && !model.metadata.contains_key("resize") => {
+            (Role::Clip, Some([h, w])) if h == w && self.metadata.resize.is_none() => {
                 Ok(Preparation::Crop { size: h, floats })
             }
             (_, Some(size)) if floats => {
@@ -385,7 +387,7 @@ impl Spec {
             && given.dims.len() == taken.dims.len()
             && given.dims.iter().zip(&taken.dims).all(same);
         anyhow::ensure!(fits, "`{path}` takes images of another size");
-        let crops = self.role == Role::Clip && !self.model().metadata.contains_key("resize");
+        let crops = self.role == Role::Clip && self.metadata.resize.is_none();
         anyhow::ensure!(!crops, "`{path}` leaves CLIP's resize to d2o");
         Ok(())
     }
