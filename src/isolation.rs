@@ -1,7 +1,7 @@
-//! A look at HDF5 files in a process of its own.
+//! Opening HDF5 files in a child process first.
 //!
-//! libhdf5 crashes, loops or takes memory without end on some damaged files, and a library's fault is one of the whole process. So the program starts
-//! itself on each such file first, as `d2o walk-hdf5 FILE`, with bounds on its memory and time, and opens the file only if that process came through.
+//! libhdf5 crashes, loops endlessly or exhausts memory on some damaged files, which would end or block the whole process. Therefore `d2o` runs
+//! `d2o walk-hdf5 FILE` with limits on memory and processor time, and opens the file only if that process succeeds.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -14,21 +14,21 @@ use d2o_refs::hdf5;
 
 use crate::commands::ExitStatus;
 
-/// Name of the command that looks.
+/// Name of the command that the child process runs.
 pub const COMMAND: &str = "walk-hdf5";
-/// Seconds of processor time for a file, and bytes for which there is one more.
+/// Processor time for a file, seconds, and the number of bytes that add a second.
 const SECONDS: u64 = 5;
 const BYTES_PER_SECOND: u64 = 64 << 20;
 
-/// Lets `check` pass every HDF5 file before this process opens it.
+/// Checks every HDF5 file in a child process before this process opens it.
 pub fn guard() {
     hdf5::check_first(check);
 }
 
-/// Starts the process that looks at the file at `path`, once for each file as it is.
+/// Opens the file at `path` in a child process, once until the file changes.
 ///
 /// # Errors
-/// What became of the process, if it crashed or met a bound.
+/// How the process ended, if it crashed or exceeded a limit.
 fn check(path: &Path) -> Result<(), String> {
     /// Path, bytes and time of the last change.
     type Seen = (PathBuf, u64, Option<SystemTime>);
@@ -43,7 +43,8 @@ fn check(path: &Path) -> Result<(), String> {
         let mut child = Command::new(program);
         child.arg(COMMAND).arg("--").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()
     });
-    let status = child.map_err(|e| format!("one that no process of its own could look at: {e}"))?;
+    let status =
+        child.map_err(|e| format!("one that could not be checked, because no child process could be started: {e}"))?;
     match fault(status, found.len()) {
         Some(fault) => Err(fault),
         None => {
@@ -53,13 +54,13 @@ fn check(path: &Path) -> Result<(), String> {
     }
 }
 
-/// What went wrong in the process that looked at a file of `bytes` bytes.
+/// Description of a failure of the child process on a file of `bytes` bytes.
 fn fault(status: process::ExitStatus, bytes: u64) -> Option<String> {
     if status.success() {
         return None;
     }
     if status.code() == Some(ExitStatus::No as i32) {
-        return Some(format!("one for which {} MiB of memory are not enough", memory(bytes) >> 20));
+        return Some(format!("one that needs more than {} MiB of memory", memory(bytes) >> 20));
     }
     #[cfg(unix)]
     {
@@ -67,33 +68,33 @@ fn fault(status: process::ExitStatus, bytes: u64) -> Option<String> {
         const SIGKILL: i32 = 9;
         const SIGXCPU: i32 = 24;
         match status.signal() {
-            Some(SIGKILL | SIGXCPU) => return Some(format!("one for which {} s are not enough", seconds(bytes))),
-            Some(signal) => return Some(format!("one on which it crashes (signal {signal})")),
+            Some(SIGKILL | SIGXCPU) => return Some(format!("one that needs more than {} s", seconds(bytes))),
+            Some(signal) => return Some(format!("one that crashes libhdf5 (signal {signal})")),
             None => {}
         }
     }
-    Some(format!("one on which it ends ({status})"))
+    Some(format!("one that ends libhdf5 ({status})"))
 }
 
 fn seconds(bytes: u64) -> u64 {
     SECONDS + bytes / BYTES_PER_SECOND
 }
 
-/// Memory for a file of `bytes` bytes: twice what readers may take, since libhdf5 keeps what it reads beside it.
+/// Memory limit for a file of `bytes` bytes: twice that of readers, since libhdf5 keeps its own copies.
 fn memory(bytes: u64) -> u64 {
     2 * Budget::of_file(bytes).left()
 }
 
-/// Looks at the file at `path` within the bounds; what it holds does not matter. The answer is no where memory was short.
+/// The child process: opens and samples the file at `path` within the limits. Its contents and errors do not matter, except a lack of memory.
 ///
 /// # Errors
-/// Those of the file system and of bounds that cannot be set.
+/// Those of the file system and of setting the limits.
 pub fn walk(path: &Path) -> anyhow::Result<ExitStatus> {
     bound(fs_err::metadata(path)?.len())?;
     Ok(if hdf5::walk(path) { ExitStatus::Done } else { ExitStatus::No })
 }
 
-/// Sets the bounds for a file of `bytes` bytes.
+/// Sets the limits for a file of `bytes` bytes.
 #[cfg(unix)]
 fn bound(bytes: u64) -> anyhow::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -104,7 +105,7 @@ fn bound(bytes: u64) -> anyhow::Result<()> {
     };
     lower(Resource::Core, 0)?;
     lower(Resource::Cpu, seconds(bytes))?;
-    // What the program itself has mapped, in pages: a number that Linux tells.
+    // Pages that the program itself has mapped, from Linux's process information.
     let pages = fs_err::read_to_string("/proc/self/statm").ok();
     let pages = pages.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
     if let Some(pages) = pages {
@@ -123,16 +124,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_the_process_tells_the_fault() {
+    fn exit_statuses_are_described() {
         let of = |script: &str| fault(Command::new("sh").args(["-c", script]).status().unwrap(), 1 << 20);
         for (script, found) in [
             ("exit 0", None),
-            ("exit 1", Some("one for which 224 MiB of memory are not enough")),
-            ("exit 101", Some("one on which it ends (exit status: 101)")),
-            ("kill -SEGV $$", Some("one on which it crashes (signal 11)")),
-            ("kill -ABRT $$", Some("one on which it crashes (signal 6)")),
-            ("kill -XCPU $$", Some("one for which 5 s are not enough")),
-            ("kill -KILL $$", Some("one for which 5 s are not enough")),
+            ("exit 1", Some("one that needs more than 224 MiB of memory")),
+            ("exit 101", Some("one that ends libhdf5 (exit status: 101)")),
+            ("kill -SEGV $$", Some("one that crashes libhdf5 (signal 11)")),
+            ("kill -ABRT $$", Some("one that crashes libhdf5 (signal 6)")),
+            ("kill -XCPU $$", Some("one that needs more than 5 s")),
+            ("kill -KILL $$", Some("one that needs more than 5 s")),
         ] {
             assert_eq!(of(script).as_deref(), found, "{script}");
         }

@@ -42,7 +42,7 @@ fn files_on_which_libhdf5_does_not_return_are_refused() {
     let refused = |args: &[&str]| {
         let start = Instant::now();
         let outcome = attempt(dir, args);
-        let text = "x.h5: expected an HDF5 file that libhdf5 can read, found one for which 5 s are not enough";
+        let text = "x.h5: expected an HDF5 file that libhdf5 can read, found one that needs more than 5 s";
         assert!(outcome.code == 2 && outcome.stderr.contains(text), "{args:?}: {outcome}");
         assert!(start.elapsed() < Duration::from_secs(60), "{args:?}: {:?}", start.elapsed());
     };
@@ -54,7 +54,7 @@ fn files_on_which_libhdf5_does_not_return_are_refused() {
 }
 
 #[test]
-fn sound_files_pass_and_the_look_is_short() {
+fn valid_files_pass() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

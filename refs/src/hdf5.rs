@@ -77,14 +77,14 @@ pub type Check = fn(&Path) -> std::result::Result<(), String>;
 
 static CHECK: OnceLock<Check> = OnceLock::new();
 
-/// Has `check` look at every HDF5 file before libhdf5 opens it in this process; of several calls the first counts. libhdf5 crashes, or never returns,
-/// on some damaged files: `check` may try that in another process by [`walk`].
+/// Calls `check` for every HDF5 file before libhdf5 opens it in this process; only the first call of this function has an effect. libhdf5 crashes or never
+/// returns on some damaged files: `check` may run [`walk`] in another process.
 pub fn check_first(check: Check) {
     CHECK.get_or_init(|| check);
 }
 
-/// Opens the HDF5 file at `path` and all in it that this crate may read, in the same ways, and reads some of it. What it holds and whether it is damaged
-/// does not matter; that this returns does. Tells whether memory was enough.
+/// Opens the HDF5 file at `path` in all the ways that this crate does, and samples its datasets. Errors are ignored: the purpose is to find out whether
+/// libhdf5 returns. False if memory was exhausted.
 #[must_use]
 pub fn walk(path: &Path) -> bool {
     let mut faults: Vec<Error> = Vec::new();
@@ -103,7 +103,7 @@ pub fn walk(path: &Path) -> bool {
     !faults.iter().any(lacks_memory)
 }
 
-/// Whether the library says that it could not allocate memory.
+/// Whether the library failed to allocate memory.
 fn lacks_memory(error: &Error) -> bool {
     use ::hdf5::MinorErrorCode::{CantAlloc, NoSpace};
     matches!(error, Error::Hdf5 { source, .. } if source.contains_minor(NoSpace) || source.contains_minor(CantAlloc))
@@ -146,7 +146,7 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Opens the file at `path`, once what [`check_first`] was given has looked at it. The library does not print its errors.
+    /// Opens the file at `path` after the check of [`check_first`]. The library does not print its errors.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         if let Some(check) = CHECK.get()
             && is_hdf5(&mut kind::open(path, EXPECTED)?)?

@@ -1,6 +1,6 @@
-//! What a file is, by its first bytes: words for the message of a reader that expected another format.
+//! Kinds of files by their first bytes, for the message of a reader that expected another format.
 
-/// Bytes from the start of a file that are enough to tell: the signature of a tar archive ends at 262.
+/// Number of bytes from the start of a file that identify it: the signature of a tar archive ends at 262.
 pub const HEAD: usize = 512;
 /// A zip archive, as [`known`] names it.
 pub const ZIP: &str = "a zip archive";
@@ -9,7 +9,7 @@ pub const ONNX: &str = "an ONNX model";
 /// Bytes of a text that [`describe`] repeats.
 const SHOWN: usize = 40;
 
-/// Image formats that can be told by their signature. TGA has none.
+/// Image formats with a signature. TGA has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Image {
@@ -23,7 +23,7 @@ pub enum Image {
     WebP,
 }
 
-/// Lengths of a BMP's header, with which one without a file header begins.
+/// Lengths of a BMP header; an image without a file header begins with one of them.
 pub const DIB_HEADERS: [u32; 7] = [12, 40, 52, 56, 64, 108, 124];
 /// First box of a JPEG 2000 file.
 pub const JPEG_2000: &[u8] = b"\x00\x00\x00\x0cjP  \r\n\x87\n";

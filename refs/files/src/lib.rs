@@ -1,5 +1,4 @@
-//! Files as every reader and writer of d2o meets them: what one is by its first bytes ([`kind`]), and writing one that is complete or absent
-//! ([`AtomicFile`]).
+//! Identification of files by their first bytes, for error messages ([`kind`]), and atomic writing ([`AtomicFile`]).
 #![deny(missing_docs)]
 
 pub mod kind;
