@@ -113,13 +113,12 @@ fn openais_unets_on_the_runtimes() {
 fn openais_unets_on_libtorch() {
     use d2o::train::libtorch::{LibTorch, Value, tensor_of, values_of};
     use d2o_converters::denoiser::{Denoiser, Sigma};
-    use d2o_converters::weights::Weights;
     use tch::Device;
 
     for (name, class, rest) in openai_cases() {
         let mut npz = Npz::open(&data(&format!("openai/{name}.npz"))).unwrap();
         let network = openai(name, class, &rest, true);
-        let weights = Weights::checkpoint(Box::new(std::sync::Arc::clone(&network.tensors)), "");
+        let weights = network.weights();
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
         let net = Denoiser::build(&mut b, &network.architecture.denoiser().unwrap()).unwrap();
         b.finish().unwrap();
@@ -229,14 +228,13 @@ fn stylegan2_on_the_runtimes() {
 #[test]
 fn stylegan2_on_libtorch() {
     use d2o::train::libtorch::{LibTorch, Value, tensor_of, values_of};
-    use d2o_converters::weights::Weights;
     use tch::Device;
 
     for name in GENERATORS {
         let checkpoint = Checkpoint::open(&data(&format!("stylegan2/{name}.pkl"))).unwrap();
         let network = checkpoint.network(None).unwrap();
         let Architecture::Generator(generator) = &network.architecture else { panic!("{:?}", network.architecture) };
-        let weights = Weights::checkpoint(Box::new(std::sync::Arc::clone(&network.tensors)), "");
+        let weights = network.weights();
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
         let net = generator.build(&mut b).unwrap();
         b.finish().unwrap();

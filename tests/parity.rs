@@ -501,7 +501,7 @@ fn golden_networks_on_libtorch() {
         let golden = Golden::open(&dir, name);
         let network = golden.checkpoint.network(None).unwrap();
         let Architecture::Denoiser(config) = &network.architecture else { panic!("{name} has no configuration") };
-        let weights = Weights::checkpoint(Box::new(std::sync::Arc::clone(&network.tensors)), "");
+        let weights = network.weights();
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
         let net = Denoiser::build(&mut b, config).unwrap();
         b.finish().unwrap();

@@ -3,7 +3,6 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a test")]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use d2o::train::blank_image::statistics_after_blank_image;
 use d2o::train::discriminator::{DiscriminatorConfig, MultiScaleHeads, Projector};
@@ -78,7 +77,7 @@ fn a_step_is_the_originals() {
         let mut kwargs = config.init_kwargs();
         kwargs["dropout"] = 0.0.into();
         let config = NetConfig::new("D2OPrecond", &kwargs).unwrap();
-        let weights = Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "");
+        let weights = network.weights();
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
         let net = Denoiser::build(&mut b, &config).unwrap();
         let (generator, _) = b.finish().unwrap();

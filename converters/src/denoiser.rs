@@ -7,7 +7,7 @@ use crate::error::{Result, config};
 use crate::generators::args::Args;
 use crate::generators::backbone::Shape;
 use crate::generators::inferred::Inferred;
-use crate::generators::precond::{Convention, Levels};
+use crate::generators::precond::{Coefficients, Convention, Levels};
 use crate::registry::{Backbone, BackboneNet, Precond};
 use crate::weights::Scope;
 
@@ -147,14 +147,6 @@ pub struct Denoiser<V: Clone> {
     levels: Option<Levels>,
 }
 
-/// c_skip, c_out, c_in (each `[N or 1, 1, 1, 1]`) and c_noise (`[N or 1]`).
-struct Coefficients<V> {
-    skip: Option<V>,
-    out: V,
-    input: Option<V>,
-    noise: V,
-}
-
 impl<V: Clone> Denoiser<V> {
     /// Takes the tensors of a network of this configuration.
     ///
@@ -180,10 +172,7 @@ impl<V: Clone> Denoiser<V> {
         b.enter(&self.scope);
         let c = match sigma {
             Sigma::Fixed(value) => self.fixed(b, *value)?,
-            Sigma::PerImage(value) => {
-                let c = self.config.precond.coefficients(b, &self.scope, value, self.levels.as_ref())?;
-                Coefficients { skip: c.skip, out: c.out, input: c.input, noise: c.noise }
-            }
+            Sigma::PerImage(value) => self.config.precond.coefficients(b, &self.scope, value, self.levels.as_ref())?,
         };
         let input = match &c.input {
             Some(c_in) => b.mul(x, c_in)?,

@@ -13,8 +13,6 @@
 //! `images_u8` are bytes of any one size, resized in the graph. `images_f32` are values 0 to 255 that were resized to the network's input size S before,
 //! with the fractions that a protocol's resize leaves. Normalisation is part of the graph in both.
 
-use std::sync::Arc;
-
 use d2o_onnx::graph::{Dim, Edge, ElementType, Model};
 use d2o_onnx::metadata::{self, Metadata, Noise, Quantiser};
 
@@ -121,7 +119,7 @@ pub struct Exported {
 /// # Errors
 /// `Config` if its configuration is not known; errors of the load; `Engine` if the graph cannot be built.
 pub fn denoiser(network: &Network, options: &Options) -> Result<Exported> {
-    denoiser_of(&network.architecture.denoiser()?, weights(network), options)
+    denoiser_of(&network.architecture.denoiser()?, network.weights(), options)
 }
 
 /// The graph of a denoiser of this configuration over `weights`.
@@ -178,7 +176,7 @@ pub fn generator(network: &Network, options: &GeneratorOptions) -> Result<Export
     let Architecture::Generator(generator) = &network.architecture else {
         return Err(config(format!("a generator was expected, found {}", network.architecture.name())));
     };
-    let mut b = OnnxBackend::new(generator.class(), weights(network));
+    let mut b = OnnxBackend::new(generator.class(), network.weights());
     let net = generator.build(&mut b)?;
     let latents = b.input("latents", ElementType::F32, &[Dim::Batch, Dim::Known(generator.latent_dim())])?;
     let labels = class_labels(&mut b, generator.label_dim())?;
@@ -222,11 +220,11 @@ pub fn features(network: &Network, options: &FeatureOptions, file_sha256: &str) 
     if options.input_size != size && !extractor.any_size() {
         return Err(config(format!("{name} runs at {size} pixels, found {}", options.input_size)));
     }
-    let mut b = OnnxBackend::new(&name, weights(network));
+    let mut b = OnnxBackend::new(&name, network.weights());
     let x = pixels(&mut b, options)?;
     let net = extractor.build(&mut b, options.input_size)?;
     let x = extractor.preprocessing().apply(&mut b, &x, options.input_size)?;
-    for (name, value) in net.outputs(&mut b, &x, options.taps)? {
+    for (name, value) in net.forward(&mut b, &x, options.taps)? {
         b.output(&name, &value)?;
     }
     let resized = options.image_size != options.input_size;
@@ -294,10 +292,6 @@ fn pixels(b: &mut OnnxBackend, options: &FeatureOptions) -> Result<Edge> {
     let (name, element) = if bytes { ("images_u8", ElementType::U8) } else { ("images_f32", ElementType::F32) };
     let x = b.input(name, element, &[Dim::Batch, size, size, Dim::Known(3)])?;
     channels_first(b, &x, bytes)
-}
-
-fn weights(network: &Network) -> Weights {
-    Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "")
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::error::{Error, Result, config};
 use crate::extractors::inception_v3::Parts;
 use crate::generators::inferred::Inferred;
 use crate::registry::{Extractor, LatentGenerator, Precond, infer};
+use crate::weights::Weights;
 use crate::wrappers;
 
 /// A network's architecture, as identified from the file.
@@ -191,6 +192,12 @@ impl Network {
     #[must_use]
     pub fn with_tensors(&self, tensors: Arc<dyn TensorSource>) -> Self {
         Self { tensors, ..self.described_as(self.architecture.clone()) }
+    }
+
+    /// Its weights, for building it.
+    #[must_use]
+    pub fn weights(&self) -> Weights {
+        Weights::checkpoint(Box::new(Arc::clone(&self.tensors)), "")
     }
 
     /// The network that is stored, or those of a wrapper around several.

@@ -194,8 +194,8 @@ impl<V: Clone> ExtractorNet<V> {
     ///
     /// # Errors
     /// `Engine`.
-    pub fn outputs<B: Backend<Value = V>>(&self, b: &mut B, x: &V, taps: bool) -> Result<Named<V>> {
-        each_extractor_net!(self, config, net => config.outputs(net, b, x, taps))
+    pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, taps: bool) -> Result<Named<V>> {
+        each_extractor_net!(self, net => net.forward(b, x, taps))
     }
 }
 
@@ -302,7 +302,7 @@ impl Backbone {
 
 impl<V: Clone> BackboneNet<V> {
     pub(crate) fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, noise: &V, labels: Option<&V>) -> Result<V> {
-        each_backbone_net!(self, config, net => config.forward(net, b, x, noise, labels))
+        each_backbone_net!(self, net => net.forward(b, x, noise, labels))
     }
 }
 
@@ -370,6 +370,6 @@ impl<V: Clone> LatentNet<V> {
         labels: Option<&V>,
         options: &SynthesisOptions,
     ) -> Result<V> {
-        each_generator_net!(self, config, net => config.forward(net, b, latents, labels, options))
+        each_generator_net!(self, net => net.forward(b, latents, labels, options))
     }
 }

@@ -48,9 +48,9 @@ macro_rules! rows {
     };
 }
 
-/// Defines the enum `$net` of the networks of each row on a backend with values of type `V`, each with its configuration, and
+/// Defines the enum `$net` of the networks of each row on a backend with values of type `V`, and
 ///
-/// - `$each_net!(value, config, net => expression)`: the expression with the configuration and the network of the value's row;
+/// - `$each_net!(value, net => expression)`: the expression with the network of the value's row;
 /// - `$build!(value, config => expression)`: the network that the expression builds from the configuration of the value's row.
 macro_rules! nets {
     (
@@ -63,13 +63,13 @@ macro_rules! nets {
         #[non_exhaustive]
         #[allow(clippy::large_enum_variant, reason = "one per network")]
         pub enum $net<V: Clone> {
-            $($(#[$doc])* $row($config, <$config as $trait>::Net<V>),)+
+            $($(#[$doc])* $row(<$config as $trait>::Net<V>),)+
         }
 
         macro_rules! $each_net {
-            ($d value:expr, $d config:ident, $d inner:ident => $d body:expr) => {
+            ($d value:expr, $d inner:ident => $d body:expr) => {
                 match $d value {
-                    $($net::$row($d config, $d inner) => $d body,)+
+                    $($net::$row($d inner) => $d body,)+
                 }
             };
         }
@@ -77,7 +77,7 @@ macro_rules! nets {
         macro_rules! $build {
             ($d value:expr, $d config:ident => $d body:expr) => {
                 match $d value {
-                    $($name::$row($d config) => Ok($net::$row($d config.clone(), $d body?)),)+
+                    $($name::$row($d config) => $d body.map($net::$row),)+
                 }
             };
         }

@@ -1,7 +1,6 @@
 //! A checkpoint's network on libtorch, run as a session: a forward pass that shares no graph with the exported one.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use d2o_converters::backend::{Backend as _, Cast};
@@ -11,7 +10,6 @@ use d2o_converters::extractors::{Activation, Hyperparameters, Named};
 use d2o_converters::generators::latent::SynthesisOptions;
 use d2o_converters::preprocess::{Preprocessing, channels_first};
 use d2o_converters::registry::{ExtractorNet, LatentNet};
-use d2o_converters::weights::Weights;
 use d2o_converters::{Architecture, Checkpoint, Network};
 use d2o_onnx::metadata::{Kind, Metadata, Noise, Quantiser};
 use d2o_onnx::read::ModelInfo;
@@ -59,7 +57,7 @@ impl LibTorchSession {
     pub fn of(model: &Path, network: &Network) -> anyhow::Result<Self> {
         let info = ModelInfo::open(model)?;
         let metadata = info.described()?;
-        let weights = Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "");
+        let weights = network.weights();
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
         let net = match metadata.kind {
             Some(Kind::OneStep | Kind::Denoiser) => Self::generator(&mut b, network, &metadata)?,
@@ -135,7 +133,7 @@ impl LibTorchSession {
                     None => channels_first(&mut b, &needed("images_f32")?, false)?,
                 };
                 let x = preprocessing.apply(&mut b, &x, *size)?;
-                net.outputs(&mut b, &x, true)?
+                net.forward(&mut b, &x, true)?
             }
         };
         let wanted = |name: &str| outputs.iter().find(|(n, _)| n == name);

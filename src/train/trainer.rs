@@ -1,7 +1,6 @@
 //! The training loop: stages, updates, averages, snapshots.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -470,7 +469,7 @@ fn transfer(path: &Path, net: &NetConfig) -> anyhow::Result<Weights> {
     );
     let augment = "model.map_augment.weight".to_owned();
     let drop_augment = (net.class() == "D2OPrecond").then_some(augment);
-    Ok(Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "").allowing_unused(drop_augment))
+    Ok(network.weights().allowing_unused(drop_augment))
 }
 
 fn discriminator(settings: &Adversarial, config: &TrainConfig) -> anyhow::Result<Discriminator> {
@@ -486,7 +485,7 @@ fn discriminator(settings: &Adversarial, config: &TrainConfig) -> anyhow::Result
     );
     let weights = || {
         let unused = network.tensors.names().into_iter().filter(|n| efficientnet_lite::is_head(n));
-        Weights::checkpoint(Box::new(Arc::clone(&network.tensors)), "").allowing_unused(unused)
+        network.weights().allowing_unused(unused)
     };
     let moved = statistics_after_blank_image(weights(), config.device)?;
     let mut b = LibTorch::with_weights(weights().replacing(moved), config.device);

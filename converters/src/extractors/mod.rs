@@ -80,7 +80,7 @@ pub type Canonical<'a> = (String, Vec<usize>, &'a [f32]);
 
 /// The configuration of a feature network: how it is recognised, named, built and evaluated.
 pub trait FeatureNetwork: Sized {
-    /// The network on a backend with values of type `V`.
+    /// The network on a backend with values of type `V`. Its `forward(b, x, taps)` is that of [`crate::registry::ExtractorNet`].
     type Net<V: Clone>;
 
     /// Recognises the network by the names of its tensors.
@@ -131,16 +131,4 @@ pub trait FeatureNetwork: Sized {
     /// # Errors
     /// `Config` if a hyperparameter is missing or the size does not fit; those of [`Backend::param`].
     fn build<B: Backend>(&self, b: &mut B, input_size: usize) -> Result<Self::Net<B::Value>>;
-
-    /// Outputs for preprocessed images `x [N, 3, S, S]`, with intermediate activations if `taps`.
-    ///
-    /// # Errors
-    /// `Engine`.
-    fn outputs<B: Backend>(
-        &self,
-        net: &Self::Net<B::Value>,
-        b: &mut B,
-        x: &B::Value,
-        taps: bool,
-    ) -> Result<Named<B::Value>>;
 }

@@ -25,7 +25,8 @@ pub trait Backbone: Sized {
     /// Name of the class in checkpoints.
     const CLASS: &'static str;
 
-    /// The network on a backend with values of type `V`.
+    /// The network on a backend with values of type `V`. Its `forward(b, x, noise, labels)` maps `x [N, inputs, R, R]`, `noise [N or 1]` and one-hot
+    /// `labels [N, label_dim]` to `[N, outputs, R, R]`.
     type Net<V: Clone>;
 
     /// Reads the constructor's arguments beyond those of the preconditioner around it, whose class is `precond`.
@@ -55,19 +56,6 @@ pub trait Backbone: Sized {
     /// # Errors
     /// Those of [`Backend::param`].
     fn build<B: Backend>(&self, b: &mut B, shape: Shape) -> Result<Self::Net<B::Value>>;
-
-    /// `x [N, inputs, R, R]`, `noise [N or 1]`, `labels [N, label_dim]` one-hot -> `[N, outputs, R, R]`.
-    ///
-    /// # Errors
-    /// `Engine`.
-    fn forward<B: Backend>(
-        &self,
-        net: &Self::Net<B::Value>,
-        b: &mut B,
-        x: &B::Value,
-        noise: &B::Value,
-        labels: Option<&B::Value>,
-    ) -> Result<B::Value>;
 }
 
 /// Sizes that all U-Nets have.

@@ -30,7 +30,7 @@ pub trait LatentGenerator: Sized {
     /// Positional arguments of the constructor.
     const POSITIONAL: &'static [&'static str];
 
-    /// The network on a backend with values of type `V`.
+    /// The network on a backend with values of type `V`. Its `forward(b, latents, labels, options)` is that of [`crate::registry::LatentNet`].
     type Net<V: Clone>;
 
     /// Name of the class in checkpoints.
@@ -63,17 +63,4 @@ pub trait LatentGenerator: Sized {
     /// # Errors
     /// Those of [`Backend::buffer`].
     fn build<B: Backend>(&self, b: &mut B) -> Result<Self::Net<B::Value>>;
-
-    /// `latents [N, latent_dim]` of unit variance, `labels [N, label_dim]` one-hot -> images `[N, C, R, R]` about [-1, 1].
-    ///
-    /// # Errors
-    /// `Config` if the options cannot be met; `Engine`.
-    fn forward<B: Backend>(
-        &self,
-        net: &Self::Net<B::Value>,
-        b: &mut B,
-        latents: &B::Value,
-        labels: Option<&B::Value>,
-        options: &SynthesisOptions,
-    ) -> Result<B::Value>;
 }

@@ -15,7 +15,7 @@ use d2o_checkpoint::TensorSource;
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::extractors::{FeatureNetwork, Named, Part};
+use crate::extractors::{FeatureNetwork, Part};
 use crate::preprocess::{Normalisation, Preprocessing, Resize};
 use crate::recognise::Recognised;
 use crate::weights::Scope;
@@ -52,16 +52,6 @@ impl FeatureNetwork for Lite0 {
 
     fn build<B: Backend>(&self, b: &mut B, _input_size: usize) -> Result<EfficientNetLite0<B::Value>> {
         EfficientNetLite0::build(b, &Scope::root())
-    }
-
-    fn outputs<B: Backend>(
-        &self,
-        net: &EfficientNetLite0<B::Value>,
-        b: &mut B,
-        x: &B::Value,
-        _taps: bool,
-    ) -> Result<Named<B::Value>> {
-        net.forward(b, x)
     }
 }
 

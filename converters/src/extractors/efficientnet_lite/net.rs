@@ -242,11 +242,11 @@ impl<V: Clone> EfficientNetLite0<V> {
         Ok(Self { trunk, head, classifier })
     }
 
-    /// `x [N, 3, S, S]` in [-1, 1] to `features [N, 1280]` and `logits [N, 1000]`.
+    /// `x [N, 3, S, S]` in [-1, 1] to `features [N, 1280]` and `logits [N, 1000]`; there are no taps.
     ///
     /// # Errors
     /// `Engine`.
-    pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V) -> Result<Named<V>> {
+    pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, _taps: bool) -> Result<Named<V>> {
         let taps = self.trunk.taps(b, x)?;
         let last = taps.last().unwrap_or(x);
         let h = self.head.forward(b, last)?;

@@ -16,7 +16,7 @@ use d2o_checkpoint::TensorSource;
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::extractors::{Canonical, FeatureNetwork, Named, Part, Takes};
+use crate::extractors::{Canonical, FeatureNetwork, Part, Takes};
 use crate::preprocess::{Normalisation, Preprocessing, Resize};
 use crate::recognise::Recognised;
 use crate::weights::Scope;
@@ -57,15 +57,5 @@ impl FeatureNetwork for Parts {
 
     fn build<B: Backend>(&self, b: &mut B, _input_size: usize) -> Result<InceptionV3<B::Value>> {
         InceptionV3::build(b, &Scope::root(), *self)
-    }
-
-    fn outputs<B: Backend>(
-        &self,
-        net: &InceptionV3<B::Value>,
-        b: &mut B,
-        x: &B::Value,
-        taps: bool,
-    ) -> Result<Named<B::Value>> {
-        net.forward(b, x, taps)
     }
 }

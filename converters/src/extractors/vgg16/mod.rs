@@ -16,7 +16,7 @@ use d2o_checkpoint::TensorSource;
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::extractors::{FeatureNetwork, Named, Part, Takes};
+use crate::extractors::{FeatureNetwork, Part, Takes};
 use crate::preprocess::{IMAGENET_MEAN, IMAGENET_STD, Normalisation, Preprocessing, Resize};
 use crate::recognise::Recognised;
 use crate::weights::Scope;
@@ -51,16 +51,6 @@ impl FeatureNetwork for VggConfig {
 
     fn build<B: Backend>(&self, b: &mut B, _input_size: usize) -> Result<Vgg16<B::Value>> {
         Vgg16::build(b, &Scope::root(), self)
-    }
-
-    fn outputs<B: Backend>(
-        &self,
-        net: &Vgg16<B::Value>,
-        b: &mut B,
-        x: &B::Value,
-        taps: bool,
-    ) -> Result<Named<B::Value>> {
-        net.forward(b, x, taps)
     }
 }
 

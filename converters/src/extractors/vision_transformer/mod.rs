@@ -25,7 +25,7 @@ use d2o_checkpoint::TensorSource;
 
 use crate::backend::Backend;
 use crate::error::{Result, config};
-use crate::extractors::{Activation, Canonical, FeatureNetwork, Hyperparameters, Named, Part, Takes};
+use crate::extractors::{Activation, Canonical, FeatureNetwork, Hyperparameters, Part, Takes};
 use crate::preprocess::{IMAGENET_MEAN, IMAGENET_STD, Normalisation, Preprocessing, Resize};
 use crate::recognise::Recognised;
 use crate::weights::Scope;
@@ -105,16 +105,6 @@ impl FeatureNetwork for VitConfig {
 
     fn build<B: Backend>(&self, b: &mut B, input_size: usize) -> Result<VisionTransformer<B::Value>> {
         VisionTransformer::build(b, &Scope::root(), self, input_size)
-    }
-
-    fn outputs<B: Backend>(
-        &self,
-        net: &VisionTransformer<B::Value>,
-        b: &mut B,
-        x: &B::Value,
-        taps: bool,
-    ) -> Result<Named<B::Value>> {
-        net.forward(b, x, taps)
     }
 }
 

@@ -31,15 +31,4 @@ impl Backbone for DhariwalConfig {
     fn build<B: Backend>(&self, b: &mut B, shape: Shape) -> Result<DhariwalUNet<B::Value>> {
         DhariwalUNet::build(b, shape, self)
     }
-
-    fn forward<B: Backend>(
-        &self,
-        net: &DhariwalUNet<B::Value>,
-        b: &mut B,
-        x: &B::Value,
-        noise: &B::Value,
-        labels: Option<&B::Value>,
-    ) -> Result<B::Value> {
-        net.forward(b, x, noise, labels)
-    }
 }

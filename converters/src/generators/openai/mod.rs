@@ -43,15 +43,4 @@ impl Backbone for OpenAiConfig {
     fn build<B: Backend>(&self, b: &mut B, shape: Shape) -> Result<OpenAiUNet<B::Value>> {
         OpenAiUNet::build(b, shape, self)
     }
-
-    fn forward<B: Backend>(
-        &self,
-        net: &OpenAiUNet<B::Value>,
-        b: &mut B,
-        x: &B::Value,
-        noise: &B::Value,
-        labels: Option<&B::Value>,
-    ) -> Result<B::Value> {
-        net.forward(b, x, noise, labels)
-    }
 }

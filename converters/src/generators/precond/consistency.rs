@@ -1,16 +1,18 @@
 //! EDM's coefficients, and those with the boundary condition D(x; ε) = x that consistency models have.
 
-use super::preconditioner::{Coefficients, Scalars, single};
+use super::levels::Levels;
+use super::preconditioner::{Coefficients, Convention, Preconditioner, Scalars, single};
 use crate::backend::{Backend, Ops as _};
 use crate::error::Result;
+use crate::generators::args::Args;
 use crate::weights::Scope;
 
 /// c_noise of EDM: ¼ ln σ.
-pub(super) const EDM_NOISE: f64 = 0.25;
+const EDM_NOISE: f64 = 0.25;
 
 /// c_skip = σ_data²/((σ − ε)² + σ_data²), c_out = (σ − ε) σ_data/√(σ² + σ_data²), c_in = 1/√(σ² + σ_data²), with ε = 0 if `identity_at` is none.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Boundary {
+pub(crate) struct Boundary {
     pub(super) sigma_data: f64,
     pub(super) identity_at: Option<f64>,
 }
@@ -56,8 +58,49 @@ impl Boundary {
     }
 }
 
-/// ¼ ln σ.
-pub(super) fn quarter_log<B: Backend>(b: &mut B, sigma: &B::Value) -> Result<B::Value> {
-    let noise = b.log(sigma)?;
-    b.scale(&noise, EDM_NOISE)
+/// A class of EDM's repositories with these coefficients and c_noise = ¼ ln σ.
+pub(crate) trait Consistency: Sized {
+    /// Name of the class in checkpoints.
+    const NAME: &'static str;
+    /// [`Preconditioner::FORMULAS`].
+    const ASSIGNMENTS: &'static [(&'static str, &'static str)];
+
+    /// [`Preconditioner::read`].
+    fn of(args: &mut Args) -> Result<Self>;
+
+    fn boundary(&self) -> Boundary;
+
+    /// [`Preconditioner::noise_range`].
+    fn range(&self) -> [f64; 2];
+}
+
+impl<C: Consistency> Preconditioner for C {
+    const CLASS: &'static str = C::NAME;
+    const CONVENTION: Convention = Convention::Edm { default_backbone: "DhariwalUNet" };
+    const FORMULAS: &'static [(&'static str, &'static str)] = C::ASSIGNMENTS;
+
+    fn read(args: &mut Args) -> Result<Self> {
+        C::of(args)
+    }
+
+    fn scalars(&self, sigma: f64, _levels: Option<&Levels>) -> Scalars {
+        self.boundary().scalars(sigma)
+    }
+
+    fn coefficients<B: Backend>(
+        &self,
+        b: &mut B,
+        scope: &Scope,
+        sigma: &B::Value,
+        _levels: Option<&Levels>,
+    ) -> Result<Coefficients<B::Value>> {
+        self.boundary().coefficients(b, scope, sigma, |b| {
+            let noise = b.log(sigma)?;
+            b.scale(&noise, EDM_NOISE)
+        })
+    }
+
+    fn noise_range(&self, _levels: Option<&Levels>) -> [f64; 2] {
+        self.range()
+    }
 }

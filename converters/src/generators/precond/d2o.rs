@@ -1,12 +1,8 @@
 //! `D2OPrecond`: EDM's coefficients with the boundary condition D(x; 0.002) = x.
 
-use super::consistency::{Boundary, quarter_log};
-use super::levels::Levels;
-use super::preconditioner::{Coefficients, Convention, Preconditioner, Scalars};
-use crate::backend::Backend;
+use super::consistency::{Boundary, Consistency};
 use crate::error::{Result, config};
 use crate::generators::args::Args;
-use crate::weights::Scope;
 
 /// Noise level at which the denoiser is the identity.
 pub const EPS: f64 = 2e-3;
@@ -19,21 +15,14 @@ pub struct D2o {
     sigma_max: f64,
 }
 
-impl D2o {
-    fn boundary(self) -> Boundary {
-        Boundary { sigma_data: self.sigma_data, identity_at: Some(EPS) }
-    }
-}
-
-impl Preconditioner for D2o {
-    const CLASS: &'static str = "D2OPrecond";
-    const CONVENTION: Convention = Convention::Edm { default_backbone: "DhariwalUNet" };
-    const FORMULAS: &'static [(&'static str, &'static str)] = &[
+impl Consistency for D2o {
+    const NAME: &'static str = "D2OPrecond";
+    const ASSIGNMENTS: &'static [(&'static str, &'static str)] = &[
         ("c_skip", "self.sigma_data ** 2 / ((sigma - self.eps) ** 2 + self.sigma_data ** 2)"),
         ("c_out", "(sigma - self.eps) * self.sigma_data / (sigma ** 2 + self.sigma_data ** 2).sqrt()"),
     ];
 
-    fn read(args: &mut Args) -> Result<Self> {
+    fn of(args: &mut Args) -> Result<Self> {
         let sigma_min = args.float("sigma_min", 0.0)?;
         if sigma_min != 0.0 {
             return Err(config(format!(
@@ -44,21 +33,11 @@ impl Preconditioner for D2o {
         Ok(Self { sigma_data: args.float("sigma_data", 0.5)?, sigma_max })
     }
 
-    fn scalars(&self, sigma: f64, _levels: Option<&Levels>) -> Scalars {
-        self.boundary().scalars(sigma)
+    fn boundary(&self) -> Boundary {
+        Boundary { sigma_data: self.sigma_data, identity_at: Some(EPS) }
     }
 
-    fn coefficients<B: Backend>(
-        &self,
-        b: &mut B,
-        scope: &Scope,
-        sigma: &B::Value,
-        _levels: Option<&Levels>,
-    ) -> Result<Coefficients<B::Value>> {
-        self.boundary().coefficients(b, scope, sigma, |b| quarter_log(b, sigma))
-    }
-
-    fn noise_range(&self, _levels: Option<&Levels>) -> [f64; 2] {
+    fn range(&self) -> [f64; 2] {
         [0.0, self.sigma_max]
     }
 }
@@ -66,6 +45,7 @@ impl Preconditioner for D2o {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generators::precond::Preconditioner as _;
 
     const D2O: D2o = D2o { sigma_data: 0.5, sigma_max: f64::INFINITY };
 

@@ -1,12 +1,8 @@
 //! `EDMPrecond` (Karras et al. 2022).
 
-use super::consistency::{Boundary, quarter_log};
-use super::levels::Levels;
-use super::preconditioner::{Coefficients, Convention, Preconditioner, Scalars};
-use crate::backend::Backend;
+use super::consistency::{Boundary, Consistency};
 use crate::error::Result;
 use crate::generators::args::Args;
-use crate::weights::Scope;
 
 /// Arguments of the class.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,40 +13,23 @@ pub struct Edm {
     range: [f64; 2],
 }
 
-impl Edm {
-    fn boundary(self) -> Boundary {
-        Boundary { sigma_data: self.sigma_data, identity_at: None }
-    }
-}
-
-impl Preconditioner for Edm {
-    const CLASS: &'static str = "EDMPrecond";
-    const CONVENTION: Convention = Convention::Edm { default_backbone: "DhariwalUNet" };
-    const FORMULAS: &'static [(&'static str, &'static str)] = &[
+impl Consistency for Edm {
+    const NAME: &'static str = "EDMPrecond";
+    const ASSIGNMENTS: &'static [(&'static str, &'static str)] = &[
         ("c_skip", "self.sigma_data ** 2 / (sigma ** 2 + self.sigma_data ** 2)"),
         ("c_out", "sigma * self.sigma_data / (sigma ** 2 + self.sigma_data ** 2).sqrt()"),
     ];
 
-    fn read(args: &mut Args) -> Result<Self> {
+    fn of(args: &mut Args) -> Result<Self> {
         let range = [args.bound("sigma_min", 0.0)?, args.bound("sigma_max", f64::INFINITY)?];
         Ok(Self { sigma_data: args.float("sigma_data", 0.5)?, range })
     }
 
-    fn scalars(&self, sigma: f64, _levels: Option<&Levels>) -> Scalars {
-        self.boundary().scalars(sigma)
+    fn boundary(&self) -> Boundary {
+        Boundary { sigma_data: self.sigma_data, identity_at: None }
     }
 
-    fn coefficients<B: Backend>(
-        &self,
-        b: &mut B,
-        scope: &Scope,
-        sigma: &B::Value,
-        _levels: Option<&Levels>,
-    ) -> Result<Coefficients<B::Value>> {
-        self.boundary().coefficients(b, scope, sigma, |b| quarter_log(b, sigma))
-    }
-
-    fn noise_range(&self, _levels: Option<&Levels>) -> [f64; 2] {
+    fn range(&self) -> [f64; 2] {
         self.range
     }
 }
@@ -58,6 +37,7 @@ impl Preconditioner for Edm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generators::precond::Preconditioner as _;
 
     #[test]
     fn coefficients_at_a_published_point() {

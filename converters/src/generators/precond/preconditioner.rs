@@ -33,7 +33,7 @@ pub struct Scalars {
     pub noise: f64,
 }
 
-/// c_skip, c_out, c_in (each `[N, 1, 1, 1]`) and c_noise (`[N]`) of noise levels that are a value of the graph; `None` is 1.
+/// c_skip, c_out, c_in (each `[N or 1, 1, 1, 1]`) and c_noise (`[N or 1]`) as values of a backend; `None` is 1.
 #[derive(Debug, Clone)]
 pub struct Coefficients<V> {
     /// Factor of the noisy image in the result.

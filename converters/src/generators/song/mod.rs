@@ -34,15 +34,4 @@ impl Backbone for SongConfig {
     fn build<B: Backend>(&self, b: &mut B, shape: Shape) -> Result<SongUNet<B::Value>> {
         SongUNet::build(b, shape, self)
     }
-
-    fn forward<B: Backend>(
-        &self,
-        net: &SongUNet<B::Value>,
-        b: &mut B,
-        x: &B::Value,
-        noise: &B::Value,
-        labels: Option<&B::Value>,
-    ) -> Result<B::Value> {
-        net.forward(b, x, noise, labels)
-    }
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::generators::latent::{LatentGenerator, SynthesisOptions};
+use crate::generators::latent::LatentGenerator;
 
 impl LatentGenerator for StyleGan2Config {
     const CLASS: &'static str = config::CLASS;
@@ -41,17 +41,6 @@ impl LatentGenerator for StyleGan2Config {
 
     fn build<B: Backend>(&self, b: &mut B) -> Result<StyleGan2<B::Value>> {
         StyleGan2::build(b, self)
-    }
-
-    fn forward<B: Backend>(
-        &self,
-        net: &StyleGan2<B::Value>,
-        b: &mut B,
-        latents: &B::Value,
-        labels: Option<&B::Value>,
-        options: &SynthesisOptions,
-    ) -> Result<B::Value> {
-        net.forward(b, latents, labels, options)
     }
 }
 
