@@ -195,9 +195,8 @@ fn training_takes_the_device_it_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     write_images(&dir.join("data.npz"), 0..8);
-    let train = ["train", "--loss", "edm", "--data", "data.npz", "--outdir", "run", "--model-channels", "16"];
-    let small =
-        ["--channel-mult", "1", "--num-blocks", "1", "--batch", "4", "--duration-kimg", "0.004", "--dropout", "0"];
+    let train = ["train", "--loss", "edm", "--data", "data.npz", "--outdir", "run", "--cbase", "16"];
+    let small = ["--cres", "1", "--num-blocks", "1", "--batch", "4", "--duration", "0.000004", "--dropout", "0"];
     let with = |more: &[&str]| attempt(dir, &[&train[..], &small, more].concat());
     let outcome = with(&["--device", "cpu"]);
     assert!(outcome.code == 0 && outcome.stderr.contains(" · CPU · "), "{outcome}");

@@ -3,82 +3,134 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 /// `d2o train`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  d2o train --loss edm --data data.zip --outdir runs/edm --model-channels 32 --channel-mult 1,2,2\n  \
-    d2o train --loss d2o --transfer edm.safetensors --data data.zip --backbone lite0.pth --outdir runs/d2o --max-seconds 240"
-)]
+#[command(after_help = "Examples:\n  d2o train --preset list\n  \
+    d2o train --loss edm --data data.zip --outdir runs/edm --batch 64 --cbase 32 --cres 1,2,2\n  \
+    d2o train --transfer edm.safetensors --data data.zip --backbone lite0.pth --outdir runs/d2o --max-seconds 240\n  \
+    d2o train --outdir runs/d2o --resume")]
 pub struct Train {
-    /// Objective
-    #[arg(long, value_enum)]
-    pub loss: LossArg,
-    /// Dataset: zip, npz, HDF5 or folder of images of one resolution
-    #[arg(long, value_name = "D.zip")]
-    pub data: PathBuf,
-    /// Output folder for snapshots and logs
-    #[arg(long, value_name = "DIR")]
-    pub outdir: PathBuf,
-    /// Checkpoint to start from (its EMA weights); required for `--loss d2o`
-    #[arg(long, value_name = "CKPT")]
-    pub transfer: Option<PathBuf>,
-    /// Continue the run in the output folder
+    /// Named settings, which other options override; `list` prints them [default: edm for `--loss edm`, else small]
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
+    /// Folder of the run, for snapshots and logs
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "preset"])]
+    pub outdir: Option<PathBuf>,
+    /// Create a numbered folder for the run in the output folder
+    #[arg(long, conflicts_with = "resume")]
+    pub numbered: bool,
+    /// Text at the end of the numbered folder's name
+    #[arg(long, value_name = "TEXT", requires = "numbered")]
+    pub desc: Option<String>,
+    /// Continue the run in the output folder, with its settings
     #[arg(long)]
     pub resume: bool,
-    /// Training duration, kimg
-    #[arg(long, value_name = "KIMG", default_value_t = 5000.0)]
-    pub duration_kimg: f64,
+    /// With `--resume`: allow options that change the run's settings
+    #[arg(long, requires = "resume")]
+    pub resume_with: bool,
+    /// Print the settings and stop
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
     /// Stop after this wall-clock time
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = finite)]
     pub max_seconds: Option<f64>,
-    /// Batch size
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
-    pub batch: u32,
-    /// Learning rate [default: 1e-3 for edm, 1e-4 for d2o]
-    #[arg(long)]
-    pub lr: Option<f64>,
-    /// Learning-rate warm-up, kimg [default: 10 for edm, 0 for d2o]
-    #[arg(long, value_name = "KIMG")]
-    pub lr_rampup_kimg: Option<f64>,
-    /// EMA half-life, kimg
-    #[arg(long, value_name = "KIMG", default_value_t = 500.0)]
-    pub ema_kimg: f64,
-    /// EMA ramp-up ratio; 0 disables ramp-up
-    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
-    pub ema_rampup: f64,
-    /// Flip images horizontally with probability 1/2
-    #[arg(long)]
-    pub xflip: bool,
     /// `cpu`, or a CUDA device by number [default: 0 if there is one, else cpu]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<TrainDevice>,
+    /// What determines the result.
+    #[command(flatten)]
+    pub settings: TrainSettings,
+}
+
+/// Settings that determine the result of a run; those that are absent come from the preset.
+#[derive(Debug, Default, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TrainSettings {
+    /// Objective
+    #[arg(long, value_enum)]
+    pub loss: Option<LossArg>,
+    /// Dataset: zip, npz, HDF5 or folder of images of one resolution
+    #[arg(long, value_name = "D.zip")]
+    pub data: Option<PathBuf>,
+    /// Checkpoint to start from (its EMA weights); required for `--loss d2o`
+    #[arg(long, value_name = "CKPT")]
+    pub transfer: Option<PathBuf>,
+    /// Whether the network is conditional; an error if it is not so
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub cond: Option<bool>,
+    /// Training duration, millions of images
+    #[arg(long, value_name = "MIMG", value_parser = finite)]
+    pub duration: Option<f64>,
+    /// Total batch size
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch: Option<u32>,
+    /// Images processed at a time, as one of the recipe's GPUs does: batch normalisation and random projections for each, gradients averaged
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch_gpu: Option<u32>,
+    /// Learning rate
+    #[arg(long, value_parser = finite)]
+    pub lr: Option<f64>,
+    /// Learning-rate warm-up, kimg
+    #[arg(long, value_name = "KIMG", value_parser = finite)]
+    pub lr_rampup_kimg: Option<f64>,
+    /// Optimiser of generator and discriminator
+    #[arg(long, value_enum)]
+    pub optimizer: Option<Rule>,
+    /// EMA half-life, millions of images
+    #[arg(long, value_name = "MIMG", value_parser = finite)]
+    pub ema: Option<f64>,
+    /// Bound of the EMA half-life, as a share of the images seen; 0 for none
+    #[arg(long, value_name = "SHARE", value_parser = finite)]
+    pub ema_warmup: Option<f64>,
+    /// Fixed EMA decay per iteration; 0 to use the half-life
+    #[arg(long, value_name = "BETA", value_parser = finite)]
+    pub ema_beta: Option<f64>,
+    /// Dropout probability
+    #[arg(long, value_name = "P", value_parser = finite)]
+    pub dropout: Option<f64>,
+    /// Add the mirror image of every image to the dataset
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub xflip: Option<bool>,
     /// Allow TF32 in f32 convolutions and matrix products on CUDA: faster, not the recipe's numbers
-    #[arg(long)]
-    pub tf32: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub tf32: Option<bool>,
     /// Use deterministic CUDA kernels only, so that a resumed run is byte-identical; slower
-    #[arg(long)]
-    pub deterministic: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub deterministic: Option<bool>,
     /// Random seed
-    #[arg(long, default_value_t = 42)]
-    pub seed: u64,
-    /// Snapshot interval, kimg; 0 for one at the end
-    #[arg(long, value_name = "KIMG", default_value_t = 250.0)]
-    pub snap_kimg: f64,
-    /// Status interval, kimg
-    #[arg(long, value_name = "KIMG", default_value_t = 1.0)]
-    pub tick_kimg: f64,
-    /// Network (`--loss edm` without `--transfer`)
+    #[arg(long)]
+    pub seed: Option<u32>,
+    /// Interval of status lines, kimg
+    #[arg(long, value_name = "KIMG", value_parser = finite)]
+    pub tick: Option<f64>,
+    /// Interval of network snapshots, ticks; 0 for one at the end
+    #[arg(long, value_name = "TICKS")]
+    pub snap: Option<u32>,
+    /// Interval of saving the state for `--resume`, ticks; 0 for once at the end
+    #[arg(long, value_name = "TICKS")]
+    pub dump: Option<u32>,
+    /// Network (`--loss edm` without `--transfer`).
     #[command(flatten, next_help_heading = "New network")]
+    #[serde(flatten)]
     pub fresh: Fresh,
-    /// Discriminator (`--loss d2o`)
+    /// Discriminator (`--loss d2o`).
     #[command(flatten, next_help_heading = "Discriminator")]
+    #[serde(flatten)]
     pub adversary: Adversary,
 }
 
+/// A number that is finite.
+fn finite(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|value: &f64| value.is_finite()).ok_or_else(|| "expected a finite number".to_owned())
+}
+
 /// Objectives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LossArg {
     /// EDM's denoising loss (pre-training)
     Edm,
@@ -86,71 +138,82 @@ pub enum LossArg {
     D2o,
 }
 
+/// Rules of optimisers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// Adam
+    Adam,
+    /// RAdam: its first updates are plain momentum, until the variance of the adaptive rate is bounded
+    Radam,
+}
+
 /// Hyperparameters of a network trained from scratch.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Fresh {
     /// Architecture
-    #[arg(long, value_enum, default_value_t = Arch::Ncsnpp)]
-    pub arch: Arch,
-    /// Base number of channels
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    pub model_channels: usize,
-    /// Channel multiplier of each resolution
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [2, 2, 2])]
-    pub channel_mult: Vec<usize>,
-    /// Residual blocks per resolution
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    pub num_blocks: usize,
-    /// Resolutions with attention
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [16])]
-    pub attn_resolutions: Vec<usize>,
-    /// Dropout probability
-    #[arg(long, value_name = "P", default_value_t = 0.13)]
-    pub dropout: f64,
+    #[arg(long, value_enum)]
+    pub arch: Option<Arch>,
+    /// Base number of channels [default: the architecture's]
+    #[arg(long, value_name = "N")]
+    pub cbase: Option<usize>,
+    /// Channel multiplier of each resolution [default: the architecture's]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub cres: Option<Vec<usize>>,
+    /// Residual blocks per resolution [default: the architecture's]
+    #[arg(long, value_name = "N")]
+    pub num_blocks: Option<usize>,
+    /// Resolutions with attention [default: the architecture's]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub attn_resolutions: Option<Vec<usize>>,
     /// Number of classes; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub label_dim: usize,
+    #[arg(long, value_name = "N")]
+    pub label_dim: Option<usize>,
 }
 
 /// Architectures of a network trained from scratch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Arch {
-    /// NCSN++
-    Ncsnpp,
     /// DDPM++
     Ddpmpp,
+    /// NCSN++
+    Ncsnpp,
     /// ADM
     Adm,
 }
 
 /// Settings of the discriminator.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Adversary {
     /// EfficientNet-Lite0 checkpoint (timm's or PyPI's layout)
     #[arg(long, value_name = "LITE0.pth")]
     pub backbone: Option<PathBuf>,
     /// Input resolution of the backbone, pixels, a multiple of 32; the recipe uses 224
-    #[arg(long, value_name = "PIXELS", default_value_t = 224)]
-    pub feature_resolution: usize,
-    /// Learning rate [default: 1e-4]
-    #[arg(long, value_name = "LR", default_value_t = 1e-4)]
-    pub d_lr: f64,
+    #[arg(long, value_name = "PIXELS")]
+    pub feature_resolution: Option<usize>,
+    /// Learning rate of the discriminator, before the correction for R1's interval
+    #[arg(long, value_name = "LR", value_parser = finite)]
+    pub dlr: Option<f64>,
     /// Adversarial loss
-    #[arg(long, value_enum, default_value_t = LossTypeArg::Ns)]
-    pub loss_type: LossTypeArg,
-    /// Weight of the R1 penalty
-    #[arg(long, value_name = "GAMMA", default_value_t = 1e-4)]
-    pub r1_gamma: f64,
-    /// Iterations between R1 regularization steps; 0 disables R1
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    pub r1_interval: u64,
+    #[arg(long, value_enum)]
+    pub loss_type: Option<LossTypeArg>,
+    /// Weight of the R1 penalty; 0 for none
+    #[arg(long, value_name = "GAMMA", value_parser = finite)]
+    pub r1_gamma: Option<f64>,
+    /// Iterations between R1 regularisation steps
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub r1_interval: Option<u32>,
     /// Frozen layers: 0 none, 1 convolutions and projections (D2O-F), 2 also qkv, 3 also skip
-    #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=3))]
-    pub freeze: u8,
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(0..=3))]
+    pub freeze: Option<u8>,
 }
 
 /// Adversarial losses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LossTypeArg {
     /// Non-saturating
     Ns,

@@ -21,109 +21,200 @@ pub use training::run;
 
 #[cfg(feature = "train")]
 mod training {
+    use std::cell::RefCell;
+    use std::io::Write as _;
+    use std::path::{Path, PathBuf};
+
     use anyhow::Context as _;
     use d2o_converters::denoiser::NetConfig;
     use d2o_converters::generators::song::SongConfig;
     use d2o_converters::{Architecture, Checkpoint};
-    use d2o_refs::batch;
-    use serde_json::json;
+    use d2o_files::AtomicFile;
+    use d2o_refs::batch::{self, ImageDims};
+    use fs_err as fs;
+    use serde_json::{Value, json};
 
     use super::{ExitStatus, Global, Printer, Train};
-    use crate::cli::{Adversary, Arch, Fresh, LossArg, LossTypeArg};
+    use crate::cli::{Arch, LossArg};
     use crate::interrupt::{self, Interrupted};
     use crate::train::dataset::TrainingSet;
     use crate::train::device;
-    use crate::train::loss::LossType;
-    use crate::train::numerics::Numerics;
-    use crate::train::trainer::{self, Adversarial, Objective, Status, TrainConfig};
+    use crate::train::options::{self, Options, Settled};
+    use crate::train::snapshot::{State, state_path};
+    use crate::train::trainer::{self, Run, Status};
 
     /// Trains.
     ///
     /// # Errors
     /// Bad settings, unreadable files.
     pub fn run(args: &Train, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
+        if args.preset.as_deref() == Some("list") {
+            for preset in options::presets() {
+                printer.data(&format!("{:<24} {}", preset.name, preset.about))?;
+            }
+            return Ok(ExitStatus::Done);
+        }
         if let Some(threads) = global.threads {
             device::set_threads(threads)?;
         }
+        let settled = settle(args)?;
+        let options = &settled.options;
         let mut source =
-            batch::open(&args.data).with_context(|| format!("cannot train on `{}`", args.data.display()))?;
+            batch::open(&options.data).with_context(|| format!("cannot train on `{}`", options.data.display()))?;
         let dims = batch::uniform(source.as_ref())?;
-        anyhow::ensure!(
-            dims.height == dims.width,
-            "training images must be square, not {}×{}",
-            dims.width,
-            dims.height
-        );
-        let net = network(args, dims.height)?;
-        anyhow::ensure!(
-            net.img_resolution == dims.height,
-            "the network makes {}-pixel images, `{}` holds {}-pixel ones",
-            net.img_resolution,
-            args.data.display(),
-            dims.height
-        );
-        let data = TrainingSet::load(source.as_mut(), net.label_dim, args.seed, args.xflip)?;
-        let config = settings(args, net)?;
-        printer.note(&format!(
-            "{} images · {} · {} · batch {} · {}",
+        let state = match (&args.outdir, args.resume) {
+            (Some(outdir), true) => Some(State::open(&state_path(outdir))?),
+            _ => None,
+        };
+        let net = network(options, dims.height, state.as_ref())?;
+        check(options, &net, dims)?;
+        let device = device::select(args.device, options.tf32)?;
+        let record = json!({
+            "d2o-version": env!("CARGO_PKG_VERSION"), "options": settled.values, "network": {"class": net.class(), "init_kwargs": net.init_kwargs()},
+            "dataset": {"images": source.len(), "height": dims.height, "width": dims.width}, "device": device::describe(device),
+        });
+        if args.dry_run {
+            printer.data(&serde_json::to_string_pretty(&record)?)?;
+            return Ok(ExitStatus::Done);
+        }
+        let outdir = args.outdir.as_deref().context("no folder for the run: give one with --outdir")?;
+        if !args.resume && !args.numbered {
+            check_unused(outdir)?;
+        }
+        let data = TrainingSet::load(source.as_mut(), net.label_dim, options.xflip)?;
+        drop(source);
+        let outdir = folder(outdir, args)?;
+        let log = RefCell::new(fs::OpenOptions::new().create(true).append(true).open(outdir.join("log.txt"))?);
+        let note = |text: &str| {
+            printer.note(text);
+            // What the log lacks is on the screen.
+            let _ = writeln!(log.borrow_mut(), "{text}");
+        };
+        let mut record = record;
+        record["dataset"]["pixels_sha256"] = json!(data.content_sha256());
+        let mut file = AtomicFile::create(&outdir.join("training_options.json"))?;
+        writeln!(file, "{}", serde_json::to_string_pretty(&record)?)?;
+        file.commit()?;
+        for change in &settled.changes {
+            note(&format!("resumed with {change}"));
+        }
+        note(&format!(
+            "{} images · {} · {} · preset {} · batch {}{} · {}",
             data.len(),
-            device::describe(config.device),
-            config.net.class(),
-            config.batch,
-            config.net.init_kwargs()
+            device::describe(device),
+            net.class(),
+            options.preset,
+            options.batch,
+            if options.ranks() > 1 { format!(" in {} parts", options.ranks()) } else { String::new() },
+            net.init_kwargs()
         ));
-        let mut line = |s: &Status| printer.note(&render(s));
+        let run = Run {
+            options: settled.options,
+            values: settled.values,
+            net,
+            outdir,
+            resume: args.resume,
+            other_data: args.resume_with,
+            max_seconds: args.max_seconds,
+            device,
+        };
+        let mut line = |s: &Status| note(&render(s));
         let section = interrupt::cooperative();
-        let outcome = trainer::train(&config, &data, &mut line, &interrupt::asked)?;
+        let outcome = trainer::train(&run, &data, &mut line, &interrupt::asked)?;
         section.complete();
-        printer.note(&format!(
+        note(&format!(
             "{} of {} parameters trained on {} images in {:.0} s",
             outcome.trained, outcome.parameters, outcome.images, outcome.seconds
         ));
         printer.data(&outcome.snapshot.display().to_string())?;
         if outcome.stopped {
-            let outdir = args.outdir.display();
+            let outdir = run.outdir.display();
             return Err(Interrupted::then(format!("the state is saved, --resume continues `{outdir}`")).into());
         }
         Ok(ExitStatus::Done)
     }
 
-    fn network(args: &Train, resolution: usize) -> anyhow::Result<NetConfig> {
-        match (&args.transfer, args.loss) {
-            (None, LossArg::D2o) => {
-                anyhow::bail!("--loss d2o fine-tunes a pre-trained denoiser: give it with --transfer")
-            }
-            (None, LossArg::Edm) => fresh(&args.fresh, resolution),
-            (Some(path), loss) => {
-                let describe = || format!("cannot start from `{}`", path.display());
-                let checkpoint = Checkpoint::open(path).with_context(describe)?;
-                let network = checkpoint.network(None).with_context(describe)?;
-                let Architecture::Denoiser(config) = &network.architecture else {
-                    return Err(
-                        anyhow::anyhow!("the checkpoint does not say which network it holds").context(describe())
-                    );
-                };
-                Ok(match loss {
-                    LossArg::Edm => config.clone(),
-                    LossArg::D2o => config.into_one_step(0.0)?,
-                })
+    fn settle(args: &Train) -> anyhow::Result<Settled> {
+        let preset = args.preset.as_deref();
+        let Some(outdir) = args.outdir.as_deref().filter(|_| args.resume) else {
+            return options::settle(preset, &args.settings);
+        };
+        let path = state_path(outdir);
+        anyhow::ensure!(path.exists(), "nothing to resume: `{}` does not exist", path.display());
+        let state = State::open(&path).with_context(|| format!("resume from `{}`", path.display()))?;
+        options::settle_resumed(state.get("options")?, preset, &args.settings, args.resume_with)
+    }
+
+    /// An error if `outdir` holds a run.
+    fn check_unused(outdir: &Path) -> anyhow::Result<()> {
+        let other = [state_path(outdir), outdir.join("training_options.json"), outdir.join("stats.jsonl")];
+        match other.iter().find(|f| f.exists()) {
+            None => Ok(()),
+            Some(file) => anyhow::bail!(
+                "`{}` holds another run (`{}`): --resume continues it, --numbered creates a folder in it",
+                outdir.display(),
+                file.file_name().unwrap_or_default().display()
+            ),
+        }
+    }
+
+    /// Creates the folder of the run.
+    fn folder(outdir: &Path, args: &Train) -> anyhow::Result<PathBuf> {
+        fs::create_dir_all(outdir)?;
+        if !args.numbered {
+            return Ok(outdir.to_owned());
+        }
+        let number = |name: &str| name.split('-').next().and_then(|n| n.parse::<u32>().ok());
+        let mut next = 0;
+        for entry in fs::read_dir(outdir)? {
+            next = next.max(number(&entry?.file_name().to_string_lossy()).map_or(0, |n| n + 1));
+        }
+        let desc = args.desc.as_ref().map_or(String::new(), |d| format!("-{d}"));
+        let path = outdir.join(format!("{next:05}{desc}"));
+        fs::create_dir(&path)?;
+        Ok(path)
+    }
+
+    /// The network that is trained: that of the state, of the checkpoint to start from, or a new one.
+    fn network(options: &Options, resolution: usize, state: Option<&State>) -> anyhow::Result<NetConfig> {
+        if let Some(state) = state {
+            return Ok(NetConfig::new(state.get("class")?, &serde_json::from_str(state.get("init_kwargs")?)?)?);
+        }
+        let Some(path) = &options.transfer else { return fresh(options, resolution) };
+        let describe = || format!("cannot start from `{}`", path.display());
+        let checkpoint = Checkpoint::open(path).with_context(describe)?;
+        let network = checkpoint.network(None).with_context(describe)?;
+        let Architecture::Denoiser(config) = &network.architecture else {
+            return Err(anyhow::anyhow!("the checkpoint does not say which network it holds").context(describe()));
+        };
+        match options.loss {
+            LossArg::D2o => Ok(config.into_one_step(options.dropout)?),
+            LossArg::Edm => {
+                let mut kwargs = config.init_kwargs();
+                kwargs["dropout"] = json!(options.dropout);
+                Ok(NetConfig::new(config.class(), &kwargs)?)
             }
         }
     }
 
-    fn fresh(f: &Fresh, resolution: usize) -> anyhow::Result<NetConfig> {
+    /// A new network with the defaults of EDM's train.py for its architecture.
+    fn fresh(options: &Options, resolution: usize) -> anyhow::Result<NetConfig> {
+        let arch = options.arch.unwrap_or(Arch::Ddpmpp);
         let mut kwargs = json!({
             "img_resolution": resolution,
             "img_channels": 3,
-            "label_dim": f.label_dim,
-            "model_type": if f.arch == Arch::Adm { "DhariwalUNet" } else { "SongUNet" },
-            "model_channels": f.model_channels,
-            "channel_mult": f.channel_mult,
-            "num_blocks": f.num_blocks,
-            "attn_resolutions": f.attn_resolutions,
-            "dropout": f.dropout,
+            "label_dim": options.label_dim.unwrap_or(0),
+            "model_type": if arch == Arch::Adm { "DhariwalUNet" } else { "SongUNet" },
+            "dropout": options.dropout,
         });
-        if f.arch == Arch::Ncsnpp {
+        let mut set = |name: &str, own: Option<Value>, default: Value| kwargs[name] = own.unwrap_or(default);
+        let (channels, mult) = if arch == Arch::Adm { (192, json!([1, 2, 3, 4])) } else { (128, json!([2, 2, 2])) };
+        set("model_channels", options.cbase.map(Value::from), json!(channels));
+        set("channel_mult", options.cres.as_ref().map(|l| json!(l)), mult);
+        let (blocks, attention) = if arch == Arch::Adm { (3, json!([32, 16, 8])) } else { (4, json!([16])) };
+        set("num_blocks", options.num_blocks.map(Value::from), json!(blocks));
+        set("attn_resolutions", options.attn_resolutions.as_ref().map(|l| json!(l)), attention);
+        if arch == Arch::Ncsnpp {
             let n = SongConfig::ncsnpp();
             kwargs["embedding_type"] = json!(n.embedding_type);
             kwargs["channel_mult_noise"] = json!(n.channel_mult_noise);
@@ -133,72 +224,33 @@ mod training {
         Ok(NetConfig::new("EDMPrecond", &kwargs)?)
     }
 
-    fn settings(args: &Train, net: NetConfig) -> anyhow::Result<TrainConfig> {
-        let (lr, rampup) = match args.loss {
-            LossArg::Edm => (1e-3, 10.0),
-            LossArg::D2o => (1e-4, 0.0),
-        };
-        let objective = match args.loss {
-            LossArg::Edm => Objective::Edm,
-            LossArg::D2o => Objective::D2o(adversarial(&args.adversary)?),
-        };
-        Ok(TrainConfig {
-            objective,
-            net,
-            transfer: args.transfer.clone(),
-            outdir: args.outdir.clone(),
-            resume: args.resume,
-            duration_kimg: args.duration_kimg,
-            max_seconds: args.max_seconds,
-            batch: args.batch as usize,
-            lr: args.lr.unwrap_or(lr),
-            lr_rampup_kimg: args.lr_rampup_kimg.unwrap_or(rampup),
-            ema_kimg: args.ema_kimg,
-            ema_rampup: args.ema_rampup,
-            seed: args.seed,
-            snap_kimg: args.snap_kimg,
-            tick_kimg: args.tick_kimg,
-            device: device::select(args.device, args.tf32)?,
-            numerics: Numerics { tf32: args.tf32, deterministic: args.deterministic },
-        })
-    }
-
-    fn adversarial(a: &Adversary) -> anyhow::Result<Adversarial> {
-        let backbone = a.backbone.clone().context("--loss d2o needs --backbone, the EfficientNet-Lite0 checkpoint")?;
-        let resolution = a.feature_resolution;
+    /// Checks that the network fits the images and the options.
+    fn check(options: &Options, net: &NetConfig, dims: ImageDims) -> anyhow::Result<()> {
+        let data = options.data.display();
+        anyhow::ensure!(dims.height == dims.width, "training images must be square, those of `{data}` are {dims}");
         anyhow::ensure!(
-            resolution >= 64 && resolution.is_multiple_of(32),
-            "--feature-resolution: expected a multiple of 32 from 64 on, found {resolution}"
+            net.img_resolution == dims.height,
+            "the network makes {}-pixel images, `{data}` holds {}-pixel ones; `d2o dataset --resolution {}` converts them",
+            net.img_resolution,
+            dims.height,
+            net.img_resolution
         );
-        Ok(Adversarial {
-            backbone,
-            feature_resolution: resolution,
-            loss: match a.loss_type {
-                LossTypeArg::Ns => LossType::NonSaturating,
-                LossTypeArg::Hinge => LossType::Hinge,
-            },
-            d_lr: a.d_lr,
-            r1_gamma: a.r1_gamma,
-            r1_interval: a.r1_interval,
-            freeze: a.freeze,
-        })
+        anyhow::ensure!(
+            net.img_channels == dims.channels,
+            "the network makes images of {} channels, those of `{data}` have {}",
+            net.img_channels,
+            dims.channels
+        );
+        let cond = options.cond.unwrap_or(net.label_dim > 0);
+        anyhow::ensure!(cond == (net.label_dim > 0), "--cond {cond}: the network has {} classes", net.label_dim);
+        Ok(())
     }
 
     fn render(s: &Status) -> String {
-        let loss = |name: &str, v: Option<f64>| v.map(|v| format!(" · {name} {v:.4}")).unwrap_or_default();
-        let l = &s.losses;
+        let means: String = s.means.iter().map(|(name, v)| format!(" · {name} {v:.4}")).collect();
         format!(
-            "{:>9.1} kimg · {:>6.0} s · {:>6.1} images/s · ETA {:.0} s{}{}{}{}{}{}",
-            s.kimg,
-            s.seconds,
-            s.images_per_second,
-            s.eta_seconds,
-            loss("loss", l.edm),
-            loss("G", l.generator),
-            loss("D", l.discriminator),
-            loss("R1", l.r1),
-            loss("real", l.logits_real),
-            loss("fake", l.logits_fake),
+            "{:>9.1} kimg · {:>6.0} s · {:>6.1} images/s · ETA {:.0} s{means}",
+            s.kimg, s.seconds, s.images_per_second, s.eta_seconds
         )
     }
 }

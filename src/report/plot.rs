@@ -10,6 +10,8 @@ use serde_json::Value;
 const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 200.0;
 const MARGIN: f64 = 44.0;
+/// How names of losses begin.
+const LOSSES: &str = "Loss/";
 
 /// One SVG for each loss in a run's `stats.jsonl`: (name, SVG), over thousands of images.
 ///
@@ -23,19 +25,19 @@ pub(super) fn curves(path: &Path) -> anyhow::Result<Vec<(String, String)>> {
         .collect::<Result<_, _>>()
         .with_context(|| format!("cannot plot `{}`", path.display()))?;
     let mut names: Vec<&str> = Vec::new();
-    for losses in lines.iter().filter_map(|l| l.get("losses")?.as_object()) {
-        for name in losses.keys() {
-            if !names.contains(&name.as_str()) {
-                names.push(name);
-            }
+    let losses = lines.iter().filter_map(Value::as_object).flat_map(|l| l.keys()).filter(|k| k.starts_with(LOSSES));
+    for name in losses {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
         }
     }
     Ok(names
         .into_iter()
         .map(|name| {
-            let point = |l: &Value| Some((l.get("kimg")?.as_f64()?, l.get("losses")?.get(name)?.as_f64()?));
+            let mean = |l: &Value, name: &str| l.get(name)?.get("mean")?.as_f64();
+            let point = |l: &Value| Some((mean(l, "Progress/kimg")?, mean(l, name)?));
             let points: Vec<(f64, f64)> = lines.iter().filter_map(point).collect();
-            (name.replace('_', " "), curve(&points))
+            (name[LOSSES.len()..].replace('_', " "), curve(&points))
         })
         .collect())
 }
@@ -79,11 +81,12 @@ mod tests {
         let path = dir.path().join("stats.jsonl");
         fs::write(
             &path,
-            "{\"kimg\":1.0,\"losses\":{\"edm\":2.0}}\n{\"kimg\":2.0,\"losses\":{\"edm\":1.0,\"r1\":3.0}}\n",
+            "{\"Progress/kimg\":{\"mean\":1.0},\"Loss/G/loss\":{\"mean\":2.0}}\n\
+             {\"Progress/kimg\":{\"mean\":2.0},\"Loss/G/loss\":{\"mean\":1.0},\"Loss/r1_penalty\":{\"mean\":3.0}}\n",
         )
         .unwrap();
         let found = curves(&path).unwrap();
-        assert_eq!(found.iter().map(|c| c.0.as_str()).collect::<Vec<_>>(), ["edm", "r1"]);
+        assert_eq!(found.iter().map(|c| c.0.as_str()).collect::<Vec<_>>(), ["G/loss", "r1 penalty"]);
         assert!(found[0].1.contains("2.0 kimg"));
         fs::write(&path, "not json").unwrap();
         assert!(curves(&path).unwrap_err().to_string().contains("stats.jsonl"));

@@ -1,18 +1,20 @@
-//! Training images in memory, drawn in an order that depends on the seed and the position alone.
+//! Training images in memory.
 
-use d2o_converters::weights::SplitMix64;
-use d2o_refs::batch::{self, ImageSource};
+use anyhow::Context as _;
+use d2o_refs::batch::{self, ContentHash, ImageSource};
 use tch::{Device, Kind, Tensor};
 
-/// All images of a dataset as u8 `[N, C, H, W]`, with one-hot labels if the network is conditional.
+/// Images that are decoded at a time.
+const CHUNK: usize = 256;
+
+/// All images of a dataset as u8 `[N, C, H, W]`, with their classes if the network is conditional.
 #[derive(Debug)]
 pub struct TrainingSet {
     images: Tensor,
-    labels: Option<Vec<i64>>,
-    label_dim: usize,
-    count: usize,
-    seed: u64,
+    classes: Option<(Vec<i64>, i64)>,
+    count: u32,
     xflip: bool,
+    content: String,
 }
 
 /// One batch.
@@ -25,36 +27,40 @@ pub struct Batch {
 }
 
 impl TrainingSet {
-    /// Reads every image of `source`. `label_dim` is the network's; 0 leaves labels out.
+    /// Reads every image of `source` into one tensor. `label_dim` is the network's; 0 leaves labels out. With `xflip` the set also
+    /// holds the mirror image of each, after the images themselves, as the original's dataset does.
     ///
     /// # Errors
     /// Unreadable images; no labels, or a label out of range, for a conditional network.
-    pub fn load(source: &mut dyn ImageSource, label_dim: usize, seed: u64, xflip: bool) -> anyhow::Result<Self> {
-        let count = source.len();
-        anyhow::ensure!(count > 0, "the dataset is empty");
+    pub fn load(source: &mut dyn ImageSource, label_dim: usize, xflip: bool) -> anyhow::Result<Self> {
+        let images = source.len();
+        anyhow::ensure!(images > 0, "the dataset is empty");
+        let copies = if xflip { 2 } else { 1 };
+        let count = images.checked_mul(copies).and_then(|n| u32::try_from(n).ok());
+        let count = count.with_context(|| format!("{images} images: expected at most 2^32"))?;
+        let classes = (label_dim > 0).then(|| classes(source, label_dim)).transpose()?;
         let dims = batch::uniform(source)?;
-        let pixels = source.read(0..count)?;
-        let pixels = pixels.as_standard_layout();
-        let flat = pixels.as_slice().ok_or_else(|| anyhow::anyhow!("the images are not contiguous"))?;
-        let shape = [count, dims.height, dims.width, dims.channels].map(|d| i64::try_from(d).unwrap_or(i64::MAX));
-        let images = Tensor::f_from_slice(flat)?.f_reshape(shape)?.f_permute([0, 3, 1, 2])?.f_contiguous()?;
-        let labels = if label_dim == 0 {
-            None
-        } else {
-            let labels = source.labels().ok_or_else(|| {
-                anyhow::anyhow!("the network is conditional ({label_dim} classes), the dataset has no labels")
-            })?;
-            if let Some(bad) = labels.iter().find(|l| usize::try_from(**l).map_or(true, |l| l >= label_dim)) {
-                anyhow::bail!("label {bad} of the dataset: expected 0 to {}", label_dim - 1);
-            }
-            Some(labels.to_vec())
-        };
-        Ok(Self { images, labels, label_dim, count, seed, xflip })
+        let shape = [images, dims.channels, dims.height, dims.width].map(|d| i64::try_from(d).unwrap_or(i64::MAX));
+        let tensor = Tensor::f_empty(shape, (Kind::Uint8, Device::Cpu))?;
+        let mut hash = ContentHash::new(images, dims);
+        for range in batch::parts(source, 0..images, CHUNK) {
+            let start = i64::try_from(range.start)?;
+            let pixels = source.read(range)?;
+            let pixels = pixels.as_standard_layout();
+            hash.update(&batch::digests(&pixels.view()));
+            let flat = pixels.as_slice().context("the images are not contiguous")?;
+            let (n, h, w, c) = pixels.dim();
+            let part =
+                Tensor::f_from_slice(flat)?.f_reshape([n, h, w, c].map(|d| i64::try_from(d).unwrap_or(i64::MAX)))?;
+            tensor.f_narrow(0, start, part.size()[0])?.f_copy_(&part.f_permute([0, 3, 1, 2])?)?;
+        }
+        source.verify()?;
+        Ok(Self { images: tensor, classes, count, xflip, content: hash.finish() })
     }
 
-    /// Number of images.
+    /// Images to draw from: mirror images count.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn len(&self) -> u32 {
         self.count
     }
 
@@ -64,51 +70,82 @@ impl TrainingSet {
         self.count == 0
     }
 
-    /// The `size` images from `position` on in an endless sequence of seeded permutations of the set.
+    /// Channels of the images.
+    #[must_use]
+    pub fn channels(&self) -> i64 {
+        self.images.size()[1]
+    }
+
+    /// SHA-256 of the images as [`batch::content_sha256`] computes it.
+    #[must_use]
+    pub fn content_sha256(&self) -> &str {
+        &self.content
+    }
+
+    /// The images at `indices`, each below [`TrainingSet::len`], on `device`.
     ///
     /// # Errors
     /// libtorch's own.
-    pub fn batch(&self, position: u64, size: usize, device: Device) -> anyhow::Result<Batch> {
-        let (mut index, mut flips) = (Vec::with_capacity(size), Vec::with_capacity(size));
-        let count = self.count as u64;
-        let mut epoch = u64::MAX;
-        let mut order = Vec::new();
-        for at in position..position + size as u64 {
-            if at / count != epoch {
-                epoch = at / count;
-                order = permutation(self.count, self.seed, epoch);
-            }
-            let place = usize::try_from(at % count).unwrap_or(0);
-            index.push(order[place]);
-            let flip = self.xflip && SplitMix64::for_path(self.seed ^ at, "xflip").next_u64() & 1 == 1;
-            flips.push(flip);
-        }
+    pub fn batch(&self, indices: &[u32], device: Device) -> anyhow::Result<Batch> {
+        let stored = i64::from(self.count) / if self.xflip { 2 } else { 1 };
+        let index: Vec<i64> = indices.iter().map(|i| i64::from(*i) % stored).collect();
+        let mirrored: Vec<bool> = indices.iter().map(|i| i64::from(*i) >= stored).collect();
         let mut images = self.images.f_index_select(0, &Tensor::f_from_slice(&index)?)?;
-        if flips.contains(&true) {
-            let mask = Tensor::f_from_slice(&flips)?.f_reshape([-1, 1, 1, 1])?;
+        if mirrored.contains(&true) {
+            let mask = Tensor::f_from_slice(&mirrored)?.f_reshape([-1, 1, 1, 1])?;
             images = images.f_flip([3])?.f_where_self(&mask, &images)?;
         }
         let images = images.f_to_device(device)?.f_to_kind(Kind::Float)?.f_div_scalar(127.5)?.f_sub_scalar(1.0)?;
-        let labels = match &self.labels {
+        let labels = match &self.classes {
             None => None,
-            Some(labels) => {
+            Some((classes, label_dim)) => {
                 let chosen: Vec<i64> =
-                    index.iter().filter_map(|i| usize::try_from(*i).ok()).map(|i| labels[i]).collect();
-                let classes = i64::try_from(self.label_dim)?;
-                Some(Tensor::f_from_slice(&chosen)?.f_one_hot(classes)?.f_to_kind(Kind::Float)?.f_to_device(device)?)
+                    index.iter().filter_map(|i| classes.get(usize::try_from(*i).ok()?)).copied().collect();
+                Some(
+                    Tensor::f_from_slice(&chosen)?
+                        .f_one_hot(*label_dim)?
+                        .f_to_kind(Kind::Float)?
+                        .f_to_device(device)?,
+                )
             }
         };
         Ok(Batch { images, labels })
     }
 }
 
-/// Fisher–Yates under a stream of its own for each epoch.
-fn permutation(count: usize, seed: u64, epoch: u64) -> Vec<i64> {
-    let mut rng = SplitMix64::for_path(seed, &format!("epoch{epoch}"));
-    let mut order: Vec<i64> = (0..i64::try_from(count).unwrap_or(i64::MAX)).collect();
-    for i in (1..count).rev() {
-        let j = usize::try_from(rng.next_u64() % (i as u64 + 1)).unwrap_or(0);
-        order.swap(i, j);
+/// The class of each image of `source`, each below `label_dim`.
+fn classes(source: &dyn ImageSource, label_dim: usize) -> anyhow::Result<(Vec<i64>, i64)> {
+    let labels = source.labels().with_context(|| {
+        let why = source.label_problem().map_or(String::new(), |p| format!(": {p}"));
+        format!("the network is conditional ({label_dim} classes), the dataset has no labels{why}")
+    })?;
+    if let Some(bad) = labels.iter().find(|l| usize::try_from(**l).map_or(true, |l| l >= label_dim)) {
+        anyhow::bail!("label {bad} of the dataset: expected 0 to {}", label_dim - 1);
     }
-    order
+    Ok((labels.to_vec(), i64::try_from(label_dim)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mirror_images_follow_the_images() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.npz");
+        let mut npz = d2o_refs::npz::NpzWriter::create(&path).unwrap();
+        npz.start("arr_0", d2o_refs::npy::Dtype::U8, &[2, 1, 2, 3]).unwrap();
+        npz.raw(&[0, 0, 0, 255, 255, 255, 51, 51, 51, 102, 102, 102]).unwrap();
+        npz.finish().unwrap();
+        let load = |xflip| TrainingSet::load(batch::open(&path).unwrap().as_mut(), 0, xflip).unwrap();
+        let plain = load(false);
+        assert_eq!((plain.len(), load(true).len(), plain.channels()), (2, 4, 3));
+        let mut source = batch::open(&path).unwrap();
+        assert_eq!(plain.content_sha256(), batch::content_sha256(source.as_mut()).unwrap());
+        let batch = load(true).batch(&[1, 3, 2], Device::Cpu).unwrap();
+        let first = |i: i64| [0, 1].map(|x| batch.images.double_value(&[i, 0, 0, x]));
+        let close = |a: [f64; 2], b: [f64; 2]| (a[0] - b[0]).abs() < 1e-6 && (a[1] - b[1]).abs() < 1e-6;
+        assert!(close(first(0), [-0.6, -0.2]) && close(first(1), [-0.2, -0.6]) && close(first(2), [1.0, -1.0]));
+        assert!(batch.labels.is_none());
+    }
 }

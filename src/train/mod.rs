@@ -1,6 +1,5 @@
 //! Training with libtorch: EDM pre-training and D2O fine-tuning.
 
-pub mod adam;
 pub mod blank_image;
 pub mod dataset;
 pub mod device;
@@ -9,6 +8,10 @@ pub mod freeze;
 pub mod libtorch;
 pub mod loss;
 pub mod numerics;
+pub mod optimizer;
+pub mod options;
+pub mod sampler;
 pub mod session;
 pub mod snapshot;
+pub mod stats;
 pub mod trainer;

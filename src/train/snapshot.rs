@@ -1,7 +1,7 @@
 //! Snapshots: the averaged network for use, and the whole state for resuming.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use d2o_converters::checkpoint::TensorSource as _;
@@ -39,6 +39,12 @@ pub fn stored(name: String, tensor: &Tensor) -> anyhow::Result<Stored> {
 /// Writing errors.
 pub fn write(path: &Path, tensors: &[Stored], metadata: &BTreeMap<String, String>) -> anyhow::Result<()> {
     safetensors::write(path, tensors, metadata).with_context(|| format!("write `{}`", path.display()))
+}
+
+/// The state of the run in `outdir`.
+#[must_use]
+pub fn state_path(outdir: &Path) -> PathBuf {
+    outdir.join("training-state.safetensors")
 }
 
 /// A state file opened for resuming.
@@ -83,11 +89,11 @@ impl State {
         Ok(())
     }
 
-    /// Tensor `name` as numbers.
+    /// A metadata entry that is a whole number.
     ///
     /// # Errors
-    /// If it is missing.
-    pub fn numbers(&self, name: &str) -> anyhow::Result<Vec<f32>> {
-        Ok(self.file.read_f32(name)?)
+    /// If it is missing or not a number.
+    pub fn number(&self, key: &str) -> anyhow::Result<u64> {
+        self.get(key)?.parse().with_context(|| format!("metadata `{key}` of the training state"))
     }
 }

@@ -1,19 +1,19 @@
-//! The training loop: stages, updates, averages, snapshots.
+//! The training loop: stages, updates, averages, status lines, snapshots.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use d2o_converters::checkpoint::safetensors::Tensor as Stored;
 use d2o_converters::denoiser::{Denoiser, NetConfig};
 use d2o_converters::extractors::efficientnet_lite::{self, LiteTrunk};
 use d2o_converters::registry::{Extractor, Precond};
 use d2o_converters::weights::{Scope, SplitMix64, Weights};
 use d2o_converters::{Architecture, Checkpoint};
-use fs_err as fs;
 use serde::Serialize;
-use tch::{Device, Kind, Tensor};
+use serde_json::{Map, Value as Json};
+use tch::{Device, TchError, Tensor};
 
-use super::adam::{Adam, AdamConfig};
 use super::blank_image::statistics_after_blank_image;
 use super::dataset::{Batch, TrainingSet};
 use super::discriminator::{DiscriminatorConfig, MultiScaleHeads, Projector};
@@ -21,80 +21,39 @@ use super::freeze::is_frozen;
 use super::libtorch::{LibTorch, Named, Role, Value};
 use super::loss::{Critic, LossType, discriminator_loss, edm_loss, generator_loss, r1_penalty};
 use super::numerics::Numerics;
+use super::optimizer::{Optimizer, OptimizerConfig};
+use super::options::Options;
+use super::sampler::InfiniteSampler;
 use super::snapshot::{self, State};
+use super::stats::{Collector, KIMG, Log, resident_gib};
+use crate::cli::{LossArg, LossTypeArg};
 
-/// Share of the images seen so far that bounds the half-life of the average.
-const NO_RAMPUP: f64 = 0.0;
+/// Iterations between looks at the losses, and the losses in a row that may not be finite.
+const PATIENCE: u32 = 16;
 
-/// What is trained.
-#[derive(Debug, Clone)]
-pub enum Objective {
-    /// EDM's denoising loss.
-    Edm,
-    /// D2O: adversarial fine-tuning into a one-step generator.
-    D2o(Adversarial),
-}
-
-/// Settings of the adversarial objective.
-#[derive(Debug, Clone)]
-pub struct Adversarial {
-    /// Lite0 checkpoint, the backbone of the discriminator.
-    pub backbone: PathBuf,
-    /// Size images are resized to before the backbone, pixels.
-    pub feature_resolution: usize,
-    /// Loss.
-    pub loss: LossType,
-    /// Discriminator's step size, before the correction for R1's interval.
-    pub d_lr: f64,
-    /// Weight of R1.
-    pub r1_gamma: f64,
-    /// Iterations between R1 stages; 0 turns R1 off.
-    pub r1_interval: u64,
-    /// Freeze level of the generator.
-    pub freeze: u8,
-}
-
-/// Settings of a run.
-#[derive(Debug, Clone)]
-pub struct TrainConfig {
-    /// What is trained.
-    pub objective: Objective,
+/// A run.
+#[derive(Debug)]
+pub struct Run {
+    /// What determines its result.
+    pub options: Options,
+    /// The same by name, as the state keeps it.
+    pub values: Map<String, Json>,
     /// The network; its class is that of the objective.
     pub net: NetConfig,
-    /// Checkpoint to start from: its `ema` network.
-    pub transfer: Option<PathBuf>,
     /// Folder for snapshots and logs.
     pub outdir: PathBuf,
     /// Continue from the state in `outdir`.
     pub resume: bool,
-    /// Images to train on in all, thousands.
-    pub duration_kimg: f64,
-    /// Wall-clock limit of this run.
+    /// Continue on other images than those of the state.
+    pub other_data: bool,
+    /// Wall-clock limit.
     pub max_seconds: Option<f64>,
-    /// Images in a batch.
-    pub batch: usize,
-    /// Step size.
-    pub lr: f64,
-    /// Images over which the step size grows to its full value, thousands.
-    pub lr_rampup_kimg: f64,
-    /// Half-life of the average, thousands of images.
-    pub ema_kimg: f64,
-    /// Share of the images seen that bounds the half-life; 0 for no bound.
-    pub ema_rampup: f64,
-    /// Seed of everything random.
-    pub seed: u64,
-    /// Thousands of images between snapshots; 0 for one at the end only.
-    pub snap_kimg: f64,
-    /// Thousands of images between status lines.
-    pub tick_kimg: f64,
     /// Where to compute.
     pub device: Device,
-    /// How CUDA computes.
-    pub numerics: Numerics,
 }
 
-/// One status line, also a line of `stats.jsonl`.
-#[derive(Debug, Clone, Serialize)]
+/// One status line.
+#[derive(Debug, Clone)]
 pub struct Status {
     /// Images seen, thousands.
     pub kimg: f64,
@@ -104,31 +63,8 @@ pub struct Status {
     pub images_per_second: f64,
     /// Seconds to the end at this pace.
     pub eta_seconds: f64,
-    /// Mean losses since the last line.
-    pub losses: Losses,
-}
-
-/// Means over the iterations between two status lines; absent where a stage did not run.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-pub struct Losses {
-    /// EDM's loss per image.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub edm: Option<f64>,
-    /// Generator's loss per image.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub generator: Option<f64>,
-    /// Discriminator's loss per image (generated plus real).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub discriminator: Option<f64>,
-    /// R1's penalty, before its weight.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub r1: Option<f64>,
-    /// Mean logit of real images.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub logits_real: Option<f64>,
-    /// Mean logit of generated images.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub logits_fake: Option<f64>,
+    /// Short names and means of what was reported since the last line.
+    pub means: Vec<(&'static str, f64)>,
 }
 
 /// How a run ended.
@@ -148,20 +84,20 @@ pub struct Outcome {
     pub stopped: bool,
 }
 
-/// Trains as `config` says on `data`. `report` gets the status lines; `stop` is asked after every iteration.
+/// Trains as `run` says on `data`. `report` gets the status lines; `stop` is asked after every iteration.
 ///
 /// # Errors
-/// Unreadable checkpoints or states, failing operations, writing errors.
+/// Unreadable checkpoints or states, failing operations, writing errors; losses that are not finite again and again.
 pub fn train(
-    config: &TrainConfig,
+    run: &Run,
     data: &TrainingSet,
     report: &mut dyn FnMut(&Status),
     stop: &dyn Fn() -> bool,
 ) -> anyhow::Result<Outcome> {
-    config.numerics.apply();
-    let mut trainer = Trainer::new(config)?;
-    if config.resume {
-        trainer.resume()?;
+    Numerics { tf32: run.options.tf32, deterministic: run.options.deterministic }.apply();
+    let mut trainer = Trainer::new(run, data)?;
+    if run.resume {
+        trainer.resume(data)?;
     }
     trainer.run(data, report, stop)
 }
@@ -171,19 +107,21 @@ struct Trained {
     tensors: Vec<Named>,
     /// Indices into `tensors` of what the optimiser updates, in its order.
     updated: Vec<usize>,
-    adam: Adam,
+    optimizer: Optimizer,
 }
 
 impl Trained {
-    fn new(tensors: Vec<Named>, frozen: impl Fn(&str) -> bool, adam: AdamConfig) -> Self {
-        let updated: Vec<usize> = tensors
-            .iter()
-            .enumerate()
-            .filter(|(_, t)| t.role == Role::Param && !frozen(&t.path))
-            .map(|(i, _)| i)
-            .collect();
+    fn new(tensors: Vec<Named>, frozen: impl Fn(&str) -> bool, config: OptimizerConfig) -> anyhow::Result<Self> {
+        let mut updated = Vec::new();
+        for (i, t) in tensors.iter().enumerate().filter(|(_, t)| t.role == Role::Param) {
+            if frozen(&t.path) {
+                let _ = t.tensor.set_requires_grad(false);
+            } else {
+                updated.push(i);
+            }
+        }
         let params = updated.iter().map(|i| tensors[*i].tensor.shallow_clone()).collect();
-        Self { tensors, updated, adam: Adam::new(params, adam) }
+        Ok(Self { optimizer: Optimizer::new(params, config)?, tensors, updated })
     }
 
     fn scalars(&self, only_updated: bool) -> usize {
@@ -191,18 +129,25 @@ impl Trained {
         all.filter(|(i, _)| !only_updated || self.updated.contains(i)).map(|(_, t)| t.tensor.numel()).sum()
     }
 
-    fn save(&self, name: &str, out: &mut Vec<d2o_converters::checkpoint::safetensors::Tensor>) -> anyhow::Result<()> {
-        for t in &self.tensors {
-            out.push(snapshot::stored(format!("{name}.{}", t.path), &t.tensor)?);
+    /// All tensors under `name`, those that are updated with the values of `flat` if it is given.
+    fn stored(&self, name: &str, flat: Option<&Tensor>) -> anyhow::Result<Vec<Stored>> {
+        let mut tensors: Vec<Tensor> = self.tensors.iter().map(|t| t.tensor.shallow_clone()).collect();
+        if let Some(flat) = flat {
+            for (i, view) in self.updated.iter().zip(self.optimizer.views(flat)?) {
+                tensors[*i] = view;
+            }
         }
-        for (i, m) in self.updated.iter().zip(self.adam.moments()) {
-            let path = &self.tensors[*i].path;
-            out.push(snapshot::stored(format!("adam.{name}.first.{path}"), &m.first)?);
-            out.push(snapshot::stored(format!("adam.{name}.second.{path}"), &m.second)?);
-            // Exact: below 2^24 in each half.
-            let steps = Tensor::f_from_slice(&[(m.steps >> 16) as f32, (m.steps & 0xffff) as f32])?;
-            out.push(snapshot::stored(format!("adam.{name}.steps.{path}"), &steps)?);
+        let named = self.tensors.iter().zip(&tensors);
+        named.map(|(named, tensor)| snapshot::stored(format!("{name}.{}", named.path), tensor)).collect()
+    }
+
+    /// All tensors and the optimiser's moments under `name`.
+    fn save(&self, name: &str, out: &mut Vec<Stored>, metadata: &mut Metadata) -> anyhow::Result<()> {
+        out.extend(self.stored(name, None)?);
+        for (moment, tensor) in self.optimizer.moments() {
+            out.push(snapshot::stored(format!("optimizer.{name}.{moment}"), tensor)?);
         }
+        metadata.insert(format!("steps.{name}"), self.optimizer.steps().to_string());
         Ok(())
     }
 
@@ -212,63 +157,101 @@ impl Trained {
                 state.restore(&format!("{name}.{}", t.path), &mut t.tensor)?;
             }
         }
-        for (i, m) in self.updated.iter().zip(self.adam.moments_mut()) {
-            let path = &self.tensors[*i].path;
-            state.restore(&format!("adam.{name}.first.{path}"), &mut m.first)?;
-            state.restore(&format!("adam.{name}.second.{path}"), &mut m.second)?;
-            let steps = state.numbers(&format!("adam.{name}.steps.{path}"))?;
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole numbers below 2^16")]
-            let half = |i: usize| steps.get(i).map_or(0, |v| *v as u32);
-            m.steps = half(0) << 16 | half(1);
+        for (moment, tensor) in self.optimizer.moments() {
+            state.restore(&format!("optimizer.{name}.{moment}"), &mut tensor.shallow_clone())?;
+        }
+        self.optimizer.set_steps(state.number(&format!("steps.{name}"))?);
+        Ok(())
+    }
+}
+
+type Metadata = std::collections::BTreeMap<String, String>;
+
+struct Discriminator {
+    loss: LossType,
+    r1_gamma: f64,
+    r1_interval: u64,
+    /// One for each part of a batch: projections of its own, the same heads.
+    critics: Vec<Critic>,
+    trained: Trained,
+    /// Spectral norm's vectors.
+    power: Vec<Tensor>,
+}
+
+impl Discriminator {
+    /// Runs `part` for each part of a batch. All start from the same vectors of spectral norm, as processes that have a part each would.
+    fn each_part(
+        &mut self,
+        mut part: impl FnMut(&mut Optimizer, usize, &Critic) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let before: Vec<Tensor> =
+            if self.critics.len() > 1 { self.power.iter().map(Tensor::copy).collect() } else { Vec::new() };
+        for (rank, critic) in self.critics.iter().enumerate() {
+            if rank > 0 {
+                let _guard = tch::no_grad_guard();
+                for (vector, value) in self.power.iter_mut().zip(&before) {
+                    vector.f_copy_(value)?;
+                }
+            }
+            part(&mut self.trained.optimizer, rank, critic)?;
         }
         Ok(())
     }
 }
 
-struct Discriminator {
-    settings: Adversarial,
-    critic: Critic,
-    trained: Trained,
-}
-
 struct Trainer<'a> {
-    config: &'a TrainConfig,
+    run: &'a Run,
     net: Denoiser<Value>,
     generator: Trained,
-    /// Averages of the generator's parameters, by index into its tensors.
-    ema: Vec<(usize, Tensor)>,
+    /// Averages of what the generator's optimiser updates, in its layout.
+    average: Tensor,
     discriminator: Option<Discriminator>,
+    sampler: InfiniteSampler,
     images: u64,
     iteration: u64,
+    ticks: u64,
+    /// Images seen at the last tick.
+    tick_start: u64,
+    collector: Collector,
+    data_sha256: String,
 }
 
 impl<'a> Trainer<'a> {
-    fn new(config: &'a TrainConfig) -> anyhow::Result<Self> {
-        let weights = match &config.transfer {
-            None => Weights::initialised(config.seed),
-            Some(path) => transfer(path, &config.net)?,
+    fn new(run: &'a Run, data: &TrainingSet) -> anyhow::Result<Self> {
+        let options = &run.options;
+        let weights = match &options.transfer {
+            // The state holds what was transferred.
+            Some(path) if !run.resume => transfer(path, &run.net)?,
+            _ => Weights::initialised(u64::from(options.seed)),
         };
-        let mut b = LibTorch::with_weights(weights, config.device);
-        let net = Denoiser::build(&mut b, &config.net)?;
+        let mut b = LibTorch::with_weights(weights, run.device);
+        let net = Denoiser::build(&mut b, &run.net)?;
         let (tensors, _) = b.finish()?;
-        let (freeze, betas) = match &config.objective {
-            Objective::Edm => (0, [0.9, 0.999]),
-            Objective::D2o(a) => (a.freeze, [0.0, 0.99]),
+        let (freeze, betas) = match options.loss {
+            LossArg::Edm => (0, [0.9, 0.999]),
+            LossArg::D2o => (options.freeze.unwrap_or(0), [0.0, 0.99]),
         };
-        let adam = AdamConfig { lr: config.lr, betas, eps: 1e-8 };
-        let generator = Trained::new(tensors, |path| is_frozen(path, freeze), adam);
-        let ema = generator
-            .tensors
-            .iter()
-            .enumerate()
-            .filter(|(_, t)| t.role == Role::Param)
-            .map(|(i, t)| (i, t.tensor.detach().copy()))
-            .collect();
-        let discriminator = match &config.objective {
-            Objective::Edm => None,
-            Objective::D2o(settings) => Some(discriminator(settings, config)?),
+        let config = OptimizerConfig { rule: options.optimizer, lr: options.lr, betas, eps: 1e-8 };
+        let generator = Trained::new(tensors, |path| is_frozen(path, freeze), config)?;
+        let average = generator.optimizer.values().copy();
+        let discriminator = match options.loss {
+            LossArg::Edm => None,
+            LossArg::D2o => Some(discriminator(run)?),
         };
-        Ok(Self { config, net, generator, ema, discriminator, images: 0, iteration: 0 })
+        Ok(Self {
+            run,
+            net,
+            generator,
+            average,
+            discriminator,
+            sampler: InfiniteSampler::new(data.len(), options.seed),
+            images: 0,
+            iteration: 0,
+            ticks: 0,
+            tick_start: 0,
+            collector: Collector::default(),
+            data_sha256: data.content_sha256().to_owned(),
+        })
     }
 
     fn run(
@@ -277,48 +260,71 @@ impl<'a> Trainer<'a> {
         report: &mut dyn FnMut(&Status),
         stop: &dyn Fn() -> bool,
     ) -> anyhow::Result<Outcome> {
-        let target = thousands(self.config.duration_kimg);
+        let options = &self.run.options;
+        let target = thousands(options.duration * 1e3);
+        let per_tick = thousands(options.tick).max(1);
+        let log = Log::open(&self.run.outdir, self.tick_start)?;
         let start = Instant::now();
-        let (mut since, mut since_images, mut sums) = (start, self.images, Sums::default());
-        let mut next_tick = self.images + thousands(self.config.tick_kimg).max(1);
-        let snap_every = thousands(self.config.snap_kimg);
-        let mut next_snap = self.images + snap_every.max(1);
-        let limit = self.config.max_seconds.map(Duration::from_secs_f64);
-        let mut log = String::new();
-        let stopped = loop {
+        let (mut since, mut since_images) = (start, self.images);
+        let mut maintenance = 0.0;
+        let limit = self.run.max_seconds.map(Duration::from_secs_f64);
+        let (snapshot, stopped) = loop {
             let reached = self.images >= target || limit.is_some_and(|l| start.elapsed() >= l);
-            let stopped = !reached && stop();
-            let done = reached || stopped;
-            if (done || self.images >= next_tick) && self.images > since_images {
+            if !reached && stop() {
+                break (self.save(true, true)?, true);
+            }
+            if !reached {
+                let indices: Vec<u32> = (0..options.batch).map(|_| self.sampler.draw()).collect();
+                self.iterate(data, &indices)?;
+            }
+            // As in the original the first tick ends with the first iteration.
+            let tick = self.ticks == 0 || self.images >= self.tick_start + per_tick;
+            let seen = self.images - since_images;
+            if (tick || reached) && seen > 0 {
+                self.look_at_losses(PATIENCE.into())?;
                 let elapsed = since.elapsed().as_secs_f64().max(1e-9);
-                let pace = whole(self.images - since_images) / elapsed;
-                let left = whole(target.saturating_sub(self.images)) / pace.max(1e-9);
-                let seconds = start.elapsed().as_secs_f64();
-                let remaining = limit.map_or(left, |l| left.min((l.as_secs_f64() - seconds).max(0.0)));
-                let status = Status {
+                let total = start.elapsed().as_secs_f64();
+                let pace = whole(seen) / elapsed;
+                let left = whole(target.saturating_sub(self.images)) / pace;
+                let remaining = limit.map_or(left, |l| left.min((l.as_secs_f64() - total).max(0.0)));
+                report(&Status {
                     kimg: whole(self.images) / 1e3,
-                    seconds,
+                    seconds: total,
                     images_per_second: pace,
-                    eta_seconds: if done { 0.0 } else { remaining },
-                    losses: sums.means(),
-                };
-                report(&status);
-                log.push_str(&serde_json::to_string(&status)?);
-                log.push('\n');
-                (since, since_images, sums) = (Instant::now(), self.images, Sums::default());
-                next_tick = self.images + thousands(self.config.tick_kimg).max(1);
+                    eta_seconds: if reached { 0.0 } else { remaining },
+                    means: self.means(),
+                });
+                log.append(
+                    self.collector.summary(),
+                    &[
+                        ("Progress/tick", Some(whole(self.ticks))),
+                        (KIMG, Some(whole(self.images) / 1e3)),
+                        ("Timing/total_sec", Some(total)),
+                        ("Timing/sec_per_tick", Some(elapsed)),
+                        ("Timing/sec_per_kimg", Some(elapsed / whole(seen) * 1e3)),
+                        ("Timing/maintenance_sec", Some(maintenance)),
+                        ("Resources/cpu_mem_gb", resident_gib()),
+                    ],
+                )?;
+                (since, since_images) = (Instant::now(), self.images);
             }
-            if done {
-                break stopped;
+            // The line of a run that ends between two ticks is not a tick's: a resumed run writes it anew.
+            if tick && self.images > self.tick_start {
+                let due = |every: u32| every > 0 && self.ticks.is_multiple_of(u64::from(every));
+                let (snap, dump) = (due(options.snap), due(options.dump) && self.ticks > 0);
+                self.collector.reset();
+                self.ticks += 1;
+                self.tick_start = self.images;
+                if !reached && (snap || dump) {
+                    self.save(snap, dump)?;
+                }
+                maintenance = since.elapsed().as_secs_f64();
+                since = Instant::now();
             }
-            if snap_every > 0 && self.images >= next_snap {
-                self.save(&mut log)?;
-                next_snap = self.images + snap_every;
+            if reached {
+                break (self.save(true, true)?, false);
             }
-            let batch = data.batch(self.images, self.config.batch, self.config.device)?;
-            self.iterate(&batch, &mut sums)?;
         };
-        let snapshot = self.save(&mut log)?;
         Ok(Outcome {
             snapshot,
             images: self.images,
@@ -329,133 +335,205 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    fn iterate(&mut self, batch: &Batch, sums: &mut Sums) -> anyhow::Result<()> {
-        // Every iteration has a seed of its own, so a resumed run continues the very same sequence.
-        let seed = SplitMix64::for_path(self.config.seed ^ self.iteration, "iteration").next_u64();
-        tch::manual_seed((seed >> 1).cast_signed());
-        let lr_scale = (whole(self.images) / (self.config.lr_rampup_kimg * 1e3).max(1e-8)).min(1.0);
-        let mut b = LibTorch::running(self.config.device, true);
-        match &self.config.objective {
-            Objective::Edm => {
-                let Precond::Edm(edm) = self.config.net.precond else {
-                    anyhow::bail!("the EDM loss trains EDMPrecond, not {}", self.config.net.class());
-                };
-                let loss = edm_loss(&mut b, &self.net, &batch.images, batch.labels.as_ref(), edm.sigma_data)?;
-                let gradients = self.generator.adam.gradients(&loss)?;
-                self.generator.adam.step(gradients, lr_scale)?;
-                sums.add(|s| &mut s.edm, &loss, 1.0);
-            }
-            Objective::D2o(_) => self.adversarial(&mut b, batch, lr_scale, sums)?,
+    /// The means that a status line shows.
+    fn means(&self) -> Vec<(&'static str, f64)> {
+        const SHOWN: [(&str, &str); 6] = [
+            ("loss", "Loss/EDM/loss"),
+            ("G", "Loss/G/loss"),
+            ("D", "Loss/D/loss"),
+            ("R1", "Loss/r1_penalty"),
+            ("real", "Loss/logits/real"),
+            ("fake", "Loss/logits/fake"),
+        ];
+        SHOWN.iter().filter_map(|(short, name)| Some((*short, self.collector.mean(name)?))).collect()
+    }
+
+    /// An error if the last `most` losses of a stage were not finite.
+    fn look_at_losses(&self, most: i64) -> anyhow::Result<()> {
+        match self.collector.broken(most) {
+            None => Ok(()),
+            Some(stage) => anyhow::bail!(
+                "training diverged: the last {most} losses of {stage} or more were not finite, at {:.1} kimg. The last state and snapshot in `{}` are kept; \
+                 try a lower learning rate",
+                whole(self.images) / 1e3,
+                self.run.outdir.display()
+            ),
         }
-        self.average()?;
-        self.images += self.config.batch as u64;
+    }
+
+    fn iterate(&mut self, data: &TrainingSet, indices: &[u32]) -> anyhow::Result<()> {
+        let options = &self.run.options;
+        // Part k gets every ranks-th image from the k-th on, as a process of that rank would draw them.
+        let ranks = options.ranks() as usize;
+        let part = |k: usize| -> Vec<u32> { indices.iter().skip(k).step_by(ranks).copied().collect() };
+        let batches =
+            (0..ranks).map(|k| data.batch(&part(k), self.run.device)).collect::<anyhow::Result<Vec<Batch>>>()?;
+        let warm_up = thousands(options.lr_rampup_kimg);
+        let lr_scale = if warm_up == 0 { 1.0 } else { (whole(self.images) / whole(warm_up)).min(1.0) };
+        match options.loss {
+            LossArg::Edm => self.denoising(&batches, lr_scale)?,
+            LossArg::D2o => self.adversarial(&batches, lr_scale)?,
+        }
+        let decay =
+            ema_decay(options.batch, whole(self.images), options.ema * 1e3, options.ema_warmup, options.ema_beta);
+        average(&mut self.average, self.generator.optimizer.values(), decay)?;
+        self.images += u64::from(options.batch);
         self.iteration += 1;
+        if self.iteration.is_multiple_of(u64::from(PATIENCE)) {
+            self.look_at_losses(PATIENCE.into())?;
+        }
         Ok(())
     }
 
-    fn adversarial(&mut self, b: &mut LibTorch, batch: &Batch, lr_scale: f64, sums: &mut Sums) -> anyhow::Result<()> {
+    fn denoising(&mut self, batches: &[Batch], lr_scale: f64) -> anyhow::Result<()> {
+        let Precond::Edm(edm) = self.run.net.precond else {
+            anyhow::bail!("the EDM loss trains EDMPrecond, not {}", self.run.net.class());
+        };
+        let mut b = LibTorch::running(self.run.device, true);
+        for (rank, batch) in batches.iter().enumerate() {
+            seed(self.run.options.seed, self.iteration, "edm", rank);
+            let loss = edm_loss(&mut b, &self.net, &batch.images, batch.labels.as_ref(), edm.sigma_data)?;
+            self.generator.optimizer.backward(&loss)?;
+            self.collector.report_loss("EDM", &loss, 1.0)?;
+        }
+        Ok(self.generator.optimizer.step(lr_scale)?)
+    }
+
+    fn adversarial(&mut self, batches: &[Batch], lr_scale: f64) -> anyhow::Result<()> {
         let Some(d) = &mut self.discriminator else { anyhow::bail!("no discriminator") };
-        let labels = batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
-        let (net, kind) = (&self.net, d.settings.loss);
-        #[allow(clippy::cast_precision_loss, reason = "a batch size")]
-        let images = self.config.batch as f64;
+        let (net, kind, collector) = (&self.net, d.loss, &mut self.collector);
+        let (run_seed, iteration) = (self.run.options.seed, self.iteration);
+        let images = f64::from(self.run.options.batch / self.run.options.ranks());
+        let labels = |batch: &Batch| batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
+        let mut b = LibTorch::running(self.run.device, true);
 
-        let noise = batch.images.randn_like();
-        let (loss, logits) = generator_loss(b, net, &d.critic, kind, &noise, labels.as_ref())?;
-        let gradients = self.generator.adam.gradients(&loss)?;
-        self.generator.adam.step(gradients, lr_scale)?;
-        sums.add(|s| &mut s.generator, &loss, images);
-        sums.add(|s| &mut s.logits_fake, &logits.mean(Kind::Float), 1.0);
+        let generator = &mut self.generator.optimizer;
+        d.trained.optimizer.record(false);
+        d.each_part(|_, rank, critic| {
+            let batch = &batches[rank];
+            seed(run_seed, iteration, "generator", rank);
+            let noise = batch.images.randn_like();
+            let (loss, logits) = generator_loss(&mut b, net, critic, kind, &noise, labels(batch).as_ref())?;
+            generator.backward(&loss)?;
+            collector.report_loss("G", &loss, images)?;
+            collector.report("Loss/logits/fake", &logits)?;
+            Ok(collector.report("Loss/probs/fake", &logits.sigmoid())?)
+        })?;
+        generator.step(lr_scale)?;
 
-        let noise = batch.images.randn_like();
-        let (loss, real) = discriminator_loss(b, net, &d.critic, kind, &noise, &batch.images, labels.as_ref())?;
-        let gradients = d.trained.adam.gradients(&loss)?;
-        d.trained.adam.step(gradients, 1.0)?;
-        sums.add(|s| &mut s.discriminator, &loss, images);
-        sums.add(|s| &mut s.logits_real, &real.mean(Kind::Float), 1.0);
+        d.trained.optimizer.record(true);
+        d.each_part(|optimizer, rank, critic| {
+            let batch = &batches[rank];
+            seed(run_seed, iteration, "discriminator", rank);
+            let noise = batch.images.randn_like();
+            let (loss, real) =
+                discriminator_loss(&mut b, net, critic, kind, &noise, &batch.images, labels(batch).as_ref())?;
+            optimizer.backward(&loss)?;
+            collector.report_loss("D", &loss, images)?;
+            collector.report("Loss/logits/real", &real)?;
+            collector.report("Loss/signs/real", &real.sign())?;
+            Ok(collector.report("Loss/probs/real", &real.sigmoid())?)
+        })?;
+        d.trained.optimizer.step(1.0)?;
 
-        let interval = d.settings.r1_interval;
-        if interval > 0 && self.iteration != 0 && self.iteration.is_multiple_of(interval) {
-            let images = batch.images.detach().copy().set_requires_grad(true);
-            let logits = d.critic.logits(b, &images, labels.as_ref())?;
-            let penalty = r1_penalty(&logits, &images, d.settings.r1_gamma)?;
-            let gradients = d.trained.adam.gradients(&(&penalty * whole(interval)))?;
-            d.trained.adam.step(gradients, 1.0)?;
-            sums.add(|s| &mut s.r1, &(penalty * (2.0 / d.settings.r1_gamma)), 1.0);
+        let (gamma, interval) = (d.r1_gamma, d.r1_interval);
+        if gamma > 0.0 && iteration != 0 && iteration.is_multiple_of(interval) {
+            d.each_part(|optimizer, rank, critic| {
+                let real = batches[rank].images.detach().copy().set_requires_grad(true);
+                let logits = critic.logits(&mut b, &real, labels(&batches[rank]).as_ref())?;
+                let loss = r1_penalty(&logits, &real, gamma)?;
+                optimizer.backward(&(&loss * whole(interval)))?;
+                collector.report("Loss/r1_penalty", &(&loss * (2.0 / gamma)))?;
+                Ok(collector.report("Loss/D/r1_loss", &loss)?)
+            })?;
+            d.trained.optimizer.step(1.0)?;
         }
         Ok(())
     }
 
-    fn average(&mut self) -> anyhow::Result<()> {
-        let mut half_life = self.config.ema_kimg * 1e3;
-        if self.config.ema_rampup > NO_RAMPUP {
-            half_life = half_life.min(whole(self.images) * self.config.ema_rampup);
-        }
-        #[allow(clippy::cast_precision_loss, reason = "a batch size")]
-        let keep = 0.5_f64.powf(self.config.batch as f64 / half_life.max(1e-8));
-        let _guard = tch::no_grad_guard();
-        for (i, average) in &mut self.ema {
-            let _ = average.f_lerp_(&self.generator.tensors[*i].tensor, 1.0 - keep)?;
-        }
-        Ok(())
-    }
-
-    /// Writes `network-snapshot-NNNNNN.safetensors` (the average), `training-state.safetensors` and the log so far.
-    fn save(&self, log: &mut String) -> anyhow::Result<PathBuf> {
-        let dir = &self.config.outdir;
-        let mut network = Vec::new();
-        let mut averages = self.ema.iter();
-        let mut next = averages.next();
-        for (i, t) in self.generator.tensors.iter().enumerate() {
-            let tensor = match next {
-                Some((at, average)) if *at == i => {
-                    next = averages.next();
-                    average
-                }
-                _ => &t.tensor,
-            };
-            network.push(snapshot::stored(format!("ema.{}", t.path), tensor)?);
-        }
+    /// Writes `network-snapshot-NNNNNN.safetensors` (average and network) and `training-state.safetensors`, if so asked; returns the snapshot's path.
+    fn save(&self, snap: bool, dump: bool) -> anyhow::Result<PathBuf> {
+        let dir = &self.run.outdir;
         let path = dir.join(format!("network-snapshot-{:06}.safetensors", self.images / 1000));
-        snapshot::write(&path, &network, &snapshot::metadata(&self.config.net, &["ema"], self.images))?;
-
-        let mut state = network;
-        self.generator.save("net", &mut state)?;
-        if let Some(d) = &self.discriminator {
-            d.trained.save("d", &mut state)?;
+        let mut tensors = self.generator.stored("ema", Some(&self.average))?;
+        let mut metadata = snapshot::metadata(&self.run.net, &["ema", "net"], self.images);
+        if snap {
+            tensors.extend(self.generator.stored("net", None)?);
+            snapshot::write(&path, &tensors, &metadata)?;
+            tensors.truncate(tensors.len() / 2);
         }
-        let mut metadata = snapshot::metadata(&self.config.net, &["ema", "net"], self.images);
-        metadata.insert("iteration".to_owned(), self.iteration.to_string());
-        snapshot::write(&state_path(dir), &state, &metadata)?;
-
-        use std::io::Write as _;
-        let mut file = fs::OpenOptions::new().create(true).append(true).open(dir.join("stats.jsonl"))?;
-        file.write_all(log.as_bytes())?;
-        log.clear();
+        if dump {
+            self.generator.save("net", &mut tensors, &mut metadata)?;
+            if let Some(d) = &self.discriminator {
+                d.trained.save("d", &mut tensors, &mut metadata)?;
+            }
+            for (key, value) in [
+                ("iteration", self.iteration.to_string()),
+                ("ticks", self.ticks.to_string()),
+                ("tick_start", self.tick_start.to_string()),
+                ("stats", self.collector.state().to_string()),
+                ("options", Json::Object(self.run.values.clone()).to_string()),
+                ("data_sha256", self.data_sha256.clone()),
+            ] {
+                metadata.insert(key.to_owned(), value);
+            }
+            snapshot::write(&snapshot::state_path(dir), &tensors, &metadata)?;
+        }
         Ok(path)
     }
 
-    fn resume(&mut self) -> anyhow::Result<()> {
-        let path = state_path(&self.config.outdir);
+    fn resume(&mut self, data: &TrainingSet) -> anyhow::Result<()> {
+        let path = snapshot::state_path(&self.run.outdir);
         let state = State::open(&path).with_context(|| format!("resume from `{}`", path.display()))?;
-        let kwargs = self.config.net.init_kwargs().to_string();
-        let same = state.get("class")? == self.config.net.class() && state.get("init_kwargs")? == kwargs;
+        let kwargs = self.run.net.init_kwargs().to_string();
+        let same = state.get("class")? == self.run.net.class() && state.get("init_kwargs")? == kwargs;
         anyhow::ensure!(same, "`{}` holds another network than this run trains", path.display());
-        self.images = state.get("images")?.parse().context("metadata `images`")?;
-        self.iteration = state.get("iteration")?.parse().context("metadata `iteration`")?;
+        let content = state.get("data_sha256")?;
+        anyhow::ensure!(
+            content == data.content_sha256() || self.run.other_data,
+            "`{}` does not hold the images this run was started on (SHA-256 of their pixels {}, was {content}); --resume-with continues on it",
+            self.run.options.data.display(),
+            data.content_sha256()
+        );
+        self.images = state.number("images")?;
+        self.iteration = state.number("iteration")?;
+        self.ticks = state.number("ticks")?;
+        self.tick_start = state.number("tick_start")?;
+        self.collector.restore(state.get("stats")?, self.run.device)?;
         self.generator.restore("net", &state)?;
-        for (i, average) in &mut self.ema {
-            state.restore(&format!("ema.{}", self.generator.tensors[*i].path), average)?;
+        for (i, mut view) in self.generator.updated.iter().zip(self.generator.optimizer.views(&self.average)?) {
+            state.restore(&format!("ema.{}", self.generator.tensors[*i].path), &mut view)?;
         }
         if let Some(d) = &mut self.discriminator {
             d.trained.restore("d", &state)?;
         }
+        self.sampler.skip_to(self.images);
         Ok(())
     }
 }
 
-fn state_path(dir: &Path) -> PathBuf {
-    dir.join("training-state.safetensors")
+/// Seeds libtorch for a stage of an iteration: a resumed run continues the very same sequence, and a part of a batch draws what a process of its rank would.
+fn seed(run: u32, iteration: u64, stage: &str, rank: usize) {
+    let path = format!("iteration{iteration}.{stage}.rank{rank}");
+    let drawn = SplitMix64::for_path(u64::from(run), &path).next_u64();
+    tch::manual_seed((drawn >> 1).cast_signed());
+}
+
+/// Share of the average that an iteration over `batch` images keeps after `images` images: by its half-life `kimg`, bounded by the share `warmup` of the
+/// images unless that is 0, or `beta` unless that is 0.
+pub(super) fn ema_decay(batch: u32, images: f64, kimg: f64, warmup: f64, beta: f64) -> f64 {
+    if beta != 0.0 {
+        return beta;
+    }
+    let half_life = kimg * 1e3;
+    let half_life = if warmup > 0.0 { half_life.min(images * warmup) } else { half_life };
+    0.5_f64.powf(f64::from(batch) / half_life.max(1e-8))
+}
+
+/// Moves `average` towards `values`, keeping the share `decay` of it.
+pub(super) fn average(average: &mut Tensor, values: &Tensor, decay: f64) -> Result<(), TchError> {
+    let _guard = tch::no_grad_guard();
+    average.f_lerp_(values, 1.0 - decay).map(drop)
 }
 
 /// Weights of the `ema` network of `path`, all of which `net` must take but for augmentation's.
@@ -472,72 +550,70 @@ fn transfer(path: &Path, net: &NetConfig) -> anyhow::Result<Weights> {
     Ok(network.weights().allowing_unused(drop_augment))
 }
 
-fn discriminator(settings: &Adversarial, config: &TrainConfig) -> anyhow::Result<Discriminator> {
-    let shape =
-        DiscriminatorConfig { feature_resolution: settings.feature_resolution, conditional: config.net.label_dim > 0 };
-    let checkpoint = Checkpoint::open(&settings.backbone)
-        .with_context(|| format!("open the backbone `{}`", settings.backbone.display()))?;
+fn discriminator(run: &Run) -> anyhow::Result<Discriminator> {
+    let options = &run.options;
+    let backbone =
+        options.backbone.as_ref().context("--loss d2o needs --backbone, the EfficientNet-Lite0 checkpoint")?;
+    let feature_resolution = options.feature_resolution.unwrap_or(super::discriminator::RECIPE_RESOLUTION);
+    anyhow::ensure!(
+        feature_resolution >= 64 && feature_resolution.is_multiple_of(32),
+        "--feature-resolution: expected a multiple of 32 from 64 on, found {feature_resolution}"
+    );
+    let shape = DiscriminatorConfig { feature_resolution, conditional: run.net.label_dim > 0 };
+    let checkpoint =
+        Checkpoint::open(backbone).with_context(|| format!("open the backbone `{}`", backbone.display()))?;
     let network = checkpoint.network(None)?;
     anyhow::ensure!(
         matches!(network.architecture, Architecture::Extractor(Extractor::EfficientNetLite0(_))),
         "`{}` is not EfficientNet-Lite0",
-        settings.backbone.display()
+        backbone.display()
     );
     let weights = || {
         let unused = network.tensors.names().into_iter().filter(|n| efficientnet_lite::is_head(n));
         network.weights().allowing_unused(unused)
     };
-    let moved = statistics_after_blank_image(weights(), config.device)?;
-    let mut b = LibTorch::with_weights(weights().replacing(moved), config.device);
+    let moved = statistics_after_blank_image(weights(), run.device)?;
+    let mut b = LibTorch::with_weights(weights().replacing(moved), run.device);
     let trunk = LiteTrunk::build(&mut b, &Scope::root())?;
     b.finish()?;
 
-    let mut b = LibTorch::with_weights(Weights::initialised(config.seed), config.device);
-    let projector = Projector::build(&mut b, &shape, trunk)?;
+    let seed = u64::from(options.seed);
+    let mut b = LibTorch::with_weights(Weights::initialised(seed), run.device);
+    let projector = Projector::build(&mut b, &shape, trunk.clone())?;
     let heads = MultiScaleHeads::build(&mut b, &shape, None)?;
-    let (tensors, _) = b.finish()?;
-    // The step that R1 adds every `interval` iterations is taken out of the others (lazy regularisation, Karras et al. 2020).
-    let interval = whole(settings.r1_interval);
-    let correction = if settings.r1_interval == 0 { 1.0 } else { interval / (interval + 1.0) };
-    let adam = AdamConfig { lr: settings.d_lr * correction, betas: [0.0, 0.99_f64.powf(correction)], eps: 1e-8 };
-    let trained = Trained::new(tensors, |_| false, adam);
-    Ok(Discriminator { settings: settings.clone(), critic: Critic { projector, heads }, trained })
-}
-
-#[derive(Default)]
-struct Sums {
-    edm: Mean,
-    generator: Mean,
-    discriminator: Mean,
-    r1: Mean,
-    logits_real: Mean,
-    logits_fake: Mean,
-}
-
-#[derive(Default, Clone, Copy)]
-struct Mean {
-    sum: f64,
-    count: u32,
-}
-
-impl Sums {
-    fn add(&mut self, which: impl Fn(&mut Self) -> &mut Mean, value: &Tensor, divisor: f64) {
-        let mean = which(self);
-        mean.sum += value.double_value(&[]) / divisor;
-        mean.count += 1;
+    let (mut tensors, _) = b.finish()?;
+    let mut critics = vec![Critic { projector, heads: heads.clone() }];
+    for rank in 1..options.ranks() {
+        let seed = SplitMix64::for_path(seed, &format!("rank{rank}")).next_u64();
+        let mut b = LibTorch::with_weights(Weights::initialised(seed), run.device);
+        let projector = Projector::build(&mut b, &shape, trunk.clone())?;
+        let of_rank = |t: Named| Named { path: format!("rank{rank}.{}", t.path), ..t };
+        tensors.extend(b.finish()?.0.into_iter().map(of_rank));
+        critics.push(Critic { projector, heads: heads.clone() });
     }
-
-    fn means(&self) -> Losses {
-        let mean = |m: Mean| (m.count > 0).then(|| m.sum / f64::from(m.count));
-        Losses {
-            edm: mean(self.edm),
-            generator: mean(self.generator),
-            discriminator: mean(self.discriminator),
-            r1: mean(self.r1),
-            logits_real: mean(self.logits_real),
-            logits_fake: mean(self.logits_fake),
-        }
-    }
+    // The step that R1 adds every `interval` iterations is taken out of the others (lazy regularisation, Karras et al. 2020). As in the original, R1
+    // turned off changes nothing about it.
+    let r1_interval = u64::from(options.r1_interval.unwrap_or(16));
+    let correction = whole(r1_interval) / (whole(r1_interval) + 1.0);
+    let config = OptimizerConfig {
+        rule: options.optimizer,
+        lr: options.dlr.unwrap_or(options.lr) * correction,
+        betas: [0.0, 0.99_f64.powf(correction)],
+        eps: 1e-8,
+    };
+    let is_power = |t: &&Named| t.path.ends_with(".weight_u") || t.path.ends_with(".weight_v");
+    let power = tensors.iter().filter(is_power).map(|t| t.tensor.shallow_clone()).collect();
+    Ok(Discriminator {
+        loss: match options.loss_type {
+            Some(LossTypeArg::Hinge) => LossType::Hinge,
+            _ => LossType::NonSaturating,
+        },
+        r1_gamma: options.r1_gamma.unwrap_or(0.0),
+        r1_interval,
+        critics,
+        trained: Trained::new(tensors, |_| false, config)?,
+        power,
+    })
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "image counts, clamped at 0 by the cast")]

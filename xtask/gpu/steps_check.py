@@ -80,8 +80,8 @@ def start_making(run):
             run.script("prepare.py", "denoiser", out, orig, run.size("full", "small"), limit=limit)
             return out
         # Without the original's code d2o makes the network; peers are skipped.
-        fresh, size = run.work / "fresh", run.size([], ["--model-channels", 32, "--channel-mult", "1,2", "--num-blocks", 1])
-        run.call([run.trainer, "train", "--quiet", "--device", "cpu", "--loss", "edm", "--data", run.made("fake"), "--outdir", fresh, "--batch", 1, "--duration-kimg", 0.001, *size],
+        fresh, size = run.work / "fresh", run.size([], ["--cbase", 32, "--cres", "1,2", "--num-blocks", 1])
+        run.call([run.trainer, "train", "--quiet", "--device", "cpu", "--loss", "edm", "--data", run.made("fake"), "--outdir", fresh, "--batch", 1, "--duration", 1e-6, "--arch", "ncsnpp", *size],
                  limit=limit)
         run.script("prepare.py", "shaken", out, fresh / "network-snapshot-000000.safetensors", limit=limit)
         return out
@@ -216,9 +216,10 @@ def first_training(run):
     outdir = run.work / "first-training"
     images, lite0 = run.made("fake"), run.made("lite0")
     done = run.train("--loss", "d2o", "--transfer", DEMO / "openmoji-32-edm.safetensors", "--data", images, "--backbone", lite0, "--outdir", outdir,
-                     "--batch", run.size(16, 2), "--feature-resolution", 64, "--duration-kimg", run.size(0.032, 0.004), "--tick-kimg", 0.001)
-    losses = [json.loads(l)["losses"] for l in (outdir / "stats.jsonl").read_text().splitlines()]
-    finite = all(np.isfinite(v) for l in losses for v in l.values() if v is not None)
+                     "--batch", run.size(16, 2), "--feature-resolution", 64, "--duration", run.size(32e-6, 4e-6), "--tick", 0.001)
+    lines = [json.loads(l) for l in (outdir / "stats.jsonl").read_text().splitlines()]
+    losses = [{k: v["mean"] for k, v in l.items() if k.startswith("Loss/")} for l in lines]
+    finite = all(v is not None and np.isfinite(v) for l in losses for v in l.values())
     run.line("d2o train, two iterations of the demo's network", done["seconds"], "s", ok=finite and len(losses) > 0, note="" if finite else f"losses {losses}")
 
 

@@ -15,7 +15,7 @@ TRAINING_GOAL = 1.2
 
 def speeds(outdir):
     """Images a second of every status line but the first few, which plan and search."""
-    found = [json.loads(l)["images_per_second"] for l in (outdir / "stats.jsonl").read_text().splitlines()]
+    found = [1e3 / json.loads(l)["Timing/sec_per_kimg"]["mean"] for l in (outdir / "stats.jsonl").read_text().splitlines()]
     return float(np.median(found[max(1, len(found) // 3):] or found))
 
 
@@ -32,8 +32,8 @@ def beside(run, batch, iterations):
     def ours(*options, goal=TRAINING_GOAL):
         outdir = run.work / f"train-{batch}{''.join(options)}"
         # A status line for every few iterations: each waits for the device.
-        done = run.train("--loss", "d2o", "--transfer", checkpoint, "--data", images, "--backbone", lite0, "--outdir", outdir, "--batch", batch, "--freeze", 0, "--r1-interval", 0,
-                         "--feature-resolution", run.size(224, 64), "--tick-kimg", run.size(4, 1) * batch / 1000, "--duration-kimg", (iterations + run.size(8, 1)) * batch / 1000, *options)
+        done = run.train("--loss", "d2o", "--transfer", checkpoint, "--data", images, "--backbone", lite0, "--outdir", outdir, "--batch", batch, "--freeze", 0, "--r1-gamma", 0,
+                         "--feature-resolution", run.size(224, 64), "--tick", run.size(4, 1) * batch / 1000, "--duration", (iterations + run.size(8, 1)) * batch / 1e6, *options)
         note = "backbone at 64 pixels, the original's at 224" if run.dry else used(run, done)
         run.line(" ".join([f"d2o train, {title}", *options]), speeds(outdir), IMAGES, peer.get("images_per_second"), "the original", goal, note=note)
 
@@ -73,8 +73,8 @@ def first_loss(run):
         def measure(title=title, options=options, most=most):
             outdir = run.work / f"first-loss{title}"
             run.train("--loss", "edm", "--transfer", checkpoint, "--data", picture, "--outdir", outdir, "--batch", batch, "--seed", seed,
-                      "--duration-kimg", batch / 1000, "--tick-kimg", batch / 1000, *options)
-            loss = json.loads((outdir / "stats.jsonl").read_text().splitlines()[0])["losses"]["edm"]
+                      "--lr-rampup-kimg", 0, "--dropout", 0, "--duration", batch / 1e6, "--tick", batch / 1000, *options)
+            loss = json.loads((outdir / "stats.jsonl").read_text().splitlines()[0])["Loss/EDM/loss"]["mean"]
             run.line(f"first loss of d2o train, {title}: {loss:.8g}, in f64 {peer:.8g}", abs(loss / peer - 1), "relative", most=most)
 
         run.attempt(f"first loss, {title}", measure)
@@ -87,7 +87,7 @@ def resumed(run):
 
     def words(outdir):
         return ["--loss", "d2o", "--transfer", DEMO / "openmoji-32-edm.safetensors", "--data", images, "--backbone", lite0, "--outdir", outdir, "--feature-resolution", 64,
-                "--batch", run.size(16, 2), "--duration-kimg", duration, "--snap-kimg", every, "--r1-interval", run.size(4, 1), "--deterministic"]
+                "--batch", run.size(16, 2), "--duration", duration / 1000, "--tick", every, "--snap", 1, "--dump", 1, "--r1-interval", run.size(4, 1), "--deterministic"]
 
     whole, broken = run.work / "whole", run.work / "broken"
     run.train(*words(whole))
@@ -147,10 +147,10 @@ def fine_tuning(run):
     # What is left but for the export and the second evaluation.
     seconds = run.size(max(20.0, run.left() - 35), 10.0)
     done = run.train("--loss", "d2o", "--transfer", DEMO / "openmoji-32-edm.safetensors", "--data", images, "--backbone", lite0, "--outdir", outdir, "--batch", batch,
-                     "--feature-resolution", run.size(224, 64), "--xflip", "--lr", 3e-4, "--d-lr", 1.5e-4, "--ema-kimg", 2, "--snap-kimg", 0, "--tick-kimg", run.size(1.0, 0.004),
+                     "--feature-resolution", run.size(224, 64), "--xflip", "--lr", 3e-4, "--dlr", 1.5e-4, "--ema", 0.002, "--snap", 0, "--dump", 0, "--tick", run.size(1.0, 0.004),
                      "--max-seconds", round(seconds, 1))
     log = [json.loads(l) for l in (outdir / "stats.jsonl").read_text().splitlines()]
-    note = "; ".join(filter(None, [f"{log[-1]['kimg']:.3g} thousand images in {log[-1]['seconds']:.0f} s", used(run, done)]))
+    note = "; ".join(filter(None, [f"{log[-1]['Progress/kimg']['mean']:.3g} thousand images in {log[-1]['Timing/total_sec']['mean']:.0f} s", used(run, done)]))
     run.line(f"d2o train of the demo's network, batch {batch}, f32", speeds(outdir), IMAGES, note=note)
     run.results["environment"]["training"] = log[:: max(1, len(log) // 100)]
     run.d2o("export", sorted(outdir.glob("network-snapshot-*"))[-1], "--out", after, "--uint8", "--no-check")

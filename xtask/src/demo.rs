@@ -45,11 +45,11 @@ pub(crate) fn run() -> anyhow::Result<()> {
         args(["dataset", "--overwrite"]).path(&emoji).with(["--resolution", "32", "--out", "data.zip"]).with(skin),
     )?;
     let _ = fs::remove_dir_all(demo.dir.join("run"));
-    let adversary = ["--feature-resolution", FEATURE_RESOLUTION, "--batch", "16", "--lr", "3e-4", "--d-lr", "1.5e-4"];
+    let adversary = ["--feature-resolution", FEATURE_RESOLUTION, "--batch", "16", "--lr", "3e-4", "--dlr", "1.5e-4"];
     let fine_tune =
         args(["train", "--loss", "d2o", "--data", "data.zip", "--outdir", "run", "--max-seconds", FINE_TUNE])
             .with(adversary)
-            .with(["--xflip", "--ema-kimg", "2", "--snap-kimg", "0", "--tick-kimg", "0.25"])
+            .with(["--xflip", "--ema", "0.002", "--snap", "0", "--dump", "0", "--tick", "0.25"])
             .with(["--transfer"])
             .path(&pretrained)
             .with(["--backbone"])

@@ -220,18 +220,7 @@ pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
         }
         let mut ours = cargo()?;
         ours.args(["run", "-q", "-p", "d2o", "--features", "train", "--", "train", "--quiet", "--loss", "d2o"]);
-        ours.args([
-            "--batch",
-            "8",
-            "--freeze",
-            "0",
-            "--r1-interval",
-            "0",
-            "--tick-kimg",
-            "0.008",
-            "--duration-kimg",
-            "0.048",
-        ]);
+        ours.args(["--batch", "8", "--freeze", "0", "--r1-gamma", "0", "--tick", "0.008", "--duration", "0.000048"]);
         ours.arg("--transfer").arg(&source).arg("--backbone").arg(&backbone);
         ours.arg("--data").arg(out.join("images.npz")).arg("--outdir").arg(&run);
         if !ours.status()?.success() {
@@ -241,7 +230,12 @@ pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
         let mut speeds = log
             .lines()
             .skip(1)
-            .map(|l| serde_json::from_str::<Value>(l)?["images_per_second"].as_f64().context("a speed"))
+            .map(|l| {
+                serde_json::from_str::<Value>(l)?["Timing/sec_per_kimg"]["mean"]
+                    .as_f64()
+                    .context("a speed")
+                    .map(|s| 1e3 / s)
+            })
             .collect::<anyhow::Result<Vec<f64>>>()?;
         speeds.sort_by(f64::total_cmp);
         let ours = *speeds.get(speeds.len() / 2).context("no iteration was logged")?;

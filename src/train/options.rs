@@ -1,0 +1,325 @@
+//! Settings of a run: presets, what the command line and a resumed run change, `training_options.json`.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::cli::{Arch, LossArg, LossTypeArg, Rule, TrainSettings};
+
+/// All settings that determine the result of a run, by the names of their options.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Options {
+    /// Preset the settings started from.
+    pub preset: String,
+    /// Objective.
+    pub loss: LossArg,
+    /// Dataset.
+    pub data: PathBuf,
+    /// Checkpoint to start from.
+    pub transfer: Option<PathBuf>,
+    /// Whether the network is conditional.
+    pub cond: Option<bool>,
+    /// Duration, millions of images.
+    pub duration: f64,
+    /// Batch size in all.
+    pub batch: u32,
+    /// Images processed at a time; `None` for the whole batch.
+    pub batch_gpu: Option<u32>,
+    /// Learning rate.
+    pub lr: f64,
+    /// Images over which the learning rate grows to its full value, thousands.
+    pub lr_rampup_kimg: f64,
+    /// Optimiser.
+    pub optimizer: Rule,
+    /// Half-life of the average, millions of images.
+    pub ema: f64,
+    /// Share of the images seen that bounds the half-life; 0 for no bound.
+    pub ema_warmup: f64,
+    /// Fixed decay of the average; 0 for the half-life.
+    pub ema_beta: f64,
+    /// Dropout probability.
+    pub dropout: f64,
+    /// Whether the dataset holds mirror images too.
+    pub xflip: bool,
+    /// Whether CUDA may use TF32.
+    pub tf32: bool,
+    /// Whether CUDA kernels are deterministic.
+    pub deterministic: bool,
+    /// Seed of everything random.
+    pub seed: u32,
+    /// Thousands of images between status lines.
+    pub tick: f64,
+    /// Ticks between snapshots; 0 for one at the end.
+    pub snap: u32,
+    /// Ticks between states; 0 for one at the end.
+    pub dump: u32,
+    /// Architecture of a new network.
+    pub arch: Option<Arch>,
+    /// Its base number of channels.
+    pub cbase: Option<usize>,
+    /// Its channel multipliers.
+    pub cres: Option<Vec<usize>>,
+    /// Its residual blocks per resolution.
+    pub num_blocks: Option<usize>,
+    /// Its resolutions with attention.
+    pub attn_resolutions: Option<Vec<usize>>,
+    /// Its number of classes.
+    pub label_dim: Option<usize>,
+    /// Checkpoint of the discriminator's backbone.
+    pub backbone: Option<PathBuf>,
+    /// Size images are resized to before the backbone, pixels.
+    pub feature_resolution: Option<usize>,
+    /// Learning rate of the discriminator, before the correction for R1's interval.
+    pub dlr: Option<f64>,
+    /// Adversarial loss.
+    pub loss_type: Option<LossTypeArg>,
+    /// Weight of R1; 0 for none.
+    pub r1_gamma: Option<f64>,
+    /// Iterations between R1 stages.
+    pub r1_interval: Option<u32>,
+    /// Freeze level of the generator.
+    pub freeze: Option<u8>,
+}
+
+/// Options of a new network.
+const FRESH: [&str; 6] = ["arch", "cbase", "cres", "num-blocks", "attn-resolutions", "label-dim"];
+/// Options of the discriminator.
+const ADVERSARIAL: [&str; 7] =
+    ["backbone", "feature-resolution", "dlr", "loss-type", "r1-gamma", "r1-interval", "freeze"];
+/// Options that a resumed run may change: they do not enter any number. What lies at a path is compared by content.
+const FREE: [&str; 8] = ["preset", "data", "transfer", "backbone", "duration", "tick", "snap", "dump"];
+
+/// Named settings.
+#[derive(Debug)]
+pub struct Preset {
+    /// Name.
+    pub name: &'static str,
+    /// What it is for.
+    pub about: &'static str,
+    values: Value,
+}
+
+/// All presets.
+#[must_use]
+pub fn presets() -> Vec<Preset> {
+    let common = json!({
+        "lr-rampup-kimg": 0.0, "optimizer": "adam", "ema-warmup": 0.05, "ema-beta": 0.0, "dropout": 0.0, "xflip": false, "tf32": false,
+        "deterministic": false, "seed": 42, "snap": 10, "dump": 10,
+    });
+    let preset = |name, about, own: Value| Preset { name, about, values: merged(&common, &own) };
+    vec![
+        preset(
+            "small",
+            "D2O-F on a small machine: not a setting of the paper",
+            json!({
+                "loss": "d2o", "duration": 5.0, "batch": 64, "lr": 1e-4, "ema": 0.5, "tick": 1.0, "feature-resolution": 224, "dlr": 1e-4,
+                "loss-type": "ns", "r1-gamma": 1e-4, "r1-interval": 16, "freeze": 1,
+            }),
+        ),
+        preset(
+            "edm",
+            "EDM's training from scratch, its train.py's defaults",
+            json!({
+                "loss": "edm", "duration": 200.0, "batch": 512, "lr": 1e-3, "lr-rampup-kimg": 10_000.0, "ema": 0.5, "dropout": 0.13, "tick": 50.0, "snap": 50,
+                "dump": 50, "arch": "ddpmpp", "label-dim": 0,
+            }),
+        ),
+    ]
+}
+
+/// Settled options and where they come from.
+#[derive(Debug)]
+pub struct Settled {
+    /// The options.
+    pub options: Options,
+    /// The same by name, without those that are absent.
+    pub values: Map<String, Value>,
+    /// What a resumed run changes, a line each.
+    pub changes: Vec<String>,
+}
+
+/// Settles the options `given` over those of `preset`.
+///
+/// # Errors
+/// An unknown preset; no dataset; options that have no effect together; values out of range.
+pub fn settle(preset: Option<&str>, given: &TrainSettings) -> anyhow::Result<Settled> {
+    let given = by_name(given)?;
+    let denoising = given.get("loss").is_some_and(|l| l == "edm");
+    let name = preset.unwrap_or(if denoising { "edm" } else { "small" });
+    let mut values = base(name)?;
+    // EDM's train.py does not let the average warm up if it starts from a checkpoint; its network is the checkpoint's.
+    if given.contains_key("transfer") {
+        values.retain(|key, _| !FRESH.contains(&key.as_str()));
+        if values["loss"] == "edm" {
+            values.insert("ema-warmup".to_owned(), json!(0.0));
+        }
+    }
+    values.extend(given);
+    anyhow::ensure!(values.contains_key("data"), "no dataset: give one with --data");
+    Ok(Settled { options: checked(&values)?, values, changes: Vec::new() })
+}
+
+/// Settles the options `given` (and those of `preset`, if one is named) over those `stored` with the state of a run.
+///
+/// # Errors
+/// As [`settle`]; options that change the run's settings unless `allowed`.
+pub fn settle_resumed(
+    stored: &str,
+    preset: Option<&str>,
+    given: &TrainSettings,
+    allowed: bool,
+) -> anyhow::Result<Settled> {
+    let mut values: Map<String, Value> = serde_json::from_str(stored).context("the options in the training state")?;
+    let mut asked = preset.map(base).transpose()?.unwrap_or_default();
+    asked.extend(by_name(given)?);
+    let mut changes = Vec::new();
+    for (key, new) in asked {
+        let old = values.get(&key).cloned().unwrap_or(Value::Null);
+        if old != new && !FREE.contains(&key.as_str()) {
+            changes.push(format!("--{key}: {old} → {new}"));
+        }
+        values.insert(key, new);
+    }
+    anyhow::ensure!(
+        changes.is_empty() || allowed,
+        "this run was started with other settings: {}; --resume-with continues it with the new ones",
+        changes.join(", ")
+    );
+    Ok(Settled { options: checked(&values)?, values, changes })
+}
+
+/// The preset `name`.
+fn base(name: &str) -> anyhow::Result<Map<String, Value>> {
+    let all = presets();
+    let found = all.iter().find(|p| p.name == name).with_context(|| {
+        let names: Vec<&str> = all.iter().map(|p| p.name).collect();
+        format!("--preset {name}: expected one of {}", names.join(", "))
+    })?;
+    let mut values = found.values.as_object().cloned().unwrap_or_default();
+    values.insert("preset".to_owned(), json!(name));
+    Ok(values)
+}
+
+/// The options that are present, by name.
+fn by_name(given: &TrainSettings) -> anyhow::Result<Map<String, Value>> {
+    let mut values = serde_json::to_value(given)?.as_object().cloned().unwrap_or_default();
+    values.retain(|_, value| !value.is_null());
+    Ok(values)
+}
+
+fn merged(base: &Value, own: &Value) -> Value {
+    let mut values = base.as_object().cloned().unwrap_or_default();
+    values.extend(own.as_object().cloned().unwrap_or_default());
+    Value::Object(values)
+}
+
+fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
+    let options: Options = serde_json::from_value(Value::Object(values.clone()))?;
+    let unused = |names: &[&str], why: &str| match names.iter().find(|name| values.contains_key(**name)) {
+        Some(name) => Err(anyhow::anyhow!("--{name} is for {why}")),
+        None => Ok(()),
+    };
+    match options.loss {
+        LossArg::Edm => unused(&ADVERSARIAL, "`--loss d2o`")?,
+        LossArg::D2o => {
+            unused(&FRESH, "`--loss edm` without --transfer")?;
+            anyhow::ensure!(
+                options.transfer.is_some(),
+                "--loss d2o fine-tunes a pre-trained denoiser: give it with --transfer"
+            );
+        }
+    }
+    if options.transfer.is_some() {
+        unused(&FRESH, "a new network, and --transfer gives one")?;
+    }
+    let positive = |name: &str, value: f64| {
+        anyhow::ensure!(value > 0.0, "--{name}: expected a number above 0, found {value}");
+        Ok(())
+    };
+    positive("duration", options.duration)?;
+    positive("tick", options.tick)?;
+    positive("lr", options.lr)?;
+    positive("ema", options.ema)?;
+    options.dlr.map_or(Ok(()), |dlr| positive("dlr", dlr))?;
+    let range = |name: &str, value: f64, below: f64| {
+        anyhow::ensure!(
+            (0.0..below).contains(&value),
+            "--{name}: expected a number from 0 to below {below}, found {value}"
+        );
+        Ok(())
+    };
+    range("lr-rampup-kimg", options.lr_rampup_kimg, f64::INFINITY)?;
+    range("ema-warmup", options.ema_warmup, f64::INFINITY)?;
+    range("ema-beta", options.ema_beta, 1.0)?;
+    range("dropout", options.dropout, 1.0)?;
+    options.r1_gamma.map_or(Ok(()), |gamma| range("r1-gamma", gamma, f64::INFINITY))?;
+    if let Some(part) = options.batch_gpu {
+        let batch = options.batch;
+        anyhow::ensure!(batch.is_multiple_of(part), "--batch-gpu {part}: expected a divisor of --batch {batch}");
+    }
+    Ok(options)
+}
+
+impl Options {
+    /// Parts a batch is processed in, each as on a device of its own.
+    #[must_use]
+    pub fn ranks(&self) -> u32 {
+        self.batch_gpu.map_or(1, |part| self.batch / part)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given() -> TrainSettings {
+        TrainSettings { data: Some("d.zip".into()), transfer: Some("e.pkl".into()), ..TrainSettings::default() }
+    }
+
+    #[test]
+    fn options_override_presets() {
+        let settled = settle(None, &TrainSettings { lr: Some(5e-5), ..given() }).unwrap().options;
+        assert_eq!((settled.preset.as_str(), settled.lr, settled.freeze, settled.batch), ("small", 5e-5, Some(1), 64));
+        let edm = TrainSettings { loss: Some(LossArg::Edm), data: Some("d.zip".into()), ..TrainSettings::default() };
+        let settled = settle(None, &edm).unwrap().options;
+        assert_eq!((settled.lr_rampup_kimg, settled.ema_warmup, settled.arch), (10_000.0, 0.05, Some(Arch::Ddpmpp)));
+        let settled = settle(None, &TrainSettings { transfer: Some("e.pkl".into()), ..edm }).unwrap().options;
+        assert_eq!((settled.ema_warmup, settled.arch), (0.0, None));
+    }
+
+    #[test]
+    fn options_without_effect_are_refused() {
+        let refused = |preset, given: &TrainSettings| settle(preset, given).unwrap_err().to_string();
+        let edm = TrainSettings { loss: Some(LossArg::Edm), ..given() };
+        let mut adversarial = edm;
+        adversarial.adversary.freeze = Some(1);
+        assert_eq!(refused(None, &adversarial), "--freeze is for `--loss d2o`");
+        let mut fresh = given();
+        fresh.fresh.arch = Some(Arch::Adm);
+        assert!(refused(None, &fresh).starts_with("--arch is for"));
+        assert!(refused(None, &TrainSettings { data: None, ..given() }).contains("--data"));
+        assert!(refused(None, &TrainSettings { transfer: None, ..given() }).contains("--transfer"));
+        assert!(refused(Some("x"), &given()).contains("expected one of small, edm"));
+        assert!(refused(None, &TrainSettings { batch_gpu: Some(24), ..given() }).contains("divisor"));
+        assert!(refused(None, &TrainSettings { lr: Some(0.0), ..given() }).contains("--lr"));
+    }
+
+    #[test]
+    fn a_resumed_run_names_what_changed() {
+        let stored = settle(None, &given()).unwrap();
+        let stored = Value::Object(stored.values).to_string();
+        let same = settle_resumed(&stored, None, &TrainSettings::default(), false).unwrap();
+        assert_eq!((same.options.batch, same.changes.len()), (64, 0));
+        let longer = TrainSettings { duration: Some(7.0), data: Some("moved.zip".into()), ..TrainSettings::default() };
+        let longer = settle_resumed(&stored, None, &longer, false).unwrap();
+        assert_eq!((longer.options.duration, longer.options.data), (7.0, "moved.zip".into()));
+        let other = TrainSettings { lr: Some(1e-3), batch: Some(32), ..TrainSettings::default() };
+        let refused = settle_resumed(&stored, None, &other, false).unwrap_err().to_string();
+        assert!(refused.contains("--batch: 64 → 32") && refused.contains("--lr: 0.0001 → 0.001"), "{refused}");
+        let allowed = settle_resumed(&stored, None, &other, true).unwrap();
+        assert_eq!((allowed.options.lr, allowed.changes.len()), (1e-3, 2));
+    }
+}

@@ -1,0 +1,228 @@
+//! Statistics of training and their log, `stats.jsonl`, in the format of EDM's `training_stats`.
+//!
+//! A line holds `{"NAME": {"num": values, "mean": mean, "std": deviation}, …, "timestamp": seconds since 1970}` for all values that were reported since the
+//! line before.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use d2o_files::AtomicFile;
+use fs_err as fs;
+use serde_json::{Map, Value, json};
+use tch::{Device, Kind, TchError, Tensor};
+
+/// Name of images seen, thousands.
+pub const KIMG: &str = "Progress/kimg";
+
+/// Count, sum and sum of squares.
+type Moments = [f64; 3];
+
+/// Values reported since the last reset. What tensors hold is summed on their device: nothing waits for it before it is read.
+#[derive(Debug, Default)]
+pub struct Collector {
+    moments: BTreeMap<String, Tensor>,
+    /// Consecutive losses that are not finite, by stage.
+    broken: BTreeMap<&'static str, Tensor>,
+}
+
+impl Collector {
+    /// Adds every element of `values`.
+    ///
+    /// # Errors
+    /// libtorch's own.
+    pub fn report(&mut self, name: &str, values: &Tensor) -> Result<(), TchError> {
+        let _guard = tch::no_grad_guard();
+        let values = values.f_detach()?.f_to_kind(Kind::Double)?;
+        #[allow(clippy::cast_precision_loss, reason = "a number of logits or images")]
+        let count = values.f_sum(Kind::Double)?.f_full_like(values.numel() as f64)?;
+        let sums = [count, values.f_sum(Kind::Double)?, values.f_square()?.f_sum(Kind::Double)?];
+        self.add(name, Tensor::f_stack(&sums, 0)?)
+    }
+
+    fn add(&mut self, name: &str, moments: Tensor) -> Result<(), TchError> {
+        match self.moments.get_mut(name) {
+            Some(sums) => _ = sums.f_add_(&moments)?,
+            None => _ = self.moments.insert(name.to_owned(), moments),
+        }
+        Ok(())
+    }
+
+    /// Adds the loss of `images` images of a stage, whose mean per image appears as `Loss/STAGE/loss`, and counts it if it is not finite.
+    ///
+    /// # Errors
+    /// libtorch's own.
+    pub fn report_loss(&mut self, stage: &'static str, loss: &Tensor, images: f64) -> Result<(), TchError> {
+        let _guard = tch::no_grad_guard();
+        let loss = loss.f_detach()?;
+        self.report(&format!("Loss/{stage}/loss"), &loss.f_div_scalar(images)?)?;
+        let broken = loss.f_isfinite()?.f_logical_not()?.f_to_kind(Kind::Int64)?;
+        // One more if this one is broken as well, else none.
+        let count = match self.broken.get(stage) {
+            Some(before) => before.f_add_scalar(1)?.f_mul(&broken)?,
+            None => broken,
+        };
+        self.broken.insert(stage, count);
+        Ok(())
+    }
+
+    /// The stage whose last losses were not finite, `most` or more of them. Waits for the device.
+    #[must_use]
+    pub fn broken(&self, most: i64) -> Option<&'static str> {
+        self.broken.iter().find(|(_, count)| count.int64_value(&[]) >= most).map(|(stage, _)| *stage)
+    }
+
+    /// Mean of what `name` got, if it got anything. Waits for the device.
+    #[must_use]
+    pub fn mean(&self, name: &str) -> Option<f64> {
+        let [count, sum, _] = read(self.moments.get(name)?);
+        (count > 0.0).then(|| sum / count)
+    }
+
+    /// Count, mean and standard deviation of every name.
+    #[must_use]
+    pub fn summary(&self) -> Map<String, Value> {
+        let entry = |(name, moments): (&String, &Tensor)| {
+            let [count, sum, squares] = read(moments);
+            let mean = sum / count;
+            let std =
+                if count == 1.0 && mean.is_finite() { 0.0 } else { (squares / count - mean * mean).max(0.0).sqrt() };
+            // JSON knows no NaN: null.
+            (name.clone(), json!({"num": count, "mean": mean, "std": if mean.is_finite() { std } else { f64::NAN }}))
+        };
+        self.moments.iter().map(entry).collect()
+    }
+
+    /// Forgets what was reported, but not how many losses were not finite.
+    pub fn reset(&mut self) {
+        self.moments.clear();
+    }
+
+    /// Sums so far, to be saved: their bits, as f64.
+    #[must_use]
+    pub fn state(&self) -> Value {
+        json!(self.moments.iter().map(|(name, m)| (name, read(m).map(f64::to_bits))).collect::<BTreeMap<_, _>>())
+    }
+
+    /// Goes on from what [`Collector::state`] gave, on `device`.
+    ///
+    /// # Errors
+    /// Another value; libtorch's own.
+    pub fn restore(&mut self, state: &str, device: Device) -> anyhow::Result<()> {
+        let moments: BTreeMap<String, [u64; 3]> = serde_json::from_str(state)?;
+        for (name, bits) in moments {
+            self.moments.insert(name, Tensor::f_from_slice(&bits.map(f64::from_bits))?.f_to_device(device)?);
+        }
+        Ok(())
+    }
+}
+
+fn read(moments: &Tensor) -> Moments {
+    [0, 1, 2].map(|i| moments.double_value(&[i]))
+}
+
+/// `stats.jsonl` of a run.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+}
+
+impl Log {
+    /// For the folder of a run whose last tick ended at `images` images: lines of later ones, and a last line that is cut, are removed.
+    ///
+    /// # Errors
+    /// Reading and writing errors.
+    pub fn open(outdir: &Path, images: u64) -> anyhow::Result<Self> {
+        let path = outdir.join("stats.jsonl");
+        if path.exists() {
+            let text = fs::read_to_string(&path)?;
+            let kept: String = text.split_inclusive('\n').filter(|line| is_within(line, images)).collect();
+            if kept.len() < text.len() {
+                let mut file = AtomicFile::create(&path)?;
+                file.write_all(kept.as_bytes())?;
+                file.commit()?;
+            }
+        }
+        Ok(Self { path })
+    }
+
+    /// Appends a line of `statistics` and single `numbers`, which is with the operating system when this returns.
+    ///
+    /// # Errors
+    /// Writing errors.
+    pub fn append(&self, statistics: Map<String, Value>, numbers: &[(&str, Option<f64>)]) -> anyhow::Result<()> {
+        let mut line = statistics;
+        for (name, number) in numbers {
+            if let Some(number) = number {
+                line.insert((*name).to_owned(), json!({"num": 1, "mean": number, "std": 0.0}));
+            }
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
+        line.insert("timestamp".to_owned(), json!(now));
+        let mut text = serde_json::to_string(&line)?;
+        text.push('\n');
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(&self.path)?;
+        Ok(file.write_all(text.as_bytes())?)
+    }
+}
+
+/// Whether `line` is whole and of at most `images` images.
+fn is_within(line: &str, images: u64) -> bool {
+    let kimg = serde_json::from_str::<Value>(line).ok().and_then(|l| l.get(KIMG)?.get("mean")?.as_f64());
+    #[allow(clippy::cast_precision_loss, reason = "image counts below 2^53")]
+    let within = |kimg: f64| kimg * 1e3 <= images as f64 + 0.5;
+    line.ends_with('\n') && kimg.is_some_and(within)
+}
+
+/// Resident memory of this process, GiB; `None` where the system does not tell.
+#[must_use]
+pub fn resident_gib() -> Option<f64> {
+    let pages = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: f64 = pages.split_whitespace().nth(1)?.parse().ok()?;
+    #[allow(clippy::cast_precision_loss, reason = "a page size")]
+    let page = rustix::param::page_size() as f64;
+    Some(pages * page / f64::from(1 << 30))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_have_the_originals_fields() {
+        let mut collector = Collector::default();
+        for values in [[1.0_f32, 2.0], [3.0, 6.0]] {
+            collector.report("Loss/logits/real", &Tensor::from_slice(&values)).unwrap();
+        }
+        let summary = collector.summary();
+        assert_eq!(summary["Loss/logits/real"]["num"], 4.0);
+        assert_eq!(summary["Loss/logits/real"]["mean"], 3.0);
+        assert!((summary["Loss/logits/real"]["std"].as_f64().unwrap() - 3.5_f64.sqrt()).abs() < 1e-12);
+        let mut other = Collector::default();
+        other.restore(&collector.state().to_string(), Device::Cpu).unwrap();
+        assert_eq!(other.summary(), summary);
+    }
+
+    #[test]
+    fn broken_losses_are_counted_in_a_row() {
+        let mut collector = Collector::default();
+        let mut report = |loss: f32| {
+            collector.report_loss("G", &Tensor::from(loss), 1.0).unwrap();
+            collector.broken(2)
+        };
+        let found = [f32::NAN, 1.0, f32::INFINITY, f32::NAN, 1.0].map(&mut report);
+        assert_eq!(found, [None, None, None, Some("G"), None]);
+        assert_eq!(collector.summary()["Loss/G/loss"]["mean"], Value::Null);
+    }
+
+    #[test]
+    fn a_log_is_cut_to_the_images_of_the_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats.jsonl");
+        let line = |kimg: f64| format!("{}\n", json!({KIMG: {"num": 1, "mean": kimg, "std": 0}}));
+        fs::write(&path, [line(0.1), line(0.2), line(0.3), "{\"Progr".to_owned()].concat()).unwrap();
+        Log::open(dir.path(), 200).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), line(0.1) + &line(0.2));
+    }
+}

@@ -1,0 +1,292 @@
+//! Runs of `d2o train`: what an iteration changes, how runs end and go on, what they write, what they refuse.
+#![cfg(feature = "train")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use d2o_converters::checkpoint::TensorSource as _;
+use d2o_converters::checkpoint::safetensors::SafetensorsFile;
+use fs_err as fs;
+use serde_json::Value;
+use test_support::Outcome;
+
+mod common;
+use common::{attempt, d2o, write_images, write_labelled, write_lite0};
+
+const STATE: &str = "training-state.safetensors";
+const NETWORK: [&str; 10] =
+    ["--arch", "ncsnpp", "--cbase", "16", "--cres", "1,1", "--num-blocks", "1", "--attn-resolutions", "16"];
+/// Settings of the discriminator that take little time.
+const SMALL: [&str; 8] =
+    ["--backbone", "lite0.safetensors", "--feature-resolution", "64", "--r1-interval", "2", "--tick", "0.008"];
+
+/// A folder with `data.npz`, `lite0.safetensors` and a denoiser, `edm/network-snapshot-000000.safetensors`.
+fn prepare() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_images(&dir.path().join("data.npz"), 0..12);
+    write_lite0(dir.path(), 1, "lite0");
+    edm(dir.path(), "edm", "0.000008", &[]);
+    dir
+}
+
+/// The EDM loss on `data.npz` for `mimg` million images, in batches of 4.
+fn edm(dir: &Path, outdir: &str, mimg: &str, more: &[&str]) {
+    let train = ["--threads", "1", "train", "--loss", "edm", "--data", "data.npz", "--outdir", outdir, "--batch", "4"];
+    let options = ["--duration", mimg, "--lr-rampup-kimg", "0", "--tick", "0.008"];
+    d2o(dir, &[&train[..], &NETWORK, &options, more].concat());
+}
+
+const DENOISER: &str = "edm/network-snapshot-000000.safetensors";
+
+/// The D2O loss, in batches of 4, from the denoiser.
+fn words<'a>(outdir: &'a str, mimg: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let train =
+        ["--threads", "1", "train", "--transfer", DENOISER, "--data", "data.npz", "--outdir", outdir, "--batch", "4"];
+    [&train[..], &["--duration", mimg], &SMALL, more].concat()
+}
+
+fn tune(dir: &Path, outdir: &str, mimg: &str, more: &[&str]) -> Outcome {
+    d2o(dir, &words(outdir, mimg, more))
+}
+
+fn refused(dir: &Path, args: &[&str], text: &str) {
+    let outcome = attempt(dir, args);
+    assert!(outcome.code == 2 && outcome.stderr.contains(text), "{text}: {outcome}");
+}
+
+fn bytes(dir: &Path, outdir: &str) -> Vec<u8> {
+    fs::read(dir.join(outdir).join(STATE)).unwrap()
+}
+
+/// `stats.jsonl` without times and memory.
+fn stats(dir: &Path, outdir: &str) -> Vec<Value> {
+    let lines = fs::read_to_string(dir.join(outdir).join("stats.jsonl")).unwrap();
+    let line = |l: &str| {
+        let mut line: Value = serde_json::from_str(l).unwrap();
+        let object = line.as_object_mut().unwrap();
+        object.retain(|k, _| k.starts_with("Loss/") || k.starts_with("Progress/"));
+        line
+    };
+    lines.lines().map(line).collect()
+}
+
+fn open(dir: &Path, path: &str) -> SafetensorsFile {
+    SafetensorsFile::open(&dir.join(path)).unwrap()
+}
+
+#[test]
+fn the_first_iteration_moves_every_trained_tensor_by_the_learning_rate() {
+    let dir = prepare();
+    let dir = dir.path();
+    for (freeze, outdir) in [("0", "all"), ("1", "some")] {
+        tune(dir, outdir, "0.000004", &["--lr", "1e-3", "--freeze", freeze]);
+        let (before, after) = (open(dir, DENOISER), open(dir, &format!("{outdir}/{STATE}")));
+        let (mut moved, mut kept) = (0, Vec::new());
+        for name in before.names().into_iter().filter(|n| n.starts_with("ema.")) {
+            let path = name.strip_prefix("ema.").unwrap();
+            if path.contains("freqs") || path.contains("resample") || path.contains("map_augment") {
+                continue;
+            }
+            let (a, b) = (before.read_f32(&name).unwrap(), after.read_f32(&format!("net.{path}")).unwrap());
+            let most = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            if most == 0.0 {
+                kept.push(path.to_owned());
+                continue;
+            }
+            // Without momentum the first step of Adam is the learning rate wherever the gradient is not about 1e-8.
+            assert!((most - 1e-3).abs() < 1e-4, "{path} moved by {most}");
+            moved += 1;
+        }
+        let frozen = |n: &String| ["conv0", "conv1", "proj"].iter().any(|l| n.contains(l)) && freeze == "1";
+        assert!(moved > 20 && kept.iter().all(frozen) && kept.is_empty() == (freeze == "0"), "{moved}, kept {kept:?}");
+    }
+}
+
+#[test]
+fn a_resumed_run_ends_where_an_undisturbed_one_does() {
+    let dir = prepare();
+    let dir = dir.path();
+    // Six iterations, R1 in three of them; the parts end between two ticks.
+    let more = ["--xflip", "--dump", "1", "--snap", "1", "--batch-gpu", "2"];
+    tune(dir, "whole", "0.000024", &more);
+    tune(dir, "parts", "0.000012", &more);
+    assert!(bytes(dir, "whole") != bytes(dir, "parts"));
+    // Nothing but the folder is told again.
+    d2o(dir, &["--threads", "1", "train", "--outdir", "parts", "--resume", "--duration", "0.000024"]);
+    assert!(bytes(dir, "whole") == bytes(dir, "parts"), "a resumed run ends elsewhere than an undisturbed one");
+    assert_eq!(stats(dir, "whole"), stats(dir, "parts"));
+    let snapshot = "network-snapshot-000000.safetensors";
+    let [a, b] = ["whole", "parts"].map(|run| fs::read(dir.join(run).join(snapshot)).unwrap());
+    assert!(a == b);
+
+    edm(dir, "edm-whole", "0.000024", &[]);
+    edm(dir, "edm-parts", "0.000012", &[]);
+    edm(dir, "edm-parts", "0.000024", &["--resume"]);
+    assert!(bytes(dir, "edm-whole") == bytes(dir, "edm-parts"));
+
+    // Frozen layers stay as they were transferred, the others move; the snapshot holds average and network, and exports.
+    let (before, after) = (open(dir, DENOISER), open(dir, &format!("whole/{snapshot}")));
+    let same = |net: &str, name: &str| {
+        before.read_f32(&format!("ema.{name}")).unwrap() == after.read_f32(&format!("{net}.{name}")).unwrap()
+    };
+    assert!(same("ema", "model.enc.32x32_block0.conv0.weight") && same("net", "model.enc.32x32_block0.conv0.weight"));
+    assert!(!same("ema", "model.enc.32x32_block0.norm0.weight") && !same("net", "model.enc.32x32_block0.norm0.weight"));
+    d2o(dir, &["export", &format!("whole/{snapshot}"), "--out", "tuned.onnx"]);
+}
+
+#[test]
+fn a_killed_run_loses_what_came_after_its_last_state() {
+    let dir = prepare();
+    let dir = dir.path();
+    let more = ["--dump", "1", "--snap", "0"];
+    tune(dir, "whole", "0.00006", &more);
+    let child = Command::new(env!("CARGO_BIN_EXE_d2o"))
+        .args(words("killed", "0.00006", &more))
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut child = child.unwrap();
+    let start = Instant::now();
+    while !dir.join("killed").join(STATE).exists() && start.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    d2o(dir, &["--threads", "1", "train", "--outdir", "killed", "--resume"]);
+    assert!(bytes(dir, "whole") == bytes(dir, "killed"));
+    assert_eq!(stats(dir, "whole"), stats(dir, "killed"));
+}
+
+#[test]
+fn parts_of_a_batch_are_averaged() {
+    // Without a discriminator, whose batch normalisation sees a part only, the parts give the gradient of the whole but for their noise; with one part
+    // they are the same run.
+    let dir = prepare();
+    let dir = dir.path();
+    tune(dir, "whole", "0.000008", &[]);
+    tune(dir, "one", "0.000008", &["--batch-gpu", "4"]);
+    tune(dir, "two", "0.000008", &["--batch-gpu", "2"]);
+    let state = |run: &str| open(dir, &format!("{run}/{STATE}"));
+    let (whole, one, two) = (state("whole"), state("one"), state("two"));
+    let mut projections = 0;
+    for name in two.names() {
+        match name.strip_prefix("d.rank1.") {
+            // The second part has projections of its own.
+            Some(path) => {
+                projections += 1;
+                assert_ne!(two.read_f32(&name).unwrap(), two.read_f32(&format!("d.{path}")).unwrap(), "{path}");
+            }
+            None => assert_eq!(whole.read_f32(&name).unwrap(), one.read_f32(&name).unwrap(), "{name}"),
+        }
+    }
+    assert!(projections > 8);
+}
+
+#[test]
+fn a_run_writes_a_log_that_can_be_followed() {
+    let dir = prepare();
+    let dir = dir.path();
+    // R1 costs nothing and leaves no trace with a weight of zero.
+    tune(dir, "run", "0.00002", &["--r1-gamma", "0", "--snap", "0", "--dump", "0"]);
+    let lines = stats(dir, "run");
+    let kimg: Vec<f64> = lines.iter().map(|l| l["Progress/kimg"]["mean"].as_f64().unwrap()).collect();
+    assert_eq!(kimg, [0.004, 0.012, 0.02]);
+    for (name, num) in [("Loss/G/loss", 1.0), ("Loss/logits/fake", 144.0), ("Loss/signs/real", 144.0)] {
+        assert_eq!(lines[0][name]["num"], num, "{name}");
+        assert!(lines.iter().all(|l| l[name]["mean"].is_number()), "{name}");
+    }
+    assert!(lines.iter().all(|l| l.get("Loss/r1_penalty").is_none()));
+    let json =
+        |name: &str| -> Value { serde_json::from_slice(&fs::read(dir.join("run").join(name)).unwrap()).unwrap() };
+    let record = json("training_options.json");
+    assert_eq!((&record["options"]["batch"], &record["options"]["preset"]), (&4.into(), &"small".into()));
+    assert_eq!(record["dataset"]["pixels_sha256"].as_str().unwrap().len(), 64);
+    let log = fs::read_to_string(dir.join("run/log.txt")).unwrap();
+    assert!(log.contains("preset small") && log.lines().filter(|l| l.contains("kimg")).count() == 3, "{log}");
+    // The page plots it.
+    d2o(dir, &["report", "--losses", "run=run/stats.jsonl", "--out", "r.html"]);
+    assert!(fs::read_to_string(dir.join("r.html")).unwrap().contains("G/loss"));
+}
+
+#[test]
+fn settings_are_shown_and_runs_are_kept() {
+    let dir = prepare();
+    let dir = dir.path();
+    let shown = d2o(dir, &[&words("run", "0.000004", &[])[..], &["--dry-run"]].concat());
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!((&shown["options"]["r1-interval"], &shown["network"]["class"]), (&2.into(), &"D2OPrecond".into()));
+    assert!(!dir.join("run").exists());
+    let list = d2o(dir, &["train", "--preset", "list"]);
+    assert!(list.stdout.contains("small") && list.stdout.contains("edm"), "{list}");
+
+    tune(dir, "run", "0.000004", &[]);
+    let before = bytes(dir, "run");
+    refused(dir, &words("run", "0.000004", &[]), "holds another run");
+    assert_eq!(bytes(dir, "run"), before);
+    for name in ["00000", "00001-again"] {
+        let desc = name.split_once('-').map_or(vec![], |(_, d)| vec!["--desc", d]);
+        tune(dir, "runs", "0.000004", &[&["--numbered"][..], &desc].concat());
+        assert!(dir.join("runs").join(name).join(STATE).exists(), "{name}");
+    }
+
+    // A run goes on with its own settings, or with others if they are allowed.
+    let resume = |more: &[&'static str]| {
+        [&["train", "--outdir", "run", "--resume", "--duration", "0.000008"][..], more].concat()
+    };
+    refused(dir, &resume(&["--lr", "1e-5", "--seed", "7"]), "--lr: 0.0001 → 0.00001, --seed: 42 → 7");
+    write_images(&dir.join("other.npz"), 1..13);
+    refused(dir, &resume(&["--data", "other.npz"]), "does not hold the images this run was started on");
+    assert_eq!(bytes(dir, "run"), before);
+    let outcome = d2o(dir, &resume(&["--lr", "1e-5", "--resume-with"]));
+    assert!(outcome.stderr.contains("resumed with --lr: 0.0001 → 0.00001"), "{outcome}");
+    refused(dir, &["train", "--outdir", "nowhere", "--resume"], "nothing to resume");
+}
+
+#[test]
+fn bad_input_is_one_clear_error() {
+    let dir = prepare();
+    let dir = dir.path();
+    let with = |more: &[&'static str]| [&words("bad", "0.000004", &[])[..], more].concat();
+    refused(dir, &with(&["--cond"]), "--cond true: the network has 0 classes");
+    refused(dir, &with(&["--arch", "adm"]), "--arch is for `--loss edm`");
+    refused(dir, &with(&["--batch-gpu", "3"]), "expected a divisor of --batch 4");
+    refused(dir, &with(&["--lr", "nan"]), "expected a finite number");
+    let mut npz = d2o_refs::npz::NpzWriter::create(&dir.join("16.npz")).unwrap();
+    npz.start("arr_0", d2o_refs::npy::Dtype::U8, &[4, 16, 16, 3]).unwrap();
+    npz.raw(&[7; 4 * 768]).unwrap();
+    npz.finish().unwrap();
+    let other: Vec<&str> =
+        words("bad", "0.000004", &[]).iter().map(|w| if *w == "data.npz" { "16.npz" } else { w }).collect();
+    refused(dir, &other, "the network makes 32-pixel images, `16.npz` holds 16-pixel ones");
+    assert!(!dir.join("bad").exists());
+
+    // A conditional network and images without classes, or with others.
+    let train = ["train", "--loss", "edm", "--data", "data.npz", "--outdir", "bad", "--batch", "4", "--label-dim", "3"];
+    let train = [&train[..], &NETWORK, &["--duration", "0.000004"]].concat();
+    refused(dir, &train, "the dataset has no labels");
+    write_labelled(&dir.join("data.npz"), 0..12, |i| Some(i64::try_from(i % 4).unwrap()));
+    refused(dir, &train, "label 3 of the dataset: expected 0 to 2");
+    assert!(!dir.join("bad").exists());
+}
+
+#[test]
+fn divergence_is_one_clear_error() {
+    let dir = prepare();
+    let dir = dir.path();
+    refused(dir, &words("run", "0.001", &["--lr", "1e30", "--snap", "0"]), "training diverged: the last 16 losses of");
+}
+
+#[test]
+fn adm_is_adm() {
+    let dir = prepare();
+    let shown = ["train", "--loss", "edm", "--arch", "adm", "--label-dim", "1000", "--data", "data.npz", "--dry-run"];
+    let shown: Value = serde_json::from_str(&d2o(dir.path(), &shown).stdout).unwrap();
+    let kwargs = &shown["network"]["init_kwargs"];
+    assert_eq!(
+        (&kwargs["model_channels"], &kwargs["channel_mult"], &kwargs["num_blocks"], &kwargs["attn_resolutions"]),
+        (&192.into(), &serde_json::json!([1, 2, 3, 4]), &3.into(), &serde_json::json!([32, 16, 8]))
+    );
+}
