@@ -190,7 +190,7 @@ fn a_run_writes_a_log_that_can_be_followed() {
     let dir = prepare();
     let dir = dir.path();
     // R1 costs nothing and leaves no trace with a weight of zero.
-    tune(dir, "run", "0.00002", &["--r1-gamma", "0", "--snap", "0", "--dump", "0"]);
+    tune(dir, "run", "0.00002", &["--r1-gamma", "0", "--snap", "0", "--dump", "0", "--grid", "2", "--pickle"]);
     let lines = stats(dir, "run");
     let kimg: Vec<f64> = lines.iter().map(|l| l["Progress/kimg"]["mean"].as_f64().unwrap()).collect();
     assert_eq!(kimg, [0.004, 0.012, 0.02]);
@@ -206,6 +206,28 @@ fn a_run_writes_a_log_that_can_be_followed() {
     assert_eq!(record["dataset"]["pixels_sha256"].as_str().unwrap().len(), 64);
     let log = fs::read_to_string(dir.join("run/log.txt")).unwrap();
     assert!(log.contains("preset small") && log.lines().filter(|l| l.contains("kimg")).count() == 3, "{log}");
+    let names: Vec<String> =
+        fs::read_dir(dir.join("run")).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    assert!(names.iter().any(|n| n.starts_with("events.out.tfevents.")), "{names:?}");
+    let pixels = |name: &str| image::open(dir.join("run").join(name)).unwrap().to_rgb8();
+    assert_eq!(pixels("reals.png").dimensions(), (256, 256));
+    // The first of the real images, and other images after training than before.
+    let first = common::image(0);
+    assert!((0..32).all(|i| pixels("reals.png").get_pixel(i, i).0[0] == first[[i as usize, i as usize, 0]]));
+    assert!(pixels("fakes_init.png") != pixels("fakes000000.png"));
+    let pickled = fs::read(dir.join("run/network-snapshot-000000.pkl")).unwrap();
+    assert!(pickled.starts_with(b"\x80\x04") && pickled.ends_with(b"."));
+    let python = Command::new("python3")
+        .args(["-m", "pickletools", "run/network-snapshot-000000.pkl"])
+        .current_dir(dir)
+        .output();
+    match python {
+        Ok(listing) => {
+            let text = String::from_utf8_lossy(&listing.stdout);
+            assert!(listing.status.success() && text.contains("load_state_dict"), "{text}");
+        }
+        Err(why) => println!("skipped: python3: {why}"),
+    }
     // The page plots it.
     d2o(dir, &["report", "--losses", "run=run/stats.jsonl", "--out", "r.html"]);
     assert!(fs::read_to_string(dir.join("r.html")).unwrap().contains("G/loss"));

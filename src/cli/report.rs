@@ -14,7 +14,7 @@ use super::Output;
 )]
 pub struct Report {
     /// Results of `d2o evaluate --json` and `d2o verify --json`
-    #[arg(required = true, value_name = "EVAL.json")]
+    #[arg(required_unless_present_any = ["images", "losses"], value_name = "EVAL.json")]
     pub evaluations: Vec<PathBuf>,
     /// Output file
     #[arg(long, value_name = "R.html")]

@@ -113,6 +113,12 @@ pub struct TrainSettings {
     /// Interval of saving the state for `--resume`, ticks; 0 for once at the end
     #[arg(long, value_name = "TICKS")]
     pub dump: Option<u32>,
+    /// Interval of image grids, ticks; 0 for none
+    #[arg(long, value_name = "TICKS")]
+    pub grid: Option<u32>,
+    /// Also write snapshots as pickles that the original programs load
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub pickle: Option<bool>,
     /// Network (`--loss edm` without `--transfer`).
     #[command(flatten, next_help_heading = "New network")]
     #[serde(flatten)]

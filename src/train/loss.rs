@@ -12,7 +12,7 @@ const P_MEAN: f64 = -1.2;
 const P_STD: f64 = 1.2;
 
 /// Noise level a one-step generator starts from.
-const SIGMA_MAX: f64 = 80.0;
+pub const SIGMA_MAX: f64 = 80.0;
 
 /// Kind of adversarial loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -56,6 +56,10 @@ pub struct Options {
     pub snap: u32,
     /// Ticks between states; 0 for one at the end.
     pub dump: u32,
+    /// Ticks between image grids; 0 for none.
+    pub grid: u32,
+    /// Whether snapshots are also written as pickles.
+    pub pickle: bool,
     /// Architecture of a new network.
     pub arch: Option<Arch>,
     /// Its base number of channels.
@@ -90,7 +94,8 @@ const FRESH: [&str; 6] = ["arch", "cbase", "cres", "num-blocks", "attn-resolutio
 const ADVERSARIAL: [&str; 7] =
     ["backbone", "feature-resolution", "dlr", "loss-type", "r1-gamma", "r1-interval", "freeze"];
 /// Options that a resumed run may change: they do not enter any number. What lies at a path is compared by content.
-const FREE: [&str; 8] = ["preset", "data", "transfer", "backbone", "duration", "tick", "snap", "dump"];
+const FREE: [&str; 10] =
+    ["preset", "data", "transfer", "backbone", "duration", "tick", "snap", "dump", "grid", "pickle"];
 
 /// Named settings.
 #[derive(Debug)]
@@ -107,7 +112,7 @@ pub struct Preset {
 pub fn presets() -> Vec<Preset> {
     let common = json!({
         "lr-rampup-kimg": 0.0, "optimizer": "adam", "ema-warmup": 0.05, "ema-beta": 0.0, "dropout": 0.0, "xflip": false, "tf32": false,
-        "deterministic": false, "seed": 42, "snap": 10, "dump": 10,
+        "deterministic": false, "seed": 42, "snap": 10, "dump": 10, "grid": 10, "pickle": false,
     });
     let preset = |name, about, own: Value| Preset { name, about, values: merged(&common, &own) };
     vec![

@@ -147,24 +147,22 @@ impl Log {
         Ok(Self { path })
     }
 
-    /// Appends a line of `statistics` and single `numbers`, which is with the operating system when this returns.
+    /// Appends `line`, which is with the operating system when this returns.
     ///
     /// # Errors
     /// Writing errors.
-    pub fn append(&self, statistics: Map<String, Value>, numbers: &[(&str, Option<f64>)]) -> anyhow::Result<()> {
-        let mut line = statistics;
-        for (name, number) in numbers {
-            if let Some(number) = number {
-                line.insert((*name).to_owned(), json!({"num": 1, "mean": number, "std": 0.0}));
-            }
-        }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        line.insert("timestamp".to_owned(), json!(now));
-        let mut text = serde_json::to_string(&line)?;
+    pub fn append(&self, line: &Map<String, Value>) -> anyhow::Result<()> {
+        let mut text = serde_json::to_string(line)?;
         text.push('\n');
         let mut file = fs::OpenOptions::new().create(true).append(true).open(&self.path)?;
         Ok(file.write_all(text.as_bytes())?)
     }
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn unix_time() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
 /// Whether `line` is whole and of at most `images` images.

@@ -5,27 +5,30 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use d2o_converters::checkpoint::safetensors::Tensor as Stored;
-use d2o_converters::denoiser::{Denoiser, NetConfig};
+use d2o_converters::denoiser::{Denoiser, NetConfig, Sigma};
 use d2o_converters::extractors::efficientnet_lite::{self, LiteTrunk};
 use d2o_converters::registry::{Extractor, Precond};
 use d2o_converters::weights::{Scope, SplitMix64, Weights};
 use d2o_converters::{Architecture, Checkpoint};
 use serde::Serialize;
-use serde_json::{Map, Value as Json};
-use tch::{Device, TchError, Tensor};
+use serde_json::{Map, Value as Json, json};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::blank_image::statistics_after_blank_image;
 use super::dataset::{Batch, TrainingSet};
 use super::discriminator::{DiscriminatorConfig, MultiScaleHeads, Projector};
 use super::freeze::is_frozen;
+use super::grid;
 use super::libtorch::{LibTorch, Named, Role, Value};
-use super::loss::{Critic, LossType, discriminator_loss, edm_loss, generator_loss, r1_penalty};
+use super::loss::{Critic, LossType, SIGMA_MAX, discriminator_loss, edm_loss, generator_loss, r1_penalty};
 use super::numerics::Numerics;
 use super::optimizer::{Optimizer, OptimizerConfig};
 use super::options::Options;
+use super::pickle;
 use super::sampler::InfiniteSampler;
 use super::snapshot::{self, State};
-use super::stats::{Collector, KIMG, Log, resident_gib};
+use super::stats::{Collector, KIMG, Log, resident_gib, unix_time};
+use super::tensorboard::Events;
 use crate::cli::{LossArg, LossTypeArg};
 
 /// Iterations between looks at the losses, and the losses in a row that may not be finite.
@@ -129,7 +132,7 @@ impl Trained {
         all.filter(|(i, _)| !only_updated || self.updated.contains(i)).map(|(_, t)| t.tensor.numel()).sum()
     }
 
-    /// All tensors under `name`, those that are updated with the values of `flat` if it is given.
+    /// All tensors under `name` (unless that is empty), those that are updated with the values of `flat` if it is given.
     fn stored(&self, name: &str, flat: Option<&Tensor>) -> anyhow::Result<Vec<Stored>> {
         let mut tensors: Vec<Tensor> = self.tensors.iter().map(|t| t.tensor.shallow_clone()).collect();
         if let Some(flat) = flat {
@@ -138,7 +141,8 @@ impl Trained {
             }
         }
         let named = self.tensors.iter().zip(&tensors);
-        named.map(|(named, tensor)| snapshot::stored(format!("{name}.{}", named.path), tensor)).collect()
+        let path = |of: &Named| if name.is_empty() { of.path.clone() } else { format!("{name}.{}", of.path) };
+        named.map(|(named, tensor)| snapshot::stored(path(named), tensor)).collect()
     }
 
     /// All tensors and the optimiser's moments under `name`.
@@ -264,6 +268,10 @@ impl<'a> Trainer<'a> {
         let target = thousands(options.duration * 1e3);
         let per_tick = thousands(options.tick).max(1);
         let log = Log::open(&self.run.outdir, self.tick_start)?;
+        let mut events = Events::create(&self.run.outdir, unix_time())?;
+        if options.grid > 0 && !self.run.resume {
+            self.first_grids(data)?;
+        }
         let start = Instant::now();
         let (mut since, mut since_images) = (start, self.images);
         let mut maintenance = 0.0;
@@ -294,24 +302,33 @@ impl<'a> Trainer<'a> {
                     eta_seconds: if reached { 0.0 } else { remaining },
                     means: self.means(),
                 });
-                log.append(
-                    self.collector.summary(),
-                    &[
-                        ("Progress/tick", Some(whole(self.ticks))),
-                        (KIMG, Some(whole(self.images) / 1e3)),
-                        ("Timing/total_sec", Some(total)),
-                        ("Timing/sec_per_tick", Some(elapsed)),
-                        ("Timing/sec_per_kimg", Some(elapsed / whole(seen) * 1e3)),
-                        ("Timing/maintenance_sec", Some(maintenance)),
-                        ("Resources/cpu_mem_gb", resident_gib()),
-                    ],
-                )?;
+                let (mut line, now) = (self.collector.summary(), unix_time());
+                for (name, number) in [
+                    ("Progress/tick", Some(whole(self.ticks))),
+                    (KIMG, Some(whole(self.images) / 1e3)),
+                    ("Timing/total_sec", Some(total)),
+                    ("Timing/sec_per_tick", Some(elapsed)),
+                    ("Timing/sec_per_kimg", Some(elapsed / whole(seen) * 1e3)),
+                    ("Timing/maintenance_sec", Some(maintenance)),
+                    ("Resources/cpu_mem_gb", resident_gib()),
+                ] {
+                    if let Some(number) = number {
+                        line.insert(name.to_owned(), json!({"num": 1, "mean": number, "std": 0.0}));
+                    }
+                }
+                let means = line.iter().filter_map(|(name, entry)| Some((name.as_str(), entry["mean"].as_f64()?)));
+                events.scalars(now, self.images, means)?;
+                line.insert("timestamp".to_owned(), json!(now));
+                log.append(&line)?;
                 (since, since_images) = (Instant::now(), self.images);
             }
             // The line of a run that ends between two ticks is not a tick's: a resumed run writes it anew.
             if tick && self.images > self.tick_start {
                 let due = |every: u32| every > 0 && self.ticks.is_multiple_of(u64::from(every));
                 let (snap, dump) = (due(options.snap), due(options.dump) && self.ticks > 0);
+                if due(options.grid) && self.ticks > 0 && !reached {
+                    self.grid(data, &format!("fakes{:06}.png", self.images / 1000))?;
+                }
                 self.collector.reset();
                 self.ticks += 1;
                 self.tick_start = self.images;
@@ -333,6 +350,48 @@ impl<'a> Trainer<'a> {
             trained: self.generator.scalars(true),
             stopped,
         })
+    }
+
+    /// Grids of real images and of what the generator makes before training.
+    fn first_grids(&mut self, data: &TrainingSet) -> anyhow::Result<()> {
+        let images = data.batch(&Self::shown(data), Device::Cpu)?.images;
+        grid::write(&self.run.outdir.join("reals.png"), &images)?;
+        self.grid(data, "fakes_init.png")
+    }
+
+    /// Images whose classes grids show.
+    fn shown(data: &TrainingSet) -> Vec<u32> {
+        let count = u32::try_from(grid::SIDE * grid::SIDE).unwrap_or(1);
+        (0..count)
+            .map(|i| u32::try_from(u64::from(i) * u64::from(data.len()) / u64::from(count)).unwrap_or(0))
+            .collect()
+    }
+
+    /// A grid of what the average of a one-step generator makes of the run's latents. A denoiser makes none.
+    fn grid(&mut self, data: &TrainingSet, name: &str) -> anyhow::Result<()> {
+        /// Images that are generated at a time.
+        const PART: i64 = 16;
+        if self.discriminator.is_none() {
+            return Ok(());
+        }
+        let _guard = tch::no_grad_guard();
+        let batch = data.batch(&Self::shown(data), self.run.device)?;
+        let drawn = SplitMix64::for_path(u64::from(self.run.options.seed), "grid").next_u64();
+        tch::manual_seed((drawn >> 1).cast_signed());
+        let noise = batch.images.f_randn_like()?.f_mul_scalar(SIGMA_MAX)?;
+        let held = self.generator.optimizer.values().copy();
+        self.generator.optimizer.values().shallow_clone().f_copy_(&self.average)?;
+        let mut b = LibTorch::running(self.run.device, false);
+        let mut made = Vec::new();
+        let count = noise.size()[0];
+        for start in (0..count).step_by(usize::try_from(PART)?) {
+            let part = |t: &Tensor| t.f_narrow(0, start, PART.min(count - start)).map(Value);
+            let labels = batch.labels.as_ref().map(part).transpose()?;
+            made.push(self.net.denoise(&mut b, &part(&noise)?, &Sigma::Fixed(SIGMA_MAX), labels.as_ref())?.0);
+        }
+        self.generator.optimizer.values().shallow_clone().f_copy_(&held)?;
+        let images = Tensor::f_cat(&made, 0)?.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?;
+        grid::write(&self.run.outdir.join(name), &images)
     }
 
     /// The means that a status line shows.
@@ -460,6 +519,10 @@ impl<'a> Trainer<'a> {
         if snap {
             tensors.extend(self.generator.stored("net", None)?);
             snapshot::write(&path, &tensors, &metadata)?;
+            if self.run.options.pickle {
+                let (ema, net) = (self.generator.stored("", Some(&self.average))?, self.generator.stored("", None)?);
+                pickle::write(&path.with_extension("pkl"), &self.run.net, &[("ema", &ema), ("net", &net)])?;
+            }
             tensors.truncate(tensors.len() / 2);
         }
         if dump {

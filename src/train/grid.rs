@@ -1,0 +1,46 @@
+//! Grids of images of a run: real ones, and the generator's from fixed latents.
+
+use std::path::Path;
+
+use d2o_files::AtomicFile;
+use ndarray::Array3;
+use tch::{Kind, Tensor};
+
+/// Images in a row and in a column.
+pub const SIDE: i64 = 8;
+
+/// Writes `images [N, C, H, W]` in [-1, 1], with 3 channels or 1, as a PNG of [`SIDE`] images a row.
+///
+/// # Errors
+/// libtorch's own; writing errors.
+pub fn write(path: &Path, images: &Tensor) -> anyhow::Result<()> {
+    let (count, channels, height, width) = images.size4()?;
+    let rows = (count + SIDE - 1) / SIDE;
+    let pixels = images.f_mul_scalar(127.5)?.f_add_scalar(128.0)?.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?;
+    let missing = Tensor::f_full([rows * SIDE - count, channels, height, width], 255, (Kind::Uint8, pixels.device()))?;
+    let grid = Tensor::f_cat(&[pixels, missing], 0)?.f_reshape([rows, SIDE, channels, height, width])?;
+    let grid = grid.f_permute([0, 3, 1, 4, 2])?.f_reshape([rows * height, SIDE * width, channels])?;
+    let grid = if channels == 1 { grid.f_repeat([1, 1, 3])? } else { grid };
+    let flat = Vec::<u8>::try_from(&grid.f_contiguous()?.f_reshape([-1])?)?;
+    let shape = [rows * height, SIDE * width, 3].map(|d| usize::try_from(d).unwrap_or(0));
+    let png = d2o_refs::png(path, "", Array3::from_shape_vec(shape, flat)?.view())?;
+    Ok(AtomicFile::write_all_to(path, &png)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_follow_each_other_in_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("grid.png");
+        let images = Tensor::arange(9, (Kind::Float, tch::Device::Cpu)).reshape([9, 1, 1, 1]) / 127.5;
+        write(&path, &images.expand([9, 3, 2, 2], false)).unwrap();
+        let mut folder = d2o_refs::batch::open(dir.path()).unwrap();
+        let grid = folder.read(0..1).unwrap();
+        assert_eq!(grid.dim(), (1, 4, 16, 3));
+        let at = |y: usize, x: usize| grid[[0, y, x, 0]];
+        assert_eq!([at(0, 0), at(1, 1), at(0, 2), at(1, 15), at(2, 0), at(3, 2)], [128, 128, 129, 135, 136, 255]);
+    }
+}
