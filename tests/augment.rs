@@ -9,9 +9,12 @@ use d2o::train::augment::ada::{Ada, AdaPipe, AdaSettings};
 use d2o::train::augment::diff::diff_augment;
 use d2o::train::augment::edm::{EdmPipe, EdmSettings};
 use d2o::train::augment::{Augmented, Colours};
-use d2o::train::libtorch::{tensor_of, values_of};
-use d2o_converters::weights::Init;
-use serde_json::Value as Json;
+use d2o::train::libtorch::{LibTorch, Role, Value, tensor_of, values_of};
+use d2o_converters::Checkpoint;
+use d2o_converters::denoiser::{Denoiser, NetConfig, Sigma};
+use d2o_converters::generators::backbone::Labels;
+use d2o_converters::weights::{Init, Weights};
+use serde_json::{Value as Json, json};
 use tch::{Device, Kind, Tensor};
 
 const SEED: u64 = 7;
@@ -234,4 +237,78 @@ fn strength_follows_the_sign_of_the_logits() {
     assert_eq!(ada.p, 2.5);
     ada.update(-0.1, 1_000_000);
     assert_eq!(ada.p, 0.0);
+}
+
+#[test]
+fn networks_take_augmentation_labels_as_edms_do() {
+    const MAP: &str = "model.map_augment.weight";
+    let (cases, mut worst) = (goldens("networks"), Worst::default());
+    assert_eq!(cases.len(), 3);
+    for case in &cases {
+        let name = case["golden"].as_str().unwrap();
+        let checkpoint = Checkpoint::open(&test_support::golden_dir().join(format!("{name}.safetensors"))).unwrap();
+        let network = checkpoint.network(None).unwrap();
+        let plain = network.architecture.denoiser().unwrap();
+        let mut kwargs = plain.init_kwargs();
+        kwargs["augment_dim"] = EdmSettings::EDM_LABELS.into();
+        let config = NetConfig::new("EDMPrecond", &kwargs).unwrap();
+        assert_eq!((plain.augment_dim(), config.augment_dim()), (0, 9));
+
+        // The golden's weights, and those of the map.
+        let golden = Tensor::read_safetensors(test_support::golden_dir().join(format!("{name}.safetensors"))).unwrap();
+        let tensor = |of: &str| golden.iter().find(|(n, _)| n == of).map(|(_, t)| t.shallow_clone());
+        let rows = if name == "edm-ddpmpp-cond" { 16 } else { 32 };
+        let map = Init::Uniform { bound: 1.0 }.values(SEED, MAP, rows * 9);
+        let mut weights: BTreeMap<String, Vec<f32>> = golden
+            .iter()
+            .filter_map(|(n, t)| Some((n.strip_prefix("weights.")?.to_owned(), values_of(t).unwrap())))
+            .collect();
+        weights.insert(MAP.to_owned(), map);
+        let mut b = LibTorch::with_weights(Weights::initialised(SEED).replacing(weights), Device::Cpu);
+        let net = Denoiser::build(&mut b, &config).unwrap();
+        let (tensors, _) = b.finish().unwrap();
+        let map = tensors.iter().find(|t| t.path == MAP).unwrap();
+        assert_eq!(map.role, Role::Param);
+
+        let mut b = LibTorch::running(Device::Cpu, false);
+        let (x, sigma) = (Value(tensor("input").unwrap()), Sigma::PerImage(Value(tensor("sigma").unwrap())));
+        let classes = tensor("labels").map(Value);
+        let augment = Value(uniform("augment_labels", &[2, 9], 2.0));
+        let labels = |augment| Labels { classes: classes.as_ref(), augment };
+        let found = net.denoise(&mut b, &x, &sigma, labels(Some(&augment))).unwrap().0;
+        worst.compare(name, "denoised", &found, &case["denoised"]);
+        let sum = (&found * like(&found, "direction")).sum(Kind::Float);
+        let gradient = Tensor::run_backward(&[sum], &[&map.tensor], false, false).remove(0);
+        worst.compare(name, "gradient", &gradient, &case["gradient"]);
+
+        // None are zeros.
+        let zeros = Value(augment.0.zeros_like());
+        let without = net.denoise(&mut b, &x, &sigma, labels(None)).unwrap().0;
+        assert_eq!(without, net.denoise(&mut b, &x, &sigma, labels(Some(&zeros))).unwrap().0, "{name}");
+        assert_ne!(without, found, "{name}");
+
+        // A network without them refuses them.
+        let mut b = LibTorch::with_weights(network.weights(), Device::Cpu);
+        let net = Denoiser::build(&mut b, &plain).unwrap();
+        let mut b = LibTorch::running(Device::Cpu, false);
+        let error = net.denoise(&mut b, &x, &sigma, labels(Some(&augment))).unwrap_err();
+        assert!(error.to_string().contains("augmentation labels"), "{error}");
+        assert_eq!(without, net.denoise(&mut b, &x, &sigma, labels(None)).unwrap().0, "{name}");
+    }
+    println!("parity: networks: {} cases, largest differences {:?}", cases.len(), worst.0);
+}
+
+#[test]
+fn maps_of_augmentation_labels_begin_as_edms_do() {
+    for (class, bound) in [("SongUNet", (6.0_f32 / (9.0 + 64.0)).sqrt()), ("DhariwalUNet", 0.0)] {
+        let kwargs = json!({"img_resolution": 8, "img_channels": 3, "model_type": class, "model_channels": 64, "channel_mult": [1],
+            "num_blocks": 1, "attn_resolutions": [], "augment_dim": 9});
+        let mut b = LibTorch::with_weights(Weights::initialised(SEED), Device::Cpu);
+        Denoiser::build(&mut b, &NetConfig::new("EDMPrecond", &kwargs).unwrap()).unwrap();
+        let (tensors, _) = b.finish().unwrap();
+        let map = tensors.iter().find(|t| t.path == "model.map_augment.weight").unwrap();
+        assert_eq!((map.role, map.tensor.size()), (Role::Param, vec![64, 9]));
+        let largest = values_of(&map.tensor).unwrap().into_iter().map(f32::abs).fold(0.0, f32::max);
+        assert!(largest <= bound && largest >= 0.95 * bound, "{class}: {largest}");
+    }
 }
