@@ -118,6 +118,22 @@ pub trait Backend {
     /// Those of [`crate::weights::Weights::take`].
     fn param(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Self::Value>;
 
+    /// Parameter `scope.name` of shape `dims` that has an effect in training alone; `None` from a backend that does not train, which takes the
+    /// tensor all the same.
+    ///
+    /// # Errors
+    /// Those of [`crate::weights::Weights::take`].
+    fn training_param(
+        &mut self,
+        scope: &Scope,
+        name: &str,
+        dims: &[usize],
+        init: &Init,
+    ) -> Result<Option<Self::Value>> {
+        self.buffer(scope, name, dims, init)?;
+        Ok(None)
+    }
+
     /// Values, row-major, of the tensor `scope.name` that is not trained, for a layer that derives constants from them.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::backend::{Backend, Ops as _};
 use crate::error::{Result, config};
 use crate::generators::args::Args;
-use crate::generators::backbone::Shape;
+use crate::generators::backbone::{Labels, Shape};
 use crate::generators::inferred::Inferred;
 use crate::generators::precond::{Coefficients, Convention, Levels};
 use crate::registry::{Backbone, BackboneNet, Precond};
@@ -115,6 +115,12 @@ impl NetConfig {
         self.backbone.label_dropout()
     }
 
+    /// Number of augmentation labels that the network takes in training; 0 if it takes none.
+    #[must_use]
+    pub fn augment_dim(&self) -> usize {
+        self.backbone.augment_dim()
+    }
+
     /// The constructor's arguments as they were read.
     #[must_use]
     pub fn init_kwargs(&self) -> Value {
@@ -164,11 +170,20 @@ impl<V: Clone> Denoiser<V> {
         &self.config
     }
 
-    /// Estimate of the clean image: `x [N, C, R, R]` at noise level `sigma`, `labels [N, label_dim]` -> `[N, C, R, R]`.
+    /// Estimate of the clean image: `x [N, C, R, R]` at noise level `sigma` with `labels`, [`Labels`] or classes alone -> `[N, C, R, R]`.
     ///
     /// # Errors
-    /// `Engine`.
-    pub fn denoise<B: Backend<Value = V>>(&self, b: &mut B, x: &V, sigma: &Sigma<V>, labels: Option<&V>) -> Result<V> {
+    /// `Config` for augmentation labels if the network takes none; `Engine`.
+    pub fn denoise<'a, B: Backend<Value = V>>(
+        &self,
+        b: &mut B,
+        x: &V,
+        sigma: &Sigma<V>,
+        labels: impl Into<Labels<'a, V>>,
+    ) -> Result<V>
+    where
+        V: 'a,
+    {
         b.enter(&self.scope);
         let c = match sigma {
             Sigma::Fixed(value) => self.fixed(b, *value)?,
@@ -178,7 +193,10 @@ impl<V: Clone> Denoiser<V> {
             Some(c_in) => b.mul(x, c_in)?,
             None => x.clone(),
         };
-        let labels = if self.config.label_dim == 0 { None } else { labels };
+        let mut labels = labels.into();
+        if self.config.label_dim == 0 {
+            labels.classes = None;
+        }
         let out = self.network.forward(b, &input, &c.noise, labels)?;
         b.enter(&self.scope);
         let out = if b.dim(&out, 1) == Some(self.config.img_channels) {

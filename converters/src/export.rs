@@ -317,6 +317,25 @@ mod tests {
     }
 
     #[test]
+    fn graphs_leave_the_map_of_augmentation_labels_out() {
+        for class in ["SongUNet", "DhariwalUNet"] {
+            let mut kwargs = json!({"img_resolution": 8, "img_channels": 3, "model_type": class, "model_channels": 32, "channel_mult": [1],
+                "num_blocks": 1, "attn_resolutions": []});
+            let mut graph = |augment_dim: usize| {
+                kwargs["augment_dim"] = augment_dim.into();
+                let config = NetConfig::new("EDMPrecond", &kwargs).unwrap();
+                let exported = denoiser_of(&config, Weights::initialised(0), &Options::default()).unwrap();
+                let same = Metadata { init_kwargs: Some(String::new()), ..Metadata::default() };
+                let bytes = d2o_onnx::write::to_bytes(&exported.model.with_metadata(&same)).unwrap();
+                (bytes, exported.report.tensors)
+            };
+            let ((plain, tensors), (augmented, more)) = (graph(0), graph(9));
+            assert!(plain == augmented, "{class}");
+            assert_eq!(more, tensors + 1, "{class}");
+        }
+    }
+
+    #[test]
     fn transformers_are_built_for_any_batch() {
         let clip = VitConfig { blocks: 1, ..VitConfig::clip_b_32() };
         let dino = VitConfig { family: Family::Dino, patch: 14, grid: 37, ..clip };

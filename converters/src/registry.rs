@@ -14,7 +14,7 @@ use crate::extractors::vgg16::VggConfig;
 use crate::extractors::vision_transformer::VitConfig;
 use crate::extractors::{Activation, Canonical, FeatureNetwork, Hyperparameters, Named, Part, Takes};
 use crate::generators::args::Args;
-use crate::generators::backbone::{Backbone as _, Shape};
+use crate::generators::backbone::{Backbone as _, Labels, Shape};
 use crate::generators::dhariwal::DhariwalConfig;
 use crate::generators::inferred::Inferred;
 use crate::generators::latent::{LatentGenerator as _, SynthesisOptions};
@@ -295,13 +295,25 @@ impl Backbone {
         each_backbone!(self, config => config.label_dropout())
     }
 
+    /// Number of augmentation labels.
+    #[must_use]
+    pub fn augment_dim(&self) -> usize {
+        each_backbone!(self, config => config.augment_dim())
+    }
+
     pub(crate) fn build<B: Backend>(&self, b: &mut B, shape: Shape) -> Result<BackboneNet<B::Value>> {
         build_backbone!(self, config => config.build(b, shape))
     }
 }
 
 impl<V: Clone> BackboneNet<V> {
-    pub(crate) fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, noise: &V, labels: Option<&V>) -> Result<V> {
+    pub(crate) fn forward<B: Backend<Value = V>>(
+        &self,
+        b: &mut B,
+        x: &V,
+        noise: &V,
+        labels: Labels<'_, V>,
+    ) -> Result<V> {
         each_backbone_net!(self, net => net.forward(b, x, noise, labels))
     }
 }

@@ -151,6 +151,10 @@ impl Backend for LibTorch {
         self.named(scope, name, dims, init, Role::Param)
     }
 
+    fn training_param(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Option<Value>> {
+        self.param(scope, name, dims, init).map(Some)
+    }
+
     fn buffer(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Vec<f32>> {
         let values = self.fetch(scope, name, dims, init)?;
         let tensor = self.ok("tensor", tensor_of(&values, dims, Device::Cpu))?;

@@ -1,5 +1,7 @@
 //! Training with libtorch: EDM pre-training and D2O fine-tuning.
 
+pub mod adam;
+pub mod augment;
 pub mod blank_image;
 pub mod dataset;
 pub mod device;

@@ -1,8 +1,9 @@
 //! Raw networks F(x; c_noise, labels), which preconditioners make denoisers of.
 
 use super::args::{Args, within};
-use crate::backend::Backend;
+use crate::backend::{Backend, Ops as _};
 use crate::error::{Result, config};
+use crate::layers::Linear;
 
 /// Largest number of channels, classes' root, augmentation labels.
 pub(crate) const MAX_CHANNELS: usize = 1 << 14;
@@ -20,13 +21,37 @@ pub struct Shape {
     pub label_dim: usize,
 }
 
+/// What the images of an evaluation are, for the network.
+#[derive(Debug)]
+pub struct Labels<'a, V> {
+    /// One-hot classes, `[N, label_dim]`; without them none applies.
+    pub classes: Option<&'a V>,
+    /// What augmentation did to the images, `[N, augment_dim]`; without them nothing. In training alone.
+    pub augment: Option<&'a V>,
+}
+
+impl<V> Clone for Labels<'_, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<V> Copy for Labels<'_, V> {}
+
+impl<'a, V> From<Option<&'a V>> for Labels<'a, V> {
+    /// Classes of images as they are.
+    fn from(classes: Option<&'a V>) -> Self {
+        Self { classes, augment: None }
+    }
+}
+
 /// The configuration of a raw network, and how it is built and evaluated.
 pub trait Backbone: Sized {
     /// Name of the class in checkpoints.
     const CLASS: &'static str;
 
-    /// The network on a backend with values of type `V`. Its `forward(b, x, noise, labels)` maps `x [N, inputs, R, R]`, `noise [N or 1]` and one-hot
-    /// `labels [N, label_dim]` to `[N, outputs, R, R]`.
+    /// The network on a backend with values of type `V`. Its `forward(b, x, noise, labels)` maps `x [N, inputs, R, R]`, `noise [N or 1]` and
+    /// [`Labels`] to `[N, outputs, R, R]`.
     type Net<V: Clone>;
 
     /// Reads the constructor's arguments beyond those of the preconditioner around it, whose class is `precond`.
@@ -44,6 +69,11 @@ pub trait Backbone: Sized {
     /// Probability with which training hides an image's label from the network.
     fn label_dropout(&self) -> f64 {
         0.0
+    }
+
+    /// Number of augmentation labels.
+    fn augment_dim(&self) -> usize {
+        0
     }
 
     /// Channels of the output if the preconditioner expects `channels`.
@@ -92,6 +122,22 @@ impl Sizes {
         }
         Ok(())
     }
+}
+
+/// `emb` plus what `map` makes of the augmentation labels, if there are any.
+///
+/// # Errors
+/// `Config` for labels without `map`; `Engine`.
+pub(crate) fn augmented<B: Backend>(
+    b: &mut B,
+    emb: B::Value,
+    map: Option<&Linear<B::Value>>,
+    labels: Option<&B::Value>,
+) -> Result<B::Value> {
+    let Some(labels) = labels else { return Ok(emb) };
+    let map = map.ok_or_else(|| config("augmentation labels: the network takes none".to_owned()))?;
+    let augment = map.forward(b, labels)?;
+    b.add(&emb, &augment)
 }
 
 /// Checks the arguments about embeddings that EDM's U-Nets share.

@@ -32,6 +32,22 @@ impl<V: Clone> Linear<V> {
         Ok(Self { scope, weight, bias })
     }
 
+    /// Takes `weight [outputs, inputs]` of a layer without bias that has an effect in training alone.
+    ///
+    /// # Errors
+    /// Those of [`Backend::training_param`].
+    pub fn build_for_training<B: Backend<Value = V>>(
+        b: &mut B,
+        scope: Scope,
+        inputs: usize,
+        outputs: usize,
+        init: LayerInit,
+    ) -> Result<Option<Self>> {
+        let init = init.of(inputs, outputs, init.weight);
+        let weight = b.training_param(&scope, "weight", &[outputs, inputs], &init)?;
+        Ok(weight.map(|weight| Self { scope, weight, bias: None }))
+    }
+
     /// A layer of the parts given.
     pub(crate) fn from_parts(scope: Scope, weight: V, bias: Option<V>) -> Self {
         Self { scope, weight, bias }

@@ -28,6 +28,10 @@ impl Backbone for DhariwalConfig {
         self.label_dropout
     }
 
+    fn augment_dim(&self) -> usize {
+        self.augment_dim
+    }
+
     fn build<B: Backend>(&self, b: &mut B, shape: Shape) -> Result<DhariwalUNet<B::Value>> {
         DhariwalUNet::build(b, shape, self)
     }

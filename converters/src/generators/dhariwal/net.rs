@@ -3,10 +3,10 @@
 use super::config::DhariwalConfig;
 use crate::backend::{Backend, Ops as _};
 use crate::error::Result;
-use crate::generators::backbone::Shape;
+use crate::generators::backbone::{Labels, Shape, augmented};
 use crate::generators::edm_block::{BlockStyle, Heads, UNetBlock};
 use crate::layers::{Conv, ConvConfig, GroupNorm, InitMode, LayerInit, Linear, NoiseEmbedding, Resample};
-use crate::weights::{Init, Scope};
+use crate::weights::Scope;
 
 const EPS: f64 = 1e-5;
 const HEAD_WIDTH: usize = 64;
@@ -17,6 +17,7 @@ pub struct DhariwalUNet<V> {
     scope: Scope,
     label_dim: usize,
     map_noise: NoiseEmbedding<V>,
+    map_augment: Option<Linear<V>>,
     map_layer0: Linear<V>,
     map_layer1: Linear<V>,
     map_label: Option<Linear<V>>,
@@ -53,11 +54,10 @@ impl<V: Clone> DhariwalUNet<V> {
             init_attention: init,
         };
         let map_noise = NoiseEmbedding::positional(b, scope.child("map_noise"), cfg.model_channels, false, false)?;
-        if cfg.augment_dim > 0 {
-            // Read to complete the load; it has no effect without augmentation labels, which sampling does not pass.
-            let dims = [cfg.model_channels, cfg.augment_dim];
-            b.buffer(&scope.child("map_augment"), "weight", &dims, &Init::Constant(0.0))?;
-        }
+        let map_augment = match cfg.augment_dim {
+            0 => None,
+            labels => Linear::build_for_training(b, scope.child("map_augment"), labels, cfg.model_channels, zero)?,
+        };
         let map_layer0 = Linear::build(b, scope.child("map_layer0"), cfg.model_channels, emb, true, init)?;
         let map_layer1 = Linear::build(b, scope.child("map_layer1"), emb, emb, true, init)?;
         let map_label = if label_dim > 0 {
@@ -109,14 +109,27 @@ impl<V: Clone> DhariwalUNet<V> {
         }
         let out_norm = GroupNorm::build(b, scope.child("out_norm"), width, EPS)?;
         let out_conv = Conv::build(b, scope.child("out_conv"), &conv(width, outputs, zero))?;
-        Ok(Self { scope, label_dim, map_noise, map_layer0, map_layer1, map_label, stem, enc, dec, out_norm, out_conv })
+        Ok(Self {
+            scope,
+            label_dim,
+            map_noise,
+            map_augment,
+            map_layer0,
+            map_layer1,
+            map_label,
+            stem,
+            enc,
+            dec,
+            out_norm,
+            out_conv,
+        })
     }
 
-    /// `x [N, C, R, R]`, `noise [N or 1]`, `labels [N, label_dim]` one-hot -> `[N, C, R, R]`. No labels means none applies.
+    /// `x [N, C, R, R]`, `noise [N or 1]` and `labels` -> `[N, C, R, R]`.
     ///
     /// # Errors
-    /// `Engine`.
-    pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, noise: &V, labels: Option<&V>) -> Result<V> {
+    /// `Config` for augmentation labels if it takes none; `Engine`.
+    pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, noise: &V, labels: Labels<'_, V>) -> Result<V> {
         let emb = self.embed(b, noise, labels)?;
         let mut x = self.stem.forward(b, x)?;
         let mut skips = vec![x.clone()];
@@ -136,17 +149,18 @@ impl<V: Clone> DhariwalUNet<V> {
         self.out_conv.forward(b, &x)
     }
 
-    fn embed<B: Backend<Value = V>>(&self, b: &mut B, noise: &V, labels: Option<&V>) -> Result<V> {
+    fn embed<B: Backend<Value = V>>(&self, b: &mut B, noise: &V, labels: Labels<'_, V>) -> Result<V> {
         let emb = self.map_noise.forward(b, noise)?;
+        let emb = augmented(b, emb, self.map_augment.as_ref(), labels.augment)?;
         let emb = self.map_layer0.forward(b, &emb)?;
         let emb = b.silu(&emb)?;
         let mut emb = self.map_layer1.forward(b, &emb)?;
         if let Some(map_label) = &self.map_label {
-            let labels = match labels {
+            let classes = match labels.classes {
                 Some(y) => y.clone(),
                 None => b.constant(&self.scope, "no_label", &[1, self.label_dim], vec![0.0; self.label_dim])?,
             };
-            let label = map_label.forward(b, &labels)?;
+            let label = map_label.forward(b, &classes)?;
             emb = b.add(&emb, &label)?;
         }
         b.silu(&emb)

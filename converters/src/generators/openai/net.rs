@@ -3,7 +3,7 @@
 use super::config::OpenAiConfig;
 use crate::backend::{Backend, Conv2d, Ops as _, signed};
 use crate::error::{Error, Result};
-use crate::generators::backbone::Shape;
+use crate::generators::backbone::{Labels, Shape, augmented};
 use crate::layers::{
     Conv, ConvConfig, GroupNorm, LayerInit, Linear, NoiseEmbedding, QkvOrder, attend, condition, double, halve,
 };
@@ -332,17 +332,18 @@ impl<V: Clone> OpenAiUNet<V> {
         })
     }
 
-    /// `x [N, C, R, R]`, `time [N or 1]`, `labels [N, label_dim]` one-hot -> `[N, outputs, R, R]`.
+    /// `x [N, C, R, R]`, `time [N or 1]` and `labels` -> `[N, outputs, R, R]`.
     ///
     /// # Errors
-    /// `Engine`.
-    pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, time: &V, labels: Option<&V>) -> Result<V> {
+    /// `Config` for augmentation labels, which it does not take; `Engine`.
+    pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, time: &V, labels: Labels<'_, V>) -> Result<V> {
         let emb = self.time_freqs.forward(b, time)?;
         let emb = self.time_embed[0].forward(b, &emb)?;
         let emb = b.silu(&emb)?;
-        let mut emb = self.time_embed[1].forward(b, &emb)?;
+        let emb = self.time_embed[1].forward(b, &emb)?;
+        let mut emb = augmented(b, emb, None, labels.augment)?;
         b.enter(&self.scope.child("label_emb"));
-        if let (Some(table), Some(labels)) = (&self.label_emb, labels) {
+        if let (Some(table), Some(labels)) = (&self.label_emb, labels.classes) {
             let label = b.matmul(labels, table)?;
             emb = b.add(&emb, &label)?;
         }

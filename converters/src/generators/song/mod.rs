@@ -31,6 +31,10 @@ impl Backbone for SongConfig {
         self.label_dropout
     }
 
+    fn augment_dim(&self) -> usize {
+        self.augment_dim
+    }
+
     fn build<B: Backend>(&self, b: &mut B, shape: Shape) -> Result<SongUNet<B::Value>> {
         SongUNet::build(b, shape, self)
     }

@@ -5,10 +5,10 @@ use std::f64::consts::{FRAC_1_SQRT_2, SQRT_2};
 use super::config::{DecoderType, EmbeddingType, EncoderType, SongConfig};
 use crate::backend::{Backend, Ops as _};
 use crate::error::Result;
-use crate::generators::backbone::Shape;
+use crate::generators::backbone::{Labels, Shape, augmented};
 use crate::generators::edm_block::{BlockStyle, Heads, UNetBlock};
 use crate::layers::{Conv, ConvConfig, GroupNorm, InitMode, LayerInit, Linear, NoiseEmbedding, Resample};
-use crate::weights::{Init, Scope};
+use crate::weights::Scope;
 
 const EPS: f64 = 1e-6;
 
@@ -19,6 +19,7 @@ pub struct SongUNet<V> {
     label_dim: usize,
     map_noise: NoiseEmbedding<V>,
     map_label: Option<Linear<V>>,
+    map_augment: Option<Linear<V>>,
     map_layer0: Linear<V>,
     map_layer1: Linear<V>,
     enc: Vec<Encoder<V>>,
@@ -76,10 +77,10 @@ impl<V: Clone> SongUNet<V> {
         } else {
             None
         };
-        if cfg.augment_dim > 0 {
-            // Read to complete the load; it has no effect without augmentation labels, which sampling does not pass.
-            b.buffer(&scope.child("map_augment"), "weight", &[noise, cfg.augment_dim], &Init::Constant(0.0))?;
-        }
+        let map_augment = match cfg.augment_dim {
+            0 => None,
+            labels => Linear::build_for_training(b, scope.child("map_augment"), labels, noise, init)?,
+        };
         let map_layer0 = Linear::build(b, scope.child("map_layer0"), noise, style.embedding, true, init)?;
         let map_layer1 = Linear::build(b, scope.child("map_layer1"), style.embedding, style.embedding, true, init)?;
 
@@ -161,14 +162,14 @@ impl<V: Clone> SongUNet<V> {
                 dec.push(Decoder::AuxOut(norm, out));
             }
         }
-        Ok(Self { scope, label_dim, map_noise, map_label, map_layer0, map_layer1, enc, dec })
+        Ok(Self { scope, label_dim, map_noise, map_label, map_augment, map_layer0, map_layer1, enc, dec })
     }
 
-    /// `x [N, C, R, R]`, `noise [N or 1]`, `labels [N, label_dim]` one-hot -> `[N, C, R, R]`. No labels means none applies.
+    /// `x [N, C, R, R]`, `noise [N or 1]` and `labels` -> `[N, C, R, R]`.
     ///
     /// # Errors
-    /// `Engine`.
-    pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, noise: &V, labels: Option<&V>) -> Result<V> {
+    /// `Config` for augmentation labels if it takes none; `Engine`.
+    pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, noise: &V, labels: Labels<'_, V>) -> Result<V> {
         let emb = self.embed(b, noise, labels)?;
 
         let (mut x, mut aux, mut skips) = (x.clone(), x.clone(), Vec::new());
@@ -225,17 +226,18 @@ impl<V: Clone> SongUNet<V> {
         Ok(image.unwrap_or(x))
     }
 
-    fn embed<B: Backend<Value = V>>(&self, b: &mut B, noise: &V, labels: Option<&V>) -> Result<V> {
+    fn embed<B: Backend<Value = V>>(&self, b: &mut B, noise: &V, labels: Labels<'_, V>) -> Result<V> {
         let mut emb = self.map_noise.forward(b, noise)?;
         if let Some(map_label) = &self.map_label {
             let dims = [1, self.label_dim];
-            let labels = match labels {
+            let classes = match labels.classes {
                 Some(y) => b.scale(y, (self.label_dim as f64).sqrt())?,
                 None => b.constant(&self.scope, "no_label", &dims, vec![0.0; self.label_dim])?,
             };
-            let label = map_label.forward(b, &labels)?;
+            let label = map_label.forward(b, &classes)?;
             emb = b.add(&emb, &label)?;
         }
+        let emb = augmented(b, emb, self.map_augment.as_ref(), labels.augment)?;
         let emb = self.map_layer0.forward(b, &emb)?;
         let emb = b.silu(&emb)?;
         let emb = self.map_layer1.forward(b, &emb)?;

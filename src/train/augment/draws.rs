@@ -1,0 +1,120 @@
+//! Random choices of a pipe, and the labels that record them.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+/// Whose random draws and labels a pipe has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Style {
+    /// StyleGAN2-ADA's: labels are factors and terms as they are applied.
+    StyleGan2Ada,
+    /// EDM's: labels are the numbers drawn.
+    Edm,
+}
+
+/// The draws for one batch.
+#[derive(Debug)]
+pub(super) struct Draws {
+    pub(super) style: Style,
+    batch: i64,
+    device: Device,
+    strength: f64,
+    labels: Vec<Tensor>,
+}
+
+impl Draws {
+    /// For `images [N, ..]`; `strength` multiplies every probability.
+    pub(super) fn new(style: Style, images: &Tensor, strength: f64) -> Self {
+        let batch = images.size().first().copied().unwrap_or(0);
+        Self { style, batch, device: images.device(), strength, labels: Vec::new() }
+    }
+
+    /// The probability of a transformation with this multiplier. The strength of StyleGAN2-ADA's pipe is a tensor of f32.
+    pub(super) fn chance(&self, multiplier: f64) -> f64 {
+        match self.style {
+            Style::StyleGan2Ada => f64::from(single(multiplier) * single(self.strength)),
+            Style::Edm => multiplier * self.strength,
+        }
+    }
+
+    /// Standard normal values [N·`each`].
+    pub(super) fn normal(&self, each: i64) -> Result<Tensor, TchError> {
+        Tensor::f_randn([self.batch * each], (Kind::Float, self.device))
+    }
+
+    /// Values [N·`each`], uniform on [0, 1).
+    pub(super) fn uniform(&self, each: i64) -> Result<Tensor, TchError> {
+        Tensor::f_rand([self.batch * each], (Kind::Float, self.device))
+    }
+
+    /// Values [N·`each`], uniform on [-`bound`, `bound`).
+    pub(super) fn symmetric(&self, each: i64, bound: f64) -> Result<Tensor, TchError> {
+        self.uniform(each)?.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?.f_mul_scalar(bound)
+    }
+
+    /// Whole numbers [N] from 0 to below `sides`.
+    fn whole(&self, sides: i64) -> Result<Tensor, TchError> {
+        match self.style {
+            Style::StyleGan2Ada => self.uniform(1)?.f_mul_scalar(sides)?.f_floor(),
+            Style::Edm => Tensor::f_randint(sides, [self.batch], (Kind::Int64, self.device))?.f_to_kind(Kind::Float),
+        }
+    }
+
+    /// `values`, whose dimension `of_images` has the size N, where a draw for the image is below `chance`; otherwise 0.
+    pub(super) fn kept(&self, values: &Tensor, of_images: usize, chance: f64) -> Result<Tensor, TchError> {
+        let mut dims = vec![1; values.dim()];
+        if let Some(d) = dims.get_mut(of_images) {
+            *d = self.batch;
+        }
+        let kept = self.uniform(1)?.f_reshape(dims)?.f_lt(chance)?;
+        values.f_where_self(&kept, &values.f_zeros_like()?)
+    }
+
+    /// [`Self::whole`] numbers with the probability [`Self::chance`] of `multiplier`, otherwise 0: [N].
+    pub(super) fn choice(&self, sides: i64, multiplier: f64) -> Result<Tensor, TchError> {
+        self.kept(&self.whole(sides)?, 0, self.chance(multiplier))
+    }
+
+    /// Normal values with the probability [`Self::chance`] of `multiplier`, otherwise 0: [N]. They are `std` times the numbers drawn, and their own label.
+    pub(super) fn term(&mut self, std: f64, multiplier: f64) -> Result<Tensor, TchError> {
+        let drawn = self.kept(&self.normal(1)?, 0, self.chance(multiplier))?;
+        let term = drawn.f_mul_scalar(std)?;
+        self.label(if self.style == Style::Edm { &drawn } else { &term })?;
+        Ok(term)
+    }
+
+    /// Factors [N]: 2 to the power of what [`Self::term`] draws.
+    pub(super) fn factor(&mut self, std: f64, multiplier: f64) -> Result<Tensor, TchError> {
+        let drawn = self.kept(&self.normal(1)?, 0, self.chance(multiplier))?;
+        let factor = drawn.f_mul_scalar(std)?.f_exp2()?;
+        self.label(if self.style == Style::Edm { &drawn } else { &factor })?;
+        Ok(factor)
+    }
+
+    /// Angles [N] of rotations, uniform on ±`bound`, with the probability `chance`, otherwise 0.
+    pub(super) fn angle(&mut self, bound: f64, chance: f64) -> Result<Tensor, TchError> {
+        let angle = self.kept(&self.symmetric(1, bound)?, 0, chance)?;
+        self.label(&angle.f_cos()?.f_sub_scalar(1.0)?)?;
+        self.label(&angle.f_sin()?)?;
+        Ok(angle)
+    }
+
+    /// Records `values`, which begin with the dimension N.
+    pub(super) fn label(&mut self, values: &Tensor) -> Result<(), TchError> {
+        self.labels.push(values.f_to_kind(Kind::Float)?.f_reshape([self.batch, -1])?);
+        Ok(())
+    }
+
+    /// The labels in the order of their records: [N, L].
+    pub(super) fn into_labels(self) -> Result<Tensor, TchError> {
+        if self.labels.is_empty() {
+            return Tensor::f_zeros([self.batch, 0], (Kind::Float, self.device));
+        }
+        Tensor::f_cat(&self.labels, 1)
+    }
+}
+
+/// `value` rounded to f32.
+#[allow(clippy::cast_possible_truncation, reason = "tensors are f32")]
+pub(super) fn single(value: f64) -> f32 {
+    value as f32
+}
