@@ -126,12 +126,24 @@ pub enum Arch {
 /// Settings of the discriminator.
 #[derive(Debug, Args)]
 pub struct Adversary {
-    /// EfficientNet-Lite0 checkpoint (timm's or PyPI's layout)
-    #[arg(long, value_name = "LITE0.pth")]
-    pub backbone: Option<PathBuf>,
-    /// Input resolution of the backbone, pixels, a multiple of 32; the recipe uses 224
-    #[arg(long, value_name = "PIXELS", default_value_t = 224)]
-    pub feature_resolution: usize,
+    /// Feature networks
+    #[arg(long, value_enum, default_value_t = BackbonesArg::Lite0)]
+    pub backbones: BackbonesArg,
+    /// Checkpoint of a feature network; give one for each
+    #[arg(long, value_name = "FILE", visible_alias = "backbone")]
+    pub backbone_weights: Vec<PathBuf>,
+    /// Resize images below 224 pixels to 224 before the feature networks
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub interp224: bool,
+    /// Resize images to this size instead, a multiple of 32: less work, not the recipe
+    #[arg(long, value_name = "PIXELS", conflicts_with = "interp224")]
+    pub feature_resolution: Option<usize>,
+    /// Initial class embeddings of a conditional run: D2O's in_embeddings/tf_efficientnet_lite0.pkl
+    #[arg(long, value_name = "FILE")]
+    pub class_embeddings: Option<PathBuf>,
+    /// Start from random class embeddings instead, which is not the recipe
+    #[arg(long, conflicts_with = "class_embeddings")]
+    pub random_class_embeddings: bool,
     /// Learning rate [default: 1e-4]
     #[arg(long, value_name = "LR", default_value_t = 1e-4)]
     pub d_lr: f64,
@@ -147,6 +159,23 @@ pub struct Adversary {
     /// Frozen layers: 0 none, 1 convolutions and projections (D2O-F), 2 also qkv, 3 also skip
     #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=3))]
     pub freeze: u8,
+}
+
+/// Feature networks of the discriminator, in the order of their logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackbonesArg {
+    /// EfficientNet-Lite0
+    #[value(name = "lite0")]
+    Lite0,
+    /// VGG16-BN and EfficientNet-Lite0 (the CIFAR-10 presets)
+    #[value(name = "vgg16_bn+lite0")]
+    Vgg16BnLite0,
+    /// DeiT-B distilled and EfficientNet-Lite0 (the other presets)
+    #[value(name = "deit+lite0")]
+    DeitLite0,
+    /// The original's third pair, which is refused
+    #[value(name = "vit+efficientnet_b0", hide = true)]
+    VitEfficientNetB0,
 }
 
 /// Adversarial losses.

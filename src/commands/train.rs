@@ -29,10 +29,11 @@ mod training {
     use serde_json::json;
 
     use super::{ExitStatus, Global, Printer, Train};
-    use crate::cli::{Adversary, Arch, Fresh, LossArg, LossTypeArg};
+    use crate::cli::{Adversary, Arch, BackbonesArg, Fresh, LossArg, LossTypeArg};
     use crate::interrupt::{self, Interrupted};
     use crate::train::dataset::TrainingSet;
     use crate::train::device;
+    use crate::train::discriminator::{Backbone, ClassRows, CriticConfig, FeatureSize};
     use crate::train::loss::LossType;
     use crate::train::numerics::Numerics;
     use crate::train::trainer::{self, Adversarial, Objective, Status, TrainConfig};
@@ -64,6 +65,9 @@ mod training {
         );
         let data = TrainingSet::load(source.as_mut(), net.label_dim, args.seed, args.xflip)?;
         let config = settings(args, net)?;
+        if args.adversary.random_class_embeddings {
+            printer.note("the discriminator starts from random class embeddings, which is not the recipe");
+        }
         printer.note(&format!(
             "{} images · {} · {} · batch {} · {}",
             data.len(),
@@ -164,15 +168,26 @@ mod training {
     }
 
     fn adversarial(a: &Adversary) -> anyhow::Result<Adversarial> {
-        let backbone = a.backbone.clone().context("--loss d2o needs --backbone, the EfficientNet-Lite0 checkpoint")?;
-        let resolution = a.feature_resolution;
-        anyhow::ensure!(
-            resolution >= 64 && resolution.is_multiple_of(32),
-            "--feature-resolution: expected a multiple of 32 from 64 on, found {resolution}"
-        );
+        use Backbone::{DeitBase, Lite0, Vgg16Bn};
+        let backbones = match a.backbones {
+            BackbonesArg::Lite0 => vec![Lite0],
+            BackbonesArg::Vgg16BnLite0 => vec![Vgg16Bn, Lite0],
+            BackbonesArg::DeitLite0 => vec![DeitBase, Lite0],
+            BackbonesArg::VitEfficientNetB0 => anyhow::bail!(
+                "--backbones: the hub's ViT-B/16 with EfficientNet-B0 is not supported: its weights are those of a timm release of its time"
+            ),
+        };
+        let feature_size = match (a.feature_resolution, a.interp224) {
+            (Some(pixels), _) => FeatureSize::Pixels(pixels),
+            (None, true) => FeatureSize::Interp224,
+            (None, false) => FeatureSize::Unchanged,
+        };
+        let classes = match &a.class_embeddings {
+            Some(path) => Some(ClassRows::File(path.clone())),
+            None => a.random_class_embeddings.then_some(ClassRows::Random),
+        };
         Ok(Adversarial {
-            backbone,
-            feature_resolution: resolution,
+            critic: CriticConfig { backbones, weights: a.backbone_weights.clone(), feature_size, classes },
             loss: match a.loss_type {
                 LossTypeArg::Ns => LossType::NonSaturating,
                 LossTypeArg::Hinge => LossType::Hinge,

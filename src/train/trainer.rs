@@ -5,21 +5,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use d2o_converters::denoiser::{Denoiser, NetConfig};
-use d2o_converters::extractors::efficientnet_lite::{self, LiteTrunk};
-use d2o_converters::registry::{Extractor, Precond};
-use d2o_converters::weights::{Scope, SplitMix64, Weights};
+use d2o_converters::registry::Precond;
+use d2o_converters::weights::{SplitMix64, Weights};
 use d2o_converters::{Architecture, Checkpoint};
 use fs_err as fs;
 use serde::Serialize;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::adam::{Adam, AdamConfig};
-use super::blank_image::statistics_after_blank_image;
 use super::dataset::{Batch, TrainingSet};
-use super::discriminator::{DiscriminatorConfig, MultiScaleHeads, Projector};
+use super::discriminator::{Critic, CriticConfig};
 use super::freeze::is_frozen;
 use super::libtorch::{LibTorch, Named, Role, Value};
-use super::loss::{Critic, LossType, discriminator_loss, edm_loss, generator_loss, r1_penalty};
+use super::loss::{LossType, discriminator_loss, edm_loss, generator_loss, mean_logit, r1_penalty};
 use super::numerics::Numerics;
 use super::snapshot::{self, State};
 
@@ -38,10 +36,8 @@ pub enum Objective {
 /// Settings of the adversarial objective.
 #[derive(Debug, Clone)]
 pub struct Adversarial {
-    /// Lite0 checkpoint, the backbone of the discriminator.
-    pub backbone: PathBuf,
-    /// Size images are resized to before the backbone, pixels.
-    pub feature_resolution: usize,
+    /// The discriminator.
+    pub critic: CriticConfig,
     /// Loss.
     pub loss: LossType,
     /// Discriminator's step size, before the correction for R1's interval.
@@ -365,14 +361,14 @@ impl<'a> Trainer<'a> {
         let gradients = self.generator.adam.gradients(&loss)?;
         self.generator.adam.step(gradients, lr_scale)?;
         sums.add(|s| &mut s.generator, &loss, images);
-        sums.add(|s| &mut s.logits_fake, &logits.mean(Kind::Float), 1.0);
+        sums.add(|s| &mut s.logits_fake, &mean_logit(&logits), 1.0);
 
         let noise = batch.images.randn_like();
         let (loss, real) = discriminator_loss(b, net, &d.critic, kind, &noise, &batch.images, labels.as_ref())?;
         let gradients = d.trained.adam.gradients(&loss)?;
         d.trained.adam.step(gradients, 1.0)?;
         sums.add(|s| &mut s.discriminator, &loss, images);
-        sums.add(|s| &mut s.logits_real, &real.mean(Kind::Float), 1.0);
+        sums.add(|s| &mut s.logits_real, &mean_logit(&real), 1.0);
 
         let interval = d.settings.r1_interval;
         if interval > 0 && self.iteration != 0 && self.iteration.is_multiple_of(interval) {
@@ -473,35 +469,15 @@ fn transfer(path: &Path, net: &NetConfig) -> anyhow::Result<Weights> {
 }
 
 fn discriminator(settings: &Adversarial, config: &TrainConfig) -> anyhow::Result<Discriminator> {
-    let shape =
-        DiscriminatorConfig { feature_resolution: settings.feature_resolution, conditional: config.net.label_dim > 0 };
-    let checkpoint = Checkpoint::open(&settings.backbone)
-        .with_context(|| format!("open the backbone `{}`", settings.backbone.display()))?;
-    let network = checkpoint.network(None)?;
-    anyhow::ensure!(
-        matches!(network.architecture, Architecture::Extractor(Extractor::EfficientNetLite0(_))),
-        "`{}` is not EfficientNet-Lite0",
-        settings.backbone.display()
-    );
-    let weights = || {
-        let unused = network.tensors.names().into_iter().filter(|n| efficientnet_lite::is_head(n));
-        network.weights().allowing_unused(unused)
-    };
-    let moved = statistics_after_blank_image(weights(), config.device)?;
-    let mut b = LibTorch::with_weights(weights().replacing(moved), config.device);
-    let trunk = LiteTrunk::build(&mut b, &Scope::root())?;
-    b.finish()?;
-
-    let mut b = LibTorch::with_weights(Weights::initialised(config.seed), config.device);
-    let projector = Projector::build(&mut b, &shape, trunk)?;
-    let heads = MultiScaleHeads::build(&mut b, &shape, None)?;
-    let (tensors, _) = b.finish()?;
+    let net = &config.net;
+    let (critic, tensors) =
+        Critic::load(&settings.critic, net.img_resolution, net.label_dim, config.seed, config.device)?;
     // The step that R1 adds every `interval` iterations is taken out of the others (lazy regularisation, Karras et al. 2020).
     let interval = whole(settings.r1_interval);
     let correction = if settings.r1_interval == 0 { 1.0 } else { interval / (interval + 1.0) };
     let adam = AdamConfig { lr: settings.d_lr * correction, betas: [0.0, 0.99_f64.powf(correction)], eps: 1e-8 };
     let trained = Trained::new(tensors, |_| false, adam);
-    Ok(Discriminator { settings: settings.clone(), critic: Critic { projector, heads }, trained })
+    Ok(Discriminator { settings: settings.clone(), critic, trained })
 }
 
 #[derive(Default)]
