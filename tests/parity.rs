@@ -60,6 +60,7 @@ const CASES: &[Case] = &[
     case("matmul_of_heads", Tol::Parity, &[&[3, 2, 4, 5], &[3, 2, 5, 6]]),
     case("matmul_with_a_constant", Tol::Parity, &[&[3, 4, 5], &[5, 6]]),
     case("group_norm", Tol::Parity, &[&[3, 8, 5, 5], &[8], &[8]]),
+    case("layer_norm", Tol::Parity, &[&[3, 24], &[24], &[24]]),
     case("dropout", Tol::Exact, &[&[3, 4]]),
     case("silu", Tol::Close, &[&[3, 40]]),
     case("gelu", Tol::Close, &[&[3, 40]]),
@@ -118,6 +119,7 @@ fn evaluate<B: Backend>(b: &mut B, name: &str, x: &[B::Value]) -> Result<B::Valu
         "linear_without_bias" => b.linear(&x[0], &x[1], None),
         "matmul" | "matmul_of_heads" | "matmul_with_a_constant" => b.matmul(&x[0], &x[1]),
         "group_norm" => b.group_norm(&x[0], 2, 1e-5, &x[1], &x[2]),
+        "layer_norm" => b.layer_norm(&x[0], 1e-6, &x[1], &x[2]),
         "dropout" => {
             let y = b.dropout(&x[0], 0.5)?;
             b.reshape(&y, &[-1, 2, 2])
@@ -188,7 +190,13 @@ macro_rules! counting {
                 self.inner.buffer(scope, name, dims, init)
             }
 
-            fn constant(&mut self, scope: &Scope, name: &str, dims: &[usize], data: Vec<f32>) -> Result<B::Value> {
+            fn constant<T: Into<f64>>(
+                &mut self,
+                scope: &Scope,
+                name: &str,
+                dims: &[usize],
+                data: Vec<T>,
+            ) -> Result<B::Value> {
                 self.inner.constant(scope, name, dims, data)
             }
 
@@ -216,6 +224,7 @@ counting! {
     fn linear(x: &B::Value, w: &B::Value, bias: Option<&B::Value>);
     fn matmul(a: &B::Value, b: &B::Value);
     fn group_norm(x: &B::Value, groups: usize, eps: f64, weight: &B::Value, bias: &B::Value);
+    fn layer_norm(x: &B::Value, eps: f64, weight: &B::Value, bias: &B::Value);
     fn dropout(x: &B::Value, p: f64);
     fn unary(function: Unary, x: &B::Value) of function;
     fn binary(function: Binary, x: &B::Value, y: &B::Value) of function;
@@ -339,18 +348,21 @@ fn operations_agree_on_all_engines() {
 /// Operations of training alone, which no graph has.
 #[cfg(feature = "train")]
 #[test]
-fn statistics_of_channels_are_those_of_the_array() {
-    use d2o::train::libtorch::{LibTorch, Value, tensor_of};
-    use tch::Device;
+fn running_statistics_move_to_those_of_the_array() {
+    use d2o::train::libtorch::{LibTorch, Value};
+    use tch::{Device, Kind, Tensor};
 
     let (dims, values) = ([3, 4, 5, 6], f32s(&[3, 4, 5, 6], 0));
-    let x = Value(tensor_of(&values, &dims, Device::Cpu).unwrap());
-    let mut b = LibTorch::running(Device::Cpu, false);
-    let (means, variances) = b.channel_statistics(&x).unwrap();
+    let x = Value(Tensor::from_slice(&values).reshape([3, 4, 5, 6]).to_kind(Kind::Double));
+    let channels = |value: f64| Value(Tensor::full([4], value, (Kind::Double, Device::Cpu)));
+    let (weight, bias, mean, variance) = (channels(1.0), channels(0.0), channels(2.0), channels(3.0));
+    let mut b = LibTorch::running(Device::Cpu, true).in_kind(Kind::Double);
+    b.batch_norm(&x, 1e-5, &weight, &bias, Some((&mean, &variance, 0.25))).unwrap();
+    let (means, variances) = (b.values(&mean).unwrap(), b.values(&variance).unwrap());
     let array = ArrayD::from_shape_vec(dims.to_vec(), values).unwrap().mapv(f64::from);
     for (channel, (mean, variance)) in array.axis_iter(Axis(1)).zip(means.iter().zip(&variances)) {
-        assert!((channel.mean().unwrap() - f64::from(*mean)).abs() < 1e-6);
-        assert!((channel.var(1.0) - f64::from(*variance)).abs() < 1e-6);
+        assert!((0.25 * channel.mean().unwrap() + 0.75 * 2.0 - mean).abs() < 1e-12);
+        assert!((0.25 * channel.var(1.0) + 0.75 * 3.0 - variance).abs() < 1e-12);
     }
 }
 

@@ -140,11 +140,22 @@ pub trait Backend {
     /// Those of [`crate::weights::Weights::take`].
     fn buffer(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Vec<f32>>;
 
-    /// A constant of shape `dims`; backends that name values call it `scope.name`.
+    /// A constant of shape `dims`, rounded to the precision of the backend; backends that name values call it `scope.name`.
     ///
     /// # Errors
     /// `Engine` if `data` does not fill `dims`.
-    fn constant(&mut self, scope: &Scope, name: &str, dims: &[usize], data: Vec<f32>) -> Result<Self::Value>;
+    fn constant<T: Into<f64>>(
+        &mut self,
+        scope: &Scope,
+        name: &str,
+        dims: &[usize],
+        data: Vec<T>,
+    ) -> Result<Self::Value>;
+
+    /// Whether the backend computes in f64: constants that originals derive in f32 are then derived in f64, as the originals do there.
+    fn in_f64(&self) -> bool {
+        false
+    }
 
     /// Sets the layer of the operations that follow: node names and errors carry it.
     fn enter(&mut self, scope: &Scope);
@@ -175,6 +186,14 @@ pub trait Backend {
         &mut self,
         x: &Self::Value,
         groups: usize,
+        eps: f64,
+        weight: &Self::Value,
+        bias: &Self::Value,
+    ) -> Result<Self::Value>;
+    /// Normalises each row of `x [M, C]` (biased variance), then scales column c by `weight [C]` and adds `bias [C]`.
+    fn layer_norm(
+        &mut self,
+        x: &Self::Value,
         eps: f64,
         weight: &Self::Value,
         bias: &Self::Value,

@@ -230,14 +230,13 @@ impl<V: Clone> Denoiser<V> {
         self.denoise(b, &x, &Sigma::Fixed(sigma_max), labels)
     }
 
-    #[allow(clippy::cast_possible_truncation, reason = "networks compute in f32")]
     fn fixed<B: Backend<Value = V>>(&self, b: &mut B, sigma: f64) -> Result<Coefficients<V>> {
         let c = self.config.precond.scalars(sigma, self.levels.as_ref());
-        let mut image = |name: &str, value: f64| b.constant(&self.scope, name, &[1, 1, 1, 1], vec![value as f32]);
+        let mut image = |name: &str, value: f64| b.constant(&self.scope, name, &[1, 1, 1, 1], vec![value]);
         let skip = if c.skip == 1.0 { None } else { Some(image("c_skip", c.skip)?) };
         let input = if c.input == 1.0 { None } else { Some(image("c_in", c.input)?) };
         let out = image("c_out", c.out)?;
-        let noise = b.constant(&self.scope, "c_noise", &[1], vec![c.noise as f32])?;
+        let noise = b.constant(&self.scope, "c_noise", &[1], vec![c.noise])?;
         Ok(Coefficients { skip, out, input, noise })
     }
 

@@ -3,7 +3,7 @@
 use d2o_onnx::graph::{Dim, Edge, ElementType, GraphBuilder};
 use d2o_onnx::ops::Sampling;
 
-use crate::backend::{Backend, Binary, Cast, Conv2d, Pool, PoolKind, Unary};
+use crate::backend::{Backend, Binary, Cast, Conv2d, Ops as _, Pool, PoolKind, Unary};
 use crate::error::{Error, Result};
 use crate::weights::{Init, LoadReport, Scope, Weights};
 
@@ -75,16 +75,17 @@ impl Backend for OnnxBackend {
     type Value = Edge;
 
     fn param(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Edge> {
-        let values = self.weights.take(scope, name, dims, init)?;
-        self.constant(scope, name, dims, values)
+        let edge = self.graph.constant(&scope.key(name), dims, self.weights.take(scope, name, dims, init)?);
+        self.checked("constant", edge)
     }
 
     fn buffer(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Vec<f32>> {
         self.weights.take(scope, name, dims, init)
     }
 
-    fn constant(&mut self, scope: &Scope, name: &str, dims: &[usize], data: Vec<f32>) -> Result<Edge> {
-        let edge = self.graph.constant(&scope.key(name), dims, data);
+    fn constant<T: Into<f64>>(&mut self, scope: &Scope, name: &str, dims: &[usize], data: Vec<T>) -> Result<Edge> {
+        #[allow(clippy::cast_possible_truncation, reason = "graphs compute in f32")]
+        let edge = self.graph.constant(&scope.key(name), dims, data.into_iter().map(|v| v.into() as f32).collect());
         self.checked("constant", edge)
     }
 
@@ -106,6 +107,19 @@ impl Backend for OnnxBackend {
             PoolKind::Average => self.graph.avg_pool2d(x, window),
         };
         self.checked(kind.name(), edge)
+    }
+
+    fn layer_norm(&mut self, x: &Edge, eps: f64, weight: &Edge, bias: &Edge) -> Result<Edge> {
+        let mean = self.mean(x, &[1], true)?;
+        let mean = self.scale(&mean, -1.0)?;
+        let centred = self.add(x, &mean)?;
+        let square = self.mul(&centred, &centred)?;
+        let variance = self.mean(&square, &[1], true)?;
+        let variance = self.offset(&variance, eps)?;
+        let deviation = self.sqrt(&variance)?;
+        let unit = self.div(&centred, &deviation)?;
+        let scaled = self.mul(&unit, weight)?;
+        self.add(&scaled, bias)
     }
 
     fn dropout(&mut self, x: &Edge, _p: f64) -> Result<Edge> {

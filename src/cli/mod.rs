@@ -44,7 +44,7 @@ pub use refs::{LayoutArg, Refs, RefsInspect, RefsMake};
 pub use report::{Report, Titled};
 pub use runtime::{Accelerator, EpLibrary, ProviderArg, Runtime};
 pub use sampling::{Discretization, Quantise, Rng, RngGpu, Sampler, Sampling, Scaling, Schedule, Seeds, Solver};
-pub use train::{Adversary, Arch, Fresh, LossArg, LossTypeArg, Rule, Train, TrainDevice, TrainSettings};
+pub use train::{Adversary, Arch, BackbonesArg, Fresh, LossArg, LossTypeArg, Rule, Train, TrainDevice, TrainSettings};
 pub use verify::Verify;
 
 /// One-step image generators around ONNX: fine-tune, export, generate, measure, verify.
@@ -120,7 +120,7 @@ pub enum Command {
     /// Compare the outputs of a graph across runtimes
     Verify(Verify),
     /// Train a denoiser, or fine-tune one into a one-step generator
-    Train(Train),
+    Train(Box<Train>),
     /// Render evaluations as one HTML page
     Report(Report),
     /// Convert images to a dataset of one resolution, with labels

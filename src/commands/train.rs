@@ -37,6 +37,7 @@ mod training {
     use super::{ExitStatus, Global, Printer, Train};
     use crate::cli::{Arch, LossArg};
     use crate::interrupt::{self, Interrupted};
+    use crate::train::augment::edm::EdmSettings;
     use crate::train::dataset::TrainingSet;
     use crate::train::device;
     use crate::train::options::{self, Options, Settled};
@@ -95,6 +96,9 @@ mod training {
         let mut file = AtomicFile::create(&outdir.join("training_options.json"))?;
         writeln!(file, "{}", serde_json::to_string_pretty(&record)?)?;
         file.commit()?;
+        if options.random_class_embeddings == Some(true) {
+            note("the discriminator starts from random class embeddings, which is not the recipe");
+        }
         for change in &settled.changes {
             note(&format!("resumed with {change}"));
         }
@@ -214,6 +218,9 @@ mod training {
         let (blocks, attention) = if arch == Arch::Adm { (3, json!([32, 16, 8])) } else { (4, json!([16])) };
         set("num_blocks", options.num_blocks.map(Value::from), json!(blocks));
         set("attn_resolutions", options.attn_resolutions.as_ref().map(|l| json!(l)), attention);
+        if options.augment_p > 0.0 {
+            kwargs["augment_dim"] = json!(EdmSettings::EDM_LABELS);
+        }
         if arch == Arch::Ncsnpp {
             let n = SongConfig::ncsnpp();
             kwargs["embedding_type"] = json!(n.embedding_type);
@@ -241,6 +248,15 @@ mod training {
             net.img_channels,
             dims.channels
         );
+        if options.loss == LossArg::Edm && options.augment_p > 0.0 {
+            anyhow::ensure!(
+                net.augment_dim() == EdmSettings::EDM_LABELS,
+                "--augment-p {}: the network takes {} augmentation labels, EDM's pipe gives {}; --augment-p 0 trains it without",
+                options.augment_p,
+                net.augment_dim(),
+                EdmSettings::EDM_LABELS
+            );
+        }
         let cond = options.cond.unwrap_or(net.label_dim > 0);
         anyhow::ensure!(cond == (net.label_dim > 0), "--cond {cond}: the network has {} classes", net.label_dim);
         Ok(())

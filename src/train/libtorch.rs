@@ -40,10 +40,12 @@ pub struct Named {
     pub role: Role,
 }
 
-/// The backend: weights for building networks, a mode for running them.
+/// The backend: weights for building networks, a mode for running them. It computes in f32 unless [`LibTorch::in_kind`] says otherwise.
 #[derive(Debug)]
 pub struct LibTorch {
     device: Device,
+    kind: Kind,
+    frozen: bool,
     weights: Option<Weights>,
     tensors: Vec<Named>,
     scope: Scope,
@@ -54,7 +56,8 @@ impl LibTorch {
     /// For building a network over `weights` on `device`.
     #[must_use]
     pub fn with_weights(weights: Weights, device: Device) -> Self {
-        Self { device, weights: Some(weights), tensors: Vec::new(), scope: Scope::root(), train: false }
+        let (tensors, scope) = (Vec::new(), Scope::root());
+        Self { device, kind: Kind::Float, frozen: false, weights: Some(weights), tensors, scope, train: false }
     }
 
     /// Whether dropout is on.
@@ -66,7 +69,32 @@ impl LibTorch {
     /// For running networks that are built; `train` turns dropout and spectral norm's power iterations on.
     #[must_use]
     pub fn running(device: Device, train: bool) -> Self {
-        Self { device, weights: None, tensors: Vec::new(), scope: Scope::root(), train }
+        let (tensors, scope) = (Vec::new(), Scope::root());
+        Self { device, kind: Kind::Float, frozen: false, weights: None, tensors, scope, train }
+    }
+
+    /// The same in another element type, for tensors that are not taken yet.
+    #[must_use]
+    pub fn in_kind(self, kind: Kind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// The same with parameters that take no gradients.
+    #[must_use]
+    pub fn frozen(self) -> Self {
+        Self { frozen: true, ..self }
+    }
+
+    /// Element type of its tensors.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where its tensors are.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
     }
 
     /// The tensors in order of request, and the report of a clean load.
@@ -91,12 +119,13 @@ impl LibTorch {
 
     fn named(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init, role: Role) -> Result<Value> {
         let values = self.fetch(scope, name, dims, init)?;
-        let tensor = self.ok("tensor", tensor_of(&values, dims, self.device))?.set_requires_grad(role == Role::Param);
+        let tensor = tensor_of(&values, dims, self.device).and_then(|t| t.f_to_kind(self.kind));
+        let tensor = self.ok("tensor", tensor)?.set_requires_grad(role == Role::Param && !self.frozen);
         self.tensors.push(Named { path: scope.key(name), tensor: tensor.shallow_clone(), role });
         Ok(Value(tensor))
     }
 
-    fn ok<T>(&self, op: &'static str, result: Result<T, TchError>) -> Result<T> {
+    pub(super) fn ok<T>(&self, op: &'static str, result: Result<T, TchError>) -> Result<T> {
         result.map_err(|e| Error::Engine { scope: self.scope.to_string(), op, source: Box::new(e) })
     }
 
@@ -129,7 +158,7 @@ pub fn values_of(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
 fn resize_by_products(x: &Tensor, [tall, wide]: [usize; 2], sampling: Sampling) -> Result<Tensor, TchError> {
     let matrix = |from: i64, to: usize| {
         let from = usize::try_from(from).unwrap_or_default();
-        tensor_of(&interpolation(from, to, sampling), &[to, from], x.device())
+        tensor_of(&interpolation(from, to, sampling), &[to, from], x.device())?.f_to_kind(x.kind())
     };
     let (_, _, height, width) = x.size4()?;
     let x = if width == int(wide) { x.shallow_clone() } else { x.f_matmul(&matrix(width, wide)?.f_tr()?)? };
@@ -162,8 +191,14 @@ impl Backend for LibTorch {
         Ok(values)
     }
 
-    fn constant(&mut self, _scope: &Scope, _name: &str, dims: &[usize], data: Vec<f32>) -> Result<Value> {
-        self.value("constant", tensor_of(&data, dims, self.device))
+    fn constant<T: Into<f64>>(&mut self, _scope: &Scope, _name: &str, dims: &[usize], data: Vec<T>) -> Result<Value> {
+        let data: Vec<f64> = data.into_iter().map(Into::into).collect();
+        let tensor = Tensor::f_from_slice(&data).and_then(|t| t.f_reshape(ints(dims)));
+        self.value("constant", tensor.and_then(|t| t.f_to_kind(self.kind)?.f_to_device(self.device)))
+    }
+
+    fn in_f64(&self) -> bool {
+        self.kind == Kind::Double
     }
 
     fn enter(&mut self, scope: &Scope) {
@@ -222,6 +257,11 @@ impl Backend for LibTorch {
         self.value("group_norm", x.0.f_group_norm(int(groups), Some(&weight.0), Some(&bias.0), eps, true))
     }
 
+    fn layer_norm(&mut self, x: &Value, eps: f64, weight: &Value, bias: &Value) -> Result<Value> {
+        let rows = x.0.f_layer_norm(weight.0.size(), Some(&weight.0), Some(&bias.0), eps, true);
+        self.value("layer_norm", rows)
+    }
+
     fn dropout(&mut self, x: &Value, p: f64) -> Result<Value> {
         if self.train && p > 0.0 { self.value("dropout", x.0.f_dropout(p, true)) } else { Ok(x.clone()) }
     }
@@ -248,7 +288,13 @@ impl Backend for LibTorch {
     }
 
     fn clamp(&mut self, x: &Value, low: f64, high: f64) -> Result<Value> {
-        let out = if high.is_infinite() { x.0.f_clamp_min(low) } else { x.0.f_clamp(low, high) };
+        // A gradient passes `clamp` at its bounds, which it does not in `relu` and `relu6`.
+        let out = match (low, high) {
+            (0.0, f64::INFINITY) => x.0.f_relu(),
+            (0.0, 6.0) => x.0.f_relu6(),
+            (_, f64::INFINITY) => x.0.f_clamp_min(low),
+            _ => x.0.f_clamp(low, high),
+        };
         self.value("clamp", out)
     }
 
@@ -266,11 +312,11 @@ impl Backend for LibTorch {
     }
 
     fn softmax(&mut self, x: &Value, axis: usize) -> Result<Value> {
-        self.value("softmax", x.0.f_softmax(int(axis), Kind::Float))
+        self.value("softmax", x.0.f_softmax(int(axis), x.0.kind()))
     }
 
     fn mean(&mut self, x: &Value, axes: &[usize], keep: bool) -> Result<Value> {
-        self.value("mean", x.0.f_mean_dim(ints(axes).as_slice(), keep, Kind::Float))
+        self.value("mean", x.0.f_mean_dim(ints(axes).as_slice(), keep, x.0.kind()))
     }
 
     fn concat(&mut self, parts: &[Value], axis: usize) -> Result<Value> {
@@ -320,13 +366,34 @@ impl LibTorch {
         self.named(scope, name, dims, init, Role::State)
     }
 
-    /// Normalises each channel of `x [N, C, H, W]` with the statistics of this batch (biased variance), then scales and shifts it.
+    /// Normalises each channel of `x [N, C, H, W]` with the statistics of this batch (biased variance), then scales and shifts it. `running` are the
+    /// running mean and (unbiased) variance, which move by the share `momentum` towards the batch's.
     ///
     /// # Errors
     /// `Engine`.
-    pub fn batch_norm(&mut self, x: &Value, eps: f64, weight: &Value, bias: &Value) -> Result<Value> {
-        let none: Option<&Tensor> = None;
-        self.value("batch_norm", x.0.f_batch_norm(Some(&weight.0), Some(&bias.0), none, none, true, 0.1, eps, true))
+    pub fn batch_norm(
+        &mut self,
+        x: &Value,
+        eps: f64,
+        weight: &Value,
+        bias: &Value,
+        running: Option<(&Value, &Value, f64)>,
+    ) -> Result<Value> {
+        let (mean, variance) = (running.map(|(mean, _, _)| &mean.0), running.map(|(_, variance, _)| &variance.0));
+        let momentum = running.map_or(0.0, |(_, _, momentum)| momentum);
+        let out = x.0.f_batch_norm(Some(&weight.0), Some(&bias.0), mean, variance, true, momentum, eps, true);
+        self.value("batch_norm", out)
+    }
+
+    /// The values of `x`, row-major.
+    ///
+    /// # Errors
+    /// `Engine`.
+    pub fn values(&self, x: &Value) -> Result<Vec<f64>> {
+        let run = || {
+            Vec::try_from(x.0.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_contiguous()?.f_view([-1])?)
+        };
+        self.ok("values", run())
     }
 
     /// `w [O, ..]` divided by `uᵀ W v`, its spectral norm as `u [O]` and `v [I·k·k]` estimate it.
@@ -354,17 +421,69 @@ impl LibTorch {
         };
         self.value("spectral_norm", run())
     }
+}
 
-    /// Mean and unbiased variance of each channel of `x [N, C, H, W]`, over N, H and W.
-    ///
-    /// # Errors
-    /// `Engine`.
-    pub fn channel_statistics(&mut self, x: &Value) -> Result<(Vec<f32>, Vec<f32>)> {
-        let axes: &[i64] = &[0, 2, 3];
-        let run = || {
-            let variances = x.0.f_var_dim(axes, true, false)?;
-            Ok((values_of(&x.0.f_mean_dim(axes, false, Kind::Float)?)?, values_of(&variances)?))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doubles(tensor: &Tensor) -> Vec<f64> {
+        Vec::try_from(tensor.to_kind(Kind::Double)).unwrap()
+    }
+
+    /// Value and first and second derivative of `f` at `points`, by reverse differentiation.
+    fn derivatives(points: &[f64], f: impl Fn(&mut LibTorch, &Value) -> Result<Value>) -> [Vec<f64>; 3] {
+        let mut b = LibTorch::running(Device::Cpu, true).in_kind(Kind::Double);
+        let x = Tensor::from_slice(points).set_requires_grad(true);
+        let y = f(&mut b, &Value(x.shallow_clone())).unwrap().0;
+        let first = Tensor::run_backward(&[y.sum(Kind::Double)], &[&x], true, true).remove(0);
+        // libtorch crashes on a sum that depends on nothing.
+        assert!(first.requires_grad(), "the first derivative has no derivative");
+        let second = Tensor::run_backward(&[first.sum(Kind::Double)], &[&x], false, false).remove(0);
+        assert!(second.defined(), "the second derivative is undefined");
+        [doubles(&y), doubles(&first), doubles(&second)]
+    }
+
+    #[test]
+    fn gradients_at_kinks_are_those_of_torchs_own_layers() {
+        const POINTS: [f64; 6] = [-1.0, -0.0, 0.0, 3.0, 6.0, 7.0];
+        let relu = derivatives(&POINTS, |b, x| b.clamp(x, 0.0, f64::INFINITY));
+        assert_eq!(relu, [vec![0.0, 0.0, 0.0, 3.0, 6.0, 7.0], vec![0.0, 0.0, 0.0, 1.0, 1.0, 1.0], vec![0.0; 6]]);
+        let relu6 = derivatives(&POINTS, |b, x| b.clamp(x, 0.0, 6.0));
+        assert_eq!(relu6, [vec![0.0, 0.0, 0.0, 3.0, 6.0, 6.0], vec![0.0, 0.0, 0.0, 1.0, 0.0, 0.0], vec![0.0; 6]]);
+        let leaky = derivatives(&POINTS, |b, x| b.leaky_relu(x, 0.2));
+        assert_eq!(leaky, [vec![-0.2, 0.0, 0.0, 3.0, 6.0, 7.0], vec![0.2, 0.2, 0.2, 1.0, 1.0, 1.0], vec![0.0; 6]]);
+    }
+
+    /// The penalty of R1 is a function of first derivatives: what they are multiplied by at a kink counts as well.
+    #[test]
+    fn second_derivatives_at_kinks_use_the_slopes_of_the_first() {
+        let x = Tensor::from_slice(&[-2.0, 0.0, 2.0]).set_requires_grad(true);
+        let w = Tensor::from_slice(&[3.0]).to_kind(Kind::Double).set_requires_grad(true);
+        let mut b = LibTorch::running(Device::Cpu, true).in_kind(Kind::Double);
+        let y = b.leaky_relu(&Value(&x * &w), 0.2).unwrap().0;
+        let first = Tensor::run_backward(&[y.sum(Kind::Double)], &[&x], true, true).remove(0);
+        // Each is slope·w, so its derivative by w is the slope.
+        for (i, slope) in [0.2, 0.2, 1.0].into_iter().enumerate() {
+            let by_w = Tensor::run_backward(&[first.get(i64::try_from(i).unwrap())], &[&w], true, false).remove(0);
+            assert_eq!(doubles(&by_w), [slope], "{i}");
+        }
+    }
+
+    #[test]
+    fn networks_compute_in_the_kind_asked_for() {
+        let weights = || Weights::initialised(3);
+        let build = |kind| {
+            let mut b = LibTorch::with_weights(weights(), Device::Cpu).in_kind(kind);
+            let w = b.param(&Scope::root(), "w", &[2, 3], &Init::Normal { std: 1.0 }).unwrap();
+            let third = b.constant(&Scope::root(), "third", &[1], vec![1.0 / 3.0]).unwrap();
+            (w.0, third.0)
         };
-        self.ok("channel_statistics", run())
+        let ((single, third), (double, exact)) = (build(Kind::Float), build(Kind::Double));
+        assert_eq!((double.kind(), exact.kind()), (Kind::Double, Kind::Double));
+        assert_eq!(doubles(&single.flatten(0, 1)), doubles(&double.flatten(0, 1)));
+        assert_eq!((doubles(&third), doubles(&exact)), (vec![f64::from(1.0_f32 / 3.0)], vec![1.0 / 3.0]));
+        let mut frozen = LibTorch::with_weights(weights(), Device::Cpu).frozen();
+        assert!(!frozen.param(&Scope::root(), "w", &[2], &Init::Constant(1.0)).unwrap().0.requires_grad());
     }
 }

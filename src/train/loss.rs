@@ -2,9 +2,12 @@
 
 use d2o_converters::denoiser::{Denoiser, Sigma};
 use d2o_converters::error::Result as NetResult;
+use d2o_converters::generators::backbone::Labels;
 use tch::{Kind, Tensor};
 
-use super::discriminator::{MultiScaleHeads, Projector};
+use super::augment::Augmented;
+use super::augment::edm::EdmPipe;
+use super::discriminator::Critic;
 use super::libtorch::{LibTorch, Value};
 
 /// EDM's noise distribution, ln σ ~ N(−1.2, 1.2²).
@@ -24,61 +27,53 @@ pub enum LossType {
 }
 
 impl LossType {
-    /// Generator's loss from logits `[B, L]` of its images: sum over images of the mean over logits.
-    pub fn generator(self, fake: &Tensor) -> Tensor {
-        let per_logit = match self {
+    /// Generator's loss from logits `[B, L]` of its images, for each feature network: sum over networks and images of the mean over logits.
+    pub fn generator(self, fake: &[Tensor]) -> Tensor {
+        sum_of_means(fake, |fake| match self {
             Self::NonSaturating => fake.neg().softplus(),
             Self::Hinge => fake.neg(),
-        };
-        sum_of_means(&per_logit)
+        })
     }
 
-    /// Discriminator's loss from logits `[B, L]` of generated and real images.
-    pub fn discriminator(self, fake: &Tensor, real: &Tensor) -> Tensor {
-        match self {
-            Self::NonSaturating => sum_of_means(&fake.softplus()) + sum_of_means(&real.neg().softplus()),
-            Self::Hinge => sum_of_means(&(fake + 1.0).relu()) + sum_of_means(&(real.neg() + 1.0).relu()),
-        }
+    /// Discriminator's loss from logits `[B, L]` of generated and real images, for each feature network.
+    pub fn discriminator(self, fake: &[Tensor], real: &[Tensor]) -> Tensor {
+        let of_fake = sum_of_means(fake, |fake| match self {
+            Self::NonSaturating => fake.softplus(),
+            Self::Hinge => (fake + 1.0).relu(),
+        });
+        let of_real = sum_of_means(real, |real| match self {
+            Self::NonSaturating => real.neg().softplus(),
+            Self::Hinge => (real.neg() + 1.0).relu(),
+        });
+        of_fake + of_real
     }
 }
 
-fn sum_of_means(per_logit: &Tensor) -> Tensor {
-    per_logit.mean_dim(1, false, Kind::Float).sum(Kind::Float)
+fn sum_of_means(logits: &[Tensor], per_logit: impl Fn(&Tensor) -> Tensor) -> Tensor {
+    let of = |logits: &Tensor| per_logit(logits).mean_dim(1, false, logits.kind()).sum(logits.kind());
+    logits.iter().map(of).sum()
 }
 
-/// R1 penalty times γ/2, mean over images: `logits` of real `images`, which require gradients.
+/// Mean of all logits `[B, L]` of all feature networks.
+pub fn mean_logit(logits: &[Tensor]) -> Tensor {
+    let all: Vec<Tensor> = logits.iter().map(|l| l.reshape([-1])).collect();
+    Tensor::cat(&all, 0).mean(None)
+}
+
+/// R1 penalty times γ/2, mean over images: `logits` of real `images`, which require gradients, for each feature network.
 ///
 /// # Panics
 /// Never on tensors of one graph; libtorch's errors are returned.
 ///
 /// # Errors
 /// libtorch's own.
-pub fn r1_penalty(logits: &Tensor, images: &Tensor, gamma: f64) -> Result<Tensor, tch::TchError> {
-    let sum = logits.f_sum(Kind::Float)?;
+pub fn r1_penalty(logits: &[Tensor], images: &Tensor, gamma: f64) -> Result<Tensor, tch::TchError> {
+    let kind = images.kind();
+    let sum: Tensor = logits.iter().map(|l| l.f_sum(kind)).sum::<Result<Tensor, _>>()?;
     let grads = Tensor::f_run_backward(&[sum], &[images], true, true)?;
     let grad = &grads[0];
-    let penalty = grad.f_square()?.f_sum_dim_intlist([1_i64, 2, 3].as_slice(), false, Kind::Float)?;
-    penalty.f_mul_scalar(gamma / 2.0)?.f_mean(Kind::Float)
-}
-
-/// The projected discriminator: frozen features, trained heads.
-#[derive(Debug)]
-pub struct Critic {
-    /// Frozen part.
-    pub projector: Projector,
-    /// Trained part.
-    pub heads: MultiScaleHeads,
-}
-
-impl Critic {
-    /// Logits `[B, L]` of `images [B, 3, H, W]` in [-1, 1]; `labels [B, K]` one-hot for a conditional one.
-    ///
-    /// # Errors
-    /// `Engine`.
-    pub fn logits(&self, b: &mut LibTorch, images: &Tensor, labels: Option<&Value>) -> NetResult<Tensor> {
-        let maps = self.projector.forward(b, &Value(images.shallow_clone()))?;
-        Ok(self.heads.forward(b, &maps, labels)?.0)
-    }
+    let penalty = grad.f_square()?.f_sum_dim_intlist([1_i64, 2, 3].as_slice(), false, kind)?;
+    penalty.f_mul_scalar(gamma / 2.0)?.f_mean(kind)
 }
 
 /// One-step images of `noise [B, C, H, W]` of unit variance.
@@ -98,43 +93,71 @@ fn dropped(b: &LibTorch, net: &Denoiser<Value>, labels: Option<&Tensor>) -> Opti
     Some(Value(labels * kept.to_kind(labels.kind())))
 }
 
-/// D2O's stage for the generator: its loss, and the logits of its images.
+/// What the discriminator sees of images in the two main stages.
+pub type Augment<'a> = dyn Fn(&Tensor) -> Result<Tensor, tch::TchError> + 'a;
+
+/// Images as they are.
 ///
 /// # Errors
-/// `Engine`.
-pub fn generator_loss(
-    b: &mut LibTorch,
-    net: &Denoiser<Value>,
-    critic: &Critic,
-    loss: LossType,
-    noise: &Tensor,
-    labels: Option<&Value>,
-) -> NetResult<(Tensor, Tensor)> {
-    let images = generate(b, net, noise, labels)?;
-    let logits = critic.logits(b, &images, labels)?;
-    Ok((loss.generator(&logits), logits))
+/// None.
+pub fn unchanged(images: &Tensor) -> Result<Tensor, tch::TchError> {
+    Ok(images.shallow_clone())
 }
 
-/// D2O's stage for the discriminator: its loss, and the logits of the real `images`. The generator gets no gradients.
-///
-/// # Errors
-/// `Engine`.
-pub fn discriminator_loss(
-    b: &mut LibTorch,
-    net: &Denoiser<Value>,
-    critic: &Critic,
-    loss: LossType,
-    noise: &Tensor,
-    images: &Tensor,
-    labels: Option<&Value>,
-) -> NetResult<(Tensor, Tensor)> {
-    let fake = tch::no_grad(|| generate(b, net, noise, labels))?;
-    let fake = critic.logits(b, &fake, labels)?;
-    let real = critic.logits(b, images, labels)?;
-    Ok((loss.discriminator(&fake, &real), real))
+/// A generator and the discriminator it is trained against.
+#[derive(Clone, Copy)]
+pub struct Adversaries<'a> {
+    /// Generator.
+    pub net: &'a Denoiser<Value>,
+    /// Discriminator.
+    pub critic: &'a Critic,
+    /// Loss.
+    pub loss: LossType,
+    /// What the discriminator sees of images in the two main stages.
+    pub augment: &'a Augment<'a>,
 }
 
-/// EDM's loss of `net` on `images [B, C, H, W]`: mean over images of the weighted squared error's sum over pixels.
+impl Adversaries<'_> {
+    /// The generator's loss, and the logits of its images.
+    ///
+    /// # Errors
+    /// `Engine`.
+    pub fn generator_loss(
+        &self,
+        b: &mut LibTorch,
+        noise: &Tensor,
+        labels: Option<&Value>,
+    ) -> NetResult<(Tensor, Vec<Tensor>)> {
+        let images = generate(b, self.net, noise, labels)?;
+        let logits = self.logits(b, &images, labels)?;
+        Ok((self.loss.generator(&logits), logits))
+    }
+
+    /// The discriminator's loss, and the logits of the real `images`. The generator gets no gradients.
+    ///
+    /// # Errors
+    /// `Engine`.
+    pub fn discriminator_loss(
+        &self,
+        b: &mut LibTorch,
+        noise: &Tensor,
+        images: &Tensor,
+        labels: Option<&Value>,
+    ) -> NetResult<(Tensor, Vec<Tensor>)> {
+        let fake = tch::no_grad(|| generate(b, self.net, noise, labels))?;
+        let fake = self.logits(b, &fake, labels)?;
+        let real = self.logits(b, images, labels)?;
+        Ok((self.loss.discriminator(&fake, &real), real))
+    }
+
+    fn logits(&self, b: &mut LibTorch, images: &Tensor, labels: Option<&Value>) -> NetResult<Vec<Tensor>> {
+        let seen = b.ok("augment", (self.augment)(images))?;
+        self.critic.logits(b, &seen, labels)
+    }
+}
+
+/// EDM's loss of `net` on `images [B, C, H, W]`: the weighted squared error of each element, whose sum over pixels and mean over images is the loss. `pipe`
+/// augments the images, and its labels are given to the network.
 ///
 /// # Errors
 /// `Engine`.
@@ -144,18 +167,24 @@ pub fn edm_loss(
     images: &Tensor,
     labels: Option<&Tensor>,
     sigma_data: f64,
+    pipe: Option<&EdmPipe>,
 ) -> NetResult<Tensor> {
     let batch = images.size()[0];
-    let options = (Kind::Float, images.device());
+    let options = (images.kind(), images.device());
     let sigma = (Tensor::randn([batch], options) * P_STD + P_MEAN).exp();
     let wide = sigma.reshape([-1, 1, 1, 1]);
-    let noisy = images + images.randn_like() * &wide;
+    let augmented = b.ok("augment", pipe.map(|p| p.apply(images)).transpose())?;
+    let (images, done) = match augmented {
+        Some(Augmented { images, labels }) => (images, Some(Value(labels))),
+        None => (images.shallow_clone(), None),
+    };
+    let noisy = &images + images.randn_like() * &wide;
     let labels = dropped(b, net, labels);
-    let out = net.denoise(b, &Value(noisy), &Sigma::PerImage(Value(sigma)), labels.as_ref())?;
+    let labels = Labels { classes: labels.as_ref(), augment: done.as_ref() };
+    let out = net.denoise(b, &Value(noisy), &Sigma::PerImage(Value(sigma)), labels)?;
     let data = sigma_data * sigma_data;
     let weight = (wide.square() + data) / (&wide * sigma_data).square();
-    let error = (out.0 - images).square() * weight;
-    Ok(error.sum(Kind::Float) / f64::from(i32::try_from(batch).unwrap_or(i32::MAX)))
+    Ok((out.0 - images).square() * weight)
 }
 
 #[cfg(test)]
@@ -171,9 +200,9 @@ mod tests {
         let real = Tensor::from_slice(&[1.0_f32, 1.0, 3.0, -1.0]).reshape([2, 2]);
         let softplus = |x: f64| x.exp().ln_1p();
         let expected: f64 = [0.0, -1.0, 1.0, -2.0].map(softplus).iter().sum::<f64>() / 2.0;
-        let got = LossType::NonSaturating.generator(&fake).double_value(&[]);
+        let got = LossType::NonSaturating.generator(&[fake.shallow_clone()]).double_value(&[]);
         assert!((got - expected).abs() < 1e-6, "{got} differs from {expected}");
-        let got = LossType::Hinge.discriminator(&fake, &real).double_value(&[]);
+        let got = LossType::Hinge.discriminator(&[fake], &[real]).double_value(&[]);
         let expected = (1.0 + 2.0 + 0.0 + 3.0) / 2.0 + (0.0 + 0.0 + 0.0 + 2.0) / 2.0;
         assert!((got - expected).abs() < 1e-6, "{got} differs from {expected}");
     }
@@ -204,7 +233,7 @@ mod tests {
         // logits = x², so the gradient is 2x and the penalty Σ 4x².
         let x = Tensor::from_slice(&[1.0_f32, 2.0, 3.0, 4.0]).reshape([2, 1, 1, 2]).set_requires_grad(true);
         let logits = x.square().reshape([2, 2]);
-        let got = r1_penalty(&logits, &x, 0.5).unwrap().double_value(&[]);
+        let got = r1_penalty(&[logits], &x, 0.5).unwrap().double_value(&[]);
         assert!((got - 4.0 * 30.0 * 0.25 / 2.0).abs() < 1e-5, "{got}");
     }
 }

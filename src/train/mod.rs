@@ -1,8 +1,6 @@
 //! Training with libtorch: EDM pre-training and D2O fine-tuning.
 
-pub mod adam;
 pub mod augment;
-pub mod blank_image;
 pub mod dataset;
 pub mod device;
 pub mod discriminator;

@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::cli::{Arch, LossArg, LossTypeArg, Rule, TrainSettings};
+use super::discriminator::{Backbone, ClassRows, CriticConfig, FeatureSize};
+use crate::cli::{Arch, BackbonesArg, LossArg, LossTypeArg, Rule, TrainSettings};
 
 /// All settings that determine the result of a run, by the names of their options.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +43,8 @@ pub struct Options {
     pub ema_beta: f64,
     /// Dropout probability.
     pub dropout: f64,
+    /// Probability of augmentation.
+    pub augment_p: f64,
     /// Whether the dataset holds mirror images too.
     pub xflip: bool,
     /// Whether CUDA may use TF32.
@@ -72,10 +75,23 @@ pub struct Options {
     pub attn_resolutions: Option<Vec<usize>>,
     /// Its number of classes.
     pub label_dim: Option<usize>,
-    /// Checkpoint of the discriminator's backbone.
-    pub backbone: Option<PathBuf>,
-    /// Size images are resized to before the backbone, pixels.
+    /// Feature networks of the discriminator.
+    pub backbones: Option<BackbonesArg>,
+    /// Their checkpoints.
+    #[serde(default)]
+    pub backbone_weights: Vec<PathBuf>,
+    /// Whether images below 224 pixels are resized to 224 before them.
+    pub interp224: Option<bool>,
+    /// Size images are resized to instead, pixels.
     pub feature_resolution: Option<usize>,
+    /// File of the initial class embeddings.
+    pub class_embeddings: Option<PathBuf>,
+    /// Whether class embeddings are random instead.
+    pub random_class_embeddings: Option<bool>,
+    /// Whether feature networks see images through DiffAugment.
+    pub diffaug: Option<bool>,
+    /// Mean sign of the logits of real images that ADA aims at; 0 for a fixed strength.
+    pub ada_target: Option<f64>,
     /// Learning rate of the discriminator, before the correction for R1's interval.
     pub dlr: Option<f64>,
     /// Adversarial loss.
@@ -91,11 +107,35 @@ pub struct Options {
 /// Options of a new network.
 const FRESH: [&str; 6] = ["arch", "cbase", "cres", "num-blocks", "attn-resolutions", "label-dim"];
 /// Options of the discriminator.
-const ADVERSARIAL: [&str; 7] =
-    ["backbone", "feature-resolution", "dlr", "loss-type", "r1-gamma", "r1-interval", "freeze"];
+const ADVERSARIAL: [&str; 13] = [
+    "backbones",
+    "backbone-weights",
+    "interp224",
+    "feature-resolution",
+    "class-embeddings",
+    "random-class-embeddings",
+    "diffaug",
+    "ada-target",
+    "dlr",
+    "loss-type",
+    "r1-gamma",
+    "r1-interval",
+    "freeze",
+];
 /// Options that a resumed run may change: they do not enter any number. What lies at a path is compared by content.
-const FREE: [&str; 10] =
-    ["preset", "data", "transfer", "backbone", "duration", "tick", "snap", "dump", "grid", "pickle"];
+const FREE: [&str; 11] = [
+    "preset",
+    "data",
+    "transfer",
+    "backbone-weights",
+    "class-embeddings",
+    "duration",
+    "tick",
+    "snap",
+    "dump",
+    "grid",
+    "pickle",
+];
 
 /// Named settings.
 #[derive(Debug)]
@@ -111,7 +151,7 @@ pub struct Preset {
 #[must_use]
 pub fn presets() -> Vec<Preset> {
     let common = json!({
-        "lr-rampup-kimg": 0.0, "optimizer": "adam", "ema-warmup": 0.05, "ema-beta": 0.0, "dropout": 0.0, "xflip": false, "tf32": false,
+        "lr-rampup-kimg": 0.0, "optimizer": "adam", "ema-warmup": 0.05, "ema-beta": 0.0, "dropout": 0.0, "augment-p": 0.0, "xflip": false, "tf32": false,
         "deterministic": false, "seed": 42, "snap": 10, "dump": 10, "grid": 10, "pickle": false,
     });
     let preset = |name, about, own: Value| Preset { name, about, values: merged(&common, &own) };
@@ -120,7 +160,7 @@ pub fn presets() -> Vec<Preset> {
             "small",
             "D2O-F on a small machine: not a setting of the paper",
             json!({
-                "loss": "d2o", "duration": 5.0, "batch": 64, "lr": 1e-4, "ema": 0.5, "tick": 1.0, "feature-resolution": 224, "dlr": 1e-4,
+                "loss": "d2o", "duration": 5.0, "batch": 64, "lr": 1e-4, "ema": 0.5, "tick": 1.0, "backbones": "lite0", "interp224": true, "diffaug": false, "ada-target": 0.0, "dlr": 1e-4,
                 "loss-type": "ns", "r1-gamma": 1e-4, "r1-interval": 16, "freeze": 1,
             }),
         ),
@@ -128,7 +168,7 @@ pub fn presets() -> Vec<Preset> {
             "edm",
             "EDM's training from scratch, its train.py's defaults",
             json!({
-                "loss": "edm", "duration": 200.0, "batch": 512, "lr": 1e-3, "lr-rampup-kimg": 10_000.0, "ema": 0.5, "dropout": 0.13, "tick": 50.0, "snap": 50,
+                "loss": "edm", "duration": 200.0, "batch": 512, "lr": 1e-3, "lr-rampup-kimg": 10_000.0, "ema": 0.5, "dropout": 0.13, "augment-p": 0.12, "tick": 50.0, "snap": 50,
                 "dump": 50, "arch": "ddpmpp", "label-dim": 0,
             }),
         ),
@@ -211,7 +251,7 @@ fn base(name: &str) -> anyhow::Result<Map<String, Value>> {
 /// The options that are present, by name.
 fn by_name(given: &TrainSettings) -> anyhow::Result<Map<String, Value>> {
     let mut values = serde_json::to_value(given)?.as_object().cloned().unwrap_or_default();
-    values.retain(|_, value| !value.is_null());
+    values.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()));
     Ok(values)
 }
 
@@ -260,6 +300,7 @@ fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
     range("ema-warmup", options.ema_warmup, f64::INFINITY)?;
     range("ema-beta", options.ema_beta, 1.0)?;
     range("dropout", options.dropout, 1.0)?;
+    anyhow::ensure!((0.0..=1.0).contains(&options.augment_p), "--augment-p: expected a number from 0 to 1");
     options.r1_gamma.map_or(Ok(()), |gamma| range("r1-gamma", gamma, f64::INFINITY))?;
     if let Some(part) = options.batch_gpu {
         let batch = options.batch;
@@ -269,6 +310,38 @@ fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
 }
 
 impl Options {
+    /// What the discriminator is made of.
+    ///
+    /// # Errors
+    /// Feature networks that are not supported.
+    pub fn critic(&self) -> anyhow::Result<CriticConfig> {
+        use Backbone::{DeitBase, Lite0, Vgg16Bn};
+        let backbones = match self.backbones.unwrap_or(BackbonesArg::Lite0) {
+            BackbonesArg::Lite0 => vec![Lite0],
+            BackbonesArg::Vgg16BnLite0 => vec![Vgg16Bn, Lite0],
+            BackbonesArg::DeitLite0 => vec![DeitBase, Lite0],
+            BackbonesArg::VitEfficientNetB0 => anyhow::bail!(
+                "--backbones: the hub's ViT-B/16 with EfficientNet-B0 is not supported: its weights are those of a timm release of its time"
+            ),
+        };
+        let feature_size = match (self.feature_resolution, self.interp224) {
+            (Some(pixels), _) => FeatureSize::Pixels(pixels),
+            (None, Some(false)) => FeatureSize::Unchanged,
+            (None, _) => FeatureSize::Interp224,
+        };
+        let classes = match &self.class_embeddings {
+            Some(path) => Some(ClassRows::File(path.clone())),
+            None => (self.random_class_embeddings == Some(true)).then_some(ClassRows::Random),
+        };
+        Ok(CriticConfig {
+            backbones,
+            weights: self.backbone_weights.clone(),
+            feature_size,
+            classes,
+            diffaug: self.diffaug == Some(true),
+        })
+    }
+
     /// Parts a batch is processed in, each as on a device of its own.
     #[must_use]
     pub fn ranks(&self) -> u32 {

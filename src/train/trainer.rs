@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use d2o_converters::checkpoint::safetensors::Tensor as Stored;
 use d2o_converters::denoiser::{Denoiser, NetConfig, Sigma};
-use d2o_converters::extractors::efficientnet_lite::{self, LiteTrunk};
-use d2o_converters::registry::{Extractor, Precond};
-use d2o_converters::weights::{Scope, SplitMix64, Weights};
+use d2o_converters::registry::Precond;
+use d2o_converters::weights::{SplitMix64, Weights};
 use d2o_converters::{Architecture, Checkpoint};
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::blank_image::statistics_after_blank_image;
+use super::augment::ada::{Ada, AdaPipe, AdaSettings};
+use super::augment::edm::{EdmPipe, EdmSettings};
 use super::dataset::{Batch, TrainingSet};
-use super::discriminator::{DiscriminatorConfig, MultiScaleHeads, Projector};
+use super::discriminator::{ClassRows, Critic};
 use super::freeze::is_frozen;
 use super::grid;
 use super::libtorch::{LibTorch, Named, Role, Value};
-use super::loss::{Critic, LossType, SIGMA_MAX, discriminator_loss, edm_loss, generator_loss, r1_penalty};
+use super::loss::{Adversaries, LossType, SIGMA_MAX, edm_loss, r1_penalty, unchanged};
 use super::numerics::Numerics;
 use super::optimizer::{Optimizer, OptimizerConfig};
 use super::options::Options;
@@ -33,6 +33,8 @@ use crate::cli::{LossArg, LossTypeArg};
 
 /// Iterations between looks at the losses, and the losses in a row that may not be finite.
 const PATIENCE: u32 = 16;
+/// Name of the signs of the logits of real images.
+const SIGNS: &str = "Loss/signs/real";
 
 /// A run.
 #[derive(Debug)]
@@ -180,6 +182,12 @@ struct Discriminator {
     trained: Trained,
     /// Spectral norm's vectors.
     power: Vec<Tensor>,
+    /// Augmentation of what it sees, its strength, and what adjusts it.
+    pipe: Option<AdaPipe>,
+    p: f32,
+    ada: Option<Ada>,
+    /// Signs of the logits of real images since the last adjustment.
+    signs: Collector,
 }
 
 impl Discriminator {
@@ -209,6 +217,8 @@ struct Trainer<'a> {
     generator: Trained,
     /// Averages of what the generator's optimiser updates, in its layout.
     average: Tensor,
+    /// Augmentation of EDM's loss.
+    pipe: Option<EdmPipe>,
     discriminator: Option<Discriminator>,
     sampler: InfiniteSampler,
     images: u64,
@@ -238,6 +248,9 @@ impl<'a> Trainer<'a> {
         let config = OptimizerConfig { rule: options.optimizer, lr: options.lr, betas, eps: 1e-8 };
         let generator = Trained::new(tensors, |path| is_frozen(path, freeze), config)?;
         let average = generator.optimizer.values().copy();
+        let pipe = (options.loss == LossArg::Edm && options.augment_p > 0.0)
+            .then(|| EdmPipe::new(EdmSettings::edm(options.augment_p), run.device))
+            .transpose()?;
         let discriminator = match options.loss {
             LossArg::Edm => None,
             LossArg::D2o => Some(discriminator(run)?),
@@ -247,6 +260,7 @@ impl<'a> Trainer<'a> {
             net,
             generator,
             average,
+            pipe,
             discriminator,
             sampler: InfiniteSampler::new(data.len(), options.seed),
             images: 0,
@@ -451,9 +465,13 @@ impl<'a> Trainer<'a> {
         let mut b = LibTorch::running(self.run.device, true);
         for (rank, batch) in batches.iter().enumerate() {
             seed(self.run.options.seed, self.iteration, "edm", rank);
-            let loss = edm_loss(&mut b, &self.net, &batch.images, batch.labels.as_ref(), edm.sigma_data)?;
+            let (images, labels) = (&batch.images, batch.labels.as_ref());
+            let elements = edm_loss(&mut b, &self.net, images, labels, edm.sigma_data, self.pipe.as_ref())?;
+            #[allow(clippy::cast_precision_loss, reason = "a batch size")]
+            let loss = elements.sum(elements.kind()) / images.size()[0] as f64;
             self.generator.optimizer.backward(&loss)?;
             self.collector.report_loss("EDM", &loss, 1.0)?;
+            self.collector.report("Loss/loss", &elements)?;
         }
         Ok(self.generator.optimizer.step(lr_scale)?)
     }
@@ -468,36 +486,57 @@ impl<'a> Trainer<'a> {
 
         let generator = &mut self.generator.optimizer;
         d.trained.optimizer.record(false);
+        let pipe = d.pipe.take();
+        let p = d.p;
+        let augment = |images: &Tensor| match &pipe {
+            Some(pipe) => Ok(pipe.apply(images, p)?.images),
+            None => unchanged(images),
+        };
         d.each_part(|_, rank, critic| {
             let batch = &batches[rank];
             seed(run_seed, iteration, "generator", rank);
             let noise = batch.images.randn_like();
-            let (loss, logits) = generator_loss(&mut b, net, critic, kind, &noise, labels(batch).as_ref())?;
+            let (loss, logits) = Adversaries { net, critic, loss: kind, augment: &augment }.generator_loss(
+                &mut b,
+                &noise,
+                labels(batch).as_ref(),
+            )?;
             generator.backward(&loss)?;
             collector.report_loss("G", &loss, images)?;
+            let logits = flat(&logits)?;
             collector.report("Loss/logits/fake", &logits)?;
             Ok(collector.report("Loss/probs/fake", &logits.sigmoid())?)
         })?;
         generator.step(lr_scale)?;
 
         d.trained.optimizer.record(true);
+        let mut signs = std::mem::take(&mut d.signs);
         d.each_part(|optimizer, rank, critic| {
             let batch = &batches[rank];
             seed(run_seed, iteration, "discriminator", rank);
             let noise = batch.images.randn_like();
-            let (loss, real) =
-                discriminator_loss(&mut b, net, critic, kind, &noise, &batch.images, labels(batch).as_ref())?;
+            let labels = labels(batch);
+            let (loss, real) = Adversaries { net, critic, loss: kind, augment: &augment }.discriminator_loss(
+                &mut b,
+                &noise,
+                &batch.images,
+                labels.as_ref(),
+            )?;
             optimizer.backward(&loss)?;
             collector.report_loss("D", &loss, images)?;
+            let real = flat(&real)?;
             collector.report("Loss/logits/real", &real)?;
-            collector.report("Loss/signs/real", &real.sign())?;
+            collector.report(SIGNS, &real.sign())?;
+            signs.report(SIGNS, &real.sign())?;
             Ok(collector.report("Loss/probs/real", &real.sigmoid())?)
         })?;
         d.trained.optimizer.step(1.0)?;
+        (d.signs, d.pipe) = (signs, pipe);
 
         let (gamma, interval) = (d.r1_gamma, d.r1_interval);
         if gamma > 0.0 && iteration != 0 && iteration.is_multiple_of(interval) {
             d.each_part(|optimizer, rank, critic| {
+                seed(run_seed, iteration, "r1", rank);
                 let real = batches[rank].images.detach().copy().set_requires_grad(true);
                 let logits = critic.logits(&mut b, &real, labels(&batches[rank]).as_ref())?;
                 let loss = r1_penalty(&logits, &real, gamma)?;
@@ -506,6 +545,16 @@ impl<'a> Trainer<'a> {
                 Ok(collector.report("Loss/D/r1_loss", &loss)?)
             })?;
             d.trained.optimizer.step(1.0)?;
+        }
+        if (iteration + 1).is_multiple_of(Ada::INTERVAL) {
+            if let (Some(ada), Some(mean)) = (&mut d.ada, d.signs.mean(SIGNS)) {
+                ada.update(mean, self.run.options.batch);
+                d.p = ada.p;
+            }
+            d.signs.reset();
+        }
+        if d.ada.is_some() {
+            collector.report("Progress/augment", &Tensor::from(f64::from(d.p)))?;
         }
         Ok(())
     }
@@ -529,6 +578,8 @@ impl<'a> Trainer<'a> {
             self.generator.save("net", &mut tensors, &mut metadata)?;
             if let Some(d) = &self.discriminator {
                 d.trained.save("d", &mut tensors, &mut metadata)?;
+                metadata.insert("augment_p".to_owned(), d.p.to_bits().to_string());
+                metadata.insert("signs".to_owned(), d.signs.state().to_string());
             }
             for (key, value) in [
                 ("iteration", self.iteration.to_string()),
@@ -569,6 +620,9 @@ impl<'a> Trainer<'a> {
         }
         if let Some(d) = &mut self.discriminator {
             d.trained.restore("d", &state)?;
+            d.p = f32::from_bits(u32::try_from(state.number("augment_p")?)?);
+            d.ada = d.ada.map(|ada| Ada { p: d.p, ..ada });
+            d.signs.restore(state.get("signs")?, self.run.device)?;
         }
         self.sampler.skip_to(self.images);
         Ok(())
@@ -615,45 +669,24 @@ fn transfer(path: &Path, net: &NetConfig) -> anyhow::Result<Weights> {
 
 fn discriminator(run: &Run) -> anyhow::Result<Discriminator> {
     let options = &run.options;
-    let backbone =
-        options.backbone.as_ref().context("--loss d2o needs --backbone, the EfficientNet-Lite0 checkpoint")?;
-    let feature_resolution = options.feature_resolution.unwrap_or(super::discriminator::RECIPE_RESOLUTION);
-    anyhow::ensure!(
-        feature_resolution >= 64 && feature_resolution.is_multiple_of(32),
-        "--feature-resolution: expected a multiple of 32 from 64 on, found {feature_resolution}"
-    );
-    let shape = DiscriminatorConfig { feature_resolution, conditional: run.net.label_dim > 0 };
-    let checkpoint =
-        Checkpoint::open(backbone).with_context(|| format!("open the backbone `{}`", backbone.display()))?;
-    let network = checkpoint.network(None)?;
-    anyhow::ensure!(
-        matches!(network.architecture, Architecture::Extractor(Extractor::EfficientNetLite0(_))),
-        "`{}` is not EfficientNet-Lite0",
-        backbone.display()
-    );
-    let weights = || {
-        let unused = network.tensors.names().into_iter().filter(|n| efficientnet_lite::is_head(n));
-        network.weights().allowing_unused(unused)
-    };
-    let moved = statistics_after_blank_image(weights(), run.device)?;
-    let mut b = LibTorch::with_weights(weights().replacing(moved), run.device);
-    let trunk = LiteTrunk::build(&mut b, &Scope::root())?;
-    b.finish()?;
-
+    let mut config = options.critic()?;
+    if run.resume && run.net.label_dim > 0 {
+        // The state holds the rows.
+        config.classes = Some(ClassRows::Random);
+    }
     let seed = u64::from(options.seed);
-    let mut b = LibTorch::with_weights(Weights::initialised(seed), run.device);
-    let projector = Projector::build(&mut b, &shape, trunk.clone())?;
-    let heads = MultiScaleHeads::build(&mut b, &shape, None)?;
-    let (mut tensors, _) = b.finish()?;
-    let mut critics = vec![Critic { projector, heads: heads.clone() }];
+    let (first, mut tensors) = Critic::load(&config, run.net.img_resolution, run.net.label_dim, seed, run.device)?;
+    let mut critics = vec![first];
     for rank in 1..options.ranks() {
         let seed = SplitMix64::for_path(seed, &format!("rank{rank}")).next_u64();
-        let mut b = LibTorch::with_weights(Weights::initialised(seed), run.device);
-        let projector = Projector::build(&mut b, &shape, trunk.clone())?;
-        let of_rank = |t: Named| Named { path: format!("rank{rank}.{}", t.path), ..t };
-        tensors.extend(b.finish()?.0.into_iter().map(of_rank));
-        critics.push(Critic { projector, heads: heads.clone() });
+        let (critic, drawn) = critics[0].redrawn(seed, run.device)?;
+        tensors.extend(drawn.into_iter().map(|t| Named { path: format!("rank{rank}.{}", t.path), ..t }));
+        critics.push(critic);
     }
+    let ada = (options.ada_target.unwrap_or(0.0) != 0.0)
+        .then(|| Ada { p: single(options.augment_p), target: options.ada_target.unwrap_or(0.0) });
+    let pipe =
+        (options.augment_p > 0.0 || ada.is_some()).then(|| AdaPipe::new(AdaSettings::d2o(), run.device)).transpose()?;
     // The step that R1 adds every `interval` iterations is taken out of the others (lazy regularisation, Karras et al. 2020). As in the original, R1
     // turned off changes nothing about it.
     let r1_interval = u64::from(options.r1_interval.unwrap_or(16));
@@ -676,7 +709,22 @@ fn discriminator(run: &Run) -> anyhow::Result<Discriminator> {
         critics,
         trained: Trained::new(tensors, |_| false, config)?,
         power,
+        pipe,
+        p: single(options.augment_p),
+        ada,
+        signs: Collector::default(),
     })
+}
+
+/// All logits in one row.
+fn flat(logits: &[Tensor]) -> Result<Tensor, TchError> {
+    let rows = logits.iter().map(|l| l.f_reshape([-1])).collect::<Result<Vec<_>, _>>()?;
+    Tensor::f_cat(&rows, 0)
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "a probability")]
+fn single(p: f64) -> f32 {
+    p as f32
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "image counts, clamped at 0 by the cast")]

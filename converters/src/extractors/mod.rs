@@ -1,5 +1,6 @@
 //! Feature networks, one folder each: configuration, names of tensors, network.
 
+pub mod conv_trunk;
 pub mod efficientnet_lite;
 pub mod inception_v3;
 pub mod vgg16;

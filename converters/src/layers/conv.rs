@@ -1,7 +1,7 @@
 //! Convolutions: with a change of resolution, and with a folded batch norm.
 
 use super::init::LayerInit;
-use super::norm::{BatchNorm, fold};
+use super::norm::{BatchNorm, fold, wide};
 use super::resample::{Filter, separable};
 use crate::backend::{Backend, Conv2d};
 use crate::error::Result;
@@ -129,11 +129,12 @@ impl<V: Clone> FoldedConv<V> {
         b: &mut B,
         scope: Scope,
         dims: &[usize; 4],
-        mut weight: Vec<f32>,
+        weight: Vec<f32>,
         bias: Option<&[f32]>,
         norm: &BatchNorm,
         eps: f64,
     ) -> Result<Self> {
+        let mut weight = wide(weight);
         let bias = fold(&mut weight, bias, norm, eps);
         let weight = b.constant(&scope, "weight", dims, weight)?;
         let bias = b.constant(&scope, "bias", &dims[..1], bias)?;

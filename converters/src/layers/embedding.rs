@@ -1,6 +1,6 @@
 //! Sinusoidal embeddings of noise levels and time steps.
 
-use std::f64::consts::PI;
+use std::f64::consts::TAU;
 
 use crate::backend::{Backend, Ops as _};
 use crate::error::{Error, Result};
@@ -26,10 +26,17 @@ impl<V: Clone> NoiseEmbedding<V> {
         endpoint: bool,
         sin_first: bool,
     ) -> Result<Self> {
-        // In f32, as the original computes them.
         let half = channels / 2;
+        let last = half - usize::from(endpoint);
         #[allow(clippy::cast_precision_loss, reason = "small counts")]
-        let freqs = (0..half).map(|i| 1e-4_f32.powf(i as f32 / (half - usize::from(endpoint)) as f32)).collect();
+        let frequency = |i: usize| {
+            if b.in_f64() {
+                1e-4_f64.powf(i as f64 / last as f64)
+            } else {
+                f64::from(1e-4_f32.powf(i as f32 / last as f32))
+            }
+        };
+        let freqs: Vec<f64> = (0..half).map(frequency).collect();
         let freqs = b.constant(&scope, "freqs", &[1, half], freqs)?;
         Ok(Self { scope, freqs, sin_first })
     }
@@ -49,7 +56,8 @@ impl<V: Clone> NoiseEmbedding<V> {
             return Err(Error::Config { what: format!("`model_channels`: expected an even number, found {channels}") });
         }
         let half = channels / 2;
-        let freqs = (0..half).map(|i| f64::from(-PERIOD.ln() as f32 * i as f32 / half as f32).exp() as f32).collect();
+        let freqs: Vec<f32> =
+            (0..half).map(|i| f64::from(-PERIOD.ln() as f32 * i as f32 / half as f32).exp() as f32).collect();
         let freqs = b.constant(&scope, "freqs", &[1, half], freqs)?;
         Ok(Self { scope, freqs, sin_first: false })
     }
@@ -60,11 +68,12 @@ impl<V: Clone> NoiseEmbedding<V> {
     /// Those of [`Backend::buffer`].
     pub fn fourier<B: Backend<Value = V>>(b: &mut B, scope: Scope, channels: usize, sin_first: bool) -> Result<Self> {
         const SCALE: f64 = 16.0;
-        #[allow(clippy::cast_possible_truncation, reason = "the original multiplies in f32")]
-        const TAU: f32 = (2.0 * PI) as f32;
         let half = channels / 2;
         let freqs = b.buffer(&scope, "freqs", &[half], &Init::Normal { std: SCALE })?;
-        let freqs = b.constant(&scope, "angular_freqs", &[1, half], freqs.iter().map(|f| TAU * f).collect())?;
+        #[allow(clippy::cast_possible_truncation, reason = "in f32, as the original")]
+        let angular = |f: &f32| if b.in_f64() { TAU * f64::from(*f) } else { f64::from(TAU as f32 * f) };
+        let freqs: Vec<f64> = freqs.iter().map(angular).collect();
+        let freqs = b.constant(&scope, "angular_freqs", &[1, half], freqs)?;
         Ok(Self { scope, freqs, sin_first })
     }
 

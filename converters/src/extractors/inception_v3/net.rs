@@ -4,7 +4,7 @@ use super::config::Parts;
 use crate::backend::{Backend, Conv2d, Ops as _, Pool, signed};
 use crate::error::Result;
 use crate::extractors::Named;
-use crate::layers::{BatchNorm, FoldedConv};
+use crate::layers::{BatchNorm, FoldedConv, wide};
 use crate::weights::{Init, Scope};
 
 /// Height and width the network sees, pixels.
@@ -202,7 +202,7 @@ impl<V: Clone> ConvRelu<V> {
         let mut vector = |name, value| b.buffer(&scope, name, &[outputs], &Init::Constant(value));
         let (beta, mean, var) = (vector("beta", 0.0)?, vector("mean", 0.0)?, vector("var", 1.0)?);
         let gamma = if gamma { Some(vector("gamma", 1.0)?) } else { None };
-        let norm = BatchNorm { gamma, beta, mean, var };
+        let norm = BatchNorm { gamma, beta, mean: wide(mean), var: wide(var) };
         let conv = FoldedConv::build(b, scope, &dims, weight, None, &norm, BN_EPS)?;
         let pads = if pad == Same { [kh / 2, kw / 2, kh / 2, kw / 2] } else { [0; 4] };
         Ok(Self { conv, options: Conv2d { stride, pads, groups: 1 } })

@@ -8,7 +8,7 @@ mod names;
 mod net;
 
 pub use config::VggConfig;
-pub use net::{INPUT_SIZE, TAPS, Vgg16};
+pub use net::{INPUT_SIZE, TAPS, Vgg16, trunk};
 
 use std::sync::Arc;
 

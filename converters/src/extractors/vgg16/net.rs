@@ -1,11 +1,12 @@
 //! The network.
 
 use super::config::{GROUPS, LAST, VggConfig, indices};
-use crate::backend::{Backend, Conv2d, Ops as _, Pool, signed};
+use crate::backend::{Backend, Ops as _, signed};
 use crate::error::Result;
 use crate::extractors::Named;
-use crate::layers::{BatchNorm, FoldedConv, LayerInit, Linear};
-use crate::weights::{Init, Scope};
+use crate::extractors::conv_trunk::{Activation, BlockSpec, ConvTrunk, LayerSpec, NormSpec, POOL, Statistics};
+use crate::layers::{LayerInit, Linear};
+use crate::weights::Scope;
 
 /// Height and width the network sees, pixels.
 pub const INPUT_SIZE: usize = 224;
@@ -14,11 +15,41 @@ pub const TAPS: [&str; 5] = ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_
 
 const BN_EPS: f64 = 1e-5;
 
+/// The blocks up to the last tap below `scope`, for images normalised by ImageNet's mean and deviation. After each of them is a tap:
+/// `[N, C, S/2^i, …]` of images of S pixels, after ReLU.
+#[must_use]
+pub fn trunk(scope: &Scope, config: &VggConfig) -> Vec<BlockSpec> {
+    let (features, mut inputs) = (scope.child("features"), 3);
+    let mut layers = config.widths.into_iter().zip(indices(config.batch_norm)).map(|(outputs, index)| {
+        let norm = NormSpec { scope: features.child(index + 1), eps: BN_EPS };
+        LayerSpec {
+            conv: features.child(index),
+            bias: true,
+            norm: config.batch_norm.then_some(norm),
+            inputs: std::mem::replace(&mut inputs, outputs),
+            outputs,
+            kernel: 3,
+            stride: 1,
+            depthwise: false,
+            activation: Activation::Relu,
+            init_std: (2.0 / (outputs * 9) as f64).sqrt(),
+        }
+    });
+    let block = |(i, count): (usize, usize)| BlockSpec {
+        scope: features.clone(),
+        pool: i > 0,
+        layers: layers.by_ref().take(count).collect(),
+        residual: false,
+        tap: true,
+    };
+    GROUPS.into_iter().enumerate().map(block).collect()
+}
+
 /// The network.
 #[derive(Debug, Clone)]
 pub struct Vgg16<V> {
     scope: Scope,
-    convs: Vec<FoldedConv<V>>,
+    trunk: ConvTrunk<V>,
     flat: usize,
     linears: Vec<Linear<V>>,
 }
@@ -29,32 +60,16 @@ impl<V: Clone> Vgg16<V> {
     /// # Errors
     /// Those of [`Backend::param`].
     pub fn build<B: Backend<Value = V>>(b: &mut B, scope: &Scope, config: &VggConfig) -> Result<Self> {
-        let (features, mut convs, mut inputs) = (scope.child("features"), Vec::new(), 3);
-        for (outputs, index) in config.widths.into_iter().zip(indices(config.batch_norm)) {
-            let at = features.child(index);
-            let dims = [outputs, inputs, 3, 3];
-            let init = Init::Normal { std: (2.0 / (outputs * 9) as f64).sqrt() };
-            let zero = Init::Constant(0.0);
-            convs.push(if config.batch_norm {
-                let weight = b.buffer(&at, "weight", &dims, &init)?;
-                let bias = b.buffer(&at, "bias", &[outputs], &zero)?;
-                let norm = BatchNorm::take(b, &features.child(index + 1), outputs)?;
-                FoldedConv::build(b, at, &dims, weight, Some(&bias), &norm, BN_EPS)?
-            } else {
-                let weight = b.param(&at, "weight", &dims, &init)?;
-                let bias = b.param(&at, "bias", &[outputs], &zero)?;
-                FoldedConv::from_parts(at, weight, bias)
-            });
-            inputs = outputs;
-        }
-        let flat = inputs * LAST * LAST;
+        let last = config.widths.last().copied().unwrap_or(0);
+        let flat = last * LAST * LAST;
+        let trunk = ConvTrunk::build(b, trunk(scope, config), &Statistics::new())?;
         let (mut linears, mut width) = (Vec::new(), flat);
         for (index, outputs) in [(0, config.hidden[0]), (3, config.hidden[1]), (6, config.classes)] {
             let at = scope.child("classifier").child(index);
             linears.push(Linear::build(b, at, width, outputs, true, LayerInit::TORCH)?);
             width = outputs;
         }
-        Ok(Self { scope: scope.clone(), convs, flat, linears })
+        Ok(Self { scope: scope.clone(), trunk, flat, linears })
     }
 
     /// `x [N, 3, 224, 224]`, normalised by ImageNet's mean and deviation, to
@@ -66,17 +81,8 @@ impl<V: Clone> Vgg16<V> {
     /// # Errors
     /// `Engine`.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, taps: bool) -> Result<Named<V>> {
-        let (mut x, mut tapped, mut convs) = (x.clone(), Vec::new(), self.convs.iter());
-        for count in GROUPS {
-            for conv in convs.by_ref().take(count) {
-                x = conv.forward(b, &x, Conv2d::padded(1))?;
-                x = b.relu(&x)?;
-            }
-            if taps {
-                tapped.push(x.clone());
-            }
-            x = b.max_pool2d(&x, Pool { kernel: 2, stride: 2, pad: 0 })?;
-        }
+        let tapped = self.trunk.taps(b, x)?;
+        let x = b.max_pool2d(tapped.last().unwrap_or(x), POOL)?;
         b.enter(&self.scope.child("classifier"));
         let (mut x, mut features) = (b.reshape(&x, &[-1, signed(self.flat)])?, x);
         for (i, linear) in self.linears.iter().enumerate() {
@@ -87,7 +93,9 @@ impl<V: Clone> Vgg16<V> {
             }
         }
         let mut outputs = vec![("features".to_owned(), features), ("logits".to_owned(), x)];
-        outputs.extend(TAPS.map(str::to_owned).into_iter().zip(tapped));
+        if taps {
+            outputs.extend(TAPS.map(str::to_owned).into_iter().zip(tapped));
+        }
         Ok(outputs)
     }
 }

@@ -70,6 +70,13 @@ impl VitConfig {
         }
     }
 
+    /// DeiT-B with a distillation token, patches of 16 of 224 pixels.
+    #[must_use]
+    pub fn deit_base_distilled() -> Self {
+        let (family, activation) = (Family::Deit, Some(Activation::Gelu));
+        Self { family, patch: 16, grid: 14, outputs: 1000, activation, ..Self::clip_b_32() }
+    }
+
     /// The configuration of `tensors`, which have the names of `family`.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ mod net;
 
 pub use config::{Family, VitConfig};
 pub use names::{dino_name, openai_name};
-pub use net::{DEIT_TAPS, VisionTransformer};
+pub use net::{DEIT_TAPS, VisionTransformer, VitTrunk};
 
 use std::sync::Arc;
 
@@ -140,14 +140,7 @@ mod tests {
     #[test]
     fn networks_have_their_published_sizes() {
         let clip = VitConfig::clip_b_32();
-        let deit = VitConfig {
-            family: Family::Deit,
-            patch: 16,
-            grid: 14,
-            outputs: 1000,
-            activation: Some(Activation::Gelu),
-            ..clip
-        };
+        let deit = VitConfig::deit_base_distilled();
         let large = VitConfig { patch: 14, grid: 37, width: 1024, mlp_dim: 4096, blocks: 24, outputs: 0, ..deit };
         let dino = VitConfig { family: Family::Dino, mask_token: true, ..large };
         for (config, name, tensors, scalars) in [

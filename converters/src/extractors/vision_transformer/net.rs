@@ -122,9 +122,9 @@ fn split<B: Backend>(b: &mut B, x: &B::Value, width: usize) -> Result<B::Value> 
     b.reshape(x, &[-1, signed(width)])
 }
 
-/// The network.
+/// The embedding and the blocks, without the last norm and what follows it.
 #[derive(Debug, Clone)]
-pub struct VisionTransformer<V> {
+pub struct VitTrunk<V> {
     scope: Scope,
     config: VitConfig,
     grid: usize,
@@ -133,13 +133,10 @@ pub struct VisionTransformer<V> {
     position: V,
     norm_pre: Option<LayerNorm<V>>,
     blocks: Vec<Block<V>>,
-    norm: LayerNorm<V>,
-    projection: Option<V>,
-    heads: Vec<Linear<V>>,
 }
 
-impl<V: Clone> VisionTransformer<V> {
-    /// Takes all tensors below `scope`, for images of `input_size` pixels. DINOv2's position embedding is interpolated to them as the original
+impl<V: Clone> VitTrunk<V> {
+    /// Takes its tensors below `scope`, for images of `input_size` pixels. DINOv2's position embedding is interpolated to them as the original
     /// does; the others take only the size they were made for.
     ///
     /// # Errors
@@ -188,7 +185,7 @@ impl<V: Clone> VisionTransformer<V> {
         } else {
             let values = b.buffer(scope, names.position, dims, &normal)?;
             let (tokens, patches) = values.split_at(tokens.len() * width);
-            let mut all = tokens.to_vec();
+            let mut all: Vec<f64> = tokens.iter().map(|v| f64::from(*v)).collect();
             all.extend(interpolate(patches, config.grid, grid, width));
             b.constant(scope, names.position, &[1, all.len() / width, width], all)?
         };
@@ -197,28 +194,16 @@ impl<V: Clone> VisionTransformer<V> {
         let at = scope.child(names.blocks);
         let blocks =
             (0..config.blocks).map(|i| Block::build(b, at.child(i), config, head, count)).collect::<Result<_>>()?;
-        let norm = LayerNorm::build(b, scope.child(names.last_norm), width, names.eps)?;
-        let projection = if clip { Some(b.param(scope, "proj", &[width, config.outputs], &normal)?) } else { None };
-        let mut heads = Vec::new();
-        if config.family == Family::Deit {
-            for name in ["head", "head_dist"] {
-                heads.push(Linear::build(b, scope.child(name), width, config.outputs, true, LayerInit::TORCH)?);
-            }
-        }
         let (scope, config, patch) = (scope.clone(), *config, (weight, bias));
-        Ok(Self { scope, config, grid, patch, tokens, position, norm_pre, blocks, norm, projection, heads })
+        Ok(Self { scope, config, grid, patch, tokens, position, norm_pre, blocks })
     }
 
-    /// `x [N, 3, S, S]`, normalised, to
-    ///
-    /// - `features [N, D]`;
-    /// - `unprojected [N, width]`: CLIP's features before their projection;
-    /// - `logits [N, K]`: DeiT's classes, the mean of its two heads;
-    /// - `block_2` to `block_11`, if `taps`: patches after the blocks [`DEIT_TAPS`] of DeiT as maps `[N, width, S/patch, S/patch]`.
+    /// `x [N, 3, S, S]`, normalised, to the tokens after the last block `[N·tokens, width]`, and the patches after each of the blocks `taps`, rising, as
+    /// maps `[N, width, S/patch, S/patch]`.
     ///
     /// # Errors
     /// `Engine`.
-    pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, taps: bool) -> Result<Named<V>> {
+    pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, taps: &[usize]) -> Result<(V, Vec<V>)> {
         let (width, patches) = (self.config.width, self.grid * self.grid);
         let count = self.tokens.len() + patches;
         b.enter(&self.scope);
@@ -243,7 +228,7 @@ impl<V: Clone> VisionTransformer<V> {
         let mut tapped = Vec::new();
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(b, &x)?;
-            if taps && self.config.family == Family::Deit && DEIT_TAPS.contains(&i) {
+            if taps.contains(&i) {
                 b.enter(&self.scope.child("taps"));
                 let map = b.reshape(&x, &[-1, signed(count), signed(width)])?;
                 let map = b.slice(&map, 1, self.tokens.len(), patches)?;
@@ -251,12 +236,65 @@ impl<V: Clone> VisionTransformer<V> {
                 tapped.push(b.reshape(&map, &[-1, signed(width), signed(self.grid), signed(self.grid)])?);
             }
         }
-        b.enter(&self.scope);
+        Ok((x, tapped))
+    }
+}
+
+/// The network.
+#[derive(Debug, Clone)]
+pub struct VisionTransformer<V> {
+    trunk: VitTrunk<V>,
+    norm: LayerNorm<V>,
+    projection: Option<V>,
+    heads: Vec<Linear<V>>,
+}
+
+impl<V: Clone> VisionTransformer<V> {
+    /// Takes all tensors below `scope`, for images of `input_size` pixels.
+    ///
+    /// # Errors
+    /// Those of [`VitTrunk::build`].
+    pub fn build<B: Backend<Value = V>>(
+        b: &mut B,
+        scope: &Scope,
+        config: &VitConfig,
+        input_size: usize,
+    ) -> Result<Self> {
+        let (names, width) = (config.family.names(), config.width);
+        let trunk = VitTrunk::build(b, scope, config, input_size)?;
+        let norm = LayerNorm::build(b, scope.child(names.last_norm), width, names.eps)?;
+        let normal = Init::Normal { std: INIT_STD };
+        let clip = config.family == Family::Clip;
+        let projection = if clip { Some(b.param(scope, "proj", &[width, config.outputs], &normal)?) } else { None };
+        let mut heads = Vec::new();
+        if config.family == Family::Deit {
+            for name in ["head", "head_dist"] {
+                heads.push(Linear::build(b, scope.child(name), width, config.outputs, true, LayerInit::TORCH)?);
+            }
+        }
+        Ok(Self { trunk, norm, projection, heads })
+    }
+
+    /// `x [N, 3, S, S]`, normalised, to
+    ///
+    /// - `features [N, D]`;
+    /// - `unprojected [N, width]`: CLIP's features before their projection;
+    /// - `logits [N, K]`: DeiT's classes, the mean of its two heads;
+    /// - `block_2` to `block_11`, if `taps`: patches after the blocks [`DEIT_TAPS`] of DeiT as maps `[N, width, S/patch, S/patch]`.
+    ///
+    /// # Errors
+    /// `Engine`.
+    pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, taps: bool) -> Result<Named<V>> {
+        let VitTrunk { scope, config, grid, .. } = &self.trunk;
+        let (width, count) = (config.width, self.trunk.tokens.len() + grid * grid);
+        let tapped: &[usize] = if taps && config.family == Family::Deit { &DEIT_TAPS } else { &[] };
+        let (x, tapped) = self.trunk.forward(b, x, tapped)?;
+        b.enter(scope);
         let x = b.reshape(&x, &[-1, signed(count), signed(width)])?;
         // Norms and heads see one token at a time, so no other need pass them.
         let mut normed = Vec::new();
         for i in 0..self.heads.len().max(1) {
-            b.enter(&self.scope);
+            b.enter(scope);
             let token = b.slice(&x, 1, i, 1)?;
             let token = split(b, &token, width)?;
             normed.push(self.norm.forward(b, &token)?);
@@ -272,7 +310,7 @@ impl<V: Clone> VisionTransformer<V> {
                 }
             });
         }
-        b.enter(&self.scope);
+        b.enter(scope);
         let class = normed.swap_remove(0);
         let (features, unprojected) = match &self.projection {
             Some(projection) => (b.matmul(&class, projection)?, Some(class)),
@@ -288,7 +326,7 @@ impl<V: Clone> VisionTransformer<V> {
 
 /// A position embedding of `from`×`from` patches for `to`×`to`, rows outermost, as DINOv2 interpolates it: bicubic (a = -0.75, no antialiasing,
 /// edges repeated), with a scale of (`to` + 0.1)/`from`.
-pub(super) fn interpolate(values: &[f32], from: usize, to: usize, width: usize) -> Vec<f32> {
+pub(super) fn interpolate(values: &[f32], from: usize, to: usize, width: usize) -> Vec<f64> {
     const A: f64 = -0.75;
     const OFFSET: f64 = 0.1;
     let near = |x: f64| ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0;
@@ -312,8 +350,7 @@ pub(super) fn interpolate(values: &[f32], from: usize, to: usize, width: usize) 
                     columns.iter().map(|(x, w)| f64::from(values[(y * from + x) * width + c]) * w).sum()
                 };
                 let value: f64 = rows.iter().map(|(y, w)| along(*y) * w).sum();
-                #[allow(clippy::cast_possible_truncation, reason = "weights are f32")]
-                out.push(value as f32);
+                out.push(value);
             }
         }
     }

@@ -1,0 +1,139 @@
+//! Checkpoints of feature networks.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use d2o_converters::published::PUBLISHED;
+use d2o_converters::weights::Weights;
+use d2o_converters::{Checkpoint, Network};
+use d2o_refs::batch::container_sha256;
+
+use super::backbones::Backbone;
+
+/// Checkpoints by feature network.
+pub(super) type Files = BTreeMap<Backbone, Opened>;
+
+/// The checkpoint of a feature network.
+#[derive(Debug)]
+pub(super) struct Opened {
+    path: PathBuf,
+    network: Network,
+}
+
+/// The checkpoints of `backbones`, which are recognised by their tensors.
+///
+/// # Errors
+/// Unreadable files, files of other networks, damaged files, missing files.
+pub(super) fn open(backbones: &[Backbone], paths: &[PathBuf]) -> anyhow::Result<Files> {
+    let mut files = Files::new();
+    for path in paths {
+        let (backbone, network) = recognised(backbones, path)
+            .with_context(|| format!("cannot use the feature network `{}`", path.display()))?;
+        if let Some(Opened { path: other, .. }) = files.insert(backbone, Opened { path: path.clone(), network }) {
+            anyhow::bail!("`{}` and `{}` both hold {}", other.display(), path.display(), backbone.name());
+        }
+    }
+    match backbones.iter().find(|b| !files.contains_key(b)) {
+        None => Ok(files),
+        Some(missing) => {
+            let network = missing.extractor().name();
+            let known: Vec<String> = PUBLISHED
+                .iter()
+                .filter(|p| p.network == network)
+                .map(|p| format!("`{}` from {}", p.file, p.url))
+                .collect();
+            anyhow::bail!(
+                "the discriminator needs the weights of {}: give {} with --backbone-weights; such a name carries the first 8 hexadecimal digits of the file's SHA-256",
+                missing.name(),
+                known.join(" or ")
+            )
+        }
+    }
+}
+
+/// Which of `backbones` the checkpoint at `path` holds.
+fn recognised(backbones: &[Backbone], path: &Path) -> anyhow::Result<(Backbone, Network)> {
+    let checkpoint = Checkpoint::open(path)?;
+    let network = checkpoint.network(None)?;
+    let fits = |b: &&Backbone| network.architecture.extractor() == Some(&b.extractor());
+    let Some(backbone) = backbones.iter().find(fits) else {
+        let expected: Vec<_> = backbones.iter().map(|b| b.extractor().name()).collect();
+        anyhow::bail!("expected {}, found {}", expected.join(" or "), network.architecture.name());
+    };
+    let name = path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default();
+    if let Some(published) = PUBLISHED.iter().find(|p| p.file == name) {
+        let found = container_sha256(path)?;
+        anyhow::ensure!(
+            published.hash.matches(&found),
+            "the file is damaged or another one: its SHA-256 {found} is not that of the published `{name}`"
+        );
+    }
+    Ok((*backbone, network.described_as(network.architecture.clone())))
+}
+
+/// Weights of `backbone`, which is among `files`, of which those after the last tap may remain unread.
+pub(super) fn weights(files: &Files, backbone: Backbone) -> Weights {
+    let network = &files[&backbone].network;
+    let unused = network.tensors.names().into_iter().filter(|n| backbone.leaves_unused(n));
+    network.weights().allowing_unused(unused)
+}
+
+#[cfg(test)]
+mod tests {
+    use d2o_converters::checkpoint::safetensors::{self, Tensor};
+    use d2o_converters::extractors::efficientnet_lite::EfficientNetLite0;
+    use d2o_converters::onnx::OnnxBackend;
+    use d2o_converters::weights::{Init, Scope};
+    use fs_err as fs;
+
+    use super::super::backbones::FeatureNetwork;
+    use super::Backbone::{DeitBase, Lite0, Vgg16Bn};
+    use super::*;
+    use crate::train::libtorch::LibTorch;
+
+    #[test]
+    fn files_are_recognised_by_their_tensors_and_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        let mut b = OnnxBackend::new("names", Weights::initialised(1));
+        EfficientNetLite0::build(&mut b, &Scope::root()).unwrap();
+        let constant = |name: &str, dims: &[usize]| {
+            let values = Init::Constant(1.0).values(0, name, dims.iter().product());
+            Tensor { name: name.to_owned(), dims: dims.to_vec(), values }
+        };
+        let tensors: Vec<Tensor> = b.weights().taken().map(|(name, dims)| constant(name, dims)).collect();
+        safetensors::write(&file("a.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+        let (copy, named) = (file("b.safetensors"), file("tf_efficientnet_lite0-0aa007d2.pth"));
+        for to in [&copy, &named] {
+            fs::copy(file("a.safetensors"), to).unwrap();
+        }
+
+        let files = open(&[Lite0], &[file("a.safetensors")]).unwrap();
+        // The classifier may remain unread, and nothing else.
+        let like = LibTorch::running(tch::Device::Cpu, true);
+        assert!(FeatureNetwork::build(&like, Lite0, &|| weights(&files, Lite0)).is_ok());
+        let all = || files[&Lite0].network.weights();
+        let unread = FeatureNetwork::build(&like, Lite0, &all).unwrap_err().to_string();
+        assert!(unread.contains("leaves 7 tensor(s) of the checkpoint unused"), "{unread}");
+
+        let refused = |backbones: &[Backbone], paths: &[PathBuf]| format!("{:#}", open(backbones, paths).unwrap_err());
+        let text = refused(&[Vgg16Bn, Lite0], &[file("a.safetensors")]);
+        for part in ["vgg16_bn-6c64b313.pth", "https://download.pytorch.org/models/", "--backbone-weights", "SHA-256"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let text = refused(&[DeitBase], &[]);
+        assert!(text.contains("deit_base_distilled_patch16_224-df68dfff.pth") && !text.contains("_384"), "{text}");
+        let text = refused(&[Lite0], &[]);
+        assert!(text.contains("tf_efficientnet_lite0-0aa007d2.pth") && text.contains("57934424.pth"), "{text}");
+        let text = refused(&[Vgg16Bn, DeitBase], &[file("a.safetensors")]);
+        assert!(
+            text.contains("expected vgg16-bn or deit-b-distilled-patch16-224, found tf_efficientnet_lite0"),
+            "{text}"
+        );
+        let text = refused(&[Lite0], &[file("a.safetensors"), copy]);
+        assert!(text.contains("both hold tf_efficientnet_lite0"), "{text}");
+        let text = refused(&[Lite0], &[named]);
+        assert!(text.contains("is not that of the published `tf_efficientnet_lite0-0aa007d2.pth`"), "{text}");
+    }
+}

@@ -1,0 +1,204 @@
+//! Projected discriminators (Sauer et al. 2021) as D2O uses them: frozen feature networks, frozen random mixing, trained multi-scale heads.
+
+mod backbones;
+mod blank_image;
+mod class_map;
+mod files;
+mod heads;
+mod projector;
+mod sizes;
+
+pub use backbones::Backbone;
+pub use class_map::ClassRows;
+pub use sizes::{FeatureSize, Sizes};
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use d2o_converters::error::Result;
+use d2o_converters::weights::{Init, Weights};
+use tch::{Device, Tensor};
+
+use self::backbones::FeatureNetwork;
+use self::class_map::CLASSES;
+use self::heads::MultiScaleHeads;
+use self::projector::Projector;
+use super::augment::diff::diff_augment;
+use super::libtorch::{LibTorch, Named, Value};
+
+/// What a discriminator is made of.
+#[derive(Debug, Clone)]
+pub struct CriticConfig {
+    /// Feature networks, in the order of their logits.
+    pub backbones: Vec<Backbone>,
+    /// Checkpoints of the feature networks, in any order.
+    pub weights: Vec<PathBuf>,
+    /// How images are resized before the feature networks.
+    pub feature_size: FeatureSize,
+    /// Initial rows of the class tables of a conditional discriminator.
+    pub classes: Option<ClassRows>,
+    /// Whether each feature network sees the images through DiffAugment.
+    pub diffaug: bool,
+}
+
+/// A projected discriminator: on the maps of each feature network, four heads.
+#[derive(Debug)]
+pub struct Critic {
+    parts: Vec<(Projector, MultiScaleHeads)>,
+    diffaug: bool,
+}
+
+impl Critic {
+    /// Loads the feature networks and draws the rest from `seed`, for images of `image` pixels with `label_dim` classes, 0 for none. The tensors are
+    /// those of the heads and the random convolutions; feature networks have no part in training and are not saved.
+    ///
+    /// # Errors
+    /// Missing, unreadable or wrong files; sizes without heads; classes without their tables, or more than there are rows.
+    pub fn load(
+        config: &CriticConfig,
+        image: usize,
+        label_dim: usize,
+        seed: u64,
+        device: Device,
+    ) -> anyhow::Result<(Self, Vec<Named>)> {
+        anyhow::ensure!(label_dim <= CLASSES, "a discriminator sees up to {CLASSES} classes, found {label_dim}");
+        let classes = match (&config.classes, label_dim) {
+            (None, 0) => None,
+            (Some(_), 0) => anyhow::bail!("class embeddings are for networks with classes, and this one has none"),
+            (Some(rows), _) => Some(rows.init()?),
+            (None, _) => return Err(class_map::missing()),
+        };
+        let sizes = config.feature_size.of(image)?;
+        let files = files::open(&config.backbones, &config.weights)?;
+        let mut b = LibTorch::with_weights(Weights::initialised(seed), device);
+        let weights = |backbone| files::weights(&files, backbone);
+        let critic = Self::build(&mut b, &config.backbones, &sizes, &weights, classes.as_ref());
+        let critic = Self { diffaug: config.diffaug, ..critic.context("cannot build the discriminator")? };
+        Ok((critic, b.finish()?.0))
+    }
+
+    /// Takes the random convolutions and the heads from `b`; `weights` gives those of a feature network. `classes` are the initial values of a
+    /// conditional discriminator's class tables `[1000, 320]`.
+    ///
+    /// # Errors
+    /// Those of [`LibTorch::state`].
+    pub fn build(
+        b: &mut LibTorch,
+        backbones: &[Backbone],
+        sizes: &Sizes,
+        weights: &dyn Fn(Backbone) -> Weights,
+        classes: Option<&Init>,
+    ) -> Result<Self> {
+        let mut parts = Vec::new();
+        for backbone in backbones {
+            let network = FeatureNetwork::build(b, *backbone, &|| weights(*backbone))?;
+            let projector = Projector::build(b, *backbone, sizes, network)?;
+            parts.push((projector, MultiScaleHeads::build(b, backbone.name(), sizes, classes)?));
+        }
+        Ok(Self { parts, diffaug: false })
+    }
+
+    /// The same heads and feature networks with random convolutions drawn from another `seed`, and their tensors: what another process sees images
+    /// with.
+    ///
+    /// # Errors
+    /// Those of [`LibTorch::state`].
+    pub fn redrawn(&self, seed: u64, device: Device) -> Result<(Self, Vec<Named>)> {
+        let mut b = LibTorch::with_weights(Weights::initialised(seed), device);
+        let part = |(projector, heads): &(Projector, MultiScaleHeads)| Ok((projector.redrawn(&mut b)?, heads.clone()));
+        let parts = self.parts.iter().map(part).collect::<Result<_>>()?;
+        Ok((Self { parts, diffaug: self.diffaug }, b.finish()?.0))
+    }
+
+    /// Logits `[B, L]` of `images [B, 3, H, W]` in [-1, 1], for each feature network; `labels [B, K]` one-hot for a conditional discriminator.
+    ///
+    /// # Errors
+    /// `Engine`.
+    pub fn logits(&self, b: &mut LibTorch, images: &Tensor, labels: Option<&Value>) -> Result<Vec<Tensor>> {
+        let logits = |(projector, heads): &(Projector, MultiScaleHeads)| {
+            let seen = if self.diffaug { b.ok("diff_augment", diff_augment(images))? } else { images.shallow_clone() };
+            let maps = projector.forward(b, &Value(seen))?;
+            Ok(heads.forward(b, &maps, labels)?.0)
+        };
+        self.parts.iter().map(logits).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    #[test]
+    fn classes_need_their_rows() {
+        let refused = |classes: Option<ClassRows>, label_dim| {
+            let feature_size = FeatureSize::Interp224;
+            let config = CriticConfig {
+                backbones: vec![Backbone::Lite0],
+                weights: Vec::new(),
+                feature_size,
+                classes,
+                diffaug: false,
+            };
+            Critic::load(&config, 32, label_dim, 0, Device::Cpu).unwrap_err().to_string()
+        };
+        assert!(refused(None, 10).contains("in_embeddings/tf_efficientnet_lite0.pkl"));
+        assert!(refused(Some(ClassRows::Random), 0).contains("this one has none"));
+        assert!(refused(Some(ClassRows::Random), 1001).contains("up to 1000 classes, found 1001"));
+        // Then the weights of the feature network are asked for.
+        assert!(refused(Some(ClassRows::Random), 10).contains("needs the weights of tf_efficientnet_lite0"));
+    }
+
+    /// Each feature network has its own logits and tensors, in the order asked for.
+    #[test]
+    fn logits_follow_the_list_of_feature_networks() {
+        let mut b = LibTorch::with_weights(Weights::initialised(1), Device::Cpu);
+        let sizes = FeatureSize::Unchanged.of(32).unwrap();
+        let backbones = [Backbone::Vgg16Bn, Backbone::Lite0];
+        let critic = Critic::build(&mut b, &backbones, &sizes, &|_| Weights::initialised(2), None).unwrap();
+        let (tensors, _) = b.finish().unwrap();
+        let trained: Vec<&str> = tensors.iter().filter(|t| t.tensor.requires_grad()).map(|t| t.path.as_str()).collect();
+        assert!(trained.iter().all(|p| p.starts_with("discriminators.")), "{trained:?}");
+        for part in [
+            "feature_networks.vgg16_bn.scratch.layer3_csm.out_conv.weight",
+            "feature_networks.tf_efficientnet_lite0.scratch.layer0_ccm.bias",
+            "discriminators.vgg16_bn.mini_discs.0.main.0.main.0.weight_orig",
+            "discriminators.tf_efficientnet_lite0.mini_discs.3.main.0.weight_u",
+        ] {
+            assert!(tensors.iter().any(|t| t.path == part), "{part}");
+        }
+        assert!(tensors.iter().all(|t| t.path.contains(".scratch.") || t.path.starts_with("discriminators.")));
+        let images = Tensor::rand([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+        let mut b = LibTorch::running(Device::Cpu, true);
+        let found = tch::no_grad(|| critic.logits(&mut b, &images, None)).unwrap();
+        // VGG16's maps are twice as large: 32, 16, 8, 4 end at 4, Lite0's at 2.
+        assert_eq!(found.iter().map(Tensor::size).collect::<Vec<_>>(), [[2, 64], [2, 16]]);
+    }
+
+    #[test]
+    fn counts_of_logits_follow_the_originals_sizes() {
+        use FeatureSize::{Interp224, Pixels, Unchanged};
+        for (rule, image, logits) in [
+            (Interp224, 32, 64),
+            (Interp224, 64, 64),
+            (Interp224, 224, 64),
+            (Interp224, 256, 100),
+            (Unchanged, 32, 16),
+            (Unchanged, 64, 36),
+            (Unchanged, 224, 64),
+            (Unchanged, 256, 100),
+            (Pixels(64), 32, 36),
+        ] {
+            let mut b = LibTorch::with_weights(Weights::initialised(1), Device::Cpu);
+            let sizes = rule.of(image).unwrap();
+            let weights = |_| Weights::initialised(2);
+            let critic = Critic::build(&mut b, &[Backbone::Lite0], &sizes, &weights, None).unwrap();
+            let side = i64::try_from(image).unwrap();
+            let images = Tensor::rand([2, 3, side, side], (Kind::Float, Device::Cpu));
+            let mut b = LibTorch::running(Device::Cpu, true);
+            let found = tch::no_grad(|| critic.logits(&mut b, &images, None)).unwrap();
+            assert_eq!(found.iter().map(Tensor::size).collect::<Vec<_>>(), [[2, logits]], "{rule:?} of {image}");
+        }
+    }
+}
