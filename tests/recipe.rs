@@ -98,7 +98,7 @@ fn step(case: &Json, kind: Kind, stage: &mut dyn FnMut(&str, &Tensor, &[Named]))
     let labels = labels.as_ref();
 
     let mut b = LibTorch::running(Device::Cpu, true).in_kind(kind);
-    let adversaries = Adversaries { net: &net, critic: &critic, loss, augment: &unchanged };
+    let adversaries = Adversaries { net: &net, critic: &critic, loss, augment: &unchanged, mixed: false };
     let (g, logits) = adversaries.generator_loss(&mut b, &noise(0), labels).unwrap();
     let mean = mean_logit(&logits).double_value(&[]);
     let tolerance = if kind == Kind::Double { TOLERANCE } else { 1e-4 };

@@ -230,7 +230,7 @@ fn a_run_writes_a_log_that_can_be_followed() {
     }
     // The page plots it.
     d2o(dir, &["report", "--losses", "run=run/stats.jsonl", "--out", "r.html"]);
-    assert!(fs::read_to_string(dir.join("r.html")).unwrap().contains("G/loss"));
+    assert!(fs::read_to_string(dir.join("r.html")).unwrap().contains("G loss"));
 }
 
 #[test]

@@ -229,6 +229,14 @@ pub trait Backend {
     /// Bilinear interpolation of `x [N, C, H, W]` to `[N, C, size[0], size[1]]` without antialiasing.
     fn resize_bilinear(&mut self, x: &Self::Value, size: [usize; 2], sampling: Sampling) -> Result<Self::Value>;
 
+    /// `x` in the element type of `other`, where a backend computes in more than one.
+    ///
+    /// # Errors
+    /// `Engine`.
+    fn like(&mut self, x: &Self::Value, _other: &Self::Value) -> Result<Self::Value> {
+        Ok(x.clone())
+    }
+
     /// The element type that `cast` names.
     fn cast(&mut self, cast: Cast, x: &Self::Value) -> Result<Self::Value>;
 }

@@ -98,6 +98,9 @@ pub struct TrainSettings {
     /// Add the mirror image of every image to the dataset
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub xflip: Option<bool>,
+    /// Compute the generator in bf16 on CUDA (the original's `--fp16`)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub bf16: Option<bool>,
     /// Allow TF32 in f32 convolutions and matrix products on CUDA: faster, not the recipe's numbers
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub tf32: Option<bool>,

@@ -96,6 +96,9 @@ mod training {
         let mut file = AtomicFile::create(&outdir.join("training_options.json"))?;
         writeln!(file, "{}", serde_json::to_string_pretty(&record)?)?;
         file.commit()?;
+        if options.bf16 && !device.is_cuda() {
+            note("the CPU computes in f32, as the original does: --bf16 is for CUDA");
+        }
         if options.random_class_embeddings == Some(true) {
             note("the discriminator starts from random class embeddings, which is not the recipe");
         }

@@ -37,7 +37,7 @@ pub(super) fn curves(path: &Path) -> anyhow::Result<Vec<(String, String)>> {
             let mean = |l: &Value, name: &str| l.get(name)?.get("mean")?.as_f64();
             let point = |l: &Value| Some((mean(l, "Progress/kimg")?, mean(l, name)?));
             let points: Vec<(f64, f64)> = lines.iter().filter_map(point).collect();
-            (name[LOSSES.len()..].replace('_', " "), curve(&points))
+            (name[LOSSES.len()..].replace(['_', '/'], " "), curve(&points))
         })
         .collect())
 }
@@ -86,7 +86,7 @@ mod tests {
         )
         .unwrap();
         let found = curves(&path).unwrap();
-        assert_eq!(found.iter().map(|c| c.0.as_str()).collect::<Vec<_>>(), ["G/loss", "r1 penalty"]);
+        assert_eq!(found.iter().map(|c| c.0.as_str()).collect::<Vec<_>>(), ["G loss", "r1 penalty"]);
         assert!(found[0].1.contains("2.0 kimg"));
         fs::write(&path, "not json").unwrap();
         assert!(curves(&path).unwrap_err().to_string().contains("stats.jsonl"));

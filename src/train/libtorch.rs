@@ -46,6 +46,7 @@ pub struct LibTorch {
     device: Device,
     kind: Kind,
     frozen: bool,
+    mixed: bool,
     weights: Option<Weights>,
     tensors: Vec<Named>,
     scope: Scope,
@@ -57,7 +58,16 @@ impl LibTorch {
     #[must_use]
     pub fn with_weights(weights: Weights, device: Device) -> Self {
         let (tensors, scope) = (Vec::new(), Scope::root());
-        Self { device, kind: Kind::Float, frozen: false, weights: Some(weights), tensors, scope, train: false }
+        Self {
+            device,
+            kind: Kind::Float,
+            frozen: false,
+            mixed: false,
+            weights: Some(weights),
+            tensors,
+            scope,
+            train: false,
+        }
     }
 
     /// Whether dropout is on.
@@ -70,7 +80,7 @@ impl LibTorch {
     #[must_use]
     pub fn running(device: Device, train: bool) -> Self {
         let (tensors, scope) = (Vec::new(), Scope::root());
-        Self { device, kind: Kind::Float, frozen: false, weights: None, tensors, scope, train }
+        Self { device, kind: Kind::Float, frozen: false, mixed: false, weights: None, tensors, scope, train }
     }
 
     /// The same in another element type, for tensors that are not taken yet.
@@ -83,6 +93,12 @@ impl LibTorch {
     #[must_use]
     pub fn frozen(self) -> Self {
         Self { frozen: true, ..self }
+    }
+
+    /// From now on, whether convolutions and what lies between them compute in bf16, as D2O's networks do on CUDA: weights, embeddings, group norm and
+    /// attention's logits stay in f32.
+    pub fn set_mixed(&mut self, on: bool) {
+        self.mixed = on;
     }
 
     /// Element type of its tensors.
@@ -165,6 +181,10 @@ fn resize_by_products(x: &Tensor, [tall, wide]: [usize; 2], sampling: Sampling) 
     if height == int(tall) { Ok(x) } else { matrix(height, tall)?.f_matmul(&x) }
 }
 
+fn single(x: &Tensor) -> Result<Tensor, TchError> {
+    x.f_to_kind(Kind::Float)
+}
+
 fn ints(dims: &[usize]) -> Vec<i64> {
     dims.iter().map(|d| int(*d)).collect()
 }
@@ -212,14 +232,15 @@ impl Backend for LibTorch {
     fn conv2d(&mut self, x: &Value, w: &Value, bias: Option<&Value>, options: Conv2d) -> Result<Value> {
         let [top, left, bottom, right] = options.pads.map(int);
         let stride = int(options.stride);
+        let kind = if self.mixed { Kind::BFloat16 } else { x.0.kind() };
         let run = |x: &Tensor, pad: [i64; 2]| {
-            x.f_conv2d(&w.0, bias.map(|b| &b.0), [stride, stride], pad, [1, 1], int(options.groups))
+            let bias = bias.map(|b| b.0.f_to_kind(kind)).transpose()?;
+            x.f_conv2d(&w.0.f_to_kind(kind)?, bias, [stride, stride], pad, [1, 1], int(options.groups))
         };
-        let out = if top == bottom && left == right {
-            run(&x.0, [top, left])
-        } else {
-            x.0.f_constant_pad_nd([left, right, top, bottom]).and_then(|x| run(&x, [0, 0]))
-        };
+        let out = x.0.f_to_kind(kind).and_then(|x| match top == bottom && left == right {
+            true => run(&x, [top, left]),
+            false => run(&x.f_constant_pad_nd([left, right, top, bottom])?, [0, 0]),
+        });
         self.value("conv2d", out)
     }
 
@@ -231,7 +252,9 @@ impl Backend for LibTorch {
         }
         let (pad, stride) = (int(pad), int(options.stride));
         let none: Option<&Tensor> = None;
-        let out = x.0.f_conv_transpose2d(&w.0, none, [stride, stride], [pad, pad], [0, 0], int(options.groups), [1, 1]);
+        let out = w.0.f_to_kind(x.0.kind()).and_then(|w| {
+            x.0.f_conv_transpose2d(&w, none, [stride, stride], [pad, pad], [0, 0], int(options.groups), [1, 1])
+        });
         self.value("conv_transpose2d", out)
     }
 
@@ -250,11 +273,23 @@ impl Backend for LibTorch {
     }
 
     fn matmul(&mut self, a: &Value, b: &Value) -> Result<Value> {
-        self.value("matmul", a.0.f_matmul(&b.0))
+        // In mixed precision the first product of attention stays in f32, and the second is of bf16, as the original's.
+        let (a, b) = (&a.0, &b.0);
+        let out = match (a.kind(), b.kind()) {
+            (Kind::BFloat16, Kind::BFloat16) => single(a).and_then(|a| a.f_matmul(&single(b)?)),
+            (Kind::BFloat16, _) => b.f_to_kind(Kind::BFloat16).and_then(|b| a.f_matmul(&b)),
+            _ => a.f_matmul(b),
+        };
+        self.value("matmul", out)
     }
 
     fn group_norm(&mut self, x: &Value, groups: usize, eps: f64, weight: &Value, bias: &Value) -> Result<Value> {
-        self.value("group_norm", x.0.f_group_norm(int(groups), Some(&weight.0), Some(&bias.0), eps, true))
+        let run = |x: &Tensor| x.f_group_norm(int(groups), Some(&weight.0), Some(&bias.0), eps, true);
+        let out = match x.0.kind() {
+            Kind::BFloat16 => single(&x.0).and_then(|f32| run(&f32)?.f_to_kind(Kind::BFloat16)),
+            _ => run(&x.0),
+        };
+        self.value("group_norm", out)
     }
 
     fn layer_norm(&mut self, x: &Value, eps: f64, weight: &Value, bias: &Value) -> Result<Value> {
@@ -345,6 +380,10 @@ impl Backend for LibTorch {
             x.0.f_upsample_bilinear2d(size.map(int), aligned, None, None)
         };
         self.value("resize_bilinear", resized)
+    }
+
+    fn like(&mut self, x: &Value, other: &Value) -> Result<Value> {
+        self.value("like", x.0.f_to_kind(other.0.kind()))
     }
 
     fn cast(&mut self, cast: Cast, x: &Value) -> Result<Value> {

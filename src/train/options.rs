@@ -47,6 +47,8 @@ pub struct Options {
     pub augment_p: f64,
     /// Whether the dataset holds mirror images too.
     pub xflip: bool,
+    /// Whether the generator computes in bf16 on CUDA.
+    pub bf16: bool,
     /// Whether CUDA may use TF32.
     pub tf32: bool,
     /// Whether CUDA kernels are deterministic.
@@ -151,11 +153,33 @@ pub struct Preset {
 #[must_use]
 pub fn presets() -> Vec<Preset> {
     let common = json!({
-        "lr-rampup-kimg": 0.0, "optimizer": "adam", "ema-warmup": 0.05, "ema-beta": 0.0, "dropout": 0.0, "augment-p": 0.0, "xflip": false, "tf32": false,
+        "lr-rampup-kimg": 0.0, "optimizer": "adam", "ema-warmup": 0.05, "ema-beta": 0.0, "dropout": 0.0, "augment-p": 0.0, "xflip": false, "bf16": false, "tf32": false,
         "deterministic": false, "seed": 42, "snap": 10, "dump": 10, "grid": 10, "pickle": false,
     });
     let preset = |name, about, own: Value| Preset { name, about, values: merged(&common, &own) };
+    // Settings of Zyriix/D2O's train.sh; what it leaves out are its train.py's defaults.
+    let recipe = |name, about, freeze: u8, own: Value| {
+        let shared = json!({
+            "loss": "d2o", "duration": 10.0, "batch": 256, "batch-gpu": 64, "lr": 2e-5, "dlr": 4e-5, "ema": 0.5, "tick": 25.0, "bf16": true, "cond": false,
+            "backbones": "deit+lite0", "interp224": true, "diffaug": false, "ada-target": 0.0, "loss-type": "ns", "r1-gamma": 1e-4, "r1-interval": 16,
+            "freeze": freeze,
+        });
+        preset(name, about, merged(&shared, &own))
+    };
+    let cifar =
+        |cond: bool| json!({"duration": 5.0, "lr": 1e-4, "dlr": 1e-4, "cond": cond, "backbones": "vgg16_bn+lite0"});
+    let imagenet = json!({"batch": 512, "batch-gpu": 128, "lr": 8e-6, "ema": 50.0, "cond": true});
     vec![
+        recipe("cifar10-uncond-d2o", "edm-cifar10-32x32-uncond-ve.pkl on CIFAR-10", 0, cifar(false)),
+        recipe("cifar10-cond-d2o", "edm-cifar10-32x32-cond-ve.pkl on CIFAR-10 with classes", 0, cifar(true)),
+        recipe("afhqv2-uncond-d2o", "edm-afhqv2-64x64-uncond-ve.pkl on AFHQv2", 0, json!({})),
+        recipe("ffhq-uncond-d2o", "edm-ffhq-64x64-uncond-ve.pkl on FFHQ", 0, json!({})),
+        recipe("imagenet-cond-d2o", "edm-imagenet-64x64-cond-adm.pkl on ImageNet with classes", 0, imagenet.clone()),
+        recipe("cifar10-uncond-d2o-f", "the same with most layers frozen", 1, cifar(false)),
+        recipe("cifar10-cond-d2o-f", "the same with most layers frozen", 1, cifar(true)),
+        recipe("afhqv2-uncond-d2o-f", "the same with most layers frozen", 1, json!({})),
+        recipe("ffhq-uncond-d2o-f", "the same with most layers frozen", 1, json!({})),
+        recipe("imagenet-cond-d2o-f", "the same with most layers frozen", 1, imagenet),
         preset(
             "small",
             "D2O-F on a small machine: not a setting of the paper",
@@ -268,7 +292,10 @@ fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
         None => Ok(()),
     };
     match options.loss {
-        LossArg::Edm => unused(&ADVERSARIAL, "`--loss d2o`")?,
+        LossArg::Edm => {
+            unused(&ADVERSARIAL, "`--loss d2o`")?;
+            anyhow::ensure!(!options.bf16, "--bf16 is for `--loss d2o`");
+        }
         LossArg::D2o => {
             unused(&FRESH, "`--loss edm` without --transfer")?;
             anyhow::ensure!(
@@ -368,6 +395,37 @@ mod tests {
         assert_eq!((settled.ema_warmup, settled.arch), (0.0, None));
     }
 
+    /// Settings of train.sh, line by line: freeze, backbone, EMA, batch, dlr, lr, cond, duration.
+    #[test]
+    fn presets_are_train_sh() {
+        let rows = [
+            ("cifar10-uncond-d2o", 0, 1, 0.5, 256, 1e-4, 1e-4, false, 5.0),
+            ("cifar10-cond-d2o", 0, 1, 0.5, 256, 1e-4, 1e-4, true, 5.0),
+            ("afhqv2-uncond-d2o", 0, 0, 0.5, 256, 4e-5, 2e-5, false, 10.0),
+            ("ffhq-uncond-d2o", 0, 0, 0.5, 256, 4e-5, 2e-5, false, 10.0),
+            ("imagenet-cond-d2o", 0, 0, 50.0, 512, 4e-5, 8e-6, true, 10.0),
+            ("cifar10-uncond-d2o-f", 1, 1, 0.5, 256, 1e-4, 1e-4, false, 5.0),
+            ("cifar10-cond-d2o-f", 1, 1, 0.5, 256, 1e-4, 1e-4, true, 5.0),
+            ("afhqv2-uncond-d2o-f", 1, 0, 0.5, 256, 4e-5, 2e-5, false, 10.0),
+            ("ffhq-uncond-d2o-f", 1, 0, 0.5, 256, 4e-5, 2e-5, false, 10.0),
+            ("imagenet-cond-d2o-f", 1, 0, 50.0, 512, 4e-5, 8e-6, true, 10.0),
+        ];
+        assert_eq!(presets().len(), rows.len() + 2);
+        for (name, freeze, backbone, ema, batch, dlr, lr, cond, duration) in rows {
+            let o = settle(Some(name), &given()).unwrap().options;
+            let backbones = if backbone == 1 { BackbonesArg::Vgg16BnLite0 } else { BackbonesArg::DeitLite0 };
+            assert_eq!((o.freeze, o.backbones, o.ema, o.batch), (Some(freeze), Some(backbones), ema, batch), "{name}");
+            assert_eq!((o.dlr, o.lr, o.cond, o.duration), (Some(dlr), lr, Some(cond), duration), "{name}");
+            // Equal in all lines, or the defaults of train.py; four GPUs.
+            let shared = (o.loss, o.loss_type, o.r1_gamma, o.r1_interval, o.diffaug, o.interp224);
+            assert_eq!(shared, (LossArg::D2o, Some(LossTypeArg::Ns), Some(1e-4), Some(16), Some(false), Some(true)));
+            let shared =
+                (o.dropout, o.bf16, o.ada_target, o.augment_p, o.ema_warmup, o.ema_beta, o.seed, o.tick, o.snap);
+            assert_eq!(shared, (0.0, true, Some(0.0), 0.0, 0.05, 0.0, 42, 25.0, 10), "{name}");
+            assert_eq!((o.optimizer, o.ranks(), o.xflip, o.tf32), (Rule::Adam, 4, false, false), "{name}");
+        }
+    }
+
     #[test]
     fn options_without_effect_are_refused() {
         let refused = |preset, given: &TrainSettings| settle(preset, given).unwrap_err().to_string();
@@ -380,7 +438,7 @@ mod tests {
         assert!(refused(None, &fresh).starts_with("--arch is for"));
         assert!(refused(None, &TrainSettings { data: None, ..given() }).contains("--data"));
         assert!(refused(None, &TrainSettings { transfer: None, ..given() }).contains("--transfer"));
-        assert!(refused(Some("x"), &given()).contains("expected one of small, edm"));
+        assert!(refused(Some("x"), &given()).contains("expected one of cifar10-uncond-d2o, "));
         assert!(refused(None, &TrainSettings { batch_gpu: Some(24), ..given() }).contains("divisor"));
         assert!(refused(None, &TrainSettings { lr: Some(0.0), ..given() }).contains("--lr"));
     }

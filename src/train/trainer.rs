@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use d2o_converters::checkpoint::safetensors::Tensor as Stored;
-use d2o_converters::denoiser::{Denoiser, NetConfig, Sigma};
+use d2o_converters::denoiser::{Denoiser, NetConfig};
 use d2o_converters::registry::Precond;
 use d2o_converters::weights::{SplitMix64, Weights};
 use d2o_converters::{Architecture, Checkpoint};
@@ -20,7 +20,7 @@ use super::discriminator::{ClassRows, Critic};
 use super::freeze::is_frozen;
 use super::grid;
 use super::libtorch::{LibTorch, Named, Role, Value};
-use super::loss::{Adversaries, LossType, SIGMA_MAX, edm_loss, r1_penalty, unchanged};
+use super::loss::{Adversaries, LossType, edm_loss, generate, r1_penalty, unchanged};
 use super::numerics::Numerics;
 use super::optimizer::{Optimizer, OptimizerConfig};
 use super::options::Options;
@@ -55,6 +55,14 @@ pub struct Run {
     pub max_seconds: Option<f64>,
     /// Where to compute.
     pub device: Device,
+}
+
+impl Run {
+    /// Whether the generator computes in bf16: on CUDA alone, as in the original.
+    #[must_use]
+    pub fn mixed(&self) -> bool {
+        self.options.bf16 && self.device.is_cuda()
+    }
 }
 
 /// One status line.
@@ -392,7 +400,7 @@ impl<'a> Trainer<'a> {
         let batch = data.batch(&Self::shown(data), self.run.device)?;
         let drawn = SplitMix64::for_path(u64::from(self.run.options.seed), "grid").next_u64();
         tch::manual_seed((drawn >> 1).cast_signed());
-        let noise = batch.images.f_randn_like()?.f_mul_scalar(SIGMA_MAX)?;
+        let noise = batch.images.f_randn_like()?;
         let held = self.generator.optimizer.values().copy();
         self.generator.optimizer.values().shallow_clone().f_copy_(&self.average)?;
         let mut b = LibTorch::running(self.run.device, false);
@@ -401,7 +409,7 @@ impl<'a> Trainer<'a> {
         for start in (0..count).step_by(usize::try_from(PART)?) {
             let part = |t: &Tensor| t.f_narrow(0, start, PART.min(count - start)).map(Value);
             let labels = batch.labels.as_ref().map(part).transpose()?;
-            made.push(self.net.denoise(&mut b, &part(&noise)?, &Sigma::Fixed(SIGMA_MAX), labels.as_ref())?.0);
+            made.push(generate(&mut b, &self.net, &part(&noise)?.0, labels.as_ref(), self.run.mixed())?);
         }
         self.generator.optimizer.values().shallow_clone().f_copy_(&held)?;
         let images = Tensor::f_cat(&made, 0)?.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?;
@@ -481,6 +489,7 @@ impl<'a> Trainer<'a> {
         let (net, kind, collector) = (&self.net, d.loss, &mut self.collector);
         let (run_seed, iteration) = (self.run.options.seed, self.iteration);
         let images = f64::from(self.run.options.batch / self.run.options.ranks());
+        let mixed = self.run.mixed();
         let labels = |batch: &Batch| batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
         let mut b = LibTorch::running(self.run.device, true);
 
@@ -496,7 +505,7 @@ impl<'a> Trainer<'a> {
             let batch = &batches[rank];
             seed(run_seed, iteration, "generator", rank);
             let noise = batch.images.randn_like();
-            let (loss, logits) = Adversaries { net, critic, loss: kind, augment: &augment }.generator_loss(
+            let (loss, logits) = Adversaries { net, critic, loss: kind, augment: &augment, mixed }.generator_loss(
                 &mut b,
                 &noise,
                 labels(batch).as_ref(),
@@ -516,7 +525,7 @@ impl<'a> Trainer<'a> {
             seed(run_seed, iteration, "discriminator", rank);
             let noise = batch.images.randn_like();
             let labels = labels(batch);
-            let (loss, real) = Adversaries { net, critic, loss: kind, augment: &augment }.discriminator_loss(
+            let (loss, real) = Adversaries { net, critic, loss: kind, augment: &augment, mixed }.discriminator_loss(
                 &mut b,
                 &noise,
                 &batch.images,

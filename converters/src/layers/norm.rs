@@ -131,6 +131,7 @@ pub(crate) fn condition<B: Backend>(
     adaptive: bool,
 ) -> Result<B::Value> {
     let p = b.reshape(p, &[-1, signed(channels) * if adaptive { 2 } else { 1 }, 1, 1])?;
+    let p = b.like(&p, h)?;
     if adaptive {
         let scale = b.slice(&p, 1, 0, channels)?;
         let shift = b.slice(&p, 1, channels, channels)?;
