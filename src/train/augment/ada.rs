@@ -5,7 +5,7 @@ use std::f64::consts::{FRAC_PI_2, PI};
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::Augmented;
-use super::colour::Colours;
+use super::colour::{Colours, Recolouring};
 use super::draws::{Draws, Style, single};
 use super::warp::{Inverse, Warp, real};
 
@@ -98,6 +98,7 @@ impl AdaSettings {
 pub struct AdaPipe {
     settings: AdaSettings,
     warp: Warp,
+    recolouring: Recolouring,
 }
 
 impl AdaPipe {
@@ -106,7 +107,8 @@ impl AdaPipe {
     /// # Errors
     /// libtorch's own.
     pub fn new(settings: AdaSettings, device: Device) -> Result<Self, TchError> {
-        Ok(Self { settings, warp: Warp::new(device)? })
+        let recolouring = Recolouring::new(settings.colours, device)?;
+        Ok(Self { settings, warp: Warp::new(device)?, recolouring })
     }
 
     /// Augments `images [N, C, H, W]`; `p` multiplies every probability.
@@ -117,7 +119,7 @@ impl AdaPipe {
         let mut draws = Draws::new(Style::StyleGan2Ada, images, f64::from(p));
         let inverse = self.geometry(&mut draws, images)?;
         let images = self.warp.apply(images, inverse)?;
-        let images = self.settings.colours.apply(&mut draws, &images)?;
+        let images = self.recolouring.apply(&mut draws, &images)?;
         let images = self.corrupted(&mut draws, images)?;
         Ok(Augmented { images, labels: draws.into_labels()? })
     }
@@ -214,8 +216,8 @@ pub struct Ada {
 }
 
 impl Ada {
-    /// Iterations between updates.
-    pub const INTERVAL: u64 = 4;
+    /// Iterations between updates, the first of which ends the fourth.
+    pub const INTERVAL: u32 = 4;
     /// Images in which `p` goes from 0 to 1 at most.
     const RAMP: f64 = 500_000.0;
 
@@ -224,7 +226,7 @@ impl Ada {
     pub fn update(&mut self, mean_sign: f64, batch: u32) {
         let off = mean_sign - self.target;
         let sign = if off == 0.0 { 0.0 } else { off.signum() };
-        let images = f64::from(batch) * 4.0;
+        let images = f64::from(batch) * f64::from(Self::INTERVAL);
         self.p = (self.p + single(sign * images / Self::RAMP)).max(0.0);
     }
 }

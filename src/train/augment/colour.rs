@@ -2,10 +2,13 @@
 
 use std::f64::consts::PI;
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::draws::{Draws, Style};
 use super::warp::matrices;
+
+/// Components of the unit vector along grey.
+const AXIS: f32 = 0.577_350_26;
 
 /// Multipliers of probabilities, and ranges. A group with the multiplier 0 draws nothing.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,9 +56,27 @@ impl Colours {
     pub fn all() -> Self {
         Self { brightness: 1.0, contrast: 1.0, lumaflip: 1.0, hue: 1.0, saturation: 1.0, ..Self::default() }
     }
+}
+
+/// The transformations of [`Colours`].
+#[derive(Debug)]
+pub(super) struct Recolouring {
+    colours: Colours,
+    identity: Tensor,
+    /// Projection [4, 4] onto the axis of grey.
+    grey: Tensor,
+}
+
+impl Recolouring {
+    pub(super) fn new(colours: Colours, device: Device) -> Result<Self, TchError> {
+        let identity = Tensor::f_eye(4, (Kind::Float, device))?;
+        let axis = Tensor::f_from_slice(&[AXIS, AXIS, AXIS, 0.0])?;
+        Ok(Self { colours, identity, grey: axis.f_outer(&axis)?.f_to_device(device)? })
+    }
 
     /// `images [N, C, H, W]` with their colours transformed.
     pub(super) fn apply(&self, draws: &mut Draws, images: &Tensor) -> Result<Tensor, TchError> {
+        let s = &self.colours;
         let (batch, channels, height, width) = images.size4()?;
         let options = (Kind::Float, images.device());
         let (zero, one) = (Tensor::f_zeros([batch], options)?, Tensor::f_ones([batch], options)?);
@@ -68,41 +89,33 @@ impl Colours {
             });
             Ok(())
         };
-        let along = |[x, y, z]: [&Tensor; 3], shift: &Tensor| {
-            matrices(&[
-                &[x, &zero, &zero, shift],
-                &[&zero, y, &zero, shift],
-                &[&zero, &zero, z, shift],
-                &[&zero, &zero, &zero, &one],
-            ])
+        let scaled = |factor: &Tensor, shift: &Tensor| {
+            let (red, green) = ([factor, &zero, &zero, shift], [&zero, factor, &zero, shift]);
+            matrices(&[&red, &green, &[&zero, &zero, factor, shift], &[&zero, &zero, &zero, &one]])
         };
-        // The axis of grey, and the projection onto it.
-        let axis = Tensor::f_from_slice(&[1.0_f64, 1.0, 1.0, 0.0])?.f_div_scalar(3.0_f64.sqrt())?;
-        let axis = axis.f_to_kind(Kind::Float)?.f_to_device(images.device())?;
-        let (grey, identity) = (axis.f_outer(&axis)?, Tensor::f_eye(4, options)?);
         let coloured = channels > 1 || draws.style == Style::Edm;
 
-        if self.brightness > 0.0 {
-            let shift = draws.term(self.brightness_std, self.brightness)?;
-            append(along([&one, &one, &one], &shift)?)?;
+        if s.brightness > 0.0 {
+            let shift = draws.term(s.brightness_std, s.brightness)?;
+            append(scaled(&one, &shift)?)?;
         }
-        if self.contrast > 0.0 {
-            let factor = draws.factor(self.contrast_std, self.contrast)?;
-            append(along([&factor, &factor, &factor], &zero)?)?;
+        if s.contrast > 0.0 {
+            let factor = draws.factor(s.contrast_std, s.contrast)?;
+            append(scaled(&factor, &zero)?)?;
         }
-        if self.lumaflip > 0.0 {
-            let flip = draws.choice(2, self.lumaflip)?;
+        if s.lumaflip > 0.0 {
+            let flip = draws.choice(2, s.lumaflip)?;
             draws.label(&flip)?;
-            append(identity.f_sub(&grey.f_mul_scalar(2.0)?.f_mul(&flip.f_reshape([-1, 1, 1])?)?)?)?;
+            append(self.identity.f_sub(&self.grey.f_mul_scalar(2.0)?.f_mul(&flip.f_reshape([-1, 1, 1])?)?)?)?;
         }
-        if self.hue > 0.0 && coloured {
-            let chance = draws.chance(self.hue);
-            let angle = draws.angle(PI * self.hue_max, chance)?;
-            append(about_grey(&axis, &angle, [&zero, &one])?)?;
+        if s.hue > 0.0 && coloured {
+            let chance = draws.chance(s.hue);
+            let angle = draws.angle(PI * s.hue_max, chance)?;
+            append(about_grey(&angle, [&zero, &one])?)?;
         }
-        if self.saturation > 0.0 && coloured {
-            let factor = draws.factor(self.saturation_std, self.saturation)?;
-            append(grey.f_add(&identity.f_sub(&grey)?.f_mul(&factor.f_reshape([-1, 1, 1])?)?)?)?;
+        if s.saturation > 0.0 && coloured {
+            let factor = draws.factor(s.saturation_std, s.saturation)?;
+            append(self.grey.f_add(&self.identity.f_sub(&self.grey)?.f_mul(&factor.f_reshape([-1, 1, 1])?)?)?)?;
         }
 
         let Some(product) = product else { return Ok(images.shallow_clone()) };
@@ -121,11 +134,10 @@ impl Colours {
     }
 }
 
-/// Rotations [N, 4, 4] by `angle [N]`, radians, about the unit vector `axis [4]`, whose first three components are equal (Rodrigues).
-fn about_grey(axis: &Tensor, angle: &Tensor, [zero, one]: [&Tensor; 2]) -> Result<Tensor, TchError> {
-    let component = axis.f_get(0)?;
-    let (cos, sin) = (angle.f_cos()?, angle.f_sin()?.f_mul(&component)?);
-    let outside = one.f_sub(&cos)?.f_mul(&component.f_mul(&component)?)?;
+/// Rotations [N, 4, 4] by `angle [N]`, radians, about the axis of grey (Rodrigues).
+fn about_grey(angle: &Tensor, [zero, one]: [&Tensor; 2]) -> Result<Tensor, TchError> {
+    let (cos, sin) = (angle.f_cos()?, angle.f_sin()?.f_mul_scalar(f64::from(AXIS))?);
+    let outside = one.f_sub(&cos)?.f_mul_scalar(f64::from(AXIS * AXIS))?;
     let (on, less, more) = (outside.f_add(&cos)?, outside.f_sub(&sin)?, outside.f_add(&sin)?);
     matrices(&[
         &[&on, &less, &more, zero],

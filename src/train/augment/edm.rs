@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::colour::Colours;
+use super::colour::{Colours, Recolouring};
 use super::draws::{Draws, Style};
 use super::warp::{Inverse, Warp, real};
 use super::{Augmented, gathered};
@@ -95,6 +95,7 @@ impl EdmSettings {
 pub struct EdmPipe {
     settings: EdmSettings,
     warp: Warp,
+    recolouring: Recolouring,
 }
 
 impl EdmPipe {
@@ -103,7 +104,8 @@ impl EdmPipe {
     /// # Errors
     /// libtorch's own.
     pub fn new(settings: EdmSettings, device: Device) -> Result<Self, TchError> {
-        Ok(Self { settings, warp: Warp::new(device)? })
+        let recolouring = Recolouring::new(settings.colours, device)?;
+        Ok(Self { settings, warp: Warp::new(device)?, recolouring })
     }
 
     /// Augments `images [N, C, H, W]`.
@@ -115,7 +117,7 @@ impl EdmPipe {
         let images = self.moved(&mut draws, images)?;
         let inverse = self.geometry(&mut draws, &images)?;
         let images = self.warp.apply(&images, inverse)?;
-        let images = self.settings.colours.apply(&mut draws, &images)?;
+        let images = self.recolouring.apply(&mut draws, &images)?;
         Ok(Augmented { images, labels: draws.into_labels()? })
     }
 
