@@ -260,7 +260,9 @@ fn settings_are_shown_and_runs_are_kept() {
     };
     refused(dir, &resume(&["--lr", "1e-5", "--seed", "7"]), "--lr: 0.0001 → 0.00001, --seed: 42 → 7");
     write_images(&dir.join("other.npz"), 1..13);
-    refused(dir, &resume(&["--data", "other.npz"]), "does not hold the images this run was started on");
+    refused(dir, &resume(&["--data", "other.npz"]), "--data does not hold what this run was started with");
+    write_lite0(dir, 2, "other");
+    refused(dir, &resume(&["--backbone", "other.safetensors"]), "--backbone-weights does not hold what this run");
     assert_eq!(bytes(dir, "run"), before);
     let outcome = d2o(dir, &resume(&["--lr", "1e-5", "--resume-with"]));
     assert!(outcome.stderr.contains("resumed with --lr: 0.0001 → 0.00001"), "{outcome}");

@@ -121,7 +121,7 @@ mod training {
             net,
             outdir,
             resume: args.resume,
-            other_data: args.resume_with,
+            other_files: args.resume_with,
             max_seconds: args.max_seconds,
             device,
         };

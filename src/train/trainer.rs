@@ -9,6 +9,7 @@ use d2o_converters::denoiser::{Denoiser, NetConfig};
 use d2o_converters::registry::Precond;
 use d2o_converters::weights::{SplitMix64, Weights};
 use d2o_converters::{Architecture, Checkpoint};
+use d2o_refs::batch::container_sha256;
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 use tch::{Device, Kind, TchError, Tensor};
@@ -49,8 +50,8 @@ pub struct Run {
     pub outdir: PathBuf,
     /// Continue from the state in `outdir`.
     pub resume: bool,
-    /// Continue on other images than those of the state.
-    pub other_data: bool,
+    /// Continue on other images or with other feature networks than those of the state.
+    pub other_files: bool,
     /// Wall-clock limit.
     pub max_seconds: Option<f64>,
     /// Where to compute.
@@ -110,7 +111,7 @@ pub fn train(
     Numerics { tf32: run.options.tf32, deterministic: run.options.deterministic }.apply();
     let mut trainer = Trainer::new(run, data)?;
     if run.resume {
-        trainer.resume(data)?;
+        trainer.resume()?;
     }
     trainer.run(data, report, stop)
 }
@@ -235,7 +236,8 @@ struct Trainer<'a> {
     /// Images seen at the last tick.
     tick_start: u64,
     collector: Collector,
-    data_sha256: String,
+    /// Hashes of what the run reads, by the names of their entries in the state.
+    contents: [(&'static str, String); 2],
 }
 
 impl<'a> Trainer<'a> {
@@ -276,7 +278,10 @@ impl<'a> Trainer<'a> {
             ticks: 0,
             tick_start: 0,
             collector: Collector::default(),
-            data_sha256: data.content_sha256().to_owned(),
+            contents: [
+                ("data_sha256", data.content_sha256().to_owned()),
+                ("feature_networks_sha256", feature_networks_sha256(options)?),
+            ],
         })
     }
 
@@ -555,7 +560,7 @@ impl<'a> Trainer<'a> {
             })?;
             d.trained.optimizer.step(1.0)?;
         }
-        if (iteration + 1).is_multiple_of(Ada::INTERVAL) {
+        if (iteration + 1).is_multiple_of(Ada::INTERVAL.into()) {
             if let (Some(ada), Some(mean)) = (&mut d.ada, d.signs.mean(SIGNS)) {
                 ada.update(mean, self.run.options.batch);
                 d.p = ada.p;
@@ -596,8 +601,10 @@ impl<'a> Trainer<'a> {
                 ("tick_start", self.tick_start.to_string()),
                 ("stats", self.collector.state().to_string()),
                 ("options", Json::Object(self.run.values.clone()).to_string()),
-                ("data_sha256", self.data_sha256.clone()),
-            ] {
+            ]
+            .into_iter()
+            .chain(self.contents.clone())
+            {
                 metadata.insert(key.to_owned(), value);
             }
             snapshot::write(&snapshot::state_path(dir), &tensors, &metadata)?;
@@ -605,19 +612,19 @@ impl<'a> Trainer<'a> {
         Ok(path)
     }
 
-    fn resume(&mut self, data: &TrainingSet) -> anyhow::Result<()> {
+    fn resume(&mut self) -> anyhow::Result<()> {
         let path = snapshot::state_path(&self.run.outdir);
         let state = State::open(&path).with_context(|| format!("resume from `{}`", path.display()))?;
         let kwargs = self.run.net.init_kwargs().to_string();
         let same = state.get("class")? == self.run.net.class() && state.get("init_kwargs")? == kwargs;
         anyhow::ensure!(same, "`{}` holds another network than this run trains", path.display());
-        let content = state.get("data_sha256")?;
-        anyhow::ensure!(
-            content == data.content_sha256() || self.run.other_data,
-            "`{}` does not hold the images this run was started on (SHA-256 of their pixels {}, was {content}); --resume-with continues on it",
-            self.run.options.data.display(),
-            data.content_sha256()
-        );
+        for ((key, found), option) in self.contents.iter().zip(["--data", "--backbone-weights"]) {
+            let was = state.get(key)?;
+            anyhow::ensure!(
+                was == found || self.run.other_files,
+                "{option} does not hold what this run was started with (SHA-256 {found}, was {was}); --resume-with continues with it"
+            );
+        }
         self.images = state.number("images")?;
         self.iteration = state.number("iteration")?;
         self.ticks = state.number("ticks")?;
@@ -674,6 +681,14 @@ fn transfer(path: &Path, net: &NetConfig) -> anyhow::Result<Weights> {
     let augment = "model.map_augment.weight".to_owned();
     let drop_augment = (net.class() == "D2OPrecond").then_some(augment);
     Ok(network.weights().allowing_unused(drop_augment))
+}
+
+/// SHA-256 of the checkpoints of the feature networks, in any order.
+fn feature_networks_sha256(options: &Options) -> anyhow::Result<String> {
+    let mut hashes =
+        options.backbone_weights.iter().map(|p| Ok(container_sha256(p)?)).collect::<anyhow::Result<Vec<String>>>()?;
+    hashes.sort();
+    Ok(hashes.join(" "))
 }
 
 fn discriminator(run: &Run) -> anyhow::Result<Discriminator> {

@@ -301,7 +301,7 @@ def timed(orig, folder, batch=8, rounds=5):
     np.savez(folder / "images.npz", arr_0=images)
     step = stepper(orig, orig[-1].D2OPrecond(
         img_resolution=32, img_channels=3, label_dim=0, model_type="SongUNet", embedding_type="fourier", encoder_type="residual",
-        decoder_type="standard", channel_mult_noise=2, resample_filter=[1, 3, 3, 1], model_channels=128, channel_mult=[2, 2, 2], dropout=0.13))
+        decoder_type="standard", channel_mult_noise=2, resample_filter=[1, 3, 3, 1], model_channels=128, channel_mult=[2, 2, 2], dropout=0.0))
     speeds = []
     for i in range(rounds + 1):
         real = torch.from_numpy(images[:batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
