@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use d2o::train::discriminator::{Backbone, Critic, FeatureSize};
 use d2o::train::libtorch::{LibTorch, Named, Role, Value};
-use d2o::train::loss::{Adversaries, LossType, mean_logit, r1_penalty, unchanged};
+use d2o::train::loss::{Adversaries, LossType, NoiseLevels, denoising_loss, mean_logit, r1_penalty, unchanged};
 use d2o_converters::denoiser::{Denoiser, NetConfig};
 use d2o_converters::weights::{Init, Weights};
 use d2o_converters::{Architecture, Checkpoint};
@@ -175,4 +175,47 @@ fn losses_in_f32_are_the_originals() {
         println!("parity: {stage} in f32 loss {off:.1e} (the original's f32 {own:.1e})");
         assert!(off < (5.0 * own).max(1e-5), "{stage}: loss {found} is off by {off:.1e}");
     });
+}
+
+#[test]
+fn losses_of_denoisers_are_the_originals() {
+    let data = test_support::golden_dir().parent().unwrap().join("denoising.json");
+    let cases: Vec<Json> = serde_json::from_slice(&fs_err::read(data).unwrap()).unwrap();
+    assert_eq!(cases.len(), 3);
+    for case in &cases {
+        let name = case["golden"].as_str().unwrap();
+        let checkpoint = Checkpoint::open(&test_support::golden_dir().join(format!("{name}.safetensors"))).unwrap();
+        let network = checkpoint.network(None).unwrap();
+        let Architecture::Denoiser(config) = &network.architecture else { panic!("{name} has no configuration") };
+        let mut kwargs = config.init_kwargs();
+        kwargs["dropout"] = 0.0.into();
+        let config = NetConfig::new(config.class(), &kwargs).unwrap();
+        let mut b = LibTorch::with_weights(network.weights(), Device::Cpu);
+        let net = Denoiser::build(&mut b, &config).unwrap();
+        let (tensors, _) = b.finish().unwrap();
+        let dim = |n: usize| i64::try_from(n).unwrap();
+        let side = dim(config.img_resolution);
+        let dims = [3, dim(config.img_channels), side, side];
+        let images = drawn(Kind::Float, &Init::Uniform { bound: 1.0 }, "images", &dims);
+        let labels = (config.label_dim > 0).then(|| {
+            let classes: Vec<i64> = (0..3).map(|i| i * 3 % dim(config.label_dim)).collect();
+            Tensor::from_slice(&classes).one_hot(dim(config.label_dim)).to_kind(Kind::Float)
+        });
+        tch::manual_seed(i64::try_from(SEED).unwrap());
+        let mut b = LibTorch::running(Device::Cpu, true);
+        let levels = NoiseLevels::of(&config.precond).unwrap();
+        let elements = denoising_loss(&mut b, &net, &images, labels.as_ref(), levels, None).unwrap();
+        let loss = elements.sum(Kind::Float) / 3.0;
+        let params: Vec<&Tensor> = tensors.iter().filter(|t| t.role == Role::Param).map(|t| &t.tensor).collect();
+        let gradients = Tensor::f_run_backward(&[&loss], &params, false, false).unwrap();
+        let square =
+            |g: &Tensor| if g.defined() { g.to_kind(Kind::Double).square().sum(None).double_value(&[]) } else { 0.0 };
+        let norm = gradients.iter().map(square).sum::<f64>().sqrt();
+        let mean = elements.mean(Kind::Double).double_value(&[]);
+        for (what, found) in [("loss", loss.double_value(&[])), ("elements", mean), ("gradients", norm)] {
+            let off = (found / case[what].as_f64().unwrap() - 1.0).abs();
+            println!("parity: {name} {what} {off:.1e}");
+            assert!(off < 2e-5, "{name}: {what} {found} is off by {off:.1e}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
     d2o train --transfer edm.safetensors --data data.zip --backbone lite0.pth --outdir runs/d2o --max-seconds 240\n  \
     d2o train --outdir runs/d2o --resume")]
 pub struct Train {
-    /// Named settings, which other options override; `list` prints them [default: edm for `--loss edm`, else small]
+    /// Named settings, which other options override; `list` prints them [default: edm for `--loss edm`, `vp` and `ve`, else small]
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
     /// Folder of the run, for snapshots and logs
@@ -146,8 +146,25 @@ fn finite(text: &str) -> Result<f64, String> {
 pub enum LossArg {
     /// EDM's denoising loss (pre-training)
     Edm,
+    /// The loss of variance-preserving diffusion (pre-training)
+    Vp,
+    /// The loss of variance-exploding diffusion (pre-training)
+    Ve,
     /// Adversarial fine-tuning into a one-step generator
     D2o,
+}
+
+impl LossArg {
+    /// Class of the networks that are pre-trained with this loss.
+    #[must_use]
+    pub fn precond(self) -> Option<&'static str> {
+        match self {
+            Self::Edm => Some("EDMPrecond"),
+            Self::Vp => Some("VPPrecond"),
+            Self::Ve => Some("VEPrecond"),
+            Self::D2o => None,
+        }
+    }
 }
 
 /// Rules of optimisers.

@@ -196,10 +196,17 @@ mod training {
         };
         match options.loss {
             LossArg::D2o => Ok(config.into_one_step(options.dropout)?),
-            LossArg::Edm => {
+            loss => {
+                let class = loss.precond().unwrap_or_default();
+                anyhow::ensure!(
+                    config.class() == class,
+                    "{}: this loss trains {class}, found {}",
+                    describe(),
+                    config.class()
+                );
                 let mut kwargs = config.init_kwargs();
                 kwargs["dropout"] = json!(options.dropout);
-                Ok(NetConfig::new(config.class(), &kwargs)?)
+                Ok(NetConfig::new(class, &kwargs)?)
             }
         }
     }
@@ -231,7 +238,7 @@ mod training {
             kwargs["encoder_type"] = json!(n.encoder_type);
             kwargs["resample_filter"] = json!(n.resample_filter);
         }
-        Ok(NetConfig::new("EDMPrecond", &kwargs)?)
+        Ok(NetConfig::new(options.loss.precond().context("a new network needs a loss of denoising")?, &kwargs)?)
     }
 
     /// Checks that the network fits the images and the options.
@@ -251,7 +258,7 @@ mod training {
             net.img_channels,
             dims.channels
         );
-        if options.loss == LossArg::Edm && options.augment_p > 0.0 {
+        if options.loss != LossArg::D2o && options.augment_p > 0.0 {
             anyhow::ensure!(
                 net.augment_dim() == EdmSettings::EDM_LABELS,
                 "--augment-p {}: the network takes {} augmentation labels, EDM's pipe gives {}; --augment-p 0 trains it without",

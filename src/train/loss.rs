@@ -1,18 +1,15 @@
-//! Losses: EDM's denoising loss, D2O's adversarial ones, R1.
+//! Losses: denoisers' at EDM's, VP's and VE's noise levels, D2O's adversarial ones, R1.
 
 use d2o_converters::denoiser::{Denoiser, Sigma};
 use d2o_converters::error::Result as NetResult;
 use d2o_converters::generators::backbone::Labels;
-use tch::{Kind, Tensor};
+use d2o_converters::registry::Precond;
+use tch::{Device, Kind, Tensor};
 
 use super::augment::Augmented;
 use super::augment::edm::EdmPipe;
 use super::discriminator::Critic;
 use super::libtorch::{LibTorch, Value};
-
-/// EDM's noise distribution, ln σ ~ N(−1.2, 1.2²).
-const P_MEAN: f64 = -1.2;
-const P_STD: f64 = 1.2;
 
 /// Noise level a one-step generator starts from.
 const SIGMA_MAX: f64 = 80.0;
@@ -170,35 +167,87 @@ impl Adversaries<'_> {
     }
 }
 
-/// EDM's loss of `net` on `images [B, C, H, W]`: the weighted squared error of each element, whose sum over pixels and mean over images is the loss. `pipe`
+/// Noise levels at which a denoiser is trained, and the weight of its error at each.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum NoiseLevels {
+    /// EDM's (Karras et al. 2022): ln σ ~ N(−1.2, 1.2²), weight (σ² + σ_data²)/(σ·σ_data)².
+    Edm {
+        /// Standard deviation of the data.
+        sigma_data: f64,
+    },
+    /// Of variance-preserving diffusion (Song et al. 2021): t uniform in [1e-5, 1], weight 1/σ².
+    Vp,
+    /// Of variance-exploding diffusion (Song et al. 2021): ln σ uniform from ln 0.02 to ln 100, weight 1/σ².
+    Ve,
+}
+
+impl NoiseLevels {
+    /// Those that a network with the preconditioner `precond` is trained at, if it is trained here.
+    #[must_use]
+    pub fn of(precond: &Precond) -> Option<Self> {
+        match precond {
+            Precond::Edm(edm) => Some(Self::Edm { sigma_data: edm.sigma_data }),
+            Precond::Vp(_) => Some(Self::Vp),
+            Precond::Ve(_) => Some(Self::Ve),
+            _ => None,
+        }
+    }
+
+    /// Levels `[count]` and weights `[count]`.
+    fn draw(self, count: i64, options: (Kind, Device)) -> (Tensor, Tensor) {
+        match self {
+            Self::Edm { sigma_data } => {
+                const P_MEAN: f64 = -1.2;
+                const P_STD: f64 = 1.2;
+                let sigma = (Tensor::randn([count], options) * P_STD + P_MEAN).exp();
+                let weight = (sigma.square() + sigma_data * sigma_data) / (&sigma * sigma_data).square();
+                (sigma, weight)
+            }
+            Self::Vp => {
+                const BETA_D: f64 = 19.9;
+                const BETA_MIN: f64 = 0.1;
+                const EPSILON_T: f64 = 1e-5;
+                let t = Tensor::rand([count], options) * (EPSILON_T - 1.0) + 1.0;
+                let sigma = ((t.square() * (0.5 * BETA_D) + &t * BETA_MIN).exp() - 1.0).sqrt();
+                let weight = sigma.square().reciprocal();
+                (sigma, weight)
+            }
+            Self::Ve => {
+                const SIGMA_MIN: f64 = 0.02;
+                const SIGMA_MAX: f64 = 100.0;
+                let exponent = Tensor::rand([count], options);
+                let sigma = Tensor::full([], SIGMA_MAX / SIGMA_MIN, options).pow(&exponent) * SIGMA_MIN;
+                let weight = sigma.square().reciprocal();
+                (sigma, weight)
+            }
+        }
+    }
+}
+
+/// The loss of a denoiser on `images [B, C, H, W]`: the weighted squared error of each element, whose sum over pixels and mean over images is the loss. `pipe`
 /// augments the images, and its labels are given to the network.
 ///
 /// # Errors
 /// `Engine`.
-pub fn edm_loss(
+pub fn denoising_loss(
     b: &mut LibTorch,
     net: &Denoiser<Value>,
     images: &Tensor,
     labels: Option<&Tensor>,
-    sigma_data: f64,
+    levels: NoiseLevels,
     pipe: Option<&EdmPipe>,
 ) -> NetResult<Tensor> {
-    let batch = images.size()[0];
-    let options = (images.kind(), images.device());
-    let sigma = (Tensor::randn([batch], options) * P_STD + P_MEAN).exp();
-    let wide = sigma.reshape([-1, 1, 1, 1]);
+    let (sigma, weight) = levels.draw(images.size()[0], (images.kind(), images.device()));
     let augmented = b.ok("augment", pipe.map(|p| p.apply(images)).transpose())?;
     let (images, done) = match augmented {
         Some(Augmented { images, labels }) => (images, Some(Value(labels))),
         None => (images.shallow_clone(), None),
     };
-    let noisy = &images + images.randn_like() * &wide;
+    let noisy = &images + images.randn_like() * sigma.reshape([-1, 1, 1, 1]);
     let labels = dropped(b, net, labels);
     let labels = Labels { classes: labels.as_ref(), augment: done.as_ref() };
     let out = net.denoise(b, &Value(noisy), &Sigma::PerImage(Value(sigma)), labels)?;
-    let data = sigma_data * sigma_data;
-    let weight = (wide.square() + data) / (&wide * sigma_data).square();
-    Ok((out.0 - images).square() * weight)
+    Ok((out.0 - images).square() * weight.reshape([-1, 1, 1, 1]))
 }
 
 #[cfg(test)]

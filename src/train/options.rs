@@ -216,13 +216,13 @@ pub struct Settled {
 /// An unknown preset; no dataset; options that have no effect together; values out of range.
 pub fn settle(preset: Option<&str>, given: &TrainSettings) -> anyhow::Result<Settled> {
     let given = by_name(given)?;
-    let denoising = given.get("loss").is_some_and(|l| l == "edm");
+    let denoising = given.get("loss").is_some_and(|l| l != "d2o");
     let name = preset.unwrap_or(if denoising { "edm" } else { "small" });
     let mut values = base(name)?;
     // EDM's train.py does not let the average warm up if it starts from a checkpoint; its network is the checkpoint's.
     if given.contains_key("transfer") {
         values.retain(|key, _| !FRESH.contains(&key.as_str()));
-        if values["loss"] == "edm" {
+        if given.get("loss").unwrap_or(&values["loss"]) != "d2o" {
             values.insert("ema-warmup".to_owned(), json!(0.0));
         }
     }
@@ -292,7 +292,7 @@ fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
         None => Ok(()),
     };
     match options.loss {
-        LossArg::Edm => {
+        LossArg::Edm | LossArg::Vp | LossArg::Ve => {
             unused(&ADVERSARIAL, "`--loss d2o`")?;
             anyhow::ensure!(!options.bf16, "--bf16 is for `--loss d2o`");
         }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use d2o_converters::checkpoint::safetensors::Tensor as Stored;
 use d2o_converters::denoiser::{Denoiser, NetConfig};
-use d2o_converters::registry::Precond;
 use d2o_converters::weights::{SplitMix64, Weights};
 use d2o_converters::{Architecture, Checkpoint};
 use d2o_refs::batch::container_sha256;
@@ -21,7 +20,7 @@ use super::discriminator::{ClassRows, Critic};
 use super::freeze::is_frozen;
 use super::grid;
 use super::libtorch::{LibTorch, Named, Role, Value};
-use super::loss::{Adversaries, LossType, edm_loss, generate, r1_penalty, unchanged};
+use super::loss::{Adversaries, LossType, NoiseLevels, denoising_loss, generate, r1_penalty, unchanged};
 use super::numerics::Numerics;
 use super::optimizer::{Optimizer, OptimizerConfig};
 use super::options::Options;
@@ -252,18 +251,18 @@ impl<'a> Trainer<'a> {
         let net = Denoiser::build(&mut b, &run.net)?;
         let (tensors, _) = b.finish()?;
         let (freeze, betas) = match options.loss {
-            LossArg::Edm => (0, [0.9, 0.999]),
             LossArg::D2o => (options.freeze.unwrap_or(0), [0.0, 0.99]),
+            _ => (0, [0.9, 0.999]),
         };
         let config = OptimizerConfig { rule: options.optimizer, lr: options.lr, betas, eps: 1e-8 };
         let generator = Trained::new(tensors, |path| is_frozen(path, freeze), config)?;
         let average = generator.optimizer.values().copy();
-        let pipe = (options.loss == LossArg::Edm && options.augment_p > 0.0)
+        let pipe = (options.loss != LossArg::D2o && options.augment_p > 0.0)
             .then(|| EdmPipe::new(EdmSettings::edm(options.augment_p), run.device))
             .transpose()?;
         let discriminator = match options.loss {
-            LossArg::Edm => None,
             LossArg::D2o => Some(discriminator(run)?),
+            _ => None,
         };
         Ok(Self {
             run,
@@ -424,7 +423,7 @@ impl<'a> Trainer<'a> {
     /// The means that a status line shows.
     fn means(&self) -> Vec<(&'static str, f64)> {
         const SHOWN: [(&str, &str); 6] = [
-            ("loss", "Loss/EDM/loss"),
+            ("loss", "Loss/denoising/loss"),
             ("G", "Loss/G/loss"),
             ("D", "Loss/D/loss"),
             ("R1", "Loss/r1_penalty"),
@@ -457,8 +456,8 @@ impl<'a> Trainer<'a> {
         let warm_up = thousands(options.lr_rampup_kimg);
         let lr_scale = if warm_up == 0 { 1.0 } else { (whole(self.images) / whole(warm_up)).min(1.0) };
         match options.loss {
-            LossArg::Edm => self.denoising(&batches, lr_scale)?,
             LossArg::D2o => self.adversarial(&batches, lr_scale)?,
+            _ => self.denoising(&batches, lr_scale)?,
         }
         let decay =
             ema_decay(options.batch, whole(self.images), options.ema * 1e3, options.ema_warmup, options.ema_beta);
@@ -472,18 +471,17 @@ impl<'a> Trainer<'a> {
     }
 
     fn denoising(&mut self, batches: &[Batch], lr_scale: f64) -> anyhow::Result<()> {
-        let Precond::Edm(edm) = self.run.net.precond else {
-            anyhow::bail!("the EDM loss trains EDMPrecond, not {}", self.run.net.class());
-        };
+        let levels = NoiseLevels::of(&self.run.net.precond)
+            .with_context(|| format!("networks of class {} are not trained from noise", self.run.net.class()))?;
         let mut b = LibTorch::running(self.run.device, true);
         for (rank, batch) in batches.iter().enumerate() {
-            seed(self.run.options.seed, self.iteration, "edm", rank);
+            seed(self.run.options.seed, self.iteration, "denoising", rank);
             let (images, labels) = (&batch.images, batch.labels.as_ref());
-            let elements = edm_loss(&mut b, &self.net, images, labels, edm.sigma_data, self.pipe.as_ref())?;
+            let elements = denoising_loss(&mut b, &self.net, images, labels, levels, self.pipe.as_ref())?;
             #[allow(clippy::cast_precision_loss, reason = "a batch size")]
             let loss = elements.sum(elements.kind()) / images.size()[0] as f64;
             self.generator.optimizer.backward(&loss)?;
-            self.collector.report_loss("EDM", &loss, 1.0)?;
+            self.collector.report_loss("denoising", &loss, 1.0)?;
             self.collector.report("Loss/loss", &elements)?;
         }
         Ok(self.generator.optimizer.step(lr_scale)?)

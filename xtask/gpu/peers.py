@@ -287,7 +287,7 @@ def edm_loss(path, checkpoint, orig, device, batch, seed):
     """What `d2o train --loss edm` reports for its first iteration: its noise, drawn on the same device, through the original network in f64."""
     recipe, batch = prepare.source("tests/data/gen/recipe.py"), int(batch)
     recipe.SEED = int(seed)
-    torch.manual_seed(int(recipe.words("iteration0.edm.rank0", 1)[0] >> np.uint64(1)))
+    torch.manual_seed(int(recipe.words("iteration0.denoising.rank0", 1)[0] >> np.uint64(1)))
     images = torch.from_numpy(np.load(path)["arr_0"][:1]).permute(0, 3, 1, 2).repeat(batch, 1, 1, 1).to(device).float() / 127.5 - 1
     sigma = (torch.randn([batch], device=device) * 1.2 - 1.2).exp()
     noise = torch.randn_like(images)

@@ -81,7 +81,7 @@ def start_making(run):
             return out
         # Without the original's code d2o makes the network; peers are skipped.
         fresh, size = run.work / "fresh", run.size([], ["--cbase", 32, "--cres", "1,2", "--num-blocks", 1])
-        run.call([run.trainer, "train", "--quiet", "--device", "cpu", "--loss", "edm", "--data", run.made("fake"), "--outdir", fresh, "--batch", 1, "--duration", 1e-6, "--arch", "ncsnpp", *size],
+        run.call([run.trainer, "train", "--quiet", "--device", "cpu", "--loss", "edm", "--data", run.made("fake"), "--outdir", fresh, "--batch", 1, "--duration", 1e-6, "--arch", "ncsnpp", "--augment-p", 0, *size],
                  limit=limit)
         run.script("prepare.py", "shaken", out, fresh / "network-snapshot-000000.safetensors", limit=limit)
         return out

@@ -73,8 +73,8 @@ def first_loss(run):
         def measure(title=title, options=options, most=most):
             outdir = run.work / f"first-loss{title}"
             run.train("--loss", "edm", "--transfer", checkpoint, "--data", picture, "--outdir", outdir, "--batch", batch, "--seed", seed,
-                      "--lr-rampup-kimg", 0, "--dropout", 0, "--duration", batch / 1e6, "--tick", batch / 1000, *options)
-            loss = json.loads((outdir / "stats.jsonl").read_text().splitlines()[0])["Loss/EDM/loss"]["mean"]
+                      "--lr-rampup-kimg", 0, "--dropout", 0, "--augment-p", 0, "--grid", 0, "--duration", batch / 1e6, "--tick", batch / 1000, *options)
+            loss = json.loads((outdir / "stats.jsonl").read_text().splitlines()[0])["Loss/denoising/loss"]["mean"]
             run.line(f"first loss of d2o train, {title}: {loss:.8g}, in f64 {peer:.8g}", abs(loss / peer - 1), "relative", most=most)
 
         run.attempt(f"first loss, {title}", measure)
