@@ -221,8 +221,10 @@ impl Ada {
     /// Images in which `p` goes from 0 to 1 at most.
     const RAMP: f64 = 500_000.0;
 
-    /// Moves `p` one step: up if `mean_sign` is above the target, down if below. `mean_sign` is the mean of sign(D(x)) over all logits of all augmented
-    /// real images since the last update, `batch` the number of images in an iteration, over all processes.
+    /// Moves `p` one step: up if `mean_sign` is above the target, down if below.
+    ///
+    /// `mean_sign` is the mean of sign(D(x)) over all logits of all augmented real images since the last update, `batch` the number of images
+    /// in an iteration, over all processes.
     pub fn update(&mut self, mean_sign: f64, batch: u32) {
         let off = mean_sign - self.target;
         let sign = if off == 0.0 { 0.0 } else { off.signum() };

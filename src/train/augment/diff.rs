@@ -9,8 +9,9 @@ const TRANSLATION: f64 = 0.125;
 /// Height and width of the rectangle set to 0, as a share of the image's.
 const CUTOUT: f64 = 0.2;
 
-/// Augments `images [N, C, H, W]`: brightness, saturation, contrast, a shift by whole pixels with zeros outside, a rectangle set to 0. The original does
-/// so once for each backbone of the discriminator, on real and generated images and for R1.
+/// Augments `images [N, C, H, W]`: brightness, saturation, contrast, a shift by whole pixels with zeros outside, a rectangle set to 0.
+///
+/// The original does so for each backbone of the discriminator anew, on real and generated images, in R1 too.
 ///
 /// # Errors
 /// libtorch's own.

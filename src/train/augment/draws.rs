@@ -74,7 +74,7 @@ impl Draws {
         self.kept(&self.whole(sides)?, 0, self.chance(multiplier))
     }
 
-    /// Normal values with the probability [`Self::chance`] of `multiplier`, otherwise 0: [N]. They are `std` times the numbers drawn, and their own label.
+    /// Terms [N]: `std` times normal values, with the probability [`Self::chance`] of `multiplier`, otherwise 0.
     pub(super) fn term(&mut self, std: f64, multiplier: f64) -> Result<Tensor, TchError> {
         let drawn = self.kept(&self.normal(1)?, 0, self.chance(multiplier))?;
         let term = drawn.f_mul_scalar(std)?;
