@@ -160,6 +160,32 @@ fn a_killed_run_loses_what_came_after_its_last_state() {
     assert_eq!(stats(dir, "whole"), stats(dir, "killed"));
 }
 
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_goes_on() {
+    let dir = prepare();
+    let dir = dir.path();
+    let more = ["--dump", "0", "--snap", "0"];
+    tune(dir, "whole", "0.00006", &more);
+    let child = Command::new(env!("CARGO_BIN_EXE_d2o"))
+        .args(words("stopped", "0.00006", &more))
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut child = child.unwrap();
+    let start = Instant::now();
+    while !dir.join("stopped/stats.jsonl").exists() && start.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(bytes(dir, "whole") != bytes(dir, "stopped"));
+    d2o(dir, &["--threads", "1", "train", "--outdir", "stopped", "--resume"]);
+    assert!(bytes(dir, "whole") == bytes(dir, "stopped"));
+    assert_eq!(stats(dir, "whole"), stats(dir, "stopped"));
+}
+
 #[test]
 fn parts_of_a_batch_are_averaged() {
     // Without a discriminator, whose batch normalisation sees a part only, the parts give the gradient of the whole but for their noise; with one part
@@ -253,6 +279,12 @@ fn settings_are_shown_and_runs_are_kept() {
         tune(dir, "runs", "0.000004", &[&["--numbered"][..], &desc].concat());
         assert!(dir.join("runs").join(name).join(STATE).exists(), "{name}");
     }
+
+    // One process at a time.
+    let busy = fs::OpenOptions::new().append(true).open(dir.join("run/log.txt")).unwrap();
+    busy.file().lock().unwrap();
+    refused(dir, &["train", "--outdir", "run", "--resume"], "another process trains in `run`");
+    drop(busy);
 
     // A run goes on with its own settings, or with others if they are allowed.
     let resume = |more: &[&'static str]| {

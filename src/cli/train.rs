@@ -95,6 +95,9 @@ pub struct TrainSettings {
     /// Augmentation probability: EDM's pipe for `--loss edm`, StyleGAN2-ADA's for `--loss d2o`
     #[arg(long, value_name = "P", value_parser = finite)]
     pub augment_p: Option<f64>,
+    /// Train on so many images of the dataset, those that the originals' `max_size` chooses [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_size: Option<u32>,
     /// Add the mirror image of every image to the dataset
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub xflip: Option<bool>,

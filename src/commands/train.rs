@@ -22,6 +22,7 @@ pub use training::run;
 #[cfg(feature = "train")]
 mod training {
     use std::cell::RefCell;
+    use std::fs::TryLockError;
     use std::io::Write as _;
     use std::path::{Path, PathBuf};
 
@@ -82,10 +83,15 @@ mod training {
         if !args.resume && !args.numbered {
             check_unused(outdir)?;
         }
-        let data = TrainingSet::load(source.as_mut(), net.label_dim, options.xflip)?;
+        let data = TrainingSet::load(source.as_mut(), net.label_dim, options.max_size, options.xflip)?;
         drop(source);
         let outdir = folder(outdir, args)?;
-        let log = RefCell::new(fs::OpenOptions::new().create(true).append(true).open(outdir.join("log.txt"))?);
+        let log = fs::OpenOptions::new().create(true).append(true).open(outdir.join("log.txt"))?;
+        // Held until the process ends. Some file systems have no locks.
+        if let Err(TryLockError::WouldBlock) = log.file().try_lock() {
+            anyhow::bail!("another process trains in `{}`", outdir.display());
+        }
+        let log = RefCell::new(log);
         let note = |text: &str| {
             printer.note(text);
             // What the log lacks is on the screen.

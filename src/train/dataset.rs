@@ -1,7 +1,9 @@
 //! Training images in memory.
 
 use anyhow::Context as _;
+use d2o_evaluations::numpy_random::RandomState;
 use d2o_refs::batch::{self, ContentHash, ImageSource};
+use ndarray::Axis;
 use tch::{Device, Kind, Tensor};
 
 /// Images that are decoded at a time.
@@ -27,25 +29,37 @@ pub struct Batch {
 }
 
 impl TrainingSet {
-    /// Reads every image of `source` into one tensor. `label_dim` is the network's; 0 leaves labels out. With `xflip` the set also
-    /// holds the mirror image of each, after the images themselves, as the original's dataset does.
+    /// Reads images of `source` into one tensor: all, or `max_size` of them that are drawn as the originals' datasets draw them, in the order of the
+    /// source. `label_dim` is the network's; 0 leaves labels out. With `xflip` the set also holds the mirror image of each, after the images
+    /// themselves, as the originals' datasets do.
     ///
     /// # Errors
     /// Unreadable images; no labels, or a label out of range, for a conditional network.
-    pub fn load(source: &mut dyn ImageSource, label_dim: usize, xflip: bool) -> anyhow::Result<Self> {
-        let images = source.len();
-        anyhow::ensure!(images > 0, "the dataset is empty");
+    pub fn load(
+        source: &mut dyn ImageSource,
+        label_dim: usize,
+        max_size: Option<u32>,
+        xflip: bool,
+    ) -> anyhow::Result<Self> {
+        anyhow::ensure!(!source.is_empty(), "the dataset is empty");
+        let chosen = chosen(source.len(), max_size);
+        let images = chosen.len();
         let copies = if xflip { 2 } else { 1 };
         let count = images.checked_mul(copies).and_then(|n| u32::try_from(n).ok());
         let count = count.with_context(|| format!("{images} images: expected at most 2^32"))?;
-        let classes = (label_dim > 0).then(|| classes(source, label_dim)).transpose()?;
+        let classes = (label_dim > 0).then(|| classes(source, label_dim, &chosen)).transpose()?;
         let dims = batch::uniform(source)?;
         let shape = [images, dims.channels, dims.height, dims.width].map(|d| i64::try_from(d).unwrap_or(i64::MAX));
         let tensor = Tensor::f_empty(shape, (Kind::Uint8, Device::Cpu))?;
         let mut hash = ContentHash::new(images, dims);
-        for range in batch::parts(source, 0..images, CHUNK) {
-            let start = i64::try_from(range.start)?;
+        let mut start = 0;
+        for range in batch::parts(source, 0..source.len(), CHUNK) {
+            let wanted: Vec<usize> = chosen.iter().filter(|i| range.contains(i)).map(|i| i - range.start).collect();
+            if wanted.is_empty() {
+                continue;
+            }
             let pixels = source.read(range)?;
+            let pixels = if wanted.len() == pixels.dim().0 { pixels } else { pixels.select(Axis(0), &wanted) };
             let pixels = pixels.as_standard_layout();
             hash.update(&batch::digests(&pixels.view()));
             let flat = pixels.as_slice().context("the images are not contiguous")?;
@@ -53,6 +67,7 @@ impl TrainingSet {
             let part =
                 Tensor::f_from_slice(flat)?.f_reshape([n, h, w, c].map(|d| i64::try_from(d).unwrap_or(i64::MAX)))?;
             tensor.f_narrow(0, start, part.size()[0])?.f_copy_(&part.f_permute([0, 3, 1, 2])?)?;
+            start += part.size()[0];
         }
         source.verify()?;
         Ok(Self { images: tensor, classes, count, xflip, content: hash.finish() })
@@ -113,8 +128,20 @@ impl TrainingSet {
     }
 }
 
-/// The class of each image of `source`, each below `label_dim`.
-fn classes(source: &dyn ImageSource, label_dim: usize) -> anyhow::Result<(Vec<i64>, i64)> {
+/// Sorted indices of `max_size` of `count` images, or of all.
+fn chosen(count: usize, max_size: Option<u32>) -> Vec<usize> {
+    let most = max_size.map_or(count, |n| n as usize);
+    if most >= count {
+        return (0..count).collect();
+    }
+    // The originals' seed of this choice.
+    let mut chosen = RandomState::new(0).choice(count, most);
+    chosen.sort_unstable();
+    chosen
+}
+
+/// The class of each image at `chosen` of `source`, each below `label_dim`.
+fn classes(source: &dyn ImageSource, label_dim: usize, chosen: &[usize]) -> anyhow::Result<(Vec<i64>, i64)> {
     let labels = source.labels().with_context(|| {
         let why = source.label_problem().map_or(String::new(), |p| format!(": {p}"));
         format!("the network is conditional ({label_dim} classes), the dataset has no labels{why}")
@@ -122,7 +149,7 @@ fn classes(source: &dyn ImageSource, label_dim: usize) -> anyhow::Result<(Vec<i6
     if let Some(bad) = labels.iter().find(|l| usize::try_from(**l).map_or(true, |l| l >= label_dim)) {
         anyhow::bail!("label {bad} of the dataset: expected 0 to {}", label_dim - 1);
     }
-    Ok((labels.to_vec(), i64::try_from(label_dim)?))
+    Ok((chosen.iter().map(|i| labels[*i]).collect(), i64::try_from(label_dim)?))
 }
 
 #[cfg(test)]
@@ -137,7 +164,7 @@ mod tests {
         npz.start("arr_0", d2o_refs::npy::Dtype::U8, &[2, 1, 2, 3]).unwrap();
         npz.raw(&[0, 0, 0, 255, 255, 255, 51, 51, 51, 102, 102, 102]).unwrap();
         npz.finish().unwrap();
-        let load = |xflip| TrainingSet::load(batch::open(&path).unwrap().as_mut(), 0, xflip).unwrap();
+        let load = |xflip| TrainingSet::load(batch::open(&path).unwrap().as_mut(), 0, None, xflip).unwrap();
         let plain = load(false);
         assert_eq!((plain.len(), load(true).len(), plain.channels()), (2, 4, 3));
         let mut source = batch::open(&path).unwrap();
@@ -147,5 +174,26 @@ mod tests {
         let close = |a: [f64; 2], b: [f64; 2]| (a[0] - b[0]).abs() < 1e-6 && (a[1] - b[1]).abs() < 1e-6;
         assert!(close(first(0), [-0.6, -0.2]) && close(first(1), [-0.2, -0.6]) && close(first(2), [1.0, -1.0]));
         assert!(batch.labels.is_none());
+    }
+
+    // NumPy 2.4.6: RandomState(0).shuffle(arange(10)), the first four, sorted.
+    #[test]
+    fn a_part_of_the_images_is_the_originals() {
+        assert_eq!(chosen(10, Some(4)), [2, 4, 8, 9]);
+        assert_eq!(chosen(3, Some(3)), [0, 1, 2]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.npz");
+        let mut npz = d2o_refs::npz::NpzWriter::create(&path).unwrap();
+        npz.start("arr_0", d2o_refs::npy::Dtype::U8, &[10, 1, 1, 3]).unwrap();
+        npz.raw(&(0..30).map(|i| i / 3).collect::<Vec<u8>>()).unwrap();
+        npz.i64("arr_1", &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap();
+        npz.finish().unwrap();
+        let set = TrainingSet::load(batch::open(&path).unwrap().as_mut(), 10, Some(4), true).unwrap();
+        assert_eq!(set.len(), 8);
+        let batch = set.batch(&[0, 1, 2, 3, 7], Device::Cpu).unwrap();
+        let bytes = Vec::<f32>::try_from(&((batch.images.select(1, 0).reshape([-1]) + 1.0) * 127.5).round()).unwrap();
+        assert_eq!(bytes, [2.0, 4.0, 8.0, 9.0, 9.0]);
+        let classes = Vec::<i64>::try_from(&batch.labels.unwrap().argmax(1, false)).unwrap();
+        assert_eq!(classes, [2, 4, 8, 9, 9]);
     }
 }

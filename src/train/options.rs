@@ -45,6 +45,8 @@ pub struct Options {
     pub dropout: f64,
     /// Probability of augmentation.
     pub augment_p: f64,
+    /// Images of the dataset that are used; `None` for all.
+    pub max_size: Option<u32>,
     /// Whether the dataset holds mirror images too.
     pub xflip: bool,
     /// Whether the generator computes in bf16 on CUDA.
