@@ -108,15 +108,19 @@ fn the_first_iteration_moves_every_trained_tensor_by_the_learning_rate() {
 fn a_resumed_run_ends_where_an_undisturbed_one_does() {
     let dir = prepare();
     let dir = dir.path();
-    // Six iterations, R1 in three of them; the parts end between two ticks.
-    let more = ["--xflip", "--dump", "1", "--snap", "1", "--batch-gpu", "2"];
+    // Six iterations, R1 in two of them, the strength of augmentation adjusted after four; the parts end between two ticks.
+    let ada = ["--augment-p", "0.2", "--ada-target", "0.5", "--diffaug", "--optimizer", "radam"];
+    let more = [&["--xflip", "--dump", "1", "--snap", "1", "--batch-gpu", "2"][..], &ada].concat();
     tune(dir, "whole", "0.000024", &more);
     tune(dir, "parts", "0.000012", &more);
     assert!(bytes(dir, "whole") != bytes(dir, "parts"));
     // Nothing but the folder is told again.
     d2o(dir, &["--threads", "1", "train", "--outdir", "parts", "--resume", "--duration", "0.000024"]);
     assert!(bytes(dir, "whole") == bytes(dir, "parts"), "a resumed run ends elsewhere than an undisturbed one");
-    assert_eq!(stats(dir, "whole"), stats(dir, "parts"));
+    let lines = stats(dir, "whole");
+    assert_eq!(lines, stats(dir, "parts"));
+    let strength = |line: &Value| line["Progress/augment"]["mean"].as_f64().unwrap();
+    assert!((strength(&lines[0]) - 0.2).abs() < 1e-6 && (strength(&lines[2]) - 0.2).abs() > 1e-6, "{lines:?}");
     let snapshot = "network-snapshot-000000.safetensors";
     let [a, b] = ["whole", "parts"].map(|run| fs::read(dir.join(run).join(snapshot)).unwrap());
     assert!(a == b);

@@ -190,7 +190,7 @@ def fall_back(run):
     words = [run.binary, "--quiet", "generate", run.made("demo"), "--seeds", "0-3", "--out", out, "--overwrite", "--provider"]
     auto = run.call([*words, "auto"], env=hidden)["err"]
     refused = run.call([*words, "cuda"], env=hidden, ok=(2,))["err"]
-    ok = "running on the CPU" in auto and "CUDA device 0 cannot be used" in refused
+    ok = "running on the CPU" in auto and "CUDA device 0 that cannot be used" in refused
     run.line("no device visible: `auto` warns despite --quiet, `cuda` is refused", ok=ok, note="" if ok else f"auto: {auto[:200]}; cuda: {refused[:200]}")
 
 
