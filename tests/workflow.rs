@@ -275,6 +275,22 @@ fn training_resumes_where_it_stopped() {
     assert!(whole == parts, "a resumed run of the D2O loss ends elsewhere than an undisturbed one");
     continued("generator", "d2o-parts", "d2o");
 
+    let refused = |more: &[&str]| {
+        let base = ["train", "--loss", "d2o", "--data", "data.zip", "--outdir", "refused"];
+        let base = [&base[..], &adversary, more].concat();
+        run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir.path(), &base)
+    };
+    for (more, expected) in [
+        (&["--backbones", "vgg16_bn+lite0"][..], "vgg16_bn-6c64b313.pth"),
+        (&["--backbones", "deit+lite0"], "deit_base_distilled_patch16_224-df68dfff.pth"),
+        (&["--backbones", "vit+efficientnet_b0"], "is not supported"),
+        (&["--random-class-embeddings"], "this one has none"),
+        (&["--interp224", "false"], "--interp224"),
+    ] {
+        let outcome = refused(more);
+        assert!(outcome.code == 2 && outcome.stderr.contains(expected), "{more:?}: {outcome}");
+    }
+
     // Frozen layers stay as they were transferred, the others move; the snapshot exports.
     let (from, to) = ("whole/network-snapshot-000000.safetensors", "d2o/network-snapshot-000000.safetensors");
     let open = |path: &str| safetensors::SafetensorsFile::open(&dir.path().join(path)).unwrap();
