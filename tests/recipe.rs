@@ -148,16 +148,6 @@ fn a_step_through_vgg_is_the_originals() {
 }
 
 #[test]
-fn a_conditional_step_through_vgg_is_the_originals() {
-    is_the_originals("d2o-adm-cond", &["vgg16_bn", LITE0], "ns");
-}
-
-#[test]
-fn a_step_through_deit_is_the_originals() {
-    is_the_originals("d2o-ncsnpp-uncond", &["deit_base_distilled_patch16_224", LITE0], "ns");
-}
-
-#[test]
 fn a_conditional_step_through_deit_is_the_originals() {
     is_the_originals("d2o-adm-cond", &["deit_base_distilled_patch16_224", LITE0], "ns");
 }

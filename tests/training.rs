@@ -314,6 +314,11 @@ fn bad_input_is_one_clear_error() {
     refused(dir, &with(&["--arch", "adm"]), "--arch is for `--loss edm`");
     refused(dir, &with(&["--batch-gpu", "3"]), "expected a divisor of --batch 4");
     refused(dir, &with(&["--lr", "nan"]), "expected a finite number");
+    // Feature networks: missing, unsupported, without classes to embed, without heads.
+    refused(dir, &with(&["--backbones", "vgg16_bn+lite0"]), "vgg16_bn-6c64b313.pth");
+    refused(dir, &with(&["--backbones", "deit+lite0"]), "deit_base_distilled_patch16_224-df68dfff.pth");
+    refused(dir, &with(&["--backbones", "vit+efficientnet_b0"]), "is not supported");
+    refused(dir, &with(&["--random-class-embeddings"]), "this one has none");
     let mut npz = d2o_refs::npz::NpzWriter::create(&dir.join("16.npz")).unwrap();
     npz.start("arr_0", d2o_refs::npy::Dtype::U8, &[4, 16, 16, 3]).unwrap();
     npz.raw(&[7; 4 * 768]).unwrap();

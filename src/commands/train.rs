@@ -43,7 +43,7 @@ mod training {
     use crate::train::device;
     use crate::train::options::{self, Options, Settled};
     use crate::train::snapshot::{State, state_path};
-    use crate::train::trainer::{self, Run, Status};
+    use crate::train::trainer::{Run, Status, Trainer};
 
     /// Trains.
     ///
@@ -86,11 +86,18 @@ mod training {
         }
         let data = TrainingSet::load(source.as_mut(), net.label_dim, options.max_size, options.xflip)?;
         drop(source);
-        let outdir = folder(outdir, args)?;
-        let log = fs::OpenOptions::new().create(true).append(true).open(outdir.join("log.txt"))?;
+        let Settled { options, values, changes } = settled;
+        let outdir = if args.numbered { numbered(outdir, args.desc.as_deref())? } else { outdir.to_owned() };
+        let (resume, other_files, max_seconds) = (args.resume, args.resume_with, args.max_seconds);
+        let run = Run { options, values, net, outdir, resume, other_files, max_seconds, device };
+        let mut trainer = Trainer::new(&run, &data)?;
+
+        // Nothing is written before everything is read.
+        fs::create_dir_all(&run.outdir)?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(run.outdir.join("log.txt"))?;
         // Held until the process ends. Some file systems have no locks.
         if let Err(TryLockError::WouldBlock) = log.file().try_lock() {
-            anyhow::bail!("another process trains in `{}`", outdir.display());
+            anyhow::bail!("another process trains in `{}`", run.outdir.display());
         }
         let log = RefCell::new(log);
         let note = |text: &str| {
@@ -100,41 +107,31 @@ mod training {
         };
         let mut record = record;
         record["dataset"]["pixels_sha256"] = json!(data.content_sha256());
-        let mut file = AtomicFile::create(&outdir.join("training_options.json"))?;
+        let mut file = AtomicFile::create(&run.outdir.join("training_options.json"))?;
         writeln!(file, "{}", serde_json::to_string_pretty(&record)?)?;
         file.commit()?;
-        if options.bf16 && !device.is_cuda() {
+        if run.options.bf16 && !device.is_cuda() {
             note("the CPU computes in f32, as the original does: --bf16 is for CUDA");
         }
-        if options.random_class_embeddings == Some(true) {
+        if run.options.random_class_embeddings == Some(true) {
             note("the discriminator starts from random class embeddings, which is not the recipe");
         }
-        for change in &settled.changes {
+        for change in &changes {
             note(&format!("resumed with {change}"));
         }
         note(&format!(
             "{} images · {} · {} · preset {} · batch {}{} · {}",
             data.len(),
             device::describe(device),
-            net.class(),
-            options.preset,
-            options.batch,
-            if options.ranks() > 1 { format!(" in {} parts", options.ranks()) } else { String::new() },
-            net.init_kwargs()
+            run.net.class(),
+            run.options.preset,
+            run.options.batch,
+            if run.options.ranks() > 1 { format!(" in {} parts", run.options.ranks()) } else { String::new() },
+            run.net.init_kwargs()
         ));
-        let run = Run {
-            options: settled.options,
-            values: settled.values,
-            net,
-            outdir,
-            resume: args.resume,
-            other_files: args.resume_with,
-            max_seconds: args.max_seconds,
-            device,
-        };
         let mut line = |s: &Status| note(&render(s));
         let section = interrupt::cooperative();
-        let outcome = trainer::train(&run, &data, &mut line, &interrupt::asked)?;
+        let outcome = trainer.run(&data, &mut line, &interrupt::asked)?;
         section.complete();
         note(&format!(
             "{} of {} parameters trained on {} images in {:.0} s",
@@ -172,21 +169,16 @@ mod training {
         }
     }
 
-    /// Creates the folder of the run.
-    fn folder(outdir: &Path, args: &Train) -> anyhow::Result<PathBuf> {
-        fs::create_dir_all(outdir)?;
-        if !args.numbered {
-            return Ok(outdir.to_owned());
-        }
+    /// The folder of a numbered run in `outdir`, which does not exist.
+    fn numbered(outdir: &Path, desc: Option<&str>) -> anyhow::Result<PathBuf> {
         let number = |name: &str| name.split('-').next().and_then(|n| n.parse::<u32>().ok());
         let mut next = 0;
-        for entry in fs::read_dir(outdir)? {
-            next = next.max(number(&entry?.file_name().to_string_lossy()).map_or(0, |n| n + 1));
+        let entries = if outdir.exists() { fs::read_dir(outdir)?.collect::<Result<_, _>>()? } else { Vec::new() };
+        for entry in entries {
+            next = next.max(number(&entry.file_name().to_string_lossy()).map_or(0, |n| n + 1));
         }
-        let desc = args.desc.as_ref().map_or(String::new(), |d| format!("-{d}"));
-        let path = outdir.join(format!("{next:05}{desc}"));
-        fs::create_dir(&path)?;
-        Ok(path)
+        let desc = desc.map_or(String::new(), |d| format!("-{d}"));
+        Ok(outdir.join(format!("{next:05}{desc}")))
     }
 
     /// The network that is trained: that of the state, of the checkpoint to start from, or a new one.

@@ -271,6 +271,27 @@ mod tests {
     }
 
     #[test]
+    fn losses_sum_over_feature_networks() {
+        let logits = |values: &[f64], width| Tensor::from_slice(values).reshape([2, width]);
+        // Of different lengths, as those of VGG16 and Lite0 are.
+        let all = [logits(&[1.0, -2.0, 3.0, 0.5], 2), logits(&[-1.0, 2.0], 1)];
+        for loss in [LossType::NonSaturating, LossType::Hinge] {
+            let sum = |of: &dyn Fn(&[Tensor]) -> Tensor| {
+                let parts: f64 = all.iter().map(|l| of(std::slice::from_ref(l)).double_value(&[])).sum();
+                assert!((of(&all).double_value(&[]) - parts).abs() < 1e-12, "{loss:?}");
+            };
+            sum(&|fake| loss.generator(fake));
+            sum(&|fake| loss.discriminator(fake, fake));
+        }
+        assert!((mean_logit(&all).double_value(&[]) - 3.5 / 6.0).abs() < 1e-12);
+        // The gradients of both networks' logits add up: 2x + 3.
+        let x = Tensor::from_slice(&[1.0, 2.0]).reshape([2, 1, 1, 1]).set_requires_grad(true);
+        let logits = [x.square().reshape([2, 1]), (&x * 3.0).reshape([2, 1])];
+        let got = r1_penalty(&logits, &x, 2.0).unwrap().double_value(&[]);
+        assert!((got - (25.0 + 49.0) / 2.0).abs() < 1e-12, "{got}");
+    }
+
+    #[test]
     fn labels_are_hidden_in_training_only() {
         let kwargs = serde_json::json!({"img_resolution": 8, "img_channels": 3, "label_dim": 10, "model_type": "SongUNet", "model_channels": 8,
             "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "label_dropout": 0.25});

@@ -97,24 +97,6 @@ pub struct Outcome {
     pub stopped: bool,
 }
 
-/// Trains as `run` says on `data`. `report` gets the status lines; `stop` is asked after every iteration.
-///
-/// # Errors
-/// Unreadable checkpoints or states, failing operations, writing errors; losses that are not finite again and again.
-pub fn train(
-    run: &Run,
-    data: &TrainingSet,
-    report: &mut dyn FnMut(&Status),
-    stop: &dyn Fn() -> bool,
-) -> anyhow::Result<Outcome> {
-    Numerics { tf32: run.options.tf32, deterministic: run.options.deterministic }.apply();
-    let mut trainer = Trainer::new(run, data)?;
-    if run.resume {
-        trainer.resume()?;
-    }
-    trainer.run(data, report, stop)
-}
-
 /// A network with its optimiser.
 struct Trained {
     tensors: Vec<Named>,
@@ -219,7 +201,8 @@ impl Discriminator {
     }
 }
 
-struct Trainer<'a> {
+/// A run that is ready to start.
+pub struct Trainer<'a> {
     run: &'a Run,
     net: Denoiser<Value>,
     generator: Trained,
@@ -240,8 +223,13 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    fn new(run: &'a Run, data: &TrainingSet) -> anyhow::Result<Self> {
+    /// Reads the networks, and the state of a run that is resumed. Writes nothing.
+    ///
+    /// # Errors
+    /// Unreadable checkpoints or states; other images, feature networks or settings of the network than the state's.
+    pub fn new(run: &'a Run, data: &TrainingSet) -> anyhow::Result<Self> {
         let options = &run.options;
+        Numerics { tf32: options.tf32, deterministic: options.deterministic }.apply();
         let weights = match &options.transfer {
             // The state holds what was transferred.
             Some(path) if !run.resume => transfer(path, &run.net)?,
@@ -264,7 +252,7 @@ impl<'a> Trainer<'a> {
             LossArg::D2o => Some(discriminator(run)?),
             _ => None,
         };
-        Ok(Self {
+        let mut trainer = Self {
             run,
             net,
             generator,
@@ -281,10 +269,18 @@ impl<'a> Trainer<'a> {
                 ("data_sha256", data.content_sha256().to_owned()),
                 ("feature_networks_sha256", feature_networks_sha256(options)?),
             ],
-        })
+        };
+        if run.resume {
+            trainer.resume()?;
+        }
+        Ok(trainer)
     }
 
-    fn run(
+    /// Trains on `data`. `report` gets the status lines; `stop` is asked before every iteration.
+    ///
+    /// # Errors
+    /// Failing operations, writing errors; losses that are not finite again and again.
+    pub fn run(
         &mut self,
         data: &TrainingSet,
         report: &mut dyn FnMut(&Status),
