@@ -1,5 +1,6 @@
 //! Training with libtorch: EDM pre-training and D2O fine-tuning.
 
+mod adversarial;
 pub mod augment;
 pub mod dataset;
 pub mod device;
@@ -17,4 +18,5 @@ pub mod session;
 pub mod snapshot;
 pub mod stats;
 pub mod tensorboard;
+mod trained;
 pub mod trainer;

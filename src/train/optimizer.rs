@@ -230,10 +230,10 @@ mod tests {
                 + (&b * Tensor::from_slice(&g[3..])).sum(Kind::Double);
             optimizer.backward(&loss).unwrap();
             optimizer.step(scale(t)).unwrap();
-            super::super::trainer::average(
+            super::super::trained::average(
                 &mut average,
                 optimizer.values(),
-                super::super::trainer::ema_decay(8, t * 8.0, 500.0, 0.05, 0.0),
+                super::super::trained::ema_decay(8, t * 8.0, 500.0, 0.05, 0.0),
             )
             .unwrap();
         }

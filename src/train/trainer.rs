@@ -4,37 +4,34 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use d2o_converters::checkpoint::safetensors::Tensor as Stored;
 use d2o_converters::denoiser::{Denoiser, NetConfig};
 use d2o_converters::weights::{SplitMix64, Weights};
 use d2o_converters::{Architecture, Checkpoint};
 use d2o_refs::batch::container_sha256;
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::augment::ada::{Ada, AdaPipe, AdaSettings};
+use super::adversarial::Discriminator;
 use super::augment::edm::{EdmPipe, EdmSettings};
 use super::dataset::{Batch, TrainingSet};
-use super::discriminator::{ClassRows, Critic};
 use super::freeze::is_frozen;
 use super::grid;
-use super::libtorch::{LibTorch, Named, Role, Value};
-use super::loss::{Adversaries, LossType, NoiseLevels, denoising_loss, generate, r1_penalty, unchanged};
+use super::libtorch::{LibTorch, Value};
+use super::loss::{NoiseLevels, denoising_loss, generate};
 use super::numerics::Numerics;
-use super::optimizer::{Optimizer, OptimizerConfig};
+use super::optimizer::OptimizerConfig;
 use super::options::Options;
 use super::pickle;
 use super::sampler::InfiniteSampler;
 use super::snapshot::{self, State};
 use super::stats::{Collector, KIMG, Log, resident_gib, unix_time};
 use super::tensorboard::Events;
-use crate::cli::{LossArg, LossTypeArg};
+use super::trained::{Trained, average, ema_decay};
+use crate::cli::LossArg;
 
 /// Iterations between looks at the losses, and the losses in a row that may not be finite.
 const PATIENCE: u32 = 16;
-/// Name of the signs of the logits of real images.
-const SIGNS: &str = "Loss/signs/real";
 
 /// A run.
 #[derive(Debug)]
@@ -97,110 +94,6 @@ pub struct Outcome {
     pub stopped: bool,
 }
 
-/// A network with its optimiser.
-struct Trained {
-    tensors: Vec<Named>,
-    /// Indices into `tensors` of what the optimiser updates, in its order.
-    updated: Vec<usize>,
-    optimizer: Optimizer,
-}
-
-impl Trained {
-    fn new(tensors: Vec<Named>, frozen: impl Fn(&str) -> bool, config: OptimizerConfig) -> anyhow::Result<Self> {
-        let mut updated = Vec::new();
-        for (i, t) in tensors.iter().enumerate().filter(|(_, t)| t.role == Role::Param) {
-            if frozen(&t.path) {
-                let _ = t.tensor.set_requires_grad(false);
-            } else {
-                updated.push(i);
-            }
-        }
-        let params = updated.iter().map(|i| tensors[*i].tensor.shallow_clone()).collect();
-        Ok(Self { optimizer: Optimizer::new(params, config)?, tensors, updated })
-    }
-
-    fn scalars(&self, only_updated: bool) -> usize {
-        let all = self.tensors.iter().enumerate().filter(|(_, t)| t.role == Role::Param);
-        all.filter(|(i, _)| !only_updated || self.updated.contains(i)).map(|(_, t)| t.tensor.numel()).sum()
-    }
-
-    /// All tensors under `name` (unless that is empty), those that are updated with the values of `flat` if it is given.
-    fn stored(&self, name: &str, flat: Option<&Tensor>) -> anyhow::Result<Vec<Stored>> {
-        let mut tensors: Vec<Tensor> = self.tensors.iter().map(|t| t.tensor.shallow_clone()).collect();
-        if let Some(flat) = flat {
-            for (i, view) in self.updated.iter().zip(self.optimizer.views(flat)?) {
-                tensors[*i] = view;
-            }
-        }
-        let named = self.tensors.iter().zip(&tensors);
-        let path = |of: &Named| if name.is_empty() { of.path.clone() } else { format!("{name}.{}", of.path) };
-        named.map(|(named, tensor)| snapshot::stored(path(named), tensor)).collect()
-    }
-
-    /// All tensors and the optimiser's moments under `name`.
-    fn save(&self, name: &str, out: &mut Vec<Stored>, metadata: &mut Metadata) -> anyhow::Result<()> {
-        out.extend(self.stored(name, None)?);
-        for (moment, tensor) in self.optimizer.moments() {
-            out.push(snapshot::stored(format!("optimizer.{name}.{moment}"), tensor)?);
-        }
-        metadata.insert(format!("steps.{name}"), self.optimizer.steps().to_string());
-        Ok(())
-    }
-
-    fn restore(&mut self, name: &str, state: &State) -> anyhow::Result<()> {
-        for t in &mut self.tensors {
-            if t.role != Role::Buffer {
-                state.restore(&format!("{name}.{}", t.path), &mut t.tensor)?;
-            }
-        }
-        for (moment, tensor) in self.optimizer.moments() {
-            state.restore(&format!("optimizer.{name}.{moment}"), &mut tensor.shallow_clone())?;
-        }
-        self.optimizer.set_steps(state.number(&format!("steps.{name}"))?);
-        Ok(())
-    }
-}
-
-type Metadata = std::collections::BTreeMap<String, String>;
-
-struct Discriminator {
-    loss: LossType,
-    r1_gamma: f64,
-    r1_interval: u64,
-    /// One for each part of a batch: projections of its own, the same heads.
-    critics: Vec<Critic>,
-    trained: Trained,
-    /// Spectral norm's vectors.
-    power: Vec<Tensor>,
-    /// Augmentation of what it sees, its strength, and what adjusts it.
-    pipe: Option<AdaPipe>,
-    p: f32,
-    ada: Option<Ada>,
-    /// Signs of the logits of real images since the last adjustment.
-    signs: Collector,
-}
-
-impl Discriminator {
-    /// Runs `part` for each part of a batch. All start from the same vectors of spectral norm, as processes that have a part each would.
-    fn each_part(
-        &mut self,
-        mut part: impl FnMut(&mut Optimizer, usize, &Critic) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
-        let before: Vec<Tensor> =
-            if self.critics.len() > 1 { self.power.iter().map(Tensor::copy).collect() } else { Vec::new() };
-        for (rank, critic) in self.critics.iter().enumerate() {
-            if rank > 0 {
-                let _guard = tch::no_grad_guard();
-                for (vector, value) in self.power.iter_mut().zip(&before) {
-                    vector.f_copy_(value)?;
-                }
-            }
-            part(&mut self.trained.optimizer, rank, critic)?;
-        }
-        Ok(())
-    }
-}
-
 /// A run that is ready to start.
 pub struct Trainer<'a> {
     run: &'a Run,
@@ -208,7 +101,8 @@ pub struct Trainer<'a> {
     generator: Trained,
     /// Averages of what the generator's optimiser updates, in its layout.
     average: Tensor,
-    /// Augmentation of EDM's loss.
+    /// Noise levels of a denoiser's loss, and augmentation of its images.
+    levels: Option<NoiseLevels>,
     pipe: Option<EdmPipe>,
     discriminator: Option<Discriminator>,
     sampler: InfiniteSampler,
@@ -245,11 +139,17 @@ impl<'a> Trainer<'a> {
         let config = OptimizerConfig { rule: options.optimizer, lr: options.lr, betas, eps: 1e-8 };
         let generator = Trained::new(tensors, |path| is_frozen(path, freeze), config)?;
         let average = generator.optimizer.values().copy();
+        let levels = NoiseLevels::of(&run.net.precond);
+        anyhow::ensure!(
+            options.loss == LossArg::D2o || levels.is_some(),
+            "networks of class {} are not trained from noise",
+            run.net.class()
+        );
         let pipe = (options.loss != LossArg::D2o && options.augment_p > 0.0)
             .then(|| EdmPipe::new(EdmSettings::edm(options.augment_p), run.device))
             .transpose()?;
         let discriminator = match options.loss {
-            LossArg::D2o => Some(discriminator(run)?),
+            LossArg::D2o => Some(Discriminator::new(run)?),
             _ => None,
         };
         let mut trainer = Self {
@@ -257,6 +157,7 @@ impl<'a> Trainer<'a> {
             net,
             generator,
             average,
+            levels,
             pipe,
             discriminator,
             sampler: InfiniteSampler::new(data.len(), options.seed),
@@ -467,8 +368,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn denoising(&mut self, batches: &[Batch], lr_scale: f64) -> anyhow::Result<()> {
-        let levels = NoiseLevels::of(&self.run.net.precond)
-            .with_context(|| format!("networks of class {} are not trained from noise", self.run.net.class()))?;
+        let levels = self.levels.context("no noise levels")?;
         let mut b = LibTorch::running(self.run.device, true);
         for (rank, batch) in batches.iter().enumerate() {
             seed(self.run.options.seed, self.iteration, "denoising", rank);
@@ -484,87 +384,9 @@ impl<'a> Trainer<'a> {
     }
 
     fn adversarial(&mut self, batches: &[Batch], lr_scale: f64) -> anyhow::Result<()> {
-        let Some(d) = &mut self.discriminator else { anyhow::bail!("no discriminator") };
-        let (net, kind, collector) = (&self.net, d.loss, &mut self.collector);
-        let (run_seed, iteration) = (self.run.options.seed, self.iteration);
-        let images = f64::from(self.run.options.batch / self.run.options.ranks());
-        let mixed = self.run.mixed();
-        let labels = |batch: &Batch| batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
-        let mut b = LibTorch::running(self.run.device, true);
-
-        let generator = &mut self.generator.optimizer;
-        d.trained.optimizer.record(false);
-        let pipe = d.pipe.take();
-        let p = d.p;
-        let augment = |images: &Tensor| match &pipe {
-            Some(pipe) => Ok(pipe.apply(images, p)?.images),
-            None => unchanged(images),
-        };
-        d.each_part(|_, rank, critic| {
-            let batch = &batches[rank];
-            seed(run_seed, iteration, "generator", rank);
-            let noise = batch.images.randn_like();
-            let (loss, logits) = Adversaries { net, critic, loss: kind, augment: &augment, mixed }.generator_loss(
-                &mut b,
-                &noise,
-                labels(batch).as_ref(),
-            )?;
-            generator.backward(&loss)?;
-            collector.report_loss("G", &loss, images)?;
-            let logits = flat(&logits)?;
-            collector.report("Loss/logits/fake", &logits)?;
-            Ok(collector.report("Loss/probs/fake", &logits.sigmoid())?)
-        })?;
-        generator.step(lr_scale)?;
-
-        d.trained.optimizer.record(true);
-        let mut signs = std::mem::take(&mut d.signs);
-        d.each_part(|optimizer, rank, critic| {
-            let batch = &batches[rank];
-            seed(run_seed, iteration, "discriminator", rank);
-            let noise = batch.images.randn_like();
-            let labels = labels(batch);
-            let (loss, real) = Adversaries { net, critic, loss: kind, augment: &augment, mixed }.discriminator_loss(
-                &mut b,
-                &noise,
-                &batch.images,
-                labels.as_ref(),
-            )?;
-            optimizer.backward(&loss)?;
-            collector.report_loss("D", &loss, images)?;
-            let real = flat(&real)?;
-            collector.report("Loss/logits/real", &real)?;
-            collector.report(SIGNS, &real.sign())?;
-            signs.report(SIGNS, &real.sign())?;
-            Ok(collector.report("Loss/probs/real", &real.sigmoid())?)
-        })?;
-        d.trained.optimizer.step(1.0)?;
-        (d.signs, d.pipe) = (signs, pipe);
-
-        let (gamma, interval) = (d.r1_gamma, d.r1_interval);
-        if gamma > 0.0 && iteration != 0 && iteration.is_multiple_of(interval) {
-            d.each_part(|optimizer, rank, critic| {
-                seed(run_seed, iteration, "r1", rank);
-                let real = batches[rank].images.detach().copy().set_requires_grad(true);
-                let logits = critic.logits(&mut b, &real, labels(&batches[rank]).as_ref())?;
-                let loss = r1_penalty(&logits, &real, gamma)?;
-                optimizer.backward(&(&loss * whole(interval)))?;
-                collector.report("Loss/r1_penalty", &(&loss * (2.0 / gamma)))?;
-                Ok(collector.report("Loss/D/r1_loss", &loss)?)
-            })?;
-            d.trained.optimizer.step(1.0)?;
-        }
-        if (iteration + 1).is_multiple_of(Ada::INTERVAL.into()) {
-            if let (Some(ada), Some(mean)) = (&mut d.ada, d.signs.mean(SIGNS)) {
-                ada.update(mean, self.run.options.batch);
-                d.p = ada.p;
-            }
-            d.signs.reset();
-        }
-        if d.ada.is_some() {
-            collector.report("Progress/augment", &Tensor::from(f64::from(d.p)))?;
-        }
-        Ok(())
+        let discriminator = self.discriminator.as_mut().context("no discriminator")?;
+        let generator = (&self.net, &mut self.generator.optimizer);
+        discriminator.iterate(generator, batches, self.iteration, lr_scale, &mut self.collector)
     }
 
     /// Writes `network-snapshot-NNNNNN.safetensors` (average and network) and `training-state.safetensors`, if so asked; returns the snapshot's path.
@@ -585,9 +407,7 @@ impl<'a> Trainer<'a> {
         if dump {
             self.generator.save("net", &mut tensors, &mut metadata)?;
             if let Some(d) = &self.discriminator {
-                d.trained.save("d", &mut tensors, &mut metadata)?;
-                metadata.insert("augment_p".to_owned(), d.p.to_bits().to_string());
-                metadata.insert("signs".to_owned(), d.signs.state().to_string());
+                d.save(&mut tensors, &mut metadata)?;
             }
             for (key, value) in [
                 ("iteration", self.iteration.to_string()),
@@ -629,10 +449,7 @@ impl<'a> Trainer<'a> {
             state.restore(&format!("ema.{}", self.generator.tensors[*i].path), &mut view)?;
         }
         if let Some(d) = &mut self.discriminator {
-            d.trained.restore("d", &state)?;
-            d.p = f32::from_bits(u32::try_from(state.number("augment_p")?)?);
-            d.ada = d.ada.map(|ada| Ada { p: d.p, ..ada });
-            d.signs.restore(state.get("signs")?, self.run.device)?;
+            d.restore(&state, self.run.device)?;
         }
         self.sampler.skip_to(self.images);
         Ok(())
@@ -640,27 +457,18 @@ impl<'a> Trainer<'a> {
 }
 
 /// Seeds libtorch for a stage of an iteration: a resumed run continues the very same sequence, and a part of a batch draws what a process of its rank would.
-fn seed(run: u32, iteration: u64, stage: &str, rank: usize) {
+pub(super) fn seed(run: u32, iteration: u64, stage: &str, rank: usize) {
     let path = format!("iteration{iteration}.{stage}.rank{rank}");
     let drawn = SplitMix64::for_path(u64::from(run), &path).next_u64();
     tch::manual_seed((drawn >> 1).cast_signed());
 }
 
-/// Share of the average that an iteration over `batch` images keeps after `images` images: by its half-life `kimg`, bounded by the share `warmup` of the
-/// images unless that is 0, or `beta` unless that is 0.
-pub(super) fn ema_decay(batch: u32, images: f64, kimg: f64, warmup: f64, beta: f64) -> f64 {
-    if beta != 0.0 {
-        return beta;
-    }
-    let half_life = kimg * 1e3;
-    let half_life = if warmup > 0.0 { half_life.min(images * warmup) } else { half_life };
-    0.5_f64.powf(f64::from(batch) / half_life.max(1e-8))
-}
-
-/// Moves `average` towards `values`, keeping the share `decay` of it.
-pub(super) fn average(average: &mut Tensor, values: &Tensor, decay: f64) -> Result<(), TchError> {
-    let _guard = tch::no_grad_guard();
-    average.f_lerp_(values, 1.0 - decay).map(drop)
+/// SHA-256 of the checkpoints of the feature networks, in any order.
+fn feature_networks_sha256(options: &Options) -> anyhow::Result<String> {
+    let mut hashes =
+        options.backbone_weights.iter().map(|p| Ok(container_sha256(p)?)).collect::<anyhow::Result<Vec<String>>>()?;
+    hashes.sort();
+    Ok(hashes.join(" "))
 }
 
 /// Weights of the `ema` network of `path`, all of which `net` must take but for augmentation's.
@@ -677,80 +485,12 @@ fn transfer(path: &Path, net: &NetConfig) -> anyhow::Result<Weights> {
     Ok(network.weights().allowing_unused(drop_augment))
 }
 
-/// SHA-256 of the checkpoints of the feature networks, in any order.
-fn feature_networks_sha256(options: &Options) -> anyhow::Result<String> {
-    let mut hashes =
-        options.backbone_weights.iter().map(|p| Ok(container_sha256(p)?)).collect::<anyhow::Result<Vec<String>>>()?;
-    hashes.sort();
-    Ok(hashes.join(" "))
-}
-
-fn discriminator(run: &Run) -> anyhow::Result<Discriminator> {
-    let options = &run.options;
-    let mut config = options.critic()?;
-    if run.resume && run.net.label_dim > 0 {
-        // The state holds the rows.
-        config.classes = Some(ClassRows::Random);
-    }
-    let seed = u64::from(options.seed);
-    let (first, mut tensors) = Critic::load(&config, run.net.img_resolution, run.net.label_dim, seed, run.device)?;
-    let mut critics = vec![first];
-    for rank in 1..options.ranks() {
-        let seed = SplitMix64::for_path(seed, &format!("rank{rank}")).next_u64();
-        let (critic, drawn) = critics[0].redrawn(seed, run.device)?;
-        tensors.extend(drawn.into_iter().map(|t| Named { path: format!("rank{rank}.{}", t.path), ..t }));
-        critics.push(critic);
-    }
-    let ada = (options.ada_target.unwrap_or(0.0) != 0.0)
-        .then(|| Ada { p: single(options.augment_p), target: options.ada_target.unwrap_or(0.0) });
-    let pipe =
-        (options.augment_p > 0.0 || ada.is_some()).then(|| AdaPipe::new(AdaSettings::d2o(), run.device)).transpose()?;
-    // The step that R1 adds every `interval` iterations is taken out of the others (lazy regularisation, Karras et al. 2020). As in the original, R1
-    // turned off changes nothing about it.
-    let r1_interval = u64::from(options.r1_interval.unwrap_or(16));
-    let correction = whole(r1_interval) / (whole(r1_interval) + 1.0);
-    let config = OptimizerConfig {
-        rule: options.optimizer,
-        lr: options.dlr.unwrap_or(options.lr) * correction,
-        betas: [0.0, 0.99_f64.powf(correction)],
-        eps: 1e-8,
-    };
-    let is_power = |t: &&Named| t.path.ends_with(".weight_u") || t.path.ends_with(".weight_v");
-    let power = tensors.iter().filter(is_power).map(|t| t.tensor.shallow_clone()).collect();
-    Ok(Discriminator {
-        loss: match options.loss_type {
-            Some(LossTypeArg::Hinge) => LossType::Hinge,
-            _ => LossType::NonSaturating,
-        },
-        r1_gamma: options.r1_gamma.unwrap_or(0.0),
-        r1_interval,
-        critics,
-        trained: Trained::new(tensors, |_| false, config)?,
-        power,
-        pipe,
-        p: single(options.augment_p),
-        ada,
-        signs: Collector::default(),
-    })
-}
-
-/// All logits in one row.
-fn flat(logits: &[Tensor]) -> Result<Tensor, TchError> {
-    let rows = logits.iter().map(|l| l.f_reshape([-1])).collect::<Result<Vec<_>, _>>()?;
-    Tensor::f_cat(&rows, 0)
-}
-
-#[allow(clippy::cast_possible_truncation, reason = "a probability")]
-fn single(p: f64) -> f32 {
-    p as f32
-}
-
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "image counts, clamped at 0 by the cast")]
 fn thousands(kimg: f64) -> u64 {
     (kimg * 1e3).round() as u64
 }
 
 #[allow(clippy::cast_precision_loss, reason = "image counts below 2^53")]
-fn whole(count: u64) -> f64 {
+pub(super) fn whole(count: u64) -> f64 {
     count as f64
 }

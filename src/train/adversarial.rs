@@ -1,0 +1,233 @@
+//! The adversarial objective: the stages of generator and discriminator.
+
+use d2o_converters::denoiser::Denoiser;
+use d2o_converters::weights::SplitMix64;
+use tch::{Device, TchError, Tensor};
+
+use super::augment::ada::{Ada, AdaPipe, AdaSettings};
+use super::dataset::Batch;
+use super::discriminator::{ClassRows, Critic};
+use super::libtorch::{LibTorch, Named, Value};
+use super::loss::{Adversaries, LossType, r1_penalty, unchanged};
+use super::optimizer::{Optimizer, OptimizerConfig};
+use super::snapshot::State;
+use super::stats::Collector;
+use super::trained::{Metadata, Trained};
+use super::trainer::{Run, seed, whole};
+use crate::cli::LossTypeArg;
+use d2o_converters::checkpoint::safetensors::Tensor as Stored;
+
+/// Name of the signs of the logits of real images.
+const SIGNS: &str = "Loss/signs/real";
+
+/// The discriminator in training.
+pub(super) struct Discriminator {
+    loss: LossType,
+    r1_gamma: f64,
+    r1_interval: u64,
+    /// Whether the generator computes in bf16.
+    mixed: bool,
+    seed: u32,
+    batch: u32,
+    parts: Parts,
+    trained: Trained,
+    /// Augmentation of what it sees, and its strength.
+    pipe: Option<AdaPipe>,
+    strength: Ada,
+    /// Whether the strength is adjusted.
+    adaptive: bool,
+    /// Signs of the logits of real images since the last adjustment.
+    signs: Collector,
+}
+
+/// The discriminator as each part of a batch sees it: projections of its own, the same heads.
+struct Parts {
+    critics: Vec<Critic>,
+    /// Spectral norm's vectors.
+    power: Vec<Tensor>,
+}
+
+impl Parts {
+    /// Runs `stage` for each part of a batch. All start from the same vectors of spectral norm, as processes that have a part each would.
+    fn each(&mut self, mut stage: impl FnMut(usize, &Critic) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let before: Vec<Tensor> =
+            if self.critics.len() > 1 { self.power.iter().map(Tensor::copy).collect() } else { Vec::new() };
+        for (rank, critic) in self.critics.iter().enumerate() {
+            if rank > 0 {
+                let _guard = tch::no_grad_guard();
+                for (vector, value) in self.power.iter_mut().zip(&before) {
+                    vector.f_copy_(value)?;
+                }
+            }
+            stage(rank, critic)?;
+        }
+        Ok(())
+    }
+}
+
+impl Discriminator {
+    /// Loads the feature networks of `run` and draws the rest.
+    ///
+    /// # Errors
+    /// Those of [`Critic::load`]; libtorch's own.
+    pub(super) fn new(run: &Run) -> anyhow::Result<Self> {
+        let options = &run.options;
+        let mut config = options.critic()?;
+        if run.resume && run.net.label_dim > 0 {
+            // The state holds the rows.
+            config.classes = Some(ClassRows::Random);
+        }
+        let seed = u64::from(options.seed);
+        let (first, mut tensors) = Critic::load(&config, run.net.img_resolution, run.net.label_dim, seed, run.device)?;
+        let mut critics = vec![first];
+        for rank in 1..options.ranks() {
+            let seed = SplitMix64::for_path(seed, &format!("rank{rank}")).next_u64();
+            let (critic, drawn) = critics[0].redrawn(seed, run.device)?;
+            tensors.extend(drawn.into_iter().map(|t| Named { path: format!("rank{rank}.{}", t.path), ..t }));
+            critics.push(critic);
+        }
+        let is_power = |t: &&Named| t.path.ends_with(".weight_u") || t.path.ends_with(".weight_v");
+        let power = tensors.iter().filter(is_power).map(|t| t.tensor.shallow_clone()).collect();
+        // The step that R1 adds every `interval` iterations is taken out of the others (lazy regularisation, Karras et al. 2020). As in the
+        // original, R1 turned off changes nothing about it.
+        let r1_interval = u64::from(options.r1_interval.unwrap_or(16));
+        let correction = whole(r1_interval) / (whole(r1_interval) + 1.0);
+        let config = OptimizerConfig {
+            rule: options.optimizer,
+            lr: options.dlr.unwrap_or(options.lr) * correction,
+            betas: [0.0, 0.99_f64.powf(correction)],
+            eps: 1e-8,
+        };
+        let target = options.ada_target.unwrap_or(0.0);
+        #[allow(clippy::cast_possible_truncation, reason = "a probability")]
+        let strength = Ada { p: options.augment_p as f32, target };
+        let adaptive = target != 0.0;
+        let augments = adaptive || options.augment_p > 0.0;
+        Ok(Self {
+            loss: match options.loss_type {
+                Some(LossTypeArg::Hinge) => LossType::Hinge,
+                _ => LossType::NonSaturating,
+            },
+            r1_gamma: options.r1_gamma.unwrap_or(0.0),
+            r1_interval,
+            mixed: run.mixed(),
+            seed: options.seed,
+            batch: options.batch,
+            parts: Parts { critics, power },
+            trained: Trained::new(tensors, |_| false, config)?,
+            pipe: augments.then(|| AdaPipe::new(AdaSettings::d2o(), run.device)).transpose()?,
+            strength,
+            adaptive,
+            signs: Collector::default(),
+        })
+    }
+
+    /// The stages of iteration `iteration` on the parts of a batch: an update of the generator `net` by its optimiser, one of the discriminator, and one
+    /// by R1 if it is due.
+    ///
+    /// # Errors
+    /// libtorch's own.
+    pub(super) fn iterate(
+        &mut self,
+        (net, generator): (&Denoiser<Value>, &mut Optimizer),
+        batches: &[Batch],
+        iteration: u64,
+        lr_scale: f64,
+        collector: &mut Collector,
+    ) -> anyhow::Result<()> {
+        let Self { parts, trained: Trained { optimizer, .. }, pipe, strength, signs, .. } = self;
+        let (loss, mixed, run_seed) = (self.loss, self.mixed, self.seed);
+        let (pipe, p) = (pipe.as_ref(), strength.p);
+        let augment = |images: &Tensor| match pipe {
+            Some(pipe) => Ok(pipe.apply(images, p)?.images),
+            None => unchanged(images),
+        };
+        let labels = |batch: &Batch| batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
+        #[allow(clippy::cast_precision_loss, reason = "a batch size")]
+        let images = f64::from(self.batch) / batches.len() as f64;
+        let device = batches.first().map_or(Device::Cpu, |b| b.images.device());
+        let mut b = LibTorch::running(device, true);
+
+        optimizer.record(false);
+        parts.each(|rank, critic| {
+            let (batch, adversaries) = (&batches[rank], Adversaries { net, critic, loss, augment: &augment, mixed });
+            seed(run_seed, iteration, "generator", rank);
+            let noise = batch.images.randn_like();
+            let (loss, logits) = adversaries.generator_loss(&mut b, &noise, labels(batch).as_ref())?;
+            generator.backward(&loss)?;
+            collector.report_loss("G", &loss, images)?;
+            let logits = flat(&logits)?;
+            collector.report("Loss/logits/fake", &logits)?;
+            Ok(collector.report("Loss/probs/fake", &logits.sigmoid())?)
+        })?;
+        generator.step(lr_scale)?;
+
+        optimizer.record(true);
+        parts.each(|rank, critic| {
+            let (batch, adversaries) = (&batches[rank], Adversaries { net, critic, loss, augment: &augment, mixed });
+            seed(run_seed, iteration, "discriminator", rank);
+            let (noise, labels) = (batch.images.randn_like(), labels(batch));
+            let (loss, real) = adversaries.discriminator_loss(&mut b, &noise, &batch.images, labels.as_ref())?;
+            optimizer.backward(&loss)?;
+            collector.report_loss("D", &loss, images)?;
+            let real = flat(&real)?;
+            collector.report("Loss/logits/real", &real)?;
+            collector.report("Loss/probs/real", &real.sigmoid())?;
+            let sign = real.sign();
+            collector.report(SIGNS, &sign)?;
+            Ok(signs.report(SIGNS, &sign)?)
+        })?;
+        optimizer.step(1.0)?;
+
+        let (gamma, interval) = (self.r1_gamma, self.r1_interval);
+        if gamma > 0.0 && iteration != 0 && iteration.is_multiple_of(interval) {
+            parts.each(|rank, critic| {
+                seed(run_seed, iteration, "r1", rank);
+                let real = batches[rank].images.detach().copy().set_requires_grad(true);
+                let logits = critic.logits(&mut b, &real, labels(&batches[rank]).as_ref())?;
+                let loss = r1_penalty(&logits, &real, gamma)?;
+                optimizer.backward(&(&loss * whole(interval)))?;
+                collector.report("Loss/r1_penalty", &(&loss * (2.0 / gamma)))?;
+                Ok(collector.report("Loss/D/r1_loss", &loss)?)
+            })?;
+            optimizer.step(1.0)?;
+        }
+        if (iteration + 1).is_multiple_of(Ada::INTERVAL.into()) {
+            if let (true, Some(mean)) = (self.adaptive, signs.mean(SIGNS)) {
+                strength.update(mean, self.batch);
+            }
+            signs.reset();
+        }
+        if self.adaptive {
+            collector.report("Progress/augment", &Tensor::from(f64::from(strength.p)))?;
+        }
+        Ok(())
+    }
+
+    /// Adds all that a resumed run needs.
+    ///
+    /// # Errors
+    /// libtorch's own.
+    pub(super) fn save(&self, out: &mut Vec<Stored>, metadata: &mut Metadata) -> anyhow::Result<()> {
+        self.trained.save("d", out, metadata)?;
+        metadata.insert("augment_p".to_owned(), self.strength.p.to_bits().to_string());
+        metadata.insert("signs".to_owned(), self.signs.state().to_string());
+        Ok(())
+    }
+
+    /// Takes it back.
+    ///
+    /// # Errors
+    /// A state without it.
+    pub(super) fn restore(&mut self, state: &State, device: Device) -> anyhow::Result<()> {
+        self.trained.restore("d", state)?;
+        self.strength.p = f32::from_bits(u32::try_from(state.number("augment_p")?)?);
+        self.signs.restore(state.get("signs")?, device)
+    }
+}
+
+/// All logits in one row.
+fn flat(logits: &[Tensor]) -> Result<Tensor, TchError> {
+    let rows = logits.iter().map(|l| l.f_reshape([-1])).collect::<Result<Vec<_>, _>>()?;
+    Tensor::f_cat(&rows, 0)
+}

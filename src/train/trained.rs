@@ -1,0 +1,98 @@
+//! A network with its optimiser, and the average of what is trained.
+
+use std::collections::BTreeMap;
+
+use d2o_converters::checkpoint::safetensors::Tensor as Stored;
+use tch::{TchError, Tensor};
+
+use super::libtorch::{Named, Role};
+use super::optimizer::{Optimizer, OptimizerConfig};
+use super::snapshot::{self, State};
+
+/// Metadata of a state.
+pub(super) type Metadata = BTreeMap<String, String>;
+
+/// A network with its optimiser.
+pub(super) struct Trained {
+    pub(super) tensors: Vec<Named>,
+    /// Indices into `tensors` of what the optimiser updates, in its order.
+    pub(super) updated: Vec<usize>,
+    pub(super) optimizer: Optimizer,
+}
+
+impl Trained {
+    pub(super) fn new(
+        tensors: Vec<Named>,
+        frozen: impl Fn(&str) -> bool,
+        config: OptimizerConfig,
+    ) -> anyhow::Result<Self> {
+        let mut updated = Vec::new();
+        for (i, t) in tensors.iter().enumerate().filter(|(_, t)| t.role == Role::Param) {
+            if frozen(&t.path) {
+                let _ = t.tensor.set_requires_grad(false);
+            } else {
+                updated.push(i);
+            }
+        }
+        let params = updated.iter().map(|i| tensors[*i].tensor.shallow_clone()).collect();
+        Ok(Self { optimizer: Optimizer::new(params, config)?, tensors, updated })
+    }
+
+    pub(super) fn scalars(&self, only_updated: bool) -> usize {
+        let all = self.tensors.iter().enumerate().filter(|(_, t)| t.role == Role::Param);
+        all.filter(|(i, _)| !only_updated || self.updated.contains(i)).map(|(_, t)| t.tensor.numel()).sum()
+    }
+
+    /// All tensors under `name` (unless that is empty), those that are updated with the values of `flat` if it is given.
+    pub(super) fn stored(&self, name: &str, flat: Option<&Tensor>) -> anyhow::Result<Vec<Stored>> {
+        let mut tensors: Vec<Tensor> = self.tensors.iter().map(|t| t.tensor.shallow_clone()).collect();
+        if let Some(flat) = flat {
+            for (i, view) in self.updated.iter().zip(self.optimizer.views(flat)?) {
+                tensors[*i] = view;
+            }
+        }
+        let named = self.tensors.iter().zip(&tensors);
+        let path = |of: &Named| if name.is_empty() { of.path.clone() } else { format!("{name}.{}", of.path) };
+        named.map(|(named, tensor)| snapshot::stored(path(named), tensor)).collect()
+    }
+
+    /// All tensors and the optimiser's moments under `name`.
+    pub(super) fn save(&self, name: &str, out: &mut Vec<Stored>, metadata: &mut Metadata) -> anyhow::Result<()> {
+        out.extend(self.stored(name, None)?);
+        for (moment, tensor) in self.optimizer.moments() {
+            out.push(snapshot::stored(format!("optimizer.{name}.{moment}"), tensor)?);
+        }
+        metadata.insert(format!("steps.{name}"), self.optimizer.steps().to_string());
+        Ok(())
+    }
+
+    pub(super) fn restore(&mut self, name: &str, state: &State) -> anyhow::Result<()> {
+        for t in &mut self.tensors {
+            if t.role != Role::Buffer {
+                state.restore(&format!("{name}.{}", t.path), &mut t.tensor)?;
+            }
+        }
+        for (moment, tensor) in self.optimizer.moments() {
+            state.restore(&format!("optimizer.{name}.{moment}"), &mut tensor.shallow_clone())?;
+        }
+        self.optimizer.set_steps(state.number(&format!("steps.{name}"))?);
+        Ok(())
+    }
+}
+
+/// Share of the average that an iteration over `batch` images keeps after `images` images: by its half-life `kimg`, bounded by the share `warmup` of the
+/// images unless that is 0, or `beta` unless that is 0.
+pub(super) fn ema_decay(batch: u32, images: f64, kimg: f64, warmup: f64, beta: f64) -> f64 {
+    if beta != 0.0 {
+        return beta;
+    }
+    let half_life = kimg * 1e3;
+    let half_life = if warmup > 0.0 { half_life.min(images * warmup) } else { half_life };
+    0.5_f64.powf(f64::from(batch) / half_life.max(1e-8))
+}
+
+/// Moves `average` towards `values`, keeping the share `decay` of it.
+pub(super) fn average(average: &mut Tensor, values: &Tensor, decay: f64) -> Result<(), TchError> {
+    let _guard = tch::no_grad_guard();
+    average.f_lerp_(values, 1.0 - decay).map(drop)
+}
