@@ -59,7 +59,6 @@ mod training {
         if let Some(threads) = global.threads {
             device::set_threads(threads)?;
         }
-        device::keep_freed_memory();
         let settled = settle(args)?;
         let options = &settled.options;
         let mut source =

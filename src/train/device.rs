@@ -58,18 +58,3 @@ pub fn set_threads(threads: usize) -> anyhow::Result<()> {
     tch::set_num_threads(i32::try_from(threads)?);
     Ok(())
 }
-
-/// Makes glibc keep what libtorch frees, so that the tensors of the next iteration lie in pages that are there already.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[allow(unsafe_code, reason = "mallopt takes two integers")]
-pub fn keep_freed_memory() {
-    // SAFETY: it sets a parameter of the allocator; -1 turns trimming off.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_MAX, 0);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
-    }
-}
-
-/// Makes glibc keep what libtorch frees. This is another allocator.
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub fn keep_freed_memory() {}
