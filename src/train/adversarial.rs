@@ -10,12 +10,11 @@ use super::discriminator::{ClassRows, Critic};
 use super::libtorch::{LibTorch, Named, Value};
 use super::loss::{Adversaries, LossType, r1_penalty, unchanged};
 use super::optimizer::{Optimizer, OptimizerConfig};
-use super::snapshot::State;
+use super::snapshot::{State, Stored};
 use super::stats::Collector;
 use super::trained::{Metadata, Trained};
 use super::trainer::{Run, seed, whole};
 use crate::cli::LossTypeArg;
-use d2o_converters::checkpoint::safetensors::Tensor as Stored;
 
 /// Name of the signs of the logits of real images.
 const SIGNS: &str = "Loss/signs/real";

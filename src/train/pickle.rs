@@ -6,10 +6,11 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use d2o_converters::checkpoint::safetensors::Tensor as Stored;
 use d2o_converters::denoiser::NetConfig;
 use d2o_files::AtomicFile;
 use serde_json::Value;
+
+use super::snapshot::Stored;
 
 /// Writes the networks `(name, tensors)` of class and configuration `net`, and `augment_pipe` as None; names of tensors are those of the module.
 ///
@@ -88,15 +89,16 @@ impl Pickler {
         self.global("torch", "from_numpy")?;
         self.global("numpy", "ndarray")?;
         self.op(b"((")?;
-        for dim in &tensor.dims {
-            self.value(&Value::from(*dim))?;
+        for dim in tensor.dims() {
+            self.value(&Value::from(dim))?;
         }
         self.op(b"t")?;
         self.text("<f4")?;
         self.global("builtins", "bytearray")?;
         self.op(b"\x8e")?;
-        self.op(&(4 * tensor.values.len() as u64).to_le_bytes())?;
-        for value in &tensor.values {
+        let values = tensor.values().map_err(io::Error::other)?;
+        self.op(&(4 * values.len() as u64).to_le_bytes())?;
+        for value in &values {
             self.op(&value.to_le_bytes())?;
         }
         self.op(b"\x85RtR\x85R")

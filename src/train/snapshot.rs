@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use d2o_converters::checkpoint::TensorSource as _;
-use d2o_converters::checkpoint::safetensors::{self, SafetensorsFile, Tensor as Stored};
+use d2o_converters::checkpoint::safetensors::{self, SafetensorsFile};
 use d2o_converters::denoiser::NetConfig;
-use tch::{Device, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use super::libtorch::{tensor_of, values_of};
 
@@ -24,21 +24,41 @@ pub fn metadata(config: &NetConfig, networks: &[&str], images: u64) -> BTreeMap<
     ])
 }
 
-/// `tensor` under `name`, ready to be written.
-///
-/// # Errors
-/// libtorch's own.
-pub fn stored(name: String, tensor: &Tensor) -> anyhow::Result<Stored> {
-    let dims = tensor.size().iter().map(|d| usize::try_from(*d)).collect::<Result<_, _>>()?;
-    Ok(Stored { name, dims, values: values_of(tensor)? })
+/// A tensor to be written: a handle, not a copy.
+#[derive(Debug)]
+pub struct Stored {
+    /// Name in the file.
+    pub name: String,
+    /// The tensor.
+    pub tensor: Tensor,
+}
+
+impl Stored {
+    /// Dimensions, outermost first.
+    #[must_use]
+    pub fn dims(&self) -> Vec<usize> {
+        self.tensor.size().iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect()
+    }
+
+    /// Row-major values.
+    ///
+    /// # Errors
+    /// libtorch's own.
+    pub fn values(&self) -> Result<Vec<f32>, TchError> {
+        values_of(&self.tensor)
+    }
 }
 
 /// Writes tensors and metadata; the file is complete or absent.
 ///
 /// # Errors
-/// Writing errors.
+/// Writing errors; libtorch's own.
 pub fn write(path: &Path, tensors: &[Stored], metadata: &BTreeMap<String, String>) -> anyhow::Result<()> {
-    safetensors::write(path, tensors, metadata).with_context(|| format!("write `{}`", path.display()))
+    let dims: Vec<Vec<usize>> = tensors.iter().map(Stored::dims).collect();
+    let shapes: Vec<(&str, &[usize])> =
+        tensors.iter().zip(&dims).map(|(t, dims)| (t.name.as_str(), dims.as_slice())).collect();
+    safetensors::write_each(path, &shapes, metadata, |i| anyhow::Ok(tensors[i].values()?))
+        .with_context(|| format!("write `{}`", path.display()))
 }
 
 /// The state of the run in `outdir`.

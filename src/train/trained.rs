@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use d2o_converters::checkpoint::safetensors::Tensor as Stored;
 use tch::{TchError, Tensor};
 
 use super::libtorch::{Named, Role};
 use super::optimizer::{Optimizer, OptimizerConfig};
-use super::snapshot::{self, State};
+use super::snapshot::{State, Stored};
 
 /// Metadata of a state.
 pub(super) type Metadata = BTreeMap<String, String>;
@@ -53,14 +52,15 @@ impl Trained {
         }
         let named = self.tensors.iter().zip(&tensors);
         let path = |of: &Named| if name.is_empty() { of.path.clone() } else { format!("{name}.{}", of.path) };
-        named.map(|(named, tensor)| snapshot::stored(path(named), tensor)).collect()
+        let stored = |(named, tensor): (&Named, &Tensor)| Stored { name: path(named), tensor: tensor.shallow_clone() };
+        Ok(named.map(stored).collect())
     }
 
     /// All tensors and the optimiser's moments under `name`.
     pub(super) fn save(&self, name: &str, out: &mut Vec<Stored>, metadata: &mut Metadata) -> anyhow::Result<()> {
         out.extend(self.stored(name, None)?);
         for (moment, tensor) in self.optimizer.moments() {
-            out.push(snapshot::stored(format!("optimizer.{name}.{moment}"), tensor)?);
+            out.push(Stored { name: format!("optimizer.{name}.{moment}"), tensor: tensor.shallow_clone() });
         }
         metadata.insert(format!("steps.{name}"), self.optimizer.steps().to_string());
         Ok(())

@@ -130,31 +130,50 @@ pub struct Tensor {
 /// # Errors
 /// `Io`; `Duplicate` if two have one name; `Shape` if values do not fill the dimensions.
 pub fn write(path: &Path, tensors: &[Tensor], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let shapes: Vec<(&str, &[usize])> = tensors.iter().map(|t| (t.name.as_str(), t.dims.as_slice())).collect();
+    write_each(path, &shapes, metadata, |i| Ok::<_, Error>(&tensors[i].values))
+}
+
+/// Writes tensors of the given names and dimensions as [`write()`] does; `values` gives those of each, one after the other, so that one at a time is held.
+///
+/// # Errors
+/// Those of [`write()`] and of `values`.
+pub fn write_each<E: From<Error>, V: AsRef<[f32]>>(
+    path: &Path,
+    tensors: &[(&str, &[usize])],
+    metadata: &BTreeMap<String, String>,
+    mut values: impl FnMut(usize) -> Result<V, E>,
+) -> Result<(), E> {
     const ALIGN: usize = 8;
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".to_owned(), serde_json::json!(metadata));
     let mut offset = 0;
-    for t in tensors {
-        if t.dims.iter().product::<usize>() != t.values.len() {
-            return Err(Error::Shape { name: t.name.clone(), dims: t.dims.clone(), values: t.values.len() });
-        }
-        let end = offset + 4 * t.values.len();
-        let entry = serde_json::json!({"dtype": "F32", "shape": t.dims, "data_offsets": [offset, end]});
-        if header.insert(t.name.clone(), entry).is_some() {
-            return Err(Error::Duplicate { name: t.name.clone() });
+    for (name, dims) in tensors {
+        let end = offset + 4 * dims.iter().product::<usize>();
+        let entry = serde_json::json!({"dtype": "F32", "shape": dims, "data_offsets": [offset, end]});
+        if header.insert((*name).to_owned(), entry).is_some() {
+            return Err(Error::Duplicate { name: (*name).to_owned() }.into());
         }
         offset = end;
     }
     let mut text = serde_json::Value::Object(header).to_string().into_bytes();
     text.resize(text.len().next_multiple_of(ALIGN), b' ');
 
-    let mut out = AtomicFile::create(path)?;
-    out.write_all(&(text.len() as u64).to_le_bytes())?;
-    out.write_all(&text)?;
-    for value in tensors.iter().flat_map(|t| &t.values) {
-        out.write_all(&value.to_le_bytes())?;
+    let mut out = AtomicFile::create(path).map_err(Error::from)?;
+    out.write_all(&(text.len() as u64).to_le_bytes()).map_err(Error::from)?;
+    out.write_all(&text).map_err(Error::from)?;
+    for (i, (name, dims)) in tensors.iter().enumerate() {
+        let values = values(i)?;
+        let values = values.as_ref();
+        if dims.iter().product::<usize>() != values.len() {
+            return Err(Error::Shape { name: (*name).to_owned(), dims: dims.to_vec(), values: values.len() }.into());
+        }
+        for value in values {
+            out.write_all(&value.to_le_bytes()).map_err(Error::from)?;
+        }
     }
-    Ok(out.commit()?)
+    out.commit().map_err(Error::from)?;
+    Ok(())
 }
 
 #[cfg(test)]
