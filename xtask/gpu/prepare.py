@@ -57,7 +57,7 @@ def lite0(out):
     """He's normal weights, drawn from the tensors' names as in tests/data/gen/recipe.py: the backbone of training."""
     import torch
 
-    torch.save(source("tests/data/gen/recipe.py").trunk().state_dict(), out)
+    torch.save(source("tests/data/gen/recipe.py").lite0().state_dict(), out)
 
 
 def vgg16(out):
