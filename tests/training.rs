@@ -3,7 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use d2o_converters::checkpoint::TensorSource as _;
@@ -140,23 +140,29 @@ fn a_resumed_run_ends_where_an_undisturbed_one_does() {
     d2o(dir, &["export", &format!("whole/{snapshot}"), "--out", "tuned.onnx"]);
 }
 
+/// A run of fifteen iterations, once it has written `file`.
+fn started(dir: &Path, outdir: &str, more: &[&str], file: &str) -> Child {
+    let child = Command::new(env!("CARGO_BIN_EXE_d2o"))
+        .args(words(outdir, "0.00006", more))
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let child = child.unwrap();
+    let start = Instant::now();
+    while !dir.join(outdir).join(file).exists() && start.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child
+}
+
 #[test]
 fn a_killed_run_loses_what_came_after_its_last_state() {
     let dir = prepare();
     let dir = dir.path();
     let more = ["--dump", "1", "--snap", "0"];
     tune(dir, "whole", "0.00006", &more);
-    let child = Command::new(env!("CARGO_BIN_EXE_d2o"))
-        .args(words("killed", "0.00006", &more))
-        .current_dir(dir)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    let mut child = child.unwrap();
-    let start = Instant::now();
-    while !dir.join("killed").join(STATE).exists() && start.elapsed() < Duration::from_secs(120) {
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let mut child = started(dir, "killed", &more, STATE);
     child.kill().unwrap();
     child.wait().unwrap();
     d2o(dir, &["--threads", "1", "train", "--outdir", "killed", "--resume"]);
@@ -171,17 +177,7 @@ fn an_interrupted_run_goes_on() {
     let dir = dir.path();
     let more = ["--dump", "0", "--snap", "0"];
     tune(dir, "whole", "0.00006", &more);
-    let child = Command::new(env!("CARGO_BIN_EXE_d2o"))
-        .args(words("stopped", "0.00006", &more))
-        .current_dir(dir)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    let mut child = child.unwrap();
-    let start = Instant::now();
-    while !dir.join("stopped/stats.jsonl").exists() && start.elapsed() < Duration::from_secs(120) {
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let mut child = started(dir, "stopped", &more, "stats.jsonl");
     assert!(Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(bytes(dir, "whole") != bytes(dir, "stopped"));

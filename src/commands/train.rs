@@ -59,19 +59,16 @@ mod training {
         if let Some(threads) = global.threads {
             device::set_threads(threads)?;
         }
-        let settled = settle(args)?;
+        let state = args.outdir.as_deref().filter(|_| args.resume).map(open_state).transpose()?;
+        let settled = settle(args, state.as_ref())?;
         let options = &settled.options;
         let mut source =
             batch::open(&options.data).with_context(|| format!("cannot train on `{}`", options.data.display()))?;
         let dims = batch::uniform(source.as_ref())?;
-        let state = match (&args.outdir, args.resume) {
-            (Some(outdir), true) => Some(State::open(&state_path(outdir))?),
-            _ => None,
-        };
         let net = network(options, dims.height, state.as_ref())?;
         check(options, &net, dims)?;
         let device = device::select(args.device, options.tf32)?;
-        let record = json!({
+        let mut record = json!({
             "d2o-version": env!("CARGO_PKG_VERSION"), "options": settled.values, "network": {"class": net.class(), "init_kwargs": net.init_kwargs()},
             "dataset": {"images": source.len(), "height": dims.height, "width": dims.width}, "device": device::describe(device),
         });
@@ -87,8 +84,8 @@ mod training {
         drop(source);
         let Settled { options, values, changes } = settled;
         let outdir = if args.numbered { numbered(outdir, args.desc.as_deref())? } else { outdir.to_owned() };
-        let (resume, other_files, max_seconds) = (args.resume, args.resume_with, args.max_seconds);
-        let run = Run { options, values, net, outdir, resume, other_files, max_seconds, device };
+        let (other_files, max_seconds) = (args.resume_with, args.max_seconds);
+        let run = Run { options, values, net, outdir, state, other_files, max_seconds, device };
         let mut trainer = Trainer::new(&run, &data)?;
 
         // Nothing is written before everything is read.
@@ -104,7 +101,6 @@ mod training {
             // What the log lacks is on the screen.
             let _ = writeln!(log.borrow_mut(), "{text}");
         };
-        let mut record = record;
         record["dataset"]["pixels_sha256"] = json!(data.content_sha256());
         let mut file = AtomicFile::create(&run.outdir.join("training_options.json"))?;
         writeln!(file, "{}", serde_json::to_string_pretty(&record)?)?;
@@ -144,15 +140,19 @@ mod training {
         Ok(ExitStatus::Done)
     }
 
-    fn settle(args: &Train) -> anyhow::Result<Settled> {
-        let preset = args.preset.as_deref();
-        let Some(outdir) = args.outdir.as_deref().filter(|_| args.resume) else {
-            return options::settle(preset, &args.settings);
-        };
+    /// The state of the run in `outdir`.
+    fn open_state(outdir: &Path) -> anyhow::Result<State> {
         let path = state_path(outdir);
         anyhow::ensure!(path.exists(), "nothing to resume: `{}` does not exist", path.display());
-        let state = State::open(&path).with_context(|| format!("resume from `{}`", path.display()))?;
-        options::settle_resumed(state.get("options")?, preset, &args.settings, args.resume_with)
+        State::open(&path).with_context(|| format!("resume from `{}`", path.display()))
+    }
+
+    fn settle(args: &Train, state: Option<&State>) -> anyhow::Result<Settled> {
+        let preset = args.preset.as_deref();
+        match state {
+            None => options::settle(preset, &args.settings),
+            Some(state) => options::settle_resumed(state.get("options")?, preset, &args.settings, args.resume_with),
+        }
     }
 
     /// An error if `outdir` holds a run.

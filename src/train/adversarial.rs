@@ -2,13 +2,13 @@
 
 use d2o_converters::denoiser::Denoiser;
 use d2o_converters::weights::SplitMix64;
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Tensor};
 
 use super::augment::ada::{Ada, AdaPipe, AdaSettings};
 use super::dataset::Batch;
 use super::discriminator::{ClassRows, Critic};
 use super::libtorch::{LibTorch, Named, Value};
-use super::loss::{Adversaries, LossType, r1_penalty, unchanged};
+use super::loss::{Adversaries, LossType, flat, r1_penalty, unchanged};
 use super::optimizer::{Optimizer, OptimizerConfig};
 use super::snapshot::{State, Stored};
 use super::stats::Collector;
@@ -72,7 +72,7 @@ impl Discriminator {
     pub(super) fn new(run: &Run) -> anyhow::Result<Self> {
         let options = &run.options;
         let mut config = options.critic()?;
-        if run.resume && run.net.label_dim > 0 {
+        if run.state.is_some() && run.net.label_dim > 0 {
             // The state holds the rows.
             config.classes = Some(ClassRows::Random);
         }
@@ -135,7 +135,7 @@ impl Discriminator {
         collector: &mut Collector,
     ) -> anyhow::Result<()> {
         let Self { parts, trained: Trained { optimizer, .. }, pipe, strength, signs, .. } = self;
-        let (loss, mixed, run_seed) = (self.loss, self.mixed, self.seed);
+        let (loss, mixed, run_seed, adaptive) = (self.loss, self.mixed, self.seed, self.adaptive);
         let (pipe, p) = (pipe.as_ref(), strength.p);
         let augment = |images: &Tensor| match pipe {
             Some(pipe) => Ok(pipe.apply(images, p)?.images),
@@ -173,8 +173,10 @@ impl Discriminator {
             collector.report("Loss/logits/real", &real)?;
             collector.report("Loss/probs/real", &real.sigmoid())?;
             let sign = real.sign();
-            collector.report(SIGNS, &sign)?;
-            Ok(signs.report(SIGNS, &sign)?)
+            if adaptive {
+                signs.report(SIGNS, &sign)?;
+            }
+            Ok(collector.report(SIGNS, &sign)?)
         })?;
         optimizer.step(1.0)?;
 
@@ -191,13 +193,11 @@ impl Discriminator {
             })?;
             optimizer.step(1.0)?;
         }
-        if (iteration + 1).is_multiple_of(Ada::INTERVAL.into()) {
-            if let (true, Some(mean)) = (self.adaptive, signs.mean(SIGNS)) {
+        if adaptive {
+            if let (true, Some(mean)) = ((iteration + 1).is_multiple_of(Ada::INTERVAL.into()), signs.mean(SIGNS)) {
                 strength.update(mean, self.batch);
+                signs.reset();
             }
-            signs.reset();
-        }
-        if self.adaptive {
             collector.report("Progress/augment", &Tensor::from(f64::from(strength.p)))?;
         }
         Ok(())
@@ -208,7 +208,8 @@ impl Discriminator {
     /// # Errors
     /// libtorch's own.
     pub(super) fn save(&self, out: &mut Vec<Stored>, metadata: &mut Metadata) -> anyhow::Result<()> {
-        self.trained.save("d", out, metadata)?;
+        out.extend(self.trained.stored("d", None)?);
+        self.trained.save("d", out, metadata);
         metadata.insert("augment_p".to_owned(), self.strength.p.to_bits().to_string());
         metadata.insert("signs".to_owned(), self.signs.state().to_string());
         Ok(())
@@ -223,10 +224,4 @@ impl Discriminator {
         self.strength.p = f32::from_bits(u32::try_from(state.number("augment_p")?)?);
         self.signs.restore(state.get("signs")?, device)
     }
-}
-
-/// All logits in one row.
-fn flat(logits: &[Tensor]) -> Result<Tensor, TchError> {
-    let rows = logits.iter().map(|l| l.f_reshape([-1])).collect::<Result<Vec<_>, _>>()?;
-    Tensor::f_cat(&rows, 0)
 }

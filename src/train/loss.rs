@@ -51,10 +51,13 @@ fn sum_of_means(logits: &[Tensor], per_logit: impl Fn(&Tensor) -> Tensor) -> Ten
     logits.iter().map(of).sum()
 }
 
-/// Mean of all logits `[B, L]` of all feature networks.
-pub fn mean_logit(logits: &[Tensor]) -> Tensor {
-    let all: Vec<Tensor> = logits.iter().map(|l| l.reshape([-1])).collect();
-    Tensor::cat(&all, 0).mean(None)
+/// All logits `[B, L]` of all feature networks in one row.
+///
+/// # Errors
+/// libtorch's own.
+pub fn flat(logits: &[Tensor]) -> Result<Tensor, tch::TchError> {
+    let rows = logits.iter().map(|l| l.f_reshape([-1])).collect::<Result<Vec<_>, _>>()?;
+    Tensor::f_cat(&rows, 0)
 }
 
 /// R1 penalty times γ/2, mean over images: `logits` of real `images`, which require gradients, for each feature network.
@@ -283,7 +286,7 @@ mod tests {
             sum(&|fake| loss.generator(fake));
             sum(&|fake| loss.discriminator(fake, fake));
         }
-        assert!((mean_logit(&all).double_value(&[]) - 3.5 / 6.0).abs() < 1e-12);
+        assert!((flat(&all).unwrap().mean(None).double_value(&[]) - 3.5 / 6.0).abs() < 1e-12);
         // The gradients of both networks' logits add up: 2x + 3.
         let x = Tensor::from_slice(&[1.0, 2.0]).reshape([2, 1, 1, 1]).set_requires_grad(true);
         let logits = [x.square().reshape([2, 1]), (&x * 3.0).reshape([2, 1])];

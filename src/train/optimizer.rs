@@ -54,14 +54,11 @@ impl Optimizer {
         let options = params.first().map_or((Kind::Float, tch::Device::Cpu), |p| (p.kind(), p.device()));
         let zeros = |length: i64| Tensor::f_zeros([length], options);
         let (values, gradients) = (zeros(int(length))?, zeros(int(length))?);
-        let (mut slots, mut start) = (Vec::with_capacity(params.len()), 0);
-        for p in &mut params {
-            let view = |of: &Tensor| of.f_narrow(0, start, int(p.numel()))?.f_view(p.size().as_slice());
-            let mut value = view(&values)?;
-            slots.push(view(&gradients)?);
+        let slots = views(&params, &gradients)?;
+        let places = views(&params, &values)?;
+        for (p, mut value) in params.iter_mut().zip(places) {
             value.f_copy_(p)?;
             p.f_set_data(&value)?;
-            start += int(p.numel().next_multiple_of(ALIGN));
         }
         let chunk = if options.1.is_cuda() { int(length) } else { int(length).min(CHUNK) };
         let first = (config.betas[0] != 0.0).then(|| zeros(int(length))).transpose()?;
@@ -79,13 +76,7 @@ impl Optimizer {
     /// # Errors
     /// libtorch's own.
     pub fn views(&self, flat: &Tensor) -> Result<Vec<Tensor>, TchError> {
-        let mut start = 0;
-        let view = |p: &Tensor| {
-            let view = flat.f_narrow(0, start, int(p.numel()))?.f_view(p.size().as_slice());
-            start += int(p.numel().next_multiple_of(ALIGN));
-            view
-        };
-        self.params.iter().map(view).collect()
+        views(&self.params, flat)
     }
 
     /// Whether operations on the parameters are recorded for gradients. Without, a network that others are trained through keeps less.
@@ -199,6 +190,17 @@ impl Optimizer {
     pub fn set_steps(&mut self, steps: u64) {
         self.steps = steps;
     }
+}
+
+/// Views of `flat`, one of each parameter's shape, at multiples of [`ALIGN`].
+fn views(params: &[Tensor], flat: &Tensor) -> Result<Vec<Tensor>, TchError> {
+    let mut start = 0;
+    let view = |p: &Tensor| {
+        let view = flat.f_narrow(0, start, int(p.numel()))?.f_view(p.size().as_slice());
+        start += int(p.numel().next_multiple_of(ALIGN));
+        view
+    };
+    params.iter().map(view).collect()
 }
 
 struct Update {

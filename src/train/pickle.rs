@@ -12,16 +12,17 @@ use serde_json::Value;
 
 use super::snapshot::Stored;
 
-/// Writes the networks `(name, tensors)` of class and configuration `net`, and `augment_pipe` as None; names of tensors are those of the module.
+/// Writes `networks` of class and configuration `net`, and `augment_pipe` as None. Names of `tensors` are those of the module after the network's.
 ///
 /// # Errors
 /// Writing errors.
-pub fn write(path: &Path, net: &NetConfig, networks: &[(&str, &[Stored])]) -> io::Result<()> {
+pub fn write(path: &Path, net: &NetConfig, networks: &[&str], tensors: &[Stored]) -> io::Result<()> {
     let mut out = Pickler { out: AtomicFile::create(path)?, memos: 0 };
     out.op(b"\x80\x04}(")?;
-    for (name, tensors) in networks {
+    for name in networks {
+        let own = |t| Some((Stored::name_below(t, name)?, t));
         out.text(name)?;
-        out.network(net, tensors)?;
+        out.network(net, tensors.iter().filter_map(own))?;
     }
     out.text("augment_pipe")?;
     out.op(b"Nu.")?;
@@ -104,7 +105,7 @@ impl Pickler {
         self.op(b"\x85RtR\x85R")
     }
 
-    fn network(&mut self, net: &NetConfig, tensors: &[Stored]) -> io::Result<()> {
+    fn network<'a>(&mut self, net: &NetConfig, tensors: impl Iterator<Item = (&'a str, &'a Stored)>) -> io::Result<()> {
         let class = self.memos;
         self.memos += 1;
         self.global("functools", "partial")?;
@@ -120,8 +121,8 @@ impl Pickler {
         self.global("torch.nn", "Module.load_state_dict")?;
         self.op(&[b'h', made])?;
         self.op(b"}(")?;
-        for tensor in tensors {
-            self.text(&tensor.name)?;
+        for (name, tensor) in tensors {
+            self.text(name)?;
             self.tensor(tensor)?;
         }
         self.op(b"u\x86R0")?;

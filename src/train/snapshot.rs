@@ -34,6 +34,12 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// The name after `network.`, if it begins so.
+    #[must_use]
+    pub fn name_below(&self, network: &str) -> Option<&str> {
+        self.name.strip_prefix(network)?.strip_prefix('.')
+    }
+
     /// Dimensions, outermost first.
     #[must_use]
     pub fn dims(&self) -> Vec<usize> {
@@ -70,6 +76,7 @@ pub fn state_path(outdir: &Path) -> PathBuf {
 /// A state file opened for resuming.
 #[derive(Debug)]
 pub struct State {
+    path: PathBuf,
     file: SafetensorsFile,
 }
 
@@ -79,7 +86,13 @@ impl State {
     /// # Errors
     /// Reading errors.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        Ok(Self { file: SafetensorsFile::open(path)? })
+        Ok(Self { path: path.to_owned(), file: SafetensorsFile::open(path)? })
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// A metadata entry.

@@ -42,7 +42,7 @@ impl Trained {
         all.filter(|(i, _)| !only_updated || self.updated.contains(i)).map(|(_, t)| t.tensor.numel()).sum()
     }
 
-    /// All tensors under `name` (unless that is empty), those that are updated with the values of `flat` if it is given.
+    /// All tensors under `name`, those that are updated with the values of `flat` if it is given.
     pub(super) fn stored(&self, name: &str, flat: Option<&Tensor>) -> anyhow::Result<Vec<Stored>> {
         let mut tensors: Vec<Tensor> = self.tensors.iter().map(|t| t.tensor.shallow_clone()).collect();
         if let Some(flat) = flat {
@@ -50,20 +50,16 @@ impl Trained {
                 tensors[*i] = view;
             }
         }
-        let named = self.tensors.iter().zip(&tensors);
-        let path = |of: &Named| if name.is_empty() { of.path.clone() } else { format!("{name}.{}", of.path) };
-        let stored = |(named, tensor): (&Named, &Tensor)| Stored { name: path(named), tensor: tensor.shallow_clone() };
-        Ok(named.map(stored).collect())
+        let stored = |(named, tensor): (&Named, Tensor)| Stored { name: format!("{name}.{}", named.path), tensor };
+        Ok(self.tensors.iter().zip(tensors).map(stored).collect())
     }
 
-    /// All tensors and the optimiser's moments under `name`.
-    pub(super) fn save(&self, name: &str, out: &mut Vec<Stored>, metadata: &mut Metadata) -> anyhow::Result<()> {
-        out.extend(self.stored(name, None)?);
+    /// What the optimiser remembers, under `name`.
+    pub(super) fn save(&self, name: &str, out: &mut Vec<Stored>, metadata: &mut Metadata) {
         for (moment, tensor) in self.optimizer.moments() {
             out.push(Stored { name: format!("optimizer.{name}.{moment}"), tensor: tensor.shallow_clone() });
         }
         metadata.insert(format!("steps.{name}"), self.optimizer.steps().to_string());
-        Ok(())
     }
 
     pub(super) fn restore(&mut self, name: &str, state: &State) -> anyhow::Result<()> {

@@ -44,8 +44,8 @@ pub struct Run {
     pub net: NetConfig,
     /// Folder for snapshots and logs.
     pub outdir: PathBuf,
-    /// Continue from the state in `outdir`.
-    pub resume: bool,
+    /// State to continue from.
+    pub state: Option<State>,
     /// Continue on other images or with other feature networks than those of the state.
     pub other_files: bool,
     /// Wall-clock limit.
@@ -94,6 +94,13 @@ pub struct Outcome {
     pub stopped: bool,
 }
 
+/// What a run minimises.
+#[allow(clippy::large_enum_variant, reason = "one per run")]
+enum Objective {
+    Denoising { levels: NoiseLevels, pipe: Option<EdmPipe> },
+    Adversarial(Discriminator),
+}
+
 /// A run that is ready to start.
 pub struct Trainer<'a> {
     run: &'a Run,
@@ -101,10 +108,7 @@ pub struct Trainer<'a> {
     generator: Trained,
     /// Averages of what the generator's optimiser updates, in its layout.
     average: Tensor,
-    /// Noise levels of a denoiser's loss, and augmentation of its images.
-    levels: Option<NoiseLevels>,
-    pipe: Option<EdmPipe>,
-    discriminator: Option<Discriminator>,
+    objective: Objective,
     sampler: InfiniteSampler,
     images: u64,
     iteration: u64,
@@ -126,7 +130,7 @@ impl<'a> Trainer<'a> {
         Numerics { tf32: options.tf32, deterministic: options.deterministic }.apply();
         let weights = match &options.transfer {
             // The state holds what was transferred.
-            Some(path) if !run.resume => transfer(path, &run.net)?,
+            Some(path) if run.state.is_none() => transfer(path, &run.net)?,
             _ => Weights::initialised(u64::from(options.seed)),
         };
         let mut b = LibTorch::with_weights(weights, run.device);
@@ -139,27 +143,22 @@ impl<'a> Trainer<'a> {
         let config = OptimizerConfig { rule: options.optimizer, lr: options.lr, betas, eps: 1e-8 };
         let generator = Trained::new(tensors, |path| is_frozen(path, freeze), config)?;
         let average = generator.optimizer.values().copy();
-        let levels = NoiseLevels::of(&run.net.precond);
-        anyhow::ensure!(
-            options.loss == LossArg::D2o || levels.is_some(),
-            "networks of class {} are not trained from noise",
-            run.net.class()
-        );
-        let pipe = (options.loss != LossArg::D2o && options.augment_p > 0.0)
-            .then(|| EdmPipe::new(EdmSettings::edm(options.augment_p), run.device))
-            .transpose()?;
-        let discriminator = match options.loss {
-            LossArg::D2o => Some(Discriminator::new(run)?),
-            _ => None,
+        let objective = match options.loss {
+            LossArg::D2o => Objective::Adversarial(Discriminator::new(run)?),
+            _ => Objective::Denoising {
+                levels: NoiseLevels::of(&run.net.precond)
+                    .with_context(|| format!("networks of class {} are not trained from noise", run.net.class()))?,
+                pipe: (options.augment_p > 0.0)
+                    .then(|| EdmPipe::new(EdmSettings::edm(options.augment_p), run.device))
+                    .transpose()?,
+            },
         };
         let mut trainer = Self {
             run,
             net,
             generator,
             average,
-            levels,
-            pipe,
-            discriminator,
+            objective,
             sampler: InfiniteSampler::new(data.len(), options.seed),
             images: 0,
             iteration: 0,
@@ -171,8 +170,8 @@ impl<'a> Trainer<'a> {
                 ("feature_networks_sha256", feature_networks_sha256(options)?),
             ],
         };
-        if run.resume {
-            trainer.resume()?;
+        if let Some(state) = &run.state {
+            trainer.resume(state)?;
         }
         Ok(trainer)
     }
@@ -192,7 +191,7 @@ impl<'a> Trainer<'a> {
         let per_tick = thousands(options.tick).max(1);
         let log = Log::open(&self.run.outdir, self.tick_start)?;
         let mut events = Events::create(&self.run.outdir, unix_time())?;
-        if options.grid > 0 && !self.run.resume {
+        if options.grid > 0 && self.run.state.is_none() {
             self.first_grids(data)?;
         }
         let start = Instant::now();
@@ -294,13 +293,12 @@ impl<'a> Trainer<'a> {
     fn grid(&mut self, data: &TrainingSet, name: &str) -> anyhow::Result<()> {
         /// Images that are generated at a time.
         const PART: i64 = 16;
-        if self.discriminator.is_none() {
+        if matches!(self.objective, Objective::Denoising { .. }) {
             return Ok(());
         }
         let _guard = tch::no_grad_guard();
         let batch = data.batch(&Self::shown(data), self.run.device)?;
-        let drawn = SplitMix64::for_path(u64::from(self.run.options.seed), "grid").next_u64();
-        tch::manual_seed((drawn >> 1).cast_signed());
+        seed_as(self.run.options.seed, "grid");
         let noise = batch.images.f_randn_like()?;
         let held = self.generator.optimizer.values().copy();
         self.generator.optimizer.values().shallow_clone().f_copy_(&self.average)?;
@@ -352,9 +350,22 @@ impl<'a> Trainer<'a> {
             (0..ranks).map(|k| data.batch(&part(k), self.run.device)).collect::<anyhow::Result<Vec<Batch>>>()?;
         let warm_up = thousands(options.lr_rampup_kimg);
         let lr_scale = if warm_up == 0 { 1.0 } else { (whole(self.images) / whole(warm_up)).min(1.0) };
-        match options.loss {
-            LossArg::D2o => self.adversarial(&batches, lr_scale)?,
-            _ => self.denoising(&batches, lr_scale)?,
+        let (net, optimizer, collector) = (&self.net, &mut self.generator.optimizer, &mut self.collector);
+        match &mut self.objective {
+            Objective::Adversarial(d) => d.iterate((net, optimizer), &batches, self.iteration, lr_scale, collector)?,
+            Objective::Denoising { levels, pipe } => {
+                let mut b = LibTorch::running(self.run.device, true);
+                for (rank, Batch { images, labels }) in batches.iter().enumerate() {
+                    seed(options.seed, self.iteration, "denoising", rank);
+                    let elements = denoising_loss(&mut b, net, images, labels.as_ref(), *levels, pipe.as_ref())?;
+                    #[allow(clippy::cast_precision_loss, reason = "a batch size")]
+                    let loss = elements.sum(elements.kind()) / images.size()[0] as f64;
+                    optimizer.backward(&loss)?;
+                    collector.report_loss("denoising", &loss, 1.0)?;
+                    collector.report("Loss/loss", &elements)?;
+                }
+                optimizer.step(lr_scale)?;
+            }
         }
         let decay =
             ema_decay(options.batch, whole(self.images), options.ema * 1e3, options.ema_warmup, options.ema_beta);
@@ -367,46 +378,23 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn denoising(&mut self, batches: &[Batch], lr_scale: f64) -> anyhow::Result<()> {
-        let levels = self.levels.context("no noise levels")?;
-        let mut b = LibTorch::running(self.run.device, true);
-        for (rank, batch) in batches.iter().enumerate() {
-            seed(self.run.options.seed, self.iteration, "denoising", rank);
-            let (images, labels) = (&batch.images, batch.labels.as_ref());
-            let elements = denoising_loss(&mut b, &self.net, images, labels, levels, self.pipe.as_ref())?;
-            #[allow(clippy::cast_precision_loss, reason = "a batch size")]
-            let loss = elements.sum(elements.kind()) / images.size()[0] as f64;
-            self.generator.optimizer.backward(&loss)?;
-            self.collector.report_loss("denoising", &loss, 1.0)?;
-            self.collector.report("Loss/loss", &elements)?;
-        }
-        Ok(self.generator.optimizer.step(lr_scale)?)
-    }
-
-    fn adversarial(&mut self, batches: &[Batch], lr_scale: f64) -> anyhow::Result<()> {
-        let discriminator = self.discriminator.as_mut().context("no discriminator")?;
-        let generator = (&self.net, &mut self.generator.optimizer);
-        discriminator.iterate(generator, batches, self.iteration, lr_scale, &mut self.collector)
-    }
-
     /// Writes `network-snapshot-NNNNNN.safetensors` (average and network) and `training-state.safetensors`, if so asked; returns the snapshot's path.
     fn save(&self, snap: bool, dump: bool) -> anyhow::Result<PathBuf> {
+        const NETWORKS: [&str; 2] = ["ema", "net"];
         let dir = &self.run.outdir;
         let path = dir.join(format!("network-snapshot-{:06}.safetensors", self.images / 1000));
-        let mut tensors = self.generator.stored("ema", Some(&self.average))?;
-        let mut metadata = snapshot::metadata(&self.run.net, &["ema", "net"], self.images);
+        let mut tensors = self.generator.stored(NETWORKS[0], Some(&self.average))?;
+        tensors.extend(self.generator.stored(NETWORKS[1], None)?);
+        let mut metadata = snapshot::metadata(&self.run.net, &NETWORKS, self.images);
         if snap {
-            tensors.extend(self.generator.stored("net", None)?);
             snapshot::write(&path, &tensors, &metadata)?;
             if self.run.options.pickle {
-                let (ema, net) = (self.generator.stored("", Some(&self.average))?, self.generator.stored("", None)?);
-                pickle::write(&path.with_extension("pkl"), &self.run.net, &[("ema", &ema), ("net", &net)])?;
+                pickle::write(&path.with_extension("pkl"), &self.run.net, &NETWORKS, &tensors)?;
             }
-            tensors.truncate(tensors.len() / 2);
         }
         if dump {
-            self.generator.save("net", &mut tensors, &mut metadata)?;
-            if let Some(d) = &self.discriminator {
+            self.generator.save("net", &mut tensors, &mut metadata);
+            if let Objective::Adversarial(d) = &self.objective {
                 d.save(&mut tensors, &mut metadata)?;
             }
             for (key, value) in [
@@ -426,12 +414,10 @@ impl<'a> Trainer<'a> {
         Ok(path)
     }
 
-    fn resume(&mut self) -> anyhow::Result<()> {
-        let path = snapshot::state_path(&self.run.outdir);
-        let state = State::open(&path).with_context(|| format!("resume from `{}`", path.display()))?;
+    fn resume(&mut self, state: &State) -> anyhow::Result<()> {
         let kwargs = self.run.net.init_kwargs().to_string();
         let same = state.get("class")? == self.run.net.class() && state.get("init_kwargs")? == kwargs;
-        anyhow::ensure!(same, "`{}` holds another network than this run trains", path.display());
+        anyhow::ensure!(same, "`{}` holds another network than this run trains", state.path().display());
         for ((key, found), option) in self.contents.iter().zip(["--data", "--backbone-weights"]) {
             let was = state.get(key)?;
             anyhow::ensure!(
@@ -444,12 +430,12 @@ impl<'a> Trainer<'a> {
         self.ticks = state.number("ticks")?;
         self.tick_start = state.number("tick_start")?;
         self.collector.restore(state.get("stats")?, self.run.device)?;
-        self.generator.restore("net", &state)?;
+        self.generator.restore("net", state)?;
         for (i, mut view) in self.generator.updated.iter().zip(self.generator.optimizer.views(&self.average)?) {
             state.restore(&format!("ema.{}", self.generator.tensors[*i].path), &mut view)?;
         }
-        if let Some(d) = &mut self.discriminator {
-            d.restore(&state, self.run.device)?;
+        if let Objective::Adversarial(d) = &mut self.objective {
+            d.restore(state, self.run.device)?;
         }
         self.sampler.skip_to(self.images);
         Ok(())
@@ -458,8 +444,12 @@ impl<'a> Trainer<'a> {
 
 /// Seeds libtorch for a stage of an iteration: a resumed run continues the very same sequence, and a part of a batch draws what a process of its rank would.
 pub(super) fn seed(run: u32, iteration: u64, stage: &str, rank: usize) {
-    let path = format!("iteration{iteration}.{stage}.rank{rank}");
-    let drawn = SplitMix64::for_path(u64::from(run), &path).next_u64();
+    seed_as(run, &format!("iteration{iteration}.{stage}.rank{rank}"));
+}
+
+/// Seeds libtorch from the seed of a run and `path`.
+fn seed_as(run: u32, path: &str) {
+    let drawn = SplitMix64::for_path(u64::from(run), path).next_u64();
     tch::manual_seed((drawn >> 1).cast_signed());
 }
 

@@ -19,27 +19,15 @@ import types
 from pathlib import Path
 
 import numpy as np
+import recipe
 import torch
 
-SEED = 7
 # Values kept of each tensor.
 SAMPLES = 8
 
 
-def words(name, count):
-    mask, h = (1 << 64) - 1, 0xCBF29CE484222325
-    for byte in name.encode():
-        h = ((h ^ byte) * 0x100000001B3) & mask
-    with np.errstate(over="ignore"):
-        z = np.uint64(h ^ SEED) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
-
-
 def uniform(name, dims, bound=1.0):
-    units = (words(name, int(np.prod(dims))) >> np.uint64(40)).astype(np.float64) / (1 << 24)
-    return torch.from_numpy(((units * 2 - 1).reshape(dims) * bound).astype(np.float32))
+    return recipe.single(recipe.uniform(name, dims, bound))
 
 
 def rounded(value):

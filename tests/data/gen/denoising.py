@@ -7,11 +7,11 @@ Images are drawn from their name as in recipe.py; noise levels and noise are tho
 augmentation, in f32.
 """
 import argparse
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
+import recipe
 import torch
 
 BATCH = 3
@@ -23,10 +23,6 @@ def main():
     parser.add_argument("--orig", type=Path, required=True)
     orig = parser.parse_args().orig.resolve()
     here = Path(__file__).parent
-    sys.argv = [sys.argv[0]]
-    source = (here / "recipe.py").read_text().removesuffix("main()\n")
-    recipe = importlib.util.module_from_spec(importlib.util.spec_from_loader("recipe", None))
-    exec(compile(source, "recipe.py", "exec"), recipe.__dict__)
     sys.path.insert(0, str(orig))
     from training import loss, networks
 

@@ -342,4 +342,5 @@ def main():
     print("[\n" + ",\n".join(map(json.dumps, cases)) + "\n]", file=result)
 
 
-main()
+if __name__ == "__main__":
+    main()
