@@ -76,6 +76,15 @@ fn open(dir: &Path, path: &str) -> SafetensorsFile {
     SafetensorsFile::open(&dir.join(path)).unwrap()
 }
 
+/// The states of two runs hold the same tensors.
+fn assert_same_tensors(dir: &Path, outdir: &str, other: &str) {
+    let [a, b] = [outdir, other].map(|o| open(dir, &format!("{o}/{STATE}")));
+    assert!(!a.names().is_empty() && a.names() == b.names());
+    for name in a.names() {
+        assert!(a.read_f32(&name).unwrap() == b.read_f32(&name).unwrap(), "{name} of {outdir} and {other}");
+    }
+}
+
 #[test]
 fn the_first_iteration_moves_every_trained_tensor_by_the_learning_rate() {
     let dir = prepare();
@@ -350,4 +359,114 @@ fn adm_is_adm() {
         (&kwargs["model_channels"], &kwargs["channel_mult"], &kwargs["num_blocks"], &kwargs["attn_resolutions"]),
         (&192.into(), &serde_json::json!([1, 2, 3, 4]), &3.into(), &serde_json::json!([32, 16, 8]))
     );
+}
+
+#[test]
+fn snapshots_are_evaluated() {
+    if test_support::onnxruntime().is_none() {
+        println!("skipped: no ONNX Runtime");
+        return;
+    }
+    let dir = prepare();
+    let dir = dir.path();
+    let sizes = ["--input-size", "64", "--image-size", "32", "--no-check", "--out", "f.onnx"];
+    d2o(dir, &[&["export", "lite0.safetensors"][..], &sizes].concat());
+    d2o(dir, &["refs", "make", "data.npz", "--extractor", "f.onnx", "--out", "ref.npz"]);
+    let evaluated =
+        ["--eval-ref", "ref.npz", "--eval-extractor", "f.onnx", "--eval-images", "8", "--snap", "1", "--keep-best"];
+    refused(dir, &words("run", "0.000012", &evaluated[..2]), "--eval-ref needs a feature network");
+    refused(dir, &words("run", "0.000012", &["--keep-best"]), "--keep-best needs an evaluation");
+    refused(dir, &words("run", "0.000012", &evaluated[2..4]), "--eval-extractor is for an evaluation");
+    let outcome = tune(dir, "run", "0.000012", &evaluated);
+    assert!(outcome.stderr.contains("evaluated in "), "{outcome}");
+    let lines = || -> Vec<Value> {
+        let text = fs::read_to_string(dir.join("run/metrics.jsonl")).unwrap();
+        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    };
+    let kimg = || lines().iter().map(|l| l["Progress/kimg"]["mean"].as_f64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(kimg(), [0.004, 0.012]);
+    // The numbers are those that the snapshot's graph has.
+    d2o(dir, &["export", "run/network-snapshot-000000.safetensors", "--no-check", "--out", "g.onnx"]);
+    let evaluate =
+        ["evaluate", "g.onnx", "--seeds", "0-7", "--ref", "ref.npz", "--extractor", "f.onnx", "--json", "e.json"];
+    d2o(dir, &evaluate);
+    let again: Value = serde_json::from_slice(&fs::read(dir.join("e.json")).unwrap()).unwrap();
+    let last = lines().pop().unwrap();
+    for name in ["fd", "precision", "recall"] {
+        let (found, expected) = (&last[format!("Metrics/{name}")], &again["metrics"][name]);
+        assert_eq!((&found["mean"], &found["ci95"]), (&expected["value"], &expected["ci95"]), "{name}");
+        assert!(expected["value"].is_number(), "{name}");
+    }
+    assert_eq!(last["evaluation"]["metrics"], again["metrics"]);
+    assert_eq!(last["snapshot"], "network-snapshot-000000.safetensors");
+    // Evaluation changes nothing about training, and a resumed run goes on with it.
+    tune(dir, "other", "0.000012", &["--snap", "1"]);
+    assert_same_tensors(dir, "run", "other");
+    d2o(dir, &["train", "--outdir", "run", "--resume", "--duration", "0.000016"]);
+    assert_eq!(kimg(), [0.004, 0.012, 0.016]);
+    d2o(dir, &["report", "--losses", "run=run/metrics.jsonl", "--out", "r.html"]);
+    let page = fs::read_to_string(dir.join("r.html")).unwrap();
+    assert!(page.contains("precision") && page.contains("fd"));
+}
+
+#[test]
+fn grey_images_train_networks_of_one_channel() {
+    let dir = prepare();
+    let dir = dir.path();
+    refused(dir, &words("run", "0.000004", &["--channels", "1"]), "--channels is for `--loss edm`");
+    let grey = |i: usize| u8::try_from((i * 37) % 251).unwrap();
+    let mut npz = d2o_refs::npz::NpzWriter::create(&dir.join("grey.npz")).unwrap();
+    npz.start("arr_0", d2o_refs::npy::Dtype::U8, &[8, 32, 32, 1]).unwrap();
+    npz.raw(&(0..8 * 1024).map(grey).collect::<Vec<_>>()).unwrap();
+    npz.finish().unwrap();
+    let on = |words: &[&'static str]| -> Vec<&'static str> {
+        words.iter().map(|w| if *w == "data.npz" { "grey.npz" } else { w }).collect()
+    };
+    let train = ["train", "--loss", "edm", "--data", "data.npz", "--outdir", "grey", "--batch", "4", "--channels", "1"];
+    let train = [&train[..], &NETWORK, &["--duration", "0.000004"]].concat();
+    refused(dir, &train, "the network makes grey images, image 0 of the dataset is coloured");
+    d2o(dir, &on(&train));
+    let tune: Vec<&str> = on(&words("run", "0.000008", &["--diffaug", "--augment-p", "0.5"]))
+        .into_iter()
+        .map(|w| if w == DENOISER { "grey/network-snapshot-000000.safetensors" } else { w })
+        .collect();
+    d2o(dir, &tune);
+    d2o(dir, &["export", "run/network-snapshot-000000.safetensors", "--out", "g.onnx"]);
+    d2o(dir, &["generate", "g.onnx", "--seeds", "0-3", "--out", "g.npz"]);
+    let made = d2o_refs::batch::open(&dir.join("g.npz")).unwrap().read(0..4).unwrap();
+    assert_eq!(made.dim(), (4, 32, 32, 3));
+    assert!(made.lanes(ndarray::Axis(3)).into_iter().all(|p| p[0] == p[1] && p[1] == p[2]));
+    let outcome = d2o(
+        dir,
+        &on(&[
+            &["train", "--loss", "edm", "--data", "data.npz", "--outdir", "colour", "--batch", "4"][..],
+            &NETWORK,
+            &["--duration", "0.000004"],
+        ]
+        .concat()),
+    );
+    assert!(outcome.stderr.contains("all images are grey"), "{outcome}");
+}
+
+/// Files of more than this many blocks cannot be written, as on a full disk.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_last_state() {
+    let dir = prepare();
+    let dir = dir.path();
+    tune(dir, "run", "0.000008", &[]);
+    let before = (bytes(dir, "run"), fs::read(dir.join("run/network-snapshot-000000.safetensors")).unwrap());
+    let limited =
+        "trap '' XFSZ; ulimit -f 100; exec \"$0\" --threads 1 train --outdir run --resume --duration 0.000016";
+    let outcome = test_support::run(Path::new("sh"), dir, &["-c", limited, env!("CARGO_BIN_EXE_d2o")]);
+    assert!(outcome.code == 2 && outcome.stderr.matches("error:").count() == 1, "{outcome}");
+    assert!(outcome.stderr.contains("network-snapshot-000000.safetensors"), "{outcome}");
+    let after = (bytes(dir, "run"), fs::read(dir.join("run/network-snapshot-000000.safetensors")).unwrap());
+    assert!(before == after);
+    let left: Vec<_> = fs::read_dir(dir.join("run")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|n| !n.to_string_lossy().starts_with('.')), "{left:?}");
+    // With room again it goes on, and ends as if nothing had been.
+    tune(dir, "whole", "0.000016", &["--dump", "1"]);
+    d2o(dir, &["--threads", "1", "train", "--outdir", "run", "--resume", "--duration", "0.000016"]);
+    assert_same_tensors(dir, "run", "whole");
 }

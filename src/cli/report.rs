@@ -22,7 +22,7 @@ pub struct Report {
     /// Show images of a container: `TITLE=FILE`; repeatable
     #[arg(long, value_name = "TITLE=FILE")]
     pub images: Vec<Titled>,
-    /// Plot the losses of a training run: `TITLE=stats.jsonl`; repeatable
+    /// Plot the losses (`TITLE=stats.jsonl`) or metrics (`TITLE=metrics.jsonl`) of a training run; repeatable
     #[arg(long, value_name = "TITLE=FILE")]
     pub losses: Vec<Titled>,
     /// Page heading

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, PossibleValuesParser};
 use clap::{Args, ValueEnum};
+use d2o_evaluations::protocol::PROTOCOLS;
 use serde::{Deserialize, Serialize};
 
 /// `d2o train`.
@@ -132,6 +133,10 @@ pub struct TrainSettings {
     #[command(flatten, next_help_heading = "New network")]
     #[serde(flatten)]
     pub fresh: Fresh,
+    /// Evaluation of snapshots.
+    #[command(flatten, next_help_heading = "Evaluation of snapshots")]
+    #[serde(flatten)]
+    pub evaluation: SnapshotEvaluation,
     /// Discriminator (`--loss d2o`).
     #[command(flatten, next_help_heading = "Discriminator")]
     #[serde(flatten)]
@@ -141,6 +146,11 @@ pub struct TrainSettings {
 /// A number that is finite.
 fn finite(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|value: &f64| value.is_finite()).ok_or_else(|| "expected a finite number".to_owned())
+}
+
+/// A number of colour channels.
+fn channels(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| matches!(n, 1 | 3)).ok_or_else(|| "expected 1 or 3".to_owned())
 }
 
 /// Objectives.
@@ -202,6 +212,9 @@ pub struct Fresh {
     /// Number of classes; 0 for none
     #[arg(long, value_name = "N")]
     pub label_dim: Option<usize>,
+    /// Colour channels: 3, or 1 for a dataset of grey images
+    #[arg(long, value_name = "N", value_parser = channels)]
+    pub channels: Option<usize>,
 }
 
 /// Architectures of a network trained from scratch.
@@ -214,6 +227,27 @@ pub enum Arch {
     Ncsnpp,
     /// ADM
     Adm,
+}
+
+/// What is measured of each snapshot.
+#[derive(Debug, Default, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SnapshotEvaluation {
+    /// Evaluate each snapshot as `d2o evaluate` does, against this reference: Fréchet distance, precision and recall, with intervals, in `metrics.jsonl`
+    #[arg(long, value_name = "R.npz")]
+    pub eval_ref: Option<PathBuf>,
+    /// Feature network of the evaluation, exported with `--kind features`
+    #[arg(long, value_name = "F.onnx")]
+    pub eval_extractor: Option<PathBuf>,
+    /// Images of an evaluation, those of the seeds 0 to N - 1 [default: 5000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub eval_images: Option<u32>,
+    /// Evaluation protocol [default: edm]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(PROTOCOLS.iter().map(|p| p.name)))]
+    pub eval_protocol: Option<String>,
+    /// Delete snapshots other than that of the lowest Fréchet distance and the last
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub keep_best: Option<bool>,
 }
 
 /// Settings of the discriminator.

@@ -21,26 +21,33 @@ pub use training::run;
 
 #[cfg(feature = "train")]
 mod training {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
+    use std::ffi::OsString;
     use std::fs::TryLockError;
     use std::io::Write as _;
     use std::path::{Path, PathBuf};
+    use std::time::Instant;
 
     use anyhow::Context as _;
+    use clap::Parser as _;
     use d2o_converters::denoiser::NetConfig;
     use d2o_converters::generators::song::SongConfig;
     use d2o_converters::{Architecture, Checkpoint};
+    use d2o_evaluations::result::Evaluation;
     use d2o_files::AtomicFile;
     use d2o_refs::batch::{self, ImageDims};
     use fs_err as fs;
     use serde_json::{Value, json};
 
     use super::{ExitStatus, Global, Printer, Train};
-    use crate::cli::{Arch, LossArg};
+    use crate::cli::{Arch, Cli, Command, LossArg};
+    use crate::commands;
     use crate::interrupt::{self, Interrupted};
+    use crate::scratch::Scratch;
     use crate::train::augment::edm::EdmSettings;
-    use crate::train::dataset::TrainingSet;
+    use crate::train::dataset::{Shape, TrainingSet};
     use crate::train::device;
+    use crate::train::metrics::Evaluate;
     use crate::train::options::{self, Options, Settled};
     use crate::train::snapshot::{State, state_path};
     use crate::train::trainer::{Run, Status, Trainer};
@@ -80,7 +87,8 @@ mod training {
         if !args.resume && !args.numbered {
             check_unused(outdir)?;
         }
-        let data = TrainingSet::load(source.as_mut(), net.label_dim, options.max_size, options.xflip)?;
+        let mut data = TrainingSet::load(source.as_mut(), Shape::of(&net), options.max_size, options.xflip)?;
+        data.place(device)?;
         drop(source);
         let Settled { options, values, changes } = settled;
         let outdir = if args.numbered { numbered(outdir, args.desc.as_deref())? } else { outdir.to_owned() };
@@ -108,6 +116,9 @@ mod training {
         if run.options.bf16 && !device.is_cuda() {
             note("the CPU computes in f32, as the original does: --bf16 is for CUDA");
         }
+        if data.is_grey() && run.options.channels == Some(3) {
+            note("all images are grey: a network of `--channels 1` would do");
+        }
         if run.options.random_class_embeddings == Some(true) {
             note("the discriminator starts from random class embeddings, which is not the recipe");
         }
@@ -126,7 +137,10 @@ mod training {
         ));
         let mut line = |s: &Status| note(&render(s));
         let section = interrupt::cooperative();
-        let outcome = trainer.run(&data, &mut line, &interrupt::asked)?;
+        let evaluation = SnapshotEvaluation { options: &run.options, global, succeeded: Cell::new(false), note: &note };
+        let evaluate = |path: &Path| evaluation.of(path);
+        let evaluate: Option<&Evaluate<'_>> = run.options.eval_ref.is_some().then_some(&evaluate);
+        let outcome = trainer.run(&data, &mut line, &interrupt::asked, evaluate)?;
         section.complete();
         note(&format!(
             "{} of {} parameters trained on {} images in {:.0} s",
@@ -138,6 +152,67 @@ mod training {
             return Err(Interrupted::then(format!("the state is saved, --resume continues `{outdir}`")).into());
         }
         Ok(ExitStatus::Done)
+    }
+
+    /// Evaluation of snapshots: what `d2o export` and `d2o evaluate` do.
+    struct SnapshotEvaluation<'a> {
+        options: &'a Options,
+        global: &'a Global,
+        /// Whether one succeeded before.
+        succeeded: Cell<bool>,
+        note: &'a dyn Fn(&str),
+    }
+
+    impl SnapshotEvaluation<'_> {
+        /// The evaluation of the average in the snapshot at `path`; `None` if it is interrupted, or fails where an earlier one did not.
+        fn of(&self, path: &Path) -> anyhow::Result<Option<Evaluation>> {
+            let clock = Instant::now();
+            let evaluation = match self.compute(path) {
+                Ok(evaluation) => evaluation,
+                Err(error) if error.is::<Interrupted>() || interrupt::asked() => return Ok(None),
+                Err(error) if self.succeeded.get() => {
+                    (self.note)(&format!("cannot evaluate `{}`: {error:#}", path.display()));
+                    return Ok(None);
+                }
+                Err(error) => return Err(error.context(format!("cannot evaluate `{}`", path.display()))),
+            };
+            self.succeeded.set(true);
+            let metrics: Vec<String> =
+                evaluation.metrics.iter().map(|(name, metric)| format!("{name} {}", metric.show())).collect();
+            (self.note)(&format!("evaluated in {:.0} s · {}", clock.elapsed().as_secs_f64(), metrics.join(" · ")));
+            Ok(Some(evaluation))
+        }
+
+        fn compute(&self, path: &Path) -> anyhow::Result<Evaluation> {
+            const IMAGES: u32 = 5000;
+            const PROTOCOL: &str = "edm";
+            let quiet = Printer::new(true);
+            let scratch = Scratch::new()?;
+            let graph = scratch.path().join("generator.onnx");
+            let kind = if self.options.loss == LossArg::D2o { "one-step" } else { "denoiser" };
+            let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+            let mut export = words(&["d2o", "export", "--no-check", "--uint8", "--kind", kind, "--out"]);
+            export.extend([graph.clone().into(), path.into()]);
+            let Command::Export(export) = Cli::try_parse_from(export)?.command else { anyhow::bail!("not an export") };
+            commands::export::run(&export, self.global, quiet)?;
+            let last = self.options.eval_images.unwrap_or(IMAGES) - 1;
+            let protocol = self.options.eval_protocol.as_deref().unwrap_or(PROTOCOL);
+            let mut evaluate =
+                words(&["d2o", "evaluate", "--protocol", protocol, "--seeds", &format!("0-{last}"), "--title"]);
+            evaluate.push(path.file_name().unwrap_or_default().into());
+            let files = [("--ref", &self.options.eval_ref), ("--extractor", &self.options.eval_extractor)];
+            evaluate
+                .extend(files.iter().filter_map(|(name, file)| Some([name.into(), file.as_ref()?.into()])).flatten());
+            evaluate.push(graph.into());
+            let Command::Evaluate(evaluate) = Cli::try_parse_from(evaluate)?.command else {
+                anyhow::bail!("not an evaluation")
+            };
+            let mut found = commands::evaluate::results(&evaluate, self.global, quiet)?;
+            let mut evaluation = found.pop().context("no result")?;
+            anyhow::ensure!(evaluation.failed.is_empty(), "{:?}", evaluation.failed);
+            evaluation.samples.path = path.display().to_string();
+            Ok(evaluation)
+        }
     }
 
     /// The state of the run in `outdir`.
@@ -214,7 +289,7 @@ mod training {
         let arch = options.arch.unwrap_or(Arch::Ddpmpp);
         let mut kwargs = json!({
             "img_resolution": resolution,
-            "img_channels": 3,
+            "img_channels": options.channels.unwrap_or(3),
             "label_dim": options.label_dim.unwrap_or(0),
             "model_type": if arch == Arch::Adm { "DhariwalUNet" } else { "SongUNet" },
             "dropout": options.dropout,
@@ -249,12 +324,6 @@ mod training {
             net.img_resolution,
             dims.height,
             net.img_resolution
-        );
-        anyhow::ensure!(
-            net.img_channels == dims.channels,
-            "the network makes images of {} channels, those of `{data}` have {}",
-            net.img_channels,
-            dims.channels
         );
         if options.loss != LossArg::D2o && options.augment_p > 0.0 {
             anyhow::ensure!(

@@ -10,10 +10,10 @@ use serde_json::Value;
 const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 200.0;
 const MARGIN: f64 = 44.0;
-/// How names of losses begin.
-const LOSSES: &str = "Loss/";
+/// How names of what is plotted begin.
+const PLOTTED: [&str; 2] = ["Loss/", "Metrics/"];
 
-/// One SVG for each loss in a run's `stats.jsonl`: (name, SVG), over thousands of images.
+/// One SVG for each loss in a run's `stats.jsonl`, or for each metric in its `metrics.jsonl`: (name, SVG), over thousands of images.
 ///
 /// # Errors
 /// An unreadable log.
@@ -25,8 +25,10 @@ pub(super) fn curves(path: &Path) -> anyhow::Result<Vec<(String, String)>> {
         .collect::<Result<_, _>>()
         .with_context(|| format!("cannot plot `{}`", path.display()))?;
     let mut names: Vec<&str> = Vec::new();
-    let losses = lines.iter().filter_map(Value::as_object).flat_map(|l| l.keys()).filter(|k| k.starts_with(LOSSES));
-    for name in losses {
+    let short =
+        |name: &str| PLOTTED.iter().find_map(|prefix| name.strip_prefix(prefix)).map(|n| n.replace(['_', '/'], " "));
+    let plotted = lines.iter().filter_map(Value::as_object).flat_map(|l| l.keys()).filter(|k| short(k).is_some());
+    for name in plotted {
         if !names.contains(&name.as_str()) {
             names.push(name);
         }
@@ -37,7 +39,7 @@ pub(super) fn curves(path: &Path) -> anyhow::Result<Vec<(String, String)>> {
             let mean = |l: &Value, name: &str| l.get(name)?.get("mean")?.as_f64();
             let point = |l: &Value| Some((mean(l, "Progress/kimg")?, mean(l, name)?));
             let points: Vec<(f64, f64)> = lines.iter().filter_map(point).collect();
-            (name[LOSSES.len()..].replace(['_', '/'], " "), curve(&points))
+            (short(name).unwrap_or_default(), curve(&points))
         })
         .collect())
 }

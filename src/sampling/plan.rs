@@ -10,7 +10,7 @@ use d2o_onnx::metadata::{Kind, Quantiser};
 use d2o_onnx::read::ModelInfo;
 use d2o_refs::batch::{ImageDims, container_sha256};
 use d2o_runtime::Session;
-use ndarray::{Array2, Array4, ArrayD};
+use ndarray::{Array2, Array4, ArrayD, Axis};
 use serde_json::{Value, json};
 
 use super::journal::Part;
@@ -92,7 +92,9 @@ impl Plan {
             dims.width,
             dims.height
         );
-        anyhow::ensure!(dims.channels == 3, "images of {} channels cannot be written", dims.channels);
+        anyhow::ensure!(matches!(dims.channels, 1 | 3), "images of {} channels cannot be written", dims.channels);
+        // Grey images are written as colours, which is what evaluators make of them.
+        let dims = ImageDims { channels: 3, ..dims };
         let classes = match info.input("class_labels").map(|v| v.dims.as_slice()) {
             Some(&[_, Dim::Known(n)]) => n,
             _ => 0,
@@ -187,6 +189,8 @@ impl Plan {
             faults[1] += usize::from(image.iter().all(|v| *v == image[[0, 0, 0]]));
         }
         let pixels = images.mapv(|v| self.quantiser.apply(v)).permuted_axes([0, 2, 3, 1]);
+        let shape = (pixels.len_of(Axis(0)), self.dims.height, self.dims.width, self.dims.channels);
+        let pixels = pixels.broadcast(shape).context("the graph gives images of another size")?;
         let images = pixels.as_standard_layout().into_owned();
         let labels = drawn.labels.map(|l| l.into_iter().map(|l| l as i64).collect());
         Ok(Part { images, labels, faults })

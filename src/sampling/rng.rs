@@ -459,7 +459,8 @@ mod tests {
 
     #[test]
     fn a_gpu_that_is_not_known_is_asked_for_where_it_matters() {
-        let device = CudaDevice { name: "x".to_owned(), multiprocessors: 132, threads_per_multiprocessor: 2048 };
+        let device =
+            CudaDevice { name: "x".to_owned(), multiprocessors: 132, threads_per_multiprocessor: 2048, memory: 0 };
         let a100: RngGpu = "a100".parse().unwrap();
         let settle =
             |gpu, count, devices: &[CudaDevice]| Family::settle(Rng::TorchCuda, gpu, count, || devices.to_vec());

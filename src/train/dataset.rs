@@ -1,10 +1,13 @@
 //! Training images in memory.
 
 use anyhow::Context as _;
+use d2o_converters::denoiser::NetConfig;
 use d2o_evaluations::numpy_random::RandomState;
 use d2o_refs::batch::{self, ContentHash, ImageSource};
-use ndarray::Axis;
+use ndarray::{ArrayView3, Axis};
 use tch::{Device, Kind, Tensor};
+
+use crate::engine::cuda_devices;
 
 /// Images that are decoded at a time.
 const CHUNK: usize = 256;
@@ -16,7 +19,25 @@ pub struct TrainingSet {
     classes: Option<(Vec<i64>, i64)>,
     count: u32,
     xflip: bool,
+    grey: bool,
     content: String,
+}
+
+/// What a network takes of a dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Colour channels: 3, or 1 for grey images.
+    pub channels: usize,
+    /// Classes; 0 leaves labels out.
+    pub label_dim: usize,
+}
+
+impl Shape {
+    /// What `net` takes.
+    #[must_use]
+    pub fn of(net: &NetConfig) -> Self {
+        Self { channels: net.img_channels, label_dim: net.label_dim }
+    }
 }
 
 /// One batch.
@@ -30,14 +51,13 @@ pub struct Batch {
 
 impl TrainingSet {
     /// Reads images of `source` into one tensor: all, or `max_size` of them that are drawn as the originals' datasets draw them, in the order of the
-    /// source. `label_dim` is the network's; 0 leaves labels out. With `xflip` the set also holds the mirror image of each, after the images
-    /// themselves, as the originals' datasets do.
+    /// source. With `xflip` the set also holds the mirror image of each, after the images themselves, as the originals' datasets do.
     ///
     /// # Errors
-    /// Unreadable images; no labels, or a label out of range, for a conditional network.
+    /// Unreadable images; coloured ones for a network of one channel; no labels, or a label out of range, for a conditional network.
     pub fn load(
         source: &mut dyn ImageSource,
-        label_dim: usize,
+        Shape { channels, label_dim }: Shape,
         max_size: Option<u32>,
         xflip: bool,
     ) -> anyhow::Result<Self> {
@@ -49,28 +69,59 @@ impl TrainingSet {
         let count = count.with_context(|| format!("{images} images: expected at most 2^32"))?;
         let classes = (label_dim > 0).then(|| classes(source, label_dim, &chosen)).transpose()?;
         let dims = batch::uniform(source)?;
-        let shape = [images, dims.channels, dims.height, dims.width].map(|d| i64::try_from(d).unwrap_or(i64::MAX));
+        anyhow::ensure!(
+            matches!(channels, 1 | 3),
+            "the network makes images of {channels} channels; images have 1 or 3"
+        );
+        let shape = [images, channels, dims.height, dims.width].map(|d| i64::try_from(d).unwrap_or(i64::MAX));
         let tensor = Tensor::f_empty(shape, (Kind::Uint8, Device::Cpu))?;
         let mut hash = ContentHash::new(images, dims);
-        let mut start = 0;
+        let (mut start, mut grey) = (0, true);
         for range in batch::parts(source, 0..source.len(), CHUNK) {
             let wanted: Vec<usize> = chosen.iter().filter(|i| range.contains(i)).map(|i| i - range.start).collect();
             if wanted.is_empty() {
                 continue;
             }
+            let first = range.start;
             let pixels = source.read(range)?;
             let pixels = if wanted.len() == pixels.dim().0 { pixels } else { pixels.select(Axis(0), &wanted) };
             let pixels = pixels.as_standard_layout();
             hash.update(&batch::digests(&pixels.view()));
+            if let Some(coloured) = grey.then(|| pixels.outer_iter().position(|image| !is_grey(&image))).flatten() {
+                let name = source.name(first + wanted[coloured]);
+                anyhow::ensure!(channels == 3, "the network makes grey images, {name} of the dataset is coloured");
+                grey = false;
+            }
             let flat = pixels.as_slice().context("the images are not contiguous")?;
             let (n, h, w, c) = pixels.dim();
             let part =
                 Tensor::f_from_slice(flat)?.f_reshape([n, h, w, c].map(|d| i64::try_from(d).unwrap_or(i64::MAX)))?;
+            let part = part.f_narrow(3, 0, shape[1])?;
             tensor.f_narrow(0, start, part.size()[0])?.f_copy_(&part.f_permute([0, 3, 1, 2])?)?;
             start += part.size()[0];
         }
         source.verify()?;
-        Ok(Self { images: tensor, classes, count, xflip, content: hash.finish() })
+        Ok(Self { images: tensor, classes, count, xflip, grey, content: hash.finish() })
+    }
+
+    /// Moves the images to `device`, unless they take more than a quarter of its memory. The CPU is left as it is.
+    ///
+    /// # Errors
+    /// libtorch's own.
+    pub fn place(&mut self, device: Device) -> anyhow::Result<()> {
+        const SHARE: u64 = 4;
+        let Device::Cuda(number) = device else { return Ok(()) };
+        let memory = cuda_devices().get(number).map_or(0, |d| d.memory);
+        if self.images.numel() as u64 <= memory / SHARE {
+            self.images = self.images.f_to_device(device)?;
+        }
+        Ok(())
+    }
+
+    /// Whether all images are grey.
+    #[must_use]
+    pub fn is_grey(&self) -> bool {
+        self.grey
     }
 
     /// Images to draw from: mirror images count.
@@ -83,12 +134,6 @@ impl TrainingSet {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.count == 0
-    }
-
-    /// Channels of the images.
-    #[must_use]
-    pub fn channels(&self) -> i64 {
-        self.images.size()[1]
     }
 
     /// SHA-256 of the images as [`batch::content_sha256`] computes it.
@@ -105,10 +150,15 @@ impl TrainingSet {
         let stored = i64::from(self.count) / if self.xflip { 2 } else { 1 };
         let index: Vec<i64> = indices.iter().map(|i| i64::from(*i) % stored).collect();
         let mirrored: Vec<bool> = indices.iter().map(|i| i64::from(*i) >= stored).collect();
-        let mut images = self.images.f_index_select(0, &Tensor::f_from_slice(&index)?)?;
+        let here = self.images.device();
+        let mut images = self.images.f_index_select(0, &Tensor::f_from_slice(&index)?.f_to_device(here)?)?;
         if mirrored.contains(&true) {
-            let mask = Tensor::f_from_slice(&mirrored)?.f_reshape([-1, 1, 1, 1])?;
+            let mask = Tensor::f_from_slice(&mirrored)?.f_reshape([-1, 1, 1, 1])?.f_to_device(here)?;
             images = images.f_flip([3])?.f_where_self(&mask, &images)?;
+        }
+        if device.is_cuda() && here == Device::Cpu {
+            // Copied while the device computes.
+            images = images.f_pin_memory(device)?.f_to_device_(device, Kind::Uint8, true, false)?;
         }
         let images = images.f_to_device(device)?.f_to_kind(Kind::Float)?.f_div_scalar(127.5)?.f_sub_scalar(1.0)?;
         let labels = match &self.classes {
@@ -126,6 +176,11 @@ impl TrainingSet {
         };
         Ok(Batch { images, labels })
     }
+}
+
+/// Whether the channels of `image [H, W, C]` are equal.
+fn is_grey(image: &ArrayView3<'_, u8>) -> bool {
+    image.lanes(Axis(2)).into_iter().all(|pixel| pixel.iter().all(|v| *v == pixel[0]))
 }
 
 /// Sorted indices of `max_size` of `count` images, or of all.
@@ -164,9 +219,12 @@ mod tests {
         npz.start("arr_0", d2o_refs::npy::Dtype::U8, &[2, 1, 2, 3]).unwrap();
         npz.raw(&[0, 0, 0, 255, 255, 255, 51, 51, 51, 102, 102, 102]).unwrap();
         npz.finish().unwrap();
-        let load = |xflip| TrainingSet::load(batch::open(&path).unwrap().as_mut(), 0, None, xflip).unwrap();
+        let load = |xflip| {
+            let shape = Shape { channels: 3, label_dim: 0 };
+            TrainingSet::load(batch::open(&path).unwrap().as_mut(), shape, None, xflip).unwrap()
+        };
         let plain = load(false);
-        assert_eq!((plain.len(), load(true).len(), plain.channels()), (2, 4, 3));
+        assert_eq!((plain.len(), load(true).len(), plain.is_grey()), (2, 4, true));
         let mut source = batch::open(&path).unwrap();
         assert_eq!(plain.content_sha256(), batch::content_sha256(source.as_mut()).unwrap());
         let batch = load(true).batch(&[1, 3, 2], Device::Cpu).unwrap();
@@ -174,6 +232,24 @@ mod tests {
         let close = |a: [f64; 2], b: [f64; 2]| (a[0] - b[0]).abs() < 1e-6 && (a[1] - b[1]).abs() < 1e-6;
         assert!(close(first(0), [-0.6, -0.2]) && close(first(1), [-0.2, -0.6]) && close(first(2), [1.0, -1.0]));
         assert!(batch.labels.is_none());
+    }
+
+    #[test]
+    fn a_coloured_image_among_grey_ones_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for (i, green) in [7, 7, 8].into_iter().enumerate() {
+            let image = image::RgbImage::from_pixel(2, 2, image::Rgb([7, green, 7]));
+            image.save(dir.path().join(format!("{i}.png"))).unwrap();
+        }
+        let load = |channels| {
+            let shape = Shape { channels, label_dim: 0 };
+            TrainingSet::load(batch::open(dir.path()).unwrap().as_mut(), shape, None, false)
+        };
+        let error = load(1).unwrap_err().to_string();
+        assert!(error.contains("2.png") && error.contains("coloured"), "{error}");
+        assert!(!load(3).unwrap().is_grey());
+        fs_err::remove_file(dir.path().join("2.png")).unwrap();
+        assert!(load(3).unwrap().is_grey());
     }
 
     // NumPy 2.4.6: RandomState(0).shuffle(arange(10)), the first four, sorted.
@@ -188,8 +264,10 @@ mod tests {
         npz.raw(&(0..30).map(|i| i / 3).collect::<Vec<u8>>()).unwrap();
         npz.i64("arr_1", &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap();
         npz.finish().unwrap();
-        let set = TrainingSet::load(batch::open(&path).unwrap().as_mut(), 10, Some(4), true).unwrap();
+        let shape = Shape { channels: 1, label_dim: 10 };
+        let set = TrainingSet::load(batch::open(&path).unwrap().as_mut(), shape, Some(4), true).unwrap();
         assert_eq!(set.len(), 8);
+        assert_eq!(set.batch(&[0], Device::Cpu).unwrap().images.size(), [1, 1, 1, 1]);
         let batch = set.batch(&[0, 1, 2, 3, 7], Device::Cpu).unwrap();
         let bytes = Vec::<f32>::try_from(&((batch.images.select(1, 0).reshape([-1]) + 1.0) * 127.5).round()).unwrap();
         assert_eq!(bytes, [2.0, 4.0, 8.0, 9.0, 9.0]);

@@ -2,9 +2,14 @@
 
 use std::path::Path;
 
+use d2o_converters::denoiser::{Denoiser, Sigma};
+use d2o_converters::error::Result;
 use d2o_files::AtomicFile;
 use ndarray::Array3;
 use tch::{Kind, Tensor};
+
+use super::libtorch::{LibTorch, Value};
+use crate::sampling::sampler::Grid;
 
 /// Images in a row and in a column.
 pub const SIDE: i64 = 8;
@@ -25,6 +30,26 @@ pub fn write(path: &Path, images: &Tensor) -> anyhow::Result<()> {
     let shape = [rows * height, SIDE * width, 3].map(|d| usize::try_from(d).unwrap_or(0));
     let png = d2o_refs::png(path, "", Array3::from_shape_vec(shape, flat)?.view())?;
     Ok(AtomicFile::write_all_to(path, &png)?)
+}
+
+/// Images that the denoiser `net` makes of `noise [B, C, H, W]` of unit variance with Heun's method (Karras et al. 2022, algorithm 1) in 18 steps.
+///
+/// # Errors
+/// `Engine`.
+pub fn denoise(b: &mut LibTorch, net: &Denoiser<Value>, noise: &Tensor, labels: Option<&Value>) -> Result<Tensor> {
+    let levels = Grid { steps: 18, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 }.levels();
+    let mut slope = |x: &Tensor, sigma: f64| -> Result<Tensor> {
+        let denoised = net.denoise(b, &Value(x.shallow_clone()), &Sigma::Fixed(sigma), labels)?.0;
+        Ok((x - denoised) / sigma)
+    };
+    let mut x = noise * levels.first().copied().unwrap_or_default();
+    let nexts = levels.iter().skip(1).copied().chain([0.0]);
+    for (level, next) in levels.iter().copied().zip(nexts) {
+        let first = slope(&x, level)?;
+        let euler = &x + &first * (next - level);
+        x = if next > 0.0 { &x + (first + slope(&euler, next)?) * (0.5 * (next - level)) } else { euler };
+    }
+    Ok(x)
 }
 
 #[cfg(test)]

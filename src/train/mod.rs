@@ -9,6 +9,7 @@ pub mod freeze;
 pub mod grid;
 pub mod libtorch;
 pub mod loss;
+pub mod metrics;
 pub mod numerics;
 pub mod optimizer;
 pub mod options;

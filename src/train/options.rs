@@ -79,6 +79,8 @@ pub struct Options {
     pub attn_resolutions: Option<Vec<usize>>,
     /// Its number of classes.
     pub label_dim: Option<usize>,
+    /// Its colour channels.
+    pub channels: Option<usize>,
     /// Feature networks of the discriminator.
     pub backbones: Option<BackbonesArg>,
     /// Their checkpoints.
@@ -106,10 +108,21 @@ pub struct Options {
     pub r1_interval: Option<u32>,
     /// Freeze level of the generator.
     pub freeze: Option<u8>,
+    /// Reference that snapshots are evaluated against; `None` for no evaluation.
+    pub eval_ref: Option<PathBuf>,
+    /// Feature network of the evaluation.
+    pub eval_extractor: Option<PathBuf>,
+    /// Images of an evaluation.
+    pub eval_images: Option<u32>,
+    /// Its protocol.
+    pub eval_protocol: Option<String>,
+    /// Whether snapshots other than the best and the last are deleted.
+    #[serde(default)]
+    pub keep_best: bool,
 }
 
 /// Options of a new network.
-const FRESH: [&str; 6] = ["arch", "cbase", "cres", "num-blocks", "attn-resolutions", "label-dim"];
+const FRESH: [&str; 7] = ["arch", "cbase", "cres", "num-blocks", "attn-resolutions", "label-dim", "channels"];
 /// Options of the discriminator.
 const ADVERSARIAL: [&str; 13] = [
     "backbones",
@@ -127,7 +140,7 @@ const ADVERSARIAL: [&str; 13] = [
     "freeze",
 ];
 /// Options that a resumed run may change: they do not enter any number. What lies at a path is compared by content.
-const FREE: [&str; 11] = [
+const FREE: [&str; 16] = [
     "preset",
     "data",
     "transfer",
@@ -139,6 +152,11 @@ const FREE: [&str; 11] = [
     "dump",
     "grid",
     "pickle",
+    "eval-ref",
+    "eval-extractor",
+    "eval-images",
+    "eval-protocol",
+    "keep-best",
 ];
 
 /// Named settings.
@@ -156,7 +174,7 @@ pub struct Preset {
 pub fn presets() -> Vec<Preset> {
     let common = json!({
         "lr-rampup-kimg": 0.0, "optimizer": "adam", "ema-warmup": 0.05, "ema-beta": 0.0, "dropout": 0.0, "augment-p": 0.0, "xflip": false, "bf16": false, "tf32": false,
-        "deterministic": false, "seed": 42, "snap": 10, "dump": 10, "grid": 10, "pickle": false,
+        "deterministic": false, "seed": 42, "snap": 10, "dump": 10, "grid": 10, "pickle": false, "keep-best": false,
     });
     let preset = |name, about, own: Value| Preset { name, about, values: merged(&common, &own) };
     // Settings of Zyriix/D2O's train.sh; what it leaves out are its train.py's defaults.
@@ -210,7 +228,7 @@ pub fn presets() -> Vec<Preset> {
             "EDM's training from scratch, its train.py's defaults",
             json!({
                 "loss": "edm", "duration": 200.0, "batch": 512, "lr": 1e-3, "lr-rampup-kimg": 10_000.0, "ema": 0.5, "dropout": 0.13, "augment-p": 0.12, "tick": 50.0, "snap": 50,
-                "dump": 50, "arch": "ddpmpp", "label-dim": 0,
+                "dump": 50, "grid": 50, "arch": "ddpmpp", "label-dim": 0, "channels": 3,
             }),
         ),
     ]
@@ -346,6 +364,17 @@ fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
     range("dropout", options.dropout, 1.0)?;
     anyhow::ensure!((0.0..=1.0).contains(&options.augment_p), "--augment-p: expected a number from 0 to 1");
     options.r1_gamma.map_or(Ok(()), |gamma| range("r1-gamma", gamma, f64::INFINITY))?;
+    match (&options.eval_ref, &options.eval_extractor) {
+        (Some(_), None) => anyhow::bail!("--eval-ref needs a feature network: give one with --eval-extractor"),
+        (Some(_), Some(_)) => {}
+        (None, _) => {
+            anyhow::ensure!(!options.keep_best, "--keep-best needs an evaluation: give its reference with --eval-ref");
+            unused(
+                &["eval-extractor", "eval-images", "eval-protocol"],
+                "an evaluation, whose reference --eval-ref gives",
+            )?;
+        }
+    }
     if let Some(part) = options.batch_gpu {
         let batch = options.batch;
         anyhow::ensure!(batch.is_multiple_of(part), "--batch-gpu {part}: expected a divisor of --batch {batch}");

@@ -122,36 +122,44 @@ fn read(moments: &Tensor) -> Moments {
     [0, 1, 2].map(|i| moments.double_value(&[i]))
 }
 
-/// `stats.jsonl` of a run.
+/// A log of a run, one JSON object a line.
 #[derive(Debug)]
 pub struct Log {
     path: PathBuf,
 }
 
 impl Log {
-    /// For the folder of a run whose last tick ended at `images` images: lines of later ones, and a last line that is cut, are removed.
+    /// The log at `path` of a run that continues after `images` images: lines of later ones, and a last line that is cut, are removed.
     ///
     /// # Errors
     /// Reading and writing errors.
-    pub fn open(outdir: &Path, images: u64) -> anyhow::Result<Self> {
-        let path = outdir.join("stats.jsonl");
+    pub fn open(path: &Path, images: u64) -> anyhow::Result<Self> {
         if path.exists() {
-            let text = fs::read_to_string(&path)?;
+            let text = fs::read_to_string(path)?;
             let kept: String = text.split_inclusive('\n').filter(|line| is_within(line, images)).collect();
             if kept.len() < text.len() {
-                let mut file = AtomicFile::create(&path)?;
+                let mut file = AtomicFile::create(path)?;
                 file.write_all(kept.as_bytes())?;
                 file.commit()?;
             }
         }
-        Ok(Self { path })
+        Ok(Self { path: path.to_owned() })
+    }
+
+    /// What it holds.
+    ///
+    /// # Errors
+    /// Reading errors; a line that is not JSON.
+    pub fn lines(&self) -> anyhow::Result<Vec<Value>> {
+        let text = if self.path.exists() { fs::read_to_string(&self.path)? } else { String::new() };
+        Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
     }
 
     /// Appends `line`, which is with the operating system when this returns.
     ///
     /// # Errors
     /// Writing errors.
-    pub fn append(&self, line: &Map<String, Value>) -> anyhow::Result<()> {
+    pub fn append(&self, line: &Value) -> anyhow::Result<()> {
         let mut text = serde_json::to_string(line)?;
         text.push('\n');
         let mut file = fs::OpenOptions::new().create(true).append(true).open(&self.path)?;
@@ -220,7 +228,7 @@ mod tests {
         let path = dir.path().join("stats.jsonl");
         let line = |kimg: f64| format!("{}\n", json!({KIMG: {"num": 1, "mean": kimg, "std": 0}}));
         fs::write(&path, [line(0.1), line(0.2), line(0.3), "{\"Progr".to_owned()].concat()).unwrap();
-        Log::open(dir.path(), 200).unwrap();
+        Log::open(&path, 200).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), line(0.1) + &line(0.2));
     }
 }

@@ -19,6 +19,7 @@ use super::freeze::is_frozen;
 use super::grid;
 use super::libtorch::{LibTorch, Value};
 use super::loss::{NoiseLevels, denoising_loss, generate};
+use super::metrics::{Evaluate, Evaluations};
 use super::numerics::Numerics;
 use super::optimizer::OptimizerConfig;
 use super::options::Options;
@@ -176,20 +177,23 @@ impl<'a> Trainer<'a> {
         Ok(trainer)
     }
 
-    /// Trains on `data`. `report` gets the status lines; `stop` is asked before every iteration.
+    /// Trains on `data`. `report` gets the status lines; `stop` is asked before every iteration; `evaluate` gets the snapshots.
     ///
     /// # Errors
-    /// Failing operations, writing errors; losses that are not finite again and again.
+    /// Failing evaluations and operations, writing errors; losses that are not finite again and again.
     pub fn run(
         &mut self,
         data: &TrainingSet,
         report: &mut dyn FnMut(&Status),
         stop: &dyn Fn() -> bool,
+        evaluate: Option<&Evaluate<'_>>,
     ) -> anyhow::Result<Outcome> {
         let options = &self.run.options;
         let target = thousands(options.duration * 1e3);
         let per_tick = thousands(options.tick).max(1);
-        let log = Log::open(&self.run.outdir, self.tick_start)?;
+        let log = Log::open(&self.run.outdir.join("stats.jsonl"), self.tick_start)?;
+        let open = |e| Evaluations::open(&self.run.outdir, self.images, e, options.keep_best);
+        let mut evaluations = evaluate.map(open).transpose()?;
         let mut events = Events::create(&self.run.outdir, unix_time())?;
         if options.grid > 0 && self.run.state.is_none() {
             self.first_grids(data)?;
@@ -224,6 +228,8 @@ impl<'a> Trainer<'a> {
                     eta_seconds: if reached { 0.0 } else { remaining },
                     means: self.means(),
                 });
+                // What follows is maintenance.
+                (since, since_images) = (Instant::now(), self.images);
                 let (mut line, now) = (self.collector.summary(), unix_time());
                 for (name, number) in [
                     ("Progress/tick", Some(whole(self.ticks))),
@@ -241,8 +247,7 @@ impl<'a> Trainer<'a> {
                 let means = line.iter().filter_map(|(name, entry)| Some((name.as_str(), entry["mean"].as_f64()?)));
                 events.scalars(now, self.images, means)?;
                 line.insert("timestamp".to_owned(), json!(now));
-                log.append(&line)?;
-                (since, since_images) = (Instant::now(), self.images);
+                log.append(&Json::Object(line))?;
             }
             // The line of a run that ends between two ticks is not a tick's: a resumed run writes it anew.
             if tick && self.images > self.tick_start {
@@ -255,13 +260,20 @@ impl<'a> Trainer<'a> {
                 self.ticks += 1;
                 self.tick_start = self.images;
                 if !reached && (snap || dump) {
-                    self.save(snap, dump)?;
+                    let path = self.save(snap, dump)?;
+                    if let Some(evaluations) = evaluations.as_mut().filter(|_| snap) {
+                        evaluations.add(&path, self.images, &mut events)?;
+                    }
                 }
                 maintenance = since.elapsed().as_secs_f64();
                 since = Instant::now();
             }
             if reached {
-                break (self.save(true, true)?, false);
+                let path = self.save(true, true)?;
+                if let Some(evaluations) = &mut evaluations {
+                    evaluations.add(&path, self.images, &mut events)?;
+                }
+                break (path, false);
             }
         };
         Ok(Outcome {
@@ -278,7 +290,8 @@ impl<'a> Trainer<'a> {
     fn first_grids(&mut self, data: &TrainingSet) -> anyhow::Result<()> {
         let images = data.batch(&Self::shown(data), Device::Cpu)?.images;
         grid::write(&self.run.outdir.join("reals.png"), &images)?;
-        self.grid(data, "fakes_init.png")
+        // A new denoiser makes noise of noise.
+        if self.run.options.transfer.is_some() { self.grid(data, "fakes_init.png") } else { Ok(()) }
     }
 
     /// Images whose classes grids show.
@@ -289,13 +302,10 @@ impl<'a> Trainer<'a> {
             .collect()
     }
 
-    /// A grid of what the average of a one-step generator makes of the run's latents. A denoiser makes none.
+    /// A grid of what the average makes of the run's latents: in one step, or by a denoiser with EDM's sampler.
     fn grid(&mut self, data: &TrainingSet, name: &str) -> anyhow::Result<()> {
         /// Images that are generated at a time.
         const PART: i64 = 16;
-        if matches!(self.objective, Objective::Denoising { .. }) {
-            return Ok(());
-        }
         let _guard = tch::no_grad_guard();
         let batch = data.batch(&Self::shown(data), self.run.device)?;
         seed_as(self.run.options.seed, "grid");
@@ -308,7 +318,11 @@ impl<'a> Trainer<'a> {
         for start in (0..count).step_by(usize::try_from(PART)?) {
             let part = |t: &Tensor| t.f_narrow(0, start, PART.min(count - start)).map(Value);
             let labels = batch.labels.as_ref().map(part).transpose()?;
-            made.push(generate(&mut b, &self.net, &part(&noise)?.0, labels.as_ref(), self.run.mixed())?);
+            let (noise, labels) = (part(&noise)?.0, labels.as_ref());
+            made.push(match &self.objective {
+                Objective::Adversarial(_) => generate(&mut b, &self.net, &noise, labels, self.run.mixed())?,
+                Objective::Denoising { .. } => grid::denoise(&mut b, &self.net, &noise, labels)?,
+            });
         }
         self.generator.optimizer.values().shallow_clone().f_copy_(&held)?;
         let images = Tensor::f_cat(&made, 0)?.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?;

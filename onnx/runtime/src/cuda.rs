@@ -21,6 +21,7 @@ const THREADS_PER_MULTIPROCESSOR: c_int = 39;
 type Init = unsafe extern "C" fn(c_uint) -> c_int;
 type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
 type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+type Memory = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
 type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
 
 /// A CUDA device.
@@ -32,6 +33,8 @@ pub struct CudaDevice {
     pub multiprocessors: u32,
     /// Maximum number of resident threads of a multiprocessor.
     pub threads_per_multiprocessor: u32,
+    /// Memory, bytes.
+    pub memory: u64,
 }
 
 /// The CUDA devices in the driver's order, as `CUDA_VISIBLE_DEVICES` restricts them; empty without a driver or a device.
@@ -59,12 +62,18 @@ fn devices_of(driver: &Path) -> Result<Vec<CudaDevice>> {
     let missing = |e: libloading::Error| {
         unusable("the functions of the CUDA driver".to_owned(), "a library without one".to_owned(), Some(e.into()))
     };
-    // SAFETY: the signatures are those of cuda.h, unchanged since CUDA 2.
-    let (init, count, name, attribute): (Symbol<'_, Init>, Symbol<'_, Count>, Symbol<'_, Name>, Symbol<'_, Attribute>) = unsafe {
+    // SAFETY: the signatures, here and below, are those of cuda.h, unchanged since CUDA 3.2.
+    let (init, count, name): (Symbol<'_, Init>, Symbol<'_, Count>, Symbol<'_, Name>) = unsafe {
         (
             library.get(b"cuInit\0").map_err(missing)?,
             library.get(b"cuDeviceGetCount\0").map_err(missing)?,
             library.get(b"cuDeviceGetName\0").map_err(missing)?,
+        )
+    };
+    // SAFETY: as above.
+    let (memory, attribute): (Symbol<'_, Memory>, Symbol<'_, Attribute>) = unsafe {
+        (
+            library.get(b"cuDeviceTotalMem_v2\0").map_err(missing)?,
             library.get(b"cuDeviceGetAttribute\0").map_err(missing)?,
         )
     };
@@ -91,8 +100,12 @@ fn devices_of(driver: &Path) -> Result<Vec<CudaDevice>> {
                 checked("cuDeviceGetAttribute", unsafe { attribute(&raw mut value, which, device) })?;
                 u32::try_from(value).map_err(|_| failed("cuDeviceGetAttribute", value))
             };
+            let mut bytes = 0;
+            // SAFETY: writes one size.
+            checked("cuDeviceTotalMem", unsafe { memory(&raw mut bytes, device) })?;
             Ok(CudaDevice {
                 name: text,
+                memory: bytes as u64,
                 multiprocessors: number(MULTIPROCESSORS)?,
                 threads_per_multiprocessor: number(THREADS_PER_MULTIPROCESSOR)?,
             })
@@ -121,6 +134,7 @@ mod tests {
             int cuInit(unsigned flags) { return flags == 0 ? 0 : 1; }
             int cuDeviceGetCount(int *n) { *n = 2; return 0; }
             int cuDeviceGetName(char *to, int length, int device) { snprintf(to, length, "Device %d", device); return 0; }
+            int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)80 << 30; return 0; }
             int cuDeviceGetAttribute(int *value, int which, int device) {
                 *value = which == 16 ? 100 + device : which == 39 ? 2048 : -1;
                 return 0;
@@ -130,6 +144,7 @@ mod tests {
             name: format!("Device {i}"),
             multiprocessors: 100 + i,
             threads_per_multiprocessor: 2048,
+            memory: 80 << 30,
         };
         assert_eq!(found, [device(0), device(1)]);
     }
@@ -138,7 +153,8 @@ mod tests {
     fn a_missing_driver_is_not_an_error_and_a_failing_one_is() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(devices_of(&dir.path().join("absent.so")).unwrap(), []);
-        let rest = "int cuDeviceGetCount(int *n) { return 1; } int cuDeviceGetName() { return 1; } int cuDeviceGetAttribute() { return 1; }";
+        let rest = "int cuDeviceGetCount(int *n) { return 1; } int cuDeviceGetName() { return 1; } int cuDeviceTotalMem_v2() { return 1; } \
+                    int cuDeviceGetAttribute() { return 1; }";
         let none = driver(dir.path(), &format!("int cuInit(unsigned f) {{ return 100; }} {rest}"));
         assert_eq!(devices_of(&none).unwrap(), []);
         let other = tempfile::tempdir().unwrap();

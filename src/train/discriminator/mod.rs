@@ -117,6 +117,9 @@ impl Critic {
     pub fn logits(&self, b: &mut LibTorch, images: &Tensor, labels: Option<&Value>) -> Result<Vec<Tensor>> {
         let logits = |(projector, heads): &(Projector, MultiScaleHeads)| {
             let seen = if self.diffaug { b.ok("diff_augment", diff_augment(images))? } else { images.shallow_clone() };
+            // Feature networks take colours.
+            let (count, _, height, width) = b.ok("size", seen.size4())?;
+            let seen = b.ok("expand", seen.f_expand([count, 3, height, width], false))?;
             let maps = projector.forward(b, &Value(seen))?;
             Ok(heads.forward(b, &maps, labels)?.0)
         };
