@@ -7,6 +7,7 @@ pub mod device;
 pub mod discriminator;
 pub mod freeze;
 pub mod grid;
+pub mod group;
 pub mod libtorch;
 pub mod loss;
 pub mod numerics;
