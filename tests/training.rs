@@ -341,6 +341,22 @@ fn processes_end_together() {
     refused(in_each(dir, &[&good, &with("other.npz")]), "has images other than those of process 0");
 }
 
+#[test]
+fn processes_need_the_library_of_their_launcher() {
+    let Some((library, _)) = test_support::mpi() else { return };
+    let dir = prepare();
+    let refused = |library: &Path, text: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_d2o"));
+        command.args(words("run", "0.000004", &[])).current_dir(dir.path()).env("D2O_MPI", library);
+        // Those of another implementation.
+        command.envs([("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2")]);
+        let (code, stderr) = ended(command);
+        assert!(code == Some(2) && stderr.contains(text), "{text}: {code:?}: {stderr}");
+    };
+    refused(&library, "process 0 of 1: use the launcher of this library");
+    refused(Path::new("missing.so"), "no library of the standard MPI ABI was found");
+}
+
 /// On CPUs the processes of torchrun meet, and end with what to do instead.
 #[test]
 fn torchrun_is_for_cuda() {

@@ -28,6 +28,8 @@ type Number = unsafe extern "C" fn(Handle, *mut c_int) -> c_int;
 
 const WORLD: usize = 0x101;
 const BYTE: usize = 0x247;
+/// Major version of the standard ABI.
+const ABI: c_int = 1;
 const THREAD_FUNNELED: c_int = 1024;
 
 /// `MPI_COMM_WORLD`. A failing operation ends all its processes with MPI's own message, which is the standard's default.
@@ -53,14 +55,13 @@ impl World {
         let (library, path) = load()?;
         let missing = || format!("`{}` is not a library of the standard MPI ABI", path.to_string_lossy());
         // SAFETY: each type is that of the function of this name.
-        let (init, rank_of, size_of, world) = unsafe {
+        let (version, init, rank_of, size_of, world) = unsafe {
+            let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int =
+                *library.get(b"MPI_Abi_get_version\0").with_context(missing)?;
             let init: unsafe extern "C" fn(*mut c_int, *mut c_void, c_int, *mut c_int) -> c_int =
                 *library.get(b"MPI_Init_thread\0").with_context(missing)?;
             let rank_of: Number = *library.get(b"MPI_Comm_rank\0").with_context(missing)?;
             let size_of: Number = *library.get(b"MPI_Comm_size\0").with_context(missing)?;
-            // Libraries of older ABIs have all functions but this one, and other constants.
-            let _: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int =
-                *library.get(b"MPI_Abi_get_version\0").with_context(missing)?;
             let world = Self {
                 size,
                 all_to_all: *library.get(b"MPI_Alltoall\0").with_context(missing)?,
@@ -70,9 +71,12 @@ impl World {
                 finalize: *library.get(b"MPI_Finalize\0").with_context(missing)?,
                 _library: library,
             };
-            (init, rank_of, size_of, world)
+            (version, init, rank_of, size_of, world)
         };
-        let (mut provided, mut found) = (0, [0; 2]);
+        let (mut abi, mut provided, mut found) = ([0; 2], 0, [0; 2]);
+        // SAFETY: writes two integers; may be called before MPI begins. A library of another ABI has other constants, and says -1.
+        checked("MPI_Abi_get_version", unsafe { version(&raw mut abi[0], &raw mut abi[1]) })?;
+        anyhow::ensure!(abi[0] == ABI, missing());
         // SAFETY: null for no arguments is allowed since MPI-2; each call writes one integer. This is the first call of MPI, and all come from one thread.
         unsafe {
             checked(
@@ -85,11 +89,10 @@ impl World {
         let found = found.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         anyhow::ensure!(
             found == [rank, size],
-            "the launcher says that this is process {rank} of {size}, `{}` that it is process {} of {}: start it with the launcher of this library{}",
+            "the launcher says that this is process {rank} of {size}, `{}` that it is process {} of {}: use the launcher of this library, or srun --mpi=pmi2",
             path.to_string_lossy(),
             found[0],
-            found[1],
-            "; with srun, by --mpi=pmi2"
+            found[1]
         );
         Ok(world)
     }
@@ -232,16 +235,16 @@ fn load() -> anyhow::Result<(Library, OsString)> {
             [Some(STANDARD.into()), cache.map(|c| c.join(INSTALLED).into_os_string())].into_iter().flatten().collect()
         }
     };
-    let mut failed = String::new();
+    let mut failed = anyhow::anyhow!("no library was named");
     for path in tried {
         // SAFETY: the initialisers of an MPI library allocate and read the environment.
         match unsafe { Library::new(&path) } {
             Ok(library) => return Ok((library, path)),
-            Err(error) => failed = error.to_string(),
+            Err(error) => failed = error.into(),
         }
     }
     Err(crate::error::with_hint(
-        anyhow::anyhow!("{failed}").context("no library of the standard MPI ABI was found"),
+        failed.context("no library of the standard MPI ABI was found"),
         "name libmpi_abi.so.1 with D2O_MPI; MPICH 5 and later have it, and `cargo xtask setup` installs it",
     ))
 }
