@@ -220,6 +220,175 @@ fn parts_of_a_batch_are_averaged() {
     assert!(projections > 8);
 }
 
+/// `d2o` with `args` in two processes; `None` only where tests may be skipped.
+fn in_two(dir: &Path, args: &[&str]) -> Option<Command> {
+    in_each(dir, &[args, args])
+}
+
+/// `d2o` in as many processes as there are lists of arguments.
+fn in_each(dir: &Path, lists: &[&[&str]]) -> Option<Command> {
+    let (library, launcher) = test_support::mpi()?;
+    let mut command = Command::new(launcher);
+    for (i, args) in lists.iter().enumerate() {
+        command.args(if i == 0 { &["-n", "1"][..] } else { &[":", "-n", "1"] });
+        command.arg(env!("CARGO_BIN_EXE_d2o")).args(*args);
+    }
+    command.env("D2O_MPI", library).current_dir(dir);
+    Some(command)
+}
+
+/// Whether the command ended well, and its standard error.
+fn ended(mut command: Command) -> (Option<i32>, String) {
+    let output = command.output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn done(command: Command) {
+    let (code, stderr) = ended(command);
+    assert_eq!(code, Some(0), "{stderr}");
+}
+
+#[test]
+fn processes_are_parts_of_a_batch() {
+    let dir = prepare();
+    let dir = dir.path();
+    // Five iterations, R1 in two of them, the strength of augmentation adjusted after four.
+    let ada = ["--augment-p", "0.2", "--ada-target", "0.5", "--diffaug", "--dump", "1", "--snap", "1"];
+    let parts = [&ada[..], &["--batch-gpu", "2"]].concat();
+    tune(dir, "parts", "0.00002", &parts);
+    let Some(command) = in_two(dir, &words("processes", "0.00002", &ada)) else { return };
+    done(command);
+    assert!(bytes(dir, "parts") == bytes(dir, "processes"), "two processes end elsewhere than two parts of a batch");
+    assert_eq!(stats(dir, "parts"), stats(dir, "processes"));
+    let file = |run: &str, name: &str| fs::read(dir.join(run).join(name)).unwrap();
+    let snapshot = "network-snapshot-000000.safetensors";
+    assert!(file("parts", snapshot) == file("processes", snapshot));
+    let record: Value = serde_json::from_slice(&file("processes", "training_options.json")).unwrap();
+    assert_eq!(record["processes"], 2);
+    let log = String::from_utf8(file("processes", "log.txt")).unwrap();
+    assert!(
+        log.contains("batch 4 in 2 parts on 2 processes") && log.lines().filter(|l| l.contains("kimg")).count() == 3
+    );
+
+    // A run goes on with another number of processes.
+    tune(dir, "first-parts", "0.000008", &parts);
+    done(in_two(dir, &words("first-processes", "0.000008", &ada)).unwrap());
+    let resume = |run| ["--threads", "1", "train", "--outdir", run, "--resume", "--duration", "0.00002"];
+    done(in_two(dir, &resume("first-parts")).unwrap());
+    d2o(dir, &resume("first-processes"));
+    for run in ["first-parts", "first-processes"] {
+        assert!(bytes(dir, "parts") == bytes(dir, run), "{run}");
+        assert_eq!(stats(dir, "parts"), stats(dir, run));
+    }
+
+    // Without a discriminator.
+    edm(dir, "edm-parts", "0.000008", &["--batch-gpu", "2"]);
+    let train = ["--threads", "1", "train", "--loss", "edm", "--data", "data.npz", "--outdir", "edm-processes"];
+    let options = ["--batch", "4", "--duration", "0.000008", "--lr-rampup-kimg", "0", "--tick", "0.008"];
+    done(in_two(dir, &[&train[..], &NETWORK, &options].concat()).unwrap());
+    assert!(bytes(dir, "edm-parts") == bytes(dir, "edm-processes"));
+}
+
+/// The process ids of a run's processes, from its log.
+#[cfg(unix)]
+fn process_ids(dir: &Path, outdir: &str) -> Vec<String> {
+    let log = fs::read_to_string(dir.join(outdir).join("log.txt")).unwrap();
+    let id = |line: &str| Some(line.strip_prefix("process ")?.split_once("PID ")?.1.trim_end_matches(')').to_owned());
+    log.lines().filter_map(id).collect()
+}
+
+#[cfg(unix)]
+#[test]
+fn processes_end_together() {
+    let dir = prepare();
+    let dir = dir.path();
+    let more = ["--dump", "1", "--snap", "0"];
+    tune(dir, "whole", "0.000028", &["--dump", "1", "--snap", "0", "--batch-gpu", "2"]);
+    // One process is killed, or asked to stop.
+    for (signal, outdir) in [("KILL", "killed"), ("INT", "stopped")] {
+        let Some(mut command) = in_two(dir, &words(outdir, "0.000028", &more)) else { return };
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let start = Instant::now();
+        while !dir.join(outdir).join(STATE).exists() && start.elapsed() < Duration::from_secs(120) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let ids = process_ids(dir, outdir);
+        assert_eq!(ids.len(), 2, "{ids:?}");
+        let sent = Instant::now();
+        assert!(Command::new("kill").args(["-s", signal, &ids[1]]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        let (code, stderr) = (output.status.code(), String::from_utf8_lossy(&output.stderr));
+        assert!(sent.elapsed() < Duration::from_secs(60), "{stderr}");
+        assert!(!Path::new("/proc").join(&ids[0]).exists(), "the other process is left");
+        match signal {
+            // The launcher's message has the process id, which the log has with the process's number.
+            "KILL" => assert!(code != Some(0) && stderr.contains(&ids[1]), "{code:?}: {stderr}"),
+            _ => assert!(code == Some(130) && stderr.matches("the state is saved").count() == 1, "{code:?}: {stderr}"),
+        }
+        assert!(bytes(dir, "whole") != bytes(dir, outdir));
+        done(in_two(dir, &["--threads", "1", "train", "--outdir", outdir, "--resume"]).unwrap());
+        assert!(bytes(dir, "whole") == bytes(dir, outdir), "{outdir}");
+        assert_eq!(stats(dir, "whole"), stats(dir, outdir));
+    }
+
+    // An error of all, of process 0 and of process 1 alone is reported once, and ends both.
+    let refused = |command: Option<Command>, text: &str| {
+        let (code, stderr) = ended(command.unwrap());
+        let once = stderr.matches("error:").count() == 1;
+        assert!(code == Some(2) && once && stderr.contains(text), "{text}: {code:?}: {stderr}");
+    };
+    refused(in_two(dir, &words("whole", "0.000028", &[])), "holds another run");
+    refused(in_two(dir, &words("bad", "0.000028", &["--cond"])), "--cond true: the network has 0 classes");
+    assert!(!dir.join("bad").exists());
+    fs::remove_file(dir.join("stopped/stats.jsonl")).unwrap();
+    fs::create_dir(dir.join("stopped/stats.jsonl")).unwrap();
+    refused(in_two(dir, &["train", "--outdir", "stopped", "--resume", "--duration", "0.00004"]), "stats.jsonl");
+    let good = words("bad", "0.000028", &[]);
+    let with = |data| -> Vec<&str> { good.iter().map(|w| if *w == "data.npz" { data } else { *w }).collect() };
+    refused(in_each(dir, &[&good, &with("missing.npz")]), "process 1 of 2 (");
+    write_images(&dir.join("other.npz"), 1..13);
+    refused(in_each(dir, &[&good, &with("other.npz")]), "has images other than those of process 0");
+}
+
+#[test]
+fn processes_need_the_library_of_their_launcher() {
+    let Some((library, _)) = test_support::mpi() else { return };
+    let dir = prepare();
+    let refused = |library: &Path, text: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_d2o"));
+        command.args(words("run", "0.000004", &[])).current_dir(dir.path()).env("D2O_MPI", library);
+        // Those of another implementation.
+        command.envs([("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2")]);
+        let (code, stderr) = ended(command);
+        assert!(code == Some(2) && stderr.contains(text), "{text}: {code:?}: {stderr}");
+    };
+    refused(&library, "process 0 of 1: use the launcher of this library");
+    refused(Path::new("missing.so"), "no library of the standard MPI ABI was found");
+}
+
+/// On CPUs the processes of torchrun meet, and end with what to do instead.
+#[test]
+fn torchrun_is_for_cuda() {
+    let dir = prepare();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let children: Vec<Child> = ["0", "1"]
+        .map(|rank| {
+            let variables = [("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)];
+            Command::new(env!("CARGO_BIN_EXE_d2o"))
+                .args(words("run", "0.000004", &["--device", "cpu"]))
+                .current_dir(dir.path())
+                .envs(variables)
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .into();
+    let outputs: Vec<_> = children.into_iter().map(|c| c.wait_with_output().unwrap()).collect();
+    let [first, second] = [0, 1].map(|i| String::from_utf8_lossy(&outputs[i].stderr).into_owned());
+    assert!(outputs.iter().all(|o| o.status.code() == Some(2)), "{first}{second}");
+    assert!(first.contains("use mpiexec") && second.is_empty(), "{first}{second}");
+}
+
 #[test]
 fn a_run_writes_a_log_that_can_be_followed() {
     let dir = prepare();

@@ -26,6 +26,7 @@ mod training {
     use std::fs::TryLockError;
     use std::io::Write as _;
     use std::path::{Path, PathBuf};
+    use std::rc::Rc;
     use std::time::Instant;
 
     use anyhow::Context as _;
@@ -35,7 +36,7 @@ mod training {
     use d2o_converters::{Architecture, Checkpoint};
     use d2o_evaluations::result::Evaluation;
     use d2o_files::AtomicFile;
-    use d2o_refs::batch::{self, ImageDims};
+    use d2o_refs::batch::{self, ImageDims, ImageSource};
     use fs_err as fs;
     use serde_json::{Value, json};
 
@@ -46,7 +47,8 @@ mod training {
     use crate::scratch::Scratch;
     use crate::train::augment::edm::EdmSettings;
     use crate::train::dataset::{Shape, TrainingSet};
-    use crate::train::device;
+    use crate::train::device::{self, Device};
+    use crate::train::group::{Group, Launch};
     use crate::train::metrics::Evaluate;
     use crate::train::options::{self, Options, Settled};
     use crate::train::snapshot::{State, state_path};
@@ -55,7 +57,7 @@ mod training {
     /// Trains.
     ///
     /// # Errors
-    /// Bad settings, unreadable files.
+    /// Bad settings, unreadable files; an error of another process of the run.
     pub fn run(args: &Train, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
         if args.preset.as_deref() == Some("list") {
             for preset in options::presets() {
@@ -66,53 +68,113 @@ mod training {
         if let Some(threads) = global.threads {
             device::set_threads(threads)?;
         }
+        let launch = Launch::from_environment()?;
+        let group = Rc::new(Group::meet(launch.as_ref())?);
+        let local_rank = launch.and_then(|l| l.local_rank);
+        let outcome = train(args, global, printer, &group, local_rank);
+        group.conclude(outcome)
+    }
+
+    /// A run that can start but for what takes long to read.
+    struct Prepared {
+        state: Option<State>,
+        settled: Settled,
+        source: Box<dyn ImageSource>,
+        net: NetConfig,
+        device: Device,
+        /// What goes into `training_options.json`.
+        record: Value,
+        outdir: PathBuf,
+    }
+
+    /// Checks what is cheap to check; `None` if the settings were to be printed and no more.
+    fn prepare(
+        args: &Train,
+        printer: Printer,
+        group: &Group,
+        local_rank: Option<usize>,
+    ) -> anyhow::Result<Option<Prepared>> {
         let state = args.outdir.as_deref().filter(|_| args.resume).map(open_state).transpose()?;
-        let settled = settle(args, state.as_ref())?;
+        let settled = settle(args, state.as_ref(), group.size())?;
         let options = &settled.options;
-        let mut source =
+        let source =
             batch::open(&options.data).with_context(|| format!("cannot train on `{}`", options.data.display()))?;
         let dims = batch::uniform(source.as_ref())?;
         let net = network(options, dims.height, state.as_ref())?;
         check(options, &net, dims)?;
-        let device = device::select(args.device, options.tf32)?;
-        let mut record = json!({
+        let device = device::select(args.device, local_rank.unwrap_or(0))?;
+        anyhow::ensure!(device.is_cuda() || !options.tf32, "--tf32 is for CUDA, and training runs on the CPU");
+        let record = json!({
             "d2o-version": env!("CARGO_PKG_VERSION"), "options": settled.values, "network": {"class": net.class(), "init_kwargs": net.init_kwargs()},
-            "dataset": {"images": source.len(), "height": dims.height, "width": dims.width}, "device": device::describe(device),
+            "dataset": {"images": source.len(), "height": dims.height, "width": dims.width}, "processes": group.size(), "device": device::describe(device),
         });
         if args.dry_run {
-            printer.data(&serde_json::to_string_pretty(&record)?)?;
-            return Ok(ExitStatus::Done);
+            if group.leads() {
+                printer.data(&serde_json::to_string_pretty(&record)?)?;
+            }
+            return Ok(None);
         }
         let outdir = args.outdir.as_deref().context("no folder for the run: give one with --outdir")?;
-        if !args.resume && !args.numbered {
-            check_unused(outdir)?;
+        // Process 0 alone writes.
+        let outdir = match (group.leads(), args.numbered) {
+            (true, true) => numbered(outdir, args.desc.as_deref())?,
+            _ => outdir.to_owned(),
+        };
+        if group.leads() && !args.resume && !args.numbered {
+            check_unused(&outdir)?;
         }
-        let mut data = TrainingSet::load(source.as_mut(), Shape::of(&net), options.max_size, options.xflip)?;
-        data.place(device)?;
-        drop(source);
+        Ok(Some(Prepared { state, settled, source, net, device, record, outdir }))
+    }
+
+    /// Makes the folder of the run and writes its settings; its log, which locks the folder as long as it is open.
+    fn begin(outdir: &Path, record: &Value) -> anyhow::Result<fs::File> {
+        fs::create_dir_all(outdir)?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(outdir.join("log.txt"))?;
+        // Some file systems have no locks.
+        if let Err(TryLockError::WouldBlock) = log.file().try_lock() {
+            anyhow::bail!("another process trains in `{}`", outdir.display());
+        }
+        let mut file = AtomicFile::create(&outdir.join("training_options.json"))?;
+        writeln!(file, "{}", serde_json::to_string_pretty(record)?)?;
+        file.commit()?;
+        Ok(log)
+    }
+
+    fn train(
+        args: &Train,
+        global: &Global,
+        printer: Printer,
+        group: &Rc<Group>,
+        local_rank: Option<usize>,
+    ) -> anyhow::Result<ExitStatus> {
+        let Some(prepared) = group.agree(prepare(args, printer, group, local_rank))? else {
+            return Ok(ExitStatus::Done);
+        };
+        let Prepared { state, settled, mut source, net, device, mut record, outdir } = prepared;
         let Settled { options, values, changes } = settled;
-        let outdir = if args.numbered { numbered(outdir, args.desc.as_deref())? } else { outdir.to_owned() };
+        group.attach(device)?;
+        let data = TrainingSet::load(source.as_mut(), Shape::of(&net), options.max_size, options.xflip);
+        let mut data = group.agree(data)?;
+        drop(source);
+        group.agree(data.place(device))?;
         let (other_files, max_seconds) = (args.resume_with, args.max_seconds);
-        let run = Run { options, values, net, outdir, state, other_files, max_seconds, device };
-        let mut trainer = Trainer::new(&run, &data)?;
+        let group = Rc::clone(group);
+        let run = Run { options, values, net, outdir, state, other_files, max_seconds, device, group };
+        let group = &*run.group;
+        let mut trainer = group.agree(Trainer::new(&run, &data))?;
 
         // Nothing is written before everything is read.
-        fs::create_dir_all(&run.outdir)?;
-        let log = fs::OpenOptions::new().create(true).append(true).open(run.outdir.join("log.txt"))?;
-        // Held until the process ends. Some file systems have no locks.
-        if let Err(TryLockError::WouldBlock) = log.file().try_lock() {
-            anyhow::bail!("another process trains in `{}`", run.outdir.display());
-        }
+        record["dataset"]["pixels_sha256"] = json!(data.content_sha256());
+        let log = group.agree(group.leads().then(|| begin(&run.outdir, &record)).transpose())?;
+        // Held until the process ends.
         let log = RefCell::new(log);
         let note = |text: &str| {
-            printer.note(text);
-            // What the log lacks is on the screen.
-            let _ = writeln!(log.borrow_mut(), "{text}");
+            if let Some(log) = &mut *log.borrow_mut() {
+                printer.note(text);
+                // What the log lacks is on the screen.
+                let _ = writeln!(log, "{text}");
+            }
         };
-        record["dataset"]["pixels_sha256"] = json!(data.content_sha256());
-        let mut file = AtomicFile::create(&run.outdir.join("training_options.json"))?;
-        writeln!(file, "{}", serde_json::to_string_pretty(&record)?)?;
-        file.commit()?;
         if run.options.bf16 && !device.is_cuda() {
             note("the CPU computes in f32, as the original does: --bf16 is for CUDA");
         }
@@ -126,15 +188,19 @@ mod training {
             note(&format!("resumed with {change}"));
         }
         note(&format!(
-            "{} images · {} · {} · preset {} · batch {}{} · {}",
+            "{} images · {} · {} · preset {} · batch {}{}{} · {}",
             data.len(),
             device::describe(device),
             run.net.class(),
             run.options.preset,
             run.options.batch,
             if run.options.ranks() > 1 { format!(" in {} parts", run.options.ranks()) } else { String::new() },
+            if group.size() > 1 { format!(" on {} processes", group.size()) } else { String::new() },
             run.net.init_kwargs()
         ));
+        if group.size() > 1 {
+            group.names().iter().for_each(|name| note(name));
+        }
         let mut line = |s: &Status| note(&render(s));
         let section = interrupt::cooperative();
         let evaluation = SnapshotEvaluation { options: &run.options, global, succeeded: Cell::new(false), note: &note };
@@ -142,6 +208,9 @@ mod training {
         let evaluate: Option<&Evaluate<'_>> = run.options.eval_ref.is_some().then_some(&evaluate);
         let outcome = trainer.run(&data, &mut line, &interrupt::asked, evaluate)?;
         section.complete();
+        if !group.leads() {
+            return Ok(if outcome.stopped { ExitStatus::Interrupted } else { ExitStatus::Done });
+        }
         note(&format!(
             "{} of {} parameters trained on {} images in {:.0} s",
             outcome.trained, outcome.parameters, outcome.images, outcome.seconds
@@ -149,7 +218,8 @@ mod training {
         printer.data(&outcome.snapshot.display().to_string())?;
         if outcome.stopped {
             let outdir = run.outdir.display();
-            return Err(Interrupted::then(format!("the state is saved, --resume continues `{outdir}`")).into());
+            let interrupted = Interrupted::then(format!("the state is saved, --resume continues `{outdir}`"));
+            return Err(group.shared(interrupted.into()));
         }
         Ok(ExitStatus::Done)
     }
@@ -222,11 +292,13 @@ mod training {
         State::open(&path).with_context(|| format!("resume from `{}`", path.display()))
     }
 
-    fn settle(args: &Train, state: Option<&State>) -> anyhow::Result<Settled> {
+    fn settle(args: &Train, state: Option<&State>, processes: usize) -> anyhow::Result<Settled> {
         let preset = args.preset.as_deref();
         match state {
-            None => options::settle(preset, &args.settings),
-            Some(state) => options::settle_resumed(state.get("options")?, preset, &args.settings, args.resume_with),
+            None => options::settle(preset, &args.settings, processes),
+            Some(state) => {
+                options::settle_resumed(state.get("options")?, preset, &args.settings, args.resume_with, processes)
+            }
         }
     }
 

@@ -1,12 +1,15 @@
 //! The adversarial objective: the stages of generator and discriminator.
 
+use std::rc::Rc;
+
 use d2o_converters::denoiser::Denoiser;
 use d2o_converters::weights::SplitMix64;
-use tch::{Device, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use super::augment::ada::{Ada, AdaPipe, AdaSettings};
 use super::dataset::Batch;
 use super::discriminator::{ClassRows, Critic};
+use super::group::Group;
 use super::libtorch::{LibTorch, Named, Value};
 use super::loss::{Adversaries, LossType, flat, r1_penalty, unchanged};
 use super::optimizer::{Optimizer, OptimizerConfig};
@@ -28,6 +31,7 @@ pub(super) struct Discriminator {
     mixed: bool,
     seed: u32,
     batch: u32,
+    group: Rc<Group>,
     parts: Parts,
     trained: Trained,
     /// Augmentation of what it sees, and its strength.
@@ -39,28 +43,59 @@ pub(super) struct Discriminator {
     signs: Collector,
 }
 
-/// The discriminator as each part of a batch sees it: projections of its own, the same heads.
+/// The discriminator as each part of a batch that this process has sees it: projections of its own, the same heads.
 struct Parts {
     critics: Vec<Critic>,
     /// Spectral norm's vectors.
-    power: Vec<Tensor>,
+    power: Power,
 }
 
 impl Parts {
-    /// Runs `stage` for each part of a batch. All start from the same vectors of spectral norm, as processes that have a part each would.
-    fn each(&mut self, mut stage: impl FnMut(usize, &Critic) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let before: Vec<Tensor> =
-            if self.critics.len() > 1 { self.power.iter().map(Tensor::copy).collect() } else { Vec::new() };
-        for (rank, critic) in self.critics.iter().enumerate() {
-            if rank > 0 {
-                let _guard = tch::no_grad_guard();
-                for (vector, value) in self.power.iter_mut().zip(&before) {
-                    vector.f_copy_(value)?;
-                }
-            }
-            stage(rank, critic)?;
+    /// Runs `stage` for each part.
+    fn each(
+        &mut self,
+        group: &Group,
+        mut stage: impl FnMut(usize, &Critic) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.power.each(group, self.critics.len(), |part| stage(part, &self.critics[part]))
+    }
+}
+
+/// Spectral norm's vectors, which a stage advances. As in the original, where rank 0's are sent to the others, all parts of a batch start from the same
+/// ones, and those of the first part of process 0 remain.
+struct Power(Vec<Tensor>);
+
+impl Power {
+    fn each(
+        &mut self,
+        group: &Group,
+        parts: usize,
+        mut stage: impl FnMut(usize) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let before = if parts > 1 { self.copies() } else { Vec::new() };
+        stage(0)?;
+        let after = if parts > 1 { self.copies() } else { Vec::new() };
+        for part in 1..parts {
+            self.set(&before)?;
+            stage(part)?;
+        }
+        self.set(&after)?;
+        if group.size() > 1 {
+            let flat = Tensor::f_cat(&self.0.iter().map(|v| v.f_reshape([-1])).collect::<Result<Vec<_>, _>>()?, 0)?;
+            group.broadcast(&flat)?;
+            let sizes: Vec<i64> = self.0.iter().map(|v| v.size().iter().product()).collect();
+            self.set(&flat.f_split_with_sizes(sizes, 0)?)?;
         }
         Ok(())
+    }
+
+    fn copies(&self) -> Vec<Tensor> {
+        self.0.iter().map(Tensor::copy).collect()
+    }
+
+    fn set(&mut self, values: &[Tensor]) -> Result<(), TchError> {
+        let _guard = tch::no_grad_guard();
+        self.0.iter_mut().zip(values).try_for_each(|(vector, value)| vector.f_copy_(&value.f_view_as(vector)?))
     }
 }
 
@@ -78,15 +113,26 @@ impl Discriminator {
         }
         let seed = u64::from(options.seed);
         let (first, mut tensors) = Critic::load(&config, run.net.img_resolution, run.net.label_dim, seed, run.device)?;
-        let mut critics = vec![first];
-        for rank in 1..options.ranks() {
+        let mut critics = Vec::new();
+        let own = run.parts();
+        for rank in 1..options.ranks() as usize {
+            // Process 0 saves the projections of all.
+            if !own.contains(&rank) && !run.group.leads() {
+                continue;
+            }
+            let device = if own.contains(&rank) { run.device } else { Device::Cpu };
             let seed = SplitMix64::for_path(seed, &format!("rank{rank}")).next_u64();
-            let (critic, drawn) = critics[0].redrawn(seed, run.device)?;
+            let (critic, drawn) = first.redrawn(seed, device)?;
             tensors.extend(drawn.into_iter().map(|t| Named { path: format!("rank{rank}.{}", t.path), ..t }));
-            critics.push(critic);
+            if own.contains(&rank) {
+                critics.push(critic);
+            }
+        }
+        if own.contains(&0) {
+            critics.insert(0, first);
         }
         let is_power = |t: &&Named| t.path.ends_with(".weight_u") || t.path.ends_with(".weight_v");
-        let power = tensors.iter().filter(is_power).map(|t| t.tensor.shallow_clone()).collect();
+        let power = Power(tensors.iter().filter(is_power).map(|t| t.tensor.shallow_clone()).collect());
         // The step that R1 adds every `interval` iterations is taken out of the others (lazy regularisation, Karras et al. 2020). As in the
         // original, R1 turned off changes nothing about it.
         let r1_interval = u64::from(options.r1_interval.unwrap_or(16));
@@ -112,6 +158,7 @@ impl Discriminator {
             mixed: run.mixed(),
             seed: options.seed,
             batch: options.batch,
+            group: Rc::clone(&run.group),
             parts: Parts { critics, power },
             trained: Trained::new(tensors, |_| false, config)?,
             pipe: augments.then(|| AdaPipe::new(AdaSettings::d2o(), run.device)).transpose()?,
@@ -121,11 +168,11 @@ impl Discriminator {
         })
     }
 
-    /// The stages of iteration `iteration` on the parts of a batch: an update of the generator `net` by its optimiser, one of the discriminator, and one
+    /// The stages of iteration `iteration` on the parts of a batch that this process has: an update of the generator `net` by its optimiser, one of the discriminator, and one
     /// by R1 if it is due.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// libtorch's own; those of the group of processes.
     pub(super) fn iterate(
         &mut self,
         (net, generator): (&Denoiser<Value>, &mut Optimizer),
@@ -137,20 +184,23 @@ impl Discriminator {
         let Self { parts, trained: Trained { optimizer, .. }, pipe, strength, signs, .. } = self;
         let (loss, mixed, run_seed, adaptive) = (self.loss, self.mixed, self.seed, self.adaptive);
         let (pipe, p) = (pipe.as_ref(), strength.p);
+        let group = &*self.group;
+        // The batch's parts are numbered through all processes.
+        let first = group.rank() * batches.len();
         let augment = |images: &Tensor| match pipe {
             Some(pipe) => Ok(pipe.apply(images, p)?.images),
             None => unchanged(images),
         };
         let labels = |batch: &Batch| batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
         #[allow(clippy::cast_precision_loss, reason = "a batch size")]
-        let images = f64::from(self.batch) / batches.len() as f64;
+        let images = f64::from(self.batch) / (batches.len() * group.size()) as f64;
         let device = batches.first().map_or(Device::Cpu, |b| b.images.device());
         let mut b = LibTorch::running(device, true);
 
         optimizer.record(false);
-        parts.each(|rank, critic| {
-            let (batch, adversaries) = (&batches[rank], Adversaries { net, critic, loss, augment: &augment, mixed });
-            seed(run_seed, iteration, "generator", rank);
+        parts.each(group, |part, critic| {
+            let (batch, adversaries) = (&batches[part], Adversaries { net, critic, loss, augment: &augment, mixed });
+            seed(run_seed, iteration, "generator", first + part);
             let noise = batch.images.randn_like();
             let (loss, logits) = adversaries.generator_loss(&mut b, &noise, labels(batch).as_ref())?;
             generator.backward(&loss)?;
@@ -159,12 +209,12 @@ impl Discriminator {
             collector.report("Loss/logits/fake", &logits)?;
             Ok(collector.report("Loss/probs/fake", &logits.sigmoid())?)
         })?;
-        generator.step(lr_scale)?;
+        generator.step(lr_scale, group)?;
 
         optimizer.record(true);
-        parts.each(|rank, critic| {
-            let (batch, adversaries) = (&batches[rank], Adversaries { net, critic, loss, augment: &augment, mixed });
-            seed(run_seed, iteration, "discriminator", rank);
+        parts.each(group, |part, critic| {
+            let (batch, adversaries) = (&batches[part], Adversaries { net, critic, loss, augment: &augment, mixed });
+            seed(run_seed, iteration, "discriminator", first + part);
             let (noise, labels) = (batch.images.randn_like(), labels(batch));
             let (loss, real) = adversaries.discriminator_loss(&mut b, &noise, &batch.images, labels.as_ref())?;
             optimizer.backward(&loss)?;
@@ -178,29 +228,36 @@ impl Discriminator {
             }
             Ok(collector.report(SIGNS, &sign)?)
         })?;
-        optimizer.step(1.0)?;
+        optimizer.step(1.0, group)?;
 
         let (gamma, interval) = (self.r1_gamma, self.r1_interval);
         if gamma > 0.0 && iteration != 0 && iteration.is_multiple_of(interval) {
-            parts.each(|rank, critic| {
-                seed(run_seed, iteration, "r1", rank);
-                let real = batches[rank].images.detach().copy().set_requires_grad(true);
-                let logits = critic.logits(&mut b, &real, labels(&batches[rank]).as_ref())?;
+            parts.each(group, |part, critic| {
+                seed(run_seed, iteration, "r1", first + part);
+                let real = batches[part].images.detach().copy().set_requires_grad(true);
+                let logits = critic.logits(&mut b, &real, labels(&batches[part]).as_ref())?;
                 let loss = r1_penalty(&logits, &real, gamma)?;
                 optimizer.backward(&(&loss * whole(interval)))?;
                 collector.report("Loss/r1_penalty", &(&loss * (2.0 / gamma)))?;
                 Ok(collector.report("Loss/D/r1_loss", &loss)?)
             })?;
-            optimizer.step(1.0)?;
+            optimizer.step(1.0, group)?;
         }
+        collector.reduce(group)?;
+        signs.reduce(group)?;
         if adaptive {
             if let (true, Some(mean)) = ((iteration + 1).is_multiple_of(Ada::INTERVAL.into()), signs.mean(SIGNS)) {
                 strength.update(mean, self.batch);
                 signs.reset();
             }
-            collector.report("Progress/augment", &Tensor::from(f64::from(strength.p)))?;
+            collector.report_shared("Progress/augment", f64::from(strength.p))?;
         }
         Ok(())
+    }
+
+    /// What is trained, as one vector.
+    pub(super) fn parameters(&self) -> &Tensor {
+        self.trained.optimizer.values()
     }
 
     /// Adds all that a resumed run needs.
@@ -223,5 +280,27 @@ impl Discriminator {
         self.trained.restore("d", state)?;
         self.strength.p = f32::from_bits(u32::try_from(state.number("augment_p")?)?);
         self.signs.restore(state.get("signs")?, device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn power_iterations_of_the_first_part_remain() {
+        let mut power =
+            Power(vec![Tensor::from_slice(&[1.0_f32, 2.0]).reshape([2, 1]), Tensor::from_slice(&[3.0_f32])]);
+        let seen: Vec<Tensor> = power.0.iter().map(Tensor::shallow_clone).collect();
+        let mut starts = Vec::new();
+        power
+            .each(&Group::alone(), 3, |part| {
+                starts.push(seen[0].double_value(&[1, 0]));
+                let _ = seen[0].shallow_clone().f_add_scalar_(10 * i64::try_from(part)? + 1)?;
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(starts, [2.0; 3]);
+        assert_eq!((seen[0].double_value(&[1, 0]), seen[1].double_value(&[0])), (3.0, 3.0));
     }
 }

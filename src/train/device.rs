@@ -1,30 +1,35 @@
 //! The device that training runs on.
 
-use tch::Device;
+pub use tch::Device;
 
 use crate::cli::TrainDevice;
 use crate::engine::cuda_devices;
 
-/// The device that was asked for, or the first CUDA device, or the CPU.
+/// The device that was asked for, or the CUDA device of the process's number on its host, or the CPU where there is none.
 ///
 /// # Errors
-/// A CUDA device that libtorch does not find; `tf32` without one.
-pub fn select(asked: Option<TrainDevice>, tf32: bool) -> anyhow::Result<Device> {
-    let device = match asked {
-        Some(TrainDevice::Cpu) => Device::Cpu,
+/// A CUDA device that libtorch does not find.
+pub fn select(asked: Option<TrainDevice>, local_rank: usize) -> anyhow::Result<Device> {
+    let present = tch::Cuda::device_count();
+    match asked {
+        Some(TrainDevice::Cpu) => Ok(Device::Cpu),
         Some(TrainDevice::Cuda(n)) => {
-            let present = tch::Cuda::device_count();
             anyhow::ensure!(
                 i64::from(n) < present,
                 "--device {n}: libtorch finds {present} CUDA devices{}",
                 why(present)
             );
-            Device::Cuda(n as usize)
+            Ok(Device::Cuda(n as usize))
         }
-        None => Device::cuda_if_available(),
-    };
-    anyhow::ensure!(device.is_cuda() || !tf32, "--tf32 is for CUDA, and training runs on the CPU");
-    Ok(device)
+        None if !Device::cuda_if_available().is_cuda() => Ok(Device::Cpu),
+        None => {
+            anyhow::ensure!(
+                i64::try_from(local_rank)? < present,
+                "process {local_rank} of this host has no CUDA device: libtorch finds {present}; --device 0 is right if each process sees a device of its own"
+            );
+            Ok(Device::Cuda(local_rank))
+        }
+    }
 }
 
 /// Why libtorch finds no CUDA device.

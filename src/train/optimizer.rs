@@ -4,6 +4,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
+use super::group::Group;
 use super::libtorch::int;
 pub use crate::cli::Rule;
 
@@ -105,16 +106,19 @@ impl Optimizer {
         Ok(())
     }
 
-    /// One update with the mean of the gradients added since the last one, in which NaN counts as 0 and infinities as ±1e5. `lr_scale` multiplies the
-    /// learning rate.
+    /// One update with the mean of the gradients that the processes of `group` have added since the last one, as many each; in it NaN counts as 0 and
+    /// infinities as ±1e5. `lr_scale` multiplies the learning rate.
     ///
     /// # Errors
-    /// libtorch's own.
-    pub fn step(&mut self, lr_scale: f64) -> Result<(), TchError> {
+    /// libtorch's own; those of the group.
+    pub fn step(&mut self, lr_scale: f64, group: &Group) -> anyhow::Result<()> {
         const LARGE: f64 = 1e5;
         let _guard = tch::no_grad_guard();
-        if self.added > 1 {
-            let _ = self.gradients.f_div_scalar_(f64::from(self.added))?;
+        group.sum(&self.gradients)?;
+        #[allow(clippy::cast_precision_loss, reason = "a number of processes")]
+        let added = f64::from(self.added) * group.size() as f64;
+        if added > 1.0 {
+            let _ = self.gradients.f_div_scalar_(added)?;
         }
         self.added = 0;
         self.steps += 1;
@@ -231,7 +235,7 @@ mod tests {
             let loss = (&a * Tensor::from_slice(&g[..3])).sum(Kind::Double)
                 + (&b * Tensor::from_slice(&g[3..])).sum(Kind::Double);
             optimizer.backward(&loss).unwrap();
-            optimizer.step(scale(t)).unwrap();
+            optimizer.step(scale(t), &Group::alone()).unwrap();
             super::super::trained::average(
                 &mut average,
                 optimizer.values(),
@@ -348,7 +352,7 @@ mod tests {
         let mut optimizer = Optimizer::new(p.iter().map(Tensor::shallow_clone).collect(), config).unwrap();
         for loss in [&p[0] * 3.0 + &p[1] * 4.0, &p[0] * 3.0] {
             optimizer.backward(&loss.sum(Kind::Float)).unwrap();
-            optimizer.step(1.0).unwrap();
+            optimizer.step(1.0, &Group::alone()).unwrap();
         }
         // The second moment decays, and the parameter stays.
         let second = optimizer.moments().find(|(name, _)| *name == "second").unwrap().1;
@@ -365,7 +369,7 @@ mod tests {
             for factor in if parts == 1 { vec![3.0] } else { vec![2.0, 4.0] } {
                 optimizer.backward(&(&p * factor).sum(Kind::Double)).unwrap();
             }
-            optimizer.step(1.0).unwrap();
+            optimizer.step(1.0, &Group::alone()).unwrap();
             p.double_value(&[0])
         });
         assert!((ends[0] - ends[1]).abs() < 1e-15 && (ends[0] - 0.7).abs() < 1e-12, "{ends:?}");

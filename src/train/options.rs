@@ -159,6 +159,9 @@ const FREE: [&str; 16] = [
     "keep-best",
 ];
 
+/// Settings that say where files are.
+pub(super) const PATHS: [&str; 4] = ["data", "transfer", "backbone-weights", "class-embeddings"];
+
 /// Named settings.
 #[derive(Debug)]
 pub struct Preset {
@@ -245,11 +248,11 @@ pub struct Settled {
     pub changes: Vec<String>,
 }
 
-/// Settles the options `given` over those of `preset`.
+/// Settles the options `given` over those of `preset`, for so many processes.
 ///
 /// # Errors
 /// An unknown preset; no dataset; options that have no effect together; values out of range.
-pub fn settle(preset: Option<&str>, given: &TrainSettings) -> anyhow::Result<Settled> {
+pub fn settle(preset: Option<&str>, given: &TrainSettings, processes: usize) -> anyhow::Result<Settled> {
     let given = by_name(given)?;
     let denoising = given.get("loss").is_some_and(|l| l != "d2o");
     let name = preset.unwrap_or(if denoising { "edm" } else { "small" });
@@ -263,10 +266,13 @@ pub fn settle(preset: Option<&str>, given: &TrainSettings) -> anyhow::Result<Set
     }
     values.extend(given);
     anyhow::ensure!(values.contains_key("data"), "no dataset: give one with --data");
+    divide(&mut values, processes)?;
+    // The same settings are the same bytes in the state, whether a part of the batch was given or follows from the processes.
+    values.sort_keys();
     Ok(Settled { options: checked(&values)?, values, changes: Vec::new() })
 }
 
-/// Settles the options `given` (and those of `preset`, if one is named) over those `stored` with the state of a run.
+/// Settles the options `given` (and those of `preset`, if one is named) over those `stored` with the state of a run, for so many processes.
 ///
 /// # Errors
 /// As [`settle`]; options that change the run's settings unless `allowed`.
@@ -275,6 +281,7 @@ pub fn settle_resumed(
     preset: Option<&str>,
     given: &TrainSettings,
     allowed: bool,
+    processes: usize,
 ) -> anyhow::Result<Settled> {
     let mut values: Map<String, Value> = serde_json::from_str(stored).context("the options in the training state")?;
     let mut asked = preset.map(base).transpose()?.unwrap_or_default();
@@ -286,6 +293,9 @@ pub fn settle_resumed(
             changes.push(format!("--{key}: {old} → {new}"));
         }
         values.insert(key, new);
+    }
+    if divide(&mut values, processes)? {
+        changes.push(format!("--batch-gpu: null → {}", values["batch-gpu"]));
     }
     anyhow::ensure!(
         changes.is_empty() || allowed,
@@ -305,6 +315,32 @@ fn base(name: &str) -> anyhow::Result<Map<String, Value>> {
     let mut values = found.values.as_object().cloned().unwrap_or_default();
     values.insert("preset".to_owned(), json!(name));
     Ok(values)
+}
+
+/// Makes each process's share of the batch the size of its parts, unless `values` hold a size of which each process gets as many; tells whether it was
+/// made so.
+fn divide(values: &mut Map<String, Value>, processes: usize) -> anyhow::Result<bool> {
+    let number = |name: &str| values.get(name).and_then(Value::as_u64);
+    let (Some(batch), processes) = (number("batch"), u64::try_from(processes)?) else { return Ok(false) };
+    match number("batch-gpu") {
+        _ if processes == 1 => Ok(false),
+        Some(part) => {
+            let share = part.checked_mul(processes).filter(|share| *share > 0 && batch.is_multiple_of(*share));
+            anyhow::ensure!(
+                share.is_some(),
+                "--batch {batch} on {processes} processes: expected a multiple of {processes} × --batch-gpu {part}"
+            );
+            Ok(false)
+        }
+        None => {
+            anyhow::ensure!(
+                batch.is_multiple_of(processes),
+                "--batch {batch} on {processes} processes: expected a multiple of {processes}"
+            );
+            values.insert("batch-gpu".to_owned(), json!(batch / processes));
+            Ok(true)
+        }
+    }
 }
 
 /// The options that are present, by name.
@@ -432,12 +468,12 @@ mod tests {
 
     #[test]
     fn options_override_presets() {
-        let settled = settle(None, &TrainSettings { lr: Some(5e-5), ..given() }).unwrap().options;
+        let settled = settle(None, &TrainSettings { lr: Some(5e-5), ..given() }, 1).unwrap().options;
         assert_eq!((settled.preset.as_str(), settled.lr, settled.freeze, settled.batch), ("small", 5e-5, Some(1), 64));
         let edm = TrainSettings { loss: Some(LossArg::Edm), data: Some("d.zip".into()), ..TrainSettings::default() };
-        let settled = settle(None, &edm).unwrap().options;
+        let settled = settle(None, &edm, 1).unwrap().options;
         assert_eq!((settled.lr_rampup_kimg, settled.ema_warmup, settled.arch), (10_000.0, 0.05, Some(Arch::Ddpmpp)));
-        let settled = settle(None, &TrainSettings { transfer: Some("e.pkl".into()), ..edm }).unwrap().options;
+        let settled = settle(None, &TrainSettings { transfer: Some("e.pkl".into()), ..edm }, 1).unwrap().options;
         assert_eq!((settled.ema_warmup, settled.arch), (0.0, None));
     }
 
@@ -458,7 +494,7 @@ mod tests {
         ];
         assert_eq!(presets().len(), rows.len() + 2);
         for (name, freeze, backbone, ema, batch, dlr, lr, cond, duration) in rows {
-            let o = settle(Some(name), &given()).unwrap().options;
+            let o = settle(Some(name), &given(), 1).unwrap().options;
             let backbones = if backbone == 1 { BackbonesArg::Vgg16BnLite0 } else { BackbonesArg::DeitLite0 };
             assert_eq!((o.freeze, o.backbones, o.ema, o.batch), (Some(freeze), Some(backbones), ema, batch), "{name}");
             assert_eq!((o.dlr, o.lr, o.cond, o.duration), (Some(dlr), lr, Some(cond), duration), "{name}");
@@ -474,7 +510,7 @@ mod tests {
 
     #[test]
     fn options_without_effect_are_refused() {
-        let refused = |preset, given: &TrainSettings| settle(preset, given).unwrap_err().to_string();
+        let refused = |preset, given: &TrainSettings| settle(preset, given, 1).unwrap_err().to_string();
         let edm = TrainSettings { loss: Some(LossArg::Edm), ..given() };
         let mut adversarial = edm;
         adversarial.adversary.freeze = Some(1);
@@ -491,17 +527,42 @@ mod tests {
 
     #[test]
     fn a_resumed_run_names_what_changed() {
-        let stored = settle(None, &given()).unwrap();
+        let stored = settle(None, &given(), 1).unwrap();
         let stored = Value::Object(stored.values).to_string();
-        let same = settle_resumed(&stored, None, &TrainSettings::default(), false).unwrap();
+        let same = settle_resumed(&stored, None, &TrainSettings::default(), false, 1).unwrap();
         assert_eq!((same.options.batch, same.changes.len()), (64, 0));
         let longer = TrainSettings { duration: Some(7.0), data: Some("moved.zip".into()), ..TrainSettings::default() };
-        let longer = settle_resumed(&stored, None, &longer, false).unwrap();
+        let longer = settle_resumed(&stored, None, &longer, false, 1).unwrap();
         assert_eq!((longer.options.duration, longer.options.data), (7.0, "moved.zip".into()));
         let other = TrainSettings { lr: Some(1e-3), batch: Some(32), ..TrainSettings::default() };
-        let refused = settle_resumed(&stored, None, &other, false).unwrap_err().to_string();
+        let refused = settle_resumed(&stored, None, &other, false, 1).unwrap_err().to_string();
         assert!(refused.contains("--batch: 64 → 32") && refused.contains("--lr: 0.0001 → 0.001"), "{refused}");
-        let allowed = settle_resumed(&stored, None, &other, true).unwrap();
+        let allowed = settle_resumed(&stored, None, &other, true, 1).unwrap();
         assert_eq!((allowed.options.lr, allowed.changes.len()), (1e-3, 2));
+    }
+
+    #[test]
+    fn processes_share_a_batch() {
+        let with = |batch_gpu, processes| settle(None, &TrainSettings { batch_gpu, ..given() }, processes);
+        let (four, parts) = (with(None, 4).unwrap(), with(Some(16), 1).unwrap());
+        assert_eq!((four.options.ranks(), four.options.batch_gpu), (4, Some(16)));
+        assert_eq!(Value::Object(four.values.clone()).to_string(), Value::Object(parts.values).to_string());
+        assert_eq!(with(Some(8), 4).unwrap().options.ranks(), 8);
+        let refused = |batch_gpu, processes| with(batch_gpu, processes).unwrap_err().to_string();
+        assert_eq!(refused(None, 3), "--batch 64 on 3 processes: expected a multiple of 3");
+        assert_eq!(refused(Some(32), 4), "--batch 64 on 4 processes: expected a multiple of 4 × --batch-gpu 32");
+        // A run keeps its parts on any number of processes that divides them; one without parts gets some only if that is allowed.
+        let resumed = |stored: &Map<String, Value>, processes, allowed| {
+            let stored = Value::Object(stored.clone()).to_string();
+            settle_resumed(&stored, None, &TrainSettings::default(), allowed, processes)
+        };
+        for processes in [1, 2, 4] {
+            let resumed = resumed(&four.values, processes, false).unwrap();
+            assert_eq!((resumed.options.ranks(), resumed.changes.len()), (4, 0));
+        }
+        assert!(resumed(&four.values, 8, false).unwrap_err().to_string().contains("8 × --batch-gpu 16"));
+        let whole = with(None, 1).unwrap().values;
+        assert!(resumed(&whole, 2, false).unwrap_err().to_string().contains("--batch-gpu: null → 32"));
+        assert_eq!(resumed(&whole, 2, true).unwrap().options.ranks(), 2);
     }
 }

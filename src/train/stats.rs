@@ -13,50 +13,87 @@ use fs_err as fs;
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::group::Group;
+
 /// Name of images seen, thousands.
 pub const KIMG: &str = "Progress/kimg";
 
 /// Count, sum and sum of squares.
 type Moments = [f64; 3];
 
-/// Values reported since the last reset. What tensors hold is summed on their device: nothing waits for it before it is read.
+/// Values reported since the last reset, by all processes of a run. What tensors hold is summed on their device: nothing waits for it before it is read.
 #[derive(Debug, Default)]
 pub struct Collector {
+    /// Reports of this process that [`Collector::reduce`] has not added yet, with the stage if it is a loss.
+    own: Vec<(String, Option<&'static str>, Tensor)>,
     moments: BTreeMap<String, Tensor>,
     /// Consecutive losses that are not finite, by stage.
     broken: BTreeMap<&'static str, Tensor>,
 }
 
 impl Collector {
-    /// Adds every element of `values`.
+    /// Takes every element of `values`, to be added by [`Collector::reduce`].
     ///
     /// # Errors
     /// libtorch's own.
     pub fn report(&mut self, name: &str, values: &Tensor) -> Result<(), TchError> {
-        let _guard = tch::no_grad_guard();
-        let values = values.f_detach()?.f_to_kind(Kind::Double)?;
-        #[allow(clippy::cast_precision_loss, reason = "a number of logits or images")]
-        let count = values.f_sum(Kind::Double)?.f_full_like(values.numel() as f64)?;
-        let sums = [count, values.f_sum(Kind::Double)?, values.f_square()?.f_sum(Kind::Double)?];
-        self.add(name, Tensor::f_stack(&sums, 0)?)
+        self.own.push((name.to_owned(), None, moments(values)?));
+        Ok(())
     }
 
-    fn add(&mut self, name: &str, moments: Tensor) -> Result<(), TchError> {
+    /// Adds a value that is the same in all processes, once.
+    ///
+    /// # Errors
+    /// libtorch's own.
+    pub fn report_shared(&mut self, name: &str, value: f64) -> Result<(), TchError> {
+        self.add(name, &moments(&Tensor::from(value))?)
+    }
+
+    fn add(&mut self, name: &str, moments: &Tensor) -> Result<(), TchError> {
         match self.moments.get_mut(name) {
-            Some(sums) => _ = sums.f_add_(&moments)?,
-            None => _ = self.moments.insert(name.to_owned(), moments),
+            Some(sums) => _ = sums.f_add_(moments)?,
+            None => _ = self.moments.insert(name.to_owned(), moments.copy()),
         }
         Ok(())
     }
 
-    /// Adds the loss of `images` images of a stage, whose mean per image appears as `Loss/STAGE/loss`, and counts it if it is not finite.
+    /// Adds what was reported since the last call in the processes of `group`, process by process; each must have reported the same names in the same
+    /// order.
+    ///
+    /// # Errors
+    /// libtorch's own; those of the group.
+    pub fn reduce(&mut self, group: &Group) -> anyhow::Result<()> {
+        let own = std::mem::take(&mut self.own);
+        if own.is_empty() {
+            return Ok(());
+        }
+        let _guard = tch::no_grad_guard();
+        let rows: Vec<&Tensor> = own.iter().map(|(.., moments)| moments).collect();
+        let all = group.gather(&Tensor::f_stack(&rows, 0)?)?;
+        for process in (0_i64..).take(group.size()) {
+            for (row, (name, stage, _)) in (0_i64..).zip(&own) {
+                let moments = all.f_select(0, process)?.f_select(0, row)?;
+                self.add(name, &moments)?;
+                if let Some(stage) = stage {
+                    self.count_broken(stage, &moments.f_select(0, 1)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the loss of `images` images of a stage, whose mean per image appears as `Loss/STAGE/loss`; it is counted if it is not finite.
     ///
     /// # Errors
     /// libtorch's own.
     pub fn report_loss(&mut self, stage: &'static str, loss: &Tensor, images: f64) -> Result<(), TchError> {
         let _guard = tch::no_grad_guard();
-        let loss = loss.f_detach()?;
-        self.report(&format!("Loss/{stage}/loss"), &loss.f_div_scalar(images)?)?;
+        let mean = moments(&loss.f_detach()?.f_div_scalar(images)?)?;
+        self.own.push((format!("Loss/{stage}/loss"), Some(stage), mean));
+        Ok(())
+    }
+
+    fn count_broken(&mut self, stage: &'static str, loss: &Tensor) -> Result<(), TchError> {
         let broken = loss.f_isfinite()?.f_logical_not()?.f_to_kind(Kind::Int64)?;
         // One more if this one is broken as well, else none.
         let count = match self.broken.get(stage) {
@@ -116,6 +153,15 @@ impl Collector {
         }
         Ok(())
     }
+}
+
+/// Those of `values`, `[3]`.
+fn moments(values: &Tensor) -> Result<Tensor, TchError> {
+    let _guard = tch::no_grad_guard();
+    let values = values.f_detach()?.f_to_kind(Kind::Double)?;
+    #[allow(clippy::cast_precision_loss, reason = "a number of logits or images")]
+    let count = values.f_sum(Kind::Double)?.f_full_like(values.numel() as f64)?;
+    Tensor::f_stack(&[count, values.f_sum(Kind::Double)?, values.f_square()?.f_sum(Kind::Double)?], 0)
 }
 
 fn read(moments: &Tensor) -> Moments {
@@ -201,6 +247,8 @@ mod tests {
         for values in [[1.0_f32, 2.0], [3.0, 6.0]] {
             collector.report("Loss/logits/real", &Tensor::from_slice(&values)).unwrap();
         }
+        assert!(collector.summary().is_empty());
+        collector.reduce(&Group::alone()).unwrap();
         let summary = collector.summary();
         assert_eq!(summary["Loss/logits/real"]["num"], 4.0);
         assert_eq!(summary["Loss/logits/real"]["mean"], 3.0);
@@ -215,6 +263,7 @@ mod tests {
         let mut collector = Collector::default();
         let mut report = |loss: f32| {
             collector.report_loss("G", &Tensor::from(loss), 1.0).unwrap();
+            collector.reduce(&Group::alone()).unwrap();
             collector.broken(2)
         };
         let found = [f32::NAN, 1.0, f32::INFINITY, f32::NAN, 1.0].map(&mut report);

@@ -1,6 +1,8 @@
 //! The training loop: stages, updates, averages, status lines, snapshots.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -10,6 +12,7 @@ use d2o_converters::{Architecture, Checkpoint};
 use d2o_refs::batch::container_sha256;
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
+use sha2::{Digest as _, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::adversarial::Discriminator;
@@ -17,17 +20,18 @@ use super::augment::edm::{EdmPipe, EdmSettings};
 use super::dataset::{Batch, TrainingSet};
 use super::freeze::is_frozen;
 use super::grid;
-use super::libtorch::{LibTorch, Value};
+use super::group::Group;
+use super::libtorch::{LibTorch, Value, values_of};
 use super::loss::{NoiseLevels, denoising_loss, generate};
-use super::metrics::{Evaluate, Evaluations};
+use super::metrics::Evaluate;
 use super::numerics::Numerics;
 use super::optimizer::OptimizerConfig;
-use super::options::Options;
+use super::options::{Options, PATHS};
 use super::pickle;
+use super::records::Records;
 use super::sampler::InfiniteSampler;
 use super::snapshot::{self, State};
-use super::stats::{Collector, KIMG, Log, resident_gib, unix_time};
-use super::tensorboard::Events;
+use super::stats::{Collector, KIMG, resident_gib};
 use super::trained::{Trained, average, ema_decay};
 use crate::cli::LossArg;
 
@@ -53,6 +57,8 @@ pub struct Run {
     pub max_seconds: Option<f64>,
     /// Where to compute.
     pub device: Device,
+    /// The processes that share it.
+    pub group: Rc<Group>,
 }
 
 impl Run {
@@ -60,6 +66,13 @@ impl Run {
     #[must_use]
     pub fn mixed(&self) -> bool {
         self.options.bf16 && self.device.is_cuda()
+    }
+
+    /// The parts of a batch that this process has.
+    #[must_use]
+    pub fn parts(&self) -> Range<usize> {
+        let parts = self.options.ranks() as usize / self.group.size();
+        self.group.rank() * parts..(self.group.rank() + 1) * parts
     }
 }
 
@@ -191,20 +204,22 @@ impl<'a> Trainer<'a> {
         let options = &self.run.options;
         let target = thousands(options.duration * 1e3);
         let per_tick = thousands(options.tick).max(1);
-        let log = Log::open(&self.run.outdir.join("stats.jsonl"), self.tick_start)?;
-        let open = |e| Evaluations::open(&self.run.outdir, self.images, e, options.keep_best);
-        let mut evaluations = evaluate.map(open).transpose()?;
-        let mut events = Events::create(&self.run.outdir, unix_time())?;
-        if options.grid > 0 && self.run.state.is_none() {
+        let group = &*self.run.group;
+        let starts = [self.tick_start, self.images];
+        let open = || Records::open(&self.run.outdir, starts, evaluate, options.keep_best);
+        let mut records = group.leads().then(open).transpose()?;
+        if options.grid > 0 && self.run.state.is_none() && group.leads() {
             self.first_grids(data)?;
         }
+        self.ensure_same_start()?;
         let start = Instant::now();
         let (mut since, mut since_images) = (start, self.images);
         let mut maintenance = 0.0;
         let limit = self.run.max_seconds.map(Duration::from_secs_f64);
         let (snapshot, stopped) = loop {
-            let reached = self.images >= target || limit.is_some_and(|l| start.elapsed() >= l);
-            if !reached && stop() {
+            let [late, asked] = group.any([limit.is_some_and(|l| start.elapsed() >= l), stop()])?;
+            let reached = self.images >= target || late;
+            if !reached && asked {
                 break (self.save(true, true)?, true);
             }
             if !reached {
@@ -230,7 +245,7 @@ impl<'a> Trainer<'a> {
                 });
                 // What follows is maintenance.
                 (since, since_images) = (Instant::now(), self.images);
-                let (mut line, now) = (self.collector.summary(), unix_time());
+                let mut line = self.collector.summary();
                 for (name, number) in [
                     ("Progress/tick", Some(whole(self.ticks))),
                     (KIMG, Some(whole(self.images) / 1e3)),
@@ -244,10 +259,9 @@ impl<'a> Trainer<'a> {
                         line.insert(name.to_owned(), json!({"num": 1, "mean": number, "std": 0.0}));
                     }
                 }
-                let means = line.iter().filter_map(|(name, entry)| Some((name.as_str(), entry["mean"].as_f64()?)));
-                events.scalars(now, self.images, means)?;
-                line.insert("timestamp".to_owned(), json!(now));
-                log.append(&Json::Object(line))?;
+                if let Some(records) = &mut records {
+                    records.tick(self.images, line)?;
+                }
             }
             // The line of a run that ends between two ticks is not a tick's: a resumed run writes it anew.
             if tick && self.images > self.tick_start {
@@ -261,8 +275,8 @@ impl<'a> Trainer<'a> {
                 self.tick_start = self.images;
                 if !reached && (snap || dump) {
                     let path = self.save(snap, dump)?;
-                    if let Some(evaluations) = evaluations.as_mut().filter(|_| snap) {
-                        evaluations.add(&path, self.images, &mut events)?;
+                    if let Some(records) = records.as_mut().filter(|_| snap) {
+                        records.snapshot(&path, self.images)?;
                     }
                 }
                 maintenance = since.elapsed().as_secs_f64();
@@ -270,8 +284,8 @@ impl<'a> Trainer<'a> {
             }
             if reached {
                 let path = self.save(true, true)?;
-                if let Some(evaluations) = &mut evaluations {
-                    evaluations.add(&path, self.images, &mut events)?;
+                if let Some(records) = &mut records {
+                    records.snapshot(&path, self.images)?;
                 }
                 break (path, false);
             }
@@ -306,6 +320,9 @@ impl<'a> Trainer<'a> {
     fn grid(&mut self, data: &TrainingSet, name: &str) -> anyhow::Result<()> {
         /// Images that are generated at a time.
         const PART: i64 = 16;
+        if !self.run.group.leads() {
+            return Ok(());
+        }
         let _guard = tch::no_grad_guard();
         let batch = data.batch(&Self::shown(data), self.run.device)?;
         seed_as(self.run.options.seed, "grid");
@@ -346,22 +363,22 @@ impl<'a> Trainer<'a> {
     fn look_at_losses(&self, most: i64) -> anyhow::Result<()> {
         match self.collector.broken(most) {
             None => Ok(()),
-            Some(stage) => anyhow::bail!(
+            Some(stage) => Err(self.run.group.shared(anyhow::anyhow!(
                 "training diverged: the last {most} losses of {stage} or more were not finite, at {:.1} kimg. The last state and snapshot in `{}` are kept; \
                  try a lower learning rate",
                 whole(self.images) / 1e3,
                 self.run.outdir.display()
-            ),
+            ))),
         }
     }
 
     fn iterate(&mut self, data: &TrainingSet, indices: &[u32]) -> anyhow::Result<()> {
         let options = &self.run.options;
         // Part k gets every ranks-th image from the k-th on, as a process of that rank would draw them.
-        let ranks = options.ranks() as usize;
+        let (ranks, own) = (options.ranks() as usize, self.run.parts());
         let part = |k: usize| -> Vec<u32> { indices.iter().skip(k).step_by(ranks).copied().collect() };
         let batches =
-            (0..ranks).map(|k| data.batch(&part(k), self.run.device)).collect::<anyhow::Result<Vec<Batch>>>()?;
+            own.clone().map(|k| data.batch(&part(k), self.run.device)).collect::<anyhow::Result<Vec<Batch>>>()?;
         let warm_up = thousands(options.lr_rampup_kimg);
         let lr_scale = if warm_up == 0 { 1.0 } else { (whole(self.images) / whole(warm_up)).min(1.0) };
         let (net, optimizer, collector) = (&self.net, &mut self.generator.optimizer, &mut self.collector);
@@ -369,7 +386,7 @@ impl<'a> Trainer<'a> {
             Objective::Adversarial(d) => d.iterate((net, optimizer), &batches, self.iteration, lr_scale, collector)?,
             Objective::Denoising { levels, pipe } => {
                 let mut b = LibTorch::running(self.run.device, true);
-                for (rank, Batch { images, labels }) in batches.iter().enumerate() {
+                for (rank, Batch { images, labels }) in own.zip(&batches) {
                     seed(options.seed, self.iteration, "denoising", rank);
                     let elements = denoising_loss(&mut b, net, images, labels.as_ref(), *levels, pipe.as_ref())?;
                     #[allow(clippy::cast_precision_loss, reason = "a batch size")]
@@ -378,7 +395,8 @@ impl<'a> Trainer<'a> {
                     collector.report_loss("denoising", &loss, 1.0)?;
                     collector.report("Loss/loss", &elements)?;
                 }
-                optimizer.step(lr_scale)?;
+                optimizer.step(lr_scale, &self.run.group)?;
+                collector.reduce(&self.run.group)?;
             }
         }
         let decay =
@@ -397,6 +415,12 @@ impl<'a> Trainer<'a> {
         const NETWORKS: [&str; 2] = ["ema", "net"];
         let dir = &self.run.outdir;
         let path = dir.join(format!("network-snapshot-{:06}.safetensors", self.images / 1000));
+        if dump {
+            self.ensure_same()?;
+        }
+        if !self.run.group.leads() {
+            return Ok(path);
+        }
         let mut tensors = self.generator.stored(NETWORKS[0], Some(&self.average))?;
         tensors.extend(self.generator.stored(NETWORKS[1], None)?);
         let mut metadata = snapshot::metadata(&self.run.net, &NETWORKS, self.images);
@@ -426,6 +450,35 @@ impl<'a> Trainer<'a> {
             snapshot::write(&snapshot::state_path(dir), &tensors, &metadata)?;
         }
         Ok(path)
+    }
+
+    /// An error unless all processes do the same work on the same images from the same parameters.
+    fn ensure_same_start(&self) -> anyhow::Result<()> {
+        let group = &self.run.group;
+        let settings = self.run.values.iter().filter(|(name, _)| !PATHS.contains(&name.as_str()));
+        group.ensure_same("settings", json!(settings.collect::<Vec<_>>()).to_string().as_bytes())?;
+        for (what, (_, sha256)) in ["images", "feature networks"].iter().zip(&self.contents) {
+            group.ensure_same(what, sha256.as_bytes())?;
+        }
+        group.ensure_same("iterations done", &self.iteration.to_le_bytes())?;
+        self.ensure_same()
+    }
+
+    /// An error unless all processes hold the same parameters.
+    fn ensure_same(&self) -> anyhow::Result<()> {
+        let group = &self.run.group;
+        if group.size() == 1 {
+            return Ok(());
+        }
+        let discriminator = match &self.objective {
+            Objective::Adversarial(d) => Some(d.parameters()),
+            Objective::Denoising { .. } => None,
+        };
+        let mut hash = Sha256::new();
+        for tensor in [self.generator.optimizer.values(), &self.average].into_iter().chain(discriminator) {
+            hash.update(bytes_of(tensor)?);
+        }
+        group.ensure_same("parameters", &hash.finalize())
     }
 
     fn resume(&mut self, state: &State) -> anyhow::Result<()> {
@@ -465,6 +518,11 @@ pub(super) fn seed(run: u32, iteration: u64, stage: &str, rank: usize) {
 fn seed_as(run: u32, path: &str) {
     let drawn = SplitMix64::for_path(u64::from(run), path).next_u64();
     tch::manual_seed((drawn >> 1).cast_signed());
+}
+
+/// The values of `tensor`, f32, in memory's order.
+fn bytes_of(tensor: &Tensor) -> anyhow::Result<Vec<u8>> {
+    Ok(values_of(tensor)?.iter().flat_map(|v| v.to_ne_bytes()).collect())
 }
 
 /// SHA-256 of the checkpoints of the feature networks, in any order.

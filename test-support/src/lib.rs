@@ -103,6 +103,17 @@ pub fn openvino() -> Option<PathBuf> {
     needed("OpenVINO's provider (D2O_OPENVINO)", std::env::var_os("D2O_OPENVINO").map(PathBuf::from))
 }
 
+/// The MPI library for tests, which `D2O_MPI` names, and the mpiexec beside it; `None` only where tests may be skipped.
+///
+/// # Panics
+/// If one is missing and `D2O_ALLOW_SKIP` is not set.
+#[must_use]
+pub fn mpi() -> Option<(PathBuf, PathBuf)> {
+    let library = needed("MPI (D2O_MPI)", std::env::var_os("D2O_MPI").map(PathBuf::from))?;
+    let launcher = library.parent().map(|lib| lib.join("../bin/mpiexec"));
+    Some((library, needed("mpiexec", launcher)?))
+}
+
 /// EfficientNet-Lite0's published weights, where `cargo xtask setup` puts them: below `D2O_CACHE`, else `~/.cache/d2o`; `None` only where
 /// tests may be skipped.
 ///

@@ -12,6 +12,8 @@ pub(crate) mod component {
     pub(crate) const CMAKE: &str = "cmake-4.4.4";
     pub(crate) const LIBTORCH: &str = "libtorch-2.11.0";
     pub(crate) const LITE0: &str = "lite0-0.1.0";
+    /// Named in `src/train/group/mpi.rs` too, which looks for the library here.
+    pub(crate) const MPICH: &str = "mpich-5.0.2";
     /// Named in `src/engine.rs` too, which looks for the library here.
     pub(crate) const ONNXRUNTIME: &str = "onnxruntime-1.32.0";
     /// For `gpu-kit` only.
@@ -44,6 +46,7 @@ pub(crate) fn environment() -> anyhow::Result<Vec<(&'static str, OsString)>> {
     let mut variables: Vec<(&'static str, OsString)> = vec![
         ("CARGO_TARGET_DIR", cache.join("target").into()),
         ("CMAKE", cache.join(component::CMAKE).join("bin/cmake").into()),
+        ("D2O_MPI", cache.join(component::MPICH).join("lib/libmpi_abi.so.1").into()),
         ("D2O_ONNXRUNTIME", cache.join(component::ONNXRUNTIME).join("lib/libonnxruntime.so.1.32.0").into()),
         (
             "D2O_OPENVINO",

@@ -84,6 +84,24 @@ const COMPONENTS: &[Component] = &[
         )],
         finish: nothing_more,
     },
+    // For tests of training in several processes.
+    Component {
+        name: component::MPICH,
+        wheels: &[(
+            Wheel {
+                requirement: "mpich==5.0.2",
+                sha256: "8fed465ebff269ea2ebac179a25de02671ddf8df476e0f115be089015015cfd4",
+                bytes: 13_282_595,
+            },
+            &[
+                ("mpich-5.0.2.data/data/bin/mpiexec.hydra", "bin/mpiexec"),
+                ("mpich-5.0.2.data/data/bin/hydra_pmi_proxy", "bin/hydra_pmi_proxy"),
+                ("mpich-5.0.2.data/data/lib/libmpi_abi.so.1", "lib/libmpi_abi.so.1"),
+                ("mpich-5.0.2.data/data/lib/mpich/", "lib/mpich/"),
+            ],
+        )],
+        finish: nothing_more,
+    },
     Component {
         name: component::OPENMOJI,
         wheels: &[(

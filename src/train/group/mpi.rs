@@ -1,0 +1,250 @@
+//! MPI by the standard ABI of MPI 5, from a library that is loaded at run time: no header, no compiler wrapper, any implementation that has it.
+//!
+//! MPI moves bytes only. Sums are computed here, by each process for its slice of the elements in the order of the processes: all get the same bits, and
+//! the same ones every time.
+
+use std::ffi::{OsString, c_int, c_void};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use libloading::Library;
+use tch::Tensor;
+
+/// Elements of a process's slice of a sum that are exchanged at a time.
+const CHUNK: i64 = 1 << 20;
+/// Where `cargo xtask setup` puts the library, below its cache.
+const INSTALLED: &str = "mpich-5.0.2/lib/libmpi_abi.so.1";
+/// The name that the standard gives the library.
+const STANDARD: &str = "libmpi_abi.so.1";
+
+/// `MPI_Comm` and `MPI_Datatype`: pointers whose values for predefined handles the standard fixes.
+type Handle = *mut c_void;
+/// `MPI_Alltoall` and `MPI_Allgather`.
+type Exchange = unsafe extern "C" fn(*const c_void, c_int, Handle, *mut c_void, c_int, Handle, Handle) -> c_int;
+/// `MPI_Bcast`.
+type Broadcast = unsafe extern "C" fn(*mut c_void, c_int, Handle, c_int, Handle) -> c_int;
+/// `MPI_Comm_rank` and `MPI_Comm_size`.
+type Number = unsafe extern "C" fn(Handle, *mut c_int) -> c_int;
+
+const WORLD: usize = 0x101;
+const BYTE: usize = 0x247;
+/// Major version of the standard ABI.
+const ABI: c_int = 1;
+const THREAD_FUNNELED: c_int = 1024;
+
+/// `MPI_COMM_WORLD`. A failing operation ends all its processes with MPI's own message, which is the standard's default.
+#[derive(Debug)]
+pub(super) struct World {
+    size: usize,
+    all_to_all: Exchange,
+    all_gather: Exchange,
+    broadcast: Broadcast,
+    abort: unsafe extern "C" fn(Handle, c_int) -> c_int,
+    finalize: unsafe extern "C" fn() -> c_int,
+    /// Holds the functions.
+    _library: Library,
+}
+
+impl World {
+    /// Joins the processes that the launcher started, `size` of them by its variables, as number `rank`.
+    ///
+    /// # Errors
+    /// No library, or one without the standard ABI; a launcher of another implementation, whose processes this one does not see.
+    #[allow(unsafe_code, reason = "signatures and constants are those of mpi_abi.h of MPI 5")]
+    pub(super) fn join(rank: usize, size: usize) -> anyhow::Result<Self> {
+        let (library, path) = load()?;
+        let missing = || format!("`{}` is not a library of the standard MPI ABI", path.to_string_lossy());
+        // SAFETY: each type is that of the function of this name.
+        let (version, init, rank_of, size_of, world) = unsafe {
+            let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int =
+                *library.get(b"MPI_Abi_get_version\0").with_context(missing)?;
+            let init: unsafe extern "C" fn(*mut c_int, *mut c_void, c_int, *mut c_int) -> c_int =
+                *library.get(b"MPI_Init_thread\0").with_context(missing)?;
+            let rank_of: Number = *library.get(b"MPI_Comm_rank\0").with_context(missing)?;
+            let size_of: Number = *library.get(b"MPI_Comm_size\0").with_context(missing)?;
+            let world = Self {
+                size,
+                all_to_all: *library.get(b"MPI_Alltoall\0").with_context(missing)?,
+                all_gather: *library.get(b"MPI_Allgather\0").with_context(missing)?,
+                broadcast: *library.get(b"MPI_Bcast\0").with_context(missing)?,
+                abort: *library.get(b"MPI_Abort\0").with_context(missing)?,
+                finalize: *library.get(b"MPI_Finalize\0").with_context(missing)?,
+                _library: library,
+            };
+            (version, init, rank_of, size_of, world)
+        };
+        let (mut abi, mut provided, mut found) = ([0; 2], 0, [0; 2]);
+        // SAFETY: writes two integers; may be called before MPI begins. A library of another ABI has other constants, and says -1.
+        checked("MPI_Abi_get_version", unsafe { version(&raw mut abi[0], &raw mut abi[1]) })?;
+        anyhow::ensure!(abi[0] == ABI, missing());
+        // SAFETY: null for no arguments is allowed since MPI-2; each call writes one integer. This is the first call of MPI, and all come from one thread.
+        unsafe {
+            checked(
+                "MPI_Init_thread",
+                init(std::ptr::null_mut(), std::ptr::null_mut(), THREAD_FUNNELED, &raw mut provided),
+            )?;
+            checked("MPI_Comm_rank", rank_of(handle(WORLD), &raw mut found[0]))?;
+            checked("MPI_Comm_size", size_of(handle(WORLD), &raw mut found[1]))?;
+        }
+        let found = found.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+        anyhow::ensure!(
+            found == [rank, size],
+            "the launcher says that this is process {rank} of {size}, `{}` that it is process {} of {}: use the launcher of this library, or srun --mpi=pmi2",
+            path.to_string_lossy(),
+            found[0],
+            found[1]
+        );
+        Ok(world)
+    }
+
+    /// `own` of each process, which has the same number of bytes everywhere, one after the other.
+    ///
+    /// # Errors
+    /// Those of MPI; more than 2 GiB.
+    #[allow(unsafe_code, reason = "MPI takes pointers")]
+    pub(super) fn gather_bytes(&self, own: &[u8]) -> anyhow::Result<Vec<u8>> {
+        let mut all = vec![0_u8; own.len() * self.size];
+        // SAFETY: the buffers hold what is sent and what all send.
+        unsafe {
+            self.exchange("MPI_Allgather", self.all_gather, own.as_ptr().cast(), own.len(), all.as_mut_ptr().cast())?
+        };
+        Ok(all)
+    }
+
+    /// Tensor `own [...]` of each process as `[processes, ...]`.
+    ///
+    /// # Errors
+    /// Those of MPI; libtorch's own; more than 2 GiB.
+    #[allow(unsafe_code, reason = "MPI takes pointers")]
+    pub(super) fn gather(&self, own: &Tensor) -> anyhow::Result<Tensor> {
+        let (own, bytes) = on_cpu(own)?;
+        let all = Tensor::f_empty(
+            [&[i64::try_from(self.size)?], own.size().as_slice()].concat(),
+            (own.kind(), own.device()),
+        )?;
+        // SAFETY: both tensors are contiguous, on the CPU and alive; the second has `size` times the elements of the first.
+        unsafe { self.exchange("MPI_Allgather", self.all_gather, own.data_ptr(), bytes, all.data_ptr())? };
+        Ok(all)
+    }
+
+    /// Replaces the values of `tensor`, a contiguous vector on the CPU, by the sums over all processes.
+    ///
+    /// # Errors
+    /// Those of MPI; libtorch's own.
+    #[allow(unsafe_code, reason = "MPI takes pointers")]
+    pub(super) fn sum(&self, tensor: &Tensor) -> anyhow::Result<()> {
+        let _guard = tch::no_grad_guard();
+        let processes = i64::try_from(self.size)?;
+        let length = tensor.size1()?;
+        let mut start = 0;
+        while start < length {
+            let count = (processes * CHUNK).min(length - start);
+            let mut part = tensor.f_narrow(0, start, count)?;
+            // Slice k of each process goes to process k.
+            let slice = (count + processes - 1) / processes;
+            let all = Tensor::f_zeros([processes * slice], (tensor.kind(), tensor.device()))?;
+            all.f_narrow(0, 0, count)?.f_copy_(&part)?;
+            let received = Tensor::f_empty([processes, slice], (tensor.kind(), tensor.device()))?;
+            let bytes = usize::try_from(slice)? * tensor.kind().elt_size_in_bytes();
+            // SAFETY: both tensors are contiguous, on the CPU and alive, and hold `size` slices.
+            unsafe { self.exchange("MPI_Alltoall", self.all_to_all, all.data_ptr(), bytes, received.data_ptr())? };
+            let mut sum = received.f_select(0, 0)?;
+            for k in 1..processes {
+                let _ = sum.f_add_(&received.f_select(0, k)?)?;
+            }
+            // SAFETY: `sum` is the first row of `received`, contiguous; `all` holds `size` slices.
+            unsafe { self.exchange("MPI_Allgather", self.all_gather, sum.data_ptr(), bytes, all.data_ptr())? };
+            part.f_copy_(&all.f_narrow(0, 0, count)?)?;
+            start += count;
+        }
+        Ok(())
+    }
+
+    /// Replaces the values of `tensor`, contiguous on the CPU, by those of process 0.
+    ///
+    /// # Errors
+    /// Those of MPI; more than 2 GiB.
+    #[allow(unsafe_code, reason = "MPI takes pointers")]
+    pub(super) fn broadcast(&self, tensor: &Tensor) -> anyhow::Result<()> {
+        let (tensor, bytes) = on_cpu(tensor)?;
+        // SAFETY: the tensor is contiguous, on the CPU and alive.
+        let code =
+            unsafe { (self.broadcast)(tensor.data_ptr(), c_int::try_from(bytes)?, handle(BYTE), 0, handle(WORLD)) };
+        checked("MPI_Bcast", code)
+    }
+
+    /// # Safety
+    /// `send` holds `bytes` bytes times the processes for `MPI_Alltoall` and `bytes` for `MPI_Allgather`, `receive` as many times the processes.
+    #[allow(unsafe_code, reason = "MPI takes pointers")]
+    unsafe fn exchange(
+        &self,
+        name: &str,
+        function: Exchange,
+        send: *const c_void,
+        bytes: usize,
+        receive: *mut c_void,
+    ) -> anyhow::Result<()> {
+        let count = c_int::try_from(bytes).with_context(|| format!("{name} of {bytes} bytes"))?;
+        // SAFETY: the caller's.
+        let code = unsafe { function(send, count, handle(BYTE), receive, count, handle(BYTE), handle(WORLD)) };
+        checked(name, code)
+    }
+
+    /// Ends this process's part in MPI once all processes come here.
+    #[allow(unsafe_code, reason = "a function of MPI")]
+    pub(super) fn finalize(&self) {
+        // SAFETY: no operation is under way, and none follows.
+        unsafe { (self.finalize)() };
+    }
+
+    /// Ends all processes; the launcher's exit code is `code`.
+    #[allow(unsafe_code, reason = "a function of MPI")]
+    pub(super) fn abort(&self, code: u8) {
+        // SAFETY: takes numbers only.
+        unsafe { (self.abort)(handle(WORLD), code.into()) };
+    }
+}
+
+/// A predefined handle.
+fn handle(value: usize) -> Handle {
+    std::ptr::without_provenance_mut(value)
+}
+
+/// `tensor` and its size in bytes, if MPI can read and write it in place.
+fn on_cpu(tensor: &Tensor) -> anyhow::Result<(&Tensor, usize)> {
+    anyhow::ensure!(
+        tensor.device() == tch::Device::Cpu && tensor.is_contiguous(),
+        "expected a contiguous tensor on the CPU"
+    );
+    Ok((tensor, tensor.numel() * tensor.kind().elt_size_in_bytes()))
+}
+
+fn checked(name: &str, code: c_int) -> anyhow::Result<()> {
+    anyhow::ensure!(code == 0, "{name} failed with error {code}");
+    Ok(())
+}
+
+/// The library that `D2O_MPI` names, else the loader's, else the installed one; and its name.
+#[allow(unsafe_code, reason = "loading a library runs its initialisers")]
+fn load() -> anyhow::Result<(Library, OsString)> {
+    let cache = std::env::var_os("D2O_CACHE").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/d2o")));
+    let tried: Vec<OsString> = match std::env::var_os("D2O_MPI") {
+        Some(path) => vec![path],
+        None => {
+            [Some(STANDARD.into()), cache.map(|c| c.join(INSTALLED).into_os_string())].into_iter().flatten().collect()
+        }
+    };
+    let mut failed = anyhow::anyhow!("no library was named");
+    for path in tried {
+        // SAFETY: the initialisers of an MPI library allocate and read the environment.
+        match unsafe { Library::new(&path) } {
+            Ok(library) => return Ok((library, path)),
+            Err(error) => failed = error.into(),
+        }
+    }
+    Err(crate::error::with_hint(
+        failed.context("no library of the standard MPI ABI was found"),
+        "name libmpi_abi.so.1 with D2O_MPI; MPICH 5 and later have it, and `cargo xtask setup` installs it",
+    ))
+}
