@@ -201,6 +201,12 @@ mod training {
         if group.size() > 1 {
             group.names().iter().for_each(|name| note(name));
         }
+        if let Some(forecast) = group.agree(trainer.forecast(&data))? {
+            note(&forecast.to_string());
+            if forecast.exceeds() {
+                note("this is more memory than there is: --batch-gpu processes a batch in parts, which take less");
+            }
+        }
         let mut line = |s: &Status| note(&render(s));
         let section = interrupt::cooperative();
         let evaluation = SnapshotEvaluation { options: &run.options, global, succeeded: Cell::new(false), note: &note };

@@ -255,6 +255,37 @@ impl Discriminator {
         Ok(())
     }
 
+    /// Computes the losses of the generator and of R1 on `batch` and drops them; `alive` is called while all lies in memory that their gradients need.
+    /// Returns what the optimiser will take beside, bytes. Changes nothing.
+    ///
+    /// # Errors
+    /// libtorch's own.
+    pub(super) fn try_stages(
+        &mut self,
+        net: &Denoiser<Value>,
+        batch: &Batch,
+        alive: &mut dyn FnMut(),
+    ) -> anyhow::Result<u64> {
+        let Some(critic) = self.parts.critics.first() else { return Ok(0) };
+        let before = self.parts.power.copies();
+        let labels = batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
+        let mut b = LibTorch::running(batch.images.device(), true);
+        let adversaries = Adversaries { net, critic, loss: self.loss, augment: &unchanged, mixed: self.mixed };
+        self.trained.optimizer.record(false);
+        let loss = adversaries.generator_loss(&mut b, &batch.images.randn_like(), labels.as_ref())?;
+        alive();
+        drop(loss);
+        self.trained.optimizer.record(true);
+        if self.r1_gamma > 0.0 {
+            let real = batch.images.detach().copy().set_requires_grad(true);
+            let logits = critic.logits(&mut b, &real, labels.as_ref())?;
+            let _loss = r1_penalty(&logits, &real, self.r1_gamma)?;
+            alive();
+        }
+        self.parts.power.set(&before)?;
+        Ok(self.trained.optimizer.reserve())
+    }
+
     /// What is trained, as one vector.
     pub(super) fn parameters(&self) -> &Tensor {
         self.trained.optimizer.values()

@@ -5,6 +5,7 @@ pub mod augment;
 pub mod dataset;
 pub mod device;
 pub mod discriminator;
+pub mod forecast;
 pub mod freeze;
 pub mod grid;
 pub mod group;

@@ -67,6 +67,13 @@ impl Optimizer {
         Ok(Self { config, params, slots, values, gradients, first, second, scratch, steps: 0, added: 0 })
     }
 
+    /// Memory that updates take and that is not in use before the first: gradients, as they come and in one vector, and moments; bytes.
+    #[must_use]
+    pub fn reserve(&self) -> u64 {
+        let vectors = 3 + u64::from(self.first.is_some());
+        vectors * (self.values.numel() * self.values.kind().elt_size_in_bytes()) as u64
+    }
+
     /// All parameters, one after the other, with zeros up to each multiple of 16 elements.
     pub fn values(&self) -> &Tensor {
         &self.values

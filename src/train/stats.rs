@@ -227,14 +227,12 @@ fn is_within(line: &str, images: u64) -> bool {
     line.ends_with('\n') && kimg.is_some_and(within)
 }
 
-/// Resident memory of this process, GiB; `None` where the system does not tell.
+/// Resident memory of this process, bytes; `None` where the system does not tell.
 #[must_use]
-pub fn resident_gib() -> Option<f64> {
+pub fn resident() -> Option<u64> {
     let pages = fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: f64 = pages.split_whitespace().nth(1)?.parse().ok()?;
-    #[allow(clippy::cast_precision_loss, reason = "a page size")]
-    let page = rustix::param::page_size() as f64;
-    Some(pages * page / f64::from(1 << 30))
+    let pages: u64 = pages.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use tch::{Device, Kind, Tensor};
 use super::adversarial::Discriminator;
 use super::augment::edm::{EdmPipe, EdmSettings};
 use super::dataset::{Batch, TrainingSet};
+use super::forecast::{self, Forecast, TRIAL};
 use super::freeze::is_frozen;
 use super::grid;
 use super::group::Group;
@@ -31,7 +32,7 @@ use super::pickle;
 use super::records::Records;
 use super::sampler::InfiniteSampler;
 use super::snapshot::{self, State};
-use super::stats::{Collector, KIMG, resident_gib};
+use super::stats::{Collector, KIMG, resident};
 use super::trained::{Trained, average, ema_decay};
 use crate::cli::LossArg;
 
@@ -190,6 +191,35 @@ impl<'a> Trainer<'a> {
         Ok(trainer)
     }
 
+    /// The memory that the run takes, from a trial that changes nothing; `None` where the system does not tell.
+    ///
+    /// # Errors
+    /// Failing operations.
+    pub fn forecast(&mut self, data: &TrainingSet) -> anyhow::Result<Option<Forecast>> {
+        let (options, device) = (&self.run.options, self.run.device);
+        let batch = data.batch(&[0; TRIAL as usize], device)?;
+        let (Some(base), Some(available)) = (forecast::used(device), forecast::available(device)) else {
+            return Ok(None);
+        };
+        let mut most = 0;
+        let mut alive = || most = most.max(forecast::used(device).unwrap_or(base).saturating_sub(base));
+        let mut optimizers = self.generator.optimizer.reserve();
+        match &mut self.objective {
+            Objective::Adversarial(d) => {
+                optimizers += d.try_stages(&self.net, &batch, &mut alive)?;
+            }
+            Objective::Denoising { levels, pipe } => {
+                let mut b = LibTorch::running(device, true);
+                let Batch { images, labels } = &batch;
+                let _loss = denoising_loss(&mut b, &self.net, images, labels.as_ref(), *levels, pipe.as_ref())?;
+                alive();
+            }
+        }
+        let images = options.batch / options.ranks();
+        let activations = most / u64::from(TRIAL) * u64::from(images);
+        Ok(Some(Forecast { base, optimizers, activations, images, available: Some(available) }))
+    }
+
     /// Trains on `data`. `report` gets the status lines; `stop` is asked before every iteration; `evaluate` gets the snapshots.
     ///
     /// # Errors
@@ -253,7 +283,7 @@ impl<'a> Trainer<'a> {
                     ("Timing/sec_per_tick", Some(elapsed)),
                     ("Timing/sec_per_kimg", Some(elapsed / whole(seen) * 1e3)),
                     ("Timing/maintenance_sec", Some(maintenance)),
-                    ("Resources/cpu_mem_gb", resident_gib()),
+                    ("Resources/cpu_mem_gb", resident().map(|bytes| whole(bytes) / f64::from(1 << 30))),
                 ] {
                     if let Some(number) = number {
                         line.insert(name.to_owned(), json!({"num": 1, "mean": number, "std": 0.0}));

@@ -45,6 +45,21 @@ pub fn devices() -> Result<Vec<CudaDevice>> {
     devices_of(Path::new(DRIVER))
 }
 
+/// Free and total memory of the device that this thread computes on, bytes; `None` before it has used one.
+#[must_use]
+#[allow(unsafe_code, reason = "a function of the driver's C interface")]
+pub fn memory() -> Option<(u64, u64)> {
+    type Info = unsafe extern "C" fn(*mut usize, *mut usize) -> c_int;
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: loading the driver runs its initialisers, as in every CUDA program; the signature is that of cuda.h, and the call writes two sizes.
+    let code = unsafe {
+        let library = Library::new(DRIVER).ok()?;
+        let info: Symbol<'_, Info> = library.get(b"cuMemGetInfo_v2\0").ok()?;
+        info(&raw mut free, &raw mut total)
+    };
+    (code == SUCCESS).then_some((free as u64, total as u64))
+}
+
 #[allow(
     unsafe_code,
     reason = "the driver's C interface; names and types are those of cuda.h, pointers live for the call"

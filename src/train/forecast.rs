@@ -1,0 +1,105 @@
+//! The memory that a run takes, forecast from a trial of its largest stages on two images.
+
+use std::fmt;
+
+use fs_err as fs;
+use tch::Device;
+
+use super::stats::resident;
+
+/// Images of the trial.
+pub(super) const TRIAL: u32 = 2;
+
+/// A forecast, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forecast {
+    /// What is in use before the first iteration: libraries, images, networks.
+    pub base: u64,
+    /// Gradients, and moments of the optimisers.
+    pub optimizers: u64,
+    /// What lies between the forward and the backward pass, of all images that are processed at a time.
+    pub activations: u64,
+    /// Images that are processed at a time.
+    pub images: u32,
+    /// What may be used beside the base, if the system tells.
+    pub available: Option<u64>,
+}
+
+impl Forecast {
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.base + self.optimizers + self.activations
+    }
+
+    /// Whether more is needed than there is.
+    #[must_use]
+    pub fn exceeds(&self) -> bool {
+        self.available.is_some_and(|available| self.optimizers + self.activations > available)
+    }
+}
+
+impl fmt::Display for Forecast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { base, optimizers, activations, images, available } = self;
+        let mib = |bytes: u64| bytes >> 20;
+        let (total, base) = (mib(self.total()), mib(*base));
+        write!(
+            f,
+            "memory: about {total} MiB, of which {} for {images} images at a time, {} for gradients and moments, {base} in use",
+            mib(*activations),
+            mib(*optimizers)
+        )?;
+        available.map_or(Ok(()), |available| write!(f, "; {} MiB are free", mib(available)))
+    }
+}
+
+/// Memory in use: of this process, or of a CUDA device by all; `None` where the system does not tell.
+pub(super) fn used(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => resident(),
+        _ => d2o_runtime::cuda::memory().map(|(free, total)| total - free),
+    }
+}
+
+/// Memory that may still be used.
+pub(super) fn available(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => {
+            let host = host(&fs::read_to_string("/proc/meminfo").ok()?)?;
+            let of_group = |name: &str| fs::read_to_string(format!("/sys/fs/cgroup/memory.{name}")).ok();
+            let group = of_group("max").zip(of_group("current")).and_then(|(most, now)| left(&most, &now));
+            Some(group.map_or(host, |group| group.min(host)))
+        }
+        _ => d2o_runtime::cuda::memory().map(|(free, _)| free),
+    }
+}
+
+/// `MemAvailable` of `/proc/meminfo`, bytes.
+fn host(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+/// What a control group leaves of its limit, if it has one.
+fn left(most: &str, now: &str) -> Option<u64> {
+    let number = |text: &str| text.trim().parse::<u64>().ok();
+    Some(number(most)?.saturating_sub(number(now)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_those_of_the_system() {
+        assert_eq!(host("MemTotal:       24641232 kB\nMemAvailable:   22000000 kB\n"), Some(22_000_000 << 10));
+        assert_eq!((left("max\n", "5\n"), left("1000\n", "400\n"), left("10\n", "11\n")), (None, Some(600), Some(0)));
+        let forecast =
+            Forecast { base: 3 << 20, optimizers: 5 << 20, activations: 7 << 20, images: 4, available: Some(11 << 20) };
+        assert!(forecast.exceeds() && !Forecast { available: Some(12 << 20), ..forecast }.exceeds());
+        let text = "memory: about 15 MiB, of which 7 for 4 images at a time, 5 for gradients and moments, 3 in use; 11 MiB are free";
+        assert_eq!(forecast.to_string(), text);
+    }
+}
