@@ -39,7 +39,7 @@ pub struct Train {
     /// Stop after this wall-clock time
     #[arg(long, value_name = "S", value_parser = finite)]
     pub max_seconds: Option<f64>,
-    /// `cpu`, or a CUDA device by number [default: 0 if there is one, else cpu]
+    /// `cpu`, or a CUDA device by number [default: the process's number on its host, 0 for one alone, where there are CUDA devices, else cpu]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<TrainDevice>,
     /// What determines the result.

@@ -168,8 +168,8 @@ impl Discriminator {
         })
     }
 
-    /// The stages of iteration `iteration` on the parts of a batch that this process has: an update of the generator `net` by its optimiser, one of the discriminator, and one
-    /// by R1 if it is due.
+    /// The stages of iteration `iteration` on the parts of a batch that this process has: an update of the generator `net` by its optimiser, one of the
+    /// discriminator, and one by R1 if it is due.
     ///
     /// # Errors
     /// libtorch's own; those of the group of processes.

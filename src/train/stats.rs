@@ -51,7 +51,8 @@ impl Collector {
 
     fn add(&mut self, name: &str, moments: &Tensor) -> Result<(), TchError> {
         match self.moments.get_mut(name) {
-            Some(sums) => _ = sums.f_add_(moments)?,
+            // What is the same in all processes comes from the CPU.
+            Some(sums) => _ = sums.f_add_(&moments.f_to_device(sums.device())?)?,
             None => _ = self.moments.insert(name.to_owned(), moments.copy()),
         }
         Ok(())

@@ -103,27 +103,29 @@ pub fn openvino() -> Option<PathBuf> {
     needed("OpenVINO's provider (D2O_OPENVINO)", std::env::var_os("D2O_OPENVINO").map(PathBuf::from))
 }
 
-/// The MPI library for tests, which `D2O_MPI` names, and the mpiexec beside it; `None` only where tests may be skipped.
+/// The MPI library for tests and its mpiexec, where `cargo xtask setup` puts them; `None` only where tests may be skipped.
 ///
 /// # Panics
 /// If one is missing and `D2O_ALLOW_SKIP` is not set.
 #[must_use]
 pub fn mpi() -> Option<(PathBuf, PathBuf)> {
-    let library = needed("MPI (D2O_MPI)", std::env::var_os("D2O_MPI").map(PathBuf::from))?;
-    let launcher = library.parent().map(|lib| lib.join("../bin/mpiexec"));
-    Some((library, needed("mpiexec", launcher)?))
+    let installed = |file| cache().map(|c| c.join("mpich-5.0.2").join(file));
+    Some((needed("MPICH", installed("lib/libmpi_abi.so.1"))?, needed("mpiexec", installed("bin/mpiexec"))?))
 }
 
-/// EfficientNet-Lite0's published weights, where `cargo xtask setup` puts them: below `D2O_CACHE`, else `~/.cache/d2o`; `None` only where
-/// tests may be skipped.
+/// EfficientNet-Lite0's published weights, where `cargo xtask setup` puts them; `None` only where tests may be skipped.
 ///
 /// # Panics
 /// If they are missing and `D2O_ALLOW_SKIP` is not set.
 #[must_use]
 pub fn lite0() -> Option<PathBuf> {
+    needed("EfficientNet-Lite0's weights", cache().map(|c| c.join("lite0-0.1.0/efficientnet-lite0-57934424.pth")))
+}
+
+/// `D2O_CACHE`, else `~/.cache/d2o`.
+fn cache() -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/d2o"));
-    let cache = std::env::var_os("D2O_CACHE").map(PathBuf::from).or_else(home);
-    needed("EfficientNet-Lite0's weights", cache.map(|c| c.join("lite0-0.1.0/efficientnet-lite0-57934424.pth")))
+    std::env::var_os("D2O_CACHE").map(PathBuf::from).or_else(home)
 }
 
 /// `path` if it exists. A test that cannot run without it fails, unless `D2O_ALLOW_SKIP` is set.

@@ -46,7 +46,6 @@ pub(crate) fn environment() -> anyhow::Result<Vec<(&'static str, OsString)>> {
     let mut variables: Vec<(&'static str, OsString)> = vec![
         ("CARGO_TARGET_DIR", cache.join("target").into()),
         ("CMAKE", cache.join(component::CMAKE).join("bin/cmake").into()),
-        ("D2O_MPI", cache.join(component::MPICH).join("lib/libmpi_abi.so.1").into()),
         ("D2O_ONNXRUNTIME", cache.join(component::ONNXRUNTIME).join("lib/libonnxruntime.so.1.32.0").into()),
         (
             "D2O_OPENVINO",
