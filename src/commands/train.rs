@@ -85,7 +85,8 @@ mod training {
         let Settled { options, values, changes } = settled;
         let outdir = if args.numbered { numbered(outdir, args.desc.as_deref())? } else { outdir.to_owned() };
         let (other_files, max_seconds) = (args.resume_with, args.max_seconds);
-        let run = Run { options, values, net, outdir, state, other_files, max_seconds, device };
+        let kind = tch::Kind::Float;
+        let run = Run { options, values, net, outdir, state, other_files, max_seconds, device, kind };
         let mut trainer = Trainer::new(&run, &data)?;
 
         // Nothing is written before everything is read.

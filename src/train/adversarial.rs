@@ -1,12 +1,13 @@
 //! The adversarial objective: the stages of generator and discriminator.
 
-use d2o_converters::denoiser::Denoiser;
 use d2o_converters::weights::SplitMix64;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::augment::ada::{Ada, AdaPipe, AdaSettings};
 use super::dataset::Batch;
 use super::discriminator::{ClassRows, Critic};
+use super::distillation::Distillation;
+use super::generator::Generator;
 use super::libtorch::{LibTorch, Named, Value};
 use super::loss::{Adversaries, LossType, flat, r1_penalty, unchanged};
 use super::optimizer::{Optimizer, OptimizerConfig};
@@ -24,12 +25,12 @@ pub(super) struct Discriminator {
     loss: LossType,
     r1_gamma: f64,
     r1_interval: u64,
-    /// Whether the generator computes in bf16.
-    mixed: bool,
     seed: u32,
     batch: u32,
     parts: Parts,
     trained: Trained,
+    /// What the generator is distilled by beside.
+    distillation: Option<Distillation>,
     /// Augmentation of what it sees, and its strength.
     pipe: Option<AdaPipe>,
     strength: Ada,
@@ -65,11 +66,11 @@ impl Parts {
 }
 
 impl Discriminator {
-    /// Loads the feature networks of `run` and draws the rest.
+    /// Loads the feature networks of `run` and draws the rest; `distillation` is the generator's beside.
     ///
     /// # Errors
     /// Those of [`Critic::load`]; libtorch's own.
-    pub(super) fn new(run: &Run) -> anyhow::Result<Self> {
+    pub(super) fn new(run: &Run, distillation: Option<Distillation>) -> anyhow::Result<Self> {
         let options = &run.options;
         let mut config = options.critic()?;
         if run.state.is_some() && run.net.label_dim > 0 {
@@ -77,11 +78,12 @@ impl Discriminator {
             config.classes = Some(ClassRows::Random);
         }
         let seed = u64::from(options.seed);
-        let (first, mut tensors) = Critic::load(&config, run.net.img_resolution, run.net.label_dim, seed, run.device)?;
+        let place = (run.device, run.kind);
+        let (first, mut tensors) = Critic::load(&config, run.net.img_resolution, run.net.label_dim, seed, place)?;
         let mut critics = vec![first];
         for rank in 1..options.ranks() {
             let seed = SplitMix64::for_path(seed, &format!("rank{rank}")).next_u64();
-            let (critic, drawn) = critics[0].redrawn(seed, run.device)?;
+            let (critic, drawn) = critics[0].redrawn(seed, place)?;
             tensors.extend(drawn.into_iter().map(|t| Named { path: format!("rank{rank}.{}", t.path), ..t }));
             critics.push(critic);
         }
@@ -109,11 +111,11 @@ impl Discriminator {
             },
             r1_gamma: options.r1_gamma.unwrap_or(0.0),
             r1_interval,
-            mixed: run.mixed(),
             seed: options.seed,
             batch: options.batch,
             parts: Parts { critics, power },
             trained: Trained::new(tensors, |_| false, config)?,
+            distillation,
             pipe: augments.then(|| AdaPipe::new(AdaSettings::d2o(), run.device)).transpose()?,
             strength,
             adaptive,
@@ -121,21 +123,21 @@ impl Discriminator {
         })
     }
 
-    /// The stages of iteration `iteration` on the parts of a batch: an update of the generator `net` by its optimiser, one of the discriminator, and one
+    /// The stages of iteration `iteration` on the parts of a batch: an update of `generator` by its optimiser, one of the discriminator, and one
     /// by R1 if it is due.
     ///
     /// # Errors
     /// libtorch's own.
     pub(super) fn iterate(
         &mut self,
-        (net, generator): (&Denoiser<Value>, &mut Optimizer),
+        (generator, theirs): (Generator<'_>, &mut Optimizer),
         batches: &[Batch],
         iteration: u64,
         lr_scale: f64,
         collector: &mut Collector,
     ) -> anyhow::Result<()> {
-        let Self { parts, trained: Trained { optimizer, .. }, pipe, strength, signs, .. } = self;
-        let (loss, mixed, run_seed, adaptive) = (self.loss, self.mixed, self.seed, self.adaptive);
+        let Self { parts, trained: Trained { optimizer, .. }, distillation, pipe, strength, signs, .. } = self;
+        let (loss, run_seed, adaptive) = (self.loss, self.seed, self.adaptive);
         let (pipe, p) = (pipe.as_ref(), strength.p);
         let augment = |images: &Tensor| match pipe {
             Some(pipe) => Ok(pipe.apply(images, p)?.images),
@@ -144,26 +146,33 @@ impl Discriminator {
         let labels = |batch: &Batch| batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
         #[allow(clippy::cast_precision_loss, reason = "a batch size")]
         let images = f64::from(self.batch) / batches.len() as f64;
-        let device = batches.first().map_or(Device::Cpu, |b| b.images.device());
-        let mut b = LibTorch::running(device, true);
+        let (device, kind) =
+            batches.first().map_or((Device::Cpu, Kind::Float), |b| (b.images.device(), b.images.kind()));
+        let mut b = LibTorch::running(device, true).in_kind(kind);
 
         optimizer.record(false);
         parts.each(|rank, critic| {
-            let (batch, adversaries) = (&batches[rank], Adversaries { net, critic, loss, augment: &augment, mixed });
+            let (batch, adversaries) = (&batches[rank], Adversaries { generator, critic, loss, augment: &augment });
             seed(run_seed, iteration, "generator", rank);
             let noise = batch.images.randn_like();
             let (loss, logits) = adversaries.generator_loss(&mut b, &noise, labels(batch).as_ref())?;
-            generator.backward(&loss)?;
-            collector.report_loss("G", &loss, images)?;
+            // The adversarial loss is a sum over images, that of distillation a mean.
+            let (mut whole, mut per_image) = (loss.shallow_clone(), &loss / images);
+            if let Some(distillation) = distillation {
+                let distance = distillation.stage(&mut b, &generator, batch, &noise, collector)?;
+                (whole, per_image) = (whole + &distance, per_image + distance);
+            }
+            theirs.backward(&whole)?;
+            collector.report_loss("G", &per_image, 1.0)?;
             let logits = flat(&logits)?;
             collector.report("Loss/logits/fake", &logits)?;
             Ok(collector.report("Loss/probs/fake", &logits.sigmoid())?)
         })?;
-        generator.step(lr_scale)?;
+        theirs.step(lr_scale)?;
 
         optimizer.record(true);
         parts.each(|rank, critic| {
-            let (batch, adversaries) = (&batches[rank], Adversaries { net, critic, loss, augment: &augment, mixed });
+            let (batch, adversaries) = (&batches[rank], Adversaries { generator, critic, loss, augment: &augment });
             seed(run_seed, iteration, "discriminator", rank);
             let (noise, labels) = (batch.images.randn_like(), labels(batch));
             let (loss, real) = adversaries.discriminator_loss(&mut b, &noise, &batch.images, labels.as_ref())?;
@@ -201,6 +210,12 @@ impl Discriminator {
             collector.report("Progress/augment", &Tensor::from(f64::from(strength.p)))?;
         }
         Ok(())
+    }
+
+    /// The heads with their optimiser.
+    #[cfg(test)]
+    pub(super) fn trained(&self) -> &Trained {
+        &self.trained
     }
 
     /// Adds all that a resumed run needs.

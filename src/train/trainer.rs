@@ -15,10 +15,12 @@ use tch::{Device, Kind, Tensor};
 use super::adversarial::Discriminator;
 use super::augment::edm::{EdmPipe, EdmSettings};
 use super::dataset::{Batch, TrainingSet};
+use super::distillation::Distillation;
 use super::freeze::is_frozen;
+use super::generator::Generator;
 use super::grid;
 use super::libtorch::{LibTorch, Value};
-use super::loss::{NoiseLevels, denoising_loss, generate};
+use super::loss::{NoiseLevels, denoising_loss};
 use super::numerics::Numerics;
 use super::optimizer::OptimizerConfig;
 use super::options::Options;
@@ -52,6 +54,8 @@ pub struct Run {
     pub max_seconds: Option<f64>,
     /// Where to compute.
     pub device: Device,
+    /// Element type of networks and optimisers: f32 but in comparisons with the original.
+    pub kind: Kind,
 }
 
 impl Run {
@@ -59,6 +63,12 @@ impl Run {
     #[must_use]
     pub fn mixed(&self) -> bool {
         self.options.bf16 && self.device.is_cuda()
+    }
+
+    /// The generator around the network `net`.
+    #[must_use]
+    pub fn generator<'a>(&self, net: &'a Denoiser<Value>) -> Generator<'a> {
+        Generator { net, steps: self.options.steps(), mixed: self.mixed() }
     }
 }
 
@@ -99,6 +109,7 @@ pub struct Outcome {
 enum Objective {
     Denoising { levels: NoiseLevels, pipe: Option<EdmPipe> },
     Adversarial(Discriminator),
+    Distillation(Distillation),
 }
 
 /// A run that is ready to start.
@@ -116,8 +127,8 @@ pub struct Trainer<'a> {
     /// Images seen at the last tick.
     tick_start: u64,
     collector: Collector,
-    /// Hashes of what the run reads, by the names of their entries in the state.
-    contents: [(&'static str, String); 2],
+    /// Hashes of what the run reads, by option and the name of the entry in the state.
+    contents: Vec<(&'static str, &'static str, String)>,
 }
 
 impl<'a> Trainer<'a> {
@@ -133,7 +144,7 @@ impl<'a> Trainer<'a> {
             Some(path) if run.state.is_none() => transfer(path, &run.net)?,
             _ => Weights::initialised(u64::from(options.seed)),
         };
-        let mut b = LibTorch::with_weights(weights, run.device);
+        let mut b = LibTorch::with_weights(weights, run.device).in_kind(run.kind);
         let net = Denoiser::build(&mut b, &run.net)?;
         let (tensors, _) = b.finish()?;
         let (freeze, betas) = match options.loss {
@@ -144,7 +155,10 @@ impl<'a> Trainer<'a> {
         let generator = Trained::new(tensors, |path| is_frozen(path, freeze), config)?;
         let average = generator.optimizer.values().copy();
         let objective = match options.loss {
-            LossArg::D2o => Objective::Adversarial(Discriminator::new(run)?),
+            LossArg::D2o => match Distillation::load(run)? {
+                Some(distillation) if options.teacher_only == Some(true) => Objective::Distillation(distillation),
+                distillation => Objective::Adversarial(Discriminator::new(run, distillation)?),
+            },
             _ => Objective::Denoising {
                 levels: NoiseLevels::of(&run.net.precond)
                     .with_context(|| format!("networks of class {} are not trained from noise", run.net.class()))?,
@@ -165,10 +179,7 @@ impl<'a> Trainer<'a> {
             ticks: 0,
             tick_start: 0,
             collector: Collector::default(),
-            contents: [
-                ("data_sha256", data.content_sha256().to_owned()),
-                ("feature_networks_sha256", feature_networks_sha256(options)?),
-            ],
+            contents: contents(options, data)?,
         };
         if let Some(state) = &run.state {
             trainer.resume(state)?;
@@ -308,7 +319,7 @@ impl<'a> Trainer<'a> {
         for start in (0..count).step_by(usize::try_from(PART)?) {
             let part = |t: &Tensor| t.f_narrow(0, start, PART.min(count - start)).map(Value);
             let labels = batch.labels.as_ref().map(part).transpose()?;
-            made.push(generate(&mut b, &self.net, &part(&noise)?.0, labels.as_ref(), self.run.mixed())?);
+            made.push(self.run.generator(&self.net).images(&mut b, &part(&noise)?.0, labels.as_ref())?);
         }
         self.generator.optimizer.values().shallow_clone().f_copy_(&held)?;
         let images = Tensor::f_cat(&made, 0)?.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?;
@@ -317,13 +328,14 @@ impl<'a> Trainer<'a> {
 
     /// The means that a status line shows.
     fn means(&self) -> Vec<(&'static str, f64)> {
-        const SHOWN: [(&str, &str); 6] = [
+        const SHOWN: [(&str, &str); 7] = [
             ("loss", "Loss/denoising/loss"),
             ("G", "Loss/G/loss"),
             ("D", "Loss/D/loss"),
             ("R1", "Loss/r1_penalty"),
             ("real", "Loss/logits/real"),
             ("fake", "Loss/logits/fake"),
+            ("LPIPS", "Loss/dist/fake"),
         ];
         SHOWN.iter().filter_map(|(short, name)| Some((*short, self.collector.mean(name)?))).collect()
     }
@@ -348,13 +360,20 @@ impl<'a> Trainer<'a> {
         let part = |k: usize| -> Vec<u32> { indices.iter().skip(k).step_by(ranks).copied().collect() };
         let batches =
             (0..ranks).map(|k| data.batch(&part(k), self.run.device)).collect::<anyhow::Result<Vec<Batch>>>()?;
+        let batches: Vec<Batch> = batches.into_iter().map(|b| b.in_kind(self.run.kind)).collect();
         let warm_up = thousands(options.lr_rampup_kimg);
         let lr_scale = if warm_up == 0 { 1.0 } else { (whole(self.images) / whole(warm_up)).min(1.0) };
         let (net, optimizer, collector) = (&self.net, &mut self.generator.optimizer, &mut self.collector);
         match &mut self.objective {
-            Objective::Adversarial(d) => d.iterate((net, optimizer), &batches, self.iteration, lr_scale, collector)?,
+            Objective::Adversarial(d) => {
+                d.iterate((self.run.generator(net), optimizer), &batches, self.iteration, lr_scale, collector)?;
+            }
+            Objective::Distillation(d) => {
+                let (generator, at) = (self.run.generator(net), (options.seed, self.iteration));
+                d.iterate((&generator, optimizer), &batches, at, lr_scale, collector)?;
+            }
             Objective::Denoising { levels, pipe } => {
-                let mut b = LibTorch::running(self.run.device, true);
+                let mut b = LibTorch::running(self.run.device, true).in_kind(self.run.kind);
                 for (rank, Batch { images, labels }) in batches.iter().enumerate() {
                     seed(options.seed, self.iteration, "denoising", rank);
                     let elements = denoising_loss(&mut b, net, images, labels.as_ref(), *levels, pipe.as_ref())?;
@@ -386,6 +405,7 @@ impl<'a> Trainer<'a> {
         let mut tensors = self.generator.stored(NETWORKS[0], Some(&self.average))?;
         tensors.extend(self.generator.stored(NETWORKS[1], None)?);
         let mut metadata = snapshot::metadata(&self.run.net, &NETWORKS, self.images);
+        metadata.extend(self.run.options.steps().recorded().entries());
         if snap {
             snapshot::write(&path, &tensors, &metadata)?;
             if self.run.options.pickle {
@@ -405,7 +425,7 @@ impl<'a> Trainer<'a> {
                 ("options", Json::Object(self.run.values.clone()).to_string()),
             ]
             .into_iter()
-            .chain(self.contents.clone())
+            .chain(self.contents.iter().map(|(_, key, hash)| (*key, hash.clone())))
             {
                 metadata.insert(key.to_owned(), value);
             }
@@ -418,8 +438,9 @@ impl<'a> Trainer<'a> {
         let kwargs = self.run.net.init_kwargs().to_string();
         let same = state.get("class")? == self.run.net.class() && state.get("init_kwargs")? == kwargs;
         anyhow::ensure!(same, "`{}` holds another network than this run trains", state.path().display());
-        for ((key, found), option) in self.contents.iter().zip(["--data", "--backbone-weights"]) {
-            let was = state.get(key)?;
+        for (option, key, found) in &self.contents {
+            // A state without the entry is of a run that had no such option.
+            let was = state.get(key).unwrap_or("none");
             anyhow::ensure!(
                 was == found || self.run.other_files,
                 "{option} does not hold what this run was started with (SHA-256 {found}, was {was}); --resume-with continues with it"
@@ -453,12 +474,22 @@ fn seed_as(run: u32, path: &str) {
     tch::manual_seed((drawn >> 1).cast_signed());
 }
 
-/// SHA-256 of the checkpoints of the feature networks, in any order.
-fn feature_networks_sha256(options: &Options) -> anyhow::Result<String> {
-    let mut hashes =
-        options.backbone_weights.iter().map(|p| Ok(container_sha256(p)?)).collect::<anyhow::Result<Vec<String>>>()?;
-    hashes.sort();
-    Ok(hashes.join(" "))
+/// SHA-256 of all that a run reads, of several files in any order.
+fn contents(options: &Options, data: &TrainingSet) -> anyhow::Result<Vec<(&'static str, &'static str, String)>> {
+    let files = |paths: &[PathBuf]| {
+        let mut hashes = paths.iter().map(|p| Ok(container_sha256(p)?)).collect::<anyhow::Result<Vec<String>>>()?;
+        hashes.sort();
+        anyhow::Ok(hashes.join(" "))
+    };
+    let mut all = vec![
+        ("--data", "data_sha256", data.content_sha256().to_owned()),
+        ("--backbone-weights", "feature_networks_sha256", files(&options.backbone_weights)?),
+    ];
+    if let Some(target) = &options.target {
+        all.push(("--target", "teacher_sha256", container_sha256(target)?));
+        all.push(("--lpips-weights", "lpips_sha256", files(&options.lpips_weights)?));
+    }
+    Ok(all)
 }
 
 /// Weights of the `ema` network of `path`, all of which `net` must take but for augmentation's.
@@ -484,3 +515,6 @@ fn thousands(kimg: f64) -> u64 {
 pub(super) fn whole(count: u64) -> f64 {
     count as f64
 }
+
+#[cfg(test)]
+mod iterations;
