@@ -5,8 +5,11 @@
 use std::collections::BTreeMap;
 
 use d2o::train::discriminator::{Backbone, Critic, FeatureSize};
+use d2o::train::distillation::{Distillation, Positions, Rule};
+use d2o::train::generator::{Generator, Steps};
 use d2o::train::libtorch::{LibTorch, Named, Role, Value};
 use d2o::train::loss::{Adversaries, LossType, NoiseLevels, denoising_loss, flat, r1_penalty, unchanged};
+use d2o::train::lpips::Lpips;
 use d2o_converters::denoiser::{Denoiser, NetConfig};
 use d2o_converters::weights::{Init, Weights};
 use d2o_converters::{Architecture, Checkpoint};
@@ -61,44 +64,59 @@ fn compare(what: &str, loss: &Tensor, tensors: &[Named], expected: &Json) {
     assert_eq!(met, theirs.values().filter(|[norm, _]| *norm >= VANISHES).count(), "{what}");
 }
 
-/// A step of `case` in `kind`; `stage` gets the name, the loss and the trained tensors of each stage.
-fn step(case: &Json, kind: Kind, stage: &mut dyn FnMut(&str, &Tensor, &[Named])) {
-    let name = case["golden"].as_str().unwrap();
-    let loss = if case["loss_type"] == "ns" { LossType::NonSaturating } else { LossType::Hinge };
+/// The golden network `name` without dropout, and its tensors.
+fn network(name: &str, kind: Kind) -> (Denoiser<Value>, Vec<Named>) {
     let path = test_support::golden_dir().join(format!("{name}.safetensors"));
     let checkpoint = Checkpoint::open(&path).unwrap();
     let network = checkpoint.network(None).unwrap();
     let Architecture::Denoiser(config) = &network.architecture else { panic!("{name} has no configuration") };
     let mut kwargs = config.init_kwargs();
     kwargs["dropout"] = 0.0.into();
-    let config = NetConfig::new("D2OPrecond", &kwargs).unwrap();
+    let config = NetConfig::new(config.class(), &kwargs).unwrap();
     let mut b = LibTorch::with_weights(network.weights(), Device::Cpu).in_kind(kind);
     let net = Denoiser::build(&mut b, &config).unwrap();
-    let (generator, _) = b.finish().unwrap();
+    (net, b.finish().unwrap().0)
+}
 
-    let names: Vec<String> = serde_json::from_value(case["backbones"].clone()).unwrap();
-    let all = [Backbone::Lite0, Backbone::Vgg16Bn, Backbone::DeitBase];
-    let backbones: Vec<Backbone> = names.iter().map(|n| *all.iter().find(|b| b.name() == n).unwrap()).collect();
+/// A discriminator with drawn weights for what `config` makes, and its tensors.
+fn discriminator(backbones: &[Backbone], config: &NetConfig, kind: Kind) -> (Critic, Vec<Named>) {
     let mut b = LibTorch::with_weights(Weights::initialised(SEED), Device::Cpu).in_kind(kind);
     let sizes = FeatureSize::Interp224.of(config.img_resolution).unwrap();
     let rows = Init::Normal { std: 1.0 };
     let rows = (config.label_dim > 0).then_some(&rows);
-    let critic = Critic::build(&mut b, &backbones, &sizes, &|_| Weights::initialised(SEED), rows).unwrap();
-    let (discriminator, _) = b.finish().unwrap();
+    let critic = Critic::build(&mut b, backbones, &sizes, &|_| Weights::initialised(SEED), rows).unwrap();
+    (critic, b.finish().unwrap().0)
+}
 
-    let batch = case["batch"].as_i64().unwrap();
+/// Images, labels and the noise of each stage that were drawn for `batch` images of what `config` makes.
+fn inputs(config: &NetConfig, batch: &Json, kind: Kind) -> (Tensor, Option<Value>, impl Fn(u8) -> Tensor + use<>) {
+    let batch = batch.as_i64().unwrap();
     let side = i64::try_from(config.img_resolution).unwrap();
     let dims = [batch, i64::try_from(config.img_channels).unwrap(), side, side];
-    let noise = |stage: u8| drawn(kind, &Init::Normal { std: 1.0 }, &format!("noise.{stage}"), &dims);
     let images = drawn(kind, &Init::Uniform { bound: 1.0 }, "images", &dims);
     let classes = i64::try_from(config.label_dim).unwrap();
     let labels = (classes > 0).then(|| {
         Value((Tensor::arange(batch, (Kind::Int64, Device::Cpu)) * 3).remainder(classes).one_hot(classes).to_kind(kind))
     });
+    let noise = move |stage: u8| drawn(kind, &Init::Normal { std: 1.0 }, &format!("noise.{stage}"), &dims);
+    (images, labels, noise)
+}
+
+/// A step of `case` in `kind`; `stage` gets the name, the loss and the trained tensors of each stage.
+fn step(case: &Json, kind: Kind, stage: &mut dyn FnMut(&str, &Tensor, &[Named])) {
+    let name = case["golden"].as_str().unwrap();
+    let loss = if case["loss_type"] == "ns" { LossType::NonSaturating } else { LossType::Hinge };
+    let (net, generator) = network(name, kind);
+    let names: Vec<String> = serde_json::from_value(case["backbones"].clone()).unwrap();
+    let all = [Backbone::Lite0, Backbone::Vgg16Bn, Backbone::DeitBase];
+    let backbones: Vec<Backbone> = names.iter().map(|n| *all.iter().find(|b| b.name() == n).unwrap()).collect();
+    let (critic, discriminator) = discriminator(&backbones, net.config(), kind);
+    let (images, labels, noise) = inputs(net.config(), &case["batch"], kind);
     let labels = labels.as_ref();
 
     let mut b = LibTorch::running(Device::Cpu, true).in_kind(kind);
-    let adversaries = Adversaries { net: &net, critic: &critic, loss, augment: &unchanged, mixed: false };
+    let generator_of = Generator { net: &net, steps: Steps::One, mixed: false };
+    let adversaries = Adversaries { generator: generator_of, critic: &critic, loss, augment: &unchanged };
     let (g, logits) = adversaries.generator_loss(&mut b, &noise(0), labels).unwrap();
     let mean = flat(&logits).unwrap().mean(None).double_value(&[]);
     let tolerance = if kind == Kind::Double { TOLERANCE } else { 1e-4 };
@@ -111,14 +129,14 @@ fn step(case: &Json, kind: Kind, stage: &mut dyn FnMut(&str, &Tensor, &[Named]))
     stage("r1", &r1_penalty(&logits, &real, GAMMA).unwrap(), &discriminator);
 }
 
-fn cases() -> Vec<Json> {
-    let data = test_support::golden_dir().parent().unwrap().join("recipe.json");
+fn cases(file: &str) -> Vec<Json> {
+    let data = test_support::golden_dir().parent().unwrap().join(file);
     serde_json::from_slice(&fs_err::read(data).unwrap()).unwrap()
 }
 
 /// Compares the case of these feature networks, condition and loss.
 fn is_the_originals(golden: &str, backbones: &[&str], loss_type: &str) {
-    let cases = cases();
+    let cases = cases("recipe.json");
     let is = |c: &&Json| {
         c["golden"] == golden && c["loss_type"] == loss_type && c["backbones"] == serde_json::json!(backbones)
     };
@@ -152,11 +170,84 @@ fn a_conditional_step_through_deit_is_the_originals() {
     is_the_originals("d2o-adm-cond", &["deit_base_distilled_patch16_224", LITE0], "ns");
 }
 
+/// Compares the cases of `distillation.json` of which `wanted` holds.
+fn are_the_originals(wanted: impl Fn(&Json) -> bool) {
+    let kind = Kind::Double;
+    let cases: Vec<Json> = cases("distillation.json").into_iter().filter(wanted).collect();
+    assert!(!cases.is_empty());
+    for case in &cases {
+        let (name, rule) = (case["golden"].as_str().unwrap(), case["teacher_type"].as_str());
+        let (net, generator_tensors) = network(name, kind);
+        let (images, labels, noise) = inputs(net.config(), &case["batch"], kind);
+        let labels = labels.as_ref();
+        let steps = match case["multi_step_g"].as_u64() {
+            None => Steps::One,
+            Some(2) => Steps::Two { middle: case["middle_sigma"].as_f64().unwrap() },
+            Some(steps) => Steps::Many(u32::try_from(steps).unwrap()),
+        };
+        let generator = Generator { net: &net, steps, mixed: false };
+        let mut b = LibTorch::running(Device::Cpu, true).in_kind(kind);
+        let what = format!("{name} {} {steps:?}", rule.unwrap_or("adversarial"));
+        let mut loss = Tensor::zeros([], (kind, Device::Cpu));
+        let only = case["teacher_only"] == true;
+        let critic = (!only).then(|| discriminator(&[Backbone::Lite0], net.config(), kind));
+        let of = |critic| Adversaries { generator, critic, loss: LossType::NonSaturating, augment: &unchanged };
+        if let Some((critic, _)) = &critic {
+            loss += of(critic).generator_loss(&mut b, &noise(0), labels).unwrap().0;
+        }
+        if let Some(rule) = rule {
+            let rules = [("pd", Rule::Pd), ("cd", Rule::Cd), ("ctm", Rule::Ctm), ("rcd", Rule::Rcd)];
+            let rule = rules.into_iter().find(|(name, _)| *name == rule).unwrap().1;
+            let (teacher, _) = network(case["teacher"].as_str().unwrap(), kind);
+            let lpips = Lpips::build(&b, Weights::initialised(SEED), Weights::initialised(SEED)).unwrap();
+            let max_steps = u32::try_from(case["max_steps"].as_u64().unwrap()).unwrap();
+            let distillation = Distillation::new(rule, max_steps, teacher, lpips);
+            let at = |key: &str| serde_json::from_value(case[key].clone()).unwrap();
+            let at = Positions { t: at("t"), u: at("u"), s: at("s") };
+            let distance = distillation.loss(&mut b, &generator, &images, &noise(0), labels, &at).unwrap();
+            let (found, expected) = (distance.double_value(&[]), case["distance"].as_f64().unwrap());
+            assert!((found / expected - 1.0).abs() < TOLERANCE, "{what}: LPIPS {found} instead of {expected}");
+            loss += distance;
+        }
+        compare(&format!("{what} generator"), &loss, &generator_tensors, &case["stages"]["generator"]);
+        if let Some((critic, tensors)) = &critic {
+            let (loss, _) = of(critic).discriminator_loss(&mut b, &noise(1), &images, labels).unwrap();
+            compare(&format!("{what} discriminator"), &loss, tensors, &case["stages"]["discriminator"]);
+        }
+    }
+}
+
+#[test]
+fn generators_of_several_steps_are_the_originals() {
+    are_the_originals(|case| case["multi_step_g"] == 2);
+    are_the_originals(|case| case["multi_step_g"] == 4);
+}
+
+#[test]
+fn progressive_distillation_is_the_originals() {
+    are_the_originals(|case| case["teacher_type"] == "pd");
+}
+
+#[test]
+fn consistency_distillation_is_the_originals() {
+    are_the_originals(|case| case["teacher_type"] == "cd");
+}
+
+#[test]
+fn distillation_of_trajectories_is_the_originals() {
+    are_the_originals(|case| case["teacher_type"] == "ctm");
+}
+
+#[test]
+fn distillation_from_the_highest_level_is_the_originals() {
+    are_the_originals(|case| case["teacher_type"] == "rcd");
+}
+
 /// Losses in f32 may be off by five times what the original's own f32 is: the networks are piecewise linear, and an activation that rounding puts on the
 /// other side of a kink makes gradients, of which R1 is made, jump.
 #[test]
 fn losses_in_f32_are_the_originals() {
-    let cases = cases();
+    let cases = cases("recipe.json");
     let case = &cases[0];
     step(case, Kind::Float, &mut |stage, loss, _| {
         let (expected, found) = (&case["stages"][stage], loss.double_value(&[]));
@@ -169,20 +260,12 @@ fn losses_in_f32_are_the_originals() {
 
 #[test]
 fn losses_of_denoisers_are_the_originals() {
-    let data = test_support::golden_dir().parent().unwrap().join("denoising.json");
-    let cases: Vec<Json> = serde_json::from_slice(&fs_err::read(data).unwrap()).unwrap();
+    let cases = cases("denoising.json");
     assert_eq!(cases.len(), 3);
     for case in &cases {
         let name = case["golden"].as_str().unwrap();
-        let checkpoint = Checkpoint::open(&test_support::golden_dir().join(format!("{name}.safetensors"))).unwrap();
-        let network = checkpoint.network(None).unwrap();
-        let Architecture::Denoiser(config) = &network.architecture else { panic!("{name} has no configuration") };
-        let mut kwargs = config.init_kwargs();
-        kwargs["dropout"] = 0.0.into();
-        let config = NetConfig::new(config.class(), &kwargs).unwrap();
-        let mut b = LibTorch::with_weights(network.weights(), Device::Cpu);
-        let net = Denoiser::build(&mut b, &config).unwrap();
-        let (tensors, _) = b.finish().unwrap();
+        let (net, tensors) = network(name, Kind::Float);
+        let config = net.config();
         let dim = |n: usize| i64::try_from(n).unwrap();
         let side = dim(config.img_resolution);
         let dims = [3, dim(config.img_channels), side, side];

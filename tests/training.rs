@@ -2,12 +2,18 @@
 #![cfg(feature = "train")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use d2o_converters::checkpoint::TensorSource as _;
-use d2o_converters::checkpoint::safetensors::SafetensorsFile;
+use d2o_converters::checkpoint::safetensors::{self, SafetensorsFile, Tensor};
+use d2o_converters::extractors::vgg16::{Vgg16, VggConfig};
+use d2o_converters::onnx::OnnxBackend;
+use d2o_converters::weights::{Init, Scope, Weights};
+use d2o_refs::batch::ImageSource as _;
+use d2o_refs::npz::Pack;
 use fs_err as fs;
 use serde_json::Value;
 use test_support::Outcome;
@@ -147,6 +153,129 @@ fn a_resumed_run_ends_where_an_undisturbed_one_does() {
     assert!(same("ema", "model.enc.32x32_block0.conv0.weight") && same("net", "model.enc.32x32_block0.conv0.weight"));
     assert!(!same("ema", "model.enc.32x32_block0.norm0.weight") && !same("net", "model.enc.32x32_block0.norm0.weight"));
     d2o(dir, &["export", &format!("whole/{snapshot}"), "--out", "tuned.onnx"]);
+}
+
+/// Writes LPIPS's weights, drawn, as `vgg.safetensors` and `NAME.safetensors`.
+fn write_lpips(dir: &Path, seed: u64, name: &str) {
+    let mut b = OnnxBackend::new("names", Weights::initialised(seed));
+    // The classifier is not used.
+    let config = VggConfig { hidden: [1, 1], classes: 1, ..VggConfig::torchvision(false) };
+    Vgg16::build(&mut b, &Scope::root(), &config).unwrap();
+    let vgg = b.weights().taken().map(|(name, dims)| (name.to_owned(), dims.to_vec()));
+    let linear = [64, 128, 256, 512, 512].into_iter().enumerate();
+    let linear = linear.map(|(i, c)| (format!("lin{i}.model.1.weight"), vec![1, c, 1, 1]));
+    for (file, all) in [("vgg", vgg.collect::<Vec<_>>()), (name, linear.collect())] {
+        let drawn = |(name, dims): (String, Vec<usize>)| {
+            let std = match dims.len() {
+                1 => 0.0,
+                _ => (2.0 / dims[1..].iter().product::<usize>() as f64).sqrt(),
+            };
+            let mut values = Init::Normal { std }.values(seed, &name, dims.iter().product());
+            if name.starts_with("lin") {
+                values.iter_mut().for_each(|v| *v = v.abs());
+            }
+            Tensor { name, dims, values }
+        };
+        let tensors: Vec<Tensor> = all.into_iter().map(drawn).collect();
+        safetensors::write(&dir.join(format!("{file}.safetensors")), &tensors, &BTreeMap::new()).unwrap();
+    }
+}
+
+#[test]
+fn a_generator_is_distilled_with_and_without_a_discriminator() {
+    let dir = prepare();
+    let dir = dir.path();
+    write_lpips(dir, 1, "linear");
+    let teacher = |linear: &'static str| {
+        let files = ["--target", DENOISER, "--lpips-weights", "vgg.safetensors", "--lpips-weights", linear];
+        [&files[..], &["--max-steps", "4"]].concat()
+    };
+    let alone = |outdir: &'static str, mimg: &'static str, more: &[&'static str]| {
+        let train = ["train", "--transfer", DENOISER, "--data", "data.npz", "--batch", "2", "--tick", "0.002"];
+        let train = [&train[..], &["--outdir", outdir, "--duration", mimg, "--teacher-only"]].concat();
+        [&train, &teacher("linear.safetensors")[..], more].concat()
+    };
+    d2o(dir, &alone("whole", "0.000006", &["--teacher-type", "ctm"]));
+    d2o(dir, &alone("parts", "0.000004", &["--teacher-type", "ctm"]));
+    let resume = |more: &[&'static str]| {
+        [&["train", "--outdir", "parts", "--resume", "--duration", "0.000006"][..], more].concat()
+    };
+    refused(dir, &resume(&["--teacher-type", "cd"]), "--teacher-type: \"ctm\" → \"cd\"");
+    edm(dir, "edm2", "0.000008", &["--seed", "9"]);
+    let other = "edm2/network-snapshot-000000.safetensors";
+    refused(dir, &resume(&["--target", other]), "--target does not hold what this run was started with");
+    d2o(dir, &resume(&[]));
+    assert!(bytes(dir, "whole") == bytes(dir, "parts"), "a resumed run ends elsewhere than an undisturbed one");
+    let lines = stats(dir, "whole");
+    assert_eq!(lines, stats(dir, "parts"));
+    let distance = |line: &Value| line["Loss/dist/fake"]["mean"].as_f64().unwrap();
+    assert!(lines.iter().all(|l| distance(l) > 0.0 && l["Loss/G/loss"]["mean"] == l["Loss/dist/fake"]["mean"]));
+    assert!(lines.iter().all(|l| l.get("Loss/D/loss").is_none()));
+    let state = open(dir, &format!("whole/{STATE}"));
+    assert!(state.names().iter().all(|n| ["ema.", "net.", "optimizer.net."].iter().any(|p| n.starts_with(p))));
+    // The same weights lie elsewhere; others lie there.
+    write_lpips(dir, 1, "again");
+    d2o(dir, &resume(&["--lpips-weights", "again.safetensors", "--lpips-weights", "vgg.safetensors"]));
+    write_lpips(dir, 2, "again");
+    refused(dir, &resume(&[]), "--lpips-weights does not hold what this run was started with");
+    write_lpips(dir, 1, "again");
+
+    // Beside the adversarial loss, for a generator of two steps.
+    let both = [&teacher("linear.safetensors")[..], &["--teacher-type", "rcd", "--multi-step-g", "2"]].concat();
+    tune(dir, "both", "0.000008", &both);
+    let lines = stats(dir, "both");
+    for name in ["Loss/dist/fake", "Loss/G/loss", "Loss/D/loss", "Loss/logits/fake"] {
+        assert!(lines.iter().all(|l| l[name]["mean"].is_number()), "{name}: {lines:?}");
+    }
+    // Without the files, or with a teacher that is none.
+    refused(dir, &words("bad", "0.000004", &["--teacher-type", "cd", "--target", DENOISER]), "vgg16-397923af.pth");
+    let tuned = "both/network-snapshot-000000.safetensors";
+    let wrong = [&words("bad", "0.000004", &[])[..], &["--teacher-type", "cd", "--target", tuned]].concat();
+    refused(dir, &wrong, "expected EDMPrecond, found D2OPrecond");
+}
+
+#[test]
+fn a_generator_of_several_steps_is_sampled_as_it_was_trained() {
+    let dir = prepare();
+    let dir = dir.path();
+    let images = |graph: &str, out: &str, more: &[&str]| {
+        d2o(dir, &[&["generate", graph, "--seeds", "0-3", "--out", out], more].concat());
+        Pack::open(&dir.join(out)).unwrap().read(0..4).unwrap()
+    };
+    for (outdir, steps, said, same, other) in [
+        (
+            "two",
+            &["--multi-step-g", "2", "--middle-sigma", "0.5"][..],
+            "two-step",
+            &["--sampler", "two-step", "--middle", "0.5"][..],
+            &["--sampler", "two-step", "--middle", "1"][..],
+        ),
+        (
+            "three",
+            &["--multi-step-g", "3"],
+            "multi-step",
+            &["--sampler", "multi-step", "--num-steps", "3"],
+            &["--sampler", "multi-step", "--num-steps", "4"],
+        ),
+    ] {
+        let more = [steps, &["--dump", "1", "--freeze", "0"]].concat();
+        tune(dir, outdir, "0.000016", &more);
+        let parts = format!("{outdir}-parts");
+        tune(dir, &parts, "0.000008", &more);
+        d2o(dir, &["--threads", "1", "train", "--outdir", &parts, "--resume", "--duration", "0.000016"]);
+        assert!(bytes(dir, outdir) == bytes(dir, &parts));
+        let snapshot = format!("{outdir}/network-snapshot-000000.safetensors");
+        let graph = format!("{outdir}.onnx");
+        let exported = d2o(dir, &["export", &snapshot, "--out", &graph, "--no-check"]);
+        assert!(exported.stderr.contains(&format!("trained for {said} sampling")), "{exported}");
+        let found = images(&graph, &format!("{outdir}-a.npz"), &[]);
+        assert!(found == images(&graph, &format!("{outdir}-b.npz"), same), "{said}");
+        assert!(found != images(&graph, &format!("{outdir}-c.npz"), other), "{said}");
+        let first = ["export", &snapshot, "--kind", "one-step", "--out", "first.onnx", "--no-check", "--overwrite"];
+        assert!(d2o(dir, &first).stderr.contains("of which the graph is the first step"));
+        // A sampler of another kind takes its own defaults.
+        d2o(dir, &["generate", &graph, "--seeds", "0", "--sampler", "heun", "--out", &format!("{outdir}-h.npz")]);
+    }
 }
 
 /// A run of fifteen iterations, once it has written `file`.

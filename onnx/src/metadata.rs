@@ -60,6 +60,15 @@ pub enum Noise {
     None,
 }
 
+/// How a generator of several evaluations was trained to be sampled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sampler {
+    /// D2O's two steps.
+    TwoStep,
+    /// D2O's several steps.
+    MultiStep,
+}
+
 /// A value of the metadata as text.
 trait Text: Sized {
     /// What a text must be.
@@ -115,6 +124,7 @@ names!(
 names!(Quantiser, "127.5 x + 128 or 127.5 (x + 1)", Edm = "127.5 x + 128", OpenAi = "127.5 (x + 1)");
 names!(Precision, "fp32 or fp16", Fp32 = "fp32", Fp16 = "fp16");
 names!(Noise, "const or none", Const = "const", None = "none");
+names!(Sampler, "two-step or multi-step", TwoStep = "two-step", MultiStep = "multi-step");
 
 macro_rules! displayed {
     ($($type:ty: $expected:literal),+) => {
@@ -132,7 +142,7 @@ macro_rules! displayed {
     };
 }
 
-displayed!(String: "text", f64: "a number", usize: "a whole number");
+displayed!(String: "text", f64: "a number", u32: "a whole number", usize: "a whole number");
 
 impl Text for Vec<f32> {
     const EXPECTED: &'static str = "a list of numbers";
@@ -193,6 +203,12 @@ metadata! {
     quantiser: Quantiser = "quantiser",
     /// Noise level that a one-step generator made of a denoiser starts from.
     sigma_max: f64 = "sigma_max",
+    /// Sampler that a denoiser was trained for.
+    sampler: Sampler = "sampler",
+    /// Its number of steps.
+    num_steps: u32 = "num_steps",
+    /// Its noise level between two steps.
+    middle: f64 = "middle",
     /// Lowest noise level that a denoiser takes.
     net_sigma_min: f64 = "net_sigma_min",
     /// Highest noise level that a denoiser takes.

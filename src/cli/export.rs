@@ -29,7 +29,7 @@ pub struct Export {
     /// Network class and constructor arguments (JSON, see docs/net-json.md), for checkpoints that store neither
     #[arg(long, value_name = "NET.json")]
     pub config: Option<PathBuf>,
-    /// Function that the graph computes [default: features for a feature network, else one-step]
+    /// Function that the graph computes [default: features for a feature network, denoiser for a snapshot trained for several steps, else one-step]
     #[arg(long, value_enum)]
     pub kind: Option<Kind>,
     /// Noise level at which a one-step generator starts [default: 80]

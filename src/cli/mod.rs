@@ -44,7 +44,10 @@ pub use refs::{LayoutArg, Refs, RefsInspect, RefsMake};
 pub use report::{Report, Titled};
 pub use runtime::{Accelerator, EpLibrary, ProviderArg, Runtime};
 pub use sampling::{Discretization, Quantise, Rng, RngGpu, Sampler, Sampling, Scaling, Schedule, Seeds, Solver};
-pub use train::{Adversary, Arch, BackbonesArg, Fresh, LossArg, LossTypeArg, Rule, Train, TrainDevice, TrainSettings};
+pub use train::{
+    Adversary, Arch, BackbonesArg, Fresh, LossArg, LossTypeArg, Rule, TeacherArg, Teaching, Train, TrainDevice,
+    TrainSettings,
+};
 pub use verify::Verify;
 
 /// One-step image generators around ONNX: fine-tune, export, generate, measure, verify.

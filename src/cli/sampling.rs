@@ -14,10 +14,10 @@ pub struct Sampling {
     /// Seeds, one image for each, e.g. `0-49999` or `1,2,5-10` [default: those in `--latents`]
     #[arg(long, value_name = "SEEDS")]
     pub seeds: Option<Seeds>,
-    /// Sampler [default: one-step for a one-step graph, consistency for a consistency model, heun for another denoiser]
+    /// Sampler [default: one-step for a one-step graph, what a network was trained for if the graph records it, consistency for a consistency model, heun for another denoiser]
     #[arg(long, value_enum)]
     pub sampler: Option<Sampler>,
-    /// Steps of the heun and multi-step samplers, noise levels of the consistency sampler [default: 18; 40 for consistency models]
+    /// Steps of the heun and multi-step samplers, noise levels of the consistency sampler [default: what the graph records, else 18; 40 for consistency models]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=4096))]
     pub num_steps: Option<u32>,
     /// Lowest noise level [default: 0.002, or that of --disc]
@@ -56,7 +56,7 @@ pub struct Sampling {
     /// heun: position of the second evaluation within a step, α (EDM's ablation)
     #[arg(long)]
     pub alpha: Option<f64>,
-    /// two-step: intermediate noise level [default: 1]
+    /// two-step: intermediate noise level [default: what the graph records, else 1]
     #[arg(long, value_name = "SIGMA")]
     pub middle: Option<f64>,
     /// consistency: indices into the noise schedule of `--num-steps` levels to denoise at, e.g. 0,22,39 [default: one step from the highest]

@@ -133,6 +133,10 @@ pub struct TrainSettings {
     #[command(flatten, next_help_heading = "New network")]
     #[serde(flatten)]
     pub fresh: Fresh,
+    /// Steps of the generator and its teacher (`--loss d2o`).
+    #[command(flatten, next_help_heading = "Steps and teacher")]
+    #[serde(flatten)]
+    pub teaching: Teaching,
     /// Evaluation of snapshots.
     #[command(flatten, next_help_heading = "Evaluation of snapshots")]
     #[serde(flatten)]
@@ -248,6 +252,49 @@ pub struct SnapshotEvaluation {
     /// Delete snapshots other than that of the lowest Fréchet distance and the last
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub keep_best: Option<bool>,
+}
+
+/// Steps of the generator, and settings of instance distillation.
+#[derive(Debug, Default, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Teaching {
+    /// Evaluations of the generator for an image: 2 by way of `--middle-sigma`, more on EDM's grid of so many steps [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub multi_step_g: Option<u32>,
+    /// Noise level between the two steps of `--multi-step-g 2` [default: 0.8]
+    #[arg(long, value_name = "SIGMA", value_parser = finite)]
+    pub middle_sigma: Option<f64>,
+    /// Instance distillation beside the adversarial loss [default: none]
+    #[arg(long, value_enum)]
+    pub teacher_type: Option<TeacherArg>,
+    /// Train by instance distillation alone, without a discriminator
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub teacher_only: Option<bool>,
+    /// Checkpoint of the teacher (its EMA weights), an EDM denoiser
+    #[arg(long, value_name = "CKPT")]
+    pub target: Option<PathBuf>,
+    /// Steps of the grid of noise levels on which the teacher steps [default: 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=65536))]
+    pub max_steps: Option<u32>,
+    /// Weights of LPIPS, two files: torchvision's vgg16-397923af.pth and vgg.pth of the Python package lpips
+    #[arg(long, value_name = "FILE")]
+    pub lpips_weights: Vec<PathBuf>,
+}
+
+/// Rules of instance distillation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TeacherArg {
+    /// No distillation
+    None,
+    /// Progressive: two steps in one, on grids of 1, 2, 4, … steps
+    Pd,
+    /// Consistency: a step of the teacher, then one to the lowest noise level
+    Cd,
+    /// Consistency trajectories: by way of two random noise levels
+    Ctm,
+    /// From the highest noise level, with a step of the teacher at the end
+    Rcd,
 }
 
 /// Settings of the discriminator.

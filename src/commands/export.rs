@@ -1,5 +1,6 @@
 //! `d2o export`.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -206,16 +207,44 @@ fn graph(args: &Export, printer: Printer) -> anyhow::Result<(Exported, Network)>
     let total = reads * network.tensors.names().len() as u64;
     let progress = Mutex::new(Some(printer.progress_of("export", "tensors", total)));
     let counted = Arc::new(Counted { tensors: Arc::clone(&network.tensors), progress });
-    let exported = build(args, &network.with_tensors(counted.clone()))?;
+    let sampler = sampler(&checkpoint)?;
+    let mut exported = build(args, &network.with_tensors(counted.clone()), &sampler, printer)?;
+    if sampler != Metadata::default() {
+        exported.model = exported.model.with_metadata(&sampler);
+    }
     if let Some(progress) = counted.progress.lock().unwrap_or_else(PoisonError::into_inner).take() {
         progress.finish();
     }
     Ok((exported, network))
 }
 
-fn build(args: &Export, network: &Network) -> anyhow::Result<Exported> {
+/// The sampler that the network of one of d2o's snapshots was trained for.
+fn sampler(checkpoint: &Checkpoint) -> anyhow::Result<Metadata> {
+    let entries: BTreeMap<String, String> = checkpoint.metadata.iter().cloned().collect();
+    if !entries.contains_key("d2o_version") {
+        return Ok(Metadata::default());
+    }
+    let Metadata { sampler, num_steps, middle, .. } = Metadata::read(&entries)?;
+    Ok(Metadata { sampler, num_steps, middle, ..Metadata::default() })
+}
+
+fn build(args: &Export, network: &Network, sampler: &Metadata, printer: Printer) -> anyhow::Result<Exported> {
     let features = network.architecture.extractor().is_some();
-    let kind = args.kind.unwrap_or(if features { Kind::Features } else { Kind::OneStep });
+    let kind = match (args.kind, sampler.sampler) {
+        (None, Some(sampler)) => {
+            printer
+                .note(&format!("the network was trained for {} sampling: the graph is a denoiser's", sampler.name()));
+            Kind::Denoiser
+        }
+        (Some(Kind::OneStep), Some(sampler)) => {
+            printer.warn(&format!(
+                "--kind one-step: the network was trained for {} sampling, of which the graph is the first step",
+                sampler.name()
+            ));
+            Kind::OneStep
+        }
+        (kind, _) => kind.unwrap_or(if features { Kind::Features } else { Kind::OneStep }),
+    };
     ensure_used(args, kind, &network.architecture)?;
     let denoiser = |kind| {
         let sigma_max = args.sigma_max.unwrap_or(Options::default().sigma_max);

@@ -159,7 +159,8 @@ mod training {
         group.agree(data.place(device))?;
         let (other_files, max_seconds) = (args.resume_with, args.max_seconds);
         let group = Rc::clone(group);
-        let run = Run { options, values, net, outdir, state, other_files, max_seconds, device, group };
+        let kind = tch::Kind::Float;
+        let run = Run { options, values, net, outdir, state, other_files, max_seconds, device, kind, group };
         let group = &*run.group;
         let mut trainer = group.agree(Trainer::new(&run, &data))?;
 
@@ -265,10 +266,12 @@ mod training {
             let quiet = Printer::new(true);
             let scratch = Scratch::new()?;
             let graph = scratch.path().join("generator.onnx");
-            let kind = if self.options.loss == LossArg::D2o { "one-step" } else { "denoiser" };
             let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
-            let mut export = words(&["d2o", "export", "--no-check", "--uint8", "--kind", kind, "--out"]);
+            let mut export = words(&["d2o", "export", "--no-check", "--uint8", "--out"]);
             export.extend([graph.clone().into(), path.into()]);
+            if self.options.loss != LossArg::D2o {
+                export.extend(words(&["--kind", "denoiser"]));
+            }
             let Command::Export(export) = Cli::try_parse_from(export)?.command else { anyhow::bail!("not an export") };
             commands::export::run(&export, self.global, quiet)?;
             let last = self.options.eval_images.unwrap_or(IMAGES) - 1;

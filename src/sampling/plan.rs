@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use d2o_converters::generators::latent::LatentGenerator as _;
 use d2o_converters::generators::stylegan2::StyleGan2Config;
 use d2o_onnx::graph::Dim;
-use d2o_onnx::metadata::{Kind, Quantiser};
+use d2o_onnx::metadata::{self, Kind, Quantiser};
 use d2o_onnx::read::ModelInfo;
 use d2o_refs::batch::{ImageDims, container_sha256};
 use d2o_runtime::Session;
@@ -210,7 +210,11 @@ fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> 
         Kind::Denoiser => false,
         kind => anyhow::bail!("the graph is of kind {}, not a generator", kind.name()),
     };
-    let asked = match (args.sampler, one_step) {
+    let trained = metadata.sampler.filter(|_| !one_step).map(|sampler| match sampler {
+        metadata::Sampler::TwoStep => Asked::TwoStep,
+        metadata::Sampler::MultiStep => Asked::MultiStep,
+    });
+    let asked = match (args.sampler.or(trained), one_step) {
         (None, true) => Asked::OneStep,
         (None, false) if distilled => Asked::Consistency,
         (None, false) => Asked::Heun,
@@ -233,12 +237,15 @@ fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> 
     if let Some((option, ..)) = belongs.iter().find(|(_, given, fits)| *given && !fits) {
         anyhow::bail!("{option}: the sampler does not take it");
     }
+    // What was trained for one sampler says nothing about another.
+    let recorded = trained == Some(asked);
     let grid = Levels {
-        steps: args.num_steps.unwrap_or(if karras { 40 } else { 18 }),
+        steps: args.num_steps.or(metadata.num_steps.filter(|_| recorded)).unwrap_or(if karras { 40 } else { 18 }),
         sigma_min: args.sigma_min.unwrap_or(0.002),
         sigma_max: args.sigma_max.unwrap_or(80.0),
         rho: args.rho,
     };
+    anyhow::ensure!((2..=4096).contains(&grid.steps), "expected 2 to 4096 steps, the graph records {}", grid.steps);
     anyhow::ensure!(
         grid.sigma_min > 0.0 && grid.sigma_min < grid.sigma_max && grid.rho > 0.0,
         "--sigma-min must lie between 0 and --sigma-max, --rho above 0"
@@ -258,7 +265,11 @@ fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> 
         }
         Asked::OneStep => Sampler::OneStep { sigma: grid.sigma_max },
         Asked::Sid => Sampler::OneStep { sigma: args.sigma_max.unwrap_or(2.5) },
-        Asked::TwoStep => Sampler::TwoStep { sigma_max: grid.sigma_max, middle: args.middle.unwrap_or(1.0) },
+        Asked::TwoStep => {
+            let middle = args.middle.or(metadata.middle.filter(|_| recorded)).unwrap_or(1.0);
+            anyhow::ensure!(middle > 0.0 && middle < grid.sigma_max, "--middle must lie between 0 and --sigma-max");
+            Sampler::TwoStep { sigma_max: grid.sigma_max, middle }
+        }
         Asked::MultiStep => Sampler::MultiStep(grid),
         Asked::Heun if ablation => Sampler::Ablation(Box::new(Ablation {
             steps: grid.steps,

@@ -64,7 +64,8 @@ impl Grid {
     }
 
     /// The level at `share` of the way down.
-    fn level(&self, share: f64) -> f64 {
+    #[must_use]
+    pub fn level(&self, share: f64) -> f64 {
         let (low, high) = (self.sigma_min.powf(1.0 / self.rho), self.sigma_max.powf(1.0 / self.rho));
         (high + share * (low - high)).powf(self.rho)
     }

@@ -2,13 +2,14 @@
 
 use std::rc::Rc;
 
-use d2o_converters::denoiser::Denoiser;
 use d2o_converters::weights::SplitMix64;
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::augment::ada::{Ada, AdaPipe, AdaSettings};
 use super::dataset::Batch;
 use super::discriminator::{ClassRows, Critic};
+use super::distillation::Distillation;
+use super::generator::Generator;
 use super::group::Group;
 use super::libtorch::{LibTorch, Named, Value};
 use super::loss::{Adversaries, LossType, flat, r1_penalty, unchanged};
@@ -27,13 +28,13 @@ pub(super) struct Discriminator {
     loss: LossType,
     r1_gamma: f64,
     r1_interval: u64,
-    /// Whether the generator computes in bf16.
-    mixed: bool,
     seed: u32,
     batch: u32,
     group: Rc<Group>,
     parts: Parts,
     trained: Trained,
+    /// What the generator is distilled by beside.
+    distillation: Option<Distillation>,
     /// Augmentation of what it sees, and its strength.
     pipe: Option<AdaPipe>,
     strength: Ada,
@@ -100,11 +101,11 @@ impl Power {
 }
 
 impl Discriminator {
-    /// Loads the feature networks of `run` and draws the rest.
+    /// Loads the feature networks of `run` and draws the rest; `distillation` is the generator's beside.
     ///
     /// # Errors
     /// Those of [`Critic::load`]; libtorch's own.
-    pub(super) fn new(run: &Run) -> anyhow::Result<Self> {
+    pub(super) fn new(run: &Run, distillation: Option<Distillation>) -> anyhow::Result<Self> {
         let options = &run.options;
         let mut config = options.critic()?;
         if run.state.is_some() && run.net.label_dim > 0 {
@@ -112,7 +113,8 @@ impl Discriminator {
             config.classes = Some(ClassRows::Random);
         }
         let seed = u64::from(options.seed);
-        let (first, mut tensors) = Critic::load(&config, run.net.img_resolution, run.net.label_dim, seed, run.device)?;
+        let place = (run.device, run.kind);
+        let (first, mut tensors) = Critic::load(&config, run.net.img_resolution, run.net.label_dim, seed, place)?;
         let mut critics = Vec::new();
         let own = run.parts();
         for rank in 1..options.ranks() as usize {
@@ -122,7 +124,7 @@ impl Discriminator {
             }
             let device = if own.contains(&rank) { run.device } else { Device::Cpu };
             let seed = SplitMix64::for_path(seed, &format!("rank{rank}")).next_u64();
-            let (critic, drawn) = first.redrawn(seed, device)?;
+            let (critic, drawn) = first.redrawn(seed, (device, run.kind))?;
             tensors.extend(drawn.into_iter().map(|t| Named { path: format!("rank{rank}.{}", t.path), ..t }));
             if own.contains(&rank) {
                 critics.push(critic);
@@ -155,12 +157,12 @@ impl Discriminator {
             },
             r1_gamma: options.r1_gamma.unwrap_or(0.0),
             r1_interval,
-            mixed: run.mixed(),
             seed: options.seed,
             batch: options.batch,
             group: Rc::clone(&run.group),
             parts: Parts { critics, power },
             trained: Trained::new(tensors, |_| false, config)?,
+            distillation,
             pipe: augments.then(|| AdaPipe::new(AdaSettings::d2o(), run.device)).transpose()?,
             strength,
             adaptive,
@@ -168,21 +170,21 @@ impl Discriminator {
         })
     }
 
-    /// The stages of iteration `iteration` on the parts of a batch that this process has: an update of the generator `net` by its optimiser, one of the
+    /// The stages of iteration `iteration` on the parts of a batch that this process has: an update of `generator` by its optimiser, one of the
     /// discriminator, and one by R1 if it is due.
     ///
     /// # Errors
     /// libtorch's own; those of the group of processes.
     pub(super) fn iterate(
         &mut self,
-        (net, generator): (&Denoiser<Value>, &mut Optimizer),
+        (generator, theirs): (Generator<'_>, &mut Optimizer),
         batches: &[Batch],
         iteration: u64,
         lr_scale: f64,
         collector: &mut Collector,
     ) -> anyhow::Result<()> {
-        let Self { parts, trained: Trained { optimizer, .. }, pipe, strength, signs, .. } = self;
-        let (loss, mixed, run_seed, adaptive) = (self.loss, self.mixed, self.seed, self.adaptive);
+        let Self { parts, trained: Trained { optimizer, .. }, distillation, pipe, strength, signs, .. } = self;
+        let (loss, run_seed, adaptive) = (self.loss, self.seed, self.adaptive);
         let (pipe, p) = (pipe.as_ref(), strength.p);
         let group = &*self.group;
         // The batch's parts are numbered through all processes.
@@ -194,26 +196,33 @@ impl Discriminator {
         let labels = |batch: &Batch| batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
         #[allow(clippy::cast_precision_loss, reason = "a batch size")]
         let images = f64::from(self.batch) / (batches.len() * group.size()) as f64;
-        let device = batches.first().map_or(Device::Cpu, |b| b.images.device());
-        let mut b = LibTorch::running(device, true);
+        let (device, kind) =
+            batches.first().map_or((Device::Cpu, Kind::Float), |b| (b.images.device(), b.images.kind()));
+        let mut b = LibTorch::running(device, true).in_kind(kind);
 
         optimizer.record(false);
         parts.each(group, |part, critic| {
-            let (batch, adversaries) = (&batches[part], Adversaries { net, critic, loss, augment: &augment, mixed });
+            let (batch, adversaries) = (&batches[part], Adversaries { generator, critic, loss, augment: &augment });
             seed(run_seed, iteration, "generator", first + part);
             let noise = batch.images.randn_like();
             let (loss, logits) = adversaries.generator_loss(&mut b, &noise, labels(batch).as_ref())?;
-            generator.backward(&loss)?;
-            collector.report_loss("G", &loss, images)?;
+            // The adversarial loss is a sum over images, that of distillation a mean.
+            let (mut whole, mut per_image) = (loss.shallow_clone(), &loss / images);
+            if let Some(distillation) = distillation {
+                let distance = distillation.stage(&mut b, &generator, batch, &noise, collector)?;
+                (whole, per_image) = (whole + &distance, per_image + distance);
+            }
+            theirs.backward(&whole)?;
+            collector.report_loss("G", &per_image, 1.0)?;
             let logits = flat(&logits)?;
             collector.report("Loss/logits/fake", &logits)?;
             Ok(collector.report("Loss/probs/fake", &logits.sigmoid())?)
         })?;
-        generator.step(lr_scale, group)?;
+        theirs.step(lr_scale, group)?;
 
         optimizer.record(true);
         parts.each(group, |part, critic| {
-            let (batch, adversaries) = (&batches[part], Adversaries { net, critic, loss, augment: &augment, mixed });
+            let (batch, adversaries) = (&batches[part], Adversaries { generator, critic, loss, augment: &augment });
             seed(run_seed, iteration, "discriminator", first + part);
             let (noise, labels) = (batch.images.randn_like(), labels(batch));
             let (loss, real) = adversaries.discriminator_loss(&mut b, &noise, &batch.images, labels.as_ref())?;
@@ -255,6 +264,12 @@ impl Discriminator {
         Ok(())
     }
 
+    /// The heads with their optimiser.
+    #[cfg(test)]
+    pub(super) fn trained(&self) -> &Trained {
+        &self.trained
+    }
+
     /// Computes the losses of the generator and of R1 on `batch` and drops them; `alive` is called while all lies in memory that their gradients need.
     /// Returns what the optimiser will take beside, bytes. Changes nothing.
     ///
@@ -262,7 +277,7 @@ impl Discriminator {
     /// libtorch's own.
     pub(super) fn try_stages(
         &mut self,
-        net: &Denoiser<Value>,
+        generator: Generator<'_>,
         batch: &Batch,
         alive: &mut dyn FnMut(),
     ) -> anyhow::Result<u64> {
@@ -270,11 +285,14 @@ impl Discriminator {
         let before = self.parts.power.copies();
         let labels = batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
         let mut b = LibTorch::running(batch.images.device(), true);
-        let adversaries = Adversaries { net, critic, loss: self.loss, augment: &unchanged, mixed: self.mixed };
+        let adversaries = Adversaries { generator, critic, loss: self.loss, augment: &unchanged };
         self.trained.optimizer.record(false);
-        let loss = adversaries.generator_loss(&mut b, &batch.images.randn_like(), labels.as_ref())?;
+        let noise = batch.images.randn_like();
+        let loss = adversaries.generator_loss(&mut b, &noise, labels.as_ref())?;
+        let stage = |d: &Distillation| d.stage(&mut b, &generator, batch, &noise, &mut Collector::default());
+        let distance = self.distillation.as_ref().map(stage).transpose()?;
         alive();
-        drop(loss);
+        drop((loss, distance));
         self.trained.optimizer.record(true);
         if self.r1_gamma > 0.0 {
             let real = batch.images.detach().copy().set_requires_grad(true);

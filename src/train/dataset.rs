@@ -49,6 +49,14 @@ pub struct Batch {
     pub labels: Option<Tensor>,
 }
 
+impl Batch {
+    /// The same in another element type.
+    #[must_use]
+    pub fn in_kind(self, kind: Kind) -> Self {
+        Self { images: self.images.to_kind(kind), labels: self.labels.map(|l| l.to_kind(kind)) }
+    }
+}
+
 impl TrainingSet {
     /// Reads images of `source` into one tensor: all, or `max_size` of them that are drawn as the originals' datasets draw them, in the order of the
     /// source. With `xflip` the set also holds the mirror image of each, after the images themselves, as the originals' datasets do.

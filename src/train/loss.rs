@@ -9,10 +9,8 @@ use tch::{Device, Kind, Tensor};
 use super::augment::Augmented;
 use super::augment::edm::EdmPipe;
 use super::discriminator::Critic;
+use super::generator::{Generator, dropped};
 use super::libtorch::{LibTorch, Value};
-
-/// Noise level a one-step generator starts from.
-const SIGMA_MAX: f64 = 80.0;
 
 /// Kind of adversarial loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,35 +74,6 @@ pub fn r1_penalty(logits: &[Tensor], images: &Tensor, gamma: f64) -> Result<Tens
     penalty.f_mul_scalar(gamma / 2.0)?.f_mean(kind)
 }
 
-/// One-step images of `noise [B, C, H, W]` of unit variance, computed in bf16 if `mixed`.
-///
-/// # Errors
-/// `Engine`.
-pub fn generate(
-    b: &mut LibTorch,
-    net: &Denoiser<Value>,
-    noise: &Tensor,
-    labels: Option<&Value>,
-    mixed: bool,
-) -> NetResult<Tensor> {
-    let labels = dropped(b, net, labels.map(|y| &y.0));
-    b.set_mixed(mixed);
-    let images = net.denoise(b, &Value(noise * SIGMA_MAX), &Sigma::Fixed(SIGMA_MAX), labels.as_ref());
-    b.set_mixed(false);
-    Ok(images?.0)
-}
-
-/// `labels [B, K]` as the network sees them in training: all zeros with the probability `label_dropout`, for each image by itself.
-fn dropped(b: &LibTorch, net: &Denoiser<Value>, labels: Option<&Tensor>) -> Option<Value> {
-    let labels = labels?;
-    let rate = net.config().label_dropout();
-    if !b.trains() || rate == 0.0 {
-        return Some(Value(labels.shallow_clone()));
-    }
-    let kept = Tensor::rand([labels.size()[0], 1], (Kind::Float, labels.device())).ge(rate);
-    Some(Value(labels * kept.to_kind(labels.kind())))
-}
-
 /// What the discriminator sees of images in the two main stages.
 pub type Augment<'a> = dyn Fn(&Tensor) -> Result<Tensor, tch::TchError> + 'a;
 
@@ -120,15 +89,13 @@ pub fn unchanged(images: &Tensor) -> Result<Tensor, tch::TchError> {
 #[derive(Clone, Copy)]
 pub struct Adversaries<'a> {
     /// Generator.
-    pub net: &'a Denoiser<Value>,
+    pub generator: Generator<'a>,
     /// Discriminator.
     pub critic: &'a Critic,
     /// Loss.
     pub loss: LossType,
     /// What the discriminator sees of images in the two main stages.
     pub augment: &'a Augment<'a>,
-    /// Whether the generator computes in bf16.
-    pub mixed: bool,
 }
 
 impl Adversaries<'_> {
@@ -142,7 +109,7 @@ impl Adversaries<'_> {
         noise: &Tensor,
         labels: Option<&Value>,
     ) -> NetResult<(Tensor, Vec<Tensor>)> {
-        let images = generate(b, self.net, noise, labels, self.mixed)?;
+        let images = self.generator.images(b, noise, labels)?;
         let logits = self.logits(b, &images, labels)?;
         Ok((self.loss.generator(&logits), logits))
     }
@@ -158,7 +125,7 @@ impl Adversaries<'_> {
         images: &Tensor,
         labels: Option<&Value>,
     ) -> NetResult<(Tensor, Vec<Tensor>)> {
-        let fake = tch::no_grad(|| generate(b, self.net, noise, labels, self.mixed))?;
+        let fake = tch::no_grad(|| self.generator.images(b, noise, labels))?;
         let fake = self.logits(b, &fake, labels)?;
         let real = self.logits(b, images, labels)?;
         Ok((self.loss.discriminator(&fake, &real), real))
@@ -255,9 +222,6 @@ pub fn denoising_loss(
 
 #[cfg(test)]
 mod tests {
-    use d2o_converters::denoiser::NetConfig;
-    use d2o_converters::weights::Weights;
-
     use super::*;
 
     #[test]
@@ -292,59 +256,6 @@ mod tests {
         let logits = [x.square().reshape([2, 1]), (&x * 3.0).reshape([2, 1])];
         let got = r1_penalty(&logits, &x, 2.0).unwrap().double_value(&[]);
         assert!((got - (25.0 + 49.0) / 2.0).abs() < 1e-12, "{got}");
-    }
-
-    #[test]
-    fn labels_are_hidden_in_training_only() {
-        let kwargs = serde_json::json!({"img_resolution": 8, "img_channels": 3, "label_dim": 10, "model_type": "SongUNet", "model_channels": 8,
-            "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "label_dropout": 0.25});
-        let config = NetConfig::new("EDMPrecond", &kwargs).unwrap();
-        let mut b = LibTorch::with_weights(Weights::initialised(0), tch::Device::Cpu);
-        let net = Denoiser::build(&mut b, &config).unwrap();
-        let labels = Tensor::ones([4000, 10], (Kind::Float, tch::Device::Cpu));
-        let hidden = |train: bool| {
-            let b = LibTorch::running(tch::Device::Cpu, train);
-            let rows = dropped(&b, &net, Some(&labels)).unwrap().0.sum_dim_intlist(1, false, Kind::Float);
-            // A label is there or not, whole and unscaled.
-            let whole = rows.eq(10.0).logical_or(&rows.eq(0.0));
-            assert!(bool::try_from(whole.all()).unwrap());
-            rows.eq(0.0).to_kind(Kind::Float).mean(Kind::Float).double_value(&[])
-        };
-        assert_eq!(hidden(false), 0.0);
-        let share = hidden(true);
-        assert!((share - 0.25).abs() < 0.04, "{share}");
-    }
-
-    #[test]
-    fn mixed_precision_rounds_the_network_and_keeps_its_weights() {
-        let kwargs = serde_json::json!({"img_resolution": 16, "img_channels": 3, "label_dim": 0, "model_type": "SongUNet", "model_channels": 32,
-            "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [8], "embedding_type": "fourier", "encoder_type": "residual",
-            "channel_mult_noise": 2, "resample_filter": [1, 3, 3, 1], "dropout": 0.0});
-        let config = NetConfig::new("D2OPrecond", &kwargs).unwrap();
-        let mut b = LibTorch::with_weights(Weights::initialised(3), tch::Device::Cpu);
-        let net = Denoiser::build(&mut b, &config).unwrap();
-        let (tensors, _) = b.finish().unwrap();
-        // Fresh networks give next to nothing.
-        for t in tensors.iter().filter(|t| t.path.ends_with("aux_conv.weight")) {
-            let _ = tch::no_grad(|| t.tensor.shallow_clone().f_mul_scalar_(1e5)).unwrap();
-        }
-        tch::manual_seed(0);
-        let noise = Tensor::randn([2, 3, 16, 16], (Kind::Float, tch::Device::Cpu));
-        let mut b = LibTorch::running(tch::Device::Cpu, true);
-        let [exact, mixed] = [false, true].map(|mixed| generate(&mut b, &net, &noise, None, mixed).unwrap());
-        assert_eq!(mixed.kind(), Kind::Float);
-        let off = ((&mixed - &exact).norm() / exact.norm()).double_value(&[]);
-        // bf16 has eight bits: about 2^-9 an operation.
-        assert!(off > 1e-4 && off < 3e-2, "{off}");
-        let param = tensors.iter().find(|t| t.path.ends_with("conv0.weight")).unwrap();
-        let gradient = |images: &Tensor| {
-            Tensor::run_backward(&[images.square().sum(Kind::Float)], &[&param.tensor], false, false).remove(0)
-        };
-        let (exact, mixed) = (gradient(&exact), gradient(&mixed));
-        let off = ((&mixed - &exact).norm() / exact.norm()).double_value(&[]);
-        assert!(mixed.kind() == Kind::Float && off > 1e-4 && off < 0.1, "{off}");
-        // Outside the generator nothing is rounded.
-        assert_eq!(b.kind(), Kind::Float);
     }
 
     #[test]

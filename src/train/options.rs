@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::discriminator::{Backbone, ClassRows, CriticConfig, FeatureSize};
-use crate::cli::{Arch, BackbonesArg, LossArg, LossTypeArg, Rule, TrainSettings};
+use super::distillation;
+use super::generator::{SIGMA_MAX, Steps};
+use crate::cli::{Arch, BackbonesArg, LossArg, LossTypeArg, Rule, TeacherArg, TrainSettings};
 
 /// All settings that determine the result of a run, by the names of their options.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,6 +83,21 @@ pub struct Options {
     pub label_dim: Option<usize>,
     /// Its colour channels.
     pub channels: Option<usize>,
+    /// Evaluations of the generator for an image; `None` for one.
+    pub multi_step_g: Option<u32>,
+    /// Noise level between two steps.
+    pub middle_sigma: Option<f64>,
+    /// Rule of instance distillation.
+    pub teacher_type: Option<TeacherArg>,
+    /// Whether it is all there is, without a discriminator.
+    pub teacher_only: Option<bool>,
+    /// Checkpoint of the teacher.
+    pub target: Option<PathBuf>,
+    /// Steps of the teacher's grid of noise levels.
+    pub max_steps: Option<u32>,
+    /// Weights of LPIPS.
+    #[serde(default)]
+    pub lpips_weights: Vec<PathBuf>,
     /// Feature networks of the discriminator.
     pub backbones: Option<BackbonesArg>,
     /// Their checkpoints.
@@ -123,8 +140,12 @@ pub struct Options {
 
 /// Options of a new network.
 const FRESH: [&str; 7] = ["arch", "cbase", "cres", "num-blocks", "attn-resolutions", "label-dim", "channels"];
+/// Options of the teacher.
+const TEACHER: [&str; 4] = ["teacher-only", "target", "max-steps", "lpips-weights"];
+/// Options of one-step generators.
+const GENERATOR: [&str; 4] = ["multi-step-g", "middle-sigma", "teacher-type", "freeze"];
 /// Options of the discriminator.
-const ADVERSARIAL: [&str; 13] = [
+const DISCRIMINATOR: [&str; 12] = [
     "backbones",
     "backbone-weights",
     "interp224",
@@ -137,13 +158,14 @@ const ADVERSARIAL: [&str; 13] = [
     "loss-type",
     "r1-gamma",
     "r1-interval",
-    "freeze",
 ];
 /// Options that a resumed run may change: they do not enter any number. What lies at a path is compared by content.
-const FREE: [&str; 16] = [
+const FREE: [&str; 18] = [
     "preset",
     "data",
     "transfer",
+    "target",
+    "lpips-weights",
     "backbone-weights",
     "class-embeddings",
     "duration",
@@ -160,7 +182,8 @@ const FREE: [&str; 16] = [
 ];
 
 /// Settings that say where files are.
-pub(super) const PATHS: [&str; 4] = ["data", "transfer", "backbone-weights", "class-embeddings"];
+pub(super) const PATHS: [&str; 6] =
+    ["data", "transfer", "target", "lpips-weights", "backbone-weights", "class-embeddings"];
 
 /// Named settings.
 #[derive(Debug)]
@@ -264,6 +287,7 @@ pub fn settle(preset: Option<&str>, given: &TrainSettings, processes: usize) -> 
             values.insert("ema-warmup".to_owned(), json!(0.0));
         }
     }
+    leave_out_discriminator(&mut values, &given);
     values.extend(given);
     anyhow::ensure!(values.contains_key("data"), "no dataset: give one with --data");
     divide(&mut values, processes)?;
@@ -287,6 +311,7 @@ pub fn settle_resumed(
     let mut asked = preset.map(base).transpose()?.unwrap_or_default();
     asked.extend(by_name(given)?);
     let mut changes = Vec::new();
+    leave_out_discriminator(&mut values, &asked);
     for (key, new) in asked {
         let old = values.get(&key).cloned().unwrap_or(Value::Null);
         if old != new && !FREE.contains(&key.as_str()) {
@@ -350,6 +375,13 @@ fn by_name(given: &TrainSettings) -> anyhow::Result<Map<String, Value>> {
     Ok(values)
 }
 
+/// Removes what a preset or a state says about the discriminator if `given` asks for a run without one.
+fn leave_out_discriminator(values: &mut Map<String, Value>, given: &Map<String, Value>) {
+    if given.get("teacher-only") == Some(&Value::Bool(true)) {
+        values.retain(|key, _| !DISCRIMINATOR.contains(&key.as_str()));
+    }
+}
+
 fn merged(base: &Value, own: &Value) -> Value {
     let mut values = base.as_object().cloned().unwrap_or_default();
     values.extend(own.as_object().cloned().unwrap_or_default());
@@ -364,7 +396,9 @@ fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
     };
     match options.loss {
         LossArg::Edm | LossArg::Vp | LossArg::Ve => {
-            unused(&ADVERSARIAL, "`--loss d2o`")?;
+            for names in [&GENERATOR[..], &TEACHER, &DISCRIMINATOR] {
+                unused(names, "`--loss d2o`")?;
+            }
             anyhow::ensure!(!options.bf16, "--bf16 is for `--loss d2o`");
         }
         LossArg::D2o => {
@@ -373,6 +407,8 @@ fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
                 options.transfer.is_some(),
                 "--loss d2o fine-tunes a pre-trained denoiser: give it with --transfer"
             );
+            steps(&options)?;
+            teacher(&options, &unused)?;
         }
     }
     if options.transfer.is_some() {
@@ -418,7 +454,77 @@ fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
     Ok(options)
 }
 
+/// Checks the number of steps of the generator and what goes with it.
+fn steps(options: &Options) -> anyhow::Result<()> {
+    match (options.multi_step_g, options.middle_sigma) {
+        (Some(2), None) | (_, None) => Ok(()),
+        (Some(2), Some(middle)) => {
+            anyhow::ensure!(
+                middle > 0.0 && middle < SIGMA_MAX,
+                "--middle-sigma: expected a number above 0 and below {SIGMA_MAX}, found {middle}"
+            );
+            Ok(())
+        }
+        (_, Some(_)) => anyhow::bail!("--middle-sigma is for `--multi-step-g 2`"),
+    }
+}
+
+/// Checks the settings of instance distillation.
+fn teacher(options: &Options, unused: &dyn Fn(&[&str], &str) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let Some(rule) = options.teacher() else {
+        return unused(&TEACHER, "`--teacher-type pd`, `cd`, `ctm` or `rcd`");
+    };
+    anyhow::ensure!(options.target.is_some(), "distillation needs a teacher: give its checkpoint with --target");
+    let max_steps = options.max_steps();
+    // On other grids none of the rule's steps has the length of the teacher's.
+    anyhow::ensure!(
+        rule != distillation::Rule::Pd || max_steps.is_power_of_two(),
+        "--max-steps {max_steps}: `--teacher-type pd` halves the grid, expected a power of 2"
+    );
+    if options.teacher_only == Some(true) {
+        unused(&DISCRIMINATOR, "runs with a discriminator, and --teacher-only has none")?;
+        anyhow::ensure!(
+            options.multi_step_g.is_none_or(|n| n == 1),
+            "--multi-step-g is for the adversarial loss, and --teacher-only has none"
+        );
+        anyhow::ensure!(
+            options.augment_p == 0.0,
+            "--augment-p is for what the discriminator sees, and --teacher-only has none"
+        );
+    }
+    Ok(())
+}
+
 impl Options {
+    /// Evaluations of the generator for an image.
+    #[must_use]
+    pub fn steps(&self) -> Steps {
+        match self.multi_step_g {
+            None | Some(1) => Steps::One,
+            Some(2) => Steps::Two { middle: self.middle_sigma.unwrap_or(0.8) },
+            Some(steps) => Steps::Many(steps),
+        }
+    }
+
+    /// Rule of instance distillation, if there is one.
+    #[must_use]
+    pub fn teacher(&self) -> Option<distillation::Rule> {
+        use distillation::Rule;
+        match self.teacher_type? {
+            TeacherArg::None => None,
+            TeacherArg::Pd => Some(Rule::Pd),
+            TeacherArg::Cd => Some(Rule::Cd),
+            TeacherArg::Ctm => Some(Rule::Ctm),
+            TeacherArg::Rcd => Some(Rule::Rcd),
+        }
+    }
+
+    /// Steps of the teacher's grid of noise levels.
+    #[must_use]
+    pub fn max_steps(&self) -> u32 {
+        self.max_steps.unwrap_or(1024)
+    }
+
     /// What the discriminator is made of.
     ///
     /// # Errors
@@ -523,6 +629,102 @@ mod tests {
         assert!(refused(Some("x"), &given()).contains("expected one of cifar10-uncond-d2o, "));
         assert!(refused(None, &TrainSettings { batch_gpu: Some(24), ..given() }).contains("divisor"));
         assert!(refused(None, &TrainSettings { lr: Some(0.0), ..given() }).contains("--lr"));
+    }
+
+    #[test]
+    fn steps_and_teachers_are_settled_together() {
+        let with = |set: &dyn Fn(&mut TrainSettings)| {
+            let mut given = given();
+            set(&mut given);
+            settle(None, &given, 1).map(|s| s.options)
+        };
+        let refused = |set: &dyn Fn(&mut TrainSettings)| with(set).unwrap_err().to_string();
+        let steps = |steps, middle| {
+            with(&|g: &mut TrainSettings| (g.teaching.multi_step_g, g.teaching.middle_sigma) = (steps, middle))
+        };
+        for (number, middle, expected) in [
+            (None, None, Steps::One),
+            (Some(1), None, Steps::One),
+            (Some(2), None, Steps::Two { middle: 0.8 }),
+            (Some(2), Some(1.5), Steps::Two { middle: 1.5 }),
+            (Some(3), None, Steps::Many(3)),
+        ] {
+            assert_eq!(steps(number, middle).unwrap().steps(), expected);
+        }
+        for number in [None, Some(1), Some(3)] {
+            assert_eq!(steps(number, Some(0.8)).unwrap_err().to_string(), "--middle-sigma is for `--multi-step-g 2`");
+        }
+        for middle in [0.0, 80.0] {
+            assert!(steps(Some(2), Some(middle)).unwrap_err().to_string().contains("above 0 and below 80"));
+        }
+
+        let teacher = |g: &mut TrainSettings, rule| {
+            (g.teaching.teacher_type, g.teaching.target) = (Some(rule), Some("t.pkl".into()));
+        };
+        for (name, set) in [
+            (
+                "target",
+                &(|g: &mut TrainSettings| g.teaching.target = Some("t.pkl".into())) as &dyn Fn(&mut TrainSettings),
+            ),
+            ("max-steps", &|g| g.teaching.max_steps = Some(8)),
+            ("teacher-only", &|g| g.teaching.teacher_only = Some(true)),
+            ("lpips-weights", &|g| g.teaching.lpips_weights = vec!["vgg.pth".into()]),
+        ] {
+            for rule in [None, Some(TeacherArg::None)] {
+                let text = refused(&|g: &mut TrainSettings| {
+                    set(g);
+                    g.teaching.teacher_type = rule;
+                });
+                assert_eq!(text, format!("--{name} is for `--teacher-type pd`, `cd`, `ctm` or `rcd`"));
+            }
+        }
+        assert!(refused(&|g| g.teaching.teacher_type = Some(TeacherArg::Cd)).contains("--target"));
+        let both = with(&|g| teacher(g, TeacherArg::Cd)).unwrap();
+        assert_eq!((both.teacher(), both.max_steps()), (Some(distillation::Rule::Cd), 1024));
+        assert!(both.backbones.is_some());
+        let odd = |rule| {
+            move |g: &mut TrainSettings| {
+                teacher(g, rule);
+                g.teaching.max_steps = Some(1000);
+            }
+        };
+        assert!(refused(&odd(TeacherArg::Pd)).contains("expected a power of 2"));
+        assert_eq!(with(&odd(TeacherArg::Ctm)).unwrap().max_steps(), 1000);
+
+        // The preset's discriminator goes, one that is asked for is refused.
+        let only = |more: &dyn Fn(&mut TrainSettings)| {
+            with(&|g: &mut TrainSettings| {
+                teacher(g, TeacherArg::Rcd);
+                g.teaching.teacher_only = Some(true);
+                more(g);
+            })
+        };
+        let alone = only(&|_| ()).unwrap();
+        assert_eq!((alone.backbones, alone.dlr, alone.r1_gamma, alone.freeze), (None, None, None, Some(1)));
+        let stored = settle(None, &given(), 1).unwrap();
+        let stored = Value::Object(stored.values).to_string();
+        let mut later = TrainSettings::default();
+        teacher(&mut later, TeacherArg::Rcd);
+        later.teaching.teacher_only = Some(true);
+        let later = settle_resumed(&stored, None, &later, true, 1).unwrap().options;
+        assert_eq!((later.backbones, later.teacher_only), (None, Some(true)));
+        for (name, set) in [
+            ("dlr", &(|g: &mut TrainSettings| g.adversary.dlr = Some(1e-4)) as &dyn Fn(&mut TrainSettings)),
+            ("multi-step-g", &|g| g.teaching.multi_step_g = Some(2)),
+            ("augment-p", &|g| g.augment_p = Some(0.1)),
+        ] {
+            let text = only(set).unwrap_err().to_string();
+            assert!(text.starts_with(&format!("--{name} is for ")) && text.contains("--teacher-only"), "{text}");
+        }
+
+        let edm = |set: &dyn Fn(&mut TrainSettings)| {
+            refused(&|g: &mut TrainSettings| {
+                g.loss = Some(LossArg::Edm);
+                set(g);
+            })
+        };
+        assert_eq!(edm(&|g| g.teaching.multi_step_g = Some(2)), "--multi-step-g is for `--loss d2o`");
+        assert_eq!(edm(&|g| g.teaching.target = Some("t.pkl".into())), "--target is for `--loss d2o`");
     }
 
     #[test]

@@ -18,12 +18,14 @@ use tch::{Device, Kind, Tensor};
 use super::adversarial::Discriminator;
 use super::augment::edm::{EdmPipe, EdmSettings};
 use super::dataset::{Batch, TrainingSet};
+use super::distillation::Distillation;
 use super::forecast::{self, Forecast, TRIAL};
 use super::freeze::is_frozen;
+use super::generator::Generator;
 use super::grid;
 use super::group::Group;
 use super::libtorch::{LibTorch, Value, values_of};
-use super::loss::{NoiseLevels, denoising_loss, generate};
+use super::loss::{NoiseLevels, denoising_loss};
 use super::metrics::Evaluate;
 use super::numerics::Numerics;
 use super::optimizer::OptimizerConfig;
@@ -58,6 +60,8 @@ pub struct Run {
     pub max_seconds: Option<f64>,
     /// Where to compute.
     pub device: Device,
+    /// Element type of networks and optimisers: f32 but in comparisons with the original.
+    pub kind: Kind,
     /// The processes that share it.
     pub group: Rc<Group>,
 }
@@ -74,6 +78,12 @@ impl Run {
     pub fn parts(&self) -> Range<usize> {
         let parts = self.options.ranks() as usize / self.group.size();
         self.group.rank() * parts..(self.group.rank() + 1) * parts
+    }
+
+    /// The generator around the network `net`.
+    #[must_use]
+    pub fn generator<'a>(&self, net: &'a Denoiser<Value>) -> Generator<'a> {
+        Generator { net, steps: self.options.steps(), mixed: self.mixed() }
     }
 }
 
@@ -114,6 +124,7 @@ pub struct Outcome {
 enum Objective {
     Denoising { levels: NoiseLevels, pipe: Option<EdmPipe> },
     Adversarial(Discriminator),
+    Distillation(Distillation),
 }
 
 /// A run that is ready to start.
@@ -131,8 +142,8 @@ pub struct Trainer<'a> {
     /// Images seen at the last tick.
     tick_start: u64,
     collector: Collector,
-    /// Hashes of what the run reads, by the names of their entries in the state.
-    contents: [(&'static str, String); 2],
+    /// Hashes of what the run reads, by option and the name of the entry in the state.
+    contents: Vec<(&'static str, &'static str, String)>,
 }
 
 impl<'a> Trainer<'a> {
@@ -148,7 +159,7 @@ impl<'a> Trainer<'a> {
             Some(path) if run.state.is_none() => transfer(path, &run.net)?,
             _ => Weights::initialised(u64::from(options.seed)),
         };
-        let mut b = LibTorch::with_weights(weights, run.device);
+        let mut b = LibTorch::with_weights(weights, run.device).in_kind(run.kind);
         let net = Denoiser::build(&mut b, &run.net)?;
         let (tensors, _) = b.finish()?;
         let (freeze, betas) = match options.loss {
@@ -159,7 +170,10 @@ impl<'a> Trainer<'a> {
         let generator = Trained::new(tensors, |path| is_frozen(path, freeze), config)?;
         let average = generator.optimizer.values().copy();
         let objective = match options.loss {
-            LossArg::D2o => Objective::Adversarial(Discriminator::new(run)?),
+            LossArg::D2o => match Distillation::load(run)? {
+                Some(distillation) if options.teacher_only == Some(true) => Objective::Distillation(distillation),
+                distillation => Objective::Adversarial(Discriminator::new(run, distillation)?),
+            },
             _ => Objective::Denoising {
                 levels: NoiseLevels::of(&run.net.precond)
                     .with_context(|| format!("networks of class {} are not trained from noise", run.net.class()))?,
@@ -180,10 +194,7 @@ impl<'a> Trainer<'a> {
             ticks: 0,
             tick_start: 0,
             collector: Collector::default(),
-            contents: [
-                ("data_sha256", data.content_sha256().to_owned()),
-                ("feature_networks_sha256", feature_networks_sha256(options)?),
-            ],
+            contents: contents(options, data)?,
         };
         if let Some(state) = &run.state {
             trainer.resume(state)?;
@@ -206,7 +217,13 @@ impl<'a> Trainer<'a> {
         let mut optimizers = self.generator.optimizer.reserve();
         match &mut self.objective {
             Objective::Adversarial(d) => {
-                optimizers += d.try_stages(&self.net, &batch, &mut alive)?;
+                optimizers += d.try_stages(self.run.generator(&self.net), &batch, &mut alive)?;
+            }
+            Objective::Distillation(d) => {
+                let (mut b, noise) = (LibTorch::running(device, true), batch.images.randn_like());
+                let generator = self.run.generator(&self.net);
+                let _loss = d.stage(&mut b, &generator, &batch, &noise, &mut Collector::default())?;
+                alive();
             }
             Objective::Denoising { levels, pipe } => {
                 let mut b = LibTorch::running(device, true);
@@ -367,8 +384,8 @@ impl<'a> Trainer<'a> {
             let labels = batch.labels.as_ref().map(part).transpose()?;
             let (noise, labels) = (part(&noise)?.0, labels.as_ref());
             made.push(match &self.objective {
-                Objective::Adversarial(_) => generate(&mut b, &self.net, &noise, labels, self.run.mixed())?,
                 Objective::Denoising { .. } => grid::denoise(&mut b, &self.net, &noise, labels)?,
+                _ => self.run.generator(&self.net).images(&mut b, &noise, labels)?,
             });
         }
         self.generator.optimizer.values().shallow_clone().f_copy_(&held)?;
@@ -378,13 +395,14 @@ impl<'a> Trainer<'a> {
 
     /// The means that a status line shows.
     fn means(&self) -> Vec<(&'static str, f64)> {
-        const SHOWN: [(&str, &str); 6] = [
+        const SHOWN: [(&str, &str); 7] = [
             ("loss", "Loss/denoising/loss"),
             ("G", "Loss/G/loss"),
             ("D", "Loss/D/loss"),
             ("R1", "Loss/r1_penalty"),
             ("real", "Loss/logits/real"),
             ("fake", "Loss/logits/fake"),
+            ("LPIPS", "Loss/dist/fake"),
         ];
         SHOWN.iter().filter_map(|(short, name)| Some((*short, self.collector.mean(name)?))).collect()
     }
@@ -409,13 +427,20 @@ impl<'a> Trainer<'a> {
         let part = |k: usize| -> Vec<u32> { indices.iter().skip(k).step_by(ranks).copied().collect() };
         let batches =
             own.clone().map(|k| data.batch(&part(k), self.run.device)).collect::<anyhow::Result<Vec<Batch>>>()?;
+        let batches: Vec<Batch> = batches.into_iter().map(|b| b.in_kind(self.run.kind)).collect();
         let warm_up = thousands(options.lr_rampup_kimg);
         let lr_scale = if warm_up == 0 { 1.0 } else { (whole(self.images) / whole(warm_up)).min(1.0) };
         let (net, optimizer, collector) = (&self.net, &mut self.generator.optimizer, &mut self.collector);
         match &mut self.objective {
-            Objective::Adversarial(d) => d.iterate((net, optimizer), &batches, self.iteration, lr_scale, collector)?,
+            Objective::Adversarial(d) => {
+                d.iterate((self.run.generator(net), optimizer), &batches, self.iteration, lr_scale, collector)?;
+            }
+            Objective::Distillation(d) => {
+                let generator = self.run.generator(net);
+                d.iterate(self.run, (&generator, optimizer), &batches, self.iteration, lr_scale, collector)?;
+            }
             Objective::Denoising { levels, pipe } => {
-                let mut b = LibTorch::running(self.run.device, true);
+                let mut b = LibTorch::running(self.run.device, true).in_kind(self.run.kind);
                 for (rank, Batch { images, labels }) in own.zip(&batches) {
                     seed(options.seed, self.iteration, "denoising", rank);
                     let elements = denoising_loss(&mut b, net, images, labels.as_ref(), *levels, pipe.as_ref())?;
@@ -454,6 +479,7 @@ impl<'a> Trainer<'a> {
         let mut tensors = self.generator.stored(NETWORKS[0], Some(&self.average))?;
         tensors.extend(self.generator.stored(NETWORKS[1], None)?);
         let mut metadata = snapshot::metadata(&self.run.net, &NETWORKS, self.images);
+        metadata.extend(self.run.options.steps().recorded().entries());
         if snap {
             snapshot::write(&path, &tensors, &metadata)?;
             if self.run.options.pickle {
@@ -473,7 +499,7 @@ impl<'a> Trainer<'a> {
                 ("options", Json::Object(self.run.values.clone()).to_string()),
             ]
             .into_iter()
-            .chain(self.contents.clone())
+            .chain(self.contents.iter().map(|(_, key, hash)| (*key, hash.clone())))
             {
                 metadata.insert(key.to_owned(), value);
             }
@@ -487,8 +513,8 @@ impl<'a> Trainer<'a> {
         let group = &self.run.group;
         let settings = self.run.values.iter().filter(|(name, _)| !PATHS.contains(&name.as_str()));
         group.ensure_same("settings", json!(settings.collect::<Vec<_>>()).to_string().as_bytes())?;
-        for (what, (_, sha256)) in ["images", "feature networks"].iter().zip(&self.contents) {
-            group.ensure_same(what, sha256.as_bytes())?;
+        for (option, _, sha256) in &self.contents {
+            group.ensure_same(&format!("files of {option}"), sha256.as_bytes())?;
         }
         group.ensure_same("iterations done", &self.iteration.to_le_bytes())?;
         self.ensure_same()
@@ -502,7 +528,7 @@ impl<'a> Trainer<'a> {
         }
         let discriminator = match &self.objective {
             Objective::Adversarial(d) => Some(d.parameters()),
-            Objective::Denoising { .. } => None,
+            Objective::Denoising { .. } | Objective::Distillation(_) => None,
         };
         let mut hash = Sha256::new();
         for tensor in [self.generator.optimizer.values(), &self.average].into_iter().chain(discriminator) {
@@ -515,8 +541,9 @@ impl<'a> Trainer<'a> {
         let kwargs = self.run.net.init_kwargs().to_string();
         let same = state.get("class")? == self.run.net.class() && state.get("init_kwargs")? == kwargs;
         anyhow::ensure!(same, "`{}` holds another network than this run trains", state.path().display());
-        for ((key, found), option) in self.contents.iter().zip(["--data", "--backbone-weights"]) {
-            let was = state.get(key)?;
+        for (option, key, found) in &self.contents {
+            // A state without the entry is of a run that had no such option.
+            let was = state.get(key).unwrap_or("none");
             anyhow::ensure!(
                 was == found || self.run.other_files,
                 "{option} does not hold what this run was started with (SHA-256 {found}, was {was}); --resume-with continues with it"
@@ -555,12 +582,22 @@ fn bytes_of(tensor: &Tensor) -> anyhow::Result<Vec<u8>> {
     Ok(values_of(tensor)?.iter().flat_map(|v| v.to_ne_bytes()).collect())
 }
 
-/// SHA-256 of the checkpoints of the feature networks, in any order.
-fn feature_networks_sha256(options: &Options) -> anyhow::Result<String> {
-    let mut hashes =
-        options.backbone_weights.iter().map(|p| Ok(container_sha256(p)?)).collect::<anyhow::Result<Vec<String>>>()?;
-    hashes.sort();
-    Ok(hashes.join(" "))
+/// SHA-256 of all that a run reads, of several files in any order.
+fn contents(options: &Options, data: &TrainingSet) -> anyhow::Result<Vec<(&'static str, &'static str, String)>> {
+    let files = |paths: &[PathBuf]| {
+        let mut hashes = paths.iter().map(|p| Ok(container_sha256(p)?)).collect::<anyhow::Result<Vec<String>>>()?;
+        hashes.sort();
+        anyhow::Ok(hashes.join(" "))
+    };
+    let mut all = vec![
+        ("--data", "data_sha256", data.content_sha256().to_owned()),
+        ("--backbone-weights", "feature_networks_sha256", files(&options.backbone_weights)?),
+    ];
+    if let Some(target) = &options.target {
+        all.push(("--target", "teacher_sha256", container_sha256(target)?));
+        all.push(("--lpips-weights", "lpips_sha256", files(&options.lpips_weights)?));
+    }
+    Ok(all)
 }
 
 /// Weights of the `ema` network of `path`, all of which `net` must take but for augmentation's.
@@ -586,3 +623,6 @@ fn thousands(kimg: f64) -> u64 {
 pub(super) fn whole(count: u64) -> f64 {
     count as f64
 }
+
+#[cfg(test)]
+mod iterations;

@@ -61,6 +61,15 @@ fn recognised(backbones: &[Backbone], path: &Path) -> anyhow::Result<(Backbone, 
         let expected: Vec<_> = backbones.iter().map(|b| b.extractor().name()).collect();
         anyhow::bail!("expected {}, found {}", expected.join(" or "), network.architecture.name());
     };
+    ensure_undamaged(path)?;
+    Ok((*backbone, network.described_as(network.architecture.clone())))
+}
+
+/// An error if the file at `path` has the name of a published one and another SHA-256.
+///
+/// # Errors
+/// That; reading errors.
+pub(in crate::train) fn ensure_undamaged(path: &Path) -> anyhow::Result<()> {
     let name = path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default();
     if let Some(published) = PUBLISHED.iter().find(|p| p.file == name) {
         let found = container_sha256(path)?;
@@ -69,7 +78,7 @@ fn recognised(backbones: &[Backbone], path: &Path) -> anyhow::Result<(Backbone, 
             "the file is damaged or another one: its SHA-256 {found} is not that of the published `{name}`"
         );
     }
-    Ok((*backbone, network.described_as(network.architecture.clone())))
+    Ok(())
 }
 
 /// Weights of `backbone`, which is among `files`, of which those after the last tap may remain unread.

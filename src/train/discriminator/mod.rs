@@ -10,6 +10,7 @@ mod sizes;
 
 pub use backbones::Backbone;
 pub use class_map::ClassRows;
+pub(super) use files::ensure_undamaged;
 pub use sizes::{FeatureSize, Sizes};
 
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use d2o_converters::error::Result;
 use d2o_converters::weights::{Init, Weights};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use self::backbones::FeatureNetwork;
 use self::class_map::CLASSES;
@@ -49,7 +50,8 @@ pub struct Critic {
 }
 
 impl Critic {
-    /// Loads the feature networks and draws the rest from `seed`, for images of `image` pixels with `label_dim` classes, 0 for none. The tensors are
+    /// Loads the feature networks and draws the rest from `seed`, for images of `image` pixels with `label_dim` classes, 0 for none, on a device and of an
+    /// element type. The tensors are
     /// those of the heads and the random convolutions; feature networks have no part in training and are not saved.
     ///
     /// # Errors
@@ -59,7 +61,7 @@ impl Critic {
         image: usize,
         label_dim: usize,
         seed: u64,
-        device: Device,
+        (device, kind): (Device, Kind),
     ) -> anyhow::Result<(Self, Vec<Named>)> {
         anyhow::ensure!(label_dim <= CLASSES, "a discriminator sees up to {CLASSES} classes, found {label_dim}");
         let classes = match (&config.classes, label_dim) {
@@ -70,7 +72,7 @@ impl Critic {
         };
         let sizes = config.feature_size.of(image)?;
         let files = files::open(&config.backbones, &config.weights)?;
-        let mut b = LibTorch::with_weights(Weights::initialised(seed), device);
+        let mut b = LibTorch::with_weights(Weights::initialised(seed), device).in_kind(kind);
         let weights = |backbone| files::weights(&files, backbone);
         let critic = Self::build(&mut b, &config.backbones, &sizes, &weights, classes.as_ref());
         let critic = Self { diffaug: config.diffaug, ..critic.context("cannot build the discriminator")? };
@@ -103,8 +105,8 @@ impl Critic {
     ///
     /// # Errors
     /// Those of [`LibTorch::state`].
-    pub fn redrawn(&self, seed: u64, device: Device) -> Result<(Self, Vec<Named>)> {
-        let mut b = LibTorch::with_weights(Weights::initialised(seed), device);
+    pub fn redrawn(&self, seed: u64, (device, kind): (Device, Kind)) -> Result<(Self, Vec<Named>)> {
+        let mut b = LibTorch::with_weights(Weights::initialised(seed), device).in_kind(kind);
         let part = |(projector, heads): &(Projector, MultiScaleHeads)| Ok((projector.redrawn(&mut b)?, heads.clone()));
         let parts = self.parts.iter().map(part).collect::<Result<_>>()?;
         Ok((Self { parts, diffaug: self.diffaug }, b.finish()?.0))
@@ -129,8 +131,6 @@ impl Critic {
 
 #[cfg(test)]
 mod tests {
-    use tch::Kind;
-
     use super::*;
 
     #[test]
@@ -144,7 +144,7 @@ mod tests {
                 classes,
                 diffaug: false,
             };
-            Critic::load(&config, 32, label_dim, 0, Device::Cpu).unwrap_err().to_string()
+            Critic::load(&config, 32, label_dim, 0, (Device::Cpu, Kind::Float)).unwrap_err().to_string()
         };
         assert!(refused(None, 10).contains("in_embeddings/tf_efficientnet_lite0.pkl"));
         assert!(refused(Some(ClassRows::Random), 0).contains("this one has none"));

@@ -13,6 +13,7 @@ rounding. `single` says by how much the original's own f32 is off; feature netwo
 f64 alone.
 """
 import argparse
+import contextlib
 import json
 import os
 import pickle
@@ -88,12 +89,12 @@ def lite0():
     return drawn(net, lambda name, dims: normal(name, dims, np.sqrt(2 / np.prod(dims[1:]))) if len(dims) == 4 else None)
 
 
-def vgg(*_):
+def vgg(*_, batch_norm=True, **__):
     """torchvision's network without its classifier, with drawn weights, as d2o initialises them."""
     import torchvision
 
     net = torch.nn.Module()
-    net.features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"], batch_norm=True)
+    net.features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"], batch_norm=batch_norm)
     return drawn(net, lambda name, dims: normal(name, dims, np.sqrt(2 / (dims[0] * 9))) if len(dims) == 4 else None)
 
 
@@ -207,59 +208,70 @@ def off(found, expected):
 def both(orig, name, loss_type):
     """A step through Lite0 in f64, and how far one in f32 is from it."""
     rough = step(orig, name, loss_type, (LITE0,), BATCH)
-    exact = double(orig, name, loss_type, (LITE0,), BATCH)
+    exact = double(step, orig, name, loss_type, (LITE0,), BATCH)
     for stage, values in exact["stages"].items():
         values["single"] = off(rough["stages"][stage], values)
     return exact
 
 
-def double(*case):
-    """A step in f64. The original asks for f32 by name."""
+def double(compute, *case):
+    """What `compute` gives in f64. The original asks for f32 by name."""
     f32 = torch.float32
     torch.set_default_dtype(torch.float64)
     torch.float32 = torch.float64
     try:
-        return step(*case)
+        return compute(*case)
     finally:
         torch.float32 = f32
         torch.set_default_dtype(f32)
 
 
-def step(orig, name, loss_type, backbones, batch):
-    loss_module, networks = orig[2:]
+def network(networks, name):
+    """A golden network of the original's class without dropout, and its arguments."""
     tensors, meta = golden(Path(__file__).parent.parent / "golden" / f"{name}.safetensors")
     kwargs = dict(json.loads(meta["init_kwargs"]), dropout=0.0)
-    net = networks.D2OPrecond(**kwargs)
+    net = getattr(networks, meta["class"])(**kwargs)
     net.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
-    net.to(torch.get_default_dtype())
-    net.train()
-    cond = kwargs.get("label_dim", 0) > 0
+    return net.to(torch.get_default_dtype()), kwargs
+
+
+def adversary(orig, backbones, cond):
+    """The original's feature networks and heads with drawn weights, in training mode."""
     features, critic = discriminator(orig, backbones, cond)
     # The class table comes from a file of f32, and what follows it would take its type.
     critic.to(torch.get_default_dtype())
     fill(features, critic)
-    features.train().requires_grad_(False)
-    critic.train()
-    loss = loss_module.D2OLoss(g=net, d=critic, lpips_net=None, feature_net=features, score_net=None, loss_type=loss_type, r1_gamma=0.01)
+    return features.train().requires_grad_(False), critic.train()
 
+
+def step(orig, name, loss_type, backbones, batch):
+    net, kwargs = network(orig[3], name)
+    features, critic = adversary(orig, backbones, kwargs.get("label_dim", 0) > 0)
+    loss = orig[2].D2OLoss(g=net.train(), d=critic, lpips_net=None, feature_net=features, score_net=None, loss_type=loss_type, r1_gamma=0.01)
+    losses, logits = run(orig[2], loss, kwargs, batch, {"generator": net, "discriminator": critic, "r1": critic})
+    return {"golden": name, "backbones": list(backbones), "loss_type": loss_type, "batch": batch, "logits_fake": logits, "stages": losses}
+
+
+def run(loss_module, loss, kwargs, batch, trained):
+    """Loss and gradients of each stage, by the network it trains, and the mean of the logits of generated images."""
     dims = [batch, kwargs["img_channels"], kwargs["img_resolution"], kwargs["img_resolution"]]
     images = single(uniform("images", dims, 1.0))
-    labels = torch.eye(kwargs["label_dim"])[torch.arange(batch) * 3 % kwargs["label_dim"]] if cond else None
-    losses, reported = [], {}
+    classes = kwargs.get("label_dim", 0)
+    labels = torch.eye(classes)[torch.arange(batch) * 3 % classes] if classes else None
+    reported = {}
     loss_module.training_stats.report = lambda key, value: reported.setdefault(key, []).append(torch.as_tensor(value).detach()) or value
     backward, seen = torch.Tensor.backward, []
     torch.Tensor.backward = lambda self, *a, **k: (seen.append(self.item()), backward(self, *a, **k))[1]
-    randn, stages = torch.randn, []
+    randn, stages = torch.randn, {}
     try:
-        for stage, trained in ((loss_module.DO_GMAIN, net), (loss_module.DO_DMAIN, critic), (loss_module.DO_DR1, critic)):
+        for stage, (name, network) in enumerate(trained.items()):
             torch.randn = lambda *_, stage=stage, **__: single(normal(f"noise.{stage}", dims, 1.0))
             loss.accumulate_gradients(images, labels, stage=stage)
-            stages.append({"loss": seen[-1], "gradients": gradients(trained)})
+            stages[name] = {"loss": seen[-1], "gradients": gradients(network)}
     finally:
         torch.Tensor.backward, torch.randn = backward, randn
-    losses = {"generator": stages[0], "discriminator": stages[1], "r1": stages[2]}
-    logits = torch.cat([v.reshape(-1) for v in reported["Loss/logits/fake"]]).double()
-    return {"golden": name, "backbones": list(backbones), "loss_type": loss_type, "batch": batch, "logits_fake": float(logits.mean()), "stages": losses}
+    logits = [v.reshape(-1).double() for v in reported.get("Loss/logits/fake", [])]
+    return stages, float(torch.cat(logits).mean()) if logits else None
 
 
 def discriminator(orig, backbones, cond):
@@ -270,6 +282,17 @@ def discriminator(orig, backbones, cond):
     projected = [features.feature_networks[b] for b in backbones]
     channels, resolutions = [p.CHANNELS for p in projected], [p.RESOLUTIONS for p in projected]
     return features, critic_of(list(backbones), channels, resolutions, diffaug=False, interp224=True, backbone_kwargs=options)
+
+
+@contextlib.contextmanager
+def class_table():
+    """A folder in which a conditional head finds its class table, whose values are drawn afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.makedirs(f"{folder}/in_embeddings")
+        with open(f"{folder}/in_embeddings/{LITE0}.pkl", "wb") as file:
+            pickle.dump({"embed": torch.nn.Embedding(1000, 320)}, file)
+        with contextlib.chdir(folder):
+            yield
 
 
 def stepper(orig, net, device="cpu"):
@@ -327,18 +350,11 @@ def main():
     if folder:
         print(json.dumps(timed(orig, folder)), file=result)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        # A conditional head reads its class table from here; its values are drawn afterwards.
-        os.makedirs(f"{folder}/in_embeddings")
-        with open(f"{folder}/in_embeddings/{LITE0}.pkl", "wb") as file:
-            pickle.dump({"embed": torch.nn.Embedding(1000, 320)}, file)
-        here = os.getcwd()
-        os.chdir(folder)
-        uncond, cond = "d2o-ncsnpp-uncond", "d2o-adm-cond"
+    uncond, cond = "d2o-ncsnpp-uncond", "d2o-adm-cond"
+    with class_table():
         cases = [both(orig, uncond, "ns"), both(orig, cond, "ns"), both(orig, uncond, "hinge")]
         for golden, other in ((uncond, VGG), (cond, DEIT)):
-            cases.append(double(orig, golden, "ns", (other, LITE0), 2))
-        os.chdir(here)
+            cases.append(double(step, orig, golden, "ns", (other, LITE0), 2))
     print("[\n" + ",\n".join(map(json.dumps, cases)) + "\n]", file=result)
 
 
