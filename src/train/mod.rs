@@ -2,6 +2,7 @@
 
 mod adversarial;
 pub mod augment;
+mod convolution;
 pub mod dataset;
 pub mod device;
 pub mod discriminator;
@@ -10,6 +11,7 @@ pub mod grid;
 pub mod libtorch;
 pub mod loss;
 pub mod numerics;
+mod operator;
 pub mod optimizer;
 pub mod options;
 pub mod pickle;
