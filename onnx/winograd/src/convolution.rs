@@ -10,6 +10,8 @@ use crate::shape::{Grid, Images, Layout, Pool, Scratch, Shape, Task, at_least};
 
 /// Number of tiles that one product computes at least.
 const MIN_TILES: usize = 4;
+/// Number of products that are summed one after another; such sums are added up. Errors grow with the square root of the length of a sum.
+pub(crate) const SUM_LENGTH: usize = 64;
 
 /// A convolution with fixed filters, an optional bias and ReLU.
 #[derive(Debug)]
@@ -568,20 +570,25 @@ fn some_tiles<S: Simd, const B: usize, const R: usize>(
     products: &mut [f32],
     [tile, lane]: [usize; 2],
 ) {
-    let mut sums = [simd.splat_f32s(0.0); R];
-    let blocks = inputs.chunks_exact(products.len()).zip(weights.chunks_exact(B * B));
-    for (inputs, weights) in blocks {
-        let inputs = &inputs[tile * B..][..R * B];
-        let weights = S::as_simd_f32s(weights).0.chunks_exact(B / S::F32_LANES);
-        for (channel, weights) in weights.enumerate() {
-            let weight = weights[lane / S::F32_LANES];
-            for (r, sum) in sums.iter_mut().enumerate() {
-                *sum = simd.mul_add_f32s(simd.splat_f32s(inputs[r * B + channel]), weight, *sum);
+    let (length, group) = (products.len(), SUM_LENGTH / B);
+    for (i, inputs) in inputs.chunks(group * length).enumerate() {
+        let mut sums = [simd.splat_f32s(0.0); R];
+        let weights = &weights[i * group * B * B..];
+        for (inputs, weights) in inputs.chunks_exact(length).zip(weights.chunks_exact(B * B)) {
+            let inputs = &inputs[tile * B..][..R * B];
+            let weights = S::as_simd_f32s(weights).0.chunks_exact(B / S::F32_LANES);
+            for (channel, weights) in weights.enumerate() {
+                let weight = weights[lane / S::F32_LANES];
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    *sum = simd.mul_add_f32s(simd.splat_f32s(inputs[r * B + channel]), weight, *sum);
+                }
             }
         }
-    }
-    for (r, sum) in sums.iter().enumerate() {
-        store(simd, &mut products[(tile + r) * B + lane..], *sum);
+        for (r, sum) in sums.iter().enumerate() {
+            let to = &mut products[(tile + r) * B + lane..];
+            let sum = if i == 0 { *sum } else { simd.add_f32s(load(simd, to), *sum) };
+            store(simd, to, sum);
+        }
     }
 }
 

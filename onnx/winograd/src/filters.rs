@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use pulp::Simd;
 
 use crate::axis::{Axis, MAX_POINTS, MAX_TAPS};
-use crate::convolution::{Work, load, step, store, transform_strips, vectorised};
+use crate::convolution::{SUM_LENGTH, Work, load, step, store, transform_strips, vectorised};
 use crate::shape::{Grid, Images, Pool, Scratch, Shape, Task, at_least};
 
 /// Maximum number of taps of a filter on both axes.
@@ -246,28 +246,28 @@ impl Work for Products<'_> {
         let (point, output) = (index / outputs, index % outputs);
         let tasks = from.len() / chunk;
         for at in (0..shape.inputs).step_by(S::F32_LANES) {
-            let mut products = [simd.splat_f32s(0.0); B];
-            if add {
-                for (product, sums) in products.iter_mut().zip(sums.chunks_exact(shape.inputs)) {
-                    *product = load(simd, &sums[at..]);
-                }
-            }
             let (input, lane) = (at / B, at % B);
+            let mut add = add;
             for (task, chunk) in from.chunks_exact(chunk).enumerate() {
                 let tiles = if task + 1 == tasks { last } else { tiles };
                 let [of_images, of_gradients] = shape.steps(tiles);
                 let (images, gradients) = chunk.split_at(points * of_images * B);
                 let images = &images[(point * of_images + input * tiles) * B..][..tiles * B];
                 let gradients = &gradients[(point * of_gradients + output * tiles) * B..][..tiles * B];
-                for (images, gradients) in images.chunks_exact(B).zip(gradients.chunks_exact(B)) {
-                    let image = load(simd, &images[lane..]);
-                    for (product, gradient) in products.iter_mut().zip(gradients) {
-                        *product = simd.mul_add_f32s(simd.splat_f32s(*gradient), image, *product);
+                for (images, gradients) in images.chunks(SUM_LENGTH * B).zip(gradients.chunks(SUM_LENGTH * B)) {
+                    let mut products = [simd.splat_f32s(0.0); B];
+                    for (images, gradients) in images.chunks_exact(B).zip(gradients.chunks_exact(B)) {
+                        let image = load(simd, &images[lane..]);
+                        for (product, gradient) in products.iter_mut().zip(gradients) {
+                            *product = simd.mul_add_f32s(simd.splat_f32s(*gradient), image, *product);
+                        }
                     }
+                    for (product, sums) in products.iter().zip(sums.chunks_exact_mut(shape.inputs)) {
+                        let to = &mut sums[at..];
+                        store(simd, to, if add { simd.add_f32s(load(simd, to), *product) } else { *product });
+                    }
+                    add = true;
                 }
-            }
-            for (product, sums) in products.iter().zip(sums.chunks_exact_mut(shape.inputs)) {
-                store(simd, &mut sums[at..], *product);
             }
         }
     }
