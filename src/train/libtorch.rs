@@ -6,6 +6,7 @@ use d2o_converters::weights::{Init, LoadReport, Scope, Weights};
 use d2o_onnx::ops::interpolation;
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::convolution;
 use super::numerics::Numerics;
 
 /// A tensor handle; clones share storage and autograd history.
@@ -235,7 +236,15 @@ impl Backend for LibTorch {
         let kind = if self.mixed { Kind::BFloat16 } else { x.0.kind() };
         let run = |x: &Tensor, pad: [i64; 2]| {
             let bias = bias.map(|b| b.0.f_to_kind(kind)).transpose()?;
-            x.f_conv2d(&w.0.f_to_kind(kind)?, bias, [stride, stride], pad, [1, 1], int(options.groups))
+            let w = w.0.f_to_kind(kind)?;
+            if self.train
+                && stride == 1
+                && options.groups == 1
+                && let Some(out) = convolution::conv2d(x, &w, bias.as_ref(), pad)?
+            {
+                return Ok(out);
+            }
+            x.f_conv2d(&w, bias, [stride, stride], pad, [1, 1], int(options.groups))
         };
         let out = x.0.f_to_kind(kind).and_then(|x| match top == bottom && left == right {
             true => run(&x, [top, left]),

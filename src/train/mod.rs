@@ -2,6 +2,7 @@
 
 mod adversarial;
 pub mod augment;
+mod convolution;
 pub mod dataset;
 pub mod device;
 pub mod discriminator;
@@ -16,6 +17,7 @@ pub mod loss;
 pub mod lpips;
 pub mod metrics;
 pub mod numerics;
+mod operator;
 pub mod optimizer;
 pub mod options;
 pub mod pickle;

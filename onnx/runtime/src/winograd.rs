@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use d2o_onnx::nchwc::{self, INDEX};
-use d2o_winograd::{Convolution, Images, Pool};
+use d2o_winograd::{Convolution, Images, Layout, Pool};
 use ort::Result as OrtResult;
 use ort::operator::{
     BoxedKernel, ComputeContext, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
@@ -99,11 +99,12 @@ impl Operator for Winograd {
         let Some(ValueType::Tensor { ty, shape, dimension_symbols }) = inputs.first() else { return Ok(()) };
         let (&[batch, _, height, width], Some(symbol)) = (&shape[..], dimension_symbols.first()) else { return Ok(()) };
         let size = |v: i64| usize::try_from(v).ok();
-        let Some([height, width]) = size(height).zip(size(width)).and_then(|(h, w)| convolution.output_size(h, w))
+        let Some([height, width]) =
+            size(height).zip(size(width)).and_then(|(h, w)| convolution.shape().output_size(h, w))
         else {
             return Ok(());
         };
-        let [channels, height, width] = [convolution.outputs(), height, width].map(signed);
+        let [channels, height, width] = [convolution.shape().outputs(), height, width].map(signed);
         let symbols = [symbol.as_str(), "", "", ""];
         let output = ValueType::Tensor {
             ty: *ty,
@@ -120,21 +121,21 @@ fn compute(convolution: &Convolution, pool: &Pool, context: &ComputeContext) -> 
     let dims: Vec<usize> = shape.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
     let refused = || ort::Error::new(format!("an input of {dims:?} is incompatible with the convolution"));
     let &[batch, channels, height, width] = &dims[..] else { return Err(refused()) };
-    let size = convolution.output_size(height, width).filter(|_| channels == convolution.inputs());
+    let size = convolution.shape().output_size(height, width).filter(|_| channels == convolution.shape().inputs());
     let [rows, columns] = size.ok_or_else(refused)?;
-    let shape = [batch, convolution.outputs(), rows, columns].map(signed);
+    let shape = [batch, convolution.shape().outputs(), rows, columns].map(signed);
     let added = context.input(1)?;
     let sum = match &added {
         Some(value) => Some(value.try_extract_tensor::<f32>()?.1),
         None => None,
     };
-    if sum.is_some_and(|sum| sum.len() != batch * convolution.outputs() * rows * columns) {
+    if sum.is_some_and(|sum| sum.len() != batch * convolution.shape().outputs() * rows * columns) {
         return Err(refused());
     }
     let mut output = context.output(0, shape)?.ok_or_else(|| ort::Error::new("no output"))?;
     let (_, out) = output.try_extract_tensor_mut::<f32>()?;
-    let images = Images { values, sum, batch, height, width };
-    convolution.run(&images, out, pool, |tasks, task| context.par_for(tasks, tasks, task))
+    let images = Images { values, layout: Layout::Blocks, batch, height, width };
+    convolution.run(&images, sum, out, pool, &|tasks, task| context.par_for(tasks, tasks, task))
 }
 
 /// A size as ONNX Runtime stores it.

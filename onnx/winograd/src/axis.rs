@@ -6,6 +6,8 @@ use pulp::Simd;
 pub(crate) const MAX_POINTS: usize = 10;
 /// Maximum number of pairs of points ±a.
 const MAX_PAIRS: usize = 4;
+/// Maximum length of a filter.
+pub(crate) const MAX_TAPS: usize = 7;
 /// Maximum number of outputs of a tile.
 const MAX_TILE: usize = 4;
 
@@ -22,14 +24,14 @@ pub(crate) struct Axis {
     pub(crate) tile: usize,
     /// Number of pairs of points.
     pub(crate) pairs: usize,
-    /// a of each pair.
-    values: [f64; MAX_PAIRS],
     /// For each pair the coefficients of Q in powers of x², ascending.
     others: [[f32; MAX_PAIRS]; MAX_PAIRS],
     /// The coefficients of the product over all pairs in powers of x², ascending.
     all: [f32; MAX_PAIRS + 1],
     /// a⁰ to a³ of each pair.
     powers: [[f32; MAX_TILE]; MAX_PAIRS],
+    /// G, `[points, taps]`, with the points in the order 0, +a, -a, …, ∞.
+    pub(crate) filter: [[f64; MAX_TAPS]; MAX_POINTS],
 }
 
 impl Axis {
@@ -47,39 +49,33 @@ impl Axis {
             taps,
             tile,
             pairs: pairs.len(),
-            values: [0.0; MAX_PAIRS],
             others: [[0.0; MAX_PAIRS]; MAX_PAIRS],
             all: [0.0; MAX_PAIRS + 1],
             powers: [[0.0; MAX_TILE]; MAX_PAIRS],
+            filter: [[0.0; MAX_TAPS]; MAX_POINTS],
         };
         fill(&mut axis.all, &product(pairs.iter()));
         for (i, a) in pairs.iter().enumerate() {
-            axis.values[i] = *a;
             fill(&mut axis.others[i], &product(pairs.iter().filter(|b| *b != a)));
             fill(&mut axis.powers[i], &[1.0, *a, a * a, a * a * a]);
         }
+        if pairs.is_empty() {
+            axis.filter[0][0] = 1.0;
+            return Some(axis);
+        }
+        let finite: Vec<f64> = std::iter::once(0.0).chain(pairs.iter().flat_map(|a| [*a, -a])).collect();
+        for (row, p) in axis.filter.iter_mut().zip(&finite) {
+            let scale: f64 = finite.iter().filter(|q| *q != p).map(|q| p - q).product();
+            let powers = std::iter::successors(Some(1.0 / scale), |power| Some(power * p));
+            row[..taps].iter_mut().zip(powers).for_each(|(to, power)| *to = power);
+        }
+        axis.filter[finite.len()][taps - 1] = 1.0;
         Some(axis)
     }
 
     /// Number of points: products of a tile.
     pub(crate) fn points(&self) -> usize {
         self.taps + self.tile - 1
-    }
-
-    /// G, `[points, taps]`, with the points in the order 0, +a, -a, …, ∞.
-    pub(crate) fn filter_transform(&self) -> Vec<Vec<f64>> {
-        if self.pairs == 0 {
-            return vec![vec![1.0]];
-        }
-        let pairs = &self.values[..self.pairs];
-        let finite: Vec<f64> = std::iter::once(0.0).chain(pairs.iter().flat_map(|a| [*a, -a])).collect();
-        let row = |p: &f64| {
-            let scale: f64 = finite.iter().filter(|q| *q != p).map(|q| p - q).product();
-            std::iter::successors(Some(1.0 / scale), |power| Some(power * p)).take(self.taps).collect()
-        };
-        let mut rows: Vec<Vec<f64>> = finite.iter().map(row).collect();
-        rows.push((1..=self.taps).map(|tap| f64::from(u8::from(tap == self.taps))).collect());
-        rows
     }
 
     /// Bᵀd of the inputs of a tile; `N` is `pairs`.
@@ -140,6 +136,30 @@ impl Axis {
             }
         }
         y[M - 1] = simd.add_f32s(y[M - 1], x[2 * N + 1]);
+        y
+    }
+
+    /// A d of the outputs of a tile, the transpose of [`Self::output_transform`]; `N` is `pairs`, `M` is `tile`.
+    #[inline(always)]
+    pub(crate) fn gradient_transform<S: Simd, const N: usize, const M: usize>(
+        &self,
+        simd: S,
+        x: [S::f32s; MAX_POINTS],
+    ) -> [S::f32s; MAX_POINTS] {
+        if N == 0 {
+            return x;
+        }
+        let mut y = x;
+        for i in 0..N {
+            let (mut even, mut odd) = (x[0], simd.mul_f32s(simd.splat_f32s(self.powers[i][1]), x[1]));
+            for (j, x) in x.iter().enumerate().take(M).skip(2) {
+                let sum = if j % 2 == 0 { &mut even } else { &mut odd };
+                *sum = simd.mul_add_f32s(simd.splat_f32s(self.powers[i][j]), *x, *sum);
+            }
+            y[2 * i + 1] = simd.add_f32s(even, odd);
+            y[2 * i + 2] = simd.sub_f32s(even, odd);
+        }
+        y[2 * N + 1] = x[M - 1];
         y
     }
 }

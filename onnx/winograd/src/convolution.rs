@@ -1,93 +1,34 @@
-//! A convolution: its transformed weights, and the division of its images into tasks.
+//! Convolutions: tasks, and the kernels that transform inputs and outputs and multiply.
 
 use std::sync::{Mutex, PoisonError};
 
 use pulp::{Simd, WithSimd};
 
 use crate::axis::{Axis, MAX_POINTS};
+use crate::filters::transformed_filters;
+use crate::shape::{Grid, Images, Layout, Pool, Scratch, Shape, Task, at_least};
 
-/// Minimum and maximum number of tiles of a task.
-const TASK_TILES: [usize; 2] = [32, 160];
-/// Number of transformed inputs and products of a task: they fit in the second-level cache of a core.
-const CACHE_FLOATS: usize = 200_000;
-/// Number of tasks above which threads that idle during the last ones do not matter.
-const MANY_TASKS: usize = 8;
 /// Number of tiles that one product computes at least.
 const MIN_TILES: usize = 4;
+/// Number of products that are summed one after another; such sums are added up. Errors grow with the square root of the length of a sum.
+pub(crate) const SUM_LENGTH: usize = 64;
 
-/// A convolution of stride 1 and one group, with an optional bias and ReLU.
+/// A convolution with fixed filters, an optional bias and ReLU.
 #[derive(Debug)]
 pub struct Convolution {
-    outputs: usize,
-    inputs: usize,
-    /// Number of channels in a block.
-    block: usize,
-    axes: [Axis; 2],
-    /// Top, left, bottom, right.
-    pads: [usize; 4],
-    /// `[Co / block, points, Ci, block]`.
+    shape: Shape,
     weights: Vec<f32>,
     bias: Vec<f32>,
     relu: bool,
 }
 
-/// The input of a convolution.
-#[derive(Debug, Clone, Copy)]
-pub struct Images<'a> {
-    /// `[N, Ci / block, H, W, block]`.
-    pub values: &'a [f32],
-    /// Added to the output before the ReLU; in the layout of the output.
-    pub sum: Option<&'a [f32]>,
-    /// Number of images.
-    pub batch: usize,
-    /// Height, pixels.
-    pub height: usize,
-    /// Width, pixels.
-    pub width: usize,
-}
-
-/// Division of a batch: a strip is a row of tiles of one image, a task is a number of strips.
-#[derive(Debug, Clone, Copy)]
-struct Grid {
-    height: usize,
-    width: usize,
-    strips_of_image: usize,
-    tiles_of_strip: usize,
-    strips: usize,
-    strips_of_task: usize,
-}
-
-impl Grid {
-    fn tasks(&self) -> usize {
-        self.strips.div_ceil(self.strips_of_task)
-    }
-}
-
-/// Output rows of a task: for each strip those of each block of channels.
+/// Output rows of a task: for each strip those of each block of channels, or of each channel.
 type Rows<'a> = Vec<&'a mut [f32]>;
 
-/// Working memory of tasks, kept between runs.
-#[derive(Debug, Default)]
-pub struct Pool(Mutex<Vec<Scratch>>);
-
-#[derive(Debug, Default)]
-struct Scratch {
-    /// A row of padding, `[W, block]`.
-    zeros: Vec<f32>,
-    /// Transformed rows of a block of channels, `[points of the height, W, block]`.
-    lines: Vec<f32>,
-    /// `[points, Ci / block, tiles, block]`.
-    transformed: Vec<f32>,
-    /// `[points, tiles, block]`.
-    products: Vec<f32>,
-}
-
 impl Convolution {
-    /// Transforms `weights`, row-major `dims = [Co, Ci, kH, kW]`, for images in blocks of `block` channels (8 or 16). `bias` is `[Co]`; `pads` are top,
-    /// left, bottom and right, pixels; `relu` adds a ReLU.
+    /// Transforms `weights`, row-major `dims = [Co, Ci, kH, kW]`; the rest is as in [`Shape::new`]. `bias` is `[Co]`; `relu` adds a ReLU.
     ///
-    /// `None` if the shape is not supported: Co and Ci must be multiples of the block, pads smaller than the filter, kH and kW of 1, 3, 5 or 7, 7 only
-    /// with 1, and the number of products less than half of the direct convolution's.
+    /// `None` if the shape is not supported or `weights` or `bias` is not of that shape.
     #[must_use]
     pub fn new(
         weights: &[f32],
@@ -97,243 +38,249 @@ impl Convolution {
         relu: bool,
         block: usize,
     ) -> Option<Self> {
-        let [outputs, inputs, height, width] = dims;
-        let axes = [Axis::new(height)?, Axis::new(width)?];
-        let whole = matches!(block, 8 | 16) && outputs.is_multiple_of(block) && inputs.is_multiple_of(block);
-        let padded = pads.iter().zip([height, width, height, width]).all(|(pad, taps)| *pad < taps);
-        // Errors of the axes multiply: seven taps on one with several on the other would give 1e-4.
-        let exact = height.min(width) == 1 || height.max(width) < 7;
-        // With half the products the transforms take the time saved.
-        let [products, all] = [Axis::points, |axis: &Axis| axis.tile * axis.taps].map(|n| n(&axes[0]) * n(&axes[1]));
-        if !whole || !padded || !exact || all <= 2 * products {
+        let shape = Shape::new(dims, pads, block)?;
+        if dims.iter().product::<usize>() != weights.len() || bias.is_some_and(|b| b.len() != shape.outputs) {
             return None;
         }
-        let count = dims.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
-        if count != Some(weights.len()) || bias.is_some_and(|b| b.len() != outputs) {
-            return None;
-        }
-        let bias = bias.map_or_else(|| vec![0.0; outputs], <[f32]>::to_vec);
-        let weights = transformed_weights(weights, [outputs, inputs], &axes, block);
-        Some(Self { outputs, inputs, block, axes, pads, weights, bias, relu })
+        let bias = bias.map_or_else(|| vec![0.0; shape.outputs], <[f32]>::to_vec);
+        let mut transformed = vec![0.0; shape.points() * shape.outputs * shape.inputs];
+        let in_turn = |tasks, task: &Task<'_>| {
+            (0..tasks).for_each(task);
+            Ok::<(), std::convert::Infallible>(())
+        };
+        let Ok(()) = transformed_filters(&shape, weights, false, &mut transformed, &in_turn);
+        Some(Self { shape, weights: transformed, bias, relu })
     }
 
-    /// Number of input channels.
+    /// Its sizes.
     #[must_use]
-    pub fn inputs(&self) -> usize {
-        self.inputs
+    pub fn shape(&self) -> &Shape {
+        &self.shape
     }
 
-    /// Number of output channels.
-    #[must_use]
-    pub fn outputs(&self) -> usize {
-        self.outputs
+    /// Computes `out [N, Co, H', W']` in the layout of `images`. `sum`, in the layout of the output, which is blocks, is added to it before the ReLU.
+    /// `parallel` gets the number of tasks and must call its closure once with each index, on any thread and in any order; the result does not depend on
+    /// them.
+    ///
+    /// # Errors
+    /// Those of `parallel`.
+    ///
+    /// # Panics
+    /// If the padded image is smaller than the filter, a slice does not have the length of its shape, or `sum` goes with planes.
+    pub fn run<E>(
+        &self,
+        images: &Images<'_>,
+        sum: Option<&[f32]>,
+        out: &mut [f32],
+        pool: &Pool,
+        parallel: &impl Fn(usize, &Task<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Self { shape, weights, bias, relu } = self;
+        let relu = *relu;
+        Filtering { shape, weights, bias: Some(bias), relu, sum, images: *images }.run(out, pool, parallel)
     }
+}
 
-    /// Height and width of the output; `None` if the padded image is smaller than the filter.
-    #[must_use]
-    pub fn output_size(&self, height: usize, width: usize) -> Option<[usize; 2]> {
-        let [top, left, bottom, right] = self.pads;
-        let size = |length: usize, axis: &Axis| (length + 1).checked_sub(axis.taps).filter(|n| *n > 0);
-        Some([size(height + top + bottom, &self.axes[0])?, size(width + left + right, &self.axes[1])?])
-    }
-
-    fn grid(&self, images: &Images<'_>) -> Grid {
-        let [height, width] = self.output_size(images.height, images.width).unwrap_or_default();
-        assert!(height > 0, "an image smaller than the filter");
-        let (strips_of_image, tiles_of_strip) = (height.div_ceil(self.axes[0].tile), width.div_ceil(self.axes[1].tile));
-        let points = self.axes[0].points() * self.axes[1].points();
-        let tiles = (CACHE_FLOATS / (points * (self.inputs + self.block))).clamp(TASK_TILES[0], TASK_TILES[1]);
-        let strips = images.batch * strips_of_image;
-        let mut tasks = strips.div_ceil((tiles / tiles_of_strip).max(1)).max(1);
-        if tasks < MANY_TASKS {
-            tasks = tasks.next_multiple_of(2);
-        }
-        let strips_of_task = strips.div_ceil(tasks).max(1);
-        Grid { height, width, strips_of_image, tiles_of_strip, strips, strips_of_task }
-    }
-
-    /// Computes `out [N, Co / block, H', W', block]`. `parallel` gets the number of tasks and must call its closure once with each index, on any thread and
-    /// in any order; the result does not depend on them.
+/// For filters that change from run to run.
+impl Shape {
+    /// Convolves `images [N, Ci, H, W]` with `weights [Co, Ci, kH, kW]` and adds `bias [Co]`: `out [N, Co, H', W']`, in the layout of `images`.
+    /// `parallel` is as in [`Convolution::run`], but called twice.
     ///
     /// # Errors
     /// Those of `parallel`.
     ///
     /// # Panics
     /// If the padded image is smaller than the filter, or a slice does not have the length of its shape.
-    pub fn run<E>(
+    pub fn forward<E>(
         &self,
         images: &Images<'_>,
+        weights: &[f32],
+        bias: Option<&[f32]>,
         out: &mut [f32],
         pool: &Pool,
-        parallel: impl FnOnce(usize, &(dyn Fn(usize) + Send + Sync)) -> Result<(), E>,
+        parallel: &impl Fn(usize, &Task<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let grid = self.grid(images);
-        let pixels = images.batch * images.height * images.width;
-        assert_eq!(images.values.len(), pixels * self.inputs, "the length of the images");
-        let outputs = images.batch * grid.height * grid.width * self.outputs;
+        self.filtered(images, weights, false, bias, out, pool, parallel)
+    }
+
+    /// Computes the gradient of the input, `out [N, Ci, H, W]`, from `gradients [N, Co, H', W']` of the output; the rest is as in [`Shape::forward`].
+    ///
+    /// # Errors
+    /// Those of `parallel`.
+    ///
+    /// # Panics
+    /// If a slice does not have the length of its shape.
+    pub fn input_gradient<E>(
+        &self,
+        gradients: &Images<'_>,
+        weights: &[f32],
+        out: &mut [f32],
+        pool: &Pool,
+        parallel: &impl Fn(usize, &Task<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.transposed().filtered(gradients, weights, true, None, out, pool, parallel)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "slices of a convolution")]
+    fn filtered<E>(
+        &self,
+        images: &Images<'_>,
+        weights: &[f32],
+        flipped: bool,
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+        pool: &Pool,
+        parallel: &impl Fn(usize, &Task<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        pool.memory(|memory| {
+            let transformed = at_least(&mut memory.filters, self.points() * self.outputs * self.inputs);
+            transformed_filters(self, weights, flipped, transformed, parallel)?;
+            let (weights, images) = (&*transformed, *images);
+            Filtering { shape: self, weights, bias, relu: false, sum: None, images }.run(out, pool, parallel)
+        })
+    }
+}
+
+/// A run of a convolution.
+#[derive(Clone, Copy)]
+struct Filtering<'a> {
+    shape: &'a Shape,
+    /// `[Co / block, points, Ci, block]`.
+    weights: &'a [f32],
+    bias: Option<&'a [f32]>,
+    relu: bool,
+    /// Added to the output before the ReLU; in blocks, as the output.
+    sum: Option<&'a [f32]>,
+    images: Images<'a>,
+}
+
+impl Filtering<'_> {
+    fn run<E>(
+        self,
+        out: &mut [f32],
+        pool: &Pool,
+        parallel: &impl Fn(usize, &Task<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (Self { shape, bias, sum, images, .. }, grid) = (self, self.shape.grid(&self.images));
+        let outputs = images.batch * grid.height * grid.width * shape.outputs;
         assert_eq!(out.len(), outputs, "the length of the output");
-        assert_eq!(images.sum.map_or(outputs, <[f32]>::len), outputs, "the length of the addend");
+        assert_eq!(bias.map_or(shape.outputs, <[f32]>::len), shape.outputs, "the length of the bias");
+        assert_eq!(sum.map_or(outputs, <[f32]>::len), outputs, "the length of the addend");
+        assert!(sum.is_none() || images.layout == Layout::Blocks, "an addend of images in planes");
         let rows = self.rows(&grid, out);
         parallel(grid.tasks(), &|index| {
             // A task that panicked leaves rows of its own only.
             let mut rows = rows[index].lock().unwrap_or_else(PoisonError::into_inner);
-            self.task(grid, index, *images, &mut rows, pool);
+            pool.scratch(|scratch| Strips { filtering: self, grid, index, rows: &mut rows, scratch }.compute());
         })
     }
 
-    /// One task. Not inlined, so that the kernels are compiled with the profile of this crate.
-    #[inline(never)]
-    fn task(&self, grid: Grid, index: usize, images: Images<'_>, rows: &mut Rows<'_>, pool: &Pool) {
-        let mut scratch = pool.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        let scratch_of = &mut scratch;
-        match self.block {
-            8 => vectorised::<8>(Task { convolution: self, grid, index, images, rows, scratch: scratch_of }),
-            _ => vectorised::<16>(Task { convolution: self, grid, index, images, rows, scratch: scratch_of }),
-        }
-        pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
-    }
-
     /// The rows of `out` that each task writes.
-    fn rows<'a>(&self, grid: &Grid, out: &'a mut [f32]) -> Vec<Mutex<Rows<'a>>> {
-        let blocks = self.outputs / self.block;
-        let strips = |task: usize| (grid.strips - task * grid.strips_of_task).min(grid.strips_of_task);
-        let empty = |task| (0..strips(task) * blocks).map(|_| Default::default()).collect();
-        let mut rows: Vec<Rows<'a>> = (0..grid.tasks()).map(empty).collect();
-        let line = grid.width * self.block;
-        for (plane, out) in out.chunks_exact_mut(grid.height * line).enumerate() {
-            let (image, block) = (plane / blocks, plane % blocks);
-            for (i, part) in out.chunks_mut(self.axes[0].tile * line).enumerate() {
+    fn rows<'b>(&self, grid: &Grid, out: &'b mut [f32]) -> Vec<Mutex<Rows<'b>>> {
+        let Self { shape, images, .. } = self;
+        let (planes, line) = match images.layout {
+            Layout::Blocks => (shape.outputs / shape.block, grid.width * shape.block),
+            Layout::Planes => (shape.outputs, grid.width),
+        };
+        let empty = |task| (0..grid.strips_of(task) * planes).map(|_| Default::default()).collect();
+        let mut rows: Vec<Rows<'b>> = (0..grid.tasks()).map(empty).collect();
+        for (i, out) in out.chunks_exact_mut(grid.height * line).enumerate() {
+            let (image, plane) = (i / planes, i % planes);
+            for (i, part) in out.chunks_mut(shape.axes[0].tile * line).enumerate() {
                 let strip = image * grid.strips_of_image + i;
-                rows[strip / grid.strips_of_task][strip % grid.strips_of_task * blocks + block] = part;
+                rows[strip / grid.strips_of_task][strip % grid.strips_of_task * planes + plane] = part;
             }
         }
         rows.into_iter().map(Mutex::new).collect()
     }
 }
 
-/// G applied to both axes of `weights [Co, Ci, kH, kW]` in f64, rounded once, in the layout of [`Convolution::weights`].
-#[allow(clippy::cast_possible_truncation, reason = "kernels compute in f32")]
-fn transformed_weights(
-    weights: &[f32],
-    [outputs, inputs]: [usize; 2],
-    [down, across]: &[Axis; 2],
-    block: usize,
-) -> Vec<f32> {
-    let (rows, columns) = (down.filter_transform(), across.filter_transform());
-    let taps = down.taps * across.taps;
-    let points = rows.len() * columns.len();
-    let mut transformed = vec![0.0; points * outputs * inputs];
-    let mut half = vec![0.0; rows.len() * across.taps];
-    for (pair, filter) in weights.chunks_exact(taps).enumerate() {
-        let (output, input) = (pair / inputs, pair % inputs);
-        for (row, half) in rows.iter().zip(half.chunks_exact_mut(across.taps)) {
-            for (s, half) in half.iter_mut().enumerate() {
-                *half = row.iter().enumerate().map(|(r, g)| g * f64::from(filter[r * across.taps + s])).sum::<f64>();
-            }
-        }
-        for (i, half) in half.chunks_exact(across.taps).enumerate() {
-            for (j, column) in columns.iter().enumerate() {
-                let sum: f64 = column.iter().zip(half).map(|(g, w)| g * w).sum();
-                let panel = output / block * points + i * columns.len() + j;
-                transformed[(panel * inputs + input) * block + output % block] = sum as f32;
-            }
-        }
-    }
-    transformed
-}
-
-/// A task with blocks of `B` channels.
-struct Task<'a, 'b, const B: usize> {
-    convolution: &'a Convolution,
+/// A task.
+struct Strips<'a, 'b> {
+    filtering: Filtering<'a>,
     grid: Grid,
     index: usize,
-    images: Images<'a>,
     rows: &'a mut Rows<'b>,
     scratch: &'a mut Scratch,
 }
 
-/// Runs `task` with the widest vectors of at most `B` lanes.
-fn vectorised<const B: usize>(task: Task<'_, '_, B>) {
-    #[cfg(target_arch = "x86_64")]
-    if B == 8
-        && let Some(simd) = pulp::x86::V3::try_new()
-    {
-        return Simd::vectorize(simd, task);
+impl Strips<'_, '_> {
+    /// Not inlined nor generic, so that the kernels are compiled with the profile of this crate; so are those of the other tasks.
+    #[inline(never)]
+    fn compute(self) {
+        vectorised(self.filtering.shape.block, self);
     }
-    pulp::Arch::new().dispatch(task);
 }
 
-/// Calls `$f::<S, B, pairs, tile>` with the constants of `$axis`.
-macro_rules! for_axis {
-    ($axis:expr, $f:ident::<$s:ty, $b:ident>($($argument:expr),* $(,)?)) => {
-        match ($axis.pairs, $axis.tile) {
-            (2, 4) => $f::<$s, $b, 2, 4>($($argument),*),
-            (2, _) => $f::<$s, $b, 2, 2>($($argument),*),
-            (4, _) => $f::<$s, $b, 4, 4>($($argument),*),
-            _ => $f::<$s, $b, 0, 1>($($argument),*),
-        }
-    };
+/// Work on blocks of `B` channels with vectors of at most `B` lanes.
+pub(crate) trait Work {
+    fn run<S: Simd, const B: usize>(self, simd: S);
 }
 
-impl<const B: usize> WithSimd for Task<'_, '_, B> {
+struct Blocks<W, const B: usize>(W);
+
+impl<W: Work, const B: usize> WithSimd for Blocks<W, B> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { convolution, grid, index, images, rows, scratch } = self;
-        let Scratch { zeros, lines, transformed, products } = scratch;
-        let [down, across] = &convolution.axes;
-        let (high, wide) = (down.points(), across.points());
-        let first = index * grid.strips_of_task;
-        let strips = (grid.strips - first).min(grid.strips_of_task);
-        let tiles = (strips * grid.tiles_of_strip).next_multiple_of(MIN_TILES);
-        let (inputs, outputs) = (convolution.inputs / B, convolution.outputs / B);
-        let columns = grid.tiles_of_strip * across.tile;
-        let line = (columns + across.taps - 1) * B;
-        let row_of_image = images.width * B;
-        at_least(zeros, row_of_image);
-        at_least(lines, high * line);
-        at_least(transformed, high * wide * inputs * tiles * B);
-        at_least(products, high * wide * tiles * B);
+        self.0.run::<S, B>(simd);
+    }
+}
 
-        let [top, left, ..] = convolution.pads;
-        let inside = images.width.min(line / B - left);
-        for strip in 0..strips {
-            let (image, i) = ((first + strip) / grid.strips_of_image, (first + strip) % grid.strips_of_image);
-            for block in 0..inputs {
-                let plane = images.height * row_of_image;
-                let plane = &images.values[(image * inputs + block) * plane..][..plane];
-                let row = |row: usize| match (i * down.tile + row).checked_sub(top) {
-                    Some(row) if row < images.height => &plane[row * row_of_image..][..inside * B],
-                    _ => &zeros[..inside * B],
-                };
-                let source: [&[f32]; MAX_POINTS] = std::array::from_fn(|k| row(k.min(high - 1)));
-                for line in lines.chunks_exact_mut(line).take(high) {
-                    line[..left * B].fill(0.0);
-                    line[(left + inside) * B..].fill(0.0);
-                }
-                for_axis!(down, transform_input_rows::<S, B>(simd, down, &source, lines, [line, left * B]));
-                for (row, line) in lines.chunks_exact(line).take(high).enumerate() {
-                    let at = (row * wide * inputs + block) * tiles + strip * grid.tiles_of_strip;
-                    let step = inputs * tiles;
-                    let tiles = grid.tiles_of_strip;
-                    for_axis!(
-                        across,
-                        transform_input_columns::<S, B>(simd, across, line, transformed, [at, step, tiles])
-                    );
-                }
-            }
+/// Runs `work` on blocks of 8 or 16 channels, as `block` says, with the widest vectors that fit.
+#[inline(always)]
+pub(crate) fn vectorised<W: Work>(block: usize, work: W) {
+    if block == 16 {
+        return pulp::Arch::new().dispatch(Blocks::<W, 16>(work));
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return Simd::vectorize(simd, Blocks::<W, 8>(work));
+    }
+    pulp::Arch::new().dispatch(Blocks::<W, 8>(work));
+}
+
+/// Calls `$f::<S, B, pairs, tile>` with the constants of `$axis`, and `$g` after them.
+macro_rules! for_axis {
+    ($axis:expr, $f:ident::<$s:ty, $b:ident $(, $g:ident)?>($($argument:expr),* $(,)?)) => {
+        match ($axis.pairs, $axis.tile) {
+            (2, 4) => $f::<$s, $b, 2, 4 $(, $g)?>($($argument),*),
+            (2, _) => $f::<$s, $b, 2, 2 $(, $g)?>($($argument),*),
+            (4, _) => $f::<$s, $b, 4, 4 $(, $g)?>($($argument),*),
+            _ => $f::<$s, $b, 0, 1 $(, $g)?>($($argument),*),
         }
+    };
+}
 
+impl Work for Strips<'_, '_> {
+    #[inline(always)]
+    fn run<S: Simd, const B: usize>(self, simd: S) {
+        let Self { filtering: Filtering { shape, weights, bias, relu, sum, images }, grid, index, rows, scratch } =
+            self;
+        let [down, across] = &shape.axes;
+        let (high, wide) = (down.points(), across.points());
+        let (first, strips) = (index * grid.strips_of_task, grid.strips_of(index));
+        let tiles = (strips * grid.tiles_of_strip).next_multiple_of(MIN_TILES);
+        let (inputs, outputs) = (shape.inputs / B, shape.outputs / B);
         let points = high * wide;
+        let mut transformed = std::mem::take(&mut scratch.transformed);
+        let step = step(inputs, tiles);
+        at_least(&mut transformed, points * step * B);
+        transform_strips::<S, B, false>(simd, shape, &grid, &images, [first, strips, tiles], &mut transformed, scratch);
+
+        let Scratch { rows: blocked, lines, products, .. } = scratch;
+        at_least(products, points * tiles * B);
+        let line = grid.tiles_of_strip * across.tile * B;
+        at_least(lines, high * line);
         let plane = grid.height * grid.width * B;
-        for (block, weights) in convolution.weights.chunks_exact(points * inputs * B * B).enumerate() {
+        for (block, weights) in weights.chunks_exact(points * inputs * B * B).enumerate() {
             let weights = weights.chunks_exact(inputs * B * B);
-            let transformed = transformed.chunks_exact(inputs * tiles * B);
-            for ((weights, inputs), products) in weights.zip(transformed).zip(products.chunks_exact_mut(tiles * B)) {
-                multiply::<S, B>(simd, inputs, weights, products);
+            let transformed = transformed.chunks_exact(step * B);
+            for ((weights, images), products) in weights.zip(transformed).zip(products.chunks_exact_mut(tiles * B)) {
+                multiply::<S, B>(simd, &images[..inputs * tiles * B], weights, products);
             }
-            let bias = &convolution.bias[block * B..][..B];
+            let bias = bias.map_or(&[0.0; B][..], |bias| &bias[block * B..][..B]);
             for strip in 0..strips {
                 let (image, i) = ((first + strip) / grid.strips_of_image, (first + strip) % grid.strips_of_image);
                 for (row, line) in lines.chunks_exact_mut(line).take(high).enumerate() {
@@ -341,13 +288,30 @@ impl<const B: usize> WithSimd for Task<'_, '_, B> {
                     let tiles = [at, tiles, grid.tiles_of_strip];
                     for_axis!(across, transform_output_columns::<S, B>(simd, across, products, tiles, line));
                 }
-                let out = &mut *rows[strip * outputs + block];
+                let height = (grid.height - i * down.tile).min(down.tile);
                 let begin = (image * outputs + block) * plane + i * down.tile * grid.width * B;
-                let sum = images.sum.map(|sum| &sum[begin..][..out.len()]);
-                let after = Epilogue { bias, sum, relu: convolution.relu };
-                for_axis!(down, transform_output_rows::<S, B>(simd, down, lines, line, &after, out, grid.width * B));
+                let sum = sum.map(|sum| &sum[begin..][..height * grid.width * B]);
+                let after = Epilogue { bias, sum, relu };
+                let width = grid.width * B;
+                let rows = &mut rows[..];
+                match images.layout {
+                    Layout::Blocks => {
+                        let out = &mut *rows[strip * outputs + block];
+                        for_axis!(down, transform_output_rows::<S, B>(simd, down, lines, line, &after, out, width));
+                    }
+                    Layout::Planes => {
+                        let out = at_least(blocked, height * width);
+                        for_axis!(down, transform_output_rows::<S, B>(simd, down, lines, line, &after, out, width));
+                        for (lane, plane) in rows[(strip * outputs + block) * B..][..B].iter_mut().enumerate() {
+                            for (to, from) in plane.iter_mut().zip(out.chunks_exact(B)) {
+                                *to = from[lane];
+                            }
+                        }
+                    }
+                }
             }
         }
+        scratch.transformed = transformed;
     }
 }
 
@@ -360,25 +324,88 @@ struct Epilogue<'a> {
     relu: bool,
 }
 
-fn at_least(memory: &mut Vec<f32>, length: usize) {
-    if memory.len() < length {
-        memory.resize(length, 0.0);
-    }
-}
-
 #[inline(always)]
-fn load<S: Simd>(_: S, from: &[f32]) -> S::f32s {
+pub(crate) fn load<S: Simd>(_: S, from: &[f32]) -> S::f32s {
     S::as_simd_f32s(&from[..S::F32_LANES]).0[0]
 }
 
 #[inline(always)]
-fn store<S: Simd>(_: S, to: &mut [f32], value: S::f32s) {
+pub(crate) fn store<S: Simd>(_: S, to: &mut [f32], value: S::f32s) {
     S::as_mut_simd_f32s(&mut to[..S::F32_LANES]).0[0] = value;
 }
 
-/// Bᵀ along the height: `source`, one row for each point, into `lines`, `line` floats apart, from `left` on.
+/// Number of blocks of channels from one point to the next: not a power of two, which would put all points of a tile into the same set of a cache.
+pub(crate) fn step(blocks: usize, tiles: usize) -> usize {
+    blocks * tiles + 3
+}
+
+/// Transforms the tiles of `strips` strips from `first` on: `to [points, C / B, tiles, B]`, the points apart by [`step`]. `images` are inputs of the convolution of `shape`, or with `G`
+/// gradients of its output.
 #[inline(always)]
-fn transform_input_rows<S: Simd, const B: usize, const N: usize, const M: usize>(
+pub(crate) fn transform_strips<S: Simd, const B: usize, const G: bool>(
+    simd: S,
+    shape: &Shape,
+    grid: &Grid,
+    images: &Images<'_>,
+    [first, strips, tiles]: [usize; 3],
+    to: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    let Scratch { zeros, rows: blocked, lines, .. } = scratch;
+    let [down, across] = &shape.axes;
+    let (high, wide) = (down.points(), across.points());
+    let columns = grid.tiles_of_strip * across.tile;
+    let (channels, line, [top, left, ..], window) = match G {
+        true => (shape.outputs, columns * B, [0; 4], down.tile),
+        false => (shape.inputs, (columns + across.taps - 1) * B, shape.pads, high),
+    };
+    let (blocks, step) = (channels / B, step(channels / B, tiles));
+    let (row_of_block, pixels) = (images.width * B, images.height * images.width);
+    let zeros = &*at_least(zeros, row_of_block);
+    let lines = at_least(lines, high * line);
+    let blocked = at_least(blocked, window * row_of_block);
+    let inside = images.width.min(line / B - left);
+    for strip in 0..strips {
+        let (image, i) = ((first + strip) / grid.strips_of_image, (first + strip) % grid.strips_of_image);
+        for block in 0..blocks {
+            let values = &images.values[(image * channels + block * B) * pixels..][..B * pixels];
+            let inner = |row: usize| (i * down.tile + row).checked_sub(top).filter(|row| *row < images.height);
+            if images.layout == Layout::Planes {
+                for (row, blocked) in blocked.chunks_exact_mut(row_of_block).enumerate() {
+                    let Some(row) = inner(row) else { continue };
+                    for (lane, plane) in values.chunks_exact(pixels).enumerate() {
+                        let plane = &plane[row * images.width..][..images.width];
+                        for (to, from) in blocked.chunks_exact_mut(B).zip(plane) {
+                            to[lane] = *from;
+                        }
+                    }
+                }
+            }
+            let source: [&[f32]; MAX_POINTS] = std::array::from_fn(|k| {
+                let k = k.min(window - 1);
+                let whole = match (inner(k), images.layout) {
+                    (None, _) => zeros,
+                    (Some(row), Layout::Blocks) => &values[row * row_of_block..],
+                    (Some(_), Layout::Planes) => &blocked[k * row_of_block..],
+                };
+                &whole[..inside * B]
+            });
+            for line in lines.chunks_exact_mut(line) {
+                line[..left * B].fill(0.0);
+                line[(left + inside) * B..].fill(0.0);
+            }
+            for_axis!(down, transform_rows::<S, B, G>(simd, down, &source, lines, [line, left * B]));
+            for (row, line) in lines.chunks_exact(line).enumerate() {
+                let at = [row * wide * step + block * tiles + strip * grid.tiles_of_strip, step];
+                for_axis!(across, transform_columns::<S, B, G>(simd, across, line, to, at, grid.tiles_of_strip));
+            }
+        }
+    }
+}
+
+/// Bᵀ along the height, or A with `G`: `source`, one row for each point or output, into `lines`, `line` floats apart, from `left` on.
+#[inline(always)]
+fn transform_rows<S: Simd, const B: usize, const N: usize, const M: usize, const G: bool>(
     simd: S,
     axis: &Axis,
     source: &[&[f32]; MAX_POINTS],
@@ -391,38 +418,47 @@ fn transform_input_rows<S: Simd, const B: usize, const N: usize, const M: usize>
     }
     for at in (0..source[0].len()).step_by(S::F32_LANES) {
         let mut x = [simd.splat_f32s(0.0); MAX_POINTS];
-        for (i, x) in x.iter_mut().enumerate().take(2 * N + 2) {
+        for (i, x) in x.iter_mut().enumerate().take(if G { M } else { 2 * N + 2 }) {
             *x = load(simd, &source[i][at..]);
         }
-        let y = axis.input_transform::<S, N>(simd, x);
+        let y = transform::<S, N, M, G>(simd, axis, x);
         for (i, y) in y.iter().enumerate().take(2 * N + 2) {
             store(simd, &mut lines[i * line + left + at..], *y);
         }
     }
 }
 
-/// Bᵀ along the width of `line [W, B]`: point j of tile t is block `at + j * step + t` of `to`.
 #[inline(always)]
-fn transform_input_columns<S: Simd, const B: usize, const N: usize, const M: usize>(
+fn transform<S: Simd, const N: usize, const M: usize, const G: bool>(
+    simd: S,
+    axis: &Axis,
+    x: [S::f32s; MAX_POINTS],
+) -> [S::f32s; MAX_POINTS] {
+    if G { axis.gradient_transform::<S, N, M>(simd, x) } else { axis.input_transform::<S, N>(simd, x) }
+}
+
+/// Bᵀ along the width of `line [W, B]`, or A with `G`: point j of tile t is block `at + j * step + t` of `to`.
+#[inline(always)]
+fn transform_columns<S: Simd, const B: usize, const N: usize, const M: usize, const G: bool>(
     simd: S,
     axis: &Axis,
     line: &[f32],
     to: &mut [f32],
-    [at, step, tiles]: [usize; 3],
+    [at, step]: [usize; 2],
+    tiles: usize,
 ) {
     if N == 0 {
         to[at * B..][..tiles * B].copy_from_slice(&line[..tiles * B]);
         return;
     }
-    let points = 2 * N + 2;
     for t in 0..tiles {
         for lane in (0..B).step_by(S::F32_LANES) {
             let mut x = [simd.splat_f32s(0.0); MAX_POINTS];
-            for (j, x) in x.iter_mut().enumerate().take(points) {
+            for (j, x) in x.iter_mut().enumerate().take(if G { M } else { 2 * N + 2 }) {
                 *x = load(simd, &line[(t * M + j) * B + lane..]);
             }
-            let y = axis.input_transform::<S, N>(simd, x);
-            for (j, y) in y.iter().enumerate().take(points) {
+            let y = transform::<S, N, M, G>(simd, axis, x);
+            for (j, y) in y.iter().enumerate().take(2 * N + 2) {
                 store(simd, &mut to[(at + j * step + t) * B + lane..], *y);
             }
         }
@@ -534,20 +570,25 @@ fn some_tiles<S: Simd, const B: usize, const R: usize>(
     products: &mut [f32],
     [tile, lane]: [usize; 2],
 ) {
-    let mut sums = [simd.splat_f32s(0.0); R];
-    let blocks = inputs.chunks_exact(products.len()).zip(weights.chunks_exact(B * B));
-    for (inputs, weights) in blocks {
-        let inputs = &inputs[tile * B..][..R * B];
-        let weights = S::as_simd_f32s(weights).0.chunks_exact(B / S::F32_LANES);
-        for (channel, weights) in weights.enumerate() {
-            let weight = weights[lane / S::F32_LANES];
-            for (r, sum) in sums.iter_mut().enumerate() {
-                *sum = simd.mul_add_f32s(simd.splat_f32s(inputs[r * B + channel]), weight, *sum);
+    let (length, group) = (products.len(), SUM_LENGTH / B);
+    for (i, inputs) in inputs.chunks(group * length).enumerate() {
+        let mut sums = [simd.splat_f32s(0.0); R];
+        let weights = &weights[i * group * B * B..];
+        for (inputs, weights) in inputs.chunks_exact(length).zip(weights.chunks_exact(B * B)) {
+            let inputs = &inputs[tile * B..][..R * B];
+            let weights = S::as_simd_f32s(weights).0.chunks_exact(B / S::F32_LANES);
+            for (channel, weights) in weights.enumerate() {
+                let weight = weights[lane / S::F32_LANES];
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    *sum = simd.mul_add_f32s(simd.splat_f32s(inputs[r * B + channel]), weight, *sum);
+                }
             }
         }
-    }
-    for (r, sum) in sums.iter().enumerate() {
-        store(simd, &mut products[(tile + r) * B + lane..], *sum);
+        for (r, sum) in sums.iter().enumerate() {
+            let to = &mut products[(tile + r) * B + lane..];
+            let sum = if i == 0 { *sum } else { simd.add_f32s(load(simd, to), *sum) };
+            store(simd, to, sum);
+        }
     }
 }
 
@@ -610,51 +651,74 @@ mod tests {
         out
     }
 
-    /// Runs the convolution on images `[N, C, H, W]`.
-    fn run(convolution: &Convolution, images: &Images<'_>, pool: &Pool, backwards: bool) -> Vec<f32> {
-        let [height, width] = convolution.output_size(images.height, images.width).unwrap();
-        let (block, pixels) = (convolution.block, images.height * images.width);
-        let values = reordered(images.values, convolution.inputs, pixels, block, false);
-        let sum = images.sum.map(|sum| reordered(sum, convolution.outputs, height * width, block, false));
-        let images = &Images { values: &values, sum: sum.as_deref(), ..*images };
-        let mut out = vec![f32::NAN; images.batch * convolution.outputs * height * width];
-        let order = |tasks: usize, task: &(dyn Fn(usize) + Send + Sync)| {
+    fn in_turn(tasks: usize, task: &Task<'_>) -> Result<(), ()> {
+        (0..tasks).for_each(task);
+        Ok(())
+    }
+
+    /// Runs the convolution on images `[N, C, H, W]`, reordered into blocks.
+    fn run(
+        convolution: &Convolution,
+        images: &Images<'_>,
+        sum: Option<&[f32]>,
+        pool: &Pool,
+        backwards: bool,
+    ) -> Vec<f32> {
+        let shape = convolution.shape();
+        let [height, width] = shape.output_size(images.height, images.width).unwrap();
+        let (block, pixels) = (shape.block, images.height * images.width);
+        let values = reordered(images.values, shape.inputs, pixels, block, false);
+        let sum = sum.map(|sum| reordered(sum, shape.outputs, height * width, block, false));
+        let images = &Images { values: &values, layout: Layout::Blocks, ..*images };
+        let mut out = vec![f32::NAN; images.batch * shape.outputs * height * width];
+        let order = |tasks: usize, task: &Task<'_>| {
             for i in 0..tasks {
                 task(if backwards { tasks - 1 - i } else { i });
             }
             Ok::<(), ()>(())
         };
-        convolution.run(images, &mut out, pool, order).unwrap();
-        reordered(&out, convolution.outputs, height * width, block, true)
+        convolution.run(images, sum.as_deref(), &mut out, pool, &order).unwrap();
+        reordered(&out, shape.outputs, height * width, block, true)
+    }
+
+    /// Filter, pads, height, width and number of images.
+    type Case = ([usize; 2], [usize; 4], usize, usize, usize);
+
+    const CASES: [Case; 11] = [
+        ([3, 3], [1; 4], 35, 35, 2),
+        ([3, 3], [0; 4], 8, 9, 3),
+        ([3, 3], [2, 0, 1, 2], 7, 10, 1),
+        ([3, 3], [1; 4], 1, 2, 2),
+        ([5, 5], [2; 4], 13, 11, 1),
+        ([5, 3], [2, 1, 2, 1], 6, 9, 2),
+        ([1, 7], [0, 3, 0, 3], 17, 17, 2),
+        ([7, 1], [3, 0, 3, 0], 17, 17, 2),
+        ([7, 1], [0; 4], 7, 3, 2),
+        ([7, 1], [3, 0, 3, 0], 9, 40, 1),
+        ([3, 3], [1; 4], 70, 130, 1),
+    ];
+
+    /// With several sums of products where images are small.
+    fn dims(taps: [usize; 2], pixels: usize) -> [usize; 4] {
+        let [outputs, inputs] = if pixels < 100 { [80, 96] } else { [48, 32] };
+        [outputs, inputs, taps[0], taps[1]]
     }
 
     #[test]
     fn every_filter_size_and_padding_gives_the_convolution() {
         let pool = Pool::default();
-        for (taps, pads, height, width, batch) in [
-            ([3, 3], [1; 4], 35, 35, 2),
-            ([3, 3], [0; 4], 8, 9, 3),
-            ([3, 3], [2, 0, 1, 2], 7, 10, 1),
-            ([3, 3], [1; 4], 1, 2, 2),
-            ([5, 5], [2; 4], 13, 11, 1),
-            ([5, 3], [2, 1, 2, 1], 6, 9, 2),
-            ([1, 7], [0, 3, 0, 3], 17, 17, 2),
-            ([7, 1], [3, 0, 3, 0], 17, 17, 2),
-            ([7, 1], [0; 4], 7, 3, 2),
-            ([7, 1], [3, 0, 3, 0], 9, 40, 1),
-            ([3, 3], [1; 4], 70, 130, 1),
-        ] {
-            let dims = [48, 32, taps[0], taps[1]];
+        for (taps, pads, height, width, batch) in CASES {
+            let dims = dims(taps, height * width);
             let weights = values(dims.iter().product(), 1);
             let input = values(batch * dims[1] * height * width, 2);
-            let images = Images { values: &input, sum: None, batch, height, width };
+            let images = Images { values: &input, layout: Layout::Planes, batch, height, width };
             let bias = values(dims[0], 3);
             let expected = direct(&images, &weights, dims, pads);
             let peak = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
             let added = values(expected.len(), 4);
             for block in [8, 16] {
                 let plain = Convolution::new(&weights, dims, None, pads, false, block).unwrap();
-                let found = run(&plain, &images, &pool, false);
+                let found = run(&plain, &images, None, &pool, false);
                 let worst = |whole: &dyn Fn(usize, f64) -> f64, found: &[f32]| {
                     let of = |(i, (e, f)): (usize, (&f64, &f32))| (whole(i, *e) - f64::from(*f)).abs();
                     expected.iter().zip(found).enumerate().map(of).fold(0.0_f64, f64::max)
@@ -662,7 +726,7 @@ mod tests {
                 let off = worst(&|_, e| e, &found);
                 assert!(off < 2e-5 * peak, "{taps:?} {pads:?} {height} x {width} by {block}: {off} of {peak}");
                 let whole = Convolution::new(&weights, dims, Some(&bias), pads, true, block).unwrap();
-                let with_sum = run(&whole, &Images { sum: Some(&added), ..images }, &pool, true);
+                let with_sum = run(&whole, &images, Some(&added), &pool, true);
                 let pixels = expected.len() / batch / dims[0];
                 let after =
                     |i: usize, e: f64| (e + f64::from(bias[i / pixels % dims[0]]) + f64::from(added[i])).max(0.0);
@@ -672,10 +736,81 @@ mod tests {
                     "{taps:?} {pads:?} {height} x {width} by {block}, all of it: {off} of {peak}"
                 );
 
+                // Planes, and filters transformed at once.
+                let mut planes = vec![f32::NAN; expected.len()];
+                plain.shape().forward(&images, &weights, None, &mut planes, &pool, &in_turn).unwrap();
+                assert!(planes == found, "{taps:?} {pads:?} {height} x {width} by {block}, planes");
+
                 // The output of an image does not depend on the rest of the batch.
                 let alone = Images { values: &input[..dims[1] * height * width], batch: 1, ..images };
-                let alone = run(&plain, &alone, &Pool::default(), true);
+                let alone = run(&plain, &alone, None, &Pool::default(), true);
                 assert_eq!(alone, found[..alone.len()]);
+            }
+        }
+    }
+
+    /// The gradients of input and filters, in f64, for the gradient `gradients` of the output.
+    fn direct_gradients(
+        images: &Images<'_>,
+        weights: &[f32],
+        gradients: &[f32],
+        [outputs, inputs, high, wide]: [usize; 4],
+        [top, left, bottom, right]: [usize; 4],
+    ) -> [Vec<f64>; 2] {
+        let (rows, columns) = (images.height + top + bottom + 1 - high, images.width + left + right + 1 - wide);
+        let (mut of_input, mut of_filters) = (vec![0.0; images.values.len()], vec![0.0; weights.len()]);
+        for (i, gradient) in gradients.iter().enumerate() {
+            let (image, output) = (i / (outputs * rows * columns), i / (rows * columns) % outputs);
+            let (y, x) = (i / columns % rows, i % columns);
+            for input in 0..inputs {
+                for tap in 0..high * wide {
+                    let (y, x) = ((y + tap / wide).wrapping_sub(top), (x + tap % wide).wrapping_sub(left));
+                    if y < images.height && x < images.width {
+                        let pixel = ((image * inputs + input) * images.height + y) * images.width + x;
+                        let weight = (output * inputs + input) * high * wide + tap;
+                        of_input[pixel] += f64::from(*gradient) * f64::from(weights[weight]);
+                        of_filters[weight] += f64::from(*gradient) * f64::from(images.values[pixel]);
+                    }
+                }
+            }
+        }
+        [of_input, of_filters]
+    }
+
+    #[test]
+    fn gradients_are_those_of_the_convolution() {
+        let pool = Pool::default();
+        for (taps, pads, height, width, batch) in CASES {
+            let dims = dims(taps, height * width);
+            let weights = values(dims.iter().product(), 1);
+            let input = values(batch * dims[1] * height * width, 2);
+            for block in [8, 16] {
+                let shape = Shape::new(dims, pads, block).unwrap();
+                let [rows, columns] = shape.output_size(height, width).unwrap();
+                let gradients = values(batch * dims[0] * rows * columns, 3);
+                let images = Images { values: &input, layout: Layout::Planes, batch, height, width };
+                let of_output = Images { values: &gradients, height: rows, width: columns, ..images };
+                let expected = direct_gradients(&images, &weights, &gradients, dims, pads);
+                let run = |backwards: bool, pool: &Pool| {
+                    let order = |tasks: usize, task: &Task<'_>| {
+                        (0..tasks).for_each(|i| task(if backwards { tasks - 1 - i } else { i }));
+                        Ok::<(), ()>(())
+                    };
+                    let (mut of_input, mut of_filters) = (vec![f32::NAN; input.len()], vec![f32::NAN; weights.len()]);
+                    shape.input_gradient(&of_output, &weights, &mut of_input, pool, &order).unwrap();
+                    shape.filter_gradient(&images, &gradients, &mut of_filters, pool, &order).unwrap();
+                    [of_input, of_filters]
+                };
+                let found = run(false, &pool);
+                for ((expected, found), what) in expected.iter().zip(&found).zip(["input", "filters"]) {
+                    let peak = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+                    let off = expected.iter().zip(found).map(|(e, f)| (e - f64::from(*f)).abs()).fold(0.0, f64::max);
+                    assert!(
+                        off < 2e-5 * peak,
+                        "{taps:?} {pads:?} {height} x {width} by {block}, {what}: {off} of {peak}"
+                    );
+                }
+                assert!(run(true, &Pool::default()) == found, "{taps:?} {pads:?} {height} x {width} by {block}");
             }
         }
     }
@@ -698,7 +833,7 @@ mod tests {
         ] {
             assert!(of(dims, pads).is_none(), "{dims:?} {pads:?}");
         }
-        assert_eq!(of([32, 32, 3, 3], [0; 4]).unwrap().output_size(2, 9), None);
+        assert_eq!(of([32, 32, 3, 3], [0; 4]).unwrap().shape().output_size(2, 9), None);
     }
 
     #[test]
@@ -708,7 +843,8 @@ mod tests {
         let convolution = Convolution::new(&vec![1.0; 32 * 32 * 9], dims, None, [1; 4], true, 16).unwrap();
         let out = run(
             &convolution,
-            &Images { values: &input, sum: None, batch: 1, height: 8, width: 8 },
+            &Images { values: &input, layout: Layout::Planes, batch: 1, height: 8, width: 8 },
+            None,
             &Pool::default(),
             false,
         );
@@ -720,14 +856,8 @@ mod tests {
         let convolution = Convolution::new(&vec![1.0; 8 * 8 * 9], [8, 8, 3, 3], None, [0; 4], false, 8).unwrap();
         let attempt = |values: usize, sum: Option<usize>, out: usize, height: usize| {
             let (values, sum, mut out) = (vec![1.0; values], sum.map(|n| vec![1.0; n]), vec![0.0; out]);
-            let images = Images { values: &values, sum: sum.as_deref(), batch: 1, height, width: 4 };
-            let run = || {
-                let each = |tasks, task: &(dyn Fn(usize) + Send + Sync)| {
-                    (0..tasks).for_each(task);
-                    Ok::<(), ()>(())
-                };
-                convolution.run(&images, &mut out, &Pool::default(), each)
-            };
+            let images = Images { values: &values, layout: Layout::Blocks, batch: 1, height, width: 4 };
+            let run = || convolution.run(&images, sum.as_deref(), &mut out, &Pool::default(), &in_turn);
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_ok()
         };
         assert!(attempt(8 * 16, Some(8 * 4), 8 * 4, 4));

@@ -4,5 +4,8 @@
 
 mod axis;
 mod convolution;
+mod filters;
+mod shape;
 
-pub use convolution::{Convolution, Images, Pool};
+pub use convolution::Convolution;
+pub use shape::{Images, Layout, Pool, Shape, Task};
