@@ -477,7 +477,7 @@ fn processes_end_together() {
     let with = |data| -> Vec<&str> { good.iter().map(|w| if *w == "data.npz" { data } else { *w }).collect() };
     refused(in_each(dir, &[&good, &with("missing.npz")]), "process 1 of 2 (");
     write_images(&dir.join("other.npz"), 1..13);
-    refused(in_each(dir, &[&good, &with("other.npz")]), "has images other than those of process 0");
+    refused(in_each(dir, &[&good, &with("other.npz")]), "has files of --data other than those of process 0");
 }
 
 #[test]
