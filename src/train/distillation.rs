@@ -152,7 +152,7 @@ impl Distillation {
             collector.report_loss("G", &loss, 1.0)?;
         }
         optimizer.step(lr_scale, &run.group)?;
-        Ok(collector.reduce(&run.group)?)
+        collector.reduce(&run.group)
     }
 
     /// The loss of a batch at positions that are drawn, which is reported.
