@@ -5,7 +5,6 @@ use std::sync::LazyLock;
 use d2o_winograd::{Images, Layout, Pool, Shape};
 use tch::{TchError, Tensor};
 
-use super::libtorch::int;
 use super::operator::{self, parallel, values, values_mut};
 
 /// Minimum number of input and of output channels: with fewer, the transforms of images take the time saved.
@@ -58,18 +57,18 @@ pub(super) fn conv2d(
     if served() != Some(true) {
         return Ok(None);
     }
-    operator::register();
+    operator::register((forward, backward));
     x.f_convolution_overrideable(weight, bias, [1, 1], padding, [1, 1], false, [0, 0], 1).map(Some)
 }
 
 /// The output for what [`conv2d`] lets pass.
-pub(super) fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padding: [i64; 2]) -> Tensor {
+fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padding: [i64; 2]) -> Tensor {
     let shape = shape(weight, padding).expect("a supported shape");
     let (x, weight, bias) = (x.contiguous(), weight.contiguous(), bias.map(Tensor::contiguous));
     let [batch, _, height, width] = sizes(&x).expect("four dimensions");
     let images = Images { values: values(&x), layout: Layout::Planes, batch, height, width };
-    let [tall, wide] = shape.output_size(height, width).expect("an image that is not smaller than the filter");
-    let dims = [batch, shape.outputs(), tall, wide].map(int);
+    let side = |axis: usize| x.size()[axis] + 2 * padding[axis - 2] - weight.size()[axis] + 1;
+    let dims = [x.size()[0], weight.size()[0], side(2), side(3)];
     let mut out = Tensor::empty(dims, (x.kind(), x.device()));
     let bias = bias.as_ref().map(values);
     let Ok(()) = shape.forward(&images, values(&weight), bias, values_mut(&mut out), &POOL, &parallel);
@@ -77,7 +76,7 @@ pub(super) fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, paddin
 }
 
 /// The gradients of input, weights and bias, those of them that `wanted` names.
-pub(super) fn backward(
+fn backward(
     gradient: &Tensor,
     x: &Tensor,
     weight: &Tensor,

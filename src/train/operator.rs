@@ -3,12 +3,10 @@
 #![allow(unsafe_code, reason = "C functions of libtorch 2.11, and the values of its tensors")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::Once;
+use std::sync::OnceLock;
 
 use d2o_winograd::Task;
 use tch::{Device, Kind, Tensor};
-
-use super::convolution;
 
 /// A value of an operator's stack: an integer, a flag, or a pointer to an object that the receiver owns.
 type Slot = u64;
@@ -40,13 +38,19 @@ unsafe extern "C" {
     fn operator_delete(object: *mut c_void);
 }
 
-/// Gives libtorch the kernels for CPUs, once in a process.
+/// The output, of input, weights, bias and padding.
+type Forward = fn(&Tensor, &Tensor, Option<&Tensor>, [i64; 2]) -> Tensor;
+/// The gradients of input, weights and bias that are wanted, of the gradient of the output, input, weights and padding.
+type Backward = fn(&Tensor, &Tensor, &Tensor, [i64; 2], [bool; 3]) -> [Option<Tensor>; 3];
+
+static KERNELS: OnceLock<(Forward, Backward)> = OnceLock::new();
+
+/// Gives libtorch the kernels for CPUs, once in a process. They get stride and dilation 1, one group and nothing transposed.
 ///
 /// # Panics
 /// If libtorch refuses them, which it prints.
-pub(super) fn register() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+pub(super) fn register(kernels: (Forward, Backward)) {
+    KERNELS.get_or_init(|| {
         let (namespace, key, file) = (c"aten", c"CPU", c"d2o");
         let mut library = std::ptr::null_mut();
         // SAFETY: strings and a pointer to write to. The library is never freed, so the kernels stay.
@@ -54,14 +58,19 @@ pub(super) fn register() {
             aoti_torch_library_init_impl(namespace.as_ptr(), key.as_ptr(), file.as_ptr(), 0, &raw mut library)
         };
         assert_eq!(code, 0, "libtorch refuses a library of kernels");
-        let kernels: [(&CStr, Kernel); 2] =
+        let named: [(&CStr, Kernel); 2] =
             [(c"convolution_overrideable", forward), (c"convolution_backward_overrideable", backward)];
-        for (name, kernel) in kernels {
+        for (name, kernel) in named {
             // SAFETY: the library was made above; the kernels take and give what the operators' schemas say.
             let code = unsafe { torch_library_impl(library, name.as_ptr(), kernel, VERSION) };
             assert_eq!(code, 0, "libtorch refuses a kernel");
         }
+        kernels
     });
+}
+
+fn kernels() -> &'static (Forward, Backward) {
+    KERNELS.get().expect("registered before they are called")
 }
 
 /// The kernel of `convolution_overrideable(input, weight, bias?, stride[], padding[], dilation[], transposed, output_padding[], groups)`. A panic ends the process.
@@ -73,7 +82,7 @@ extern "C" fn forward(stack: *mut Slot, count: u64, _: u64) {
     let [stride, padding, dilation, _] = [3, 4, 5, 7].map(|i| list(stack[i]));
     let plain = stride == [1, 1] && dilation == [1, 1] && stack[6] == 0 && stack[8] == 1;
     assert!(plain, "a convolution that its caller should have left to libtorch");
-    stack[0] = slot(convolution::forward(&input, &weight, bias.as_ref(), [padding[0], padding[1]]));
+    stack[0] = slot((kernels().0)(&input, &weight, bias.as_ref(), [padding[0], padding[1]]));
 }
 
 /// The kernel of `convolution_backward_overrideable(grad_output, input, weight, stride[], padding[], dilation[], transposed, output_padding[], groups, output_mask)`.
@@ -84,7 +93,7 @@ extern "C" fn backward(stack: *mut Slot, count: u64, _: u64) {
     let [gradient, input, weight] = [0, 1, 2].map(|i| tensor(stack[i]));
     let [_, padding, _, _, mask] = [3, 4, 5, 7, 9].map(|i| list(stack[i]));
     let mask = std::array::from_fn(|i| mask[i] != 0);
-    let gradients = convolution::backward(&gradient, &input, &weight, [padding[0], padding[1]], mask);
+    let gradients = (kernels().1)(&gradient, &input, &weight, [padding[0], padding[1]], mask);
     for (to, gradient) in stack.iter_mut().zip(gradients) {
         // A tensor without values stands for a gradient that nobody asked for.
         *to = slot(gradient.unwrap_or_else(Tensor::new));
@@ -144,7 +153,8 @@ pub(super) fn parallel(tasks: usize, task: &Task<'_>) -> Result<(), std::convert
     }
     let context: *const &Task<'_> = &raw const task;
     // SAFETY: libtorch returns when all calls of `run` have returned.
-    let code = unsafe { torch_parallel_for(0, super::libtorch::int(tasks), 1, run, context.cast_mut().cast()) };
+    let code =
+        unsafe { torch_parallel_for(0, i64::try_from(tasks).unwrap_or(i64::MAX), 1, run, context.cast_mut().cast()) };
     assert_eq!(code, 0, "libtorch's threads");
     Ok(())
 }

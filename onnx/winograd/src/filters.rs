@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use pulp::Simd;
 
 use crate::axis::{Axis, MAX_POINTS, MAX_TAPS};
-use crate::convolution::{SUM_LENGTH, Work, load, step, store, transform_strips, vectorised};
+use crate::kernels::{SUM_LENGTH, Work, load, step, store, transform_strips, vectorised};
 use crate::shape::{Grid, Images, Pool, Scratch, Shape, Task, at_least};
 
 /// Maximum number of taps of a filter on both axes.

@@ -5,6 +5,7 @@
 mod axis;
 mod convolution;
 mod filters;
+mod kernels;
 mod shape;
 
 pub use convolution::Convolution;
