@@ -54,7 +54,7 @@ pub struct Run {
     pub outdir: PathBuf,
     /// State to continue from.
     pub state: Option<State>,
-    /// Continue on other images or with other feature networks than those of the state.
+    /// Continue on other images, or with other feature networks, another teacher or other weights of LPIPS than those of the state.
     pub other_files: bool,
     /// Wall-clock limit.
     pub max_seconds: Option<f64>,
