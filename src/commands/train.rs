@@ -47,7 +47,7 @@ mod training {
     use crate::scratch::Scratch;
     use crate::train::augment::edm::EdmSettings;
     use crate::train::dataset::{Shape, TrainingSet};
-    use crate::train::device::{self, Device};
+    use crate::train::device::{self, Device, Kind};
     use crate::train::group::{Group, Launch};
     use crate::train::metrics::Evaluate;
     use crate::train::options::{self, Options, Settled};
@@ -159,7 +159,7 @@ mod training {
         group.agree(data.place(device))?;
         let (other_files, max_seconds) = (args.resume_with, args.max_seconds);
         let group = Rc::clone(group);
-        let kind = tch::Kind::Float;
+        let kind = Kind::Float;
         let run = Run { options, values, net, outdir, state, other_files, max_seconds, device, kind, group };
         let group = &*run.group;
         let mut trainer = group.agree(Trainer::new(&run, &data))?;

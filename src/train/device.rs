@@ -1,6 +1,6 @@
 //! The device that training runs on.
 
-pub use tch::Device;
+pub use tch::{Device, Kind};
 
 use crate::cli::TrainDevice;
 use crate::engine::cuda_devices;
