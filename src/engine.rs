@@ -247,7 +247,7 @@ pub fn describe(runtimes: &str, accelerator: &Accelerator, global: &Global) -> B
 fn library(global: &Global) -> anyhow::Result<OrtRuntime> {
     let path = match &global.onnxruntime {
         Some(path) => path.clone(),
-        None => installed().ok_or_else(|| {
+        None => installed(INSTALLED).ok_or_else(|| {
             with_hint(
                 anyhow::anyhow!("ONNX Runtime was not found"),
                 "run `cargo xtask setup`, or name the library with --onnxruntime or D2O_ONNXRUNTIME",
@@ -257,13 +257,13 @@ fn library(global: &Global) -> anyhow::Result<OrtRuntime> {
     Ok(OrtRuntime::load(&path)?)
 }
 
-/// Where `cargo xtask setup` puts the library, if it did.
-fn installed() -> Option<PathBuf> {
+/// `file` of what `cargo xtask setup` installed, if it did.
+pub(crate) fn installed(file: &str) -> Option<PathBuf> {
     let cache = match std::env::var_os("D2O_CACHE") {
         Some(dir) => PathBuf::from(dir),
         None => PathBuf::from(std::env::var_os("HOME")?).join(".cache/d2o"),
     };
-    Some(cache.join(INSTALLED)).filter(|p| p.exists())
+    Some(cache.join(file)).filter(|p| p.exists())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use d2o::train::discriminator::{Backbone, Critic, FeatureSize};
 use d2o::train::distillation::{Distillation, Positions, Rule};
 use d2o::train::generator::{Generator, Steps};
 use d2o::train::libtorch::{LibTorch, Named, Role, Value};
-use d2o::train::loss::{Adversaries, LossType, NoiseLevels, denoising_loss, flat, r1_penalty, unchanged};
+use d2o::train::loss::{Adversaries, LossType, NoiseLevels, denoising_loss, flat, r1_loss, unchanged};
 use d2o::train::lpips::Lpips;
 use d2o_converters::denoiser::{Denoiser, NetConfig};
 use d2o_converters::weights::{Init, Weights};
@@ -124,9 +124,7 @@ fn step(case: &Json, kind: Kind, stage: &mut dyn FnMut(&str, &Tensor, &[Named]))
     stage("generator", &g, &generator);
     let (d, _) = adversaries.discriminator_loss(&mut b, &noise(1), &images, labels).unwrap();
     stage("discriminator", &d, &discriminator);
-    let real = images.detach().copy().set_requires_grad(true);
-    let logits = critic.logits(&mut b, &real, labels).unwrap();
-    stage("r1", &r1_penalty(&logits, &real, GAMMA).unwrap(), &discriminator);
+    stage("r1", &r1_loss(&mut b, &critic, &images, labels, GAMMA).unwrap(), &discriminator);
 }
 
 fn cases(file: &str) -> Vec<Json> {

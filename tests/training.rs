@@ -432,14 +432,17 @@ fn process_ids(dir: &Path, outdir: &str) -> Vec<String> {
 fn processes_end_together() {
     let dir = prepare();
     let dir = dir.path();
-    let more = ["--dump", "1", "--snap", "0"];
-    tune(dir, "whole", "0.000028", &["--dump", "1", "--snap", "0", "--batch-gpu", "2"]);
-    // One process is killed, or asked to stop.
-    for (signal, outdir) in [("KILL", "killed"), ("INT", "stopped")] {
-        let Some(mut command) = in_two(dir, &words(outdir, "0.000028", &more)) else { return };
+    let more = ["--dump", "1", "--snap", "0", "--augment-p", "0.2", "--ada-target", "0.5"];
+    // Forty iterations, two to a tick.
+    tune(dir, "whole", "0.00016", &[&more[..], &["--batch-gpu", "2"]].concat());
+    // One process is killed after twenty iterations, or asked to stop after the first tick.
+    for (signal, outdir, ticks) in [("KILL", "killed", 10), ("INT", "stopped", 1)] {
+        let Some(mut command) = in_two(dir, &words(outdir, "0.00016", &more)) else { return };
         let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let start = Instant::now();
-        while !dir.join(outdir).join(STATE).exists() && start.elapsed() < Duration::from_secs(120) {
+        let lines = || fs::read_to_string(dir.join(outdir).join("stats.jsonl")).unwrap_or_default().lines().count();
+        let begun = || lines() >= ticks && dir.join(outdir).join(STATE).exists();
+        while !begun() && start.elapsed() < Duration::from_secs(120) {
             std::thread::sleep(Duration::from_millis(2));
         }
         let ids = process_ids(dir, outdir);

@@ -12,7 +12,7 @@ use super::distillation::Distillation;
 use super::generator::Generator;
 use super::group::Group;
 use super::libtorch::{LibTorch, Named, Value};
-use super::loss::{Adversaries, LossType, flat, r1_penalty, unchanged};
+use super::loss::{Adversaries, LossType, flat, r1_loss, unchanged};
 use super::optimizer::{Optimizer, OptimizerConfig};
 use super::snapshot::{State, Stored};
 use super::stats::Collector;
@@ -243,9 +243,8 @@ impl Discriminator {
         if gamma > 0.0 && iteration != 0 && iteration.is_multiple_of(interval) {
             parts.each(group, |part, critic| {
                 seed(run_seed, iteration, "r1", first + part);
-                let real = batches[part].images.detach().copy().set_requires_grad(true);
-                let logits = critic.logits(&mut b, &real, labels(&batches[part]).as_ref())?;
-                let loss = r1_penalty(&logits, &real, gamma)?;
+                let batch = &batches[part];
+                let loss = r1_loss(&mut b, critic, &batch.images, labels(batch).as_ref(), gamma)?;
                 optimizer.backward(&(&loss * whole(interval)))?;
                 collector.report("Loss/r1_penalty", &(&loss * (2.0 / gamma)))?;
                 Ok(collector.report("Loss/D/r1_loss", &loss)?)
@@ -295,9 +294,7 @@ impl Discriminator {
         drop((loss, distance));
         self.trained.optimizer.record(true);
         if self.r1_gamma > 0.0 {
-            let real = batch.images.detach().copy().set_requires_grad(true);
-            let logits = critic.logits(&mut b, &real, labels.as_ref())?;
-            let _loss = r1_penalty(&logits, &real, self.r1_gamma)?;
+            let _loss = r1_loss(&mut b, critic, &batch.images, labels.as_ref(), self.r1_gamma)?;
             alive();
         }
         self.parts.power.set(&before)?;

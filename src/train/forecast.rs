@@ -21,8 +21,8 @@ pub struct Forecast {
     pub activations: u64,
     /// Images that are processed at a time.
     pub images: u32,
-    /// What may be used beside the base, if the system tells.
-    pub available: Option<u64>,
+    /// What may be used beside the base.
+    pub available: u64,
 }
 
 impl Forecast {
@@ -35,7 +35,7 @@ impl Forecast {
     /// Whether more is needed than there is.
     #[must_use]
     pub fn exceeds(&self) -> bool {
-        self.available.is_some_and(|available| self.optimizers + self.activations > available)
+        self.optimizers + self.activations > self.available
     }
 }
 
@@ -46,11 +46,11 @@ impl fmt::Display for Forecast {
         let (total, base) = (mib(self.total()), mib(*base));
         write!(
             f,
-            "memory: about {total} MiB, of which {} for {images} images at a time, {} for gradients and moments, {base} in use",
+            "memory: about {total} MiB, of which {} for {images} images at a time, {} for gradients and moments, {base} in use; {} MiB are free",
             mib(*activations),
-            mib(*optimizers)
-        )?;
-        available.map_or(Ok(()), |available| write!(f, "; {} MiB are free", mib(available)))
+            mib(*optimizers),
+            mib(*available)
+        )
     }
 }
 
@@ -97,8 +97,8 @@ mod tests {
         assert_eq!(host("MemTotal:       24641232 kB\nMemAvailable:   22000000 kB\n"), Some(22_000_000 << 10));
         assert_eq!((left("max\n", "5\n"), left("1000\n", "400\n"), left("10\n", "11\n")), (None, Some(600), Some(0)));
         let forecast =
-            Forecast { base: 3 << 20, optimizers: 5 << 20, activations: 7 << 20, images: 4, available: Some(11 << 20) };
-        assert!(forecast.exceeds() && !Forecast { available: Some(12 << 20), ..forecast }.exceeds());
+            Forecast { base: 3 << 20, optimizers: 5 << 20, activations: 7 << 20, images: 4, available: 11 << 20 };
+        assert!(forecast.exceeds() && !Forecast { available: 12 << 20, ..forecast }.exceeds());
         let text = "memory: about 15 MiB, of which 7 for 4 images at a time, 5 for gradients and moments, 3 in use; 11 MiB are free";
         assert_eq!(forecast.to_string(), text);
     }

@@ -8,11 +8,13 @@ use d2o_files::AtomicFile;
 use ndarray::Array3;
 use tch::{Kind, Tensor};
 
+use super::generator;
 use super::libtorch::{LibTorch, Value};
-use crate::sampling::sampler::Grid;
 
 /// Images in a row and in a column.
 pub const SIDE: i64 = 8;
+/// Noise levels of Heun's method.
+const STEPS: u32 = 18;
 
 /// Writes `images [N, C, H, W]` in [-1, 1], with 3 channels or 1, as a PNG of [`SIDE`] images a row.
 ///
@@ -37,7 +39,7 @@ pub fn write(path: &Path, images: &Tensor) -> anyhow::Result<()> {
 /// # Errors
 /// `Engine`.
 pub fn denoise(b: &mut LibTorch, net: &Denoiser<Value>, noise: &Tensor, labels: Option<&Value>) -> Result<Tensor> {
-    let levels = Grid { steps: 18, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 }.levels();
+    let levels = generator::grid(STEPS - 1).levels();
     let mut slope = |x: &Tensor, sigma: f64| -> Result<Tensor> {
         let denoised = net.denoise(b, &Value(x.shallow_clone()), &Sigma::Fixed(sigma), labels)?.0;
         Ok((x - denoised) / sigma)

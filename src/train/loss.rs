@@ -58,14 +58,24 @@ pub fn flat(logits: &[Tensor]) -> Result<Tensor, tch::TchError> {
     Tensor::f_cat(&rows, 0)
 }
 
-/// R1 penalty times γ/2, mean over images: `logits` of real `images`, which require gradients, for each feature network.
-///
-/// # Panics
-/// Never on tensors of one graph; libtorch's errors are returned.
+/// R1 loss of the discriminator: γ/2 times the squared norm of the gradient of the logits with respect to real `images [B, C, H, W]`, mean over images.
 ///
 /// # Errors
-/// libtorch's own.
-pub fn r1_penalty(logits: &[Tensor], images: &Tensor, gamma: f64) -> Result<Tensor, tch::TchError> {
+/// `Engine`; libtorch's own.
+pub fn r1_loss(
+    b: &mut LibTorch,
+    critic: &Critic,
+    images: &Tensor,
+    labels: Option<&Value>,
+    gamma: f64,
+) -> anyhow::Result<Tensor> {
+    let real = images.detach().copy().set_requires_grad(true);
+    let logits = critic.logits(b, &real, labels)?;
+    Ok(r1_penalty(&logits, &real, gamma)?)
+}
+
+/// [`r1_loss`] from the `logits` of each feature network; `images` require gradients.
+fn r1_penalty(logits: &[Tensor], images: &Tensor, gamma: f64) -> Result<Tensor, tch::TchError> {
     let kind = images.kind();
     let sum: Tensor = logits.iter().map(|l| l.f_sum(kind)).sum::<Result<Tensor, _>>()?;
     let grads = Tensor::f_run_backward(&[sum], &[images], true, true)?;

@@ -208,10 +208,10 @@ impl<'a> Trainer<'a> {
     /// Failing operations.
     pub fn forecast(&mut self, data: &TrainingSet) -> anyhow::Result<Option<Forecast>> {
         let (options, device) = (&self.run.options, self.run.device);
-        let batch = data.batch(&[0; TRIAL as usize], device)?;
         let (Some(base), Some(available)) = (forecast::used(device), forecast::available(device)) else {
             return Ok(None);
         };
+        let batch = data.batch(&[0; TRIAL as usize], device)?;
         let mut most = 0;
         let mut alive = || most = most.max(forecast::used(device).unwrap_or(base).saturating_sub(base));
         let mut optimizers = self.generator.optimizer.reserve();
@@ -234,7 +234,7 @@ impl<'a> Trainer<'a> {
         }
         let images = options.batch / options.ranks();
         let activations = most / u64::from(TRIAL) * u64::from(images);
-        Ok(Some(Forecast { base, optimizers, activations, images, available: Some(available) }))
+        Ok(Some(Forecast { base, optimizers, activations, images, available }))
     }
 
     /// Trains on `data`. `report` gets the status lines; `stop` is asked before every iteration; `evaluate` gets the snapshots.

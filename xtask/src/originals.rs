@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use fs_err as fs;
@@ -188,7 +189,7 @@ pub(crate) fn bench(words: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One step of D2O's training on CIFAR-10's network, batch 8: the original's code and `d2o train`, in turns.
+/// One step of D2O's training on CIFAR-10's network, batch 8, with each choice of feature networks: the original's code and `d2o train`, in turns.
 ///
 /// # Errors
 /// A step that fails.
@@ -210,39 +211,78 @@ pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
             bail!("originals.py failed");
         }
     }
-    let backbone = cache()?.join(component::LITE0).join("efficientnet-lite0-57934424.pth");
-    for _ in 0..ROUNDS {
-        let mut theirs = Command::new(&python);
-        theirs.arg(scripts.join("recipe.py")).arg("--orig").arg(&options.orig).arg("--time").arg(&out);
-        let theirs: Value = serde_json::from_str(text(&mut theirs)?.trim())?;
-        if run.exists() {
-            fs::remove_dir_all(&run)?;
+    if !cargo()?.args(["build", "-q", "-p", "d2o", "--features", "train"]).status()?.success() {
+        bail!("d2o does not build");
+    }
+    let lite0 = cache()?.join(component::LITE0).join("efficientnet-lite0-57934424.pth");
+    let vgg = out.join("vgg16_bn.pth");
+    let cases = [("lite0", &[&lite0][..]), ("vgg16_bn+lite0", &[&vgg, &lite0])];
+    let chosen = |name: &str| options.only.is_empty() || options.only.iter().any(|o| o == name);
+    for (backbones, weights) in cases.into_iter().filter(|(name, _)| chosen(name)) {
+        for _ in 0..ROUNDS {
+            let mut theirs = Command::new(&python);
+            theirs.arg(scripts.join("recipe.py")).arg("--orig").arg(&options.orig).arg("--time").arg(&out);
+            if weights.contains(&&vgg) {
+                theirs.arg("--vgg");
+            }
+            let (theirs, their_peak) = measured(&mut theirs)?;
+            let theirs: Value = serde_json::from_str(theirs.trim())?;
+            if run.exists() {
+                fs::remove_dir_all(&run)?;
+            }
+            let mut ours = cargo()?;
+            ours.args(["run", "-q", "-p", "d2o", "--features", "train", "--", "train", "--quiet", "--loss", "d2o"]);
+            ours.args(["--batch", "8", "--freeze", "0", "--r1-gamma", "0", "--tick", "0.008", "--duration", "0.000048"]);
+            ours.arg("--transfer").arg(&source).arg("--data").arg(out.join("images.npz")).arg("--outdir").arg(&run);
+            ours.args(["--backbones", backbones]);
+            for path in weights {
+                ours.arg("--backbone-weights").arg(path);
+            }
+            let (_, our_peak) = measured(&mut ours)?;
+            let log = fs::read_to_string(run.join("stats.jsonl"))?;
+            let mut speeds = log
+                .lines()
+                .skip(1)
+                .map(|l| {
+                    serde_json::from_str::<Value>(l)?["Timing/sec_per_kimg"]["mean"]
+                        .as_f64()
+                        .context("a speed")
+                        .map(|s| 1e3 / s)
+                })
+                .collect::<anyhow::Result<Vec<f64>>>()?;
+            speeds.sort_by(f64::total_cmp);
+            let ours = *speeds.get(speeds.len() / 2).context("no iteration was logged")?;
+            let original = theirs["images_per_second"].as_f64().context("a speed")?;
+            println!(
+                "{}",
+                json!({
+                    "backbones": backbones, "batch": 8,
+                    "images_per_second": { "d2o": ours, "original": original, "ratio": ours / original },
+                    "peak_mib": { "d2o": our_peak, "original": their_peak },
+                })
+            );
         }
-        let mut ours = cargo()?;
-        ours.args(["run", "-q", "-p", "d2o", "--features", "train", "--", "train", "--quiet", "--loss", "d2o"]);
-        ours.args(["--batch", "8", "--freeze", "0", "--r1-gamma", "0", "--tick", "0.008", "--duration", "0.000048"]);
-        ours.arg("--transfer").arg(&source).arg("--backbone").arg(&backbone);
-        ours.arg("--data").arg(out.join("images.npz")).arg("--outdir").arg(&run);
-        if !ours.status()?.success() {
-            bail!("d2o train failed");
-        }
-        let log = fs::read_to_string(run.join("stats.jsonl"))?;
-        let mut speeds = log
-            .lines()
-            .skip(1)
-            .map(|l| {
-                serde_json::from_str::<Value>(l)?["Timing/sec_per_kimg"]["mean"]
-                    .as_f64()
-                    .context("a speed")
-                    .map(|s| 1e3 / s)
-            })
-            .collect::<anyhow::Result<Vec<f64>>>()?;
-        speeds.sort_by(f64::total_cmp);
-        let ours = *speeds.get(speeds.len() / 2).context("no iteration was logged")?;
-        let original = theirs["images_per_second"].as_f64().context("a speed")?;
-        println!("{}", json!({ "d2o": ours, "original": original, "ratio": ours / original, "batch": 8 }));
     }
     Ok(())
+}
+
+/// What a command prints, and the peak of its resident memory, MiB, to the last tenth of a second.
+fn measured(command: &mut Command) -> anyhow::Result<(String, u64)> {
+    let program = format!("{:?}", command.get_program());
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("start {program}"))?;
+    let (status, mut peak) = (format!("/proc/{}/status", child.id()), 0);
+    while child.try_wait()?.is_none() {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+        peak = peak.max(kib.unwrap_or(0) >> 10);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("{program} failed");
+    }
+    Ok((String::from_utf8(output.stdout)?, peak))
 }
 
 /// What a command prints.

@@ -26,11 +26,21 @@ pub(crate) fn transformed_filters<E>(
     parallel: &impl Fn(usize, &Task<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     assert_eq!(weights.len(), shape.outputs * shape.inputs * shape.taps(), "the length of the filters");
-    let panels: Vec<_> = out.chunks_exact_mut(shape.points() * shape.inputs * shape.block).map(Mutex::new).collect();
-    parallel(panels.len(), &|index| {
-        let panel = &mut *panels[index].lock().unwrap_or_else(PoisonError::into_inner);
+    in_parts(out, shape.points() * shape.inputs * shape.block, parallel, &|index, panel| {
         Panel { shape, weights, flipped, index, panel }.compute();
     })
+}
+
+/// Runs `task` for each part of `length` of `out`.
+fn in_parts<E>(
+    out: &mut [f32],
+    length: usize,
+    parallel: &impl Fn(usize, &Task<'_>) -> Result<(), E>,
+    task: &(dyn Fn(usize, &mut [f32]) + Send + Sync),
+) -> Result<(), E> {
+    let parts: Vec<_> = out.chunks_exact_mut(length).map(Mutex::new).collect();
+    // Nothing else locks a part.
+    parallel(parts.len(), &|index| task(index, &mut **parts[index].lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
 /// The filters of a block of outputs.
@@ -156,28 +166,22 @@ impl Shape {
             let sums = at_least(&mut memory.filters, points * self.outputs * self.inputs);
             for first in (0..tasks).step_by(at_a_time) {
                 let count = at_a_time.min(tasks - first);
-                let parts: Vec<_> = chunks.chunks_exact_mut(chunk).take(count).map(Mutex::new).collect();
-                parallel(count, &|i| {
-                    let to = &mut **parts[i].lock().unwrap_or_else(PoisonError::into_inner);
+                let chunks = &mut chunks[..count * chunk];
+                in_parts(chunks, chunk, parallel, &|i, to| {
                     pool.scratch(|scratch| {
                         let images = [*images, gradients];
                         Tiles { shape: self, grid, images, index: first + i, to, scratch }.compute();
                     });
                 })?;
-                drop(parts);
-                let parts: Vec<_> = sums.chunks_exact_mut(self.block * self.inputs).map(Mutex::new).collect();
                 let last = grid.strips_of(first + count - 1) * grid.tiles_of_strip;
-                let from = &chunks[..count * chunk];
-                parallel(parts.len(), &|index| {
-                    let sums = &mut **parts[index].lock().unwrap_or_else(PoisonError::into_inner);
+                let from = &*chunks;
+                in_parts(sums, self.block * self.inputs, parallel, &|index, sums| {
                     let (tiles, add) = ([tiles, last], first > 0);
                     Products { shape: self, from, chunk, tiles, index, add, sums }.compute();
                 })?;
             }
             let sums = &*sums;
-            let parts: Vec<_> = out.chunks_exact_mut(self.block * self.inputs * self.taps()).map(Mutex::new).collect();
-            parallel(parts.len(), &|index| {
-                let out = &mut **parts[index].lock().unwrap_or_else(PoisonError::into_inner);
+            in_parts(out, self.block * self.inputs * self.taps(), parallel, &|index, out| {
                 Inverse { shape: self, sums, index, out }.compute();
             })
         })

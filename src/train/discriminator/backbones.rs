@@ -83,6 +83,19 @@ impl Backbone {
         }
     }
 
+    /// Whether `found` is this network but for the layers after the last tap.
+    pub(super) fn is_trunk_of(self, found: &Extractor) -> bool {
+        match (self.extractor(), found) {
+            (Extractor::Vgg16(own), Extractor::Vgg16(found)) => {
+                (own.batch_norm, own.widths) == (found.batch_norm, found.widths)
+            }
+            (Extractor::VisionTransformer(own), Extractor::VisionTransformer(found)) => {
+                own == VitConfig { outputs: own.outputs, ..found.clone() }
+            }
+            (own, found) => own == *found,
+        }
+    }
+
     /// Whether a tensor belongs to the layers after the last tap.
     pub(super) fn leaves_unused(self, tensor: &str) -> bool {
         self.facts().unused.iter().any(|prefix| tensor.starts_with(prefix))

@@ -56,10 +56,12 @@ pub(super) fn open(backbones: &[Backbone], paths: &[PathBuf]) -> anyhow::Result<
 fn recognised(backbones: &[Backbone], path: &Path) -> anyhow::Result<(Backbone, Network)> {
     let checkpoint = Checkpoint::open(path)?;
     let network = checkpoint.network(None)?;
-    let fits = |b: &&Backbone| network.architecture.extractor() == Some(&b.extractor());
+    let fits = |b: &&Backbone| network.architecture.extractor().is_some_and(|found| b.is_trunk_of(found));
     let Some(backbone) = backbones.iter().find(fits) else {
-        let expected: Vec<_> = backbones.iter().map(|b| b.extractor().name()).collect();
-        anyhow::bail!("expected {}, found {}", expected.join(" or "), network.architecture.name());
+        let (expected, found) = (backbones.iter().map(|b| b.extractor().name()), network.architecture.name());
+        let expected: Vec<_> = expected.collect();
+        let sizes = if expected.iter().any(|e| *e == found) { " of other sizes" } else { "" };
+        anyhow::bail!("expected {}, found {found}{sizes}", expected.join(" or "));
     };
     ensure_undamaged(path)?;
     Ok((*backbone, network.described_as(network.architecture.clone())))
@@ -92,6 +94,7 @@ pub(super) fn weights(files: &Files, backbone: Backbone) -> Weights {
 mod tests {
     use d2o_converters::checkpoint::safetensors::{self, Tensor};
     use d2o_converters::extractors::efficientnet_lite::EfficientNetLite0;
+    use d2o_converters::extractors::vgg16::{Vgg16, VggConfig};
     use d2o_converters::onnx::OnnxBackend;
     use d2o_converters::weights::{Init, Scope};
     use fs_err as fs;
@@ -126,11 +129,25 @@ mod tests {
         let unread = FeatureNetwork::build(&like, Lite0, &all).unwrap_err().to_string();
         assert!(unread.contains("leaves 7 tensor(s) of the checkpoint unused"), "{unread}");
 
+        // Another classifier than the published one's does not matter, other widths do.
+        let vgg = |name: &str, config: &VggConfig| {
+            let mut b = OnnxBackend::new("names", Weights::initialised(1));
+            Vgg16::build(&mut b, &Scope::root(), config).unwrap();
+            let tensors: Vec<Tensor> = b.weights().taken().map(|(name, dims)| constant(name, dims)).collect();
+            safetensors::write(&file(name), &tensors, &BTreeMap::new()).unwrap();
+        };
+        let other_classifier = VggConfig { hidden: [1, 1], classes: 2, ..VggConfig::torchvision(true) };
+        vgg("c.safetensors", &other_classifier);
+        assert!(open(&[Vgg16Bn], &[file("c.safetensors")]).is_ok());
+        vgg("d.safetensors", &VggConfig { widths: [64; 13], ..other_classifier });
+
         let refused = |backbones: &[Backbone], paths: &[PathBuf]| format!("{:#}", open(backbones, paths).unwrap_err());
         let text = refused(&[Vgg16Bn, Lite0], &[file("a.safetensors")]);
         for part in ["vgg16_bn-6c64b313.pth", "https://download.pytorch.org/models/", "--backbone-weights", "SHA-256"] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        let text = refused(&[Vgg16Bn], &[file("d.safetensors")]);
+        assert!(text.contains("expected vgg16-bn, found vgg16-bn of other sizes"), "{text}");
         let text = refused(&[DeitBase], &[]);
         assert!(text.contains("deit_base_distilled_patch16_224-df68dfff.pth") && !text.contains("_384"), "{text}");
         let text = refused(&[Lite0], &[]);

@@ -4,11 +4,12 @@
 //! the same ones every time.
 
 use std::ffi::{OsString, c_int, c_void};
-use std::path::PathBuf;
 
 use anyhow::Context as _;
 use libloading::Library;
 use tch::Tensor;
+
+use crate::engine::installed;
 
 /// Elements of a process's slice of a sum that are exchanged at a time.
 const CHUNK: i64 = 1 << 20;
@@ -227,13 +228,9 @@ fn checked(name: &str, code: c_int) -> anyhow::Result<()> {
 /// The library that `D2O_MPI` names, else the loader's, else the installed one; and its name.
 #[allow(unsafe_code, reason = "loading a library runs its initialisers")]
 fn load() -> anyhow::Result<(Library, OsString)> {
-    let cache = std::env::var_os("D2O_CACHE").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/d2o")));
     let tried: Vec<OsString> = match std::env::var_os("D2O_MPI") {
         Some(path) => vec![path],
-        None => {
-            [Some(STANDARD.into()), cache.map(|c| c.join(INSTALLED).into_os_string())].into_iter().flatten().collect()
-        }
+        None => [Some(STANDARD.into()), installed(INSTALLED).map(Into::into)].into_iter().flatten().collect(),
     };
     let mut failed = anyhow::anyhow!("no library was named");
     for path in tried {

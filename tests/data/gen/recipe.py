@@ -1,7 +1,7 @@
 """Writes tests/data/recipe.json: one step of D2O's training as the original code computes it, from drawn weights.
 
 python tests/data/gen/recipe.py --orig DIR > tests/data/recipe.json
-python tests/data/gen/recipe.py --orig DIR --time FOLDER    # speed on CIFAR-10's network; FOLDER gets images.npz for d2o's side
+python tests/data/gen/recipe.py --orig DIR --time FOLDER [--vgg]    # speed on CIFAR-10's network; FOLDER gets what d2o's side needs
 (torch 2.15.0 or 2.11.0, torchvision 0.29.2 or 0.26.0, timm 1.0.31, numpy; DIR holds Zyriix/D2O at 9f8124d, with pg_modules and feature_networks)
 
 The generator is a golden network of this folder without dropout. Every other tensor is drawn from its name by the generator of
@@ -295,12 +295,12 @@ def class_table():
             yield
 
 
-def stepper(orig, net, device="cpu"):
+def stepper(orig, net, device="cpu", backbones=(LITE0,)):
     """The original's step of generator and discriminator for `net` on images about [-1, 1], updates and average included."""
     loss_module = orig[2]
     net = net.to(device).train()
     average = [p.detach().clone() for p in net.parameters()]
-    features, critic = discriminator(orig, (LITE0,), False)
+    features, critic = discriminator(orig, backbones, False)
     features, critic = features.to(device).train().requires_grad_(False), critic.to(device).train()
     loss = loss_module.D2OLoss(g=net, d=critic, lpips_net=None, feature_net=features, score_net=None, use_gp=False)
     adams = [torch.optim.Adam(m.parameters(), lr=1e-4, betas=(0.0, 0.99), eps=1e-8) for m in (net, critic)]
@@ -320,13 +320,18 @@ def stepper(orig, net, device="cpu"):
     return step
 
 
-def timed(orig, folder, batch=8, rounds=5):
+def timed(orig, folder, with_vgg, batch=8, rounds=5):
     """Images per second of the original's step: the median of the rounds."""
+    backbones = (VGG, LITE0) if with_vgg else (LITE0,)
+    if with_vgg:
+        # The file is recognised by all of torchvision's layers; the classifier is not computed.
+        classifier = {f"classifier.{i}.{name}": torch.zeros(dims) for i, n in ((0, 512 * 49), (3, 1), (6, 1)) for name, dims in (("weight", (1, n)), ("bias", (1,)))}
+        torch.save(dict(vgg().state_dict(), **classifier), folder / "vgg16_bn.pth")
     images = np.random.RandomState(0).randint(0, 256, (8 * batch, 32, 32, 3), np.uint8)
     np.savez(folder / "images.npz", arr_0=images)
     step = stepper(orig, orig[-1].D2OPrecond(
         img_resolution=32, img_channels=3, label_dim=0, model_type="SongUNet", embedding_type="fourier", encoder_type="residual",
-        decoder_type="standard", channel_mult_noise=2, resample_filter=[1, 3, 3, 1], model_channels=128, channel_mult=[2, 2, 2], dropout=0.0))
+        decoder_type="standard", channel_mult_noise=2, resample_filter=[1, 3, 3, 1], model_channels=128, channel_mult=[2, 2, 2], dropout=0.0), backbones=backbones)
     speeds = []
     for i in range(rounds + 1):
         real = torch.from_numpy(images[:batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -341,6 +346,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--orig", type=Path, required=True)
     parser.add_argument("--time", type=Path)
+    parser.add_argument("--vgg", action="store_true")
     args = parser.parse_args()
     root = args.orig.resolve()
     folder = args.time.resolve() if args.time else None
@@ -348,7 +354,7 @@ def main():
     result, sys.stdout = sys.stdout, sys.stderr
     orig = original_modules(root / "D2O" if (root / "D2O").is_dir() else root)
     if folder:
-        print(json.dumps(timed(orig, folder)), file=result)
+        print(json.dumps(timed(orig, folder, args.vgg)), file=result)
         return
     uncond, cond = "d2o-ncsnpp-uncond", "d2o-adm-cond"
     with class_table():
