@@ -258,7 +258,7 @@ fn a_generator_of_several_steps_is_sampled_as_it_was_trained() {
             &["--sampler", "multi-step", "--num-steps", "4"],
         ),
     ] {
-        let more = [steps, &["--dump", "1", "--freeze", "0"]].concat();
+        let more = [steps, &["--dump", "1", "--freeze", "0", "--pickle"]].concat();
         tune(dir, outdir, "0.000016", &more);
         let parts = format!("{outdir}-parts");
         tune(dir, &parts, "0.000008", &more);
@@ -271,6 +271,11 @@ fn a_generator_of_several_steps_is_sampled_as_it_was_trained() {
         let found = images(&graph, &format!("{outdir}-a.npz"), &[]);
         assert!(found == images(&graph, &format!("{outdir}-b.npz"), same), "{said}");
         assert!(found != images(&graph, &format!("{outdir}-c.npz"), other), "{said}");
+        // The pickle is the same network, and says the same of it.
+        let pickled = format!("{outdir}-pickled.onnx");
+        let exported = d2o(dir, &["export", &snapshot.replace("safetensors", "pkl"), "--out", &pickled, "--no-check"]);
+        assert!(exported.stderr.contains(&format!("trained for {said} sampling")), "{exported}");
+        assert!(found == images(&pickled, &format!("{outdir}-d.npz"), &[]), "{said}");
         let first = ["export", &snapshot, "--kind", "one-step", "--out", "first.onnx", "--no-check", "--overwrite"];
         assert!(d2o(dir, &first).stderr.contains("of which the graph is the first step"));
         // A sampler of another kind takes its own defaults.

@@ -11,12 +11,20 @@ use d2o_files::AtomicFile;
 use serde_json::Value;
 
 use super::snapshot::Stored;
+use super::trained::Metadata;
 
-/// Writes `networks` of class and configuration `net`, and `augment_pipe` as None. Names of `tensors` are those of the module after the network's.
+/// Writes `networks` of class and configuration `net`, `augment_pipe` as None, and `metadata` under the key `d2o`, which the originals do not read. Names of
+/// `tensors` are those of the module after the network's.
 ///
 /// # Errors
 /// Writing errors.
-pub fn write(path: &Path, net: &NetConfig, networks: &[&str], tensors: &[Stored]) -> io::Result<()> {
+pub fn write(
+    path: &Path,
+    net: &NetConfig,
+    networks: &[&str],
+    tensors: &[Stored],
+    metadata: &Metadata,
+) -> io::Result<()> {
     let mut out = Pickler { out: AtomicFile::create(path)?, memos: 0 };
     out.op(b"\x80\x04}(")?;
     for name in networks {
@@ -25,7 +33,11 @@ pub fn write(path: &Path, net: &NetConfig, networks: &[&str], tensors: &[Stored]
         out.network(net, tensors.iter().filter_map(own))?;
     }
     out.text("augment_pipe")?;
-    out.op(b"Nu.")?;
+    out.op(b"N")?;
+    out.text("d2o")?;
+    out.op(b"}(")?;
+    metadata.iter().flat_map(|(key, value)| [key, value]).try_for_each(|text| out.text(text))?;
+    out.op(b"uu.")?;
     out.out.commit()
 }
 

@@ -483,7 +483,7 @@ impl<'a> Trainer<'a> {
         if snap {
             snapshot::write(&path, &tensors, &metadata)?;
             if self.run.options.pickle {
-                pickle::write(&path.with_extension("pkl"), &self.run.net, &NETWORKS, &tensors)?;
+                pickle::write(&path.with_extension("pkl"), &self.run.net, &NETWORKS, &tensors, &metadata)?;
             }
         }
         if dump {

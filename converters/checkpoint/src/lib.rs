@@ -381,14 +381,14 @@ impl CheckpointFile {
                 (contents, if script { Format::TorchScript } else { format })
             }
         };
-        let Contents { networks: found, notes } = contents;
+        let Contents { networks: found, notes, metadata } = contents;
         let found = found.into_iter().map(|network| StoredNetwork::found(&input, &map, network));
         let networks = found.collect::<Result<Vec<_>>>()?;
         let tensors: Arc<dyn TensorSource> = match networks.as_slice() {
             [only] if only.name.is_empty() => Arc::clone(&only.tensors),
             several => Arc::new(Joined::of(several, &input)?),
         };
-        Ok(Self { path: path.to_owned(), format, networks, metadata: Vec::new(), tensors, notes })
+        Ok(Self { path: path.to_owned(), format, networks, metadata, tensors, notes })
     }
 
     fn from_safetensors(path: &Path) -> Result<Self> {

@@ -67,6 +67,8 @@ pub(crate) struct Contents {
     pub(crate) networks: Vec<Found>,
     /// What lies beside the networks and is not read, if it may be missed: a sentence each.
     pub(crate) notes: Vec<String>,
+    /// What d2o recorded about them.
+    pub(crate) metadata: Vec<(String, String)>,
 }
 
 /// The networks of `pickle`: the modules and state dicts in its outermost dict, else the object itself.
@@ -116,8 +118,12 @@ pub(crate) fn networks(pickle: &Pickle, input: &Input<'_>, resolve: &mut Resolve
         [only] if WRAPPERS.contains(&only.name.as_str()) => only.name.clear(),
         _ => {}
     }
-    Ok(Contents { networks, notes: walk.notes })
+    let metadata = walk.recorded(items)?;
+    Ok(Contents { networks, notes: walk.notes, metadata })
 }
+
+/// Top-level key of what d2o records in pickles: a dict of texts.
+const RECORDED: &str = "d2o";
 
 /// Top-level keys that never hold a network.
 const NON_NETWORK_KEYS: [&str; 5] =
@@ -132,6 +138,13 @@ struct Walk<'a, 'r> {
     /// Sources by the value that holds them: networks share them.
     sources: HashMap<Id, Source>,
     notes: Vec<String>,
+}
+
+/// A module that the pickle makes by calling its class without positional arguments, and fills from a state dict: d2o's own pickles.
+struct Made<'a> {
+    class: &'a str,
+    init_kwargs: Id,
+    state_dict: Id,
 }
 
 /// A module object, whichever way it was pickled.
@@ -177,6 +190,36 @@ impl<'a> Walk<'a, '_> {
         Ok(is_module.then_some(Module { class, state: *state, source: None }))
     }
 
+    fn made(&self, id: Id) -> Result<Option<Made<'a>>> {
+        let p = self.pickle;
+        let Node::Call { function, .. } = p.node(id) else { return Ok(None) };
+        let (Some(&[class, ..]), Node::Call { state: Some(state), .. }) = (p.call(*function, PARTIAL), p.node(*function))
+        else {
+            return Ok(None);
+        };
+        let (Some(class), Some(&[_, _, init_kwargs, _])) = (p.global(class), p.sequence(*state)) else {
+            return Ok(None);
+        };
+        self.input.step(p.nodes().len(), || format!("{} objects", p.nodes().len()))?;
+        let filled = |node: usize| p.call(node, LOAD_STATE_DICT).and_then(|a| (a.first() == Some(&id)).then(|| a.get(1)));
+        let Some(&state_dict) = (0..p.nodes().len()).find_map(filled).flatten() else { return Ok(None) };
+        let class = class.rsplit('.').next().unwrap_or(class);
+        Ok(Some(Made { class, init_kwargs, state_dict }))
+    }
+
+    /// What d2o recorded beside the networks.
+    fn recorded(&self, items: &[(Id, Id)]) -> Result<Vec<(String, String)>> {
+        let p = self.pickle;
+        let own = items.iter().find(|(key, _)| p.text(*key) == Some(RECORDED)).map(|(_, value)| *value);
+        let texts = self.items(own)?.iter().filter_map(|(key, value)| Some((p.text(*key)?, p.text(*value)?)));
+        texts
+            .map(|(key, value)| {
+                self.input.charge(key.len() + value.len(), || format!("`{RECORDED}`"))?;
+                Ok((key.to_owned(), value.to_owned()))
+            })
+            .collect()
+    }
+
     fn source(&mut self, id: Id) -> Option<Source> {
         if let Some(known) = self.sources.get(&id) {
             return Some(known.clone());
@@ -191,6 +234,13 @@ impl<'a> Walk<'a, '_> {
     /// The network `id` is, if it is a module or a dict with tensors.
     fn network(&mut self, name: String, id: Id) -> Result<Option<Found>> {
         let mut tensors = Vec::new();
+        if let Some(made) = self.made(id)? {
+            self.state_dict(&name, made.state_dict, &mut tensors)?;
+            let kwargs = value(self.pickle, self.input, made.init_kwargs, MAX_DEPTH)?;
+            let init_kwargs = if let Value::Object(kwargs) = kwargs { kwargs } else { Map::new() };
+            let class = Some(made.class.to_owned());
+            return Ok(Some(Found { name, class, init_args: Vec::new(), init_kwargs, source: None, tensors }));
+        }
         let Some(module) = self.module(id)? else {
             self.state_dict(&name, id, &mut tensors)?;
             let found =
@@ -321,6 +371,9 @@ impl<'a> Walk<'a, '_> {
             let inner = args.first().copied().filter(|i| PARAMETERS.iter().all(|f| p.call(*i, f).is_none()));
             return inner.map_or(Ok(None), |i| self.tensor(name, i));
         }
+        if let Some(&[array]) = p.call(id, FROM_NUMPY) {
+            return self.array(name, array);
+        }
         let [older, newer, of_type] = TENSORS.map(|f| p.call(id, f));
         let (args, newer) = match (older, newer, of_type) {
             (Some(args), ..) => (args, false),
@@ -354,6 +407,29 @@ impl<'a> Walk<'a, '_> {
     }
 }
 
+impl Walk<'_, '_> {
+    /// The array of little-endian f32 that `id` makes of bytes of the file, row-major.
+    fn array(&self, name: &str, id: Id) -> Result<Option<View>> {
+        let p = self.pickle;
+        let bad = |found: &str| self.bad(name, "an array of f32 made of bytes and its size", found);
+        let Some(&[dims, kind, buffer]) = p.call(id, "numpy.ndarray") else { return Err(bad("another value")) };
+        let range = p.call(buffer, "builtins.bytearray").and_then(|a| blob(p, *a.first()?));
+        let (Some("<f4"), Some(Blob::InFile(range))) = (p.text(kind), range) else { return Err(bad("other arguments")) };
+        let dims = p.sequence(dims).and_then(|d| d.iter().map(|d| p.size(*d)).collect::<Option<Vec<_>>>());
+        let dims = dims.ok_or_else(|| bad("another size"))?;
+        let elements = dims.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
+        if elements.and_then(|n| n.checked_mul(4)) != Some(range.len()) {
+            return Err(bad("bytes of another number of elements"));
+        }
+        let storage = Storage { owned: None, start: range.start, bytes: range.len(), crc: None };
+        Ok(Some(View::contiguous(Dtype::F32, storage, dims)))
+    }
+}
+
+/// Calls by which d2o's own pickles make modules, fill them and make their tensors.
+const PARTIAL: &str = "functools.partial";
+const LOAD_STATE_DICT: &str = "torch.nn.Module.load_state_dict";
+const FROM_NUMPY: &str = "torch.from_numpy";
 /// Calls that rebuild a parameter from a tensor.
 const PARAMETERS: [&str; 2] = ["torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"];
 /// Calls that rebuild a tensor: from a typed storage, from an untyped one and a type, through one of the two.
