@@ -382,6 +382,36 @@ fn negative_and_expanded_views_are_read_and_conjugate_ones_refused() {
     assert!(message.contains("w, of shape [255, 255, 255, 255]") && message.contains("64 MiB of memory"), "{message}");
 }
 
+/// A pickle as `d2o train --pickle` writes it, whose tensor `w` has this size, element type and these bytes.
+fn own_pickle(dims: &[u8], kind: &str, bytes: &[u8]) -> Vec<u8> {
+    let dims: Vec<u8> = dims.iter().flat_map(|d| [b'K', *d]).collect();
+    let buffer = [&global("builtins.bytearray")[..], &[b'C', u8::try_from(bytes.len()).unwrap()], bytes, b"\x85R"];
+    let array = [&global("numpy.ndarray")[..], b"((", &dims, b"t", &text(kind), &buffer.concat(), b"tR"].concat();
+    let tensor = [&global("torch.from_numpy")[..], &array, b"\x85R"].concat();
+    let class = [&global("functools.partial")[..], &global("training.networks.D2OPrecond"), b"q\x01\x85R"].concat();
+    let kwargs = dict(&[("label_dim", b"K\x07".to_vec())]);
+    let made = [&class[..], b"(h\x01)", &kwargs, b"Ntb)Rq\x02"].concat();
+    let filled =
+        [&global("torch.nn.Module.load_state_dict")[..], b"h\x02", &dict(&[("w", tensor)]), b"\x86R0"].concat();
+    let recorded = dict(&[("sampler", text("two-step"))]);
+    pickle(&dict(&[("ema", [made, filled].concat()), ("augment_pipe", b"N".to_vec()), ("d2o", recorded)]))
+}
+
+#[test]
+fn pickles_of_d2o_are_read() {
+    let bytes = [0.5_f32, 1.5].map(f32::to_le_bytes).concat();
+    let checkpoint = opened(&own_pickle(&[2], "<f4", &bytes)).unwrap();
+    let [network] = &checkpoint.networks[..] else { panic!("{:?}", checkpoint.networks) };
+    assert_eq!((network.name.as_str(), network.class.as_deref()), ("ema", Some("D2OPrecond")));
+    assert_eq!(network.init_kwargs["label_dim"], 7);
+    assert_eq!(network.tensors.read_f32("w").unwrap(), [0.5, 1.5]);
+    assert_eq!(checkpoint.metadata, [("sampler".to_owned(), "two-step".to_owned())]);
+    for (dims, kind) in [(&[3][..], "<f4"), (&[255; 9], "<f4"), (&[1], "<f8"), (&[2], ">f4")] {
+        let text = refused(&own_pickle(dims, kind, &bytes));
+        assert!(text.contains("an array of f32 made of bytes and its size"), "{text}");
+    }
+}
+
 #[test]
 fn objects_beside_the_tensors_are_named_and_not_made() {
     let path = [&global("pathlib.PosixPath")[..], &text("/scratch"), b"\x85R"].concat();

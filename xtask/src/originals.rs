@@ -232,7 +232,18 @@ pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
             }
             let mut ours = cargo()?;
             ours.args(["run", "-q", "-p", "d2o", "--features", "train", "--", "train", "--quiet", "--loss", "d2o"]);
-            ours.args(["--batch", "8", "--freeze", "0", "--r1-gamma", "0", "--tick", "0.008", "--duration", "0.000048"]);
+            ours.args([
+                "--batch",
+                "8",
+                "--freeze",
+                "0",
+                "--r1-gamma",
+                "0",
+                "--tick",
+                "0.008",
+                "--duration",
+                "0.000048",
+            ]);
             ours.arg("--transfer").arg(&source).arg("--data").arg(out.join("images.npz")).arg("--outdir").arg(&run);
             ours.args(["--backbones", backbones]);
             for path in weights {

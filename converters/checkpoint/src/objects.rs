@@ -193,7 +193,8 @@ impl<'a> Walk<'a, '_> {
     fn made(&self, id: Id) -> Result<Option<Made<'a>>> {
         let p = self.pickle;
         let Node::Call { function, .. } = p.node(id) else { return Ok(None) };
-        let (Some(&[class, ..]), Node::Call { state: Some(state), .. }) = (p.call(*function, PARTIAL), p.node(*function))
+        let (Some(&[class, ..]), Node::Call { state: Some(state), .. }) =
+            (p.call(*function, PARTIAL), p.node(*function))
         else {
             return Ok(None);
         };
@@ -201,7 +202,8 @@ impl<'a> Walk<'a, '_> {
             return Ok(None);
         };
         self.input.step(p.nodes().len(), || format!("{} objects", p.nodes().len()))?;
-        let filled = |node: usize| p.call(node, LOAD_STATE_DICT).and_then(|a| (a.first() == Some(&id)).then(|| a.get(1)));
+        let filled =
+            |node: usize| p.call(node, LOAD_STATE_DICT).and_then(|a| (a.first() == Some(&id)).then(|| a.get(1)));
         let Some(&state_dict) = (0..p.nodes().len()).find_map(filled).flatten() else { return Ok(None) };
         let class = class.rsplit('.').next().unwrap_or(class);
         Ok(Some(Made { class, init_kwargs, state_dict }))
@@ -414,7 +416,9 @@ impl Walk<'_, '_> {
         let bad = |found: &str| self.bad(name, "an array of f32 made of bytes and its size", found);
         let Some(&[dims, kind, buffer]) = p.call(id, "numpy.ndarray") else { return Err(bad("another value")) };
         let range = p.call(buffer, "builtins.bytearray").and_then(|a| blob(p, *a.first()?));
-        let (Some("<f4"), Some(Blob::InFile(range))) = (p.text(kind), range) else { return Err(bad("other arguments")) };
+        let (Some("<f4"), Some(Blob::InFile(range))) = (p.text(kind), range) else {
+            return Err(bad("other arguments"));
+        };
         let dims = p.sequence(dims).and_then(|d| d.iter().map(|d| p.size(*d)).collect::<Option<Vec<_>>>());
         let dims = dims.ok_or_else(|| bad("another size"))?;
         let elements = dims.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
