@@ -45,7 +45,18 @@ pub(crate) fn run() -> anyhow::Result<()> {
         args(["dataset", "--overwrite"]).path(&emoji).with(["--resolution", "32", "--out", "data.zip"]).with(skin),
     )?;
     let _ = fs::remove_dir_all(demo.dir.join("run"));
-    let adversary = ["--feature-resolution", FEATURE_RESOLUTION, "--batch", "16", "--lr", "3e-4", "--dlr", "1.5e-4", "--freeze", "0"];
+    let adversary = [
+        "--feature-resolution",
+        FEATURE_RESOLUTION,
+        "--batch",
+        "16",
+        "--lr",
+        "3e-4",
+        "--dlr",
+        "1.5e-4",
+        "--freeze",
+        "0",
+    ];
     let fine_tune =
         args(["train", "--loss", "d2o", "--data", "data.zip", "--outdir", "run", "--max-seconds", FINE_TUNE])
             .with(adversary)
