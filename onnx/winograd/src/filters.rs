@@ -40,7 +40,7 @@ fn in_parts<E>(
 ) -> Result<(), E> {
     let parts: Vec<_> = out.chunks_exact_mut(length).map(Mutex::new).collect();
     // Nothing else locks a part.
-    parallel(parts.len(), &|index| task(index, &mut **parts[index].lock().unwrap_or_else(PoisonError::into_inner)))
+    parallel(parts.len(), &|index| task(index, &mut parts[index].lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
 /// The filters of a block of outputs.
