@@ -190,6 +190,7 @@ impl<'a> Walk<'a, '_> {
         Ok(is_module.then_some(Module { class, state: *state, source: None }))
     }
 
+    /// The module of a d2o pickle that `id` is.
     fn made(&self, id: Id) -> Result<Option<Made<'a>>> {
         let p = self.pickle;
         let Node::Call { function, .. } = p.node(id) else { return Ok(None) };
@@ -388,10 +389,9 @@ impl<'a> Walk<'a, '_> {
         };
         let bad = |what: &str| self.bad(name, what, "another value");
         let &[storage, offset, dims, strides, ..] = args else { return Err(bad("storage, offset, size and stride")) };
-        let sizes = |id: Id| p.sequence(id)?.iter().map(|d| p.size(*d)).collect::<Option<Vec<_>>>();
         let offset = p.size(offset).ok_or_else(|| bad("an offset of at least 0"))?;
-        let dims = sizes(dims).ok_or_else(|| bad("sizes of at least 0"))?;
-        let strides = sizes(strides).ok_or_else(|| bad("strides of at least 0"))?;
+        let dims = sizes(p, dims).ok_or_else(|| bad("sizes of at least 0"))?;
+        let strides = sizes(p, strides).ok_or_else(|| bad("strides of at least 0"))?;
         let named = args.get(6).filter(|_| newer).and_then(|d| p.global(*d)).and_then(named_type);
         let metadata = args.get(if newer { 7 } else { 6 }).copied();
         let set = |key: &str| -> Result<bool> {
@@ -407,9 +407,7 @@ impl<'a> Walk<'a, '_> {
         let dtype = named.or(stored).ok_or_else(|| self.bad(name, "a known element type", describe(p, storage)))?;
         Ok(Some(View { dtype, storage: bytes, offset, dims, strides, negative }))
     }
-}
 
-impl Walk<'_, '_> {
     /// The array of little-endian f32 that `id` makes of bytes of the file, row-major.
     fn array(&self, name: &str, id: Id) -> Result<Option<View>> {
         let p = self.pickle;
@@ -419,8 +417,7 @@ impl Walk<'_, '_> {
         let (Some("<f4"), Some(Blob::InFile(range))) = (p.text(kind), range) else {
             return Err(bad("other arguments"));
         };
-        let dims = p.sequence(dims).and_then(|d| d.iter().map(|d| p.size(*d)).collect::<Option<Vec<_>>>());
-        let dims = dims.ok_or_else(|| bad("another size"))?;
+        let dims = sizes(p, dims).ok_or_else(|| bad("another size"))?;
         let elements = dims.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
         if elements.and_then(|n| n.checked_mul(4)) != Some(range.len()) {
             return Err(bad("bytes of another number of elements"));
@@ -428,6 +425,11 @@ impl Walk<'_, '_> {
         let storage = Storage { owned: None, start: range.start, bytes: range.len(), crc: None };
         Ok(Some(View::contiguous(Dtype::F32, storage, dims)))
     }
+}
+
+/// The sequence of sizes `id`.
+fn sizes(p: &Pickle, id: Id) -> Option<Vec<usize>> {
+    p.sequence(id)?.iter().map(|d| p.size(*d)).collect()
 }
 
 /// Calls by which d2o's own pickles make modules, fill them and make their tensors.
