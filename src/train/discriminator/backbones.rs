@@ -90,7 +90,7 @@ impl Backbone {
                 (own.batch_norm, own.widths) == (found.batch_norm, found.widths)
             }
             (Extractor::VisionTransformer(own), Extractor::VisionTransformer(found)) => {
-                own == VitConfig { outputs: own.outputs, ..found.clone() }
+                own == VitConfig { outputs: own.outputs, ..*found }
             }
             (own, found) => own == *found,
         }

@@ -60,7 +60,7 @@ fn recognised(backbones: &[Backbone], path: &Path) -> anyhow::Result<(Backbone, 
     let Some(backbone) = backbones.iter().find(fits) else {
         let (expected, found) = (backbones.iter().map(|b| b.extractor().name()), network.architecture.name());
         let expected: Vec<_> = expected.collect();
-        let sizes = if expected.iter().any(|e| *e == found) { " of other sizes" } else { "" };
+        let sizes = if expected.contains(&found) { " of other sizes" } else { "" };
         anyhow::bail!("expected {}, found {found}{sizes}", expected.join(" or "));
     };
     ensure_undamaged(path)?;
