@@ -159,8 +159,9 @@ mod training {
         group.agree(data.place(device))?;
         let (other_files, max_seconds) = (args.resume_with, args.max_seconds);
         let group = Rc::clone(group);
-        let kind = Kind::Float;
-        let run = Run { options, values, net, outdir, state, other_files, max_seconds, device, kind, group };
+        // On CUDA alone, as in the original.
+        let (mixed, kind) = (options.bf16 && device.is_cuda(), Kind::Float);
+        let run = Run { options, values, net, outdir, state, other_files, max_seconds, device, mixed, kind, group };
         let group = &*run.group;
         let mut trainer = group.agree(Trainer::new(&run, &data))?;
 
@@ -176,7 +177,7 @@ mod training {
                 let _ = writeln!(log, "{text}");
             }
         };
-        if run.options.bf16 && !device.is_cuda() {
+        if run.options.bf16 && !run.mixed {
             note("the CPU computes in f32, as the original does: --bf16 is for CUDA");
         }
         if data.is_grey() && run.options.channels == Some(3) {

@@ -139,8 +139,8 @@ impl Part {
 fn opened(path: &Path) -> anyhow::Result<(Part, Weights)> {
     let checkpoint = Checkpoint::open(path)?;
     let network = checkpoint.network(None)?;
-    let widths = VggConfig::torchvision(false).widths;
-    if matches!(network.architecture.extractor(), Some(Extractor::Vgg16(c)) if !c.batch_norm && c.widths == widths) {
+    let vgg16 = VggConfig::torchvision(false);
+    if matches!(network.architecture.extractor(), Some(Extractor::Vgg16(found)) if found.has_trunk_of(&vgg16)) {
         ensure_undamaged(path)?;
         let classifier = network.tensors.names().into_iter().filter(|n| n.starts_with("classifier."));
         return Ok((Part::Vgg16, network.weights().allowing_unused(classifier)));

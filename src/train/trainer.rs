@@ -60,6 +60,8 @@ pub struct Run {
     pub max_seconds: Option<f64>,
     /// Where to compute.
     pub device: Device,
+    /// Whether the generator computes in bf16.
+    pub mixed: bool,
     /// Element type of networks and optimisers: f32 but in comparisons with the original.
     pub kind: Kind,
     /// The processes that share it.
@@ -67,12 +69,6 @@ pub struct Run {
 }
 
 impl Run {
-    /// Whether the generator computes in bf16: on CUDA alone, as in the original.
-    #[must_use]
-    pub fn mixed(&self) -> bool {
-        self.options.bf16 && self.device.is_cuda()
-    }
-
     /// The parts of a batch that this process has.
     #[must_use]
     pub fn parts(&self) -> Range<usize> {
@@ -83,7 +79,7 @@ impl Run {
     /// The generator around the network `net`.
     #[must_use]
     pub fn generator<'a>(&self, net: &'a Denoiser<Value>) -> Generator<'a> {
-        Generator { net, steps: self.options.steps(), mixed: self.mixed() }
+        Generator { net, steps: self.options.steps(), mixed: self.mixed }
     }
 }
 

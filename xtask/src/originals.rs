@@ -203,7 +203,7 @@ pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
     };
     let (scripts, out) = (root().join("tests/data/gen"), target()?.join("bench-train"));
     fs::create_dir_all(&out)?;
-    let (source, run) = (out.join(format!("{NAME}.pkl")), out.join("run"));
+    let source = out.join(format!("{NAME}.pkl"));
     if !source.exists() {
         let mut make = Command::new(&python);
         make.arg(scripts.join("originals.py")).arg(&out).arg("--orig").arg(&options.orig).args(["--case", NAME]);
@@ -220,61 +220,51 @@ pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
     let chosen = |name: &str| options.only.is_empty() || options.only.iter().any(|o| o == name);
     for (backbones, weights) in cases.into_iter().filter(|(name, _)| chosen(name)) {
         for _ in 0..ROUNDS {
-            let mut theirs = Command::new(&python);
-            theirs.arg(scripts.join("recipe.py")).arg("--orig").arg(&options.orig).arg("--time").arg(&out);
+            let mut timed = Command::new(&python);
+            timed.arg(scripts.join("recipe.py")).arg("--orig").arg(&options.orig).arg("--time").arg(&out);
             if weights.contains(&&vgg) {
-                theirs.arg("--vgg");
+                timed.arg("--vgg");
             }
-            let (theirs, their_peak) = measured(&mut theirs)?;
-            let theirs: Value = serde_json::from_str(theirs.trim())?;
-            if run.exists() {
-                fs::remove_dir_all(&run)?;
-            }
-            let mut ours = cargo()?;
-            ours.args(["run", "-q", "-p", "d2o", "--features", "train", "--", "train", "--quiet", "--loss", "d2o"]);
-            ours.args([
-                "--batch",
-                "8",
-                "--freeze",
-                "0",
-                "--r1-gamma",
-                "0",
-                "--tick",
-                "0.008",
-                "--duration",
-                "0.000048",
-            ]);
-            ours.arg("--transfer").arg(&source).arg("--data").arg(out.join("images.npz")).arg("--outdir").arg(&run);
-            ours.args(["--backbones", backbones]);
-            for path in weights {
-                ours.arg("--backbone-weights").arg(path);
-            }
-            let (_, our_peak) = measured(&mut ours)?;
-            let log = fs::read_to_string(run.join("stats.jsonl"))?;
-            let mut speeds = log
-                .lines()
-                .skip(1)
-                .map(|l| {
-                    serde_json::from_str::<Value>(l)?["Timing/sec_per_kimg"]["mean"]
-                        .as_f64()
-                        .context("a speed")
-                        .map(|s| 1e3 / s)
-                })
-                .collect::<anyhow::Result<Vec<f64>>>()?;
-            speeds.sort_by(f64::total_cmp);
-            let ours = *speeds.get(speeds.len() / 2).context("no iteration was logged")?;
-            let original = theirs["images_per_second"].as_f64().context("a speed")?;
+            let (printed, their_peak) = measured(&mut timed)?;
+            let printed: Value = serde_json::from_str(printed.trim())?;
+            let theirs = printed["images_per_second"].as_f64().context("a speed")?;
+            let (ours, our_peak) = train(&out, &source, backbones, weights)?;
             println!(
                 "{}",
                 json!({
                     "backbones": backbones, "batch": 8,
-                    "images_per_second": { "d2o": ours, "original": original, "ratio": ours / original },
+                    "images_per_second": { "d2o": ours, "original": theirs, "ratio": ours / theirs },
                     "peak_mib": { "d2o": our_peak, "original": their_peak },
                 })
             );
         }
     }
     Ok(())
+}
+
+/// Images per second of `d2o train`, the median of its ticks after the first, and its peak memory, MiB.
+fn train(out: &Path, source: &Path, backbones: &str, weights: &[&PathBuf]) -> anyhow::Result<(f64, u64)> {
+    let run = out.join("run");
+    if run.exists() {
+        fs::remove_dir_all(&run)?;
+    }
+    let mut command = cargo()?;
+    command.args(["run", "-q", "-p", "d2o", "--features", "train", "--", "train", "--quiet", "--loss", "d2o"]);
+    command.args(["--batch", "8", "--freeze", "0", "--r1-gamma", "0", "--tick", "0.008", "--duration", "0.000048"]);
+    command.arg("--transfer").arg(source).arg("--data").arg(out.join("images.npz")).arg("--outdir").arg(&run);
+    command.args(["--backbones", backbones]);
+    for path in weights {
+        command.arg("--backbone-weights").arg(path);
+    }
+    let (_, peak) = measured(&mut command)?;
+    let speed = |line: &str| -> anyhow::Result<f64> {
+        let line: Value = serde_json::from_str(line)?;
+        Ok(1e3 / line["Timing/sec_per_kimg"]["mean"].as_f64().context("a speed")?)
+    };
+    let log = fs::read_to_string(run.join("stats.jsonl"))?;
+    let mut speeds = log.lines().skip(1).map(speed).collect::<anyhow::Result<Vec<f64>>>()?;
+    speeds.sort_by(f64::total_cmp);
+    Ok((*speeds.get(speeds.len() / 2).context("no iteration was logged")?, peak))
 }
 
 /// What a command prints, and the peak of its resident memory, MiB, to the last tenth of a second.

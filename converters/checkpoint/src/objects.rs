@@ -35,7 +35,7 @@ const TENSORFLOW: &str = "dnnlib.tflib.network.Network";
 pub(crate) type Resolve<'a> = dyn FnMut(&Pickle, Id) -> Result<Option<(Option<Dtype>, Storage)>> + 'a;
 
 /// A network found in a pickle.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Found {
     /// Key in the file's outermost dict; empty if the file is one network.
     pub(crate) name: String,
@@ -236,18 +236,14 @@ impl<'a> Walk<'a, '_> {
 
     /// The network `id` is, if it is a module or a dict with tensors.
     fn network(&mut self, name: String, id: Id) -> Result<Option<Found>> {
-        let mut tensors = Vec::new();
+        let mut found = Found { name, ..Found::default() };
         if let Some(made) = self.made(id)? {
-            self.state_dict(&name, made.state_dict, &mut tensors)?;
-            let kwargs = value(self.pickle, self.input, made.init_kwargs, MAX_DEPTH)?;
-            let init_kwargs = if let Value::Object(kwargs) = kwargs { kwargs } else { Map::new() };
-            let class = Some(made.class.to_owned());
-            return Ok(Some(Found { name, class, init_args: Vec::new(), init_kwargs, source: None, tensors }));
+            self.state_dict(&found.name, made.state_dict, &mut found.tensors)?;
+            (found.class, found.init_kwargs) = (Some(made.class.to_owned()), self.kwargs(Some(made.init_kwargs))?);
+            return Ok(Some(found));
         }
         let Some(module) = self.module(id)? else {
-            self.state_dict(&name, id, &mut tensors)?;
-            let found =
-                Found { name, class: None, init_args: Vec::new(), init_kwargs: Map::new(), source: None, tensors };
+            self.state_dict(&found.name, id, &mut found.tensors)?;
             return Ok((!found.tensors.is_empty()).then_some(found));
         };
         let p = self.pickle;
@@ -255,18 +251,25 @@ impl<'a> Walk<'a, '_> {
             let version = self.get(meta, "version")?.and_then(|v| p.size(v));
             if version.is_none_or(|v| v > PERSISTENCE_VERSION) {
                 let expected = format!("a persistent object of version up to {PERSISTENCE_VERSION}");
-                return Err(self.bad(name, expected, format!("version {version:?}")));
+                return Err(self.bad(found.name, expected, format!("version {version:?}")));
             }
         }
-        let json = |key: &str| -> Result<Option<Value>> {
-            self.get(module.state, key)?.map(|v| value(p, self.input, v, MAX_DEPTH)).transpose()
-        };
-        let init_args = if let Some(Value::Array(args)) = json("_init_args")? { args } else { Vec::new() };
-        let init_kwargs = if let Some(Value::Object(kwargs)) = json("_init_kwargs")? { kwargs } else { Map::new() };
-        let source = module.source.and_then(|s| self.source(s));
-        let class = Some(module.class.to_owned());
-        self.descend("", &module, MAX_DEPTH, &mut tensors)?;
-        Ok(Some(Found { name, class, init_args, init_kwargs, source, tensors }))
+        if let Some(args) = self.get(module.state, "_init_args")?
+            && let Value::Array(args) = value(p, self.input, args, MAX_DEPTH)?
+        {
+            found.init_args = args;
+        }
+        found.init_kwargs = self.kwargs(self.get(module.state, "_init_kwargs")?)?;
+        found.source = module.source.and_then(|s| self.source(s));
+        found.class = Some(module.class.to_owned());
+        self.descend("", &module, MAX_DEPTH, &mut found.tensors)?;
+        Ok(Some(found))
+    }
+
+    /// The named arguments `id`; none if it is not a dict.
+    fn kwargs(&self, id: Option<Id>) -> Result<Map<String, Value>> {
+        let kwargs = id.map(|id| value(self.pickle, self.input, id, MAX_DEPTH)).transpose()?;
+        Ok(if let Some(Value::Object(kwargs)) = kwargs { kwargs } else { Map::new() })
     }
 
     fn state_dict(&mut self, network: &str, id: Id, out: &mut Vec<(String, View)>) -> Result<()> {

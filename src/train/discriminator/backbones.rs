@@ -86,9 +86,7 @@ impl Backbone {
     /// Whether `found` is this network but for the layers after the last tap.
     pub(super) fn is_trunk_of(self, found: &Extractor) -> bool {
         match (self.extractor(), found) {
-            (Extractor::Vgg16(own), Extractor::Vgg16(found)) => {
-                (own.batch_norm, own.widths) == (found.batch_norm, found.widths)
-            }
+            (Extractor::Vgg16(own), Extractor::Vgg16(found)) => own.has_trunk_of(found),
             (Extractor::VisionTransformer(own), Extractor::VisionTransformer(found)) => {
                 own == VitConfig { outputs: own.outputs, ..*found }
             }

@@ -1,4 +1,4 @@
-//! Whole iterations against the original's (`tests/data/gen/iterations.py`), in f64.
+//! Whole iterations: against the original's (`tests/data/gen/iterations.py`) in f64, and resumed in bf16.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -81,16 +81,12 @@ fn differences(expected: &Json, what: &str, of: &Trained, values: &[Tensor], sta
     all
 }
 
-#[test]
-fn three_iterations_are_the_originals() {
-    let dir = tempfile::tempdir().unwrap();
-    let at = |name: &str| dir.path().join(name);
-    let golden = test_support::golden_dir();
-    let expected = fs_err::read(golden.parent().unwrap().join("iterations.json")).unwrap();
-    let expected: Json = serde_json::from_slice(&expected).unwrap();
+/// A run of D2O on drawn images with a drawn EfficientNet-Lite0, all in `dir`, as iterations.py's, and its images.
+fn drawn_run(dir: &Path, expected: &Json, kind: Kind) -> (Run, TrainingSet) {
+    let at = |name: &str| dir.join(name);
     let number = |key: &str| u32::try_from(expected[key].as_u64().unwrap()).unwrap();
     let seed = u64::from(number("seed"));
-    let transfer = golden.join(format!("{}.safetensors", expected["golden"].as_str().unwrap()));
+    let transfer = test_support::golden_dir().join(format!("{}.safetensors", expected["golden"].as_str().unwrap()));
     let checkpoint = Checkpoint::open(&transfer).unwrap();
     let net = checkpoint.network(None).unwrap().architecture.denoiser().unwrap().into_one_step(0.0).unwrap();
     let side = net.img_resolution;
@@ -100,7 +96,7 @@ fn three_iterations_are_the_originals() {
     let option = |key: &str| expected["options"][key].as_f64();
     let mut given = TrainSettings {
         data: Some(at("data.npz")),
-        transfer: Some(transfer.clone()),
+        transfer: Some(transfer),
         batch: Some(number("batch")),
         seed: Some(number("seed")),
         lr: option("lr"),
@@ -126,19 +122,68 @@ fn three_iterations_are_the_originals() {
         other_files: false,
         max_seconds: None,
         device: Device::Cpu,
-        kind: Kind::Double,
+        mixed: false,
+        kind,
         group: Rc::new(Group::alone()),
     };
+    (run, data)
+}
+
+/// What `iterations.py` recorded.
+fn recorded() -> Json {
+    let golden = test_support::golden_dir();
+    serde_json::from_slice(&fs_err::read(golden.parent().unwrap().join("iterations.json")).unwrap()).unwrap()
+}
+
+fn iterate(trainer: &mut Trainer<'_>, data: &TrainingSet, iterations: u64) {
+    for _ in 0..iterations {
+        let indices: Vec<u32> = (0..trainer.run.options.batch).map(|_| trainer.sampler.draw()).collect();
+        trainer.iterate(data, &indices).unwrap();
+    }
+}
+
+#[test]
+fn a_resumed_run_in_bf16_ends_where_an_undisturbed_one_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut run, data) = drawn_run(dir.path(), &recorded(), Kind::Float);
+    fs_err::create_dir(&run.outdir).unwrap();
+    let path = snapshot::state_path(&run.outdir);
+    let ended = |trainer: &Trainer<'_>| {
+        trainer.save(false, true).unwrap();
+        fs_err::read(&path).unwrap()
+    };
+    let whole = |run: &Run| {
+        let mut trainer = Trainer::new(run, &data).unwrap();
+        iterate(&mut trainer, &data, 4);
+        ended(&trainer)
+    };
+    let in_f32 = whole(&run);
+    run.mixed = true;
+    let in_bf16 = whole(&run);
+    assert!(in_f32 != in_bf16);
+
+    let mut first = Trainer::new(&run, &data).unwrap();
+    iterate(&mut first, &data, 2);
+    first.save(false, true).unwrap();
+    drop(first);
+    run.state = Some(State::open(&path).unwrap());
+    let mut second = Trainer::new(&run, &data).unwrap();
+    iterate(&mut second, &data, 2);
+    assert!(ended(&second) == in_bf16, "a resumed run ends elsewhere than an undisturbed one");
+}
+
+#[test]
+fn three_iterations_are_the_originals() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = recorded();
+    let (run, data) = drawn_run(dir.path(), &expected, Kind::Double);
     let mut trainer = Trainer::new(&run, &data).unwrap();
     let copies = |of: &Trained| -> Vec<Tensor> {
         of.optimizer.views(of.optimizer.values()).unwrap().iter().map(|t| t.detach().copy()).collect()
     };
     let Objective::Adversarial(critic) = &trainer.objective else { panic!("no discriminator") };
     let before = [copies(&trainer.generator), copies(critic.trained())];
-    for _ in 0..number("iterations") {
-        let indices: Vec<u32> = (0..number("batch")).map(|_| trainer.sampler.draw()).collect();
-        trainer.iterate(&data, &indices).unwrap();
-    }
+    iterate(&mut trainer, &data, expected["iterations"].as_u64().unwrap());
     let Objective::Adversarial(critic) = &trainer.objective else { panic!("no discriminator") };
     let mut all = Vec::new();
     let sides = [("generator", &trainer.generator, &before[0]), ("discriminator", critic.trained(), &before[1])];

@@ -47,6 +47,12 @@ impl VggConfig {
         let [first, second, classes] = [0, 3, 6].map(|i| rows(format!("classifier.{i}.weight")));
         Ok(Self { batch_norm, widths, hidden: [first?, second?], classes: classes? })
     }
+
+    /// Whether the two networks differ in their classifiers at most.
+    #[must_use]
+    pub fn has_trunk_of(&self, other: &Self) -> bool {
+        (self.batch_norm, self.widths) == (other.batch_norm, other.widths)
+    }
 }
 
 /// Index in `features` of each convolution: after one follow its norm, if there are norms, its ReLU, and at a group's end the pool.
