@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use d2o_converters::checkpoint::TensorSource as _;
 use d2o_converters::checkpoint::safetensors::{self, SafetensorsFile};
 use d2o_converters::denoiser::NetConfig;
+use d2o_converters::weights::Weights;
 use tch::{Device, TchError, Tensor};
 
 use super::libtorch::{tensor_of, values_of};
@@ -93,6 +94,14 @@ impl State {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The weights of `network`: what is derived from constants when it is built is then the run's.
+    ///
+    /// # Errors
+    /// Reading errors.
+    pub fn weights(&self, network: &str) -> anyhow::Result<Weights> {
+        Ok(Weights::checkpoint(Box::new(SafetensorsFile::open(&self.path)?), &format!("{network}.")))
     }
 
     /// A metadata entry.

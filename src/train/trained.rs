@@ -64,9 +64,7 @@ impl Trained {
 
     pub(super) fn restore(&mut self, name: &str, state: &State) -> anyhow::Result<()> {
         for t in &mut self.tensors {
-            if t.role != Role::Buffer {
-                state.restore(&format!("{name}.{}", t.path), &mut t.tensor)?;
-            }
+            state.restore(&format!("{name}.{}", t.path), &mut t.tensor)?;
         }
         for (moment, tensor) in self.optimizer.moments() {
             state.restore(&format!("optimizer.{name}.{moment}"), &mut tensor.shallow_clone())?;

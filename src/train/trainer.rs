@@ -41,6 +41,9 @@ use crate::cli::LossArg;
 /// Iterations between looks at the losses, and the losses in a row that may not be finite.
 const PATIENCE: u32 = 16;
 
+/// Networks of snapshots: average and trained.
+const NETWORKS: [&str; 2] = ["ema", "net"];
+
 /// A run.
 #[derive(Debug)]
 pub struct Run {
@@ -150,10 +153,13 @@ impl<'a> Trainer<'a> {
     pub fn new(run: &'a Run, data: &TrainingSet) -> anyhow::Result<Self> {
         let options = &run.options;
         Numerics { tf32: options.tf32, deterministic: options.deterministic }.apply();
-        let weights = match &options.transfer {
-            // The state holds what was transferred.
-            Some(path) if run.state.is_none() => transfer(path, &run.net)?,
-            _ => Weights::initialised(u64::from(options.seed)),
+        let weights = match (&run.state, &options.transfer) {
+            (Some(state), _) => {
+                ensure_same_network(state, &run.net)?;
+                state.weights(NETWORKS[1])?
+            }
+            (None, Some(path)) => transfer(path, &run.net)?,
+            (None, None) => Weights::initialised(u64::from(options.seed)),
         };
         let mut b = LibTorch::with_weights(weights, run.device).in_kind(run.kind);
         let net = Denoiser::build(&mut b, &run.net)?;
@@ -463,7 +469,6 @@ impl<'a> Trainer<'a> {
 
     /// Writes `network-snapshot-NNNNNN.safetensors` (average and network) and `training-state.safetensors`, if so asked; returns the snapshot's path.
     fn save(&self, snap: bool, dump: bool) -> anyhow::Result<PathBuf> {
-        const NETWORKS: [&str; 2] = ["ema", "net"];
         let dir = &self.run.outdir;
         let path = dir.join(format!("network-snapshot-{:06}.safetensors", self.images / 1000));
         if dump {
@@ -483,7 +488,7 @@ impl<'a> Trainer<'a> {
             }
         }
         if dump {
-            self.generator.save("net", &mut tensors, &mut metadata);
+            self.generator.save(NETWORKS[1], &mut tensors, &mut metadata);
             if let Objective::Adversarial(d) = &self.objective {
                 d.save(&mut tensors, &mut metadata)?;
             }
@@ -534,9 +539,6 @@ impl<'a> Trainer<'a> {
     }
 
     fn resume(&mut self, state: &State) -> anyhow::Result<()> {
-        let kwargs = self.run.net.init_kwargs().to_string();
-        let same = state.get("class")? == self.run.net.class() && state.get("init_kwargs")? == kwargs;
-        anyhow::ensure!(same, "`{}` holds another network than this run trains", state.path().display());
         for (option, key, found) in &self.contents {
             // A state without the entry is of a run that had no such option.
             let was = state.get(key).unwrap_or("none");
@@ -550,9 +552,9 @@ impl<'a> Trainer<'a> {
         self.ticks = state.number("ticks")?;
         self.tick_start = state.number("tick_start")?;
         self.collector.restore(state.get("stats")?, self.run.device)?;
-        self.generator.restore("net", state)?;
+        self.generator.restore(NETWORKS[1], state)?;
         for (i, mut view) in self.generator.updated.iter().zip(self.generator.optimizer.views(&self.average)?) {
-            state.restore(&format!("ema.{}", self.generator.tensors[*i].path), &mut view)?;
+            state.restore(&format!("{}.{}", NETWORKS[0], self.generator.tensors[*i].path), &mut view)?;
         }
         if let Objective::Adversarial(d) = &mut self.objective {
             d.restore(state, self.run.device)?;
@@ -594,6 +596,13 @@ fn contents(options: &Options, data: &TrainingSet) -> anyhow::Result<Vec<(&'stat
         all.push(("--lpips-weights", "lpips_sha256", files(&options.lpips_weights)?));
     }
     Ok(all)
+}
+
+/// An error unless the state is of a run that trains `net`.
+fn ensure_same_network(state: &State, net: &NetConfig) -> anyhow::Result<()> {
+    let same = state.get("class")? == net.class() && state.get("init_kwargs")? == net.init_kwargs().to_string();
+    anyhow::ensure!(same, "`{}` holds another network than this run trains", state.path().display());
+    Ok(())
 }
 
 /// Weights of the `ema` network of `path`, all of which `net` must take but for augmentation's.
