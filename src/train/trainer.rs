@@ -600,7 +600,8 @@ fn contents(options: &Options, data: &TrainingSet) -> anyhow::Result<Vec<(&'stat
 
 /// An error unless the state is of a run that trains `net`.
 fn ensure_same_network(state: &State, net: &NetConfig) -> anyhow::Result<()> {
-    let same = state.get("class")? == net.class() && state.get("init_kwargs")? == net.init_kwargs().to_string();
+    let kwargs = net.init_kwargs().to_string();
+    let same = state.get("class")? == net.class() && state.get("init_kwargs")? == kwargs;
     anyhow::ensure!(same, "`{}` holds another network than this run trains", state.path().display());
     Ok(())
 }
