@@ -28,7 +28,7 @@ const NETWORK: [&str; 10] =
 const SMALL: [&str; 8] =
     ["--backbone", "lite0.safetensors", "--feature-resolution", "64", "--r1-interval", "2", "--tick", "0.008"];
 
-/// A folder with `data.npz`, `lite0.safetensors` and a denoiser, `edm/network-snapshot-000000.safetensors`.
+/// A folder with `data.npz`, `lite0.safetensors` and a denoiser, `edm/network-snapshot-000000_008.safetensors`.
 fn prepare() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     write_images(&dir.path().join("data.npz"), 0..12);
@@ -44,7 +44,7 @@ fn edm(dir: &Path, outdir: &str, mimg: &str, more: &[&str]) {
     d2o(dir, &[&train[..], &NETWORK, &options, more].concat());
 }
 
-const DENOISER: &str = "edm/network-snapshot-000000.safetensors";
+const DENOISER: &str = "edm/network-snapshot-000000_008.safetensors";
 
 /// The D2O loss, in batches of 4, from the denoiser.
 fn words<'a>(outdir: &'a str, mimg: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -137,7 +137,7 @@ fn a_resumed_run_ends_where_an_undisturbed_one_does() {
     assert_eq!(lines, stats(dir, "parts"));
     let strength = |line: &Value| line["Progress/augment"]["mean"].as_f64().unwrap();
     assert!((strength(&lines[0]) - 0.2).abs() < 1e-6 && (strength(&lines[2]) - 0.2).abs() > 1e-6, "{lines:?}");
-    let snapshot = "network-snapshot-000000.safetensors";
+    let snapshot = "network-snapshot-000000_024.safetensors";
     let [a, b] = ["whole", "parts"].map(|run| fs::read(dir.join(run).join(snapshot)).unwrap());
     assert!(a == b);
 
@@ -203,7 +203,7 @@ fn a_generator_is_distilled_with_and_without_a_discriminator() {
     };
     refused(dir, &resume(&["--teacher-type", "cd"]), "--teacher-type: \"ctm\" → \"cd\"");
     edm(dir, "edm2", "0.000008", &["--seed", "9"]);
-    let other = "edm2/network-snapshot-000000.safetensors";
+    let other = "edm2/network-snapshot-000000_008.safetensors";
     refused(dir, &resume(&["--target", other]), "--target does not hold what this run was started with");
     d2o(dir, &resume(&[]));
     assert!(bytes(dir, "whole") == bytes(dir, "parts"), "a resumed run ends elsewhere than an undisturbed one");
@@ -230,7 +230,7 @@ fn a_generator_is_distilled_with_and_without_a_discriminator() {
     }
     // Without the files, or with a teacher that is none.
     refused(dir, &words("bad", "0.000004", &["--teacher-type", "cd", "--target", DENOISER]), "vgg16-397923af.pth");
-    let tuned = "both/network-snapshot-000000.safetensors";
+    let tuned = "both/network-snapshot-000000_008.safetensors";
     let wrong = [&words("bad", "0.000004", &[])[..], &["--teacher-type", "cd", "--target", tuned]].concat();
     refused(dir, &wrong, "expected EDMPrecond, found D2OPrecond");
 }
@@ -265,7 +265,7 @@ fn a_generator_of_several_steps_is_sampled_as_it_was_trained() {
         tune(dir, &parts, "0.000008", &more);
         d2o(dir, &["--threads", "1", "train", "--outdir", &parts, "--resume", "--duration", "0.000016"]);
         assert!(bytes(dir, outdir) == bytes(dir, &parts));
-        let snapshot = format!("{outdir}/network-snapshot-000000.safetensors");
+        let snapshot = format!("{outdir}/network-snapshot-000000_016.safetensors");
         let graph = format!("{outdir}.onnx");
         let exported = d2o(dir, &["export", &snapshot, "--out", &graph, "--no-check"]);
         assert!(exported.stderr.contains(&format!("trained for {said} sampling")), "{exported}");
@@ -400,7 +400,7 @@ fn processes_are_parts_of_a_batch() {
     assert!(bytes(dir, "parts") == bytes(dir, "processes"), "two processes end elsewhere than two parts of a batch");
     assert_eq!(stats(dir, "parts"), stats(dir, "processes"));
     let file = |run: &str, name: &str| fs::read(dir.join(run).join(name)).unwrap();
-    let snapshot = "network-snapshot-000000.safetensors";
+    let snapshot = "network-snapshot-000000_020.safetensors";
     assert!(file("parts", snapshot) == file("processes", snapshot));
     let record: Value = serde_json::from_slice(&file("processes", "training_options.json")).unwrap();
     assert_eq!(record["processes"], 2);
@@ -697,7 +697,7 @@ fn snapshots_are_evaluated() {
     let kimg = || lines().iter().map(|l| l["Progress/kimg"]["mean"].as_f64().unwrap()).collect::<Vec<_>>();
     assert_eq!(kimg(), [0.004, 0.012]);
     // The numbers are those that the snapshot's graph has.
-    d2o(dir, &["export", "run/network-snapshot-000000.safetensors", "--no-check", "--out", "g.onnx"]);
+    d2o(dir, &["export", "run/network-snapshot-000000_012.safetensors", "--no-check", "--out", "g.onnx"]);
     let evaluate =
         ["evaluate", "g.onnx", "--seeds", "0-7", "--ref", "ref.npz", "--extractor", "f.onnx", "--json", "e.json"];
     d2o(dir, &evaluate);
@@ -709,7 +709,9 @@ fn snapshots_are_evaluated() {
         assert!(expected["value"].is_number(), "{name}");
     }
     assert_eq!(last["evaluation"]["metrics"], again["metrics"]);
-    assert_eq!(last["snapshot"], "network-snapshot-000000.safetensors");
+    // Snapshots of the same thousand images have names of their own.
+    let named: Vec<Value> = lines().into_iter().map(|l| l["snapshot"].clone()).collect();
+    assert_eq!(named, ["network-snapshot-000000.safetensors", "network-snapshot-000000_012.safetensors"]);
     // Evaluation changes nothing about training, and a resumed run goes on with it.
     tune(dir, "other", "0.000012", &["--snap", "1"]);
     assert_same_tensors(dir, "run", "other");
@@ -742,7 +744,7 @@ fn grey_images_train_networks_of_one_channel() {
         .map(|w| if w == DENOISER { "grey/network-snapshot-000000.safetensors" } else { w })
         .collect();
     d2o(dir, &tune);
-    d2o(dir, &["export", "run/network-snapshot-000000.safetensors", "--out", "g.onnx"]);
+    d2o(dir, &["export", "run/network-snapshot-000000_008.safetensors", "--out", "g.onnx"]);
     d2o(dir, &["generate", "g.onnx", "--seeds", "0-3", "--out", "g.npz"]);
     let made = d2o_refs::batch::open(&dir.join("g.npz")).unwrap().read(0..4).unwrap();
     assert_eq!(made.dim(), (4, 32, 32, 3));
@@ -766,13 +768,13 @@ fn a_full_disk_leaves_the_last_state() {
     let dir = prepare();
     let dir = dir.path();
     tune(dir, "run", "0.000008", &[]);
-    let before = (bytes(dir, "run"), fs::read(dir.join("run/network-snapshot-000000.safetensors")).unwrap());
+    let before = (bytes(dir, "run"), fs::read(dir.join("run/network-snapshot-000000_008.safetensors")).unwrap());
     let limited =
         "trap '' XFSZ; ulimit -f 100; exec \"$0\" --threads 1 train --outdir run --resume --duration 0.000016";
     let outcome = test_support::run(Path::new("sh"), dir, &["-c", limited, env!("CARGO_BIN_EXE_d2o")]);
     assert!(outcome.code == 2 && outcome.stderr.matches("error:").count() == 1, "{outcome}");
-    assert!(outcome.stderr.contains("network-snapshot-000000.safetensors"), "{outcome}");
-    let after = (bytes(dir, "run"), fs::read(dir.join("run/network-snapshot-000000.safetensors")).unwrap());
+    assert!(outcome.stderr.contains("network-snapshot-000000_016.safetensors"), "{outcome}");
+    let after = (bytes(dir, "run"), fs::read(dir.join("run/network-snapshot-000000_008.safetensors")).unwrap());
     assert!(before == after);
     let left: Vec<_> = fs::read_dir(dir.join("run")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(left.iter().all(|n| !n.to_string_lossy().starts_with('.')), "{left:?}");

@@ -68,6 +68,19 @@ pub fn write(path: &Path, tensors: &[Stored], metadata: &BTreeMap<String, String
         .with_context(|| format!("write `{}`", path.display()))
 }
 
+/// Where the snapshot after `images` images goes in `outdir`: `network-snapshot-NNNNNN` for NNNNNN thousand images, or `network-snapshot-NNNNNN_RRR` with the
+/// rest if an earlier snapshot of the same thousand is there, which evaluations name.
+#[must_use]
+pub fn snapshot_path(outdir: &Path, images: u64) -> PathBuf {
+    let thousands = outdir.join(format!("network-snapshot-{:06}.safetensors", images / 1000));
+    let earlier = State::open(&thousands).and_then(|s| s.number("images")).is_ok_and(|there| there < images);
+    if earlier {
+        outdir.join(format!("network-snapshot-{:06}_{:03}.safetensors", images / 1000, images % 1000))
+    } else {
+        thousands
+    }
+}
+
 /// The state of the run in `outdir`.
 #[must_use]
 pub fn state_path(outdir: &Path) -> PathBuf {

@@ -467,10 +467,10 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Writes `network-snapshot-NNNNNN.safetensors` (average and network) and `training-state.safetensors`, if so asked; returns the snapshot's path.
+    /// Writes a snapshot (average and network) and `training-state.safetensors`, if so asked; returns the snapshot's path.
     fn save(&self, snap: bool, dump: bool) -> anyhow::Result<PathBuf> {
         let dir = &self.run.outdir;
-        let path = dir.join(format!("network-snapshot-{:06}.safetensors", self.images / 1000));
+        let path = snapshot::snapshot_path(dir, self.images);
         if dump {
             self.ensure_same()?;
         }
