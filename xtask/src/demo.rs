@@ -51,16 +51,16 @@ pub(crate) fn run() -> anyhow::Result<()> {
         "--batch",
         "16",
         "--lr",
-        "3e-4",
-        "--dlr",
         "1.5e-4",
+        "--dlr",
+        "3e-4",
         "--freeze",
         "0",
     ];
     let fine_tune =
         args(["train", "--loss", "d2o", "--data", "data.zip", "--outdir", "run", "--max-seconds", FINE_TUNE])
             .with(adversary)
-            .with(["--xflip", "--ema", "0.002", "--snap", "0", "--dump", "0", "--tick", "0.25"])
+            .with(["--xflip", "--ema", "0.002", "--ema-warmup", "0.2", "--snap", "0", "--dump", "0", "--tick", "0.25"])
             .with(["--transfer"])
             .path(&pretrained)
             .with(["--backbone"])
