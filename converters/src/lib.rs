@@ -7,6 +7,7 @@ pub mod error;
 pub mod export;
 pub mod extractors;
 pub mod generators;
+pub mod known;
 pub mod layers;
 pub mod network;
 pub mod onnx;

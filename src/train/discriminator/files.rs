@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use d2o_converters::published::PUBLISHED;
+use d2o_converters::known;
 use d2o_converters::weights::Weights;
 use d2o_converters::{Checkpoint, Network};
 use d2o_refs::batch::container_sha256;
@@ -38,10 +38,10 @@ pub(super) fn open(backbones: &[Backbone], paths: &[PathBuf]) -> anyhow::Result<
         None => Ok(files),
         Some(missing) => {
             let network = missing.extractor().name();
-            let known: Vec<String> = PUBLISHED
+            let known: Vec<String> = known::all()
                 .iter()
-                .filter(|p| p.network == network)
-                .map(|p| format!("`{}` from {}", p.file, p.url))
+                .filter(|k| k.extractor().is_some_and(|e| e.network == network))
+                .map(|k| format!("`{}` from {}", k.file, k.urls.first().unwrap_or(&k.page)))
                 .collect();
             anyhow::bail!(
                 "the discriminator needs the weights of {}: give {} with --backbone-weights; such a name carries the first 8 hexadecimal digits of the file's SHA-256",
@@ -73,10 +73,10 @@ fn recognised(backbones: &[Backbone], path: &Path) -> anyhow::Result<(Backbone, 
 /// That; reading errors.
 pub(in crate::train) fn ensure_undamaged(path: &Path) -> anyhow::Result<()> {
     let name = path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default();
-    if let Some(published) = PUBLISHED.iter().find(|p| p.file == name) {
+    if let Some(published) = known::all().iter().find(|k| k.file == name && k.extractor().is_some()) {
         let found = container_sha256(path)?;
         anyhow::ensure!(
-            published.hash.matches(&found),
+            published.hash().matches(&found),
             "the file is damaged or another one: its SHA-256 {found} is not that of the published `{name}`"
         );
     }
