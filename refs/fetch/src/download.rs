@@ -337,7 +337,7 @@ fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
     let total = if total == "*" { None } else { Some(total.parse().ok()?) };
     // The rest is asked for, and less of it would have no end.
-    (first <= last && total.is_none_or(|total| last + 1 == total)).then_some((first, total))
+    (first <= last && total.is_none_or(|total| last.checked_add(1) == Some(total))).then_some((first, total))
 }
 
 /// Length of the whole from `bytes */TOTAL`.

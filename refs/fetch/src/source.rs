@@ -242,7 +242,7 @@ mod tests {
             (
                 "https://example.com/get/x.pt?id=3",
                 "https://example.com/get/x.pt?id=3",
-                "web/example.com/get/q-a2a4ff84d3d0f53e/x.pt",
+                "web/example.com/get/q-3a61b75b7aa22faa/x.pt",
             ),
             ("https://example.com/", "https://example.com/", "web/example.com/file"),
             ("http://localhost:9/x", "http://localhost:9/x", "web/localhost_9/x"),
