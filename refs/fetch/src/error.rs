@@ -319,7 +319,7 @@ fn sent_as(content_type: &Option<String>) -> String {
 }
 
 /// A status code and its name.
-fn status(code: u16) -> String {
+pub(crate) fn status(code: u16) -> String {
     let name = StatusCode::from_u16(code).ok().and_then(|code| code.canonical_reason());
     name.map_or_else(|| code.to_string(), |name| format!("{code} {name}"))
 }

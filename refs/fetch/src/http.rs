@@ -2,14 +2,14 @@
 
 use std::io::{self, Read as _};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use fs_err as fs;
 use ureq::http::{HeaderMap, Request, StatusCode, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Timeout};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, status};
 use crate::hub::Announced;
 use crate::progress::{Event, TICK, Watch};
 use crate::settings::Settings;
@@ -139,17 +139,17 @@ pub(crate) fn refused(answer: &Answer) -> Error {
         url: answer.url.clone(),
         code: answer.status.as_u16(),
         message: answer.text("x-error-message").map_or_else(String::new, short),
-        retry_after: answer.text(header::RETRY_AFTER).and_then(retry_after),
+        retry_after: answer.text(header::RETRY_AFTER).and_then(|wait| retry_after(wait, answer.text(header::DATE))),
     }
 }
 
-/// Seconds, or a date.
-fn retry_after(text: &str) -> Option<Duration> {
+/// A wait in seconds, or until a time by the clock of the server, whose answer has the time `date`.
+fn retry_after(text: &str, date: Option<&str>) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let at = httpdate::parse_http_date(text).ok()?;
-    Some(at.duration_since(SystemTime::now()).unwrap_or_default())
+    let time = |text| httpdate::parse_http_date(text).ok();
+    Some(time(text)?.duration_since(time(date?)?).unwrap_or_default())
 }
 
 /// What a server says, fit for a line of text.
@@ -238,7 +238,7 @@ impl Failure {
                 Self::Connection("the time to connect is over".into())
             }
             ureq::Error::Timeout(_) => Self::Stalled(idle),
-            ureq::Error::ConnectProxyFailed(problem) => Self::Proxy(problem),
+            ureq::Error::ConnectProxyFailed(problem) => Self::Proxy(proxy_problem(problem)),
             ureq::Error::Rustls(error) => Self::Tls(error.to_string()),
             ureq::Error::Tls(problem) => Self::Tls(problem.to_owned()),
             ureq::Error::Io(error) => match error.kind() {
@@ -255,6 +255,12 @@ impl Failure {
             error => Self::Protocol(format!("the answer does not follow HTTP: {error}")),
         }
     }
+}
+
+/// What ureq says about a proxy, with the status code explained.
+fn proxy_problem(problem: String) -> String {
+    let code = problem.strip_prefix("proxy server responded ").and_then(|codes| codes.split('/').next()?.parse().ok());
+    code.map_or(problem, |code| format!("it answers {}", status(code)))
 }
 
 /// A request in a thread of its own: looking up, connecting and reading may take long, while the download can be interrupted all the time.
@@ -331,12 +337,13 @@ mod tests {
 
     #[test]
     fn waits_are_seconds_or_dates() {
-        assert_eq!(retry_after("7"), Some(Duration::from_secs(7)));
-        assert_eq!(retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
-        let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100));
-        let wait = retry_after(&later).unwrap();
-        assert!((90..=100).contains(&wait.as_secs()), "{wait:?}");
-        assert_eq!((retry_after("-1"), retry_after("soon")), (None, None));
+        let (now, later) = ("Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:29:40 GMT");
+        assert_eq!(retry_after("7", None), Some(Duration::from_secs(7)));
+        assert_eq!(retry_after(later, Some(now)), Some(Duration::from_secs(100)));
+        assert_eq!(retry_after(now, Some(later)), Some(Duration::ZERO));
+        for (wait, date) in [("-1", None), ("soon", Some(now)), (later, None), (later, Some("now"))] {
+            assert_eq!(retry_after(wait, date), None);
+        }
     }
 
     /// What cannot be tried in the tests: no server has a certificate that a built-in authority signs.

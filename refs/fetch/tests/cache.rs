@@ -1,5 +1,7 @@
 //! What is kept, found again, trusted, and continued by other processes.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod common;
 
 use std::io::Write as _;

@@ -1,5 +1,7 @@
 //! Downloads from servers that behave and from those that do not.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod common;
 
 use std::sync::Arc;

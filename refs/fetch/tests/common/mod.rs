@@ -59,7 +59,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(handler: impl Fn(usize, &Seen, &mut dyn Stream) + Send + Sync + 'static) -> Self {
-        Self::wrapped(|stream| Some(stream), handler)
+        Self::wrapped(Some, handler)
     }
 
     /// A server whose connections `wrap` makes of those that are accepted.
