@@ -67,6 +67,7 @@ fn crates_depend_one_way() {
         ("converters/checkpoint", &["d2o-budget", "d2o-files"]),
         ("refs", &["d2o-budget", "d2o-files"]),
         ("refs/budget", &[]),
+        ("refs/fetch", &["d2o-files"]),
         ("refs/files", &[]),
         ("evaluations", &[]),
     ];
@@ -85,6 +86,13 @@ fn crates_depend_one_way() {
     ] {
         let found = dependencies(folder);
         assert!(!kept_out.iter().any(|n| found.iter().any(|f| f == n)), "{folder}: {found:?}");
+    }
+}
+
+#[test]
+fn one_crate_downloads() {
+    for folder in libraries().into_iter().chain([String::new()]) {
+        assert_eq!(dependencies(&folder).iter().any(|n| n == "ureq"), folder == "refs/fetch", "{folder}");
     }
 }
 

@@ -10,10 +10,10 @@ use crate::paths::root;
 use crate::setup::hash;
 
 /// Folders of fixtures; each has a README.md with a row `` | `file` | … | `sha256` | `` for every file.
-const FIXTURES: [&str; 3] = ["tests/data", "xtask/demo", "refs/tests/data"];
+const FIXTURES: [&str; 4] = ["tests/data", "xtask/demo", "refs/tests/data", "refs/fetch/tests/data"];
 /// Crates of the workspace whose README is their documentation.
-const CRATES: [&str; 7] =
-    ["onnx", "onnx/runtime", "onnx/winograd", "converters", "refs", "evaluations", "test-support"];
+const CRATES: [&str; 8] =
+    ["onnx", "onnx/runtime", "onnx/winograd", "converters", "refs", "refs/fetch", "evaluations", "test-support"];
 
 /// Checks the tracked files.
 ///

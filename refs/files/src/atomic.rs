@@ -186,8 +186,11 @@ fn check_target(target: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes the rename durable. Some file systems cannot sync folders.
-fn sync_folder(folder: &Path) -> io::Result<()> {
+/// Makes renames in `folder` durable. File systems that cannot sync folders are left alone.
+///
+/// # Errors
+/// Those of the file system.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
     if !cfg!(unix) {
         return Ok(());
     }
@@ -261,8 +264,11 @@ fn remove_stale(path: &Path) {
     }
 }
 
-/// Whether `path` still names `file`.
-fn is_at(file: &std::fs::File, path: &Path) -> io::Result<bool> {
+/// Whether `path` still names `file`, which another process may have removed or renamed since it was opened.
+///
+/// # Errors
+/// Those of the file system about `file`.
+pub fn is_at(file: &std::fs::File, path: &Path) -> io::Result<bool> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt as _;

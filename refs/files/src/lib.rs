@@ -5,4 +5,4 @@ pub mod kind;
 
 mod atomic;
 
-pub use atomic::{AtomicFile, AtomicPath};
+pub use atomic::{AtomicFile, AtomicPath, is_at, sync_folder};

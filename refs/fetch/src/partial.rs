@@ -1,0 +1,166 @@
+//! The file that a download writes: beside its target, locked while it is open, and kept until it is complete.
+
+use std::fs::TryLockError;
+use std::io::{self, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+
+use d2o_files::{is_at, sync_folder};
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::error::{Error, Result};
+use crate::hash;
+use crate::progress::Watch;
+use crate::record::{read_sidecar, remove, sidecar, write_sidecar};
+
+/// What follows the target's name.
+pub(crate) const PARTIAL: &str = ".d2o-partial";
+/// What follows the target's name in the name of [`Entity`]'s file.
+pub(crate) const ENTITY: &str = ".d2o-partial.json";
+/// Attempts to open a file that other processes rename or remove.
+const ATTEMPTS: usize = 64;
+
+/// What the bytes in a partial file are the beginning of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entity {
+    /// The source it is downloaded from.
+    pub(crate) source: String,
+    /// What the server named it by, for `If-Range`: a strong ETag, or a date of change that is older than the answer.
+    pub(crate) validator: Option<String>,
+    /// Length of the whole file.
+    pub(crate) length: Option<u64>,
+    /// SHA-256 that the server announced.
+    pub(crate) announced: Option<String>,
+}
+
+/// A locked partial file.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    file: fs::File,
+    target: PathBuf,
+    /// Bytes in it.
+    done: u64,
+    /// Hash of these bytes.
+    state: Sha256,
+    /// Whether the bytes come from more than one answer.
+    pieced: bool,
+    entity: Option<Entity>,
+}
+
+impl Partial {
+    /// Opens the partial file of `target`, and locks it; `None` if another process has it.
+    pub(crate) fn open(target: &Path) -> Result<Option<Self>> {
+        if let Some(folder) = target.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let path = sidecar(target, PARTIAL);
+        for _ in 0..ATTEMPTS {
+            if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+                let text = format!("`{}` is not a regular file", path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text).into());
+            }
+            let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+            match file.file().try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(source)) => return Err(Error::NoLocks { file: path, source }),
+            }
+            // The process that held the lock may have renamed or removed the file.
+            if is_at(file.file(), &path)? {
+                let done = file.metadata()?.len();
+                let entity = if done == 0 { None } else { read_sidecar(&sidecar(target, ENTITY))? };
+                let target = target.to_owned();
+                return Ok(Some(Self { file, target, done, state: Sha256::new(), pieced: false, entity }));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        sidecar(&self.target, PARTIAL)
+    }
+
+    pub(crate) const fn done(&self) -> u64 {
+        self.done
+    }
+
+    pub(crate) const fn entity(&self) -> Option<&Entity> {
+        self.entity.as_ref()
+    }
+
+    pub(crate) const fn is_pieced(&self) -> bool {
+        self.pieced
+    }
+
+    /// What is appended from now on comes from another answer.
+    pub(crate) const fn continue_with_another(&mut self) {
+        self.pieced = true;
+    }
+
+    /// Hashes the bytes that an earlier run has left.
+    pub(crate) fn take_up(&mut self, watch: &mut Watch<'_>) -> Result<()> {
+        let path = self.path();
+        self.file.seek(SeekFrom::Start(0))?;
+        self.state = Sha256::new();
+        self.pieced = true;
+        self.done = hash::of_reader(&mut self.file, &path, self.done, &mut self.state, watch)?;
+        Ok(())
+    }
+
+    /// Discards all bytes.
+    pub(crate) fn clear(&mut self) -> Result<()> {
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0))?;
+        (self.done, self.state, self.pieced, self.entity) = (0, Sha256::new(), false, None);
+        remove(&sidecar(&self.target, ENTITY))?;
+        Ok(())
+    }
+
+    /// Records what the bytes that follow, from the first on, are of.
+    pub(crate) fn begin(&mut self, entity: Entity) -> Result<()> {
+        write_sidecar(&sidecar(&self.target, ENTITY), &entity)?;
+        self.entity = Some(entity);
+        Ok(())
+    }
+
+    /// Appends `bytes`; `total` is for the error.
+    pub(crate) fn append(&mut self, bytes: &[u8], total: Option<u64>) -> Result<()> {
+        if let Err(source) = self.file.write_all(bytes) {
+            // What was written of `bytes` is unknown.
+            let _ = self.file.set_len(self.done).and_then(|()| self.file.seek(SeekFrom::Start(self.done)).map(drop));
+            return Err(match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                    Error::NoSpace { file: self.path(), done: self.done, total, source }
+                }
+                _ => source.into(),
+            });
+        }
+        self.state.update(bytes);
+        self.done += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Hash of all bytes.
+    pub(crate) fn sha256(&self) -> String {
+        hash::hex(&self.state.clone().finalize())
+    }
+
+    /// Gives the file its name.
+    pub(crate) fn commit(self) -> Result<()> {
+        self.file.sync_all()?;
+        fs::rename(self.path(), &self.target)?;
+        remove(&sidecar(&self.target, ENTITY))?;
+        if let Some(folder) = self.target.parent() {
+            sync_folder(folder)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the file.
+    pub(crate) fn discard(self) -> Result<()> {
+        remove(&sidecar(&self.target, ENTITY))?;
+        remove(&self.path())?;
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! What is remembered of a file: its hash, and by which length and time of change it is recognised.
+
+use std::fs::Metadata;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use d2o_files::AtomicFile;
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::hash;
+
+/// What follows the file's name in the names of its sidecars.
+pub(crate) const RECORD: &str = ".d2o-record.json";
+/// Longest sidecar, bytes.
+const MAX_BYTES: u64 = 1 << 16;
+
+/// The content of `NAME.d2o-record.json`. It outlives the file, so that one downloaded again is compared with the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) sha256: String,
+    pub(crate) bytes: u64,
+    /// Last change, nanoseconds since 1970.
+    modified_ns: Option<i64>,
+    /// Where the file lies, if that is not beside the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    file: Option<PathBuf>,
+    /// Where it was downloaded from; nothing for a file that was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) source: Option<String>,
+}
+
+impl Record {
+    /// The record of `file`, whose hash was just computed.
+    pub(crate) fn new(file: &Path, beside: &Path, sha256: &str, source: Option<String>) -> io::Result<Self> {
+        let found = fs::metadata(file)?;
+        let elsewhere = (file != beside).then(|| file.to_owned());
+        let modified_ns = modified_ns(&found);
+        Ok(Self { sha256: sha256.to_owned(), bytes: found.len(), modified_ns, file: elsewhere, source })
+    }
+
+    /// The record beside `target`, if there is a sound one.
+    pub(crate) fn read(target: &Path) -> Result<Option<Self>> {
+        let record: Option<Self> = read_sidecar(&sidecar(target, RECORD))?;
+        Ok(record.filter(|record| hash::is_sha256(&record.sha256)))
+    }
+
+    /// Writes the record beside `target`.
+    pub(crate) fn write(&self, target: &Path) -> io::Result<()> {
+        write_sidecar(&sidecar(target, RECORD), self)
+    }
+
+    /// Whether `file`, with these properties, is the one that was hashed.
+    pub(crate) fn is_of(&self, file: &Path, beside: &Path, found: &Metadata) -> bool {
+        self.file.as_deref().unwrap_or(beside) == file
+            && self.bytes == found.len()
+            && self.modified_ns.is_some()
+            && self.modified_ns == modified_ns(found)
+    }
+}
+
+fn modified_ns(found: &Metadata) -> Option<i64> {
+    let since = found.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_nanos()).ok()
+}
+
+/// `target` with `ending` after its name.
+pub(crate) fn sidecar(target: &Path, ending: &str) -> PathBuf {
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(ending);
+    target.with_file_name(name)
+}
+
+/// The content of a sidecar; `None` if there is none, or none that was written whole by this version.
+pub(crate) fn read_sidecar<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() && found.len() <= MAX_BYTES => {}
+        Ok(_) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    }
+    match fs::read(path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(crate) fn write_sidecar(path: &Path, content: &impl Serialize) -> io::Result<()> {
+    let mut text = serde_json::to_vec_pretty(content)?;
+    text.push(b'\n');
+    AtomicFile::write_all_to(path, &text)
+}
+
+/// Removes a file that may not be there.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
