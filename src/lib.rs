@@ -6,6 +6,7 @@ pub mod commands;
 pub mod dataset;
 pub mod engine;
 pub mod error;
+pub mod inputs;
 pub mod interrupt;
 pub mod isolation;
 pub mod outputs;

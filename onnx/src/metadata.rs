@@ -197,6 +197,8 @@ metadata! {
     kind: Kind = "kind",
     /// Class of the network in checkpoints.
     class: String = "class",
+    /// Name of the published checkpoint that it was made from.
+    known: String = "known",
     /// Arguments of that class, JSON.
     init_kwargs: String = "init_kwargs",
     /// Conversion of its images to bytes.

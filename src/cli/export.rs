@@ -29,10 +29,10 @@ pub struct Export {
     /// Network class and constructor arguments (JSON, see docs/net-json.md), for checkpoints that store neither
     #[arg(long, value_name = "NET.json")]
     pub config: Option<PathBuf>,
-    /// Function that the graph computes [default: features for a feature network, denoiser for a snapshot trained for several steps, else one-step]
+    /// Function that the graph computes [default: features for a feature network; denoiser for a snapshot trained for several steps and a published checkpoint (`d2o known`) that is sampled in several; else one-step]
     #[arg(long, value_enum)]
     pub kind: Option<Kind>,
-    /// Noise level at which a one-step generator starts [default: 80]
+    /// Noise level at which a one-step generator starts [default: that of the published checkpoint (`d2o known`), else 80]
     #[arg(long, value_name = "SIGMA")]
     pub sigma_max: Option<f64>,
     /// Add the output `images_u8 [N, H, W, C]`

@@ -26,7 +26,9 @@ mod evaluate;
 mod explain;
 mod export;
 mod generate;
+mod inputs;
 mod inspect;
+mod known;
 mod refs;
 mod report;
 mod runtime;
@@ -39,7 +41,9 @@ pub use evaluate::{Evaluate, Metric, Shard};
 pub use explain::Explain;
 pub use export::{ActivationArg, Export, Kind, NoiseArg, PixelType, PrecisionArg};
 pub use generate::{Draw, Drawn, Generate};
+pub use inputs::{Input, Takes};
 pub use inspect::Inspect;
+pub use known::{Fetch, KnownArgs, Reproduce};
 pub use refs::{LayoutArg, Refs, RefsInspect, RefsMake};
 pub use report::{Report, Titled};
 pub use runtime::{Accelerator, EpLibrary, ProviderArg, Runtime};
@@ -128,6 +132,12 @@ pub enum Command {
     Report(Report),
     /// Convert images to a dataset of one resolution, with labels
     Dataset(Dataset),
+    /// List published checkpoints, feature networks and references
+    Known(KnownArgs),
+    /// Download published files into the cache, and print where they are
+    Fetch(Fetch),
+    /// Export, generate and evaluate a published generator, and compare the result with the published numbers
+    Reproduce(Box<Reproduce>),
     /// Look at an HDF5 file, for the process that is going to read it
     #[command(hide = true, name = crate::isolation::COMMAND)]
     WalkHdf5 {

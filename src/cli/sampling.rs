@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::PossibleValue;
-use clap::{Args, FromArgMatches as _, ValueEnum};
+use clap::{Args, Parser as _, ValueEnum};
 
 use crate::sampling::request::SamplingRequest;
 pub use crate::sampling::request::{Discretization, Quantise, Rng, RngGpu, Sampler, Scaling, Schedule, Seeds, Solver};
@@ -84,8 +84,47 @@ impl Sampling {
     /// Whether no option is given.
     #[must_use]
     pub fn is_default(&self) -> bool {
-        let none = Self::augment_args(clap::Command::new("sampling")).try_get_matches_from(["sampling"]);
-        none.and_then(|m| Self::from_arg_matches(&m)).is_ok_and(|default| default == *self)
+        Self::parse(&[]).is_ok_and(|default| default == *self)
+    }
+}
+
+/// Options of sampling by themselves.
+#[derive(Debug, clap::Parser)]
+#[command(no_binary_name = true)]
+struct Alone {
+    #[command(flatten)]
+    sampling: Sampling,
+}
+
+impl Sampling {
+    /// Reads options of sampling, and nothing else.
+    ///
+    /// # Errors
+    /// Other words.
+    pub fn parse(words: &[String]) -> Result<Self, clap::Error> {
+        Alone::try_parse_from(words).map(|alone| alone.sampling)
+    }
+
+    /// These options with the sampler of `words` (`--sampler heun --num-steps 18`), if they choose none themselves: seeds, classes, random numbers and
+    /// quantisation are not a choice of sampler.
+    ///
+    /// # Errors
+    /// Words that are not options of sampling.
+    pub fn or_sampler(&self, words: &[String]) -> Result<Option<Self>, clap::Error> {
+        let images = |into: &Self, from: &Self| Self {
+            seeds: from.seeds.clone(),
+            class: from.class,
+            rng: from.rng,
+            rng_gpu: from.rng_gpu,
+            latents: from.latents.clone(),
+            quantise: from.quantise,
+            ..into.clone()
+        };
+        let none = Self::parse(&[])?;
+        if images(self, &none) != none {
+            return Ok(None);
+        }
+        Ok(Some(images(&Self::parse(words)?, self)))
     }
 }
 

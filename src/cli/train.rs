@@ -47,6 +47,17 @@ pub struct Train {
     pub settings: TrainSettings,
 }
 
+impl TrainSettings {
+    /// The files they name.
+    pub(super) fn inputs(&mut self) -> Vec<&mut PathBuf> {
+        let Self { data, transfer, evaluation, teaching, adversary, .. } = self;
+        let checkpoints = transfer.iter_mut().chain(&mut teaching.target).chain(&mut teaching.lpips_weights);
+        let discriminator = adversary.backbone_weights.iter_mut().chain(&mut adversary.class_embeddings);
+        let evaluation = evaluation.eval_ref.iter_mut().chain(&mut evaluation.eval_extractor);
+        data.iter_mut().chain(checkpoints).chain(discriminator).chain(evaluation).collect()
+    }
+}
+
 /// Settings that determine the result of a run; those that are absent come from the preset.
 #[derive(Debug, Default, Args, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -10,6 +10,7 @@ use d2o_converters::denoiser::NetConfig;
 use d2o_converters::export::{self, Exported, FeatureOptions, GeneratorOptions, Options, PixelInput};
 use d2o_converters::extractors::{Activation, Hyperparameters, Takes};
 use d2o_converters::generators::latent::SynthesisOptions;
+use d2o_converters::known;
 use d2o_converters::preprocess::Resize;
 use d2o_converters::published::WeightsState;
 use d2o_converters::{Architecture, Checkpoint, Network};
@@ -207,10 +208,10 @@ fn graph(args: &Export, printer: Printer) -> anyhow::Result<(Exported, Network)>
     let total = reads * network.tensors.names().len() as u64;
     let progress = Mutex::new(Some(printer.progress_of("export", "tensors", total)));
     let counted = Arc::new(Counted { tensors: Arc::clone(&network.tensors), progress });
-    let sampler = sampler(&checkpoint)?;
-    let mut exported = build(args, &network.with_tensors(counted.clone()), &sampler, printer)?;
-    if sampler != Metadata::default() {
-        exported.model = exported.model.with_metadata(&sampler);
+    let defaults = Defaults::of(args, &checkpoint, &network, printer)?;
+    let mut exported = build(args, &network.with_tensors(counted.clone()), &defaults, printer)?;
+    if defaults.recorded != Metadata::default() {
+        exported.model = exported.model.with_metadata(&defaults.recorded);
     }
     if let Some(progress) = counted.progress.lock().unwrap_or_else(PoisonError::into_inner).take() {
         progress.finish();
@@ -218,19 +219,54 @@ fn graph(args: &Export, printer: Printer) -> anyhow::Result<(Exported, Network)>
     Ok((exported, network))
 }
 
-/// The sampler that the network of one of d2o's snapshots was trained for.
-fn sampler(checkpoint: &Checkpoint) -> anyhow::Result<Metadata> {
-    let entries: BTreeMap<String, String> = checkpoint.metadata.iter().cloned().collect();
-    if !entries.contains_key("d2o_version") {
-        return Ok(Metadata::default());
-    }
-    let Metadata { sampler, num_steps, middle, .. } = Metadata::read(&entries)?;
-    Ok(Metadata { sampler, num_steps, middle, ..Metadata::default() })
+/// What a checkpoint says about its use, where the command line says nothing.
+#[derive(Debug, Default)]
+struct Defaults {
+    kind: Option<Kind>,
+    sigma_max: Option<f64>,
+    /// What the graph records of it.
+    recorded: Metadata,
 }
 
-fn build(args: &Export, network: &Network, sampler: &Metadata, printer: Printer) -> anyhow::Result<Exported> {
+impl Defaults {
+    /// Those of one of d2o's snapshots, or of a published checkpoint.
+    fn of(args: &Export, checkpoint: &Checkpoint, network: &Network, printer: Printer) -> anyhow::Result<Self> {
+        let entries: BTreeMap<String, String> = checkpoint.metadata.iter().cloned().collect();
+        if entries.contains_key("d2o_version") {
+            let Metadata { sampler, num_steps, middle, .. } = Metadata::read(&entries)?;
+            return Ok(Self {
+                recorded: Metadata { sampler, num_steps, middle, ..Metadata::default() },
+                ..Self::default()
+            });
+        }
+        if network.architecture.extractor().is_some() {
+            return Ok(Self::default());
+        }
+        let class =
+            network.architecture.denoiser().map_or_else(|_| network.architecture.name(), |d| d.class().to_owned());
+        let file = args.source.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let bytes = fs::metadata(&args.source)?.len();
+        let found = known::recognise(&file, &class, bytes, || container_sha256(&args.source))?;
+        let Some((known, by)) = found else { return Ok(Self::default()) };
+        let how = match by {
+            known::Match::Hash => "by its SHA-256",
+            known::Match::Prefix => "by its name and the first 8 digits of its SHA-256",
+            _ => "by its name; its SHA-256 is not published",
+        };
+        printer.note(&format!("the checkpoint is `{}`, recognised {how} (`d2o known {}`)", known.title, known.name));
+        let sampler = known.generator().and_then(|g| g.sampler.as_ref());
+        let option = |name: &str| sampler.and_then(|s| s.get(name));
+        let one_step = option("sampler").and_then(Value::as_str).map(|s| matches!(s, "one-step" | "sid"));
+        let kind = one_step.map(|one_step| if one_step { Kind::OneStep } else { Kind::Denoiser });
+        let sigma_max = option("sigma-max").and_then(Value::as_f64).filter(|_| one_step == Some(true));
+        let recorded = Metadata { known: Some(known.name.clone()), ..Metadata::default() };
+        Ok(Self { kind, sigma_max, recorded })
+    }
+}
+
+fn build(args: &Export, network: &Network, defaults: &Defaults, printer: Printer) -> anyhow::Result<Exported> {
     let features = network.architecture.extractor().is_some();
-    let kind = match (args.kind, sampler.sampler) {
+    let kind = match (args.kind, defaults.recorded.sampler) {
         (None, Some(sampler)) => {
             printer
                 .note(&format!("the network was trained for {} sampling: the graph is a denoiser's", sampler.name()));
@@ -243,11 +279,11 @@ fn build(args: &Export, network: &Network, sampler: &Metadata, printer: Printer)
             ));
             Kind::OneStep
         }
-        (kind, _) => kind.unwrap_or(if features { Kind::Features } else { Kind::OneStep }),
+        (kind, _) => kind.or(defaults.kind).unwrap_or(if features { Kind::Features } else { Kind::OneStep }),
     };
     ensure_used(args, kind, &network.architecture)?;
     let denoiser = |kind| {
-        let sigma_max = args.sigma_max.unwrap_or(Options::default().sigma_max);
+        let sigma_max = args.sigma_max.or(defaults.sigma_max).unwrap_or(Options::default().sigma_max);
         anyhow::ensure!(sigma_max > 0.0, "--sigma-max: expected a number above 0, found {sigma_max}");
         Ok(export::denoiser(network, &Options { kind, sigma_max, uint8: args.uint8 })?)
     };

@@ -13,6 +13,7 @@ use ndarray::Axis;
 use serde_json::Value;
 
 use super::ExitStatus;
+use super::known::recommended;
 use crate::cli::{Generate, Global};
 use crate::engine::{Engine, OnCpu};
 use crate::error::with_hint;
@@ -45,7 +46,7 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
     let session = sessions.first().context("no device")?;
     let (info, runtime) = (session.model().clone(), session.runtime().to_owned());
     let cannot = || format!("cannot generate with `{}`", args.model.display());
-    let sampling = SamplingRequest::from(&args.sampling);
+    let sampling = SamplingRequest::from(&recommended(&args.sampling, &info, &printer)?);
     let plan = Plan::new(&sampling, &info).with_context(cannot)?;
     let seeds = plan.seeds.as_slice();
     let record = plan.record(&sampling, &args.model, &info, &runtime)?;

@@ -5,10 +5,13 @@ pub mod draw;
 pub mod evaluate;
 pub mod explain;
 pub mod export;
+pub mod fetch;
 pub mod generate;
 pub mod inspect;
+pub mod known;
 pub mod refs;
 pub mod report;
+pub mod reproduce;
 pub mod train;
 pub mod verify;
 
@@ -16,7 +19,7 @@ use anyhow::Context as _;
 
 use crate::cli::{Cli, Command, ResultOutput};
 use crate::printer::Printer;
-use crate::{interrupt, isolation, outputs};
+use crate::{inputs, interrupt, isolation, outputs};
 
 /// Names of the threads that decode, resize, hash and compute metrics: this and a number.
 pub const THREAD: &str = "d2o-worker-";
@@ -45,8 +48,9 @@ impl From<ExitStatus> for std::process::ExitCode {
 ///
 /// # Errors
 /// Whatever the command cannot do, with the user's intent as context.
-pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
+pub fn run(mut cli: Cli) -> anyhow::Result<ExitStatus> {
     let printer = Printer::new(cli.global.quiet);
+    inputs::resolve(&mut cli.command, &cli.global, printer)?;
     match cli.command {
         Command::Train(args) => train::run(&args, &cli.global, printer),
         Command::Draw(args) => draw::run(&args, printer),
@@ -59,6 +63,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitStatus> {
         Command::Evaluate(args) => evaluate::run(&args, &cli.global, printer),
         Command::Explain(args) => explain::run(&args, &cli.global, printer),
         Command::Report(args) => report::run(&args, printer),
+        Command::Known(args) => known::run(&args, printer),
+        Command::Fetch(args) => fetch::run(&args, printer),
+        Command::Reproduce(args) => reproduce::run(&args, &cli.global, printer),
         Command::WalkHdf5 { path } => isolation::walk(&path),
     }
 }

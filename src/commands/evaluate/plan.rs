@@ -8,10 +8,12 @@ use d2o_evaluations::protocol::{INCEPTION, ManifoldFeatures, PROTOCOLS, Protocol
 use d2o_evaluations::result::{Condition, Deviation, DeviationKind};
 use d2o_evaluations::{fd_infinity, frechet};
 use d2o_onnx::metadata::Quantiser as GraphQuantiser;
+use d2o_onnx::read::ModelInfo;
 use d2o_refs::batch::{self, ImageDims, uniform};
 use d2o_refs::features::FeatureFile;
 
 use crate::cli::{Evaluate, Global};
+use crate::commands::known::recommended;
 use crate::engine::{self, Engine};
 use crate::error::with_hint;
 use crate::outputs;
@@ -143,7 +145,7 @@ pub(super) fn plan_shard(args: &Evaluate, global: &Global, printer: Printer) -> 
     let networks = networks_of(args, None, &engine)?;
     anyhow::ensure!(!networks.is_empty(), "--shard needs --extractor, --clip or --pr-extractor");
     let batch = network::batch(args.batch, &networks);
-    let samples = samples(args, &networks, batch, &engine)?;
+    let samples = samples(args, &networks, batch, &engine, printer)?;
     let range = samples.shard(shard.index, shard.count, batch);
     let (len, count, most) = (samples.len(), shard.count, samples.len().div_ceil(batch));
     anyhow::ensure!(!range.is_empty(), "cannot split {len} images (batch {batch}) into {count} shards: at most {most}");
@@ -174,7 +176,7 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
     let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
     let networks = networks_of(args, Some(&asked), &engine)?;
     let batch = network::batch(args.batch, &networks);
-    let mut samples = samples(args, &networks, batch, &engine)?;
+    let mut samples = samples(args, &networks, batch, &engine, printer)?;
     anyhow::ensure!(
         protocols.len() == 1 || args.save_features.is_none(),
         "--save-features takes the features of one protocol"
@@ -367,7 +369,13 @@ fn networks_of(args: &Evaluate, metrics: Option<&[Metric]>, engine: &Engine<'_>)
 }
 
 /// Opens the samples.
-fn samples(args: &Evaluate, networks: &[Network], batch: usize, engine: &Engine<'_>) -> anyhow::Result<Source> {
+fn samples(
+    args: &Evaluate,
+    networks: &[Network],
+    batch: usize,
+    engine: &Engine<'_>,
+    printer: Printer,
+) -> anyhow::Result<Source> {
     if !args.merge.is_empty() {
         return Source::merge(&args.merge);
     }
@@ -379,7 +387,8 @@ fn samples(args: &Evaluate, networks: &[Network], batch: usize, engine: &Engine<
         );
         return Source::open(path);
     }
-    let sampling = &SamplingRequest::from(&args.sampling);
+    let info = ModelInfo::open(path).with_context(|| format!("cannot generate with `{}`", path.display()))?;
+    let sampling = &SamplingRequest::from(&recommended(&args.sampling, &info, &printer)?);
     if let Some(how) = args.fuse {
         return Ok(Source::fused(Fused::open(path, networks, how, sampling, engine)?));
     }

@@ -1,0 +1,57 @@
+//! `d2o fetch`.
+
+use d2o_converters::known;
+use d2o_fetch::{Fetched, HashCheck, Origin, PublishedHash, Request, Source};
+
+use super::ExitStatus;
+use super::known::unknown;
+use crate::cli::Fetch;
+use crate::inputs;
+use crate::printer::Printer;
+
+/// Brings files into the cache and prints their paths, one a line.
+///
+/// # Errors
+/// Unknown names, malformed addresses, downloads that fail.
+pub fn run(args: &Fetch, printer: Printer) -> anyhow::Result<ExitStatus> {
+    let mut settings = inputs::settings()?;
+    settings.offline |= args.offline;
+    let sha256 = args.sha256.as_deref().map(PublishedHash::parse).transpose()?;
+    anyhow::ensure!(
+        sha256.is_none() || args.files.len() == 1,
+        "--sha256: expected one file, found {}",
+        args.files.len()
+    );
+    for text in &args.files {
+        let fetched = match Source::parse(text) {
+            Some(source) => {
+                let request = Request { sha256: sha256.clone().unwrap_or_default(), ..Request::of(source?) };
+                inputs::download(&request, &settings, text, printer)?
+            }
+            None => {
+                let known = known::find(text).ok_or_else(|| unknown(text))?;
+                anyhow::ensure!(sha256.is_none(), "--sha256: `{text}` has its own ({})", known.page);
+                inputs::fetch(known, &settings, printer)?
+            }
+        };
+        printer.note(&describe(&fetched));
+        printer.data(&fetched.path.display().to_string())?;
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// Where a file came from, and what its hash was compared with.
+fn describe(fetched: &Fetched) -> String {
+    let origin = match fetched.origin {
+        Origin::HuggingFaceCache => "in the cache of Hugging Face",
+        Origin::Download => "downloaded",
+        _ => "in the cache",
+    };
+    let hash = match fetched.hash {
+        HashCheck::Published { bits: 256 } => "the published one".to_owned(),
+        HashCheck::Published { bits } => format!("of which the published {bits} bits agree"),
+        HashCheck::LearnedBefore => "none is published; the same as when it was first fetched".to_owned(),
+        _ => "none is published; remembered from now on".to_owned(),
+    };
+    format!("{origin}: {} bytes, SHA-256 {} ({hash})", fetched.bytes, fetched.sha256)
+}

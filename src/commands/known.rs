@@ -1,0 +1,182 @@
+//! `d2o known`, and what published checkpoints recommend.
+
+use std::fmt::Write as _;
+
+use d2o_converters::known::{self, FileHash, Kind, Known};
+use d2o_onnx::metadata::Kind as GraphKind;
+use d2o_onnx::read::ModelInfo;
+use serde_json::{Map, Value};
+
+use super::{ExitStatus, ensure_new_result, give_result};
+use crate::cli::{KnownArgs, Sampling};
+use crate::error::with_hint;
+use crate::printer::{Printer, table};
+use crate::progress::Reporter;
+
+/// Lists published files, or tells all about one.
+///
+/// # Errors
+/// A text that no row contains.
+pub fn run(args: &KnownArgs, printer: Printer) -> anyhow::Result<ExitStatus> {
+    ensure_new_result(&args.result)?;
+    if let Some(known) = args.name.as_deref().and_then(known::find) {
+        give_result(&args.result, printer, known, || describe(known))?;
+        return Ok(ExitStatus::Done);
+    }
+    let wanted = args.name.as_deref().unwrap_or_default().to_lowercase();
+    let contains = |known: &&Known| {
+        [&known.name, &known.title, &known.family, &known.file].iter().any(|text| text.to_lowercase().contains(&wanted))
+    };
+    let rows: Vec<&Known> = known::all().iter().filter(contains).collect();
+    if rows.is_empty() {
+        return Err(unknown(&wanted));
+    }
+    give_result(&args.result, printer, &rows, || list(&rows))?;
+    Ok(ExitStatus::Done)
+}
+
+/// The error for a name that no row has.
+pub(super) fn unknown(name: &str) -> anyhow::Error {
+    let error = anyhow::anyhow!("no published file called `{name}` is known");
+    match known::similar(name, 3).as_slice() {
+        [] => with_hint(error, "`d2o known` lists them"),
+        similar => with_hint(error, format!("similar names: {}; `d2o known` lists all", similar.join(", "))),
+    }
+}
+
+fn list(rows: &[&Known]) -> String {
+    let cells = rows.iter().map(|known| {
+        let (kind, number) = match &known.kind {
+            Kind::Generator(generator) => ("generator", generator.published.first()),
+            Kind::Extractor(_) => ("extractor", None),
+            Kind::Reference(_) => ("reference", None),
+            _ => ("", None),
+        };
+        let number = number.map(|n| format!("{} {}", n.metric, n.value)).unwrap_or_default();
+        vec![known.name.clone(), kind.to_owned(), known.title.clone(), number]
+    });
+    table(&["name", "kind", "content", "published"], &cells.collect::<Vec<_>>())
+}
+
+fn describe(known: &Known) -> String {
+    let mut text = format!("{}: {}\n", known.name, known.title);
+    let mut line = |key: &str, value: &str| {
+        if !value.is_empty() {
+            let _ = writeln!(text, "  {key:<12}{value}");
+        }
+    };
+    line("also", &known.aliases.join(", "));
+    line("file", &known.file);
+    line("bytes", &known.bytes.map(|b| b.to_string()).unwrap_or_default());
+    line(
+        "sha256",
+        &match known.hash() {
+            FileHash::Full(hash) => hash.to_owned(),
+            FileHash::Prefix(prefix) => format!("{prefix}… (a check of 32 bits)"),
+            _ => "not published".to_owned(),
+        },
+    );
+    line("page", &known.page);
+    for url in &known.urls {
+        line("address", url);
+    }
+    line("licence", known.license.as_deref().unwrap_or("not stated"));
+    line("note", known.notes.as_deref().unwrap_or_default());
+    match &known.kind {
+        Kind::Generator(generator) => {
+            line("class", &generator.class);
+            line("dataset", &format!("{}, {} × {1} pixels", generator.dataset, generator.resolution));
+            line(
+                "classes",
+                &generator.classes.map(|c| if c == 0 { "none".to_owned() } else { c.to_string() }).unwrap_or_default(),
+            );
+            let sampler = generator.sampler.as_ref().map(|s| words(s).join(" "));
+            line("sampler", sampler.as_deref().unwrap_or("one that d2o does not have"));
+            line("quantiser", &generator.quantiser);
+            line("protocol", &generator.protocol);
+            line("reference", generator.reference.as_deref().unwrap_or_default());
+            line("extractor", &generator.extractor);
+            for n in &generator.published {
+                let protocol = n.protocol.as_ref().map(|p| format!(", protocol {p}")).unwrap_or_default();
+                let what = format!("{} {} ({} images, {}{protocol})", n.metric, n.value, n.images, n.statistic);
+                line("published", &format!("{what}: {}", n.source));
+            }
+        }
+        Kind::Extractor(extractor) => {
+            line("network", &extractor.network);
+            line("layout", extractor.layout.as_deref().unwrap_or_default());
+        }
+        Kind::Reference(reference) => {
+            line("dataset", &format!("{}, {} × {1} pixels", reference.dataset, reference.resolution));
+            line("images", &reference.images.map(|n| n.to_string()).unwrap_or_default());
+            line("protocol", &reference.protocol);
+            line("contents", &reference.contents.join(", "));
+            line("covariance", reference.covariance.as_deref().unwrap_or_default());
+        }
+        _ => {}
+    }
+    line("fetch", &format!("d2o fetch {}", known.name));
+    text.trim_end().to_owned()
+}
+
+/// Options of the command line with these names and values.
+pub(super) fn words(options: &Map<String, Value>) -> Vec<String> {
+    let value = |v: &Value| match v {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    };
+    options.iter().flat_map(|(name, v)| [format!("--{name}"), value(v)]).collect()
+}
+
+/// `args` with the sampler that the published checkpoint behind the graph recommends, if `args` choose none and the graph has one.
+///
+/// # Errors
+/// Metadata that are not of their type.
+pub(super) fn recommended(args: &Sampling, info: &ModelInfo, reporter: &dyn Reporter) -> anyhow::Result<Sampling> {
+    let metadata = info.described()?;
+    let known = metadata.known.as_deref().and_then(known::find);
+    let sampler = known.and_then(|k| k.generator()?.sampler.clone());
+    let (Some(known), Some(mut options), Some(kind)) = (known, sampler, metadata.kind) else { return Ok(args.clone()) };
+    let one_step = options.get("sampler").and_then(Value::as_str).is_some_and(|s| matches!(s, "one-step" | "sid"));
+    match kind {
+        GraphKind::Denoiser => {}
+        // The graph holds the noise level.
+        GraphKind::OneStep if one_step => options.retain(|name, _| name == "sampler"),
+        _ => return Ok(args.clone()),
+    }
+    let words = words(&options);
+    let Some(chosen) = args.or_sampler(&words)? else { return Ok(args.clone()) };
+    reporter.note(&format!("sampler of `{}`: {}", known.name, words.join(" ")));
+    Ok(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use d2o_evaluations::protocol::PROTOCOLS;
+
+    use super::*;
+
+    #[test]
+    fn samplers_of_the_table_are_options_and_protocols_are_protocols() {
+        let protocols: Vec<&str> = PROTOCOLS.iter().map(|p| p.name).collect();
+        let none = Sampling::parse(&[]).unwrap();
+        for known in known::all() {
+            let protocol = known.generator().map(|g| &g.protocol).or(known.reference().map(|r| &r.protocol));
+            assert!(protocol.is_none_or(|p| protocols.contains(&p.as_str())), "{}", known.name);
+            let Some(options) = known.generator().and_then(|g| g.sampler.as_ref()) else { continue };
+            let chosen = none.or_sampler(&words(options)).unwrap_or_else(|e| panic!("{}: {e}", known.name));
+            assert!(chosen.is_some_and(|c| c.sampler.is_some()), "{}", known.name);
+        }
+    }
+
+    #[test]
+    fn a_chosen_sampler_is_kept() {
+        let words = ["--sampler", "heun", "--num-steps", "40"].map(str::to_owned);
+        let seeded = Sampling { class: Some(3), ..Sampling::parse(&[]).unwrap() };
+        let chosen = seeded.or_sampler(&words).unwrap().unwrap();
+        assert_eq!((chosen.num_steps, chosen.class), (Some(40), Some(3)));
+        let asked = Sampling { num_steps: Some(18), ..Sampling::parse(&[]).unwrap() };
+        assert_eq!(asked.or_sampler(&words).unwrap(), None);
+    }
+}

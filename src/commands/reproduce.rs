@@ -1,0 +1,221 @@
+//! `d2o reproduce`.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use d2o_converters::known::{self, Generator, Known};
+use d2o_evaluations::result::Evaluation;
+use fs_err as fs;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::ExitStatus;
+use super::known::{unknown, words};
+use crate::cli::{Cli, Command, Global, Reproduce, Seeds};
+use crate::outputs::{ensure_new, is_stdout};
+use crate::printer::{Printer, table};
+
+/// Published and measured numbers of one generator.
+#[derive(Debug, Serialize)]
+struct Comparison<'a> {
+    /// Name of the generator.
+    name: &'a str,
+    /// The commands that were run.
+    commands: Vec<String>,
+    /// Number of images measured.
+    images: Option<usize>,
+    /// A row for each published number that was measured.
+    metrics: Vec<Row<'a>>,
+    /// Published numbers that were not.
+    not_measured: Vec<String>,
+}
+
+/// A published number beside the measured one.
+#[derive(Debug, Serialize)]
+struct Row<'a> {
+    metric: &'a str,
+    /// What the measured number is, as tables of `d2o evaluate` have it.
+    label: String,
+    published: f64,
+    published_images: u32,
+    statistic: &'a str,
+    source: &'a str,
+    measured: f64,
+    ci95: Option<[f64; 2]>,
+    difference: f64,
+    /// Whether the weights of the feature network are a published file's.
+    verified: bool,
+}
+
+/// Exports a published generator, measures its images, and compares the result with the published numbers.
+///
+/// # Errors
+/// An unknown name, a generator whose sampler or reference d2o does not have, and whatever export and evaluation cannot do.
+pub fn run(args: &Reproduce, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
+    let known = known::find(&args.name).ok_or_else(|| unknown(&args.name))?;
+    let generator = known
+        .generator()
+        .with_context(|| format!("`{}` is not a generator: expected one that `d2o known` lists as such", known.name))?;
+    let result = args.outdir.join(format!("{}.json", known.name));
+    let commands = commands(args, known, generator, &result)?;
+    let shown: Vec<String> = commands.iter().map(|words| shown(words)).collect();
+    if args.dry_run {
+        printer.data(&shown.join("\n"))?;
+        return Ok(ExitStatus::Done);
+    }
+    if let Some(path) = &args.json {
+        ensure_new(path, args.output.overwrite)?;
+    }
+    fs::create_dir_all(&args.outdir)?;
+    for (words, text) in commands.iter().zip(&shown) {
+        printer.note(text);
+        let mut cli = Cli::try_parse_from(words)?;
+        cli.global = global.clone();
+        if let Command::Evaluate(evaluate) = &mut cli.command {
+            evaluate.accelerator = args.accelerator.clone();
+            (evaluate.provider, evaluate.batch) = (args.provider, args.batch);
+        }
+        let status = super::run(cli)?;
+        anyhow::ensure!(status == ExitStatus::Done, "`{text}` has the exit code {}", status as u8);
+    }
+    let measured: Evaluation =
+        serde_json::from_slice(&fs::read(&result)?).with_context(|| format!("read `{}`", result.display()))?;
+    let comparison = compare(known, generator, &measured, shown);
+    if let Some(path) = &args.json {
+        printer.json(path, &comparison)?;
+    }
+    if !args.json.as_deref().is_some_and(is_stdout) {
+        printer.data(&render(&comparison))?;
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// The command lines of export and evaluation.
+fn commands(args: &Reproduce, known: &Known, generator: &Generator, json: &Path) -> anyhow::Result<[Vec<OsString>; 2]> {
+    let options = generator.sampler.clone().with_context(|| {
+        format!("the numbers of `{}` were published for a sampler that d2o does not have", known.name)
+    })?;
+    let reference = args.reference.clone().map(OsString::from).or(generator.reference.as_deref().map(Into::into));
+    let reference = reference.with_context(|| {
+        format!("no reference statistics are published for `{}`: name a file with --ref", known.name)
+    })?;
+    let one_step = matches!(options.get("sampler").and_then(Value::as_str), Some("one-step" | "sid"));
+    let graph = args.outdir.join(format!("{}.onnx", known.name));
+    let overwrite = args.output.overwrite.then(|| "--overwrite".into());
+    let source = args.checkpoint.clone().map_or_else(|| known.name.clone().into(), OsString::from);
+    let mut export: Vec<OsString> = vec!["d2o".into(), "export".into(), source];
+    export.extend(["--kind", if one_step { "one-step" } else { "denoiser" }].map(Into::into));
+    let sigma_max = options.get("sigma-max").filter(|_| one_step);
+    export.extend(sigma_max.into_iter().flat_map(|s| ["--sigma-max".into(), s.to_string().into()]));
+    export.extend(["--out".into(), graph.clone().into()]);
+    export.extend(overwrite.clone());
+
+    let images = generator.published.iter().map(|n| n.images).max().unwrap_or(50_000);
+    let seeds = args.seeds.as_ref().map_or_else(|| format!("0-{}", images - 1), |s| Seeds::text(&s.0));
+    let mut evaluate: Vec<OsString> = vec!["d2o".into(), "evaluate".into(), graph.into()];
+    evaluate.extend(["--seeds".into(), seeds.into()]);
+    let sampler = words(&options.into_iter().filter(|(name, _)| !one_step || name == "sampler").collect());
+    evaluate.extend(sampler.into_iter().map(Into::into));
+    evaluate.extend(["--ref".into(), reference]);
+    let extractor = args.extractor.clone().map_or_else(|| generator.extractor.clone().into(), OsString::from);
+    evaluate.extend(["--extractor".into(), extractor]);
+    evaluate.extend(args.clip.iter().flat_map(|clip| ["--clip".into(), clip.into()]));
+    evaluate.extend(["--protocol", &generator.protocol, "--metrics", &metrics(args, generator)].map(Into::into));
+    evaluate.extend(["--json".into(), json.into()]);
+    evaluate.extend(overwrite);
+    Ok([export, evaluate])
+}
+
+/// Options of `--metrics` that give the published numbers, as far as the networks at hand can; FID in any case.
+fn metrics(args: &Reproduce, generator: &Generator) -> String {
+    let mut found = vec!["fid"];
+    for number in generator.published.iter().filter(|n| n.protocol.is_none()) {
+        let option = match number.metric.as_str() {
+            "precision" | "recall" => "pr",
+            "density" | "coverage" => "dc",
+            "clip_fid" if args.clip.is_some() => "clip-fid",
+            metric @ ("sfid" | "is" | "kid") => metric,
+            _ => continue,
+        };
+        if !found.contains(&option) {
+            found.push(option);
+        }
+    }
+    found.join(",")
+}
+
+fn compare<'a>(
+    known: &'a Known,
+    generator: &'a Generator,
+    measured: &Evaluation,
+    commands: Vec<String>,
+) -> Comparison<'a> {
+    let (mut rows, mut not_measured): (Vec<Row<'_>>, Vec<String>) = (Vec::new(), Vec::new());
+    for number in &generator.published {
+        // With weights that are not a published file's, the distance has another name.
+        let key = if number.metric == "fid" && !measured.metrics.contains_key("fid") { "fd" } else { &number.metric };
+        let other = number.protocol.as_ref().filter(|p| **p != generator.protocol);
+        let found = measured.metrics.get(key).filter(|_| other.is_none());
+        if rows.iter().any(|row| row.metric == number.metric) {
+            continue;
+        }
+        let Some(metric) = found else {
+            let why = other.map_or_else(String::new, |p| format!(", protocol {p}"));
+            not_measured.push(format!("{} {}{why}: {}", number.metric, number.value, number.source));
+            continue;
+        };
+        rows.push(Row {
+            metric: &number.metric,
+            label: measured.label(key),
+            published: number.value,
+            published_images: number.images,
+            statistic: &number.statistic,
+            source: &number.source,
+            measured: metric.value,
+            ci95: metric.ci95,
+            difference: metric.value - number.value,
+            verified: metric.verified,
+        });
+    }
+    Comparison { name: &known.name, commands, images: measured.samples.count, metrics: rows, not_measured }
+}
+
+fn render(comparison: &Comparison<'_>) -> String {
+    let rows: Vec<Vec<String>> = comparison
+        .metrics
+        .iter()
+        .map(|row| {
+            let interval = row.ci95.map(|[low, high]| format!(" [{low:.4}, {high:.4}]")).unwrap_or_default();
+            vec![
+                row.label.clone(),
+                format!("{} ({})", row.published, row.statistic),
+                format!("{:.4}{interval}", row.measured),
+                format!("{:+.4}", row.difference),
+            ]
+        })
+        .collect();
+    let mut text = table(&["metric", "published", "measured", "difference"], &rows);
+    let images = comparison.images.unwrap_or_default();
+    if let Some(row) = comparison.metrics.iter().find(|row| row.published_images as usize != images) {
+        text += &format!(
+            "\nnot comparable: {images} images were measured, the published numbers are of {}",
+            row.published_images
+        );
+    }
+    for number in &comparison.not_measured {
+        text += &format!("\nnot measured: {number}");
+    }
+    text
+}
+
+/// A command line as a shell takes it.
+fn shown(words: &[OsString]) -> String {
+    let quoted = |word: &OsString| {
+        let text = word.to_string_lossy().into_owned();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@+".contains(c);
+        if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    };
+    words.iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
