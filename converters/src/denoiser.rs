@@ -287,6 +287,8 @@ mod tests {
         let Backbone::Song(song) = &read.backbone else { panic!("expected SongUNet") };
         assert_eq!((song.augment_dim, song.dropout), (0, 0.0));
         assert_eq!(NetConfig::new("D2OPrecond", &read.init_kwargs()).unwrap(), read);
+        // The name of the class in D2O's first checkpoints.
+        assert_eq!(NetConfig::new("GDDPrecond", &read.init_kwargs()).unwrap(), read);
     }
 
     #[test]

@@ -199,9 +199,15 @@ impl<V: Clone> ExtractorNet<V> {
     }
 }
 
+/// The class that checkpoints call `class` today: D2O's first checkpoints were written before its preconditioner was renamed.
+fn renamed(class: &str) -> &str {
+    if class == "GDDPrecond" { D2o::CLASS } else { class }
+}
+
 impl Precond {
     /// Names that the constructor of `class` gives the arguments of every denoiser.
     pub(crate) fn convention(class: &str) -> Result<Convention> {
+        let class = renamed(class);
         first(every_precond!(Config, variant => (Config::CLASS == class).then_some(Config::CONVENTION))).ok_or_else(
             || {
                 let known = every_precond!(Config, variant => Config::CLASS).join(", ");
@@ -212,11 +218,13 @@ impl Precond {
 
     /// Assignments in the source of `class`, as (variable, formula).
     pub(crate) fn formulas(class: &str) -> &'static [(&'static str, &'static str)] {
+        let class = renamed(class);
         first(every_precond!(Config, variant => (Config::CLASS == class).then_some(Config::FORMULAS))).unwrap_or(&[])
     }
 
     /// Takes the arguments that belong to the preconditioner of `class`.
     pub(crate) fn read(class: &str, args: &mut Args) -> Result<Self> {
+        let class = renamed(class);
         let found =
             every_precond!(Config, variant => (Config::CLASS == class).then(|| Config::read(args).map(variant)));
         first(found).unwrap_or_else(|| Err(config(format!("`class`: `{class}` is not known"))))

@@ -22,7 +22,8 @@ const USAGE: &str = "\
 usage: cargo xtask TASK
 
   demo    fine-tune, export, generate, evaluate and verify on real images; writes target/demo/report.html
-  test    format, lints, tidy and every test, with training
+  test    every test, with training
+  lint    formatting, lints, tidy, dependencies and documentation
   bench   [--python PY] [--images N] [PART...]: speed beside other tools; PY has the packages named in xtask/peers/bench.py
   deny    licences, sources and versions of dependencies, by deny.toml
   setup   bring libtorch, ONNX Runtime, cmake, cargo-deny, EfficientNet-Lite0 and OpenMoji into the cache (~/.cache/d2o, or D2O_CACHE)
@@ -55,8 +56,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
-        ["demo"] => setup::run().and_then(|()| demo::run()),
-        ["test"] => setup::run().and_then(|()| test::run()),
+        ["demo"] => setup::run_and_build(&["--package", "d2o"]).and_then(|()| demo::run()),
+        ["test"] => setup::run_and_build(&["--workspace"]).and_then(|()| test::run()),
+        ["lint"] => setup::run().and_then(|()| test::lint()),
         ["deny"] => setup::run().and_then(|()| test::deny()),
         ["setup"] => setup::run(),
         ["bench", rest @ ..] => setup::run().and_then(|()| bench::run(rest)),

@@ -4,13 +4,13 @@
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use fs_err as fs;
 use sha2::{Digest as _, Sha256};
 
-use crate::paths::{cache, component};
+use crate::paths::{cache, cargo, component};
 
 /// One wheel, by what pip calls it and what its bytes must be.
 pub(crate) struct Wheel {
@@ -184,6 +184,32 @@ pub(crate) fn run() -> anyhow::Result<()> {
         install(wanted).with_context(|| format!("set up `{}`; run `cargo xtask setup` to try again", wanted.name))?;
     }
     Ok(())
+}
+
+/// As [`run`], and meanwhile compiles the dependencies of the packages that `packages` names, as far as they do without the rest: downloads and compilation
+/// take minutes each. Only the real build after it tells what is wrong with one.
+///
+/// # Errors
+/// Those of [`run`].
+pub(crate) fn run_and_build(packages: &[&str]) -> anyhow::Result<()> {
+    // HDF5 and turbojpeg are configured by it.
+    let (first, rest): (Vec<_>, Vec<_>) = COMPONENTS.iter().partition(|c| c.name == component::CMAKE);
+    first.into_iter().try_for_each(install)?;
+    let dir = cache()?;
+    if rest.iter().all(|c| dir.join(c.name).exists()) {
+        return Ok(());
+    }
+    eprintln!("setup: dependencies are compiled in the meantime");
+    let mut build = cargo()?;
+    build.args(["build", "--quiet", "--keep-going", "--features", "d2o/train"]).args(packages);
+    let mut build = build.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("start cargo")?;
+    let ready = run();
+    if ready.is_err() {
+        // What it has compiled stays.
+        build.kill()?;
+    }
+    build.wait()?;
+    ready
 }
 
 /// Brings one component into the cache, unless it is there.
