@@ -12,9 +12,10 @@ use d2o_runtime::tract::TractSession;
 use d2o_runtime::{PlacedNode, Session};
 
 use crate::cli::{Accelerator, Global, ProviderArg, Runtime};
-use crate::error::with_hint;
 use crate::interrupt;
 use crate::printer::Printer;
+
+mod find;
 
 /// Version of ONNX Runtime that set-up installs.
 const INSTALLED: &str = "onnxruntime-1.32.0/lib/libonnxruntime.so.1.32.0";
@@ -247,23 +248,20 @@ pub fn describe(runtimes: &str, accelerator: &Accelerator, global: &Global) -> B
 fn library(global: &Global) -> anyhow::Result<OrtRuntime> {
     let path = match &global.onnxruntime {
         Some(path) => path.clone(),
-        None => installed(INSTALLED).ok_or_else(|| {
-            with_hint(
-                anyhow::anyhow!("ONNX Runtime was not found"),
-                "run `cargo xtask setup`, or name the library with --onnxruntime or D2O_ONNXRUNTIME",
-            )
-        })?,
+        None => find::Places::here().find()?,
     };
     Ok(OrtRuntime::load(&path)?)
 }
 
 /// `file` of what `cargo xtask setup` installed, if it did.
+#[cfg(feature = "train")]
 pub(crate) fn installed(file: &str) -> Option<PathBuf> {
-    let cache = match std::env::var_os("D2O_CACHE") {
-        Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from(std::env::var_os("HOME")?).join(".cache/d2o"),
-    };
-    Some(cache.join(file)).filter(|p| p.exists())
+    cache().map(|cache| cache.join(file)).filter(|p| p.exists())
+}
+
+/// Folder of what `cargo xtask setup` installs.
+fn cache() -> Option<PathBuf> {
+    crate::inputs::cache().ok()
 }
 
 #[cfg(test)]

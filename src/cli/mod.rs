@@ -72,7 +72,7 @@ pub struct Global {
     /// Print results, warnings and errors only
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,
-    /// ONNX Runtime library to load [default: the one installed by `cargo xtask setup`]
+    /// ONNX Runtime library to load [default: that of d2o's Python environment, else that of `cargo xtask setup`]
     #[arg(
         long,
         global = true,

@@ -122,10 +122,11 @@ pub fn lite0() -> Option<PathBuf> {
     needed("EfficientNet-Lite0's weights", cache().map(|c| c.join("lite0-0.1.0/efficientnet-lite0-57934424.pth")))
 }
 
-/// `D2O_CACHE`, else `~/.cache/d2o`.
+/// `D2O_CACHE`, else `d2o` in `XDG_CACHE_HOME` or `~/.cache`.
 fn cache() -> Option<PathBuf> {
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/d2o"));
-    std::env::var_os("D2O_CACHE").map(PathBuf::from).or_else(home)
+    let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let user = || path("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or_else(|| Some(path("HOME")?.join(".cache")));
+    path("D2O_CACHE").or_else(|| Some(user()?.join("d2o")))
 }
 
 /// `path` if it exists. A test that cannot run without it fails, unless `D2O_ALLOW_SKIP` is set.

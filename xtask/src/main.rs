@@ -17,6 +17,7 @@ mod python;
 mod setup;
 mod test;
 mod tidy;
+mod wheel;
 
 const USAGE: &str = "\
 usage: cargo xtask TASK
@@ -24,6 +25,7 @@ usage: cargo xtask TASK
   demo    fine-tune, export, generate, evaluate and verify on real images; writes target/demo/report.html
   test    every test, with training
   lint    formatting, lints, tidy, dependencies and documentation
+  archive the wheel, and its program with ONNX Runtime as tar.gz, with SHA256SUMS, in CARGO_TARGET_DIR/wheels
   bench   [--python PY] [--images N] [PART...]: speed beside other tools; PY has the packages named in xtask/peers/bench.py
   deny    licences, sources and versions of dependencies, by deny.toml
   setup   bring libtorch, ONNX Runtime, cmake, cargo-deny, EfficientNet-Lite0 and OpenMoji into the cache (~/.cache/d2o, or D2O_CACHE)
@@ -48,6 +50,9 @@ usage: cargo xtask TASK
           one step of D2O's training by the original's code and by `d2o train`, in turns
   parity  run the original tools beside d2o and write docs/parity.md; options name checkouts and interpreters (see xtask/src/parity.rs)
   tidy    check what the compiler cannot: provenance of fixtures, headers, crate documentation
+  wheel   [--check]
+          d2o without training as a Python wheel for every Linux with glibc 2.28 or newer, in CARGO_TARGET_DIR/wheels;
+          --check installs it into a new virtual environment, without cargo and set-up, and evaluates with it
 
 Tasks set up what they need and change nothing outside the cache and the checkout.
 ";
@@ -72,6 +77,8 @@ fn main() -> ExitCode {
         ["gpu-report", dirs @ ..] if !dirs.is_empty() => gpu_report::run(dirs),
         ["bench-export", rest @ ..] => setup::run().and_then(|()| originals::bench(rest)),
         ["bench-train", rest @ ..] => setup::run().and_then(|()| originals::bench_train(rest)),
+        ["wheel", rest @ ..] => wheel::run(rest),
+        ["archive"] => wheel::archive(),
         ["tidy"] => tidy::run(),
         ["parity", options @ ..] => setup::run().and_then(|()| parity::run(options)),
         ["help" | "--help" | "-h"] => {

