@@ -245,7 +245,11 @@ pub fn describe(runtimes: &str, accelerator: &Accelerator, global: &Global) -> B
     found
 }
 
-fn library(global: &Global) -> anyhow::Result<OrtRuntime> {
+/// Loads ONNX Runtime: the library that the command line names, or the one that is found.
+///
+/// # Errors
+/// If there is none, or it cannot be loaded.
+pub fn library(global: &Global) -> anyhow::Result<OrtRuntime> {
     let path = match &global.onnxruntime {
         Some(path) => path.clone(),
         None => find::Places::here().find()?,

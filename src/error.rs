@@ -73,6 +73,20 @@ pub fn status(error: &anyhow::Error) -> ExitStatus {
     if interruption(error).is_some() { ExitStatus::Interrupted } else { ExitStatus::Trouble }
 }
 
+/// The advice that `error` and its causes carry.
+#[must_use]
+pub fn hints(error: &anyhow::Error) -> Vec<&str> {
+    let mut found: Vec<&str> = Vec::new();
+    walk(error, &mut |cause| {
+        if let Some(Hint { hint, .. }) = cause.downcast_ref()
+            && !found.contains(&hint.as_str())
+        {
+            found.push(hint);
+        }
+    });
+    found
+}
+
 /// The text shown for `error`.
 #[must_use]
 pub fn render(error: &anyhow::Error) -> String {
@@ -82,23 +96,18 @@ pub fn render(error: &anyhow::Error) -> String {
     if error.downcast_ref::<StdoutClosed>().is_some() {
         return String::new();
     }
-    let (mut lines, mut hints): (Vec<String>, Vec<&str>) = (Vec::new(), Vec::new());
+    let mut lines: Vec<String> = Vec::new();
     walk(error, &mut |cause| {
         let text = cause.to_string();
         if !lines.contains(&text) && !lines.last().is_some_and(|line| line.ends_with(&text)) {
             lines.push(text);
-        }
-        if let Some(Hint { hint, .. }) = cause.downcast_ref()
-            && !hints.contains(&hint.as_str())
-        {
-            hints.push(hint);
         }
     });
     let mut out = String::new();
     for (i, line) in lines.iter().enumerate() {
         let _ = if i == 0 { writeln!(out, "error: {line}") } else { writeln!(out, "  caused by: {line}") };
     }
-    for hint in hints {
+    for hint in hints(error) {
         let _ = writeln!(out, "hint: {hint}");
     }
     out

@@ -43,12 +43,17 @@ impl Printer {
         self.line(&printable(text))
     }
 
+    /// Bytes on standard output, as they are.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn raw(&self, bytes: &[u8]) -> anyhow::Result<()> {
+        std::io::stdout().lock().write_all(bytes).map_err(closed)
+    }
+
     fn line(&self, text: &str) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
-        writeln!(out, "{text}").map_err(|error| match error.kind() {
-            std::io::ErrorKind::BrokenPipe => anyhow::Error::new(StdoutClosed),
-            _ => anyhow::Error::new(error).context("write to standard output"),
-        })
+        writeln!(out, "{text}").map_err(closed)
     }
 
     /// A line for the user's information.
@@ -132,6 +137,14 @@ impl Reporter for Printer {
 
     fn warn(&self, text: &str) {
         Self::warn(self, text);
+    }
+}
+
+/// An error of writing to standard output.
+fn closed(error: std::io::Error) -> anyhow::Error {
+    match error.kind() {
+        std::io::ErrorKind::BrokenPipe => anyhow::Error::new(StdoutClosed),
+        _ => anyhow::Error::new(error).context("write to standard output"),
     }
 }
 

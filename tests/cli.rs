@@ -6,8 +6,25 @@ use std::path::Path;
 use fs_err as fs;
 use test_support::{Outcome, run};
 
-const COMMANDS: [&str; 10] =
-    ["export", "inspect", "draw", "generate", "refs", "evaluate", "verify", "train", "report", "dataset"];
+const COMMANDS: [&str; 17] = [
+    "export",
+    "inspect",
+    "draw",
+    "generate",
+    "refs",
+    "evaluate",
+    "explain",
+    "verify",
+    "train",
+    "report",
+    "dataset",
+    "known",
+    "fetch",
+    "reproduce",
+    "doctor",
+    "completions",
+    "man",
+];
 
 fn d2o(dir: &Path, args: &[&str]) -> Outcome {
     let mut outcome = run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir, args);
@@ -124,4 +141,48 @@ fn control_characters_of_names_are_escaped() {
     assert!(!json.contains(|c: char| c.is_control() && c != '\n'), "{json:?}");
     let value: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(value.to_string().contains(serde_json::to_string(NAME).unwrap().trim_matches('"')), "{value}");
+}
+
+#[test]
+fn the_doctor_names_what_is_missing_and_its_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let doctor = |library: &str, cache: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_d2o"));
+        command.args(["doctor", "--json", "-"]).current_dir(dir.path()).env("D2O_CACHE", dir.path().join(cache));
+        let output = command.env("D2O_ONNXRUNTIME", library).output().unwrap();
+        let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let check = |part: &str| checks.as_array().unwrap().iter().find(|c| c["part"] == part).unwrap().clone();
+        (output.status.code(), check("ONNX Runtime"), check("cache"), check("weights"))
+    };
+    fs::write(dir.path().join("not-a-folder"), "").unwrap();
+    let Some(library) = test_support::onnxruntime() else { return };
+    let (code, runtime, cache, weights) = doctor(&library.display().to_string(), "cache");
+    assert_eq!((code, &runtime["state"], &cache["state"]), (Some(0), &"ok".into(), &"ok".into()));
+    assert_eq!(weights["state"], "absent");
+    let file = dir.path().join("cache/downloads/known/edm-ref-cifar10-32x32/cifar10-32x32.npz");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(&file, "x").unwrap();
+    assert_eq!(doctor(&library.display().to_string(), "cache").3["found"], "edm-ref-cifar10-32x32");
+    let (code, runtime, ..) = doctor("missing.so", "cache");
+    assert_eq!((code, &runtime["state"]), (Some(1), &"fault".into()));
+    let (code, _, cache, _) = doctor(&library.display().to_string(), "not-a-folder");
+    assert_eq!((code, &cache["state"]), (Some(1), &"fault".into()));
+    assert!(cache["fix"].as_str().unwrap().contains("D2O_CACHE"), "{cache}");
+}
+
+#[test]
+fn completions_and_manual_pages_have_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = d2o(dir.path(), &["completions", shell]).stdout;
+        assert!(COMMANDS.iter().all(|c| script.contains(c)), "{shell}");
+        assert!(!script.contains("walk-hdf5") || shell != "fish", "{shell}: a hidden command");
+    }
+    assert_eq!(d2o(dir.path(), &["man", "pages"]).code, 0);
+    for command in COMMANDS {
+        let page = fs::read_to_string(dir.path().join(format!("pages/d2o-{command}.1"))).unwrap();
+        assert!(page.contains("SYNOPSIS"), "{command}");
+    }
+    let version = d2o(dir.path(), &["--version"]).stdout;
+    assert!(version.contains(env!("CARGO_PKG_VERSION")) && version.contains("features: "), "{version}");
 }

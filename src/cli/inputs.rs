@@ -70,6 +70,9 @@ impl Command {
             | Self::Known(_)
             | Self::Fetch(_)
             | Self::Reproduce(_)
+            | Self::Doctor(_)
+            | Self::Completions { .. }
+            | Self::Man { .. }
             | Self::WalkHdf5 { .. } => {}
         }
         found

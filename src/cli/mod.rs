@@ -22,6 +22,7 @@ macro_rules! value_enum {
 }
 
 mod dataset;
+mod doctor;
 mod evaluate;
 mod explain;
 mod export;
@@ -37,6 +38,7 @@ mod train;
 mod verify;
 
 pub use dataset::{Colour, Dataset, LabelsArg, Resolution, TransformArg};
+pub use doctor::Doctor;
 pub use evaluate::{Evaluate, Metric, Shard};
 pub use explain::Explain;
 pub use export::{ActivationArg, Export, Kind, NoiseArg, PixelType, PrecisionArg};
@@ -54,9 +56,18 @@ pub use train::{
 };
 pub use verify::Verify;
 
+/// Version, commit and features of this build.
+#[cfg(feature = "train")]
+pub const LONG_VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("D2O_COMMIT"), ")\nfeatures: train, ONNX Runtime, tract, HDF5");
+/// Version, commit and features of this build.
+#[cfg(not(feature = "train"))]
+pub const LONG_VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("D2O_COMMIT"), ")\nfeatures: ONNX Runtime, tract, HDF5");
+
 /// One-step image generators around ONNX: fine-tune, export, generate, measure, verify.
 #[derive(Debug, Parser)]
-#[command(name = "d2o", version, about, arg_required_else_help = true, propagate_version = true)]
+#[command(name = "d2o", version, long_version = LONG_VERSION, about, arg_required_else_help = true, propagate_version = true)]
 pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
@@ -138,6 +149,22 @@ pub enum Command {
     Fetch(Fetch),
     /// Export, generate and evaluate a published generator, and compare the result with the published numbers
     Reproduce(Box<Reproduce>),
+    /// Report runtimes, devices, caches and settings, and how to fix what is missing
+    Doctor(Doctor),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  d2o completions bash > ~/.local/share/bash-completion/completions/d2o")]
+    Completions {
+        /// Shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages, one for each command
+    #[command(after_help = "Example:\n  d2o man ~/.local/share/man/man1")]
+    Man {
+        /// Folder
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// Look at an HDF5 file, for the process that is going to read it
     #[command(hide = true, name = crate::isolation::COMMAND)]
     WalkHdf5 {

@@ -1,6 +1,7 @@
 //! One file for each command: options and printer in, exit status out.
 
 pub mod dataset;
+pub mod doctor;
 pub mod draw;
 pub mod evaluate;
 pub mod explain;
@@ -16,6 +17,8 @@ pub mod train;
 pub mod verify;
 
 use anyhow::Context as _;
+use clap::CommandFactory as _;
+use fs_err as fs;
 
 use crate::cli::{Cli, Command, ResultOutput};
 use crate::printer::Printer;
@@ -65,6 +68,18 @@ pub fn run(mut cli: Cli) -> anyhow::Result<ExitStatus> {
         Command::Report(args) => report::run(&args, printer),
         Command::Known(args) => known::run(&args, printer),
         Command::Fetch(args) => fetch::run(&args, printer),
+        Command::Doctor(args) => doctor::run(&args, &cli.global, printer),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "d2o", &mut script);
+            printer.raw(&script)?;
+            Ok(ExitStatus::Done)
+        }
+        Command::Man { dir } => {
+            fs::create_dir_all(&dir)?;
+            clap_mangen::generate_to(Cli::command(), &dir).with_context(|| format!("write `{}`", dir.display()))?;
+            Ok(ExitStatus::Done)
+        }
         Command::Reproduce(args) => reproduce::run(&args, &cli.global, printer),
         Command::WalkHdf5 { path } => isolation::walk(&path),
     }

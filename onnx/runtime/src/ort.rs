@@ -140,6 +140,12 @@ impl OrtRuntime {
         Ok(runtime)
     }
 
+    /// Where the library lies.
+    #[must_use]
+    pub fn library(&self) -> &Path {
+        &self.library
+    }
+
     /// Whether the library has the CUDA provider.
     #[must_use]
     pub fn has_cuda(&self) -> bool {
