@@ -265,7 +265,7 @@ pub(crate) fn installed(file: &str) -> Option<PathBuf> {
 
 /// Folder of what `cargo xtask setup` installs.
 fn cache() -> Option<PathBuf> {
-    crate::inputs::cache().ok()
+    crate::downloads::cache().ok()
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 pub mod cli;
 pub mod commands;
 pub mod dataset;
+pub mod downloads;
 pub mod engine;
 pub mod error;
-pub mod inputs;
 pub mod interrupt;
 pub mod isolation;
 pub mod outputs;

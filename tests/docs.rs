@@ -40,7 +40,9 @@ fn commands(line: &str) -> Vec<Vec<String>> {
     let words = shlex::split(spaced.trim_start_matches("$ ")).unwrap_or_else(|| panic!("not a shell command: {line}"));
     let words: Vec<String> = words.into_iter().take_while(|w| !w.starts_with('#')).collect();
     let commands = words.split(|w| w == "\u{1}").map(|words| {
-        let set = |w: &&String| w.split_once('=').is_some_and(|(name, _)| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
+        let set = |w: &&String| {
+            w.split_once('=').is_some_and(|(name, _)| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
+        };
         let words = words.iter().skip_while(set).cloned();
         let redirected = |w: &String| [">", "<", ">>", "2>&1", "&"].contains(&w.as_str()) || w.starts_with("2>");
         words.take_while(|w| !redirected(w)).collect()

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{ExitStatus, ensure_new_result, give_result};
 use crate::cli::{Doctor, Global, LONG_VERSION};
 use crate::printer::{Printer, table};
-use crate::{engine, error, inputs};
+use crate::{downloads, engine, error};
 
 /// Whether a part of d2o works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -146,7 +146,7 @@ fn training() -> Check {
 
 /// The cache and what it holds, and how downloads go.
 fn caches() -> Vec<Check> {
-    let (cache, settings) = match inputs::cache().and_then(|cache| Ok((cache, inputs::settings()?))) {
+    let (cache, settings) = match downloads::cache().and_then(|cache| Ok((cache, downloads::settings()?))) {
         Ok(found) => found,
         Err(e) => return vec![Check::fault("cache", &e)],
     };

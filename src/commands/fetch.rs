@@ -6,7 +6,7 @@ use d2o_fetch::{Fetched, HashCheck, Origin, PublishedHash, Request, Source};
 use super::ExitStatus;
 use super::known::unknown;
 use crate::cli::Fetch;
-use crate::inputs;
+use crate::downloads;
 use crate::printer::Printer;
 
 /// Brings files into the cache and prints their paths, one a line.
@@ -14,7 +14,7 @@ use crate::printer::Printer;
 /// # Errors
 /// Unknown names, malformed addresses, downloads that fail.
 pub fn run(args: &Fetch, printer: Printer) -> anyhow::Result<ExitStatus> {
-    let mut settings = inputs::settings()?;
+    let mut settings = downloads::settings()?;
     settings.offline |= args.offline;
     let sha256 = args.sha256.as_deref().map(PublishedHash::parse).transpose()?;
     anyhow::ensure!(
@@ -26,12 +26,12 @@ pub fn run(args: &Fetch, printer: Printer) -> anyhow::Result<ExitStatus> {
         let fetched = match Source::parse(text) {
             Some(source) => {
                 let request = Request { sha256: sha256.clone().unwrap_or_default(), ..Request::of(source?) };
-                inputs::download(&request, &settings, text, printer)?
+                downloads::download(&request, &settings, text, printer)?
             }
             None => {
                 let known = known::find(text).ok_or_else(|| unknown(text))?;
                 anyhow::ensure!(sha256.is_none(), "--sha256: `{text}` has its own ({})", known.page);
-                inputs::fetch(known, &settings, printer)?
+                downloads::fetch(known, &settings, printer)?
             }
         };
         printer.note(&describe(&fetched));

@@ -8,6 +8,7 @@ pub mod explain;
 pub mod export;
 pub mod fetch;
 pub mod generate;
+mod inputs;
 pub mod inspect;
 pub mod known;
 pub mod refs;
@@ -22,7 +23,7 @@ use fs_err as fs;
 
 use crate::cli::{Cli, Command, ResultOutput};
 use crate::printer::Printer;
-use crate::{inputs, interrupt, isolation, outputs};
+use crate::{interrupt, isolation, outputs};
 
 /// Names of the threads that decode, resize, hash and compute metrics: this and a number.
 pub const THREAD: &str = "d2o-worker-";
