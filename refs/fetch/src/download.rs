@@ -292,7 +292,10 @@ impl Job<'_> {
 
     /// Compares what was received with what is known of the file.
     fn verify(&self, source: &Source, partial: &Partial, received: &Received) -> Result<HashCheck> {
-        let place = received.url.clone().unwrap_or_else(|| source.to_string());
+        let place = match &received.url {
+            Some(url) => url.clone(),
+            None => source.url(self.settings)?.shown(),
+        };
         let content_type = received.content_type.as_deref();
         if let Some(expected) = self.request.bytes.filter(|expected| *expected != partial.done()) {
             let content_type = content_type.map(str::to_owned);

@@ -101,7 +101,7 @@ pub(crate) fn ask(source: &Source, settings: &Settings, ask: &Ask, watch: &mut W
             request = request.header(header::IF_RANGE, validator);
         }
         let request = request.body(()).map_err(|error| bad_request(&shown, token.is_some(), &error))?;
-        let mut exchange = Exchange::start(agent(settings, &url)?, request);
+        let mut exchange = Exchange::start(agent(settings, &url)?, request)?;
         let (status, headers) = match exchange.next(&Event::Connecting { url: &shown }, watch)? {
             Message::Head(status, headers) => (status, headers),
             Message::Failed(failure) => return Err(failure.at(&shown, 0, None)),
@@ -272,15 +272,15 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn start(agent: Agent, request: Request<()>) -> Self {
+    fn start(agent: Agent, request: Request<()>) -> io::Result<Self> {
         let (sender, messages) = sync_channel(WAITING);
         let own = agent.clone();
-        std::thread::spawn(move || {
+        std::thread::Builder::new().name("d2o-fetch".to_owned()).spawn(move || {
             let last = run(&own, request, &sender);
             // Nobody listens once the exchange is dropped.
             let _ = sender.send(last);
-        });
-        Self { agent: Some(agent), messages }
+        })?;
+        Ok(Self { agent: Some(agent), messages })
     }
 
     /// The next message; `event` is told while it is waited for.

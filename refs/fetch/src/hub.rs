@@ -70,7 +70,7 @@ mod tests {
         fs::write(snapshot.join("a/x.pt"), "x").unwrap();
         fs::write(repo.join("refs/main"), "abc123\n").unwrap();
         fs::write(repo.join("refs/refs/pr/1"), "abc123").unwrap();
-        fs::write(repo.join("refs/evil"), "../../..").unwrap();
+        fs::write(repo.join("refs/evil"), "../snapshots/abc123").unwrap();
         fs::write(repo.join("refs/gone"), "def456").unwrap();
         for (source, found) in [
             ("hf://o/r/a/x.pt", true),

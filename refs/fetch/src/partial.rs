@@ -61,18 +61,15 @@ impl Partial {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, text).into());
             }
             let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
-            match file.file().try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(source)) => return Err(Error::NoLocks { file: path, source }),
+            match claim(&file, &path)? {
+                Claim::Ours => {}
+                Claim::Theirs => return Ok(None),
+                Claim::Stale => continue,
             }
-            // The process that held the lock may have renamed or removed the file.
-            if is_at(file.file(), &path)? {
-                let done = file.metadata()?.len();
-                let entity = if done == 0 { None } else { read_sidecar(&sidecar(target, ENTITY))? };
-                let target = target.to_owned();
-                return Ok(Some(Self { file, target, done, state: Sha256::new(), pieced: false, entity }));
-            }
+            let done = file.metadata()?.len();
+            let entity = if done == 0 { None } else { read_sidecar(&sidecar(target, ENTITY))? };
+            let target = target.to_owned();
+            return Ok(Some(Self { file, target, done, state: Sha256::new(), pieced: false, entity }));
         }
         Ok(None)
     }
@@ -162,5 +159,65 @@ impl Partial {
         remove(&sidecar(&self.target, ENTITY))?;
         remove(&self.path())?;
         Ok(())
+    }
+}
+
+/// Whose an open file is.
+#[derive(Debug, PartialEq, Eq)]
+enum Claim {
+    Ours,
+    Theirs,
+    /// The process that had it has renamed or removed it since it was opened.
+    Stale,
+}
+
+/// Locks `file`, which was opened at `path`.
+fn claim(file: &fs::File, path: &Path) -> Result<Claim> {
+    match file.file().try_lock() {
+        Ok(()) if is_at(file.file(), path)? => Ok(Claim::Ours),
+        Ok(()) => Ok(Claim::Stale),
+        Err(TryLockError::WouldBlock) => Ok(Claim::Theirs),
+        Err(TryLockError::Error(source)) => Err(Error::NoLocks { file: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_ours_if_it_is_locked_and_still_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let open = || fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).unwrap();
+        let (first, second) = (open(), open());
+        assert_eq!(claim(&first, &path).unwrap(), Claim::Ours);
+        assert_eq!(claim(&second, &path).unwrap(), Claim::Theirs);
+        fs::rename(&path, dir.path().join("y")).unwrap();
+        drop(first);
+        assert_eq!(claim(&second, &path).unwrap(), Claim::Stale);
+        assert_eq!(claim(&open(), &path).unwrap(), Claim::Ours);
+        assert_eq!(claim(&second, &path).unwrap(), Claim::Stale, "another file is there");
+    }
+
+    /// Whoever has the lock has the file at the path, while others take it, remove it, and open it.
+    #[test]
+    fn no_two_have_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("x.bin");
+        std::thread::scope(|scope| {
+            for own in 0..8_u8 {
+                let target = &target;
+                scope.spawn(move || {
+                    for turn in 0..300 {
+                        let Some(mut partial) = Partial::open(target).unwrap() else { continue };
+                        assert_eq!(partial.done(), 0);
+                        partial.append(&[own; 100], None).unwrap();
+                        assert_eq!(fs::read(partial.path()).unwrap(), [own; 100]);
+                        if turn % 2 == 0 { partial.commit().unwrap() } else { partial.discard().unwrap() }
+                    }
+                });
+            }
+        });
     }
 }

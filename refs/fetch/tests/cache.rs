@@ -88,10 +88,15 @@ fn a_file_that_was_changed_in_the_cache_is_replaced() {
             assert!(told[0].starts_with(&format!("unusable: {}: expected sha256", path.display())), "{told:?}");
         }
         assert_eq!(server.seen().len() - before, 3);
+        // The time alone does not show a change.
+        let time = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::write(&path, b"abcd").unwrap();
+        fs::File::options().write(true).open(&path).unwrap().file().set_modified(time).unwrap();
+        assert_eq!(cache.get(&request).origin, Origin::Download);
         // One that was only touched is hashed again, and stays.
         fs::write(&path, b"abc").unwrap();
         assert_eq!(cache.get(&request).origin, Origin::Cache);
-        assert_eq!(server.seen().len() - before, 3);
+        assert_eq!(server.seen().len() - before, 4);
     }
 }
 
@@ -203,6 +208,13 @@ fn files_in_the_cache_of_the_hub_are_used_where_they_are() {
         assert_eq!((file.bytes, file.source, verified > 0), (3, None, told == "hashed"));
     }
     assert_eq!(cache.get(&wanted(&["hf://o/r/a/x.bin@c0ffee"])).hash, HashCheck::LearnedBefore);
+    // What is recorded of it says nothing about another file, be it as long and as old.
+    let time = fs::metadata(&path).unwrap().modified().unwrap();
+    fs::write(cache.path("d2o/x.bin"), b"abd").unwrap();
+    fs::File::options().write(true).open(cache.path("d2o/x.bin")).unwrap().file().set_modified(time).unwrap();
+    let (file, told) = cache.fetch(&request);
+    assert_eq!((file.unwrap().origin, told.len()), (Origin::HuggingFaceCache, 1));
+    fs::remove_file(cache.path("d2o/x.bin")).unwrap();
     // A file that has been exchanged is hashed again.
     fs::write(cache.path("hub/models--o--r/blobs/1"), b"abcd").unwrap();
     let error = cache.error(&request);
@@ -424,6 +436,9 @@ fn sidecars_that_are_damaged_count_as_none() {
         assert_eq!(fs::read(file.unwrap().path).unwrap(), body);
         assert_eq!(told, ["started over: it is unknown what was received before"]);
     }
+    let cache = Cache::new();
+    fs::write(cache.path(RECORD), "{\"sha256\": \"abc\", \"bytes\": 3}").unwrap();
+    assert_eq!(cache.get(&wanted(&[&server.url("/x")])).hash, HashCheck::LearnedNow);
 }
 
 #[test]
@@ -580,6 +595,15 @@ fn all_that_was_received_needs_no_server() {
     let file = cache.get(&wanted(&[url]));
     assert_eq!((fs::read(file.path).unwrap(), file.hash), (body, HashCheck::LearnedNow));
     assert_eq!(file.source.as_deref(), Some(url));
+    // Unless it is of another source, and nothing tells that it is the same.
+    let server = server(b"abc");
+    let cache = Cache::new();
+    fs::write(cache.path(PARTIAL), b"xyz").unwrap();
+    let entity = format!("{{\"source\": \"{url}\", \"validator\": null, \"length\": 3, \"announced\": null}}");
+    fs::write(cache.path("x.bin.d2o-partial.json"), entity).unwrap();
+    let (file, told) = cache.fetch(&wanted(&[&server.url("/x")]));
+    assert_eq!(fs::read(file.unwrap().path).unwrap(), b"abc");
+    assert_eq!(told, ["started over: it is unknown what was received before"]);
 }
 
 /// The limit on the size of files stands for a full disk: writes fail alike.
@@ -589,7 +613,7 @@ fn a_full_disk_keeps_what_has_come() {
     let served = body.clone();
     let server = Server::start(move |_, request, stream| serve(request, stream, &served, "\"a\""));
     let cache = Cache::new();
-    let said = result(start_child("trap '' XFSZ; ulimit -f 128;", &cache, &server.url("/x"), &body));
+    let said = result(start_child("trap '' XFSZ; ulimit -f 300;", &cache, &server.url("/x"), &body));
     let done = fs::metadata(cache.path(PARTIAL)).unwrap().len();
     assert!((1..300_000).contains(&done), "{done}");
     let hint = "the next run continues the file; D2O_CACHE may name a folder on another file system";

@@ -180,6 +180,15 @@ fn a_range_that_begins_at_the_end_completes_the_file() {
     let cache = Cache::new();
     assert_eq!(fs::read(cache.get(&wanted(&[&server.url("/x")])).path).unwrap(), b"abc");
     assert_eq!(server.ranges(), [None, Some(3)]);
+    // A file that is shorter now is another one.
+    let server = Server::start(|n, request, stream| match n {
+        0 => answer(stream, "200 OK; Transfer-Encoding: chunked; ETag: \"a\"", b"3\r\nabc\r\n"),
+        1 => answer(stream, "416 Range Not Satisfiable; Content-Length: 0; Content-Range: bytes */2", b""),
+        _ => serve(request, stream, b"ab", "\"b\""),
+    });
+    let cache = Cache::new();
+    assert_eq!(fs::read(cache.get(&wanted(&[&server.url("/x")])).path).unwrap(), b"ab");
+    assert_eq!(server.ranges(), [None, Some(3), None]);
 }
 
 #[test]
@@ -210,6 +219,8 @@ fn a_chunked_file_needs_no_length() {
         told[0],
         format!("retry 1/3: {}: the connection broke off, 5 of an unknown number of bytes received", server.url("/x"))
     );
+    let error = cache.error(&Request { bytes: Some(6), name: "y.bin".to_owned(), ..wanted(&[&server.url("/x")]) });
+    assert_eq!(error.to_string(), format!("{}: expected 6 bytes, found 5", server.url("/x")));
 }
 
 #[test]
@@ -278,7 +289,8 @@ fn a_server_that_falls_silent_is_asked_again() {
         1 => stall(stream),
         _ => serve(request, stream, &served, "\"a\""),
     });
-    let cache = Cache::new();
+    let mut cache = Cache::new();
+    cache.settings.idle_timeout = Duration::from_millis(1200);
     let (file, told) = cache.fetch(&wanted(&[&server.url("/x")]));
     assert_eq!(fs::read(file.unwrap().path).unwrap(), body);
     assert_eq!(server.ranges(), [None, Some(1000), Some(1000)]);
@@ -286,8 +298,8 @@ fn a_server_that_falls_silent_is_asked_again() {
     assert_eq!(
         told,
         [
-            format!("retry 1/3: {url}: no answer or data for 0.4 s, 1000 of 300000 bytes received"),
-            format!("retry 2/3: {url}: no answer or data for 0.4 s, 0 of an unknown number of bytes received"),
+            format!("retry 1/3: {url}: no answer or data for 1.2 s, 1000 of 300000 bytes received"),
+            format!("retry 2/3: {url}: no answer or data for 1.2 s, 0 of an unknown number of bytes received"),
         ]
     );
 }
@@ -297,13 +309,15 @@ fn slow_servers_are_waited_for() {
     let server = Server::start(|_, _, stream| {
         answer(stream, "200 OK; Content-Length: 6", b"");
         for byte in b"abcdef" {
-            std::thread::sleep(Duration::from_millis(150));
+            std::thread::sleep(Duration::from_millis(300));
             stream.write_all(&[*byte]).unwrap();
         }
     });
     let start = Instant::now();
-    assert_eq!(Cache::new().get(&wanted(&[&server.url("/x")])).bytes, 6);
-    assert!(start.elapsed() > Duration::from_millis(800), "longer than the idle timeout");
+    let mut cache = Cache::new();
+    cache.settings.idle_timeout = Duration::from_millis(1200);
+    assert_eq!(cache.get(&wanted(&[&server.url("/x")])).bytes, 6);
+    assert!(start.elapsed() > cache.settings.idle_timeout, "longer than the idle timeout");
 }
 
 #[test]
@@ -559,6 +573,25 @@ fn sources_continue_each_other_only_if_the_hash_can_tell() {
     assert_eq!(fs::read(file.unwrap().path).unwrap(), body);
     assert_eq!(server.ranges()[3..], [None, Some(100_000), None]);
     assert_eq!(told[2..], ["started over: what was received is another source's, and no sha256 is published"]);
+}
+
+#[test]
+fn parts_of_a_file_that_cannot_be_the_one_are_removed() {
+    let body = bytes(300_000);
+    let served = body.clone();
+    let server = Server::start(move |_, request, stream| match request.from() {
+        None => break_off(stream, &served, "; ETag: \"a\"", 100_000),
+        Some(from) => {
+            let range = format!("Content-Range: bytes {from}-299999/300000");
+            answer(stream, &format!("206 Partial Content; Content-Length: 200000; {range}; ETag: \"a\""), b"");
+        }
+    });
+    let (cache, url) = (Cache::new(), server.url("/x"));
+    cache.error(&wanted(&[&url]));
+    assert_eq!(cache.names(), ["x.bin.d2o-partial", "x.bin.d2o-partial.json"]);
+    let error = cache.error(&Request { bytes: Some(400_000), ..wanted(&[&url]) });
+    assert_eq!(error.to_string(), format!("{url}: expected 400000 bytes, found 300000"));
+    assert_eq!((server.ranges().last(), cache.names()), (Some(&Some(100_000)), vec![]));
 }
 
 #[test]

@@ -228,8 +228,8 @@ impl Cache {
 /// Settings with short times.
 pub(crate) fn quick(cache: &Path) -> Settings {
     let mut settings = Settings::new(cache);
-    settings.connect_timeout = Duration::from_secs(5);
-    settings.idle_timeout = Duration::from_millis(400);
+    settings.connect_timeout = Duration::from_secs(20);
+    settings.idle_timeout = Duration::from_secs(20);
     settings.backoff = Duration::from_millis(5);
     settings.longest_wait = Duration::from_secs(3);
     settings.retries = 2;
