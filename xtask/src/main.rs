@@ -50,9 +50,9 @@ usage: cargo xtask TASK
           one step of D2O's training by the original's code and by `d2o train`, in turns
   parity  run the original tools beside d2o and write docs/parity.md; options name checkouts and interpreters (see xtask/src/parity.rs)
   tidy    check what the compiler cannot: provenance of fixtures, headers, crate documentation
-  wheel   [--check]
+  wheel   [--check [WHEEL]]
           d2o without training as a Python wheel for every Linux with glibc 2.28 or newer, in CARGO_TARGET_DIR/wheels;
-          --check installs it into a new virtual environment, without cargo and set-up, and evaluates with it
+          --check installs it, or WHEEL, into a new virtual environment, without cargo and set-up, and evaluates with it
 
 Tasks set up what they need and change nothing outside the cache and the checkout.
 ";

@@ -65,18 +65,17 @@ const ONNXRUNTIME: Component = Component {
     finish: nothing_more,
 };
 
-/// Builds the wheel; with `--check`, installs it into a new virtual environment and uses it.
+/// Builds the wheel; with `--check`, installs it, or the wheel named, into a new virtual environment and uses it.
 ///
 /// # Errors
 /// Unknown options; a build that fails; a check that fails.
 pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
-    let checks = match options {
-        [] => false,
-        ["--check"] => true,
-        _ => bail!("usage: cargo xtask wheel [--check]"),
-    };
-    let wheel = build()?;
-    if checks { check::run(&wheel) } else { Ok(()) }
+    match options {
+        [] => build().map(|_| ()),
+        ["--check"] => check::run(&build()?),
+        ["--check", wheel] => check::run(&std::path::absolute(wheel)?),
+        _ => bail!("usage: cargo xtask wheel [--check [WHEEL]]"),
+    }
 }
 
 /// Builds the wheel, packs its program with ONNX Runtime, and writes the sums of both files.

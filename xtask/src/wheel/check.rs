@@ -98,12 +98,12 @@ pub(super) fn run(wheel: &Path) -> anyhow::Result<()> {
         fs::write(work.join(name), images(contrast)?)?;
     }
     let weights = weights.to_string_lossy();
-    let export = ["export", &weights, "--kind", "features", "--image-size", "32", "--out", "lite0.onnx"];
+    let export = |out| ["export", &weights, "--kind", "features", "--image-size", "32", "--out", out];
     let wheel = wheel.to_string_lossy();
     let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
 
     clean.run("python", &[&pip[..], &[&wheel]].concat())?;
-    let (success, without) = clean.try_run("d2o", &export)?;
+    let (success, without) = clean.try_run("d2o", &export("unchecked.onnx"))?;
     ensure!(!success && without.contains("pip install 'onnxruntime>="), "without ONNX Runtime:\n{without}");
     clean.run("python", &["-m", "pip", "uninstall", "--quiet", "--yes", "d2o"])?;
 
@@ -111,7 +111,7 @@ pub(super) fn run(wheel: &Path) -> anyhow::Result<()> {
     clean.run("python", &[&pip[..], &[&format!("{wheel}[cpu]")]].concat())?;
     let installed = start.elapsed().as_secs_f64();
     print!("{}", clean.run("d2o", &["--version"])?);
-    clean.run("d2o", &export)?;
+    clean.run("d2o", &export("lite0.onnx"))?;
     let measure = ["evaluate", "a.npy", "--ref", "b.npy", "--extractor", "lite0.onnx", "--metrics", "fid,pr"];
     print!("{}", clean.run("d2o", &[&measure[..], &["--json", "first.json"]].concat())?);
     let all = start.elapsed().as_secs_f64();
