@@ -85,6 +85,16 @@ fn memory(bytes: u64) -> u64 {
     2 * Budget::of_file(bytes).left()
 }
 
+/// The file that this process is to look at, if it is such a child process. Not a command of the command line: help and completions leave it out.
+#[must_use]
+pub fn asked() -> Option<PathBuf> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != COMMAND {
+        return None;
+    }
+    arguments.last().map(PathBuf::from)
+}
+
 /// The child process: opens and samples the file at `path` within the limits. Its contents and errors do not matter, except a lack of memory.
 ///
 /// # Errors

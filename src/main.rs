@@ -5,21 +5,22 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use d2o::cli::Command;
 use d2o::commands::ExitStatus;
 
 fn main() -> ExitCode {
     d2o::interrupt::listen();
-    let cli = d2o::cli::Cli::parse();
     // The panic hook has told what happened and where; nothing of the command is used afterwards.
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        // The process that looks must not start another.
-        if !matches!(cli.command, Command::WalkHdf5 { .. }) {
-            d2o::isolation::guard();
+    let result = match d2o::isolation::asked() {
+        Some(path) => catch_unwind(|| d2o::isolation::walk(&path)),
+        None => {
+            let cli = d2o::cli::Cli::parse();
+            catch_unwind(AssertUnwindSafe(|| {
+                d2o::isolation::guard();
+                d2o::commands::start_threads(cli.global.threads)?;
+                d2o::commands::run(cli)
+            }))
         }
-        d2o::commands::start_threads(cli.global.threads)?;
-        d2o::commands::run(cli)
-    }));
+    };
     let status = match result {
         Ok(Ok(status)) => status,
         Ok(Err(error)) => {

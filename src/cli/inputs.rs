@@ -72,8 +72,7 @@ impl Command {
             | Self::Reproduce(_)
             | Self::Doctor(_)
             | Self::Completions { .. }
-            | Self::Man { .. }
-            | Self::WalkHdf5 { .. } => {}
+            | Self::Man { .. } => {}
         }
         found
     }

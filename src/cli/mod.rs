@@ -165,12 +165,6 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
-    /// Look at an HDF5 file, for the process that is going to read it
-    #[command(hide = true, name = crate::isolation::COMMAND)]
-    WalkHdf5 {
-        /// The file
-        path: PathBuf,
-    },
 }
 
 #[cfg(test)]

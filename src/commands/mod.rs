@@ -23,7 +23,7 @@ use fs_err as fs;
 
 use crate::cli::{Cli, Command, ResultOutput};
 use crate::printer::Printer;
-use crate::{interrupt, isolation, outputs};
+use crate::{interrupt, outputs};
 
 /// Names of the threads that decode, resize, hash and compute metrics: this and a number.
 pub const THREAD: &str = "d2o-worker-";
@@ -82,7 +82,6 @@ pub fn run(mut cli: Cli) -> anyhow::Result<ExitStatus> {
             Ok(ExitStatus::Done)
         }
         Command::Reproduce(args) => reproduce::run(&args, &cli.global, printer),
-        Command::WalkHdf5 { path } => isolation::walk(&path),
     }
 }
 
