@@ -114,7 +114,7 @@ fn kind_of(path: &Path) -> anyhow::Result<&'static [&'static str]> {
 
 /// Name of a graph in the cache: that of the checkpoint, and a digest of its content, of the options and of this program.
 fn cache_name(path: &Path, options: &[&str]) -> anyhow::Result<String> {
-    let program = std::env::current_exe().and_then(|p| Ok(fs::metadata(p)?));
+    let program = std::env::current_exe().and_then(fs::metadata);
     let program = program.map(|m| (m.len(), m.modified().ok())).ok();
     let mut hash = Sha256::new();
     hash.update(format!("{} {program:?} {options:?} {}", env!("CARGO_PKG_VERSION"), container_sha256(path)?));
