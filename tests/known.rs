@@ -1,5 +1,7 @@
 //! Published files by name: the table, downloads, checkpoints in the place of graphs, comparison with published numbers.
 
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "a test")]
+
 mod common;
 
 use std::io::{Read as _, Write as _};
