@@ -1,7 +1,7 @@
 //! Downloads into the cache, and where the cache is.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use d2o_converters::known::{FileHash, Known};
 use d2o_fetch::{Event, Fetched, PublishedHash, Request, Settings, Source};
@@ -15,8 +15,7 @@ use crate::printer::{Printer, Progress};
 /// # Errors
 /// If no variable says where that is.
 pub fn cache() -> anyhow::Result<PathBuf> {
-    let downloads = settings()?.cache;
-    Ok(downloads.parent().map_or_else(|| downloads.clone(), Path::to_owned))
+    Ok(d2o_fetch::cache_folder(|name| std::env::var_os(name))?)
 }
 
 /// Settings of downloads, from the environment.
@@ -25,6 +24,12 @@ pub fn cache() -> anyhow::Result<PathBuf> {
 /// Values that cannot be read.
 pub fn settings() -> anyhow::Result<Settings> {
     Ok(Settings::from_env(|name| std::env::var_os(name))?)
+}
+
+/// Path of a published file below the folder of downloads.
+#[must_use]
+pub fn name_of(known: &Known) -> String {
+    format!("known/{}/{}", known.name, known.file)
 }
 
 /// Brings a published file into the cache, unless it is there.
@@ -37,8 +42,7 @@ pub fn fetch(known: &Known, settings: &Settings, printer: Printer) -> anyhow::Re
         FileHash::Full(digits) | FileHash::Prefix(digits) => PublishedHash::parse(digits)?,
         _ => PublishedHash::NONE,
     };
-    let name = format!("known/{}/{}", known.name, known.file);
-    let request = Request { sources, name, sha256, bytes: known.bytes };
+    let request = Request { sources, name: name_of(known), sha256, bytes: known.bytes };
     download(&request, settings, &known.name, printer)
         .map_err(|e| with_hint(e, format!("`{}` is published at {}", known.file, known.page)))
 }
@@ -50,6 +54,8 @@ pub fn fetch(known: &Known, settings: &Settings, printer: Printer) -> anyhow::Re
 pub fn download(request: &Request, settings: &Settings, what: &str, printer: Printer) -> anyhow::Result<Fetched> {
     let section = interrupt::cooperative();
     let mut shown: Option<(Progress, u64)> = None;
+    // The failures that were told last; a state is told again as long as it lasts.
+    let mut told = 0;
     let mut watch = |event: &Event<'_>| {
         match event {
             Event::Receiving { done, total: Some(total) } => {
@@ -60,11 +66,16 @@ pub fn download(request: &Request, settings: &Settings, what: &str, printer: Pri
                 });
                 progress.advance(done.saturating_sub(*before));
                 *before = *done;
+                told = 0;
             }
-            Event::Retrying { error, failures, of, wait } if wait.subsec_millis() == 0 && !wait.is_zero() => {
-                printer.note(&format!("{error}; attempt {} of {} in {} s", failures + 1, of + 1, wait.as_secs()));
+            Event::Retrying { error, failures, of, wait } if *failures != told => {
+                told = *failures;
+                printer.note(&format!("{error}; attempt {} of {of} in {:.0} s", failures + 1, wait.as_secs_f64()));
             }
-            Event::StartedOver { reason } => printer.note(&format!("the download begins again: {reason}")),
+            Event::StartedOver { reason } => {
+                shown = None;
+                printer.note(&format!("the download begins again: {reason}"));
+            }
             Event::NextSource { error } => printer.note(&format!("{error}; the next address is tried")),
             Event::Unusable { error } => printer.warn(&error.to_string()),
             _ => {}

@@ -1,6 +1,7 @@
 //! What the user sees: results on standard output, everything else on standard error.
 
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -138,6 +139,17 @@ impl Reporter for Printer {
     fn warn(&self, text: &str) {
         Self::warn(self, text);
     }
+}
+
+/// A command line, quoted for a shell.
+#[must_use]
+pub fn shell(words: &[OsString]) -> String {
+    let quoted = |word: &OsString| {
+        let text = word.to_string_lossy().into_owned();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=@%+".contains(c);
+        if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    };
+    words.iter().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
 /// An error of writing to standard output.

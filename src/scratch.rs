@@ -18,7 +18,15 @@ impl Scratch {
     /// # Errors
     /// The file system's own.
     pub fn new() -> io::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("d2o-").tempdir()?;
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    /// A new one in `parent`.
+    ///
+    /// # Errors
+    /// The file system's own.
+    pub fn new_in(parent: &Path) -> io::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("d2o-").tempdir_in(parent)?;
         FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).push(folder.path().to_owned());
         Ok(Self(folder))
     }

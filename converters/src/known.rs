@@ -179,6 +179,21 @@ impl FileHash<'_> {
     }
 }
 
+impl Generator {
+    /// Whether its sampler evaluates the network once; `None` if d2o lacks the sampler.
+    #[must_use]
+    pub fn is_one_step(&self) -> Option<bool> {
+        let sampler = self.sampler.as_ref()?.get("sampler").and_then(Value::as_str);
+        Some(matches!(sampler, Some("one-step" | "sid")))
+    }
+
+    /// Noise level that a one-step graph of it starts from, if its sampler evaluates the network once and names one.
+    #[must_use]
+    pub fn one_step_sigma(&self) -> Option<f64> {
+        self.sampler.as_ref().filter(|_| self.is_one_step() == Some(true))?.get("sigma-max")?.as_f64()
+    }
+}
+
 impl Known {
     /// What is published about its hash.
     #[must_use]
@@ -350,8 +365,8 @@ mod tests {
             text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
         };
         let mut hashes = BTreeSet::new();
-        for Known { file, urls, kind, .. } in all() {
-            let known = all().iter().find(|k| k.file == *file && k.kind == *kind).unwrap();
+        for known in all() {
+            let Known { file, urls, .. } = known;
             // By the convention of torch.hub, a name that ends in eight hexadecimal digits ends in the first of the hash.
             let stem = file.rsplit_once('.').map_or(file.as_str(), |(stem, _)| stem);
             let in_name = stem.rsplit_once('-').map(|(_, last)| last).filter(|last| hexadecimal(last, 8));

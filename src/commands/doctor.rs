@@ -167,7 +167,7 @@ fn caches() -> Vec<Check> {
             fix: Some("set D2O_CACHE to a folder that can be written".to_owned()),
         },
     }];
-    let held = |known: &&known::Known| settings.cache.join("known").join(&known.name).join(&known.file).is_file();
+    let held = |known: &&known::Known| settings.cache.join(downloads::name_of(known)).is_file();
     let names: Vec<&str> = known::all().iter().filter(held).map(|k| k.name.as_str()).collect();
     checks.push(if names.is_empty() {
         Check::absent("weights", "no published file in the cache", "`d2o fetch NAME`; `d2o known` lists the names")

@@ -10,7 +10,7 @@ use d2o_converters::denoiser::NetConfig;
 use d2o_converters::export::{self, Exported, FeatureOptions, GeneratorOptions, Options, PixelInput};
 use d2o_converters::extractors::{Activation, Hyperparameters, Takes};
 use d2o_converters::generators::latent::SynthesisOptions;
-use d2o_converters::known;
+use d2o_converters::known::{Generator, Match};
 use d2o_converters::preprocess::Resize;
 use d2o_converters::published::WeightsState;
 use d2o_converters::{Architecture, Checkpoint, Network};
@@ -23,6 +23,7 @@ use fs_err as fs;
 use serde_json::Value;
 
 use super::ExitStatus;
+use super::known::published;
 use super::verify::{against, check};
 use crate::cli::{ActivationArg, Export, Global, Kind, NoiseArg, PixelType, PrecisionArg};
 use crate::error::with_hint;
@@ -244,23 +245,20 @@ impl Defaults {
         }
         let class =
             network.architecture.denoiser().map_or_else(|_| network.architecture.name(), |d| d.class().to_owned());
-        let file = args.source.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let bytes = fs::metadata(&args.source)?.len();
-        let found = known::recognise(&file, &class, bytes, || container_sha256(&args.source))?;
-        let Some((known, by)) = found else { return Ok(Self::default()) };
+        let Some((known, by)) = published(&args.source, &class)? else { return Ok(Self::default()) };
         let how = match by {
-            known::Match::Hash => "by its SHA-256",
-            known::Match::Prefix => "by its name and the first 8 digits of its SHA-256",
+            Match::Hash => "by its SHA-256",
+            Match::Prefix => "by its name and the first 8 digits of its SHA-256",
             _ => "by its name; its SHA-256 is not published",
         };
         printer.note(&format!("the checkpoint is `{}`, recognised {how} (`d2o known {}`)", known.title, known.name));
-        let sampler = known.generator().and_then(|g| g.sampler.as_ref());
-        let option = |name: &str| sampler.and_then(|s| s.get(name));
-        let one_step = option("sampler").and_then(Value::as_str).map(|s| matches!(s, "one-step" | "sid"));
-        let kind = one_step.map(|one_step| if one_step { Kind::OneStep } else { Kind::Denoiser });
-        let sigma_max = option("sigma-max").and_then(Value::as_f64).filter(|_| one_step == Some(true));
-        let recorded = Metadata { known: Some(known.name.clone()), ..Metadata::default() };
-        Ok(Self { kind, sigma_max, recorded })
+        let generator = known.generator();
+        let one_step = generator.and_then(Generator::is_one_step);
+        Ok(Self {
+            kind: one_step.map(|one_step| if one_step { Kind::OneStep } else { Kind::Denoiser }),
+            sigma_max: generator.and_then(Generator::one_step_sigma),
+            recorded: Metadata { known: Some(known.name.clone()), ..Metadata::default() },
+        })
     }
 }
 

@@ -13,10 +13,12 @@ use d2o_refs::batch::container_sha256;
 use fs_err as fs;
 use sha2::{Digest as _, Sha256};
 
+use super::known::published;
 use super::{ExitStatus, export};
 use crate::cli::{Cli, Command, Global, Input, Sampler, Takes};
 use crate::downloads::{cache, download, fetch, settings};
 use crate::printer::Printer;
+use crate::scratch::Scratch;
 
 /// Extensions of checkpoints, which no container of images has.
 const CHECKPOINTS: [&str; 7] = ["bin", "ckpt", "pb", "pkl", "pt", "pth", "safetensors"];
@@ -72,30 +74,38 @@ fn exported(
     global: &Global,
     printer: Printer,
 ) -> anyhow::Result<PathBuf> {
-    let options: &[&str] = match (takes, sampler) {
-        (Takes::Extractor, _) => &["--input", "f32"],
-        (_, Some(Sampler::OneStep | Sampler::Sid)) => &["--kind", "one-step"],
-        (_, Some(_)) => &["--kind", "denoiser"],
-        (_, None) => kind_of(path)?,
+    let asked: Option<&[&str]> = match (takes, sampler) {
+        (Takes::Extractor, _) => Some(&["--input", "f32"]),
+        (_, Some(Sampler::OneStep | Sampler::Sid)) => Some(&["--kind", "one-step"]),
+        (_, Some(_)) => Some(&["--kind", "denoiser"]),
+        (_, None) => None,
     };
-    let out = cache()?.join("exports").join(cache_name(path, options)?);
+    let exports = cache()?.join("exports");
+    let folder = exports.join(cache_name(path, asked)?);
+    let name = path.with_extension("onnx");
+    let name = name.file_name().context("a checkpoint without a name")?;
+    let out = folder.join(name);
     if out.exists() {
         printer.note(&format!("`{}` as exported before: `{}`", path.display(), out.display()));
         return Ok(out);
     }
-    fs::create_dir_all(out.parent().unwrap_or(Path::new("")))?;
+    let options = asked.map_or_else(|| kind_of(path), Ok)?;
     printer.note(&format!("export `{}` into the cache: {}", path.display(), options.join(" ")));
+    fs::create_dir_all(&exports)?;
+    // The graph gets its place in the cache once it has passed the check.
+    let unchecked = Scratch::new_in(&exports)?;
     let mut words: Vec<OsString> = vec!["d2o".into(), "export".into()];
     words.extend(options.iter().map(Into::into));
-    // Another process may have written it in the meantime; the bytes are the same.
-    words.extend(["--overwrite".into(), "--out".into(), out.clone().into(), "--".into(), path.into()]);
+    words.extend(["--out".into(), unchecked.path().join(name).into(), "--".into(), path.into()]);
     let Command::Export(args) = Cli::try_parse_from(words)?.command else {
         anyhow::bail!("the export was not understood");
     };
     let status = export::run(&args, global, printer)?;
-    if status != ExitStatus::Done {
-        fs::remove_file(&out)?;
-        anyhow::bail!("the exported graph differs between the runtimes");
+    anyhow::ensure!(status == ExitStatus::Done, "the exported graph differs between the runtimes");
+    match fs::rename(unchecked.path(), &folder) {
+        // Another process has exported it in the meantime; the bytes are the same.
+        Err(_) if out.exists() => {}
+        other => other?,
     }
     Ok(out)
 }
@@ -106,19 +116,18 @@ fn kind_of(path: &Path) -> anyhow::Result<&'static [&'static str]> {
     let checkpoint = Checkpoint::open(path)?;
     let network = checkpoint.network(None)?;
     let Architecture::Denoiser(config) = &network.architecture else { return Ok(&[]) };
-    let file = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let bytes = fs::metadata(path)?.len();
-    let published = known::recognise(&file, config.class(), bytes, || container_sha256(path))?.is_some();
-    Ok(if published || config.class() == "D2OPrecond" { &[] } else { &["--kind", "denoiser"] })
+    let one_step = config.class() == "D2OPrecond" || published(path, config.class())?.is_some();
+    Ok(if one_step { &[] } else { &["--kind", "denoiser"] })
 }
 
-/// Name of a graph in the cache: that of the checkpoint, and a digest of its content, of the options and of this program.
-fn cache_name(path: &Path, options: &[&str]) -> anyhow::Result<String> {
+/// Name of a graph's folder in the cache: that of the checkpoint, and a digest of its content, of the options and of this program.
+fn cache_name(path: &Path, options: Option<&[&str]>) -> anyhow::Result<String> {
     let program = std::env::current_exe().and_then(fs::metadata);
     let program = program.map(|m| (m.len(), m.modified().ok())).ok();
     let mut hash = Sha256::new();
     hash.update(format!("{} {program:?} {options:?} {}", env!("CARGO_PKG_VERSION"), container_sha256(path)?));
     let digest: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
-    let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(format!("{stem}-{digest}.onnx"))
+    // By which a published checkpoint may be recognised.
+    let file = path.file_name().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(format!("{file}-{digest}"))
 }

@@ -1,11 +1,14 @@
 //! `d2o known`, and what published checkpoints recommend.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
-use d2o_converters::known::{self, FileHash, Kind, Known};
+use d2o_converters::known::{self, FileHash, Generator, Kind, Known, Match};
 use d2o_onnx::metadata::Kind as GraphKind;
 use d2o_onnx::read::ModelInfo;
-use serde_json::{Map, Value};
+use d2o_refs::batch::container_sha256;
+use fs_err as fs;
+use serde_json::Value;
 
 use super::{ExitStatus, ensure_new_result, give_result};
 use crate::cli::{KnownArgs, Sampling};
@@ -90,7 +93,7 @@ fn describe(known: &Known) -> String {
                 "classes",
                 &generator.classes.map(|c| if c == 0 { "none".to_owned() } else { c.to_string() }).unwrap_or_default(),
             );
-            let sampler = generator.sampler.as_ref().map(|s| words(s).join(" "));
+            let sampler = sampler_words(generator, false).map(|words| words.join(" "));
             line("sampler", sampler.as_deref().unwrap_or("one that d2o does not have"));
             line("quantiser", &generator.quantiser);
             line("protocol", &generator.protocol);
@@ -119,14 +122,25 @@ fn describe(known: &Known) -> String {
     text.trim_end().to_owned()
 }
 
-/// Options of the command line with these names and values.
-pub(super) fn words(options: &Map<String, Value>) -> Vec<String> {
+/// The published checkpoint that the file at `path` is, which holds a network of this class, and how it was recognised.
+///
+/// # Errors
+/// Those of reading the file.
+pub(super) fn published(path: &Path, class: &str) -> anyhow::Result<Option<(&'static Known, Match)>> {
+    let file = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(known::recognise(&file, class, fs::metadata(path)?.len(), || container_sha256(path))?)
+}
+
+/// Options of `d2o generate` that choose the sampler of `generator`, of which a one-step graph of it takes but the name; `None` if d2o lacks the sampler.
+pub(super) fn sampler_words(generator: &Generator, one_step_graph: bool) -> Option<Vec<String>> {
     let value = |v: &Value| match v {
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
         other => other.to_string(),
     };
-    options.iter().flat_map(|(name, v)| [format!("--{name}"), value(v)]).collect()
+    // The graph holds the noise level.
+    let options = generator.sampler.as_ref()?.iter().filter(|(name, _)| !one_step_graph || *name == "sampler");
+    Some(options.flat_map(|(name, v)| [format!("--{name}"), value(v)]).collect())
 }
 
 /// `args` with the sampler that the published checkpoint behind the graph recommends, if `args` choose none and the graph has one.
@@ -135,19 +149,15 @@ pub(super) fn words(options: &Map<String, Value>) -> Vec<String> {
 /// Metadata that are not of their type.
 pub(super) fn recommended(args: &Sampling, info: &ModelInfo, reporter: &dyn Reporter) -> anyhow::Result<Sampling> {
     let metadata = info.described()?;
-    let known = metadata.known.as_deref().and_then(known::find);
-    let sampler = known.and_then(|k| k.generator()?.sampler.clone());
-    let (Some(known), Some(mut options), Some(kind)) = (known, sampler, metadata.kind) else { return Ok(args.clone()) };
-    let one_step = options.get("sampler").and_then(Value::as_str).is_some_and(|s| matches!(s, "one-step" | "sid"));
-    match kind {
-        GraphKind::Denoiser => {}
-        // The graph holds the noise level.
-        GraphKind::OneStep if one_step => options.retain(|name, _| name == "sampler"),
-        _ => return Ok(args.clone()),
-    }
-    let words = words(&options);
+    let words = metadata.known.as_deref().and_then(known::find).and_then(Known::generator).and_then(|generator| {
+        let one_step_graph = metadata.kind == Some(GraphKind::OneStep);
+        let fits =
+            metadata.kind == Some(GraphKind::Denoiser) || one_step_graph && generator.is_one_step() == Some(true);
+        sampler_words(generator, one_step_graph).filter(|_| fits)
+    });
+    let (Some(name), Some(words)) = (metadata.known, words) else { return Ok(args.clone()) };
     let Some(chosen) = args.or_sampler(&words)? else { return Ok(args.clone()) };
-    reporter.note(&format!("sampler of `{}`: {}", known.name, words.join(" ")));
+    reporter.note(&format!("sampler of `{name}`: {}", words.join(" ")));
     Ok(chosen)
 }
 
@@ -164,8 +174,8 @@ mod tests {
         for known in known::all() {
             let protocol = known.generator().map(|g| &g.protocol).or(known.reference().map(|r| &r.protocol));
             assert!(protocol.is_none_or(|p| protocols.contains(&p.as_str())), "{}", known.name);
-            let Some(options) = known.generator().and_then(|g| g.sampler.as_ref()) else { continue };
-            let chosen = none.or_sampler(&words(options)).unwrap_or_else(|e| panic!("{}: {e}", known.name));
+            let Some(words) = known.generator().and_then(|g| sampler_words(g, false)) else { continue };
+            let chosen = none.or_sampler(&words).unwrap_or_else(|e| panic!("{}: {e}", known.name));
             assert!(chosen.is_some_and(|c| c.sampler.is_some()), "{}", known.name);
         }
     }

@@ -9,13 +9,12 @@ use d2o_converters::known::{self, Generator, Known};
 use d2o_evaluations::result::Evaluation;
 use fs_err as fs;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::ExitStatus;
-use super::known::{unknown, words};
+use super::known::{sampler_words, unknown};
 use crate::cli::{Cli, Command, Global, Reproduce, Seeds};
 use crate::outputs::{ensure_new, is_stdout};
-use crate::printer::{Printer, table};
+use crate::printer::{Printer, shell, table};
 
 /// Published and measured numbers of one generator.
 #[derive(Debug, Serialize)]
@@ -60,7 +59,7 @@ pub fn run(args: &Reproduce, global: &Global, printer: Printer) -> anyhow::Resul
         .with_context(|| format!("`{}` is not a generator: expected one that `d2o known` lists as such", known.name))?;
     let result = args.outdir.join(format!("{}.json", known.name));
     let commands = commands(args, known, generator, &result)?;
-    let shown: Vec<String> = commands.iter().map(|words| shown(words)).collect();
+    let shown = commands.each_ref().map(|words| shell(words)).to_vec();
     if args.dry_run {
         printer.data(&shown.join("\n"))?;
         return Ok(ExitStatus::Done);
@@ -94,21 +93,20 @@ pub fn run(args: &Reproduce, global: &Global, printer: Printer) -> anyhow::Resul
 
 /// The command lines of export and evaluation.
 fn commands(args: &Reproduce, known: &Known, generator: &Generator, json: &Path) -> anyhow::Result<[Vec<OsString>; 2]> {
-    let options = generator.sampler.clone().with_context(|| {
+    let one_step = generator.is_one_step() == Some(true);
+    let sampler = sampler_words(generator, one_step).with_context(|| {
         format!("the numbers of `{}` were published for a sampler that d2o does not have", known.name)
     })?;
     let reference = args.reference.clone().map(OsString::from).or(generator.reference.as_deref().map(Into::into));
     let reference = reference.with_context(|| {
         format!("no reference statistics are published for `{}`: name a file with --ref", known.name)
     })?;
-    let one_step = matches!(options.get("sampler").and_then(Value::as_str), Some("one-step" | "sid"));
     let graph = args.outdir.join(format!("{}.onnx", known.name));
     let overwrite = args.output.overwrite.then(|| "--overwrite".into());
     let source = args.checkpoint.clone().map_or_else(|| known.name.clone().into(), OsString::from);
     let mut export: Vec<OsString> = vec!["d2o".into(), "export".into(), source];
     export.extend(["--kind", if one_step { "one-step" } else { "denoiser" }].map(Into::into));
-    let sigma_max = options.get("sigma-max").filter(|_| one_step);
-    export.extend(sigma_max.into_iter().flat_map(|s| ["--sigma-max".into(), s.to_string().into()]));
+    export.extend(generator.one_step_sigma().into_iter().flat_map(|s| ["--sigma-max".into(), s.to_string().into()]));
     export.extend(["--out".into(), graph.clone().into()]);
     export.extend(overwrite.clone());
 
@@ -116,7 +114,6 @@ fn commands(args: &Reproduce, known: &Known, generator: &Generator, json: &Path)
     let seeds = args.seeds.as_ref().map_or_else(|| format!("0-{}", images - 1), |s| Seeds::text(&s.0));
     let mut evaluate: Vec<OsString> = vec!["d2o".into(), "evaluate".into(), graph.into()];
     evaluate.extend(["--seeds".into(), seeds.into()]);
-    let sampler = words(&options.into_iter().filter(|(name, _)| !one_step || name == "sampler").collect());
     evaluate.extend(sampler.into_iter().map(Into::into));
     evaluate.extend(["--ref".into(), reference]);
     let extractor = args.extractor.clone().map_or_else(|| generator.extractor.clone().into(), OsString::from);
@@ -208,14 +205,4 @@ fn render(comparison: &Comparison<'_>) -> String {
         text += &format!("\nnot measured: {number}");
     }
     text
-}
-
-/// A command line as a shell takes it.
-fn shown(words: &[OsString]) -> String {
-    let quoted = |word: &OsString| {
-        let text = word.to_string_lossy().into_owned();
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@+".contains(c);
-        if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-    };
-    words.iter().map(quoted).collect::<Vec<_>>().join(" ")
 }

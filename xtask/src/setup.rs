@@ -204,10 +204,9 @@ pub(crate) fn only(names: &[&str]) -> anyhow::Result<()> {
 /// Those of [`run`].
 pub(crate) fn run_and_build(packages: &[&str]) -> anyhow::Result<()> {
     // HDF5 and turbojpeg are configured by it.
-    let (first, rest): (Vec<_>, Vec<_>) = COMPONENTS.iter().partition(|c| c.name == component::CMAKE);
-    first.into_iter().try_for_each(install)?;
+    only(&[component::CMAKE])?;
     let dir = cache()?;
-    if rest.iter().all(|c| dir.join(c.name).exists()) {
+    if COMPONENTS.iter().all(|c| dir.join(c.name).exists()) {
         return Ok(());
     }
     eprintln!("setup: dependencies are compiled in the meantime");

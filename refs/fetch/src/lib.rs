@@ -22,5 +22,5 @@ pub use fetch::fetch;
 pub use hash::PublishedHash;
 pub use progress::{Event, Progress};
 pub use request::{Fetched, HashCheck, Origin, Request};
-pub use settings::{Secret, Settings};
+pub use settings::{Secret, Settings, cache_folder};
 pub use source::Source;

@@ -16,6 +16,24 @@ const HF_ENDPOINT: &str = "https://huggingface.co";
 /// Longest file that is taken for one with a token, bytes.
 const MAX_TOKEN_FILE: u64 = 4096;
 
+/// The user's folder of caches: `XDG_CACHE_HOME`, else `HOME`/.cache.
+fn user_cache(lookup: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let path = |name| lookup(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    // A relative XDG_CACHE_HOME is invalid and to be ignored.
+    let named = path("XDG_CACHE_HOME").filter(|folder| folder.is_absolute());
+    named.or_else(|| Some(path("HOME")?.join(".cache")))
+}
+
+/// d2o's folder for what can be made again, from environment variables, which `lookup` gives: `D2O_CACHE`, else d2o in `XDG_CACHE_HOME` or in
+/// `HOME`/.cache. Empty ones count as unset.
+///
+/// # Errors
+/// [`Error::NoCache`] if no variable says where it is.
+pub fn cache_folder(lookup: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
+    let named = lookup("D2O_CACHE").filter(|value| !value.is_empty()).map(PathBuf::from);
+    named.or_else(|| Some(user_cache(lookup)?.join("d2o"))).ok_or(Error::NoCache)
+}
+
 /// A text that is not shown: `Debug` leaves it out.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -133,12 +151,8 @@ impl Settings {
             let value = text(&[name])?.unwrap_or_default().to_ascii_lowercase();
             Ok(matches!(value.as_str(), "1" | "true" | "yes" | "on"))
         };
-        // A relative XDG_CACHE_HOME is invalid and to be ignored.
-        let user = path(&["XDG_CACHE_HOME"]).filter(|folder| folder.is_absolute());
-        let user = user.or_else(|| Some(path(&["HOME"])?.join(".cache")));
-        let cache = path(&["D2O_CACHE"]).or_else(|| Some(user.as_ref()?.join("d2o"))).ok_or(Error::NoCache)?;
-        let mut settings = Self::new(cache.join("downloads"));
-        let hf_home = path(&["HF_HOME"]).or_else(|| Some(user?.join("huggingface")));
+        let mut settings = Self::new(cache_folder(&lookup)?.join("downloads"));
+        let hf_home = path(&["HF_HOME"]).or_else(|| Some(user_cache(&lookup)?.join("huggingface")));
         settings.hf_cache = path(&["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"])
             .or_else(|| hf_home.as_ref().map(|folder| folder.join("hub")));
         if let Some(endpoint) = text(&["HF_ENDPOINT"])? {

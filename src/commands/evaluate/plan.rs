@@ -1,6 +1,7 @@
 //! Everything that can be known before a network runs: what is measured with what, and what stands in the way.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -26,7 +27,7 @@ use crate::pipeline::provenance::{NetworkRecord, Records, against_protocol, betw
 use crate::pipeline::reference::{OpenReference, Supply};
 use crate::pipeline::source::{Source, settings};
 use crate::pipeline::statistics::{StatsRequest, meta_of};
-use crate::printer::Printer;
+use crate::printer::{Printer, shell};
 use crate::progress::Silent;
 use crate::sampling::request::SamplingRequest;
 
@@ -310,12 +311,8 @@ fn finished(
 
 /// The command as it was given, quoted for a shell.
 fn command_line() -> String {
-    let quoted = |arg: String| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=@%+".contains(c);
-        if !arg.is_empty() && arg.chars().all(plain) { arg } else { format!("'{}'", arg.replace('\'', r"'\''")) }
-    };
-    let args = std::env::args_os().skip(1).map(|a| quoted(a.to_string_lossy().into_owned()));
-    std::iter::once("d2o".to_owned()).chain(args).collect::<Vec<_>>().join(" ")
+    let args: Vec<OsString> = std::iter::once("d2o".into()).chain(std::env::args_os().skip(1)).collect();
+    shell(&args)
 }
 
 fn protocols_of(args: &Evaluate) -> anyhow::Result<Vec<&'static Protocol>> {
