@@ -17,3 +17,4 @@ pub mod sampling;
 pub mod scratch;
 #[cfg(feature = "train")]
 pub mod train;
+pub mod verdict;
