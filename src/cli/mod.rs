@@ -41,7 +41,7 @@ pub use export::{ActivationArg, Export, Kind, NoiseArg, PixelType, PrecisionArg}
 pub use generate::{Draw, Drawn, Generate};
 pub use inspect::Inspect;
 pub use refs::{LayoutArg, Refs, RefsInspect, RefsMake};
-pub use report::{Report, Titled};
+pub use report::{Report, ReportFormat, Titled};
 pub use runtime::{Accelerator, EpLibrary, ProviderArg, Runtime};
 pub use sampling::{Discretization, Quantise, Rng, RngGpu, Sampler, Sampling, Scaling, Schedule, Seeds, Solver};
 pub use train::{
@@ -124,7 +124,7 @@ pub enum Command {
     Verify(Verify),
     /// Train a denoiser, or fine-tune one into a one-step generator
     Train(Box<Train>),
-    /// Render evaluations as one HTML page
+    /// Render results as one HTML page, or as tables for LaTeX or Markdown
     Report(Report),
     /// Convert images to a dataset of one resolution, with labels
     Dataset(Dataset),
