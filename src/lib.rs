@@ -18,3 +18,4 @@ pub mod sampling;
 pub mod scratch;
 #[cfg(feature = "train")]
 pub mod train;
+pub mod verdict;

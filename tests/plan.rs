@@ -8,7 +8,7 @@ use fs_err as fs;
 use serde_json::Value;
 
 mod common;
-use common::{attempt, close, d2o, image, value, write_images, write_labelled, write_lite0, write_png};
+use common::{attempt, close, d2o, image, page, value, write_images, write_labelled, write_lite0, write_png};
 
 /// A Lite0 of `seed` that sees 40×40 pixels and leaves the resize to the protocol.
 fn write_float(dir: &Path, seed: u64, name: &str) {
@@ -163,8 +163,10 @@ fn several_protocols_share_passes_and_equal_single_runs() {
         &[&["evaluate"], &how[..], &["--protocol", "edm,clean", "--bootstrap", "0", "--json", "two.json"]].concat(),
     );
     d2o(dir, &["report", "two.json", "--out", "two.html"]);
-    let html = fs::read_to_string(dir.join("two.html")).unwrap();
-    assert!(html.contains("The columns differ in their protocols"), "{html}");
+    let page = page::parse(&fs::read_to_string(dir.join("two.html")).unwrap());
+    page.ensure_sound();
+    assert!(page.text().contains("Not comparable with table 1 protocol: clean instead of edm"), "{}", page.text());
+    assert_eq!(page.tables("main").len(), 2);
 }
 
 #[test]
@@ -533,16 +535,21 @@ fn a_report_keeps_the_numbers_of_each_network_apart() {
     let text = text.replace("tf_efficientnet_lite0", "dinov2").replace("\"value\": ", "\"value\": 9");
     fs::write(dir.join("b.json"), text).unwrap();
     d2o(dir, &["report", "a.json", "b.json", "--out", "r.html"]);
-    let html = fs::read_to_string(dir.join("r.html")).unwrap();
-    let rows = |label: &str| {
-        let rows: Vec<&str> = html.lines().filter(|l| l.contains(&format!(">{label}"))).collect();
-        assert_eq!(rows.len(), 1, "{label}: {rows:?}");
-        rows[0].to_owned()
-    };
-    for label in ["FD (tf_efficientnet_lite0) unverified", "FD (dinov2) unverified", "precision (dinov2) unverified"] {
-        assert_eq!(rows(label).matches("<td>–</td>").count(), 1, "{label}");
+    let page = page::parse(&fs::read_to_string(dir.join("r.html")).unwrap());
+    page.ensure_sound();
+    let tables = page.tables("main");
+    for label in [
+        "FD ↓, lower is better (tf_efficientnet_lite0)",
+        "FD ↓, lower is better (dinov2)",
+        "precision ↑, higher is better (dinov2)",
+    ] {
+        let rows: Vec<&Vec<String>> = tables[0].iter().filter(|r| r[0] == format!("{label} unverified")).collect();
+        let [row] = rows[..] else { panic!("{label}: {tables:?}") };
+        assert_eq!(row.iter().filter(|c| *c == "–").count(), 1, "{label}");
     }
-    assert!(html.contains("Deviation (extractor) of samples") && html.contains("Classes of fake"), "{html}");
+    let text = page.text();
+    assert!(text.contains("extractor of samples: dinov2 instead of inception-2015-12-05"), "{text}");
+    assert!(text.contains("2 classes. Worst: class"), "{text}");
     fs::write(dir.join("old.json"), "{\"schema\": 99}").unwrap();
     let outcome = attempt(dir, &["report", "old.json", "--out", "x.html"]);
     assert!(outcome.code == 2 && outcome.stderr.contains("its layout is version 99"), "{outcome}");

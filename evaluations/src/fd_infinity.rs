@@ -1,6 +1,7 @@
 //! FD∞: the Fréchet distance extrapolated to infinitely many samples (Chong and Forsyth 2020).
 
 use ndarray::{ArrayView2, Axis};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::frechet::{Gaussian, frechet_distance};
@@ -13,6 +14,19 @@ pub const POINTS: usize = 15;
 /// Fewest samples the line is fitted to: all subsets have two images and the largest is ten times the smallest.
 const LEAST: usize = 20;
 
+/// The line through the distances of subsets over 1/size.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Extrapolation {
+    /// Images in each subset, ascending; the last is the whole set.
+    pub sizes: Vec<usize>,
+    /// Distance of each subset.
+    pub distances: Vec<f64>,
+    /// The line at 1/size = 0: FD∞. It may be negative.
+    pub intercept: f64,
+    /// Its slope: distance times images.
+    pub slope: f64,
+}
+
 /// Whether this many samples are enough; costs nothing.
 ///
 /// # Errors
@@ -24,10 +38,10 @@ pub fn check(samples: usize) -> Result<()> {
     Ok(())
 }
 
-/// Intercept of the line through the distances of subsets over 1/size.
+/// The least-squares line through the distances of subsets over 1/size, and these distances.
 ///
 /// `features [N, D]` of the samples. Fifteen sizes from `min(5000, max(N/10, 2))` to N, as in dgm-eval; each subset is
-/// `RandomState(seed).choice(N, size, replace=False)` (dgm-eval does not seed). Covariances over `size - ddof`. An extrapolation, so it may be negative.
+/// `RandomState(seed).choice(N, size, replace=False)` (dgm-eval does not seed). Covariances over `size - ddof`.
 ///
 /// # Errors
 /// Those of [`check`] and of the distance.
@@ -37,31 +51,38 @@ pub fn check(samples: usize) -> Result<()> {
     clippy::cast_sign_loss,
     reason = "sample counts"
 )]
-pub fn fd_infinity(features: ArrayView2<'_, f32>, reference: &Gaussian, ddof: usize, seed: u32) -> Result<f64> {
+pub fn fd_infinity(
+    features: ArrayView2<'_, f32>,
+    reference: &Gaussian,
+    ddof: usize,
+    seed: u32,
+) -> Result<Extrapolation> {
     let n = features.nrows();
     check(n)?;
     let first = (n / 10).clamp(2, 5000) as f64;
     let step = (n as f64 - first) / (POINTS - 1) as f64;
     let mut rng = RandomState::new(seed);
-    let (mut xs, mut ys) = (Vec::new(), Vec::new());
+    let (mut sizes, mut distances) = (Vec::new(), Vec::new());
     for i in 0..POINTS {
         let size = if i + 1 == POINTS { n } else { (step * i as f64 + first) as usize };
         let mut sums = Accumulator::new(features.ncols());
         sums.push(features.select(Axis(0), &rng.choice(n, size)).view())?;
-        xs.push(1.0 / size as f64);
-        ys.push(frechet_distance(&sums.finish(ddof)?, reference)?);
+        sizes.push(size);
+        distances.push(frechet_distance(&sums.finish(ddof)?, reference)?);
     }
-    Ok(intercept(&xs, &ys))
+    let xs: Vec<f64> = sizes.iter().map(|size| 1.0 / *size as f64).collect();
+    let [intercept, slope] = line(&xs, &distances);
+    Ok(Extrapolation { sizes, distances, intercept, slope })
 }
 
-/// Intercept of the least-squares line.
+/// Intercept and slope of the least-squares line.
 #[allow(clippy::cast_precision_loss, reason = "a number of points")]
-fn intercept(xs: &[f64], ys: &[f64]) -> f64 {
+fn line(xs: &[f64], ys: &[f64]) -> [f64; 2] {
     let n = xs.len() as f64;
     let (mx, my) = (xs.iter().sum::<f64>() / n, ys.iter().sum::<f64>() / n);
     let slope = xs.iter().zip(ys).map(|(x, y)| (x - mx) * (y - my)).sum::<f64>()
         / xs.iter().map(|x| (x - mx) * (x - mx)).sum::<f64>();
-    my - slope * mx
+    [my - slope * mx, slope]
 }
 
 #[cfg(test)]
@@ -70,8 +91,9 @@ mod tests {
     use ndarray::Array2;
 
     #[test]
-    fn the_intercept_of_a_line() {
-        assert!((intercept(&[1.0, 0.5, 0.25], &[5.0, 4.0, 3.5]) - 3.0).abs() < 1e-12);
+    fn intercept_and_slope_of_a_line() {
+        let [intercept, slope] = line(&[1.0, 0.5, 0.25], &[5.0, 4.0, 3.5]);
+        assert!((intercept - 3.0).abs() < 1e-12 && (slope - 2.0).abs() < 1e-12);
     }
 
     #[test]
@@ -88,8 +110,13 @@ mod tests {
             let x = Array2::from_shape_simple_fn((600, 12), || uniform() + uniform() + uniform());
             let mut sums = Accumulator::new(12);
             sums.push(x.view()).unwrap();
-            plain += frechet_distance(&sums.finish(1).unwrap(), &truth).unwrap() / 20.0;
-            extrapolated += fd_infinity(x.view(), &truth, 1, seed).unwrap() / 20.0;
+            let distance = frechet_distance(&sums.finish(1).unwrap(), &truth).unwrap();
+            plain += distance / 20.0;
+            let found = fd_infinity(x.view(), &truth, 1, seed).unwrap();
+            extrapolated += found.intercept / 20.0;
+            // The points that are recorded: from a tenth of the set to all of it, whose distance is the plain one but for the order of its sums.
+            assert_eq!((found.sizes.len(), found.sizes[0], found.sizes[POINTS - 1]), (POINTS, 60, 600));
+            assert!((found.distances[POINTS - 1] - distance).abs() < 1e-9);
         }
         // Mean over sets: one extrapolation scatters by about half of the bias.
         assert!(extrapolated.abs() < 0.4 * plain, "{extrapolated} against {plain}");

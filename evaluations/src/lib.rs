@@ -10,6 +10,7 @@ pub mod inception_score;
 pub mod kid;
 pub mod manifold;
 pub mod mt19937;
+pub mod nearest;
 pub mod numpy_random;
 mod panels;
 pub mod preprocess;

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::fd_infinity::Extrapolation;
+use crate::nearest::Neighbour;
 use crate::preprocess::Preprocessing;
 use crate::protocol::INCEPTION;
 
@@ -31,6 +33,18 @@ const METRICS: [(&str, &str, bool); 16] = [
     ("fd_inf", "FD∞ ({})", false),
     ("f_score", "F-score", true),
 ];
+
+/// Whether more of metric `name` is better; `None` for a metric that is not one of d2o's.
+#[must_use]
+pub fn higher_is_better(name: &str) -> Option<bool> {
+    METRICS.iter().find(|(n, ..)| *n == name).map(|(.., higher)| *higher)
+}
+
+/// Place of metric `name` in tables; others come last.
+#[must_use]
+pub fn place(name: &str) -> usize {
+    METRICS.iter().position(|(n, ..)| *n == name).unwrap_or(METRICS.len())
+}
 
 /// One metric's value.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -212,6 +226,27 @@ pub struct ClassMetrics {
     pub metrics: BTreeMap<String, Metric>,
 }
 
+/// One sample and the reference images nearest to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SampleNeighbours {
+    /// Index of the sample in its set, from 0.
+    pub sample: usize,
+    /// The reference images, nearest first.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// Reference images nearest to some of the samples.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NearestImages {
+    /// Role of the network whose features are compared: `features` or `manifold`.
+    pub role: String,
+    /// Hash of the reference images in their order, in which the indices count; absent if it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_sha256: Option<String>,
+    /// Some samples.
+    pub samples: Vec<SampleNeighbours>,
+}
+
 /// An evaluation under one protocol.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
@@ -227,6 +262,9 @@ pub struct Evaluation {
     /// The reference, unless no metric needs one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<ImageSet>,
+    /// The reference of CLIP's features, if it is another file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_reference: Option<ImageSet>,
     /// Feature networks, by role.
     pub extractors: BTreeMap<String, Extractor>,
     /// Runtime, devices, versions and command line: what it takes to compute the numbers again.
@@ -239,6 +277,12 @@ pub struct Evaluation {
     /// Metrics of each class, where they were asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub per_class: Vec<ClassMetrics>,
+    /// The points and the line behind FD∞; absent in results of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd_infinity: Option<Extrapolation>,
+    /// Reference images nearest to some samples, where they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nearest: Option<NearestImages>,
     /// What a reader of the numbers should know.
     pub warnings: Vec<String>,
     /// Choices the program made: metrics left out, intervals not computed.
@@ -262,21 +306,36 @@ impl Evaluation {
         self.extractors.get(role)
     }
 
-    /// Label of metric `name` in tables: what it is, of which network unless the metric's own, `unverified` unless its weights are a published
-    /// file's, and an arrow to the better side.
+    /// What metric `name` is, and of which network unless it is the metric's own.
+    #[must_use]
+    pub fn parts_of(&self, name: &str) -> (String, Option<&str>) {
+        let network = self.extractor_of(name).map_or("unknown network", |e| e.name.as_str());
+        let (_, label, _) = METRICS.iter().find(|(n, ..)| *n == name).copied().unwrap_or((name, name, true));
+        let own = matches!(name, "is" | "precision" | "recall" | "density" | "coverage" | "f_score");
+        match label.strip_suffix(" ({})") {
+            Some(label) => (label.to_owned(), Some(network)),
+            None => (label.to_owned(), Some(network).filter(|n| own && *n != INCEPTION)),
+        }
+    }
+
+    /// The same as one text: `FD (dinov2)`.
+    #[must_use]
+    pub fn title_of(&self, name: &str) -> String {
+        let (title, network) = self.parts_of(name);
+        network.map_or_else(|| title.clone(), |network| format!("{title} ({network})"))
+    }
+
+    /// Whether the weights of the network behind metric `name` are a published file's.
+    #[must_use]
+    pub fn is_verified(&self, name: &str) -> bool {
+        self.extractor_of(name).is_some_and(|e| e.verified.is_some())
+    }
+
+    /// Label of metric `name` in tables: its title, `unverified` unless its weights are a published file's, and an arrow to the better side.
     #[must_use]
     pub fn label(&self, name: &str) -> String {
-        let extractor = self.extractor_of(name);
-        let network = extractor.map_or("unknown network", |e| e.name.as_str());
-        let (_, label, higher) = METRICS.iter().find(|(n, ..)| *n == name).copied().unwrap_or((name, name, true));
-        let mut text = label.replace("{}", network);
-        let own = matches!(name, "is" | "precision" | "recall" | "density" | "coverage" | "f_score");
-        if own && network != INCEPTION {
-            text = format!("{text} ({network})");
-        }
-        let verified = extractor.is_some_and(|e| e.verified.is_some());
-        let arrow = if higher { '↑' } else { '↓' };
-        format!("{text}{} {arrow}", if verified { "" } else { " unverified" })
+        let arrow = higher_is_better(name).map_or("", |higher| if higher { " ↑" } else { " ↓" });
+        format!("{}{}{arrow}", self.title_of(name), if self.is_verified(name) { "" } else { " unverified" })
     }
 
     /// Name of the protocol; empty if the result has none.
@@ -301,7 +360,6 @@ impl Evaluation {
     /// Names and values in the order of tables.
     #[must_use]
     pub fn ordered(&self) -> Vec<(&str, &Metric)> {
-        let place = |name: &str| METRICS.iter().position(|(n, ..)| *n == name).unwrap_or(METRICS.len());
         let mut metrics: Vec<_> = self.metrics.iter().map(|(n, m)| (n.as_str(), m)).collect();
         metrics.sort_by_key(|(n, _)| place(n));
         metrics
@@ -388,11 +446,14 @@ mod tests {
             deviations: Vec::new(),
             samples: set.clone(),
             reference: Some(set),
+            clip_reference: None,
             extractors: extractors.iter().map(|(r, e)| ((*r).to_owned(), e.clone())).collect(),
             runtime: BTreeMap::new(),
             metrics: metrics.iter().map(|n| ((*n).to_owned(), Metric::new(1.0))).collect(),
             failed: BTreeMap::new(),
             per_class: Vec::new(),
+            fd_infinity: None,
+            nearest: None,
             warnings: Vec::new(),
             notes: Vec::new(),
             timings: BTreeMap::new(),

@@ -56,6 +56,10 @@ pub struct Evaluate {
     /// Also compute Fréchet distance, precision and recall per class
     #[arg(long, help_heading = "Metrics")]
     pub per_class: bool,
+    /// Record the 8 reference images nearest to each of N samples, evenly spread over the set: their indices and distances, which `d2o report --references`
+    /// shows as images
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Metrics")]
+    pub nearest: Option<u32>,
     /// Number of nearest neighbours, for precision, recall, density and coverage [default: the protocol's]
     #[arg(long, visible_alias = "neighbors", value_name = "K", value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Metrics")]
     pub neighbours: Option<u32>,
@@ -100,7 +104,7 @@ pub struct Evaluate {
     #[arg(long, help_heading = "Output")]
     pub dry_run: bool,
     /// Extract features of shard I of N only (0-based)
-    #[arg(long, value_name = "I/N", requires = "save_features", conflicts_with_all = ["merge", "reference", "per_class", "report", "expect"], help_heading = "Output")]
+    #[arg(long, value_name = "I/N", requires = "save_features", conflicts_with_all = ["merge", "reference", "per_class", "nearest", "report", "expect"], help_heading = "Output")]
     pub shard: Option<Shard>,
     /// Execution provider
     #[arg(long, value_enum, default_value_t = ProviderArg::Auto, conflicts_with = "ep_library", help_heading = "Runtime")]

@@ -47,7 +47,7 @@ pub use inputs::{Input, Takes};
 pub use inspect::Inspect;
 pub use known::{Fetch, KnownArgs, Reproduce};
 pub use refs::{LayoutArg, Refs, RefsInspect, RefsMake};
-pub use report::{Report, Titled};
+pub use report::{Report, ReportFormat, Titled};
 pub use runtime::{Accelerator, EpLibrary, ProviderArg, Runtime};
 pub use sampling::{Discretization, Quantise, Rng, RngGpu, Sampler, Sampling, Scaling, Schedule, Seeds, Solver};
 pub use train::{
@@ -139,7 +139,7 @@ pub enum Command {
     Verify(Verify),
     /// Train a denoiser, or fine-tune one into a one-step generator
     Train(Box<Train>),
-    /// Render evaluations as one HTML page
+    /// Render results as one HTML page, or as tables for LaTeX or Markdown
     Report(Report),
     /// Convert images to a dataset of one resolution, with labels
     Dataset(Dataset),

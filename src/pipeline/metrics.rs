@@ -5,21 +5,27 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use d2o_evaluations::bootstrap::{frechet_interval, mean_count_interval, proportion_interval};
-use d2o_evaluations::fd_infinity::fd_infinity;
+use d2o_evaluations::fd_infinity::{Extrapolation, fd_infinity};
 use d2o_evaluations::frechet::{frechet_distance, frechet_distance_of};
 use d2o_evaluations::inception_score::{Parts, ScoreRule};
 use d2o_evaluations::kid::{KidRule, kid};
 use d2o_evaluations::manifold::{ManifoldRule, density_coverage, precision_recall};
+use d2o_evaluations::nearest::nearest;
 use d2o_evaluations::protocol::Protocol;
-use d2o_evaluations::result::{ClassMetrics, Deviation, DeviationKind, Metric as Value};
+use d2o_evaluations::result::{
+    ClassMetrics, Deviation, DeviationKind, Metric as Value, NearestImages, SampleNeighbours,
+};
 use ndarray::{ArrayView2, Axis};
 
+use super::network::Role;
 use super::reference::Reference;
 use super::statistics::SetStatistics;
 use crate::progress::Reporter;
 
 /// Most samples whose Fréchet distance gets an interval: its cost grows with the cube of their number.
 const INTERVAL_LIMIT: usize = 4096;
+/// Nearest reference images of a sample.
+const NEAREST: usize = 8;
 
 /// Metrics that can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,6 +103,8 @@ pub struct MetricsRequest {
     pub per_class: bool,
     /// Whether precision and recall of each class.
     pub class_neighbours: bool,
+    /// Of how many samples the nearest reference images are recorded.
+    pub nearest: Option<usize>,
     /// Neighbours of precision, recall, density and coverage.
     pub neighbours: Option<usize>,
     /// Parts of the Inception Score.
@@ -189,6 +197,10 @@ pub struct EvaluationBuilder<'a> {
     pub failed: BTreeMap<String, String>,
     /// Metrics of each class.
     pub per_class: Vec<ClassMetrics>,
+    /// The points and the line behind FD∞.
+    pub fd_infinity: Option<Extrapolation>,
+    /// Reference images nearest to some samples.
+    pub nearest: Option<NearestImages>,
     /// What a reader of the numbers should know.
     pub warnings: Vec<String>,
     /// Choices the program made.
@@ -207,6 +219,8 @@ impl<'a> EvaluationBuilder<'a> {
             metrics: BTreeMap::new(),
             failed: BTreeMap::new(),
             per_class: Vec::new(),
+            fd_infinity: None,
+            nearest: None,
             warnings: Vec::new(),
             notes: Vec::new(),
             timings: BTreeMap::new(),
@@ -328,6 +342,10 @@ impl MetricsContext<'_> {
         if wants(Metric::Dc) {
             builder.attempt("density_coverage", keys(Metric::Dc), |b| self.density_coverage(neighbours()?, b));
         }
+        if let Some(count) = self.request.nearest {
+            let role = if other.is_some() { Role::Manifold } else { Role::Features };
+            builder.attempt("nearest", &["nearest"], |b| self.nearest(count, role, neighbours()?, b));
+        }
         if self.request.per_class {
             builder.attempt("per_class", &["per_class"], |b| {
                 let neighbours = if self.request.class_neighbours { Some(neighbours()?) } else { None };
@@ -384,8 +402,28 @@ impl MetricsContext<'_> {
     ) -> anyhow::Result<()> {
         let ddof = self.protocol.ddof;
         let against = self.reference.gaussian("features", ddof)?;
-        let value = fd_infinity(rows.context("no features")?, &against, ddof, self.request.seed)?;
-        builder.put(Metric::FdInf.keys(&self.names)[0], value);
+        let line = fd_infinity(rows.context("no features")?, &against, ddof, self.request.seed)?;
+        builder.put(Metric::FdInf.keys(&self.names)[0], line.intercept);
+        builder.fd_infinity = Some(line);
+        Ok(())
+    }
+
+    /// The reference images nearest to `count` samples, spread over the set as the images of a report are.
+    fn nearest(
+        &self,
+        count: usize,
+        role: Role,
+        [samples, real]: Pair<'_>,
+        builder: &mut EvaluationBuilder<'_>,
+    ) -> anyhow::Result<()> {
+        let chosen: Vec<usize> = spread(samples.nrows(), count).collect();
+        let found = nearest(samples.select(Axis(0), &chosen).view(), real, NEAREST.min(real.nrows()))?;
+        let samples = chosen.into_iter().zip(found);
+        builder.nearest = Some(NearestImages {
+            role: role.name().to_owned(),
+            reference_sha256: self.reference.images_sha256.clone(),
+            samples: samples.map(|(sample, neighbours)| SampleNeighbours { sample, neighbours }).collect(),
+        });
         Ok(())
     }
 
@@ -479,6 +517,13 @@ impl MetricsContext<'_> {
         }
         Ok(())
     }
+}
+
+/// Indices of `count` of `len` images, or of all if there are fewer: evenly spread, so that a sorted set shows its variety.
+pub fn spread(len: usize, count: usize) -> impl Iterator<Item = usize> {
+    let count = count.min(len);
+    let step = len / count.max(1);
+    (0..count).map(move |i| i * step)
 }
 
 /// Indices of the images of each class.

@@ -125,6 +125,8 @@ struct Statistics {
     ddof: usize,
     /// Images behind the moments, if the file says how many.
     count: Option<usize>,
+    /// Hash of the images, if the file says it.
+    sha256: Option<String>,
     images: Option<ImageDims>,
     /// Whether the images beside the statistics are those the statistics are of.
     same_images: bool,
@@ -193,6 +195,8 @@ pub struct Reference {
     pub manifold: Option<Array2<f32>>,
     /// Class of each row.
     pub labels: Option<Vec<i64>>,
+    /// Hash of the images behind the rows, in the order of the rows, if it is known.
+    pub images_sha256: Option<String>,
     /// Seconds of each stage of the pass over images, if there was one.
     pub seconds: Seconds,
 }
@@ -420,8 +424,11 @@ impl OpenReference {
                     *wanted = false;
                 }
             }
-            if (rows.is_some() || manifold.is_some()) && npz.contains("labels") {
-                found.labels = Some(npz.i64("labels").with_context(|| describe(path))?);
+            if rows.is_some() || manifold.is_some() {
+                if npz.contains("labels") {
+                    found.labels = Some(npz.i64("labels").with_context(|| describe(path))?);
+                }
+                found.images_sha256.clone_from(&s.sha256);
             }
             (found.rows, found.manifold) = (rows, manifold);
         }
@@ -436,6 +443,7 @@ impl OpenReference {
         }
         if taken.kept.is_some() || taken.manifold.is_some() {
             found.labels = source.labels();
+            found.images_sha256 = Some(taken.summary.sha256);
         }
         found.rows = found.rows.or(taken.kept);
         found.manifold = found.manifold.or(taken.manifold);
@@ -508,7 +516,8 @@ impl Statistics {
             }
         }
         let ddof = meta.as_ref().map_or(PUBLISHED_DDOF, |m| m.ddof);
-        let (count, images) = meta.map_or((None, None), |m| (Some(m.count), m.images));
+        let (count, sha256, images) =
+            meta.map_or((None, None, None), |m| (Some(m.count), Some(m.images_sha256), m.images));
         Ok(Self {
             features,
             spatial,
@@ -519,6 +528,7 @@ impl Statistics {
             origins,
             ddof,
             count,
+            sha256,
             images,
             same_images: false,
         })

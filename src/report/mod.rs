@@ -1,149 +1,272 @@
-//! One self-contained HTML page of evaluations, images, losses and verdicts.
+//! Reports: one self-contained HTML page of evaluations, images, runs of training and verifications; and tables for LaTeX and Markdown.
+//!
+//! Numbers stand side by side only if they can be compared ([`compare`]). The page holds no scripts and refers to nothing outside itself.
 
 use std::path::Path;
 
 use anyhow::Context as _;
 use base64::Engine as _;
-use d2o_evaluations::result::{Evaluation, Metric, SCHEMA};
+use d2o_evaluations::result::{Evaluation, SCHEMA};
 use d2o_files::AtomicFile;
-use d2o_refs::batch;
 use fs_err as fs;
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value as Rendered};
-use minijinja::{Environment, context};
-use ndarray::{Array3, s};
+use minijinja::{Environment, UndefinedBehavior, context};
+use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
 
 use crate::cli::Titled;
+use crate::error::with_hint;
+use crate::verdict::Comparison;
+use compare::Run;
+use runs::Chip;
 
-mod plot;
+mod classes;
+mod compare;
+mod escape;
+#[cfg(test)]
+mod example;
+mod forest;
+mod images;
+mod number;
+mod plots;
+mod runs;
+mod svg;
+mod table;
+mod text;
+mod timings;
+mod training;
+mod verdicts;
 
-/// Columns and rows of an image grid.
-const GRID: usize = 8;
-/// Largest side of an image in a grid, pixels; smaller ones are enlarged by whole factors up to it.
-const TILE: usize = 96;
+/// The page and its parts, by name.
+const TEMPLATES: [(&str, &str); 9] = [
+    ("page.html", include_str!("page/page.html")),
+    ("macros.html", include_str!("page/macros.html")),
+    ("runs.html", include_str!("page/runs.html")),
+    ("metrics.html", include_str!("page/metrics.html")),
+    ("classes.html", include_str!("page/classes.html")),
+    ("images.html", include_str!("page/images.html")),
+    ("training.html", include_str!("page/training.html")),
+    ("verification.html", include_str!("page/verification.html")),
+    ("data.html", include_str!("page/data.html")),
+];
+/// The style sheet.
+const STYLE: &str = include_str!("page/page.css");
 
-/// Writes the page: a table with a column for each of `evaluations`, a grid for each of `images`, curves for each of `losses`
-/// (`stats.jsonl`), a table for each of `verdicts` (of `d2o verify --json`).
+/// What a report shows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Content<'a> {
+    /// Heading.
+    pub title: &'a str,
+    /// Results of `d2o evaluate`.
+    pub evaluations: &'a [Evaluation],
+    /// Results of `d2o verify`.
+    pub verdicts: &'a [Comparison],
+    /// Sets of images.
+    pub images: &'a [Titled],
+    /// Images of the reference, to be shown beside samples.
+    pub references: Option<&'a Path>,
+    /// Logs of training, `stats.jsonl` or `metrics.jsonl`.
+    pub logs: &'a [Titled],
+    /// Title of the run that others are compared with; else the first of each table.
+    pub baseline: Option<&'a str>,
+    /// Thousands of images over which losses are averaged.
+    pub smooth: Option<f64>,
+}
+
+impl Content<'_> {
+    /// The runs, and the name of the baseline among them.
+    ///
+    /// # Errors
+    /// A baseline that is none of the runs.
+    fn runs(&self) -> anyhow::Result<(Vec<Run<'_>>, Option<String>)> {
+        let runs = compare::runs(self.evaluations);
+        let Some(wanted) = self.baseline else { return Ok((runs, None)) };
+        let named = runs.iter().find(|r| r.name == wanted);
+        let found =
+            named.or_else(|| runs.iter().find(|r| r.evaluation.samples.title == wanted)).map(|r| r.name.clone());
+        if found.is_none() {
+            let names: Vec<String> = runs.iter().map(|r| format!("“{}”", r.name)).collect();
+            let problem = anyhow::anyhow!("--baseline: no result has the title “{wanted}”");
+            return Err(with_hint(problem, format!("there are {}", names.join(", "))));
+        }
+        Ok((runs, found))
+    }
+}
+
+/// A part of the page that the navigation names.
+#[derive(Debug, Serialize)]
+struct Section {
+    id: &'static str,
+    title: &'static str,
+}
+
+/// The page.
 ///
 /// # Errors
-/// Unreadable files, writing errors.
-pub fn write(
-    path: &Path,
-    title: &str,
-    evaluations: &[Evaluation],
-    images: &[Titled],
-    losses: &[Titled],
-    verdicts: &[Value],
-) -> anyhow::Result<()> {
-    let mut names: Vec<(&str, String)> = Vec::new();
-    for e in evaluations {
-        for (name, _) in e.ordered() {
-            let label = e.label(name);
-            if !names.iter().any(|(n, l)| *n == name && *l == label) {
-                names.push((name, label));
-            }
-        }
-    }
-    let rows: Vec<Value> = names
-        .iter()
-        .map(|(name, label)| {
-            let cell = |e: &Evaluation| {
-                e.metrics.get(*name).filter(|_| e.label(name) == *label).map_or_else(|| "–".to_owned(), Metric::show)
-            };
-            serde_json::json!({"label": label, "cells": evaluations.iter().map(cell).collect::<Vec<_>>()})
-        })
-        .collect();
-    let grids: Vec<Value> = images
-        .iter()
-        .map(|t| Ok(serde_json::json!({"title": t.title, "data": grid(&t.path)?})))
-        .collect::<anyhow::Result<_>>()?;
-    let mut curves = Vec::new();
-    for t in losses {
-        for (name, svg) in plot::curves(&t.path)? {
-            curves.push(serde_json::json!({"title": format!("{}: {name}", t.title), "svg": svg}));
-        }
-    }
-    let shown: Vec<Value> = evaluations.iter().map(with_classes).collect::<anyhow::Result<_>>()?;
-    let mut environment = Environment::new();
-    environment.add_template("report.html", include_str!("report.html"))?;
-    let html = environment.get_template("report.html")?.render(context! {
-        title,
+/// Unreadable images or logs; images that are not those that were measured; a baseline that is none of the runs.
+pub fn html(content: &Content<'_>) -> anyhow::Result<String> {
+    let (runs, baseline) = content.runs()?;
+    let groups = compare::groups(&runs, baseline.as_deref());
+    let grids: Vec<_> = content.images.iter().map(images::grid).collect::<anyhow::Result<_>>()?;
+    let nearest = images::nearest(&runs, content.images, content.references)?;
+    let logs = training::read(content.logs)?;
+    let (metrics, losses) = (training::metrics(&logs), training::losses(&logs, content.smooth));
+    let classes: Vec<_> = runs.iter().filter_map(classes::classes).collect();
+    let verdicts: Vec<_> = content.verdicts.iter().enumerate().map(|(i, v)| verdicts::view(i, v)).collect();
+    let sections: Vec<Section> = [
+        ("runs", "Runs", !runs.is_empty()),
+        ("metrics", "Metrics", !runs.is_empty()),
+        ("classes", "Classes", !classes.is_empty()),
+        ("images", "Images", !grids.is_empty()),
+        ("nearest", "Nearest references", !nearest.is_empty()),
+        ("training", "Training", !metrics.is_empty() || !losses.is_empty()),
+        ("verification", "Verification", !verdicts.is_empty()),
+        ("copy", "LaTeX and Markdown", !runs.is_empty()),
+        ("data", "Data", !runs.is_empty() || !verdicts.is_empty()),
+    ]
+    .into_iter()
+    .filter(|(.., present)| *present)
+    .map(|(id, title, _)| Section { id, title })
+    .collect();
+    let environment = environment()?;
+    let page = environment.get_template("page.html")?.render(context! {
+        title => content.title,
+        style => STYLE,
         version => env!("CARGO_PKG_VERSION"),
-        evaluations => Rendered::from(Serde(&shown)),
-        mixed => mixed(evaluations),
-        rows => Rendered::from(Serde(&rows)),
-        grids => Rendered::from(Serde(&grids)),
-        curves => Rendered::from(Serde(&curves)),
-        verdicts => Rendered::from(Serde(verdicts)),
+        chips => shown(&overview(content)),
+        sections => shown(&sections),
+        runs => shown(&runs.iter().map(runs::view).collect::<Vec<_>>()),
+        tables => shown(&table::views(&groups, baseline.as_deref())),
+        classes => shown(&classes),
+        grids => shown(&grids),
+        nearest => shown(&nearest),
+        metrics => shown(&metrics),
+        losses => shown(&losses),
+        verdicts => shown(&verdicts),
+        timings => shown(&timings::timings(&runs)),
+        data => shown(&data(content)?),
     })?;
-    AtomicFile::write_all_to(path, html.as_bytes()).with_context(|| format!("write `{}`", path.display()))
+    Ok(page)
 }
 
-/// Images spread over a container as a PNG data URI.
-fn grid(path: &Path) -> anyhow::Result<String> {
-    let mut source = batch::open(path).with_context(|| format!("cannot show `{}`", path.display()))?;
-    let count = source.len().min(GRID * GRID);
-    // Spread over the set, so a sorted dataset shows its variety.
-    let step = source.len() / count.max(1);
-    let mut tiles = Vec::with_capacity(count);
-    for i in 0..count {
-        let image = source.read_each(i * step..i * step + 1)?.pop().context("no image")?;
-        tiles.push(tile(&image)?);
-    }
-    let largest = |side: usize| tiles.iter().map(|t| t.shape()[side]).max().unwrap_or(1);
-    let (h, w) = (largest(0), largest(1));
-    let mut canvas = Array3::<u8>::from_elem((GRID * h, GRID * w, 3), 255);
-    for (i, tile) in tiles.iter().enumerate() {
-        let (top, left) = (i / GRID * h, i % GRID * w);
-        canvas.slice_mut(s![top..top + tile.shape()[0], left..left + tile.shape()[1], ..]).assign(tile);
-    }
-    let png = d2o_refs::png(path, "", canvas.view())?;
-    Ok(format!("data:image/png;base64,{}", base64::engine::general_purpose::STANDARD.encode(png)))
+/// `value` for a template.
+fn shown(value: &impl Serialize) -> Rendered {
+    Rendered::from(Serde(value))
 }
 
-/// `image [H, W, 3]` with a longer side of at most [`TILE`], enlarged by a whole factor or reduced.
-fn tile(image: &Array3<u8>) -> anyhow::Result<Array3<u8>> {
-    let (h, w, _) = image.dim();
-    let zoom = TILE / h.max(w).max(1);
-    if zoom >= 1 {
-        return Ok(Array3::from_shape_fn((h * zoom, w * zoom, 3), |(y, x, c)| image[[y / zoom, x / zoom, c]]));
+/// The templates. What is not marked as safe is escaped.
+fn environment() -> anyhow::Result<Environment<'static>> {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_formatter(|out, _, value| {
+        if value.is_none() {
+            return Ok(());
+        }
+        let text = value.to_string();
+        let written = if value.is_safe() { out.write_str(&text) } else { out.write_str(&escape::html(&text)) };
+        Ok(written?)
+    });
+    for (name, source) in TEMPLATES {
+        environment.add_template(name, source)?;
     }
-    let fit = |side: usize| u32::try_from((side * TILE / h.max(w)).max(1));
-    let pixels = image.as_standard_layout().iter().copied().collect();
-    let full = image::RgbImage::from_raw(u32::try_from(w)?, u32::try_from(h)?, pixels).context("an image's pixels")?;
-    let small = image::imageops::thumbnail(&full, fit(w)?, fit(h)?);
-    Ok(Array3::from_shape_vec((small.height() as usize, small.width() as usize, 3), small.into_raw())?)
+    Ok(environment)
 }
 
-/// What the columns of a table of `evaluations` differ in, as far as that makes their numbers incomparable.
-fn mixed(evaluations: &[Evaluation]) -> Option<String> {
-    let factors = |e: &Evaluation| {
-        [
-            ("their protocols", e.protocol.get("name").cloned()),
-            ("their references", e.reference.as_ref().map(|r| r.sha256.clone())),
-            ("their numbers of images", e.samples.count.map(|n| n.to_string())),
-        ]
+/// What stands out of the whole page.
+fn overview(content: &Content<'_>) -> Vec<Chip> {
+    let counted = |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
+    let mut chips = Vec::new();
+    let count = content.evaluations.len();
+    if count > 0 {
+        chips.push(Chip::new("plain", counted(count, "run", "runs")));
+        let deviating = content.evaluations.iter().filter(|e| !e.deviations.is_empty()).count();
+        chips.push(match deviating {
+            0 => Chip::new("good", "no deviation from a protocol"),
+            n => Chip::new("bad", counted(n, "run deviates from its protocol", "runs deviate from their protocol")),
+        });
+    }
+    let failed = content.evaluations.iter().filter(|e| !e.failed.is_empty()).count();
+    if failed > 0 {
+        chips.push(Chip::new(
+            "bad",
+            format!("{} with metrics that could not be computed", counted(failed, "run", "runs")),
+        ));
+    }
+    let asked: Vec<&Comparison> = content.verdicts.iter().filter(|v| v.precisions.is_empty()).collect();
+    if !asked.is_empty() {
+        let differing = asked.iter().filter(|v| !v.agree).count();
+        chips.push(match differing {
+            0 => Chip::new("good", counted(asked.len(), "verification agrees", "verifications agree")),
+            n if n == asked.len() => Chip::new("bad", counted(n, "verification differs", "verifications differ")),
+            n => {
+                let verb = if n == 1 { "differs" } else { "differ" };
+                Chip::new("bad", format!("{n} of {} verifications {verb}", asked.len()))
+            }
+        });
+    }
+    chips
+}
+
+/// The results as JSON.
+#[derive(Debug, Serialize)]
+struct Data {
+    name: &'static str,
+    title: &'static str,
+    json: String,
+    /// As a data URI.
+    uri: String,
+}
+
+fn data(content: &Content<'_>) -> anyhow::Result<Vec<Data>> {
+    let mut found = Vec::new();
+    let mut add = |name: &'static str, title: &'static str, json: String| {
+        let uri = format!("data:application/json;base64,{}", base64::engine::general_purpose::STANDARD.encode(&json));
+        found.push(Data { name, title, json, uri });
     };
-    let first = factors(evaluations.first()?);
-    let differs = |i: usize| evaluations.iter().any(|e| factors(e)[i].1 != first[i].1);
-    let found: Vec<&str> = (0..first.len()).filter(|i| differs(*i)).map(|i| first[i].0).collect();
-    (!found.is_empty()).then(|| found.join(", "))
+    if !content.evaluations.is_empty() {
+        add("evaluations.json", "Evaluations", serde_json::to_string_pretty(content.evaluations)?);
+    }
+    if !content.verdicts.is_empty() {
+        add("verifications.json", "Verifications", serde_json::to_string_pretty(content.verdicts)?);
+    }
+    Ok(found)
 }
 
-/// `e` with the table of its classes.
-fn with_classes(e: &Evaluation) -> anyhow::Result<Value> {
-    let (header, rows) = e.class_table();
-    let mut value = serde_json::to_value(e)?;
-    value["class_header"] = serde_json::to_value(header)?;
-    value["classes"] = serde_json::to_value(rows)?;
-    Ok(value)
+/// The tables for LaTeX with the package booktabs.
+///
+/// # Errors
+/// A baseline that is none of the runs.
+pub fn latex(content: &Content<'_>) -> anyhow::Result<String> {
+    let (runs, baseline) = content.runs()?;
+    let groups = compare::groups(&runs, baseline.as_deref());
+    Ok(text::document(&groups, text::latex_table, |remark| format!("% {remark}")))
+}
+
+/// The tables as Markdown.
+///
+/// # Errors
+/// A baseline that is none of the runs.
+pub fn markdown(content: &Content<'_>) -> anyhow::Result<String> {
+    let (runs, baseline) = content.runs()?;
+    let groups = compare::groups(&runs, baseline.as_deref());
+    Ok(text::document(&groups, text::markdown_table, |remark| format!("{}\n", escape::markdown(remark))))
+}
+
+/// Writes `text` to `path`.
+///
+/// # Errors
+/// Writing errors.
+pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    AtomicFile::write_all_to(path, text.as_bytes()).with_context(|| format!("write `{}`", path.display()))
 }
 
 /// Reads results of `d2o evaluate --json` and `d2o verify --json`, recognised by their content.
 ///
 /// # Errors
 /// A file that is neither; a result of another version's layout.
-pub fn read(paths: &[std::path::PathBuf]) -> anyhow::Result<(Vec<Evaluation>, Vec<Value>)> {
+pub fn read(paths: &[std::path::PathBuf]) -> anyhow::Result<(Vec<Evaluation>, Vec<Comparison>)> {
     let (mut evaluations, mut verdicts) = (Vec::new(), Vec::new());
     for path in paths {
         let describe = || format!("cannot report on `{}`", path.display());
@@ -153,14 +276,10 @@ pub fn read(paths: &[std::path::PathBuf]) -> anyhow::Result<(Vec<Evaluation>, Ve
             one => vec![one],
         };
         for value in several {
-            if let Some(schema) = value.get("schema") {
-                if schema.as_u64() != Some(u64::from(SCHEMA)) {
-                    let what = format!("its layout is version {schema}, this d2o reads version {SCHEMA}");
-                    return Err(anyhow::anyhow!(what).context(describe()));
-                }
-                evaluations.push(serde_json::from_value(value).with_context(describe)?);
+            if value.get("schema").is_some() {
+                evaluations.push(evaluation_of(&value).with_context(describe)?);
             } else if value.get("agree").is_some() {
-                verdicts.push(value);
+                verdicts.push(serde_json::from_value(value).with_context(describe)?);
             } else {
                 let what = "it is not a result of `d2o evaluate --json` or `d2o verify --json`";
                 return Err(anyhow::anyhow!(what).context(describe()));
@@ -170,14 +289,17 @@ pub fn read(paths: &[std::path::PathBuf]) -> anyhow::Result<(Vec<Evaluation>, Ve
     Ok((evaluations, verdicts))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tiles_are_enlarged_by_whole_factors_or_reduced() {
-        let of = |h: usize, w: usize| tile(&Array3::from_elem((h, w, 3), 7)).unwrap().dim();
-        assert_eq!([of(32, 32), of(40, 30), of(96, 96)], [(96, 96, 3), (80, 60, 3), (96, 96, 3)]);
-        assert_eq!([of(1024, 512), of(1, 4000)], [(96, 48, 3), (1, 96, 3)]);
-    }
+/// The evaluation in `value`.
+///
+/// # Errors
+/// Another version's layout.
+fn evaluation_of(value: &Value) -> anyhow::Result<Evaluation> {
+    let schema = value.get("schema").and_then(Value::as_u64);
+    let shown = || value.get("schema").map_or_else(|| "unknown".to_owned(), ToString::to_string);
+    anyhow::ensure!(
+        schema == Some(u64::from(SCHEMA)),
+        "its layout is version {}, this d2o reads version {SCHEMA}",
+        shown()
+    );
+    Ok(Evaluation::deserialize(value)?)
 }

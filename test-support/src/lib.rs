@@ -122,6 +122,16 @@ pub fn lite0() -> Option<PathBuf> {
     needed("EfficientNet-Lite0's weights", cache().map(|c| c.join("lite0-0.1.0/efficientnet-lite0-57934424.pth")))
 }
 
+/// Kaleido, a Chromium that renders what it is told on standard input, where `cargo xtask setup` puts it: its folder. `None` only where tests may be
+/// skipped.
+///
+/// # Panics
+/// If it is missing and `D2O_ALLOW_SKIP` is not set.
+#[must_use]
+pub fn kaleido() -> Option<PathBuf> {
+    needed("Kaleido", cache().map(|c| c.join("kaleido-0.2.1")))
+}
+
 /// `D2O_CACHE`, else `d2o` in `XDG_CACHE_HOME` or `~/.cache`.
 fn cache() -> Option<PathBuf> {
     let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

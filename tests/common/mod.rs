@@ -1,6 +1,8 @@
 //! What tests of `evaluate` share: the command, drawn images, a small feature network.
 #![allow(dead_code, clippy::cast_possible_truncation, reason = "each test crate uses a part; drawn bytes")]
 
+pub(crate) mod page;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -10,6 +10,8 @@ use anyhow::Context as _;
 pub(crate) mod component {
     pub(crate) const CARGO_DENY: &str = "cargo-deny-0.20.2";
     pub(crate) const CMAKE: &str = "cmake-4.4.4";
+    /// Named in `test-support` too, where tests look for it.
+    pub(crate) const KALEIDO: &str = "kaleido-0.2.1";
     pub(crate) const LIBTORCH: &str = "libtorch-2.11.0";
     pub(crate) const LITE0: &str = "lite0-0.1.0";
     /// Named in `src/train/group/mpi.rs` too, which looks for the library here.

@@ -71,6 +71,25 @@ const COMPONENTS: &[Component] = &[
         )],
         finish: nothing_more,
     },
+    // A Chromium with its libraries and fonts, for tests of the report's layout.
+    Component {
+        name: component::KALEIDO,
+        wheels: &[(
+            Wheel {
+                requirement: "kaleido==0.2.1",
+                sha256: "aa21cf1bf1c78f8fa50a9f7d45e1003c387bd3d6fe0a767cfbbf344b95bdc3a8",
+                bytes: 79_902_476,
+            },
+            &[
+                ("kaleido/executable/bin/", "bin/"),
+                ("kaleido/executable/lib/", "lib/"),
+                ("kaleido/executable/etc/fonts/", "etc/fonts/"),
+                ("kaleido/executable/xdg/", "xdg/"),
+                ("kaleido/executable/js/", "js/"),
+            ],
+        )],
+        finish: nothing_more,
+    },
     Component {
         name: component::LITE0,
         wheels: &[(

@@ -9,13 +9,14 @@ use d2o_refs::batch::container_sha256;
 use d2o_refs::features::FeatureWriter;
 
 use super::ExitStatus;
-use crate::cli::{Evaluate, Global};
+use crate::cli::{Evaluate, Global, Titled};
 use crate::outputs::is_stdout;
-use crate::pipeline::metrics::{EvaluationBuilder, MetricsContext};
+use crate::pipeline::metrics::{EvaluationBuilder, Metric, MetricsContext};
 use crate::pipeline::network::InputRule;
 use crate::pipeline::pass::PassOptions;
 use crate::pipeline::provenance::Records;
-use crate::pipeline::reference::Reference;
+use crate::pipeline::reference::{OpenReference, Reference};
+use crate::pipeline::source::{Origin, Source};
 use crate::pipeline::statistics::{SetStatistics, StatsRequest, meta_of, save, statistics};
 use crate::printer::Printer;
 use crate::progress::{Reporter, Silent};
@@ -103,7 +104,7 @@ fn compute(mut plan: Plan, printer: Printer) -> anyhow::Result<ExitStatus> {
         }
     }
     if let Some(path) = &plan.outputs.report {
-        report::write(path, "d2o evaluation", &evaluations, &[], &[], &[])?;
+        write_report(path, &plan, &evaluations)?;
     }
     let mut status = ExitStatus::Done;
     for condition in &plan.conditions {
@@ -121,6 +122,25 @@ fn compute(mut plan: Plan, printer: Printer) -> anyhow::Result<ExitStatus> {
     let failed: Vec<&str> = evaluations.iter().flat_map(|e| e.failed.keys()).map(String::as_str).collect();
     anyhow::ensure!(failed.is_empty(), "not all metrics could be computed: {}", failed.join(", "));
     Ok(status)
+}
+
+/// Writes the report of `evaluations`, with the samples' images and, where their neighbours were asked for, the reference's, if these are in files.
+fn write_report(path: &Path, plan: &Plan, evaluations: &[Evaluation]) -> anyhow::Result<()> {
+    let is_images = |source: &Source| matches!(source, Source::Images { origin: Origin::Container(_), .. });
+    let images = is_images(&plan.samples)
+        .then(|| Titled { title: plan.title.clone(), path: plan.samples_path.clone() })
+        .into_iter()
+        .collect::<Vec<_>>();
+    let nearest = evaluations.iter().any(|e| e.nearest.is_some());
+    let references = plan.reference.as_ref().filter(|r| nearest && r.source().is_some_and(is_images));
+    let content = report::Content {
+        title: "d2o evaluation",
+        evaluations,
+        images: &images,
+        references: references.map(OpenReference::path),
+        ..report::Content::default()
+    };
+    report::write(path, &report::html(&content)?)
 }
 
 fn json_to_stdout(plan: &Plan) -> bool {
@@ -158,11 +178,12 @@ fn groups(protocols: &[ProtocolPlan]) -> Vec<Vec<ProtocolPlan>> {
 /// The evaluation under each protocol of `plan`.
 fn evaluate(plan: &mut Plan, reporter: &dyn Reporter) -> anyhow::Result<Vec<Evaluation>> {
     let mut found = Vec::new();
-    let reference_sha256 = plan.reference.as_ref().map(|r| container_sha256(r.path())).transpose()?;
+    let reference = image_set("reference", plan.reference.as_ref())?;
+    let clip_reference = image_set("reference of CLIP's features", plan.clip_reference.as_ref())?;
     let labels = plan.protocols.iter().any(|p| p.request.per_class).then(|| plan.samples.labels()).flatten();
     for group in groups(&plan.protocols) {
         let mut builder = EvaluationBuilder::new(reporter);
-        let (reference, sums) = take(plan, &group, &mut builder, reporter)?;
+        let (statistics, sums) = take(plan, &group, &mut builder, reporter)?;
         let shared = builder.timings;
         for protocol in group {
             let mut builder = EvaluationBuilder::new(reporter);
@@ -170,13 +191,18 @@ fn evaluate(plan: &mut Plan, reporter: &dyn Reporter) -> anyhow::Result<Vec<Eval
             let context = MetricsContext {
                 request: &protocol.request,
                 protocol: protocol.protocol,
-                reference: &reference,
+                reference: &statistics,
                 count: plan.samples.len(),
                 labels: labels.as_deref(),
                 names: protocol.names,
             };
             context.compute(&sums, &mut builder);
-            found.push(result(plan, &protocol, &sums, builder, reference_sha256.as_deref()));
+            let mut evaluation = result(plan, &protocol, &sums, builder);
+            evaluation.reference.clone_from(&reference);
+            if protocol.request.wants(Metric::ClipFid) {
+                evaluation.clip_reference.clone_from(&clip_reference);
+            }
+            found.push(evaluation);
         }
     }
     let order = |e: &Evaluation| plan.protocols.iter().position(|p| p.protocol.name == e.protocol_name());
@@ -223,14 +249,23 @@ fn take(
     Ok((reference, sums))
 }
 
-/// The result under one protocol.
-fn result(
-    plan: &Plan,
-    protocol: &ProtocolPlan,
-    sums: &SetStatistics,
-    builder: EvaluationBuilder<'_>,
-    reference_sha256: Option<&str>,
-) -> Evaluation {
+/// How `reference` stands in a result.
+fn image_set(title: &str, reference: Option<&OpenReference>) -> anyhow::Result<Option<ImageSet>> {
+    let describe = |reference: &OpenReference| {
+        anyhow::Ok(ImageSet {
+            title: title.to_owned(),
+            path: reference.path().display().to_string(),
+            count: reference.count(),
+            sha256: container_sha256(reference.path())?,
+            generator: None,
+            notes: reference.notes().to_vec(),
+        })
+    };
+    reference.map(describe).transpose()
+}
+
+/// The result under one protocol, without its references.
+fn result(plan: &Plan, protocol: &ProtocolPlan, sums: &SetStatistics, builder: EvaluationBuilder<'_>) -> Evaluation {
     let records: &Records = &protocol.records;
     let mut described: BTreeMap<String, String> = protocol.protocol.describe();
     let (resamples, seed) = (protocol.request.bootstrap, protocol.request.seed);
@@ -250,28 +285,20 @@ fn result(
             generator: plan.samples.generator_record().cloned(),
             notes: plan.samples.notes().to_vec(),
         },
-        reference: plan.reference.as_ref().zip(reference_sha256).map(|(reference, sha256)| ImageSet {
-            title: "reference".to_owned(),
-            path: reference.path().display().to_string(),
-            count: reference.count(),
-            sha256: sha256.to_owned(),
-            generator: None,
-            notes: reference.notes().to_vec(),
-        }),
+        reference: None,
+        clip_reference: None,
         extractors: records.iter().map(|(role, record)| (role.clone(), record.extractor())).collect(),
         runtime: plan.runtime.clone(),
         metrics: builder.metrics,
         failed: builder.failed,
         per_class: builder.per_class,
+        fd_infinity: builder.fd_infinity,
+        nearest: builder.nearest,
         warnings: builder.warnings,
         notes,
         timings: builder.timings,
     };
-    let verified: Vec<bool> = evaluation
-        .metrics
-        .keys()
-        .map(|name| evaluation.extractor_of(name).is_some_and(|e| e.verified.is_some()))
-        .collect();
+    let verified: Vec<bool> = evaluation.metrics.keys().map(|name| evaluation.is_verified(name)).collect();
     evaluation.metrics.values_mut().zip(verified).for_each(|(metric, verified)| metric.verified = verified);
     evaluation
 }

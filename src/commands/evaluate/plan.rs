@@ -419,6 +419,7 @@ impl Scene<'_> {
             metrics: Vec::new(),
             per_class: args.per_class,
             class_neighbours: false,
+            nearest: args.nearest.map(|n| n as usize),
             neighbours: args.neighbours.map(|k| k as usize),
             is_splits: args.is_splits.map(|n| n as usize),
             kid_subsets: args.kid_subsets.map(|n| n as usize),
@@ -474,6 +475,11 @@ impl Scene<'_> {
                 }
                 Err(problem) => notes.push(format!("left out precision and recall of each class: {problem:#}")),
             }
+        }
+        if request.nearest.is_some() {
+            let matrix = if self.has_manifold(&rule) { "manifold" } else { "features" };
+            let needs = self.rows_needed(matrix, &rule).context("--nearest")?;
+            (samples, reference) = (samples.union(&needs.samples), reference.union(&needs.reference));
         }
         if request.wants_interval(self.samples.len()) || request.wants(Metric::FdInf) {
             samples.keep = true;

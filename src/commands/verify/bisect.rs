@@ -1,6 +1,6 @@
 //! The first node whose outputs differ.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use d2o_onnx::graph::ElementType;
 use d2o_onnx::metadata::Quantiser;
@@ -8,39 +8,15 @@ use d2o_onnx::read::ModelInfo;
 use d2o_onnx::taps::{Node, Taps};
 use d2o_refs::npz::NpzWriter;
 use d2o_runtime::Tensor;
-use serde::Serialize;
 
 use super::difference::Difference;
 use super::inputs::{by_name, inputs};
 use crate::cli::{Accelerator, Global, Runtime};
 use crate::engine;
+use crate::verdict::Divergence;
 
 /// Nodes whose outputs are compared in one run.
 const GROUP: usize = 64;
-
-/// The first node in the graph's order whose outputs differ.
-#[derive(Debug, Clone, Serialize)]
-pub struct Divergence {
-    /// The runtime, and the graph if it is another one.
-    pub runtime: String,
-    /// The node.
-    pub node: String,
-    /// The layer it belongs to.
-    pub scope: String,
-    /// ONNX's name of the operation.
-    pub op: String,
-    /// Its weights.
-    pub weights: Vec<String>,
-    /// Largest absolute difference of its output; absent if one side cannot compute it or gives another shape.
-    pub max_abs: Option<f64>,
-    /// That over the largest absolute value of the reference.
-    pub max_rel: Option<f64>,
-    /// Nodes compared before it, which agree.
-    pub agreeing: usize,
-    /// Where its tensors were written.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dump: Option<PathBuf>,
-}
 
 /// Two sides of a bisection.
 pub(super) struct Pair<'a> {

@@ -11,12 +11,12 @@ use d2o_onnx::read::ModelInfo;
 use d2o_runtime::{Session, Tensor, TensorView};
 use ndarray::{Array4, Ix4};
 
-use super::Comparison;
 use super::difference::Difference;
 use super::inputs::{by_name, inputs};
 use crate::cli::{Accelerator, Global, Runtime};
 use crate::engine;
 use crate::sampling::plan::quantiser_of;
+use crate::verdict::Comparison;
 
 /// One of the things compared.
 pub(super) struct Side {

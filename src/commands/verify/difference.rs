@@ -2,37 +2,12 @@
 
 use d2o_onnx::metadata::Quantiser;
 use d2o_runtime::Tensor;
-use serde::Serialize;
 
 use super::compare::is_image;
+use crate::verdict::OutputDifference;
 
 /// Bins of the histogram of differences in units in the last place.
 const ULP_BINS: usize = 24;
-
-/// How far one output of one side lies from the reference's.
-#[derive(Debug, Clone, Serialize)]
-pub struct OutputDifference {
-    /// The runtime, and the graph if it is another one.
-    pub runtime: String,
-    /// The output.
-    pub name: String,
-    /// Largest absolute difference.
-    pub max_abs: f64,
-    /// That over the largest absolute value of the reference.
-    pub max_rel: f64,
-    /// Signal-to-noise ratio, dB; absent if nothing differs.
-    pub snr_db: Option<f64>,
-    /// Values by their difference in units in the last place: 0, 1, 2 to 3, 4 to 7, …; the last bin takes the rest.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub ulps: Vec<u64>,
-    /// Share of 8-bit pixels that differ, if the output is an image.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pixels_changed: Option<f64>,
-    /// Values that are not finite, in either.
-    pub not_finite: usize,
-    /// Whether it is within the tolerance.
-    pub agrees: bool,
-}
 
 /// Sums over the values of one output on one side and on the reference.
 #[derive(Debug, Clone, Default)]

@@ -6,7 +6,6 @@ use anyhow::Context as _;
 use d2o_evaluations::frechet::{Gaussian, frechet_distance};
 use d2o_evaluations::protocol::Protocol;
 use d2o_refs::batch::ImageDims;
-use serde::Serialize;
 
 use super::compare::Side;
 use crate::cli::{Accelerator, Global, Runtime};
@@ -18,20 +17,7 @@ use crate::pipeline::reference::OpenReference;
 use crate::pipeline::source::Source;
 use crate::pipeline::statistics::{StatsRequest, statistics};
 use crate::printer::Printer;
-
-/// What differences do to a metric.
-#[derive(Debug, Clone, Serialize)]
-pub struct MetricChange {
-    /// The runtime, and the graph if it is another one.
-    pub runtime: String,
-    /// The feature network.
-    pub extractor: String,
-    /// Fréchet distance of the reference runtime's images to `--ref`, if it is given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reference_distance: Option<f64>,
-    /// Fréchet distance of this side's images to `--ref`, or to the reference runtime's images.
-    pub distance: f64,
-}
+use crate::verdict::MetricChange;
 
 /// Fréchet distances of every side's images after the first, by the pass that evaluations take.
 pub(super) fn metric_changes(

@@ -1,22 +1,20 @@
 //! `d2o verify`: the same inputs on several runtimes, or on two graphs.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 #[cfg(feature = "train")]
 use anyhow::Context as _;
 use d2o_runtime::Session;
-use serde::Serialize;
 
-use self::bisect::{Divergence, Pair};
+use self::bisect::Pair;
 use self::compare::{Side, compare_sides};
-use self::difference::OutputDifference;
-use self::metric::{MetricChange, metric_changes};
-use self::precisions::{Precision, precision_sides};
-use self::profile::{NodeCount, NodeTime, profile};
+use self::metric::metric_changes;
+use self::precisions::precision_sides;
+use self::profile::profile;
 use super::{ExitStatus, ensure_new_result, give_result};
 use crate::cli::{Global, Runtime, Verify};
 use crate::printer::Printer;
+use crate::verdict::Divergence;
 use crate::{engine, outputs};
 
 mod bisect;
@@ -29,40 +27,6 @@ mod profile;
 mod render;
 
 pub use compare::{against, check};
-
-/// The verdict on a model.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Comparison {
-    /// The model file.
-    pub model: String,
-    /// The runtime others are compared with.
-    pub reference: String,
-    /// Number of inputs.
-    pub samples: usize,
-    /// Largest difference allowed, relative to the largest reference value.
-    pub tolerance: f64,
-    /// Every output of every other side.
-    pub outputs: Vec<OutputDifference>,
-    /// What the differences do to a metric.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub metrics: Vec<MetricChange>,
-    /// The first diverging node of each side that has one.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub divergence: Vec<Divergence>,
-    /// How many nodes of each operation which provider of ONNX Runtime computes.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub nodes: Vec<NodeCount>,
-    /// The slowest nodes.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub profile: Vec<NodeTime>,
-    /// The precision study.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub precisions: Vec<Precision>,
-    /// Seconds each side took for all inputs, the first run (which plans) left out where there are several.
-    pub seconds: BTreeMap<String, f64>,
-    /// Whether all agree.
-    pub agree: bool,
-}
 
 /// The runtimes compared: the first runs the model and is the reference, each other one the model, or the graph of `--against`.
 struct Runtimes<'a> {

@@ -1,26 +1,9 @@
 //! The precision study: fp32, TF32, fp16, bf16.
 
-use serde::Serialize;
-
 use super::compare::Side;
 use crate::cli::{Accelerator, Global, Runtime, Verify};
 use crate::engine;
-
-/// A line of the precision study.
-#[derive(Debug, Clone, Serialize)]
-pub struct Precision {
-    /// fp32, tf32, fp16 or bf16.
-    pub precision: String,
-    /// Why it was not run, if so.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub skipped: Option<String>,
-    /// Where it ran.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub runtime: Option<String>,
-    /// Inputs a second.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub speed: Option<f64>,
-}
+use crate::verdict::Precision;
 
 impl Precision {
     /// Fills in where it ran and how fast, if it is one of `sides`.

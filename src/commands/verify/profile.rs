@@ -6,38 +6,14 @@ use std::path::Path;
 use anyhow::Context as _;
 use d2o_runtime::Session as _;
 use fs_err as fs;
-use serde::Serialize;
 
 use super::inputs::{by_name, inputs};
 use crate::cli::{Accelerator, Global, Runtime};
 use crate::engine;
+use crate::verdict::{NodeCount, NodeTime};
 
 /// Nodes listed by `--profile`.
 const SLOWEST: usize = 20;
-
-/// Nodes of an operation that a provider computes, before fusions inside the provider.
-#[derive(Debug, Clone, Serialize)]
-pub struct NodeCount {
-    /// ONNX Runtime's name of the provider.
-    pub provider: String,
-    /// The operation.
-    pub op: String,
-    /// Number of nodes.
-    pub count: usize,
-}
-
-/// Time of a node on ONNX Runtime.
-#[derive(Debug, Clone, Serialize)]
-pub struct NodeTime {
-    /// The node, as ONNX Runtime calls it after its own rewriting.
-    pub node: String,
-    /// The operation.
-    pub op: String,
-    /// Milliseconds over all batches.
-    pub milliseconds: f64,
-    /// Share of the time of all nodes.
-    pub share: f64,
-}
 
 /// Nodes of the model by provider and operation, and its slowest nodes, on `runtime`.
 pub(super) fn profile(

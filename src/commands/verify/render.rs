@@ -1,11 +1,7 @@
 //! A comparison as text.
 
-use super::Comparison;
-use super::bisect::Divergence;
-use super::difference::OutputDifference;
-use super::precisions::Precision;
-use super::profile::{NodeCount, NodeTime};
 use crate::printer::table;
+use crate::verdict::{Comparison, Divergence, NodeCount, NodeTime, OutputDifference, Precision};
 
 /// Tables, then the verdict.
 pub(super) fn text(result: &Comparison) -> String {

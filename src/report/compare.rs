@@ -1,0 +1,462 @@
+//! Which numbers can be compared: runs in tables, metrics in rows, differences from a baseline.
+
+use d2o_evaluations::protocol::INCEPTION;
+use d2o_evaluations::result::{
+    Deviation, DeviationKind, Evaluation, Extractor, ImageSet, Metric, higher_is_better, place,
+};
+
+/// Settings of a protocol that change no value: what an interval is, and whose rules stand in.
+const DESCRIPTIVE: [&str; 3] = ["name", "intervals", "borrowed"];
+
+/// An evaluation under the name the page gives it.
+#[derive(Debug, Clone)]
+pub(super) struct Run<'a> {
+    /// Its title, made unique.
+    pub(super) name: String,
+    /// Which colour and mark it has.
+    pub(super) index: usize,
+    /// The evaluation.
+    pub(super) evaluation: &'a Evaluation,
+}
+
+/// Names for `evaluations`: their titles, with the protocol or a number where titles are the same.
+pub(super) fn runs(evaluations: &[Evaluation]) -> Vec<Run<'_>> {
+    let same = |a: &Evaluation, b: &Evaluation| a.samples.title == b.samples.title;
+    let mut runs: Vec<Run<'_>> = Vec::new();
+    for (index, evaluation) in evaluations.iter().enumerate() {
+        let title = &evaluation.samples.title;
+        let others = || evaluations.iter().filter(|e| same(e, evaluation));
+        let protocols = others().any(|e| e.protocol_name() != evaluation.protocol_name());
+        let name = if protocols { format!("{title} ({})", evaluation.protocol_name()) } else { title.clone() };
+        let taken = |name: &str| runs.iter().any(|r| r.name == name);
+        let numbered = (2..).map(|i| format!("{name} #{i}")).find(|n| !taken(n));
+        let name = if taken(&name) { numbered.unwrap_or(name) } else { name };
+        runs.push(Run { name, index, evaluation });
+    }
+    runs
+}
+
+/// Something that must be equal for all metrics of two runs to be comparable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Aspect {
+    /// What it is.
+    pub(super) name: String,
+    /// What is compared.
+    key: String,
+    /// The same for people.
+    pub(super) shown: String,
+}
+
+/// Everything of `evaluation` that must be equal, in the order in which it is told. A number of images that is not known equals none.
+pub(super) fn setting(run: &Run<'_>) -> Vec<Aspect> {
+    let e = run.evaluation;
+    let aspect = |name: &str, key: String, shown: String| Aspect { name: name.to_owned(), key, shown };
+    let plain = |name: &str, text: String| aspect(name, text.clone(), text);
+    let count = |n: Option<usize>| n.map_or_else(|| "an unknown number".to_owned(), |n| n.to_string());
+    let mut found = vec![plain("protocol", e.protocol_name().to_owned())];
+    let images = e.samples.count.map_or_else(|| format!("unknown, run {}", run.index), |n| n.to_string());
+    found.push(aspect("number of images", images, count(e.samples.count)));
+    found.push(match &e.reference {
+        Some(r) => aspect("reference", format!("{} {:?}", r.sha256, r.count), reference(r)),
+        None => plain("reference", "none".to_owned()),
+    });
+    let mut deviations: Vec<String> = e.deviations.iter().filter(|d| is_general(d)).map(told).collect();
+    deviations.sort_unstable();
+    found.push(plain("deviations", if deviations.is_empty() { "none".to_owned() } else { deviations.join("; ") }));
+    let details = e.protocol.iter().filter(|(key, _)| !DESCRIPTIVE.contains(&key.as_str()));
+    found.extend(details.map(|(key, value)| plain(&format!("protocol: {}", key.replace('_', " ")), value.clone())));
+    found
+}
+
+/// Name, number of images and hash of a reference.
+pub(super) fn reference(set: &ImageSet) -> String {
+    let count = set.count.map_or_else(String::new, |n| format!("{n} images, "));
+    format!("{} ({count}{})", set.path, short(&set.sha256))
+}
+
+/// The beginning of a hash.
+pub(super) fn short(sha256: &str) -> &str {
+    sha256.get(..12).unwrap_or(sha256)
+}
+
+/// A deviation without what it is of, which may be a file's name.
+fn told(deviation: &Deviation) -> String {
+    format!("{}: {} instead of {}", deviation.kind.name(), deviation.found, deviation.expected)
+}
+
+/// Whether a deviation concerns all metrics of a run. Another extractor than the protocol's concerns rows, which know their extractor.
+fn is_general(deviation: &Deviation) -> bool {
+    let of_network = deviation.kind == DeviationKind::Extractor && deviation.subject == "samples";
+    !of_network && concerned(deviation).is_none()
+}
+
+/// The metrics that a deviation concerns; `None` if all.
+fn concerned(deviation: &Deviation) -> Option<&'static [&'static str]> {
+    const NEIGHBOURS: [&str; 5] = ["precision", "recall", "density", "coverage", "f_score"];
+    const CLIP: [&str; 2] = ["clip_fid", "clip_fd"];
+    let subject = deviation.subject.as_str();
+    match subject {
+        "precision and recall" => Some(&NEIGHBOURS),
+        "density and coverage" => Some(&NEIGHBOURS[2..4]),
+        "CLIP-FID" => Some(&CLIP),
+        "KID" => Some(&["kid", "kd"]),
+        "the Inception Score" => Some(&["is"]),
+        _ => None,
+    }
+}
+
+/// What two runs differ in as far as it makes metric `name` incomparable, given that they agree in their [`setting`].
+fn same_metric(name: &str, a: &Evaluation, b: &Evaluation) -> bool {
+    let special = |e: &Evaluation| {
+        let of = |d: &&Deviation| concerned(d).is_some_and(|names| names.contains(&name));
+        let mut all: Vec<String> = e.deviations.iter().filter(of).map(told).collect();
+        all.sort_unstable();
+        all
+    };
+    let clip = |e: &Evaluation| {
+        let own = e.clip_reference.as_ref().filter(|_| name.starts_with("clip_"));
+        own.map(|r| r.sha256.clone())
+    };
+    let networks = match (a.extractor_of(name), b.extractor_of(name)) {
+        (Some(x), Some(y)) => same_network(x, y),
+        _ => false,
+    };
+    networks && special(a) == special(b) && clip(a) == clip(b)
+}
+
+/// Whether both are the same weights behind the same preprocessing.
+fn same_network(a: &Extractor, b: &Extractor) -> bool {
+    let weights = match (&a.weights_digest, &b.weights_digest) {
+        (Some(x), Some(y)) => x == y,
+        _ => a.sha256 == b.sha256,
+    };
+    let preprocessing = match (&a.preprocessing, &b.preprocessing) {
+        (Some(x), Some(y)) => x.agrees_with(y),
+        (x, y) => x.is_none() && y.is_none(),
+    };
+    weights && preprocessing && a.name == b.name && a.dims == b.dims
+}
+
+/// Whether metric `name` of two runs can be compared.
+pub(super) fn comparable(name: &str, a: &Run<'_>, b: &Run<'_>) -> bool {
+    let keys = |run: &Run<'_>| setting(run).into_iter().map(|a| a.key).collect::<Vec<_>>();
+    keys(a) == keys(b) && same_metric(name, a.evaluation, b.evaluation)
+}
+
+/// What a cell of a table holds.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Cell {
+    /// The run does not have this metric.
+    Absent,
+    /// It was to be computed and could not be.
+    Failed,
+    /// A value.
+    Value {
+        /// With its interval.
+        metric: Metric,
+        /// Whether no comparable run has a better one, and there is one to compare with.
+        best: bool,
+        /// Value minus that of the baseline, unless this is the baseline or it has none.
+        delta: Option<f64>,
+    },
+}
+
+/// One metric of one network over the runs of a table.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    /// Key of the metric in results.
+    pub(super) name: String,
+    /// What it is.
+    pub(super) title: String,
+    /// Of which network, unless it is the metric's own.
+    pub(super) network: Option<String>,
+    /// Whether the weights of its network are a published file's.
+    pub(super) verified: bool,
+    /// Whether more is better, if that is known.
+    pub(super) higher: Option<bool>,
+    /// A cell for each run of the table.
+    pub(super) cells: Vec<Cell>,
+    /// Decimal places of its numbers.
+    pub(super) places: usize,
+}
+
+impl Row {
+    /// What it is, and of which network unless it is the metric's own, as one text.
+    pub(super) fn label(&self) -> String {
+        self.network.as_ref().map_or_else(|| self.title.clone(), |network| format!("{} ({network})", self.title))
+    }
+
+    /// Its values, each with the place of its run in the table.
+    pub(super) fn values(&self) -> impl Iterator<Item = (usize, &Metric)> {
+        self.cells.iter().enumerate().filter_map(|(i, cell)| match cell {
+            Cell::Value { metric, .. } => Some((i, metric)),
+            Cell::Absent | Cell::Failed => None,
+        })
+    }
+}
+
+/// Runs whose numbers stand in one table.
+#[derive(Debug, Clone)]
+pub(super) struct Group<'a> {
+    /// The runs, in the order they were given.
+    pub(super) runs: Vec<&'a Run<'a>>,
+    /// What they agree in.
+    pub(super) setting: Vec<Aspect>,
+    /// The metrics.
+    pub(super) rows: Vec<Row>,
+    /// Which of `runs` the others are compared with, if it is among them.
+    pub(super) baseline: Option<usize>,
+}
+
+/// Divides `runs` into tables. Differences are to the run called `baseline`, in each table to the first if there is no such name.
+pub(super) fn groups<'a>(runs: &'a [Run<'a>], baseline: Option<&str>) -> Vec<Group<'a>> {
+    let mut groups: Vec<Group<'a>> = Vec::new();
+    for run in runs {
+        let setting = setting(run);
+        match groups.iter_mut().find(|g| g.setting.iter().map(|a| &a.key).eq(setting.iter().map(|a| &a.key))) {
+            Some(group) => group.runs.push(run),
+            None => groups.push(Group { runs: vec![run], setting, rows: Vec::new(), baseline: None }),
+        }
+    }
+    for group in &mut groups {
+        group.baseline = match baseline {
+            Some(name) => group.runs.iter().position(|r| r.name == name),
+            None => Some(0),
+        };
+        group.rows = rows(&group.runs, group.baseline);
+    }
+    groups
+}
+
+impl Group<'_> {
+    /// What makes its numbers incomparable with those of `other`, a sentence's part for each.
+    pub(super) fn differences(&self, other: &Self) -> Vec<String> {
+        let differs = |a: &&Aspect| !other.setting.iter().any(|b| b.name == a.name && b.key == a.key);
+        let mut own: Vec<&Aspect> = self.setting.iter().filter(differs).collect();
+        // Another protocol explains its details.
+        if own.first().is_some_and(|a| a.name == "protocol") {
+            own.retain(|a| !a.name.starts_with("protocol: "));
+        }
+        let tell = |a: &&Aspect| {
+            let there = other.setting.iter().find(|b| b.name == a.name).map_or("none", |b| b.shown.as_str());
+            format!("{}: {} instead of {there}", a.name, a.shown)
+        };
+        own.iter().map(tell).collect()
+    }
+
+    /// What of its setting a reader must know: protocol, images, reference, deviations.
+    pub(super) fn aspect(&self, name: &str) -> &str {
+        self.setting.iter().find(|a| a.name == name).map_or("", |a| a.shown.as_str())
+    }
+}
+
+/// The metrics of `runs` in rows within which all values are comparable.
+fn rows(runs: &[&Run<'_>], baseline: Option<usize>) -> Vec<Row> {
+    // Each row with the runs that are in it.
+    let mut found: Vec<(String, Vec<usize>)> = Vec::new();
+    for (i, run) in runs.iter().enumerate() {
+        for name in run.evaluation.metrics.keys() {
+            let fits = |(other, members): &&mut (String, Vec<usize>)| {
+                other == name && members.iter().all(|m| same_metric(name, runs[*m].evaluation, run.evaluation))
+            };
+            match found.iter_mut().find(fits) {
+                Some((_, members)) => members.push(i),
+                None => found.push((name.clone(), vec![i])),
+            }
+        }
+    }
+    found.sort_by_key(|(name, members)| (place(name), members[0]));
+    found.into_iter().map(|(name, members)| row(runs, name, &members, baseline)).collect()
+}
+
+fn row(runs: &[&Run<'_>], name: String, members: &[usize], baseline: Option<usize>) -> Row {
+    let first = runs[members[0]].evaluation;
+    let higher = higher_is_better(&name);
+    let value = |i: usize| members.contains(&i).then(|| runs[i].evaluation.metrics.get(&name)).flatten();
+    let values: Vec<f64> = members.iter().filter_map(|i| value(*i)).map(|m| m.value).collect();
+    let best = higher
+        .filter(|_| values.len() > 1)
+        .and_then(|higher| values.iter().copied().reduce(|a, b| if (b > a) == higher { b } else { a }));
+    let base = baseline.and_then(&value).map(|m| m.value);
+    let cell = |i: usize| match value(i) {
+        Some(metric) => Cell::Value {
+            metric: *metric,
+            best: best == Some(metric.value),
+            delta: base.filter(|_| baseline != Some(i)).map(|base| metric.value - base),
+        },
+        None if runs[i].evaluation.failed.contains_key(&name) => Cell::Failed,
+        None => Cell::Absent,
+    };
+    let cells = (0..runs.len()).map(cell).collect();
+    let (title, network) = first.parts_of(&name);
+    let (network, verified, places) = (network.map(str::to_owned), first.is_verified(&name), places(&name, &values));
+    Row { title, network, verified, higher, cells, places, name }
+}
+
+/// Whether a metric lies between 0 and about 1.
+pub(super) fn is_share(name: &str) -> bool {
+    matches!(name, "precision" | "recall" | "density" | "coverage" | "f_score")
+}
+
+/// Decimal places for `values` of metric `name`: four of a share, else five significant digits of the largest.
+pub(super) fn places(name: &str, values: &[f64]) -> usize {
+    const SHARE: usize = 4;
+    const MOST: i32 = 10;
+    if is_share(name) {
+        return SHARE;
+    }
+    let largest = values.iter().filter(|v| v.is_finite()).fold(0.0_f64, |m, v| m.max(v.abs()));
+    if largest == 0.0 {
+        return SHARE;
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "an exponent of f64")]
+    let exponent = largest.log10().floor() as i32;
+    usize::try_from((4 - exponent).clamp(0, MOST)).unwrap_or(0)
+}
+
+/// The networks of a run in words, for its metrics' own as for others.
+pub(super) fn network(extractor: &Extractor) -> String {
+    if extractor.name == INCEPTION { "Inception 2015-12-05".to_owned() } else { extractor.name.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::report::example::{deviation, evaluation, extractor};
+
+    fn value(cell: &Cell) -> Option<(f64, bool, Option<f64>)> {
+        match cell {
+            Cell::Value { metric, best, delta } => Some((metric.value, *best, *delta)),
+            _ => None,
+        }
+    }
+
+    fn shown(row: &Row) -> Vec<Option<(f64, bool, Option<f64>)>> {
+        row.cells.iter().map(value).collect()
+    }
+
+    #[test]
+    fn runs_of_one_setting_share_a_table() {
+        let all = [
+            evaluation("a", &[("fd", 4.0), ("precision", 0.5), ("mystery", 1.0)]),
+            evaluation("b", &[("fd", 3.0), ("precision", 0.25), ("mystery", 2.0)]),
+            evaluation("c", &[("fd", 3.0)]),
+        ];
+        let runs = runs(&all);
+        let [group] = &groups(&runs, None)[..] else { panic!("one table") };
+        let titles: Vec<String> = group.rows.iter().map(Row::label).collect();
+        assert_eq!(titles, ["FD (net)", "precision (net)", "mystery"]);
+        assert_eq!(
+            shown(&group.rows[0]),
+            [Some((4.0, false, None)), Some((3.0, true, Some(-1.0))), Some((3.0, true, Some(-1.0)))]
+        );
+        assert_eq!(shown(&group.rows[1]), [Some((0.5, true, None)), Some((0.25, false, Some(-0.25))), None]);
+        // Of a metric that is not known none is better.
+        assert_eq!(shown(&group.rows[2])[..2], [Some((1.0, false, None)), Some((2.0, false, Some(1.0)))]);
+        let [group] = &groups(&runs, Some("b"))[..] else { panic!("one table") };
+        assert_eq!(shown(&group.rows[0])[0], Some((4.0, false, Some(1.0))));
+    }
+
+    #[test]
+    fn what_differs_in_a_setting_stands_in_another_table() {
+        let base = evaluation("a", &[("fd", 4.0)]);
+        let reference = |e: &mut Evaluation| e.reference.as_mut().unwrap().sha256 = "f".repeat(64);
+        type Change<'a> = (&'a dyn Fn(&mut Evaluation), &'a str);
+        let changes: [Change<'_>; 7] = [
+            (&|e| _ = e.protocol.insert("name".to_owned(), "clean".to_owned()), "protocol: clean instead of edm"),
+            (
+                &|e| _ = e.protocol.insert("covariance".to_owned(), "N".to_owned()),
+                "protocol: covariance: N instead of N - 1",
+            ),
+            (&|e| e.samples.count = Some(7), "number of images: 7 instead of 500"),
+            (&|e| e.samples.count = None, "number of images: an unknown number instead of 500"),
+            (&reference, "reference: r.npz (2460 images, ffffffffffff) instead of r.npz (2460 images, rrrrrrrrrrrr)"),
+            (&|e| e.reference = None, "reference: none instead of r.npz (2460 images, rrrrrrrrrrrr)"),
+            (
+                &|e| e.deviations.push(deviation(DeviationKind::Quantiser, "samples", "x", "y")),
+                "deviations: quantiser: x instead of y instead of none",
+            ),
+        ];
+        for (change, reason) in changes {
+            let mut other = Evaluation { metrics: base.metrics.clone(), ..evaluation("b", &[]) };
+            change(&mut other);
+            let all = [base.clone(), other];
+            let runs = runs(&all);
+            let groups = groups(&runs, None);
+            assert_eq!(groups.len(), 2, "{reason}");
+            assert_eq!(groups[1].differences(&groups[0]), [reason]);
+            assert_eq!(shown(&groups[1].rows[0]), [Some((4.0, false, None))], "neither the best nor a difference");
+        }
+        // Two unknown numbers are not one number.
+        let unknown = Evaluation { samples: ImageSet { count: None, ..base.samples.clone() }, ..base.clone() };
+        let all = [unknown.clone(), unknown];
+        assert_eq!(groups(&runs(&all), None).len(), 2);
+        // What an interval is changes no value.
+        let mut other = base.clone();
+        other.protocol.insert("intervals".to_owned(), "other".to_owned());
+        let all = [base, other];
+        assert_eq!(groups(&runs(&all), None).len(), 1);
+    }
+
+    #[test]
+    fn each_network_has_rows_of_its_own() {
+        let base = evaluation("a", &[("fd", 4.0), ("precision", 0.5), ("recall", 0.5), ("kd", 0.1)]);
+        let with = |change: &dyn Fn(&mut Extractor)| {
+            let mut other = base.clone();
+            change(other.extractors.get_mut("features").unwrap());
+            other
+        };
+        let lone = |other: Evaluation| {
+            let all = [base.clone(), other];
+            let runs = runs(&all);
+            let groups = groups(&runs, None);
+            assert_eq!(groups.len(), 1);
+            let alone = groups[0].rows.iter().filter(|r| r.cells.contains(&Cell::Absent)).map(|r| r.name.clone());
+            alone.collect::<Vec<_>>()
+        };
+        let all = ["fd", "fd", "precision", "precision", "recall", "recall", "kd", "kd"];
+        assert_eq!(lone(with(&|x| x.weights_digest = Some("other".to_owned()))), all);
+        assert_eq!(lone(with(&|x| x.name = "other".to_owned())), all);
+        assert_eq!(lone(with(&|x| x.preprocessing = None)), all);
+        // Another file of the same weights is the same network.
+        assert!(lone(with(&|x| x.sha256 = "other".to_owned())).is_empty());
+        // What concerns some metrics leaves the others in their rows.
+        let deviates = |kind, subject: &str| {
+            let mut other = base.clone();
+            other.deviations.push(deviation(kind, subject, "5", "3"));
+            lone(other)
+        };
+        assert_eq!(
+            deviates(DeviationKind::Neighbours, "precision and recall"),
+            ["precision", "precision", "recall", "recall"]
+        );
+        assert_eq!(deviates(DeviationKind::KidSubsets, "KID"), ["kd", "kd"]);
+        let mut other = base.clone();
+        other.extractors.insert("manifold".to_owned(), extractor("vgg16"));
+        assert_eq!(lone(other), ["precision", "precision", "recall", "recall"]);
+    }
+
+    #[test]
+    fn equal_titles_are_told_apart() {
+        let mut clean = evaluation("a", &[]);
+        clean.protocol.insert("name".to_owned(), "clean".to_owned());
+        let all = [evaluation("b", &[]), evaluation("a", &[]), clean, evaluation("b", &[])];
+        let names: Vec<String> = runs(&all).into_iter().map(|r| r.name).collect();
+        assert_eq!(names, ["b", "a (edm)", "a (clean)", "b #2"]);
+    }
+
+    #[test]
+    fn numbers_have_as_many_places_as_they_need() {
+        assert_eq!(places("fd", &[272.774, 1.2]), 2);
+        assert_eq!(places("kid", &[0.000_560_62]), 8);
+        assert_eq!(places("precision", &[0.07]), 4);
+        assert_eq!((places("fd", &[0.0]), places("fd", &[1e12]), places("fd", &[1e-30])), (4, 0, 10));
+        let failed =
+            Evaluation { failed: BTreeMap::from([("fd".to_owned(), "why".to_owned())]), ..evaluation("b", &[]) };
+        let all = [evaluation("a", &[("fd", 1.0)]), failed];
+        let runs = runs(&all);
+        assert_eq!(groups(&runs, None)[0].rows[0].cells[1], Cell::Failed);
+    }
+}
