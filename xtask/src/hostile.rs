@@ -8,6 +8,7 @@ use fs_err as fs;
 
 use crate::paths::{cache, cargo, environment, root, target};
 use crate::python;
+use crate::record::stamp;
 
 const REQUIREMENTS: [&str; 4] = ["numpy==2.4.6", "onnx==1.23.1", "pillow==13.0.0", "h5py==3.16.0"];
 const PAGE: &str = "docs/hostile.md";
@@ -25,7 +26,7 @@ pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
     let output =
         command.arg(target()?.join("debug/d2o")).args(options).stderr(std::process::Stdio::inherit()).output()?;
     ensure!(output.status.success(), "run.py failed ({})", output.status);
-    let tables = String::from_utf8(output.stdout)?;
+    let tables = format!("{}\n\n{}", stamp()?, String::from_utf8(output.stdout)?);
     fs::write(root().join(PAGE), page(&tables))?;
     eprintln!("hostile: {}", Path::new(PAGE).display());
     let clean = tables.lines().filter(|l| l.contains("outside the bounds")).all(|l| l.ends_with(" 0 now."));

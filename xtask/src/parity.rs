@@ -12,7 +12,7 @@ use fs_err as fs;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::paths;
+use crate::{paths, record};
 
 /// Relative difference from the original that is allowed.
 const BOUND: f64 = 1e-4;
@@ -159,6 +159,8 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     }
     let matrices: Vec<Matrix> = serde_json::from_str(&original("matrices", Env::Torch, None)?)?;
     let (text, beyond) = ours.compare(&originals, &matrices, &skipped)?;
+    // Below the title.
+    let text = text.replacen("\n\n", &format!("\n\n{}\n\n", record::stamp()?), 1);
     fs::write(paths::root().join("docs/parity.md"), text)?;
     eprintln!("parity: {} numbers, {beyond} beyond the bound; see docs/parity.md", originals.len());
     ensure!(beyond == 0, "{beyond} numbers differ from the original's by more than the bound");
