@@ -54,7 +54,7 @@ fn commands(line: &str) -> Vec<Vec<String>> {
         let set = |w: &&String| {
             w.split_once('=').is_some_and(|(name, _)| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
         };
-        let words = words.iter().skip_while(set).cloned();
+        let words = words.iter().skip_while(|w| set(w) || *w == "do").cloned();
         let redirected = |w: &String| [">", "<", ">>", "2>&1", "&"].contains(&w.as_str()) || w.starts_with("2>");
         words.take_while(|w| !redirected(w)).collect()
     });
