@@ -89,7 +89,7 @@ fn a_folder_never_mixes_two_runs() {
     assert_eq!(generate(dir, "3-5", "out", &["--overwrite", "--subdirs"]).code, 0);
     assert_eq!(files(&out), ["000000", "dataset.json"]);
     assert_eq!(files(&out.join("000000")), &images(3..6)[..3]);
-    refused(&generate(dir, "3-5", "out", &["--resume"]), "is complete but for `000003.png`");
+    refused(&generate(dir, "3-5", "out", &["--resume"]), "is complete except for `000003.png`");
     assert_eq!(generate(dir, "3-5", "out", &["--resume", "--subdirs"]).code, 0);
 
     fs::write(out.join("notes.txt"), "mine").unwrap();

@@ -184,7 +184,7 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
     let metrics: Vec<&String> = found["metrics"].as_object().unwrap().keys().collect();
     assert_eq!(metrics, ["fd", "is"], "{found}");
     assert!(
-        found["notes"][0].as_str().unwrap().starts_with("left out precision and recall: `ref.npz` holds neither"),
+        found["notes"][0].as_str().unwrap().starts_with("skipped precision and recall: `ref.npz` contains neither"),
         "{found}"
     );
     assert_eq!(found["warnings"].as_array().unwrap().len(), 1, "only few samples: {found}");
@@ -297,7 +297,7 @@ fn finished_features_are_used_and_others_refused() {
     refused(
         dir,
         &[&base[..], &other].concat(),
-        &["`f.h5` holds features of other images, networks or settings", "--overwrite"],
+        &["`f.h5` contains features of other images, networks or settings", "--overwrite"],
     );
     let shard = ["evaluate", "fake.npz", "--extractor", "lite0.onnx", "--shard", "0/2", "--save-features", "s.h5"];
     d2o(dir, &shard);
@@ -334,7 +334,7 @@ fn every_protocol_that_the_reference_serves_is_evaluated() {
     let all: Value = serde_json::from_slice(&fs::read(dir.join("all.json")).unwrap()).unwrap();
     let names: Vec<&str> = all.as_array().unwrap().iter().map(|e| e["protocol"]["name"].as_str().unwrap()).collect();
     assert!(names.contains(&"edm") && !names.contains(&"clean"), "{names:?}");
-    assert!(outcome.stderr.contains("left out protocol clean: "), "{outcome}");
+    assert!(outcome.stderr.contains("skipped protocol clean: "), "{outcome}");
     assert_eq!(outcome.stderr.matches("samples for 1280 features").count(), 1, "{outcome}");
     refused(
         dir,
@@ -369,7 +369,7 @@ fn what_a_protocols_tool_would_not_read_is_noted() {
             "preprocessing",
         ]
     };
-    let note = "4 of the 12 images in `fake` are in sub-folders, which torch-fidelity does not read by default";
+    let note = "4 of the 12 images in `fake` are in subfolders, which torch-fidelity does not read by default";
     assert!(evaluate(dir, &how("torch-fidelity"))["notes"].as_array().unwrap().iter().any(|n| n == note));
     assert!(!evaluate(dir, &how("edm"))["notes"].to_string().contains("sub-folders"));
     // Samples of another size than the reference.
@@ -381,7 +381,7 @@ fn what_a_protocols_tool_would_not_read_is_noted() {
     write_float(dir, 2, "other");
     let found =
         evaluate(dir, &["large.npz", "--ref", "real.npz", "--extractor", "other-float.onnx", "--metrics", "fid"]);
-    assert!(found["notes"].to_string().contains("the samples are 48×48, the reference is 32×32"), "{found}");
+    assert!(found["notes"].to_string().contains("the sizes differ: samples 48×48, reference 32×32"), "{found}");
 }
 
 #[test]

@@ -480,7 +480,7 @@ fn processes_end_together() {
         let once = stderr.matches("error:").count() == 1;
         assert!(code == Some(2) && once && stderr.contains(text), "{text}: {code:?}: {stderr}");
     };
-    refused(in_two(dir, &words("whole", "0.000028", &[])), "holds another run");
+    refused(in_two(dir, &words("whole", "0.000028", &[])), "contains another run");
     refused(in_two(dir, &words("bad", "0.000028", &["--cond"])), "--cond true: the network has 0 classes");
     assert!(!dir.join("bad").exists());
     fs::remove_file(dir.join("stopped/stats.jsonl")).unwrap();
@@ -593,7 +593,7 @@ fn settings_are_shown_and_runs_are_kept() {
 
     tune(dir, "run", "0.000004", &[]);
     let before = bytes(dir, "run");
-    refused(dir, &words("run", "0.000004", &[]), "holds another run");
+    refused(dir, &words("run", "0.000004", &[]), "contains another run");
     assert_eq!(bytes(dir, "run"), before);
     for name in ["00000", "00001-again"] {
         let desc = name.split_once('-').map_or(vec![], |(_, d)| vec!["--desc", d]);
@@ -604,7 +604,7 @@ fn settings_are_shown_and_runs_are_kept() {
     // One process at a time.
     let busy = fs::OpenOptions::new().append(true).open(dir.join("run/log.txt")).unwrap();
     busy.file().lock().unwrap();
-    refused(dir, &["train", "--outdir", "run", "--resume"], "another process trains in `run`");
+    refused(dir, &["train", "--outdir", "run", "--resume"], "another process is training in `run`");
     drop(busy);
 
     // A run goes on with its own settings, or with others if they are allowed.
@@ -642,7 +642,7 @@ fn bad_input_is_one_clear_error() {
     npz.finish().unwrap();
     let other: Vec<&str> =
         words("bad", "0.000004", &[]).iter().map(|w| if *w == "data.npz" { "16.npz" } else { w }).collect();
-    refused(dir, &other, "the network makes 32-pixel images, `16.npz` holds 16-pixel ones");
+    refused(dir, &other, "the network generates 32-pixel images, but `16.npz` contains 16-pixel images");
     assert!(!dir.join("bad").exists());
 
     // A conditional network and images without classes, or with others.

@@ -96,7 +96,7 @@ fn winograd_is_for_wide_networks_in_f32() {
     write_checkpoint(&dir.join("wide.safetensors"), &b);
     // The check that follows compares the runtimes.
     let wide = d2o(dir, &["export", "wide.safetensors", "--config", "net.json", "--winograd", "--out", "wide.onnx"]);
-    assert!(wide.stderr.contains("convolutions as Winograd's F(4, 3)"), "{wide}");
+    assert!(wide.stderr.contains("convolutions written as Winograd F(4, 3)"), "{wide}");
     assert!(wide.stderr.contains("checked `images` on ort-cpu and tract"), "{wide}");
     d2o(dir, &["export", "wide.safetensors", "--config", "net.json", "--no-check", "--out", "direct.onnx"]);
     let images = |graph: &str, out: &str| {
