@@ -165,7 +165,7 @@ fn excluded_hidden_and_other_files_are_left_out() {
     fs::write(photos.join("e-dark.svg"), "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1 1\"/>").unwrap();
     fs::write(photos.join("notes.txt"), "x").unwrap();
     let outcome = made(dir.path(), &["photos", "--out", "d.zip", "--resolution", "8", "--exclude", "dark"]);
-    assert!(outcome.stderr.contains("--exclude left out 3 of 5 images"), "{outcome}");
+    assert!(outcome.stderr.contains("--exclude skipped 3 of 5 images"), "{outcome}");
     assert!(outcome.stderr.contains("1 hidden, 1 .txt"), "{outcome}");
     let (images, labels) = read(&dir.path().join("d.zip"));
     assert_eq!([pixel(&images, 0, 0, 0), pixel(&images, 1, 0, 0)], [[10; 3], [50; 3]]);
@@ -222,7 +222,7 @@ fn labels_come_from_where_the_user_says() {
     assert_eq!(found, json!([0, 0, 1]));
     assert!(notes.contains("0 = `.`, 1 = `2024-07` (--labels none stores none)"), "{notes}");
     make("f", &["1.png", "2.png"]);
-    refused(dir.path(), &["f", "--out", "y.zip", "--labels", "folders"], "needs several top-level folders");
+    refused(dir.path(), &["f", "--out", "y.zip", "--labels", "folders"], "requires several top-level folders");
     assert!(!dir.path().join("y.zip").exists());
 }
 

@@ -116,7 +116,7 @@ fn a_plugin_provider_computes_what_the_cpu_provider_does() {
     };
     assert!(nodes("OpenVINOExecutionProvider") > 50, "{verdict}");
     // Nodes that it left to the CPU are named, and only then.
-    assert_eq!(nodes("CPUExecutionProvider") > 0, shown.stderr.contains("the CPU computes"), "{shown}");
+    assert_eq!(nodes("CPUExecutionProvider") > 0, shown.stderr.contains("assigned to the CPU"), "{shown}");
 
     // The devices of the provider take turns; there is one, which is named twice.
     for (devices, out) in [("0", "one.npz"), ("0,0", "two.npz")] {
@@ -170,7 +170,7 @@ fn what_is_not_there_is_refused() {
         (&["--provider", "cpu", "--device", "0"][..], "are for CUDA"),
         (&["--provider", "tract", "--tf32"], "are for CUDA"),
         (&["--provider", "cpu", "--cudnn-benchmark"], "are for CUDA"),
-        (&["--rng", "torch-cpu", "--rng-gpu", "a100"], "--rng-gpu is for --rng torch-cuda"),
+        (&["--rng", "torch-cpu", "--rng-gpu", "a100"], "--rng-gpu requires --rng torch-cuda"),
     ] {
         let outcome = attempt(dir, &[&generate[..], more].concat());
         assert!(outcome.code == 2 && outcome.stderr.contains(text), "{more:?}: {outcome}");

@@ -462,7 +462,7 @@ fn the_doctor_tells_references_apart_and_finds_what_is_wrong() {
         assert!(found["kind"].as_str().unwrap().contains(kind), "{found}");
         assert_eq!((&found["moments"][0]["dims"], &found["moments"][0]["rank"]), (&1280.into(), &39.into()), "{found}");
         assert_eq!(found["count"], 40);
-        warns(&found, "`sigma` has rank 39 of 1280: as of 40 images");
+        warns(&found, "`sigma` has rank 39 of 1280: computed from 40 images");
         warns(&found, "40 images for 1280 features");
     }
     let found = examine("r.npz", &[]);
@@ -502,7 +502,7 @@ fn the_doctor_tells_references_apart_and_finds_what_is_wrong() {
     rgb.save(photographs.join("0.jpg")).unwrap();
     let found = examine("photographs", &[]);
     warns(&found, "1 of 8 files are JPEG");
-    warns(&found, "1 of 8 images occur before already");
+    warns(&found, "1 of 8 images are duplicates");
     fs::write(dir.join("stats.pkl"), b"\x80\x04}q\x00(X\x08\x00\x00\x00raw_meanq\x01").unwrap();
     fails(dir, &["refs", "inspect", "stats.pkl"], &["StyleGAN's metrics", "numpy.savez"]);
 }

@@ -552,5 +552,5 @@ fn a_report_keeps_the_numbers_of_each_network_apart() {
     assert!(text.contains("2 classes. Worst: class"), "{text}");
     fs::write(dir.join("old.json"), "{\"schema\": 99}").unwrap();
     let outcome = attempt(dir, &["report", "old.json", "--out", "x.html"]);
-    assert!(outcome.code == 2 && outcome.stderr.contains("its layout is version 99"), "{outcome}");
+    assert!(outcome.code == 2 && outcome.stderr.contains("its schema is version 99"), "{outcome}");
 }

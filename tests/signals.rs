@@ -192,7 +192,7 @@ fn generate_ends_after_its_batch_and_resumes_and_is_alone_at_its_output() {
     // Stopped, it cannot end before the signal, however fast the machine is.
     running.send("STOP");
     let second = attempt(dir, &words("s.npz"));
-    assert!(second.code == 2 && second.stderr.contains("another process of d2o works in `s.npz.partial`"), "{second}");
+    assert!(second.code == 2 && second.stderr.contains("another d2o process is using `s.npz.partial`"), "{second}");
     running.send("TERM");
     running.send("CONT");
     let (code, stderr, _) = running.end();

@@ -55,13 +55,13 @@ pub fn ensure_new(source: &Path, out: &Path, overwrite: bool) -> anyhow::Result<
     let Ok(target) = fs::canonicalize(out) else { return Ok(()) };
     ensure!(
         !fs::canonicalize(source)?.starts_with(&target),
-        "`{}` holds the source, so it is not replaced",
+        "cannot replace `{}`: it contains the source",
         out.display()
     );
     let replaced = target.is_dir() && fs::read_dir(&target)?.next().is_some();
     ensure!(
         !replaced || target.join(LABEL_FILE).is_file(),
-        "`{}` holds no `{LABEL_FILE}`, so it is not a dataset that --overwrite could replace",
+        "cannot replace `{}`: it contains no `{LABEL_FILE}`, so it is not a dataset",
         out.display()
     );
     Ok(())

@@ -209,7 +209,7 @@ impl Reference {
     pub fn gaussian(&self, matrix: &str, ddof: usize) -> anyhow::Result<Cow<'_, Gaussian>> {
         self.moments
             .get(matrix)
-            .with_context(|| format!("the reference holds no statistics of `{matrix}`"))?
+            .with_context(|| format!("the reference contains no statistics of `{matrix}`"))?
             .gaussian(ddof)
     }
 
@@ -377,7 +377,7 @@ impl OpenReference {
                 let record = network
                     .spec
                     .record(source.image_dims(), rule)
-                    .with_context(|| format!("cannot take features of the reference `{}`", self.path.display()))?;
+                    .with_context(|| format!("cannot extract features of the reference `{}`", self.path.display()))?;
                 Ok(Origin::Recorded(Box::new(record)))
             }
             _ => Ok(Origin::Unknown),
@@ -435,7 +435,7 @@ impl OpenReference {
         let Some(source) = self.source.as_mut().filter(|_| !lacking.is_empty()) else { return Ok(found) };
         let len = source.len();
         let taken = statistics(source, 0..len, networks, &lacking, options, None)
-            .with_context(|| format!("cannot take features of the reference `{}`", self.path.display()))?;
+            .with_context(|| format!("cannot extract features of the reference `{}`", self.path.display()))?;
         for (key, sums) in [("features", taken.features), ("spatial", taken.spatial), ("clip", taken.clip)] {
             if let Some(sums) = sums {
                 found.moments.insert(key, Moments::Sums(sums));
@@ -459,8 +459,8 @@ impl Statistics {
                 (false, false) => Ok(None),
                 (true, true) => {
                     let (mean, covariance) = (npz.header(mu)?.shape, npz.header(sigma)?.shape);
-                    let [d] = mean[..] else { anyhow::bail!("`{mu}` has the shape {mean:?}, not [D]") };
-                    anyhow::ensure!(covariance == [d, d], "`{sigma}` has the shape {covariance:?}, not [{d}, {d}]");
+                    let [d] = mean[..] else { anyhow::bail!("`{mu}`: expected the shape [D], found {mean:?}") };
+                    anyhow::ensure!(covariance == [d, d], "`{sigma}`: expected the shape [{d}, {d}], found {covariance:?}");
                     Ok(Some(d))
                 }
                 (here, _) => {
@@ -482,7 +482,7 @@ impl Statistics {
                 return Ok(None);
             }
             let shape = npz.header(name)?.shape;
-            let [n, d] = shape[..] else { anyhow::bail!("`{name}` has the shape {shape:?}, not [N, D]") };
+            let [n, d] = shape[..] else { anyhow::bail!("`{name}`: expected the shape [N, D], found {shape:?}") };
             Ok(Some([n, d]))
         };
         let (rows, manifold) = (shape("features")?, shape("manifold")?);

@@ -289,7 +289,7 @@ impl Range {
         let metadata = model.described()?;
         let discrete = metadata.class.as_deref() == Some("iDDPMPrecond");
         let levels = metadata.net_levels;
-        anyhow::ensure!(!discrete || levels.is_some(), "the graph does not carry its noise levels: export it again");
+        anyhow::ensure!(!discrete || levels.is_some(), "the graph does not record its noise levels: export it again");
         let sigma_min = metadata.net_sigma_min.unwrap_or(0.0);
         let sigma_max = metadata.net_sigma_max.unwrap_or(f64::INFINITY);
         Ok(Self { sigma_min, sigma_max, levels })

@@ -283,7 +283,7 @@ fn fits(teacher: &NetConfig, net: &NetConfig) -> anyhow::Result<()> {
     );
     anyhow::ensure!(
         [0, net.label_dim].contains(&teacher.label_dim),
-        "expected a network of {} classes, as the generator has, or of none, found {}",
+        "expected a network of {} classes, like the generator, or none, found {}",
         net.label_dim,
         teacher.label_dim
     );
