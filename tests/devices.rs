@@ -79,7 +79,7 @@ fn a_plugin_provider_computes_what_the_cpu_provider_does() {
     let outcome = attempt(dir, &absent);
     assert!(
         outcome.code == 2
-            && outcome.stderr.contains("`absent.so`: expected an execution provider's library, found no such file"),
+            && outcome.stderr.contains("`absent.so`: expected an execution provider library, found no such file"),
         "{outcome}"
     );
     let foreign = ["generate", "g.onnx", "--seeds", "0", "--out", "x.npz", "--ep-library", "trt=g.onnx"];
@@ -88,7 +88,7 @@ fn a_plugin_provider_computes_what_the_cpu_provider_does() {
         outcome.code == 2
             && outcome
                 .stderr
-                .contains("`g.onnx`: expected an execution provider's library, found a file that cannot be registered"),
+                .contains("`g.onnx`: expected an execution provider library, found a file that cannot be registered"),
         "{outcome}"
     );
     // OpenVINO's provider offers Intel's devices only.
@@ -167,9 +167,9 @@ fn what_is_not_there_is_refused() {
     let dir = dir.path();
     let generate = ["generate", "g.onnx", "--seeds", "0", "--out", "x.npz"];
     for (more, text) in [
-        (&["--provider", "cpu", "--device", "0"][..], "are for CUDA"),
-        (&["--provider", "tract", "--tf32"], "are for CUDA"),
-        (&["--provider", "cpu", "--cudnn-benchmark"], "are for CUDA"),
+        (&["--provider", "cpu", "--device", "0"][..], "require CUDA"),
+        (&["--provider", "tract", "--tf32"], "require CUDA"),
+        (&["--provider", "cpu", "--cudnn-benchmark"], "require CUDA"),
         (&["--rng", "torch-cpu", "--rng-gpu", "a100"], "--rng-gpu requires --rng torch-cuda"),
     ] {
         let outcome = attempt(dir, &[&generate[..], more].concat());

@@ -93,7 +93,7 @@ fn files_are_fetched_once_and_addresses_are_inputs() {
     // The server is gone.
     let second = run(dir.path(), &["fetch", &address]);
     assert!(
-        second.stdout == first.stdout && second.stderr.contains("the same as when it was first fetched"),
+        second.stdout == first.stdout && second.stderr.contains("not published; same as at the first download"),
         "{second}"
     );
     let inspected = run(dir.path(), &["inspect", &address]).stdout;

@@ -95,7 +95,7 @@ fn a_folder_never_mixes_two_runs() {
     fs::write(out.join("notes.txt"), "mine").unwrap();
     let foreign = generate(dir, "0", "out", &["--overwrite"]);
     refused(&foreign, "out/notes.txt` was not written by the run to be replaced");
-    refused(&generate(dir, "0", "out", &["--overwrite", "--resume"]), "out/notes.txt` is not of the run");
+    refused(&generate(dir, "0", "out", &["--overwrite", "--resume"]), "out/notes.txt` was not written by the run");
     fs::remove_file(out.join("dataset.json")).unwrap();
     refused(&generate(dir, "0", "out", &["--overwrite"]), "is not a finished output of `d2o generate`");
     assert_eq!(files(&out), ["000000", "notes.txt"]);

@@ -204,17 +204,17 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
     known(&["--ref", "ref.npz", "--metrics", "fid,pr"], &["precision and recall cannot be computed", "d2o refs make"]);
     known(&["--ref", "ref.npz", "--metrics", "sfid"], &["an extractor with the output `spatial`"]);
     known(&["--ref", "ref.npz", "--metrics", "clip-fid"], &["CLIP's image tower", "--clip"]);
-    known(&["--metrics", "fid"], &["no reference is given"]);
+    known(&["--metrics", "fid"], &["no reference given"]);
     known(
         &["--ref", "real.npz", "--metrics", "kid", "--protocol", "torch-fidelity"],
-        &["at least 1000 images are needed, found 6"],
+        &["expected at least 1000 images, found 6"],
     );
-    known(&["--ref", "real.npz", "--metrics", "pr", "--neighbours", "6"], &["at least 7 images are needed, found 6"]);
+    known(&["--ref", "real.npz", "--metrics", "pr", "--neighbours", "6"], &["expected at least 7 images, found 6"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--per-class"], &["`broken` has no classes"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--expect", "clip-fid<=1"], &["`clip_fid` is not computed", "fd"]);
     known(
         &["--ref", "real.npz", "--metrics", "fid", "--expect", "fid<=1"],
-        &["`fid` is not computed", "computed are fd"],
+        &["`fid` is not computed", "computed metrics: fd"],
     );
     known(&["--ref", "real.npz", "--metrics", "fid", "--json", "broken"], &["`broken` is a folder"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--report", "ref.npz"], &["`ref.npz` exists", "--overwrite"]);
@@ -284,11 +284,11 @@ fn finished_features_are_used_and_others_refused() {
     write_images(&dir.join("fake.npz"), 20..60);
     let base = ["evaluate", "fake.npz", "--ref", "real.npz", "--extractor", "lite0.onnx", "--bootstrap", "0"];
     let first = d2o(dir, &[&base[..], &["--save-features", "f.h5", "--json", "a.json"]].concat());
-    assert!(!first.stderr.contains("already"), "{first}");
+    assert!(!first.stderr.contains("using the features"), "{first}");
     let bytes = fs::read(dir.join("f.h5")).unwrap();
     // As after a run that was killed before it wrote its result.
     let second = d2o(dir, &[&base[..], &["--save-features", "f.h5", "--json", "b.json"]].concat());
-    assert!(second.stderr.contains("`f.h5` holds these features already"), "{second}");
+    assert!(second.stderr.contains("using the features in `f.h5`"), "{second}");
     let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(dir.join(name)).unwrap()).unwrap() };
     assert_eq!(read("a.json")["metrics"], read("b.json")["metrics"]);
     assert_eq!(read("a.json")["samples"]["sha256"], read("b.json")["samples"]["sha256"]);
@@ -302,7 +302,7 @@ fn finished_features_are_used_and_others_refused() {
     let shard = ["evaluate", "fake.npz", "--extractor", "lite0.onnx", "--shard", "0/2", "--save-features", "s.h5"];
     d2o(dir, &shard);
     let again = d2o(dir, &shard);
-    assert!(again.stderr.contains("`s.h5` holds these features already"), "{again}");
+    assert!(again.stderr.contains("`s.h5` already contains these features"), "{again}");
 }
 
 #[cfg(target_os = "linux")]
@@ -505,7 +505,7 @@ fn results_say_why_they_differ_and_by_how_much() {
     assert_eq!((values.len(), values[0], values[2]), (3, a, b), "{found}");
     assert_eq!(steps[1]["exchanged"], serde_json::json!(["samples"]));
     let same = d2o(dir, &["explain", "a.json", "a.json"]);
-    assert!(same.stdout.contains("computed alike"), "{same}");
+    assert!(same.stdout.contains("no setting differs"), "{same}");
     // Results of several protocols are compared protocol by protocol.
     for (samples, out) in [("fake.npz", "c.json"), ("more.npz", "d.json")] {
         let args = ["evaluate", samples, "--ref", "real.npz", "--protocol", "edm,stylegan3", "--json", out];

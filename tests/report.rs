@@ -304,7 +304,7 @@ fn tables_for_papers() {
     assert!(pre.iter().any(|p| p.trim_end() == first), "{first}\n{pre:#?}");
     for args in [&["--images", "a=b"][..], &["--losses", "a=b"], &["--references", "b"]] {
         let outcome = attempt(dir, &[&["report", "r.json", "--format", "latex", "--out", "-"], args].concat());
-        assert!(outcome.code == 2 && outcome.stderr.contains("are for `--format html`"), "{outcome}");
+        assert!(outcome.code == 2 && outcome.stderr.contains("require `--format html`"), "{outcome}");
     }
 }
 

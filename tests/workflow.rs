@@ -82,7 +82,7 @@ fn winograd_is_for_wide_networks_in_f32() {
     assert_eq!(fs::read(dir.join("plain.onnx")).unwrap(), fs::read(dir.join("narrow.onnx")).unwrap());
     let half = ["export", &checkpoint(), "--winograd", "--precision", "fp16", "--out", "half.onnx"];
     let refused = run(program, dir, &half);
-    assert!(refused.code == 2 && refused.stderr.contains("--winograd: its sums need f32"), "{refused}");
+    assert!(refused.code == 2 && refused.stderr.contains("--winograd requires `--precision fp32`"), "{refused}");
     assert!(!dir.join("half.onnx").exists());
 
     let kwargs = serde_json::json!({

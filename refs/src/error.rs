@@ -26,7 +26,7 @@ pub enum Error {
         file: PathBuf,
     },
     /// No image can be read from what the user gave.
-    #[error("{}: no images in it{}", .file.display(), after(.left_out))]
+    #[error("{}: contains no images{}", .file.display(), after(.left_out))]
     Empty {
         /// The file or folder.
         file: PathBuf,
@@ -139,11 +139,11 @@ fn image(file: &Path, entry: &String, source: &Source, f: &mut Formatter<'_>) ->
 }
 
 fn hdf5(file: &Path, source: &::hdf5::Error, f: &mut Formatter<'_>) -> fmt::Result {
-    write!(f, "{}: HDF5 failed", file.display())?;
+    write!(f, "{}: HDF5 error", file.display())?;
     causes(source, f)
 }
 
 fn made(name: &String, source: &Source, f: &mut Formatter<'_>) -> fmt::Result {
-    write!(f, "{name}: no images could be made")?;
+    write!(f, "{name}: cannot generate images")?;
     causes(source.as_ref(), f)
 }

@@ -173,7 +173,7 @@ mod tests {
         let mut folder = Folder::open(dir.path()).unwrap();
         assert_eq!((folder.len(), folder.name(2)), (3, "`c/d.png`".to_owned()));
         assert_eq!(folder.read(0..3).unwrap()[[2, 0, 0, 0]], 2);
-        let expected = "left out 7 files (3 hidden, 2 .txt, 1 .json, 1 without an ending); 4 hidden folders";
+        let expected = "skipped 7 files (3 hidden, 2 .txt, 1 .json, 1 without an extension); 4 hidden folders";
         assert_eq!(folder.notes(), [expected]);
     }
 
@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(names, ["`a.png`", "`other/c.png`", "`other/inner/d.png`", "`sub/b.png`", "`z.png`"]);
         assert_eq!(folder.read(0..5).unwrap().slice(ndarray::s![.., 0, 0, 0]).to_vec(), [1, 3, 4, 2, 1]);
         let expected =
-            "left out 2 files (2 not regular (pipes, sockets or devices)); 5 links to folders already listed";
+            "skipped 2 files (2 not regular (pipes, sockets or devices)); 5 links to folders already listed";
         assert_eq!(folder.notes(), [expected]);
         crate::batch::container_sha256(dir.path()).unwrap();
         symlink("nowhere", dir.path().join("lost.png")).unwrap();

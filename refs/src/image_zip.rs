@@ -427,7 +427,7 @@ mod tests {
         }
         writer.finish().unwrap();
         let mut zip = ImageZip::open(&path).unwrap();
-        assert_eq!(zip.notes(), ["left out 3 files (2 hidden, 1 .txt)"]);
+        assert_eq!(zip.notes(), ["skipped 3 files (2 hidden, 1 .txt)"]);
         assert_eq!(zip.read(0..2).unwrap(), images(2));
         let mut bytes = fs::read(&path).unwrap();
         let at = bytes.windows(4).position(|w| w == b"IEND").unwrap();

@@ -75,7 +75,7 @@ pub fn whole(path: &Path, root: &Path, name: &str, limit: u64) -> Result<Vec<u8>
 fn describe(head: &[u8]) -> String {
     match kind::known(head) {
         // It was looked through as an archive before.
-        Some(ZIP) => format!("{ZIP} cut short"),
+        Some(ZIP) => format!("{ZIP}, truncated"),
         Some(image) if image.ends_with(" image") => format!("{image} (a set of images is a folder or an archive)"),
         _ => kind::describe(head),
     }

@@ -57,7 +57,7 @@ impl LeftOut {
             let name = path.rsplit(separators).next().unwrap_or(path);
             let ending = match name.rsplit_once('.') {
                 Some((_, e)) if !e.is_empty() && e.len() <= MAX_ENDING => format!(".{}", e.to_ascii_lowercase()),
-                _ => "without an ending".to_owned(),
+                _ => "without an extension".to_owned(),
             };
             *self.endings.entry(ending).or_default() += 1;
         }
@@ -74,20 +74,20 @@ impl LeftOut {
         let files = self.hidden + self.special + self.endings.values().sum::<usize>();
         reasons.extend((self.hidden > 0).then(|| format!("{} hidden", self.hidden)));
         reasons.extend(endings.iter().take(MAX_ENDINGS).map(|(ending, count)| format!("{count} {ending}")));
-        reasons.extend((rest > 0).then(|| format!("{rest} with other endings")));
+        reasons.extend((rest > 0).then(|| format!("{rest} with other extensions")));
         reasons.extend((self.special > 0).then(|| format!("{} not regular (pipes, sockets or devices)", self.special)));
         let mut parts = Vec::new();
         parts.extend((files > 0).then(|| format!("{} ({})", plural(files, "file"), reasons.join(", "))));
         parts.extend((self.hidden_folders > 0).then(|| plural(self.hidden_folders, "hidden folder")));
         parts.extend((self.links > 0).then(|| format!("{} to folders already listed", plural(self.links, "link"))));
-        if parts.is_empty() { Vec::new() } else { vec![format!("left out {}", parts.join("; "))] }
+        if parts.is_empty() { Vec::new() } else { vec![format!("skipped {}", parts.join("; "))] }
     }
 
     /// The error that nothing of what lies at `path` is an image.
     pub(crate) fn empty(&self, path: &Path) -> Error {
         let mut text = self.notes().concat();
         if !self.endings.is_empty() {
-            text.push_str("; images are known by their endings, such as .png or .jpg");
+            text.push_str("; images are recognised by their extension, such as .png or .jpg");
         }
         Error::empty(path, text)
     }

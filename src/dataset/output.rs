@@ -36,7 +36,7 @@ pub fn is_zip(path: &Path) -> anyhow::Result<bool> {
     let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     ensure!(
         !OTHER_FILES.contains(&ending.as_str()),
-        "`{}`: a dataset is a `.zip` file or a folder, found the ending `.{ending}`",
+        "`{}`: expected a `.zip` file or a folder, found the extension `.{ending}`",
         path.display()
     );
     Ok(ending == "zip")

@@ -364,7 +364,7 @@ mod tests {
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(&file, "x").unwrap();
             let found = text(&out);
-            assert!(found.contains(&format!("{other}` is not of the run")), "{other}: {found}");
+            assert!(found.contains(&format!("{other}` was not written by the run")), "{other}: {found}");
             fs::remove_file(&file).unwrap();
         }
         fs::remove_dir(out.join("a")).unwrap();

@@ -465,7 +465,7 @@ fn listed(path: &Path, text: &str, tensors: &[String]) -> Result<Vec<String>> {
             return Err(bad("different names", format!("`{name}` twice")));
         }
         if !tensors.iter().any(|t| t.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'))) {
-            return Err(bad("names that tensors begin with", format!("`{name}`, which none does")));
+            return Err(bad("prefixes of tensor names", format!("`{name}`, which no tensor has")));
         }
     }
     Ok(names)

@@ -97,7 +97,7 @@ pub(crate) fn networks(pickle: &Pickle, input: &Input<'_>, resolve: &mut Resolve
             }
         }
         if !networks.is_empty() && !strays.is_empty() {
-            walk.note(format!("tensors beside the networks are not read: {}", abbreviate(&strays)))?;
+            walk.note(format!("ignored tensors outside the networks: {}", abbreviate(&strays)))?;
         }
     }
     if networks.is_empty() {
@@ -106,10 +106,10 @@ pub(crate) fn networks(pickle: &Pickle, input: &Input<'_>, resolve: &mut Resolve
     match networks.as_mut_slice() {
         [] => {
             let found = if pickle.nodes().iter().any(|n| matches!(n, Node::Global(name) if name == TENSORFLOW)) {
-                "networks of TensorFlow: convert the file with legacy.py of stylegan2-ada-pytorch or stylegan3"
+                "TensorFlow networks: convert the file with legacy.py of stylegan2-ada-pytorch or stylegan3"
                     .to_owned()
             } else if pickle.get(root, "shadow_params").is_some() {
-                "an average that lists its tensors without their names (`shadow_params`)".to_owned()
+                "an EMA that lists its tensors without names (`shadow_params`)".to_owned()
             } else {
                 describe(pickle, root)
             };
@@ -294,12 +294,12 @@ impl<'a> Walk<'a, '_> {
             return Ok(());
         }
         if let Some((name, value)) = nested {
-            return Err(self.bad(name, "a tensor, as beside it", describe(p, value)));
+            return Err(self.bad(name, "a tensor, like the other entries", describe(p, value)));
         }
         if !opaque.is_empty() {
             let network =
                 if network.is_empty() { "the tensors".to_owned() } else { format!("the tensors of `{network}`") };
-            self.note(format!("objects beside {network} are not read: {}", abbreviate(&opaque)))?;
+            self.note(format!("ignored objects next to {network}: {}", abbreviate(&opaque)))?;
         }
         Ok(())
     }
@@ -402,7 +402,7 @@ impl<'a> Walk<'a, '_> {
             Ok(value.is_some_and(|v| *p.node(v) == Node::Bool(true)))
         };
         if set("conj")? {
-            return Err(self.bad(name, "real values", "a conjugate view of complex ones"));
+            return Err(self.bad(name, "real values", "a conjugate view of complex values"));
         }
         let negative = set("neg")?;
         let (stored, bytes) =

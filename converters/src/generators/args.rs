@@ -87,7 +87,7 @@ impl Args {
     /// # Errors
     /// `Config` if it is not one.
     pub fn text(&mut self, name: &str) -> Result<Option<String>> {
-        self.take(name, "a text", |v| v.as_str().map(str::to_owned))
+        self.take(name, "a string", |v| v.as_str().map(str::to_owned))
     }
 
     /// A value of its own type.

@@ -177,7 +177,7 @@ impl Settings {
     pub(crate) fn endpoint(&self) -> Result<Url> {
         let problem = match Url::parse(&self.hf_endpoint) {
             Ok(url) if url.is_https() || url.is_loopback() => return Ok(url),
-            Ok(_) => "d2o downloads over https only; http is for servers on this machine",
+            Ok(_) => "d2o downloads over https only; http is allowed for servers on this machine",
             Err(problem) => problem,
         };
         Err(Error::setting("HF_ENDPOINT", &self.hf_endpoint, problem))

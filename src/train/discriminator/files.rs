@@ -127,7 +127,7 @@ mod tests {
         assert!(FeatureNetwork::build(&like, Lite0, &|| weights(&files, Lite0)).is_ok());
         let all = || files[&Lite0].network.weights();
         let unread = FeatureNetwork::build(&like, Lite0, &all).unwrap_err().to_string();
-        assert!(unread.contains("leaves 7 tensor(s) of the checkpoint unused"), "{unread}");
+        assert!(unread.contains("7 unexpected tensor(s) in the checkpoint"), "{unread}");
 
         // Another classifier than the published one's does not matter, other widths do.
         let vgg = |name: &str, config: &VggConfig| {

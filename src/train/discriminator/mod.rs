@@ -147,10 +147,10 @@ mod tests {
             Critic::load(&config, 32, label_dim, 0, (Device::Cpu, Kind::Float)).unwrap_err().to_string()
         };
         assert!(refused(None, 10).contains("in_embeddings/tf_efficientnet_lite0.pkl"));
-        assert!(refused(Some(ClassRows::Random), 0).contains("this one has none"));
+        assert!(refused(Some(ClassRows::Random), 0).contains("this network has no classes"));
         assert!(refused(Some(ClassRows::Random), 1001).contains("up to 1000 classes, found 1001"));
         // Then the weights of the feature network are asked for.
-        assert!(refused(Some(ClassRows::Random), 10).contains("needs the weights of tf_efficientnet_lite0"));
+        assert!(refused(Some(ClassRows::Random), 10).contains("requires the weights of tf_efficientnet_lite0"));
     }
 
     /// Each feature network has its own logits and tensors, in the order asked for.
