@@ -41,7 +41,7 @@ fn options(words: &[&str]) -> anyhow::Result<Options> {
     let (mut orig, mut only, mut python, mut keep) = (None, Vec::new(), None, false);
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
-        let mut value = || rest.next().with_context(|| format!("{word}: a value is missing"));
+        let mut value = || rest.next().with_context(|| format!("{word}: missing value"));
         match *word {
             "--orig" => orig = Some(std::path::absolute(value()?)?),
             "--only" => only.push((*value()?).to_owned()),
@@ -50,7 +50,7 @@ fn options(words: &[&str]) -> anyhow::Result<Options> {
             other => bail!("`{other}`: expected --orig DIR, --only NAME, --python PROGRAM or --keep"),
         }
     }
-    Ok(Options { orig: orig.context("--orig DIR: where the originals are checked out")?, only, python, keep })
+    Ok(Options { orig: orig.context("--orig DIR is missing: the folder with checkouts of the originals")?, only, python, keep })
 }
 
 /// Makes, exports and compares every case, or those named with `--only`; rows join those of earlier runs, and docs/export.md gets the table.
@@ -67,7 +67,7 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     let listed = text(Command::new(&python).arg(&script).arg("--list"))?;
     let names: Vec<&str> = listed.lines().collect();
     if let Some(unknown) = options.only.iter().find(|n| !names.contains(&n.as_str())) {
-        bail!("no case `{unknown}`: {}", names.join(", "));
+        bail!("unknown case `{unknown}`: expected one of {}", names.join(", "));
     }
     let target = target()?;
     let (out, record) = (target.join("originals"), target.join("originals.json"));
@@ -339,8 +339,8 @@ fn render(names: &[&str], rows: &Map<String, Value>) -> anyhow::Result<()> {
     let path = root().join("docs/export.md");
     let document = fs::read_to_string(&path)?;
     let [before, after] = MARKS;
-    let (head, rest) = document.split_once(before).context("docs/export.md has lost the table's first mark")?;
-    let (_, tail) = rest.split_once(after).context("docs/export.md has lost the table's last mark")?;
+    let (head, rest) = document.split_once(before).context("docs/export.md: the start mark of the table is missing")?;
+    let (_, tail) = rest.split_once(after).context("docs/export.md: the end mark of the table is missing")?;
     fs::write(&path, format!("{head}{before}\n{}\n{after}{tail}", table.join("\n")))?;
     Ok(())
 }
