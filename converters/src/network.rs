@@ -61,7 +61,7 @@ pub struct Checkpoint {
     pub metadata: Vec<(String, String)>,
     /// Tensors of the whole file.
     pub tensors: Arc<dyn TensorSource>,
-    /// Contents beside the networks that are not read, a sentence each.
+    /// Ignored contents outside the networks, one sentence each.
     pub notes: Vec<String>,
 }
 

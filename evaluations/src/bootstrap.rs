@@ -33,7 +33,7 @@ impl SplitMix64 {
         usize::try_from(wide >> 64).unwrap_or(0)
     }
 
-    /// How often each of `n` rows is drawn in `n` draws with replacement.
+    /// Number of times each of `n` rows is sampled in `n` draws with replacement.
     fn counts(&mut self, n: usize) -> Vec<u32> {
         let mut counts = vec![0; n];
         for _ in 0..n {

@@ -70,7 +70,7 @@ pub struct Kid {
 
 /// KID of `samples [N, D]` and `reference [M, D]`. `seed` is for rules without one.
 ///
-/// Kernels and sums are f64. Each subset is drawn as `RandomState.choice(N, size, replace=False)`, samples first.
+/// Kernels and sums are f64. Each subset is sampled by `RandomState.choice(N, size, replace=False)`, samples first.
 ///
 /// # Errors
 /// `DimMismatch`; `NotFinite`; those of [`KidRule::check`].

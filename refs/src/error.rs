@@ -25,12 +25,12 @@ pub enum Error {
         /// The path.
         file: PathBuf,
     },
-    /// No image can be read from what the user gave.
+    /// A file or folder contains no images.
     #[error("{}: contains no images{}", .file.display(), after(.left_out))]
     Empty {
         /// The file or folder.
         file: PathBuf,
-        /// What it holds and was left out, as [`crate::batch::ImageSource::notes`] has it; empty if nothing was.
+        /// What was skipped, in the form of [`crate::batch::ImageSource::notes`]; empty if nothing was.
         left_out: String,
     },
     /// Two images of one set differ in size.
@@ -67,7 +67,7 @@ pub enum Error {
         #[source]
         source: ::hdf5::Error,
     },
-    /// Images that are made as they are read could not be made.
+    /// Images that are generated while reading could not be generated.
     #[error(fmt = made)]
     Made {
         /// What makes them.

@@ -18,7 +18,7 @@ use crate::listing::{Listing, list};
 
 /// A folder of images.
 ///
-/// Hidden files and folders (`.ipynb_checkpoints`, `._a.png`), files with other endings, pipes, sockets and devices are left out and counted
+/// Hidden files and folders (`.ipynb_checkpoints`, `._a.png`), files with other extensions, pipes, sockets and devices are skipped and counted
 /// in [`ImageSource::notes`]. Classes come from `dataset.json`, else from folders (`DIR/class/x.png`).
 #[derive(Debug)]
 pub struct Folder {

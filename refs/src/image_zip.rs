@@ -24,7 +24,7 @@ pub const MAX_JSON: u64 = 512 << 20;
 /// Bytes of an image that are read first for its size.
 pub(crate) const HEAD: u64 = 1 << 16;
 
-/// A zip of images, read by index. Hidden files and files with other endings are left out, as in [`crate::folder::Folder`].
+/// A zip of images, read by index. Hidden files and files with other extensions are skipped, as in [`crate::folder::Folder`].
 #[derive(Debug)]
 pub struct ImageZip {
     path: PathBuf,

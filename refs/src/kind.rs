@@ -1,4 +1,4 @@
-//! What a file is, by its content; the errors for files that are missing or are not what was expected.
+//! Identification of files by content; errors for missing and unexpected files.
 
 use std::io::{Read as _, Seek as _};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Which files of a folder or zip belong to the set, and what was left out.
+//! Which files of a folder or zip belong to the set, and which are skipped.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ const MAX_ENDINGS: usize = 8;
 /// Longest ending that a note lists, bytes.
 const MAX_ENDING: usize = 12;
 
-/// Files and folders that operating systems, file managers and NAS devices put beside images.
+/// Files and folders that operating systems, file managers and NAS devices add to image folders.
 const SYSTEM_NAMES: [&str; 7] =
     ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini"];
 
@@ -27,7 +27,7 @@ fn is_hidden(name: &str) -> bool {
     name.starts_with('.') || SYSTEM_NAMES.iter().any(|n| n.eq_ignore_ascii_case(name))
 }
 
-/// Counts what was left out, by reason.
+/// Counts skipped files, by reason.
 #[derive(Debug, Clone, Default)]
 pub struct LeftOut {
     hidden: usize,
@@ -64,7 +64,7 @@ impl LeftOut {
         false
     }
 
-    /// One line with all counts, or none if nothing was left out.
+    /// One line with all counts, or none if nothing was skipped.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let mut reasons = Vec::new();

@@ -33,7 +33,7 @@ const AHEAD: usize = 2;
 /// Draws images.
 ///
 /// # Errors
-/// A graph that is no generator, options that do not fit it, outputs that exist, a failing runtime, writing errors.
+/// A graph that is not a generator, options that do not fit it, outputs that exist, a failing runtime, writing errors.
 pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     let form = Form::of(&args.out)?;
     let claim = Claim::new(&args.out).with_context(|| format!("cannot write `{}`", args.out.display()))?;
@@ -186,7 +186,7 @@ fn draw(
     file.map_or(Ok(()), |f| f.finish(seeds))
 }
 
-/// Encodes and writes batches as they come, in a thread of its own.
+/// Encodes and writes batches as they come, in a separate thread.
 struct Writer<'a> {
     out: &'a Path,
     seeds: &'a [u64],

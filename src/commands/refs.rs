@@ -25,7 +25,7 @@ use crate::printer::{Printer, table};
 /// Makes or examines a reference.
 ///
 /// # Errors
-/// Unreadable images or references, a file that is no extractor.
+/// Unreadable images or references, a file that is not an extractor.
 pub fn run(command: &Refs, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     match command {
         Refs::Make(args) => make(args, global, printer),

@@ -31,7 +31,7 @@ struct Comparison<'a> {
     not_measured: Vec<String>,
 }
 
-/// A published number beside the measured one.
+/// A published number and the measured one.
 #[derive(Debug, Serialize)]
 struct Row<'a> {
     metric: &'a str,

@@ -57,7 +57,7 @@ pub struct Summary {
     pub images: usize,
     /// Their height and width.
     pub size: [usize; 2],
-    /// Images left out because they are smaller than the resolution of [`transform::Transform::CenterCropWide`].
+    /// Images skipped because they are smaller than the resolution of [`transform::Transform::CenterCropWide`].
     pub too_small: usize,
     /// Images whose EXIF orientation was not applied.
     pub turned: usize,

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::outputs;
 
-/// Endings of other kinds of files, which are no names of folders.
+/// Extensions of other kinds of files, which are not accepted as folder names.
 const OTHER_FILES: [&str; 10] = ["npz", "npy", "h5", "hdf5", "tar", "gz", "png", "jpg", "json", "mdb"];
 
 /// A dataset being written; dropped before [`Output::finish`], it vanishes.
@@ -17,7 +17,7 @@ const OTHER_FILES: [&str; 10] = ["npz", "npy", "h5", "hdf5", "tar", "gz", "png",
 pub enum Output {
     /// A zip of stored PNGs.
     Zip(Box<DatasetWriter>),
-    /// A folder of PNGs, filled under a temporary name beside its target.
+    /// A folder of PNGs, filled under a temporary name next to its target.
     Folder {
         /// What the folder will be called.
         target: PathBuf,

@@ -33,7 +33,7 @@ const ARRAY_CHUNK: usize = 16 << 20;
 /// Most class folders whose names are listed in the note.
 const MAX_LISTED: usize = 12;
 
-/// Where labels come from.
+/// Source of the labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Labels {
     /// `dataset.json` or the container's own; in a folder without `dataset.json`, its top-level folders if there are several.
@@ -49,11 +49,11 @@ pub enum Labels {
 /// Which images are taken from a source, and their labels.
 #[derive(Debug, Clone)]
 pub struct Selection {
-    /// Leave out files whose path within the source contains one of these.
+    /// Exclude files whose path in the source contains one of these.
     pub exclude: Vec<String>,
     /// Take at most this many, from the start.
     pub max_images: Option<usize>,
-    /// Where labels come from.
+    /// Source of the labels.
     pub labels: Labels,
 }
 

@@ -97,7 +97,7 @@ pub struct Images {
     pub count: usize,
     /// Their size.
     pub size: ImageDims,
-    /// Images that occur before already.
+    /// Duplicate images.
     pub repeated: usize,
     /// Images of a single value.
     pub constant: usize,
@@ -112,7 +112,7 @@ pub struct Images {
 /// Examines the reference at `path`; with `samples`, also whether they fit it. What looks wrong is a warning.
 ///
 /// # Errors
-/// A file that is no reference or cannot be read.
+/// A file that is not a reference or cannot be read.
 pub fn examine(path: &Path, samples: Option<&Path>) -> anyhow::Result<Diagnosis> {
     let mut found = Diagnosis { file: path.to_owned(), sha256: container_sha256(path)?, ..Diagnosis::default() };
     if FeatureFile::is_one(path) {
@@ -135,7 +135,7 @@ pub fn examine(path: &Path, samples: Option<&Path>) -> anyhow::Result<Diagnosis>
     Ok(found)
 }
 
-/// References of other tools that are no npz, told by what stands in them; nothing is unpickled.
+/// References of other tools that are not npz, recognised by their content; nothing is unpickled.
 fn foreign(path: &Path) -> anyhow::Result<Option<&'static str>> {
     const HEAD: u64 = 1 << 16;
     let mut head = Vec::new();

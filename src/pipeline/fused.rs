@@ -1,4 +1,4 @@
-//! A one-step generator whose images feed the feature networks where they were made, in the device's memory.
+//! A one-step generator that passes its images to the feature extractors in device memory.
 
 use std::ops::Range;
 use std::path::Path;
@@ -28,9 +28,9 @@ const IMAGES: &str = "images_u8";
 /// How images stay on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fuse {
-    /// One graph of the generator and the feature network.
+    /// One merged graph of the generator and one feature extractor.
     Graph,
-    /// A graph each; images are handed over in the device's memory.
+    /// Separate graphs that pass images in device memory.
     Memory,
 }
 

@@ -42,7 +42,7 @@ pub enum Metric {
     Dc,
     /// Kernel distance.
     Kid,
-    /// Fréchet distance of CLIP's features.
+    /// Fréchet distance of CLIP features.
     ClipFid,
     /// Fréchet distance extrapolated to infinitely many samples.
     FdInf,
@@ -245,7 +245,7 @@ impl<'a> EvaluationBuilder<'a> {
         self.metrics.insert(name.to_owned(), Value::new(value));
     }
 
-    /// Computes the metrics `keys` in a stage of its own; a failure leaves the others standing.
+    /// Computes the metrics `keys` in a separate stage; a failure does not affect other metrics.
     fn attempt(&mut self, stage: &str, keys: &[&str], compute: impl FnOnce(&mut Self) -> anyhow::Result<()>) {
         let shown = self.reporter.stage(stage);
         let result = compute(self);

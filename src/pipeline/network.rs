@@ -1,4 +1,4 @@
-//! Exported feature networks: what they are, what they take, what they give.
+//! Exported feature extractors: identity, inputs and outputs.
 
 use std::path::Path;
 
@@ -259,7 +259,7 @@ impl Spec {
         output_dims(&self.model, output)
     }
 
-    /// How it stands in feature files and references of images of size `dims`, `None` if they differ in size.
+    /// Its record in feature files and references of images of size `dims`, `None` if they differ in size.
     ///
     /// # Errors
     /// If it does not take such images, or lacks the output `rule` asks for.

@@ -109,7 +109,7 @@ impl ToolLayout {
     }
 }
 
-/// Statistics that stand in an npz, known by their headers.
+/// Statistics in an npz, described by their headers.
 #[derive(Debug)]
 struct Statistics {
     /// Length of the features behind `mu`, unless that is CLIP's.
@@ -128,14 +128,14 @@ struct Statistics {
     /// Hash of the images, if the file says it.
     sha256: Option<String>,
     images: Option<ImageDims>,
-    /// Whether the images beside the statistics are those the statistics are of.
+    /// Whether the statistics were computed from the images in the same file.
     same_images: bool,
 }
 
 /// Whether a reference can serve a matrix, and from where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Supply {
-    /// It stands in the file.
+    /// Stored in the file.
     File,
     /// It is taken of the images or feature files.
     Taken,
@@ -280,7 +280,7 @@ impl OpenReference {
         stated.or_else(|| self.source.as_ref().and_then(Source::image_dims))
     }
 
-    /// What was left out of its images.
+    /// What was skipped in its images.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         self.source.as_ref().map_or(&[], Source::notes)

@@ -236,7 +236,7 @@ impl Source {
         }
     }
 
-    /// What was left out of the set.
+    /// What was skipped in the set.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         match self {

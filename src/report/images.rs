@@ -1,4 +1,4 @@
-//! Images: grids of a set, and samples beside the reference images nearest to them.
+//! Images: grids of a set, and samples with their nearest reference images.
 
 use std::path::Path;
 
@@ -83,7 +83,7 @@ fn tile(image: &Array3<u8>) -> anyhow::Result<Array3<u8>> {
     Ok(Array3::from_shape_vec((small.height() as usize, small.width() as usize, 3), small.into_raw())?)
 }
 
-/// Samples of a run beside their nearest reference images.
+/// Samples of a run with their nearest reference images.
 #[derive(Debug, Serialize)]
 pub(super) struct Nearest {
     run: String,

@@ -64,7 +64,7 @@ pub struct Content<'a> {
     pub verdicts: &'a [Comparison],
     /// Sets of images.
     pub images: &'a [Titled],
-    /// Images of the reference, to be shown beside samples.
+    /// Images of the reference, shown next to samples.
     pub references: Option<&'a Path>,
     /// Logs of training, `stats.jsonl` or `metrics.jsonl`.
     pub logs: &'a [Titled],

@@ -220,7 +220,7 @@ struct Curve<'a> {
     points: Vec<(f64, Point, Option<&'a str>)>,
 }
 
-/// Figures of the metrics of snapshots in `logs`. Curves that cannot be compared stand in different figures.
+/// Figures of the metrics of snapshots in `logs`. Curves that cannot be compared are in different figures.
 pub(super) fn metrics(logs: &[Log]) -> Vec<Figure> {
     let names: BTreeSet<&str> = logs
         .iter()

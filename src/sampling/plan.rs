@@ -70,7 +70,7 @@ impl Plan {
     /// What `args` ask of the graph `info`.
     ///
     /// # Errors
-    /// A graph that is no generator, options that do not fit it, unreadable latents.
+    /// A graph that is not a generator, options that do not fit it, unreadable latents.
     pub fn new(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Self> {
         let sampler = sampler(args, info)?;
         let input = info.inputs.first().context("the graph has no input")?;

@@ -58,7 +58,7 @@ pub struct SamplingRequest {
 pub enum Sampler {
     /// One evaluation (D2O)
     OneStep,
-    /// D2O's two steps; the released network cannot take the second noise level its code gives it, so it is left out
+    /// D2O's two-step sampler, without the second noise level that its code passes and the released network cannot take
     TwoStep,
     /// D2O's several steps; as two-step
     MultiStep,

@@ -1,4 +1,4 @@
-//! torch's and NumPy's generators, one for each seed, so that a seed stands for the same latents and class as in the original tools.
+//! Random number generators of torch and NumPy, one per seed: a seed gives the same latents and class as in the original tools.
 
 use std::f64::consts::PI;
 
@@ -205,7 +205,7 @@ impl TorchCuda {
 pub enum Family {
     /// torch's on the CPU.
     TorchCpu,
-    /// torch's on a GPU that keeps so many threads resident.
+    /// torch's CUDA generator on a GPU with this number of resident threads.
     TorchCuda {
         /// Resident threads.
         threads: u32,

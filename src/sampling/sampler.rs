@@ -284,7 +284,7 @@ impl Range {
     /// From the metadata of an exported denoiser; without any, every level.
     ///
     /// # Errors
-    /// Metadata that are no numbers; a denoiser of discrete levels that does not tell them.
+    /// Metadata that are not numbers; a denoiser of discrete noise levels that does not record them.
     pub fn of(model: &ModelInfo) -> anyhow::Result<Self> {
         let metadata = model.described()?;
         let discrete = metadata.class.as_deref() == Some("iDDPMPrecond");

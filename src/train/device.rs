@@ -55,7 +55,7 @@ pub fn describe(device: Device) -> String {
     }
 }
 
-/// Lets libtorch use so many CPU threads.
+/// Sets the number of CPU threads of libtorch.
 ///
 /// # Errors
 /// A number that libtorch cannot take.

@@ -21,7 +21,7 @@ pub struct Forecast {
     pub activations: u64,
     /// Images that are processed at a time.
     pub images: u32,
-    /// What may be used beside the base.
+    /// Memory available in addition to the base.
     pub available: u64,
 }
 

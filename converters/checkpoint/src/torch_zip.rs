@@ -18,7 +18,7 @@ use crate::objects::{self, Contents};
 use crate::pickle::{Id, Pickle};
 use crate::views::{Checksum, Storage};
 
-/// Memory of an entry's description beside its name, bytes, as charged.
+/// Memory charged per entry description, without the name, bytes.
 const ENTRY_BYTES: usize = 256;
 
 /// An entry of the archive.

@@ -90,7 +90,7 @@ impl Args {
         self.take(name, "a string", |v| v.as_str().map(str::to_owned))
     }
 
-    /// A value of its own type.
+    /// A value of type `T`.
     ///
     /// # Errors
     /// `Config` if it is absent or of another type.

@@ -8,7 +8,7 @@ use ureq::http::StatusCode;
 
 use crate::hash::PublishedHash;
 
-/// Why a file cannot be had. [`Error::hint`] says what may help.
+/// Why a file is not available. [`Error::hint`] suggests a remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -26,7 +26,7 @@ pub enum Error {
         /// The text.
         text: String,
     },
-    /// A name cannot stand for a file in the cache.
+    /// A name is not valid for a file in the cache.
     #[error("`{name}` cannot name a file in the cache: {problem}")]
     Name {
         /// The name.
@@ -44,7 +44,7 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
-    /// Nothing says where files are kept.
+    /// No cache folder is configured.
     #[error("no folder for downloads: none of D2O_CACHE, XDG_CACHE_HOME and HOME is set")]
     NoCache,
     /// A file is not here, and nothing may be downloaded, or nothing is known to download it from.
@@ -70,7 +70,7 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A server did not prove who it is, or speaks no TLS.
+    /// A server has no valid certificate, or does not support TLS.
     #[error("{url}: cannot establish a TLS connection: {problem}")]
     Tls {
         /// The address.
@@ -78,7 +78,7 @@ pub enum Error {
         /// Why not.
         problem: String,
     },
-    /// A proxy made no connection.
+    /// No connection through a proxy.
     #[error("{url}: cannot connect through the proxy: {problem}")]
     Proxy {
         /// The address.
@@ -116,7 +116,7 @@ pub enum Error {
         /// What it does.
         problem: String,
     },
-    /// A server sends to an address that is not asked.
+    /// A server redirects to an address that is not allowed.
     #[error("{url}: cannot follow the redirect to `{to}`: {problem}")]
     Redirect {
         /// The address.
@@ -184,7 +184,7 @@ pub enum Error {
         /// What the server says it is.
         content_type: String,
     },
-    /// The end of a file cannot be told from a connection that broke off.
+    /// The end of a file cannot be distinguished from a lost connection.
     #[error("{url}: the server does not send the length of the file, and neither its length nor its sha256 is known")]
     NoLength {
         /// The address.
@@ -203,7 +203,7 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// A file cannot be locked, so that two downloads of it would disturb each other.
+    /// A file cannot be locked, so two downloads of it would conflict.
     #[error("{}: the file system has no file locks", .file.display())]
     NoLocks {
         /// The partial file.
@@ -234,7 +234,7 @@ impl Error {
         Self::Setting { name, value: value.to_owned(), problem: problem.into() }
     }
 
-    /// What may help, in one line.
+    /// Suggested remedy, in one line.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         let text = match self {

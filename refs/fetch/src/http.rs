@@ -25,7 +25,7 @@ const WAITING: usize = 16;
 /// Longest message of a server that is shown, characters.
 const MAX_MESSAGE: usize = 200;
 
-/// What is asked beside the address.
+/// Parameters of a request in addition to the address.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ask {
     /// First byte wanted, if not all are.
@@ -63,7 +63,7 @@ impl Answer {
         self.text(header::CONTENT_TYPE).map(short)
     }
 
-    /// Whether the end of the body can be told from a connection that broke off.
+    /// Whether the end of the body can be distinguished from a lost connection.
     pub(crate) fn has_end(&self) -> bool {
         self.headers.contains_key(header::CONTENT_LENGTH) || self.headers.contains_key(header::TRANSFER_ENCODING)
     }

@@ -16,7 +16,7 @@ const MAX_PART: usize = 230;
 pub struct Request {
     /// Where it is published, best first. Without any it must be in the cache.
     pub sources: Vec<Source>,
-    /// Its path below the cache, with `/` between its parts; one name stands for one file.
+    /// Path below the cache, with `/` as separator; each name identifies one file.
     pub name: String,
     /// What is published about its hash.
     pub sha256: PublishedHash,

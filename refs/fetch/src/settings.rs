@@ -64,7 +64,7 @@ pub struct Settings {
     pub cache: PathBuf,
     /// The Hugging Face Hub's cache (`…/huggingface/hub`), whose files are used where they are; nothing is written into it.
     pub hf_cache: Option<PathBuf>,
-    /// Address that stands for the Hub in `hf://` sources: the Hub's own, or a mirror's.
+    /// Address of the Hub in `hf://` sources: the Hub itself, or a mirror.
     pub hf_endpoint: String,
     /// Access token for the Hub, sent to the host of `hf_endpoint` and to no other.
     pub hf_token: Option<Secret>,

@@ -62,7 +62,7 @@ impl Image {
     }
 }
 
-/// How files begin that are told by a fixed text. A longer beginning stands before a shorter one that it begins with.
+/// Magic bytes of file formats. A longer entry precedes a shorter one that is its prefix.
 const BEGINNINGS: [(&[u8], &str); 29] = [
     (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the file itself"),
     (b"<svg", "an SVG drawing"),

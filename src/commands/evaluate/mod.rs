@@ -249,7 +249,7 @@ fn take(
     Ok((reference, sums))
 }
 
-/// How `reference` stands in a result.
+/// Description of `reference` in a result.
 fn image_set(title: &str, reference: Option<&OpenReference>) -> anyhow::Result<Option<ImageSet>> {
     let describe = |reference: &OpenReference| {
         anyhow::Ok(ImageSet {

@@ -1,4 +1,4 @@
-//! Everything that can be known before a network runs: what is measured with what, and what stands in the way.
+//! Planning of an evaluation, with all checks that are possible before a network runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -55,7 +55,7 @@ pub(super) struct Plan {
     pub(super) networks: Vec<Network>,
     /// What is computed under each protocol.
     pub(super) protocols: Vec<ProtocolPlan>,
-    /// Protocols left out, features that are there already, sizes that differ.
+    /// Skipped protocols, existing features, differing sizes.
     pub(super) notes: Vec<String>,
     /// Conditions on the metrics.
     pub(super) conditions: Vec<Condition>,
@@ -97,7 +97,7 @@ pub(super) struct ProtocolPlan {
     pub(super) reference: StatsRequest,
     /// Differences from the protocol, and between the two sides.
     pub(super) deviations: Vec<Deviation>,
-    /// Metrics left out, and why.
+    /// Skipped metrics, and why.
     pub(super) notes: Vec<String>,
     /// The networks as they are applied to the samples, by role.
     pub(super) records: Records,
@@ -136,7 +136,7 @@ pub(super) fn samples_of(args: &Evaluate) -> &Path {
 /// Plans the features of one shard.
 ///
 /// # Errors
-/// Everything that is known to stand in the way.
+/// All errors that can be detected before a network runs.
 pub(super) fn plan_shard(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<Option<ShardPlan>> {
     let (Some(shard), Some(out)) = (args.shard, &args.save_features) else { return Ok(None) };
     let [protocol] = protocols_of(args)?[..] else {
@@ -165,7 +165,7 @@ pub(super) fn plan_shard(args: &Evaluate, global: &Global, printer: Printer) -> 
 /// Plans an evaluation.
 ///
 /// # Errors
-/// Everything that is known to stand in the way: unreadable files, networks that do not fit, metrics asked for by name that samples or reference
+/// All errors that can be detected before a network runs: unreadable files, networks that do not fit, metrics asked for by name that samples or reference
 /// cannot serve, differences that are not allowed, unknown names in conditions, outputs that exist or cannot be written.
 pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<Plan> {
     let conditions: Vec<Condition> = args.expect.iter().map(|t| t.parse()).collect::<Result<_, _>>()?;
@@ -408,7 +408,7 @@ struct Needs {
 }
 
 impl Scene<'_> {
-    /// What is computed of `asked` under `protocol`. What cannot be served is left out, or an error if it was asked for `by_name`.
+    /// What is computed of `asked` under `protocol`. What cannot be computed is skipped, or an error if it was requested `by_name`.
     fn protocol(&self, protocol: &'static Protocol, asked: &[Metric], by_name: bool) -> anyhow::Result<ProtocolPlan> {
         let rule = InputRule::from(protocol);
         let records = self.records(&rule)?;
@@ -548,7 +548,7 @@ impl Scene<'_> {
         self.args.allow_deviation.iter().any(|k| k == kind.name())
     }
 
-    /// Whether precision and recall take the features of a network of their own.
+    /// Whether precision and recall use the features of a separate network.
     fn has_manifold(&self, rule: &InputRule) -> bool {
         self.samples.width("manifold", self.networks, rule).is_some()
     }

@@ -1,4 +1,4 @@
-//! Runtimes beside each other on the same inputs.
+//! Comparison of runtimes on the same inputs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
