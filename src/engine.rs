@@ -105,7 +105,8 @@ impl<'a> Engine<'a> {
                 }
                 open(Runtime::OrtWinograd).or_else(|error| {
                     let plain = open(Runtime::OrtCpu)?;
-                    self.printer.note(&format!("Winograd convolutions cannot be used ({error:#}); using plain convolutions"));
+                    self.printer
+                        .note(&format!("Winograd convolutions cannot be used ({error:#}); using plain convolutions"));
                     Ok(plain)
                 })
             }

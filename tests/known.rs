@@ -75,8 +75,7 @@ fn the_table_is_listed_and_described() {
     run(dir.path(), &["known", "vgg16-torchvision", "--json", "vgg.json"]);
     assert_eq!(json(&dir.path().join("vgg.json"))["kind"]["extractor"]["network"], "vgg16");
     let none = attempt(dir.path(), &["fetch", "edm-cifar-vp"]);
-    let expected =
-        "error: unknown published file `edm-cifar-vp`\nhint: similar names: edm-cifar10-32x32-uncond-vp";
+    let expected = "error: unknown published file `edm-cifar-vp`\nhint: similar names: edm-cifar10-32x32-uncond-vp";
     assert!(none.code == 2 && none.stderr.starts_with(expected), "{none}");
 }
 
@@ -222,10 +221,7 @@ fn published_numbers_stand_beside_measured_ones() {
     let options = ["--extractor", &lite0, "--seeds", "0-11", "--json", "compared.json"];
     let outcome = run(dir.path(), &[&command[..], &options].concat());
     assert!(outcome.stdout.contains("1.56 (not stated)"), "{outcome}");
-    assert!(
-        outcome.stdout.contains("not comparable: measured on 12 images, published for 50000"),
-        "{outcome}"
-    );
+    assert!(outcome.stdout.contains("not comparable: measured on 12 images, published for 50000"), "{outcome}");
     assert!(outcome.stdout.contains("not measured: clip_fid 0.66"), "{outcome}");
     let compared = json(&dir.path().join("compared.json"));
     let measured = json(&dir.path().join("r/d2o-cifar10-uncond-f.json"));

@@ -615,7 +615,11 @@ fn settings_are_shown_and_runs_are_kept() {
     write_images(&dir.join("other.npz"), 1..13);
     refused(dir, &resume(&["--data", "other.npz"]), "--data has changed since the run was started");
     write_lite0(dir, 2, "other");
-    refused(dir, &resume(&["--backbone", "other.safetensors"]), "--backbone-weights has changed since the run was started");
+    refused(
+        dir,
+        &resume(&["--backbone", "other.safetensors"]),
+        "--backbone-weights has changed since the run was started",
+    );
     assert_eq!(bytes(dir, "run"), before);
     let outcome = d2o(dir, &resume(&["--lr", "1e-5", "--resume-with"]));
     assert!(outcome.stderr.contains("resumed with --lr: 0.0001 → 0.00001"), "{outcome}");

@@ -222,8 +222,7 @@ impl Network {
             network.source_sha256.clone_from(&source_sha256);
             match (&network.architecture, &class, &scaled_norm) {
                 (Architecture::Unknown, Some(class), _) => {
-                    network.architecture =
-                        Architecture::Unsupported(format!("unknown class `{class}`"));
+                    network.architecture = Architecture::Unsupported(format!("unknown class `{class}`"));
                 }
                 (Architecture::Extractor(Extractor::InceptionV3(Parts { .. })), _, Some(norm)) => {
                     let what = format!("`{norm}` scales after normalising, which Inception-2015-12-05 does not");

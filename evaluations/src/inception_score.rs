@@ -281,7 +281,8 @@ mod tests {
     fn a_short_last_part_is_reported() {
         let adm = TEN.with_parts(Parts::Size(5000));
         assert_eq!(adm.short_part(5001), Some(ShortPart { samples: 1, full: 5000 }));
-        let note = "the last split of the Inception Score has 1 sample instead of 5000, with the same weight as the others";
+        let note =
+            "the last split of the Inception Score has 1 sample instead of 5000, with the same weight as the others";
         assert_eq!(adm.short_part(50_001).unwrap().to_string(), note);
         assert!([1, 4999, 5000, 50_000].iter().all(|n| adm.short_part(*n).is_none()));
         assert_eq!(TEN.short_part(5001), None);

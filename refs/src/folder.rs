@@ -201,8 +201,7 @@ mod tests {
         let names: Vec<_> = (0..folder.len()).map(|i| folder.name(i)).collect();
         assert_eq!(names, ["`a.png`", "`other/c.png`", "`other/inner/d.png`", "`sub/b.png`", "`z.png`"]);
         assert_eq!(folder.read(0..5).unwrap().slice(ndarray::s![.., 0, 0, 0]).to_vec(), [1, 3, 4, 2, 1]);
-        let expected =
-            "skipped 2 files (2 not regular (pipes, sockets or devices)); 5 links to folders already listed";
+        let expected = "skipped 2 files (2 not regular (pipes, sockets or devices)); 5 links to folders already listed";
         assert_eq!(folder.notes(), [expected]);
         crate::batch::container_sha256(dir.path()).unwrap();
         symlink("nowhere", dir.path().join("lost.png")).unwrap();

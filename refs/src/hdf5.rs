@@ -327,12 +327,7 @@ fn cut_short(path: &Path, error: &::hdf5::Error) -> Option<Error> {
     let number =
         |name: &str| text.split_once(name).map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect());
     let (found, expected): (String, String) = (number(": eof = ")?, number("stored_eof = ")?);
-    Some(Error::format(
-        path,
-        "",
-        format!("an HDF5 file of {expected} bytes"),
-        format!("{found} bytes, truncated"),
-    ))
+    Some(Error::format(path, "", format!("an HDF5 file of {expected} bytes"), format!("{found} bytes, truncated")))
 }
 
 /// The error of the library for the file at `path`, or the system's where that is the cause: a full disk is no fault of HDF5.

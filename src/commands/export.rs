@@ -85,9 +85,7 @@ pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<E
         ));
     }
     if !cfg!(feature = "train") {
-        printer.note(
-            "not checked against libtorch: this d2o was built without it (feature `train`)",
-        );
+        printer.note("not checked against libtorch: this d2o was built without it (feature `train`)");
     }
     Ok(if comparison.agree { ExitStatus::Done } else { ExitStatus::No })
 }
@@ -106,10 +104,7 @@ fn describe(weights: &WeightsState) -> String {
 
 /// `model` with its wide convolutions as Winograd's, noted in its metadata.
 fn winograd(model: Model, args: &Export, printer: Printer) -> anyhow::Result<Model> {
-    anyhow::ensure!(
-        args.precision == PrecisionArg::Fp32,
-        "--winograd requires `--precision fp32`"
-    );
+    anyhow::ensure!(args.precision == PrecisionArg::Fp32, "--winograd requires `--precision fp32`");
     let stage = printer.stage("transform the convolutions");
     let (model, count) = model.to_winograd(DEFAULT_THRESHOLD)?;
     drop(stage);
@@ -266,8 +261,7 @@ fn build(args: &Export, network: &Network, defaults: &Defaults, printer: Printer
     let features = network.architecture.extractor().is_some();
     let kind = match (args.kind, defaults.recorded.sampler) {
         (None, Some(sampler)) => {
-            printer
-                .note(&format!("the network was trained for {} sampling; exporting a denoiser", sampler.name()));
+            printer.note(&format!("the network was trained for {} sampling; exporting a denoiser", sampler.name()));
             Kind::Denoiser
         }
         (Some(Kind::OneStep), Some(sampler)) => {

@@ -30,7 +30,11 @@ pub fn run(args: &Fetch, printer: Printer) -> anyhow::Result<ExitStatus> {
             }
             None => {
                 let known = known::find(text).ok_or_else(|| unknown(text))?;
-                anyhow::ensure!(sha256.is_none(), "--sha256 is for URLs; the hash of `{text}` is known ({})", known.page);
+                anyhow::ensure!(
+                    sha256.is_none(),
+                    "--sha256 is for URLs; the hash of `{text}` is known ({})",
+                    known.page
+                );
                 downloads::fetch(known, &settings, printer)?
             }
         };

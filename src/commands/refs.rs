@@ -59,7 +59,8 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     };
     if layout == Layout::Adm {
         let Source::Images { images, .. } = &set else {
-            return Err(anyhow::anyhow!("the adm layout stores images, but the input contains only features")).with_context(intent);
+            return Err(anyhow::anyhow!("the adm layout stores images, but the input contains only features"))
+                .with_context(intent);
         };
         uniform(images.as_ref()).with_context(intent)?;
     }

@@ -196,10 +196,7 @@ fn render(comparison: &Comparison<'_>) -> String {
     let mut text = table(&["metric", "published", "measured", "difference"], &rows);
     let images = comparison.images.unwrap_or_default();
     if let Some(row) = comparison.metrics.iter().find(|row| row.published_images as usize != images) {
-        text += &format!(
-            "\nnot comparable: measured on {images} images, published for {}",
-            row.published_images
-        );
+        text += &format!("\nnot comparable: measured on {images} images, published for {}", row.published_images);
     }
     for number in &comparison.not_measured {
         text += &format!("\nnot measured: {number}");

@@ -278,11 +278,7 @@ fn array(
     labelled: impl Iterator<Item = anyhow::Result<(Array3<u8>, Option<Value>)>> + 'static,
 ) -> anyhow::Result<Source> {
     ensure!(selection.exclude.is_empty(), "--exclude: `{}` contains no file names", path.display());
-    ensure!(
-        selection.labels != Labels::Folders,
-        "--labels folders: `{}` contains no folders",
-        path.display()
-    );
+    ensure!(selection.labels != Labels::Folders, "--labels folders: `{}` contains no folders", path.display());
     ensure!(len > 0, "`{}` holds no images", path.display());
     let keep = selection.labels != Labels::None;
     let notes = origin.filter(|_| keep).map(|origin| format!("labels of {origin}")).into_iter().collect();

@@ -224,8 +224,9 @@ fn arrays(found: &mut Diagnosis) -> anyhow::Result<()> {
         look(found, batch::open(&path)?.as_mut())?;
         let count = found.images.as_ref().map_or(0, |i| i.count);
         if !found.moments.is_empty() && found.meta.is_null() {
-            let note =
-                format!("`mu` and `sigma` describe a whole dataset; the {count} images are for precision and recall only");
+            let note = format!(
+                "`mu` and `sigma` describe a whole dataset; the {count} images are for precision and recall only"
+            );
             found.warnings.push(note);
             if !found.moments.iter().any(|m| m.name == "mu_s") {
                 found.warnings.push("`mu` without `mu_s`: guided-diffusion's evaluator refuses it".to_owned());
@@ -543,7 +544,10 @@ fn compare(found: &mut Diagnosis, samples: &Path) -> anyhow::Result<()> {
             .sum::<f64>()
             / 2.0;
         if apart > 0.05 {
-            found.warnings.push(format!("the class distribution differs from the reference: {:.0} % of `{name}` would have to change class", 100.0 * apart));
+            found.warnings.push(format!(
+                "the class distribution differs from the reference: {:.0} % of `{name}` would have to change class",
+                100.0 * apart
+            ));
         }
     }
     Ok(())

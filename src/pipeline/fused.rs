@@ -69,7 +69,10 @@ impl Fused {
         let name = path.display();
         let info = ModelInfo::open(path)?;
         let plan = Plan::new(sampling, &info).with_context(|| format!("cannot generate with `{name}`"))?;
-        anyhow::ensure!(plan.is_one_graph(), "--fuse requires a graph of kind one-step, but `{name}` is sampled in several steps");
+        anyhow::ensure!(
+            plan.is_one_graph(),
+            "--fuse requires a graph of kind one-step, but `{name}` is sampled in several steps"
+        );
         let hint = "export the generator with --uint8, and the feature extractor with --fuse-resize and --image-size";
         let sessions = match how {
             Fuse::Graph => {

@@ -432,7 +432,9 @@ impl MetricsContext<'_> {
         let title = self.protocol.title;
         match rule.seed {
             None => {
-                builder.notes.push(format!("KID subsets are sampled with RandomState({seed}); {title} does not set a seed"));
+                builder
+                    .notes
+                    .push(format!("KID subsets are sampled with RandomState({seed}); {title} does not set a seed"));
             }
             Some(fixed) if seed != 0 => builder.notes.push(format!(
                 "KID subsets are sampled with RandomState({fixed}), as in {title}; --seed {seed} does not change them"

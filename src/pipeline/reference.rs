@@ -460,7 +460,10 @@ impl Statistics {
                 (true, true) => {
                     let (mean, covariance) = (npz.header(mu)?.shape, npz.header(sigma)?.shape);
                     let [d] = mean[..] else { anyhow::bail!("`{mu}`: expected the shape [D], found {mean:?}") };
-                    anyhow::ensure!(covariance == [d, d], "`{sigma}`: expected the shape [{d}, {d}], found {covariance:?}");
+                    anyhow::ensure!(
+                        covariance == [d, d],
+                        "`{sigma}`: expected the shape [{d}, {d}], found {covariance:?}"
+                    );
                     Ok(Some(d))
                 }
                 (here, _) => {

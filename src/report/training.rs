@@ -182,9 +182,8 @@ fn loss_figure(logs: &[Log], title: &str, names: &[String], smooth: Option<f64>,
     }
     // Smooth lines lie above all raw ones.
     lines.iter().for_each(|(points, class)| plot.line(points, class));
-    let note = smooth.map_or_else(String::new, |width| {
-        format!("Moving average over {width} kimg; faint curves: logged values.")
-    });
+    let note = smooth
+        .map_or_else(String::new, |width| format!("Moving average over {width} kimg; faint curves: logged values."));
     Figure { svg: plot.finish(id, title, &summary.join("; ")), title: title.to_owned(), note, legend }
 }
 

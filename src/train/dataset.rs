@@ -97,7 +97,10 @@ impl TrainingSet {
             hash.update(&batch::digests(&pixels.view()));
             if let Some(coloured) = grey.then(|| pixels.outer_iter().position(|image| !is_grey(&image))).flatten() {
                 let name = source.name(first + wanted[coloured]);
-                anyhow::ensure!(channels == 3, "the network generates greyscale images, but {name} of the dataset is a colour image");
+                anyhow::ensure!(
+                    channels == 3,
+                    "the network generates greyscale images, but {name} of the dataset is a colour image"
+                );
                 grey = false;
             }
             let flat = pixels.as_slice().context("the images are not contiguous")?;

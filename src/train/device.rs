@@ -36,9 +36,7 @@ pub fn select(asked: Option<TrainDevice>, local_rank: usize) -> anyhow::Result<D
 fn why(present: i64) -> &'static str {
     match (present, cuda_devices().is_empty()) {
         (0, true) => " (the driver finds none either)",
-        (0, false) => {
-            " (the driver finds some: this libtorch is CPU-only; add PyTorch's torch/lib to LD_LIBRARY_PATH)"
-        }
+        (0, false) => " (the driver finds some: this libtorch is CPU-only; add PyTorch's torch/lib to LD_LIBRARY_PATH)",
         _ => "",
     }
 }

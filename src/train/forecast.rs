@@ -99,7 +99,8 @@ mod tests {
         let forecast =
             Forecast { base: 3 << 20, optimizers: 5 << 20, activations: 7 << 20, images: 4, available: 11 << 20 };
         assert!(forecast.exceeds() && !Forecast { available: 12 << 20, ..forecast }.exceeds());
-        let text = "memory: about 15 MiB (7 for 4 images at a time, 5 for gradients and moments, 3 in use); 11 MiB free";
+        let text =
+            "memory: about 15 MiB (7 for 4 images at a time, 5 for gradients and moments, 3 in use); 11 MiB free";
         assert_eq!(forecast.to_string(), text);
     }
 }

@@ -440,11 +440,11 @@ fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
         (Some(_), None) => anyhow::bail!("--eval-ref requires a feature extractor: pass one with --eval-extractor"),
         (Some(_), Some(_)) => {}
         (None, _) => {
-            anyhow::ensure!(!options.keep_best, "--keep-best requires an evaluation: pass its reference with --eval-ref");
-            unused(
-                &["eval-extractor", "eval-images", "eval-protocol"],
-                "--eval-ref",
-            )?;
+            anyhow::ensure!(
+                !options.keep_best,
+                "--keep-best requires an evaluation: pass its reference with --eval-ref"
+            );
+            unused(&["eval-extractor", "eval-images", "eval-protocol"], "--eval-ref")?;
         }
     }
     if let Some(part) = options.batch_gpu {
@@ -487,10 +487,7 @@ fn teacher(options: &Options, unused: &dyn Fn(&[&str], &str) -> anyhow::Result<(
             options.multi_step_g.is_none_or(|n| n == 1),
             "--multi-step-g requires the adversarial loss, but --teacher-only has none"
         );
-        anyhow::ensure!(
-            options.augment_p == 0.0,
-            "--augment-p requires a discriminator, but --teacher-only has none"
-        );
+        anyhow::ensure!(options.augment_p == 0.0, "--augment-p requires a discriminator, but --teacher-only has none");
     }
     Ok(())
 }

@@ -86,7 +86,9 @@ impl LibTorchSession {
         let config = network.architecture.denoiser()?;
         same(config.class())?;
         let sigma_max = match metadata.kind {
-            Some(Kind::OneStep) => Some(metadata.sigma_max.context("the graph does not record its initial noise level (`sigma_max`)")?),
+            Some(Kind::OneStep) => {
+                Some(metadata.sigma_max.context("the graph does not record its initial noise level (`sigma_max`)")?)
+            }
             _ => None,
         };
         Ok(Net::Denoiser(Denoiser::build(b, &config)?, sigma_max))

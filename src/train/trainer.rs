@@ -177,8 +177,9 @@ impl<'a> Trainer<'a> {
                 distillation => Objective::Adversarial(Discriminator::new(run, distillation)?),
             },
             _ => Objective::Denoising {
-                levels: NoiseLevels::of(&run.net.precond)
-                    .with_context(|| format!("cannot train networks of class {} with a denoising loss", run.net.class()))?,
+                levels: NoiseLevels::of(&run.net.precond).with_context(|| {
+                    format!("cannot train networks of class {} with a denoising loss", run.net.class())
+                })?,
                 pipe: (options.augment_p > 0.0)
                     .then(|| EdmPipe::new(EdmSettings::edm(options.augment_p), run.device))
                     .transpose()?,

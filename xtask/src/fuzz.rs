@@ -31,7 +31,8 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 /// # Errors
 /// An unknown target, a failing build, or a finding: its input is kept under the target folder.
 pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
-    let seconds = minutes.parse::<f64>().ok().filter(|m| *m > 0.0).context("MINUTES: expected a number above 0")? * 60.0;
+    let seconds =
+        minutes.parse::<f64>().ok().filter(|m| *m > 0.0).context("MINUTES: expected a number above 0")? * 60.0;
     let all = targets()?;
     let targets: Vec<&String> = all.iter().filter(|t| only.is_none_or(|o| o == *t)).collect();
     if targets.is_empty() {

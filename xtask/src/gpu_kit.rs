@@ -191,8 +191,14 @@ fn check_libraries(dynamic: &str, training: bool) -> anyhow::Result<()> {
         bail!("it requires `{other}`, which is missing");
     }
     if training {
-        ensure!(needed.contains("libtorch.so"), "it does not require `libtorch.so`, so the CUDA part of PyTorch is not loaded");
-        ensure!(!dynamic.contains("(RPATH)"), "its search path is an RPATH, which takes precedence over LD_LIBRARY_PATH");
+        ensure!(
+            needed.contains("libtorch.so"),
+            "it does not require `libtorch.so`, so the CUDA part of PyTorch is not loaded"
+        );
+        ensure!(
+            !dynamic.contains("(RPATH)"),
+            "its search path is an RPATH, which takes precedence over LD_LIBRARY_PATH"
+        );
     }
     Ok(())
 }

@@ -50,7 +50,12 @@ fn options(words: &[&str]) -> anyhow::Result<Options> {
             other => bail!("`{other}`: expected --orig DIR, --only NAME, --python PROGRAM or --keep"),
         }
     }
-    Ok(Options { orig: orig.context("--orig DIR is missing: the folder with checkouts of the originals")?, only, python, keep })
+    Ok(Options {
+        orig: orig.context("--orig DIR is missing: the folder with checkouts of the originals")?,
+        only,
+        python,
+        keep,
+    })
 }
 
 /// Makes, exports and compares every case, or those named with `--only`; rows join those of earlier runs, and docs/export.md gets the table.

@@ -106,8 +106,7 @@ pub(crate) fn networks(pickle: &Pickle, input: &Input<'_>, resolve: &mut Resolve
     match networks.as_mut_slice() {
         [] => {
             let found = if pickle.nodes().iter().any(|n| matches!(n, Node::Global(name) if name == TENSORFLOW)) {
-                "TensorFlow networks: convert the file with legacy.py of stylegan2-ada-pytorch or stylegan3"
-                    .to_owned()
+                "TensorFlow networks: convert the file with legacy.py of stylegan2-ada-pytorch or stylegan3".to_owned()
             } else if pickle.get(root, "shadow_params").is_some() {
                 "an EMA that lists its tensors without names (`shadow_params`)".to_owned()
             } else {

@@ -246,9 +246,7 @@ impl Error {
                 "if a proxy of your network intercepts TLS, set SSL_CERT_FILE to a PEM file with its certificate, such as /etc/ssl/certs/ca-certificates.crt"
             }
             Self::Connection { .. } | Self::Stalled { .. } => "if your network requires a proxy, set HTTPS_PROXY",
-            Self::Proxy { .. } => {
-                "the proxy is set by HTTPS_PROXY or ALL_PROXY; NO_PROXY lists hosts that bypass it"
-            }
+            Self::Proxy { .. } => "the proxy is set by HTTPS_PROXY or ALL_PROXY; NO_PROXY lists hosts that bypass it",
             Self::Status { url, code, .. } => return status_hint(url, *code).map(str::to_owned),
             Self::WrongHash { content_type: Some(kind), .. } | Self::WrongSize { content_type: Some(kind), .. }
                 if is_page(kind) =>
@@ -290,9 +288,7 @@ fn status_hint(url: &str, code: u16) -> Option<&'static str> {
         401 | 403 if hub => Some(
             "if the repository is private or gated, request access on its page and set HF_TOKEN to your access token",
         ),
-        401 | 403 => {
-            Some("the server requires a login; download the file manually and place it in the cache")
-        }
+        401 | 403 => Some("the server requires a login; download the file manually and place it in the cache"),
         404 | 410 if hub => Some("check owner, repository, revision and path"),
         429 | 503 => Some("the server is busy; try again later"),
         _ => None,

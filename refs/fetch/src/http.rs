@@ -105,7 +105,9 @@ pub(crate) fn ask(source: &Source, settings: &Settings, ask: &Ask, watch: &mut W
         let (status, headers) = match exchange.next(&Event::Connecting { url: &shown }, watch)? {
             Message::Head(status, headers) => (status, headers),
             Message::Failed(failure) => return Err(failure.at(&shown, 0, None)),
-            Message::Bytes(_) | Message::End => return Err(protocol(&shown, "the server sent data before the response header")),
+            Message::Bytes(_) | Message::End => {
+                return Err(protocol(&shown, "the server sent data before the response header"));
+            }
         };
         if from_hub && source.hub().is_some() {
             announced = announced.or(Announced::read(&headers));
@@ -357,11 +359,7 @@ mod tests {
             ("https://a/b", "http://a/c?secret", "to `http://a/c`: it downgrades https to http"),
             ("https://a/b", "http://localhost/", "it downgrades https to http"),
             ("http://localhost/b", "http://a/", "http is allowed for servers on this machine only"),
-            (
-                "https://a/b",
-                "ftp://a/c?secret",
-                "to `ftp://a/c`: its scheme is neither https nor http",
-            ),
+            ("https://a/b", "ftp://a/c?secret", "to `ftp://a/c`: its scheme is neither https nor http"),
         ] {
             let error = to(from, location).unwrap_err().to_string();
             assert!(error.ends_with(problem) && !error.contains("secret"), "{error}");

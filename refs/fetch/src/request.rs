@@ -36,7 +36,9 @@ impl Request {
         let wrong = |problem| Error::Name { name: self.name.clone(), problem };
         let parts: Vec<&str> = self.name.split('/').collect();
         if !parts.iter().all(|part| is_part(part)) {
-            return Err(wrong("expected components separated by slashes, without `..`, `.`, control characters and backslashes"));
+            return Err(wrong(
+                "expected components separated by slashes, without `..`, `.`, control characters and backslashes",
+            ));
         }
         if parts.iter().any(|part| part.len() > MAX_PART) {
             return Err(wrong("a component is longer than 230 bytes"));

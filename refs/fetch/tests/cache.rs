@@ -326,8 +326,12 @@ fn refusals_of_the_hub_say_what_may_help() {
     });
     let cache = to_hub(&hub);
     let error = cache.error(&wanted(&["hf://o/gated/x"]));
-    assert_eq!(error.to_string(), format!("{}: the server responded with 403 Forbidden", hub.url("/o/gated/resolve/main/x")));
-    let hint = "if the repository is private or gated, request access on its page and set HF_TOKEN to your access token";
+    assert_eq!(
+        error.to_string(),
+        format!("{}: the server responded with 403 Forbidden", hub.url("/o/gated/resolve/main/x"))
+    );
+    let hint =
+        "if the repository is private or gated, request access on its page and set HF_TOKEN to your access token";
     assert_eq!(error.hint().as_deref(), Some(hint));
     let error = cache.error(&wanted(&["hf://datasets/o/r/x@v1"]));
     let url = hub.url("/datasets/o/r/resolve/v1/x");

@@ -343,7 +343,10 @@ fn redirects_that_lead_nowhere_are_errors() {
     });
     let (cache, url) = (Cache::new(), |path: &str| server.url(path));
     for (path, text) in [
-        ("/out", "cannot follow the redirect to `http://example.com/x`: http is allowed for servers on this machine only"),
+        (
+            "/out",
+            "cannot follow the redirect to `http://example.com/x`: http is allowed for servers on this machine only",
+        ),
         ("/bad", "cannot follow the redirect to `ftp://x/y`: its scheme is neither https nor http"),
         ("/none", "the server responded with 302 Found"),
     ] {
@@ -497,10 +500,7 @@ fn web_pages_are_no_files() {
 fn answers_that_are_not_http_are_errors() {
     let server = Server::start(|_, _, stream| stream.write_all(b"SSH-2.0-OpenSSH_9.9\r\n\r\n").unwrap());
     let error = Cache::new().error(&wanted(&[&server.url("/x")]));
-    assert!(
-        error.to_string().starts_with(&format!("{}: invalid HTTP response: ", server.url("/x"))),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with(&format!("{}: invalid HTTP response: ", server.url("/x"))), "{error}");
     assert_eq!(server.seen().len(), 1);
     let server = Server::start(|_, _, _| {});
     let error = Cache::new().error(&wanted(&[&server.url("/x")]));

@@ -101,7 +101,10 @@ fn servers_that_nobody_vouches_for_are_not_asked() {
         (&trusting(), &no_tls, "received corrupt message of type InvalidContentType"),
     ] {
         let error = cache.error(&wanted(&[url]));
-        assert!(error.to_string().starts_with(&format!("{url}: cannot establish a TLS connection: {problem}")), "{error}");
+        assert!(
+            error.to_string().starts_with(&format!("{url}: cannot establish a TLS connection: {problem}")),
+            "{error}"
+        );
         let hint = "if a proxy of your network intercepts TLS, set SSL_CERT_FILE to a PEM file with its certificate, such as /etc/ssl/certs/ca-certificates.crt";
         assert_eq!((error.hint().as_deref(), cache.names()), (Some(hint), vec![]));
     }
@@ -168,8 +171,7 @@ fn proxies_that_refuse_are_named() {
     let mut cache = Cache::new();
     cache.settings.proxy = Some(Secret::new(format!("127.0.0.1:{}", server.port)));
     let error = cache.error(&wanted(&["https://files.example:8443/x"]));
-    let text =
-        "https://files.example:8443/x: cannot connect through the proxy: it responded with 407 Proxy Authentication Required";
+    let text = "https://files.example:8443/x: cannot connect through the proxy: it responded with 407 Proxy Authentication Required";
     assert_eq!(error.to_string(), text);
     let hint = "the proxy is set by HTTPS_PROXY or ALL_PROXY; NO_PROXY lists hosts that bypass it";
     assert_eq!(error.hint().as_deref(), Some(hint));

@@ -226,7 +226,10 @@ fn palette_of(bytes: &[u8], h: &Header, colours: usize, each: usize) -> Result<(
         _ => colours == 2,
     };
     if is_ramp && misread {
-        return Err(Fault::expected("a palette, or 1 or 8 bits per pixel", format!("{colours} colours, a ramp of grey")));
+        return Err(Fault::expected(
+            "a palette, or 1 or 8 bits per pixel",
+            format!("{colours} colours, a ramp of grey"),
+        ));
     }
     Ok((Palette::rgb(&triples[..triples.len().min(256 * 3)]), is_ramp))
 }

@@ -190,10 +190,7 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
         if let Some(found) = finished(path, args.output.overwrite, &samples, 0..count, &networks, batch, &rule)? {
             samples = Source::joined(vec![found])?;
             features = None;
-            notes.push(format!(
-                "using the features in `{}` (--overwrite recomputes them)",
-                path.display()
-            ));
+            notes.push(format!("using the features in `{}` (--overwrite recomputes them)", path.display()));
         }
     }
     let clip_only = asked.iter().all(|m| *m == Metric::ClipFid) && !args.per_class;
@@ -447,8 +444,7 @@ impl Scene<'_> {
                 protocol.name
             )));
         }
-        let left_out =
-            |(metric, problem): &(Metric, anyhow::Error)| format!("skipped {}: {problem:#}", metric.title());
+        let left_out = |(metric, problem): &(Metric, anyhow::Error)| format!("skipped {}: {problem:#}", metric.title());
         let mut notes: Vec<String> = problems.iter().map(left_out).collect();
         if !protocol.subfolders {
             let of_reference = self.reference.and_then(|r| r.source().map(|s| (r.path(), s)));
@@ -527,7 +523,8 @@ impl Scene<'_> {
                 let Source::Images { images, .. } = self.samples else { return error };
                 match uniform(images.as_ref()) {
                     Err(sizes) => with_hint(
-                        anyhow::Error::new(sizes).context(format!("`{}` requires images of one size", network.spec.path)),
+                        anyhow::Error::new(sizes)
+                            .context(format!("`{}` requires images of one size", network.spec.path)),
                         "export it with `--input f32`, so that d2o resizes each image",
                     ),
                     Ok(_) => error,
@@ -792,12 +789,7 @@ impl Scene<'_> {
         let matrix = role.name();
         if let Some(there) = reference.width(matrix) {
             let (path, what) = (reference.path().display(), role.features());
-            anyhow::ensure!(
-                there == record.dims,
-                "`{path}` has {there} {what}, `{}` has {}",
-                record.name,
-                record.dims
-            );
+            anyhow::ensure!(there == record.dims, "`{path}` has {there} {what}, `{}` has {}", record.name, record.dims);
         }
         Ok(())
     }

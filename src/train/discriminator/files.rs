@@ -28,8 +28,8 @@ pub(super) struct Opened {
 pub(super) fn open(backbones: &[Backbone], paths: &[PathBuf]) -> anyhow::Result<Files> {
     let mut files = Files::new();
     for path in paths {
-        let (backbone, network) = recognised(backbones, path)
-            .with_context(|| format!("cannot use the backbone `{}`", path.display()))?;
+        let (backbone, network) =
+            recognised(backbones, path).with_context(|| format!("cannot use the backbone `{}`", path.display()))?;
         if let Some(Opened { path: other, .. }) = files.insert(backbone, Opened { path: path.clone(), network }) {
             anyhow::bail!("`{}` and `{}` both contain {}", other.display(), path.display(), backbone.name());
         }
@@ -160,6 +160,9 @@ mod tests {
         let text = refused(&[Lite0], &[file("a.safetensors"), copy]);
         assert!(text.contains("both hold tf_efficientnet_lite0"), "{text}");
         let text = refused(&[Lite0], &[named]);
-        assert!(text.contains("the file is corrupt or not the published `tf_efficientnet_lite0-0aa007d2.pth`"), "{text}");
+        assert!(
+            text.contains("the file is corrupt or not the published `tf_efficientnet_lite0-0aa007d2.pth`"),
+            "{text}"
+        );
     }
 }

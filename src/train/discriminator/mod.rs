@@ -63,10 +63,15 @@ impl Critic {
         seed: u64,
         (device, kind): (Device, Kind),
     ) -> anyhow::Result<(Self, Vec<Named>)> {
-        anyhow::ensure!(label_dim <= CLASSES, "the discriminator supports at most {CLASSES} classes, found {label_dim}");
+        anyhow::ensure!(
+            label_dim <= CLASSES,
+            "the discriminator supports at most {CLASSES} classes, found {label_dim}"
+        );
         let classes = match (&config.classes, label_dim) {
             (None, 0) => None,
-            (Some(_), 0) => anyhow::bail!("class embeddings require a conditional network, but this network has no classes"),
+            (Some(_), 0) => {
+                anyhow::bail!("class embeddings require a conditional network, but this network has no classes")
+            }
             (Some(rows), _) => Some(rows.init()?),
             (None, _) => return Err(class_map::missing()),
         };

@@ -96,7 +96,10 @@ impl VitConfig {
         let tokens = dims(names.position).iter().rev().nth(1).copied().unwrap_or(0);
         let grid = tokens.saturating_sub(names.tokens.len()).isqrt();
         if grid == 0 || grid * grid + names.tokens.len() != tokens {
-            return Err(wrong(format!("expected a square number of positions plus {}, found {tokens}", names.tokens.len())));
+            return Err(wrong(format!(
+                "expected a square number of positions plus {}, found {tokens}",
+                names.tokens.len()
+            )));
         }
         let block = |i: usize, name: &str| dims(&format!("{}.{i}.{name}", names.blocks));
         let first_norm = format!("{}.weight", names.norms[0]);
