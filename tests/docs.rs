@@ -1,11 +1,19 @@
-//! Commands in the documentation: each is one that this program, or `cargo xtask`, takes.
+//! Commands in the documentation: each is one that this program, or `cargo xtask`, takes. Those of the pages about jobs are run, in their order, on small files of the
+//! names that the pages use.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use clap::Parser as _;
 use d2o::cli::Cli;
+use d2o_converters::known;
+use d2o_refs::image_zip::DatasetWriter;
 use fs_err as fs;
+use ndarray::Array4;
+use test_support::golden_dir;
+
+mod common;
 
 /// README.md and every page of docs/.
 fn pages() -> Vec<PathBuf> {
@@ -95,4 +103,140 @@ fn every_command_in_the_documentation_is_one() {
     println!("{parsed} commands");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(parsed >= 60, "{parsed} commands were found");
+}
+
+/// The table of docs/paper.md is made of the rows of `d2o known`.
+#[test]
+fn published_numbers_are_those_of_the_known_files() {
+    let mut table = String::from("| data set | generator | published | statistic | source |\n|---|---|---|---|---|\n");
+    for dataset in ["CIFAR-10", "FFHQ", "AFHQv2", "ImageNet"] {
+        for (known, generator) in known::all().iter().filter_map(|k| Some((k, k.generator()?))) {
+            if generator.dataset != dataset || generator.resolution > 64 {
+                continue;
+            }
+            for number in &generator.published {
+                let metric = if number.metric == "clip_fid" { "CLIP-FID" } else { "FID" };
+                let side = generator.resolution;
+                let (name, value, statistic) = (&known.name, number.value, &number.statistic);
+                let source = &number.source;
+                table += &format!("| {dataset} {side}×{side} | `{name}` | {metric} {value} | {statistic} | {source} |\n");
+            }
+        }
+    }
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/paper.md")).unwrap();
+    assert!(page.contains(&table), "{table}");
+}
+
+/// Why a command of the documentation is not run here, if it is not.
+fn not_run(words: &[String]) -> Option<&'static str> {
+    let published = |word: &str| {
+        let file = word.rsplit('/').next().unwrap_or(word);
+        known::find(word).is_some() || known::all().iter().any(|k| k.file == file)
+    };
+    let has = |what: &str| words.iter().any(|w| w.split(',').any(|w| w == what));
+    if words.iter().any(|w| published(w) || w.contains("://")) {
+        Some("published files")
+    } else if has("ort-cuda") || has("cuda") || has("--device") || has("--ep-library") {
+        Some("a GPU")
+    } else if words[1] == "train" && !has("--duration") {
+        Some("training in full")
+    } else if cfg!(not(feature = "train")) && (words[1] == "train" || has("libtorch")) {
+        Some("a build with training")
+    } else {
+        None
+    }
+}
+
+/// Files of the names that the pages use: images, a feature network and a generator with random weights.
+fn stand_ins(dir: &Path) {
+    let images = |file: &str, seeds: std::ops::Range<u64>| common::write_images(&dir.join(file), seeds);
+    images("samples.npz", 0..128);
+    images("photos.npz", 200..260);
+    for (folder, seeds) in [("photos", 200..260), ("samples", 0..64)] {
+        fs::create_dir(dir.join(folder)).unwrap();
+        for seed in seeds {
+            common::write_png(&dir.join(folder).join(format!("{seed}.png")), &common::image(seed));
+        }
+    }
+    let mut data = DatasetWriter::create(&dir.join("data.zip")).unwrap();
+    for seed in 300..400 {
+        data.append(&common::image(seed).insert_axis(ndarray::Axis(0)), None).unwrap();
+    }
+    data.finish().unwrap();
+    common::write_lite0(dir, 1, "inception");
+    let network = ["export", "inception.safetensors", "--kind", "features", "--input", "f32", "--input-size", "32"];
+    common::d2o(dir, &[&network[..], &["--out", "inception.onnx", "--overwrite", "--no-check"]].concat());
+    let generator = golden_dir().join("d2o-ncsnpp-uncond.safetensors");
+    fs::create_dir(dir.join("run")).unwrap();
+    for name in ["edm.safetensors", "run/network-snapshot-005000.safetensors"] {
+        fs::copy(&generator, dir.join(name)).unwrap();
+    }
+    if let Some(lite0) = test_support::lite0() {
+        fs::copy(lite0, dir.join("lite0.pth")).unwrap();
+    }
+}
+
+/// Runs the commands of `page`, one after the other, in a folder of [`stand_ins`]. A comment `exit code N` says where the code is not 0.
+fn run_page(page: &str, least: usize) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    stand_ins(dir);
+    let programs = Path::new(env!("CARGO_BIN_EXE_d2o")).parent().unwrap().to_owned();
+    let path = std::env::join_paths(
+        std::iter::once(programs).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    );
+    let path = path.unwrap();
+    let mut run = 0;
+    for line in shell_lines(&fs::read_to_string(root.join(page)).unwrap()) {
+        let commands = commands(&line);
+        let Some(words) = commands.iter().find(|words| words.first().is_some_and(|w| w == "d2o")) else { continue };
+        if let Some(reason) = commands.iter().filter(|c| c.len() > 1).find_map(|words| not_run(words)) {
+            println!("{page}: {reason}: {line}");
+            continue;
+        }
+        let shorter = line.trim_start_matches("$ ").replace("0-49999", "0-31");
+        let output = Command::new("sh")
+            .args(["-e", "-c", &shorter])
+            .current_dir(dir)
+            .env("PATH", &path)
+            .env("D2O_CACHE", dir.join("cache-of-d2o"))
+            .env("D2O_OFFLINE", "1")
+            .env("SLURM_ARRAY_TASK_ID", "0")
+            .env("SLURM_ARRAY_TASK_COUNT", "8")
+            .output()
+            .unwrap();
+        let expected = line.split_once("exit code ").map_or(0, |(_, code)| code[..1].parse().unwrap());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(expected), "{page}: {shorter}\n{text}");
+        assert!(!words.is_empty());
+        run += 1;
+    }
+    println!("{page}: {run} commands");
+    assert!(run >= least, "{page}: {run} commands were run");
+}
+
+#[test]
+fn the_readme_runs() {
+    run_page("README.md", 3);
+}
+
+#[test]
+fn evaluation_runs() {
+    run_page("docs/evaluate.md", 10);
+}
+
+#[test]
+fn verification_runs() {
+    run_page("docs/verify.md", 7);
+}
+
+#[test]
+fn many_machines_run() {
+    run_page("docs/scale.md", 5);
+}
+
+#[test]
+fn reports_run() {
+    run_page("docs/report.md", 4);
 }

@@ -10,6 +10,7 @@ use fs_err as fs;
 use serde_json::Value;
 
 use crate::paths::{cache, cargo, component, environment, root, target};
+use crate::record::stamp;
 
 /// Seconds of fine-tuning, with about 50 for evaluations of its snapshots.
 const FINE_TUNE: &str = "290";
@@ -268,6 +269,7 @@ impl Demo {
         lines.extend([String::new(), "| stage | seconds |".to_owned(), "|---|---|".to_owned()]);
         lines.extend(self.stages.iter().map(|(stage, seconds)| format!("| {stage} | {seconds:.1} |")));
         lines.push(format!("| all | {:.1} |", self.start.elapsed().as_secs_f64()));
+        lines.extend([String::new(), stamp()?]);
         let text = lines.join("\n");
         println!("{text}");
         Ok(fs::write(self.dir.join("summary.md"), format!("{text}\n"))?)

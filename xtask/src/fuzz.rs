@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use fs_err as fs;
 
 use crate::paths::{environment, root, target};
+use crate::record::{stamp, write_between};
 
 /// Targets of readers of checkpoints, whose inputs may be long: what a few bytes ask for again and again shows only there.
 const CHECKPOINTS: [&str; 7] =
@@ -26,7 +27,10 @@ const ISOLATED: ([&str; 2], [&str; 3]) = (["features", "hdf5"], ["-fork=1", "-ig
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Clink-dead-code -Ccodegen-units=1";
 
-/// Runs every target, or the one called `only`, for `minutes` each, one after the other.
+/// Around the record in docs/fuzz.md.
+const MARKS: [&str; 2] = ["<!-- record: cargo xtask fuzz -->\n", "<!-- end of record -->\n"];
+
+/// Runs every target, or the one called `only`, for `minutes` each, one after the other. A run of all targets goes on record in docs/fuzz.md.
 ///
 /// # Errors
 /// An unknown target, a failing build, or a finding: its input is kept under the target folder.
@@ -59,6 +63,7 @@ pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
         bail!("cannot write the initial inputs");
     }
     let mut findings = Vec::new();
+    let mut rows = String::new();
     for name in targets {
         let found = dir.join("findings").join(name);
         fs::create_dir_all(&found)?;
@@ -99,13 +104,17 @@ pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
             Some(counts) => format!("memory/time/crash {counts}"),
             None => "clean".to_owned(),
         };
-        println!(
-            "| `{name}` | {verdict} | {:.1} min | {runs} inputs | {covered} edges | {peak} MiB |",
-            clock.elapsed().as_secs_f64() / 60.0
-        );
+        let spent = clock.elapsed().as_secs_f64() / 60.0;
+        let row = format!("| `{name}` | {verdict} | {spent:.1} min | {runs} | {covered} | {peak} MiB |\n");
+        print!("{row}");
+        rows += &row;
         if !status.success() {
             findings.push(format!("{name}: see {} and {}", log.display(), found.display()));
         }
+    }
+    if only.is_none() {
+        let header = "| target | verdict | time | inputs | edges covered | peak memory |\n|---|---|---|---|---|---|\n";
+        write_between(&root().join("docs/fuzz.md"), MARKS, &format!("{}\n\n{header}{rows}", stamp()?))?;
     }
     if findings.is_empty() { Ok(()) } else { bail!("{}", findings.join("\n")) }
 }

@@ -9,6 +9,7 @@ use fs_err as fs;
 use serde::Deserialize;
 
 use crate::paths::{cargo, environment, root, target};
+use crate::record::{stamp, write_between};
 
 /// Least share of values that may lie within one step of the original's.
 const LEAST: f64 = 0.999;
@@ -60,17 +61,9 @@ pub(crate) fn run(orig: &str) -> anyhow::Result<()> {
         rows.push(format!("| {name} | {original} | {seeds} | {equal} | {within} | {max} | {labels} |\n"));
     }
     let header = "| case | original | seeds | values equal | within one step | largest difference | classes |\n|---|---|---|---|---|---|---|\n";
-    write_between(&root().join("docs/generate.md"), MARKS, &format!("{header}{}", rows.concat()))?;
+    write_between(&root().join("docs/generate.md"), MARKS, &format!("{}\n\n{header}{}", stamp()?, rows.concat()))?;
     ensure!(failed.is_empty(), "fewer than {} % within one step: {}", 100.0 * LEAST, failed.join(", "));
     Ok(())
-}
-
-/// Replaces what stands between two marks in `file`.
-pub(crate) fn write_between(file: &Path, marks: [&str; 2], text: &str) -> anyhow::Result<()> {
-    let old = fs::read_to_string(file)?;
-    let parts = old.split_once(marks[0]).and_then(|(before, rest)| Some((before, rest.split_once(marks[1])?.1)));
-    let (before, after) = parts.with_context(|| format!("`{}` lacks {:?}", file.display(), marks[0]))?;
-    Ok(fs::write(file, format!("{before}{}{text}{}{after}", marks[0], marks[1]))?)
 }
 
 #[derive(Debug)]

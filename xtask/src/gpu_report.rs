@@ -35,7 +35,7 @@ const STEPS: [(&str, u64); 18] = [
 ];
 /// The questions.
 const QUESTIONS: [&str; 5] = [
-    "What runs where, and every kind of graph on CUDA against the CPU",
+    "Node placement, and every kind of graph on CUDA against the CPU",
     "Random numbers of torch's CUDA generators",
     "Parity with torch-fidelity on CUDA",
     "Speed of generation and evaluation",
@@ -186,17 +186,17 @@ fn number(value: &Value) -> String {
 fn render(results: &Value, plots: bool) -> String {
     let dry = results["dry_run"] == true;
     let mut page = String::from(
-        "# CUDA, measured\n\nWritten by `cargo xtask gpu-report DIR...` from what runs of `xtask/gpu/run.sh` left in each DIR; [what it taught](cuda-findings.md).\n\n",
+        "# CUDA measurements\n\nCorrectness, speed and memory of d2o on a CUDA GPU. [CUDA: findings](cuda-findings.md) summarises the results.\n`cargo xtask gpu-report DIR...` writes this page from the outputs of `xtask/gpu/run.sh` in each DIR.\n\n",
     );
     if dry {
-        page += "**CUDA has not run yet: no figure here comes from a GPU.** This page comes from a rehearsal on the CPU (`run.sh … --dry-run`), in which the steps below\n\
-                 ran with small sizes, the CPU standing in for the GPU. It shows that the script works, not that CUDA does; speeds are not judged, and what needs a GPU was skipped by name.\n\n";
+        page += "**CUDA has not run yet: no figure here comes from a GPU.** This page comes from a rehearsal on the CPU (`run.sh … --dry-run`), which ran the steps below\n\
+                 with small sizes on the CPU instead of the GPU. It shows that the script works, not that CUDA does. Speeds are not judged, and steps that need a GPU are listed as skipped.\n\n";
     }
     page += &repeat();
     page += &kit(&results["kit"]);
     page += &machine(results);
     if dry {
-        page += "## Goals\n\nNone has been judged: that takes a GPU.\n\n| goal | at least |\n|---|---|\n";
+        page += "## Goals\n\nNone has been judged, since that needs a GPU.\n\n| goal | at least |\n|---|---|\n";
         for (what, goal, _) in GOALS {
             let _ = writeln!(page, "| {what} | {goal} |");
         }
@@ -210,7 +210,7 @@ fn render(results: &Value, plots: bool) -> String {
         page += &table(results, i as u64 + 1, dry);
     }
     if plots {
-        page += "## Use of the GPU over time\n\n![share of time in which the GPU computed](cuda-use.svg)\n\n![memory in use](cuda-memory.svg)\n\nSampled by nvidia-smi four times a second. Bands are the steps, numbered as in the table of steps.\n";
+        page += "## Use of the GPU over time\n\n![share of time in which the GPU was busy](cuda-use.svg)\n\n![memory in use](cuda-memory.svg)\n\nSampled by nvidia-smi four times per second. Bands mark the steps, numbered as in the table of steps.\n";
     } else {
         page += "## Use of the GPU over time\n\nNo samples: there was no GPU.\n";
     }
@@ -220,13 +220,13 @@ fn render(results: &Value, plots: bool) -> String {
 /// The two commands, and this one.
 fn repeat() -> String {
     "## How to repeat\n\n```sh\n\
-     cargo xtask gpu-kit --orig DIR            # makes gpu-kit/ and says what to bring along with each command:\n\
-     bash gpu-kit/unpack.sh /tmp/d2o-gpu                                                    # on the GPU machine, with each part but the last\n\
-     bash gpu-kit/unpack.sh /tmp/d2o-gpu && bash xtask/gpu/run.sh /tmp/d2o-gpu \"$OUT\"     # there, with the last: answers everything below\n\
-     cargo xtask gpu-report \"$OUT\"            # this page; several folders: those of several runs\n```\n\n\
-     DIR holds a checkout of Zyriix/D2O as `D2O`; without it the steps beside the original's code are skipped. The machine: x86-64, an NVIDIA GPU of compute capability 9.0 (H100, H200) with a\n\
-     driver for CUDA 13, a `python3` with PyTorch 2.11 for CUDA, torchvision, timm, onnx, SciPy, h5py and safetensors; no network. All but the last step share 7 minutes\n\
-     (`--steps-seconds 420`); the last, a fine-tuning, ends with `--total-seconds` (570). `--only STEP,…` takes some of the steps; `--dry-run` rehearses on a CPU.\n\n"
+     cargo xtask gpu-kit --orig DIR            # makes gpu-kit/ and prints which parts to copy for each command:\n\
+     bash gpu-kit/unpack.sh /tmp/d2o-gpu                                                    # on the GPU machine, with each part except the last\n\
+     bash gpu-kit/unpack.sh /tmp/d2o-gpu && bash xtask/gpu/run.sh /tmp/d2o-gpu \"$OUT\"     # on the GPU machine, with the last part: runs every step below\n\
+     cargo xtask gpu-report \"$OUT\"            # writes this page; accepts the folders of several runs\n```\n\n\
+     DIR contains a checkout of Zyriix/D2O as `D2O`; without it, the steps that compare with the original's code are skipped. The GPU machine needs x86-64, an NVIDIA GPU of compute capability 9.0\n\
+     (H100, H200) with a driver for CUDA 13, and a `python3` with PyTorch 2.11 for CUDA, torchvision, timm, onnx, SciPy, h5py and safetensors. It needs no network. All steps except the last share 7 minutes\n\
+     (`--steps-seconds 420`); the last, a fine-tuning run, ends after `--total-seconds` (570). `--only STEP,…` selects steps; `--dry-run` rehearses on a CPU.\n\n"
         .to_owned()
 }
 
@@ -336,7 +336,7 @@ fn goals(results: &Value) -> String {
     if short.is_empty() {
         page += "All goals are met.\n\n";
     } else {
-        page += "Missed or without a figure:\n\n";
+        page += "Missed goals and goals without a figure:\n\n";
         for line in short {
             let _ = writeln!(page, "- {line}");
         }

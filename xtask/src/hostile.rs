@@ -8,6 +8,7 @@ use fs_err as fs;
 
 use crate::paths::{cache, cargo, environment, root, target};
 use crate::python;
+use crate::record::stamp;
 
 const REQUIREMENTS: [&str; 4] = ["numpy==2.4.6", "onnx==1.23.1", "pillow==13.0.0", "h5py==3.16.0"];
 const PAGE: &str = "docs/hostile.md";
@@ -25,7 +26,7 @@ pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
     let output =
         command.arg(target()?.join("debug/d2o")).args(options).stderr(std::process::Stdio::inherit()).output()?;
     ensure!(output.status.success(), "run.py failed ({})", output.status);
-    let tables = String::from_utf8(output.stdout)?;
+    let tables = format!("{}\n\n{}", stamp()?, String::from_utf8(output.stdout)?);
     fs::write(root().join(PAGE), page(&tables))?;
     eprintln!("hostile: {}", Path::new(PAGE).display());
     let clean = tables.lines().filter(|l| l.contains("outside the bounds")).all(|l| l.ends_with(" 0 now."));
@@ -36,9 +37,11 @@ pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
 fn page(tables: &str) -> String {
     format!(
         "# Hostile files\n\n\
-         Written by `cargo xtask hostile`, whose scripts in `xtask/hostile` make the inputs: files of at most a few MiB that ask for much more memory, work or time than \
-         their size explains, that lead elsewhere (pipes, links, other files), or that would execute something.\n\n\
-         Each is given to every command that reads its kind, with 6 GiB of addresses and a minute. Within bounds is a run that ends by itself, with a result or an error, \
-         within 10 s and below 1 GiB + 4 times the file. *Before* is d2o of 2026-11-26, before these readers had a budget.\n\n{tables}"
+         How d2o behaves on files made to exhaust or crash a reader: files of at most a few MiB that demand much more memory, work or time than their size \
+         explains, that point to something else (pipes, links, other files), or that would execute code. `cargo xtask hostile` makes the inputs with the \
+         scripts in `xtask/hostile`, runs them and writes this page.\n\n\
+         Each file is given to every command that reads its kind, with a limit of 6 GiB of address space and one minute. A run is within bounds if it ends by \
+         itself, with a result or an error, within 10 s and below 1 GiB + 4 times the file size. *Before* is d2o of 2026-11-26, before these readers had a \
+         budget.\n\n{tables}"
     )
 }

@@ -14,6 +14,7 @@ mod originals;
 mod parity;
 mod paths;
 mod python;
+mod record;
 mod setup;
 mod test;
 mod tidy;

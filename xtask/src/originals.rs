@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::paths::{cache, cargo, component, environment, root, target};
 use crate::python;
+use crate::record::{stamp, write_between};
 
 /// What the originals run with.
 const REQUIREMENTS: [&str; 12] = [
@@ -27,7 +28,7 @@ const REQUIREMENTS: [&str; 12] = [
     "onnxscript==0.7.2",
 ];
 /// Lines of docs/export.md between which the table lies.
-const MARKS: [&str; 2] = ["<!-- table: cargo xtask originals -->", "<!-- end of table -->"];
+const MARKS: [&str; 2] = ["<!-- table: cargo xtask originals -->\n", "<!-- end of table -->\n"];
 
 /// What the command line asks for.
 struct Options {
@@ -341,11 +342,6 @@ fn render(names: &[&str], rows: &Map<String, Value>) -> anyhow::Result<()> {
             relative("libtorch"),
         ));
     }
-    let path = root().join("docs/export.md");
-    let document = fs::read_to_string(&path)?;
-    let [before, after] = MARKS;
-    let (head, rest) = document.split_once(before).context("docs/export.md: the start mark of the table is missing")?;
-    let (_, tail) = rest.split_once(after).context("docs/export.md: the end mark of the table is missing")?;
-    fs::write(&path, format!("{head}{before}\n{}\n{after}{tail}", table.join("\n")))?;
-    Ok(())
+    let text = format!("{}\n\n{}\n", stamp()?, table.join("\n"));
+    write_between(&root().join("docs/export.md"), MARKS, &text)
 }

@@ -12,7 +12,7 @@ use fs_err as fs;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::paths;
+use crate::{paths, record};
 
 /// Relative difference from the original that is allowed.
 const BOUND: f64 = 1e-4;
@@ -159,6 +159,8 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     }
     let matrices: Vec<Matrix> = serde_json::from_str(&original("matrices", Env::Torch, None)?)?;
     let (text, beyond) = ours.compare(&originals, &matrices, &skipped)?;
+    // Below the title.
+    let text = text.replacen("\n\n", &format!("\n\n{}\n\n", record::stamp()?), 1);
     fs::write(paths::root().join("docs/parity.md"), text)?;
     eprintln!("parity: {} numbers, {beyond} beyond the bound; see docs/parity.md", originals.len());
     ensure!(beyond == 0, "{beyond} numbers differ from those of the original by more than the bound");
@@ -352,8 +354,9 @@ impl Ours {
             )?;
         }
         let skipped = if skipped.is_empty() { String::new() } else { format!("Not run: {}.\n\n", skipped.join(", ")) };
-        let text =
-            format!("{HEAD}{skipped}Largest relative difference of those not marked: {worst:.1e}.\n\n{TABLE}{rows}");
+        let text = format!(
+            "{HEAD}{skipped}Largest relative difference without the marked numbers: {worst:.1e}.\n\n{TABLE}{rows}"
+        );
         Ok((text, beyond))
     }
 }
@@ -373,38 +376,50 @@ const TABLE: &str = "| protocol | metric | images | original | d2o | relative di
 const HEAD: &str = "\
 # Parity with the original tools
 
-Written by `cargo xtask parity`, which runs each original tool and d2o on the same image files with the same drawn weights. Allowed: 1e-4 relative; 1e-3 for the
-standard deviation over KID's subsets or the Inception Score's parts, which the tools sum in f32.
+`cargo xtask parity` runs each original tool and d2o on the same image files with the same random weights, and writes this page. The allowed difference is 1e-4 relative, and 1e-3 for the
+standard deviation over KID's subsets or the Inception Score's splits, which the tools sum in f32.
 
 ```sh
 cargo xtask parity --edm EDM --stylegan3 STYLEGAN3 --guided-diffusion GUIDED_DIFFUSION
 ```
 
-The options name local checkouts (here NVlabs/edm@008a4e5, NVlabs/stylegan3@c233a91, openai/guided-diffusion@22e0df8); without them those tools are left out.
+The options name local checkouts (here NVlabs/edm@008a4e5, NVlabs/stylegan3@c233a91, openai/guided-diffusion@22e0df8); tools without a checkout are left out.
 Packages: torch 2.15.0, torchvision 0.29.2, NumPy 2.4.6, SciPy 1.17.1, Pillow 13.0.0, open_clip 3.3.0, and those in the table.
 
-- Images: 110 real and 100 fake of 32×32, 24 and 20 of 64×64, drawn by `xtask/parity/originals.py`. Fewer images than features is the hard case for a
-  distance: covariances have no full rank.
-- `jpeg75`, `jpeg95`: the images of 32×32 as JPEGs that Pillow wrote (4:2:0, quality 75 and 95). Each tool reads the folders itself; EDM's detector is looked up by the
-  pixels that EDM's loader gives. `mixed`: 30 real and 26 fake PNGs with sides drawn from 16 to 90. clean-fid resizes each; pytorch-fid and torch-fidelity take
-  them in batches of one; the other tools do not take them.
-- Weights: Inception, CLIP ViT-B/32 and torchvision's VGG16 with seeded normal weights, so numbers mean nothing in themselves. d2o runs them exported with `--input f32`
-  (Inception) and resizes as the protocol says, on the default provider: Winograd convolutions (`ort-winograd`) on CPUs with AVX2.
-- torch-fidelity, pytorch-fid and torchmetrics run as installed. clean-fid does everything but the network itself: its Inception and CLIP are handed the drawn weights.
-- EDM's and StyleGAN3's code is the original; their detector is torch-fidelity's Inception, which computes the same as theirs. StyleGAN3's precision and recall take
-  Inception's features, since its VGG16 is not free to draw; torch-fidelity's take VGG16, which d2o runs beside Inception as `--pr-extractor`.
-- guided-diffusion's `evaluator.py` runs in TensorFlow 2 (`compat.v1`) on activations of the same images, its softmax graph fed with the classes of the very activations:
-  distances, scores, radii and blocks are its own code.
-- `differs, see above` marks numbers whose original is known to round; the same original without that rounding stands in the next row and must agree.
-- Where f16 precision and recall differ from guided-diffusion's: on the CPU, TensorFlow's `reduce_sum` rounds partial sums of the norms to f16, in an order
-  that depends on the processor's vectors. Measured on these features: a third of the norms is off by one f16 step, while the products are summed in f32 and agree.
-  Distances here are as small as those steps, so the shares move by a few images. d2o sums in f32 and rounds once; so does the NumPy oracle behind
-  `tests/data/metrics.json`, whose shares of these features are d2o's.
-- Rows of unequal norms: pool3 features of the 32×32 and 64×64 sets, each row times a factor between 1/4 and 6, and 7 of 10 fakes. All blocks are f16 (checked). At 32
-  the shares are others if the operands are swapped, or if nothing is rounded.
-- Density and coverage: `prdc` (k = 5) and d2o read the same feature files; the rule is the same under every protocol, the rows stand under edm.
-- Where KID differs from torch-fidelity's beyond the bound: the tool sums kernels near 2 in f32, and what is left of their difference here is below 1e-3, so its
-  last digits are rounding; d2o computes in f64. The row after it has the tool's own function on the same features as f64.
-- KID in subsets of 50 (the sets are smaller than 1000), `RandomState(2020)` for torch-fidelity, `numpy.random.seed(0)` for the tools that do not seed.
+## Inputs
+
+- **Images:** 110 real and 100 fake of 32×32, 24 and 20 of 64×64, made by `xtask/parity/originals.py`. Having fewer images than features is the hard case for a
+  distance, because covariances do not have full rank.
+- **`jpeg75`, `jpeg95`:** the 32×32 images as JPEGs written by Pillow (4:2:0, quality 75 and 95). Each tool reads the folders itself; features for EDM's detector are looked up by the
+  pixels that EDM's loader returns.
+- **`mixed`:** 30 real and 26 fake PNGs with random sides from 16 to 90. clean-fid resizes each image; pytorch-fid and torch-fidelity read
+  them in batches of one; the other tools do not accept them.
+- **Weights:** Inception, CLIP ViT-B/32 and torchvision's VGG16 with seeded normal weights, so the numbers mean nothing in themselves. d2o runs them exported with `--input f32`
+  (Inception) and resizes as the protocol requires, on the default provider: Winograd convolutions (`ort-winograd`) on CPUs with AVX2.
+- **Rows of unequal norms:** pool3 features of the 32×32 and 64×64 sets, each row multiplied by a factor between 1/4 and 6, with 7 of every 10 fakes. All blocks are f16 (checked). At 32,
+  the results change if the operands are swapped or if nothing is rounded.
+
+## Tools
+
+- **torch-fidelity, pytorch-fid, torchmetrics** run as installed. **clean-fid** does everything except the network: its Inception and CLIP get the random weights.
+- **EDM, StyleGAN3:** the original code. The detector is torch-fidelity's Inception, which computes the same function. StyleGAN3's precision and recall use
+  Inception's features, since its VGG16 cannot be given random weights; torch-fidelity's use VGG16, which d2o runs beside Inception as `--pr-extractor`.
+- **guided-diffusion:** `evaluator.py` runs in TensorFlow 2 (`compat.v1`) on activations of the same images; its softmax graph is replaced by the softmax of these activations' logits.
+  Distances, scores, radii and blocks are its own code.
+- **prdc** (density and coverage, k = 5) and d2o read the same feature files. The definition is the same under every protocol; the rows are listed under edm.
+- **KID** uses subsets of 50 (the sets are smaller than 1000), with `RandomState(2020)` for torch-fidelity and `numpy.random.seed(0)` for the tools that do not seed.
+
+## Known differences
+
+`differs, see above` marks numbers where the original is known to round. A later row has the same original without that rounding and must agree.
+
+- **f16 precision and recall of guided-diffusion:** on the CPU, TensorFlow's `reduce_sum` rounds partial sums of the norms to f16, in an order
+  that depends on the processor's vector width. On these features, a third of the norms is off by one f16 step, while the products are summed in f32 and agree.
+  Distances here are as small as those steps, so the results change by a few images. d2o sums in f32 and rounds once. So does the NumPy oracle behind
+  `tests/data/metrics.json`, which gives the same precision and recall on these features as d2o.
+- **KID of torch-fidelity:** the tool sums kernels near 2 in f32, and their difference here is below 1e-3, so its
+  last digits are rounding. d2o computes in f64. A later row is the tool's own function on the same features in f64.
+
+## Results
 
 ";
