@@ -202,7 +202,7 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
         assert!(!outcome.stderr.contains("5.png"), "{outcome}");
     };
     known(&["--ref", "ref.npz", "--metrics", "fid,pr"], &["precision and recall cannot be computed", "d2o refs make"]);
-    known(&["--ref", "ref.npz", "--metrics", "sfid"], &["an extractor with the output `spatial`"]);
+    known(&["--ref", "ref.npz", "--metrics", "sfid"], &["extractor with the output `spatial`"]);
     known(&["--ref", "ref.npz", "--metrics", "clip-fid"], &["CLIP's image tower", "--clip"]);
     known(&["--metrics", "fid"], &["no reference given"]);
     known(
@@ -210,7 +210,7 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
         &["expected at least 1000 images, found 6"],
     );
     known(&["--ref", "real.npz", "--metrics", "pr", "--neighbours", "6"], &["expected at least 7 images, found 6"]);
-    known(&["--ref", "real.npz", "--metrics", "fid", "--per-class"], &["`broken` has no classes"]);
+    known(&["--ref", "real.npz", "--metrics", "fid", "--per-class"], &["`broken` has no class labels"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--expect", "clip-fid<=1"], &["`clip_fid` is not computed", "fd"]);
     known(
         &["--ref", "real.npz", "--metrics", "fid", "--expect", "fid<=1"],

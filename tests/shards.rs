@@ -304,7 +304,7 @@ fn classes_are_measured_apart() {
     write_images(&dir.join("plain.npz"), 0..40);
     let args = ["evaluate", "plain.npz", "--ref", "ref.npz", "--extractor", "lite0.onnx", "--per-class"];
     let outcome = attempt(dir, &args);
-    assert!(outcome.code == 2 && outcome.stderr.contains("`plain.npz` has no classes"), "{outcome}");
+    assert!(outcome.code == 2 && outcome.stderr.contains("`plain.npz` has no class labels"), "{outcome}");
 }
 
 #[test]
