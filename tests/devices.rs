@@ -184,7 +184,7 @@ fn what_is_not_there_is_refused() {
         }
     }
     let outcome = attempt(dir, &["verify", "g.onnx", "--device", "0,1"]);
-    assert!(outcome.code == 2 && outcome.stderr.contains("on one device"), "{outcome}");
+    assert!(outcome.code == 2 && outcome.stderr.contains("supports one device"), "{outcome}");
     let outcome = attempt(dir, &["verify", "g.onnx", "--runtimes", "ort-cpu,ort-ep"]);
     assert!(outcome.code == 2 && outcome.stderr.contains("--ep-library"), "{outcome}");
 }

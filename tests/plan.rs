@@ -203,7 +203,7 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
     };
     known(&["--ref", "ref.npz", "--metrics", "fid,pr"], &["precision and recall cannot be computed", "d2o refs make"]);
     known(&["--ref", "ref.npz", "--metrics", "sfid"], &["extractor with the output `spatial`"]);
-    known(&["--ref", "ref.npz", "--metrics", "clip-fid"], &["CLIP's image tower", "--clip"]);
+    known(&["--ref", "ref.npz", "--metrics", "clip-fid"], &["no CLIP image encoder given", "--clip"]);
     known(&["--metrics", "fid"], &["no reference given"]);
     known(
         &["--ref", "real.npz", "--metrics", "kid", "--protocol", "torch-fidelity"],

@@ -46,7 +46,9 @@ fn an_edm_pickle_is_a_denoiser_with_its_weights() {
     }
     let exported = export::denoiser(network, &Options::default()).unwrap();
     assert_eq!(exported.report.tensors, network.tensors.names().len());
-    assert!(checkpoint.network(Some("net")).unwrap_err().to_string().contains("the file holds `ema`"));
+    assert!(
+        checkpoint.network(Some("net")).unwrap_err().to_string().contains("no network `net`: the file contains `ema`")
+    );
 }
 
 /// `archive` with an empty entry `first` before its own, and with the records of zip64 that torch adds although nothing needs them.
@@ -503,7 +505,7 @@ fn files_that_are_something_else_are_named() {
         (b"\n<!DOCTYPE html><html>", "a web page"),
         (b"<?xml version=\"1.0\"?><Error/>", "an XML file"),
         (b"\x1f\x8b\x08\x00", "a gzip file"),
-        (b"\x10\x00\x00\x00\x00\x00\x00\x00{\"a\": ", "cut short"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{\"a\": ", "truncated"),
     ] {
         let message = refused(content);
         assert!(message.contains(what), "{message}");

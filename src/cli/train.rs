@@ -80,7 +80,7 @@ pub struct TrainSettings {
     /// Total batch size
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: Option<u32>,
-    /// Images per forward pass, the batch per GPU of the recipe; each part has its own batch statistics and random projections, gradients are averaged
+    /// Images per forward pass (the batch per GPU of the recipe); batch statistics and random projections are per part, gradients are averaged
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch_gpu: Option<u32>,
     /// Learning rate

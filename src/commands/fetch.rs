@@ -32,7 +32,7 @@ pub fn run(args: &Fetch, printer: Printer) -> anyhow::Result<ExitStatus> {
                 let known = known::find(text).ok_or_else(|| unknown(text))?;
                 anyhow::ensure!(
                     sha256.is_none(),
-                    "--sha256 is for URLs; the hash of `{text}` is known ({})",
+                    "--sha256 requires an address; the hash of `{text}` is known ({})",
                     known.page
                 );
                 downloads::fetch(known, &settings, printer)?

@@ -425,7 +425,7 @@ mod tests {
         };
         refused("not json", "line 1");
         refused("{\"Progress/kimg\":{\"mean\":1.0}}\n[1]\n", "line 2: expected a JSON object");
-        refused("{\"Loss/G/loss\":{\"mean\":1.0}}", "it lacks `Progress/kimg`");
+        refused("{\"Loss/G/loss\":{\"mean\":1.0}}", "missing `Progress/kimg`");
         refused("{\"Progress/kimg\":{\"mean\":1.0}}", "neither losses nor metrics");
         refused(
             "{\"Progress/kimg\":{\"mean\":1.0},\"Metrics/fd\":{\"mean\":1.0},\"evaluation\":{\"schema\":99}}",

@@ -257,7 +257,7 @@ mod tests {
             TrainingSet::load(batch::open(dir.path()).unwrap().as_mut(), shape, None, false)
         };
         let error = load(1).unwrap_err().to_string();
-        assert!(error.contains("2.png") && error.contains("coloured"), "{error}");
+        assert!(error.contains("2.png") && error.contains("a colour image"), "{error}");
         assert!(!load(3).unwrap().is_grey());
         fs_err::remove_file(dir.path().join("2.png")).unwrap();
         assert!(load(3).unwrap().is_grey());

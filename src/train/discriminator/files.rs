@@ -44,7 +44,7 @@ pub(super) fn open(backbones: &[Backbone], paths: &[PathBuf]) -> anyhow::Result<
                 .map(|k| format!("`{}` from {}", k.file, k.urls.first().unwrap_or(&k.page)))
                 .collect();
             anyhow::bail!(
-                "the discriminator requires the weights of {}: pass {} with --backbone-weights; the file name ends in the first 8 hexadecimal digits of its SHA-256",
+                "the discriminator requires the weights of {}: pass {} with --backbone-weights; the file name contains the first 8 hexadecimal digits of its SHA-256",
                 missing.name(),
                 known.join(" or ")
             )
@@ -158,7 +158,7 @@ mod tests {
             "{text}"
         );
         let text = refused(&[Lite0], &[file("a.safetensors"), copy]);
-        assert!(text.contains("both hold tf_efficientnet_lite0"), "{text}");
+        assert!(text.contains("both contain tf_efficientnet_lite0"), "{text}");
         let text = refused(&[Lite0], &[named]);
         assert!(
             text.contains("the file is corrupt or not the published `tf_efficientnet_lite0-0aa007d2.pth`"),

@@ -153,7 +153,7 @@ mod tests {
         };
         assert!(refused(None, 10).contains("in_embeddings/tf_efficientnet_lite0.pkl"));
         assert!(refused(Some(ClassRows::Random), 0).contains("this network has no classes"));
-        assert!(refused(Some(ClassRows::Random), 1001).contains("up to 1000 classes, found 1001"));
+        assert!(refused(Some(ClassRows::Random), 1001).contains("at most 1000 classes, found 1001"));
         // Then the weights of the feature network are asked for.
         assert!(refused(Some(ClassRows::Random), 10).contains("requires the weights of tf_efficientnet_lite0"));
     }
