@@ -30,7 +30,12 @@ fn statistics(session: &mut dyn Session, images: &Path) -> Result<Gaussian, Box<
 }
 
 /// Fréchet distance of `samples` to `reference`, by the features of `extractor` on the ONNX Runtime in `library`.
-pub(crate) fn distance(samples: &Path, reference: &Path, extractor: &Path, library: &Path) -> Result<f64, Box<dyn Error>> {
+pub(crate) fn distance(
+    samples: &Path,
+    reference: &Path,
+    extractor: &Path,
+    library: &Path,
+) -> Result<f64, Box<dyn Error>> {
     let runtime = OrtRuntime::load(library)?;
     let mut session = runtime.session(extractor, &OrtOptions::new(Provider::Cpu, None))?;
     Ok(frechet_distance(&statistics(&mut session, samples)?, &statistics(&mut session, reference)?)?)

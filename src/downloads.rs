@@ -74,9 +74,9 @@ pub fn download(request: &Request, settings: &Settings, what: &str, printer: Pri
             }
             Event::StartedOver { reason } => {
                 shown = None;
-                printer.note(&format!("the download begins again: {reason}"));
+                printer.note(&format!("restarting the download: {reason}"));
             }
-            Event::NextSource { error } => printer.note(&format!("{error}; the next address is tried")),
+            Event::NextSource { error } => printer.note(&format!("{error}; trying the next address")),
             Event::Unusable { error } => printer.warn(&error.to_string()),
             _ => {}
         }

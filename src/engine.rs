@@ -57,7 +57,7 @@ impl<'a> Engine<'a> {
             // These options ask for CUDA.
             ProviderArg::Auto if asked && accelerator.ep_library.is_none() => ProviderArg::Cuda,
             ProviderArg::Cpu | ProviderArg::Winograd | ProviderArg::Tract if asked => {
-                anyhow::bail!("--device, --tf32 and --cudnn-benchmark are for CUDA; this provider runs on the CPU")
+                anyhow::bail!("--device, --tf32 and --cudnn-benchmark require CUDA; this provider runs on the CPU")
             }
             provider => provider,
         };
@@ -105,7 +105,8 @@ impl<'a> Engine<'a> {
                 }
                 open(Runtime::OrtWinograd).or_else(|error| {
                     let plain = open(Runtime::OrtCpu)?;
-                    self.printer.note(&format!("plain convolutions: Winograd convolutions cannot be used ({error:#})"));
+                    self.printer
+                        .note(&format!("Winograd convolutions cannot be used ({error:#}); using plain convolutions"));
                     Ok(plain)
                 })
             }
@@ -153,7 +154,7 @@ fn open_nth(
 pub fn warn_of_cpu_nodes(session: &dyn Session, model: &Path, printer: Printer) -> anyhow::Result<()> {
     let left = session.left_to_cpu()?;
     if !left.is_empty() {
-        printer.warn(&format!("{}: the CPU computes {} of `{}`", session.runtime(), tally(&left), model.display()));
+        printer.warn(&format!("{}: {} of `{}` assigned to the CPU", session.runtime(), tally(&left), model.display()));
     }
     Ok(())
 }
@@ -175,7 +176,7 @@ fn provider_of(
             Provider::Cuda(cuda)
         }
         Runtime::OrtEp => {
-            let plugin = accelerator.ep_library.as_ref().context("ort-ep: name the provider with --ep-library")?;
+            let plugin = accelerator.ep_library.as_ref().context("ort-ep: pass the provider with --ep-library")?;
             library.register(&plugin.name, &plugin.path)?;
             Provider::Plugin { library: plugin.name.clone(), device: device as usize }
         }

@@ -106,7 +106,7 @@ pub fn listen() {
     unix::listen();
 }
 
-/// Ends the process without destructors, but for [`crate::scratch::Scratch`].
+/// Ends the process without destructors, except for [`crate::scratch::Scratch`].
 fn exit_at_once() -> ! {
     use std::io::Write as _;
     let _ = std::io::stderr().write_all(b"interrupted\n");

@@ -73,7 +73,7 @@ fn fault(status: process::ExitStatus, bytes: u64) -> Option<String> {
             None => {}
         }
     }
-    Some(format!("one that ends libhdf5 ({status})"))
+    Some(format!("one that terminates libhdf5 ({status})"))
 }
 
 fn seconds(bytes: u64) -> u64 {
@@ -139,7 +139,7 @@ mod tests {
         for (script, found) in [
             ("exit 0", None),
             ("exit 1", Some("one that needs more than 224 MiB of memory")),
-            ("exit 101", Some("one that ends libhdf5 (exit status: 101)")),
+            ("exit 101", Some("one that terminates libhdf5 (exit status: 101)")),
             ("kill -SEGV $$", Some("one that crashes libhdf5 (signal 11)")),
             ("kill -ABRT $$", Some("one that crashes libhdf5 (signal 6)")),
             ("kill -XCPU $$", Some("one that needs more than 5 s")),

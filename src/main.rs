@@ -28,7 +28,7 @@ fn main() -> ExitCode {
             d2o::error::status(&error)
         }
         Err(_) => {
-            let _ = writeln!(std::io::stderr().lock(), "error: this is a fault of d2o");
+            let _ = writeln!(std::io::stderr().lock(), "error: internal error; this is a bug in d2o");
             ExitStatus::Trouble
         }
     };

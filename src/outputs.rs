@@ -30,10 +30,10 @@ pub fn ensure_new(path: &Path, overwrite: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let shown = path.display();
-    anyhow::ensure!(path.file_name().is_some(), "`{shown}` is not the name of a file");
+    anyhow::ensure!(path.file_name().is_some(), "`{shown}` is not a file name");
     // Not the file behind a link: the link itself would be replaced.
     if let Ok(found) = fs::symlink_metadata(path) {
-        anyhow::ensure!(!path.is_dir(), "`{shown}` is a folder, expected the name of a file");
+        anyhow::ensure!(!path.is_dir(), "`{shown}` is a folder, expected a file name");
         if !overwrite {
             let what = if found.is_symlink() && !path.exists() { "is a link to a missing file" } else { "exists" };
             return Err(with_hint(anyhow::anyhow!("`{shown}` {what}"), "--overwrite replaces it"));
@@ -47,7 +47,7 @@ pub fn ensure_new(path: &Path, overwrite: bool) -> anyhow::Result<()> {
 /// # Errors
 /// Those of [`ensure_new`]; a stream.
 pub fn ensure_new_file(path: &Path, overwrite: bool) -> anyhow::Result<()> {
-    anyhow::ensure!(!is_stream(path), "`{}` is a stream, expected the name of a file", path.display());
+    anyhow::ensure!(!is_stream(path), "`{}` is a stream, expected a file name", path.display());
     ensure_new(path, overwrite)
 }
 
@@ -57,7 +57,7 @@ pub fn ensure_new_file(path: &Path, overwrite: bool) -> anyhow::Result<()> {
 /// If that is not so, naming `path`.
 pub fn ensure_new_folder(path: &Path, overwrite: bool) -> anyhow::Result<()> {
     let shown = path.display();
-    anyhow::ensure!(!is_stream(path), "`{shown}` is a stream, expected the name of a folder");
+    anyhow::ensure!(!is_stream(path), "`{shown}` is a stream, expected a folder name");
     if fs::symlink_metadata(path).is_ok() {
         anyhow::ensure!(path.is_dir(), "`{shown}` exists and is not a folder");
         if !overwrite && fs::read_dir(path)?.next().is_some() {
@@ -76,7 +76,7 @@ fn writable(folder: &Path) -> io::Result<()> {
             Ok(found) if found.is_dir() => {
                 // Modes and mounts do not tell: only trying does. The file has no name where the file system can do that.
                 return tempfile::tempfile_in(folder).map(drop).map_err(|error| {
-                    io::Error::new(error.kind(), format!("no file can be made in `{}`: {error}", folder.display()))
+                    io::Error::new(error.kind(), format!("cannot create files in `{}`: {error}", folder.display()))
                 });
             }
             Ok(_) => {
@@ -117,8 +117,8 @@ mod tests {
             assert!(text(ensure_new(&at("folder"), overwrite)).contains("is a folder"));
             let below = text(ensure_new(&at("old/new"), overwrite));
             assert!(below.contains("cannot write") && below.contains("old` is not a folder"), "{below}");
-            assert!(text(ensure_new(&at(".."), overwrite)).contains("is not the name of a file"));
-            assert!(text(ensure_new(Path::new("/"), overwrite)).contains("is not the name of a file"));
+            assert!(text(ensure_new(&at(".."), overwrite)).contains("is not a file name"));
+            assert!(text(ensure_new(Path::new("/"), overwrite)).contains("is not a file name"));
         }
         assert_eq!(text(ensure_new(Path::new("-"), false)), "");
         assert!(text(ensure_new_file(Path::new("-"), false)).contains("is a stream"));
@@ -137,7 +137,7 @@ mod tests {
         assert!(text(ensure_new_folder(Path::new("/dev/null"), true)).contains("is a stream"));
         // Not even root can make files there.
         #[cfg(target_os = "linux")]
-        assert!(text(ensure_new(Path::new("/proc/self/x"), true)).contains("no file can be made in `/proc/self`"));
+        assert!(text(ensure_new(Path::new("/proc/self/x"), true)).contains("cannot create files in `/proc/self`"));
     }
 
     #[test]

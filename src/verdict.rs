@@ -33,7 +33,7 @@ pub struct Comparison {
     /// The precision study.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub precisions: Vec<Precision>,
-    /// Seconds each side took for all inputs, the first run (which plans) left out where there are several.
+    /// Seconds of each side for all inputs, without the first run (which plans) if there are several.
     #[serde(default)]
     pub seconds: BTreeMap<String, f64>,
     /// Whether all agree.

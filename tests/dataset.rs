@@ -165,7 +165,7 @@ fn excluded_hidden_and_other_files_are_left_out() {
     fs::write(photos.join("e-dark.svg"), "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1 1\"/>").unwrap();
     fs::write(photos.join("notes.txt"), "x").unwrap();
     let outcome = made(dir.path(), &["photos", "--out", "d.zip", "--resolution", "8", "--exclude", "dark"]);
-    assert!(outcome.stderr.contains("--exclude left out 3 of 5 images"), "{outcome}");
+    assert!(outcome.stderr.contains("--exclude skipped 3 of 5 images"), "{outcome}");
     assert!(outcome.stderr.contains("1 hidden, 1 .txt"), "{outcome}");
     let (images, labels) = read(&dir.path().join("d.zip"));
     assert_eq!([pixel(&images, 0, 0, 0), pixel(&images, 1, 0, 0)], [[10; 3], [50; 3]]);
@@ -220,9 +220,9 @@ fn labels_come_from_where_the_user_says() {
     make("p", &["1.jpg", "2.jpg", "2024-07/3.jpg"]);
     let (found, notes) = labels(&["p"]);
     assert_eq!(found, json!([0, 0, 1]));
-    assert!(notes.contains("0 = `.`, 1 = `2024-07` (--labels none stores none)"), "{notes}");
+    assert!(notes.contains("0 = `.`, 1 = `2024-07` (--labels none omits them)"), "{notes}");
     make("f", &["1.png", "2.png"]);
-    refused(dir.path(), &["f", "--out", "y.zip", "--labels", "folders"], "needs several top-level folders");
+    refused(dir.path(), &["f", "--out", "y.zip", "--labels", "folders"], "requires several top-level folders");
     assert!(!dir.path().join("y.zip").exists());
 }
 
@@ -269,13 +269,13 @@ fn what_dataset_tool_refuses_is_refused() {
         &["small", "--out", "d.zip", "--transform", "center-crop-wide", "--resolution", "32x24"],
         "all 1 images are smaller than the resolution",
     );
-    refused(dir.path(), &["odd", "--out", "d.npz"], "is a `.zip` file or a folder");
+    refused(dir.path(), &["odd", "--out", "d.npz"], "expected a `.zip` file or a folder");
     refused(dir.path(), &["odd", "--out", "d.zip", "--resolution", "0"], "expected sides of 1 to 4096 pixels");
     assert!(!dir.path().join("d.zip").exists());
     made(dir.path(), &["flat", "--out", "d.zip", "--any-size"]);
     assert_eq!(read(&dir.path().join("d.zip")).0[0].shape(), [16, 32, 3]);
     RgbImage::from_pixel(32, 32, Rgb([1, 2, 3])).save(dir.path().join("mixed/1.png")).unwrap();
-    refused(dir.path(), &["mixed", "--out", "g.zip", "--grey", "--max-images", "2"], "`1.png` has colours");
+    refused(dir.path(), &["mixed", "--out", "g.zip", "--grey", "--max-images", "2"], "`1.png` is a colour image");
     GrayImage::new(32, 32).save(dir.path().join("mixed/1.png")).unwrap();
     made(dir.path(), &["mixed", "--out", "g.zip", "--grey", "--max-images", "2"]);
     assert_eq!(read(&dir.path().join("g.zip")).0[1].shape(), [32, 32]);
@@ -295,10 +295,10 @@ fn outputs_that_exist_stay_unless_they_may_be_replaced() {
         assert_eq!(read(&at(out)).1, json!([7]));
         fs::remove_file(at("p/dataset.json")).unwrap();
     }
-    refused(dir.path(), &["p", "--out", "p", "--overwrite"], "holds the source");
+    refused(dir.path(), &["p", "--out", "p", "--overwrite"], "contains the source");
     fs::create_dir(at("mine")).unwrap();
     fs::write(at("mine/thesis.tex"), "x").unwrap();
-    refused(dir.path(), &["p", "--out", "mine", "--overwrite"], "is not a dataset that --overwrite could replace");
+    refused(dir.path(), &["p", "--out", "mine", "--overwrite"], "so it is not a dataset");
     assert!(at("mine/thesis.tex").exists());
     fs::write(at("p/b.png"), "no image").unwrap();
     refused(dir.path(), &["p", "--out", "d", "--overwrite"], "b.png");
@@ -315,7 +315,7 @@ fn a_broken_drawing_is_named() {
     fs::create_dir(dir.path().join("i")).unwrap();
     fs::write(dir.path().join("i/a.svg"), "<svg").unwrap();
     refused(dir.path(), &["i", "--out", "d.zip", "--resolution", "8"], "cannot render `a.svg`");
-    refused(dir.path(), &["i", "--out", "d.zip"], "a drawing has no size in pixels");
+    refused(dir.path(), &["i", "--out", "d.zip"], "an SVG has no size in pixels");
 }
 
 #[test]

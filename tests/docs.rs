@@ -119,7 +119,8 @@ fn published_numbers_are_those_of_the_known_files() {
                 let side = generator.resolution;
                 let (name, value, statistic) = (&known.name, number.value, &number.statistic);
                 let source = &number.source;
-                table += &format!("| {dataset} {side}×{side} | `{name}` | {metric} {value} | {statistic} | {source} |\n");
+                table +=
+                    &format!("| {dataset} {side}×{side} | `{name}` | {metric} {value} | {statistic} | {source} |\n");
             }
         }
     }

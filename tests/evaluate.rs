@@ -156,7 +156,7 @@ fn images_resized_by_the_protocol_itself() {
             "x.onnx",
         ],
     );
-    assert!(both.code == 2 && both.stderr.contains("leave out `--image-size`"), "{both}");
+    assert!(both.code == 2 && both.stderr.contains("omit `--image-size`"), "{both}");
     let exported = d2o(dir, &["export", "inception.safetensors", "--input", "f32", "--out", "float.onnx"]);
     assert!(exported.stderr.contains("checked `pool3`"), "{exported}");
     write_images(&dir.join("real.npz"), 0..24);
@@ -316,9 +316,9 @@ fn bad_images_are_named() {
     for (samples, texts) in [
         ("broken", &["broken", "`5.png` is not a readable image"][..]),
         ("mixed", &["mixed", "`0.png` is 32×32, `6.png` is 16×16"]),
-        ("empty", &["empty: no images in it"]),
-        ("few", &["cannot evaluate `few`", "k nearest neighbours, samples: at least 4 images are needed, found 3"]),
-        ("deep", &["4.png", "expected 8 bits a channel"]),
+        ("empty", &["empty: contains no images"]),
+        ("few", &["cannot evaluate `few`", "k nearest neighbours, samples: expected at least 4 images, found 3"]),
+        ("deep", &["4.png", "expected 8 bits per channel"]),
         ("no.npz", &["no.npz", "expected an npz, npy, HDF5 or zip file, or a folder of images, found a text"]),
         ("missing.npz", &["`missing.npz` does not exist"]),
     ] {
@@ -395,7 +395,7 @@ fn features_that_cannot_be_compared_are_refused() {
     let nan = ["evaluate", "nan.h5", "--ref", "real.npz", "--extractor", "lite0.onnx"];
     fails(dir, &[&nan[..], &metrics].concat(), &["provenance of `nan.h5`", "--allow-deviation provenance"]);
     let allowed = ["--allow-deviation", "provenance"];
-    fails(dir, &[&nan[..], &metrics, &allowed].concat(), &["nan.h5", "row 7 of `features` holds NaN"]);
+    fails(dir, &[&nan[..], &metrics, &allowed].concat(), &["nan.h5", "row 7 of `features` contains NaN"]);
 
     let write = |name: &str, mu: f64, dims: usize| {
         let mut npz = NpzWriter::create(&dir.join(name)).unwrap();
@@ -462,7 +462,7 @@ fn the_doctor_tells_references_apart_and_finds_what_is_wrong() {
         assert!(found["kind"].as_str().unwrap().contains(kind), "{found}");
         assert_eq!((&found["moments"][0]["dims"], &found["moments"][0]["rank"]), (&1280.into(), &39.into()), "{found}");
         assert_eq!(found["count"], 40);
-        warns(&found, "`sigma` has rank 39 of 1280: as of 40 images");
+        warns(&found, "`sigma` has rank 39 of 1280: computed from 40 images");
         warns(&found, "40 images for 1280 features");
     }
     let found = examine("r.npz", &[]);
@@ -502,7 +502,7 @@ fn the_doctor_tells_references_apart_and_finds_what_is_wrong() {
     rgb.save(photographs.join("0.jpg")).unwrap();
     let found = examine("photographs", &[]);
     warns(&found, "1 of 8 files are JPEG");
-    warns(&found, "1 of 8 images occur before already");
+    warns(&found, "1 of 8 images are duplicates");
     fs::write(dir.join("stats.pkl"), b"\x80\x04}q\x00(X\x08\x00\x00\x00raw_meanq\x01").unwrap();
     fails(dir, &["refs", "inspect", "stats.pkl"], &["StyleGAN's metrics", "numpy.savez"]);
 }

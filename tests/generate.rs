@@ -252,7 +252,7 @@ fn killed_and_resumed(images: usize, kills: u32) {
                 child.kill().unwrap();
             }
             let output = child.wait_with_output().unwrap();
-            resumed += u32::from(String::from_utf8_lossy(&output.stderr).contains("are there already"));
+            resumed += u32::from(String::from_utf8_lossy(&output.stderr).contains("are already done"));
             if output.status.code().is_none() {
                 killed += 1;
                 continue;

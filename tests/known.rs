@@ -75,8 +75,7 @@ fn the_table_is_listed_and_described() {
     run(dir.path(), &["known", "vgg16-torchvision", "--json", "vgg.json"]);
     assert_eq!(json(&dir.path().join("vgg.json"))["kind"]["extractor"]["network"], "vgg16");
     let none = attempt(dir.path(), &["fetch", "edm-cifar-vp"]);
-    let expected =
-        "error: no published file called `edm-cifar-vp` is known\nhint: similar names: edm-cifar10-32x32-uncond-vp";
+    let expected = "error: unknown published file `edm-cifar-vp`\nhint: similar names: edm-cifar10-32x32-uncond-vp";
     assert!(none.code == 2 && none.stderr.starts_with(expected), "{none}");
 }
 
@@ -89,11 +88,11 @@ fn files_are_fetched_once_and_addresses_are_inputs() {
     let first = run(dir.path(), &["fetch", &address]);
     let path = first.stdout.trim().replace("DIR", &dir.path().display().to_string());
     assert_eq!(fs::read(path).unwrap(), checkpoint);
-    assert!(first.stderr.contains("none is published; remembered from now on"), "{first}");
+    assert!(first.stderr.contains("not published; recorded for later downloads"), "{first}");
     // The server is gone.
     let second = run(dir.path(), &["fetch", &address]);
     assert!(
-        second.stdout == first.stdout && second.stderr.contains("the same as when it was first fetched"),
+        second.stdout == first.stdout && second.stderr.contains("not published; same as at the first download"),
         "{second}"
     );
     let inspected = run(dir.path(), &["inspect", &address]).stdout;
@@ -178,7 +177,7 @@ fn checkpoints_stand_for_their_graphs() {
     let (direct, first) = evaluate(&checkpoint, &lite0, "direct.json");
     let (exported, _) = evaluate("x.onnx", "lite0.onnx", "exported.json");
     assert_eq!(direct, exported);
-    assert!(first.contains("as exported before") && first.contains("--input f32"), "{first}");
+    assert!(first.contains("using the cached export") && first.contains("--input f32"), "{first}");
     let (again, second) = evaluate(&checkpoint, &lite0, "again.json");
     assert!(again == direct && !second.contains("into the cache"), "{second}");
     let cached = fs::read_dir(dir.path().join("cache/exports")).unwrap().count();
@@ -222,10 +221,7 @@ fn published_numbers_stand_beside_measured_ones() {
     let options = ["--extractor", &lite0, "--seeds", "0-11", "--json", "compared.json"];
     let outcome = run(dir.path(), &[&command[..], &options].concat());
     assert!(outcome.stdout.contains("1.56 (not stated)"), "{outcome}");
-    assert!(
-        outcome.stdout.contains("not comparable: 12 images were measured, the published numbers are of 50000"),
-        "{outcome}"
-    );
+    assert!(outcome.stdout.contains("not comparable: measured on 12 images, published for 50000"), "{outcome}");
     assert!(outcome.stdout.contains("not measured: clip_fid 0.66"), "{outcome}");
     let compared = json(&dir.path().join("compared.json"));
     let measured = json(&dir.path().join("r/d2o-cifar10-uncond-f.json"));

@@ -89,13 +89,13 @@ fn a_folder_never_mixes_two_runs() {
     assert_eq!(generate(dir, "3-5", "out", &["--overwrite", "--subdirs"]).code, 0);
     assert_eq!(files(&out), ["000000", "dataset.json"]);
     assert_eq!(files(&out.join("000000")), &images(3..6)[..3]);
-    refused(&generate(dir, "3-5", "out", &["--resume"]), "is complete but for `000003.png`");
+    refused(&generate(dir, "3-5", "out", &["--resume"]), "is complete except for `000003.png`");
     assert_eq!(generate(dir, "3-5", "out", &["--resume", "--subdirs"]).code, 0);
 
     fs::write(out.join("notes.txt"), "mine").unwrap();
     let foreign = generate(dir, "0", "out", &["--overwrite"]);
-    refused(&foreign, "out/notes.txt` is not of the run to be replaced");
-    refused(&generate(dir, "0", "out", &["--overwrite", "--resume"]), "out/notes.txt` is not of the run");
+    refused(&foreign, "out/notes.txt` was not written by the run to be replaced");
+    refused(&generate(dir, "0", "out", &["--overwrite", "--resume"]), "out/notes.txt` was not written by the run");
     fs::remove_file(out.join("dataset.json")).unwrap();
     refused(&generate(dir, "0", "out", &["--overwrite"]), "is not a finished output of `d2o generate`");
     assert_eq!(files(&out), ["000000", "notes.txt"]);

@@ -184,7 +184,7 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
     let metrics: Vec<&String> = found["metrics"].as_object().unwrap().keys().collect();
     assert_eq!(metrics, ["fd", "is"], "{found}");
     assert!(
-        found["notes"][0].as_str().unwrap().starts_with("left out precision and recall: `ref.npz` holds neither"),
+        found["notes"][0].as_str().unwrap().starts_with("skipped precision and recall: `ref.npz` contains neither"),
         "{found}"
     );
     assert_eq!(found["warnings"].as_array().unwrap().len(), 1, "only few samples: {found}");
@@ -202,19 +202,19 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
         assert!(!outcome.stderr.contains("5.png"), "{outcome}");
     };
     known(&["--ref", "ref.npz", "--metrics", "fid,pr"], &["precision and recall cannot be computed", "d2o refs make"]);
-    known(&["--ref", "ref.npz", "--metrics", "sfid"], &["an extractor with the output `spatial`"]);
-    known(&["--ref", "ref.npz", "--metrics", "clip-fid"], &["CLIP's image tower", "--clip"]);
-    known(&["--metrics", "fid"], &["no reference is given"]);
+    known(&["--ref", "ref.npz", "--metrics", "sfid"], &["extractor with the output `spatial`"]);
+    known(&["--ref", "ref.npz", "--metrics", "clip-fid"], &["no CLIP image encoder given", "--clip"]);
+    known(&["--metrics", "fid"], &["no reference given"]);
     known(
         &["--ref", "real.npz", "--metrics", "kid", "--protocol", "torch-fidelity"],
-        &["at least 1000 images are needed, found 6"],
+        &["expected at least 1000 images, found 6"],
     );
-    known(&["--ref", "real.npz", "--metrics", "pr", "--neighbours", "6"], &["at least 7 images are needed, found 6"]);
-    known(&["--ref", "real.npz", "--metrics", "fid", "--per-class"], &["`broken` has no classes"]);
+    known(&["--ref", "real.npz", "--metrics", "pr", "--neighbours", "6"], &["expected at least 7 images, found 6"]);
+    known(&["--ref", "real.npz", "--metrics", "fid", "--per-class"], &["`broken` has no class labels"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--expect", "clip-fid<=1"], &["`clip_fid` is not computed", "fd"]);
     known(
         &["--ref", "real.npz", "--metrics", "fid", "--expect", "fid<=1"],
-        &["`fid` is not computed", "computed are fd"],
+        &["`fid` is not computed", "computed metrics: fd"],
     );
     known(&["--ref", "real.npz", "--metrics", "fid", "--json", "broken"], &["`broken` is a folder"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--report", "ref.npz"], &["`ref.npz` exists", "--overwrite"]);
@@ -284,11 +284,11 @@ fn finished_features_are_used_and_others_refused() {
     write_images(&dir.join("fake.npz"), 20..60);
     let base = ["evaluate", "fake.npz", "--ref", "real.npz", "--extractor", "lite0.onnx", "--bootstrap", "0"];
     let first = d2o(dir, &[&base[..], &["--save-features", "f.h5", "--json", "a.json"]].concat());
-    assert!(!first.stderr.contains("already"), "{first}");
+    assert!(!first.stderr.contains("using the features"), "{first}");
     let bytes = fs::read(dir.join("f.h5")).unwrap();
     // As after a run that was killed before it wrote its result.
     let second = d2o(dir, &[&base[..], &["--save-features", "f.h5", "--json", "b.json"]].concat());
-    assert!(second.stderr.contains("`f.h5` holds these features already"), "{second}");
+    assert!(second.stderr.contains("using the features in `f.h5`"), "{second}");
     let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(dir.join(name)).unwrap()).unwrap() };
     assert_eq!(read("a.json")["metrics"], read("b.json")["metrics"]);
     assert_eq!(read("a.json")["samples"]["sha256"], read("b.json")["samples"]["sha256"]);
@@ -297,12 +297,12 @@ fn finished_features_are_used_and_others_refused() {
     refused(
         dir,
         &[&base[..], &other].concat(),
-        &["`f.h5` holds features of other images, networks or settings", "--overwrite"],
+        &["`f.h5` contains features of other images, networks or settings", "--overwrite"],
     );
     let shard = ["evaluate", "fake.npz", "--extractor", "lite0.onnx", "--shard", "0/2", "--save-features", "s.h5"];
     d2o(dir, &shard);
     let again = d2o(dir, &shard);
-    assert!(again.stderr.contains("`s.h5` holds these features already"), "{again}");
+    assert!(again.stderr.contains("`s.h5` already contains these features"), "{again}");
 }
 
 #[cfg(target_os = "linux")]
@@ -334,7 +334,7 @@ fn every_protocol_that_the_reference_serves_is_evaluated() {
     let all: Value = serde_json::from_slice(&fs::read(dir.join("all.json")).unwrap()).unwrap();
     let names: Vec<&str> = all.as_array().unwrap().iter().map(|e| e["protocol"]["name"].as_str().unwrap()).collect();
     assert!(names.contains(&"edm") && !names.contains(&"clean"), "{names:?}");
-    assert!(outcome.stderr.contains("left out protocol clean: "), "{outcome}");
+    assert!(outcome.stderr.contains("skipped protocol clean: "), "{outcome}");
     assert_eq!(outcome.stderr.matches("samples for 1280 features").count(), 1, "{outcome}");
     refused(
         dir,
@@ -369,7 +369,7 @@ fn what_a_protocols_tool_would_not_read_is_noted() {
             "preprocessing",
         ]
     };
-    let note = "4 of the 12 images in `fake` are in sub-folders, which torch-fidelity does not read by default";
+    let note = "4 of the 12 images in `fake` are in subfolders, which torch-fidelity does not read by default";
     assert!(evaluate(dir, &how("torch-fidelity"))["notes"].as_array().unwrap().iter().any(|n| n == note));
     assert!(!evaluate(dir, &how("edm"))["notes"].to_string().contains("sub-folders"));
     // Samples of another size than the reference.
@@ -381,7 +381,7 @@ fn what_a_protocols_tool_would_not_read_is_noted() {
     write_float(dir, 2, "other");
     let found =
         evaluate(dir, &["large.npz", "--ref", "real.npz", "--extractor", "other-float.onnx", "--metrics", "fid"]);
-    assert!(found["notes"].to_string().contains("the samples are 48×48, the reference is 32×32"), "{found}");
+    assert!(found["notes"].to_string().contains("the sizes differ: samples 48×48, reference 32×32"), "{found}");
 }
 
 #[test]
@@ -505,7 +505,7 @@ fn results_say_why_they_differ_and_by_how_much() {
     assert_eq!((values.len(), values[0], values[2]), (3, a, b), "{found}");
     assert_eq!(steps[1]["exchanged"], serde_json::json!(["samples"]));
     let same = d2o(dir, &["explain", "a.json", "a.json"]);
-    assert!(same.stdout.contains("computed alike"), "{same}");
+    assert!(same.stdout.contains("no setting differs"), "{same}");
     // Results of several protocols are compared protocol by protocol.
     for (samples, out) in [("fake.npz", "c.json"), ("more.npz", "d.json")] {
         let args = ["evaluate", samples, "--ref", "real.npz", "--protocol", "edm,stylegan3", "--json", out];
@@ -552,5 +552,5 @@ fn a_report_keeps_the_numbers_of_each_network_apart() {
     assert!(text.contains("2 classes. Worst: class"), "{text}");
     fs::write(dir.join("old.json"), "{\"schema\": 99}").unwrap();
     let outcome = attempt(dir, &["report", "old.json", "--out", "x.html"]);
-    assert!(outcome.code == 2 && outcome.stderr.contains("its layout is version 99"), "{outcome}");
+    assert!(outcome.code == 2 && outcome.stderr.contains("its schema is version 99"), "{outcome}");
 }

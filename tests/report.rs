@@ -304,7 +304,7 @@ fn tables_for_papers() {
     assert!(pre.iter().any(|p| p.trim_end() == first), "{first}\n{pre:#?}");
     for args in [&["--images", "a=b"][..], &["--losses", "a=b"], &["--references", "b"]] {
         let outcome = attempt(dir, &[&["report", "r.json", "--format", "latex", "--out", "-"], args].concat());
-        assert!(outcome.code == 2 && outcome.stderr.contains("are for `--format html`"), "{outcome}");
+        assert!(outcome.code == 2 && outcome.stderr.contains("require `--format html`"), "{outcome}");
     }
 }
 
@@ -406,10 +406,10 @@ fn nearest_references_are_found_and_shown() {
         assert!(outcome.code == 2 && outcome.stderr.contains(words), "{outcome}");
     };
     let fake = ["b.json", "--images", "fake=fake.npz", "--references"];
-    refused(&[&fake[..], &["order.npz"]].concat(), "does not hold the reference images of “fake”, in their order");
+    refused(&[&fake[..], &["order.npz"]].concat(), "does not contain the reference images of “fake” in the same order");
     refused(
         &["b.json", "--images", "fake=real.npz", "--references", "real.npz"],
-        "does not hold the samples of “fake”",
+        "does not contain the samples of “fake”",
     );
     write(dir, "none.json", &result("a", &json!({"fid": 2.5})));
     refused(&["none.json", "--references", "real.npz"], "`d2o evaluate --nearest N` records them");

@@ -134,8 +134,8 @@ fn a_mix_of_shards_is_refused() {
         let outcome = attempt(dir, &[&["evaluate", "--merge"], parts, &["--ref", "ref.npz"]].concat());
         assert!(outcome.code == 2 && outcome.stderr.contains(text), "{text}: {outcome}");
     };
-    merge(&["part-0.h5", "part-2.h5"], "images 32..64 of 100 are in none of the files");
-    merge(&["part-0.h5", "part-1.h5"], "images 64..100 of 100 are in none of the files");
+    merge(&["part-0.h5", "part-2.h5"], "images 32..64 of 100 are missing");
+    merge(&["part-0.h5", "part-1.h5"], "images 64..100 of 100 are missing");
     merge(&["part-1.h5", "part-0.h5", "part-1.h5", "part-2.h5"], "both hold image 32");
     let single = attempt(dir, &["evaluate", "part-1.h5", "--ref", "ref.npz"]);
     assert!(single.code == 2 && single.stderr.contains("images 0..32 of 100"), "{single}");
@@ -143,7 +143,7 @@ fn a_mix_of_shards_is_refused() {
     write_images(&dir.join("fake.npz"), 61..161);
     fs::rename(dir.join("part-1.h5"), dir.join("old.h5")).unwrap();
     shard(dir, 1, &[]);
-    merge(&["part-0.h5", "part-1.h5", "part-2.h5"], "differ in the images they come from");
+    merge(&["part-0.h5", "part-1.h5", "part-2.h5"], "differ in their images");
     fs::remove_file(dir.join("part-1.h5")).unwrap();
     write_labelled(&dir.join("fake.npz"), 60..160, |s| Some((s % 2) as i64));
     let args = ["evaluate", "fake.npz", "--shard", "1/3", "--save-features", "part-1.h5", "--batch", "16"];
@@ -304,7 +304,7 @@ fn classes_are_measured_apart() {
     write_images(&dir.join("plain.npz"), 0..40);
     let args = ["evaluate", "plain.npz", "--ref", "ref.npz", "--extractor", "lite0.onnx", "--per-class"];
     let outcome = attempt(dir, &args);
-    assert!(outcome.code == 2 && outcome.stderr.contains("`plain.npz` has no classes"), "{outcome}");
+    assert!(outcome.code == 2 && outcome.stderr.contains("`plain.npz` has no class labels"), "{outcome}");
 }
 
 #[test]

@@ -192,7 +192,7 @@ fn generate_ends_after_its_batch_and_resumes_and_is_alone_at_its_output() {
     // Stopped, it cannot end before the signal, however fast the machine is.
     running.send("STOP");
     let second = attempt(dir, &words("s.npz"));
-    assert!(second.code == 2 && second.stderr.contains("another process of d2o works in `s.npz.partial`"), "{second}");
+    assert!(second.code == 2 && second.stderr.contains("another d2o process is using `s.npz.partial`"), "{second}");
     running.send("TERM");
     running.send("CONT");
     let (code, stderr, _) = running.end();
@@ -205,7 +205,7 @@ fn generate_ends_after_its_batch_and_resumes_and_is_alone_at_its_output() {
     );
     assert!(!dir.join("s.npz").exists());
     let resumed = d2o(dir, &words("s.npz"));
-    assert!(resumed.stderr.contains("of 512 images are there already"), "{resumed}");
+    assert!(resumed.stderr.contains("of 512 images are already done"), "{resumed}");
     d2o(dir, &words("whole.npz"));
     assert!(fs::read(dir.join("s.npz")).unwrap() == fs::read(dir.join("whole.npz")).unwrap(), "other bytes");
     assert_eq!(names(dir), ["s.npz", "whole.npz", "x.onnx"]);

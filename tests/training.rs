@@ -204,7 +204,7 @@ fn a_generator_is_distilled_with_and_without_a_discriminator() {
     refused(dir, &resume(&["--teacher-type", "cd"]), "--teacher-type: \"ctm\" → \"cd\"");
     edm(dir, "edm2", "0.000008", &["--seed", "9"]);
     let other = "edm2/network-snapshot-000000_008.safetensors";
-    refused(dir, &resume(&["--target", other]), "--target does not hold what this run was started with");
+    refused(dir, &resume(&["--target", other]), "--target has changed since the run was started");
     d2o(dir, &resume(&[]));
     assert!(bytes(dir, "whole") == bytes(dir, "parts"), "a resumed run ends elsewhere than an undisturbed one");
     let lines = stats(dir, "whole");
@@ -218,7 +218,7 @@ fn a_generator_is_distilled_with_and_without_a_discriminator() {
     write_lpips(dir, 1, "again");
     d2o(dir, &resume(&["--lpips-weights", "again.safetensors", "--lpips-weights", "vgg.safetensors"]));
     write_lpips(dir, 2, "again");
-    refused(dir, &resume(&[]), "--lpips-weights does not hold what this run was started with");
+    refused(dir, &resume(&[]), "--lpips-weights has changed since the run was started");
     write_lpips(dir, 1, "again");
 
     // Beside the adversarial loss, for a generator of two steps.
@@ -278,7 +278,7 @@ fn a_generator_of_several_steps_is_sampled_as_it_was_trained() {
         assert!(exported.stderr.contains(&format!("trained for {said} sampling")), "{exported}");
         assert!(found == images(&pickled, &format!("{outdir}-d.npz"), &[]), "{said}");
         let first = ["export", &snapshot, "--kind", "one-step", "--out", "first.onnx", "--no-check", "--overwrite"];
-        assert!(d2o(dir, &first).stderr.contains("of which the graph is the first step"));
+        assert!(d2o(dir, &first).stderr.contains("the graph computes the first step only"));
         // A sampler of another kind takes its own defaults.
         d2o(dir, &["generate", &graph, "--seeds", "0", "--sampler", "heun", "--out", &format!("{outdir}-h.npz")]);
     }
@@ -480,7 +480,7 @@ fn processes_end_together() {
         let once = stderr.matches("error:").count() == 1;
         assert!(code == Some(2) && once && stderr.contains(text), "{text}: {code:?}: {stderr}");
     };
-    refused(in_two(dir, &words("whole", "0.000028", &[])), "holds another run");
+    refused(in_two(dir, &words("whole", "0.000028", &[])), "contains another run");
     refused(in_two(dir, &words("bad", "0.000028", &["--cond"])), "--cond true: the network has 0 classes");
     assert!(!dir.join("bad").exists());
     fs::remove_file(dir.join("stopped/stats.jsonl")).unwrap();
@@ -490,7 +490,7 @@ fn processes_end_together() {
     let with = |data| -> Vec<&str> { good.iter().map(|w| if *w == "data.npz" { data } else { *w }).collect() };
     refused(in_each(dir, &[&good, &with("missing.npz")]), "process 1 of 2 (");
     write_images(&dir.join("other.npz"), 1..13);
-    refused(in_each(dir, &[&good, &with("other.npz")]), "has files of --data other than those of process 0");
+    refused(in_each(dir, &[&good, &with("other.npz")]), "files of --data differ from those of process 0");
 }
 
 #[test]
@@ -505,7 +505,7 @@ fn processes_need_the_library_of_their_launcher() {
         let (code, stderr) = ended(command);
         assert!(code == Some(2) && stderr.contains(text), "{text}: {code:?}: {stderr}");
     };
-    refused(&library, "process 0 of 1: use the launcher of this library");
+    refused(&library, "process 0 of 1 according to `");
     refused(Path::new("missing.so"), "no library of the standard MPI ABI was found");
 }
 
@@ -593,7 +593,7 @@ fn settings_are_shown_and_runs_are_kept() {
 
     tune(dir, "run", "0.000004", &[]);
     let before = bytes(dir, "run");
-    refused(dir, &words("run", "0.000004", &[]), "holds another run");
+    refused(dir, &words("run", "0.000004", &[]), "contains another run");
     assert_eq!(bytes(dir, "run"), before);
     for name in ["00000", "00001-again"] {
         let desc = name.split_once('-').map_or(vec![], |(_, d)| vec!["--desc", d]);
@@ -604,7 +604,7 @@ fn settings_are_shown_and_runs_are_kept() {
     // One process at a time.
     let busy = fs::OpenOptions::new().append(true).open(dir.join("run/log.txt")).unwrap();
     busy.file().lock().unwrap();
-    refused(dir, &["train", "--outdir", "run", "--resume"], "another process trains in `run`");
+    refused(dir, &["train", "--outdir", "run", "--resume"], "another process is training in `run`");
     drop(busy);
 
     // A run goes on with its own settings, or with others if they are allowed.
@@ -613,9 +613,13 @@ fn settings_are_shown_and_runs_are_kept() {
     };
     refused(dir, &resume(&["--lr", "1e-5", "--seed", "8"]), "--lr: 0.0001 → 0.00001, --seed: 7 → 8");
     write_images(&dir.join("other.npz"), 1..13);
-    refused(dir, &resume(&["--data", "other.npz"]), "--data does not hold what this run was started with");
+    refused(dir, &resume(&["--data", "other.npz"]), "--data has changed since the run was started");
     write_lite0(dir, 2, "other");
-    refused(dir, &resume(&["--backbone", "other.safetensors"]), "--backbone-weights does not hold what this run");
+    refused(
+        dir,
+        &resume(&["--backbone", "other.safetensors"]),
+        "--backbone-weights has changed since the run was started",
+    );
     assert_eq!(bytes(dir, "run"), before);
     let outcome = d2o(dir, &resume(&["--lr", "1e-5", "--resume-with"]));
     assert!(outcome.stderr.contains("resumed with --lr: 0.0001 → 0.00001"), "{outcome}");
@@ -628,21 +632,21 @@ fn bad_input_is_one_clear_error() {
     let dir = dir.path();
     let with = |more: &[&'static str]| [&words("bad", "0.000004", &[])[..], more].concat();
     refused(dir, &with(&["--cond"]), "--cond true: the network has 0 classes");
-    refused(dir, &with(&["--arch", "adm"]), "--arch is for `--loss edm`");
+    refused(dir, &with(&["--arch", "adm"]), "--arch requires `--loss edm`");
     refused(dir, &with(&["--batch-gpu", "3"]), "expected a divisor of --batch 4");
     refused(dir, &with(&["--lr", "nan"]), "expected a finite number");
     // Feature networks: missing, unsupported, without classes to embed, without heads.
     refused(dir, &with(&["--backbones", "vgg16_bn+lite0"]), "vgg16_bn-6c64b313.pth");
     refused(dir, &with(&["--backbones", "deit+lite0"]), "deit_base_distilled_patch16_224-df68dfff.pth");
     refused(dir, &with(&["--backbones", "vit+efficientnet_b0"]), "is not supported");
-    refused(dir, &with(&["--random-class-embeddings"]), "this one has none");
+    refused(dir, &with(&["--random-class-embeddings"]), "this network has no classes");
     let mut npz = d2o_refs::npz::NpzWriter::create(&dir.join("16.npz")).unwrap();
     npz.start("arr_0", d2o_refs::npy::Dtype::U8, &[4, 16, 16, 3]).unwrap();
     npz.raw(&[7; 4 * 768]).unwrap();
     npz.finish().unwrap();
     let other: Vec<&str> =
         words("bad", "0.000004", &[]).iter().map(|w| if *w == "data.npz" { "16.npz" } else { w }).collect();
-    refused(dir, &other, "the network makes 32-pixel images, `16.npz` holds 16-pixel ones");
+    refused(dir, &other, "the network generates 32-pixel images, but `16.npz` contains 16-pixel images");
     assert!(!dir.join("bad").exists());
 
     // A conditional network and images without classes, or with others.
@@ -686,9 +690,9 @@ fn snapshots_are_evaluated() {
     d2o(dir, &["refs", "make", "data.npz", "--extractor", "f.onnx", "--out", "ref.npz"]);
     let evaluated =
         ["--eval-ref", "ref.npz", "--eval-extractor", "f.onnx", "--eval-images", "8", "--snap", "1", "--keep-best"];
-    refused(dir, &words("run", "0.000012", &evaluated[..2]), "--eval-ref needs a feature network");
-    refused(dir, &words("run", "0.000012", &["--keep-best"]), "--keep-best needs an evaluation");
-    refused(dir, &words("run", "0.000012", &evaluated[2..4]), "--eval-extractor is for an evaluation");
+    refused(dir, &words("run", "0.000012", &evaluated[..2]), "--eval-ref requires a feature extractor");
+    refused(dir, &words("run", "0.000012", &["--keep-best"]), "--keep-best requires an evaluation");
+    refused(dir, &words("run", "0.000012", &evaluated[2..4]), "--eval-extractor requires --eval-ref");
     let outcome = tune(dir, "run", "0.000012", &evaluated);
     assert!(outcome.stderr.contains("evaluated in "), "{outcome}");
     let lines = || -> Vec<Value> {
@@ -729,7 +733,7 @@ fn snapshots_are_evaluated() {
 fn grey_images_train_networks_of_one_channel() {
     let dir = prepare();
     let dir = dir.path();
-    refused(dir, &words("run", "0.000004", &["--channels", "1"]), "--channels is for `--loss edm`");
+    refused(dir, &words("run", "0.000004", &["--channels", "1"]), "--channels requires `--loss edm`");
     let grey = |i: usize| u8::try_from((i * 37) % 251).unwrap();
     let mut npz = d2o_refs::npz::NpzWriter::create(&dir.join("grey.npz")).unwrap();
     npz.start("arr_0", d2o_refs::npy::Dtype::U8, &[8, 32, 32, 1]).unwrap();
@@ -740,7 +744,7 @@ fn grey_images_train_networks_of_one_channel() {
     };
     let train = ["train", "--loss", "edm", "--data", "data.npz", "--outdir", "grey", "--batch", "4", "--channels", "1"];
     let train = [&train[..], &NETWORK, &["--duration", "0.000004"]].concat();
-    refused(dir, &train, "the network makes grey images, image 0 of the dataset is coloured");
+    refused(dir, &train, "the network generates greyscale images, but image 0 of the dataset is a colour image");
     d2o(dir, &on(&train));
     let tune: Vec<&str> = on(&words("run", "0.000008", &["--diffaug", "--augment-p", "0.5"]))
         .into_iter()

@@ -82,7 +82,7 @@ fn winograd_is_for_wide_networks_in_f32() {
     assert_eq!(fs::read(dir.join("plain.onnx")).unwrap(), fs::read(dir.join("narrow.onnx")).unwrap());
     let half = ["export", &checkpoint(), "--winograd", "--precision", "fp16", "--out", "half.onnx"];
     let refused = run(program, dir, &half);
-    assert!(refused.code == 2 && refused.stderr.contains("--winograd: its sums need f32"), "{refused}");
+    assert!(refused.code == 2 && refused.stderr.contains("--winograd requires `--precision fp32`"), "{refused}");
     assert!(!dir.join("half.onnx").exists());
 
     let kwargs = serde_json::json!({
@@ -96,7 +96,7 @@ fn winograd_is_for_wide_networks_in_f32() {
     write_checkpoint(&dir.join("wide.safetensors"), &b);
     // The check that follows compares the runtimes.
     let wide = d2o(dir, &["export", "wide.safetensors", "--config", "net.json", "--winograd", "--out", "wide.onnx"]);
-    assert!(wide.stderr.contains("convolutions as Winograd's F(4, 3)"), "{wide}");
+    assert!(wide.stderr.contains("convolutions written as Winograd F(4, 3)"), "{wide}");
     assert!(wide.stderr.contains("checked `images` on ort-cpu and tract"), "{wide}");
     d2o(dir, &["export", "wide.safetensors", "--config", "net.json", "--no-check", "--out", "direct.onnx"]);
     let images = |graph: &str, out: &str| {

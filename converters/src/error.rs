@@ -25,7 +25,7 @@ pub enum Error {
         found: Vec<usize>,
     },
     /// The network left tensors of the checkpoint unread.
-    #[error("the network leaves {} tensor(s) of the checkpoint unused: {}", .paths.len(), abbreviate(.paths))]
+    #[error("{} unexpected tensor(s) in the checkpoint: {}", .paths.len(), abbreviate(.paths))]
     UnusedTensors {
         /// Full paths, in the checkpoint's order.
         paths: Vec<String>,
@@ -67,5 +67,5 @@ pub(crate) fn config(what: impl Into<String>) -> Error {
 }
 
 fn near_misses(similar: &[String]) -> String {
-    if similar.is_empty() { String::new() } else { format!("; similar names there: {}", abbreviate(similar)) }
+    if similar.is_empty() { String::new() } else { format!("; similar names: {}", abbreviate(similar)) }
 }

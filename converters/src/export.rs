@@ -174,7 +174,7 @@ pub fn denoiser_of(config: &NetConfig, weights: Weights, options: &Options) -> R
 /// `Config` if it is not a generator of one evaluation, or cannot be truncated; errors of the load; `Engine` if the graph cannot be built.
 pub fn generator(network: &Network, options: &GeneratorOptions) -> Result<Exported> {
     let Architecture::Generator(generator) = &network.architecture else {
-        return Err(config(format!("a generator was expected, found {}", network.architecture.name())));
+        return Err(config(format!("expected a generator, found {}", network.architecture.name())));
     };
     let mut b = OnnxBackend::new(generator.class(), network.weights());
     let net = generator.build(&mut b)?;
@@ -213,7 +213,7 @@ pub fn features(network: &Network, options: &FeatureOptions, file_sha256: &str) 
         other => {
             let known = "Inception-2015-12-05, CLIP ViT, EfficientNet-Lite0, DeiT distilled, VGG16, DINOv2";
             let found = other.name();
-            return Err(config(format!("a feature network was expected ({known}), found one of class {found}")));
+            return Err(config(format!("expected a feature extractor ({known}), found a network of class {found}")));
         }
     };
     let (name, size) = (extractor.name(), extractor.input_size());
@@ -286,7 +286,7 @@ fn pixels(b: &mut OnnxBackend, options: &FeatureOptions) -> Result<Edge> {
     if !bytes && options.image_size != options.input_size {
         let (images, network) = (options.image_size, options.input_size);
         return Err(config(format!(
-            "f32 images come resized: expected the network's {network} pixels, found {images}"
+            "f32 images must already have the resolution of the network: expected {network} pixels, found {images}"
         )));
     }
     let (name, element) = if bytes { ("images_u8", ElementType::U8) } else { ("images_f32", ElementType::F32) };

@@ -61,7 +61,7 @@ pub struct Checkpoint {
     pub metadata: Vec<(String, String)>,
     /// Tensors of the whole file.
     pub tensors: Arc<dyn TensorSource>,
-    /// Contents beside the networks that are not read, a sentence each.
+    /// Ignored contents outside the networks, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -106,8 +106,8 @@ impl Checkpoint {
         };
         found.ok_or_else(|| {
             let names: Vec<_> = self.networks.iter().map(|n| format!("`{}`", n.name)).collect();
-            let (wanted, names) = (wanted.map_or_else(String::new, |w| format!("`{w}` ")), names.join(", "));
-            Error::Config { what: format!("network {wanted}of several: the file holds {names}; name one (--net)") }
+            let problem = wanted.map_or_else(|| "several networks".to_owned(), |w| format!("no network `{w}`"));
+            Error::Config { what: format!("{problem}: the file contains {}; choose one with --net", names.join(", ")) }
         })
     }
 }
@@ -169,8 +169,8 @@ impl Architecture {
                 None => inferred.question.clone(),
             },
             Self::Unsupported(why) => why.clone(),
-            Self::Unknown => "the checkpoint does not say which network it holds (class and init_kwargs)".to_owned(),
-            other => format!("a denoiser was expected, found {}", other.name()),
+            Self::Unknown => "the checkpoint does not record its network (class and init_kwargs)".to_owned(),
+            other => format!("expected a denoiser, found {}", other.name()),
         }))
     }
 }
@@ -222,8 +222,7 @@ impl Network {
             network.source_sha256.clone_from(&source_sha256);
             match (&network.architecture, &class, &scaled_norm) {
                 (Architecture::Unknown, Some(class), _) => {
-                    network.architecture =
-                        Architecture::Unsupported(format!("objects of class `{class}` are not known"));
+                    network.architecture = Architecture::Unsupported(format!("unknown class `{class}`"));
                 }
                 (Architecture::Extractor(Extractor::InceptionV3(Parts { .. })), _, Some(norm)) => {
                     let what = format!("`{norm}` scales after normalising, which Inception-2015-12-05 does not");
@@ -260,7 +259,7 @@ fn described(class: &str, found: &StoredNetwork) -> Option<Architecture> {
     if found.init_args.len() > positional.len() {
         let count = found.init_args.len();
         return Some(Architecture::Unsupported(format!(
-            "`{class}` was given {count} positional arguments; only {positional:?} are known"
+            "`{class}` has {count} positional arguments; expected at most {positional:?}"
         )));
     }
     if let Some(source) = &found.source
@@ -285,7 +284,7 @@ fn check_source(class: &str, source: &str) -> Result<(), String> {
         return Ok(());
     }
     let Some(start) = source.find(&format!("class {class}(")) else {
-        return Err(format!("the pickle's own source does not define `{class}`"));
+        return Err(format!("the source code in the pickle does not define `{class}`"));
     };
     let body = &source[start..];
     let body = body[1..].find("\nclass ").map_or(body, |end| &body[..=end]);
@@ -304,7 +303,7 @@ fn check_source(class: &str, source: &str) -> Result<(), String> {
             (Some(unknown), _) => (format!("sets {name} = {unknown}"), expected.join(" or ")),
             (None, Some(absent)) => (format!("does not set {name}"), (*absent).to_owned()),
         };
-        return Err(format!("the pickle's own source of `{class}` {set}, expected {expected}"));
+        return Err(format!("the source code of `{class}` in the pickle {set}, expected {expected}"));
     }
     Ok(())
 }

@@ -51,7 +51,7 @@ impl Digests {
         let size = |name: &String| dims(name).into_iter().fold(1, usize::saturating_mul);
         let values = network.tensors.names().iter().map(size).fold(0, usize::saturating_add);
         if values > MAX_VALUES {
-            let what = format!("a feature network of at most {MAX_VALUES} values was expected, found {values}");
+            let what = format!("expected a feature extractor of at most {MAX_VALUES} values, found {values}");
             return Err(Error::Config { what });
         }
         let (mut trunk, mut head) = (Vec::new(), Vec::new());

@@ -178,7 +178,7 @@ impl Weights {
         }
     }
 
-    /// Fresh weights drawn by [`Init::values`] from `seed`.
+    /// Weights initialised by [`Init::values`] from `seed`.
     #[must_use]
     pub fn initialised(seed: u64) -> Self {
         Self {

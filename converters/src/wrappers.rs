@@ -76,7 +76,7 @@ fn inner<T>(
     }
     if groups.contains("") {
         let strays: Vec<_> = tensors.names().into_iter().filter(|n| !n.contains('.')).collect();
-        notes.push(format!("tensors beside the networks are not read: {}", abbreviate(&strays)));
+        notes.push(format!("ignored tensors outside the networks: {}", abbreviate(&strays)));
     }
     Some(found)
 }

@@ -46,7 +46,9 @@ fn an_edm_pickle_is_a_denoiser_with_its_weights() {
     }
     let exported = export::denoiser(network, &Options::default()).unwrap();
     assert_eq!(exported.report.tensors, network.tensors.names().len());
-    assert!(checkpoint.network(Some("net")).unwrap_err().to_string().contains("the file holds `ema`"));
+    assert!(
+        checkpoint.network(Some("net")).unwrap_err().to_string().contains("no network `net`: the file contains `ema`")
+    );
 }
 
 /// `archive` with an empty entry `first` before its own, and with the records of zip64 that torch adds although nothing needs them.
@@ -425,9 +427,9 @@ fn objects_beside_the_tensors_are_named_and_not_made() {
     ));
     let checkpoint = checkpoint.unwrap();
     assert_eq!(read(&checkpoint, "w"), [0.5, 1.5]);
-    assert_eq!(checkpoint.notes, ["tensors beside the networks are not read: `best`"]);
+    assert_eq!(checkpoint.notes, ["ignored tensors outside the networks: `best`"]);
     let checkpoint = opened(&torch_archive(&dict(&[("w", tensor(2, &[2], &[1], None)), ("out", path)]), &[0.5, 1.5]));
-    assert_eq!(checkpoint.unwrap().notes, ["objects beside the tensors are not read: `out`"]);
+    assert_eq!(checkpoint.unwrap().notes, ["ignored objects next to the tensors: `out`"]);
 }
 
 #[test]
@@ -503,13 +505,13 @@ fn files_that_are_something_else_are_named() {
         (b"\n<!DOCTYPE html><html>", "a web page"),
         (b"<?xml version=\"1.0\"?><Error/>", "an XML file"),
         (b"\x1f\x8b\x08\x00", "a gzip file"),
-        (b"\x10\x00\x00\x00\x00\x00\x00\x00{\"a\": ", "cut short"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{\"a\": ", "truncated"),
     ] {
         let message = refused(content);
         assert!(message.contains(what), "{message}");
     }
     let tensorflow = [&global("dnnlib.tflib.network.Network")[..], b")\x81}b\x85"].concat();
-    assert!(refused(&pickle(&tensorflow)).contains("networks of TensorFlow: convert the file with legacy.py"));
+    assert!(refused(&pickle(&tensorflow)).contains("TensorFlow networks: convert the file with legacy.py"));
     let dir = tempfile::tempdir().unwrap();
     assert!(Checkpoint::open(dir.path()).unwrap_err().to_string().contains("expected a file, found a folder"));
 }
@@ -609,7 +611,7 @@ fn networks_listed_in_safetensors_are_few_and_there() {
     assert_eq!(checkpoint.tensors.read_f32("rest").unwrap(), [513.0, 65535.0]);
     let fails = |networks: &[&str]| of(networks).unwrap_err().to_string();
     assert!(fails(&["ema", "ema"]).contains("`ema` twice"));
-    assert!(fails(&["ema", "net"]).contains("`net`, which none does"));
+    assert!(fails(&["ema", "net"]).contains("`net`, which no tensor has"));
     assert!(fails(&[""; 65]).contains("at most 64 names"));
 }
 

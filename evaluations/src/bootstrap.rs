@@ -33,7 +33,7 @@ impl SplitMix64 {
         usize::try_from(wide >> 64).unwrap_or(0)
     }
 
-    /// How often each of `n` rows is drawn in `n` draws with replacement.
+    /// Number of times each of `n` rows is sampled in `n` draws with replacement.
     fn counts(&mut self, n: usize) -> Vec<u32> {
         let mut counts = vec![0; n];
         for _ in 0..n {
@@ -73,11 +73,11 @@ impl NoInterval {
 impl fmt::Display for NoInterval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotRequested => f.write_str("no interval: no resamples were asked for"),
+            Self::NotRequested => f.write_str("no interval: no resamples requested"),
             Self::FewSamples { samples, dims } => {
                 write!(
                     f,
-                    "no interval of the Fréchet distance: it takes more samples than features, found {samples} for {dims}"
+                    "no interval for the Fréchet distance: expected more samples than features, found {samples} for {dims}"
                 )
             }
         }
@@ -263,7 +263,7 @@ mod tests {
         let few = normal(6, 6, 4);
         let found = frechet_interval(few.view(), &gaussian(&few, 1), 0.0, 1, 100, 1).unwrap();
         assert_eq!(found, Err(NoInterval::FewSamples { samples: 6, dims: 6 }));
-        let note = "no interval of the Fréchet distance: it takes more samples than features, found 6 for 6";
+        let note = "no interval for the Fréchet distance: expected more samples than features, found 6 for 6";
         assert_eq!(found.unwrap_err().to_string(), note);
         let none = frechet_interval(x.view(), &own, 0.0, 1, 0, 1).unwrap();
         assert_eq!(none, Err(NoInterval::NotRequested));

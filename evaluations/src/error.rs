@@ -25,7 +25,7 @@ pub enum Error {
         row: usize,
     },
     /// There are too few images.
-    #[error("{what}: at least {least} images are needed, found {found}")]
+    #[error("{what}: expected at least {least} images, found {found}")]
     TooFew {
         /// The metric, and the set if there are two.
         what: &'static str,

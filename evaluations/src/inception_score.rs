@@ -56,7 +56,7 @@ impl ScoreRule {
             Parts::Size(n) => (n, 1),
         };
         if given == 0 {
-            return Err(Error::TooFew { what: "Inception Score, parts or their size", least: 1, found: 0 });
+            return Err(Error::TooFew { what: "Inception Score, number or size of splits", least: 1, found: 0 });
         }
         if samples < least {
             return Err(Error::TooFew { what: "Inception Score, samples", least, found: samples });
@@ -89,7 +89,7 @@ impl fmt::Display for ShortPart {
         let plural = if *samples == 1 { "" } else { "s" };
         write!(
             f,
-            "the Inception Score's last part has {samples} sample{plural} instead of {full} and counts as much as the others"
+            "the last split of the Inception Score has {samples} sample{plural} instead of {full}, with the same weight as the others"
         )
     }
 }
@@ -281,7 +281,8 @@ mod tests {
     fn a_short_last_part_is_reported() {
         let adm = TEN.with_parts(Parts::Size(5000));
         assert_eq!(adm.short_part(5001), Some(ShortPart { samples: 1, full: 5000 }));
-        let note = "the Inception Score's last part has 1 sample instead of 5000 and counts as much as the others";
+        let note =
+            "the last split of the Inception Score has 1 sample instead of 5000, with the same weight as the others";
         assert_eq!(adm.short_part(50_001).unwrap().to_string(), note);
         assert!([1, 4999, 5000, 50_000].iter().all(|n| adm.short_part(*n).is_none()));
         assert_eq!(TEN.short_part(5001), None);

@@ -70,7 +70,7 @@ pub struct Kid {
 
 /// KID of `samples [N, D]` and `reference [M, D]`. `seed` is for rules without one.
 ///
-/// Kernels and sums are f64. Each subset is drawn as `RandomState.choice(N, size, replace=False)`, samples first.
+/// Kernels and sums are f64. Each subset is sampled by `RandomState.choice(N, size, replace=False)`, samples first.
 ///
 /// # Errors
 /// `DimMismatch`; `NotFinite`; those of [`KidRule::check`].
@@ -171,7 +171,7 @@ mod tests {
         assert!(matches!(kid(rows(1, 0.0).view(), y.view(), &RULE, 0), Err(Error::TooFew { .. })));
         assert!(strict.check(4, 4).is_ok() && RULE.check(2, 3).is_ok());
         let text = strict.check(9, 3).unwrap_err().to_string();
-        assert_eq!(text, "KID, reference: at least 4 images are needed, found 3");
+        assert_eq!(text, "KID, reference: expected at least 4 images, found 3");
         for (subsets, subset_size) in [(0, 4), (3, 1)] {
             let rule = KidRule { subsets, subset_size, ..RULE };
             assert!(matches!(kid(x.view(), y.view(), &rule, 0), Err(Error::TooFew { .. })), "{rule:?}");

@@ -71,7 +71,7 @@ pub enum Resampling {
 pub struct Preprocessing {
     /// Resampling to the network's size.
     pub resampling: Resampling,
-    /// Normalisation in front of Inception; `None` for networks with a normalisation of their own.
+    /// Normalisation before Inception; `None` for networks that normalise their input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling: Option<Scaling>,
     /// Whether the graph itself resamples.

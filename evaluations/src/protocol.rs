@@ -10,7 +10,7 @@ use crate::kid::{KidRule, SmallSets};
 use crate::manifold::{Boundary, Distance, ManifoldRule};
 use crate::preprocess::{Resize, Scaling};
 
-/// Name of the genuine Inception network of 2015-12-05; a Fréchet distance of other features is no FID.
+/// Name of the genuine Inception network of 2015-12-05; a Fréchet distance of other features is not called FID.
 pub const INCEPTION: &str = "inception-2015-12-05";
 /// Name of torchvision's VGG16.
 pub const VGG16: &str = "vgg16";
@@ -67,7 +67,7 @@ pub enum ManifoldFeatures {
 }
 
 impl ManifoldFeatures {
-    /// Name of the network, if it is one that d2o can tell by its name.
+    /// Name of the network, if d2o can identify it by name.
     #[must_use]
     pub fn extractor(self) -> Option<&'static str> {
         match self {
@@ -117,7 +117,7 @@ pub struct Protocol {
     pub kid: KidRule,
     /// CLIP-FID.
     pub clip: ClipFeatures,
-    /// Metrics the tool lacks, and whose rule stands in: `(metrics, tool)`.
+    /// Metrics that the tool lacks, and the tool that defines their rule instead: `(metrics, tool)`.
     pub borrowed: &'static [(&'static str, &'static str)],
 }
 
@@ -264,7 +264,7 @@ impl Protocol {
         PROTOCOLS.iter().find(|p| p.name == name)
     }
 
-    /// Every choice in words, as it stands in a result.
+    /// Description of every setting, as recorded in results.
     #[must_use]
     pub fn describe(&self) -> BTreeMap<String, String> {
         let quantiser = match self.quantiser {

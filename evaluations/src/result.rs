@@ -120,7 +120,7 @@ pub struct ImageSet {
     /// How a generator made the images: graph, seeds, sampler, quantiser.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generator: Option<serde_json::Value>,
-    /// What was left out of the set, and what is assumed of it.
+    /// What was skipped in the set, and assumptions about it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
@@ -222,7 +222,7 @@ pub struct ClassMetrics {
     pub samples: usize,
     /// Reference images of it.
     pub reference: usize,
-    /// Metrics by name; those that take more images are left out.
+    /// Metrics by name, without those that need more images.
     pub metrics: BTreeMap<String, Metric>,
 }
 
@@ -285,7 +285,7 @@ pub struct Evaluation {
     pub nearest: Option<NearestImages>,
     /// What a reader of the numbers should know.
     pub warnings: Vec<String>,
-    /// Choices the program made: metrics left out, intervals not computed.
+    /// Choices of the program: skipped metrics, intervals that were not computed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     /// Seconds of each stage.

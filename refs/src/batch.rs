@@ -63,7 +63,7 @@ pub trait ImageSource: Send {
         None
     }
 
-    /// What was left out of the set and why, one line for each kind, e.g. "left out 5 files: 2 hidden, 3 .txt".
+    /// What was skipped in the set and why, one line per kind, e.g. "skipped 5 files (2 hidden, 3 .txt)".
     fn notes(&self) -> &[String] {
         &[]
     }

@@ -25,12 +25,12 @@ pub enum Error {
         /// The path.
         file: PathBuf,
     },
-    /// No image can be read from what the user gave.
-    #[error("{}: no images in it{}", .file.display(), after(.left_out))]
+    /// A file or folder contains no images.
+    #[error("{}: contains no images{}", .file.display(), after(.left_out))]
     Empty {
         /// The file or folder.
         file: PathBuf,
-        /// What it holds and was left out, as [`crate::batch::ImageSource::notes`] has it; empty if nothing was.
+        /// What was skipped, in the form of [`crate::batch::ImageSource::notes`]; empty if nothing was.
         left_out: String,
     },
     /// Two images of one set differ in size.
@@ -67,7 +67,7 @@ pub enum Error {
         #[source]
         source: ::hdf5::Error,
     },
-    /// Images that are made as they are read could not be made.
+    /// Images that are generated while reading could not be generated.
     #[error(fmt = made)]
     Made {
         /// What makes them.
@@ -139,11 +139,11 @@ fn image(file: &Path, entry: &String, source: &Source, f: &mut Formatter<'_>) ->
 }
 
 fn hdf5(file: &Path, source: &::hdf5::Error, f: &mut Formatter<'_>) -> fmt::Result {
-    write!(f, "{}: HDF5 failed", file.display())?;
+    write!(f, "{}: HDF5 error", file.display())?;
     causes(source, f)
 }
 
 fn made(name: &String, source: &Source, f: &mut Formatter<'_>) -> fmt::Result {
-    write!(f, "{name}: no images could be made")?;
+    write!(f, "{name}: cannot generate images")?;
     causes(source.as_ref(), f)
 }

@@ -143,7 +143,7 @@ impl FeatureFile {
                 return Err(Error::format(path, META, format!("version {VERSION}"), meta.d2o_features.to_string()));
             }
             if meta.rows.len() != len || meta.rows.end > meta.total || digests.is_none() {
-                let expected = format!("{len} rows of {}, each with its image's hash", meta.total);
+                let expected = format!("{len} rows of {}, each with the hash of its image", meta.total);
                 return Err(Error::format(path, META, expected, format!("{:?}", meta.rows)));
             }
             Some(meta)

@@ -18,7 +18,7 @@ use crate::listing::{Listing, list};
 
 /// A folder of images.
 ///
-/// Hidden files and folders (`.ipynb_checkpoints`, `._a.png`), files with other endings, pipes, sockets and devices are left out and counted
+/// Hidden files and folders (`.ipynb_checkpoints`, `._a.png`), files with other extensions, pipes, sockets and devices are skipped and counted
 /// in [`ImageSource::notes`]. Classes come from `dataset.json`, else from folders (`DIR/class/x.png`).
 #[derive(Debug)]
 pub struct Folder {
@@ -173,7 +173,7 @@ mod tests {
         let mut folder = Folder::open(dir.path()).unwrap();
         assert_eq!((folder.len(), folder.name(2)), (3, "`c/d.png`".to_owned()));
         assert_eq!(folder.read(0..3).unwrap()[[2, 0, 0, 0]], 2);
-        let expected = "left out 7 files (3 hidden, 2 .txt, 1 .json, 1 without an ending); 4 hidden folders";
+        let expected = "skipped 7 files (3 hidden, 2 .txt, 1 .json, 1 without an extension); 4 hidden folders";
         assert_eq!(folder.notes(), [expected]);
     }
 
@@ -201,8 +201,7 @@ mod tests {
         let names: Vec<_> = (0..folder.len()).map(|i| folder.name(i)).collect();
         assert_eq!(names, ["`a.png`", "`other/c.png`", "`other/inner/d.png`", "`sub/b.png`", "`z.png`"]);
         assert_eq!(folder.read(0..5).unwrap().slice(ndarray::s![.., 0, 0, 0]).to_vec(), [1, 3, 4, 2, 1]);
-        let expected =
-            "left out 2 files (2 not regular (pipes, sockets or devices)); 5 links to folders already listed";
+        let expected = "skipped 2 files (2 not regular (pipes, sockets or devices)); 5 links to folders already listed";
         assert_eq!(folder.notes(), [expected]);
         crate::batch::container_sha256(dir.path()).unwrap();
         symlink("nowhere", dir.path().join("lost.png")).unwrap();

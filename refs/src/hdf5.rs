@@ -327,12 +327,7 @@ fn cut_short(path: &Path, error: &::hdf5::Error) -> Option<Error> {
     let number =
         |name: &str| text.split_once(name).map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect());
     let (found, expected): (String, String) = (number(": eof = ")?, number("stored_eof = ")?);
-    Some(Error::format(
-        path,
-        "",
-        format!("an HDF5 file of {expected} bytes"),
-        format!("{found} bytes: it is cut short"),
-    ))
+    Some(Error::format(path, "", format!("an HDF5 file of {expected} bytes"), format!("{found} bytes, truncated")))
 }
 
 /// The error of the library for the file at `path`, or the system's where that is the cause: a full disk is no fault of HDF5.
@@ -475,7 +470,7 @@ impl Walk {
                 let beside = shape.iter().zip(&chunk).skip(1).fold(1_usize, |n, (d, c)| n.saturating_mul(count(d, c)));
                 let band = bytes.saturating_mul(beside);
                 if band > MAX_BAND {
-                    let expected = format!("chunks of which those of a row have at most {MAX_BAND} bytes");
+                    let expected = format!("at most {MAX_BAND} bytes in the chunks of one row");
                     return Err(Error::format(file, name, expected, format!("{band} in chunks of {chunk:?}")));
                 }
                 (self.chunk, self.band) = (self.chunk.max(bytes), self.band.max(band));
@@ -489,7 +484,7 @@ impl Walk {
                 .map_err(failed)?;
                 if expected != Some(found) {
                     let expected = expected.map_or("more".to_owned(), |n| n.to_string());
-                    let found = format!("{found}: the file was not written to its end");
+                    let found = format!("{found}: the file was not written completely");
                     return Err(Error::format(file, name, format!("{expected} chunks"), found));
                 }
             }
@@ -514,7 +509,7 @@ impl Walk {
         let expected = |what: &str| format!("{what} external file `{}`, relative to the current folder", part.name);
         let Ok(found) = fs_err::metadata(&part.name) else {
             let beside = file.parent().is_some_and(|folder| folder.join(&part.name).exists());
-            let hint = if beside { "; it lies beside the HDF5 file: run d2o in that folder" } else { "" };
+            let hint = if beside { "; it is next to the HDF5 file: run d2o in that folder" } else { "" };
             return Err(Error::format(file, name, expected("the"), format!("no such file{hint}")));
         };
         self.beside(file, name, Path::new(&part.name))?;
@@ -539,7 +534,7 @@ impl Walk {
                 let place = format!("{name}, part `{}` of `{}`", part.dataset, part.file);
                 // `%b` stands for the number of a source, of whatever sources there are.
                 if part.file.contains('%') || part.dataset.contains('%') {
-                    return Err(Error::format(file, place, "sources by their names", "a pattern"));
+                    return Err(Error::format(file, place, "sources with fixed names", "a pattern"));
                 }
                 let path = if part.file == "." { Some(file.to_owned()) } else { source_path(file, &part.file) };
                 let Some(path) = path else {
@@ -575,12 +570,12 @@ impl Walk {
 
     /// Makes sure that `other`, which holds parts of dataset `name` in `file`, is a regular file beside it, and counts it.
     fn beside(&mut self, file: &Path, name: &str, other: &Path) -> Result<()> {
-        let expected = || format!("parts in files beside it, as `{}`", other.display());
+        let expected = || format!("parts in files next to it, such as `{}`", other.display());
         let length = kind::open(other, &expected())?.metadata()?.len();
         let folder = fs_err::canonicalize(file)?;
         let other = fs_err::canonicalize(other)?;
         if folder.parent().is_none_or(|folder| !other.starts_with(folder)) {
-            return Err(Error::format(file, name, expected(), "one elsewhere"));
+            return Err(Error::format(file, name, expected(), "one in another folder"));
         }
         if other != folder && self.files.insert(other) {
             self.packed = self.packed.saturating_add(length);
@@ -1120,7 +1115,7 @@ mod tests {
         let file = ::hdf5::File::create(&path).unwrap();
         file.new_dataset::<u8>().shape((1 << 24, 8, 8, 3)).chunk((1 << 24, 8, 1, 1)).create("images").unwrap();
         drop(file);
-        assert!(failure(&path).contains("those of a row have at most 268435456 bytes"), "{}", failure(&path));
+        assert!(failure(&path).contains("at most 268435456 bytes in the chunks of one row"), "{}", failure(&path));
         let file = ::hdf5::File::create(&path).unwrap();
         file.new_dataset::<u8>().shape((2, 4, 5, 3)).create("images").unwrap().write(&images(2)).unwrap();
         for i in 0..MAX_MEMBERS {

@@ -24,7 +24,7 @@ pub const MAX_JSON: u64 = 512 << 20;
 /// Bytes of an image that are read first for its size.
 pub(crate) const HEAD: u64 = 1 << 16;
 
-/// A zip of images, read by index. Hidden files and files with other endings are left out, as in [`crate::folder::Folder`].
+/// A zip of images, read by index. Hidden files and files with other extensions are skipped, as in [`crate::folder::Folder`].
 #[derive(Debug)]
 pub struct ImageZip {
     path: PathBuf,
@@ -427,7 +427,7 @@ mod tests {
         }
         writer.finish().unwrap();
         let mut zip = ImageZip::open(&path).unwrap();
-        assert_eq!(zip.notes(), ["left out 3 files (2 hidden, 1 .txt)"]);
+        assert_eq!(zip.notes(), ["skipped 3 files (2 hidden, 1 .txt)"]);
         assert_eq!(zip.read(0..2).unwrap(), images(2));
         let mut bytes = fs::read(&path).unwrap();
         let at = bytes.windows(4).position(|w| w == b"IEND").unwrap();

@@ -1,4 +1,4 @@
-//! What a file is, by its content; the errors for files that are missing or are not what was expected.
+//! Identification of files by content; errors for missing and unexpected files.
 
 use std::io::{Read as _, Seek as _};
 use std::path::Path;
@@ -75,7 +75,7 @@ pub fn whole(path: &Path, root: &Path, name: &str, limit: u64) -> Result<Vec<u8>
 fn describe(head: &[u8]) -> String {
     match kind::known(head) {
         // It was looked through as an archive before.
-        Some(ZIP) => format!("{ZIP} cut short"),
+        Some(ZIP) => format!("{ZIP}, truncated"),
         Some(image) if image.ends_with(" image") => format!("{image} (a set of images is a folder or an archive)"),
         _ => kind::describe(head),
     }

@@ -1,4 +1,4 @@
-//! Which files of a folder or zip belong to the set, and what was left out.
+//! Which files of a folder or zip belong to the set, and which are skipped.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ const MAX_ENDINGS: usize = 8;
 /// Longest ending that a note lists, bytes.
 const MAX_ENDING: usize = 12;
 
-/// Files and folders that operating systems, file managers and NAS devices put beside images.
+/// Files and folders that operating systems, file managers and NAS devices add to image folders.
 const SYSTEM_NAMES: [&str; 7] =
     ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini"];
 
@@ -27,7 +27,7 @@ fn is_hidden(name: &str) -> bool {
     name.starts_with('.') || SYSTEM_NAMES.iter().any(|n| n.eq_ignore_ascii_case(name))
 }
 
-/// Counts what was left out, by reason.
+/// Counts skipped files, by reason.
 #[derive(Debug, Clone, Default)]
 pub struct LeftOut {
     hidden: usize,
@@ -57,14 +57,14 @@ impl LeftOut {
             let name = path.rsplit(separators).next().unwrap_or(path);
             let ending = match name.rsplit_once('.') {
                 Some((_, e)) if !e.is_empty() && e.len() <= MAX_ENDING => format!(".{}", e.to_ascii_lowercase()),
-                _ => "without an ending".to_owned(),
+                _ => "without an extension".to_owned(),
             };
             *self.endings.entry(ending).or_default() += 1;
         }
         false
     }
 
-    /// One line with all counts, or none if nothing was left out.
+    /// One line with all counts, or none if nothing was skipped.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let mut reasons = Vec::new();
@@ -74,20 +74,20 @@ impl LeftOut {
         let files = self.hidden + self.special + self.endings.values().sum::<usize>();
         reasons.extend((self.hidden > 0).then(|| format!("{} hidden", self.hidden)));
         reasons.extend(endings.iter().take(MAX_ENDINGS).map(|(ending, count)| format!("{count} {ending}")));
-        reasons.extend((rest > 0).then(|| format!("{rest} with other endings")));
+        reasons.extend((rest > 0).then(|| format!("{rest} with other extensions")));
         reasons.extend((self.special > 0).then(|| format!("{} not regular (pipes, sockets or devices)", self.special)));
         let mut parts = Vec::new();
         parts.extend((files > 0).then(|| format!("{} ({})", plural(files, "file"), reasons.join(", "))));
         parts.extend((self.hidden_folders > 0).then(|| plural(self.hidden_folders, "hidden folder")));
         parts.extend((self.links > 0).then(|| format!("{} to folders already listed", plural(self.links, "link"))));
-        if parts.is_empty() { Vec::new() } else { vec![format!("left out {}", parts.join("; "))] }
+        if parts.is_empty() { Vec::new() } else { vec![format!("skipped {}", parts.join("; "))] }
     }
 
     /// The error that nothing of what lies at `path` is an image.
     pub(crate) fn empty(&self, path: &Path) -> Error {
         let mut text = self.notes().concat();
         if !self.endings.is_empty() {
-            text.push_str("; images are known by their endings, such as .png or .jpg");
+            text.push_str("; images are recognised by their extension, such as .png or .jpg");
         }
         Error::empty(path, text)
     }

@@ -39,7 +39,7 @@ pub struct ReferenceStats {
     pub clip: Option<(Array1<f64>, Array2<f64>)>,
     /// The features themselves, `[N, D]`, where the file carries them (d2o's own addition to any layout).
     pub features: Option<Array2<f32>>,
-    /// What enters precision and recall instead of `features`, `[N, D]`, where another network gives it (d2o's own addition).
+    /// Features for precision and recall from another network, `[N, D]`, used instead of `features` (an extension of d2o).
     pub manifold: Option<Array2<f32>>,
     /// Class of each row of these (d2o's own addition).
     pub labels: Option<Vec<i64>>,

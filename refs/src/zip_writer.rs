@@ -120,7 +120,7 @@ impl AtomicZip {
     fn end(&mut self) -> Result<()> {
         let Some(entry) = self.current.take() else { return Ok(()) };
         if !entry.large && entry.bytes >= u64::from(ELSEWHERE) {
-            return Err(io::Error::other(format!("`{}` has more bytes than were announced", entry.name)).into());
+            return Err(io::Error::other(format!("`{}` has more bytes than announced", entry.name)).into());
         }
         self.file.seek(SeekFrom::Start(entry.header + 14))?;
         self.file.write_all(&entry.crc.clone().finalize().to_le_bytes())?;

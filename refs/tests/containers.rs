@@ -52,12 +52,12 @@ fn files_that_are_not_what_their_name_says_are_named_by_their_content() {
     let single = "(a set of images is a folder or an archive)";
     let cases: [(&[u8], &str); 15] = [
         (LFS, "a Git LFS pointer; `git lfs pull` fetches the file itself"),
-        (b"\n\n<!DOCTYPE html><html>", "a web page or XML file, as servers send before or instead of a file"),
-        (b"\xef\xbb\xbf<?xml version", "an XML file, as servers send instead of a file that they refuse"),
+        (b"\n\n<!DOCTYPE html><html>", "a web page or XML file, perhaps the login or error page of a server"),
+        (b"\xef\xbb\xbf<?xml version", "an XML file, perhaps the error response of a server"),
         (b"<svg xmlns", "an SVG drawing"),
         (b"", "an empty file"),
-        (&whole[..whole.len() / 2], "a zip archive cut short"),
-        (&whole[..whole.len() - 30], "a zip archive cut short"),
+        (&whole[..whole.len() / 2], "a zip archive, truncated"),
+        (&whole[..whole.len() - 30], "a zip archive, truncated"),
         (&png(), &format!("a PNG image {single}")),
         (b"\xff\xd8\xff\xe0\0\x10JFIF", &format!("a JPEG image {single}")),
         (b"\x1f\x8b\x08\0", "a gzip file; unpack it first"),
@@ -97,7 +97,7 @@ fn cut_hdf5_files_are_said_to_be_cut_short() {
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     let expected = format!(
-        "{}: expected an HDF5 file of {} bytes, found {} bytes: it is cut short",
+        "{}: expected an HDF5 file of {} bytes, found {} bytes, truncated",
         path.display(),
         bytes.len(),
         bytes.len() / 2
@@ -134,12 +134,12 @@ fn missing_files_are_said_to_be_missing() {
 #[test]
 fn what_was_left_out_of_a_set_without_images_is_counted() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(text(batch::open(dir.path())), format!("{}: no images in it", dir.path().display()));
+    assert_eq!(text(batch::open(dir.path())), format!("{}: contains no images", dir.path().display()));
     for i in 0..8 {
         fs::write(dir.path().join(format!("img{i}")), png()).unwrap();
     }
     fs::write(dir.path().join("x.npy"), b"x").unwrap();
-    let end = "no images in it; left out 9 files (8 without an ending, 1 .npy); images are known by their endings, such as .png or .jpg";
+    let end = "contains no images; skipped 9 files (8 without an extension, 1 .npy); images are recognised by their extension, such as .png or .jpg";
     assert_eq!(text(batch::open(dir.path())), format!("{}: {end}", dir.path().display()));
     let path = dir.path().join("x.zip");
     let mut zip = zip::ZipWriter::new(fs::File::create(&path).unwrap());
@@ -183,7 +183,7 @@ fn causes_are_given_in_one_line_where_they_are_asked_for() {
     fs::write(&path, b"\x89HDF\r\n\x1a\n broken").unwrap();
     let error = batch::open(&path).err().unwrap();
     let plain = error.to_string();
-    assert!(plain.ends_with("x.h5: HDF5 failed"), "{plain}");
+    assert!(plain.ends_with("x.h5: HDF5 error"), "{plain}");
     assert!(format!("{error:#}").starts_with(&format!("{plain}: H5Fopen()")), "{error:#}");
     fs::create_dir(dir.path().join("d")).unwrap();
     let mut broken = png();

@@ -50,7 +50,7 @@ fn nothing_outside_the_folder_and_no_pipe_is_opened() {
     for path in linked {
         assert!(failure(&path).contains("`images`, not a dataset"), "{}", failure(&path));
     }
-    for (target, text) in [(&elsewhere, "found one elsewhere"), (&pipe, "found a pipe, socket or device")] {
+    for (target, text) in [(&elsewhere, "found one in another folder"), (&pipe, "found a pipe, socket or device")] {
         for path in [create("storage.h5", target, &storage), create("parts.h5", target, &parts)] {
             assert!(failure(&path).contains(text), "{}", failure(&path));
         }

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Without --transform, --resolution crops the central square and resizes it (center-crop); without both, images are stored as they are.
-Crops, filter (Lanczos) and order of the images equal those of EDM's dataset_tool.py, whose options --transform, --resolution, --max-images and --dest have the same meaning; what dataset_tool.py does with --resolution alone is `--transform resize`.
+Crops, filter (Lanczos) and image order match EDM's dataset_tool.py; --transform, --resolution, --max-images and --dest mean the same there. dataset_tool.py with --resolution alone corresponds to `--transform resize`.
 
 Examples:
   d2o dataset photos/ --resolution 64 --out data.zip
@@ -31,7 +31,7 @@ pub struct Dataset {
     /// Crop and resize mode [default: center-crop with --resolution, else none]
     #[arg(long, value_name = "MODE")]
     pub transform: Option<TransformArg>,
-    /// Where labels come from
+    /// Source of the labels
     #[arg(long, value_name = "FROM", default_value = "auto")]
     pub labels: LabelsArg,
     /// Background colour of transparent pixels [default: white for SVGs; other images drop their alpha channel]
@@ -43,10 +43,10 @@ pub struct Dataset {
     /// Apply the EXIF orientation; dataset_tool.py does not
     #[arg(long)]
     pub apply_exif: bool,
-    /// Exclude files whose path within SRC contains this; repeatable
+    /// Exclude files whose path in SRC contains TEXT; repeatable
     #[arg(long, value_name = "TEXT")]
     pub exclude: Vec<String>,
-    /// Use at most this many images, from the start
+    /// Use the first N images only
     #[arg(long, value_name = "N")]
     pub max_images: Option<usize>,
     /// Output.
@@ -66,18 +66,18 @@ pub enum TransformArg {
     Resize,
     /// Crop the central square and resize it
     CenterCrop,
-    /// Crop the central rows, resize them, and centre them on a black square of the width; smaller images are left out
+    /// Crop the central rows, resize, and pad with black rows to a square; smaller images are skipped
     CenterCropWide,
 }
 
 /// Values of `--labels`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LabelsArg {
-    /// Those of the source; in a folder without dataset.json, its top-level folders if there are several
+    /// Labels of the source; for a folder without dataset.json, its top-level folders if there are several
     Auto,
     /// dataset.json, or the labels of the npz, HDF5, CIFAR or MNIST file
     Source,
-    /// The top-level folders, numbered in the order of their names
+    /// One class per top-level folder, numbered in the order of the folder names
     Folders,
     /// No labels
     None,
@@ -120,7 +120,7 @@ impl FromStr for Colour {
     fn from_str(text: &str) -> Result<Self, String> {
         let digits = text.strip_prefix('#').unwrap_or(text);
         let value = u32::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 6);
-        let [_, r, g, b] = value.ok_or("write six hexadecimal digits, e.g. ffffff")?.to_be_bytes();
+        let [_, r, g, b] = value.ok_or("expected six hexadecimal digits, e.g. ffffff")?.to_be_bytes();
         Ok(Self([r, g, b]))
     }
 }

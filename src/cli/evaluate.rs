@@ -22,7 +22,7 @@ use crate::pipeline::fused::Fuse;
     d2o evaluate one-step.onnx --seeds 0-49999 --ref ref.npz --extractor inception.onnx"
 )]
 pub struct Evaluate {
-    /// Samples: npz, npy, HDF5, zip or folder of images, a feature file (HDF5), or a generator (X.onnx) that draws them from --seeds
+    /// Samples: npz, npy, HDF5, zip or folder of images, a feature file (HDF5), or a generator (X.onnx) to sample with --seeds
     #[arg(value_name = "SAMPLES", required_unless_present = "merge", help_heading = "Inputs")]
     pub samples: Option<PathBuf>,
     /// Reference: statistics of `d2o refs make` or another tool (mu/sigma npz), images, or a feature file; optional for `--metrics is`
@@ -34,30 +34,29 @@ pub struct Evaluate {
     /// Evaluate the merged feature files of --shard runs
     #[arg(long, value_name = "SHARDS", num_args = 1.., conflicts_with_all = ["samples", "save_features"], help_heading = "Inputs")]
     pub merge: Vec<PathBuf>,
-    /// Feature network, exported with `--kind features`; not needed for feature files
+    /// Feature extractor, exported with `--kind features`; not needed for feature files
     #[arg(long, value_name = "F.onnx", help_heading = "Networks")]
     pub extractor: Option<PathBuf>,
-    /// Network of precision, recall, density and coverage, if other than --extractor: VGG16 under `torch-fidelity`, `clean` and `pytorch-fid`
+    /// Feature extractor for precision, recall, density and coverage, if not --extractor: VGG16 under `torch-fidelity`, `clean` and `pytorch-fid`
     #[arg(long, value_name = "V.onnx", help_heading = "Networks")]
     pub pr_extractor: Option<PathBuf>,
     /// CLIP image encoder, for `clip-fid`
     #[arg(long, value_name = "C.onnx", help_heading = "Networks")]
     pub clip: Option<PathBuf>,
-    /// Directory of the feature cache [default: none]
+    /// Folder of the feature cache [default: none]
     #[arg(long, value_name = "DIR", env = "D2O_FEATURE_CACHE", hide_env_values = true, help_heading = "Networks")]
     pub cache: Option<PathBuf>,
     /// Evaluation protocols to reproduce (resizing, covariance, splits, KID, nearest neighbours), e.g. `edm,clean`; `all` for each
     #[arg(long, value_name = "NAME", default_value = "edm", value_delimiter = ',', help_heading = "Metrics",
           value_parser = PossibleValuesParser::new(PROTOCOLS.iter().map(|p| p.name).chain(["all"])))]
     pub protocol: Vec<String>,
-    /// Metrics to compute [default: fid,is,pr, as far as the reference can serve them]
+    /// Metrics to compute [default: fid,is,pr, where the reference supports them]
     #[arg(long, value_delimiter = ',', value_enum, help_heading = "Metrics")]
     pub metrics: Vec<Metric>,
     /// Also compute Fréchet distance, precision and recall per class
     #[arg(long, help_heading = "Metrics")]
     pub per_class: bool,
-    /// Record the 8 reference images nearest to each of N samples, evenly spread over the set: their indices and distances, which `d2o report --references`
-    /// shows as images
+    /// Record the 8 nearest reference images (indices and distances) of N evenly spaced samples, for `d2o report --references`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Metrics")]
     pub nearest: Option<u32>,
     /// Number of nearest neighbours, for precision, recall, density and coverage [default: the protocol's]
@@ -75,7 +74,7 @@ pub struct Evaluate {
     /// Bootstrap resamples for 95 % confidence intervals; 0 for none
     #[arg(long, value_name = "N", default_value_t = 100, help_heading = "Metrics")]
     pub bootstrap: u32,
-    /// Seed of the bootstrap, and of subsets where the original tool does not seed
+    /// Seed of the bootstrap, and of random subsets where the original tool sets no seed
     #[arg(long, default_value_t = 0, help_heading = "Metrics")]
     pub seed: u32,
     /// Accept a deviation from the protocol, or between samples and reference, and list it in the result; repeatable
@@ -112,11 +111,10 @@ pub struct Evaluate {
     /// Devices
     #[command(flatten, next_help_heading = "Runtime")]
     pub accelerator: Accelerator,
-    /// Batch size; affects speed and memory, not the numbers [default: 64 on CUDA, else 16]
+    /// Batch size; affects speed and memory, not the results [default: 64 on CUDA, else 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536), help_heading = "Runtime")]
     pub batch: Option<u32>,
-    /// Keep images on the device between a one-step generator (exported with --uint8) and the networks (--fuse-resize): as one graph with the only
-    /// network, or as graphs of their own that share the device's memory
+    /// Keep images on the device between a one-step generator (exported with --uint8) and feature extractors (exported with --fuse-resize)
     #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "graph", value_name = "HOW", help_heading = "Runtime")]
     pub fuse: Option<Fuse>,
     /// Sampling, if SAMPLES is a generator
@@ -125,8 +123,8 @@ pub struct Evaluate {
 }
 
 value_enum!(Fuse {
-    Graph = "graph" "One graph of the generator and the feature network",
-    Memory = "memory" "A graph each; images are handed over in the device's memory (`IoBinding`), to several networks if there are",
+    Graph = "graph" "One merged graph of the generator and one feature extractor",
+    Memory = "memory" "Separate graphs that pass images in device memory (`IoBinding`); supports several feature extractors",
 });
 
 /// Metrics.
@@ -136,19 +134,19 @@ pub enum Metric {
     Fid,
     /// Fréchet distance of spatial features
     Sfid,
-    /// Inception Score of the extractor's classes
+    /// Inception Score, from the logits of the extractor
     Is,
     /// Precision and recall
     Pr,
     /// Density and coverage
     Dc,
-    /// Kernel distance
+    /// Kernel distance (KID when the extractor is Inception)
     Kid,
-    /// Fréchet distance of CLIP's features
+    /// Fréchet distance of CLIP features
     ClipFid,
     /// Fréchet distance extrapolated to infinitely many samples
     FdInf,
-    /// Every one that samples and reference can serve
+    /// All metrics that the samples and the reference support
     All,
 }
 
@@ -187,7 +185,7 @@ impl FromStr for Shard {
         let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         match parts {
             Some((index, count)) if index < count && count <= 1 << 20 => Ok(Self { index, count }),
-            _ => Err("write I/N with I from 0 to N - 1, e.g. 0/8".to_owned()),
+            _ => Err("expected I/N with I from 0 to N - 1, e.g. 0/8".to_owned()),
         }
     }
 }

@@ -13,13 +13,13 @@ pub struct Explain {
     /// Result of `d2o evaluate --json`
     #[arg(value_name = "A.json")]
     pub a: PathBuf,
-    /// Result to compare with it
+    /// Result to compare with A
     #[arg(value_name = "B.json")]
     pub b: PathBuf,
     /// List the differences only; do not measure the effect of each
     #[arg(long)]
     pub no_measure: bool,
-    /// Metrics to measure [default: those that both results hold]
+    /// Metrics to measure [default: metrics in both results]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub metrics: Vec<String>,
     /// Execution provider

@@ -22,36 +22,36 @@ pub struct Export {
     /// Replace outputs that exist
     #[command(flatten)]
     pub output: Output,
-    /// Network of the checkpoint to export, by the name that `d2o inspect` lists; `ema` and `net` are also StyleGAN's `G_ema` and `G` [default: the average over
-    /// training, or the only network]
+    /// Network to export, by its name in `d2o inspect`; `ema` and `net` also select StyleGAN's `G_ema` and `G` [default: the EMA network, or the only
+    /// network]
     #[arg(long, value_name = "NAME")]
     pub net: Option<String>,
     /// Network class and constructor arguments (JSON, see docs/net-json.md), for checkpoints that store neither
     #[arg(long, value_name = "NET.json")]
     pub config: Option<PathBuf>,
-    /// Function that the graph computes [default: features for a feature network; denoiser for a snapshot trained for several steps and a published checkpoint (`d2o known`) that is sampled in several; else one-step]
+    /// Kind of graph [default: features for feature extractors; denoiser for snapshots and published checkpoints (`d2o known`) with a multi-step sampler; else one-step]
     #[arg(long, value_enum)]
     pub kind: Option<Kind>,
-    /// Noise level at which a one-step generator starts [default: that of the published checkpoint (`d2o known`), else 80]
+    /// Initial noise level of a one-step generator [default: from `d2o known` for published checkpoints, else 80]
     #[arg(long, value_name = "SIGMA")]
     pub sigma_max: Option<f64>,
     /// Add the output `images_u8 [N, H, W, C]`
     #[arg(long)]
     pub uint8: bool,
-    /// Input of a feature network: uint8 images resized inside the graph, or floats in 0..255 that d2o resizes as the protocol prescribes (exact for every protocol)
-    /// [default: u8]
+    /// Input of a feature extractor: uint8 images, resized inside the graph, or floats in 0..255, resized by d2o according to the protocol (exact for every
+    /// protocol) [default: u8]
     #[arg(long, value_enum)]
     pub input: Option<PixelType>,
-    /// Height and width of the input images of a feature network, pixels; the graph resizes them to the network's resolution
+    /// Height and width of the input images of a feature extractor, pixels; the graph resizes them to the resolution of the network
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
-    /// Resolution of EfficientNet-Lite0 or DINOv2, pixels; other networks have a fixed one [default: 224]
+    /// Resolution of EfficientNet-Lite0 or DINOv2, pixels; fixed for other networks [default: 224]
     #[arg(long, value_name = "PIXELS")]
     pub input_size: Option<usize>,
-    /// Activation of CLIP, where the checkpoint does not record it: QuickGELU for OpenAI's weights, mostly exact GELU for others
+    /// Activation of CLIP, if the checkpoint does not record it: QuickGELU for OpenAI's weights, usually exact GELU for others
     #[arg(long, value_enum)]
     pub activation: Option<ActivationArg>,
-    /// Width of a vision transformer's attention heads, channels, where the shapes leave it open: 80 for open_clip's ViT-H/14, 88 for g/14, 104 for bigG/14
+    /// Channels per attention head of a vision transformer, if the tensor shapes do not determine it: 80 for open_clip's ViT-H/14, 88 for g/14, 104 for bigG/14
     /// [default: 64 up to a width of 1024]
     #[arg(long, value_name = "CHANNELS")]
     pub head_width: Option<usize>,
@@ -95,16 +95,16 @@ pub enum PrecisionArg {
 pub enum NoiseArg {
     /// The constant noise of the checkpoint
     Const,
-    /// None
+    /// No noise
     None,
 }
 
-/// Pixels a feature network takes.
+/// Input of a feature extractor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PixelType {
-    /// `images_u8`, of `--image-size`.
+    /// `images_u8`, at `--image-size`.
     U8,
-    /// `images_f32`, of the network's own size.
+    /// `images_f32`, at the resolution of the network.
     F32,
 }
 

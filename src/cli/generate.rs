@@ -15,7 +15,7 @@ use super::{Accelerator, Output, ProviderArg, Rng, RngGpu, Sampling, Seeds};
     d2o generate cd.onnx --seeds 0-49999 --ts 0,22,39 --num-steps 40 --out samples.zip --resume")]
 #[command(group(clap::ArgGroup::new("start").args(["seeds", "latents"]).required(true).multiple(true)))]
 pub struct Generate {
-    /// Graph exported with `--kind one-step`, or `--kind denoiser` for every sampler but `one-step`
+    /// Graph exported with `--kind one-step`, or with `--kind denoiser` for samplers other than `one-step`
     #[arg(value_name = "X.onnx")]
     pub model: PathBuf,
     /// Output: S.npz, S.h5, S.zip or a folder
@@ -24,10 +24,10 @@ pub struct Generate {
     /// Replace outputs that exist
     #[command(flatten)]
     pub output: Output,
-    /// Continue an interrupted run from `OUT.partial`; an OUT already finished by the same run is kept
+    /// Continue an interrupted run from `OUT.partial`; a complete OUT of the same run is kept
     #[arg(long)]
     pub resume: bool,
-    /// If OUT is a folder, one subfolder per 1000 seeds, named after the first
+    /// Write one subfolder per 1000 seeds, named after the first seed (if OUT is a folder)
     #[arg(long)]
     pub subdirs: bool,
     /// Also write latents, labels and seeds
@@ -58,14 +58,13 @@ pub struct Generate {
 #[command(after_help = "Examples:\n  d2o draw --seeds 0-63 --draw f32:3072 --draw i1000 --out draws.npz\n  \
     d2o draw --rng torch-cuda --rng-gpu a100 --seeds 0-3 --draw f32:196608 --draw f64:196608 --out noise.npz")]
 pub struct Draw {
-    /// Seeds, one generator for each, e.g. `0-63` or `1,2,5-10`
+    /// Seeds, one random number generator per seed, e.g. `0-63` or `1,2,5-10`
     #[arg(long, value_name = "SEEDS")]
     pub seeds: Seeds,
-    /// Draws of each generator, in this order; repeatable: `f32:COUNT` or `f64:COUNT` unit normals, `iBOUND` an integer from 0
-    /// below BOUND
+    /// Draws per seed, in order; repeatable: `f32:COUNT` or `f64:COUNT` for standard normals, `iBOUND` for an integer in 0..BOUND-1
     #[arg(long, required = true, value_name = "WHAT")]
     pub draw: Vec<Drawn>,
-    /// Generator to reproduce
+    /// Random number generator to reproduce
     #[arg(long, value_enum, default_value_t = Rng::TorchCpu)]
     pub rng: Rng,
     /// torch-cuda: GPU to reproduce, by name or number of resident threads [default: the first CUDA device]
@@ -102,6 +101,6 @@ impl FromStr for Drawn {
             Some(_) => None,
             None => text.strip_prefix('i').and_then(|n| n.parse().ok()).filter(|n| *n > 0).map(Self::Integer),
         };
-        parsed.ok_or_else(|| "write f32:COUNT, f64:COUNT or iBOUND, e.g. f32:3072 or i1000".to_owned())
+        parsed.ok_or_else(|| "expected f32:COUNT, f64:COUNT or iBOUND, e.g. f32:3072 or i1000".to_owned())
     }
 }

@@ -4,16 +4,16 @@ use std::path::PathBuf;
 
 use super::{Command, Refs};
 
-/// What a command takes for an input.
+/// Kind of an input file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takes {
     /// The file as it is.
     File,
-    /// Images or features; a generator's graph, for which its checkpoint may stand.
+    /// Images, features, or the graph or checkpoint of a generator.
     Samples,
-    /// A generator's graph, for which its checkpoint may stand.
+    /// The graph or checkpoint of a generator.
     Generator,
-    /// A feature network's graph, for which its checkpoint may stand.
+    /// The graph or checkpoint of a feature extractor.
     Extractor,
 }
 
@@ -22,7 +22,7 @@ pub enum Takes {
 pub struct Input<'a> {
     /// The argument.
     pub path: &'a mut PathBuf,
-    /// What it may be.
+    /// Its kind.
     pub takes: Takes,
 }
 

@@ -10,7 +10,7 @@ use super::{Accelerator, Output, ProviderArg, ResultOutput, Seeds};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  d2o known\n  d2o known cifar10\n  d2o known edm-cifar10-32x32-uncond-vp")]
 pub struct KnownArgs {
-    /// A name, for everything that is known of the file; any other text lists the rows that contain it [default: all rows]
+    /// Name of a file, to print its full entry; any other text filters the list [default: list all]
     #[arg(value_name = "NAME")]
     pub name: Option<String>,
     /// Form of the result
@@ -23,13 +23,13 @@ pub struct KnownArgs {
 #[command(after_help = "Examples:\n  d2o fetch inception-2015-12-05-pkl edm-ref-cifar10-32x32\n  \
     d2o fetch hf://OWNER/REPOSITORY/model.safetensors@main\n  d2o fetch https://example.org/weights.pth --sha256 0123abcd…")]
 pub struct Fetch {
-    /// Names that `d2o known` lists, `hf://OWNER/REPOSITORY/PATH[@REVISION]` or `https://` addresses; prints where each file is
+    /// Names from `d2o known`, or `hf://OWNER/REPOSITORY/PATH[@REVISION]` or `https://` URLs
     #[arg(required = true, value_name = "NAME")]
     pub files: Vec<String>,
-    /// Expected SHA-256 of the only file, or its first 8 or more digits
+    /// Expected SHA-256 of a single file, or its first 8 or more digits
     #[arg(long, value_name = "HEX")]
     pub sha256: Option<String>,
-    /// Use files that are in the cache only
+    /// Use cached files only, without downloads
     #[arg(long)]
     pub offline: bool,
 }
@@ -39,25 +39,25 @@ pub struct Fetch {
 #[command(after_help = "Examples:\n  d2o reproduce edm-cifar10-32x32-uncond-vp --outdir reproduced\n  \
     d2o reproduce d2o-cifar10-uncond-f --checkpoint cifar_uncond_D2O_i.pkl --outdir reproduced --dry-run")]
 pub struct Reproduce {
-    /// Generator, by its name in `d2o known`
+    /// Name of a generator in `d2o known`
     #[arg(value_name = "NAME")]
     pub name: String,
     /// Folder for the graphs and the result
     #[arg(long, value_name = "DIR")]
     pub outdir: PathBuf,
-    /// Checkpoint, if it is not to be downloaded
+    /// Local checkpoint, instead of the download
     #[arg(long, value_name = "FILE")]
     pub checkpoint: Option<PathBuf>,
-    /// Reference statistics, if they are not to be downloaded
+    /// Local reference statistics, instead of the download
     #[arg(long = "ref", value_name = "R.npz")]
     pub reference: Option<PathBuf>,
-    /// Feature network (checkpoint or F.onnx), if it is not to be downloaded
+    /// Local feature extractor (checkpoint or F.onnx), instead of the download
     #[arg(long, value_name = "F")]
     pub extractor: Option<PathBuf>,
     /// CLIP image encoder (checkpoint or C.onnx), for a published CLIP-FID
     #[arg(long, value_name = "C")]
     pub clip: Option<PathBuf>,
-    /// Seeds, one image for each [default: as many as the published numbers have, from 0]
+    /// Seeds, one image per seed [default: from 0, as many as in the published evaluation]
     #[arg(long, value_name = "SEEDS")]
     pub seeds: Option<Seeds>,
     /// Print the commands and exit

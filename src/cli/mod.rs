@@ -83,7 +83,7 @@ pub struct Global {
     /// Print results, warnings and errors only
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,
-    /// ONNX Runtime library to load [default: that of d2o's Python environment, else that of `cargo xtask setup`]
+    /// ONNX Runtime library to load [default: from the Python environment of d2o, else from `cargo xtask setup`]
     #[arg(
         long,
         global = true,
@@ -93,7 +93,7 @@ pub struct Global {
         hide_env_values = true
     )]
     pub onnxruntime: Option<PathBuf>,
-    /// CPU threads to use, for the runtimes and everything else [default: all]
+    /// Number of CPU threads [default: all]
     #[arg(long, global = true, help_heading = "Global options", value_name = "N")]
     pub threads: Option<usize>,
 }
@@ -143,9 +143,9 @@ pub enum Command {
     Report(Report),
     /// Convert images to a dataset of one resolution, with labels
     Dataset(Dataset),
-    /// List published checkpoints, feature networks and references
+    /// List published checkpoints, feature extractors and references
     Known(KnownArgs),
-    /// Download published files into the cache, and print where they are
+    /// Download published files into the cache and print their paths
     Fetch(Fetch),
     /// Export, generate and evaluate a published generator, and compare the result with the published numbers
     Reproduce(Box<Reproduce>),
@@ -158,10 +158,10 @@ pub enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
-    /// Write manual pages, one for each command
+    /// Write manual pages, one per command
     #[command(after_help = "Example:\n  d2o man ~/.local/share/man/man1")]
     Man {
-        /// Folder
+        /// Output folder
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },

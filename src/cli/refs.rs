@@ -23,16 +23,16 @@ pub struct RefsMake {
     /// Images: npz, npy, HDF5, zip or folder; or a feature file (HDF5)
     #[arg(value_name = "DATA")]
     pub data: PathBuf,
-    /// Feature network, exported with `--kind features`; not needed for a feature file
+    /// Feature extractor, exported with `--kind features`; not needed for a feature file
     #[arg(long, value_name = "F.onnx")]
     pub extractor: Option<PathBuf>,
-    /// CLIP image encoder: adds `mu_clip` and `sigma_clip`
+    /// CLIP image encoder, to add `mu_clip` and `sigma_clip`
     #[arg(long, value_name = "C.onnx")]
     pub clip: Option<PathBuf>,
-    /// Network of precision and recall, if other than --extractor: adds its features
+    /// Feature extractor for precision and recall, if not --extractor, to add its features
     #[arg(long, value_name = "V.onnx", conflicts_with = "no_features")]
     pub pr_extractor: Option<PathBuf>,
-    /// Directory of the feature cache [default: none]
+    /// Folder of the feature cache [default: none]
     #[arg(long, value_name = "DIR", env = "D2O_FEATURE_CACHE", hide_env_values = true)]
     pub cache: Option<PathBuf>,
     /// Output file
@@ -41,7 +41,7 @@ pub struct RefsMake {
     /// Output
     #[command(flatten)]
     pub output: Output,
-    /// Protocol whose preprocessing and covariance to apply; extractors exported with `--input f32` serve each
+    /// Protocol whose preprocessing and covariance to apply; extractors exported with `--input f32` support all protocols
     #[arg(long, value_name = "NAME", default_value = "edm",
           value_parser = clap::builder::PossibleValuesParser::new(PROTOCOLS.map(|p| p.name)))]
     pub protocol: String,
@@ -57,7 +57,7 @@ pub struct RefsMake {
     /// Devices
     #[command(flatten)]
     pub accelerator: Accelerator,
-    /// Batch size; affects speed and memory, not the numbers [default: 64 on CUDA, else 16]
+    /// Batch size; affects speed and memory, not the results [default: 64 on CUDA, else 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: Option<u32>,
 }
@@ -79,7 +79,7 @@ pub struct RefsInspect {
     /// Reference: npz of statistics or images, feature file, zip or folder
     #[arg(value_name = "R.npz")]
     pub file: PathBuf,
-    /// Also check whether these samples match it: resolution, classes
+    /// Also compare the resolution and classes of these samples with the reference
     #[arg(long, value_name = "SAMPLES")]
     pub samples: Option<PathBuf>,
     /// Form of the result

@@ -26,20 +26,20 @@ pub struct Report {
     /// Format of the output: a page, or the tables for LaTeX (package booktabs) or Markdown
     #[arg(long, value_enum, default_value_t = ReportFormat::Html)]
     pub format: ReportFormat,
-    /// Show differences from the run of this title [default: the first of each table]
+    /// Show differences from the run with this title [default: the first of each table]
     #[arg(long, value_name = "TITLE")]
     pub baseline: Option<String>,
     /// Show images of a container; repeatable
     #[arg(long, value_name = "TITLE=FILE")]
     pub images: Vec<Titled>,
-    /// Images of the reference: shown beside the samples they are nearest to, in results of `d2o evaluate --nearest`; --images gives the samples, under the
-    /// title of the result
+    /// Reference images, shown next to the samples in results of `d2o evaluate --nearest`; pass the samples with --images, under the title of the
+    /// result
     #[arg(long, value_name = "DATA")]
     pub references: Option<PathBuf>,
     /// Plot the losses (`TITLE=stats.jsonl`) or metrics (`TITLE=metrics.jsonl`) of a training run; repeatable
     #[arg(long, value_name = "TITLE=FILE")]
     pub losses: Vec<Titled>,
-    /// Average losses over so many thousand images; the values as logged stay visible
+    /// Smooth losses over a window of KIMG thousand images; the logged values stay visible
     #[arg(long, value_name = "KIMG", value_parser = positive)]
     pub smooth: Option<f64>,
     /// Page heading
@@ -80,7 +80,7 @@ impl FromStr for Titled {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (title, path) = text.split_once('=').ok_or("write TITLE=FILE")?;
+        let (title, path) = text.split_once('=').ok_or("expected TITLE=FILE")?;
         Ok(Self { title: title.to_owned(), path: path.into() })
     }
 }

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 /// Where a graph runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ProviderArg {
-    /// CUDA if available, else CPU, with `winograd` for feature networks
+    /// CUDA if available, else CPU, with `winograd` for feature extractors
     Auto,
     /// ONNX Runtime on CUDA
     Cuda,
@@ -23,15 +23,15 @@ pub enum ProviderArg {
 /// Devices of a command that runs graphs.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Accelerator {
-    /// CUDA devices, e.g. `0` or `0,1`; batches alternate between several, with bit-identical results on devices of one model. Requires CUDA: `--provider
-    /// auto` does not fall back to the CPU. With --ep-library, devices of that provider [default: 0]
+    /// CUDA devices, e.g. `0` or `0,1`; batches alternate between devices, with bit-identical results on devices of one model. `--provider auto` then does
+    /// not fall back to the CPU. With --ep-library, devices of that provider [default: 0]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub device: Vec<u32>,
     /// Allow TF32 in f32 convolutions and matrix products on CUDA: faster, relative error about 1e-3; results name `ort-cuda-tf32`
     #[arg(long, conflicts_with = "ep_library")]
     pub tf32: bool,
-    /// Let cuDNN time its convolution algorithms on CUDA and take the fastest: faster for many images of a large network in f32,
-    /// at the price of seconds at the start and of last bits that differ from run to run
+    /// Let cuDNN benchmark its convolution algorithms on CUDA and use the fastest: faster for many images of a large f32 network, but takes seconds at
+    /// startup, and the last bits may differ between runs
     #[arg(long, conflicts_with = "ep_library")]
     pub cudnn_benchmark: bool,
     /// Run on the plugin execution provider in this library (TensorRT RTX, OpenVINO, …), registered as NAME
@@ -73,7 +73,7 @@ impl FromStr for EpLibrary {
             Some((name, path)) if !name.is_empty() && !path.is_empty() => {
                 Ok(Self { name: name.to_owned(), path: path.into() })
             }
-            _ => Err("write NAME=PATH".to_owned()),
+            _ => Err("expected NAME=PATH".to_owned()),
         }
     }
 }

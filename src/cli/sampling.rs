@@ -11,19 +11,19 @@ pub use crate::sampling::request::{Discretization, Quantise, Rng, RngGpu, Sample
 /// Sampling options of a generator.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct Sampling {
-    /// Seeds, one image for each, e.g. `0-49999` or `1,2,5-10` [default: those in `--latents`]
+    /// Seeds, one image per seed, e.g. `0-49999` or `1,2,5-10` [default: those in `--latents`]
     #[arg(long, value_name = "SEEDS")]
     pub seeds: Option<Seeds>,
-    /// Sampler [default: one-step for a one-step graph, what a network was trained for if the graph records it, consistency for a consistency model, heun for another denoiser]
+    /// Sampler [default: one-step for one-step graphs; for denoisers the sampler recorded in the graph, else consistency for consistency models, else heun]
     #[arg(long, value_enum)]
     pub sampler: Option<Sampler>,
-    /// Steps of the heun and multi-step samplers, noise levels of the consistency sampler [default: what the graph records, else 18; 40 for consistency models]
+    /// Number of steps (heun, multi-step) or noise levels (consistency) [default: recorded in the graph, else 18; 40 for consistency models]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=4096))]
     pub num_steps: Option<u32>,
-    /// Lowest noise level [default: 0.002, or that of --disc]
+    /// Lowest noise level [default: 0.002, or set by --disc]
     #[arg(long, value_name = "SIGMA")]
     pub sigma_min: Option<f64>,
-    /// Highest noise level, at which sampling starts [default: 80, or that of --disc; 2.5 for sid]
+    /// Highest noise level, at which sampling starts [default: 80, or set by --disc; 2.5 for sid]
     #[arg(long, value_name = "SIGMA")]
     pub sigma_max: Option<f64>,
     /// Time-step exponent, rho
@@ -56,13 +56,13 @@ pub struct Sampling {
     /// heun: position of the second evaluation within a step, α (EDM's ablation)
     #[arg(long)]
     pub alpha: Option<f64>,
-    /// two-step: intermediate noise level [default: what the graph records, else 1]
+    /// two-step: intermediate noise level [default: recorded in the graph, else 1]
     #[arg(long, value_name = "SIGMA")]
     pub middle: Option<f64>,
     /// consistency: indices into the noise schedule of `--num-steps` levels to denoise at, e.g. 0,22,39 [default: one step from the highest]
     #[arg(long, value_name = "T,...", value_delimiter = ',')]
     pub ts: Vec<u32>,
-    /// Class label of all images, stored as such [default: one drawn for each seed]
+    /// Class label of all images, also written to the output [default: a random class per seed]
     #[arg(long, value_name = "K")]
     pub class: Option<usize>,
     /// Random number generator the seeds refer to [default: torch-cpu; numpy for StyleGAN2]
@@ -72,7 +72,7 @@ pub struct Sampling {
     /// device]
     #[arg(long, value_name = "GPU")]
     pub rng_gpu: Option<RngGpu>,
-    /// Read `latents [N, C, H, W]` or `[N, Z]`, and `labels [N]` and `seeds [N]` if present, from this file instead of drawing them
+    /// Read `latents [N, C, H, W]` or `[N, Z]`, and `labels [N]` and `seeds [N]` if present, from this file instead of sampling them
     #[arg(long, value_name = "L.npz")]
     pub latents: Option<PathBuf>,
     /// Quantisation to uint8 [default: from the graph's metadata]

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
     d2o train --transfer edm.safetensors --data data.zip --backbone lite0.pth --outdir runs/d2o --max-seconds 240\n  \
     d2o train --outdir runs/d2o --resume")]
 pub struct Train {
-    /// Named settings, which other options override; `list` prints them [default: edm for `--loss edm`, `vp` and `ve`, else small]
+    /// Preset, which other options override; `list` prints all presets [default: edm for `--loss edm`, `vp` and `ve`, else small]
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
     /// Folder of the run, for snapshots and logs
@@ -24,22 +24,22 @@ pub struct Train {
     /// Create a numbered folder for the run in the output folder
     #[arg(long, conflicts_with = "resume")]
     pub numbered: bool,
-    /// Text at the end of the numbered folder's name
+    /// Suffix of the numbered folder
     #[arg(long, value_name = "TEXT", requires = "numbered")]
     pub desc: Option<String>,
     /// Continue the run in the output folder, with its settings
     #[arg(long)]
     pub resume: bool,
-    /// With `--resume`: allow options that change the run's settings
+    /// With `--resume`: allow options that change the settings of the run
     #[arg(long, requires = "resume")]
     pub resume_with: bool,
-    /// Print the settings and stop
+    /// Print the settings and exit
     #[arg(short = 'n', long)]
     pub dry_run: bool,
     /// Stop after this wall-clock time
     #[arg(long, value_name = "S", value_parser = finite)]
     pub max_seconds: Option<f64>,
-    /// `cpu`, or a CUDA device by number [default: the process's number on its host, 0 for one alone, where there are CUDA devices, else cpu]
+    /// `cpu` or a CUDA device number [default: local rank of the process (0 for a single process) if CUDA is available, else cpu]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<TrainDevice>,
     /// What determines the result.
@@ -71,7 +71,7 @@ pub struct TrainSettings {
     /// Checkpoint to start from (its EMA weights); required for `--loss d2o`
     #[arg(long, value_name = "CKPT")]
     pub transfer: Option<PathBuf>,
-    /// Whether the network is conditional; an error if it is not so
+    /// Require a class-conditional (true) or an unconditional (false) network
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub cond: Option<bool>,
     /// Training duration, millions of images
@@ -80,7 +80,7 @@ pub struct TrainSettings {
     /// Total batch size
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: Option<u32>,
-    /// Images processed at a time, as one of the recipe's GPUs does: batch normalisation and random projections for each, gradients averaged
+    /// Images per forward pass (the batch per GPU of the recipe); batch statistics and random projections are per part, gradients are averaged
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch_gpu: Option<u32>,
     /// Learning rate
@@ -95,7 +95,7 @@ pub struct TrainSettings {
     /// EMA half-life, millions of images
     #[arg(long, value_name = "MIMG", value_parser = finite)]
     pub ema: Option<f64>,
-    /// Bound of the EMA half-life, as a share of the images seen; 0 for none
+    /// Upper bound of the EMA half-life, as a share of the images seen (EMA ramp-up ratio); 0 for none
     #[arg(long, value_name = "SHARE", value_parser = finite)]
     pub ema_warmup: Option<f64>,
     /// Fixed EMA decay per iteration; 0 to use the half-life
@@ -107,7 +107,7 @@ pub struct TrainSettings {
     /// Augmentation probability: EDM's pipe for `--loss edm`, StyleGAN2-ADA's for `--loss d2o`
     #[arg(long, value_name = "P", value_parser = finite)]
     pub augment_p: Option<f64>,
-    /// Train on so many images of the dataset, those that the originals' `max_size` chooses [default: all]
+    /// Train on N images of the dataset, the subset that `max_size` selects in the original code [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_size: Option<u32>,
     /// Add the mirror image of every image to the dataset
@@ -116,7 +116,7 @@ pub struct TrainSettings {
     /// Compute the generator in bf16 on CUDA (the original's `--fp16`)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub bf16: Option<bool>,
-    /// Allow TF32 in f32 convolutions and matrix products on CUDA: faster, not the recipe's numbers
+    /// Allow TF32 in f32 convolutions and matrix products on CUDA: faster, deviates from the recipe
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub tf32: Option<bool>,
     /// Use deterministic CUDA kernels only, so that a resumed run is byte-identical; slower
@@ -128,10 +128,10 @@ pub struct TrainSettings {
     /// Interval of status lines, kimg
     #[arg(long, value_name = "KIMG", value_parser = finite)]
     pub tick: Option<f64>,
-    /// Interval of network snapshots, ticks; 0 for one at the end
+    /// Interval of network snapshots, ticks; 0 for only one at the end
     #[arg(long, value_name = "TICKS")]
     pub snap: Option<u32>,
-    /// Interval of saving the state for `--resume`, ticks; 0 for once at the end
+    /// Interval of training states for `--resume`, ticks; 0 for only one at the end
     #[arg(long, value_name = "TICKS")]
     pub dump: Option<u32>,
     /// Interval of image grids, ticks; 0 for none
@@ -251,16 +251,16 @@ pub struct SnapshotEvaluation {
     /// Evaluate each snapshot as `d2o evaluate` does, against this reference: Fréchet distance, precision and recall, with intervals, in `metrics.jsonl`
     #[arg(long, value_name = "R.npz")]
     pub eval_ref: Option<PathBuf>,
-    /// Feature network of the evaluation, exported with `--kind features`
+    /// Feature extractor of the evaluation, exported with `--kind features`
     #[arg(long, value_name = "F.onnx")]
     pub eval_extractor: Option<PathBuf>,
-    /// Images of an evaluation, those of the seeds 0 to N - 1 [default: 5000]
+    /// Number of images per evaluation, from seeds 0 to N - 1 [default: 5000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub eval_images: Option<u32>,
     /// Evaluation protocol [default: edm]
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(PROTOCOLS.iter().map(|p| p.name)))]
     pub eval_protocol: Option<String>,
-    /// Delete snapshots other than that of the lowest Fréchet distance and the last
+    /// Keep only the snapshot with the lowest Fréchet distance and the last one
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub keep_best: Option<bool>,
 }
@@ -269,13 +269,13 @@ pub struct SnapshotEvaluation {
 #[derive(Debug, Default, Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Teaching {
-    /// Evaluations of the generator for an image: 2 by way of `--middle-sigma`, more on EDM's grid of so many steps [default: 1]
+    /// Generator evaluations per image: 2 via `--middle-sigma`, more on EDM's noise schedule of N steps [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub multi_step_g: Option<u32>,
     /// Noise level between the two steps of `--multi-step-g 2` [default: 0.8]
     #[arg(long, value_name = "SIGMA", value_parser = finite)]
     pub middle_sigma: Option<f64>,
-    /// Instance distillation beside the adversarial loss [default: none]
+    /// Instance distillation in addition to the adversarial loss [default: none]
     #[arg(long, value_enum)]
     pub teacher_type: Option<TeacherArg>,
     /// Train by instance distillation alone, without a discriminator
@@ -284,7 +284,7 @@ pub struct Teaching {
     /// Checkpoint of the teacher (its EMA weights), an EDM denoiser
     #[arg(long, value_name = "CKPT")]
     pub target: Option<PathBuf>,
-    /// Steps of the grid of noise levels on which the teacher steps [default: 1024]
+    /// Number of steps in the noise schedule of the teacher [default: 1024]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=65536))]
     pub max_steps: Option<u32>,
     /// Weights of LPIPS, two files: torchvision's vgg16-397923af.pth and vgg.pth of the Python package lpips
@@ -298,13 +298,13 @@ pub struct Teaching {
 pub enum TeacherArg {
     /// No distillation
     None,
-    /// Progressive: two steps in one, on grids of 1, 2, 4, … steps
+    /// Progressive distillation: two teacher steps into one, on schedules of 1, 2, 4, … steps
     Pd,
-    /// Consistency: a step of the teacher, then one to the lowest noise level
+    /// Consistency distillation: one teacher step, then one step to the lowest noise level
     Cd,
-    /// Consistency trajectories: by way of two random noise levels
+    /// Consistency trajectory model: via two random noise levels
     Ctm,
-    /// From the highest noise level, with a step of the teacher at the end
+    /// From the highest noise level, with a final teacher step
     Rcd,
 }
 
@@ -312,31 +312,31 @@ pub enum TeacherArg {
 #[derive(Debug, Default, Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Adversary {
-    /// Feature networks
+    /// Backbones of the discriminator
     #[arg(long, value_enum)]
     pub backbones: Option<BackbonesArg>,
-    /// Checkpoint of a feature network; give one for each
+    /// Checkpoint of a backbone; repeat for each backbone
     #[arg(long, value_name = "FILE", visible_alias = "backbone")]
     pub backbone_weights: Vec<PathBuf>,
-    /// Resize images below 224 pixels to 224 before the feature networks
+    /// Resize images below 224 pixels to 224 before the backbones
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub interp224: Option<bool>,
-    /// Resize images to this size instead, a multiple of 32: less work, not the recipe
+    /// Resize images to this size instead, a multiple of 32: faster, deviates from the recipe
     #[arg(long, value_name = "PIXELS", conflicts_with = "interp224")]
     pub feature_resolution: Option<usize>,
     /// Initial class embeddings of a conditional run: D2O's in_embeddings/tf_efficientnet_lite0.pkl
     #[arg(long, value_name = "FILE")]
     pub class_embeddings: Option<PathBuf>,
-    /// Start from random class embeddings instead, which is not the recipe
+    /// Start from random class embeddings instead; deviates from the recipe
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new(), conflicts_with = "class_embeddings")]
     pub random_class_embeddings: Option<bool>,
-    /// DiffAugment of what each feature network sees
+    /// Apply DiffAugment to the input of each backbone
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub diffaug: Option<bool>,
-    /// Adjust the strength of augmentation (ADA) until the mean sign of the logits of real images is this; 0 keeps the strength
+    /// Target of adaptive augmentation (ADA): mean sign of the logits of real images; 0 keeps the augmentation probability fixed
     #[arg(long, value_name = "SIGN", value_parser = finite)]
     pub ada_target: Option<f64>,
-    /// Learning rate of the discriminator, before the correction for R1's interval
+    /// Learning rate of the discriminator, before the correction for the R1 interval
     #[arg(long, value_name = "LR", value_parser = finite)]
     pub dlr: Option<f64>,
     /// Adversarial loss
@@ -399,7 +399,7 @@ impl FromStr for TrainDevice {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "cpu" => Ok(Self::Cpu),
-            _ => text.parse().map(Self::Cuda).map_err(|_| "write cpu, or the number of a CUDA device".to_owned()),
+            _ => text.parse().map(Self::Cuda).map_err(|_| "expected cpu or a CUDA device number".to_owned()),
         }
     }
 }

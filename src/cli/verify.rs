@@ -28,7 +28,7 @@ pub struct Verify {
     /// Checkpoint the graph was exported from, for the runtime libtorch
     #[arg(long, value_name = "SRC")]
     pub checkpoint: Option<PathBuf>,
-    /// Number of inputs, drawn from seeds 0, 1, …
+    /// Number of inputs, generated from seeds 0, 1, …
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub samples: u32,
     /// Batch size
@@ -43,13 +43,13 @@ pub struct Verify {
     /// Write the tensors of that node: `expected`, `found`, and its inputs on the reference runtime, `input0`, …
     #[arg(long, value_name = "D.npz", requires = "bisect")]
     pub dump: Option<PathBuf>,
-    /// Feature network; also compare the generated images by Fréchet distance
+    /// Feature extractor; also compare the generated images by Fréchet distance
     #[arg(long, value_name = "F.onnx")]
     pub extractor: Option<PathBuf>,
     /// Reference of the Fréchet distance [default: images of the first runtime]
     #[arg(long = "ref", value_name = "R.npz", requires = "extractor")]
     pub reference: Option<PathBuf>,
-    /// Also list nodes per execution provider and operator, and the slowest nodes, on the last of the runtimes that is ONNX Runtime
+    /// Also list nodes per execution provider and operator, and the slowest nodes, for the last ONNX Runtime of --runtimes
     #[arg(long)]
     pub profile: bool,
     /// Compare precisions instead of runtimes: fp32, TF32, fp16, bf16, as far as the machine supports them

@@ -20,7 +20,7 @@ pub fn run(args: &Dataset, printer: Printer) -> anyhow::Result<ExitStatus> {
         .map_err(|error| dataset::when_interrupted(error, &args.out))
         .with_context(|| format!("cannot make a dataset of `{}`", args.source.display()))?;
     if summary.too_small > 0 {
-        printer.warn(&format!("{} images are smaller than the resolution and were left out", summary.too_small));
+        printer.warn(&format!("skipped {} images smaller than the resolution", summary.too_small));
     }
     if summary.transparent > 0 {
         printer.warn(&format!(

@@ -107,12 +107,12 @@ fn runtimes(global: &Global) -> Vec<Check> {
                 (Ok(found), _) if found.is_empty() => Check::absent(
                     "CUDA",
                     "no NVIDIA driver or device; graphs run on the CPU",
-                    "install the NVIDIA driver (580 or newer for CUDA 13), and in containers pass the devices on (`--gpus all`)",
+                    "install the NVIDIA driver (580 or newer for CUDA 13); start containers with `--gpus all`",
                 ),
                 (Ok(_), false) => Check::absent(
                     "CUDA",
                     format!("{listed}; this ONNX Runtime has no CUDA provider"),
-                    "`pip install 'onnxruntime-gpu[cuda,cudnn]'` in place of onnxruntime",
+                    "replace onnxruntime: `pip uninstall onnxruntime`, then `pip install 'onnxruntime-gpu[cuda,cudnn]'`",
                 ),
                 (Ok(_), true) => Check::ok("CUDA", listed),
             });
@@ -122,7 +122,7 @@ fn runtimes(global: &Global) -> Vec<Check> {
             checks.push(Check::absent(
                 "CUDA",
                 if listed.is_empty() { "no device".to_owned() } else { listed },
-                "ONNX Runtime comes first",
+                "install ONNX Runtime first",
             ));
         }
     }
@@ -139,7 +139,7 @@ fn training() -> Check {
     #[cfg(not(feature = "train"))]
     Check::absent(
         "training",
-        "not built in: no `d2o train`, no runtime libtorch of `d2o verify`",
+        "not built in; `d2o train` and the runtime libtorch of `d2o verify` are unavailable",
         "build from source with `cargo build --release --features train`",
     )
 }
@@ -164,7 +164,7 @@ fn caches() -> Vec<Check> {
             part: "cache",
             state: State::Fault,
             found: format!("{shown}: {e}"),
-            fix: Some("set D2O_CACHE to a folder that can be written".to_owned()),
+            fix: Some("set D2O_CACHE to a writable folder".to_owned()),
         },
     }];
     let held = |known: &&known::Known| settings.cache.join(downloads::name_of(known)).is_file();
@@ -175,7 +175,7 @@ fn caches() -> Vec<Check> {
         Check::ok("weights", names.join(", "))
     });
     let mut how = vec![if settings.offline { "off (D2O_OFFLINE)" } else { "on" }];
-    how.extend(settings.proxy.is_some().then_some("by a proxy"));
+    how.extend(settings.proxy.is_some().then_some("through a proxy"));
     how.extend(settings.hf_token.is_some().then_some("with a Hugging Face token"));
     how.extend(settings.hf_offline.then_some("not from Hugging Face (HF_HUB_OFFLINE)"));
     checks.push(Check::ok("downloads", how.join(", ")));

@@ -44,13 +44,13 @@ pub fn run(args: &Draw, printer: Printer) -> anyhow::Result<ExitStatus> {
         Ok(npz.finish()?)
     };
     write().with_context(|| format!("cannot write `{}`", args.out.display()))?;
-    let of = family.threads(most).map_or_else(String::new, |t| format!(" of a GPU with {t} resident threads"));
+    let of = family.threads(most).map_or_else(String::new, |t| format!(", GPU with {t} resident threads"));
     printer.note(&format!(
-        "{} draws of {} seeds by {}{of} in `{}`",
+        "{} draws for each of {} seeds in `{}` ({}{of})",
         args.draw.len(),
         seeds.len(),
-        family.name(),
-        args.out.display()
+        args.out.display(),
+        family.name()
     ));
     Ok(ExitStatus::Done)
 }

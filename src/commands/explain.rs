@@ -254,7 +254,7 @@ fn measure<'e>(
     let found = found.into_iter().next().context("no result")?;
     anyhow::ensure!(
         found.samples.sha256 == samples.samples.sha256,
-        "`{}` holds other images than the result was made of",
+        "the images in `{}` are not those of the result",
         samples.samples.path
     );
     Ok(found.metrics.into_iter().map(|(name, metric)| (name, metric.value)).collect())
@@ -262,8 +262,8 @@ fn measure<'e>(
 
 /// Makes sure that the file at `path` is still the one of the result.
 fn same_file(what: &str, path: &str, sha256: &str) -> anyhow::Result<()> {
-    let found = container_sha256(Path::new(path)).with_context(|| format!("the {what} is not at hand"))?;
-    anyhow::ensure!(found == sha256, "`{path}` is not the {what} of the result any more");
+    let found = container_sha256(Path::new(path)).with_context(|| format!("cannot read the {what}"))?;
+    anyhow::ensure!(found == sha256, "`{path}` is no longer the {what} of the result: its SHA-256 differs");
     Ok(())
 }
 
@@ -271,7 +271,7 @@ fn render(found: &Explanation, a: &Evaluation, b: &Evaluation) -> String {
     /// Longest text of a setting that is shown.
     const LONGEST: usize = 60;
     if found.differences.is_empty() {
-        return "the two results were computed alike".to_owned();
+        return "no setting differs".to_owned();
     }
     let short = |text: &str| {
         if text.chars().count() <= LONGEST {

@@ -76,7 +76,7 @@ pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<E
     let tolerance = if args.precision == PrecisionArg::Fp16 { HALF_TOLERANCE } else { TOLERANCE };
     let stage = printer.stage("check the graph on the runtimes");
     let comparison = check(&args.out, &network, CHECKED, tolerance, global)
-        .context("the graph was written, but the check of it failed (--no-check skips it)")?;
+        .context("the graph was written, but could not be checked (--no-check skips the check)")?;
     drop(stage);
     for output in &comparison.outputs {
         printer.note(&format!(
@@ -85,9 +85,7 @@ pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<E
         ));
     }
     if !cfg!(feature = "train") {
-        printer.note(
-            "not checked: a forward pass that does not use the graph (this d2o was built without libtorch, feature `train`)",
-        );
+        printer.note("not checked against libtorch: this d2o was built without it (feature `train`)");
     }
     Ok(if comparison.agree { ExitStatus::Done } else { ExitStatus::No })
 }
@@ -99,27 +97,24 @@ fn describe(weights: &WeightsState) -> String {
         text += &format!(", digest {digest}");
     }
     if let Some(head) = &weights.head_digest {
-        text += &format!(", of the head {head}");
+        text += &format!(", head digest {head}");
     }
     text
 }
 
 /// `model` with its wide convolutions as Winograd's, noted in its metadata.
 fn winograd(model: Model, args: &Export, printer: Printer) -> anyhow::Result<Model> {
-    anyhow::ensure!(
-        args.precision == PrecisionArg::Fp32,
-        "--winograd: its sums need f32, and `--precision fp16` was asked for"
-    );
+    anyhow::ensure!(args.precision == PrecisionArg::Fp32, "--winograd requires `--precision fp32`");
     let stage = printer.stage("transform the convolutions");
     let (model, count) = model.to_winograd(DEFAULT_THRESHOLD)?;
     drop(stage);
     if count == 0 {
         printer.warn(
-            "--winograd: no convolution of this network is wide enough for it to pay; the graph is the plain one",
+            "--winograd: no convolution of this network is wide enough to benefit; the graph keeps plain convolutions",
         );
         return Ok(model);
     }
-    printer.note(&format!("{count} convolutions as Winograd's F(4, 3)"));
+    printer.note(&format!("{count} convolutions written as Winograd F(4, 3)"));
     let winograd = Some(format!("F(4, 3) in {count} convolutions"));
     Ok(model.with_metadata(&Metadata { winograd, ..Metadata::default() }))
 }
@@ -136,23 +131,23 @@ fn half(model: &Model, args: &Export, global: &Global, printer: Printer) -> anyh
         return Ok(narrow.with_metadata(&described("not measured".to_owned())));
     }
     let dir = Scratch::new()?;
-    let stage = printer.stage("measure what f16 changes");
+    let stage = printer.stage("measure the error of f16");
     let (full, reduced) = (dir.path().join("fp32.onnx"), dir.path().join("fp16.onnx"));
     write::write(model, &full)?;
     write::write(&narrow, &reduced)?;
     let comparison =
-        against(&full, &reduced, CHECKED, global).context("measure what f16 changes (--no-check skips it)")?;
+        against(&full, &reduced, CHECKED, global).context("cannot measure the error of f16 (--no-check skips it)")?;
     drop(stage);
     let mut worst = 0.0_f64;
     for output in &comparison.outputs {
-        anyhow::ensure!(output.not_finite == 0, "`{}` holds values that are not finite in f16", output.name);
+        anyhow::ensure!(output.not_finite == 0, "`{}` contains NaN or infinity in f16", output.name);
         worst = worst.max(output.max_rel);
         let (name, rel, snr) = (&output.name, output.max_rel, output.snr_db.unwrap_or(f64::INFINITY));
         printer.note(&format!("f16: `{name}` differs by {rel:.1e} of the largest value, {snr:.1} dB below the signal"));
     }
     anyhow::ensure!(
         worst <= HALF_DIFFERENCE,
-        "f16 changes outputs by {worst:.1e} of the largest value, more than {HALF_DIFFERENCE:.0e}: this network needs f32 (--no-check writes it all the same)"
+        "f16 changes outputs by {worst:.1e} of the largest value, more than {HALF_DIFFERENCE:.0e}: this network requires f32 (--no-check exports it anyway)"
     );
     Ok(narrow.with_metadata(&described(format!("{worst:.1e} of the largest value, {CHECKED} inputs"))))
 }
@@ -192,7 +187,7 @@ fn graph(args: &Export, printer: Printer) -> anyhow::Result<(Exported, Network)>
         let others = checkpoint.networks.iter().filter(|n| n.name != network.name);
         let others: Vec<_> = others.map(|n| format!("`{}`", n.name)).collect();
         printer.note(&format!(
-            "network `{}` of the checkpoint (--net takes another: {})",
+            "exporting network `{}` of the checkpoint (--net selects another: {})",
             network.name,
             others.join(", ")
         ));
@@ -266,13 +261,12 @@ fn build(args: &Export, network: &Network, defaults: &Defaults, printer: Printer
     let features = network.architecture.extractor().is_some();
     let kind = match (args.kind, defaults.recorded.sampler) {
         (None, Some(sampler)) => {
-            printer
-                .note(&format!("the network was trained for {} sampling: the graph is a denoiser's", sampler.name()));
+            printer.note(&format!("the network was trained for {} sampling; exporting a denoiser", sampler.name()));
             Kind::Denoiser
         }
         (Some(Kind::OneStep), Some(sampler)) => {
             printer.warn(&format!(
-                "--kind one-step: the network was trained for {} sampling, of which the graph is the first step",
+                "--kind one-step: the network was trained for {} sampling; the graph computes the first step only",
                 sampler.name()
             ));
             Kind::OneStep
@@ -313,14 +307,14 @@ fn feature_options(args: &Export, architecture: &Architecture) -> anyhow::Result
         PixelType::F32 => PixelInput::F32,
     };
     if input == PixelInput::F32 && (args.fuse_resize || image_size != input_size) {
-        let what = format!("--input f32: images come at the network's {input_size} pixels, resized before");
-        return Err(with_hint(anyhow::anyhow!(what), "leave out `--image-size` and `--fuse-resize`"));
+        let what = format!("--input f32: the graph takes images that are already resized to {input_size} pixels");
+        return Err(with_hint(anyhow::anyhow!(what), "omit `--image-size` and `--fuse-resize`"));
     }
     let on_request = extractor.is_some_and(|e| e.preprocessing().resize == Resize::TensorFlow);
     if on_request && image_size != input_size && !args.fuse_resize {
-        let what = format!("images of {image_size} pixels, and a network for {input_size}");
-        let hint = "add `--fuse-resize` to put TensorFlow 1's bilinear resize in front, as the original FID and torch-fidelity have it, or \
-                    `--input f32` to have d2o resize as the protocol does";
+        let what = format!("the images have {image_size} pixels, the network expects {input_size}");
+        let hint = "add `--fuse-resize` to resize inside the graph with TensorFlow 1's bilinear filter, as the original FID and torch-fidelity do, or \
+                    `--input f32` to let d2o resize according to the protocol";
         return Err(with_hint(anyhow::anyhow!(what), hint));
     }
     let activation = args.activation.map(|a| match a {

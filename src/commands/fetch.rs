@@ -30,7 +30,11 @@ pub fn run(args: &Fetch, printer: Printer) -> anyhow::Result<ExitStatus> {
             }
             None => {
                 let known = known::find(text).ok_or_else(|| unknown(text))?;
-                anyhow::ensure!(sha256.is_none(), "--sha256: `{text}` has its own ({})", known.page);
+                anyhow::ensure!(
+                    sha256.is_none(),
+                    "--sha256 requires an address; the hash of `{text}` is known ({})",
+                    known.page
+                );
                 downloads::fetch(known, &settings, printer)?
             }
         };
@@ -43,15 +47,15 @@ pub fn run(args: &Fetch, printer: Printer) -> anyhow::Result<ExitStatus> {
 /// Where a file came from, and what its hash was compared with.
 fn describe(fetched: &Fetched) -> String {
     let origin = match fetched.origin {
-        Origin::HuggingFaceCache => "in the cache of Hugging Face",
+        Origin::HuggingFaceCache => "in the Hugging Face cache",
         Origin::Download => "downloaded",
         _ => "in the cache",
     };
     let hash = match fetched.hash {
-        HashCheck::Published { bits: 256 } => "the published one".to_owned(),
-        HashCheck::Published { bits } => format!("of which the published {bits} bits agree"),
-        HashCheck::LearnedBefore => "none is published; the same as when it was first fetched".to_owned(),
-        _ => "none is published; remembered from now on".to_owned(),
+        HashCheck::Published { bits: 256 } => "as published".to_owned(),
+        HashCheck::Published { bits } => format!("its published first {bits} bits agree"),
+        HashCheck::LearnedBefore => "not published; same as at the first download".to_owned(),
+        _ => "not published; recorded for later downloads".to_owned(),
     };
     format!("{origin}: {} bytes, SHA-256 {} ({hash})", fetched.bytes, fetched.sha256)
 }

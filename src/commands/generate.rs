@@ -33,7 +33,7 @@ const AHEAD: usize = 2;
 /// Draws images.
 ///
 /// # Errors
-/// A graph that is no generator, options that do not fit it, outputs that exist, a failing runtime, writing errors.
+/// A graph that is not a generator, options that do not fit it, outputs that exist, a failing runtime, writing errors.
 pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     let form = Form::of(&args.out)?;
     let claim = Claim::new(&args.out).with_context(|| format!("cannot write `{}`", args.out.display()))?;
@@ -62,7 +62,7 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
     let mut progress = printer.progress("generate", seeds.len() as u64);
     let resumed = journal.done();
     if resumed > 0 {
-        printer.note(&format!("{resumed} of {} images are there already", seeds.len()));
+        printer.note(&format!("resuming: {resumed} of {} images are already done", seeds.len()));
         progress.skip(resumed as u64);
     }
     let writer = Writer::new(args, &plan, journal)?;
@@ -75,7 +75,7 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
         let writing = scope.spawn(move || writer.run(parts_out, record));
         let computed = compute(&plan, &mut sessions, drawn, parts, &mut progress);
         let written = writing.join().map_err(|_| anyhow::anyhow!("writing failed"))?;
-        let drawn = drawer.join().map_err(|_| anyhow::anyhow!("drawing failed"))?;
+        let drawn = drawer.join().map_err(|_| anyhow::anyhow!("sampling failed"))?;
         computed?;
         drawn?;
         written.with_context(|| format!("cannot write `{}`", args.out.display()))
@@ -87,10 +87,10 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
     };
     section.complete();
     if not_finite > 0 {
-        printer.warn(&format!("{not_finite} images hold values that are not finite"));
+        printer.warn(&format!("{not_finite} images contain NaN or infinity"));
     }
     if constant > 0 {
-        printer.warn(&format!("{constant} images are of a single value"));
+        printer.warn(&format!("{constant} images are constant (a single value)"));
     }
     printer.note(&format!("{} images in `{}` ({})", seeds.len(), args.out.display(), runtime));
     Ok(ExitStatus::Done)
@@ -142,8 +142,8 @@ fn is_complete(args: &Generate, form: Form, claim: &Claim, record: &Value, seeds
     };
     let found = match record::read(out) {
         Ok(Some(found)) => found,
-        Ok(None) => return replace(format!("`{}` exists and does not tell which run made it", out.display())),
-        Err(error) => return replace(format!("`{}` exists and is not of this run: {error}", out.display())),
+        Ok(None) => return replace(format!("`{}` exists and does not record which run wrote it", out.display())),
+        Err(error) => return replace(format!("`{}` exists and was not written by this run: {error}", out.display())),
     };
     let differing = differences(&found, record);
     if !differing.is_empty() {
@@ -155,7 +155,7 @@ fn is_complete(args: &Generate, form: Form, claim: &Claim, record: &Value, seeds
     }
     let missing = |seed: &&u64| form == Form::Folder && !out.join(name_of(**seed, args.subdirs)).exists();
     if let Some(seed) = seeds.iter().find(missing) {
-        return replace(format!("`{}` is complete but for `{}`", out.display(), name_of(*seed, args.subdirs)));
+        return replace(format!("`{}` is complete except for `{}`", out.display(), name_of(*seed, args.subdirs)));
     }
     if let Some(path) = further(args).find(|p| !p.exists()) {
         return replace(format!("`{}` is complete, but `{}` does not exist", out.display(), path.display()));
@@ -186,7 +186,7 @@ fn draw(
     file.map_or(Ok(()), |f| f.finish(seeds))
 }
 
-/// Encodes and writes batches as they come, in a thread of its own.
+/// Encodes and writes batches as they come, in a separate thread.
 struct Writer<'a> {
     out: &'a Path,
     seeds: &'a [u64],

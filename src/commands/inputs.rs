@@ -83,14 +83,14 @@ fn exported(
     let exports = cache()?.join("exports");
     let folder = exports.join(cache_name(path, asked)?);
     let name = path.with_extension("onnx");
-    let name = name.file_name().context("a checkpoint without a name")?;
+    let name = name.file_name().context("the path of a checkpoint has no file name")?;
     let out = folder.join(name);
     if out.exists() {
-        printer.note(&format!("`{}` as exported before: `{}`", path.display(), out.display()));
+        printer.note(&format!("using the cached export of `{}`: `{}`", path.display(), out.display()));
         return Ok(out);
     }
     let options = asked.map_or_else(|| kind_of(path), Ok)?;
-    printer.note(&format!("export `{}` into the cache: {}", path.display(), options.join(" ")));
+    printer.note(&format!("exporting `{}` into the cache: {}", path.display(), options.join(" ")));
     fs::create_dir_all(&exports)?;
     // The graph gets its place in the cache once it has passed the check.
     let unchecked = Scratch::new_in(&exports)?;
@@ -98,7 +98,7 @@ fn exported(
     words.extend(options.iter().map(Into::into));
     words.extend(["--out".into(), unchecked.path().join(name).into(), "--".into(), path.into()]);
     let Command::Export(args) = Cli::try_parse_from(words)?.command else {
-        anyhow::bail!("the export was not understood");
+        anyhow::bail!("not an export command");
     };
     let status = export::run(&args, global, printer)?;
     anyhow::ensure!(status == ExitStatus::Done, "the exported graph differs between the runtimes");

@@ -63,7 +63,7 @@ fn graph(path: &Path) -> anyhow::Result<Value> {
         _ => format!("d2o verify {file}"),
     };
     let mut value = json!({
-        "file": path, "what": format!("ONNX graph, {}", kind.map_or("not by d2o", Kind::name)), "opset": info.opset, "nodes": info.nodes,
+        "file": path, "what": format!("ONNX graph, {}", kind.map_or("not exported by d2o", Kind::name)), "opset": info.opset, "nodes": info.nodes,
         "parameters": info.parameters, "inputs": list(&info.inputs), "outputs": list(&info.outputs),
         "metadata": info.metadata, "next": next,
     });

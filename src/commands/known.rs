@@ -40,9 +40,9 @@ pub fn run(args: &KnownArgs, printer: Printer) -> anyhow::Result<ExitStatus> {
 
 /// The error for a name that no row has.
 pub(super) fn unknown(name: &str) -> anyhow::Error {
-    let error = anyhow::anyhow!("no published file called `{name}` is known");
+    let error = anyhow::anyhow!("unknown published file `{name}`");
     match known::similar(name, 3).as_slice() {
-        [] => with_hint(error, "`d2o known` lists them"),
+        [] => with_hint(error, "`d2o known` lists all names"),
         similar => with_hint(error, format!("similar names: {}; `d2o known` lists all", similar.join(", "))),
     }
 }
@@ -75,7 +75,7 @@ fn describe(known: &Known) -> String {
         "sha256",
         &match known.hash() {
             FileHash::Full(hash) => hash.to_owned(),
-            FileHash::Prefix(prefix) => format!("{prefix}… (a check of 32 bits)"),
+            FileHash::Prefix(prefix) => format!("{prefix}… (first 32 bits only)"),
             _ => "not published".to_owned(),
         },
     );
@@ -94,7 +94,7 @@ fn describe(known: &Known) -> String {
                 &generator.classes.map(|c| if c == 0 { "none".to_owned() } else { c.to_string() }).unwrap_or_default(),
             );
             let sampler = sampler_words(generator, false).map(|words| words.join(" "));
-            line("sampler", sampler.as_deref().unwrap_or("one that d2o does not have"));
+            line("sampler", sampler.as_deref().unwrap_or("not supported by d2o"));
             line("quantiser", &generator.quantiser);
             line("protocol", &generator.protocol);
             line("reference", generator.reference.as_deref().unwrap_or_default());

@@ -25,7 +25,7 @@ use crate::printer::{Printer, table};
 /// Makes or examines a reference.
 ///
 /// # Errors
-/// Unreadable images or references, a file that is no extractor.
+/// Unreadable images or references, a file that is not an extractor.
 pub fn run(command: &Refs, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     match command {
         Refs::Make(args) => make(args, global, printer),
@@ -49,7 +49,7 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
         }
     }
     if set.width("features", &networks, &rule).is_none() {
-        return Err(with_hint(anyhow::anyhow!("no feature extractor given for images"), "name one with --extractor"))
+        return Err(with_hint(anyhow::anyhow!("no feature extractor given for images"), "pass one with --extractor"))
             .with_context(intent);
     }
     let layout = match args.layout {
@@ -59,7 +59,8 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     };
     if layout == Layout::Adm {
         let Source::Images { images, .. } = &set else {
-            return Err(anyhow::anyhow!("the adm layout holds images, and these are features")).with_context(intent);
+            return Err(anyhow::anyhow!("the adm layout stores images, but the input contains only features"))
+                .with_context(intent);
         };
         uniform(images.as_ref()).with_context(intent)?;
     }
@@ -74,14 +75,14 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
         && Protocol::named(name).is_some_and(|p| InputRule::from(p) != rule)
     {
         printer.warn(&format!(
-            "the layout is {tool}'s, the preprocessing is that of protocol {}; {tool} would compare it with images preprocessed differently \
+            "the layout is that of {tool}, the preprocessing that of protocol {}; {tool} would compare it with images preprocessed differently \
              (--protocol {name} matches)",
             protocol.name
         ));
     }
     if layout == Layout::Adm && !has("spatial") {
         printer
-            .warn("the extractor gives no spatial features; guided-diffusion's evaluator needs `mu_s` and `sigma_s`");
+            .warn("the extractor has no spatial features; guided-diffusion's evaluator requires `mu_s` and `sigma_s`");
     }
     let keep = !args.no_features;
     let request = StatsRequest {
@@ -128,7 +129,7 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
         Source::Fused { .. } | Source::Features { .. } => None,
     };
     reference.write(&args.out, layout, images).with_context(|| format!("write `{}`", args.out.display()))?;
-    printer.note(&format!("{count} images, {dims} features by {name} in `{}`", args.out.display()));
+    printer.note(&format!("{count} images, {dims} features of {name} in `{}`", args.out.display()));
     Ok(ExitStatus::Done)
 }
 
@@ -139,8 +140,8 @@ fn ensure_protocol(records: &Records, protocol: &Protocol) -> anyhow::Result<()>
         let differs = against_protocol(role, role, record, protocol);
         if let Some(deviation) = differs.iter().find(|d| d.kind == DeviationKind::Preprocessing) {
             return Err(with_hint(
-                anyhow::anyhow!("the reference would not be protocol {}'s: {deviation}", protocol.name),
-                "name the protocol of the features with --protocol; an extractor exported with `--input f32` serves each",
+                anyhow::anyhow!("the reference would deviate from protocol {}: {deviation}", protocol.name),
+                "set --protocol to that of the features; an extractor exported with `--input f32` supports all protocols",
             ));
         }
     }

@@ -27,8 +27,8 @@ pub fn run(args: &Report, printer: Printer) -> anyhow::Result<ExitStatus> {
     };
     let tables = || -> anyhow::Result<()> {
         let only_page = !args.images.is_empty() || !args.losses.is_empty() || args.references.is_some();
-        anyhow::ensure!(!only_page, "--images, --references and --losses are for `--format html`");
-        anyhow::ensure!(!evaluations.is_empty(), "tables need a result of `d2o evaluate --json`");
+        anyhow::ensure!(!only_page, "--images, --references and --losses require `--format html`");
+        anyhow::ensure!(!evaluations.is_empty(), "tables require a result of `d2o evaluate --json`");
         Ok(())
     };
     let text = match args.format {

@@ -31,7 +31,7 @@ struct Comparison<'a> {
     not_measured: Vec<String>,
 }
 
-/// A published number beside the measured one.
+/// A published number and the measured one.
 #[derive(Debug, Serialize)]
 struct Row<'a> {
     metric: &'a str,
@@ -77,7 +77,7 @@ pub fn run(args: &Reproduce, global: &Global, printer: Printer) -> anyhow::Resul
             (evaluate.provider, evaluate.batch) = (args.provider, args.batch);
         }
         let status = super::run(cli)?;
-        anyhow::ensure!(status == ExitStatus::Done, "`{text}` has the exit code {}", status as u8);
+        anyhow::ensure!(status == ExitStatus::Done, "`{text}` exited with code {}", status as u8);
     }
     let measured: Evaluation =
         serde_json::from_slice(&fs::read(&result)?).with_context(|| format!("read `{}`", result.display()))?;
@@ -95,11 +95,11 @@ pub fn run(args: &Reproduce, global: &Global, printer: Printer) -> anyhow::Resul
 fn commands(args: &Reproduce, known: &Known, generator: &Generator, json: &Path) -> anyhow::Result<[Vec<OsString>; 2]> {
     let one_step = generator.is_one_step() == Some(true);
     let sampler = sampler_words(generator, one_step).with_context(|| {
-        format!("the numbers of `{}` were published for a sampler that d2o does not have", known.name)
+        format!("the numbers of `{}` were published for a sampler that d2o does not support", known.name)
     })?;
     let reference = args.reference.clone().map(OsString::from).or(generator.reference.as_deref().map(Into::into));
     let reference = reference.with_context(|| {
-        format!("no reference statistics are published for `{}`: name a file with --ref", known.name)
+        format!("no reference statistics are published for `{}`: pass a file with --ref", known.name)
     })?;
     let graph = args.outdir.join(format!("{}.onnx", known.name));
     let overwrite = args.output.overwrite.then(|| "--overwrite".into());
@@ -196,10 +196,7 @@ fn render(comparison: &Comparison<'_>) -> String {
     let mut text = table(&["metric", "published", "measured", "difference"], &rows);
     let images = comparison.images.unwrap_or_default();
     if let Some(row) = comparison.metrics.iter().find(|row| row.published_images as usize != images) {
-        text += &format!(
-            "\nnot comparable: {images} images were measured, the published numbers are of {}",
-            row.published_images
-        );
+        text += &format!("\nnot comparable: measured on {images} images, published for {}", row.published_images);
     }
     for number in &comparison.not_measured {
         text += &format!("\nnot measured: {number}");

@@ -103,7 +103,7 @@ mod training {
         let net = network(options, dims.height, state.as_ref())?;
         check(options, &net, dims)?;
         let device = device::select(args.device, local_rank.unwrap_or(0))?;
-        anyhow::ensure!(device.is_cuda() || !options.tf32, "--tf32 is for CUDA, and training runs on the CPU");
+        anyhow::ensure!(device.is_cuda() || !options.tf32, "--tf32 requires CUDA, but training runs on the CPU");
         let record = json!({
             "d2o-version": env!("CARGO_PKG_VERSION"), "options": settled.values, "network": {"class": net.class(), "init_kwargs": net.init_kwargs()},
             "dataset": {"images": source.len(), "height": dims.height, "width": dims.width}, "processes": group.size(), "device": device::describe(device),
@@ -114,7 +114,7 @@ mod training {
             }
             return Ok(None);
         }
-        let outdir = args.outdir.as_deref().context("no folder for the run: give one with --outdir")?;
+        let outdir = args.outdir.as_deref().context("no output folder: pass one with --outdir")?;
         // Process 0 alone writes.
         let outdir = match (group.leads(), args.numbered) {
             (true, true) => numbered(outdir, args.desc.as_deref())?,
@@ -132,7 +132,7 @@ mod training {
         let log = fs::OpenOptions::new().create(true).append(true).open(outdir.join("log.txt"))?;
         // Some file systems have no locks.
         if let Err(TryLockError::WouldBlock) = log.file().try_lock() {
-            anyhow::bail!("another process trains in `{}`", outdir.display());
+            anyhow::bail!("another process is training in `{}`", outdir.display());
         }
         let mut file = AtomicFile::create(&outdir.join("training_options.json"))?;
         writeln!(file, "{}", serde_json::to_string_pretty(record)?)?;
@@ -178,13 +178,13 @@ mod training {
             }
         };
         if run.options.bf16 && !run.mixed {
-            note("the CPU computes in f32, as the original does: --bf16 is for CUDA");
+            note("--bf16 has no effect on the CPU, which computes in f32 as in the original");
         }
         if data.is_grey() && run.options.channels == Some(3) {
-            note("all images are grey: a network of `--channels 1` would do");
+            note("all images are greyscale: `--channels 1` suffices");
         }
         if run.options.random_class_embeddings == Some(true) {
-            note("the discriminator starts from random class embeddings, which is not the recipe");
+            note("the discriminator starts from random class embeddings, which deviates from the recipe");
         }
         for change in &changes {
             note(&format!("resumed with {change}"));
@@ -206,7 +206,7 @@ mod training {
         if let Some(forecast) = group.agree(trainer.forecast(&data))? {
             note(&forecast.to_string());
             if forecast.exceeds() {
-                note("this is more memory than there is: --batch-gpu processes a batch in parts, which take less");
+                note("this exceeds the available memory: --batch-gpu processes the batch in smaller parts");
             }
         }
         let mut line = |s: &Status| note(&render(s));
@@ -226,7 +226,7 @@ mod training {
         printer.data(&outcome.snapshot.display().to_string())?;
         if outcome.stopped {
             let outdir = run.outdir.display();
-            let interrupted = Interrupted::then(format!("the state is saved, --resume continues `{outdir}`"));
+            let interrupted = Interrupted::then(format!("the state is saved; --resume continues `{outdir}`"));
             return Err(group.shared(interrupted.into()));
         }
         Ok(ExitStatus::Done)
@@ -318,7 +318,7 @@ mod training {
         match other.iter().find(|f| f.exists()) {
             None => Ok(()),
             Some(file) => anyhow::bail!(
-                "`{}` holds another run (`{}`): --resume continues it, --numbered creates a folder in it",
+                "`{}` contains another run (`{}`): --resume continues it, --numbered creates a subfolder",
                 outdir.display(),
                 file.file_name().unwrap_or_default().display()
             ),
@@ -347,7 +347,7 @@ mod training {
         let checkpoint = Checkpoint::open(path).with_context(describe)?;
         let network = checkpoint.network(None).with_context(describe)?;
         let Architecture::Denoiser(config) = &network.architecture else {
-            return Err(anyhow::anyhow!("the checkpoint does not say which network it holds").context(describe()));
+            return Err(anyhow::anyhow!("the checkpoint does not record its network").context(describe()));
         };
         match options.loss {
             LossArg::D2o => Ok(config.into_one_step(options.dropout)?),
@@ -355,7 +355,7 @@ mod training {
                 let class = loss.precond().unwrap_or_default();
                 anyhow::ensure!(
                     config.class() == class,
-                    "{}: this loss trains {class}, found {}",
+                    "{}: this loss requires {class}, found {}",
                     describe(),
                     config.class()
                 );
@@ -393,7 +393,7 @@ mod training {
             kwargs["encoder_type"] = json!(n.encoder_type);
             kwargs["resample_filter"] = json!(n.resample_filter);
         }
-        Ok(NetConfig::new(options.loss.precond().context("a new network needs a loss of denoising")?, &kwargs)?)
+        Ok(NetConfig::new(options.loss.precond().context("training from scratch requires a denoising loss")?, &kwargs)?)
     }
 
     /// Checks that the network fits the images and the options.
@@ -402,7 +402,7 @@ mod training {
         anyhow::ensure!(dims.height == dims.width, "training images must be square, those of `{data}` are {dims}");
         anyhow::ensure!(
             net.img_resolution == dims.height,
-            "the network makes {}-pixel images, `{data}` holds {}-pixel ones; `d2o dataset --resolution {}` converts them",
+            "the network generates {}-pixel images, but `{data}` contains {}-pixel images; `d2o dataset --resolution {}` converts them",
             net.img_resolution,
             dims.height,
             net.img_resolution
@@ -410,7 +410,7 @@ mod training {
         if options.loss != LossArg::D2o && options.augment_p > 0.0 {
             anyhow::ensure!(
                 net.augment_dim() == EdmSettings::EDM_LABELS,
-                "--augment-p {}: the network takes {} augmentation labels, EDM's pipe gives {}; --augment-p 0 trains it without",
+                "--augment-p {}: the network takes {} augmentation labels, EDM's pipe gives {}; --augment-p 0 disables augmentation",
                 options.augment_p,
                 net.augment_dim(),
                 EdmSettings::EDM_LABELS

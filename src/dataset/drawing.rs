@@ -46,7 +46,7 @@ pub(super) fn render(svg: Vec<u8>, size: [usize; 2], background: [u8; 3]) -> any
     match given.recv_timeout(DEADLINE) {
         Ok(drawn) => drawn,
         Err(RecvTimeoutError::Timeout) => {
-            bail!("expected a drawing that takes at most {DEADLINE:?}, found a longer one")
+            bail!("expected a drawing that renders within {DEADLINE:?}, found a slower one")
         }
         Err(RecvTimeoutError::Disconnected) => bail!("the renderer failed"),
     }
@@ -55,7 +55,7 @@ pub(super) fn render(svg: Vec<u8>, size: [usize; 2], background: [u8; 3]) -> any
 fn draw(svg: &[u8], [height, width]: [usize; 2], background: [u8; 3]) -> anyhow::Result<Array3<u8>> {
     let tree = parse(svg)?;
     let pixmap = tiny_skia::Pixmap::new(u32::try_from(width)?, u32::try_from(height)?);
-    let mut pixmap = pixmap.context("a resolution above 0")?;
+    let mut pixmap = pixmap.context("expected a resolution above 0")?;
     let [r, g, b] = background;
     pixmap.fill(tiny_skia::Color::from_rgba8(r, g, b, 255));
     #[allow(clippy::cast_precision_loss, reason = "a small resolution")]
@@ -96,7 +96,7 @@ fn parse(svg: &[u8]) -> anyhow::Result<usvg::Tree> {
     let tree = usvg::Tree::from_data(&plain(svg)?, &options)?;
     ensure!(
         !refused.load(Ordering::Relaxed),
-        "expected images of together at most {MAX_PIXELS} pixels within the drawing, found larger or unreadable ones"
+        "expected embedded images of at most {MAX_PIXELS} pixels in total, found larger or unreadable images"
     );
     Ok(tree)
 }
@@ -160,7 +160,7 @@ fn ensure_entities(text: &[u8]) -> anyhow::Result<()> {
         ensure!(sizes.len() <= MAX_ENTITIES, "expected at most {MAX_ENTITIES} entities, found more");
     }
     let found = if sizes.is_empty() { 0 } else { size_of(text, &sizes) };
-    ensure!(found <= MAX_EXPANDED, "expected entities that stand for at most {MAX_EXPANDED} bytes, found {found}");
+    ensure!(found <= MAX_EXPANDED, "expected entities that expand to at most {MAX_EXPANDED} bytes, found {found}");
     Ok(())
 }
 

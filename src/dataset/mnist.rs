@@ -86,7 +86,7 @@ impl Iterator for Idx {
     }
 }
 
-/// The file of labels beside the file of images `path`, if its name follows MNIST's and it is there.
+/// The label file next to the image file `path`, if it exists under MNIST's naming scheme.
 #[must_use]
 pub(super) fn label_file(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;

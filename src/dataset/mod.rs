@@ -57,7 +57,7 @@ pub struct Summary {
     pub images: usize,
     /// Their height and width.
     pub size: [usize; 2],
-    /// Images left out because they are smaller than the resolution of [`transform::Transform::CenterCropWide`].
+    /// Images skipped because they are smaller than the resolution of [`transform::Transform::CenterCropWide`].
     pub too_small: usize,
     /// Images whose EXIF orientation was not applied.
     pub turned: usize,
@@ -184,7 +184,7 @@ fn prepare(path: &Path, item: Item, options: &Options) -> anyhow::Result<Outcome
             let size = options
                 .geometry
                 .drawing()
-                .context("a drawing has no size in pixels: give a resolution")
+                .context("an SVG has no size in pixels: pass --resolution")
                 .with_context(place)?;
             let drawing = drawing::render(svg, size, options.background.unwrap_or(WHITE)).with_context(place)?;
             Some(options.geometry.frame(drawing))
@@ -206,7 +206,7 @@ fn prepare(path: &Path, item: Item, options: &Options) -> anyhow::Result<Outcome
     let Some(pixels) = pixels else { return Ok(Outcome { name, label, image: None, turned, transparent }) };
     let pixels = if options.grey {
         one_channel(pixels).with_context(|| {
-            format!("{}: `{name}` has colours; --grey stores images without colours only", path.display())
+            format!("{}: `{name}` is a colour image; --grey requires greyscale images", path.display())
         })?
     } else {
         three_channels(pixels)
@@ -273,7 +273,7 @@ fn three_channels(pixels: Array3<u8>) -> Array3<u8> {
 
 /// What EDM's tool asks of a dataset: squares, with a power of two as side.
 fn ensure_trainable(name: &str, [height, width]: [usize; 2], any_size: bool) -> anyhow::Result<()> {
-    let hint = "--any-size makes the dataset nevertheless; networks may refuse it";
+    let hint = "--any-size writes the dataset anyway; networks may not support it";
     let wrong = if height != width {
         format!("expected square images, found {width}×{height} (`{name}`)")
     } else if !width.is_power_of_two() {

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::outputs;
 
-/// Endings of other kinds of files, which are no names of folders.
+/// Extensions of other kinds of files, which are not accepted as folder names.
 const OTHER_FILES: [&str; 10] = ["npz", "npy", "h5", "hdf5", "tar", "gz", "png", "jpg", "json", "mdb"];
 
 /// A dataset being written; dropped before [`Output::finish`], it vanishes.
@@ -17,7 +17,7 @@ const OTHER_FILES: [&str; 10] = ["npz", "npy", "h5", "hdf5", "tar", "gz", "png",
 pub enum Output {
     /// A zip of stored PNGs.
     Zip(Box<DatasetWriter>),
-    /// A folder of PNGs, filled under a temporary name beside its target.
+    /// A folder of PNGs, filled under a temporary name next to its target.
     Folder {
         /// What the folder will be called.
         target: PathBuf,
@@ -36,7 +36,7 @@ pub fn is_zip(path: &Path) -> anyhow::Result<bool> {
     let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     ensure!(
         !OTHER_FILES.contains(&ending.as_str()),
-        "`{}`: a dataset is a `.zip` file or a folder, found the ending `.{ending}`",
+        "`{}`: expected a `.zip` file or a folder, found the extension `.{ending}`",
         path.display()
     );
     Ok(ending == "zip")
@@ -55,13 +55,13 @@ pub fn ensure_new(source: &Path, out: &Path, overwrite: bool) -> anyhow::Result<
     let Ok(target) = fs::canonicalize(out) else { return Ok(()) };
     ensure!(
         !fs::canonicalize(source)?.starts_with(&target),
-        "`{}` holds the source, so it is not replaced",
+        "cannot replace `{}`: it contains the source",
         out.display()
     );
     let replaced = target.is_dir() && fs::read_dir(&target)?.next().is_some();
     ensure!(
         !replaced || target.join(LABEL_FILE).is_file(),
-        "`{}` holds no `{LABEL_FILE}`, so it is not a dataset that --overwrite could replace",
+        "cannot replace `{}`: it contains no `{LABEL_FILE}`, so it is not a dataset",
         out.display()
     );
     Ok(())

@@ -33,7 +33,7 @@ const ARRAY_CHUNK: usize = 16 << 20;
 /// Most class folders whose names are listed in the note.
 const MAX_LISTED: usize = 12;
 
-/// Where labels come from.
+/// Source of the labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Labels {
     /// `dataset.json` or the container's own; in a folder without `dataset.json`, its top-level folders if there are several.
@@ -49,11 +49,11 @@ pub enum Labels {
 /// Which images are taken from a source, and their labels.
 #[derive(Debug, Clone)]
 pub struct Selection {
-    /// Leave out files whose path within the source contains one of these.
+    /// Exclude files whose path in the source contains one of these.
     pub exclude: Vec<String>,
     /// Take at most this many, from the start.
     pub max_images: Option<usize>,
-    /// Where labels come from.
+    /// Source of the labels.
     pub labels: Labels,
 }
 
@@ -224,7 +224,7 @@ fn files(
     let found = files.len();
     files.retain(|f| !selection.exclude.iter().any(|x| f.name.contains(x.as_str())));
     if files.len() < found {
-        notes.push(format!("--exclude left out {} of {found} images", found - files.len()));
+        notes.push(format!("--exclude skipped {} of {found} images", found - files.len()));
     }
     if files.is_empty() {
         bail!("`{}` holds no images{}", path.display(), if found > 0 { " besides the excluded ones" } else { "" });
@@ -244,10 +244,10 @@ fn files(
             {
                 ensure!(
                     folders.len() > 1,
-                    "`{}`: --labels folders needs several top-level folders with images, found one",
+                    "`{}`: --labels folders requires several top-level folders with images, found one",
                     path.display()
                 );
-                let hint = if mode == Labels::Auto { " (--labels none stores none)" } else { "" };
+                let hint = if mode == Labels::Auto { " (--labels none omits them)" } else { "" };
                 notes.push(format!("{} classes from the top-level folders: {}{hint}", folders.len(), listed(&folders)));
                 Some(labels)
             } else {
@@ -277,12 +277,8 @@ fn array(
     origin: Option<&str>,
     labelled: impl Iterator<Item = anyhow::Result<(Array3<u8>, Option<Value>)>> + 'static,
 ) -> anyhow::Result<Source> {
-    ensure!(selection.exclude.is_empty(), "`{}` holds no file names that --exclude could apply to", path.display());
-    ensure!(
-        selection.labels != Labels::Folders,
-        "`{}` holds no folders that --labels folders could use",
-        path.display()
-    );
+    ensure!(selection.exclude.is_empty(), "--exclude: `{}` contains no file names", path.display());
+    ensure!(selection.labels != Labels::Folders, "--labels folders: `{}` contains no folders", path.display());
     ensure!(len > 0, "`{}` holds no images", path.display());
     let keep = selection.labels != Labels::None;
     let notes = origin.filter(|_| keep).map(|origin| format!("labels of {origin}")).into_iter().collect();
@@ -300,7 +296,7 @@ fn idx(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
     let file = mnist::label_file(path).filter(|_| selection.labels != Labels::None);
     let labels = file.as_ref().map(|file| mnist::labels(file, images.len)).transpose()?;
     if selection.labels == Labels::Source && labels.is_none() {
-        bail!("`{}`: no file of labels beside it", path.display());
+        bail!("`{}`: no label file next to it", path.display());
     }
     let origin = file.map(|f| format!("`{}`", f.display()));
     let mut labels = labels.unwrap_or_default().into_iter().map(Value::from);
@@ -309,7 +305,7 @@ fn idx(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
 }
 
 fn lmdb(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
-    ensure!(selection.exclude.is_empty(), "`{}` holds no file names that --exclude could apply to", path.display());
+    ensure!(selection.exclude.is_empty(), "--exclude: `{}` contains no file names", path.display());
     ensure!(
         matches!(selection.labels, Labels::Auto | Labels::None),
         "`{}`: an LMDB of images holds no labels",
@@ -344,7 +340,7 @@ fn labels_of_array(source: &dyn ImageSource, selection: &Selection) -> anyhow::R
 }
 
 fn without_labels(error: anyhow::Error) -> anyhow::Error {
-    with_hint(error, "--labels none makes a dataset without labels")
+    with_hint(error, "--labels none writes a dataset without labels")
 }
 
 /// Images of an array container, chunk by chunk.

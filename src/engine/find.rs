@@ -67,8 +67,8 @@ impl Places {
                 shown.join(", ")
             ),
             format!(
-                "run `pip install 'onnxruntime>=1.{OLDEST_MINOR}'` (`onnxruntime-gpu[cuda,cudnn]` for CUDA) in the Python environment that d2o is \
-                 installed in or in an active one, or name the library with --onnxruntime or D2O_ONNXRUNTIME"
+                "run `pip install 'onnxruntime>=1.{OLDEST_MINOR}'` (`onnxruntime-gpu[cuda,cudnn]` for CUDA) in the Python environment of d2o or in an \
+                 active one, or pass the library with --onnxruntime or D2O_ONNXRUNTIME"
             ),
         ))
     }

@@ -38,6 +38,6 @@ pub fn open(path: &Path, matrices: &[&str], reporter: &dyn Reporter) -> Option<F
         file.verify()?;
         Ok(file)
     };
-    let damaged = |error| reporter.warn(&format!("corrupt cache entry, computing its features again: {error:#}"));
+    let damaged = |error| reporter.warn(&format!("corrupt cache entry, recomputing its features: {error:#}"));
     whole().map_err(damaged).ok().filter(|file| matrices.iter().all(|m| file.width(m).is_some()))
 }

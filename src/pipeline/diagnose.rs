@@ -97,7 +97,7 @@ pub struct Images {
     pub count: usize,
     /// Their size.
     pub size: ImageDims,
-    /// Images that occur before already.
+    /// Duplicate images.
     pub repeated: usize,
     /// Images of a single value.
     pub constant: usize,
@@ -112,7 +112,7 @@ pub struct Images {
 /// Examines the reference at `path`; with `samples`, also whether they fit it. What looks wrong is a warning.
 ///
 /// # Errors
-/// A file that is no reference or cannot be read.
+/// A file that is not a reference or cannot be read.
 pub fn examine(path: &Path, samples: Option<&Path>) -> anyhow::Result<Diagnosis> {
     let mut found = Diagnosis { file: path.to_owned(), sha256: container_sha256(path)?, ..Diagnosis::default() };
     if FeatureFile::is_one(path) {
@@ -135,7 +135,7 @@ pub fn examine(path: &Path, samples: Option<&Path>) -> anyhow::Result<Diagnosis>
     Ok(found)
 }
 
-/// References of other tools that are no npz, told by what stands in them; nothing is unpickled.
+/// References of other tools that are not npz, recognised by their content; nothing is unpickled.
 fn foreign(path: &Path) -> anyhow::Result<Option<&'static str>> {
     const HEAD: u64 = 1 << 16;
     let mut head = Vec::new();
@@ -150,7 +150,7 @@ fn foreign(path: &Path) -> anyhow::Result<Option<&'static str>> {
             "a pickle"
         })
     } else if head.starts_with(b"PK") && holds("/data.pkl") {
-        Some("a file of torch.save, as torch-fidelity's cache holds them")
+        Some("a torch.save file, such as a cache entry of torch-fidelity")
     } else {
         None
     })
@@ -159,7 +159,7 @@ fn foreign(path: &Path) -> anyhow::Result<Option<&'static str>> {
 fn feature_file(found: &mut Diagnosis) -> anyhow::Result<()> {
     let file = FeatureFile::open(&found.file)?;
     found.kind = match file.meta() {
-        Some(meta) if meta.rows.len() < meta.total => "feature file (HDF5), one part of several".to_owned(),
+        Some(meta) if meta.rows.len() < meta.total => "feature file (HDF5), one shard of several".to_owned(),
         Some(_) => "feature file (HDF5)".to_owned(),
         None => "feature file (HDF5) of another tool".to_owned(),
     };
@@ -175,7 +175,7 @@ fn feature_file(found: &mut Diagnosis) -> anyhow::Result<()> {
     found.count = Some(file.len());
     match file.meta() {
         Some(meta) => found.meta = serde_json::to_value(meta)?,
-        None => found.warnings.push("it does not say which network made it".to_owned()),
+        None => found.warnings.push("the feature extractor is not recorded".to_owned()),
     }
     if let Some(labels) = file.labels() {
         let classes = histogram(labels);
@@ -199,7 +199,7 @@ fn arrays(found: &mut Diagnosis) -> anyhow::Result<()> {
         None if has(IMAGES) => "images (`arr_0`) without statistics".to_owned(),
         None if has("feats") => "clean-fid's features for KID (`feats`)".to_owned(),
         None if has("reps") => "dgm-eval's representations (`reps`)".to_owned(),
-        None => "no reference: neither `mu` nor `arr_0`".to_owned(),
+        None => "not a reference: neither `mu` nor `arr_0`".to_owned(),
     };
     if has(META) && has("mu") {
         found.meta = d2o_refs::stats::meta(&path)?;
@@ -224,8 +224,9 @@ fn arrays(found: &mut Diagnosis) -> anyhow::Result<()> {
         look(found, batch::open(&path)?.as_mut())?;
         let count = found.images.as_ref().map_or(0, |i| i.count);
         if !found.moments.is_empty() && found.meta.is_null() {
-            let note =
-                format!("`mu` and `sigma` stand for a whole dataset, the {count} images for precision and recall only");
+            let note = format!(
+                "`mu` and `sigma` describe a whole dataset; the {count} images are for precision and recall only"
+            );
             found.warnings.push(note);
             if !found.moments.iter().any(|m| m.name == "mu_s") {
                 found.warnings.push("`mu` without `mu_s`: guided-diffusion's evaluator refuses it".to_owned());
@@ -234,7 +235,7 @@ fn arrays(found: &mut Diagnosis) -> anyhow::Result<()> {
         if count < PUBLISHED {
             found
                 .warnings
-                .push(format!("{count} images; published references hold {PUBLISHED} for precision and recall"));
+                .push(format!("{count} images; published references contain {PUBLISHED} for precision and recall"));
         }
     }
     Ok(())
@@ -248,7 +249,7 @@ fn whose(name: &str, dims: usize) -> &'static str {
         ("mu_clip", 768) => "CLIP ViT-B/32 before its projection (consistency models)",
         (_, POOL3) => "Inception pool3",
         (_, 64 | 192) => "an early tap of Inception (pytorch-fid, torch-fidelity)",
-        (_, 768) => "Inception's tap of 768, CLIP before its projection, or ViT-B",
+        (_, 768) => "Inception's 768-dimensional tap, CLIP before its projection, or ViT-B",
         (_, 1024) => "DINOv2 ViT-L/14",
         (_, 1280) => "EfficientNet-Lite0",
         (_, 4096) => "VGG16 fc2",
@@ -294,7 +295,7 @@ fn moments(found: &mut Diagnosis, npz: &mut Npz, mu_name: &str, sigma_name: &str
     if spectrum.rank < dims {
         let rank = spectrum.rank;
         let what = format!(
-            "`{sigma_name}` has rank {rank} of {dims}: as of {} images, or of features that are constant",
+            "`{sigma_name}` has rank {rank} of {dims}: computed from {} images, or with constant features",
             rank + 1
         );
         found.warnings.push(what);
@@ -379,7 +380,7 @@ fn features(found: &mut Diagnosis, npz: &mut Npz) -> anyhow::Result<()> {
     let rows: Array2<f64> = rows;
     found.count = found.count.or(Some(rows.nrows()));
     if rows.iter().any(|v| !v.is_finite()) {
-        found.warnings.push("`features` holds NaN or infinity".to_owned());
+        found.warnings.push("`features` contains NaN or infinity".to_owned());
         return Ok(());
     }
     let mu = npz.f64("mu")?;
@@ -387,7 +388,7 @@ fn features(found: &mut Diagnosis, npz: &mut Npz) -> anyhow::Result<()> {
     let scale = mu.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
     let apart = mu.iter().zip(&mean).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
     if mu.len() != mean.len() || apart > 1e-4 * scale {
-        found.warnings.push("`features` are not those `mu` is the mean of".to_owned());
+        found.warnings.push("the mean of `features` is not `mu`".to_owned());
     }
     Ok(())
 }
@@ -428,10 +429,10 @@ fn look(found: &mut Diagnosis, source: &mut dyn ImageSource) -> anyhow::Result<(
     }
     if let Some(ratio) = blockiness.filter(|r| *r > BLOCKY) {
         found.warnings.push(format!(
-            "traces of JPEG: steps between pixels are {ratio:.2} times as large where 8×8 blocks meet; compression changes Fréchet distances"
+            "JPEG artefacts: differences between pixels are {ratio:.2} times as large at the borders of 8×8 blocks; compression changes Fréchet distances"
         ));
     }
-    for (n, what) in [(repeated, "occur before already"), (constant, "are of a single value")] {
+    for (n, what) in [(repeated, "are duplicates"), (constant, "are constant (a single value)")] {
         if n > 0 {
             found.warnings.push(format!("{n} of {count} images {what}"));
         }
@@ -495,13 +496,13 @@ fn histogram(labels: &[i64]) -> BTreeMap<i64, usize> {
 fn balance(found: &mut Diagnosis, classes: &BTreeMap<i64, usize>) {
     let (least, most) = (classes.values().min().copied().unwrap_or(0), classes.values().max().copied().unwrap_or(0));
     if most > 2 * least {
-        found.warnings.push(format!("classes hold from {least} to {most} images"));
+        found.warnings.push(format!("unbalanced classes: {least} to {most} images per class"));
     }
     let below = i64::try_from(classes.len()).unwrap_or(i64::MAX) - 1;
     // Classes are 0 or more.
     let missing = classes.keys().max().map_or(0, |most| most.saturating_sub(below));
     if missing > 0 {
-        found.warnings.push(format!("{missing} classes below the largest have no image"));
+        found.warnings.push(format!("{missing} classes below the largest label have no images"));
     }
 }
 
@@ -516,12 +517,12 @@ fn compare(found: &mut Diagnosis, samples: &Path) -> anyhow::Result<()> {
     };
     match theirs {
         Some(theirs) if theirs != ours => found.warnings.push(format!(
-            "resolution: `{name}` holds images of {}×{}, the reference of {}×{}",
+            "the resolution differs: {}×{} in `{name}`, {}×{} in the reference",
             ours.width, ours.height, theirs.width, theirs.height
         )),
         None => found
             .warnings
-            .push(format!("the reference does not say its resolution; `{name}` has {}×{}", ours.width, ours.height)),
+            .push(format!("the reference does not record its resolution; `{name}` has {}×{}", ours.width, ours.height)),
         _ => {}
     }
     if let (Some(reference), Some(labels)) = (found.images.as_ref().and_then(|i| i.classes.clone()), source.labels()) {
@@ -543,7 +544,10 @@ fn compare(found: &mut Diagnosis, samples: &Path) -> anyhow::Result<()> {
             .sum::<f64>()
             / 2.0;
         if apart > 0.05 {
-            found.warnings.push(format!("the class distribution differs from that of the reference: {:.0} % of `{name}` would have to change class", 100.0 * apart));
+            found.warnings.push(format!(
+                "the class distribution differs from the reference: {:.0} % of `{name}` would have to change class",
+                100.0 * apart
+            ));
         }
     }
     Ok(())
@@ -571,7 +575,7 @@ mod tests {
         balance(&mut found, &BTreeMap::from([(0, 1), (1, 1), (5, 1)]));
         balance(&mut found, &BTreeMap::from([(0, 1), (i64::MAX, 1)]));
         balance(&mut found, &BTreeMap::from([(0, 1), (1, 1)]));
-        let missing = |n: i64| format!("{n} classes below the largest have no image");
+        let missing = |n: i64| format!("{n} classes below the largest label have no images");
         assert_eq!(found.warnings, [missing(3), missing(i64::MAX - 1)]);
     }
 

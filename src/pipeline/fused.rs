@@ -1,4 +1,4 @@
-//! A one-step generator whose images feed the feature networks where they were made, in the device's memory.
+//! A one-step generator that passes its images to the feature extractors in device memory.
 
 use std::ops::Range;
 use std::path::Path;
@@ -28,9 +28,9 @@ const IMAGES: &str = "images_u8";
 /// How images stay on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fuse {
-    /// One graph of the generator and the feature network.
+    /// One merged graph of the generator and one feature extractor.
     Graph,
-    /// A graph each; images are handed over in the device's memory.
+    /// Separate graphs that pass images in device memory.
     Memory,
 }
 
@@ -69,14 +69,17 @@ impl Fused {
         let name = path.display();
         let info = ModelInfo::open(path)?;
         let plan = Plan::new(sampling, &info).with_context(|| format!("cannot generate with `{name}`"))?;
-        anyhow::ensure!(plan.is_one_graph(), "--fuse needs a graph of kind one-step, `{name}` is sampled in steps");
-        let hint = "export the generator with --uint8, and the feature network with --fuse-resize and --image-size";
+        anyhow::ensure!(
+            plan.is_one_graph(),
+            "--fuse requires a graph of kind one-step, but `{name}` is sampled in several steps"
+        );
+        let hint = "export the generator with --uint8, and the feature extractor with --fuse-resize and --image-size";
         let sessions = match how {
             Fuse::Graph => {
                 let [network] = networks else {
                     return Err(with_hint(
-                        anyhow::anyhow!("--fuse takes one feature network, --extractor"),
-                        "--fuse=memory takes several",
+                        anyhow::anyhow!("--fuse=graph supports one feature extractor (--extractor)"),
+                        "--fuse=memory supports several",
                     ));
                 };
                 let joined = compose::chain(path, Path::new(&network.spec.path), IMAGES)
@@ -220,11 +223,11 @@ impl Plan {
         let keep: &[&str] = if joined { &[] } else { &[IMAGES] };
         let outputs = generator.run_resident(&inputs, keep)?;
         let mut outputs: Vec<_> = generator.model().output_names().zip(outputs).collect();
-        let at = outputs.iter().position(|(n, _)| *n == IMAGES).context("the graph gives no images")?;
+        let at = outputs.iter().position(|(n, _)| *n == IMAGES).context("the graph has no image output")?;
         let (_, images) = outputs.swap_remove(at);
         let matrices = match specs {
             [spec] if joined => spec.take(hosted(outputs)?, &names, rule)?,
-            _ if joined => anyhow::bail!("--fuse takes one feature network"),
+            _ if joined => anyhow::bail!("--fuse=graph supports one feature extractor"),
             specs => {
                 let of = |(spec, session): (&&Spec, &mut &mut dyn Session)| {
                     spec.run_resident(*session, &images, &names, rule)

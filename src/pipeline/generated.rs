@@ -56,7 +56,7 @@ impl GeneratedImages {
             |session: &mut Box<dyn Session>, seeds: &[u64]| plan.sample(session.as_mut(), plan.drawing.draw(seeds)?);
         in_turn(&mut self.sessions, seeds.chunks(self.batch).map(Ok), work, |part| {
             // The bytes would hide it.
-            anyhow::ensure!(part.faults[0] == 0, "{} images hold values that are not finite", part.faults[0]);
+            anyhow::ensure!(part.faults[0] == 0, "{} images contain NaN or infinity", part.faults[0]);
             parts.push(part.images);
             Ok(())
         })?;

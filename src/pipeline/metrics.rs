@@ -42,7 +42,7 @@ pub enum Metric {
     Dc,
     /// Kernel distance.
     Kid,
-    /// Fréchet distance of CLIP's features.
+    /// Fréchet distance of CLIP features.
     ClipFid,
     /// Fréchet distance extrapolated to infinitely many samples.
     FdInf,
@@ -245,7 +245,7 @@ impl<'a> EvaluationBuilder<'a> {
         self.metrics.insert(name.to_owned(), Value::new(value));
     }
 
-    /// Computes the metrics `keys` in a stage of its own; a failure leaves the others standing.
+    /// Computes the metrics `keys` in a separate stage; a failure does not affect other metrics.
     fn attempt(&mut self, stage: &str, keys: &[&str], compute: impl FnOnce(&mut Self) -> anyhow::Result<()>) {
         let shown = self.reporter.stage(stage);
         let result = compute(self);
@@ -253,7 +253,7 @@ impl<'a> EvaluationBuilder<'a> {
         for key in keys {
             let problem = match (&result, self.metrics.get(*key)) {
                 (Err(error), _) => format!("{error:#}"),
-                (Ok(()), Some(metric)) if !metric.value.is_finite() => format!("it is {}", metric.value),
+                (Ok(()), Some(metric)) if !metric.value.is_finite() => format!("the result is {}", metric.value),
                 _ => continue,
             };
             self.metrics.remove(*key);
@@ -330,7 +330,7 @@ impl MetricsContext<'_> {
                         .reference
                         .manifold
                         .as_ref()
-                        .context("the reference lacks features for precision and recall")?;
+                        .context("the reference has no features for precision and recall")?;
                     Ok([samples, reference.view()])
                 }
                 None => self.pair(rows),
@@ -388,7 +388,7 @@ impl MetricsContext<'_> {
             _ => None,
         };
         if resamples > 0 && count > INTERVAL_LIMIT {
-            builder.notes.push(format!("no interval of the Fréchet distance: more than {INTERVAL_LIMIT} samples"));
+            builder.notes.push(format!("no interval for the Fréchet distance: more than {INTERVAL_LIMIT} samples"));
         }
         let name = Metric::Fid.keys(&self.names)[0];
         builder.metrics.insert(name.to_owned(), Value { ci95, ..Value::new(value) });
@@ -432,10 +432,12 @@ impl MetricsContext<'_> {
         let title = self.protocol.title;
         match rule.seed {
             None => {
-                builder.notes.push(format!("KID subsets are drawn by RandomState({seed}); {title}: not seeded"));
+                builder
+                    .notes
+                    .push(format!("KID subsets are sampled with RandomState({seed}); {title} does not set a seed"));
             }
             Some(fixed) if seed != 0 => builder.notes.push(format!(
-                "KID subsets are drawn by RandomState({fixed}), as in {title}; --seed {seed} does not change them"
+                "KID subsets are sampled with RandomState({fixed}), as in {title}; --seed {seed} does not change them"
             )),
             Some(_) => {}
         }
@@ -503,11 +505,11 @@ impl MetricsContext<'_> {
             builder.per_class.push(ClassMetrics { class, samples: a.len(), reference: b.len(), metrics });
         }
         if !alone.is_empty() {
-            builder.warn(format!("classes in one set only: {}", alone.join(", ")));
+            builder.warn(format!("classes found in one set only: {}", alone.join(", ")));
         }
         if !few.is_empty() {
             let (k, few) = (rule.k, few.join(", "));
-            builder.warn(format!("at most {k} images, too few for precision and recall, in classes {few}"));
+            builder.warn(format!("classes with too few images (at most {k}) for precision and recall: {few}"));
         }
         if biased > 0 {
             let all = builder.per_class.len();

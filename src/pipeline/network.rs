@@ -1,4 +1,4 @@
-//! Exported feature networks: what they are, what they take, what they give.
+//! Exported feature extractors: identity, inputs and outputs.
 
 use std::path::Path;
 
@@ -208,7 +208,7 @@ impl Ends {
         {
             anyhow::ensure!(
                 classes == CLASSES,
-                "`{}` calls itself {INCEPTION}, which has {CLASSES} classes, but has {classes}, as torchvision's Inception",
+                "`{}` is labelled {INCEPTION} ({CLASSES} classes) but has {classes} classes, like torchvision's Inception",
                 path.display()
             );
         }
@@ -259,7 +259,7 @@ impl Spec {
         output_dims(&self.model, output)
     }
 
-    /// How it stands in feature files and references of images of size `dims`, `None` if they differ in size.
+    /// Its record in feature files and references of images of size `dims`, `None` if they differ in size.
     ///
     /// # Errors
     /// If it does not take such images, or lacks the output `rule` asks for.
@@ -270,7 +270,7 @@ impl Spec {
             _ => self.features,
         };
         let width = output_dims(&self.model, output).with_context(|| {
-            format!("`{}` does not have the output `{output}`, which the protocol takes", self.path)
+            format!("`{}` does not have the output `{output}`, which the protocol requires", self.path)
         })?;
         let input_size = metadata.input_size;
         let inception = self.name == INCEPTION;
@@ -338,12 +338,12 @@ impl Spec {
                 let here = dims.map(|d| [d.height, d.width]);
                 match (size, here) {
                     (Some([h, w]), Some([y, x])) if [h, w] != [y, x] => Err(with_hint(
-                        anyhow::anyhow!("`{}` takes {w}×{h} images, these are {x}×{y}", self.path),
+                        anyhow::anyhow!("`{}` requires {w}×{h} images, found {x}×{y}", self.path),
                         format!("export it with `--image-size {y}`, or with `--input f32`"),
                     )),
                     (_, None) => Err(with_hint(
-                        anyhow::anyhow!("`{}` takes images of one size, these have different sizes", self.path),
-                        "export it with `--input f32`: d2o then resizes each image",
+                        anyhow::anyhow!("`{}` requires images of one size, found different sizes", self.path),
+                        "export it with `--input f32`, so that d2o resizes each image",
                     )),
                     _ => Ok(Preparation::Bytes),
                 }
@@ -365,10 +365,10 @@ impl Spec {
         let mut found = Vec::new();
         for (name, tensor) in outputs {
             let Some((matrix, _)) = matrices.iter().find(|(_, output)| *output == name) else { continue };
-            let Tensor::F32(rows) = tensor else { anyhow::bail!("the network's `{name}` is not f32") };
+            let Tensor::F32(rows) = tensor else { anyhow::bail!("output `{name}` of the network is not f32") };
             let rows: Array2<f32> = rows.into_dimensionality()?;
             let (count, expected) = (rows.nrows(), names.len());
-            anyhow::ensure!(count == expected, "{expected} images gave {count} rows of `{name}`");
+            anyhow::ensure!(count == expected, "`{name}`: expected {expected} rows, one per image, found {count}");
             finite(name, &rows.view(), names)?;
             found.push((*matrix, rows));
         }
@@ -386,9 +386,9 @@ impl Spec {
         let fits = given.element == taken.element
             && given.dims.len() == taken.dims.len()
             && given.dims.iter().zip(&taken.dims).all(same);
-        anyhow::ensure!(fits, "`{path}` takes images of another size");
+        anyhow::ensure!(fits, "`{path}` requires images of another type or size");
         let crops = self.role == Role::Clip && self.metadata.resize.is_none();
-        anyhow::ensure!(!crops, "`{path}` leaves CLIP's resize to d2o");
+        anyhow::ensure!(!crops, "`{path}` does not resize images for CLIP inside the graph");
         Ok(())
     }
 
@@ -449,7 +449,7 @@ fn finite(output: &str, rows: &ArrayView2<'_, f32>, names: &[String]) -> anyhow:
         None => Ok(()),
         Some(row) => {
             let name = names.get(row).map_or("an image", String::as_str);
-            Err(anyhow::anyhow!("{name}: the network's `{output}` holds NaN or infinity"))
+            Err(anyhow::anyhow!("{name}: output `{output}` of the network contains NaN or infinity"))
         }
     }
 }

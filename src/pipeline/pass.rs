@@ -199,7 +199,7 @@ fn pass_images(
     };
     if running.is_empty() && !held.is_empty() {
         let clock = Instant::now();
-        reporter.note(&format!("features of {} images from the cache", range.len()));
+        reporter.note(&format!("read the features of {} images from the cache", range.len()));
         let digests = held[0].digests().context("the cache holds no hashes")?;
         for start in range.clone().step_by(options.batch) {
             interrupt::check()?;
@@ -246,7 +246,7 @@ fn pass_features(
                 let rows = part.read(name, range.clone())?;
                 if let Some(bad) = rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
                     let row = start + bad;
-                    anyhow::bail!("`{}`: row {row} of `{name}` holds NaN or infinity", part.path().display());
+                    anyhow::bail!("`{}`: row {row} of `{name}` contains NaN or infinity", part.path().display());
                 }
                 matrices.push((*name, rows));
             }

@@ -57,7 +57,7 @@ pub fn records(networks: &BTreeMap<String, Value>) -> anyhow::Result<Records> {
 }
 
 impl NetworkRecord {
-    /// How it stands in a result.
+    /// Its description in a result.
     #[must_use]
     pub fn extractor(&self) -> Extractor {
         Extractor {

@@ -109,7 +109,7 @@ impl ToolLayout {
     }
 }
 
-/// Statistics that stand in an npz, known by their headers.
+/// Statistics in an npz, described by their headers.
 #[derive(Debug)]
 struct Statistics {
     /// Length of the features behind `mu`, unless that is CLIP's.
@@ -128,14 +128,14 @@ struct Statistics {
     /// Hash of the images, if the file says it.
     sha256: Option<String>,
     images: Option<ImageDims>,
-    /// Whether the images beside the statistics are those the statistics are of.
+    /// Whether the statistics were computed from the images in the same file.
     same_images: bool,
 }
 
 /// Whether a reference can serve a matrix, and from where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Supply {
-    /// It stands in the file.
+    /// Stored in the file.
     File,
     /// It is taken of the images or feature files.
     Taken,
@@ -209,7 +209,7 @@ impl Reference {
     pub fn gaussian(&self, matrix: &str, ddof: usize) -> anyhow::Result<Cow<'_, Gaussian>> {
         self.moments
             .get(matrix)
-            .with_context(|| format!("the reference holds no statistics of `{matrix}`"))?
+            .with_context(|| format!("the reference contains no statistics of `{matrix}`"))?
             .gaussian(ddof)
     }
 
@@ -280,7 +280,7 @@ impl OpenReference {
         stated.or_else(|| self.source.as_ref().and_then(Source::image_dims))
     }
 
-    /// What was left out of its images.
+    /// What was skipped in its images.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         self.source.as_ref().map_or(&[], Source::notes)
@@ -377,7 +377,7 @@ impl OpenReference {
                 let record = network
                     .spec
                     .record(source.image_dims(), rule)
-                    .with_context(|| format!("cannot take features of the reference `{}`", self.path.display()))?;
+                    .with_context(|| format!("cannot extract features of the reference `{}`", self.path.display()))?;
                 Ok(Origin::Recorded(Box::new(record)))
             }
             _ => Ok(Origin::Unknown),
@@ -435,7 +435,7 @@ impl OpenReference {
         let Some(source) = self.source.as_mut().filter(|_| !lacking.is_empty()) else { return Ok(found) };
         let len = source.len();
         let taken = statistics(source, 0..len, networks, &lacking, options, None)
-            .with_context(|| format!("cannot take features of the reference `{}`", self.path.display()))?;
+            .with_context(|| format!("cannot extract features of the reference `{}`", self.path.display()))?;
         for (key, sums) in [("features", taken.features), ("spatial", taken.spatial), ("clip", taken.clip)] {
             if let Some(sums) = sums {
                 found.moments.insert(key, Moments::Sums(sums));
@@ -459,8 +459,11 @@ impl Statistics {
                 (false, false) => Ok(None),
                 (true, true) => {
                     let (mean, covariance) = (npz.header(mu)?.shape, npz.header(sigma)?.shape);
-                    let [d] = mean[..] else { anyhow::bail!("`{mu}` has the shape {mean:?}, not [D]") };
-                    anyhow::ensure!(covariance == [d, d], "`{sigma}` has the shape {covariance:?}, not [{d}, {d}]");
+                    let [d] = mean[..] else { anyhow::bail!("`{mu}`: expected the shape [D], found {mean:?}") };
+                    anyhow::ensure!(
+                        covariance == [d, d],
+                        "`{sigma}`: expected the shape [{d}, {d}], found {covariance:?}"
+                    );
                     Ok(Some(d))
                 }
                 (here, _) => {
@@ -482,7 +485,7 @@ impl Statistics {
                 return Ok(None);
             }
             let shape = npz.header(name)?.shape;
-            let [n, d] = shape[..] else { anyhow::bail!("`{name}` has the shape {shape:?}, not [N, D]") };
+            let [n, d] = shape[..] else { anyhow::bail!("`{name}`: expected the shape [N, D], found {shape:?}") };
             Ok(Some([n, d]))
         };
         let (rows, manifold) = (shape("features")?, shape("manifold")?);

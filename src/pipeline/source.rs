@@ -154,7 +154,7 @@ impl Source {
             return Ok(Self::Features { parts, records: Records::new() });
         }
         for part in &parts {
-            anyhow::ensure!(part.meta().is_some(), "`{}` does not say which images it holds", part.path().display());
+            anyhow::ensure!(part.meta().is_some(), "`{}` does not record its images", part.path().display());
         }
         let rows = |part: &FeatureFile| part.meta().map_or(0..0, |m| m.rows.clone());
         parts.sort_by_key(|p| rows(p).start);
@@ -170,7 +170,7 @@ impl Source {
             for matrix in MATRICES {
                 anyhow::ensure!(
                     part.width(matrix) == first.width(matrix),
-                    "`{}` and `{}` differ in their `{matrix}`",
+                    "`{}` and `{}` differ in `{matrix}`",
                     first.path().display(),
                     part.path().display()
                 );
@@ -236,7 +236,7 @@ impl Source {
         }
     }
 
-    /// What was left out of the set.
+    /// What was skipped in the set.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         match self {
@@ -297,19 +297,19 @@ fn ensure_held(missing: Range<usize>, total: usize) -> anyhow::Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let what = format!("images {}..{} of {total} are in none of the files", missing.start, missing.end);
-    Err(with_hint(anyhow::anyhow!(what), "give the files of all shards to `--merge`"))
+    let what = format!("images {}..{} of {total} are missing", missing.start, missing.end);
+    Err(with_hint(anyhow::anyhow!(what), "pass the files of all shards to `--merge`"))
 }
 
 /// What two parts of a set disagree on.
 fn difference(a: &FeatureFile, b: &FeatureFile) -> &'static str {
-    let (Some(x), Some(y)) = (a.meta(), b.meta()) else { return "what they are" };
+    let (Some(x), Some(y)) = (a.meta(), b.meta()) else { return "their provenance" };
     let runtimes =
         |m: &Meta| -> Vec<Option<Value>> { m.networks.values().map(|n| n.get("runtime").cloned()).collect() };
     let preprocessing =
         |m: &Meta| -> Vec<Option<Value>> { m.networks.values().map(|n| n.get("preprocessing").cloned()).collect() };
     if x.source_sha256 != y.source_sha256 || x.total != y.total || x.images != y.images {
-        "the images they come from"
+        "their images"
     } else if preprocessing(x) != preprocessing(y) && x.networks.len() == y.networks.len() {
         "the preprocessing of their images"
     } else if runtimes(x) != runtimes(y) && x.networks.len() == y.networks.len() {

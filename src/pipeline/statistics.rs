@@ -93,7 +93,7 @@ pub fn statistics(
     mut writer: Option<&mut FeatureWriter>,
 ) -> anyhow::Result<SetStatistics> {
     let width = |matrix: &str| {
-        let needed = format!("no network or file gives `{matrix}`, which the metrics need");
+        let needed = format!("no network or file provides `{matrix}`, which the metrics require");
         source.width(matrix, networks, &options.rule).context(needed)
     };
     let moments = |matrix: &str, wanted: bool| wanted.then(|| width(matrix).map(Accumulator::new)).transpose();
@@ -172,7 +172,7 @@ pub fn meta_of(
     let origin = match source {
         Source::Images { origin, .. } | Source::Fused { origin, .. } => origin,
         Source::Features { .. } => {
-            anyhow::bail!("features can be saved of images only, and these are features already")
+            anyhow::bail!("cannot save features: the samples are features already, not images")
         }
     };
     let images = source.image_dims();

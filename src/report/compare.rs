@@ -5,7 +5,7 @@ use d2o_evaluations::result::{
     Deviation, DeviationKind, Evaluation, Extractor, ImageSet, Metric, higher_is_better, place,
 };
 
-/// Settings of a protocol that change no value: what an interval is, and whose rules stand in.
+/// Settings of a protocol that do not change values: descriptions of intervals and of borrowed rules.
 const DESCRIPTIVE: [&str; 3] = ["name", "intervals", "borrowed"];
 
 /// An evaluation under the name the page gives it.
@@ -195,7 +195,7 @@ impl Row {
     }
 }
 
-/// Runs whose numbers stand in one table.
+/// Runs in one table.
 #[derive(Debug, Clone)]
 pub(super) struct Group<'a> {
     /// The runs, in the order they were given.

@@ -1,4 +1,4 @@
-//! Images: grids of a set, and samples beside the reference images nearest to them.
+//! Images: grids of a set, and samples with their nearest reference images.
 
 use std::path::Path;
 
@@ -83,7 +83,7 @@ fn tile(image: &Array3<u8>) -> anyhow::Result<Array3<u8>> {
     Ok(Array3::from_shape_vec((small.height() as usize, small.width() as usize, 3), small.into_raw())?)
 }
 
-/// Samples of a run beside their nearest reference images.
+/// Samples of a run with their nearest reference images.
 #[derive(Debug, Serialize)]
 pub(super) struct Nearest {
     run: String,
@@ -122,7 +122,7 @@ pub(super) fn nearest(runs: &[Run<'_>], images: &[Titled], references: Option<&P
         .filter_map(|run| nearest_of(run, images, open.as_mut()).transpose())
         .collect::<anyhow::Result<_>>()?;
     if let Some(path) = references.filter(|_| found.is_empty()) {
-        let problem = format!("`{}` cannot be shown beside samples: no result names nearest images", path.display());
+        let problem = format!("cannot show `{}` next to samples: no result records nearest images", path.display());
         return Err(with_hint(anyhow::anyhow!(problem), "`d2o evaluate --nearest N` records them"));
     }
     Ok(found)
@@ -148,7 +148,7 @@ impl<'a> Checked<'a> {
         let expected = expected.unwrap_or("not recorded");
         anyhow::ensure!(
             self.sha256 == expected,
-            "`{}` does not hold {what}, in their order: sha256 of the pixels {}, expected {}",
+            "`{}` does not contain {what} in the same order: found sha256 {} of the pixels, expected {}",
             self.path.display(),
             short(&self.sha256),
             short(expected)

@@ -64,7 +64,7 @@ pub struct Content<'a> {
     pub verdicts: &'a [Comparison],
     /// Sets of images.
     pub images: &'a [Titled],
-    /// Images of the reference, to be shown beside samples.
+    /// Images of the reference, shown next to samples.
     pub references: Option<&'a Path>,
     /// Logs of training, `stats.jsonl` or `metrics.jsonl`.
     pub logs: &'a [Titled],
@@ -88,7 +88,7 @@ impl Content<'_> {
         if found.is_none() {
             let names: Vec<String> = runs.iter().map(|r| format!("“{}”", r.name)).collect();
             let problem = anyhow::anyhow!("--baseline: no result has the title “{wanted}”");
-            return Err(with_hint(problem, format!("there are {}", names.join(", "))));
+            return Err(with_hint(problem, format!("available titles: {}", names.join(", "))));
         }
         Ok((runs, found))
     }
@@ -298,7 +298,7 @@ fn evaluation_of(value: &Value) -> anyhow::Result<Evaluation> {
     let shown = || value.get("schema").map_or_else(|| "unknown".to_owned(), ToString::to_string);
     anyhow::ensure!(
         schema == Some(u64::from(SCHEMA)),
-        "its layout is version {}, this d2o reads version {SCHEMA}",
+        "its schema is version {}, this d2o reads version {SCHEMA}",
         shown()
     );
     Ok(Evaluation::deserialize(value)?)

@@ -19,7 +19,7 @@ pub(super) fn signed(value: f64, places: usize) -> String {
     if value > 0.0 { format!("+{text}") } else { text }
 }
 
-/// What stands beside a value: its 95 % interval `[a, b]`, or `± s` of its splits or subsets.
+/// Spread of a value: its 95 % interval `[a, b]`, or `± s` of its splits or subsets.
 pub(super) fn spread(metric: &Metric, places: usize) -> Option<String> {
     match (metric.ci95, metric.std) {
         (Some([low, high]), _) => Some(format!("[{}, {}]", fixed(low, places), fixed(high, places))),

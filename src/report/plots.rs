@@ -68,7 +68,7 @@ fn scatter(group: &Group<'_>, row: &Row, id: &str) -> Option<Figure> {
         summary.push(format!("{}: precision {p}, recall {r}", run.name));
     }
     let title = format!("{} and recall", row.label().replacen("precision", "Precision", 1));
-    let note = "Fidelity upwards, diversity to the right. Bars: 95 % intervals, where there are any.".to_owned();
+    let note = "Fidelity increases upwards, diversity to the right. Bars: 95 % intervals, where available.".to_owned();
     Some(Figure { svg: plot.finish(id, &title, &summary.join("; ")), title, note, legend })
 }
 

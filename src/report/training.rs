@@ -81,7 +81,7 @@ fn line(text: &str) -> anyhow::Result<Line> {
     let value: Value = serde_json::from_str(text)?;
     let object = value.as_object().context("expected a JSON object")?;
     let number = |name: &str, key: &str| object.get(name)?.get(key)?.as_f64();
-    let kimg = number(KIMG, "mean").with_context(|| format!("it lacks `{KIMG}`"))?;
+    let kimg = number(KIMG, "mean").with_context(|| format!("missing `{KIMG}`"))?;
     let plotted = object.keys().filter(|name| name.starts_with(LOSS) || name.starts_with(METRIC));
     let point = |name: &String| Point {
         mean: number(name, "mean").unwrap_or(f64::NAN),
@@ -182,9 +182,8 @@ fn loss_figure(logs: &[Log], title: &str, names: &[String], smooth: Option<f64>,
     }
     // Smooth lines lie above all raw ones.
     lines.iter().for_each(|(points, class)| plot.line(points, class));
-    let note = smooth.map_or_else(String::new, |width| {
-        format!("Means over {width} kimg; the faint curves are the values as they were logged.")
-    });
+    let note = smooth
+        .map_or_else(String::new, |width| format!("Moving average over {width} kimg; faint curves: logged values."));
     Figure { svg: plot.finish(id, title, &summary.join("; ")), title: title.to_owned(), note, legend }
 }
 
@@ -220,7 +219,7 @@ struct Curve<'a> {
     points: Vec<(f64, Point, Option<&'a str>)>,
 }
 
-/// Figures of the metrics of snapshots in `logs`. Curves that cannot be compared stand in different figures.
+/// Figures of the metrics of snapshots in `logs`. Curves that cannot be compared are in different figures.
 pub(super) fn metrics(logs: &[Log]) -> Vec<Figure> {
     let names: BTreeSet<&str> = logs
         .iter()
@@ -305,9 +304,9 @@ fn metric_figure(name: &str, curves: &[Curve<'_>], id: &str) -> Figure {
         summary.push(text);
     }
     let note = example.map_or_else(
-        || "The log does not say how it was measured.".to_owned(),
+        || "The log does not record how the metric was measured.".to_owned(),
         |run| {
-            let unverified = if run.evaluation.is_verified(name) { "" } else { " Weights of the network unverified." };
+            let unverified = if run.evaluation.is_verified(name) { "" } else { " Unverified weights." };
             let runs = [run.clone()];
             let setting = compare::groups(&runs, None).first().map(text::caption).unwrap_or_default();
             format!("{setting}{unverified}")
@@ -426,11 +425,11 @@ mod tests {
         };
         refused("not json", "line 1");
         refused("{\"Progress/kimg\":{\"mean\":1.0}}\n[1]\n", "line 2: expected a JSON object");
-        refused("{\"Loss/G/loss\":{\"mean\":1.0}}", "it lacks `Progress/kimg`");
+        refused("{\"Loss/G/loss\":{\"mean\":1.0}}", "missing `Progress/kimg`");
         refused("{\"Progress/kimg\":{\"mean\":1.0}}", "neither losses nor metrics");
         refused(
             "{\"Progress/kimg\":{\"mean\":1.0},\"Metrics/fd\":{\"mean\":1.0},\"evaluation\":{\"schema\":99}}",
-            "its layout is version 99",
+            "its schema is version 99",
         );
     }
 }

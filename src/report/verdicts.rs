@@ -151,7 +151,7 @@ fn metrics(v: &Comparison) -> Vec<Vec<String>> {
 fn divergence(d: &Divergence) -> DivergenceView {
     let apart = match (d.max_abs, d.max_rel) {
         (Some(abs), Some(rel)) => format!("max abs {}, max rel {}", small(abs), small(rel)),
-        _ => "not computed on one side, or of another shape".to_owned(),
+        _ => "missing on one side, or of a different shape".to_owned(),
     };
     DivergenceView {
         runtime: d.runtime.clone(),

@@ -62,7 +62,7 @@ impl Claim {
     /// # Errors
     /// A folder that another process works in; a damaged plan; the file system's own.
     pub fn new(out: &Path) -> anyhow::Result<Self> {
-        let mut name = out.file_name().with_context(|| format!("`{}` names no file", out.display()))?.to_owned();
+        let mut name = out.file_name().with_context(|| format!("`{}` is not a file name", out.display()))?.to_owned();
         name.push(".partial");
         let folder = out.with_file_name(name);
         let lock = lock(&folder)?;
@@ -173,8 +173,8 @@ fn lock(folder: &Path) -> anyhow::Result<Option<fs::File>> {
         match file.file().try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let error = anyhow::anyhow!("another process of d2o works in `{}`", folder.display());
-                return Err(with_hint(error, "wait for it to end, or name another output with --out"));
+                let error = anyhow::anyhow!("another d2o process is using `{}`", folder.display());
+                return Err(with_hint(error, "wait for it to end, or pass another output with --out"));
             }
             Err(TryLockError::Error(_)) => return Ok(None),
         }

@@ -1,4 +1,4 @@
-//! What a seed stands for: a latent, a class, and the noise of a stochastic sampler.
+//! Random numbers of a seed: a latent, a class, and the noise of a stochastic sampler.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub struct Drawn {
     pub noise: Streams,
 }
 
-/// How starting points are drawn.
+/// How starting points are sampled.
 #[derive(Debug)]
 pub struct Drawing {
     /// Channels, height, width; or the length of vectors.

@@ -50,7 +50,7 @@ pub fn quantiser_of(info: &ModelInfo) -> anyhow::Result<Quantiser> {
 /// # Errors
 /// If it is not one of d2o's graphs.
 pub fn kind_of(info: &ModelInfo) -> anyhow::Result<Kind> {
-    info.described()?.kind.context("the graph carries no `kind`: it was not exported by d2o")
+    info.described()?.kind.context("the graph has no metadata `kind`: it was not exported by d2o")
 }
 
 /// How images are made.
@@ -70,7 +70,7 @@ impl Plan {
     /// What `args` ask of the graph `info`.
     ///
     /// # Errors
-    /// A graph that is no generator, options that do not fit it, unreadable latents.
+    /// A graph that is not a generator, options that do not fit it, unreadable latents.
     pub fn new(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Self> {
         let sampler = sampler(args, info)?;
         let input = info.inputs.first().context("the graph has no input")?;
@@ -82,17 +82,17 @@ impl Plan {
         let dims = match (latent.as_slice(), info.output("images").map(|o| o.dims.as_slice())) {
             (_, Some(&[_, Dim::Known(channels), Dim::Known(height), Dim::Known(width)]))
             | (&[channels, height, width], None) => ImageDims { height, width, channels },
-            _ => anyhow::bail!("the graph gives no images of fixed size"),
+            _ => anyhow::bail!("the graph has no image output of fixed size"),
         };
         values_of(&input.name, &latent)?;
         values_of("images", &[dims.channels, dims.height, dims.width])?;
         anyhow::ensure!(
             dims.height > 0 && dims.width > 0,
-            "the graph gives images of {} × {} pixels",
+            "the graph generates images of {} × {} pixels",
             dims.width,
             dims.height
         );
-        anyhow::ensure!(matches!(dims.channels, 1 | 3), "images of {} channels cannot be written", dims.channels);
+        anyhow::ensure!(matches!(dims.channels, 1 | 3), "expected images of 1 or 3 channels, found {}", dims.channels);
         // Grey images are written as colours, which is what evaluators make of them.
         let dims = ImageDims { channels: 3, ..dims };
         let classes = match info.input("class_labels").map(|v| v.dims.as_slice()) {
@@ -114,7 +114,7 @@ impl Plan {
             None => None,
         };
         let Some(seeds) = asked.or(given.as_ref().map(Given::seeds)).map(<[u64]>::to_vec) else {
-            return Err(with_hint(anyhow::anyhow!("no seeds"), "name them with --seeds, e.g. --seeds 0-49999"));
+            return Err(with_hint(anyhow::anyhow!("no seeds"), "pass them with --seeds, e.g. --seeds 0-49999"));
         };
         let noise_first = matches!(sampler, Sampler::Consistency(_));
         let stylegan = info.described()?.class.is_some_and(|c| c == StyleGan2Config::CLASS);
@@ -190,7 +190,7 @@ impl Plan {
         }
         let pixels = images.mapv(|v| self.quantiser.apply(v)).permuted_axes([0, 2, 3, 1]);
         let shape = (pixels.len_of(Axis(0)), self.dims.height, self.dims.width, self.dims.channels);
-        let pixels = pixels.broadcast(shape).context("the graph gives images of another size")?;
+        let pixels = pixels.broadcast(shape).context("the graph returned images of another size")?;
         let images = pixels.as_standard_layout().into_owned();
         let labels = drawn.labels.map(|l| l.into_iter().map(|l| l as i64).collect());
         Ok(Part { images, labels, faults })
@@ -219,7 +219,7 @@ fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> 
         (None, false) if distilled => Asked::Consistency,
         (None, false) => Asked::Heun,
         (Some(s), false) | (Some(s @ (Asked::OneStep | Asked::Sid)), true) => s,
-        (Some(_), true) => anyhow::bail!("the sampler needs a graph of kind denoiser, this one is of kind one-step"),
+        (Some(_), true) => anyhow::bail!("the sampler requires a graph of kind denoiser, found one-step"),
     };
     let ablation = args.solver.is_some() || args.disc.is_some() || args.schedule.is_some() || args.scaling.is_some();
     let churning = (args.s_churn, args.s_min, args.s_max, args.s_noise) != (0.0, 0.0, f64::INFINITY, 1.0);
@@ -228,14 +228,14 @@ fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> 
         ("--num-steps", args.num_steps.is_some(), steps),
         ("--sigma-min", args.sigma_min.is_some(), steps),
         ("--sigma-max", args.sigma_max.is_some(), !one_step),
-        ("--s-churn and its companions", churning, asked == Asked::Heun),
+        ("--s-churn, --s-min, --s-max, --s-noise", churning, asked == Asked::Heun),
         ("--solver, --disc, --schedule, --scaling", ablation, asked == Asked::Heun),
         ("--alpha", args.alpha.is_some(), asked == Asked::Heun && ablation),
         ("--middle", args.middle.is_some(), asked == Asked::TwoStep),
         ("--ts", !args.ts.is_empty(), asked == Asked::Consistency),
     ];
     if let Some((option, ..)) = belongs.iter().find(|(_, given, fits)| *given && !fits) {
-        anyhow::bail!("{option}: the sampler does not take it");
+        anyhow::bail!("{option}: not supported by this sampler");
     }
     // What was trained for one sampler says nothing about another.
     let recorded = trained == Some(asked);
@@ -251,7 +251,7 @@ fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> 
         "--sigma-min must lie between 0 and --sigma-max, --rho above 0"
     );
     let churn = Churn { churn: args.s_churn, min: args.s_min, max: args.s_max, noise: args.s_noise, single: karras };
-    anyhow::ensure!(churn.churn >= 0.0 && churn.churn.is_finite(), "--s-churn: expected a number from 0");
+    anyhow::ensure!(churn.churn >= 0.0 && churn.churn.is_finite(), "--s-churn: expected a number of at least 0");
     Ok(match asked {
         Asked::OneStep if one_step => Sampler::Graph,
         Asked::Sid if one_step => {
@@ -259,7 +259,7 @@ fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> 
             let found = sigma.map_or_else(|| "none".to_owned(), |s| s.to_string());
             anyhow::ensure!(
                 sigma == Some(2.5),
-                "SiD starts from noise level 2.5, the graph from {found}: export it again with `--sigma-max 2.5`"
+                "SiD starts at noise level 2.5, this graph at {found}: export it again with `--sigma-max 2.5`"
             );
             Sampler::Graph
         }
@@ -286,7 +286,7 @@ fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> 
         Asked::Heun => Sampler::Edm { grid, churn },
         Asked::Consistency => {
             let within = args.ts.len() != 1 && args.ts.iter().all(|t| *t < grid.steps);
-            anyhow::ensure!(within, "--ts: expected two or more positions below --num-steps {}", grid.steps);
+            anyhow::ensure!(within, "--ts: expected two or more indices below --num-steps {}", grid.steps);
             Sampler::Consistency(Consistency { ts: args.ts.clone(), grid })
         }
     })

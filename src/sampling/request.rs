@@ -58,7 +58,7 @@ pub struct SamplingRequest {
 pub enum Sampler {
     /// One evaluation (D2O)
     OneStep,
-    /// D2O's two steps; the released network cannot take the second noise level its code gives it, so it is left out
+    /// D2O's two-step sampler, without the second noise level that its code passes and the released network cannot take
     TwoStep,
     /// D2O's several steps; as two-step
     MultiStep,
@@ -158,7 +158,7 @@ impl FromStr for Seeds {
                 None => number(part).map(|n| n..=n)?,
             };
             if range.is_empty() {
-                return Err(format!("`{part}` runs backwards"));
+                return Err(format!("`{part}`: the last seed is below the first"));
             }
             if range.end() - range.start() >= (MAX - seeds.len()) as u64 {
                 return Err(format!("more than {MAX} seeds"));
@@ -170,7 +170,7 @@ impl FromStr for Seeds {
 }
 
 fn number(text: &str) -> Result<u64, String> {
-    text.trim().parse().map_err(|_| format!("`{text}` is not a seed; write e.g. 0-63 or 1,2,5-10"))
+    text.trim().parse().map_err(|_| format!("`{text}` is not a seed; expected e.g. 0-63 or 1,2,5-10"))
 }
 
 /// A GPU as far as torch's CUDA generators depend on it: the threads that all its multiprocessors keep resident.
@@ -226,11 +226,11 @@ impl FromStr for RngGpu {
         match text.parse() {
             Ok(threads) if threads >= 256 && threads % 256 == 0 => Ok(Self { threads }),
             Ok(_) => {
-                Err("the number of resident threads is a multiple of 256: multiprocessors x threads of each".to_owned())
+                Err("expected a number of resident threads (multiprocessors x threads per multiprocessor), a multiple of 256".to_owned())
             }
             Err(_) => {
                 let known = Self::KNOWN.map(|(name, _, _)| name).join(", ");
-                Err(format!("known are {known}; for another, give its multiprocessors x resident threads of each"))
+                Err(format!("expected one of {known}, or the number of resident threads (multiprocessors x threads per multiprocessor)"))
             }
         }
     }

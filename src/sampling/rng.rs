@@ -1,4 +1,4 @@
-//! torch's and NumPy's generators, one for each seed, so that a seed stands for the same latents and class as in the original tools.
+//! Random number generators of torch and NumPy, one per seed: a seed gives the same latents and class as in the original tools.
 
 use std::f64::consts::PI;
 
@@ -205,7 +205,7 @@ impl TorchCuda {
 pub enum Family {
     /// torch's on the CPU.
     TorchCpu,
-    /// torch's on a GPU that keeps so many threads resident.
+    /// torch's CUDA generator on a GPU with this number of resident threads.
     TorchCuda {
         /// Resident threads.
         threads: u32,
@@ -229,7 +229,7 @@ impl Family {
         count: usize,
         devices: impl FnOnce() -> Vec<CudaDevice>,
     ) -> anyhow::Result<Self> {
-        anyhow::ensure!(gpu.is_none() || rng == Rng::TorchCuda, "--rng-gpu is for --rng torch-cuda");
+        anyhow::ensure!(gpu.is_none() || rng == Rng::TorchCuda, "--rng-gpu requires --rng torch-cuda");
         let threads = match rng {
             Rng::TorchCpu => return Ok(Self::TorchCpu),
             Rng::Numpy => return Ok(Self::Numpy),
@@ -244,9 +244,9 @@ impl Family {
                 let limit = Self::SAME_ON_EVERY_GPU;
                 return Err(with_hint(
                     anyhow::anyhow!(
-                        "--rng torch-cuda: {count} values are drawn at once, and beyond {limit} they depend on the GPU that drew them"
+                        "--rng torch-cuda: {count} values per draw; above {limit}, they depend on the GPU model"
                     ),
-                    "name that GPU with --rng-gpu, e.g. `--rng-gpu a100`",
+                    "pass the GPU with --rng-gpu, e.g. `--rng-gpu a100`",
                 ));
             }
         })
@@ -466,7 +466,7 @@ mod tests {
             |gpu, count, devices: &[CudaDevice]| Family::settle(Rng::TorchCuda, gpu, count, || devices.to_vec());
         assert_eq!(settle(None, 12_288, &[]).unwrap().threads(12_288), None);
         let error = settle(None, 196_608, &[]).unwrap_err();
-        assert!(format!("{error:#}").contains("196608 values are drawn at once, and beyond 40960"), "{error:#}");
+        assert!(format!("{error:#}").contains("196608 values per draw; above 40960"), "{error:#}");
         assert_eq!(
             settle(None, 196_608, std::slice::from_ref(&device)).unwrap(),
             Family::TorchCuda { threads: 270_336 }

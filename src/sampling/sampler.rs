@@ -284,12 +284,12 @@ impl Range {
     /// From the metadata of an exported denoiser; without any, every level.
     ///
     /// # Errors
-    /// Metadata that are no numbers; a denoiser of discrete levels that does not tell them.
+    /// Metadata that are not numbers; a denoiser of discrete noise levels that does not record them.
     pub fn of(model: &ModelInfo) -> anyhow::Result<Self> {
         let metadata = model.described()?;
         let discrete = metadata.class.as_deref() == Some("iDDPMPrecond");
         let levels = metadata.net_levels;
-        anyhow::ensure!(!discrete || levels.is_some(), "the graph does not carry its noise levels: export it again");
+        anyhow::ensure!(!discrete || levels.is_some(), "the graph does not record its noise levels: export it again");
         let sigma_min = metadata.net_sigma_min.unwrap_or(0.0);
         let sigma_max = metadata.net_sigma_max.unwrap_or(f64::INFINITY);
         Ok(Self { sigma_min, sigma_max, levels })

@@ -83,7 +83,7 @@ impl<'a> Sink<'a> {
         subdirs: bool,
     ) -> anyhow::Result<Self> {
         let form = Form::of(out)?;
-        anyhow::ensure!(!subdirs || form == Form::Folder, "--subdirs: the output is not a folder");
+        anyhow::ensure!(!subdirs || form == Form::Folder, "--subdirs requires a folder as output");
         let file = scratch.join(format!(".d2o-out.{}", out.extension().unwrap_or_default().to_string_lossy()));
         let kind = match form {
             Form::Npz => {
@@ -191,14 +191,14 @@ pub fn ensure_replaceable(out: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     let refuse =
-        |what: String| with_hint(anyhow::anyhow!(what), "delete the folder, or name another output with --out");
+        |what: String| with_hint(anyhow::anyhow!(what), "delete the folder, or pass another output with --out");
     let earlier = record::read(out)?.and_then(|r| Earlier::of(&r));
     let Some(earlier) = earlier else {
         return Err(refuse(format!("`{}` is not a finished output of `d2o generate`", out.display())));
     };
     let other = files_below(out)?.into_iter().find(|f| f != Path::new(LABEL_FILE) && !earlier.made(f));
     match other {
-        Some(file) => Err(refuse(format!("`{}` is not of the run to be replaced", out.join(file).display()))),
+        Some(file) => Err(refuse(format!("`{}` was not written by the run to be replaced", out.join(file).display()))),
         None => Ok(()),
     }
 }
@@ -364,7 +364,7 @@ mod tests {
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(&file, "x").unwrap();
             let found = text(&out);
-            assert!(found.contains(&format!("{other}` is not of the run")), "{other}: {found}");
+            assert!(found.contains(&format!("{other}` was not written by the run")), "{other}: {found}");
             fs::remove_file(&file).unwrap();
         }
         fs::remove_dir(out.join("a")).unwrap();

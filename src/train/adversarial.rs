@@ -33,7 +33,7 @@ pub(super) struct Discriminator {
     group: Rc<Group>,
     parts: Parts,
     trained: Trained,
-    /// What the generator is distilled by beside.
+    /// Distillation loss in addition to the adversarial one.
     distillation: Option<Distillation>,
     /// Augmentation of what it sees, and its strength.
     pipe: Option<AdaPipe>,

@@ -79,7 +79,7 @@ impl TrainingSet {
         let dims = batch::uniform(source)?;
         anyhow::ensure!(
             matches!(channels, 1 | 3),
-            "the network makes images of {channels} channels; images have 1 or 3"
+            "the network generates images of {channels} channels; expected 1 or 3"
         );
         let shape = [images, channels, dims.height, dims.width].map(|d| i64::try_from(d).unwrap_or(i64::MAX));
         let tensor = Tensor::f_empty(shape, (Kind::Uint8, Device::Cpu))?;
@@ -97,7 +97,10 @@ impl TrainingSet {
             hash.update(&batch::digests(&pixels.view()));
             if let Some(coloured) = grey.then(|| pixels.outer_iter().position(|image| !is_grey(&image))).flatten() {
                 let name = source.name(first + wanted[coloured]);
-                anyhow::ensure!(channels == 3, "the network makes grey images, {name} of the dataset is coloured");
+                anyhow::ensure!(
+                    channels == 3,
+                    "the network generates greyscale images, but {name} of the dataset is a colour image"
+                );
                 grey = false;
             }
             let flat = pixels.as_slice().context("the images are not contiguous")?;
@@ -207,7 +210,7 @@ fn chosen(count: usize, max_size: Option<u32>) -> Vec<usize> {
 fn classes(source: &dyn ImageSource, label_dim: usize, chosen: &[usize]) -> anyhow::Result<(Vec<i64>, i64)> {
     let labels = source.labels().with_context(|| {
         let why = source.label_problem().map_or(String::new(), |p| format!(": {p}"));
-        format!("the network is conditional ({label_dim} classes), the dataset has no labels{why}")
+        format!("the network is conditional ({label_dim} classes), but the dataset has no labels{why}")
     })?;
     if let Some(bad) = labels.iter().find(|l| usize::try_from(**l).map_or(true, |l| l >= label_dim)) {
         anyhow::bail!("label {bad} of the dataset: expected 0 to {}", label_dim - 1);
@@ -254,7 +257,7 @@ mod tests {
             TrainingSet::load(batch::open(dir.path()).unwrap().as_mut(), shape, None, false)
         };
         let error = load(1).unwrap_err().to_string();
-        assert!(error.contains("2.png") && error.contains("coloured"), "{error}");
+        assert!(error.contains("2.png") && error.contains("a colour image"), "{error}");
         assert!(!load(3).unwrap().is_grey());
         fs_err::remove_file(dir.path().join("2.png")).unwrap();
         assert!(load(3).unwrap().is_grey());

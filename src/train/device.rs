@@ -25,7 +25,7 @@ pub fn select(asked: Option<TrainDevice>, local_rank: usize) -> anyhow::Result<D
         None => {
             anyhow::ensure!(
                 i64::try_from(local_rank)? < present,
-                "process {local_rank} of this host has no CUDA device: libtorch finds {present}; --device 0 is right if each process sees a device of its own"
+                "process {local_rank} of this host has no CUDA device: libtorch finds {present}; use --device 0 if each process sees a different device"
             );
             Ok(Device::Cuda(local_rank))
         }
@@ -36,9 +36,7 @@ pub fn select(asked: Option<TrainDevice>, local_rank: usize) -> anyhow::Result<D
 fn why(present: i64) -> &'static str {
     match (present, cuda_devices().is_empty()) {
         (0, true) => " (the driver finds none either)",
-        (0, false) => {
-            " (the driver finds some: this libtorch is for the CPU only; put PyTorch's torch/lib into LD_LIBRARY_PATH)"
-        }
+        (0, false) => " (the driver finds some: this libtorch is CPU-only; add PyTorch's torch/lib to LD_LIBRARY_PATH)",
         _ => "",
     }
 }
@@ -55,7 +53,7 @@ pub fn describe(device: Device) -> String {
     }
 }
 
-/// Lets libtorch use so many CPU threads.
+/// Sets the number of CPU threads of libtorch.
 ///
 /// # Errors
 /// A number that libtorch cannot take.

@@ -20,7 +20,7 @@ use crate::sampling::sampler::Grid;
 /// Height and width of the images that LPIPS compares, pixels.
 const COMPARED: usize = 224;
 
-/// How positions on the grid are drawn, and what becomes of the steps between them.
+/// How positions on the noise schedule are sampled, and how the steps between them are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
     /// Progressive distillation (Salimans and Ho 2022).
@@ -283,7 +283,7 @@ fn fits(teacher: &NetConfig, net: &NetConfig) -> anyhow::Result<()> {
     );
     anyhow::ensure!(
         [0, net.label_dim].contains(&teacher.label_dim),
-        "expected a network of {} classes, as the generator has, or of none, found {}",
+        "expected a network of {} classes, like the generator, or none, found {}",
         net.label_dim,
         teacher.label_dim
     );

@@ -21,7 +21,7 @@ pub struct Forecast {
     pub activations: u64,
     /// Images that are processed at a time.
     pub images: u32,
-    /// What may be used beside the base.
+    /// Memory available in addition to the base.
     pub available: u64,
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for Forecast {
         let (total, base) = (mib(self.total()), mib(*base));
         write!(
             f,
-            "memory: about {total} MiB, of which {} for {images} images at a time, {} for gradients and moments, {base} in use; {} MiB are free",
+            "memory: about {total} MiB ({} for {images} images at a time, {} for gradients and moments, {base} in use); {} MiB free",
             mib(*activations),
             mib(*optimizers),
             mib(*available)
@@ -99,7 +99,8 @@ mod tests {
         let forecast =
             Forecast { base: 3 << 20, optimizers: 5 << 20, activations: 7 << 20, images: 4, available: 11 << 20 };
         assert!(forecast.exceeds() && !Forecast { available: 12 << 20, ..forecast }.exceeds());
-        let text = "memory: about 15 MiB, of which 7 for 4 images at a time, 5 for gradients and moments, 3 in use; 11 MiB are free";
+        let text =
+            "memory: about 15 MiB (7 for 4 images at a time, 5 for gradients and moments, 3 in use); 11 MiB free";
         assert_eq!(forecast.to_string(), text);
     }
 }

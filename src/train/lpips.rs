@@ -48,12 +48,12 @@ impl Lpips {
             let (which, weights) = opened(path).with_context(describe)?;
             let place = if which == Part::Vgg16 { &mut vgg } else { &mut linear };
             let twice = place.replace(weights).is_some();
-            anyhow::ensure!(!twice, "`{}`: there are two files of {} for LPIPS", path.display(), which.name());
+            anyhow::ensure!(!twice, "`{}`: a second file of {} for LPIPS", path.display(), which.name());
         }
         let (Some(vgg), Some(linear)) = (vgg, linear) else {
             anyhow::bail!(
-                "distillation needs LPIPS: give `vgg16-397923af.pth` of torchvision (https://download.pytorch.org/models/vgg16-397923af.pth) and `vgg.pth` of the \
-                 Python package `lpips` 0.1.4 (its wheel holds `lpips/weights/v0.1/vgg.pth`) with --lpips-weights, once for each"
+                "distillation requires LPIPS: pass `vgg16-397923af.pth` of torchvision (https://download.pytorch.org/models/vgg16-397923af.pth) and `vgg.pth` of the \
+                 Python package `lpips` 0.1.4 (`lpips/weights/v0.1/vgg.pth` in its wheel), each with --lpips-weights"
             );
         };
         Ok(Self::build(like, vgg, linear)?)
@@ -155,7 +155,7 @@ fn opened(path: &Path) -> anyhow::Result<(Part, Weights)> {
         let found = container_sha256(path)?;
         anyhow::ensure!(
             found == LINEAR.1,
-            "the file is damaged or another one: its SHA-256 {found} is not that of lpips's `{}`",
+            "the file is corrupt or not `{}` of lpips: its SHA-256 {found} differs",
             LINEAR.0
         );
     }
@@ -231,13 +231,13 @@ mod tests {
                 assert!(text.contains(part), "{part}: {text}");
             }
         }
-        assert!(refused(&["vgg.safetensors", "vgg.safetensors"]).contains("two files of VGG16"));
+        assert!(refused(&["vgg.safetensors", "vgg.safetensors"]).contains("a second file of VGG16"));
         let text = refused(&["bn.safetensors"]);
         assert!(text.contains("expected VGG16 without batch norms") && text.contains("found vgg16-bn"), "{text}");
         for (from, to) in [("linear.safetensors", "vgg.pth"), ("vgg.safetensors", "vgg16-397923af.pth")] {
             fs::copy(at(from), at(to)).unwrap();
             let text = refused(&[to]);
-            assert!(text.contains("is damaged or another one"), "{text}");
+            assert!(text.contains("is corrupt or not"), "{text}");
         }
     }
 }

@@ -289,7 +289,7 @@ pub fn settle(preset: Option<&str>, given: &TrainSettings, processes: usize) -> 
     }
     leave_out_discriminator(&mut values, &given);
     values.extend(given);
-    anyhow::ensure!(values.contains_key("data"), "no dataset: give one with --data");
+    anyhow::ensure!(values.contains_key("data"), "no dataset: pass one with --data");
     divide(&mut values, processes)?;
     // The same settings are the same bytes in the state, whether a part of the batch was given or follows from the processes.
     values.sort_keys();
@@ -391,7 +391,7 @@ fn merged(base: &Value, own: &Value) -> Value {
 fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
     let options: Options = serde_json::from_value(Value::Object(values.clone()))?;
     let unused = |names: &[&str], why: &str| match names.iter().find(|name| values.contains_key(**name)) {
-        Some(name) => Err(anyhow::anyhow!("--{name} is for {why}")),
+        Some(name) => Err(anyhow::anyhow!("--{name} requires {why}")),
         None => Ok(()),
     };
     match options.loss {
@@ -399,20 +399,20 @@ fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
             for names in [&GENERATOR[..], &TEACHER, &DISCRIMINATOR] {
                 unused(names, "`--loss d2o`")?;
             }
-            anyhow::ensure!(!options.bf16, "--bf16 is for `--loss d2o`");
+            anyhow::ensure!(!options.bf16, "--bf16 requires `--loss d2o`");
         }
         LossArg::D2o => {
             unused(&FRESH, "`--loss edm` without --transfer")?;
             anyhow::ensure!(
                 options.transfer.is_some(),
-                "--loss d2o fine-tunes a pre-trained denoiser: give it with --transfer"
+                "--loss d2o fine-tunes a pre-trained denoiser: pass it with --transfer"
             );
             steps(&options)?;
             teacher(&options, &unused)?;
         }
     }
     if options.transfer.is_some() {
-        unused(&FRESH, "a new network, and --transfer gives one")?;
+        unused(&FRESH, "training from scratch, without --transfer")?;
     }
     let positive = |name: &str, value: f64| {
         anyhow::ensure!(value > 0.0, "--{name}: expected a number above 0, found {value}");
@@ -437,14 +437,14 @@ fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
     anyhow::ensure!((0.0..=1.0).contains(&options.augment_p), "--augment-p: expected a number from 0 to 1");
     options.r1_gamma.map_or(Ok(()), |gamma| range("r1-gamma", gamma, f64::INFINITY))?;
     match (&options.eval_ref, &options.eval_extractor) {
-        (Some(_), None) => anyhow::bail!("--eval-ref needs a feature network: give one with --eval-extractor"),
+        (Some(_), None) => anyhow::bail!("--eval-ref requires a feature extractor: pass one with --eval-extractor"),
         (Some(_), Some(_)) => {}
         (None, _) => {
-            anyhow::ensure!(!options.keep_best, "--keep-best needs an evaluation: give its reference with --eval-ref");
-            unused(
-                &["eval-extractor", "eval-images", "eval-protocol"],
-                "an evaluation, whose reference --eval-ref gives",
-            )?;
+            anyhow::ensure!(
+                !options.keep_best,
+                "--keep-best requires an evaluation: pass its reference with --eval-ref"
+            );
+            unused(&["eval-extractor", "eval-images", "eval-protocol"], "--eval-ref")?;
         }
     }
     if let Some(part) = options.batch_gpu {
@@ -465,7 +465,7 @@ fn steps(options: &Options) -> anyhow::Result<()> {
             );
             Ok(())
         }
-        (_, Some(_)) => anyhow::bail!("--middle-sigma is for `--multi-step-g 2`"),
+        (_, Some(_)) => anyhow::bail!("--middle-sigma requires `--multi-step-g 2`"),
     }
 }
 
@@ -474,23 +474,20 @@ fn teacher(options: &Options, unused: &dyn Fn(&[&str], &str) -> anyhow::Result<(
     let Some(rule) = options.teacher() else {
         return unused(&TEACHER, "`--teacher-type pd`, `cd`, `ctm` or `rcd`");
     };
-    anyhow::ensure!(options.target.is_some(), "distillation needs a teacher: give its checkpoint with --target");
+    anyhow::ensure!(options.target.is_some(), "distillation requires a teacher: pass its checkpoint with --target");
     let max_steps = options.max_steps();
     // On other grids none of the rule's steps has the length of the teacher's.
     anyhow::ensure!(
         rule != distillation::Rule::Pd || max_steps.is_power_of_two(),
-        "--max-steps {max_steps}: `--teacher-type pd` halves the grid, expected a power of 2"
+        "--max-steps {max_steps}: expected a power of 2, since `--teacher-type pd` halves the number of steps"
     );
     if options.teacher_only == Some(true) {
-        unused(&DISCRIMINATOR, "runs with a discriminator, and --teacher-only has none")?;
+        unused(&DISCRIMINATOR, "a discriminator, but --teacher-only has none")?;
         anyhow::ensure!(
             options.multi_step_g.is_none_or(|n| n == 1),
-            "--multi-step-g is for the adversarial loss, and --teacher-only has none"
+            "--multi-step-g requires the adversarial loss, but --teacher-only has none"
         );
-        anyhow::ensure!(
-            options.augment_p == 0.0,
-            "--augment-p is for what the discriminator sees, and --teacher-only has none"
-        );
+        anyhow::ensure!(options.augment_p == 0.0, "--augment-p requires a discriminator, but --teacher-only has none");
     }
     Ok(())
 }
@@ -536,7 +533,7 @@ impl Options {
             BackbonesArg::Vgg16BnLite0 => vec![Vgg16Bn, Lite0],
             BackbonesArg::DeitLite0 => vec![DeitBase, Lite0],
             BackbonesArg::VitEfficientNetB0 => anyhow::bail!(
-                "--backbones: the hub's ViT-B/16 with EfficientNet-B0 is not supported: its weights are those of a timm release of its time"
+                "--backbones: ViT-B/16 with EfficientNet-B0 is not supported: the original loads weights that depend on its timm release"
             ),
         };
         let feature_size = match (self.feature_resolution, self.interp224) {
@@ -620,10 +617,10 @@ mod tests {
         let edm = TrainSettings { loss: Some(LossArg::Edm), ..given() };
         let mut adversarial = edm;
         adversarial.adversary.freeze = Some(1);
-        assert_eq!(refused(None, &adversarial), "--freeze is for `--loss d2o`");
+        assert_eq!(refused(None, &adversarial), "--freeze requires `--loss d2o`");
         let mut fresh = given();
         fresh.fresh.arch = Some(Arch::Adm);
-        assert!(refused(None, &fresh).starts_with("--arch is for"));
+        assert!(refused(None, &fresh).starts_with("--arch requires"));
         assert!(refused(None, &TrainSettings { data: None, ..given() }).contains("--data"));
         assert!(refused(None, &TrainSettings { transfer: None, ..given() }).contains("--transfer"));
         assert!(refused(Some("x"), &given()).contains("expected one of cifar10-uncond-d2o, "));
@@ -652,7 +649,7 @@ mod tests {
             assert_eq!(steps(number, middle).unwrap().steps(), expected);
         }
         for number in [None, Some(1), Some(3)] {
-            assert_eq!(steps(number, Some(0.8)).unwrap_err().to_string(), "--middle-sigma is for `--multi-step-g 2`");
+            assert_eq!(steps(number, Some(0.8)).unwrap_err().to_string(), "--middle-sigma requires `--multi-step-g 2`");
         }
         for middle in [0.0, 80.0] {
             assert!(steps(Some(2), Some(middle)).unwrap_err().to_string().contains("above 0 and below 80"));
@@ -675,7 +672,7 @@ mod tests {
                     set(g);
                     g.teaching.teacher_type = rule;
                 });
-                assert_eq!(text, format!("--{name} is for `--teacher-type pd`, `cd`, `ctm` or `rcd`"));
+                assert_eq!(text, format!("--{name} requires `--teacher-type pd`, `cd`, `ctm` or `rcd`"));
             }
         }
         assert!(refused(&|g| g.teaching.teacher_type = Some(TeacherArg::Cd)).contains("--target"));
@@ -714,7 +711,7 @@ mod tests {
             ("augment-p", &|g| g.augment_p = Some(0.1)),
         ] {
             let text = only(set).unwrap_err().to_string();
-            assert!(text.starts_with(&format!("--{name} is for ")) && text.contains("--teacher-only"), "{text}");
+            assert!(text.starts_with(&format!("--{name} requires ")) && text.contains("--teacher-only"), "{text}");
         }
 
         let edm = |set: &dyn Fn(&mut TrainSettings)| {
@@ -723,8 +720,8 @@ mod tests {
                 set(g);
             })
         };
-        assert_eq!(edm(&|g| g.teaching.multi_step_g = Some(2)), "--multi-step-g is for `--loss d2o`");
-        assert_eq!(edm(&|g| g.teaching.target = Some("t.pkl".into())), "--target is for `--loss d2o`");
+        assert_eq!(edm(&|g| g.teaching.multi_step_g = Some(2)), "--multi-step-g requires `--loss d2o`");
+        assert_eq!(edm(&|g| g.teaching.target = Some("t.pkl".into())), "--target requires `--loss d2o`");
     }
 
     #[test]

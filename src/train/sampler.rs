@@ -1,8 +1,8 @@
-//! Order in which training images are drawn: the infinite sampler of EDM and D2O (`InfiniteSampler` in their `torch_utils/misc.py`).
+//! Sampling order of training images: the infinite sampler of EDM and D2O (`InfiniteSampler` in their `torch_utils/misc.py`).
 
 use d2o_evaluations::numpy_random::RandomState;
 
-/// Share of the set within which an image may be drawn again.
+/// Share of the set within which an image may be sampled again.
 const WINDOW: f64 = 0.5;
 
 /// Indices of an endless sequence: a shuffled order that is passed through again and again, in which each index is exchanged with a recent one once it

@@ -62,7 +62,7 @@ impl LibTorchSession {
         let net = match metadata.kind {
             Some(Kind::OneStep | Kind::Denoiser) => Self::generator(&mut b, network, &metadata)?,
             Some(Kind::Features) => Self::extractor(&mut b, network, &metadata)?,
-            kind => anyhow::bail!("expected a graph of a generator, denoiser or feature network, found {kind:?}"),
+            kind => anyhow::bail!("expected a graph of a generator, denoiser or feature extractor, found {kind:?}"),
         };
         b.finish()?;
         Ok(Self { info, quantiser: metadata.quantiser.unwrap_or(Quantiser::Edm), net })
@@ -71,7 +71,7 @@ impl LibTorchSession {
     fn generator(b: &mut LibTorch, network: &Network, metadata: &Metadata) -> anyhow::Result<Net> {
         let same = |class: &str| {
             let found = metadata.class.as_deref();
-            anyhow::ensure!(found == Some(class), "the graph holds {found:?}, the checkpoint {class}");
+            anyhow::ensure!(found == Some(class), "the graph contains {found:?}, the checkpoint {class}");
             Ok(())
         };
         if let Architecture::Generator(generator) = &network.architecture {
@@ -86,7 +86,9 @@ impl LibTorchSession {
         let config = network.architecture.denoiser()?;
         same(config.class())?;
         let sigma_max = match metadata.kind {
-            Some(Kind::OneStep) => Some(metadata.sigma_max.context("the graph does not say where it starts from")?),
+            Some(Kind::OneStep) => {
+                Some(metadata.sigma_max.context("the graph does not record its initial noise level (`sigma_max`)")?)
+            }
             _ => None,
         };
         Ok(Net::Denoiser(Denoiser::build(b, &config)?, sigma_max))
@@ -94,13 +96,13 @@ impl LibTorchSession {
 
     fn extractor(b: &mut LibTorch, network: &Network, metadata: &Metadata) -> anyhow::Result<Net> {
         let Architecture::Extractor(extractor) = &network.architecture else {
-            anyhow::bail!("the checkpoint holds {}, the graph a feature network", network.architecture.name());
+            anyhow::bail!("the checkpoint contains {}, the graph a feature extractor", network.architecture.name());
         };
         let activation = metadata.activation.as_deref().and_then(Activation::named);
         let given = Hyperparameters { activation, head_width: metadata.head_width };
         let extractor = extractor.clone().completed(&given)?;
         let (found, name) = (metadata.extractor.as_deref(), extractor.name());
-        anyhow::ensure!(found == Some(&name), "the graph holds {found:?}, the checkpoint {name}");
+        anyhow::ensure!(found == Some(&name), "the graph contains {found:?}, the checkpoint {name}");
         let size = metadata.input_size.unwrap_or_else(|| extractor.input_size());
         let net = extractor.build(b, size)?;
         Ok(Net::Extractor(net, extractor.preprocessing(), size))

@@ -149,6 +149,8 @@ impl State {
     /// # Errors
     /// If it is missing or not a number.
     pub fn number(&self, key: &str) -> anyhow::Result<u64> {
-        self.get(key)?.parse().with_context(|| format!("metadata `{key}` of the training state"))
+        self.get(key)?
+            .parse()
+            .with_context(|| format!("metadata `{key}` of the training state: expected a whole number"))
     }
 }

@@ -177,8 +177,9 @@ impl<'a> Trainer<'a> {
                 distillation => Objective::Adversarial(Discriminator::new(run, distillation)?),
             },
             _ => Objective::Denoising {
-                levels: NoiseLevels::of(&run.net.precond)
-                    .with_context(|| format!("networks of class {} are not trained from noise", run.net.class()))?,
+                levels: NoiseLevels::of(&run.net.precond).with_context(|| {
+                    format!("cannot train networks of class {} with a denoising loss", run.net.class())
+                })?,
                 pipe: (options.augment_p > 0.0)
                     .then(|| EdmPipe::new(EdmSettings::edm(options.augment_p), run.device))
                     .transpose()?,
@@ -544,7 +545,7 @@ impl<'a> Trainer<'a> {
             let was = state.get(key).unwrap_or("none");
             anyhow::ensure!(
                 was == found || self.run.other_files,
-                "{option} does not hold what this run was started with (SHA-256 {found}, was {was}); --resume-with continues with it"
+                "{option} has changed since the run was started (SHA-256 {found}, was {was}); --resume-with continues with it"
             );
         }
         self.images = state.number("images")?;
@@ -602,7 +603,7 @@ fn contents(options: &Options, data: &TrainingSet) -> anyhow::Result<Vec<(&'stat
 fn ensure_same_network(state: &State, net: &NetConfig) -> anyhow::Result<()> {
     let kwargs = net.init_kwargs().to_string();
     let same = state.get("class")? == net.class() && state.get("init_kwargs")? == kwargs;
-    anyhow::ensure!(same, "`{}` holds another network than this run trains", state.path().display());
+    anyhow::ensure!(same, "`{}` contains a different network from the one this run trains", state.path().display());
     Ok(())
 }
 
@@ -612,7 +613,7 @@ fn transfer(path: &Path, net: &NetConfig) -> anyhow::Result<Weights> {
     let network = checkpoint.network(None)?;
     anyhow::ensure!(
         matches!(network.architecture, Architecture::Denoiser(_)),
-        "`{}` does not say which network it holds",
+        "`{}` does not record its network",
         path.display()
     );
     let augment = "model.map_augment.weight".to_owned();

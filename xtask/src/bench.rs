@@ -39,7 +39,7 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
             "--python" => bench.python = words.next().context("--python needs a path")?.into(),
             "--images" => bench.images = (*words.next().context("--images needs a number")?).to_owned(),
             part if PARTS.contains(&part) => parts.push(part),
-            other => bail!("`{other}` is none of {}", PARTS.join(", ")),
+            other => bail!("`{other}`: expected one of {}", PARTS.join(", ")),
         }
     }
     if parts.is_empty() {
@@ -85,7 +85,7 @@ impl Bench {
             .with_context(|| format!("start {}", self.python.display()))?;
         ensure!(
             output.status.success(),
-            "`{}` failed; its packages are named in xtask/peers/bench.py",
+            "`{}` failed; xtask/peers/bench.py lists the packages it requires",
             words.join(" ")
         );
         let printed = String::from_utf8_lossy(&output.stdout);

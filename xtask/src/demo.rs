@@ -152,7 +152,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
 }
 
 fn build() -> anyhow::Result<()> {
-    eprintln!("demo: build (the first one takes a quarter of an hour on two cores)");
+    eprintln!("demo: building (the first build takes a quarter of an hour on two cores)");
     let status = cargo()?.args(["build", "--package", "d2o", "--features", "train"]).status().context("start cargo")?;
     ensure!(status.success(), "the build failed ({status})");
     Ok(())

@@ -35,11 +35,12 @@ const MARKS: [&str; 2] = ["<!-- record: cargo xtask fuzz -->\n", "<!-- end of re
 /// # Errors
 /// An unknown target, a failing build, or a finding: its input is kept under the target folder.
 pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
-    let seconds = minutes.parse::<f64>().ok().filter(|m| *m > 0.0).context("MINUTES: a number above 0")? * 60.0;
+    let seconds =
+        minutes.parse::<f64>().ok().filter(|m| *m > 0.0).context("MINUTES: expected a number above 0")? * 60.0;
     let all = targets()?;
     let targets: Vec<&String> = all.iter().filter(|t| only.is_none_or(|o| o == *t)).collect();
     if targets.is_empty() {
-        bail!("no target `{}`: {}", only.unwrap_or(""), all.join(", "));
+        bail!("unknown target `{}`: expected one of {}", only.unwrap_or(""), all.join(", "));
     }
     let dir = target()?.join("fuzz");
     let triple = host()?;
@@ -59,7 +60,7 @@ pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
         .stderr(Stdio::inherit());
     let seeds = seeds.status()?;
     if !seeds.success() {
-        bail!("the first inputs could not be written");
+        bail!("cannot write the initial inputs");
     }
     let mut findings = Vec::new();
     let mut rows = String::new();
@@ -135,5 +136,5 @@ fn targets() -> anyhow::Result<Vec<String>> {
 fn host() -> anyhow::Result<String> {
     let output = Command::new("rustc").arg("-vV").output().context("start rustc")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.lines().find_map(|l| l.strip_prefix("host: ")).map(str::to_owned).context("rustc names no host")
+    text.lines().find_map(|l| l.strip_prefix("host: ")).map(str::to_owned).context("rustc reports no host")
 }

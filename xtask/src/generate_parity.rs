@@ -41,7 +41,7 @@ pub(crate) fn run(orig: &str) -> anyhow::Result<()> {
         let mut command = Command::new(&python);
         command.arg(script).arg(&folder).args(["--orig", orig]);
         let status = command.status().with_context(|| format!("start {}", python.display()))?;
-        ensure!(status.success(), "the originals failed ({status})");
+        ensure!(status.success(), "the original code failed ({status})");
     }
     let status = cargo()?.args(["build", "--package", "d2o", "--features", "train"]).status()?;
     ensure!(status.success(), "the build failed ({status})");
@@ -86,7 +86,7 @@ fn compare(folder: &Path, case: &Case) -> anyhow::Result<Found> {
     let (expected, found) = (expected.context("no images")?, found.context("no images")?);
     ensure!(
         expected.len() == found.len() && !found.is_empty(),
-        "{} bytes, the original's {}",
+        "found {} bytes, expected {} as in the original",
         found.len(),
         expected.len()
     );
@@ -109,7 +109,7 @@ fn array(file: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
     entry.read_to_end(&mut bytes)?;
     // Magic, version, then the length of the header in two bytes (version 1).
     let &[0x93, b'N', b'U', b'M', b'P', b'Y', 1, _, low, high, ..] = bytes.as_slice() else {
-        bail!("`{}`: array {name} is no npy of version 1", file.display());
+        bail!("`{}`: array {name} is not an npy of version 1", file.display());
     };
     Ok(bytes.get(10 + usize::from(u16::from_le_bytes([low, high]))..).map(<[u8]>::to_vec))
 }

@@ -109,7 +109,7 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     while let Some(word) = rest.next() {
         match *word {
             "--orig" => {
-                let dir = rest.next().context("--orig: a folder is missing")?;
+                let dir = rest.next().context("--orig: expected a folder")?;
                 orig = Some(std::path::absolute(dir)?.join("D2O"));
             }
             "--dry-run" => dry_run = true,
@@ -144,7 +144,7 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     let count = total.div_ceil(room.max(1));
     ensure!(
         count <= PARTS,
-        "the kit has {total} bytes and the checkout leaves room for {room} in each of {PARTS} runs on the GPU machine"
+        "the kit has {total} bytes, but the checkout leaves {room} bytes for each of {PARTS} runs on the GPU machine"
     );
     let parts = pack::write(&pieces, usize::try_from(total.div_ceil(count))?, &about, &kit)?;
     copy_scripts(&kit)?;
@@ -169,7 +169,7 @@ fn binaries() -> anyhow::Result<Vec<File>> {
         let stripped = staging.0.join(name);
         output(Command::new("strip").arg("-o").arg(&stripped).arg(target()?.join("debug/d2o")))?;
         let dynamic = output(Command::new("readelf").env("LC_ALL", "C").args(["--dynamic", "--wide"]).arg(&stripped))?;
-        check_libraries(&dynamic, training).with_context(|| format!("{name} would not load on the GPU machine"))?;
+        check_libraries(&dynamic, training).with_context(|| format!("{name} cannot be loaded on the GPU machine"))?;
         files.push(File { name: format!("bin/{name}"), content: fs::read(&stripped)? });
     }
     Ok(files)
@@ -188,11 +188,17 @@ fn check_libraries(dynamic: &str, training: bool) -> anyhow::Result<()> {
     ensure!(needed.contains("libc.so.6"), "readelf lists no libraries");
     let of_pytorch: &[&str] = if training { &OF_PYTORCH } else { &[] };
     if let Some(other) = needed.iter().find(|n| !of_pytorch.contains(n) && !OF_THE_SYSTEM.contains(n)) {
-        bail!("it needs `{other}`, which is not there");
+        bail!("it requires `{other}`, which is missing");
     }
     if training {
-        ensure!(needed.contains("libtorch.so"), "it does not need `libtorch.so`, so PyTorch's CUDA half is not loaded");
-        ensure!(!dynamic.contains("(RPATH)"), "its search path is an RPATH, which goes before LD_LIBRARY_PATH");
+        ensure!(
+            needed.contains("libtorch.so"),
+            "it does not require `libtorch.so`, so the CUDA part of PyTorch is not loaded"
+        );
+        ensure!(
+            !dynamic.contains("(RPATH)"),
+            "its search path is an RPATH, which takes precedence over LD_LIBRARY_PATH"
+        );
     }
     Ok(())
 }
@@ -299,10 +305,10 @@ fn print_commands(parts: &[Part]) {
     println!("\nOn the GPU machine, in the checkout:");
     for (i, part) in parts.iter().enumerate() {
         let run = if i + 1 == parts.len() { " && bash xtask/gpu/run.sh /tmp/d2o-gpu \"$OUT\"" } else { "" };
-        println!("{}. bring along {KIT}/{} {KIT}/manifest.json {KIT}/unpack.sh", i + 1, part.name);
+        println!("{}. copy {KIT}/{} {KIT}/manifest.json {KIT}/unpack.sh", i + 1, part.name);
         println!("   bash {KIT}/unpack.sh /tmp/d2o-gpu{run}");
     }
-    println!("{KIT}/run.sh and the files beside it are copies of xtask/gpu.");
+    println!("{KIT}/run.sh and the files next to it are copies of xtask/gpu.");
 }
 
 /// Unpacks the kit into a fresh folder as the GPU machine would, part after part, and runs it on a Python with that machine's packages.
@@ -371,11 +377,11 @@ mod tests {
         check_libraries(&dynamic("RUNPATH", &sound), true).unwrap();
         check_libraries(&dynamic("RUNPATH", &["libm.so.6", "libc.so.6"]), false).unwrap();
         let fault = |dynamic: &str, training| check_libraries(dynamic, training).unwrap_err().to_string();
-        let message = "it does not need `libtorch.so`, so PyTorch's CUDA half is not loaded";
+        let message = "it does not require `libtorch.so`, so the CUDA part of PyTorch is not loaded";
         assert_eq!(fault(&dynamic("RUNPATH", &["libtorch_cpu.so", "libc.so.6"]), true), message);
-        let message = "it needs `libhdf5.so.310`, which is not there";
+        let message = "it requires `libhdf5.so.310`, which is missing";
         assert_eq!(fault(&dynamic("RUNPATH", &["libtorch.so", "libhdf5.so.310", "libc.so.6"]), true), message);
-        assert_eq!(fault(&dynamic("RUNPATH", &sound), false), "it needs `libc10.so`, which is not there");
+        assert_eq!(fault(&dynamic("RUNPATH", &sound), false), "it requires `libc10.so`, which is missing");
         assert!(fault(&dynamic("RPATH", &sound), true).contains("RPATH"));
         assert_eq!(fault("", true), "readelf lists no libraries");
     }

@@ -26,33 +26,34 @@ usage: cargo xtask TASK
   demo    fine-tune, export, generate, evaluate and verify on real images; writes target/demo/report.html
   test    every test, with training
   lint    formatting, lints, tidy, dependencies and documentation
-  archive the wheel, and its program with ONNX Runtime as tar.gz, with SHA256SUMS, in CARGO_TARGET_DIR/wheels
-  bench   [--python PY] [--images N] [PART...]: speed beside other tools; PY has the packages named in xtask/peers/bench.py
-  deny    licences, sources and versions of dependencies, by deny.toml
-  setup   bring libtorch, ONNX Runtime, cmake, cargo-deny, EfficientNet-Lite0 and OpenMoji into the cache (~/.cache/d2o, or D2O_CACHE)
-  env     print the variables that builds need, for `eval \"$(cargo xtask env)\"`
+  archive build the wheel, and a tar.gz of its program with ONNX Runtime, with SHA256SUMS, in CARGO_TARGET_DIR/wheels
+  bench   [--python PY] [--images N] [PART...]: compare the speed with other tools; PY needs the packages listed in xtask/peers/bench.py
+  deny    check licences, sources and versions of dependencies against deny.toml
+  setup   download libtorch, ONNX Runtime, cmake, cargo-deny, EfficientNet-Lite0 and OpenMoji into the cache (~/.cache/d2o, or D2O_CACHE)
+  env     print the environment variables of builds, for `eval \"$(cargo xtask env)\"`
   fuzz MINUTES [TARGET]
-          libFuzzer on every reader, so long each; docs/fuzz.md has the last record
+          run libFuzzer for MINUTES on each reader; docs/fuzz.md has the last results
   hostile [--before JSON] [--json JSON]
-          files made to exhaust or crash readers, given to every command; writes docs/hostile.md
+          run every command on files made to exhaust or crash readers; writes docs/hostile.md
   gpu-kit [--orig DIR] [--dry-run]
-          what proves the CUDA path on a bare GPU machine, in gpu-kit/, as parts to bring along; --orig adds the original D2O in DIR/D2O,
+          pack the CUDA tests for a bare GPU machine into gpu-kit/, in several parts; --orig adds the original D2O in DIR/D2O,
           --dry-run unpacks and runs it here
   originals --orig DIR [--only NAME]... [--python PROGRAM] [--keep]
-          full-size checkpoints written by the original projects, exported and compared; renews the table of docs/export.md
+          export full-size checkpoints written by the original projects and compare the outputs; updates the table in docs/export.md
   generate-parity ORIG
-          compare images of the originals' generate.py, whose checkouts lie in ORIG, with d2o's; writes the table in docs/generate.md.
+          compare images of the original generate.py, from checkouts in ORIG, with those of d2o; writes the table in docs/generate.md.
           Needs a Python with PyTorch (D2O_PYTHON, else python3)
   gpu-report DIR...
-          docs/cuda.md from what xtask/gpu/run.sh left in DIR
+          write docs/cuda.md from the results of xtask/gpu/run.sh in DIR
   bench-export --orig DIR [--python PROGRAM]
-          ONNX Runtime on our export of the CIFAR-10 NCSN++ and on PyTorch's own, in turns
+          time ONNX Runtime on the CIFAR-10 NCSN++ exported by d2o and by PyTorch, alternately
   bench-train --orig DIR [--python PROGRAM]
-          one step of D2O's training by the original's code and by `d2o train`, in turns
-  parity  run the original tools beside d2o and write docs/parity.md; options name checkouts and interpreters (see xtask/src/parity.rs)
+          time one training step of D2O in the original code and in `d2o train`, alternately
+  parity  run the original tools and d2o on the same images and write docs/parity.md; options name checkouts and interpreters (see
+          xtask/src/parity.rs)
   tidy    check what the compiler cannot: provenance of fixtures, headers, crate documentation
   wheel   [--check [WHEEL]]
-          d2o without training as a Python wheel for every Linux with glibc 2.28 or newer, in CARGO_TARGET_DIR/wheels;
+          build d2o without training as a Python wheel for Linux with glibc 2.28 or newer, in CARGO_TARGET_DIR/wheels;
           --check installs it, or WHEEL, into a new virtual environment, without cargo and set-up, and evaluates with it
 
 Tasks set up what they need and change nothing outside the cache and the checkout.

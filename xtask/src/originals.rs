@@ -42,7 +42,7 @@ fn options(words: &[&str]) -> anyhow::Result<Options> {
     let (mut orig, mut only, mut python, mut keep) = (None, Vec::new(), None, false);
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
-        let mut value = || rest.next().with_context(|| format!("{word}: a value is missing"));
+        let mut value = || rest.next().with_context(|| format!("{word}: missing value"));
         match *word {
             "--orig" => orig = Some(std::path::absolute(value()?)?),
             "--only" => only.push((*value()?).to_owned()),
@@ -51,7 +51,12 @@ fn options(words: &[&str]) -> anyhow::Result<Options> {
             other => bail!("`{other}`: expected --orig DIR, --only NAME, --python PROGRAM or --keep"),
         }
     }
-    Ok(Options { orig: orig.context("--orig DIR: where the originals are checked out")?, only, python, keep })
+    Ok(Options {
+        orig: orig.context("--orig DIR is missing: the folder with checkouts of the originals")?,
+        only,
+        python,
+        keep,
+    })
 }
 
 /// Makes, exports and compares every case, or those named with `--only`; rows join those of earlier runs, and docs/export.md gets the table.
@@ -68,7 +73,7 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     let listed = text(Command::new(&python).arg(&script).arg("--list"))?;
     let names: Vec<&str> = listed.lines().collect();
     if let Some(unknown) = options.only.iter().find(|n| !names.contains(&n.as_str())) {
-        bail!("no case `{unknown}`: {}", names.join(", "));
+        bail!("unknown case `{unknown}`: expected one of {}", names.join(", "));
     }
     let target = target()?;
     let (out, record) = (target.join("originals"), target.join("originals.json"));

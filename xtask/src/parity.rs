@@ -102,7 +102,7 @@ struct Matrix {
 pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     let option = |name: &str| words.iter().position(|w| *w == name).and_then(|i| words.get(i + 1)).copied();
     if let Some(odd) = words.iter().step_by(2).find(|w| !OPTIONS.contains(w)) {
-        bail!("unknown option `{odd}`; known are {}, each with a path", OPTIONS.join(", "));
+        bail!("unknown option `{odd}`: expected {}, each with a path", OPTIONS.join(", "));
     }
     let dir = option("--dir").map_or_else(|| paths::cache().map(|c| c.join("parity")), |d| Ok(PathBuf::from(d)))?;
     fs::create_dir_all(&dir)?;
@@ -151,11 +151,11 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
             fs::write(&kept, original(tool, env, checkout_dir)?)?;
         }
         let found: Vec<Original> =
-            serde_json::from_slice(&fs::read(&kept)?).with_context(|| format!("what `{tool}` says"))?;
+            serde_json::from_slice(&fs::read(&kept)?).with_context(|| format!("read the output of `{tool}`"))?;
         originals.extend(found);
     }
     if let Some(o) = originals.iter().find(|o| !SETS.contains(&o.images.as_str())) {
-        bail!("{} speaks of images `{}`; known are {}", o.tool, o.images, SETS.join(", "));
+        bail!("{}: unknown images `{}`: expected one of {}", o.tool, o.images, SETS.join(", "));
     }
     let matrices: Vec<Matrix> = serde_json::from_str(&original("matrices", Env::Torch, None)?)?;
     let (text, beyond) = ours.compare(&originals, &matrices, &skipped)?;
@@ -163,7 +163,7 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     let text = text.replacen("\n\n", &format!("\n\n{}\n\n", record::stamp()?), 1);
     fs::write(paths::root().join("docs/parity.md"), text)?;
     eprintln!("parity: {} numbers, {beyond} beyond the bound; see docs/parity.md", originals.len());
-    ensure!(beyond == 0, "{beyond} numbers differ from the original's by more than the bound");
+    ensure!(beyond == 0, "{beyond} numbers differ from those of the original by more than the bound");
     Ok(())
 }
 
@@ -290,7 +290,7 @@ impl Ours {
                         };
                         of["metrics"][name][field]
                             .as_f64()
-                            .with_context(|| format!("d2o gives no {} for {protocol}", o.metric))
+                            .with_context(|| format!("d2o reports no {} for {protocol}", o.metric))
                     };
                     let found = match (&o.samples, &o.reference, &o.extractor) {
                         (Some(samples), Some(reference), _) => {

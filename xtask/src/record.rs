@@ -20,7 +20,13 @@ pub(crate) fn stamp() -> anyhow::Result<String> {
     };
     let flags = field("flags").unwrap_or_default();
     let has = |flag: &str| flags.split(' ').any(|f| f == flag);
-    let vectors = if has("avx512f") { "AVX-512" } else if has("avx2") { "AVX2" } else { "no AVX2" };
+    let vectors = if has("avx512f") {
+        "AVX-512"
+    } else if has("avx2") {
+        "AVX2"
+    } else {
+        "no AVX2"
+    };
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = memory.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -62,7 +68,10 @@ mod tests {
     #[test]
     fn a_stamp_has_date_versions_and_machine() {
         let stamp = super::stamp().unwrap();
-        assert!(stamp.starts_with("Measured on 20") && stamp.contains(", rustc 1.") && stamp.ends_with(" GiB."), "{stamp}");
+        assert!(
+            stamp.starts_with("Measured on 20") && stamp.contains(", rustc 1.") && stamp.ends_with(" GiB."),
+            "{stamp}"
+        );
         assert!(stamp.contains("ONNX Runtime 1.") && stamp.contains("libtorch 2."), "{stamp}");
     }
 }

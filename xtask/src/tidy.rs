@@ -30,7 +30,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         let head: String =
             fs::read_to_string(root().join(file))?.lines().take_while(|l| l.starts_with("//!")).collect();
         if !head.contains("opset") {
-            faults.push(format!("{}: the header names no opset", file.display()));
+            faults.push(format!("{}: the header does not state the opset", file.display()));
         }
     }
     for name in CRATES {
@@ -43,7 +43,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     }
     for file in &files {
         if file.file_name().is_some_and(|n| n == "utils.rs") {
-            faults.push(format!("{}: give it a name that says what it holds", file.display()));
+            faults.push(format!("{}: choose a name that describes the content", file.display()));
         }
     }
     if faults.is_empty() { Ok(()) } else { bail!("tidy:\n{}", faults.join("\n")) }
@@ -55,7 +55,7 @@ fn tracked() -> anyhow::Result<Vec<PathBuf>> {
         .current_dir(root())
         .args(["ls-files", "--cached", "--others", "--exclude-standard", "-z"])
         .output()
-        .context("git is needed to list the files")?;
+        .context("listing the files requires git")?;
     if !output.status.success() {
         bail!("git ls-files failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }

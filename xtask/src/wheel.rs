@@ -166,7 +166,7 @@ fn build() -> anyhow::Result<PathBuf> {
         .status()
         .context("start maturin")?;
     ensure!(status.success(), "maturin could not build the wheel ({status})");
-    let [wheel] = &made()?[..] else { bail!("maturin left no wheel in `{}`", out.display()) };
+    let [wheel] = &made()?[..] else { bail!("maturin wrote no wheel to `{}`", out.display()) };
     report(wheel)?;
     Ok(wheel.clone())
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::input::Input;
 use crate::views::{Storage, View};
 
-/// Memory of a constant beside its name, bytes, as charged.
+/// Memory charged per constant, without its name, bytes.
 const CONSTANT_BYTES: usize = 512;
 /// Most axes of a constant.
 const MAX_RANK: usize = 16;

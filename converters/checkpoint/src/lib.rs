@@ -336,7 +336,7 @@ pub struct CheckpointFile {
     pub metadata: Vec<(String, String)>,
     /// Tensors of the whole file.
     pub tensors: Arc<dyn TensorSource>,
-    /// What lies beside the networks and was not read, a sentence each.
+    /// Contents outside the networks that were ignored, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -347,7 +347,7 @@ impl CheckpointFile {
     /// (a JSON list, as in d2o's snapshots), else the one under `weights.`, else the whole file.
     ///
     /// A pickle holds the modules of its outermost dict, a torch or TorchScript archive its modules or state dicts, a GraphDef its
-    /// constants. Objects beside them are recorded and never made; [`CheckpointFile::notes`] names those that are not read.
+    /// constants. Other objects are recorded and never instantiated; [`CheckpointFile::notes`] names the ignored ones.
     ///
     /// Reading takes memory and work in proportion to the file's size, whatever the file declares.
     ///
@@ -465,7 +465,7 @@ fn listed(path: &Path, text: &str, tensors: &[String]) -> Result<Vec<String>> {
             return Err(bad("different names", format!("`{name}` twice")));
         }
         if !tensors.iter().any(|t| t.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'))) {
-            return Err(bad("names that tensors begin with", format!("`{name}`, which none does")));
+            return Err(bad("prefixes of tensor names", format!("`{name}`, which no tensor has")));
         }
     }
     Ok(names)

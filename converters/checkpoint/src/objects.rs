@@ -19,9 +19,9 @@ use crate::views::{Storage, View};
 const MAX_DEPTH: usize = 48;
 /// Most networks of one file.
 pub const MAX_NETWORKS: usize = 64;
-/// Memory of a tensor's description beside its name, bytes, as charged.
+/// Memory charged per tensor description, without the name, bytes.
 const TENSOR_BYTES: usize = 512;
-/// Memory of a JSON value beside its text, bytes, as charged.
+/// Memory charged per JSON value, without its text, bytes.
 const VALUE_BYTES: usize = 128;
 /// Version of persistent objects up to which the layout is known.
 const PERSISTENCE_VERSION: usize = 6;
@@ -65,7 +65,7 @@ pub struct Source {
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
     pub(crate) networks: Vec<Found>,
-    /// What lies beside the networks and is not read, if it may be missed: a sentence each.
+    /// Ignored contents outside the networks that a user may expect, one sentence each.
     pub(crate) notes: Vec<String>,
     /// What d2o recorded about them.
     pub(crate) metadata: Vec<(String, String)>,
@@ -97,7 +97,7 @@ pub(crate) fn networks(pickle: &Pickle, input: &Input<'_>, resolve: &mut Resolve
             }
         }
         if !networks.is_empty() && !strays.is_empty() {
-            walk.note(format!("tensors beside the networks are not read: {}", abbreviate(&strays)))?;
+            walk.note(format!("ignored tensors outside the networks: {}", abbreviate(&strays)))?;
         }
     }
     if networks.is_empty() {
@@ -106,10 +106,9 @@ pub(crate) fn networks(pickle: &Pickle, input: &Input<'_>, resolve: &mut Resolve
     match networks.as_mut_slice() {
         [] => {
             let found = if pickle.nodes().iter().any(|n| matches!(n, Node::Global(name) if name == TENSORFLOW)) {
-                "networks of TensorFlow: convert the file with legacy.py of stylegan2-ada-pytorch or stylegan3"
-                    .to_owned()
+                "TensorFlow networks: convert the file with legacy.py of stylegan2-ada-pytorch or stylegan3".to_owned()
             } else if pickle.get(root, "shadow_params").is_some() {
-                "an average that lists its tensors without their names (`shadow_params`)".to_owned()
+                "an EMA that lists its tensors without names (`shadow_params`)".to_owned()
             } else {
                 describe(pickle, root)
             };
@@ -210,7 +209,7 @@ impl<'a> Walk<'a, '_> {
         Ok(Some(Made { class, init_kwargs, state_dict }))
     }
 
-    /// What d2o recorded beside the networks.
+    /// Metadata that d2o recorded in addition to the networks.
     fn recorded(&self, items: &[(Id, Id)]) -> Result<Vec<(String, String)>> {
         let p = self.pickle;
         let own = items.iter().find(|(key, _)| p.text(*key) == Some(RECORDED)).map(|(_, value)| *value);
@@ -294,12 +293,12 @@ impl<'a> Walk<'a, '_> {
             return Ok(());
         }
         if let Some((name, value)) = nested {
-            return Err(self.bad(name, "a tensor, as beside it", describe(p, value)));
+            return Err(self.bad(name, "a tensor, like the other entries", describe(p, value)));
         }
         if !opaque.is_empty() {
             let network =
                 if network.is_empty() { "the tensors".to_owned() } else { format!("the tensors of `{network}`") };
-            self.note(format!("objects beside {network} are not read: {}", abbreviate(&opaque)))?;
+            self.note(format!("ignored objects next to {network}: {}", abbreviate(&opaque)))?;
         }
         Ok(())
     }
@@ -402,7 +401,7 @@ impl<'a> Walk<'a, '_> {
             Ok(value.is_some_and(|v| *p.node(v) == Node::Bool(true)))
         };
         if set("conj")? {
-            return Err(self.bad(name, "real values", "a conjugate view of complex ones"));
+            return Err(self.bad(name, "real values", "a conjugate view of complex values"));
         }
         let negative = set("neg")?;
         let (stored, bytes) =
@@ -445,7 +444,7 @@ const PARAMETERS: [&str; 2] = ["torch._utils._rebuild_parameter", "torch._utils.
 const TENSORS: [&str; 3] =
     ["torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch._tensor._rebuild_from_type_v2"];
 
-/// A storage a torch file keeps beside its pickle: `('storage', class, key, location, count, view)`.
+/// A storage that a torch file keeps outside its pickle: `('storage', class, key, location, count, view)`.
 pub(crate) struct Outside<'a> {
     pub(crate) key: &'a str,
     pub(crate) dtype: Option<Dtype>,

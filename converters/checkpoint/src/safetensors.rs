@@ -43,8 +43,8 @@ impl SafetensorsFile {
             use safetensors::SafeTensorError as E;
             let (expected, found) = match e {
                 E::MetadataIncompleteBuffer | E::InvalidHeaderLength => {
-                    let found = format!("{} bytes: it is cut short, or something was appended", map.len());
-                    ("a file of the length that its header gives", found)
+                    let found = format!("{} bytes: truncated, or with trailing data", map.len());
+                    ("a file of the length given by its header", found)
                 }
                 e => ("a valid safetensors header", e.to_string()),
             };

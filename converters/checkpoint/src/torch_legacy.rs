@@ -12,7 +12,7 @@ use crate::views::Storage;
 /// First pickle of a file: protocol 2, LONG1, ten bytes of 0x1950a86a20f9469cfc6c.
 const MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 const PROTOCOL: i64 = 1001;
-/// Memory of a storage's description beside its name, bytes, as charged.
+/// Memory charged per storage description, without the name, bytes.
 const STORAGE_BYTES: usize = 128;
 
 /// Whether `head`, the first bytes of a file, begin such a file.

@@ -18,7 +18,7 @@ use crate::objects::{self, Contents};
 use crate::pickle::{Id, Pickle};
 use crate::views::{Checksum, Storage};
 
-/// Memory of an entry's description beside its name, bytes, as charged.
+/// Memory charged per entry description, without the name, bytes.
 const ENTRY_BYTES: usize = 256;
 
 /// An entry of the archive.
@@ -114,7 +114,7 @@ impl<'a> Archive<'a> {
     fn open(input: &'a Input<'a>) -> Result<Self> {
         let bad = |e: zip::result::ZipError| {
             let found = match e {
-                zip::result::ZipError::InvalidArchive(_) => format!("{e}: the file is cut short or damaged"),
+                zip::result::ZipError::InvalidArchive(_) => format!("{e}: the file is truncated or damaged"),
                 e => e.to_string(),
             };
             input.bad("archive", "a zip archive", found)
@@ -172,7 +172,7 @@ impl<'a> Archive<'a> {
         let reader = self.zip.by_index(entry.index).map_err(|e| bad(&e))?;
         reader.take(entry.size as u64 + 1).read_to_end(&mut bytes).map_err(|e| bad(&e))?;
         if bytes.len() != entry.size {
-            return Err(input.bad(place(), format!("{} bytes when inflated", entry.size), "another number"));
+            return Err(input.bad(place(), format!("{} bytes after decompression", entry.size), "another number"));
         }
         Ok(Content::Inflated(Arc::new(bytes)))
     }

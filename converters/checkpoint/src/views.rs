@@ -67,7 +67,7 @@ impl Checksum {
         if !self.holds.load(Ordering::Relaxed) {
             let found = crc32fast::hash(&file[self.place.clone()]);
             if found != self.crc32 {
-                let expected = format!("bytes with the checksum {:08x} that the archive records", self.crc32);
+                let expected = format!("bytes with the checksum {:08x} recorded in the archive", self.crc32);
                 let found = format!("{found:08x}: the file is damaged");
                 return Err(Error::format(path, format!("entry `{}`", self.entry), expected, found));
             }

@@ -61,7 +61,7 @@ pub struct LayerSpec {
     pub kernel: usize,
     /// Stride.
     pub stride: usize,
-    /// Whether each channel is a group of its own.
+    /// Whether the convolution is depthwise.
     pub depthwise: bool,
     /// What follows.
     pub activation: Activation,

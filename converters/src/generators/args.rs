@@ -87,10 +87,10 @@ impl Args {
     /// # Errors
     /// `Config` if it is not one.
     pub fn text(&mut self, name: &str) -> Result<Option<String>> {
-        self.take(name, "a text", |v| v.as_str().map(str::to_owned))
+        self.take(name, "a string", |v| v.as_str().map(str::to_owned))
     }
 
-    /// A value of its own type.
+    /// A value of type `T`.
     ///
     /// # Errors
     /// `Config` if it is absent or of another type.

@@ -135,7 +135,7 @@ pub(crate) fn augmented<B: Backend>(
     labels: Option<&B::Value>,
 ) -> Result<B::Value> {
     let Some(labels) = labels else { return Ok(emb) };
-    let map = map.ok_or_else(|| config("augmentation labels: the network takes none".to_owned()))?;
+    let map = map.ok_or_else(|| config("the network does not take augmentation labels".to_owned()))?;
     let augment = map.forward(b, labels)?;
     b.add(&emb, &augment)
 }

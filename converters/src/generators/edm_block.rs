@@ -18,7 +18,7 @@ pub(super) struct BlockStyle {
     pub(super) eps: f64,
     /// Resampling filter.
     pub(super) filter: Vec<f64>,
-    /// Whether a resampling skip path has a 1×1 convolution of its own.
+    /// Whether a resampling skip path has a 1×1 convolution.
     pub(super) resample_proj: bool,
     /// Whether the embedding gives scale and shift (ADM) or a bias (Song).
     pub(super) adaptive_scale: bool,

@@ -1,4 +1,4 @@
-//! How fresh weights of a layer are drawn.
+//! Initialisation of layer weights.
 
 use crate::weights::Init;
 

@@ -163,7 +163,7 @@ impl OrtRuntime {
     /// # Errors
     /// `Library` if it cannot be loaded, supports no device of this machine, or another library is registered as `name`.
     pub fn register(&self, name: &str, path: &Path) -> Result<()> {
-        const EXPECTED: &str = "an execution provider's library";
+        const EXPECTED: &str = "an execution provider library";
         let mut plugins = PLUGINS.lock().unwrap_or_else(PoisonError::into_inner);
         match plugins.iter().find(|(n, _, _)| n == name) {
             Some((_, other, _)) if other == path => return Ok(()),

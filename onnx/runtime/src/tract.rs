@@ -215,7 +215,7 @@ fn rows<'a>(view: &TensorView<'a>, range: &Range<usize>) -> TensorView<'a> {
 /// `parts` concatenated along the first axis.
 fn join<'a>(parts: impl Iterator<Item = &'a Tensor>) -> Result<Tensor> {
     fn of<T: Clone>(parts: &[ArrayViewD<'_, T>]) -> Result<ArrayD<T>> {
-        concatenate(Axis(0), parts).map_err(|e| failed("concatenate the outputs of a batch's parts", e.into()))
+        concatenate(Axis(0), parts).map_err(|e| failed("concatenate the outputs of the parts of a batch", e.into()))
     }
     let (mut floats, mut bytes, mut integers) = (Vec::new(), Vec::new(), Vec::new());
     for part in parts {

@@ -37,7 +37,7 @@ pub(super) fn block(session: impl FnOnce(&[u8]) -> OrtResult<Session>) -> OrtRes
     let (_, y) = outputs[0].try_extract_tensor::<f32>()?;
     // The second pixel of the first channel comes after the first pixel of all channels of its block.
     let block = y.iter().position(|v| *v == 1.0).filter(|block| BLOCKS.contains(block));
-    block.ok_or_else(|| ort::Error::new("this build of ONNX Runtime has blocks of another size than 8 or 16 channels"))
+    block.ok_or_else(|| ort::Error::new("this build of ONNX Runtime uses channel blocks of a size other than 8 or 16"))
 }
 
 /// The optimised model at `path` with its supported convolutions replaced, and the operator that computes them.

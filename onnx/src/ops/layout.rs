@@ -12,7 +12,7 @@ impl GraphBuilder {
     pub fn concat(&mut self, parts: &[Edge], axis: usize) -> Result<Edge> {
         let bad = |g: &Self| {
             let shapes = parts.iter().map(Edge::describe).collect::<Vec<_>>().join(", ");
-            g.mismatch("Concat", "tensors equal but for a known axis", format!("axis {axis} of [{shapes}]"))
+            g.mismatch("Concat", "tensors that differ in a known axis only", format!("axis {axis} of [{shapes}]"))
         };
         let Some(first) = parts.first().filter(|p| axis < p.dims().len()) else { return Err(bad(self)) };
         let (mut total, mut dims) = (0_usize, first.dims().to_vec());

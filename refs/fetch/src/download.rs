@@ -93,7 +93,7 @@ impl Job<'_> {
         } else if known {
             partial.take_up(&mut self.watch)
         } else {
-            self.start_over(partial, "it is unknown what was received before")
+            self.start_over(partial, "the source of the partial file is unknown")
         }
     }
 
@@ -115,7 +115,7 @@ impl Job<'_> {
                         // One of its pieces may be another file's.
                         started_over = true;
                         drop(error);
-                        self.start_over(partial, "what was received piece by piece is not the file")?;
+                        self.start_over(partial, "the file received in several parts failed verification")?;
                         continue;
                     }
                     Err(error) => {
@@ -173,9 +173,9 @@ impl Job<'_> {
             return Ok(Ask { from: Some(partial.done()), if_range });
         }
         let reason = if entity.is_some() {
-            "the server does not tell versions of the file apart"
+            "the server does not identify the version of the file"
         } else {
-            "what was received is another source's, and no sha256 is published"
+            "the partial file is from another source, and no sha256 is published"
         };
         self.start_over(partial, reason)?;
         Ok(Ask::default())
@@ -211,7 +211,7 @@ impl Job<'_> {
                         total.or(known)
                     }
                     _ => {
-                        self.start_over(partial, "the server sends another part than the one asked for")?;
+                        self.start_over(partial, "the server sent a different range than requested")?;
                         return Ok(None);
                     }
                 }
@@ -223,7 +223,7 @@ impl Job<'_> {
                     let announced = answer.announced.sha256.clone();
                     return Ok(Some(Received { url: Some(answer.asked), content_type: None, announced }));
                 }
-                self.start_over(partial, "the server has no more of the file than was received before")?;
+                self.start_over(partial, "the server has no data beyond the partial file")?;
                 return Ok(None);
             }
             _ => return Err(refused(&answer)),

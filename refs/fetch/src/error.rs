@@ -8,7 +8,7 @@ use ureq::http::StatusCode;
 
 use crate::hash::PublishedHash;
 
-/// Why a file cannot be had. [`Error::hint`] says what may help.
+/// Why a file is not available. [`Error::hint`] suggests a remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -26,7 +26,7 @@ pub enum Error {
         /// The text.
         text: String,
     },
-    /// A name cannot stand for a file in the cache.
+    /// A name is not valid for a file in the cache.
     #[error("`{name}` cannot name a file in the cache: {problem}")]
     Name {
         /// The name.
@@ -44,7 +44,7 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
-    /// Nothing says where files are kept.
+    /// No cache folder is configured.
     #[error("no folder for downloads: none of D2O_CACHE, XDG_CACHE_HOME and HOME is set")]
     NoCache,
     /// A file is not here, and nothing may be downloaded, or nothing is known to download it from.
@@ -62,7 +62,7 @@ pub enum Error {
         learned: Option<String>,
     },
     /// No connection to a server.
-    #[error("{url}: no connection")]
+    #[error("{url}: cannot connect")]
     Connection {
         /// The address.
         url: String,
@@ -70,16 +70,16 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A server did not prove who it is, or speaks no TLS.
-    #[error("{url}: no secure connection: {problem}")]
+    /// A server has no valid certificate, or does not support TLS.
+    #[error("{url}: cannot establish a TLS connection: {problem}")]
     Tls {
         /// The address.
         url: String,
         /// Why not.
         problem: String,
     },
-    /// A proxy made no connection.
-    #[error("{url}: the proxy makes no connection: {problem}")]
+    /// No connection through a proxy.
+    #[error("{url}: cannot connect through the proxy: {problem}")]
     Proxy {
         /// The address.
         url: String,
@@ -87,7 +87,7 @@ pub enum Error {
         problem: String,
     },
     /// A server sent nothing for too long.
-    #[error("{url}: no answer or data for {} s, {done} of {} bytes received", .idle.as_secs_f64(), known(.total))]
+    #[error("{url}: no response or data for {} s, {done} of {} bytes received", .idle.as_secs_f64(), known(.total))]
     Stalled {
         /// The address.
         url: String,
@@ -99,7 +99,7 @@ pub enum Error {
         total: Option<u64>,
     },
     /// A connection ended early.
-    #[error("{url}: the connection broke off, {done} of {} bytes received", known(.total))]
+    #[error("{url}: the connection was lost, {done} of {} bytes received", known(.total))]
     BrokenOff {
         /// The address.
         url: String,
@@ -116,8 +116,8 @@ pub enum Error {
         /// What it does.
         problem: String,
     },
-    /// A server sends to an address that is not asked.
-    #[error("{url}: redirects to `{to}`, which is not followed: {problem}")]
+    /// A server redirects to an address that is not allowed.
+    #[error("{url}: cannot follow the redirect to `{to}`: {problem}")]
     Redirect {
         /// The address.
         url: String,
@@ -127,7 +127,7 @@ pub enum Error {
         problem: &'static str,
     },
     /// A server answers with something else than the file.
-    #[error("{url}: the server answers {}{}", status(*.code), after(.message))]
+    #[error("{url}: the server responded with {}{}", status(*.code), after(.message))]
     Status {
         /// The address.
         url: String,
@@ -177,15 +177,15 @@ pub enum Error {
         record: PathBuf,
     },
     /// A server sends a web page in place of a file of which nothing is known.
-    #[error("{url}: the server sends a web page ({content_type}), not a file")]
+    #[error("{url}: the server sent a web page ({content_type}), not a file")]
     WebPage {
         /// The address.
         url: String,
         /// What the server says it is.
         content_type: String,
     },
-    /// The end of a file cannot be told from a connection that broke off.
-    #[error("{url}: the server does not say how long the file is, and neither its length nor its sha256 is known")]
+    /// The end of a file cannot be distinguished from a lost connection.
+    #[error("{url}: the server does not send the length of the file, and neither its length nor its sha256 is known")]
     NoLength {
         /// The address.
         url: String,
@@ -203,7 +203,7 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// A file cannot be locked, so that two downloads of it would disturb each other.
+    /// A file cannot be locked, so two downloads of it would conflict.
     #[error("{}: the file system has no file locks", .file.display())]
     NoLocks {
         /// The partial file.
@@ -234,33 +234,31 @@ impl Error {
         Self::Setting { name, value: value.to_owned(), problem: problem.into() }
     }
 
-    /// What may help, in one line.
+    /// Suggested remedy, in one line.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         let text = match self {
             Self::NoCache => "set D2O_CACHE to a folder for downloads",
             Self::Offline { urls, .. } if !urls.is_empty() => {
-                "downloads are off by D2O_OFFLINE or HF_HUB_OFFLINE, or as the command line asks"
+                "downloads are disabled by D2O_OFFLINE, HF_HUB_OFFLINE or --offline"
             }
             Self::Tls { .. } => {
-                "if a proxy of your network signs connections anew, name a PEM file with its certificate in SSL_CERT_FILE, such as /etc/ssl/certs/ca-certificates.crt"
+                "if a proxy of your network intercepts TLS, set SSL_CERT_FILE to a PEM file with its certificate, such as /etc/ssl/certs/ca-certificates.crt"
             }
-            Self::Connection { .. } | Self::Stalled { .. } => "where a proxy is needed, name it in HTTPS_PROXY",
-            Self::Proxy { .. } => {
-                "the proxy is named by HTTPS_PROXY or ALL_PROXY; NO_PROXY lists hosts to be asked without it"
-            }
+            Self::Connection { .. } | Self::Stalled { .. } => "if your network requires a proxy, set HTTPS_PROXY",
+            Self::Proxy { .. } => "the proxy is set by HTTPS_PROXY or ALL_PROXY; NO_PROXY lists hosts that bypass it",
             Self::Status { url, code, .. } => return status_hint(url, *code).map(str::to_owned),
             Self::WrongHash { content_type: Some(kind), .. } | Self::WrongSize { content_type: Some(kind), .. }
                 if is_page(kind) =>
             {
-                "the server sends a web page, perhaps to log in; download the file with a browser and place it in the cache"
+                "the server sent a web page, perhaps a login page; download the file with a browser and place it in the cache"
             }
             Self::Changed { record, .. } => {
-                return Some(format!("if the file was published anew and you trust it, remove `{}`", record.display()));
+                return Some(format!("if the file was republished and you trust it, remove `{}`", record.display()));
             }
             Self::WebPage { url, .. } => return Some(page_hint(url)),
             Self::NoSpace { .. } => {
-                "the next run continues the file; D2O_CACHE may name a folder on another file system"
+                "the next run continues the download; set D2O_CACHE to use a folder on another file system"
             }
             Self::NoLocks { .. } => "set D2O_CACHE to a folder on another file system",
             Self::AllFailed { errors } => return errors.iter().find_map(Self::hint),
@@ -270,7 +268,7 @@ impl Error {
                     std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
                 ) =>
             {
-                "set D2O_CACHE to a folder that can be written"
+                "set D2O_CACHE to a writable folder"
             }
             _ => return None,
         };
@@ -288,11 +286,9 @@ fn status_hint(url: &str, code: u16) -> Option<&'static str> {
     let hub = url.contains("/resolve/");
     match code {
         401 | 403 if hub => Some(
-            "if the repository is private or gated, ask for access on its page and set HF_TOKEN to an access token of yours",
+            "if the repository is private or gated, request access on its page and set HF_TOKEN to your access token",
         ),
-        401 | 403 => {
-            Some("the server gives the file to known users only; download it by hand and place it in the cache")
-        }
+        401 | 403 => Some("the server requires a login; download the file manually and place it in the cache"),
         404 | 410 if hub => Some("check owner, repository, revision and path"),
         429 | 503 => Some("the server is busy; try again later"),
         _ => None,
@@ -306,7 +302,7 @@ fn page_hint(url: &str) -> String {
             return format!("`{}` may be the file itself", url.replacen(page, file, 1));
         }
     }
-    "take the address of the file itself, not that of its page".to_owned()
+    "use the address of the file itself, not of its page".to_owned()
 }
 
 fn known(total: &Option<u64>) -> String {
@@ -338,9 +334,9 @@ fn offline(
 ) -> fmt::Result {
     write!(f, "`{}` does not exist, and ", file.display())?;
     if urls.is_empty() {
-        write!(f, "no address is known to download it from; place it there")?;
+        write!(f, "no download address is known; place the file there")?;
     } else {
-        write!(f, "nothing may be downloaded; place it there from {}", urls.join(" or "))?;
+        write!(f, "downloads are disabled; place the file there from {}", urls.join(" or "))?;
     }
     if let Some(bytes) = bytes {
         write!(f, ", {bytes} bytes")?;

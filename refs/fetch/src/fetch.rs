@@ -30,7 +30,7 @@ enum Found {
 /// wants is replaced by a download. Processes that want the same file wait for the first one's download.
 ///
 /// # Errors
-/// See [`Error`]. What was received before an interruption, a broken connection or a full disk stays beside the file's place and is continued by
+/// See [`Error`]. Data received before an interruption, a lost connection or a full disk is kept next to the target file and is continued by
 /// the next call; a file with a wrong length or hash is removed.
 pub fn fetch(request: &Request, settings: &Settings, progress: &mut dyn Progress) -> Result<Fetched> {
     let target = settings.cache.join(request.path()?);

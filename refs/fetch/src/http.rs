@@ -25,7 +25,7 @@ const WAITING: usize = 16;
 /// Longest message of a server that is shown, characters.
 const MAX_MESSAGE: usize = 200;
 
-/// What is asked beside the address.
+/// Parameters of a request in addition to the address.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ask {
     /// First byte wanted, if not all are.
@@ -63,7 +63,7 @@ impl Answer {
         self.text(header::CONTENT_TYPE).map(short)
     }
 
-    /// Whether the end of the body can be told from a connection that broke off.
+    /// Whether the end of the body can be distinguished from a lost connection.
     pub(crate) fn has_end(&self) -> bool {
         self.headers.contains_key(header::CONTENT_LENGTH) || self.headers.contains_key(header::TRANSFER_ENCODING)
     }
@@ -73,7 +73,7 @@ impl Answer {
         match self.exchange.next(&Event::Receiving { done, total }, watch)? {
             Message::Bytes(bytes) => Ok(Piece::Bytes(bytes)),
             Message::End => Ok(Piece::End),
-            Message::Head(..) => Err(protocol(&self.url, "answers twice")),
+            Message::Head(..) => Err(protocol(&self.url, "the server sent two responses")),
             Message::Failed(failure) => Err(failure.at(&self.url, done, total)),
         }
     }
@@ -105,7 +105,9 @@ pub(crate) fn ask(source: &Source, settings: &Settings, ask: &Ask, watch: &mut W
         let (status, headers) = match exchange.next(&Event::Connecting { url: &shown }, watch)? {
             Message::Head(status, headers) => (status, headers),
             Message::Failed(failure) => return Err(failure.at(&shown, 0, None)),
-            Message::Bytes(_) | Message::End => return Err(protocol(&shown, "no answer before the data")),
+            Message::Bytes(_) | Message::End => {
+                return Err(protocol(&shown, "the server sent data before the response header"));
+            }
         };
         if from_hub && source.hub().is_some() {
             announced = announced.or(Announced::read(&headers));
@@ -125,10 +127,10 @@ fn follow(url: &Url, location: &str) -> Result<Url> {
     let refused = |to: &str, problem| Error::Redirect { url: url.shown(), to: short(to), problem };
     let to = url.join(location).map_err(|p| refused(location.split('?').next().unwrap_or_default(), p))?;
     if url.is_https() && !to.is_https() {
-        return Err(refused(&to.shown(), "it leaves https for http"));
+        return Err(refused(&to.shown(), "it downgrades https to http"));
     }
     if !to.is_https() && !to.is_loopback() {
-        return Err(refused(&to.shown(), "http is for servers on this machine"));
+        return Err(refused(&to.shown(), "http is allowed for servers on this machine only"));
     }
     Ok(to)
 }
@@ -181,7 +183,7 @@ fn agent(settings: &Settings, url: &Url) -> Result<Agent> {
                 _ => None,
             })
             .collect();
-        if found.is_empty() { Err(problem("no certificate in PEM format is in it".to_owned())) } else { Ok(found) }
+        if found.is_empty() { Err(problem("it contains no PEM certificate".to_owned())) } else { Ok(found) }
     });
     let roots = roots.transpose()?.map_or(RootCerts::WebPki, RootCerts::from);
     let config = Agent::config_builder()
@@ -235,7 +237,7 @@ impl Failure {
     fn new(error: ureq::Error, answered: bool, idle: Duration) -> Self {
         match error {
             ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
-                Self::Connection("the time to connect is over".into())
+                Self::Connection("connection timed out".into())
             }
             ureq::Error::Timeout(_) => Self::Stalled(idle),
             ureq::Error::ConnectProxyFailed(problem) => Self::Proxy(proxy_problem(problem)),
@@ -250,9 +252,9 @@ impl Failure {
                 _ if answered => Self::BrokenOff,
                 _ => Self::Connection(error.into()),
             },
-            ureq::Error::HostNotFound => Self::Connection("the host is not found".into()),
-            ureq::Error::ConnectionFailed => Self::Connection("the host refuses it".into()),
-            error => Self::Protocol(format!("the answer does not follow HTTP: {error}")),
+            ureq::Error::HostNotFound => Self::Connection("host not found".into()),
+            ureq::Error::ConnectionFailed => Self::Connection("connection refused".into()),
+            error => Self::Protocol(format!("invalid HTTP response: {error}")),
         }
     }
 }
@@ -260,7 +262,7 @@ impl Failure {
 /// What ureq says about a proxy, with the status code explained.
 fn proxy_problem(problem: String) -> String {
     let code = problem.strip_prefix("proxy server responded ").and_then(|codes| codes.split('/').next()?.parse().ok());
-    code.map_or(problem, |code| format!("it answers {}", status(code)))
+    code.map_or(problem, |code| format!("it responded with {}", status(code)))
 }
 
 /// A request in a thread of its own: looking up, connecting and reading may take long, while the download can be interrupted all the time.
@@ -354,14 +356,10 @@ mod tests {
         assert_eq!(to("https://a/b", "/c?d").unwrap(), "https://a/c?d");
         assert_eq!(to("http://localhost/b", "https://c/").unwrap(), "https://c/");
         for (from, location, problem) in [
-            ("https://a/b", "http://a/c?secret", "`http://a/c`, which is not followed: it leaves https for http"),
-            ("https://a/b", "http://localhost/", "it leaves https for http"),
-            ("http://localhost/b", "http://a/", "http is for servers on this machine"),
-            (
-                "https://a/b",
-                "ftp://a/c?secret",
-                "`ftp://a/c`, which is not followed: its scheme is neither https nor http",
-            ),
+            ("https://a/b", "http://a/c?secret", "to `http://a/c`: it downgrades https to http"),
+            ("https://a/b", "http://localhost/", "it downgrades https to http"),
+            ("http://localhost/b", "http://a/", "http is allowed for servers on this machine only"),
+            ("https://a/b", "ftp://a/c?secret", "to `ftp://a/c`: its scheme is neither https nor http"),
         ] {
             let error = to(from, location).unwrap_err().to_string();
             assert!(error.ends_with(problem) && !error.contains("secret"), "{error}");

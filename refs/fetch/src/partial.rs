@@ -1,4 +1,4 @@
-//! The file that a download writes: beside its target, locked while it is open, and kept until it is complete.
+//! The partial file of a download: next to its target, locked while it is open, and kept until it is complete.
 
 use std::fs::TryLockError;
 use std::io::{self, Seek as _, SeekFrom, Write as _};

@@ -24,7 +24,7 @@ pub(crate) struct Record {
     pub(crate) bytes: u64,
     /// Last change, nanoseconds since 1970.
     modified_ns: Option<i64>,
-    /// Where the file lies, if that is not beside the record.
+    /// Path of the file, if it is not next to the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     file: Option<PathBuf>,
     /// Where it was downloaded from; nothing for a file that was found.
@@ -41,13 +41,13 @@ impl Record {
         Ok(Self { sha256: sha256.to_owned(), bytes: found.len(), modified_ns, file: elsewhere, source })
     }
 
-    /// The record beside `target`, if there is a sound one.
+    /// The record next to `target`, if there is a valid one.
     pub(crate) fn read(target: &Path) -> Result<Option<Self>> {
         let record: Option<Self> = read_sidecar(&sidecar(target, RECORD))?;
         Ok(record.filter(|record| hash::is_sha256(&record.sha256)))
     }
 
-    /// Writes the record beside `target`.
+    /// Writes the record next to `target`.
     pub(crate) fn write(&self, target: &Path) -> io::Result<()> {
         write_sidecar(&sidecar(target, RECORD), self)
     }

@@ -16,7 +16,7 @@ const MAX_PART: usize = 230;
 pub struct Request {
     /// Where it is published, best first. Without any it must be in the cache.
     pub sources: Vec<Source>,
-    /// Its path below the cache, with `/` between its parts; one name stands for one file.
+    /// Path below the cache, with `/` as separator; each name identifies one file.
     pub name: String,
     /// What is published about its hash.
     pub sha256: PublishedHash,
@@ -36,13 +36,15 @@ impl Request {
         let wrong = |problem| Error::Name { name: self.name.clone(), problem };
         let parts: Vec<&str> = self.name.split('/').collect();
         if !parts.iter().all(|part| is_part(part)) {
-            return Err(wrong("expected parts without `..`, `.`, control characters and backslashes between slashes"));
+            return Err(wrong(
+                "expected components separated by slashes, without `..`, `.`, control characters and backslashes",
+            ));
         }
         if parts.iter().any(|part| part.len() > MAX_PART) {
-            return Err(wrong("a part of it is longer than 230 bytes"));
+            return Err(wrong("a component is longer than 230 bytes"));
         }
         if [RECORD, PARTIAL, ENTITY].iter().any(|ending| self.name.ends_with(ending)) {
-            return Err(wrong("names of this ending are those of sidecars"));
+            return Err(wrong("this extension is reserved for sidecar files"));
         }
         Ok(parts.iter().collect())
     }

@@ -64,7 +64,7 @@ pub struct Settings {
     pub cache: PathBuf,
     /// The Hugging Face Hub's cache (`…/huggingface/hub`), whose files are used where they are; nothing is written into it.
     pub hf_cache: Option<PathBuf>,
-    /// Address that stands for the Hub in `hf://` sources: the Hub's own, or a mirror's.
+    /// Address of the Hub in `hf://` sources: the Hub itself, or a mirror.
     pub hf_endpoint: String,
     /// Access token for the Hub, sent to the host of `hf_endpoint` and to no other.
     pub hf_token: Option<Secret>,
@@ -177,7 +177,7 @@ impl Settings {
     pub(crate) fn endpoint(&self) -> Result<Url> {
         let problem = match Url::parse(&self.hf_endpoint) {
             Ok(url) if url.is_https() || url.is_loopback() => return Ok(url),
-            Ok(_) => "d2o downloads over https only; http is for servers on this machine",
+            Ok(_) => "d2o downloads over https only; http is allowed for servers on this machine",
             Err(problem) => problem,
         };
         Err(Error::setting("HF_ENDPOINT", &self.hf_endpoint, problem))

@@ -86,7 +86,7 @@ impl Source {
                 if url.is_https() || url.is_loopback() {
                     Ok(Kind::Web { text: text.to_owned(), url })
                 } else {
-                    Err("d2o downloads over https only; http is for servers on this machine")
+                    Err("d2o downloads over https only; http is allowed for servers on this machine")
                 }
             }),
             "hf" => HubFile::parse(rest).ok_or(HUB_FORM).map(Kind::Hub),
@@ -291,8 +291,8 @@ mod tests {
             ("hf://o/r@/a", HUB_FORM),
             ("hf://o/r?x/a", HUB_FORM),
             ("s3://b/a", "expected an address that begins with https:// or hf://, or the path of a file"),
-            ("http://example.com/a", "d2o downloads over https only; http is for servers on this machine"),
-            ("https://u@h/a", "it holds a user name, which d2o does not send"),
+            ("http://example.com/a", "d2o downloads over https only; http is allowed for servers on this machine"),
+            ("https://u@h/a", "it contains a user name, which d2o does not send"),
         ] {
             let error = Source::parse(text).unwrap().unwrap_err();
             assert_eq!(error.to_string(), format!("`{text}`: {problem}"));

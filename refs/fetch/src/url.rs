@@ -53,7 +53,7 @@ impl Url {
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, rest) = rest.split_at(end);
         if authority.contains('@') {
-            return Err("it holds a user name, which d2o does not send");
+            return Err("it contains a user name, which d2o does not send");
         }
         let (host, port) = split_port(authority);
         let port = match port {

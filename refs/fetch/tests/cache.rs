@@ -44,7 +44,7 @@ fn a_hash_is_learned_and_compared_later() {
     let (learned, found) = (sha256(b"abc"), sha256(b"abd"));
     assert_eq!(error.to_string(), format!("{url}: expected sha256 {learned} as in the first download, found {found}"));
     let record = cache.path(RECORD);
-    let hint = format!("if the file was published anew and you trust it, remove `{}`", record.display());
+    let hint = format!("if the file was republished and you trust it, remove `{}`", record.display());
     assert_eq!((error.hint(), cache.names()), (Some(hint), vec![RECORD.to_owned()]));
     fs::remove_file(record).unwrap();
     assert_eq!(cache.get(&request).hash, HashCheck::LearnedNow);
@@ -138,13 +138,13 @@ fn a_file_placed_by_hand_is_taken_if_it_is_the_one() {
 fn offline_says_which_file_to_place_where() {
     let cache = offline(Cache::new());
     let path = cache.path("x.bin");
-    let text = format!("`{}` does not exist, and nothing may be downloaded; place it there from ", path.display());
+    let text = format!("`{}` does not exist, and downloads are disabled; place the file there from ", path.display());
     let urls = ["hf://o/r/a/x.bin@v1", "https://example.com/x?id=1"];
     let request = Request { bytes: Some(3), ..hashed(&urls, b"abc") };
     let error = cache.error(&request);
     let places = "https://huggingface.co/o/r/resolve/v1/a/x.bin or https://example.com/x?id=1";
     assert_eq!(error.to_string(), format!("{text}{places}, 3 bytes, sha256 {}", sha256(b"abc")));
-    let hint = "downloads are off by D2O_OFFLINE or HF_HUB_OFFLINE, or as the command line asks";
+    let hint = "downloads are disabled by D2O_OFFLINE, HF_HUB_OFFLINE or --offline";
     assert_eq!(error.hint().as_deref(), Some(hint));
     let prefix = Request { sha256: PublishedHash::parse("6726825d").unwrap(), ..wanted(&["https://example.com/x"]) };
     let text = format!("{text}https://example.com/x, ");
@@ -160,7 +160,7 @@ fn offline_says_which_file_to_place_where() {
     // Files without an address are placed by hand only.
     let error = Cache::new().error(&Request { name: "y.bin".to_owned(), ..wanted(&[]) });
     assert!(error.to_string().ends_with(
-        "y.bin` does not exist, and no address is known to download it from; place it there, no published sha256"
+        "y.bin` does not exist, and no download address is known; place the file there, no published sha256"
     ));
     assert_eq!(error.hint(), None);
 }
@@ -326,12 +326,16 @@ fn refusals_of_the_hub_say_what_may_help() {
     });
     let cache = to_hub(&hub);
     let error = cache.error(&wanted(&["hf://o/gated/x"]));
-    assert_eq!(error.to_string(), format!("{}: the server answers 403 Forbidden", hub.url("/o/gated/resolve/main/x")));
-    let hint = "if the repository is private or gated, ask for access on its page and set HF_TOKEN to an access token of yours";
+    assert_eq!(
+        error.to_string(),
+        format!("{}: the server responded with 403 Forbidden", hub.url("/o/gated/resolve/main/x"))
+    );
+    let hint =
+        "if the repository is private or gated, request access on its page and set HF_TOKEN to your access token";
     assert_eq!(error.hint().as_deref(), Some(hint));
     let error = cache.error(&wanted(&["hf://datasets/o/r/x@v1"]));
     let url = hub.url("/datasets/o/r/resolve/v1/x");
-    assert_eq!(error.to_string(), format!("{url}: the server answers 404 Not Found: Entry not found"));
+    assert_eq!(error.to_string(), format!("{url}: the server responded with 404 Not Found: Entry not found"));
     assert_eq!(error.hint().as_deref(), Some("check owner, repository, revision and path"));
 }
 
@@ -341,7 +345,7 @@ fn settings_without_sense_are_named() {
     let mut cache = Cache::new();
     for (endpoint, problem) in [
         ("huggingface.co", "it has no scheme"),
-        ("http://example.com", "d2o downloads over https only; http is for servers on this machine"),
+        ("http://example.com", "d2o downloads over https only; http is allowed for servers on this machine"),
     ] {
         cache.settings.hf_endpoint = endpoint.to_owned();
         let error = cache.error(&wanted(&["hf://o/r/x"]));
@@ -360,7 +364,7 @@ fn settings_without_sense_are_named() {
 #[test]
 fn names_that_lead_elsewhere_are_refused() {
     let cache = Cache::new();
-    let parts = "expected parts without `..`, `.`, control characters and backslashes between slashes";
+    let parts = "expected components separated by slashes, without `..`, `.`, control characters and backslashes";
     let long = "y".repeat(231);
     for (name, problem) in [
         ("../x", parts),
@@ -370,10 +374,10 @@ fn names_that_lead_elsewhere_are_refused() {
         ("a/./b", parts),
         ("a\\b", parts),
         ("a\nb", parts),
-        (&*long, "a part of it is longer than 230 bytes"),
-        ("x.d2o-partial", "names of this ending are those of sidecars"),
-        ("x.d2o-partial.json", "names of this ending are those of sidecars"),
-        (RECORD, "names of this ending are those of sidecars"),
+        (&*long, "a component is longer than 230 bytes"),
+        ("x.d2o-partial", "this extension is reserved for sidecar files"),
+        ("x.d2o-partial.json", "this extension is reserved for sidecar files"),
+        (RECORD, "this extension is reserved for sidecar files"),
     ] {
         let error = cache.error(&Request { name: name.to_owned(), ..wanted(&[]) });
         assert_eq!(error.to_string(), format!("`{name}` cannot name a file in the cache: {problem}"));
@@ -411,7 +415,7 @@ fn a_cache_that_cannot_be_written_is_read() {
     assert_eq!(server.seen().len(), 0);
     for kind in [std::io::ErrorKind::PermissionDenied, std::io::ErrorKind::ReadOnlyFilesystem] {
         let hint = Error::Io(kind.into()).hint();
-        assert_eq!(hint.as_deref(), Some("set D2O_CACHE to a folder that can be written"));
+        assert_eq!(hint.as_deref(), Some("set D2O_CACHE to a writable folder"));
     }
     let file = "/c/x.d2o-partial".into();
     let error = Error::NoLocks { file, source: std::io::ErrorKind::Unsupported.into() };
@@ -434,7 +438,7 @@ fn sidecars_that_are_damaged_count_as_none() {
         }
         let (file, told) = cache.fetch(&request);
         assert_eq!(fs::read(file.unwrap().path).unwrap(), body);
-        assert_eq!(told, ["started over: it is unknown what was received before"]);
+        assert_eq!(told, ["started over: the source of the partial file is unknown"]);
     }
     let cache = Cache::new();
     fs::write(cache.path(RECORD), "{\"sha256\": \"abc\", \"bytes\": 3}").unwrap();
@@ -603,7 +607,7 @@ fn all_that_was_received_needs_no_server() {
     fs::write(cache.path("x.bin.d2o-partial.json"), entity).unwrap();
     let (file, told) = cache.fetch(&wanted(&[&server.url("/x")]));
     assert_eq!(fs::read(file.unwrap().path).unwrap(), b"abc");
-    assert_eq!(told, ["started over: it is unknown what was received before"]);
+    assert_eq!(told, ["started over: the source of the partial file is unknown"]);
 }
 
 /// The limit on the size of files stands for a full disk: writes fail alike.
@@ -616,7 +620,7 @@ fn a_full_disk_keeps_what_has_come() {
     let said = result(start_child("trap '' XFSZ; ulimit -f 300;", &cache, &server.url("/x"), &body));
     let done = fs::metadata(cache.path(PARTIAL)).unwrap().len();
     assert!((1..300_000).contains(&done), "{done}");
-    let hint = "the next run continues the file; D2O_CACHE may name a folder on another file system";
+    let hint = "the next run continues the download; set D2O_CACHE to use a folder on another file system";
     let text = format!("no space left, {done} of 300000 bytes written; hint: Some({hint:?})");
     assert_eq!(said, format!("{}: {text}", cache.path(PARTIAL).display()));
     assert_eq!(fs::read(cache.get(&wanted(&[&server.url("/x")])).path).unwrap(), body);

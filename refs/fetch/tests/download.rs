@@ -76,7 +76,7 @@ fn a_broken_connection_is_continued_where_it_broke() {
     assert_eq!(fs::read(file.unwrap().path).unwrap(), body);
     assert_eq!(server.ranges(), [None, Some(100_000)]);
     assert_eq!(server.seen()[1].header("if-range"), Some("\"a\""));
-    let broke = format!("retry 1/3: {}: the connection broke off, 100000 of 300000 bytes received", server.url("/x"));
+    let broke = format!("retry 1/3: {}: the connection was lost, 100000 of 300000 bytes received", server.url("/x"));
     assert_eq!(told, [broke]);
 }
 
@@ -101,7 +101,7 @@ fn versions_that_cannot_be_told_apart_are_not_joined() {
         let (file, told) = cache.fetch(&wanted(&[&server.url("/x")]));
         assert_eq!(fs::read(file.unwrap().path).unwrap(), body);
         assert_eq!(server.ranges(), [None, None]);
-        assert_eq!(told[1..], ["started over: the server does not tell versions of the file apart"]);
+        assert_eq!(told[1..], ["started over: the server does not identify the version of the file"]);
         // With the whole hash at hand they are: the end will tell.
         let (server, body) = breaking(headers, "", 100_000);
         let cache = Cache::new();
@@ -203,7 +203,7 @@ fn pieces_that_do_not_make_the_file_are_discarded_once() {
     let (file, told) = cache.fetch(&hashed(&[&server.url("/x")], &body));
     assert_eq!(fs::read(file.unwrap().path).unwrap(), body);
     assert_eq!(server.ranges(), [None, Some(100_000), None]);
-    assert_eq!(told[1..], ["started over: what was received piece by piece is not the file"]);
+    assert_eq!(told[1..], ["started over: the file received in several parts failed verification"]);
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn a_chunked_file_needs_no_length() {
     assert_eq!(fs::read(file.unwrap().path).unwrap(), b"abcde");
     assert_eq!(
         told[0],
-        format!("retry 1/3: {}: the connection broke off, 5 of an unknown number of bytes received", server.url("/x"))
+        format!("retry 1/3: {}: the connection was lost, 5 of an unknown number of bytes received", server.url("/x"))
     );
     let error = cache.error(&Request { bytes: Some(6), name: "y.bin".to_owned(), ..wanted(&[&server.url("/x")]) });
     assert_eq!(error.to_string(), format!("{}: expected 6 bytes, found 5", server.url("/x")));
@@ -228,7 +228,7 @@ fn a_file_that_ends_with_the_connection_needs_a_hash_or_a_length() {
     let server = Server::start(|_, _, stream| answer(stream, "200 OK", b"abc"));
     let (cache, url) = (Cache::new(), server.url("/x"));
     let error = cache.error(&wanted(&[&url]));
-    let text = "the server does not say how long the file is, and neither its length nor its sha256 is known";
+    let text = "the server does not send the length of the file, and neither its length nor its sha256 is known";
     assert_eq!(error.to_string(), format!("{url}: {text}"));
     assert_eq!(cache.names(), [""; 0]);
     assert_eq!(cache.get(&Request { bytes: Some(3), ..wanted(&[&url]) }).bytes, 3);
@@ -254,7 +254,7 @@ fn lengths_that_are_not_kept_are_found() {
         }
     });
     let (result, told) = cache.fetch(&wanted(&[&server.url("/x")]));
-    let text = format!("{}: the connection broke off, 150 of 200 bytes received", server.url("/x"));
+    let text = format!("{}: the connection was lost, 150 of 200 bytes received", server.url("/x"));
     assert_eq!(result.unwrap_err().to_string(), text);
     assert_eq!((told.len(), server.ranges()), (2, vec![None, Some(150), Some(150)]));
     // What has arrived stays for the next run.
@@ -298,8 +298,8 @@ fn a_server_that_falls_silent_is_asked_again() {
     assert_eq!(
         told,
         [
-            format!("retry 1/3: {url}: no answer or data for 1.2 s, 1000 of 300000 bytes received"),
-            format!("retry 2/3: {url}: no answer or data for 1.2 s, 0 of an unknown number of bytes received"),
+            format!("retry 1/3: {url}: no response or data for 1.2 s, 1000 of 300000 bytes received"),
+            format!("retry 2/3: {url}: no response or data for 1.2 s, 0 of an unknown number of bytes received"),
         ]
     );
 }
@@ -343,14 +343,17 @@ fn redirects_that_lead_nowhere_are_errors() {
     });
     let (cache, url) = (Cache::new(), |path: &str| server.url(path));
     for (path, text) in [
-        ("/out", "redirects to `http://example.com/x`, which is not followed: http is for servers on this machine"),
-        ("/bad", "redirects to `ftp://x/y`, which is not followed: its scheme is neither https nor http"),
-        ("/none", "the server answers 302 Found"),
+        (
+            "/out",
+            "cannot follow the redirect to `http://example.com/x`: http is allowed for servers on this machine only",
+        ),
+        ("/bad", "cannot follow the redirect to `ftp://x/y`: its scheme is neither https nor http"),
+        ("/none", "the server responded with 302 Found"),
     ] {
         assert_eq!(cache.error(&wanted(&[&url(path)])).to_string(), format!("{}: {text}", url(path)));
     }
     let before = server.seen().len();
-    let text = format!("{0}: redirects to `{0}`, which is not followed: more than 10 redirects in a row", url("/loop"));
+    let text = format!("{0}: cannot follow the redirect to `{0}`: more than 10 redirects in a row", url("/loop"));
     assert_eq!(cache.error(&wanted(&[&url("/loop")])).to_string(), text);
     assert_eq!(server.seen().len() - before, 11);
     assert_eq!(cache.names(), [""; 0]);
@@ -375,12 +378,12 @@ fn refusals_are_named() {
         (
             "/401",
             "401 Unauthorized",
-            Some("the server gives the file to known users only; download it by hand and place it in the cache"),
+            Some("the server requires a login; download the file manually and place it in the cache"),
         ),
         (
             "/403",
             "403 Forbidden: Access to model o/r is restricted.",
-            Some("the server gives the file to known users only; download it by hand and place it in the cache"),
+            Some("the server requires a login; download the file manually and place it in the cache"),
         ),
         ("/404", "404 Not Found", None),
         ("/429", "429 Too Many Requests", Some("the server is busy; try again later")),
@@ -390,7 +393,7 @@ fn refusals_are_named() {
     ] {
         let before = server.seen().len();
         let error = cache.error(&wanted(&[&server.url(path)]));
-        assert_eq!(error.to_string(), format!("{}: the server answers {text}", server.url(path)));
+        assert_eq!(error.to_string(), format!("{}: the server responded with {text}", server.url(path)));
         assert_eq!(error.hint().as_deref(), hint);
         assert_eq!(server.seen().len() - before, 1, "asked once: {path}");
     }
@@ -412,8 +415,8 @@ fn busy_servers_are_asked_again_when_they_say() {
     assert_eq!(
         told,
         [
-            format!("retry 1/3: {url}: the server answers 429 Too Many Requests"),
-            format!("retry 2/3: {url}: the server answers 503 Service Unavailable"),
+            format!("retry 1/3: {url}: the server responded with 429 Too Many Requests"),
+            format!("retry 2/3: {url}: the server responded with 503 Service Unavailable"),
         ]
     );
     assert!(took >= Duration::from_secs(1), "{took:?}");
@@ -423,7 +426,7 @@ fn busy_servers_are_asked_again_when_they_say() {
 fn retries_have_an_end_that_progress_puts_off() {
     let server = Server::start(|_, _, stream| answer(stream, "500 Internal Server Error; Content-Length: 0", b""));
     let error = Cache::new().error(&wanted(&[&server.url("/x")]));
-    assert_eq!(error.to_string(), format!("{}: the server answers 500 Internal Server Error", server.url("/x")));
+    assert_eq!(error.to_string(), format!("{}: the server responded with 500 Internal Server Error", server.url("/x")));
     assert_eq!(server.seen().len(), 3);
     // Breaks off every 1 MiB, which is more often than there are retries.
     let body = bytes(5 << 20);
@@ -472,11 +475,11 @@ fn web_pages_are_no_files() {
     let cache = Cache::new();
     let url = server.url("/o/r/blob/main/x");
     let error = cache.error(&wanted(&[&url]));
-    assert_eq!(error.to_string(), format!("{url}: the server sends a web page (text/html;charset=utf-8), not a file"));
+    assert_eq!(error.to_string(), format!("{url}: the server sent a web page (text/html;charset=utf-8), not a file"));
     let file = server.url("/o/r/resolve/main/x");
     assert_eq!(error.hint().unwrap(), format!("`{file}` may be the file itself"));
     let hint =
-        "the server sends a web page, perhaps to log in; download the file with a browser and place it in the cache";
+        "the server sent a web page, perhaps a login page; download the file with a browser and place it in the cache";
     let error = cache.error(&hashed(&[&url], b"abc"));
     let (expected, found) = (sha256(b"abc"), sha256(page));
     assert_eq!(
@@ -497,14 +500,11 @@ fn web_pages_are_no_files() {
 fn answers_that_are_not_http_are_errors() {
     let server = Server::start(|_, _, stream| stream.write_all(b"SSH-2.0-OpenSSH_9.9\r\n\r\n").unwrap());
     let error = Cache::new().error(&wanted(&[&server.url("/x")]));
-    assert!(
-        error.to_string().starts_with(&format!("{}: the answer does not follow HTTP: ", server.url("/x"))),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with(&format!("{}: invalid HTTP response: ", server.url("/x"))), "{error}");
     assert_eq!(server.seen().len(), 1);
     let server = Server::start(|_, _, _| {});
     let error = Cache::new().error(&wanted(&[&server.url("/x")]));
-    let text = "the connection broke off, 0 of an unknown number of bytes received";
+    let text = "the connection was lost, 0 of an unknown number of bytes received";
     assert_eq!(error.to_string(), format!("{}: {text}", server.url("/x")));
 }
 
@@ -513,10 +513,10 @@ fn servers_that_are_not_there_are_errors() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (result, told) = Cache::new().fetch(&wanted(&[&format!("http://{closed}/x")]));
     let error = result.unwrap_err();
-    assert_eq!(error.to_string(), format!("http://{closed}/x: no connection"));
+    assert_eq!(error.to_string(), format!("http://{closed}/x: cannot connect"));
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.starts_with("Connection refused"), "{cause}");
-    assert_eq!(error.hint().as_deref(), Some("where a proxy is needed, name it in HTTPS_PROXY"));
+    assert_eq!(error.hint().as_deref(), Some("if your network requires a proxy, set HTTPS_PROXY"));
     assert_eq!(told.len(), 2);
 }
 
@@ -539,8 +539,8 @@ fn the_next_source_is_asked_when_one_fails() {
     assert_eq!(told.len(), 3, "a host that is not reached is asked once: {told:?}");
     let (result, _) = Cache::new().fetch(&hashed(&urls[..3], &body));
     let text = format!(
-        "none of 3 sources could be used; 1. {gone}: no connection: Connection refused (os error 111); \
-         2. {}: the server answers 404 Not Found; 3. {}: expected sha256 {}, found {}",
+        "none of 3 sources could be used; 1. {gone}: cannot connect: Connection refused (os error 111); \
+         2. {}: the server responded with 404 Not Found; 3. {}: expected sha256 {}, found {}",
         urls[1],
         urls[2],
         sha256(&body),
@@ -548,7 +548,7 @@ fn the_next_source_is_asked_when_one_fails() {
     );
     let error = result.unwrap_err();
     assert_eq!(error.to_string(), text);
-    assert_eq!(error.hint().as_deref(), Some("where a proxy is needed, name it in HTTPS_PROXY"));
+    assert_eq!(error.hint().as_deref(), Some("if your network requires a proxy, set HTTPS_PROXY"));
 }
 
 #[test]
@@ -572,7 +572,7 @@ fn sources_continue_each_other_only_if_the_hash_can_tell() {
     let (file, told) = cache.fetch(&wanted(&[&a, &b]));
     assert_eq!(fs::read(file.unwrap().path).unwrap(), body);
     assert_eq!(server.ranges()[3..], [None, Some(100_000), None]);
-    assert_eq!(told[2..], ["started over: what was received is another source's, and no sha256 is published"]);
+    assert_eq!(told[2..], ["started over: the partial file is from another source, and no sha256 is published"]);
 }
 
 #[test]

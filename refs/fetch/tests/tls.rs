@@ -101,8 +101,11 @@ fn servers_that_nobody_vouches_for_are_not_asked() {
         (&trusting(), &no_tls, "received corrupt message of type InvalidContentType"),
     ] {
         let error = cache.error(&wanted(&[url]));
-        assert!(error.to_string().starts_with(&format!("{url}: no secure connection: {problem}")), "{error}");
-        let hint = "if a proxy of your network signs connections anew, name a PEM file with its certificate in SSL_CERT_FILE, such as /etc/ssl/certs/ca-certificates.crt";
+        assert!(
+            error.to_string().starts_with(&format!("{url}: cannot establish a TLS connection: {problem}")),
+            "{error}"
+        );
+        let hint = "if a proxy of your network intercepts TLS, set SSL_CERT_FILE to a PEM file with its certificate, such as /etc/ssl/certs/ca-certificates.crt";
         assert_eq!((error.hint().as_deref(), cache.names()), (Some(hint), vec![]));
     }
     assert_eq!(server.seen().len(), 0);
@@ -114,7 +117,7 @@ fn a_file_of_authorities_holds_some() {
     let empty = cache.path("empty.pem");
     fs::write(&empty, "no certificate").unwrap();
     let none = cache.path("none.pem");
-    for (file, problem) in [(empty, "no certificate in PEM format is in it"), (none, "entity not found")] {
+    for (file, problem) in [(empty, "it contains no PEM certificate"), (none, "entity not found")] {
         let text = format!("SSL_CERT_FILE is `{}`: {problem}", file.display());
         cache.settings.ca_file = Some(file);
         assert_eq!(cache.error(&wanted(&["https://localhost:1/x"])).to_string(), text);
@@ -129,7 +132,7 @@ fn redirects_do_not_leave_tls() {
         secure(move |_, _, stream| answer(stream, &format!("302 Found; Location: {to}; Content-Length: 0"), b""));
     let url = format!("https://localhost:{}/x", server.port);
     let error = trusting().error(&wanted(&[&url]));
-    let text = format!("{url}: redirects to `{}`, which is not followed: it leaves https for http", plain.url("/x"));
+    let text = format!("{url}: cannot follow the redirect to `{}`: it downgrades https to http", plain.url("/x"));
     assert_eq!(error.to_string(), text);
     assert_eq!(plain.seen().len(), 0);
 }
@@ -168,10 +171,9 @@ fn proxies_that_refuse_are_named() {
     let mut cache = Cache::new();
     cache.settings.proxy = Some(Secret::new(format!("127.0.0.1:{}", server.port)));
     let error = cache.error(&wanted(&["https://files.example:8443/x"]));
-    let text =
-        "https://files.example:8443/x: the proxy makes no connection: it answers 407 Proxy Authentication Required";
+    let text = "https://files.example:8443/x: cannot connect through the proxy: it responded with 407 Proxy Authentication Required";
     assert_eq!(error.to_string(), text);
-    let hint = "the proxy is named by HTTPS_PROXY or ALL_PROXY; NO_PROXY lists hosts to be asked without it";
+    let hint = "the proxy is set by HTTPS_PROXY or ALL_PROXY; NO_PROXY lists hosts that bypass it";
     assert_eq!(error.hint().as_deref(), Some(hint));
     assert_eq!(server.lines(), ["CONNECT files.example:8443"]);
     cache.settings.proxy = Some(Secret::new("ftp://user:secret@proxy"));

@@ -63,7 +63,7 @@ impl AtomicFile {
         }
         tempfile::tempfile_in(folder)
             .map(drop)
-            .map_err(|e| io::Error::new(e.kind(), format!("cannot write into `{}`: {e}", folder.display())))
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot create files in `{}`: {e}", folder.display())))
     }
 
     /// Flushes, syncs and renames the file, then syncs its folder.

@@ -62,12 +62,12 @@ impl Image {
     }
 }
 
-/// How files begin that are told by a fixed text. A longer beginning stands before a shorter one that it begins with.
+/// Magic bytes of file formats. A longer entry precedes a shorter one that is its prefix.
 const BEGINNINGS: [(&[u8], &str); 29] = [
     (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the file itself"),
     (b"<svg", "an SVG drawing"),
-    (b"<?xml", "an XML file, as servers send instead of a file that they refuse"),
-    (b"<", "a web page or XML file, as servers send before or instead of a file"),
+    (b"<?xml", "an XML file, perhaps the error response of a server"),
+    (b"<", "a web page or XML file, perhaps the login or error page of a server"),
     (b"PK\x03\x04", ZIP),
     (b"PK\x05\x06", "a zip archive without entries"),
     (b"\x93NUMPY", "a NumPy array"),
@@ -104,7 +104,7 @@ pub fn known(head: &[u8]) -> Option<&'static str> {
     let begins = if trimmed.starts_with(b"<") { trimmed } else { text };
     match head {
         [] => return Some("an empty file"),
-        _ if head.iter().all(|b| *b == 0) => return Some("zeros: the file was not written, or not to its end"),
+        _ if head.iter().all(|b| *b == 0) => return Some("zeros only: the file was not written completely"),
         [0x80, 2..=5, ..] => return Some("a pickle"),
         [_, _, _, _, 0, 0, 0, 0, b'{', b'"', ..] => return Some("a safetensors file"),
         [8, ..] if head.windows(4).any(|w| w == b"onnx" || w == b"orch") => return Some(ONNX),
@@ -135,12 +135,12 @@ pub fn describe(head: &[u8]) -> String {
     let text = String::from_utf8_lossy(&head[..head.len().min(SHOWN)]);
     let text = text.trim_matches(['\u{fffd}', '\0']);
     if !text.is_empty() && !head.contains(&0) && !text.contains(|c: char| c.is_control() && !c.is_whitespace()) {
-        return format!("a text that begins {text:?}");
+        return format!("a text that begins with {text:?}");
     }
     if is_graph_def(head) {
         return "a TensorFlow graph".to_owned();
     }
-    format!("a file that begins {:02x?}", &head[..head.len().min(8)])
+    format!("a file that begins with {:02x?}", &head[..head.len().min(8)])
 }
 
 /// Whether `head` can begin a TensorFlow GraphDef: a node, whose first field is its name.
@@ -165,13 +165,13 @@ mod tests {
         let onnx = b"\x08\x0a\x12\x07pytorch\x1a\x052.0.1";
         for (head, what) in [
             (&b""[..], "an empty file"),
-            (&[0; 100], "zeros: the file was not written, or not to its end"),
+            (&[0; 100], "zeros only: the file was not written completely"),
             (
                 b"version https://git-lfs.github.com/spec/v1\n",
                 "a Git LFS pointer; `git lfs pull` fetches the file itself",
             ),
-            (b"\n\n<!DOCTYPE html>", "a web page or XML file, as servers send before or instead of a file"),
-            (b"\xef\xbb\xbf<?xml", "an XML file, as servers send instead of a file that they refuse"),
+            (b"\n\n<!DOCTYPE html>", "a web page or XML file, perhaps the login or error page of a server"),
+            (b"\xef\xbb\xbf<?xml", "an XML file, perhaps the error response of a server"),
             (b"<svg>", "an SVG drawing"),
             (b"PK\x03\x04\x14", "a zip archive"),
             (&tar, "a tar archive; unpack it first"),

@@ -127,9 +127,9 @@ fn kind_of(bits: u32, compression: u32, masks: Option<(u32, u32, u32, u32)>) -> 
             other => return Err(Fault::expected("BMP masks that Pillow reads", format!("{other:x?}"))),
         },
         _ => {
-            let found = format!("{bits} bits a pixel, compression {compression}");
+            let found = format!("{bits} bits per pixel, compression {compression}");
             return Err(Fault::expected(
-                "a BMP that Pillow reads (1, 4, 8, 16, 24 or 32 bits a pixel, raw, RLE or masks)",
+                "a BMP that Pillow reads (1, 4, 8, 16, 24 or 32 bits per pixel, raw, RLE or masks)",
                 found,
             ));
         }
@@ -226,7 +226,10 @@ fn palette_of(bytes: &[u8], h: &Header, colours: usize, each: usize) -> Result<(
         _ => colours == 2,
     };
     if is_ramp && misread {
-        return Err(Fault::expected("a palette or 1 or 8 bits a pixel", format!("{colours} colours, a ramp of grey")));
+        return Err(Fault::expected(
+            "a palette, or 1 or 8 bits per pixel",
+            format!("{colours} colours, a ramp of grey"),
+        ));
     }
     Ok((Palette::rgb(&triples[..triples.len().min(256 * 3)]), is_ramp))
 }

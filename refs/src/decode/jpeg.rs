@@ -137,7 +137,7 @@ fn frame_of(code: u8, segment: &[u8]) -> Result<Frame, Fault> {
     let (height, width) = (be16(segment, 3).ok_or_else(short)?, be16(segment, 5).ok_or_else(short)?);
     let components = *segment.get(7).ok_or_else(short)?;
     if bits != 8 {
-        return Err(Fault::expected("8 bits a channel", format!("a JPEG of {bits} bits")));
+        return Err(Fault::expected("8 bits per channel", format!("a JPEG of {bits} bits")));
     }
     if !matches!(components, 1 | 3 | 4) {
         return Err(Fault::expected("1, 3 or 4 components", components.to_string()));

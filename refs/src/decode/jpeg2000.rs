@@ -117,7 +117,7 @@ fn header(bytes: &[u8]) -> Result<Option<Header>, Fault> {
             other => {
                 let sign = if other & 0x80 == 0 { "" } else { "signed " };
                 let found = format!("a JPEG 2000 image of {} {sign}bits", (other & 0x7f) + 1);
-                return Err(Fault::expected("8 unsigned bits a channel", found));
+                return Err(Fault::expected("8 unsigned bits per channel", found));
             }
         }
         if component[1..] != [1, 1] {
@@ -331,7 +331,7 @@ mod tests {
         let cases = [
             (stream([5000, 5000], [5000, 5000], 3, 1, &plain), "OpenJPEG: "),
             (stream([5000, 5000], [5000, 5000], 5, 1, &plain), "1 to 4 components"),
-            (stream([40_000, 50], [50, 50], 3, 1, &plain), "pixels a side"),
+            (stream([40_000, 50], [50, 50], 3, 1, &plain), "pixels per side"),
             (stream([20_000, 8000], [20_000, 8000], 4, 1, &plain), memory),
             (stream([5000, 5000], [1, 1], 1, 1, &plain), memory),
             (stream([5000, 5000], [5000, 5000], 3, 1, &[5, 0, 0, 0, 1]), memory),

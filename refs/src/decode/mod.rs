@@ -179,7 +179,7 @@ impl Fault {
 
     /// 16 bits a channel.
     fn sixteen(found: impl Into<String>) -> Self {
-        Self::expected("8 bits a channel: the evaluators read 16 bits differently, so convert the images first", found)
+        Self::expected("8 bits per channel (evaluators read 16 bits differently; convert the images first)", found)
     }
 
     fn at(self, file: &Path, entry: &str) -> Error {

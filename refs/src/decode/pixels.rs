@@ -52,7 +52,7 @@ pub(super) fn gate(height: usize, width: usize) -> Result<(), Fault> {
         return Err(Fault::expected("at least one pixel", size()));
     }
     if height > MAX_SIDE || width > MAX_SIDE {
-        return Err(Fault::expected(format!("at most {MAX_SIDE} pixels a side"), size()));
+        return Err(Fault::expected(format!("at most {MAX_SIDE} pixels per side"), size()));
     }
     if height * width > MAX_PIXELS {
         return Err(Fault::expected(format!("at most {MAX_PIXELS} pixels"), size()));

@@ -65,7 +65,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let mut data = vec![0; reader.output_buffer_size().ok_or_else(beyond)?];
     // What follows the last row, a wrong checksum or a missing end chunk, is no matter to Pillow either.
     if reader.info().interlaced {
-        let pixel = u8::try_from(bits_per_pixel).map_err(|_| Fault::expected("8 bits a channel", "more"))?;
+        let pixel = u8::try_from(bits_per_pixel).map_err(|_| Fault::expected("8 bits per channel", "more"))?;
         for _ in 0..passes(height, width) {
             let row = reader.next_interlaced_row().map_err(Fault::decoder)?;
             let row = row.ok_or_else(|| Fault::expected("all rows of seven passes", "fewer"))?;

@@ -58,7 +58,7 @@ pub fn results(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Re
 fn take_shard(plan: ShardPlan, reporter: &dyn Reporter) -> anyhow::Result<()> {
     let ShardPlan { mut samples, mut networks, range, batch, rule, cache, out, finished } = plan;
     if finished {
-        reporter.note(&format!("`{}` holds these features already (--overwrite computes them again)", out.display()));
+        reporter.note(&format!("`{}` already contains these features (--overwrite recomputes them)", out.display()));
         return Ok(());
     }
     let options = PassOptions { batch, rule, cache: cache.as_deref(), reporter };
@@ -89,7 +89,7 @@ fn compute(mut plan: Plan, printer: Printer) -> anyhow::Result<ExitStatus> {
     }
     for note in once_each(evaluations.iter().map(|e| (e.protocol_name(), &e.notes)))
         .iter()
-        .filter(|n| !n.starts_with("left out") && !plan.notes.contains(n))
+        .filter(|n| !n.starts_with("skipped") && !plan.notes.contains(n))
     {
         printer.note(note);
     }
@@ -179,7 +179,7 @@ fn groups(protocols: &[ProtocolPlan]) -> Vec<Vec<ProtocolPlan>> {
 fn evaluate(plan: &mut Plan, reporter: &dyn Reporter) -> anyhow::Result<Vec<Evaluation>> {
     let mut found = Vec::new();
     let reference = image_set("reference", plan.reference.as_ref())?;
-    let clip_reference = image_set("reference of CLIP's features", plan.clip_reference.as_ref())?;
+    let clip_reference = image_set("CLIP reference", plan.clip_reference.as_ref())?;
     let labels = plan.protocols.iter().any(|p| p.request.per_class).then(|| plan.samples.labels()).flatten();
     for group in groups(&plan.protocols) {
         let mut builder = EvaluationBuilder::new(reporter);
@@ -249,7 +249,7 @@ fn take(
     Ok((reference, sums))
 }
 
-/// How `reference` stands in a result.
+/// Description of `reference` in a result.
 fn image_set(title: &str, reference: Option<&OpenReference>) -> anyhow::Result<Option<ImageSet>> {
     let describe = |reference: &OpenReference| {
         anyhow::Ok(ImageSet {

@@ -1,4 +1,4 @@
-//! Everything that can be known before a network runs: what is measured with what, and what stands in the way.
+//! Planning of an evaluation, with all checks that are possible before a network runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -55,7 +55,7 @@ pub(super) struct Plan {
     pub(super) networks: Vec<Network>,
     /// What is computed under each protocol.
     pub(super) protocols: Vec<ProtocolPlan>,
-    /// Protocols left out, features that are there already, sizes that differ.
+    /// Skipped protocols, existing features, differing sizes.
     pub(super) notes: Vec<String>,
     /// Conditions on the metrics.
     pub(super) conditions: Vec<Condition>,
@@ -97,7 +97,7 @@ pub(super) struct ProtocolPlan {
     pub(super) reference: StatsRequest,
     /// Differences from the protocol, and between the two sides.
     pub(super) deviations: Vec<Deviation>,
-    /// Metrics left out, and why.
+    /// Skipped metrics, and why.
     pub(super) notes: Vec<String>,
     /// The networks as they are applied to the samples, by role.
     pub(super) records: Records,
@@ -136,11 +136,11 @@ pub(super) fn samples_of(args: &Evaluate) -> &Path {
 /// Plans the features of one shard.
 ///
 /// # Errors
-/// Everything that is known to stand in the way.
+/// All errors that can be detected before a network runs.
 pub(super) fn plan_shard(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<Option<ShardPlan>> {
     let (Some(shard), Some(out)) = (args.shard, &args.save_features) else { return Ok(None) };
     let [protocol] = protocols_of(args)?[..] else {
-        anyhow::bail!("--shard takes the features of one protocol; run it for each");
+        anyhow::bail!("--shard supports one protocol per run");
     };
     let engine = Engine::new(args.provider, &args.accelerator, global, printer)?;
     let networks = networks_of(args, None, &engine)?;
@@ -165,7 +165,7 @@ pub(super) fn plan_shard(args: &Evaluate, global: &Global, printer: Printer) -> 
 /// Plans an evaluation.
 ///
 /// # Errors
-/// Everything that is known to stand in the way: unreadable files, networks that do not fit, metrics asked for by name that samples or reference
+/// All errors that can be detected before a network runs: unreadable files, networks that do not fit, metrics asked for by name that samples or reference
 /// cannot serve, differences that are not allowed, unknown names in conditions, outputs that exist or cannot be written.
 pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<Plan> {
     let conditions: Vec<Condition> = args.expect.iter().map(|t| t.parse()).collect::<Result<_, _>>()?;
@@ -180,7 +180,7 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
     let mut samples = samples(args, &networks, batch, &engine, printer)?;
     anyhow::ensure!(
         protocols.len() == 1 || args.save_features.is_none(),
-        "--save-features takes the features of one protocol"
+        "--save-features supports one protocol per run"
     );
     let mut notes = Vec::new();
     let mut features = args.save_features.clone();
@@ -190,10 +190,7 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
         if let Some(found) = finished(path, args.output.overwrite, &samples, 0..count, &networks, batch, &rule)? {
             samples = Source::joined(vec![found])?;
             features = None;
-            notes.push(format!(
-                "`{}` holds these features already and is used (--overwrite computes them again)",
-                path.display()
-            ));
+            notes.push(format!("using the features in `{}` (--overwrite recomputes them)", path.display()));
         }
     }
     let clip_only = asked.iter().all(|m| *m == Metric::ClipFid) && !args.per_class;
@@ -214,7 +211,7 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
             Ok(plan) => planned.push(plan),
             Err(problem) if protocols.len() == 1 => return Err(problem),
             Err(problem) if every => {
-                notes.push(format!("left out protocol {}: {problem:#}", protocol.name));
+                notes.push(format!("skipped protocol {}: {problem:#}", protocol.name));
                 failed.get_or_insert(problem);
             }
             Err(problem) => return Err(problem.context(format!("protocol {}", protocol.name))),
@@ -230,7 +227,7 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
     for condition in &conditions {
         anyhow::ensure!(
             known.contains(condition.metric.as_str()),
-            "--expect {}: `{}` is not computed; computed are {}",
+            "--expect {}: `{}` is not computed; computed metrics: {}",
             condition.text(),
             condition.metric,
             known.iter().copied().collect::<Vec<_>>().join(", ")
@@ -301,7 +298,7 @@ fn finished(
             return Ok(Some(found));
         }
         return Err(with_hint(
-            anyhow::anyhow!("`{}` holds features of other images, networks or settings", path.display()),
+            anyhow::anyhow!("`{}` contains features of other images, networks or settings", path.display()),
             "--overwrite replaces it",
         ));
     }
@@ -320,7 +317,7 @@ fn protocols_of(args: &Evaluate) -> anyhow::Result<Vec<&'static Protocol>> {
     for name in &args.protocol {
         let named: Vec<&'static Protocol> = match name.as_str() {
             EVERY_PROTOCOL => PROTOCOLS.iter().collect(),
-            name => vec![Protocol::named(name).with_context(|| format!("no protocol `{name}`"))?],
+            name => vec![Protocol::named(name).with_context(|| format!("unknown protocol `{name}`"))?],
         };
         for protocol in named {
             if !found.iter().any(|p| p.name == protocol.name) {
@@ -408,7 +405,7 @@ struct Needs {
 }
 
 impl Scene<'_> {
-    /// What is computed of `asked` under `protocol`. What cannot be served is left out, or an error if it was asked for `by_name`.
+    /// What is computed of `asked` under `protocol`. What cannot be computed is skipped, or an error if it was requested `by_name`.
     fn protocol(&self, protocol: &'static Protocol, asked: &[Metric], by_name: bool) -> anyhow::Result<ProtocolPlan> {
         let rule = InputRule::from(protocol);
         let records = self.records(&rule)?;
@@ -447,8 +444,7 @@ impl Scene<'_> {
                 protocol.name
             )));
         }
-        let left_out =
-            |(metric, problem): &(Metric, anyhow::Error)| format!("left out {}: {problem:#}", metric.title());
+        let left_out = |(metric, problem): &(Metric, anyhow::Error)| format!("skipped {}: {problem:#}", metric.title());
         let mut notes: Vec<String> = problems.iter().map(left_out).collect();
         if !protocol.subfolders {
             let of_reference = self.reference.and_then(|r| r.source().map(|s| (r.path(), s)));
@@ -456,7 +452,7 @@ impl Scene<'_> {
                 let nested = source.nested();
                 if nested > 0 {
                     notes.push(format!(
-                        "{nested} of the {} images in `{}` are in sub-folders, which {} does not read by default",
+                        "{nested} of the {} images in `{}` are in subfolders, which {} does not read by default",
                         source.len(),
                         path.display(),
                         protocol.title
@@ -473,7 +469,7 @@ impl Scene<'_> {
                     request.class_neighbours = true;
                     (samples, reference) = (samples.union(&needs.samples), reference.union(&needs.reference));
                 }
-                Err(problem) => notes.push(format!("left out precision and recall of each class: {problem:#}")),
+                Err(problem) => notes.push(format!("skipped precision and recall per class: {problem:#}")),
             }
         }
         if request.nearest.is_some() {
@@ -493,7 +489,7 @@ impl Scene<'_> {
         let (samples, reference) = (self.samples.image_dims()?, self.reference?.image_dims()?);
         let size = |dims: ImageDims| format!("{}×{}", dims.width, dims.height);
         let (ours, theirs) = (size(samples), size(reference));
-        (ours != theirs).then(|| format!("the samples are {ours}, the reference is {theirs}"))
+        (ours != theirs).then(|| format!("the sizes differ: samples {ours}, reference {theirs}"))
     }
 
     /// The networks as they are applied to the samples.
@@ -527,8 +523,9 @@ impl Scene<'_> {
                 let Source::Images { images, .. } = self.samples else { return error };
                 match uniform(images.as_ref()) {
                     Err(sizes) => with_hint(
-                        anyhow::Error::new(sizes).context(format!("`{}` takes images of one size", network.spec.path)),
-                        "export it with `--input f32`: d2o then resizes each image",
+                        anyhow::Error::new(sizes)
+                            .context(format!("`{}` requires images of one size", network.spec.path)),
+                        "export it with `--input f32`, so that d2o resizes each image",
                     ),
                     Ok(_) => error,
                 }
@@ -548,7 +545,7 @@ impl Scene<'_> {
         self.args.allow_deviation.iter().any(|k| k == kind.name())
     }
 
-    /// Whether precision and recall take the features of a network of their own.
+    /// Whether precision and recall use the features of a separate network.
     fn has_manifold(&self, rule: &InputRule) -> bool {
         self.samples.width("manifold", self.networks, rule).is_some()
     }
@@ -568,15 +565,15 @@ impl Scene<'_> {
             let (path, option) =
                 (reference.path().display(), if matrix == "manifold" { " --pr-extractor" } else { "" });
             return Err(with_hint(
-                anyhow::anyhow!("`{path}` holds neither the features nor images to take them of"),
-                format!("make the reference with `d2o refs make{option}`, or give its images as --ref"),
+                anyhow::anyhow!("`{path}` contains neither these features nor images to compute them from"),
+                format!("make the reference with `d2o refs make{option}`, or pass its images with --ref"),
             ));
         }
         Ok(self.rows_needs(matrix))
     }
 
     fn needed_reference(&self) -> anyhow::Result<&OpenReference> {
-        self.reference.context("no reference is given (--ref)")
+        self.reference.context("no reference given (--ref)")
     }
 
     /// Makes sure that the samples, or a network on them, give `matrix`.
@@ -587,13 +584,13 @@ impl Scene<'_> {
         let images = self.samples.records().is_none();
         Err(match matrix {
             "features" if images => {
-                with_hint(anyhow::anyhow!("no feature extractor given for image samples"), "name one with --extractor")
+                with_hint(anyhow::anyhow!("no feature extractor given for image samples"), "pass one with --extractor")
             }
-            "clip" if images => with_hint(anyhow::anyhow!("it needs CLIP's image tower"), "name it with --clip"),
+            "clip" if images => with_hint(anyhow::anyhow!("no CLIP image encoder given"), "pass it with --clip"),
             "logits" | "spatial" if images => {
-                anyhow::anyhow!("it needs an extractor with the output `{matrix}`")
+                anyhow::anyhow!("no extractor with the output `{matrix}` given")
             }
-            _ => anyhow::anyhow!("the feature files hold no `{matrix}`"),
+            _ => anyhow::anyhow!("the feature files do not contain `{matrix}`"),
         })
     }
 
@@ -604,7 +601,7 @@ impl Scene<'_> {
             None => self.needed_reference()?,
         };
         let lacking = reference.moments(matrix, self.networks, rule) == Supply::None;
-        anyhow::ensure!(!lacking, "`{}` holds no {lacks}", reference.path().display());
+        anyhow::ensure!(!lacking, "`{}` does not contain {lacks}", reference.path().display());
         Ok(())
     }
 
@@ -665,8 +662,8 @@ impl Scene<'_> {
                     let wanted = protocol.manifold_features.describe();
                     let here = records.get(Role::Features.name()).map_or("the extractor", |r| r.name.as_str());
                     return Err(with_hint(
-                        anyhow::anyhow!("protocol {} takes {wanted}'s features, not those of {here}", protocol.name),
-                        "give the network with --pr-extractor, or --allow-deviation extractor",
+                        anyhow::anyhow!("protocol {} requires features of {wanted}, not of {here}", protocol.name),
+                        "pass the network with --pr-extractor, or accept the deviation with --allow-deviation extractor",
                     ));
                 }
                 let needs = self.rows_needed(if other { "manifold" } else { "features" }, rule)?;
@@ -683,7 +680,7 @@ impl Scene<'_> {
             Some(problem) => {
                 anyhow::anyhow!("--per-class: the labels of `{}` are not classes: {problem}", path.display())
             }
-            None => anyhow::anyhow!("`{}` has no classes, which --per-class needs", path.display()),
+            None => anyhow::anyhow!("--per-class: `{}` has no class labels", path.display()),
         };
         if self.samples.labels().is_none() {
             return Err(lacks(samples_of(self.args), self.samples.label_problem()));
@@ -792,12 +789,7 @@ impl Scene<'_> {
         let matrix = role.name();
         if let Some(there) = reference.width(matrix) {
             let (path, what) = (reference.path().display(), role.features());
-            anyhow::ensure!(
-                there == record.dims,
-                "`{path}` has {there} {what}, `{}` gives {}",
-                record.name,
-                record.dims
-            );
+            anyhow::ensure!(there == record.dims, "`{path}` has {there} {what}, `{}` has {}", record.name, record.dims);
         }
         Ok(())
     }
@@ -837,9 +829,9 @@ impl Scene<'_> {
         let kinds: BTreeSet<&str> = refused.iter().map(|d| d.kind.name()).collect();
         let text: Vec<String> = refused.iter().map(ToString::to_string).collect();
         Err(with_hint(
-            anyhow::anyhow!("the numbers would not be the protocol's: {}", text.join("; ")),
+            anyhow::anyhow!("the result would deviate from the protocol: {}", text.join("; ")),
             format!(
-                "make both sides alike, or list the difference in the result with --allow-deviation {}",
+                "remove the difference, or accept it and list it in the result with --allow-deviation {}",
                 kinds.into_iter().collect::<Vec<_>>().join(",")
             ),
         ))

@@ -83,7 +83,8 @@ pub(super) fn plan(plan: &Plan, measured: &[(String, f64)]) -> String {
         lines.extend(p.deviations.iter().map(|d| format!("  deviation: {d}")));
         lines.extend(p.notes.iter().map(|n| format!("  {n}")));
     }
-    lines.push(format!("memory: about {} MiB of features and moments, beside the networks", memory(plan) >> 20));
+    lines
+        .push(format!("memory: about {} MiB of features and moments, in addition to the networks", memory(plan) >> 20));
     #[allow(clippy::cast_precision_loss, reason = "image counts")]
     for (names, seconds) in measured {
         let total = seconds * plan.samples.len() as f64;

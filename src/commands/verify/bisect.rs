@@ -35,7 +35,10 @@ impl Pair<'_> {
     pub(super) fn bisect(&self, side: &str, dump: Option<&Path>) -> anyhow::Result<Option<Divergence>> {
         const INPUTS: usize = 2;
         let libtorch = self.a.1 == Runtime::Libtorch || self.b.1 == Runtime::Libtorch;
-        anyhow::ensure!(!libtorch, "--bisect: libtorch runs no graph");
+        anyhow::ensure!(
+            !libtorch,
+            "--bisect does not support libtorch, which runs the checkpoint instead of the graph"
+        );
         let (a, b) = (Taps::open(self.a.0)?, Taps::open(self.b.0)?);
         let info = ModelInfo::open(self.a.0)?;
         let inputs = inputs(&info, 0, INPUTS)?;

@@ -1,4 +1,4 @@
-//! Runtimes beside each other on the same inputs.
+//! Comparison of runtimes on the same inputs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -50,7 +50,7 @@ impl Side {
     /// Keeps the images among `outputs`, as bytes.
     fn keep_pixels(&mut self, outputs: &[Tensor], quantiser: Quantiser) -> anyhow::Result<()> {
         let image = self.session.model().output_names().zip(outputs).find(|(n, _)| is_image(n));
-        let image = image.and_then(|(_, t)| t.as_f32()).context("--extractor: the graph gives no images")?;
+        let image = image.and_then(|(_, t)| t.as_f32()).context("--extractor: the graph has no image output")?;
         let bytes = image.into_dimensionality::<Ix4>()?.mapv(|v| quantiser.apply(v.into())).permuted_axes([0, 2, 3, 1]);
         self.pixels.push(bytes.as_standard_layout().into_owned());
         Ok(())
@@ -166,7 +166,7 @@ pub(super) fn compare_sides(
     }
     let mut outputs = Vec::new();
     for (side, of_side) in others.iter().zip(&differences) {
-        anyhow::ensure!(!of_side.is_empty(), "{}: no output has a name the reference knows", side.name);
+        anyhow::ensure!(!of_side.is_empty(), "{}: no output name in common with the reference", side.name);
         for output in &info.outputs {
             outputs.extend(of_side.get(&output.name).map(|d| d.verdict(&side.name, &output.name, tolerance)));
         }

@@ -59,7 +59,7 @@ pub(super) fn metric_changes(
         let count = images.len_of(ndarray::Axis(0));
         let mut source = Source::of_memory(images, side.name.clone());
         let found = statistics(&mut source, 0..count, &mut networks, &request, &options, None)?;
-        Ok(found.features.context("the network gives no features")?.finish(protocol.ddof)?)
+        Ok(found.features.context("the network has no features output")?.finish(protocol.ddof)?)
     };
     let Some((first, others)) = sides.split_first() else { return Ok(Vec::new()) };
     let base = gaussian(first)?;

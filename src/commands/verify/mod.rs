@@ -44,7 +44,7 @@ impl<'a> Runtimes<'a> {
             (given, _) => given,
         };
         let others = if args.against.is_some() { given } else { &given[1..] };
-        anyhow::ensure!(!others.is_empty(), "--runtimes: at least two are needed to compare");
+        anyhow::ensure!(!others.is_empty(), "--runtimes: expected at least two runtimes");
         Ok(Self { first: given[0], others: others.to_vec(), graph: args.against.as_ref().unwrap_or(&args.model) })
     }
 
@@ -102,7 +102,7 @@ pub fn run(args: &Verify, global: &Global, printer: Printer) -> anyhow::Result<E
     if let Some(path) = &args.dump {
         outputs::ensure_new_file(path, args.result.output.overwrite)?;
     }
-    anyhow::ensure!(args.accelerator.device.len() <= 1, "--device: a graph is verified on one device");
+    anyhow::ensure!(args.accelerator.device.len() <= 1, "--device: `verify` supports one device");
     let counts = [args.samples as usize, args.batch as usize];
     let runtimes = Runtimes::of(args)?;
     let (mut sides, mut precisions) = if args.precisions {
@@ -129,7 +129,7 @@ pub fn run(args: &Verify, global: &Global, printer: Printer) -> anyhow::Result<E
 
 #[cfg(feature = "train")]
 fn open_libtorch(model: &Path, checkpoint: Option<&Path>) -> anyhow::Result<Box<dyn Session>> {
-    let checkpoint = checkpoint.context("libtorch runs a checkpoint, not a graph: name it with --checkpoint")?;
+    let checkpoint = checkpoint.context("libtorch runs a checkpoint, not a graph: pass it with --checkpoint")?;
     Ok(Box::new(crate::train::session::LibTorchSession::open(model, checkpoint)?))
 }
 

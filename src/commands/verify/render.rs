@@ -16,7 +16,7 @@ pub(super) fn text(result: &Comparison) -> String {
     for divergence in &result.divergence {
         let how = match (divergence.max_abs, divergence.max_rel) {
             (Some(abs), Some(rel)) => format!("max abs {abs:.2e}, max rel {rel:.2e}"),
-            _ => "not computed, or of another shape".to_owned(),
+            _ => "missing, or of a different shape".to_owned(),
         };
         let Divergence { runtime, node, scope, op, agreeing, .. } = divergence;
         parts.push(format!(

@@ -128,7 +128,11 @@ impl Recolouring {
                 let factor = mean.f_narrow(2, 0, 3)?.f_sum_dim_intlist([2_i64].as_slice(), true, Kind::Float)?;
                 flat.f_mul(&factor)?.f_add(&mean.f_narrow(2, 3, 1)?)?
             }
-            _ => return Err(TchError::Shape(format!("colours: expected images of 1 or 3 channels, found {channels}"))),
+            _ => {
+                return Err(TchError::Shape(format!(
+                    "colour augmentation: expected images of 1 or 3 channels, found {channels}"
+                )));
+            }
         };
         flat.f_reshape(images.size())
     }

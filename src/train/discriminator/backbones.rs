@@ -83,7 +83,7 @@ impl Backbone {
         }
     }
 
-    /// Whether `found` is this network but for the layers after the last tap.
+    /// Whether `found` is this network, apart from the layers after the last tap.
     pub(super) fn is_trunk_of(self, found: &Extractor) -> bool {
         match (self.extractor(), found) {
             (Extractor::Vgg16(own), Extractor::Vgg16(found)) => own.has_trunk_of(found),

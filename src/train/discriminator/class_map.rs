@@ -46,8 +46,8 @@ impl ClassRows {
 /// What to say when a conditional run has no rows.
 pub(super) fn missing() -> anyhow::Error {
     anyhow::anyhow!(
-        "a conditional discriminator starts from class embeddings: give `in_embeddings/tf_efficientnet_lite0.pkl` of the repository \
-         https://github.com/Zyriix/D2O (licence CC BY-NC-SA) with --class-embeddings, or accept random ones, which are not the recipe, \
+        "a conditional discriminator requires class embeddings: pass `in_embeddings/tf_efficientnet_lite0.pkl` of the repository \
+         https://github.com/Zyriix/D2O (licence CC BY-NC-SA) with --class-embeddings, or use random ones, which deviates from the recipe, \
          with --random-class-embeddings"
     )
 }

@@ -28,10 +28,10 @@ pub(super) struct Opened {
 pub(super) fn open(backbones: &[Backbone], paths: &[PathBuf]) -> anyhow::Result<Files> {
     let mut files = Files::new();
     for path in paths {
-        let (backbone, network) = recognised(backbones, path)
-            .with_context(|| format!("cannot use the feature network `{}`", path.display()))?;
+        let (backbone, network) =
+            recognised(backbones, path).with_context(|| format!("cannot use the backbone `{}`", path.display()))?;
         if let Some(Opened { path: other, .. }) = files.insert(backbone, Opened { path: path.clone(), network }) {
-            anyhow::bail!("`{}` and `{}` both hold {}", other.display(), path.display(), backbone.name());
+            anyhow::bail!("`{}` and `{}` both contain {}", other.display(), path.display(), backbone.name());
         }
     }
     match backbones.iter().find(|b| !files.contains_key(b)) {
@@ -44,7 +44,7 @@ pub(super) fn open(backbones: &[Backbone], paths: &[PathBuf]) -> anyhow::Result<
                 .map(|k| format!("`{}` from {}", k.file, k.urls.first().unwrap_or(&k.page)))
                 .collect();
             anyhow::bail!(
-                "the discriminator needs the weights of {}: give {} with --backbone-weights; such a name carries the first 8 hexadecimal digits of the file's SHA-256",
+                "the discriminator requires the weights of {}: pass {} with --backbone-weights; the file name contains the first 8 hexadecimal digits of its SHA-256",
                 missing.name(),
                 known.join(" or ")
             )
@@ -60,7 +60,7 @@ fn recognised(backbones: &[Backbone], path: &Path) -> anyhow::Result<(Backbone, 
     let Some(backbone) = backbones.iter().find(fits) else {
         let (expected, found) = (backbones.iter().map(|b| b.extractor().name()), network.architecture.name());
         let expected: Vec<_> = expected.collect();
-        let sizes = if expected.contains(&found) { " of other sizes" } else { "" };
+        let sizes = if expected.contains(&found) { " of a different size" } else { "" };
         anyhow::bail!("expected {}, found {found}{sizes}", expected.join(" or "));
     };
     ensure_undamaged(path)?;
@@ -77,7 +77,7 @@ pub(in crate::train) fn ensure_undamaged(path: &Path) -> anyhow::Result<()> {
         let found = container_sha256(path)?;
         anyhow::ensure!(
             published.hash().matches(&found),
-            "the file is damaged or another one: its SHA-256 {found} is not that of the published `{name}`"
+            "the file is corrupt or not the published `{name}`: its SHA-256 {found} differs"
         );
     }
     Ok(())
@@ -127,7 +127,7 @@ mod tests {
         assert!(FeatureNetwork::build(&like, Lite0, &|| weights(&files, Lite0)).is_ok());
         let all = || files[&Lite0].network.weights();
         let unread = FeatureNetwork::build(&like, Lite0, &all).unwrap_err().to_string();
-        assert!(unread.contains("leaves 7 tensor(s) of the checkpoint unused"), "{unread}");
+        assert!(unread.contains("7 unexpected tensor(s) in the checkpoint"), "{unread}");
 
         // Another classifier than the published one's does not matter, other widths do.
         let vgg = |name: &str, config: &VggConfig| {
@@ -147,7 +147,7 @@ mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         let text = refused(&[Vgg16Bn], &[file("d.safetensors")]);
-        assert!(text.contains("expected vgg16-bn, found vgg16-bn of other sizes"), "{text}");
+        assert!(text.contains("expected vgg16-bn, found vgg16-bn of a different size"), "{text}");
         let text = refused(&[DeitBase], &[]);
         assert!(text.contains("deit_base_distilled_patch16_224-df68dfff.pth") && !text.contains("_384"), "{text}");
         let text = refused(&[Lite0], &[]);
@@ -158,8 +158,11 @@ mod tests {
             "{text}"
         );
         let text = refused(&[Lite0], &[file("a.safetensors"), copy]);
-        assert!(text.contains("both hold tf_efficientnet_lite0"), "{text}");
+        assert!(text.contains("both contain tf_efficientnet_lite0"), "{text}");
         let text = refused(&[Lite0], &[named]);
-        assert!(text.contains("is not that of the published `tf_efficientnet_lite0-0aa007d2.pth`"), "{text}");
+        assert!(
+            text.contains("the file is corrupt or not the published `tf_efficientnet_lite0-0aa007d2.pth`"),
+            "{text}"
+        );
     }
 }

@@ -63,10 +63,15 @@ impl Critic {
         seed: u64,
         (device, kind): (Device, Kind),
     ) -> anyhow::Result<(Self, Vec<Named>)> {
-        anyhow::ensure!(label_dim <= CLASSES, "a discriminator sees up to {CLASSES} classes, found {label_dim}");
+        anyhow::ensure!(
+            label_dim <= CLASSES,
+            "the discriminator supports at most {CLASSES} classes, found {label_dim}"
+        );
         let classes = match (&config.classes, label_dim) {
             (None, 0) => None,
-            (Some(_), 0) => anyhow::bail!("class embeddings are for networks with classes, and this one has none"),
+            (Some(_), 0) => {
+                anyhow::bail!("class embeddings require a conditional network, but this network has no classes")
+            }
             (Some(rows), _) => Some(rows.init()?),
             (None, _) => return Err(class_map::missing()),
         };
@@ -147,10 +152,10 @@ mod tests {
             Critic::load(&config, 32, label_dim, 0, (Device::Cpu, Kind::Float)).unwrap_err().to_string()
         };
         assert!(refused(None, 10).contains("in_embeddings/tf_efficientnet_lite0.pkl"));
-        assert!(refused(Some(ClassRows::Random), 0).contains("this one has none"));
-        assert!(refused(Some(ClassRows::Random), 1001).contains("up to 1000 classes, found 1001"));
+        assert!(refused(Some(ClassRows::Random), 0).contains("this network has no classes"));
+        assert!(refused(Some(ClassRows::Random), 1001).contains("at most 1000 classes, found 1001"));
         // Then the weights of the feature network are asked for.
-        assert!(refused(Some(ClassRows::Random), 10).contains("needs the weights of tf_efficientnet_lite0"));
+        assert!(refused(Some(ClassRows::Random), 10).contains("requires the weights of tf_efficientnet_lite0"));
     }
 
     /// Each feature network has its own logits and tensors, in the order asked for.

@@ -44,7 +44,7 @@ impl FeatureSize {
         let sizes = Sizes { input, nominal };
         if !input.is_multiple_of(32) || ![2, 4, 8].contains(&sizes.end()) {
             let what = format!(
-                "feature networks of a discriminator see images of 32, 64 or at least 128 pixels, a multiple of 32, found {input}"
+                "backbones of a discriminator require images of 32, 64 or at least 128 pixels, a multiple of 32, found {input}"
             );
             return Err(Error::Config { what });
         }

@@ -68,7 +68,7 @@ impl Launch {
             }
             let way = match rank_name {
                 "RANK" => {
-                    Way::Tcp(Meeting::read(variable)?.context("RANK and WORLD_SIZE are set, MASTER_ADDR is not")?)
+                    Way::Tcp(Meeting::read(variable)?.context("RANK and WORLD_SIZE are set, but MASTER_ADDR is not")?)
                 }
                 "SLURM_PROCID" => Meeting::read(variable)?.map_or(Way::Mpi, Way::Tcp),
                 _ => Way::Mpi,
@@ -85,7 +85,7 @@ impl Meeting {
     /// From `MASTER_ADDR` and `MASTER_PORT`, if the first is set.
     fn read(variable: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Option<Self>> {
         let Some(host) = variable("MASTER_ADDR") else { return Ok(None) };
-        let port = variable("MASTER_PORT").context("MASTER_ADDR is set, MASTER_PORT is not")?;
+        let port = variable("MASTER_PORT").context("MASTER_ADDR is set, but MASTER_PORT is not")?;
         let port = port.parse().with_context(|| format!("MASTER_PORT={port}: expected a port"))?;
         // Under its own rendezvous the agent of torchrun listens there, for as long as it restarts processes.
         let agent = variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v.eq_ignore_ascii_case("true"));

@@ -91,7 +91,7 @@ impl Group {
         let Device::Cuda(index) = device else {
             let here = matches!(self.control, Control::Tcp(_)).then(|| {
                 anyhow::anyhow!(
-                    "several processes on CPUs need MPI, and torchrun or MASTER_ADDR starts them without: use mpiexec, or srun with MASTER_ADDR unset"
+                    "several processes on CPUs require MPI, which torchrun and MASTER_ADDR do not use: use mpiexec, or srun with MASTER_ADDR unset"
                 )
             });
             return self.agree(here.map_or(Ok(()), Err));
@@ -216,7 +216,7 @@ impl Group {
         match digests.iter().position(|d| *d != digests[0]) {
             None => Ok(()),
             Some(other) => {
-                Err(self.shared(anyhow::anyhow!("{} has {what} other than those of process 0", self.names[other])))
+                Err(self.shared(anyhow::anyhow!("{}: {what} differ from those of process 0", self.names[other])))
             }
         }
     }
@@ -285,7 +285,7 @@ impl Group {
 }
 
 fn detached() -> anyhow::Error {
-    anyhow::anyhow!("the group of processes exchanges no tensors")
+    anyhow::anyhow!("the group of processes cannot exchange tensors yet")
 }
 
 /// What ends this process when another, called `peer`, is lost.

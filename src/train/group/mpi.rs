@@ -90,7 +90,7 @@ impl World {
         let found = found.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         anyhow::ensure!(
             found == [rank, size],
-            "the launcher says that this is process {rank} of {size}, `{}` that it is process {} of {}: use the launcher of this library, or srun --mpi=pmi2",
+            "this is process {rank} of {size} according to the launcher, but process {1} of {2} according to `{0}`: use the launcher of this library, or srun --mpi=pmi2",
             path.to_string_lossy(),
             found[0],
             found[1]
@@ -232,7 +232,7 @@ fn load() -> anyhow::Result<(Library, OsString)> {
         Some(path) => vec![path],
         None => [Some(STANDARD.into()), installed(INSTALLED).map(Into::into)].into_iter().flatten().collect(),
     };
-    let mut failed = anyhow::anyhow!("no library was named");
+    let mut failed = anyhow::anyhow!("no library given");
     for path in tried {
         // SAFETY: the initialisers of an MPI library allocate and read the environment.
         match unsafe { Library::new(&path) } {
@@ -242,6 +242,6 @@ fn load() -> anyhow::Result<(Library, OsString)> {
     }
     Err(crate::error::with_hint(
         failed.context("no library of the standard MPI ABI was found"),
-        "name libmpi_abi.so.1 with D2O_MPI; MPICH 5 and later have it, and `cargo xtask setup` installs it",
+        "set D2O_MPI to the path of libmpi_abi.so.1; MPICH 5 and later contain it, and `cargo xtask setup` installs it",
     ))
 }

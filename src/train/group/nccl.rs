@@ -75,8 +75,9 @@ impl Nccl {
         let missing = || format!("`{}` is not NCCL", path.to_string_lossy());
         // SAFETY: the initialisers of NCCL allocate and read the environment; each type is that of the function of this name.
         unsafe {
-            let library = Library::new(&path)
-                .context("no NCCL: name libnccl.so.2 with D2O_NCCL, or its folder in LD_LIBRARY_PATH")?;
+            let library = Library::new(&path).context(
+                "NCCL was not found: set D2O_NCCL to the path of libnccl.so.2, or add its folder to LD_LIBRARY_PATH",
+            )?;
             Ok(Self {
                 unique_id: *library.get(b"ncclGetUniqueId\0").with_context(missing)?,
                 join: *library.get(b"ncclCommInitRank\0").with_context(missing)?,

@@ -95,7 +95,7 @@ impl Star {
             stream.set_read_timeout(Some(PATIENCE))?;
             hello(&mut stream, rank, size, name)?;
             let (found, peer) = greeted(&mut stream, size).context("the answer of process 0")?;
-            anyhow::ensure!(found == 0, "process {found} answers at {host}:{port}, expected process 0");
+            anyhow::ensure!(found == 0, "expected process 0 at {host}:{port}, found process {found}");
             vec![(peer, stream)]
         };
         Self::start(streams, rank == 0, on_loss)
@@ -141,7 +141,7 @@ impl Star {
     /// # Errors
     /// A process that is done already, or a connection that is gone.
     pub(super) fn gather_bytes(&self, own: &[u8]) -> anyhow::Result<Vec<u8>> {
-        let receive = |link: &Link| link.inbox.recv().with_context(|| format!("{} sends nothing any more", link.peer));
+        let receive = |link: &Link| link.inbox.recv().with_context(|| format!("{} stopped sending", link.peer));
         let mut all = own.to_vec();
         if self.first {
             for link in &self.links {
@@ -209,7 +209,7 @@ fn accept(
             Ok((stream, _)) => stream,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 let waited = PATIENCE.as_secs();
-                anyhow::ensure!(Instant::now() < deadline, "process {} did not come within {waited} s", missing + 1);
+                anyhow::ensure!(Instant::now() < deadline, "process {} did not connect within {waited} s", missing + 1);
                 std::thread::sleep(Duration::from_millis(20));
                 continue;
             }
@@ -268,7 +268,7 @@ fn send(writer: &Mutex<TcpStream>, kind: u8, payload: &[u8]) -> anyhow::Result<(
 fn read(mut stream: TcpStream, inbox: &Sender<Vec<u8>>) -> Result<(), Loss> {
     let silent = |error: std::io::Error| {
         Loss::Silent(match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("no sign of life for {} s", SILENCE.as_secs()),
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("no message for {} s", SILENCE.as_secs()),
             ErrorKind::UnexpectedEof => "its connection was closed".to_owned(),
             _ => error.to_string(),
         })

@@ -59,7 +59,7 @@ impl Store {
         append(&mut query, key.as_bytes());
         self.0.write_all(&query)?;
         let mut answer = [0];
-        self.0.read_exact(&mut answer).with_context(|| format!("wait for `{key}` of torchrun's store"))?;
+        self.0.read_exact(&mut answer).with_context(|| format!("cannot wait for `{key}` of torchrun's store"))?;
         anyhow::ensure!(answer[0] == STOP_WAITING, "torchrun's store answered {} to a wait for `{key}`", answer[0]);
         let mut query = vec![GET];
         append(&mut query, key.as_bytes());
@@ -67,7 +67,7 @@ impl Store {
         let mut length = [0; 8];
         self.0.read_exact(&mut length)?;
         let length = u64::from_ne_bytes(length);
-        anyhow::ensure!(length <= LONGEST, "torchrun's store gives `{key}` {length} bytes");
+        anyhow::ensure!(length <= LONGEST, "torchrun's store: `{key}` has {length} bytes");
         let mut value = vec![0; usize::try_from(length)?];
         self.0.read_exact(&mut value)?;
         Ok(value)

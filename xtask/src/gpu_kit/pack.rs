@@ -96,7 +96,7 @@ fn piece(group: &[File], cache: &Path) -> anyhow::Result<Piece> {
     let stream = cache.join(format!("{}.{ENCODING}.xz", hex(&all.finalize())));
     let mut seconds = None;
     if !stream.exists() {
-        let first = group.first().context("a group of no files")?;
+        let first = group.first().context("a group without files")?;
         eprintln!("gpu-kit: compressing {} and {} more, {start} bytes", first.name, group.len() - 1);
         let began = std::time::Instant::now();
         let partial = stream.with_extension(format!("partial-{}", std::process::id()));

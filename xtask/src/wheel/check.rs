@@ -119,9 +119,9 @@ pub(super) fn run(wheel: &Path) -> anyhow::Result<()> {
 
     let result: Value = serde_json::from_slice(&fs::read(work.join("first.json"))?)?;
     let count = result["samples"]["count"].as_u64();
-    ensure!(count == Some(IMAGES as u64), "the result counts {count:?} samples");
+    ensure!(count == Some(IMAGES as u64), "the result has {count:?} samples");
     let library = result["runtime"]["onnxruntime"].as_str().unwrap_or_default();
-    ensure!(library.contains("ORT Build Info"), "the result names no ONNX Runtime: {}", result["runtime"]);
+    ensure!(library.contains("ORT Build Info"), "the result does not record ONNX Runtime: {}", result["runtime"]);
     print!("{}", clean.run("python", &["-c", SCRIPT])?);
     ensure!(clean.run("python", &["-m", "d2o", "--version"])?.starts_with("d2o "), "`python -m d2o` is not d2o");
     ensure!(all <= LIMIT, "expected at most {LIMIT} s; is the connection slow?");

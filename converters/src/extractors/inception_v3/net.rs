@@ -15,7 +15,7 @@ pub const POOL3: usize = 2048;
 pub const CLASSES: usize = 1008;
 /// Length of `spatial`.
 pub const SPATIAL: usize = SPATIAL_CHANNELS * SPATIAL_SIZE * SPATIAL_SIZE;
-/// Lengths of the taps that pytorch-fid and torch-fidelity offer beside `pool3`.
+/// Lengths of the taps that pytorch-fid and torch-fidelity offer in addition to `pool3`.
 pub const TAPS: [usize; 3] = [64, 192, 768];
 
 const SPATIAL_CHANNELS: usize = 7;

@@ -84,26 +84,29 @@ impl VitConfig {
     pub fn of(family: Family, tensors: &dyn TensorSource, activation: Option<Activation>) -> Result<Self> {
         let names = family.names();
         let dims = |name: &str| tensors.info(name).map(|i| i.dims).unwrap_or_default();
-        let wrong = |what: String| config(format!("a {} network {what}", family.title()));
+        let wrong = |what: String| config(format!("{} network: {what}", family.title()));
         let conv = dims(names.patch);
         let &[width, 3, patch, same] = conv.as_slice() else {
-            return Err(wrong(format!("whose patch embedding is {conv:?}: expected [width, 3, patch, patch]")));
+            return Err(wrong(format!("expected a patch embedding [width, 3, patch, patch], found {conv:?}")));
         };
         if patch == 0 || patch != same || width == 0 {
-            return Err(wrong(format!("whose patch embedding is {conv:?}: expected square patches")));
+            return Err(wrong(format!("expected a patch embedding with square patches, found {conv:?}")));
         }
         let head = (family != Family::Clip || width <= KNOWN_HEADS).then_some(HEAD);
         let tokens = dims(names.position).iter().rev().nth(1).copied().unwrap_or(0);
         let grid = tokens.saturating_sub(names.tokens.len()).isqrt();
         if grid == 0 || grid * grid + names.tokens.len() != tokens {
-            return Err(wrong(format!("of {tokens} positions: expected a square and {}", names.tokens.len())));
+            return Err(wrong(format!(
+                "expected a square number of positions plus {}, found {tokens}",
+                names.tokens.len()
+            )));
         }
         let block = |i: usize, name: &str| dims(&format!("{}.{i}.{name}", names.blocks));
         let first_norm = format!("{}.weight", names.norms[0]);
         let blocks = (0..tensors.names().len()).take_while(|i| !block(*i, &first_norm).is_empty()).count();
         let mlp_dim = block(0, &format!("{}.weight", names.mlp[0])).first().copied().unwrap_or(0);
         if blocks == 0 || mlp_dim == 0 {
-            return Err(wrong(format!("of {blocks} blocks with MLPs of width {mlp_dim}: its tensors are incomplete")));
+            return Err(wrong(format!("incomplete tensors: {blocks} blocks with MLPs of width {mlp_dim}")));
         }
         let outputs = match family {
             Family::Clip => dims("proj").get(1).copied().unwrap_or(0),

@@ -72,7 +72,7 @@ impl FeatureNetwork for VitConfig {
             && known != asked
         {
             let (known, asked) = (known.name(), asked.name());
-            return Err(config(format!("the file's network applies {known}, and {asked} was asked for")));
+            return Err(config(format!("the network in the file uses {known}, but {asked} was requested")));
         }
         self.activation = self.activation.or(given.activation);
         self.head = given.head_width.or(self.head);
@@ -169,7 +169,7 @@ mod tests {
         assert!(build(&VitConfig { head: None, ..config }, 224).contains("`--head-width` 80 for open_clip's ViT-H/14"));
         assert!(
             build(&VitConfig { head: Some(80), ..config }, 224)
-                .contains("heads of 80 channels do not divide a width of 768")
+                .contains("a width of 768 is not a multiple of the head width 80")
         );
     }
 

@@ -155,17 +155,17 @@ impl<V: Clone> VitTrunk<V> {
         }
         let head = config.head.ok_or_else(|| Error::Config {
             what: format!(
-                "the file does not say how wide the attention heads of a CLIP tower of width {width} are: `--head-width` 80 for open_clip's ViT-H/14, 88 for \
-                 ViT-g/14, 104 for ViT-bigG/14"
+                "the file does not record the width of the attention heads of a CLIP encoder of width {width}: `--head-width` 80 for open_clip's ViT-H/14, \
+                 88 for ViT-g/14, 104 for ViT-bigG/14"
             ),
         })?;
         if head == 0 || !width.is_multiple_of(head) {
-            let what = format!("attention heads of {head} channels do not divide a width of {width}");
+            let what = format!("a width of {width} is not a multiple of the head width {head}");
             return Err(Error::Config { what });
         }
         if config.activation.is_none() {
-            let what = "the file does not say which activation CLIP was trained with: OpenAI's weights and open_clip's `-quickgelu` models \
-                        apply QuickGELU, LAION's later ones the exact GELU (`--activation quick-gelu` or `gelu`)";
+            let what = "the file does not record the activation of CLIP: OpenAI's weights and open_clip's `-quickgelu` models use QuickGELU, \
+                        later LAION models the exact GELU (`--activation quick-gelu` or `gelu`)";
             return Err(Error::Config { what: what.to_owned() });
         }
         let normal = Init::Normal { std: INIT_STD };

@@ -28,12 +28,12 @@ pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>, file: &str) -> Recognis
     };
     let example = json!({"class": class, "init_kwargs": example});
     let question = format!(
-        "the shapes of OpenAI's U-Net show neither its image size, nor its diffusion, nor its attention heads; give them as NET.json, e.g. {example}"
+        "the tensor shapes of OpenAI's U-Net do not determine its image size, diffusion process and attention heads; specify them in NET.json (--config), e.g. {example}"
     );
     let asked = vec![(
         vec!["num_head_channels", "num_heads"],
         format!(
-            "`num_head_channels` or `num_heads` is missing: shapes do not show attention heads ({HEAD_CHANNELS} channels each in most published files)"
+            "`num_head_channels` or `num_heads` is missing: the tensor shapes do not determine attention heads ({HEAD_CHANNELS} channels each in most published files)"
         ),
     )];
     Some((Ok(Inferred { class, kwargs, published, question, asked }), Arc::clone(tensors)))

@@ -13,7 +13,7 @@ pub enum EmbeddingType {
     Fourier,
 }
 
-/// Image path of the encoder beside its blocks.
+/// Image skip path of the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -26,7 +26,7 @@ pub enum EncoderType {
     Residual,
 }
 
-/// Image path of the decoder beside its blocks.
+/// Image skip path of the decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]

@@ -9,7 +9,7 @@ use crate::layers::check_filter;
 const MAX_RESOLUTION: usize = 4096;
 const MAX_CHANNELS: usize = 1 << 14;
 
-/// Path between resolutions beside the activations.
+/// Skip path between resolutions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]

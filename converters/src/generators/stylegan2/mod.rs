@@ -23,7 +23,7 @@ impl LatentGenerator for StyleGan2Config {
     }
 
     fn unsupported(tensors: &dyn TensorSource) -> Option<&'static str> {
-        let unlike = "a generator without `synthesis.b4.const` is not StyleGAN2's (StyleGAN3's is not supported)";
+        let unlike = "expected a StyleGAN2 generator with `synthesis.b4.const` (StyleGAN3 is not supported)";
         tensors.info("synthesis.b4.const").is_none().then_some(unlike)
     }
 

@@ -386,14 +386,14 @@ impl<V: Clone> StyleGan2<V> {
             }
             x = Some(h);
         }
-        image.ok_or_else(|| config("`img_resolution`: there is no block"))
+        image.ok_or_else(|| config("`img_resolution`: expected at least one block"))
     }
 
     fn map<B: Backend<Value = V>>(&self, b: &mut B, latents: &V, labels: Option<&V>) -> Result<V> {
         b.enter(&self.scope);
         let mut x = unit(b, latents)?;
         if let Some(embed) = &self.embed {
-            let labels = labels.ok_or_else(|| config("the generator is conditional: labels are missing"))?;
+            let labels = labels.ok_or_else(|| config("the generator is conditional and requires labels"))?;
             let y = embed.forward(b, labels)?;
             b.enter(&self.scope);
             let y = unit(b, &y)?;

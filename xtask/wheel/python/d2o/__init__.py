@@ -1,6 +1,6 @@
-"""The command ``d2o`` from Python.
+"""Python interface of the command ``d2o``.
 
-Every function runs the command in a process of its own and returns its JSON as Python objects::
+Every function runs the command in a separate process and returns its JSON as Python objects::
 
     import d2o
 
@@ -9,10 +9,10 @@ Every function runs the command in a process of its own and returns its JSON as 
     print(result["metrics"]["fid"]["value"])
 
 Keyword arguments are the options of the command line: ``kid_subsets=10`` is ``--kid-subsets=10``, ``overwrite=True`` is ``--overwrite``; ``None`` and
-``False`` leave an option out; a list gives the option once for each value, and ``seeds`` takes a ``range`` or a list of integers; a name that is a
-keyword of Python ends in an underscore (``class_=3``). ``d2o COMMAND --help`` lists the options.
+``False`` omit the option; a list repeats the option for each value, and ``seeds`` takes a ``range`` or a list of integers; append an underscore to
+names that are Python keywords (``class_=3``). ``d2o COMMAND --help`` lists the options.
 
-Warnings of the command are issued as :class:`D2OWarning`. A run that fails raises :class:`D2OError` with the command's own message.
+Warnings of the command are issued as :class:`D2OWarning`. A run that fails raises :class:`D2OError` with the error message of the command.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ _NO = 1
 
 
 class D2OError(Exception):
-    """A run of the command that failed.
+    """A failed run of the command.
 
     Attributes:
         command: The command line.
-        code: Exit code: 2 for bad input or usage, failing devices or disks and faults of d2o, 130 after an interruption, -N if signal N ended it.
-        stderr: What the command wrote to standard error.
+        code: Exit code: 2 for bad input or usage, failing devices or disks and bugs of d2o, 130 after an interruption, -N if signal N ended it.
+        stderr: Standard error of the command.
     """
 
     def __init__(self, command: list[str], code: int, stderr: str) -> None:
@@ -64,10 +64,10 @@ class D2OError(Exception):
 
 
 class AnswerNo(D2OError):
-    """A condition of ``expect`` that is not met (exit code 1).
+    """A condition of ``expect`` is not met (exit code 1).
 
     Attributes:
-        result: The result, as :func:`evaluate` returns it where the conditions are met.
+        result: The result, as returned by :func:`evaluate`.
     """
 
     def __init__(self, command: list[str], stderr: str, result: Any) -> None:
@@ -80,12 +80,12 @@ class D2OWarning(UserWarning):
 
 
 def binary() -> Path:
-    """The program that the functions of this module run.
+    """Path of the program that this module runs.
 
-    Looks in the environment of this Python, beside this package (``pip install --target``), in the user's scripts, then in ``PATH``.
+    Searches the environment of this Python, the folder of this package (``pip install --target``), the scripts of the user, then ``PATH``.
 
     Raises:
-        FileNotFoundError: If it is in none of these places.
+        FileNotFoundError: If the program is not found.
     """
     folders = [
         sysconfig.get_path("scripts"),
@@ -107,8 +107,8 @@ def run(*args: StrPath, cwd: StrPath | None = None, check: bool = True) -> subpr
     """Runs ``d2o`` with these arguments.
 
     Args:
-        args: Command, its options and files, as on the command line.
-        cwd: Folder in which it runs; the current one if ``None``.
+        args: Command, options and files, as on the command line.
+        cwd: Working folder; the current one if ``None``.
         check: Whether exit codes other than 0 raise an error.
 
     Returns:
@@ -159,17 +159,17 @@ def evaluate(
     Args:
         samples: Images (npz, npy, HDF5, zip, folder), a feature file, or a generator (X.onnx) together with ``seeds``; ``None`` with ``merge``.
         ref: Reference: statistics (npz), images or a feature file.
-        extractor: Feature network, exported with ``kind="features"``.
+        extractor: Feature extractor, exported with ``kind="features"``.
         protocol: Evaluation protocol or protocols, ``edm`` if ``None``.
-        metrics: Metrics to compute, those that the reference can serve of ``fid``, ``is`` and ``pr`` if ``None``.
-        options: Every other option of ``d2o evaluate``.
+        metrics: Metrics to compute; if ``None``, ``fid``, ``is`` and ``pr``, where the reference supports them.
+        options: Other options of ``d2o evaluate``.
 
     Returns:
-        The result as ``d2o evaluate --json`` writes it; with several protocols a list, one result for each.
+        The result as written by ``d2o evaluate --json``; a list of results for several protocols.
 
     Raises:
-        AnswerNo: If a condition of ``expect`` is not met; its ``result`` is the result.
-        D2OError: If nothing was measured.
+        AnswerNo: If a condition of ``expect`` is not met; its attribute ``result`` holds the result.
+        D2OError: If the evaluation failed.
     """
     named = {"ref": ref, "extractor": extractor, "protocol": protocol, "metrics": metrics}
     done, result = _json("evaluate", [] if samples is None else [samples], named | options)
@@ -186,10 +186,10 @@ def verify(model: StrPath, **options: Any) -> Any:
         options: Options of ``d2o verify``, e.g. ``runtimes=["ort-cpu", "tract"]``.
 
     Returns:
-        The result as ``d2o verify --json`` writes it; ``agree`` says whether the outputs agree within the tolerance.
+        The result as written by ``d2o verify --json``; ``agree`` tells whether the outputs agree within the tolerance.
 
     Raises:
-        D2OError: If nothing was compared.
+        D2OError: If the comparison failed.
     """
     return _json("verify", [model], options)[1]
 
@@ -201,7 +201,7 @@ def inspect(*files: StrPath) -> list[dict[str, Any]]:
         files: Checkpoints, graphs, image containers or references.
 
     Returns:
-        What each file is, in their order.
+        A description of each file, in order.
 
     Raises:
         D2OError: If a file cannot be read.
@@ -222,7 +222,7 @@ def export(source: StrPath, out: StrPath, **options: Any) -> Path:
         ``out``.
 
     Raises:
-        D2OError: If no graph was written, or it did not pass the check.
+        D2OError: If the export or the check of the graph failed.
     """
     run("export", *_flags({"out": out} | options), "--", source)
     return Path(out)
@@ -241,7 +241,7 @@ def generate(model: StrPath, out: StrPath, *, seeds: range | list[int] | str | N
         ``out``.
 
     Raises:
-        D2OError: If not all images were written.
+        D2OError: If the generation failed.
     """
     run("generate", *_flags({"out": out, "seeds": seeds} | options), "--", model)
     return Path(out)
