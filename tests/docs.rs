@@ -153,6 +153,8 @@ fn stand_ins(dir: &Path) {
     let images = |file: &str, seeds: std::ops::Range<u64>| common::write_images(&dir.join(file), seeds);
     images("samples.npz", 0..128);
     images("photos.npz", 200..260);
+    images("before.npz", 0..64);
+    images("after.npz", 64..128);
     for (folder, seeds) in [("photos", 200..260), ("samples", 0..64)] {
         fs::create_dir(dir.join(folder)).unwrap();
         for seed in seeds {
@@ -172,6 +174,20 @@ fn stand_ins(dir: &Path) {
     for name in ["edm.safetensors", "run/network-snapshot-005000.safetensors"] {
         fs::copy(&generator, dir.join(name)).unwrap();
     }
+    common::d2o(dir, &["export", "edm.safetensors", "--out", "one-step.onnx", "--no-check"]);
+    common::write_changed(&generator, "model.dec.8x8_in0.conv1.weight", &dir.join("changed.safetensors"));
+    common::d2o(dir, &["export", "changed.safetensors", "--out", "changed.onnx", "--no-check"]);
+    fs::copy(dir.join("one-step.onnx"), dir.join("after.onnx")).unwrap();
+    let log = |file: &str, names: [&str; 2]| {
+        let line = |kimg: f64| {
+            let names = names.map(|name| format!(r#""{name}": {{"num": 1, "mean": {}, "std": 0}}"#, 2.0 / kimg));
+            format!(r#"{{"Progress/kimg": {{"num": 1, "mean": {kimg}, "std": 0}}, {}}}"#, names.join(", "))
+        };
+        let lines: Vec<String> = [1.0, 2.0, 3.0].map(line).to_vec();
+        fs::write(dir.join("run").join(file), lines.join("\n") + "\n").unwrap();
+    };
+    log("stats.jsonl", ["Loss/G/loss", "Loss/D/loss"]);
+    log("metrics.jsonl", ["Metrics/fd", "Metrics/is"]);
     if let Some(lite0) = test_support::lite0() {
         fs::copy(lite0, dir.join("lite0.pth")).unwrap();
     }
@@ -219,7 +235,22 @@ fn run_page(page: &str, least: usize) {
 
 #[test]
 fn the_readme_runs() {
-    run_page("README.md", 3);
+    run_page("README.md", 6);
+}
+
+#[test]
+fn export_runs() {
+    run_page("docs/export.md", 5);
+}
+
+#[test]
+fn generation_runs() {
+    run_page("docs/generate.md", 9);
+}
+
+#[test]
+fn training_runs() {
+    run_page("docs/train.md", 3);
 }
 
 #[test]

@@ -29,30 +29,11 @@ fn golden() -> std::path::PathBuf {
     golden_dir().join("edm-ddpmpp-cond.safetensors")
 }
 
-/// The golden network with the largest value of the weight `name` raised by one percent.
-fn write_changed(name: &str, out: &Path) {
-    let checkpoint = Checkpoint::open(&golden()).unwrap();
-    let network = checkpoint.network(None).unwrap();
-    let mut tensors = Vec::new();
-    for path in network.tensors.names() {
-        let info = network.tensors.info(&path).unwrap();
-        let mut values = network.tensors.read_f32(&path).unwrap();
-        if path == name {
-            let largest = values.iter_mut().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap();
-            *largest *= 1.01;
-        }
-        tensors.push(Tensor { name: format!("weights.{path}"), dims: info.dims.clone(), values });
-    }
-    let config = network.architecture.denoiser().unwrap();
-    let metadata = [("class", config.class().to_owned()), ("init_kwargs", config.init_kwargs().to_string())];
-    safetensors::write(out, &tensors, &metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()).unwrap();
-}
-
 #[test]
 fn a_changed_weight_is_found_at_its_node() {
     let dir = tempfile::tempdir().unwrap();
     let weight = "model.dec.8x8_in0.conv1.weight";
-    write_changed(weight, &dir.path().join("bad.safetensors"));
+    common::write_changed(&golden(), weight, &dir.path().join("bad.safetensors"));
     export(dir.path(), &golden().display().to_string(), "good.onnx");
     export(dir.path(), "bad.safetensors", "bad.onnx");
     let (outcome, json) = verify(dir.path(), &["--against", "good.onnx", "--bisect"]);

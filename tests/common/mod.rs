@@ -6,6 +6,7 @@ pub(crate) mod page;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use d2o_converters::Checkpoint;
 use d2o_converters::checkpoint::safetensors::{self, Tensor};
 use d2o_converters::extractors::efficientnet_lite::EfficientNetLite0;
 use d2o_converters::onnx::OnnxBackend;
@@ -42,6 +43,25 @@ pub(crate) fn write_lite0(dir: &Path, seed: u64, name: &str) {
     let (side, out) = (SIDE.to_string(), format!("{name}.onnx"));
     let size = ["--image-size", &side, "--input-size", &side, "--kind", "features", "--no-check"];
     d2o(dir, &[&["export", &weights, "--out", &out][..], &size].concat());
+}
+
+/// The network of `checkpoint` with the largest value of the weight `name` raised by one percent.
+pub(crate) fn write_changed(checkpoint: &Path, name: &str, out: &Path) {
+    let checkpoint = Checkpoint::open(checkpoint).unwrap();
+    let network = checkpoint.network(None).unwrap();
+    let mut tensors = Vec::new();
+    for path in network.tensors.names() {
+        let info = network.tensors.info(&path).unwrap();
+        let mut values = network.tensors.read_f32(&path).unwrap();
+        if path == name {
+            let largest = values.iter_mut().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap();
+            *largest *= 1.01;
+        }
+        tensors.push(Tensor { name: format!("weights.{path}"), dims: info.dims.clone(), values });
+    }
+    let config = network.architecture.denoiser().unwrap();
+    let metadata = [("class", config.class().to_owned()), ("init_kwargs", config.init_kwargs().to_string())];
+    safetensors::write(out, &tensors, &metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()).unwrap();
 }
 
 pub(crate) fn attempt(dir: &Path, args: &[&str]) -> Outcome {

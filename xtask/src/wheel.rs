@@ -5,8 +5,11 @@
 //! that such a system may lack.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fmt::Write as _;
+use std::fs::Permissions;
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -87,7 +90,9 @@ pub(crate) fn archive() -> anyhow::Result<()> {
     install(&ONNXRUNTIME)?;
     let library = cache()?.join(ONNXRUNTIME.name);
     let mut entries: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    entries.insert("bin/d2o".to_owned(), program(&wheel)?);
+    let program = program(&wheel)?;
+    entries.extend(shell_files(&program)?);
+    entries.insert("bin/d2o".to_owned(), program);
     for name in ["README.md", "LICENSE-APACHE", "LICENSE-MIT"] {
         entries.insert(name.to_owned(), fs::read(root().join(name))?);
     }
@@ -129,6 +134,33 @@ fn program(wheel: &Path) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     archive.by_name(&name).with_context(|| format!("`{name}` in the wheel"))?.read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Completion scripts and manual pages that `program` writes, by their places below a prefix such as `/usr/local`.
+fn shell_files(program: &[u8]) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
+    let stage = Staging::new(target()?.join("archive-stage"))?;
+    let (d2o, pages) = (stage.0.join("d2o"), stage.0.join("man"));
+    fs::write(&d2o, program)?;
+    fs::set_permissions(&d2o, Permissions::from_mode(0o755))?;
+    let output = |args: &[&OsStr]| -> anyhow::Result<Vec<u8>> {
+        let output = Command::new(&d2o).args(args).output().context("start the program")?;
+        ensure!(output.status.success(), "d2o {args:?} failed ({})", output.status);
+        Ok(output.stdout)
+    };
+    let mut entries = BTreeMap::new();
+    for (shell, path) in [
+        ("bash", "share/bash-completion/completions/d2o"),
+        ("zsh", "share/zsh/site-functions/_d2o"),
+        ("fish", "share/fish/vendor_completions.d/d2o.fish"),
+    ] {
+        entries.insert(path.to_owned(), output(&["completions".as_ref(), shell.as_ref()])?);
+    }
+    output(&["man".as_ref(), pages.as_os_str()])?;
+    for page in fs::read_dir(&pages)? {
+        let page = page?;
+        entries.insert(format!("share/man/man1/{}", page.file_name().to_string_lossy()), fs::read(page.path())?);
+    }
+    Ok(entries)
 }
 
 /// Folder of the wheel and the archive.
