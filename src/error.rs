@@ -31,8 +31,8 @@ pub fn with_hint(error: anyhow::Error, hint: impl Into<String>) -> anyhow::Error
     anyhow::Error::new(Hint { hint: hint.into(), error })
 }
 
-/// Calls `each` for `error` and all its causes, those that carry advice included.
-fn walk<'a>(error: &'a anyhow::Error, each: &mut dyn FnMut(&'a (dyn StdError + 'static))) {
+/// Calls `each` for `error` and all its causes, those inside a [`Hint`] included.
+pub fn walk<'a>(error: &'a anyhow::Error, each: &mut dyn FnMut(&'a (dyn StdError + 'static))) {
     for cause in error.chain() {
         let mut at = cause;
         each(at);

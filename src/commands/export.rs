@@ -14,6 +14,7 @@ use d2o_converters::known::{Generator, Match};
 use d2o_converters::preprocess::Resize;
 use d2o_converters::published::WeightsState;
 use d2o_converters::{Architecture, Checkpoint, Network};
+use d2o_files::Scratch;
 use d2o_onnx::graph::Model;
 use d2o_onnx::metadata::{Metadata, Precision};
 use d2o_onnx::winograd::DEFAULT_THRESHOLD;
@@ -29,7 +30,6 @@ use crate::cli::{ActivationArg, Export, Global, Kind, NoiseArg, PixelType, Preci
 use crate::error::with_hint;
 use crate::outputs::ensure_new_file;
 use crate::printer::{Printer, Progress};
-use crate::scratch::Scratch;
 
 /// Inputs of the check that follows an export.
 const CHECKED: usize = 2;

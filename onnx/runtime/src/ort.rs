@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use d2o_files::Scratch;
 use d2o_onnx::graph::ElementType;
 use d2o_onnx::read::{ModelInfo, ValueInfo};
 use ndarray::ArrayViewD;
@@ -290,7 +291,7 @@ impl OrtRuntime {
             Ok(Inner::builder(&self.environment)?.with_intra_threads(1)?.with_log_level(LogLevel::Error)?)
         };
         let block = winograd::block(|bytes| quiet()?.commit_from_memory(bytes)).map_err(refused)?;
-        let folder = tempfile::Builder::new().prefix("d2o-optimised-").tempdir()?;
+        let folder = Scratch::new()?;
         let optimised = folder.path().join("graph.onnx");
         let optimise = || -> ort::Result<Inner> {
             let builder = quiet()?.with_optimization_level(GraphOptimizationLevel::All)?;

@@ -7,6 +7,8 @@ use fs_err as fs;
 use sha2::{Digest as _, Sha256};
 use tempfile::{NamedTempFile, TempPath};
 
+use crate::temporary::{Listed, listed_file};
+
 /// Processes that may write one target at the same time.
 const SLOTS: usize = 16;
 /// Attempts to create a temporary file while other processes remove stale ones.
@@ -22,6 +24,7 @@ const MAX_NAME: usize = 200;
 pub struct AtomicFile {
     file: io::BufWriter<NamedTempFile>,
     target: PathBuf,
+    _listed: Listed,
 }
 
 impl AtomicFile {
@@ -41,8 +44,8 @@ impl AtomicFile {
     /// Those of the file system.
     pub fn create_in(folder: &Path, target: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
-        let file = io::BufWriter::with_capacity(1 << 20, reserve(folder, target)?);
-        Ok(Self { file, target: target.to_owned() })
+        let (file, listed) = reserve(folder, target)?;
+        Ok(Self { file: io::BufWriter::with_capacity(1 << 20, file), target: target.to_owned(), _listed: listed })
     }
 
     /// Whether [`AtomicFile::create`] can write `target`, without creating anything that stays.
@@ -128,6 +131,7 @@ impl Seek for AtomicFile {
 pub struct AtomicPath {
     file: NamedTempFile,
     target: PathBuf,
+    _listed: Listed,
 }
 
 impl AtomicPath {
@@ -139,7 +143,8 @@ impl AtomicPath {
         check_target(target)?;
         let folder = folder_of(target);
         fs::create_dir_all(folder)?;
-        Ok(Self { file: reserve(folder, target)?, target: target.to_owned() })
+        let (file, listed) = reserve(folder, target)?;
+        Ok(Self { file, target: target.to_owned(), _listed: listed })
     }
 
     /// The temporary file.
@@ -222,14 +227,15 @@ fn temporary_name(target: &Path, slot: usize) -> std::ffi::OsString {
 }
 
 /// A new, locked temporary file for `target` in `folder`. Unlocked ones of the same target are stale: they are removed.
-fn reserve(folder: &Path, target: &Path) -> io::Result<NamedTempFile> {
+fn reserve(folder: &Path, target: &Path) -> io::Result<(NamedTempFile, Listed)> {
     for slot in 0..SLOTS {
         remove_stale(&folder.join(temporary_name(target, slot)));
     }
     for attempt in 0..ATTEMPTS {
         let path = folder.join(temporary_name(target, attempt % SLOTS));
-        match std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
-            Ok(file) => {
+        match listed_file(&path, |path| std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(path))
+        {
+            Ok((file, listed)) => {
                 let guard = TempPath::try_from_path(path.clone())?;
                 // Another process may take the file for a stale one until it is locked.
                 let lost = matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)) || !is_at(&file, &path)?;
@@ -238,7 +244,7 @@ fn reserve(folder: &Path, target: &Path) -> io::Result<NamedTempFile> {
                     let _ = guard.keep();
                     continue;
                 }
-                return Ok(NamedTempFile::from_parts(file, guard));
+                return Ok((NamedTempFile::from_parts(file, guard), listed));
             }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => {

@@ -23,7 +23,7 @@ pub(super) fn profile(
     accelerator: &Accelerator,
     global: &Global,
 ) -> anyhow::Result<(Vec<NodeCount>, Vec<NodeTime>)> {
-    let folder = crate::scratch::Scratch::new()?;
+    let folder = d2o_files::Scratch::new()?;
     let prefix = folder.path().join("profile");
     let mut session = engine::open_profiled(model, runtime, &prefix, accelerator, global)?;
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
