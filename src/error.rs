@@ -98,7 +98,8 @@ pub fn render(error: &anyhow::Error) -> String {
     }
     let mut lines: Vec<String> = Vec::new();
     walk(error, &mut |cause| {
-        let text = cause.to_string();
+        // That of ONNX Runtime ends with a line feed.
+        let text = cause.to_string().trim_end().to_owned();
         if !lines.contains(&text) && !lines.last().is_some_and(|line| line.ends_with(&text)) {
             lines.push(text);
         }

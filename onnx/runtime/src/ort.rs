@@ -218,6 +218,8 @@ impl OrtRuntime {
             let threads =
                 options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
             let mut builder = Inner::builder(&self.environment)?
+                // What fails is returned, and would be printed too.
+                .with_log_level(LogLevel::Fatal)?
                 .with_optimization_level(GraphOptimizationLevel::All)?
                 .with_intra_threads(threads)?
                 .with_config_entry(placement::RECORD, "1")?;

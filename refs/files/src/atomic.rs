@@ -48,27 +48,6 @@ impl AtomicFile {
         Ok(Self { file: io::BufWriter::with_capacity(1 << 20, file), target: target.to_owned(), _listed: listed })
     }
 
-    /// Whether [`AtomicFile::create`] can write `target`, without creating anything that stays.
-    ///
-    /// # Errors
-    /// `IsADirectory`, `PermissionDenied` or `InvalidInput` for a target that is a folder, read-only or not a regular file; those of the
-    /// file system if the nearest existing parent folder cannot be written.
-    pub fn check_writable(target: &Path) -> io::Result<()> {
-        check_target(target)?;
-        let mut folder = folder_of(target);
-        loop {
-            match fs::metadata(folder) {
-                Ok(found) if found.is_dir() => break,
-                Ok(_) => return Err(problem(io::ErrorKind::NotADirectory, folder, "not a folder")),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => folder = folder_of(folder),
-                Err(e) => return Err(e),
-            }
-        }
-        tempfile::tempfile_in(folder)
-            .map(drop)
-            .map_err(|e| io::Error::new(e.kind(), format!("cannot write into `{}`: {e}", folder.display())))
-    }
-
     /// Flushes, syncs and renames the file, then syncs its folder.
     ///
     /// # Errors
@@ -376,14 +355,9 @@ mod tests {
     }
 
     #[test]
-    fn bad_targets_are_found_beforehand() {
+    fn bad_targets_are_found_at_the_start() {
         let dir = tempfile::tempdir().unwrap();
-        let check = |path: &Path| {
-            let found = AtomicFile::check_writable(path).map_err(|e| e.to_string());
-            let made = AtomicFile::create(path).map(drop).map_err(|e| e.to_string());
-            assert_eq!(found.is_err(), made.is_err(), "{found:?}, {made:?}");
-            found
-        };
+        let check = |path: &Path| AtomicFile::create(path).map(drop).map_err(|e| e.to_string());
         let folder = dir.path().join("folder");
         fs::create_dir(&folder).unwrap();
         assert!(check(&folder).unwrap_err().contains("is a folder"));
@@ -397,10 +371,8 @@ mod tests {
         assert!(check(&file).unwrap_err().contains("read-only"));
         #[cfg(unix)]
         assert!(check(Path::new("/dev/null")).unwrap_err().contains("not a regular file"));
-        AtomicFile::check_writable(&dir.path().join("new/deeper/x")).unwrap();
-        assert!(!dir.path().join("new").exists());
         if cfg!(target_os = "linux") {
-            assert!(AtomicFile::check_writable(Path::new("/proc/x")).is_err());
+            assert!(check(Path::new("/proc/x")).is_err());
         }
     }
 }

@@ -8,4 +8,4 @@ mod atomic;
 mod temporary;
 
 pub use atomic::{AtomicFile, AtomicPath, is_at, sync_folder};
-pub use temporary::{Removed, Scratch, remove_temporary};
+pub use temporary::{Removed, Scratch, remove_temporary, without_name};

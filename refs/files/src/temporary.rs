@@ -123,7 +123,7 @@ impl Scratch {
     fn make(builder: &tempfile::Builder<'_, '_>, parent: &Path) -> io::Result<Self> {
         let mut list = list();
         let folder = builder.tempdir_in(parent).map_err(|error| {
-            let text = format!("cannot make a temporary folder in `{}`: {error}", parent.display());
+            let text = format!("cannot make a temporary folder in `{}`: {}", parent.display(), without_name(&error));
             io::Error::new(error.kind(), text)
         })?;
         let listed = list.add(Entry::Folder(folder.path().to_owned()));
@@ -148,6 +148,13 @@ impl Scratch {
         drop(listed);
         Ok(())
     }
+}
+
+/// The text of an error of `tempfile` without ` at path "…"`, a random name.
+#[must_use]
+pub fn without_name(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" at path \"").map_or(text.as_str(), |(text, _)| text).to_owned()
 }
 
 /// The proof that the temporary files and folders of this process are gone. As long as it lives, threads that would make new ones wait.
