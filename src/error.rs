@@ -31,8 +31,8 @@ pub fn with_hint(error: anyhow::Error, hint: impl Into<String>) -> anyhow::Error
     anyhow::Error::new(Hint { hint: hint.into(), error })
 }
 
-/// Calls `each` for `error` and all its causes, those that carry advice included.
-fn walk<'a>(error: &'a anyhow::Error, each: &mut dyn FnMut(&'a (dyn StdError + 'static))) {
+/// Calls `each` for `error` and all its causes, those inside a [`Hint`] included.
+pub fn walk<'a>(error: &'a anyhow::Error, each: &mut dyn FnMut(&'a (dyn StdError + 'static))) {
     for cause in error.chain() {
         let mut at = cause;
         each(at);
@@ -98,7 +98,8 @@ pub fn render(error: &anyhow::Error) -> String {
     }
     let mut lines: Vec<String> = Vec::new();
     walk(error, &mut |cause| {
-        let text = cause.to_string();
+        // That of ONNX Runtime ends with a line feed.
+        let text = cause.to_string().trim_end().to_owned();
         if !lines.contains(&text) && !lines.last().is_some_and(|line| line.ends_with(&text)) {
             lines.push(text);
         }

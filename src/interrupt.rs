@@ -106,11 +106,11 @@ pub fn listen() {
     unix::listen();
 }
 
-/// Ends the process without destructors, except for [`crate::scratch::Scratch`].
+/// Ends the process without destructors; its temporary files and folders are removed all the same.
 fn exit_at_once() -> ! {
     use std::io::Write as _;
     let _ = std::io::stderr().write_all(b"interrupted\n");
-    crate::scratch::remove_all();
+    let _removed = d2o_files::remove_temporary();
     signal_hook::low_level::exit(i32::from(EXIT_CODE))
 }
 

@@ -15,7 +15,6 @@ pub mod printer;
 pub mod progress;
 pub mod report;
 pub mod sampling;
-pub mod scratch;
 #[cfg(feature = "train")]
 pub mod train;
 pub mod verdict;

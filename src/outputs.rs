@@ -76,7 +76,8 @@ fn writable(folder: &Path) -> io::Result<()> {
             Ok(found) if found.is_dir() => {
                 // Modes and mounts do not tell: only trying does. The file has no name where the file system can do that.
                 return tempfile::tempfile_in(folder).map(drop).map_err(|error| {
-                    io::Error::new(error.kind(), format!("cannot create files in `{}`: {error}", folder.display()))
+                    let cause = d2o_files::without_name(&error);
+                    io::Error::new(error.kind(), format!("cannot create files in `{}`: {cause}", folder.display()))
                 });
             }
             Ok(_) => {

@@ -49,7 +49,9 @@ impl Printer {
     /// # Errors
     /// Those of writing.
     pub fn raw(&self, bytes: &[u8]) -> anyhow::Result<()> {
-        std::io::stdout().lock().write_all(bytes).map_err(closed)
+        let mut out = std::io::stdout().lock();
+        // What follows the last line feed would otherwise be written at the end of the process, where no error is seen.
+        out.write_all(bytes).and_then(|()| out.flush()).map_err(closed)
     }
 
     fn line(&self, text: &str) -> anyhow::Result<()> {

@@ -27,7 +27,7 @@ pub fn open(path: &Path, expected: &str) -> Result<fs::File> {
 ///
 /// # Errors
 /// `Missing`, the file system's own.
-pub(crate) fn metadata(path: &Path) -> Result<std::fs::Metadata> {
+pub fn metadata(path: &Path) -> Result<std::fs::Metadata> {
     fs::metadata(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::Missing { file: path.to_owned() },
         _ => e.into(),

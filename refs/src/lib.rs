@@ -24,7 +24,7 @@ mod virtual_map;
 mod zip_writer;
 
 pub use error::{Error, Result};
-pub use kind::{open as open_file, whole};
+pub use kind::{metadata, open as open_file, whole};
 pub use labels::folders_are_classes;
 
 pub use decode::png;

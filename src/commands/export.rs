@@ -14,6 +14,7 @@ use d2o_converters::known::{Generator, Match};
 use d2o_converters::preprocess::Resize;
 use d2o_converters::published::WeightsState;
 use d2o_converters::{Architecture, Checkpoint, Network};
+use d2o_files::Scratch;
 use d2o_onnx::graph::Model;
 use d2o_onnx::metadata::{Metadata, Precision};
 use d2o_onnx::winograd::DEFAULT_THRESHOLD;
@@ -29,7 +30,6 @@ use crate::cli::{ActivationArg, Export, Global, Kind, NoiseArg, PixelType, Preci
 use crate::error::with_hint;
 use crate::outputs::ensure_new_file;
 use crate::printer::{Printer, Progress};
-use crate::scratch::Scratch;
 
 /// Inputs of the check that follows an export.
 const CHECKED: usize = 2;
@@ -49,13 +49,13 @@ const SINGLE: [&str; 4] = ["precond", "preprocess", "quantise", "mapping"];
 pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     ensure_new_file(&args.out, args.output.overwrite)?;
     let start = Instant::now();
-    let (mut exported, network) =
-        graph(args, printer).with_context(|| format!("cannot export `{}`", args.source.display()))?;
+    let cannot = || format!("cannot export `{}`", args.source.display());
+    let (mut exported, network) = graph(args, printer).with_context(cannot)?;
     if args.winograd {
-        exported.model = winograd(exported.model, args, printer)?;
+        exported.model = winograd(exported.model, args, printer).with_context(cannot)?;
     }
     if args.precision == PrecisionArg::Fp16 {
-        exported.model = half(&exported.model, args, global, printer)?;
+        exported.model = half(&exported.model, args, global, printer).with_context(cannot)?;
     }
     let stage = printer.stage("write the graph");
     write::write(&exported.model, &args.out).with_context(|| format!("write `{}`", args.out.display()))?;
@@ -121,7 +121,9 @@ fn winograd(model: Model, args: &Export, printer: Printer) -> anyhow::Result<Mod
 
 /// `model` in f16. How far its outputs lie from those in f32 is measured, and kept in its metadata.
 fn half(model: &Model, args: &Export, global: &Global, printer: Printer) -> anyhow::Result<Model> {
-    let narrow = model.to_f16(&SINGLE)?;
+    let narrow = model
+        .to_f16(&SINGLE)
+        .map_err(|error| with_hint(error.into(), "leave out `--precision fp16`: this network needs f32"))?;
     let described = |difference: String| Metadata {
         precision: Some(Precision::Fp16),
         fp16_difference: Some(difference),

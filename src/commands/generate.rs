@@ -46,7 +46,7 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
     let session = sessions.first().context("no device")?;
     let (info, runtime) = (session.model().clone(), session.runtime().to_owned());
     let cannot = || format!("cannot generate with `{}`", args.model.display());
-    let sampling = SamplingRequest::from(&recommended(&args.sampling, &info, &printer)?);
+    let sampling = SamplingRequest::from(&recommended(&args.sampling, &info, &printer).with_context(cannot)?);
     let plan = Plan::new(&sampling, &info).with_context(cannot)?;
     let seeds = plan.seeds.as_slice();
     let record = plan.record(&sampling, &args.model, &info, &runtime)?;
@@ -76,7 +76,7 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
         let computed = compute(&plan, &mut sessions, drawn, parts, &mut progress);
         let written = writing.join().map_err(|_| anyhow::anyhow!("writing failed"))?;
         let drawn = drawer.join().map_err(|_| anyhow::anyhow!("sampling failed"))?;
-        computed?;
+        computed.with_context(cannot)?;
         drawn?;
         written.with_context(|| format!("cannot write `{}`", args.out.display()))
     })?;
@@ -172,18 +172,20 @@ fn draw(
     save: Option<&Path>,
     to: &SyncSender<Drawn>,
 ) -> anyhow::Result<()> {
-    let mut file = save.map(|p| LatentsWriter::create(p, seeds.len(), &drawing.dims)).transpose()?;
+    let unwritten = || format!("cannot write `{}`", save.unwrap_or(Path::new("")).display());
+    let file = save.map(|p| LatentsWriter::create(p, seeds.len(), &drawing.dims)).transpose();
+    let mut file = file.with_context(unwritten)?;
     let first = if file.is_some() { 0 } else { resumed };
     for (i, chunk) in seeds[first..].chunks(batch).enumerate() {
         let drawn = drawing.draw(chunk)?;
         if let Some(file) = &mut file {
-            file.append(drawn.latents.view(), drawn.labels.as_deref())?;
+            file.append(drawn.latents.view(), drawn.labels.as_deref()).with_context(unwritten)?;
         }
         if first + i * batch >= resumed && to.send(drawn).is_err() {
             return Ok(());
         }
     }
-    file.map_or(Ok(()), |f| f.finish(seeds))
+    file.map_or(Ok(()), |f| f.finish(seeds)).with_context(unwritten)
 }
 
 /// Encodes and writes batches as they come, in a separate thread.

@@ -9,6 +9,7 @@ use clap::Parser as _;
 use d2o_converters::known;
 use d2o_converters::{Architecture, Checkpoint};
 use d2o_fetch::{Request, Source};
+use d2o_files::Scratch;
 use d2o_refs::batch::container_sha256;
 use fs_err as fs;
 use sha2::{Digest as _, Sha256};
@@ -17,8 +18,8 @@ use super::known::published;
 use super::{ExitStatus, export};
 use crate::cli::{Cli, Command, Global, Input, Sampler, Takes};
 use crate::downloads::{cache, download, fetch, settings};
+use crate::error::with_hint;
 use crate::printer::Printer;
-use crate::scratch::Scratch;
 
 /// Extensions of checkpoints, which no container of images has.
 const CHECKPOINTS: [&str; 7] = ["bin", "ckpt", "pb", "pkl", "pt", "pth", "safetensors"];
@@ -91,9 +92,10 @@ fn exported(
     }
     let options = asked.map_or_else(|| kind_of(path), Ok)?;
     printer.note(&format!("exporting `{}` into the cache: {}", path.display(), options.join(" ")));
-    fs::create_dir_all(&exports)?;
     // The graph gets its place in the cache once it has passed the check.
-    let unchecked = Scratch::new_in(&exports)?;
+    let unchecked = fs::create_dir_all(&exports)
+        .and_then(|()| Scratch::new_in(&exports))
+        .map_err(|error| with_hint(error.into(), "set D2O_CACHE to a writable folder"))?;
     let mut words: Vec<OsString> = vec!["d2o".into(), "export".into()];
     words.extend(options.iter().map(Into::into));
     words.extend(["--out".into(), unchecked.path().join(name).into(), "--".into(), path.into()]);

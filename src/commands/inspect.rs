@@ -9,7 +9,6 @@ use d2o_onnx::metadata::Kind;
 use d2o_onnx::read::ModelInfo;
 use d2o_refs::batch::{self, ImageDims, ImageSource};
 use d2o_refs::npz;
-use fs_err as fs;
 use serde_json::{Value, json};
 
 use super::{ExitStatus, ensure_new_result, give_result};
@@ -32,7 +31,7 @@ pub fn run(args: &Inspect, printer: Printer) -> anyhow::Result<ExitStatus> {
 
 fn describe(path: &Path) -> anyhow::Result<Value> {
     let (file, array) = batch::split_name(path);
-    if array.is_some() || fs::metadata(file)?.is_dir() {
+    if array.is_some() || d2o_refs::metadata(file)?.is_dir() {
         return images(path);
     }
     // No reader waits for a pipe.

@@ -17,9 +17,11 @@ pub mod reproduce;
 pub mod train;
 pub mod verify;
 
+use std::path::Path;
+
 use anyhow::Context as _;
 use clap::CommandFactory as _;
-use fs_err as fs;
+use d2o_files::AtomicFile;
 
 use crate::cli::{Cli, Command, ResultOutput};
 use crate::printer::Printer;
@@ -77,12 +79,26 @@ pub fn run(mut cli: Cli) -> anyhow::Result<ExitStatus> {
             Ok(ExitStatus::Done)
         }
         Command::Man { dir } => {
-            fs::create_dir_all(&dir)?;
-            clap_mangen::generate_to(Cli::command(), &dir).with_context(|| format!("write `{}`", dir.display()))?;
+            // As `clap_mangen::generate_to` has it.
+            let mut command = Cli::command().disable_help_subcommand(true);
+            command.build();
+            manual_pages(command, &dir)?;
             Ok(ExitStatus::Done)
         }
         Command::Reproduce(args) => reproduce::run(&args, &cli.global, printer),
     }
+}
+
+/// Writes the manual pages of `command` and of the commands in it.
+fn manual_pages(command: clap::Command, dir: &Path) -> anyhow::Result<()> {
+    for inner in command.get_subcommands().filter(|c| !c.is_hide_set()) {
+        manual_pages(inner.clone(), dir)?;
+    }
+    let manual = clap_mangen::Man::new(command);
+    let path = dir.join(manual.get_filename());
+    let mut page = Vec::new();
+    manual.render(&mut page)?;
+    AtomicFile::write_all_to(&path, &page).with_context(|| format!("write `{}`", path.display()))
 }
 
 /// Makes sure, before any work is done, that the file of `--json` can be written.

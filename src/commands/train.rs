@@ -35,7 +35,7 @@ mod training {
     use d2o_converters::generators::song::SongConfig;
     use d2o_converters::{Architecture, Checkpoint};
     use d2o_evaluations::result::Evaluation;
-    use d2o_files::AtomicFile;
+    use d2o_files::{AtomicFile, Scratch};
     use d2o_refs::batch::{self, ImageDims, ImageSource};
     use fs_err as fs;
     use serde_json::{Value, json};
@@ -44,7 +44,6 @@ mod training {
     use crate::cli::{Arch, Cli, Command, LossArg};
     use crate::commands;
     use crate::interrupt::{self, Interrupted};
-    use crate::scratch::Scratch;
     use crate::train::augment::edm::EdmSettings;
     use crate::train::dataset::{Shape, TrainingSet};
     use crate::train::device::{self, Device, Kind};

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use d2o_files::Scratch;
 use d2o_refs::image_zip::{DatasetWriter, LABEL_FILE, label_file, name_of};
 use fs_err as fs;
 use serde_json::Value;
@@ -22,7 +23,7 @@ pub enum Output {
         /// What the folder will be called.
         target: PathBuf,
         /// The temporary folder.
-        partial: tempfile::TempDir,
+        partial: Scratch,
         /// Label of each image so far.
         labels: Vec<Option<Value>>,
     },
@@ -83,14 +84,7 @@ impl Output {
         }
         let parent = parent_of(path);
         fs::create_dir_all(parent)?;
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".d2o-").suffix(".partial");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt as _;
-            builder.permissions(std::fs::Permissions::from_mode(0o755));
-        }
-        Ok(Self::Folder { target: path.to_owned(), partial: builder.tempdir_in(parent)?, labels: Vec::new() })
+        Ok(Self::Folder { target: path.to_owned(), partial: Scratch::partial_in(parent)?, labels: Vec::new() })
     }
 
     /// Adds the next image.
@@ -131,14 +125,12 @@ impl Output {
                 if replaces {
                     fs::rename(&target, &aside).with_context(cannot)?;
                 }
-                if let Err(error) = fs::rename(partial.path(), &target) {
+                if let Err(error) = partial.persist(&target) {
                     if replaces {
                         fs::rename(&aside, &target).with_context(cannot)?;
                     }
                     return Err(error).with_context(cannot);
                 }
-                // It has moved.
-                let _ = partial.keep();
             }
         }
         Ok(())

@@ -109,7 +109,7 @@ impl Source {
     /// If `path` is none of these, holds no image, or its labels are not those that `selection` asks for.
     pub fn open(path: &Path, selection: &Selection) -> anyhow::Result<Self> {
         let (file, _) = batch::split_name(path);
-        if fs::metadata(file)?.is_dir() {
+        if d2o_refs::metadata(file)?.is_dir() {
             return if path.join(lmdb::DATA_FILE).is_file() { lmdb(path, selection) } else { folder(path, selection) };
         }
         match kind(file)? {

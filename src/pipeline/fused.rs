@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use d2o_files::Scratch;
 use d2o_onnx::read::ModelInfo;
 use d2o_onnx::{compose, write};
 use d2o_refs::batch::{ContentHash, Digest, ImageDims, digests};
@@ -84,9 +85,10 @@ impl Fused {
                 };
                 let joined = compose::chain(path, Path::new(&network.spec.path), IMAGES)
                     .map_err(|e| with_hint(anyhow::Error::new(e).context("the two graphs cannot be joined"), hint))?;
-                let file = tempfile::Builder::new().prefix("d2o-fused-").suffix(".onnx").tempfile()?;
-                write::write(&joined, file.path())?;
-                engine.open(file.path(), OnCpu::Plain)?
+                let folder = Scratch::new()?;
+                let file = folder.path().join("fused.onnx");
+                write::write(&joined, &file)?;
+                engine.open(&file, OnCpu::Plain)?
             }
             Fuse::Memory => {
                 let given = info.output(IMAGES).with_context(|| format!("`{name}` has no output `{IMAGES}`"));

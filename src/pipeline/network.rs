@@ -202,7 +202,8 @@ impl Ends {
                 anyhow::ensure!(width <= limit, "`{path}`: `{name}`: expected at most {limit} values, found {width}");
             }
         }
-        let name = model.described()?.extractor.unwrap_or_else(|| path.display().to_string());
+        let described = model.described().with_context(|| format!("cannot use `{}`", path.display()))?;
+        let name = described.extractor.unwrap_or_else(|| path.display().to_string());
         if name == INCEPTION
             && let Some(classes) = output_dims(model, "logits")
         {

@@ -389,7 +389,8 @@ fn extract(
             let clock = Instant::now();
             let mut matrices = Vec::new();
             for ((spec, session), tensor) in specs.iter().zip(sessions).zip(&tensors) {
-                let outputs = session.run(&[(spec.input(), tensor.into())])?;
+                let outputs = session.run(&[(spec.input(), tensor.into())]);
+                let outputs = outputs.with_context(|| format!("cannot run `{}`", spec.path))?;
                 matrices.extend(spec.take(session.model().output_names().zip(outputs), &names, rule)?);
             }
             Ok((Rows { start, digests, matrices }, clock.elapsed().as_secs_f64()))

@@ -56,7 +56,7 @@ impl LibTorchSession {
     /// Another network than the graph's; a graph that d2o did not export.
     pub fn of(model: &Path, network: &Network) -> anyhow::Result<Self> {
         let info = ModelInfo::open(model)?;
-        let metadata = info.described()?;
+        let metadata = info.described().with_context(|| format!("cannot use `{}`", model.display()))?;
         let weights = network.weights();
         let mut b = LibTorch::with_weights(weights, Device::Cpu);
         let net = match metadata.kind {

@@ -1,7 +1,10 @@
 //! What tests of `evaluate` share: the command, drawn images, a small feature network.
 #![allow(dead_code, clippy::cast_possible_truncation, reason = "each test crate uses a part; drawn bytes")]
 
+pub(crate) mod onnx;
 pub(crate) mod page;
+#[cfg(unix)]
+pub(crate) mod running;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -445,8 +445,20 @@ fn arguments(path: &Path, text: &str) -> Result<Map<String, Value>> {
     }
     match serde_json::from_str(text) {
         Ok(Value::Object(kwargs)) => Ok(kwargs),
-        Ok(_) => Err(bad("a JSON object", "another value".to_owned())),
+        Ok(other) => Err(bad("a JSON object", kind_of(&other).to_owned())),
         Err(e) => Err(bad("JSON", e.to_string())),
+    }
+}
+
+/// What `value` is, for messages.
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
     }
 }
 

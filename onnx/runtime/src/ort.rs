@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use d2o_files::Scratch;
 use d2o_onnx::graph::ElementType;
 use d2o_onnx::read::{ModelInfo, ValueInfo};
 use ndarray::ArrayViewD;
@@ -217,6 +218,8 @@ impl OrtRuntime {
             let threads =
                 options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
             let mut builder = Inner::builder(&self.environment)?
+                // What fails is returned, and would be printed too.
+                .with_log_level(LogLevel::Fatal)?
                 .with_optimization_level(GraphOptimizationLevel::All)?
                 .with_intra_threads(threads)?
                 .with_config_entry(placement::RECORD, "1")?;
@@ -290,7 +293,7 @@ impl OrtRuntime {
             Ok(Inner::builder(&self.environment)?.with_intra_threads(1)?.with_log_level(LogLevel::Error)?)
         };
         let block = winograd::block(|bytes| quiet()?.commit_from_memory(bytes)).map_err(refused)?;
-        let folder = tempfile::Builder::new().prefix("d2o-optimised-").tempdir()?;
+        let folder = Scratch::new()?;
         let optimised = folder.path().join("graph.onnx");
         let optimise = || -> ort::Result<Inner> {
             let builder = quiet()?.with_optimization_level(GraphOptimizationLevel::All)?;

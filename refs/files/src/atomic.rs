@@ -7,6 +7,8 @@ use fs_err as fs;
 use sha2::{Digest as _, Sha256};
 use tempfile::{NamedTempFile, TempPath};
 
+use crate::temporary::{Listed, listed_file};
+
 /// Processes that may write one target at the same time.
 const SLOTS: usize = 16;
 /// Attempts to create a temporary file while other processes remove stale ones.
@@ -22,6 +24,7 @@ const MAX_NAME: usize = 200;
 pub struct AtomicFile {
     file: io::BufWriter<NamedTempFile>,
     target: PathBuf,
+    _listed: Listed,
 }
 
 impl AtomicFile {
@@ -41,29 +44,8 @@ impl AtomicFile {
     /// Those of the file system.
     pub fn create_in(folder: &Path, target: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
-        let file = io::BufWriter::with_capacity(1 << 20, reserve(folder, target)?);
-        Ok(Self { file, target: target.to_owned() })
-    }
-
-    /// Whether [`AtomicFile::create`] can write `target`, without creating anything that stays.
-    ///
-    /// # Errors
-    /// `IsADirectory`, `PermissionDenied` or `InvalidInput` for a target that is a folder, read-only or not a regular file; those of the
-    /// file system if the nearest existing parent folder cannot be written.
-    pub fn check_writable(target: &Path) -> io::Result<()> {
-        check_target(target)?;
-        let mut folder = folder_of(target);
-        loop {
-            match fs::metadata(folder) {
-                Ok(found) if found.is_dir() => break,
-                Ok(_) => return Err(problem(io::ErrorKind::NotADirectory, folder, "not a folder")),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => folder = folder_of(folder),
-                Err(e) => return Err(e),
-            }
-        }
-        tempfile::tempfile_in(folder)
-            .map(drop)
-            .map_err(|e| io::Error::new(e.kind(), format!("cannot create files in `{}`: {e}", folder.display())))
+        let (file, listed) = reserve(folder, target)?;
+        Ok(Self { file: io::BufWriter::with_capacity(1 << 20, file), target: target.to_owned(), _listed: listed })
     }
 
     /// Flushes, syncs and renames the file, then syncs its folder.
@@ -128,6 +110,7 @@ impl Seek for AtomicFile {
 pub struct AtomicPath {
     file: NamedTempFile,
     target: PathBuf,
+    _listed: Listed,
 }
 
 impl AtomicPath {
@@ -139,7 +122,8 @@ impl AtomicPath {
         check_target(target)?;
         let folder = folder_of(target);
         fs::create_dir_all(folder)?;
-        Ok(Self { file: reserve(folder, target)?, target: target.to_owned() })
+        let (file, listed) = reserve(folder, target)?;
+        Ok(Self { file, target: target.to_owned(), _listed: listed })
     }
 
     /// The temporary file.
@@ -222,14 +206,15 @@ fn temporary_name(target: &Path, slot: usize) -> std::ffi::OsString {
 }
 
 /// A new, locked temporary file for `target` in `folder`. Unlocked ones of the same target are stale: they are removed.
-fn reserve(folder: &Path, target: &Path) -> io::Result<NamedTempFile> {
+fn reserve(folder: &Path, target: &Path) -> io::Result<(NamedTempFile, Listed)> {
     for slot in 0..SLOTS {
         remove_stale(&folder.join(temporary_name(target, slot)));
     }
     for attempt in 0..ATTEMPTS {
         let path = folder.join(temporary_name(target, attempt % SLOTS));
-        match std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
-            Ok(file) => {
+        match listed_file(&path, |path| std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(path))
+        {
+            Ok((file, listed)) => {
                 let guard = TempPath::try_from_path(path.clone())?;
                 // Another process may take the file for a stale one until it is locked.
                 let lost = matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)) || !is_at(&file, &path)?;
@@ -238,7 +223,7 @@ fn reserve(folder: &Path, target: &Path) -> io::Result<NamedTempFile> {
                     let _ = guard.keep();
                     continue;
                 }
-                return Ok(NamedTempFile::from_parts(file, guard));
+                return Ok((NamedTempFile::from_parts(file, guard), listed));
             }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => {
@@ -370,14 +355,9 @@ mod tests {
     }
 
     #[test]
-    fn bad_targets_are_found_beforehand() {
+    fn bad_targets_are_found_at_the_start() {
         let dir = tempfile::tempdir().unwrap();
-        let check = |path: &Path| {
-            let found = AtomicFile::check_writable(path).map_err(|e| e.to_string());
-            let made = AtomicFile::create(path).map(drop).map_err(|e| e.to_string());
-            assert_eq!(found.is_err(), made.is_err(), "{found:?}, {made:?}");
-            found
-        };
+        let check = |path: &Path| AtomicFile::create(path).map(drop).map_err(|e| e.to_string());
         let folder = dir.path().join("folder");
         fs::create_dir(&folder).unwrap();
         assert!(check(&folder).unwrap_err().contains("is a folder"));
@@ -391,10 +371,8 @@ mod tests {
         assert!(check(&file).unwrap_err().contains("read-only"));
         #[cfg(unix)]
         assert!(check(Path::new("/dev/null")).unwrap_err().contains("not a regular file"));
-        AtomicFile::check_writable(&dir.path().join("new/deeper/x")).unwrap();
-        assert!(!dir.path().join("new").exists());
         if cfg!(target_os = "linux") {
-            assert!(AtomicFile::check_writable(Path::new("/proc/x")).is_err());
+            assert!(check(Path::new("/proc/x")).is_err());
         }
     }
 }

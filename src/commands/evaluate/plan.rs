@@ -382,7 +382,9 @@ fn samples(
         return Source::open(path);
     }
     let info = ModelInfo::open(path).with_context(|| format!("cannot generate with `{}`", path.display()))?;
-    let sampling = &SamplingRequest::from(&recommended(&args.sampling, &info, &printer)?);
+    let recommended = recommended(&args.sampling, &info, &printer);
+    let recommended = recommended.with_context(|| format!("cannot generate with `{}`", path.display()))?;
+    let sampling = &SamplingRequest::from(&recommended);
     if let Some(how) = args.fuse {
         return Ok(Source::fused(Fused::open(path, networks, how, sampling, engine)?));
     }

@@ -94,7 +94,7 @@ impl Pair<'_> {
     }
 
     fn values(&self, taps: [&Taps; 2], edges: &[&str], inputs: &[(String, Tensor)]) -> anyhow::Result<Both> {
-        let folder = crate::scratch::Scratch::new()?;
+        let folder = d2o_files::Scratch::new()?;
         let mut sides = Vec::new();
         for (taps, (_, runtime), name) in [(taps[0], self.a, "a.onnx"), (taps[1], self.b, "b.onnx")] {
             let path = folder.path().join(name);

@@ -39,7 +39,7 @@ impl Side {
 
     fn run(&mut self, given: &[(&str, TensorView<'_>)], count: usize, first: bool) -> anyhow::Result<Vec<Tensor>> {
         let clock = Instant::now();
-        let outputs = self.session.run(given).with_context(|| self.name.clone())?;
+        let outputs = self.session.run(given).with_context(|| format!("cannot run on {}", self.name))?;
         if !first {
             self.timed.0 += count;
             self.timed.1 += clock.elapsed().as_secs_f64();
@@ -68,7 +68,7 @@ impl Recorded {
     fn of(mut session: Box<dyn Session>, samples: usize) -> anyhow::Result<Self> {
         let info = session.model().clone();
         let inputs = inputs(&info, 0, samples)?;
-        let outputs = session.run(&by_name(&inputs)).with_context(|| session.runtime().to_owned())?;
+        let outputs = session.run(&by_name(&inputs)).with_context(|| format!("cannot run on {}", session.runtime()))?;
         Ok(Self { runtime: session.runtime().to_owned(), info, outputs })
     }
 }

@@ -110,7 +110,8 @@ pub fn run(args: &Verify, global: &Global, printer: Printer) -> anyhow::Result<E
     } else {
         (runtimes.sides(args, global, printer)?, Vec::new())
     };
-    let mut result = compare_sides(&args.model, &mut sides, counts, args.tolerance, args.extractor.is_some())?;
+    let mut result = compare_sides(&args.model, &mut sides, counts, args.tolerance, args.extractor.is_some())
+        .with_context(|| format!("cannot verify `{}`", args.model.display()))?;
     if let Some(extractor) = &args.extractor {
         result.metrics = metric_changes(&sides, extractor, args.reference.as_deref(), counts[1], global, printer)?;
     }

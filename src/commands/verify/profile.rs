@@ -23,7 +23,7 @@ pub(super) fn profile(
     accelerator: &Accelerator,
     global: &Global,
 ) -> anyhow::Result<(Vec<NodeCount>, Vec<NodeTime>)> {
-    let folder = crate::scratch::Scratch::new()?;
+    let folder = d2o_files::Scratch::new()?;
     let prefix = folder.path().join("profile");
     let mut session = engine::open_profiled(model, runtime, &prefix, accelerator, global)?;
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
@@ -34,7 +34,7 @@ pub(super) fn profile(
     let info = session.model().clone();
     for at in (0..samples).step_by(batch) {
         let inputs = inputs(&info, at, batch.min(samples - at))?;
-        session.run(&by_name(&inputs))?;
+        session.run(&by_name(&inputs)).with_context(|| format!("cannot profile `{}`", model.display()))?;
     }
     let file = session.end_profile()?;
     let events: Vec<serde_json::Value> = serde_json::from_slice(&fs::read(&file)?)

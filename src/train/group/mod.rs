@@ -303,7 +303,7 @@ fn report(error: &anyhow::Error) {
 
 /// Ends this process without destructors.
 fn exit() -> ! {
-    crate::scratch::remove_all();
+    let _removed = d2o_files::remove_temporary();
     signal_hook::low_level::exit(ExitStatus::Trouble as i32)
 }
 
