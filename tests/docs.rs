@@ -10,7 +10,6 @@ use d2o::cli::Cli;
 use d2o_converters::known;
 use d2o_refs::image_zip::DatasetWriter;
 use fs_err as fs;
-use ndarray::Array4;
 use test_support::golden_dir;
 
 mod common;

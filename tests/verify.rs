@@ -3,8 +3,6 @@
 
 use std::path::Path;
 
-use d2o_converters::Checkpoint;
-use d2o_converters::checkpoint::safetensors::{self, Tensor};
 use d2o_refs::npz::Npz;
 use fs_err as fs;
 use serde_json::Value;

@@ -18,7 +18,7 @@ fn export(checkpoint: &Path, out: &Path) -> Result<Vec<usize>, Box<dyn Error>> {
     let checkpoint = Checkpoint::open(checkpoint)?;
     // The average over training, or the only network.
     let network = checkpoint.network(None)?;
-    println!("{} with {} tensors", network.architecture.name(), network.tensors.names().count());
+    println!("{} with {} tensors", network.architecture.name(), network.tensors.names().len());
     let graph = export::denoiser(network, &Options { kind: Kind::OneStep, ..Options::default() })?;
     d2o_onnx::write::write(&graph.model, out)?;
 
