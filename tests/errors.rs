@@ -428,7 +428,11 @@ fn refs() -> Errors {
                     "@lite0.onnx",
                 ]),
             ),
-            case("Io", |dir| fs::write(dir.join("file"), "x").unwrap(), Command(&["dataset", "@file/images.npz", "--out", "@d.zip"])),
+            case(
+                "Io",
+                |dir| fs::write(dir.join("file"), "x").unwrap(),
+                Command(&["dataset", "@file/images.npz", "--out", "@d.zip"]),
+            ),
         ],
     }
 }
