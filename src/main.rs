@@ -7,7 +7,16 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use d2o::commands::ExitStatus;
 
+/// Keeps Microsoft's builds of ONNX Runtime from sending what graphs are called and how runs go, and from writing the file `.ses` for it into the folder of
+/// temporary files. They read the variable when they are loaded; `d2o_runtime` turns off the events themselves.
+#[allow(unsafe_code, reason = "no other thread runs yet that could read the environment")]
+fn quiet_onnxruntime() {
+    // SAFETY: called first in `main`, before any thread is started.
+    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
+}
+
 fn main() -> ExitCode {
+    quiet_onnxruntime();
     d2o::interrupt::listen();
     // The panic hook has told what happened and where; nothing of the command is used afterwards.
     let result = match d2o::isolation::asked() {

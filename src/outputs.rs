@@ -38,6 +38,9 @@ pub fn ensure_new(path: &Path, overwrite: bool) -> anyhow::Result<()> {
             let what = if found.is_symlink() && !path.exists() { "is a link to a missing file" } else { "exists" };
             return Err(with_hint(anyhow::anyhow!("`{shown}` {what}"), "--overwrite replaces it"));
         }
+        // Who makes a file read-only wants to keep it, though its folder would let it be replaced.
+        let kept = fs::metadata(path).is_ok_and(|m| m.permissions().readonly());
+        anyhow::ensure!(!kept, "`{shown}` is read-only");
     }
     writable(path.parent().unwrap_or(Path::new(""))).with_context(|| format!("cannot write `{shown}`"))
 }
@@ -69,7 +72,7 @@ pub fn ensure_new_folder(path: &Path, overwrite: bool) -> anyhow::Result<()> {
 }
 
 /// Makes sure that files can be made in `folder`, or in the nearest folder above it that exists, in which it could then be made.
-fn writable(folder: &Path) -> io::Result<()> {
+pub(crate) fn writable(folder: &Path) -> io::Result<()> {
     let above = folder.ancestors().map(|f| if f.as_os_str().is_empty() { Path::new(".") } else { f });
     for folder in above {
         match fs::metadata(folder) {
@@ -114,6 +117,10 @@ mod tests {
         let old = text(ensure_new(&at("old"), false));
         assert!(old.contains("old` exists\n") && old.contains("hint: --overwrite"), "{old}");
         assert_eq!(text(ensure_new(&at("old"), true)), "");
+        let mut permissions = fs::metadata(at("old")).unwrap().permissions();
+        permissions.set_readonly(true);
+        fs::set_permissions(at("old"), permissions).unwrap();
+        assert!(text(ensure_new(&at("old"), true)).contains("old` is read-only"));
         for overwrite in [false, true] {
             assert!(text(ensure_new(&at("folder"), overwrite)).contains("is a folder"));
             let below = text(ensure_new(&at("old/new"), overwrite));

@@ -25,6 +25,8 @@ static INPUTS: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     fs::copy(golden_dir().join("d2o-adm-cond.safetensors"), dir.join("net.safetensors")).unwrap();
     d2o(dir, &["export", "net.safetensors", "--kind", "one-step", "--out", "x.onnx", "--no-check"]);
     write_lite0(dir, 1, "lite0");
+    let small = ["export", "lite0.safetensors", "--image-size", "16", "--input-size", "32", "--no-check"];
+    d2o(dir, &[&small[..], &["--out", "lite0-16.onnx"]].concat());
     write_images(&dir.join("real.npz"), 0..24);
     write_images(&dir.join("fake.npz"), 24..48);
     fs::create_dir(dir.join("photos")).unwrap();
@@ -96,8 +98,9 @@ impl Folder {
             for entry in fs::read_dir(&folder).unwrap() {
                 let entry = entry.unwrap();
                 let name = entry.file_name().to_string_lossy().into_owned();
-                assert!(!name.starts_with(".d2o-") && !name.starts_with("d2o-"), "{what} leaves {:?}", entry.path());
+                assert!(!name.starts_with(".d2o-"), "{what} leaves {:?}", entry.path());
                 if entry.file_type().unwrap().is_dir() {
+                    assert!(!name.starts_with("d2o-"), "{what} leaves {:?}", entry.path());
                     folders.push(entry.path());
                 }
             }
@@ -138,7 +141,7 @@ fn writers() -> Vec<(Vec<&'static str>, &'static str, bool, u32)> {
         generate("s.npz"),
         generate("s.h5"),
         generate("s.zip"),
-        generate("s"),
+        (GENERATE.to_vec(), "s", true, 512),
         (
             vec!["generate", "x.onnx", "--provider", "cpu", "--seeds", "0-3", "--out", "s.npz", "--grid"],
             "g.png",
@@ -197,6 +200,8 @@ fn full_disk(words: &[&str], out: &str, resumes: bool, most: u32) {
     }
     let failed = limited(&folder, most, &args);
     let text = error(&args, &failed);
+    // libhdf5 and panics print of their own accord.
+    assert!(!failed.stderr.contains("HDF5-DIAG") && !failed.stderr.contains("panicked"), "{args:?}: {failed}");
     assert!(text.contains(out) && text.contains("File too large"), "{args:?}: {failed}");
     folder.assert_swept(&args.join(" "));
     let partial = format!("{}.partial", words.iter().skip_while(|w| **w != "--out").nth(1).unwrap_or(&out));
@@ -205,8 +210,13 @@ fn full_disk(words: &[&str], out: &str, resumes: bool, most: u32) {
         _ if replaces => assert_eq!(fs::read(folder.path().join(out)).unwrap(), b"former"),
         // Images of a folder appear one by one, the list of them last; pages are files of their own.
         "s" => assert!(!folder.path().join("s/dataset.json").exists()),
+        "l.npz" => assert!(!folder.path().join("s.npz").exists(), "an output without its latents"),
         "pages" => assert_eq!(names(&folder.path().join(out)).len(), 0, "{args:?}"),
         _ => assert!(left.is_empty() || left == ["s.npz"], "{args:?} leaves {left:?}"),
+    }
+    // The same command succeeds when there is room, as it did for the tests of what it does. What is continued is another matter.
+    if !resumes && !replaces {
+        return;
     }
     let again = if resumes { [&args[..], &["--resume"]].concat() } else { args };
     let done = folder.d2o(&again);
@@ -263,8 +273,12 @@ fn a_device_that_is_full_is_named() {
         let text = error(&args, &folder.d2o(&args));
         assert!(text.contains("/dev/full") && text.contains("No space left on device"), "{args:?}: {text}");
     }
-    let printing = [&["completions", "bash"][..], &["completions", "fish"], &["report", "result.json", "--out", "-"]];
-    for args in json.into_iter().chain(printing) {
+    for args in [
+        &["inspect", "x.onnx"][..],
+        &["known", "--json", "-"],
+        &["completions", "fish"],
+        &["report", "result.json", "--format", "markdown", "--out", "-"],
+    ] {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let mut command = folder.command(D2O);
         let output = command.args(args).stdout(full.into_file()).stderr(Stdio::piped()).spawn().unwrap();
@@ -319,20 +333,26 @@ fn outputs_that_may_not_be_written_are_refused_before_the_work() {
         let train = ["train", "--loss", "edm", "--data", "real.npz", "--batch", "4"];
         writers.push(([&train[..], &small, &["--outdir"]].concat(), "run", false, 0));
     }
-    for (words, out, ..) in writers {
-        for (place, reason) in
-            [("locked", "Permission denied"), ("file", "is not a folder"), ("/proc/self", "No such file or directory")]
-        {
+    // Which kinds of outputs check their folders alike shows in the first place; the others need a few of them.
+    for (i, (words, out, ..)) in writers.into_iter().enumerate() {
+        for (place, reasons) in [
+            ("locked", &["Permission denied"][..]),
+            ("file", &["is not a folder", "Not a directory"]),
+            ("/proc/self", &["Operation not permitted", "No such file or directory"]),
+        ] {
+            if place != "locked" && i % 5 != 1 {
+                continue;
+            }
             let (out, start) = (format!("{place}/{out}"), Instant::now());
             let args = [&words[..], &[&out]].concat();
             let refused = folder.by(&before, &args);
             let text = error(&args, &refused);
-            assert!(text.contains(&out) && text.contains(reason), "{args:?}: {refused}");
+            assert!(text.contains(&out) && reasons.iter().any(|r| text.contains(r)), "{args:?}: {refused}");
             assert!(refused.stdout.is_empty(), "{args:?}: {refused}");
-            assert!(start.elapsed() < Duration::from_secs(5), "{args:?}: {:?}", start.elapsed());
+            assert!(start.elapsed() < AT_ONCE * 5, "{args:?}: {:?}", start.elapsed());
         }
-        folder.assert_swept(&words.join(" "));
     }
+    folder.assert_swept("what is refused");
     assert_eq!(names(&folder.path().join("locked")), [""; 0]);
     assert_eq!(folder.made(), ["file", "locked"]);
 
@@ -426,7 +446,7 @@ fn caches_and_temporary_folders_that_may_not_be_written() {
     chmod(&folder.path().join("tmp"), 0o555);
     for args in [
         &["export", "net.safetensors", "--precision", "fp16", "--out", "y.onnx"][..],
-        &["verify", "x.onnx", "--runtimes", "ort-cpu", "--samples", "2", "--profile"],
+        &["verify", "x.onnx", "--runtimes", "ort-cpu,ort-cpu", "--samples", "2", "--profile"],
     ] {
         let text = error(args, &folder.by(&before, args));
         assert!(text.contains("cannot make a temporary folder in `DIR/tmp`"), "{args:?}: {text}");
@@ -577,7 +597,7 @@ fn work_in_batches_leaves_nothing_after_one_signal_and_after_two() {
         "--provider",
         "cpu",
         "--extractor",
-        "lite0.onnx",
+        "lite0-16.onnx",
     ];
     let one = [&one[..], &["--metrics", "is", "--save-features", "f.h5"]].concat();
     for (args, at, signals) in
@@ -638,14 +658,14 @@ fn an_interrupted_download_goes_on() {
 fn signals_without_meaning_change_no_byte() {
     use rustix::process::{Pid, Signal, kill_process};
     let folder = Folder::new();
-    write_images(&folder.path().join("some.npz"), 0..200);
+    write_images(&folder.path().join("some.npz"), 0..100);
     let server = Server::start(None);
     let url = server.url.clone();
     let runs: [(&[&str], &str); 5] = [
         (&["generate", "x.onnx", "--provider", "cpu", "--seeds", "0-255", "--out"], "s.npz"),
         (&["generate", "x.onnx", "--provider", "cpu", "--seeds", "0-255", "--out"], "s.h5"),
         (&["dataset", "some.npz", "--resolution", "64", "--transform", "resize", "--out"], "d.zip"),
-        (&["draw", "--seeds", "0-1023", "--draw", "f32:3072", "--out"], "n.npz"),
+        (&["draw", "--seeds", "0-511", "--draw", "f32:3072", "--out"], "n.npz"),
         (&["evaluate", "some.npz", "--extractor", "lite0.onnx", "--metrics", "is", "--save-features"], "f.h5"),
     ];
     let storm = |running: &mut Running| {

@@ -226,7 +226,6 @@ mod tests {
     use fs_err as fs;
 
     use super::*;
-    use crate::error::Error;
 
     fn entries(folder: &Path) -> Vec<String> {
         let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
@@ -285,72 +284,5 @@ mod tests {
             zip::ZipArchive::new(fs::File::open(&ours).unwrap()).unwrap();
             assert_eq!(crate::archive::Archive::open(&ours, "a zip").unwrap().len(), count);
         }
-    }
-
-    /// Run by the next test, with a limit on the size of files.
-    #[test]
-    #[ignore = "needs a limit on the size of files"]
-    fn every_writer_fails_on_a_full_disk() {
-        use crate::features::{FeatureWriter, Meta};
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        // Noise does not compress.
-        let noise = |i: usize| u8::try_from((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56).unwrap();
-        let images =
-            ndarray::Array4::from_shape_fn((64, 32, 32, 3), |(i, y, x, c)| noise(((i * 32 + y) * 32 + x) * 3 + c));
-        let dims = crate::batch::ImageDims { height: 32, width: 32, channels: 3 };
-        let meta = Meta {
-            d2o_features: 0,
-            source_sha256: String::new(),
-            total: 4000,
-            rows: 0..4000,
-            images: Some(dims),
-            batch: 1,
-            networks: std::collections::BTreeMap::new(),
-            generator: None,
-            sha256: std::collections::BTreeMap::new(),
-        };
-        let rows = ndarray::Array2::from_shape_fn((400, 100), |(i, j)| f32::from(noise(i * 100 + j)));
-        let failed = [
-            AtomicFile::write_all_to(&path("plain"), &vec![7; 4 << 20]).map_err(Error::from),
-            crate::image_zip::DatasetWriter::create(&path("a.zip")).and_then(|mut w| {
-                (0..20).try_for_each(|_| w.append(&images, None))?;
-                w.finish()
-            }),
-            crate::npz::NpzWriter::create(&path("a.npz")).and_then(|mut w| {
-                w.start("x", crate::npy::Dtype::U8, &[20, 64, 32, 32, 3])?;
-                (0..20).try_for_each(|_| w.raw(images.as_slice().unwrap()))?;
-                w.finish()
-            }),
-            crate::hdf5::Hdf5Writer::create(&path("a.h5"), 1280, dims).and_then(|mut w| {
-                (0..20).try_for_each(|_| w.append(&images))?;
-                w.finish()
-            }),
-            FeatureWriter::create(&path("f.h5"), meta).and_then(|mut w| {
-                (0..10).try_for_each(|_| w.append(&vec![[0; 32]; 400], &[("features", rows.view())]))?;
-                w.finish(None)
-            }),
-        ];
-        // HDF5's own text does not name the file.
-        for (result, name) in failed[3..].iter().zip(["a.h5", "f.h5"]) {
-            let text = result.as_ref().map_or_else(|e| format!("{e:#}"), |()| String::new());
-            assert!(text.contains(&format!("{name}: File too large")), "{text}");
-        }
-        for (i, result) in failed.iter().enumerate() {
-            assert!(result.is_err(), "writer {i}");
-        }
-        assert!(entries(dir.path()).is_empty());
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_full_disk_is_one_error_without_crash_or_noise() {
-        const SCRIPT: &str = r#"trap '' XFSZ; ulimit -f 512; exec "$0" --exact "$1" --ignored --nocapture"#;
-        let test = "zip_writer::tests::every_writer_fails_on_a_full_disk";
-        let exe = std::env::current_exe().unwrap();
-        let out = std::process::Command::new("sh").args(["-c", SCRIPT]).arg(exe).arg(test).output().unwrap();
-        let (text, noise) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-        assert!(out.status.success() && text.contains("1 passed"), "{:?}: {text}{noise}", out.status);
-        assert_eq!(noise, "");
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{ExitStatus, ensure_new_result, give_result};
 use crate::cli::{Doctor, Global, LONG_VERSION};
 use crate::printer::{Printer, table};
-use crate::{downloads, engine, error};
+use crate::{downloads, engine, error, outputs};
 
 /// Whether a part of d2o works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -157,9 +157,8 @@ fn caches() -> Vec<Check> {
         size("downloads"),
         size("exports")
     );
-    let probe = fs::create_dir_all(&cache).and_then(|()| tempfile::tempfile_in(&cache));
-    let mut checks = vec![match probe {
-        Ok(_) => Check::ok("cache", shown),
+    let mut checks = vec![match outputs::writable(&cache) {
+        Ok(()) => Check::ok("cache", shown),
         Err(e) => Check {
             part: "cache",
             state: State::Fault,

@@ -68,11 +68,17 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
     let writer = Writer::new(args, &plan, journal)?;
     let (drawn_in, drawn) = sync_channel(AHEAD);
     let (parts, parts_out) = sync_channel(AHEAD);
+    let (saved_in, saved) = sync_channel(1);
     let faults = std::thread::scope(|scope| -> anyhow::Result<Option<[usize; 2]>> {
         let (drawing, save, batch, record) =
             (&plan.drawing, args.save_latents.as_deref(), args.batch as usize, &record);
-        let drawer = scope.spawn(move || draw(drawing, seeds, resumed, batch, save, &drawn_in));
-        let writing = scope.spawn(move || writer.run(parts_out, record));
+        let drawer = scope.spawn(move || {
+            draw(drawing, seeds, resumed, batch, save, &drawn_in)?;
+            // Nobody waits for it after an error of writing.
+            let _ = saved_in.send(());
+            anyhow::Ok(())
+        });
+        let writing = scope.spawn(move || writer.run(parts_out, &saved, record));
         let computed = compute(&plan, &mut sessions, drawn, parts, &mut progress);
         let written = writing.join().map_err(|_| anyhow::anyhow!("writing failed"))?;
         let drawn = drawer.join().map_err(|_| anyhow::anyhow!("sampling failed"))?;
@@ -205,8 +211,13 @@ impl<'a> Writer<'a> {
         Ok(Self { out: &args.out, seeds: &plan.seeds, dims, subdirs: args.subdirs, journal, grid })
     }
 
-    /// Numbers of images that are not finite and that are constant; `None` if the images ended early.
-    fn run(mut self, parts: Receiver<Part>, record: &Value) -> anyhow::Result<Option<[usize; 2]>> {
+    /// Numbers of images that are not finite and that are constant; `None` if the images ended early, or nothing says that their starting points are `saved`.
+    fn run(
+        mut self,
+        parts: Receiver<Part>,
+        saved: &Receiver<()>,
+        record: &Value,
+    ) -> anyhow::Result<Option<[usize; 2]>> {
         let mut sink = Sink::create(self.out, self.journal.folder(), self.seeds, self.dims, self.subdirs)?;
         let mut grid = self.grid.take();
         let (mut faults, mut count) = ([0, 0], 0);
@@ -223,7 +234,8 @@ impl<'a> Writer<'a> {
             take(&part)?;
             self.journal.append(part)?;
         }
-        if count < self.seeds.len() {
+        // OUT is there only with its further outputs: what is complete is not continued.
+        if count < self.seeds.len() || saved.recv().is_err() {
             self.journal.flush()?;
             return Ok(None);
         }
