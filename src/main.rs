@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use d2o::commands::ExitStatus;
 
-/// Keeps Microsoft's builds of ONNX Runtime from sending what graphs are called and how runs go, and from writing the file `.ses` for it into the folder of
-/// temporary files. They read the variable when they are loaded; `d2o_runtime` turns off the events themselves.
+/// Turns off the telemetry of Microsoft's builds of ONNX Runtime, which would also leave a file `.ses` in the folder of temporary files. They read the variable
+/// when they are loaded; `d2o_runtime` turns off the events alone, which leaves the file.
 #[allow(unsafe_code, reason = "no other thread runs yet that could read the environment")]
 fn quiet_onnxruntime() {
     // SAFETY: called first in `main`, before any thread is started.

@@ -160,7 +160,7 @@ impl TensorSource for Short {
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
         let dims = vec![2, 3];
-        (name == "w").then(|| TensorInfo { dtype: d2o_converters::checkpoint::Dtype::F32, dims })
+        (name == "w").then_some(TensorInfo { dtype: d2o_converters::checkpoint::Dtype::F32, dims })
     }
 
     fn read_f32(&self, _: &str) -> d2o_converters::checkpoint::Result<Vec<f32>> {

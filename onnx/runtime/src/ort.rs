@@ -135,7 +135,7 @@ impl OrtRuntime {
         }
         let failed = |e: Source| unusable(library, EXPECTED, "a file that cannot be loaded", Some(e));
         let builder = ort::init_from(library).map_err(|e| failed(e.into()))?;
-        // Microsoft's builds send the names and metadata of graphs, errors and times to Microsoft unless they are told not to.
+        // Microsoft's builds have telemetry of graphs, errors and times, which ort enables otherwise.
         let environment = builder.with_telemetry(false).build().map_err(|e| failed(e.into()))?;
         let runtime = Self { environment, library: library.to_owned() };
         *loaded = Some(runtime.clone());
