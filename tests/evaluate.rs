@@ -273,7 +273,7 @@ fn references_of_other_tools_are_taken_for_their_layout() {
     fails(
         dir,
         &["evaluate", "fake.npz", "--ref", "edm.npz", "--extractor", "lite0.onnx", "--metrics", "fid"],
-        &["`edm.npz` has 2048 features, `tf_efficientnet_lite0` gives 1280"],
+        &["`edm.npz` has 2048 features, `tf_efficientnet_lite0` has 1280"],
     );
 }
 
@@ -407,7 +407,7 @@ fn features_that_cannot_be_compared_are_refused() {
     write("bad.npz", f64::NAN, 1280);
     let against =
         |reference| [&["evaluate", "real.npz", "--extractor", "lite0.onnx", "--ref", reference][..], &metrics].concat();
-    fails(dir, &against("short.npz"), &["`short.npz` has 5 features, `tf_efficientnet_lite0` gives 1280"]);
+    fails(dir, &against("short.npz"), &["`short.npz` has 5 features, `tf_efficientnet_lite0` has 1280"]);
     fails(dir, &against("bad.npz"), &["provenance of `bad.npz`"]);
     fails(dir, &[&against("bad.npz")[..], &allowed].concat(), &["bad.npz", "mu: expected finite numbers"]);
 }

@@ -429,11 +429,11 @@ fn caches_and_temporary_folders_that_may_not_be_written() {
     let fetch = ["fetch", &server.url];
     let text = error(&fetch, &folder.by(&before, &fetch));
     assert!(text.contains("DIR/cache") && text.contains("Permission denied"), "{text}");
-    assert!(text.contains("hint: set D2O_CACHE to a folder that can be written"), "{text}");
+    assert!(text.contains("hint: set D2O_CACHE to a writable folder"), "{text}");
     let graph = ["generate", "net.safetensors", "--provider", "cpu", "--seeds", "0", "--out", "s.npz"];
     let text = error(&graph, &folder.by(&before, &graph));
     assert!(text.contains("DIR/cache/exports") && text.contains("Permission denied"), "{text}");
-    assert!(text.contains("hint: set D2O_CACHE to a folder that can be written"), "{text}");
+    assert!(text.contains("hint: set D2O_CACHE to a writable folder"), "{text}");
     // What needs no cache does without.
     let plain = folder.by(&before, &EVALUATE);
     let cached = folder.by(&before, &[&EVALUATE[..], &["--cache", "features"]].concat());

@@ -91,7 +91,8 @@ fn exported(
         return Ok(out);
     }
     let options = asked.map_or_else(|| kind_of(path), Ok)?;
-    printer.note(&format!("exporting `{}` into the cache: {}", path.display(), options.join(" ")));
+    let how = if options.is_empty() { String::new() } else { format!(" ({})", options.join(" ")) };
+    printer.note(&format!("exporting `{}` into the cache{how}", path.display()));
     // The graph gets its place in the cache once it has passed the check.
     let unchecked = fs::create_dir_all(&exports)
         .and_then(|()| Scratch::new_in(&exports))

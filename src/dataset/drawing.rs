@@ -239,7 +239,7 @@ mod tests {
             (&format!("<text>{}</text>", "&b;".repeat(1000)), &entity, "at most 4194304 bytes, found 10000000"),
             (&format!("<text>{}</text>", "&b;".repeat(60_000)), nested, "found 6240080"),
             (pattern, "", "a pattern's tile of at most"),
-            (turbulence, "", "at most 8s"),
+            (turbulence, "", "renders within 8s"),
         ] {
             let found = found(body, before);
             assert!(found.contains(text), "{text}: {found}");

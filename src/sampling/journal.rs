@@ -397,7 +397,7 @@ mod tests {
         let first = Claim::new(&out).unwrap();
         assert!(first.is_locked());
         let text = crate::error::render(&Claim::new(&out).unwrap_err());
-        assert!(text.contains("another process") && text.contains("hint: wait"), "{text}");
+        assert!(text.contains("another d2o process") && text.contains("hint: wait"), "{text}");
         // One that opened the lock before the holder removed it does not take the removed file for a lock.
         let stale = fs::File::options().write(true).open(dir.path().join("S.npz.partial/lock")).unwrap();
         drop(first);
