@@ -63,9 +63,9 @@ fn files_that_are_not_what_their_name_says_are_named_by_their_content() {
         (b"\x1f\x8b\x08\0", "a gzip file; unpack it first"),
         (&tar, "a tar archive; unpack it first"),
         (b"\x80\x04\x95", "a pickle"),
-        (b"a,b,c\n1,2,3\n", "a text that begins \"a,b,c\\n1,2,3\\n\""),
+        (b"a,b,c\n1,2,3\n", "a text that begins with \"a,b,c\\n1,2,3\\n\""),
         (b"MATLAB 5.0 MAT-file", "a MATLAB 5 file"),
-        (b"\x01\x02\x03\x04\x05", "a file that begins [01, 02, 03, 04, 05]"),
+        (b"\x01\x02\x03\x04\x05", "a file that begins with [01, 02, 03, 04, 05]"),
     ];
     for (bytes, found) in cases {
         for name in ["s.npz", "s.h5", "s.npy", "s.zip", "s.bin"] {

@@ -183,9 +183,9 @@ mod tests {
             (b"\x89PNG\r\n\x1a\n", "a PNG image"),
             (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
             (&[40, 0, 0, 0, 1], "a BMP image"),
-            (b"a,b\n1,2\n", "a text that begins \"a,b\\n1,2\\n\""),
+            (b"a,b\n1,2\n", "a text that begins with \"a,b\\n1,2\\n\""),
             (b"\x0a\x9f\x04\x0a\x05input\x12\x0bPlaceholder", "a TensorFlow graph"),
-            (&[1, 2, 3], "a file that begins [01, 02, 03]"),
+            (&[1, 2, 3], "a file that begins with [01, 02, 03]"),
         ] {
             assert_eq!(describe(head), what, "{head:?}");
         }
