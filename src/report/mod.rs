@@ -1,6 +1,6 @@
 //! Reports: one self-contained HTML page of evaluations, images, runs of training and verifications; and tables for LaTeX and Markdown.
 //!
-//! Numbers stand side by side only if they can be compared ([`compare`]). The page holds no scripts and refers to nothing outside itself.
+//! Numbers stand side by side only if they can be compared (`compare`). The page holds no scripts and refers to nothing outside itself.
 
 use std::path::Path;
 

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-#[cfg(feature = "train")]
 use anyhow::Context as _;
 use d2o_runtime::Session;
 
