@@ -220,9 +220,12 @@ fn run_page(page: &str, least: usize) {
     let path = path.unwrap();
     let mut run = 0;
     for line in shell_lines(&fs::read_to_string(root.join(page)).unwrap()) {
-        let commands = commands(&line);
-        let Some(words) = commands.iter().find(|words| words.first().is_some_and(|w| w == "d2o")) else { continue };
-        if let Some(reason) = commands.iter().filter(|c| c.len() > 1).find_map(|words| not_run(words)) {
+        let own: Vec<_> =
+            commands(&line).into_iter().filter(|words| words.first().is_some_and(|w| w == "d2o")).collect();
+        if own.is_empty() {
+            continue;
+        }
+        if let Some(reason) = own.iter().find_map(|words| not_run(words)) {
             println!("{page}: {reason}: {line}");
             continue;
         }
@@ -240,7 +243,6 @@ fn run_page(page: &str, least: usize) {
         let expected = line.split_once("exit code ").map_or(0, |(_, code)| code[..1].parse().unwrap());
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(expected), "{page}: {shorter}\n{text}");
-        assert!(!words.is_empty());
         run += 1;
     }
     println!("{page}: {run} commands");

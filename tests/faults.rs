@@ -68,7 +68,7 @@ impl Folder {
             .current_dir(self.path())
             .env("D2O_CACHE", self.path().join("cache"))
             .env("TMPDIR", self.path().join("tmp"));
-        for name in ["HF_HOME", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "RUST_BACKTRACE"] {
+        for name in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "RUST_BACKTRACE"] {
             command.env_remove(name);
         }
         command.env("HF_HOME", self.path().join("hf"));

@@ -7,6 +7,7 @@ use fs_err as fs;
 use test_support::{Outcome, golden_dir};
 
 mod common;
+use common::running::names;
 use common::{attempt, d2o};
 
 fn generator(dir: &Path) {
@@ -22,13 +23,6 @@ fn generate(dir: &Path, seeds: &str, out: &str, more: &[&str]) -> Outcome {
 /// Fails with an error that holds `text`, before anything is computed.
 fn refused(outcome: &Outcome, text: &str) {
     assert!(outcome.code == 2 && outcome.stderr.contains(text), "`{text}`: {outcome}");
-}
-
-fn files(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
-    names.sort_unstable();
-    names
 }
 
 #[test]
@@ -68,7 +62,7 @@ fn every_container_is_replaced_only_on_demand_and_kept_when_complete() {
         assert!(replaced.code == 0 && bytes(out) == first, "{replaced}");
         assert!(!dir.join(format!("{out}.partial")).exists());
     }
-    assert_eq!(files(dir), ["s", "s.h5", "s.npz", "s.zip", "x.onnx"]);
+    assert_eq!(names(dir), ["s", "s.h5", "s.npz", "s.zip", "x.onnx"]);
 }
 
 #[test]
@@ -83,12 +77,12 @@ fn a_folder_never_mixes_two_runs() {
     let out = dir.join("out");
     fs::create_dir(&out).unwrap();
     assert_eq!(generate(dir, "0-9", "out", &[]).code, 0, "an empty folder is as good as none");
-    assert_eq!(files(&out), images(0..10));
+    assert_eq!(names(&out), images(0..10));
     assert_eq!(generate(dir, "3-5", "out", &["--overwrite"]).code, 0);
-    assert_eq!(files(&out), images(3..6));
+    assert_eq!(names(&out), images(3..6));
     assert_eq!(generate(dir, "3-5", "out", &["--overwrite", "--subdirs"]).code, 0);
-    assert_eq!(files(&out), ["000000", "dataset.json"]);
-    assert_eq!(files(&out.join("000000")), &images(3..6)[..3]);
+    assert_eq!(names(&out), ["000000", "dataset.json"]);
+    assert_eq!(names(&out.join("000000")), &images(3..6)[..3]);
     refused(&generate(dir, "3-5", "out", &["--resume"]), "is complete except for `000003.png`");
     assert_eq!(generate(dir, "3-5", "out", &["--resume", "--subdirs"]).code, 0);
 
@@ -98,8 +92,8 @@ fn a_folder_never_mixes_two_runs() {
     refused(&generate(dir, "0", "out", &["--overwrite", "--resume"]), "out/notes.txt` was not written by the run");
     fs::remove_file(out.join("dataset.json")).unwrap();
     refused(&generate(dir, "0", "out", &["--overwrite"]), "is not a finished output of `d2o generate`");
-    assert_eq!(files(&out), ["000000", "notes.txt"]);
-    assert_eq!(files(dir), ["out", "x.onnx"]);
+    assert_eq!(names(&out), ["000000", "notes.txt"]);
+    assert_eq!(names(dir), ["out", "x.onnx"]);
 }
 
 #[test]
@@ -115,7 +109,7 @@ fn further_outputs_are_replaced_only_on_demand() {
     refused(&generate(dir, "0-9", "s.npz", &words), "`g.png` exists");
     refused(&generate(dir, "0-9", "s.npz", &[&words[..], &["--resume"]].concat()), "`g.png` exists");
     assert_eq!(generate(dir, "0-9", "s.npz", &[&words[..], &["--overwrite"]].concat()).code, 0);
-    assert_eq!(files(dir), ["g.png", "l.npz", "s.npz", "x.onnx"]);
+    assert_eq!(names(dir), ["g.png", "l.npz", "s.npz", "x.onnx"]);
 
     // What is left without a plan is no unfinished run.
     fs::create_dir(dir.join("t.npz.partial")).unwrap();
@@ -152,5 +146,5 @@ fn outputs_that_cannot_be_written_are_found_before_the_work() {
     assert_eq!((export("x.onnx", &["--overwrite"]).code, draw("file", &["--overwrite"]).code), (0, 0));
     refused(&generate(dir, "0", "s.npz", &["--grid", "folder.npz"]), "`folder.npz` is a folder");
     refused(&generate(dir, "0", "s.npz", &["--save-latents", "file"]), "`file` exists");
-    assert_eq!(files(dir), ["file", "folder.npz", "x.onnx"]);
+    assert_eq!(names(dir), ["file", "folder.npz", "x.onnx"]);
 }

@@ -1,5 +1,7 @@
 //! Errors of this crate.
 
+use ndarray::ArrayView2;
+
 /// Why a metric cannot be computed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -60,3 +62,10 @@ pub enum Error {
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Makes sure that `rows`, which are `what` and follow on `before` others, hold finite values only.
+pub(crate) fn ensure_finite(what: &'static str, rows: ArrayView2<'_, f32>, before: usize) -> Result<()> {
+    let Some(row) = rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) else { return Ok(()) };
+    let count = rows.iter().filter(|v| !v.is_finite()).count();
+    Err(Error::NotFinite { what, count, row: before + row })
+}

@@ -4,7 +4,7 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, Scale, Side};
 use ndarray::{Array1, Array2, ArrayView2};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure_finite};
 use crate::gaussian::Accumulator;
 
 /// Whether `count` rows have a covariance over `N - ddof` to compare; costs nothing.
@@ -248,10 +248,7 @@ pub fn frechet_distance_of(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, ddof:
         if n <= ddof {
             return Err(Error::TooFew { what: "covariance", least: ddof + 1, found: n });
         }
-        if let Some(row) = rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
-            let count = rows.iter().filter(|v| !v.is_finite()).count();
-            return Err(Error::NotFinite { what: "features", count, row });
-        }
+        ensure_finite("features", rows, 0)?;
         #[allow(clippy::cast_precision_loss, reason = "sample counts")]
         let (count, scale) = (n as f64, ((n - ddof) as f64).sqrt());
         let mean: Vec<f64> =

@@ -4,7 +4,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
 use ndarray::{Array1, Array2, ArrayView2};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure_finite};
 use crate::frechet::Gaussian;
 
 /// Rows added to the sums at once.
@@ -46,11 +46,7 @@ impl Accumulator {
         if rows.ncols() != self.dims {
             return Err(Error::DimMismatch { what: "features", expected: self.dims, found: rows.ncols() });
         }
-        let bad = rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite()));
-        if let Some(row) = bad {
-            let count = rows.iter().filter(|v| !v.is_finite()).count();
-            return Err(Error::NotFinite { what: "features", count, row: self.count + row });
-        }
+        ensure_finite("features", rows, self.count)?;
         for row in rows.outer_iter() {
             if self.count == 0 {
                 self.origin = row.iter().map(|v| f64::from(*v)).collect();

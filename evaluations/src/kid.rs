@@ -5,7 +5,7 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, Par};
 use ndarray::ArrayView2;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure_finite};
 use crate::numpy_random::RandomState;
 
 /// What a tool does with a set smaller than a subset.
@@ -79,12 +79,8 @@ pub fn kid(samples: ArrayView2<'_, f32>, reference: ArrayView2<'_, f32>, rule: &
         return Err(Error::DimMismatch { what: "samples", expected: reference.ncols(), found: samples.ncols() });
     }
     rule.check(samples.nrows(), reference.nrows())?;
-    for (what, rows) in [("samples", &samples), ("reference", &reference)] {
-        if let Some(row) = rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
-            let count = rows.iter().filter(|v| !v.is_finite()).count();
-            return Err(Error::NotFinite { what, count, row });
-        }
-    }
+    ensure_finite("samples", samples, 0)?;
+    ensure_finite("reference", reference, 0)?;
     let size = rule.subset_size.min(samples.nrows()).min(reference.nrows());
     let mut rng = RandomState::new(rule.seed.unwrap_or(seed));
     let values: Vec<f64> = (0..rule.subsets)

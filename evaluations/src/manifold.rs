@@ -6,7 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use ndarray::{Array2, ArrayView1, ArrayView2, CowArray, Ix2, s};
 use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure_finite};
 use crate::panels::{Element, PANEL, Panels, Products};
 
 /// How the distance of two rows is computed. All are `|u|² - 2uv + |v|²` from left to right, negative results 0. Between the sets, u is the
@@ -204,12 +204,8 @@ fn compare(
         return Err(Error::DimMismatch { what: "samples", expected: reference.ncols(), found: samples.ncols() });
     }
     rule.check(samples.nrows(), reference.nrows())?;
-    for (what, rows) in [("samples", &samples), ("reference", &reference)] {
-        if let Some(row) = rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
-            let count = rows.iter().filter(|v| !v.is_finite()).count();
-            return Err(Error::NotFinite { what, count, row });
-        }
-    }
+    ensure_finite("samples", samples, 0)?;
+    ensure_finite("reference", reference, 0)?;
     let (samples, reference) = (Points::new(samples, rule.distance, tile), Points::new(reference, rule.distance, tile));
     let radii = Radii { reference: reference.radii(k), samples: sample_balls.then(|| samples.radii(k)) };
     let (n, m) = (samples.len(), reference.len());

@@ -4,7 +4,7 @@ use ndarray::{ArrayView1, ArrayView2};
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure_finite};
 
 /// A row of the reference, seen from a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -29,12 +29,8 @@ pub fn nearest(samples: ArrayView2<'_, f32>, reference: ArrayView2<'_, f32>, k: 
     if reference.nrows() < k {
         return Err(Error::TooFew { what: "nearest reference images", least: k, found: reference.nrows() });
     }
-    for (what, rows) in [("samples", &samples), ("reference", &reference)] {
-        if let Some(row) = rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
-            let count = rows.iter().filter(|v| !v.is_finite()).count();
-            return Err(Error::NotFinite { what, count, row });
-        }
-    }
+    ensure_finite("samples", samples, 0)?;
+    ensure_finite("reference", reference, 0)?;
     Ok((0..samples.nrows()).into_par_iter().map(|i| nearest_to(samples.row(i), reference, k)).collect())
 }
 

@@ -105,7 +105,7 @@ fn exported(
     };
     let status = export::run(&args, global, printer)?;
     anyhow::ensure!(status == ExitStatus::Done, "the exported graph differs between the runtimes");
-    match fs::rename(unchecked.path(), &folder) {
+    match unchecked.persist(&folder) {
         // Another process has exported it in the meantime; the bytes are the same.
         Err(_) if out.exists() => {}
         other => other?,

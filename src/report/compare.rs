@@ -68,6 +68,10 @@ pub(super) fn setting(run: &Run<'_>) -> Vec<Aspect> {
     found
 }
 
+fn same_setting(a: &[Aspect], b: &[Aspect]) -> bool {
+    a.iter().map(|aspect| &aspect.key).eq(b.iter().map(|aspect| &aspect.key))
+}
+
 /// Name, number of images and hash of a reference.
 pub(super) fn reference(set: &ImageSet) -> String {
     let count = set.count.map_or_else(String::new, |n| format!("{n} images, "));
@@ -139,8 +143,7 @@ fn same_network(a: &Extractor, b: &Extractor) -> bool {
 
 /// Whether metric `name` of two runs can be compared.
 pub(super) fn comparable(name: &str, a: &Run<'_>, b: &Run<'_>) -> bool {
-    let keys = |run: &Run<'_>| setting(run).into_iter().map(|a| a.key).collect::<Vec<_>>();
-    keys(a) == keys(b) && same_metric(name, a.evaluation, b.evaluation)
+    same_setting(&setting(a), &setting(b)) && same_metric(name, a.evaluation, b.evaluation)
 }
 
 /// What a cell of a table holds.
@@ -213,7 +216,7 @@ pub(super) fn groups<'a>(runs: &'a [Run<'a>], baseline: Option<&str>) -> Vec<Gro
     let mut groups: Vec<Group<'a>> = Vec::new();
     for run in runs {
         let setting = setting(run);
-        match groups.iter_mut().find(|g| g.setting.iter().map(|a| &a.key).eq(setting.iter().map(|a| &a.key))) {
+        match groups.iter_mut().find(|g| same_setting(&g.setting, &setting)) {
             Some(group) => group.runs.push(run),
             None => groups.push(Group { runs: vec![run], setting, rows: Vec::new(), baseline: None }),
         }

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use base64::Engine as _;
 use d2o_evaluations::result::digits;
 use d2o_refs::batch::{self, ImageSource, content_sha256};
 use ndarray::{Array3, s};
@@ -65,8 +64,7 @@ fn read(source: &mut dyn ImageSource, index: usize) -> anyhow::Result<Array3<u8>
 }
 
 fn uri(path: &Path, image: &Array3<u8>) -> anyhow::Result<String> {
-    let png = d2o_refs::png(path, "", image.view())?;
-    Ok(format!("data:image/png;base64,{}", base64::engine::general_purpose::STANDARD.encode(png)))
+    Ok(super::data_uri("image/png", &d2o_refs::png(path, "", image.view())?))
 }
 
 /// `image [H, W, 3]` with a longer side of at most [`TILE`], enlarged by a whole factor or reduced.

@@ -19,6 +19,7 @@ use crate::cli::Titled;
 use crate::error::with_hint;
 use crate::verdict::Comparison;
 use compare::Run;
+use number::counted;
 use runs::Chip;
 
 mod classes;
@@ -176,7 +177,6 @@ fn environment() -> anyhow::Result<Environment<'static>> {
 
 /// What stands out of the whole page.
 fn overview(content: &Content<'_>) -> Vec<Chip> {
-    let counted = |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
     let mut chips = Vec::new();
     let count = content.evaluations.len();
     if count > 0 {
@@ -209,6 +209,11 @@ fn overview(content: &Content<'_>) -> Vec<Chip> {
     chips
 }
 
+/// `bytes` of a media type, to be written into the page.
+fn data_uri(media: &str, bytes: &[u8]) -> String {
+    format!("data:{media};base64,{}", base64::engine::general_purpose::STANDARD.encode(bytes))
+}
+
 /// The results as JSON.
 #[derive(Debug, Serialize)]
 struct Data {
@@ -222,7 +227,7 @@ struct Data {
 fn data(content: &Content<'_>) -> anyhow::Result<Vec<Data>> {
     let mut found = Vec::new();
     let mut add = |name: &'static str, title: &'static str, json: String| {
-        let uri = format!("data:application/json;base64,{}", base64::engine::general_purpose::STANDARD.encode(&json));
+        let uri = data_uri("application/json", json.as_bytes());
         found.push(Data { name, title, json, uri });
     };
     if !content.evaluations.is_empty() {

@@ -43,6 +43,11 @@ pub(super) fn seconds(value: f64) -> String {
     }
 }
 
+/// `n` of something, in words.
+pub(super) fn counted(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
 /// A share in percent.
 pub(super) fn percent(share: f64) -> String {
     let percent = 100.0 * share;

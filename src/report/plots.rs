@@ -50,7 +50,7 @@ fn scatter(group: &Group<'_>, row: &Row, id: &str) -> Option<Figure> {
         .values()
         .filter_map(|(i, precision)| Some((group.runs[i], recall.values().find(|(j, _)| *j == i)?.1, precision)))
         .collect();
-    let ends = |m: &d2o_evaluations::result::Metric| m.ci95.map_or([m.value; 2], |[low, high]| [low, high]);
+    let ends = |m: &d2o_evaluations::result::Metric| m.ci95.unwrap_or([m.value; 2]);
     let axis = |of: &dyn Fn(usize) -> [f64; 2]| Axis::shares(&(0..points.len()).flat_map(of).collect::<Vec<_>>());
     let (x, y) = (axis(&|i| ends(points[i].1)), axis(&|i| ends(points[i].2)));
     let mut plot = Plot::new(x, y, "recall →", "precision ↑");

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::compare::{self, Run, short};
-use super::number::seconds;
+use super::number::{counted, seconds};
 use super::svg;
 
 /// A word on a run that stands out.
@@ -73,8 +73,7 @@ pub(super) fn view(run: &Run<'_>) -> RunView {
 fn chips(e: &Evaluation) -> Vec<Chip> {
     let mut chips = vec![Chip::new("plain", format!("protocol {}", name_of(e)))];
     chips.push(match e.samples.count {
-        Some(1) => Chip::new("plain", "1 image"),
-        Some(n) => Chip::new("plain", format!("{n} images")),
+        Some(n) => Chip::new("plain", counted(n, "image", "images")),
         None => Chip::new("warn", "unknown number of images"),
     });
     if !e.extractors.is_empty() {
@@ -85,16 +84,15 @@ fn chips(e: &Evaluation) -> Vec<Chip> {
             n => Chip::new("warn", format!("unverified weights of {n} of {} networks", e.extractors.len())),
         });
     }
-    let counted = |n: usize, one: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") };
     chips.push(match e.deviations.len() {
         0 => Chip::new("good", "no deviations"),
-        n => Chip::new("bad", counted(n, "deviation")),
+        n => Chip::new("bad", counted(n, "deviation", "deviations")),
     });
     if !e.failed.is_empty() {
-        chips.push(Chip::new("bad", format!("{} not computed", counted(e.failed.len(), "metric"))));
+        chips.push(Chip::new("bad", format!("{} not computed", counted(e.failed.len(), "metric", "metrics"))));
     }
     if !e.warnings.is_empty() {
-        chips.push(Chip::new("warn", counted(e.warnings.len(), "warning")));
+        chips.push(Chip::new("warn", counted(e.warnings.len(), "warning", "warnings")));
     }
     chips
 }

@@ -3,7 +3,7 @@
 use d2o_evaluations::result::digits;
 use serde::Serialize;
 
-use super::number::{percent, seconds};
+use super::number::{counted, percent, seconds};
 use super::plots::Figure;
 use super::runs::Chip;
 use super::svg::{Axis, Plot, minus};
@@ -67,7 +67,7 @@ pub(super) fn view(index: usize, v: &Comparison) -> VerdictView {
     } else {
         format!(", tolerance {} of the largest reference value", small(v.tolerance))
     };
-    let inputs = if v.samples == 1 { "1 input".to_owned() } else { format!("{} inputs", v.samples) };
+    let inputs = counted(v.samples, "input", "inputs");
     VerdictView {
         title: format!("{} of {}", if study { "Precision study" } else { "Verification" }, v.model),
         chip,
@@ -94,11 +94,14 @@ fn or_dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "–".to_owned())
 }
 
+/// Share of values that differ by at most one unit in the last place, if units were counted.
+#[allow(clippy::cast_precision_loss, reason = "counts")]
+fn close(o: &OutputDifference) -> Option<String> {
+    let (total, close): (u64, u64) = (o.ulps.iter().sum(), o.ulps.iter().take(2).sum());
+    (total > 0).then(|| percent(close as f64 / total as f64))
+}
+
 fn output_row(o: &OutputDifference, study: bool) -> OutputRow {
-    let total: u64 = o.ulps.iter().sum();
-    let close: u64 = o.ulps.iter().take(2).sum();
-    #[allow(clippy::cast_precision_loss, reason = "counts")]
-    let close = (total > 0).then(|| percent(close as f64 / total as f64));
     OutputRow {
         name: o.name.clone(),
         runtime: o.runtime.clone(),
@@ -106,7 +109,7 @@ fn output_row(o: &OutputDifference, study: bool) -> OutputRow {
             small(o.max_abs),
             small(o.max_rel),
             o.snr_db.map_or_else(|| "∞".to_owned(), |v| format!("{v:.1}")),
-            or_dash(close),
+            or_dash(close(o)),
             or_dash(o.pixels_changed.map(percent)),
             o.not_finite.to_string(),
         ],
@@ -193,8 +196,7 @@ fn histogram(o: &OutputDifference, id: &str) -> Option<Figure> {
     for (bin, n) in o.ulps.iter().enumerate().take(last + 1) {
         plot.column([bin as f64 + 0.08, bin as f64 + 0.92], share(*n));
     }
-    let close: u64 = o.ulps.iter().take(2).sum();
-    let summary = format!("{} of values differ by at most 1 unit", percent(close as f64 / total as f64));
+    let summary = format!("{} of values differ by at most 1 unit", close(o)?);
     let title = format!("Differences of {} on {}", o.name, o.runtime);
     let note = format!("{summary}.");
     Some(Figure { svg: plot.finish(id, &title, &summary), title, note, legend: Vec::new() })

@@ -159,8 +159,6 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     }
     let matrices: Vec<Matrix> = serde_json::from_str(&original("matrices", Env::Torch, None)?)?;
     let (text, beyond) = ours.compare(&originals, &matrices, &skipped)?;
-    // Below the title.
-    let text = text.replacen("\n\n", &format!("\n\n{}\n\n", record::stamp()?), 1);
     fs::write(paths::root().join("docs/parity.md"), text)?;
     eprintln!("parity: {} numbers, {beyond} beyond the bound; see docs/parity.md", originals.len());
     ensure!(beyond == 0, "{beyond} numbers differ from those of the original by more than the bound");
@@ -354,8 +352,9 @@ impl Ours {
             )?;
         }
         let skipped = if skipped.is_empty() { String::new() } else { format!("Not run: {}.\n\n", skipped.join(", ")) };
+        let stamp = record::stamp()?;
         let text = format!(
-            "{HEAD}{skipped}Largest relative difference without the marked numbers: {worst:.1e}.\n\n{TABLE}{rows}"
+            "{TITLE}{stamp}\n\n{HEAD}{skipped}Largest relative difference without the marked numbers: {worst:.1e}.\n\n{TABLE}{rows}"
         );
         Ok((text, beyond))
     }
@@ -373,9 +372,9 @@ fn command_metric(metric: &str) -> &str {
 
 const TABLE: &str = "| protocol | metric | images | original | d2o | relative difference | verdict | original tool |\n|---|---|---|---|---|---|---|---|\n";
 
-const HEAD: &str = "\
-# Parity with the original tools
+const TITLE: &str = "# Parity with the original tools\n\n";
 
+const HEAD: &str = "\
 `cargo xtask parity` runs each original tool and d2o on the same image files with the same random weights, and writes this page. The allowed difference is 1e-4 relative, and 1e-3 for the
 standard deviation over KID's subsets or the Inception Score's splits, which the tools sum in f32.
 

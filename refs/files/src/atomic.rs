@@ -7,7 +7,7 @@ use fs_err as fs;
 use sha2::{Digest as _, Sha256};
 use tempfile::{NamedTempFile, TempPath};
 
-use crate::temporary::{Listed, listed_file};
+use crate::temporary::{Listed, identity, listed_file};
 
 /// Processes that may write one target at the same time.
 const SLOTS: usize = 16;
@@ -254,18 +254,9 @@ fn remove_stale(path: &Path) {
 /// # Errors
 /// Those of the file system about `file`.
 pub fn is_at(file: &std::fs::File, path: &Path) -> io::Result<bool> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt as _;
-        let open = file.metadata()?;
-        Ok(fs::symlink_metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (open.dev(), open.ino())))
-    }
-    #[cfg(not(unix))]
-    {
-        // An open file cannot be removed there.
-        let _ = (file, path);
-        Ok(true)
-    }
+    let held = identity(&file.metadata()?);
+    // Where files have no identity, an open one cannot be removed.
+    Ok(held.is_none() || fs::symlink_metadata(path).is_ok_and(|there| identity(&there) == held))
 }
 
 #[cfg(test)]

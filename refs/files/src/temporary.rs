@@ -28,7 +28,7 @@ enum Entry {
 }
 
 /// Device and inode, where the system has them.
-type Identity = (u64, u64);
+pub(crate) type Identity = (u64, u64);
 
 fn list() -> MutexGuard<'static, List> {
     LIST.lock().unwrap_or_else(PoisonError::into_inner)
@@ -70,7 +70,7 @@ pub(crate) fn listed_file(
 
 #[cfg(unix)]
 #[allow(clippy::unnecessary_wraps, reason = "as where there are none")]
-fn identity(found: &std::fs::Metadata) -> Option<Identity> {
+pub(crate) fn identity(found: &std::fs::Metadata) -> Option<Identity> {
     use std::os::unix::fs::MetadataExt as _;
     Some((found.dev(), found.ino()))
 }
