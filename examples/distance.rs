@@ -1,8 +1,9 @@
-//! The way of an image from a file to a metric: reader, feature network on ONNX Runtime, sums, Fréchet distance.
+//! From image files to a metric: reader, feature network on ONNX Runtime, mean and covariance, Fréchet distance.
 //!
 //! `cargo run --release --example distance -- SAMPLES REFERENCE EXTRACTOR.onnx LIBONNXRUNTIME`
 //!
-//! The extractor takes bytes of the images' size (`d2o export … --image-size N`). `d2o evaluate` does the same with provenance, protocols and preprocessing.
+//! The extractor takes u8 images of the size of the files (`d2o export … --image-size N`). `d2o evaluate` does the same
+//! with provenance, protocols and preprocessing.
 #![allow(clippy::print_stdout, reason = "a program")]
 
 use std::error::Error;

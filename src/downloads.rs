@@ -1,4 +1,4 @@
-//! Downloads into the cache, and where the cache is.
+//! Downloads into the cache, and the location of the cache.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -10,32 +10,32 @@ use crate::error::with_hint;
 use crate::interrupt;
 use crate::printer::{Printer, Progress};
 
-/// d2o's folder for what can be made again: `D2O_CACHE`, else `d2o` in the user's cache.
+/// Cache folder of d2o: `D2O_CACHE`, or `d2o` in the cache folder of the user.
 ///
 /// # Errors
-/// If no variable says where that is.
+/// If no environment variable determines the folder.
 pub fn cache() -> anyhow::Result<PathBuf> {
     Ok(d2o_fetch::cache_folder(|name| std::env::var_os(name))?)
 }
 
-/// Settings of downloads, from the environment.
+/// Download settings, read from the environment.
 ///
 /// # Errors
-/// Values that cannot be read.
+/// If a variable has an invalid value.
 pub fn settings() -> anyhow::Result<Settings> {
     Ok(Settings::from_env(|name| std::env::var_os(name))?)
 }
 
-/// Path of a published file below the folder of downloads.
+/// Path of a published file, relative to the download folder.
 #[must_use]
 pub fn name_of(known: &Known) -> String {
     format!("known/{}/{}", known.name, known.file)
 }
 
-/// Brings a published file into the cache, unless it is there.
+/// Downloads a published file into the cache, unless the cache contains it.
 ///
 /// # Errors
-/// A download that fails; a file without an address that is not there.
+/// If the download fails, or the file has no address and is not in the cache.
 pub fn fetch(known: &Known, settings: &Settings, printer: Printer) -> anyhow::Result<Fetched> {
     let sources = known.urls.iter().filter_map(|url| Source::parse(url)).collect::<Result<Vec<_>, _>>()?;
     let sha256 = match known.hash() {
@@ -47,14 +47,15 @@ pub fn fetch(known: &Known, settings: &Settings, printer: Printer) -> anyhow::Re
         .map_err(|e| with_hint(e, format!("`{}` is published at {}", known.file, known.page)))
 }
 
-/// Carries out `request`, shown under the name `what`.
+/// Runs the download `request`, which progress and errors call `what`.
 ///
 /// # Errors
-/// Those of [`d2o_fetch::fetch`], with its hint; an interruption, after which the next call continues the file.
+/// Same as [`d2o_fetch::fetch`], with its hint. [`interrupt::Interrupted`] after a signal; the next call continues the
+/// download.
 pub fn download(request: &Request, settings: &Settings, what: &str, printer: Printer) -> anyhow::Result<Fetched> {
     let section = interrupt::cooperative();
     let mut shown: Option<(Progress, u64)> = None;
-    // The failures that were told last; a state is told again as long as it lasts.
+    // Number of failures in the last printed note. The event is repeated while the wait lasts.
     let mut told = 0;
     let mut watch = |event: &Event<'_>| {
         match event {

@@ -1,4 +1,4 @@
-//! Opening sessions: which runtime, which library, which devices.
+//! Opens sessions: selects runtime, library and devices.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -17,19 +17,20 @@ use crate::printer::Printer;
 
 mod find;
 
-/// Version of ONNX Runtime that set-up installs.
+/// ONNX Runtime library that `cargo xtask setup` installs, relative to the cache folder.
 const INSTALLED: &str = "onnxruntime-1.32.0/lib/libonnxruntime.so.1.32.0";
 
-/// What `auto` takes where there is no CUDA device.
+/// Runtime that `auto` selects without a CUDA device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnCpu {
-    /// ONNX Runtime's own kernels: images come out the same byte for byte whatever reads them.
+    /// Default kernels of ONNX Runtime, for generators: every command gets the same images byte for byte.
     Plain,
-    /// Winograd convolutions where they are faster and the graph has eligible ones, for feature networks: relative change of the metrics 1e-7.
+    /// Winograd convolutions where they are faster and the graph has eligible ones, for feature networks. Metrics
+    /// change by 1e-7 relative.
     Fastest,
 }
 
-/// Where the graphs of a command run.
+/// Opens the graphs of a command on the requested runtime and devices.
 #[derive(Debug, Clone)]
 pub struct Engine<'a> {
     provider: ProviderArg,
@@ -37,15 +38,15 @@ pub struct Engine<'a> {
     global: &'a Global,
     printer: Printer,
     workers: usize,
-    /// Whether CUDA was tried by `auto` and failed.
+    /// Whether `auto` tried CUDA and failed.
     without_cuda: Cell<bool>,
 }
 
 impl<'a> Engine<'a> {
-    /// What `provider` and `accelerator` ask for.
+    /// Engine for the requested `provider` and `accelerator`.
     ///
     /// # Errors
-    /// Options of CUDA with a provider that runs on the CPU.
+    /// If CUDA options are given with a provider that runs on the CPU.
     pub fn new(
         provider: ProviderArg,
         accelerator: &'a Accelerator,
@@ -65,16 +66,18 @@ impl<'a> Engine<'a> {
         Ok(Self { provider, accelerator, global, printer, workers, without_cuda: Cell::new(false) })
     }
 
-    /// The same with `count` sessions of each graph where the provider has no devices of its own; results do not depend on their number.
+    /// Opens `count` sessions of each graph (at least 1) instead of one per device. Results do not depend on their
+    /// number.
     #[must_use]
     pub fn with_workers(self, count: usize) -> Self {
         Self { workers: count.max(1), ..self }
     }
 
-    /// Opens `model` once for each device. `auto` takes CUDA if it can, else what `on_cpu` names, and warns of it.
+    /// Opens `model` once per device. `auto` uses CUDA if possible, otherwise the runtime of `on_cpu`; it warns if CUDA
+    /// is available but fails.
     ///
     /// # Errors
-    /// A missing library or device, with a hint; a file that is not a model.
+    /// If a library or device is missing (with a hint), or the file is not a model.
     pub fn open(&self, model: &Path, on_cpu: OnCpu) -> anyhow::Result<Vec<Box<dyn Session>>> {
         let open = |runtime: Runtime| -> anyhow::Result<Vec<Box<dyn Session>>> {
             let one = |worker| open_nth(model, runtime, worker, self.accelerator, self.global);
@@ -114,7 +117,7 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// Opens `model` on `runtime`, on the first of the devices that `accelerator` names.
+/// Opens `model` on `runtime`, on the first device in `accelerator`.
 ///
 /// # Errors
 /// Those of [`Engine::open`].
@@ -135,7 +138,7 @@ fn open_nth(
     global: &Global,
 ) -> anyhow::Result<Box<dyn Session>> {
     let describe = || format!("cannot open `{}`", model.display());
-    // The file's own faults come first, whatever is installed.
+    // Errors of the file are reported first, independent of the installation.
     if ModelInfo::open(model).with_context(describe)?.loops {
         interrupt::end_at_once();
     }
@@ -147,7 +150,7 @@ fn open_nth(
     Ok(Box::new(library.session(model, &options).with_context(describe)?))
 }
 
-/// Warns of nodes of `model` that the CPU computes though `session` is for another device.
+/// Warns of nodes of `model` that run on the CPU although `session` uses another device.
 ///
 /// # Errors
 /// Those of [`Session::left_to_cpu`].
@@ -159,7 +162,7 @@ pub fn warn_of_cpu_nodes(session: &dyn Session, model: &Path, printer: Printer) 
     Ok(())
 }
 
-/// ONNX Runtime's provider for `runtime` on the `nth` of the devices that `accelerator` names.
+/// ONNX Runtime provider for `runtime`, on device number `nth` in `accelerator`.
 fn provider_of(
     runtime: Runtime,
     nth: usize,
@@ -185,7 +188,7 @@ fn provider_of(
     })
 }
 
-/// `nodes` by operation, e.g. `3 nodes (2 Gather, 1 Shape)`.
+/// Counts `nodes` by operation, e.g. `3 nodes (2 Gather, 1 Shape)`.
 fn tally(nodes: &[PlacedNode]) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for node in nodes {
@@ -195,7 +198,8 @@ fn tally(nodes: &[PlacedNode]) -> String {
     format!("{} node{} ({})", nodes.len(), if nodes.len() == 1 { "" } else { "s" }, by_op.join(", "))
 }
 
-/// Opens `model` on ONNX Runtime with CUDA and products in TF32; `None` where the library has no CUDA provider or the machine no device.
+/// Opens `model` on ONNX Runtime with CUDA and TF32 products; `None` if the library has no CUDA provider or the machine
+/// has no device.
 ///
 /// # Errors
 /// Those of [`Engine::open`].
@@ -207,7 +211,8 @@ pub fn open_tf32(model: &Path, accelerator: &Accelerator, global: &Global) -> an
     open_on(model, Runtime::OrtCuda, &accelerator, global).map(Some)
 }
 
-/// Opens `model` on one of ONNX Runtime's runtimes and times every node; the times go to a JSON file whose name begins with `prefix`.
+/// Opens `model` on ONNX Runtime and times every node. The times go to a JSON file with a name that starts with
+/// `prefix`.
 ///
 /// # Errors
 /// Those of [`Engine::open`].
@@ -224,13 +229,13 @@ pub fn open_profiled(
     Ok(library.session(model, &options)?)
 }
 
-/// CUDA devices of this machine; none where the driver does not answer.
+/// CUDA devices of this machine; empty if the driver does not respond.
 #[must_use]
 pub fn cuda_devices() -> Vec<CudaDevice> {
     cuda::devices().unwrap_or_default()
 }
 
-/// Build and devices behind the sessions of a result, by name: what it takes to compute it again.
+/// ONNX Runtime build and devices behind a result, by name, to reproduce it.
 #[must_use]
 pub fn describe(runtimes: &str, accelerator: &Accelerator, global: &Global) -> BTreeMap<String, String> {
     let mut found = BTreeMap::from([("runtime".to_owned(), runtimes.to_owned())]);
@@ -246,10 +251,10 @@ pub fn describe(runtimes: &str, accelerator: &Accelerator, global: &Global) -> B
     found
 }
 
-/// Loads ONNX Runtime: the library that the command line names, or the one that is found.
+/// Loads the ONNX Runtime library named on the command line, or else the one that the search finds.
 ///
 /// # Errors
-/// If there is none, or it cannot be loaded.
+/// If no library is found, or it cannot be loaded.
 pub fn library(global: &Global) -> anyhow::Result<OrtRuntime> {
     let path = match &global.onnxruntime {
         Some(path) => path.clone(),
@@ -258,13 +263,13 @@ pub fn library(global: &Global) -> anyhow::Result<OrtRuntime> {
     Ok(OrtRuntime::load(&path)?)
 }
 
-/// `file` of what `cargo xtask setup` installed, if it did.
+/// Path of `file` as installed by `cargo xtask setup`, if it exists.
 #[cfg(feature = "train")]
 pub(crate) fn installed(file: &str) -> Option<PathBuf> {
     cache().map(|cache| cache.join(file)).filter(|p| p.exists())
 }
 
-/// Folder of what `cargo xtask setup` installs.
+/// Folder of the files that `cargo xtask setup` installs.
 fn cache() -> Option<PathBuf> {
     crate::downloads::cache().ok()
 }

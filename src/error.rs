@@ -1,4 +1,4 @@
-//! How errors are shown: the chain of causes, then hints.
+//! Display of errors: the chain of causes, then hints.
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use crate::commands::ExitStatus;
 use crate::interrupt::Interrupted;
 
-/// An error with advice for the user, which [`render`] prints last, as `hint: …`. Its text and its causes are those of the error itself.
+/// An error with a hint, which [`render`] prints last, as `hint: …`. Text and causes are those of the wrapped error.
 #[derive(Debug)]
 pub struct Hint {
     hint: String,
@@ -25,18 +25,18 @@ impl StdError for Hint {
     }
 }
 
-/// `error` with advice.
+/// Adds `hint` to `error`.
 #[must_use]
 pub fn with_hint(error: anyhow::Error, hint: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Hint { hint: hint.into(), error })
 }
 
-/// Calls `each` for `error` and all its causes, those inside a [`Hint`] included.
+/// Calls `each` for `error` and all its causes, including those inside a [`Hint`].
 pub fn walk<'a>(error: &'a anyhow::Error, each: &mut dyn FnMut(&'a (dyn StdError + 'static))) {
     for cause in error.chain() {
         let mut at = cause;
         each(at);
-        // The error inside is at the same place of the chain, not the next.
+        // A `Hint` takes the place of its wrapped error in the chain, so the wrapped error is visited here.
         while let Some(inner) = at.downcast_ref::<Hint>().and_then(|h| h.error.chain().next()) {
             each(inner);
             at = inner;
@@ -44,16 +44,16 @@ pub fn walk<'a>(error: &'a anyhow::Error, each: &mut dyn FnMut(&'a (dyn StdError
     }
 }
 
-/// The interruption that `error` comes from, if it does.
+/// The interruption that caused `error`, if there is one.
 #[must_use]
 pub fn interruption(error: &anyhow::Error) -> Option<&Interrupted> {
     let mut found: Option<&Interrupted> = None;
     walk(error, &mut |cause| found = found.or_else(|| cause.downcast_ref()));
-    // As a context it is no link of the chain by itself.
+    // An interruption that was added as context is found only by `downcast_ref`.
     found.or_else(|| error.downcast_ref())
 }
 
-/// `error`, with `then` as the advice if it is an interruption that has none: what is left and how to go on.
+/// Adds the text `then` (what remains, how to continue) to `error` if it is an interruption without such a text.
 #[must_use]
 pub fn when_interrupted(error: anyhow::Error, then: impl FnOnce() -> String) -> anyhow::Error {
     match interruption(&error) {
@@ -73,7 +73,7 @@ pub fn status(error: &anyhow::Error) -> ExitStatus {
     if interruption(error).is_some() { ExitStatus::Interrupted } else { ExitStatus::Trouble }
 }
 
-/// The advice that `error` and its causes carry.
+/// The different hints of `error` and its causes, outermost first.
 #[must_use]
 pub fn hints(error: &anyhow::Error) -> Vec<&str> {
     let mut found: Vec<&str> = Vec::new();
@@ -87,7 +87,7 @@ pub fn hints(error: &anyhow::Error) -> Vec<&str> {
     found
 }
 
-/// The text shown for `error`.
+/// The text printed for `error`; empty for [`StdoutClosed`].
 #[must_use]
 pub fn render(error: &anyhow::Error) -> String {
     if let Some(interrupted) = interruption(error) {
@@ -98,7 +98,7 @@ pub fn render(error: &anyhow::Error) -> String {
     }
     let mut lines: Vec<String> = Vec::new();
     walk(error, &mut |cause| {
-        // That of ONNX Runtime ends with a line feed.
+        // Error texts of ONNX Runtime end with a line feed.
         let text = cause.to_string().trim_end().to_owned();
         if !lines.contains(&text) && !lines.last().is_some_and(|line| line.ends_with(&text)) {
             lines.push(text);

@@ -1,56 +1,59 @@
 //! Signals: when a run ends at once, and when it ends cleanly.
 //!
-//! Outside a [`cooperative`] section the first SIGINT, SIGTERM or SIGHUP ends the process at once with exit code 130. Inside one, where work is done
-//! batch by batch, the first signal only sets a flag; the code asks [`check`] after every batch and returns [`Interrupted`], so that files are
-//! finished or removed and what can be resumed is kept. The second signal always ends the process at once.
+//! Outside a [`cooperative`] section, the first SIGINT, SIGTERM or SIGHUP ends the process at once with exit code 130.
+//! Inside one, where work is done batch by batch, the first signal only sets a flag. The code calls [`check`] after
+//! every batch and returns [`Interrupted`], so that files are finished or removed and resumable work is kept. The
+//! second signal always ends the process at once.
 //!
-//! A batch through a graph with a loop may never end, so once one is open ([`end_at_once`]) no section waits for its batch.
+//! A batch through a graph with a loop may never end. After such a graph is opened ([`end_at_once`]), the first signal
+//! ends the process at once inside sections too.
 //!
-//! "At once" is `_exit` from a thread of its own: neither the runtimes' destructors nor the running computation take part.
+//! "At once" means `_exit`: destructors do not run, and the current computation is abandoned.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Exit code of an interrupted run, as shells give it for SIGINT.
 pub const EXIT_CODE: u8 = 130;
 
-/// Whether a cooperative section is asked to end.
+/// Whether cooperative sections are asked to end.
 static ASKED: AtomicBool = AtomicBool::new(false);
-/// Whether the code has learned of it.
+/// Whether the code has seen this request.
 static SEEN: AtomicBool = AtomicBool::new(false);
-/// Whether no section is waited for.
+/// Whether the first signal ends the process at once inside sections too.
 static AT_ONCE: AtomicBool = AtomicBool::new(false);
-/// Number of living [`Cooperative`] guards.
+/// Number of live [`Cooperative`] guards.
 static SECTIONS: AtomicUsize = AtomicUsize::new(0);
 
-/// The error of a run that a signal ended. Whatever context it gets, the process then exits with [`EXIT_CODE`].
+/// The error of a run that a signal ended. The process exits with [`EXIT_CODE`], even if context is added to the error.
 #[derive(Debug, Clone, Default, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted{}", .then.as_ref().map_or_else(String::new, |t| format!("; {t}")))]
 pub struct Interrupted {
-    /// What is left and how to go on, e.g. "--resume continues `S.npz`".
+    /// What remains and how to continue, e.g. "--resume continues `S.npz`".
     pub then: Option<String>,
 }
 
 impl Interrupted {
-    /// An interruption with a word on what is left and how to go on.
+    /// An interruption with a text on what remains and how to continue.
     #[must_use]
     pub fn then(text: impl Into<String>) -> Self {
         Self { then: Some(text.into()) }
     }
 }
 
-/// A section whose code asks [`check`] after every batch; see [`cooperative`].
+/// Guard of a section that calls [`check`] after every batch, see [`cooperative`].
 #[must_use = "the section ends when this is dropped"]
 #[derive(Debug)]
 pub struct Cooperative(());
 
-/// Starts a section in which the first signal waits for [`check`]. Sections nest.
+/// Starts a section in which the first signal takes effect at the next [`check`]. Sections can be nested.
 pub fn cooperative() -> Cooperative {
     SECTIONS.fetch_add(1, Ordering::SeqCst);
     Cooperative(())
 }
 
 impl Cooperative {
-    /// Ends the section after its last batch is safe: a signal that came too late to be seen is forgotten, as its work is done.
+    /// Ends the section after its last batch is stored. A signal that no [`check`] has seen does not end the process,
+    /// because the work is done; a later section ends at its first [`check`].
     pub fn complete(self) {
         SEEN.store(true, Ordering::SeqCst);
     }
@@ -59,19 +62,19 @@ impl Cooperative {
 impl Drop for Cooperative {
     fn drop(&mut self) {
         let last = SECTIONS.fetch_sub(1, Ordering::SeqCst) == 1;
-        // A signal after the last `check` counts as one after the section.
+        // A signal after the last `check` is treated like a signal after the section.
         if last && ASKED.load(Ordering::SeqCst) && !SEEN.load(Ordering::SeqCst) {
             exit_at_once();
         }
     }
 }
 
-/// From now on the first signal ends the process at once, in sections too: their work may not come to an end by itself.
+/// From now on, the first signal ends the process at once inside sections too, because their work may never end.
 pub fn end_at_once() {
     AT_ONCE.store(true, Ordering::SeqCst);
 }
 
-/// Whether the section is asked to end.
+/// Whether the section is asked to end. Marks the request as seen.
 #[must_use]
 pub fn asked() -> bool {
     let asked = ASKED.load(Ordering::SeqCst);
@@ -81,7 +84,7 @@ pub fn asked() -> bool {
     asked
 }
 
-/// To be asked after every batch of a cooperative section.
+/// Checks for a request to end; called after every batch of a cooperative section.
 ///
 /// # Errors
 /// [`Interrupted`], if the section is asked to end.
@@ -89,24 +92,25 @@ pub fn check() -> Result<(), Interrupted> {
     if asked() { Err(Interrupted::default()) } else { Ok(()) }
 }
 
-/// Nobody reads standard error any more (`2>&1 | head`): the section at work, or the next one, ends at its next [`check`].
+/// Called when the reader of standard error is gone (`2>&1 | head`). The current section, or the next one, ends at its
+/// next [`check`].
 pub fn reader_gone() {
     ASKED.store(true, Ordering::SeqCst);
-    // Outside a section nothing is cut short.
+    // Outside a section, mark the request as seen, so that the guard of a later section does not end the process.
     if SECTIONS.load(Ordering::SeqCst) == 0 {
         SEEN.store(true, Ordering::SeqCst);
     }
 }
 
-/// Starts listening. Signals that were ignored when the process started stay ignored (`nohup`).
+/// Starts listening for signals. Signals that were ignored when the process started stay ignored (`nohup`).
 ///
-/// A file beyond the process's limit (`ulimit -f`) becomes an error of the write instead of the end of the process.
+/// A write beyond the file size limit (`ulimit -f`) then fails with an error instead of ending the process.
 pub fn listen() {
     #[cfg(unix)]
     unix::listen();
 }
 
-/// Ends the process without destructors; its temporary files and folders are removed all the same.
+/// Removes temporary files and folders, and ends the process without destructors.
 fn exit_at_once() -> ! {
     use std::io::Write as _;
     let _ = std::io::stderr().write_all(b"interrupted\n");
@@ -128,7 +132,7 @@ mod unix {
     const STOPPING: &[u8] = b"stopping after this batch; press Ctrl-C again to stop at once\n";
 
     pub(super) fn listen() {
-        // A handler that does nothing: the system call then fails with EFBIG.
+        // With a handler that does nothing, the system call fails with EFBIG.
         let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
         let ignored = ignored();
         let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
@@ -156,7 +160,8 @@ mod unix {
         mask.and_then(|m| u64::from_str_radix(m.trim(), 16).ok()).unwrap_or(0)
     }
 
-    /// Without a way to ask, SIGHUP keeps what it was given: ignored under `nohup`, else the end of the process.
+    /// The initial state cannot be queried here, so SIGHUP is not handled: it stays ignored under `nohup`, and ends the
+    /// process otherwise.
     #[cfg(not(target_os = "linux"))]
     fn ignored() -> u64 {
         1 << (SIGHUP - 1)

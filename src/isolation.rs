@@ -1,7 +1,8 @@
-//! Opening HDF5 files in a child process first.
+//! Checks HDF5 files in a child process before this process opens them.
 //!
-//! libhdf5 crashes, loops endlessly or exhausts memory on some damaged files, which would end or block the whole process. Therefore `d2o` runs
-//! `d2o walk-hdf5 FILE` with limits on memory and processor time, and opens the file only if that process succeeds.
+//! libhdf5 crashes, loops endlessly or exhausts memory on some damaged files, which would end or block the whole
+//! process. Therefore `d2o` runs `d2o walk-hdf5 FILE` with limits on memory and CPU time, and opens the file only if
+//! that process succeeds.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -16,21 +17,21 @@ use crate::commands::ExitStatus;
 
 /// Name of the command that the child process runs.
 pub const COMMAND: &str = "walk-hdf5";
-/// Processor time for a file, seconds, and the number of bytes that add a second.
+/// CPU time limit for a file: `SECONDS` seconds, plus one second per `BYTES_PER_SECOND` bytes.
 const SECONDS: u64 = 5;
 const BYTES_PER_SECOND: u64 = 64 << 20;
 
-/// Checks every HDF5 file in a child process before this process opens it.
+/// From now on, every HDF5 file is checked in a child process before this process opens it.
 pub fn guard() {
     hdf5::check_first(check);
 }
 
-/// Opens the file at `path` in a child process, once until the file changes.
+/// Opens the file at `path` in a child process. A file that has passed is checked again only after it changes.
 ///
 /// # Errors
-/// How the process ended, if it crashed or exceeded a limit.
+/// If the process cannot be started, crashes or exceeds a limit; the text describes the file.
 fn check(path: &Path) -> Result<(), String> {
-    /// Path, bytes and time of the last change.
+    /// Path, size in bytes and modification time.
     type Seen = (PathBuf, u64, Option<SystemTime>);
     static PASSED: LazyLock<Mutex<HashSet<Seen>>> = LazyLock::new(Mutex::default);
     let found = fs_err::metadata(path).map_err(|e| e.to_string())?;
@@ -80,12 +81,13 @@ fn seconds(bytes: u64) -> u64 {
     SECONDS + bytes / BYTES_PER_SECOND
 }
 
-/// Memory limit for a file of `bytes` bytes: twice that of readers, since libhdf5 keeps its own copies.
+/// Memory limit, bytes, for a file of `bytes` bytes: twice the limit of readers, because libhdf5 keeps copies.
 fn memory(bytes: u64) -> u64 {
     2 * Budget::of_file(bytes).left()
 }
 
-/// The file that this process is to look at, if it is such a child process. Not a command of the command line: help and completions leave it out.
+/// The file to check, if this process is such a child process. The command is not part of the command line parser, so
+/// help and completions omit it.
 #[must_use]
 pub fn asked() -> Option<PathBuf> {
     let mut arguments = std::env::args_os().skip(1);
@@ -95,10 +97,11 @@ pub fn asked() -> Option<PathBuf> {
     arguments.last().map(PathBuf::from)
 }
 
-/// The child process: opens and samples the file at `path` within the limits. Its contents and errors do not matter, except a lack of memory.
+/// Runs in the child process: opens and samples the file at `path` within the limits. Errors in the file are ignored,
+/// except lack of memory, which gives [`ExitStatus::No`].
 ///
 /// # Errors
-/// Those of the file system and of setting the limits.
+/// If the file size cannot be read, or a limit cannot be set.
 pub fn walk(path: &Path) -> anyhow::Result<ExitStatus> {
     bound(fs_err::metadata(path)?.len())?;
     Ok(if hdf5::walk(path) { ExitStatus::Done } else { ExitStatus::No })
@@ -115,7 +118,7 @@ fn bound(bytes: u64) -> anyhow::Result<()> {
     };
     lower(Resource::Core, 0)?;
     lower(Resource::Cpu, seconds(bytes))?;
-    // Pages that the program itself has mapped, from Linux's process information.
+    // Pages that this program has mapped, from the process information of Linux.
     let pages = fs_err::read_to_string("/proc/self/statm").ok();
     let pages = pages.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
     if let Some(pages) = pages {

@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use d2o::commands::ExitStatus;
 
-/// Turns off the telemetry of Microsoft's builds of ONNX Runtime, which would also leave a file `.ses` in the folder of temporary files. They read the variable
-/// when they are loaded; `d2o_runtime` turns off the events alone, which leaves the file.
+/// Turns off the telemetry of Microsoft builds of ONNX Runtime, which also creates a file `.ses` in the temporary
+/// folder. The library reads the variable when it is loaded. `d2o_runtime` turns off the events only, which does not
+/// prevent the file.
 #[allow(unsafe_code, reason = "no other thread runs yet that could read the environment")]
 fn quiet_onnxruntime() {
     // SAFETY: called first in `main`, before any thread is started.
@@ -18,7 +19,7 @@ fn quiet_onnxruntime() {
 fn main() -> ExitCode {
     quiet_onnxruntime();
     d2o::interrupt::listen();
-    // The panic hook has told what happened and where; nothing of the command is used afterwards.
+    // The panic hook has printed message and location. After a panic, no state of the command is used.
     let result = match d2o::isolation::asked() {
         Some(path) => catch_unwind(|| d2o::isolation::walk(&path)),
         None => {

@@ -1,4 +1,4 @@
-//! Outputs: checked before any work is done, and never overwritten unasked.
+//! Output paths: checked before any work is done, and replaced only on request.
 
 use std::io;
 use std::path::Path;
@@ -8,56 +8,57 @@ use fs_err as fs;
 
 use crate::error::with_hint;
 
-/// Whether `path` stands for standard output.
+/// Whether `path` is `-`, which means standard output.
 #[must_use]
 pub fn is_stdout(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// Whether `path` is standard output (`-`), or a device, pipe or socket: written to in place, never replaced.
+/// Whether `path` is standard output (`-`), a device, a pipe or a socket. Such outputs are written in place and never
+/// replaced.
 #[must_use]
 pub fn is_stream(path: &Path) -> bool {
     is_stdout(path) || fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir())
 }
 
-/// Makes sure, before any work is done, that the file `path` can be written: it does not exist, unless `overwrite` allows to replace it, it is not a
-/// folder, and its folder exists or can be made, and can be written to. Streams ([`is_stream`]) pass.
+/// Checks that the file `path` can be written: it does not exist or `overwrite` is set; it is not a folder and not
+/// read-only; its folder exists or can be created, and is writable. Streams ([`is_stream`]) pass.
 ///
 /// # Errors
-/// If that is not so, naming `path`.
+/// If one of these conditions is not met; the error names `path`.
 pub fn ensure_new(path: &Path, overwrite: bool) -> anyhow::Result<()> {
     if is_stream(path) {
         return Ok(());
     }
     let shown = path.display();
     anyhow::ensure!(path.file_name().is_some(), "`{shown}` is not a file name");
-    // Not the file behind a link: the link itself would be replaced.
+    // Check the link and not its target: writing replaces the link.
     if let Ok(found) = fs::symlink_metadata(path) {
         anyhow::ensure!(!path.is_dir(), "`{shown}` is a folder, expected a file name");
         if !overwrite {
             let what = if found.is_symlink() && !path.exists() { "is a link to a missing file" } else { "exists" };
             return Err(with_hint(anyhow::anyhow!("`{shown}` {what}"), "--overwrite replaces it"));
         }
-        // Who makes a file read-only wants to keep it, though its folder would let it be replaced.
+        // A read-only file is never replaced, although its folder would permit it.
         let kept = fs::metadata(path).is_ok_and(|m| m.permissions().readonly());
         anyhow::ensure!(!kept, "`{shown}` is read-only");
     }
     writable(path.parent().unwrap_or(Path::new(""))).with_context(|| format!("cannot write `{shown}`"))
 }
 
-/// The same for a file of which another name than `path` will be written: it must name a file, not a stream.
+/// Same as [`ensure_new`] for an output that is written under a temporary name first, which excludes streams.
 ///
 /// # Errors
-/// Those of [`ensure_new`]; a stream.
+/// Same as [`ensure_new`], and if `path` is a stream.
 pub fn ensure_new_file(path: &Path, overwrite: bool) -> anyhow::Result<()> {
     anyhow::ensure!(!is_stream(path), "`{}` is a stream, expected a file name", path.display());
     ensure_new(path, overwrite)
 }
 
-/// As [`ensure_new_file`] for a folder: it does not exist or is empty, unless `overwrite` allows to replace its content, and it can be written to.
+/// Same as [`ensure_new_file`] for a folder: it does not exist, is empty, or `overwrite` is set; and it is writable.
 ///
 /// # Errors
-/// If that is not so, naming `path`.
+/// If one of these conditions is not met; the error names `path`.
 pub fn ensure_new_folder(path: &Path, overwrite: bool) -> anyhow::Result<()> {
     let shown = path.display();
     anyhow::ensure!(!is_stream(path), "`{shown}` is a stream, expected a folder name");
@@ -71,13 +72,14 @@ pub fn ensure_new_folder(path: &Path, overwrite: bool) -> anyhow::Result<()> {
     writable(path).with_context(|| format!("cannot write to `{shown}`"))
 }
 
-/// Makes sure that files can be made in `folder`, or in the nearest folder above it that exists, in which it could then be made.
+/// Checks that files can be created in `folder`, or in its nearest existing parent, where `folder` can then be created.
 pub(crate) fn writable(folder: &Path) -> io::Result<()> {
     let above = folder.ancestors().map(|f| if f.as_os_str().is_empty() { Path::new(".") } else { f });
     for folder in above {
         match fs::metadata(folder) {
             Ok(found) if found.is_dir() => {
-                // Modes and mounts do not tell: only trying does. The file has no name where the file system can do that.
+                // Permissions and mount options are not conclusive, so create a file. It has no name if the file system
+                // supports that.
                 return tempfile::tempfile_in(folder).map(drop).map_err(|error| {
                     let cause = d2o_files::without_name(&error);
                     io::Error::new(error.kind(), format!("cannot create files in `{}`: {cause}", folder.display()))
@@ -143,7 +145,7 @@ mod tests {
         assert_eq!(text(ensure_new(Path::new("/dev/null"), false)), "");
         assert!(text(ensure_new_file(Path::new("/dev/null"), true)).contains("is a stream"));
         assert!(text(ensure_new_folder(Path::new("/dev/null"), true)).contains("is a stream"));
-        // Not even root can make files there.
+        // Even root cannot create files there.
         #[cfg(target_os = "linux")]
         assert!(text(ensure_new(Path::new("/proc/self/x"), true)).contains("cannot create files in `/proc/self`"));
     }

@@ -1,4 +1,4 @@
-//! What the user sees: results on standard output, everything else on standard error.
+//! Output to the user: results on standard output, everything else on standard error.
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -16,41 +16,41 @@ use crate::interrupt;
 use crate::outputs::{is_stdout, is_stream};
 use crate::progress::{Count, Reporter, Stage};
 
-/// Time between two lines of progress where standard error is not a terminal.
+/// Time between two progress lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
-/// How long a stage without a count lasts before it is shown.
+/// Time after which a stage without a count is shown.
 const STAGE_SHOWN_AFTER: Duration = Duration::from_secs(2);
 /// Time between two frames of a spinner.
 const SPINNER_FRAME: Duration = Duration::from_millis(120);
 
-/// Decided once, passed to every command.
+/// Prints results, notes, warnings and progress; created once and passed to every command.
 #[derive(Debug, Clone, Copy)]
 pub struct Printer {
     quiet: bool,
 }
 
 impl Printer {
-    /// `quiet` leaves results, warnings and errors only.
+    /// A printer. With `quiet` it prints results, warnings and errors only.
     #[must_use]
     pub fn new(quiet: bool) -> Self {
         Self { quiet }
     }
 
-    /// A line of the result.
+    /// Prints a line of the result to standard output.
     ///
     /// # Errors
-    /// If standard output is closed.
+    /// If writing fails; [`StdoutClosed`] if standard output is closed.
     pub fn data(&self, text: &str) -> anyhow::Result<()> {
         self.line(&printable(text))
     }
 
-    /// Bytes on standard output, as they are.
+    /// Writes `bytes` to standard output unchanged.
     ///
     /// # Errors
-    /// Those of writing.
+    /// If writing fails; [`StdoutClosed`] if standard output is closed.
     pub fn raw(&self, bytes: &[u8]) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
-        // What follows the last line feed would otherwise be written at the end of the process, where no error is seen.
+        // Without this flush, bytes after the last line feed are written at process exit, where errors are lost.
         out.write_all(bytes).and_then(|()| out.flush()).map_err(closed)
     }
 
@@ -59,26 +59,26 @@ impl Printer {
         writeln!(out, "{text}").map_err(closed)
     }
 
-    /// A line for the user's information.
+    /// Prints an informational line to standard error, unless quiet.
     pub fn note(&self, text: &str) {
         if !self.quiet {
             to_stderr(text);
         }
     }
 
-    /// A line the user should not miss.
+    /// Prints a warning to standard error.
     pub fn warn(&self, text: &str) {
         to_stderr(&format!("warning: {text}"));
     }
 
-    /// JSON to `path`, or to standard output for `-`.
+    /// Writes `value` as indented JSON to `path`, or to standard output for `-`.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn json(&self, path: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(value)?;
         if is_stdout(path) {
-            // The only control characters that JSON leaves as they are lie in its texts, which have an escape for them.
+            // Control characters other than line feeds occur only inside JSON strings, which allow this escape.
             return self.line(&escaped(&text, |c| format!("\\u{:04x}", u32::from(c))));
         }
         let text = format!("{text}\n");
@@ -91,13 +91,13 @@ impl Printer {
         written.with_context(|| format!("write `{}`", path.display()))
     }
 
-    /// Progress of `total` images: a bar on a terminal, a line every few seconds elsewhere.
+    /// Starts a progress display for `total` images: a bar on a terminal, otherwise a line every few seconds.
     #[must_use]
     pub fn progress(&self, what: &str, total: u64) -> Progress {
         self.progress_of(what, "images", total)
     }
 
-    /// Progress of `total` of something else.
+    /// Same as [`Printer::progress`], for `total` items of `unit`.
     #[must_use]
     pub fn progress_of(&self, what: &str, unit: &str, total: u64) -> Progress {
         let bar = self.draws().then(|| {
@@ -112,7 +112,8 @@ impl Printer {
         Progress { what, unit, total, done: 0, skipped: 0, start: now, last: now, bar, quiet: self.quiet }
     }
 
-    /// A stage without a count. After a few seconds: a spinner on a terminal until it ends, one line at each end elsewhere.
+    /// Starts a stage without a count. After 2 s, a terminal shows a spinner until the stage ends; otherwise one line
+    /// is printed at that time and one at the end.
     #[must_use]
     pub fn stage(&self, what: &str) -> RunningStage {
         let after = (!self.quiet).then_some(STAGE_SHOWN_AFTER);
@@ -154,7 +155,7 @@ pub fn shell(words: &[OsString]) -> String {
     words.iter().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
-/// An error of writing to standard output.
+/// The error for a failed write to standard output.
 fn closed(error: std::io::Error) -> anyhow::Error {
     match error.kind() {
         std::io::ErrorKind::BrokenPipe => anyhow::Error::new(StdoutClosed),
@@ -162,14 +163,15 @@ fn closed(error: std::io::Error) -> anyhow::Error {
     }
 }
 
-/// `text` as a terminal may have it. Names and messages in files can hold control characters, with which a terminal is told to hide, move or replace
-/// what it shows; they are written as `\u{1b}`.
+/// `text` without control characters, for a terminal. Names and messages in files may contain control characters that
+/// hide, move or replace terminal output; they are written as escapes, e.g. `\u{1b}`.
 #[must_use]
 pub fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c.escape_unicode().to_string())
 }
 
-/// `text` with `escape` of each control character but line feeds and tabs, and of those that turn the direction of writing.
+/// `text` with `escape` applied to every control character except line feeds and tabs, and to characters that change
+/// the writing direction.
 fn escaped(text: &str, escape: impl Fn(char) -> String) -> Cow<'_, str> {
     let harmful = |c: char| match c {
         '\n' | '\t' => false,
@@ -182,16 +184,17 @@ fn escaped(text: &str, escape: impl Fn(char) -> String) -> Cow<'_, str> {
     Cow::Owned(text.chars().map(|c| if harmful(c) { escape(c) } else { c.to_string() }).collect())
 }
 
-/// Writes a line to standard error, as [`printable`] has it. Where its reader is gone nobody follows the run any more, which interrupts it; other faults are ignored.
+/// Writes a line to standard error, escaped by [`printable`]. If the reader of standard error is gone, the run is
+/// interrupted; other write errors are ignored.
 fn to_stderr(text: &str) {
-    // One write: lines of several threads and processes do not mix.
+    // A single write, so that lines of several threads and processes do not mix.
     let written = std::io::stderr().lock().write_all(format!("{}\n", printable(text)).as_bytes());
     if written.is_err_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
         interrupt::reader_gone();
     }
 }
 
-/// Progress of one command.
+/// A running progress display, see [`Printer::progress`].
 #[derive(Debug)]
 pub struct Progress {
     what: String,
@@ -206,7 +209,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// The first `count` images were done before; they do not count for the pace.
+    /// Adds `count` items that an earlier run finished. They do not affect the rate.
     pub fn skip(&mut self, count: u64) {
         self.done += count;
         self.skipped += count;
@@ -216,7 +219,7 @@ impl Progress {
         }
     }
 
-    /// `count` more images are done.
+    /// Adds `count` finished items.
     pub fn advance(&mut self, count: u64) {
         self.done += count;
         if let Some(bar) = &self.bar {
@@ -253,13 +256,13 @@ impl Drop for Progress {
     }
 }
 
-/// A stage that is shown once it has lasted a while, see [`Printer::stage`]. It ends when it is dropped.
+/// A running stage, see [`Printer::stage`]. It ends when it is dropped.
 #[derive(Debug)]
 pub struct RunningStage {
     what: String,
     start: Instant,
     print: fn(&str),
-    /// Dropped to end the thread that waits, which answers whether it printed a line.
+    /// The sender, dropped to end the waiting thread, and the thread, which returns whether it printed a line.
     shown: Option<(Sender<()>, JoinHandle<bool>)>,
 }
 

@@ -1,33 +1,35 @@
-//! Progress of long computations, without knowledge of who shows it.
+//! Progress of long computations, independent of its display.
 
 /// Receives progress, notes and warnings of a computation. Implemented by [`crate::printer::Printer`]; [`Silent`] ignores everything.
 pub trait Reporter: std::fmt::Debug + Sync {
-    /// Starts counting `total` of `unit` (e.g. "images") under the name `what`. Dropping the result ends the display.
+    /// Starts a count of `total` items of `unit` (e.g. "images") under the name `what`. Dropping the result ends the
+    /// display.
     fn count(&self, what: &str, unit: &str, total: u64) -> Box<dyn Count>;
 
-    /// Starts a stage that has no count, e.g. "nearest neighbours". It is shown once it has lasted a few seconds; dropping the result ends it.
+    /// Starts a stage without a count, e.g. "nearest neighbours". It is shown after a few seconds; dropping the result
+    /// ends it.
     fn stage(&self, what: &str) -> Box<dyn Stage>;
 
-    /// A line for the user's information.
+    /// Reports an informational line.
     fn note(&self, text: &str);
 
-    /// A line the user should not miss.
+    /// Reports a warning.
     fn warn(&self, text: &str);
 }
 
 /// A running count, see [`Reporter::count`].
 pub trait Count: std::fmt::Debug + Send {
-    /// `count` more are done already, by an earlier run: they do not count for the pace.
+    /// Adds `count` items that an earlier run finished. They do not affect the rate.
     fn skip(&mut self, count: u64);
 
-    /// `count` more are done.
+    /// Adds `count` finished items.
     fn advance(&mut self, count: u64);
 }
 
 /// A running stage, see [`Reporter::stage`].
 pub trait Stage: std::fmt::Debug + Send {}
 
-/// Shows nothing: for the use of d2o as a library, and for tests.
+/// Ignores all reports, for library use and tests.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 

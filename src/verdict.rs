@@ -1,30 +1,30 @@
-//! The result of `d2o verify`, as it is written and read.
+//! The JSON result of `d2o verify`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// The verdict on a model.
+/// Comparison of runtimes, graphs or precisions.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The model file.
     pub model: String,
-    /// The runtime others are compared with.
+    /// The runtime that the others are compared with.
     pub reference: String,
     /// Number of inputs.
     pub samples: usize,
-    /// Largest difference allowed, relative to the largest reference value.
+    /// Largest accepted difference, relative to the largest reference value.
     pub tolerance: f64,
-    /// Every output of every other side.
+    /// Differences of every output of every other side.
     pub outputs: Vec<OutputDifference>,
-    /// What the differences do to a metric.
+    /// Effect of the differences on a Fréchet distance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub metrics: Vec<MetricChange>,
     /// The first diverging node of each side that has one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub divergence: Vec<Divergence>,
-    /// How many nodes of each operation which provider of ONNX Runtime computes.
+    /// Number of nodes by ONNX Runtime provider and operation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<NodeCount>,
     /// The slowest nodes.
@@ -33,84 +33,88 @@ pub struct Comparison {
     /// The precision study.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub precisions: Vec<Precision>,
-    /// Seconds of each side for all inputs, without the first run (which plans) if there are several.
+    /// Seconds of each side, without the first batch, which includes planning; 0 if there is only one batch.
     #[serde(default)]
     pub seconds: BTreeMap<String, f64>,
-    /// Whether all agree.
+    /// Whether all outputs agree.
     pub agree: bool,
 }
 
-/// How far one output of one side lies from the reference's.
+/// Difference of one output between one side and the reference.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OutputDifference {
-    /// The runtime, and the graph if it is another one.
+    /// The runtime, with the graph of `--against`; in the precision study, the precision.
     pub runtime: String,
-    /// The output.
+    /// Name of the output.
     pub name: String,
     /// Largest absolute difference.
     #[serde(deserialize_with = "finite_or_not")]
     pub max_abs: f64,
-    /// That over the largest absolute value of the reference; infinite if all of these are 0.
+    /// `max_abs` divided by the largest absolute value of the reference; 0 if nothing differs, otherwise infinite if
+    /// all reference values are 0.
     #[serde(deserialize_with = "finite_or_not")]
     pub max_rel: f64,
     /// Signal-to-noise ratio, dB; absent if nothing differs.
     #[serde(default)]
     pub snr_db: Option<f64>,
-    /// Values by their difference in units in the last place: 0, 1, 2 to 3, 4 to 7, …; the last bin takes the rest.
+    /// Histogram of the differences in units in the last place: number of values with 0, 1, 2 to 3, 4 to 7, …; the last
+    /// bin includes all larger ones. Empty for u8 outputs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ulps: Vec<u64>,
-    /// Share of 8-bit pixels that differ, if the output is an image.
+    /// Share of 8-bit values that differ, 0 to 1, if the output is an image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pixels_changed: Option<f64>,
-    /// Values that are not finite, in either.
+    /// Number of values that are not finite on either side.
     #[serde(default)]
     pub not_finite: usize,
-    /// Whether it is within the tolerance.
+    /// Whether all values are finite and the difference is within the tolerance. For `images_u8`, one level in at most
+    /// 0.1 % of the values is accepted as well.
     pub agrees: bool,
 }
 
-/// What differences do to a metric.
+/// Effect of the differences on a Fréchet distance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MetricChange {
-    /// The runtime, and the graph if it is another one.
+    /// The runtime, with the graph of `--against`; in the precision study, the precision.
     pub runtime: String,
     /// The feature network.
     pub extractor: String,
-    /// Fréchet distance of the reference runtime's images to `--ref`, if it is given.
+    /// Fréchet distance between the images of the reference runtime and `--ref`, if it is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_distance: Option<f64>,
-    /// Fréchet distance of this side's images to `--ref`, or to the reference runtime's images.
+    /// Fréchet distance between the images of this side and `--ref`, or the images of the reference runtime without
+    /// `--ref`.
     pub distance: f64,
 }
 
-/// The first node in the graph's order whose outputs differ.
+/// The first node, in graph order, with an output that differs by more than the tolerance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Divergence {
-    /// The runtime, and the graph if it is another one.
+    /// The runtime, with the graph of `--against`; in the precision study, the precision.
     pub runtime: String,
-    /// The node.
+    /// Name of the node.
     pub node: String,
-    /// The layer it belongs to.
+    /// Layer of the node: the node name without its last component, separated by dots.
     pub scope: String,
-    /// ONNX's name of the operation.
+    /// ONNX operator.
     pub op: String,
-    /// Its weights.
+    /// Names of the weights that the node reads.
     pub weights: Vec<String>,
-    /// Largest absolute difference of its output; absent if one side cannot compute it or gives another shape.
+    /// Largest absolute difference of the output; absent if a side cannot compute it or the shapes differ.
     pub max_abs: Option<f64>,
-    /// That over the largest absolute value of the reference.
+    /// `max_abs` divided by the largest absolute value of the reference.
     pub max_rel: Option<f64>,
-    /// Nodes compared before it, which agree.
+    /// Number of nodes that were compared before it and agree.
     pub agreeing: usize,
-    /// Where its tensors were written.
+    /// File with the tensors of the node, if `--dump` was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dump: Option<PathBuf>,
 }
 
-/// Nodes of an operation that a provider computes, before fusions inside the provider.
+/// Number of nodes of an operation on a provider, before fusions inside the provider.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeCount {
-    /// ONNX Runtime's name of the provider.
+    /// Name of the provider in ONNX Runtime.
     pub provider: String,
     /// The operation.
     pub op: String,
@@ -121,33 +125,33 @@ pub struct NodeCount {
 /// Time of a node on ONNX Runtime.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeTime {
-    /// The node, as ONNX Runtime calls it after its own rewriting.
+    /// Name of the node after the graph optimisations of ONNX Runtime.
     pub node: String,
     /// The operation.
     pub op: String,
     /// Milliseconds over all batches.
     pub milliseconds: f64,
-    /// Share of the time of all nodes.
+    /// Share of the time of all nodes, 0 to 1.
     pub share: f64,
 }
 
-/// A line of the precision study.
+/// A row of the precision study.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Precision {
     /// fp32, tf32, fp16 or bf16.
     pub precision: String,
-    /// Why it was not run, if so.
+    /// Reason if this precision was not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
-    /// Where it ran.
+    /// Runtime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
-    /// Inputs a second.
+    /// Inputs per second, without the first batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speed: Option<f64>,
 }
 
-/// JSON has no infinity: it stands as null.
+/// Reads null as infinity, which JSON cannot represent.
 fn finite_or_not<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
 }

@@ -1,4 +1,4 @@
-//! The invariants of ARCHITECTURE.md that sources and manifests show.
+//! The invariants of ARCHITECTURE.md that sources and manifests can show.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every Rust file below `folder`, without what follows `#[cfg(test)]`.
+/// Every Rust file below `folder`, up to its module of tests.
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
@@ -40,7 +40,7 @@ fn lacks(folder: &str, words: &[&str]) {
     }
 }
 
-/// Folders of the crates that others may use: the workspace's members but for the tests' and the tasks'.
+/// Folders of the library crates: the members of the workspace except `test-support` and `xtask`.
 fn libraries() -> Vec<String> {
     let text = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let members = text.split("members = [").nth(1).unwrap().split(']').next().unwrap();
@@ -48,7 +48,7 @@ fn libraries() -> Vec<String> {
     members.filter(|m| !m.is_empty() && m != "test-support" && m != "xtask").collect()
 }
 
-/// What `folder`'s manifest lists under `[dependencies]`.
+/// Names under `[dependencies]` in the manifest of `folder`.
 fn dependencies(folder: &str) -> Vec<String> {
     let text = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
     let Some((_, rest)) = text.split_once("[dependencies]") else { return Vec::new() };
@@ -58,7 +58,7 @@ fn dependencies(folder: &str) -> Vec<String> {
 
 #[test]
 fn crates_depend_one_way() {
-    // Each crate with those of d2o that it builds on.
+    // Each crate with the crates of d2o that it depends on.
     let own = [
         ("onnx", &["d2o-budget", "d2o-files"][..]),
         ("onnx/runtime", &["d2o-files", "d2o-onnx", "d2o-winograd"]),
@@ -130,13 +130,14 @@ fn libtorch_is_used_in_training_only() {
 fn every_invariant_names_its_guard_here_or_is_a_rule_of_one_crate() {
     let page = fs::read_to_string(Path::new(&root()).join("ARCHITECTURE.md")).unwrap();
     let invariants = page.split("## Invariants").nth(1).unwrap().split("## ").next().unwrap();
-    // 1 and 2 above; 3: each reader's hostile tests; 4: metrics of any batch (tests/evaluate.rs); 5, 6: tests/plan.rs; 7: tests/parity.rs;
-    // 8: converters' and refs' equal bytes; 9: tests/outputs.rs, tests/signals.rs.
+    // 1 and 2: above. 3: the hostile tests of each reader. 4: metrics of any batch size (tests/evaluate.rs). 5 and 6:
+    // tests/plan.rs. 7: tests/parity.rs. 8: equal bytes (tests of converters and refs). 9: tests/generate.rs,
+    // tests/training.rs, tests/signals.rs.
     let numbered = invariants.lines().filter(|l| l.starts_with(|c: char| c.is_ascii_digit())).count();
     assert_eq!(numbered, 9, "an invariant without a test, or a test without its invariant");
 }
 
-/// Paths of a `use` or an expression that begins with `path` and goes on with `text`: groups in braces are expanded.
+/// Appends to `found` the paths that begin with `path` and continue with `text`. Groups in braces are expanded.
 fn expand(path: &[String], text: &str, found: &mut Vec<Vec<String>>) {
     let word = |c: char| c.is_alphanumeric() || c == '_';
     if let Some(group) = text.strip_prefix('{') {
@@ -165,7 +166,7 @@ fn expand(path: &[String], text: &str, found: &mut Vec<Vec<String>>) {
     }
 }
 
-/// The modules of the crate in `folder`, each with those it imports.
+/// The modules of the crate in `folder`, each with the modules it imports.
 fn imports(folder: &str) -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
     let source = root().join(folder);
     let module = |path: &Path| -> Vec<String> {
@@ -186,7 +187,7 @@ fn imports(folder: &str) -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
                 }
             }
         }
-        // A path that begins with a child.
+        // Paths that begin with a child module.
         for (i, _) in code.match_indices("use ") {
             let rest = &code[i + 4..];
             let first = rest.split("::").next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Augmentations against the originals' code (`tests/data/gen/augment.py`), from the same seeds of libtorch's generator.
+//! Augmentations against the original code (`tests/data/gen/augment.py`), from the same seeds of libtorch's generator.
 #![cfg(feature = "train")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
@@ -18,10 +18,11 @@ use serde_json::{Value as Json, json};
 use tch::{Device, Kind, Tensor};
 
 const SEED: u64 = 7;
-/// Largest difference of a value of an image about [-1, 1], and of a norm or product relative to the norm.
+/// Allowed difference: of a value relative to its magnitude, or absolute below 1; of a norm or a product relative to
+/// the norm.
 const TOLERANCE: f64 = 1e-5;
 
-/// libtorch's generator is the process's.
+/// Held while libtorch's generator is seeded and used: it is global to the process.
 static GENERATOR: Mutex<()> = Mutex::new(());
 
 fn goldens(of: &str) -> Vec<Json> {
@@ -44,7 +45,7 @@ fn like(tensor: &Tensor, name: &str) -> Tensor {
     uniform(name, &dims, 1.0)
 }
 
-/// Largest differences so far, by what they are of.
+/// Largest differences so far, by quantity.
 #[derive(Default)]
 struct Worst(BTreeMap<&'static str, f64>);
 
@@ -55,7 +56,7 @@ impl Worst {
         *worst = worst.max(off);
     }
 
-    /// Norm, product with drawn values, and some values of `found`.
+    /// Compares the norm, the product with random values, and some values of `found`.
     fn compare(&mut self, case: &str, what: &'static str, found: &Tensor, expected: &Json) {
         let found: Vec<f64> = values_of(found).unwrap().into_iter().map(f64::from).collect();
         let along = Init::Uniform { bound: 1.0 }.values(SEED, "along", found.len());
@@ -85,7 +86,7 @@ fn count(n: usize) -> i64 {
     i64::try_from(n).unwrap()
 }
 
-/// Images, labels and gradient of each case of `of`.
+/// Compares images, labels and gradient of each case of `of`.
 fn check(of: &str, augment: impl Fn(&Json, &Tensor) -> Augmented) {
     let (cases, mut worst) = (goldens(of), Worst::default());
     assert!(cases.len() > 30);
@@ -254,7 +255,7 @@ fn networks_take_augmentation_labels_as_edms_do() {
         let config = NetConfig::new("EDMPrecond", &kwargs).unwrap();
         assert_eq!((plain.augment_dim(), config.augment_dim()), (0, 9));
 
-        // The golden's weights, and those of the map.
+        // The weights of the golden file and those of the map.
         let golden = Tensor::read_safetensors(test_support::golden_dir().join(format!("{name}.safetensors"))).unwrap();
         let tensor = |of: &str| golden.iter().find(|(n, _)| n == of).map(|(_, t)| t.shallow_clone());
         let rows = if name == "edm-ddpmpp-cond" { 16 } else { 32 };
@@ -281,13 +282,13 @@ fn networks_take_augmentation_labels_as_edms_do() {
         let gradient = Tensor::run_backward(&[sum], &[&map.tensor], false, false).remove(0);
         worst.compare(name, "gradient", &gradient, &case["gradient"]);
 
-        // None are zeros.
+        // Without labels the network computes as with zeros.
         let zeros = Value(augment.0.zeros_like());
         let without = net.denoise(&mut b, &x, &sigma, labels(None)).unwrap().0;
         assert_eq!(without, net.denoise(&mut b, &x, &sigma, labels(Some(&zeros))).unwrap().0, "{name}");
         assert_ne!(without, found, "{name}");
 
-        // A network without them refuses them.
+        // A network without augmentation labels refuses them.
         let mut b = LibTorch::with_weights(network.weights(), Device::Cpu);
         let net = Denoiser::build(&mut b, &plain).unwrap();
         let mut b = LibTorch::running(Device::Cpu, false);

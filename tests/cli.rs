@@ -1,4 +1,4 @@
-//! What a user sees: help, errors and exit codes of the binary.
+//! The command line as a user sees it: help, errors and exit codes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::path::Path;
@@ -28,7 +28,7 @@ const COMMANDS: [&str; 17] = [
 
 fn d2o(dir: &Path, args: &[&str]) -> Outcome {
     let mut outcome = run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir, args);
-    // A usage line has this only where the environment names the library.
+    // The usage line has this only if the environment names the library.
     outcome.stderr = outcome.stderr.replace(" --onnxruntime <LIB>", "");
     outcome
 }
@@ -105,7 +105,7 @@ fn bad_input_is_one_clear_error() {
     }
 }
 
-/// A dataset zip that ends in the middle.
+/// Writes the first half of a dataset zip.
 fn truncated_zip(path: &Path) {
     let mut writer = d2o_refs::image_zip::DatasetWriter::create(path).unwrap();
     writer.append(&ndarray::Array4::from_elem((4, 8, 8, 3), 7), None).unwrap();
@@ -114,7 +114,7 @@ fn truncated_zip(path: &Path) {
     fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
 }
 
-/// Names in files cannot make a terminal do anything; JSON keeps them.
+/// Control characters in names are escaped for terminals. JSON keeps the names.
 #[test]
 fn control_characters_of_names_are_escaped() {
     const NAME: &str = "\x1b[2Jw\u{9b}31m\x7f";

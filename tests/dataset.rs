@@ -1,4 +1,4 @@
-//! `d2o dataset` against what EDM's dataset_tool.py makes of the same sources, and what it does beyond that.
+//! `d2o dataset` against the output of EDM's dataset_tool.py for the same sources, and its additional options.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::io::Read as _;
@@ -28,7 +28,7 @@ fn refused(dir: &Path, args: &[&str], text: &str) {
     assert!(outcome.code == 2 && outcome.stderr.contains(text), "{args:?}: `{text}`: {outcome}");
 }
 
-/// Sources, see tests/data/gen/dataset.py, in a temporary folder.
+/// Extracts the sources, see tests/data/gen/dataset.py, into a temporary folder.
 fn sources() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let zip = fs::File::open(data().join("sources.zip")).unwrap();
@@ -92,7 +92,7 @@ fn pixel(images: &[ArrayD<u8>], image: usize, y: usize, x: usize) -> [u8; 3] {
 fn equals_dataset_tool_on_every_source() {
     let (dir, sources) = (tempfile::tempdir().unwrap(), sources());
     let expected: Value = serde_json::from_slice(&fs::read(data().join("expected.json")).unwrap()).unwrap();
-    // In the options of dataset_tool.py, and what d2o needs to do the same.
+    // Case names, and the options that d2o needs in addition to those of dataset_tool.py.
     for (case, more) in [
         ("mixed", &[][..]),
         ("mixed enlarged", &[]),
@@ -133,7 +133,7 @@ fn transparent_pixels_stand_on_the_background() {
     let dir = tempfile::tempdir().unwrap();
     let icons = dir.path().join("icons");
     fs::create_dir(&icons).unwrap();
-    // Left half red, right half transparent black; half transparent white at the bottom right.
+    // Left half red, right half transparent black; the bottom right pixel is (200, 100, 0) with alpha 77.
     let mut icon = RgbaImage::from_fn(8, 8, |x, _| if x < 4 { Rgba([255, 0, 0, 255]) } else { Rgba([0, 0, 0, 0]) });
     icon.put_pixel(7, 7, Rgba([200, 100, 0, 77]));
     icon.save(icons.join("a.png")).unwrap();
@@ -216,7 +216,7 @@ fn labels_come_from_where_the_user_says() {
     );
     make("n", &["00000/img00000000.png", "00001/img00001000.png"]);
     assert_eq!(labels(&["n"]).0, Value::Null, "folders that number images are not classes");
-    // As dataset_tool.py does, with a note.
+    // Like dataset_tool.py, with a note.
     make("p", &["1.jpg", "2.jpg", "2024-07/3.jpg"]);
     let (found, notes) = labels(&["p"]);
     assert_eq!(found, json!([0, 0, 1]));
@@ -341,7 +341,7 @@ fn damaged_sources_are_errors() {
         let outcome = d2o(dir.path(), &["cat_lmdb", "--out", "d.zip", "--resolution", "8"]);
         assert!(outcome.code == 2 && outcome.stderr.starts_with("error: "), "{keep}: {outcome}");
     }
-    // No panic and no endless walk, whatever byte is wrong.
+    // No panic and no endless loop, whichever byte is wrong.
     for i in (0..whole.len()).step_by(whole.len() / 60) {
         let mut bytes = whole.clone();
         bytes[i] ^= 0xff;
@@ -350,7 +350,7 @@ fn damaged_sources_are_errors() {
         assert!(matches!(outcome.code, 0 | 2) && !outcome.stderr.contains("fault"), "{i}: {outcome}");
     }
     let _ = fs::remove_file(at("d.zip"));
-    // Labels of another number of images.
+    // Labels for another number of images.
     fs::copy(sources.path().join("train-images-idx3-ubyte.gz"), at("train-images-idx3-ubyte.gz")).unwrap();
     let mut labels = vec![0, 0, 8, 1, 0, 0, 0, 2];
     labels.extend([1, 2]);

@@ -1,4 +1,5 @@
-//! Devices: several at once give the result of one, plugin providers compute what they should, and what is asked for is used or refused.
+//! Devices: several give the same result as one, plugin providers compute what the CPU provider computes, and a
+//! requested device is used or refused.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::path::Path;
@@ -23,7 +24,7 @@ use serde_json::Value;
 mod common;
 use common::{attempt, d2o, write_images, write_lite0};
 
-/// A small conditional generator, as floats and as bytes, and a feature network of its images.
+/// Writes a small conditional generator with outputs as floats and as bytes, and a feature network for its images.
 fn prepare() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();
@@ -35,7 +36,8 @@ fn prepare() -> tempfile::TempDir {
     dir
 }
 
-/// Moments and hash of the images of seeds 0 to 40, in batches of 8, as `workers` sessions of each graph compute them.
+/// Bits of the moments, and hash, of the images of seeds 0 to 40 in batches of 8, computed by `workers` sessions of
+/// each graph.
 fn measured(dir: &Path, workers: usize, fuse: Option<Fuse>) -> (Vec<u64>, String) {
     let global = Global { quiet: true, onnxruntime: test_support::onnxruntime(), threads: Some(1) };
     let (accelerator, printer) = (Accelerator::default(), Printer::new(true));
@@ -115,10 +117,10 @@ fn a_plugin_provider_computes_what_the_cpu_provider_does() {
         all.filter(|n| n["provider"] == provider).map(|n| n["count"].as_u64().unwrap()).sum()
     };
     assert!(nodes("OpenVINOExecutionProvider") > 50, "{verdict}");
-    // Nodes that it left to the CPU are named, and only then.
+    // Nodes that it leaves to the CPU cause a warning, and only those.
     assert_eq!(nodes("CPUExecutionProvider") > 0, shown.stderr.contains("assigned to the CPU"), "{shown}");
 
-    // The devices of the provider take turns; there is one, which is named twice.
+    // Batches take turns on the devices of the provider. It has one device, which is named twice here.
     for (devices, out) in [("0", "one.npz"), ("0,0", "two.npz")] {
         let made = ["generate", "g.onnx", "--seeds", "0-40", "--batch", "8", "--device", devices, "--out", out];
         d2o(dir, &[&made[..], &on].concat());
@@ -151,7 +153,7 @@ fn nodes_are_listed_by_provider() {
     let convolutions = nodes.iter().filter(|n| n.op == "Conv").count();
     assert!(convolutions > 20 && nodes.iter().all(|n| n.provider == "CPUExecutionProvider"), "{nodes:?}");
     assert!(nodes.iter().all(|n| !n.op.is_empty()));
-    // The CPU is where such a session belongs.
+    // A session on the CPU reports no nodes as left to the CPU.
     assert_eq!(session.left_to_cpu().unwrap(), []);
     let images = ndarray::Array4::<u8>::zeros([1, 16, 16, 3]);
     let outputs = session.run(&[("images_u8", images.view().into())]).unwrap();
@@ -176,7 +178,7 @@ fn what_is_not_there_is_refused() {
         assert!(outcome.code == 2 && outcome.stderr.contains(text), "{more:?}: {outcome}");
     }
     if cuda::devices().unwrap().is_empty() {
-        // Who names a device or CUDA does not get the CPU.
+        // A request for a device or for CUDA does not fall back to the CPU.
         for more in [&["--device", "0"][..], &["--provider", "cuda"], &["--tf32"], &["--cudnn-benchmark"]] {
             let outcome = attempt(dir, &[&generate[..], more].concat());
             assert!(outcome.code == 2 && outcome.stderr.contains("CUDA"), "{more:?}: {outcome}");

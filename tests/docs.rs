@@ -1,5 +1,5 @@
-//! Commands in the documentation: each is one that this program, or `cargo xtask`, takes. Those of the pages about jobs are run, in their order, on small files of the
-//! names that the pages use.
+//! Commands in the documentation: this program or `cargo xtask` must accept each of them. The commands of the pages
+//! about jobs are run in order, on small files with the names that the pages use.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use test_support::golden_dir;
 
 mod common;
 
-/// README.md and every page of docs/.
+/// Every page of docs/, README.md, CONTRIBUTING.md, SECURITY.md and xtask/demo/README.md.
 fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
@@ -26,7 +26,8 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// Lines of the shell blocks of `text`, those that a backslash continues in one. Where lines begin with a prompt, the others are output.
+/// Lines of the shell blocks of `text`. Continued lines are joined. In blocks with prompts, lines without a prompt are
+/// output and are left out.
 fn shell_lines(text: &str) -> Vec<String> {
     let (mut inside, mut lines, mut block, mut open) = (false, Vec::new(), Vec::new(), String::new());
     for line in text.lines() {
@@ -45,7 +46,7 @@ fn shell_lines(text: &str) -> Vec<String> {
     lines
 }
 
-/// The words of every command in `line`: it may set variables, and hand its output on.
+/// The words of every command in `line`, without assignments of variables and redirections.
 fn commands(line: &str) -> Vec<Vec<String>> {
     let spaced = line.replace(" | ", " \u{1} ").replace("&&", " \u{1} ").replace("; ", " \u{1} ");
     let words = shlex::split(spaced.trim_start_matches("$ ")).unwrap_or_else(|| panic!("not a shell command: {line}"));
@@ -62,7 +63,7 @@ fn commands(line: &str) -> Vec<Vec<String>> {
     commands.collect()
 }
 
-/// A value for a variable of the shell.
+/// `text`, or a value if it is a variable of the shell.
 fn valued(text: &str) -> &str {
     match text.strip_prefix('$') {
         Some(name) if name.ends_with("COUNT") => "8",
@@ -80,7 +81,7 @@ fn every_command_in_the_documentation_is_one() {
         for line in shell_lines(&fs::read_to_string(&page).unwrap()) {
             for words in commands(&line) {
                 match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-                    // Training is another build's.
+                    // Training needs another build.
                     ["d2o", "train", ..] if cfg!(not(feature = "train")) => {}
                     ["d2o", rest @ ..] if !rest.contains(&"…") => {
                         parsed += 1;
@@ -106,7 +107,7 @@ fn every_command_in_the_documentation_is_one() {
     assert!(parsed >= 60, "{parsed} commands were found");
 }
 
-/// The table of docs/paper.md is made of the rows of `d2o known`.
+/// The table of docs/paper.md must contain the rows of `d2o known`.
 #[test]
 fn published_numbers_are_those_of_the_known_files() {
     let mut table = String::from("| data set | generator | published | statistic | source |\n|---|---|---|---|---|\n");
@@ -129,7 +130,7 @@ fn published_numbers_are_those_of_the_known_files() {
     assert!(page.contains(&table), "{table}");
 }
 
-/// Why a command of the documentation is not run here, if it is not.
+/// The reason why a command of the documentation is not run here, if there is one.
 fn not_run(words: &[String]) -> Option<&'static str> {
     let published = |word: &str| {
         let file = word.rsplit('/').next().unwrap_or(word);
@@ -149,7 +150,7 @@ fn not_run(words: &[String]) -> Option<&'static str> {
     }
 }
 
-/// A copy of the [`stand_ins`].
+/// A new folder with a copy of the [`stand_ins`].
 fn folder_of_stand_ins() -> TempDir {
     static MADE: OnceLock<TempDir> = OnceLock::new();
     let made = MADE.get_or_init(|| {
@@ -163,7 +164,7 @@ fn folder_of_stand_ins() -> TempDir {
     dir
 }
 
-/// Files of the names that the pages use: images, a feature network and a generator with random weights.
+/// Writes files with the names that the pages use: images, a feature network and a generator with random weights.
 fn stand_ins(dir: &Path) {
     let images = |file: &str, seeds: std::ops::Range<u64>| common::write_images(&dir.join(file), seeds);
     images("samples.npz", 0..128);
@@ -208,7 +209,8 @@ fn stand_ins(dir: &Path) {
     }
 }
 
-/// Runs the commands of `page`, one after the other, in a folder of [`stand_ins`]. A comment `exit code N` says where the code is not 0.
+/// Runs the commands of `page` in order in a folder of [`stand_ins`]; at least `least` must run. A comment
+/// `exit code N` gives an expected code other than 0.
 fn run_page(page: &str, least: usize) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let dir = folder_of_stand_ins();

@@ -1,5 +1,5 @@
-//! Every variant of the libraries' errors, as a user sees it. Where a command can meet it, the command is run; the others, which only callers of a library
-//! meet, are provoked there and shown as the command would show them.
+//! Every variant of the libraries' errors, as a user sees it. If a command can cause a variant, the command is run. The
+//! others are caused by calls of a library, and shown as the command would show them.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,11 +24,11 @@ mod common;
 use common::onnx::{model, node, shape, text, value};
 use common::{image, write_images, write_lite0, write_png};
 
-/// One way to a variant.
+/// A case that causes a variant.
 struct Case {
     /// Name of the variant.
     variant: &'static str,
-    /// Makes the files.
+    /// Writes the files.
     prepare: fn(&Path),
     way: Way,
 }
@@ -36,9 +36,9 @@ struct Case {
 enum Way {
     /// The words of a command. `@x` stands for file `x` of the folder.
     Command(&'static [&'static str]),
-    /// The same with a variable of the environment, and what the message says of the error itself.
+    /// The same with an environment variable, and a text that the message must contain.
     CommandWith((&'static str, &'static str), &'static [&'static str], &'static str),
-    /// A call of the library, with the folder.
+    /// A call of the library. The argument is the folder.
     Call(fn(&Path) -> anyhow::Error),
 }
 
@@ -48,7 +48,7 @@ use Way::{Call, Command, CommandWith};
 struct Errors {
     /// File that defines them.
     source: &'static str,
-    /// Name of the variant that an error is, if it is of this library.
+    /// Name of the variant of an error, if the error is of this library.
     variant: fn(&(dyn StdError + 'static)) -> Option<String>,
     cases: Vec<Case>,
 }
@@ -66,7 +66,7 @@ fn case(variant: &'static str, prepare: fn(&Path), way: Way) -> Case {
 
 fn nothing(_: &Path) {}
 
-/// Name of the variant that `error` is, if it is an `E`: the first word of what its `Debug` says.
+/// Name of the variant of `error`, if it is an `E`: the first word of its `Debug` output.
 fn variant_of<E: StdError + Debug + 'static>(error: &(dyn StdError + 'static)) -> Option<String> {
     let text = format!("{:?}", error.downcast_ref::<E>()?);
     Some(text.chars().take_while(char::is_ascii_alphanumeric).collect())
@@ -78,7 +78,7 @@ fn all() -> [Errors; 6] {
 
 // --- checkpoints and networks
 
-/// One of the golden checkpoints as `net.safetensors`, after `change`.
+/// Writes one of the golden checkpoints, modified by `change`, as `net.safetensors`.
 fn altered(dir: &Path, change: impl Fn(&mut Vec<Tensor>, &mut BTreeMap<String, String>)) {
     let file = SafetensorsFile::open(&golden_dir().join("d2o-ncsnpp-uncond.safetensors")).unwrap();
     let read =
@@ -149,7 +149,7 @@ fn converters() -> Errors {
     }
 }
 
-/// A source whose tensors are shorter than it says.
+/// A source with tensors that are shorter than stated.
 #[derive(Debug)]
 struct Short;
 
@@ -225,7 +225,7 @@ fn checkpoint() -> Errors {
 
 // --- graphs and runtimes
 
-/// A generator of 32×32 pixels as `x.onnx`, whose images node `op` makes of the latents.
+/// Writes a generator of 32×32 pixels as `x.onnx`. `nodes` compute the images from the latents.
 fn generator(dir: &Path, nodes: &[Vec<u8>], metadata: &[(&str, &str)]) {
     let images = || shape(&["N", "3", "32", "32"]);
     let (float, nodes) = (1, nodes.concat());
@@ -240,14 +240,14 @@ fn unknown_operator(dir: &Path) {
     generator(dir, &[node("Frobnicate", &["latents"], "images", Vec::new())], ONE_STEP);
 }
 
-/// A generator that runs for batches of 3 only, though its graph does not say so.
+/// A generator that runs only for batches of 3, although its graph does not say so.
 fn for_three(dir: &Path) {
     let permutation = [text(1, "perm"), [1, 0, 2, 3].iter().flat_map(|i| [8 << 3, *i]).collect(), vec![0xa0, 1, 7]];
     let turned = node("Transpose", &["latents"], "turned", common::onnx::field(5, &permutation.concat()));
     generator(dir, &[turned, node("Add", &["latents", "turned"], "images", Vec::new())], ONE_STEP);
 }
 
-/// A convolution that Winograd's algorithm may compute.
+/// A convolution that can be computed with Winograd's algorithm.
 fn convolution(dir: &Path) {
     let mut g = GraphBuilder::new("g");
     let x = g.input("x", ElementType::F32, &[Dim::Batch, Dim::Known(16), Dim::Known(16), Dim::Known(16)]).unwrap();
@@ -287,7 +287,7 @@ fn onnx() -> Errors {
                 |dir| {
                     let high = [("kind", "one-step"), ("sigma_max", "high")];
                     generator(dir, &[node("Identity", &["latents"], "images", Vec::new())], &high);
-                    // The metadata of other tools' graphs may mean anything.
+                    // Only the metadata of d2o's graphs are checked; those of other tools may mean anything.
                     let bytes = fs::read(dir.join("x.onnx")).unwrap();
                     fs::write(dir.join("x.onnx"), [bytes, text(2, PRODUCER)].concat()).unwrap();
                 },
@@ -348,21 +348,21 @@ fn runtime() -> Errors {
 
 // --- images, references and metrics
 
-/// A folder `images` of two images, the second after `change`.
+/// Writes a folder `images` of two images, the second one modified by `change`.
 fn folder(dir: &Path, change: fn(Array3<u8>) -> Array3<u8>) {
     fs::create_dir(dir.join("images")).unwrap();
     write_png(&dir.join("images/a.png"), &image(0));
     write_png(&dir.join("images/b.png"), &change(image(1)));
 }
 
-/// An npz of images that ends in the middle.
+/// Writes the first half of an npz of images.
 fn cut_short(dir: &Path) {
     write_images(&dir.join("images.npz"), 0..4);
     let bytes = fs::read(dir.join("images.npz")).unwrap();
     fs::write(dir.join("images.npz"), &bytes[..bytes.len() / 2]).unwrap();
 }
 
-/// An HDF5 file in which the header of the images' dataset is overwritten.
+/// Writes an HDF5 file with an overwritten B-tree signature.
 fn damaged_hdf5(dir: &Path) {
     let dims = d2o_refs::batch::ImageDims { height: 8, width: 8, channels: 3 };
     let mut h5 = d2o_refs::hdf5::Hdf5Writer::create(&dir.join("images.h5"), 4, dims).unwrap();
@@ -490,7 +490,7 @@ fn evaluations() -> Errors {
                 "Eigen",
                 nothing,
                 Call(|_| {
-                    // Each is finite; their product is not.
+                    // Each is finite. Their product is not.
                     let large = || Gaussian { mu: ndarray::Array1::zeros(3), sigma: Array2::from_elem((3, 3), 1e308) };
                     frechet_distance(&large(), &large()).unwrap_err().into()
                 }),
@@ -518,12 +518,12 @@ fn evaluations() -> Errors {
 
 // --- the tests
 
-/// The words of a command, with `at` of those that name files.
+/// The words of a command, with `at` applied to those that name files.
 fn words(words: &[&str], at: impl Fn(&str) -> String) -> Vec<String> {
     words.iter().map(|word| word.strip_prefix('@').map_or_else(|| (*word).to_owned(), &at)).collect()
 }
 
-/// The error of a command, which runs in this process.
+/// The error of a command that is run in this process.
 fn error_of(dir: &Path, command: &[&str]) -> anyhow::Error {
     let mut line = vec!["d2o".to_owned(), "--quiet".to_owned()];
     line.extend(words(command, |name| dir.join(name).display().to_string()));
@@ -531,7 +531,7 @@ fn error_of(dir: &Path, command: &[&str]) -> anyhow::Error {
     result.map_or_else(|error| error, |status| panic!("{command:?}: {status:?}"))
 }
 
-/// The command line, and what the command writes to standard error.
+/// The command line and the standard error of a command, which must fail with code 2 and print nothing else.
 fn told(dir: &Path, command: &[&str], environment: &[(&str, PathBuf)]) -> (String, String) {
     let command = words(command, str::to_owned);
     let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_d2o"));
@@ -543,14 +543,14 @@ fn told(dir: &Path, command: &[&str], environment: &[(&str, PathBuf)]) -> (Strin
     (format!("$ d2o {}\n", command.join(" ")), stderr)
 }
 
-/// Fails unless `error` is or comes from variant `wanted`.
+/// Fails unless `error` or one of its causes is the variant `wanted`.
 fn assert_variant(errors: &Errors, wanted: &str, error: &anyhow::Error) {
     let mut found = Vec::new();
     d2o::error::walk(error, &mut |cause| found.extend((errors.variant)(cause)));
     assert!(found.iter().any(|v| v == wanted), "{wanted}: found {found:?}: {error:?}");
 }
 
-/// Replaces what runtimes and libraries say of themselves.
+/// Replaces messages that come from the runtimes and the loader of libraries.
 fn shown(text: &str) -> String {
     let own = ["Non-zero status code returned", "Load model from", "dlopen"];
     let line = |line: &str| match own.iter().find(|own| line.contains(**own)) {
@@ -578,7 +578,7 @@ fn every_variant_is_shown_as_one_clear_message() {
                     assert_variant(&errors, case.variant, &error_of(dir, command));
                     told(dir, command, &[])
                 }
-                // Another environment needs another process, of which only the text is seen.
+                // Another environment needs another process, so only the text is checked.
                 CommandWith((name, value), command, fixed) => {
                     let (line, text) = told(dir, command, &[(name, dir.join(value))]);
                     assert!(text.contains(fixed), "{}: {text}", case.variant);
@@ -621,7 +621,8 @@ fn no_variant_is_without_a_case() {
     }
 }
 
-/// Where the tests of `refs/fetch`, which have servers that do what the errors are about, expect each of its errors: file and a part of the text.
+/// Tests of the errors of `refs/fetch`: variant, test file and part of the expected text. These tests use servers that
+/// cause the errors.
 const FETCH: [(&str, &str, &str); 24] = [
     ("Source", "cache.rs", "expected hf://OWNER/REPO/PATH[@REVISION]"),
     ("Hash", "cache.rs", "`abc` is not a SHA-256"),

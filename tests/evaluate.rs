@@ -1,4 +1,4 @@
-//! `d2o evaluate` on Inception's architecture with drawn weights: protocols, references of every kind, bad input.
+//! `d2o evaluate` on Inception's architecture with random weights: protocols, every kind of reference, bad input.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use serde_json::Value;
 mod common;
 use common::{SIDE, attempt, close, d2o, image, value, write_images, write_labelled, write_lite0, write_png};
 
-/// Inception-2015-12-05 with drawn weights under NVIDIA's names.
+/// Tensors of Inception-2015-12-05 with random weights and NVIDIA's names.
 fn inception() -> Vec<Tensor> {
     let mut b = OnnxBackend::new("names", Weights::initialised(1));
     InceptionV3::build(&mut b, &Scope::root(), Parts { gamma: false, head: true }).unwrap();
@@ -37,7 +37,7 @@ fn inception() -> Vec<Tensor> {
         .collect()
 }
 
-/// That network, exported for 32-pixel images.
+/// Writes that network, exported for 32-pixel images.
 fn write_inception(dir: &Path) {
     safetensors::write(&dir.join("inception.safetensors"), &inception(), &BTreeMap::new()).unwrap();
     let side = SIDE.to_string();
@@ -171,13 +171,13 @@ fn images_resized_by_the_protocol_itself() {
     };
     let inside =
         |protocol| evaluate(dir, "fake.npz", "real.npz", &["--protocol", protocol, "--metrics", "fid,sfid,is"]);
-    // TensorFlow's resize is the same inside the graph and before it.
+    // TensorFlow's resize gives the same result in the graph and before it.
     let (adm, clean) = (float("adm"), float("clean"));
     let fused = inside("adm");
     for name in ["fid", "sfid", "is"] {
         assert!(close(value(&adm, name), value(&fused, name)), "{name}: {adm} {fused}");
     }
-    // Other resizes give other numbers, and only the graph that leaves them to d2o can follow them.
+    // Other resizes give other numbers, and only a graph that leaves the resize to d2o can use them.
     assert!(!close(value(&adm, "fid"), value(&clean, "fid")), "{adm} {clean}");
     for result in [&adm, &clean, &float("pytorch-fid")] {
         assert_eq!(result["deviations"], serde_json::json!([]), "{result}");
@@ -190,7 +190,7 @@ fn images_resized_by_the_protocol_itself() {
         &["preprocessing of samples", "in the graph instead of bicubic"],
     );
 
-    // Winograd convolutions round differently, and the result has the name of the runtime.
+    // Winograd convolutions round differently, and the result records the runtime.
     let on = |provider| {
         let options = ["--protocol", "adm", "--metrics", "fid,sfid,is", "--provider", provider];
         let result = evaluate(dir, "fake.npz", "real.npz", &options);
@@ -204,7 +204,7 @@ fn images_resized_by_the_protocol_itself() {
     }
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
-        // What `auto` takes, unless there is a CUDA device.
+        // The choice of `auto`, unless there is a CUDA device.
         let auto = fused["runtime"]["runtime"].as_str().unwrap();
         assert!(["ort-winograd", "ort-cuda"].contains(&auto), "{auto}");
     }
@@ -218,7 +218,7 @@ fn references_of_other_tools_are_taken_for_their_layout() {
     write_images(&dir.join("real.npz"), 0..24);
     write_images(&dir.join("fake.npz"), 12..36);
     d2o(dir, &["refs", "make", "real.npz", "--extractor", "inception.onnx", "--layout", "adm", "--out", "made.npz"]);
-    // The same numbers as EDM, pytorch-fid, clean-fid and guided-diffusion keep them, without a word of d2o's.
+    // The same numbers in the layouts of EDM, pytorch-fid, clean-fid and guided-diffusion, without metadata of d2o.
     let mut made = d2o_refs::npz::Npz::open(&dir.join("made.npz")).unwrap();
     let (mu, sigma) = (made.f64("mu").unwrap(), made.f64("sigma").unwrap());
     let (mu_s, sigma_s) = (made.f64("mu_s").unwrap(), made.f64("sigma_s").unwrap());
@@ -242,7 +242,7 @@ fn references_of_other_tools_are_taken_for_their_layout() {
     write("clean.npz", true, false);
     write("adm.npz", false, true);
     let own = evaluate(dir, "fake.npz", "made.npz", &["--metrics", "fid"]);
-    // The default metrics, as far as they go, and no warning but of the number of samples.
+    // The default metrics that the reference supports, and no warning except about the number of samples.
     let edm = evaluate(dir, "fake.npz", "edm.npz", &[]);
     assert_eq!(value(&edm, "fid"), value(&own, "fid"));
     assert!(value(&edm, "is") >= 1.0 && edm["metrics"].get("precision").is_none(), "{edm}");
@@ -268,7 +268,7 @@ fn references_of_other_tools_are_taken_for_their_layout() {
     };
     fails(dir, &against("clean.npz", "edm"), &["preprocessing of `clean.npz`", "layout of clean-fid"]);
     fails(dir, &against("edm.npz", "stylegan3"), &["ddof of `edm.npz`: N - 1 instead of N"]);
-    // Statistics of another network than Inception's.
+    // Statistics of a network other than Inception.
     write_lite0(dir, 1, "lite0");
     fails(
         dir,
@@ -285,11 +285,11 @@ fn folder(dir: &Path, name: &str) -> PathBuf {
     path
 }
 
-/// Fails with code 1 and an error that holds each of `texts`.
+/// Fails unless the command exits with code 2 and an error that contains each of `texts`.
 fn fails(dir: &Path, args: &[&str], texts: &[&str]) {
     let outcome = attempt(dir, args);
     assert_eq!(outcome.code, 2, "{args:?}: {outcome}");
-    // Progress may come before.
+    // Progress may precede the error.
     assert!(outcome.stderr.lines().any(|l| l.starts_with("error: ")), "{args:?}: {outcome}");
     for text in texts {
         assert!(outcome.stderr.contains(text), "{args:?} does not say `{text}`: {outcome}");
@@ -345,7 +345,7 @@ fn grey_and_transparent_images_are_what_pillow_makes_of_them() {
         let result: Value = serde_json::from_str(&d2o(dir, &args).stdout).unwrap();
         result["samples"]["sha256"].clone()
     };
-    // convert("RGB") drops alpha, whatever it is, and repeats grey.
+    // convert("RGB") drops alpha, whatever its value, and repeats grey.
     folder(dir, "plain");
     let clear = folder(dir, "clear");
     for i in 0..8 {

@@ -1,4 +1,5 @@
-//! Full disks, files that may not be read or written, interrupted calls: what is said, what is left, and that the next run succeeds.
+//! Full disks, files that may not be read or written, interrupted calls: the error, the files left behind, and the next
+//! run, which must succeed.
 #![cfg(target_os = "linux")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
@@ -75,7 +76,7 @@ impl Folder {
         command
     }
 
-    /// Runs d2o by way of the words `before`.
+    /// Runs d2o through the words `before`.
     fn by(&self, before: &[&str], args: &[&str]) -> Outcome {
         let words = [before, &[D2O], args].concat();
         outcome(self.command(words[0]).args(&words[1..]), self.path())
@@ -85,7 +86,7 @@ impl Folder {
         self.by(&[], args)
     }
 
-    /// Names of what the test has made.
+    /// Names of the entries that the test has made.
     fn made(&self) -> Vec<String> {
         let inputs = names(INPUTS.path());
         names(self.path()).into_iter().filter(|n| n != "tmp" && !inputs.contains(n)).collect()
@@ -115,7 +116,7 @@ fn outcome(command: &mut Command, dir: &Path) -> Outcome {
     Outcome { code: output.status.code().unwrap_or(-1), stdout: clean(&output.stdout), stderr: clean(&output.stderr) }
 }
 
-/// The one error of a run that fails, with its causes.
+/// The only error of a run that fails, with its causes.
 fn error(what: &[&str], outcome: &Outcome) -> String {
     let at = outcome.stderr.find("error: ").unwrap_or_else(|| panic!("{what:?}: {outcome}"));
     let text = &outcome.stderr[at..];
@@ -129,8 +130,8 @@ const EVALUATE: [&str; 8] =
     ["evaluate", "fake.npz", "--ref", "real.npz", "--extractor", "lite0.onnx", "--metrics", "fid"];
 const GENERATE: [&str; 7] = ["generate", "x.onnx", "--provider", "cpu", "--seeds", "0-127", "--out"];
 
-/// Every command that writes a file, by the words before its name and those after; outputs of generate, whose next run continues; and the largest file, in
-/// bytes, that it may write in the test of full disks.
+/// Every command that writes a file: the words before the name of its output, that name, whether its next run continues
+/// (as after `generate`), and the limit of file size in bytes for the test of full disks.
 fn writers() -> Vec<(Vec<&'static str>, &'static str, bool, u32)> {
     let of = |words: &[&'static str], out: &'static str, most| (words.to_vec(), out, false, most);
     let evaluate =
@@ -192,7 +193,7 @@ fn a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing_behind() {
 fn full_disk(words: &[&str], out: &str, resumes: bool, most: u32) {
     let folder = Folder::new();
     let args = [words, &[out]].concat();
-    // What stands there stays.
+    // An existing output stays.
     let replaces = out.ends_with(".npz") && words[0] == "draw";
     let args = if replaces { [&args[..], &["--overwrite"]].concat() } else { args };
     if replaces {
@@ -200,7 +201,7 @@ fn full_disk(words: &[&str], out: &str, resumes: bool, most: u32) {
     }
     let failed = limited(&folder, most, &args);
     let text = error(&args, &failed);
-    // libhdf5 and panics print of their own accord.
+    // libhdf5 and panics print messages of their own.
     assert!(!failed.stderr.contains("HDF5-DIAG") && !failed.stderr.contains("panicked"), "{args:?}: {failed}");
     assert!(text.contains(out) && text.contains("File too large"), "{args:?}: {failed}");
     folder.assert_swept(&args.join(" "));
@@ -208,13 +209,14 @@ fn full_disk(words: &[&str], out: &str, resumes: bool, most: u32) {
     let left: Vec<String> = folder.made().into_iter().filter(|name| !resumes || *name != partial).collect();
     match out {
         _ if replaces => assert_eq!(fs::read(folder.path().join(out)).unwrap(), b"former"),
-        // Images of a folder appear one by one, the list of them last; pages are files of their own.
+        // Images appear in the folder one by one, and their list last. Manual pages are separate files.
         "s" => assert!(!folder.path().join("s/dataset.json").exists()),
         "l.npz" => assert!(!folder.path().join("s.npz").exists(), "an output without its latents"),
         "pages" => assert_eq!(names(&folder.path().join(out)).len(), 0, "{args:?}"),
         _ => assert!(left.is_empty() || left == ["s.npz"], "{args:?} leaves {left:?}"),
     }
-    // The same command succeeds when there is room, as it did for the tests of what it does. What is continued is another matter.
+    // Other tests show that the command succeeds on a disk with room. Only runs that continue or replace are repeated
+    // here.
     if !resumes && !replaces {
         return;
     }
@@ -225,7 +227,7 @@ fn full_disk(words: &[&str], out: &str, resumes: bool, most: u32) {
     folder.assert_swept(&again.join(" "));
 }
 
-/// Files that are not the result: without them there is none, except for the cache of features.
+/// Files other than the result: if they cannot be written there is no result, except for the cache of features.
 #[test]
 fn a_full_disk_under_temporary_files_and_caches() {
     let folder = Folder::new();
@@ -291,7 +293,8 @@ fn a_device_that_is_full_is_named() {
 
 // --- what may not be read or written
 
-/// Words before a command by which modes bind it: root, as which tests may run, is bound by none unless it gives that up.
+/// Words before a command that make modes bind it. Modes do not bind root, as which tests may run, unless it gives up
+/// capabilities. `None` if that fails and tests may be skipped.
 fn bound(folder: &Folder) -> Option<Vec<&'static str>> {
     const WITHOUT: &str = "-dac_override,-dac_read_search";
     let words = ["setpriv", "--bounding-set", WITHOUT, "--inh-caps", WITHOUT];
@@ -333,7 +336,8 @@ fn outputs_that_may_not_be_written_are_refused_before_the_work() {
         let train = ["train", "--loss", "edm", "--data", "real.npz", "--batch", "4"];
         writers.push(([&train[..], &small, &["--outdir"]].concat(), "run", false, 0));
     }
-    // Which kinds of outputs check their folders alike shows in the first place; the others need a few of them.
+    // All outputs are tested in `locked`. The other places need a few of them only, because kinds of outputs share the
+    // check.
     for (i, (words, out, ..)) in writers.into_iter().enumerate() {
         for (place, reasons) in [
             ("locked", &["Permission denied"][..]),
@@ -356,7 +360,7 @@ fn outputs_that_may_not_be_written_are_refused_before_the_work() {
     assert_eq!(names(&folder.path().join("locked")), [""; 0]);
     assert_eq!(folder.made(), ["file", "locked"]);
 
-    // A file that its owner has locked is not replaced.
+    // A read-only file is not replaced.
     let kept = folder.path().join("kept.npz");
     fs::write(&kept, "mine").unwrap();
     chmod(&kept, 0o444);
@@ -434,7 +438,7 @@ fn caches_and_temporary_folders_that_may_not_be_written() {
     let text = error(&graph, &folder.by(&before, &graph));
     assert!(text.contains("DIR/cache/exports") && text.contains("Permission denied"), "{text}");
     assert!(text.contains("hint: set D2O_CACHE to a writable folder"), "{text}");
-    // What needs no cache does without.
+    // Commands that need no cache work without it.
     let plain = folder.by(&before, &EVALUATE);
     let cached = folder.by(&before, &[&EVALUATE[..], &["--cache", "features"]].concat());
     assert!(plain.code == 0 && cached.code == 0 && plain.stdout == cached.stdout, "{plain}\n{cached}");
@@ -452,14 +456,15 @@ fn caches_and_temporary_folders_that_may_not_be_written() {
         assert!(text.contains("cannot make a temporary folder in `DIR/tmp`"), "{args:?}: {text}");
         assert!(text.contains("Permission denied") && text.contains("TMPDIR"), "{args:?}: {text}");
     }
-    // What needs no temporary files does without.
+    // Commands that need no temporary files work without them.
     let done = folder.by(&before, &["generate", "x.onnx", "--provider", "cpu", "--seeds", "0", "--out", "s.npz"]);
     assert_eq!(done.code, 0, "{done}");
 }
 
 // --- interrupted calls
 
-/// A server of one file of noise, which sends `pause` bytes and then nothing more until the test ends, or all of it.
+/// A server of one file of noise. With `pause` it sends that many bytes to its first client, and then nothing for a
+/// minute; otherwise it sends the whole file.
 struct Server {
     url: String,
     body: Arc<Vec<u8>>,
@@ -512,7 +517,7 @@ fn start(folder: &Folder, args: &[&str]) -> Running {
     Running::of(command)
 }
 
-/// Whether a temporary file or folder lies in `folder`.
+/// Whether `folder` contains a temporary file or folder.
 fn is_writing(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|all| all.flatten().any(|e| e.file_name().to_string_lossy().starts_with(".d2o-")))
 }
@@ -521,7 +526,7 @@ fn is_writing(folder: &Path) -> bool {
 fn what_ends_at_once_leaves_no_temporary_files() {
     let folder = Folder::new();
     let draw = ["draw", "--seeds", "0-8191", "--draw", "f32:3072", "--out", "n.npz"];
-    // Shells start what runs in the background with SIGINT ignored, and d2o leaves it so.
+    // Shells start background processes with SIGINT ignored, and d2o does not change that.
     let ignored = mask("self", "SigIgn:") >> 1 & 1 == 1;
     for signal in ["TERM", "INT"].into_iter().take(if ignored { 1 } else { 2 }) {
         let mut running = start(&folder, &draw);
@@ -533,7 +538,7 @@ fn what_ends_at_once_leaves_no_temporary_files() {
         folder.assert_swept("draw");
         assert_eq!(folder.made(), [""; 0]);
     }
-    // A graph is written within milliseconds: some attempts come too late.
+    // A graph is written within milliseconds, so some attempts are too late.
     let caught = (0..20).any(|_| {
         let export = ["export", "lite0.safetensors", "--image-size", "32", "--no-check", "--out", "y.onnx"];
         let mut running = start(&folder, &export);
@@ -588,7 +593,7 @@ fn work_in_batches_leaves_nothing_after_one_signal_and_after_two() {
         "--cache",
         "features",
     ];
-    // One batch, for the whole test.
+    // One batch that lasts longer than the test.
     let one = [
         "evaluate",
         "x.onnx",
@@ -655,7 +660,7 @@ fn an_interrupted_download_goes_on() {
     assert_eq!(partial(), 0);
 }
 
-/// Signals that a run ignores or handles without consequence, and stops, interrupt its system calls.
+/// System calls are interrupted by stops, and by signals that a run ignores or handles without effect.
 #[test]
 fn signals_without_meaning_change_no_byte() {
     use rustix::process::{Pid, Signal, kill_process};
@@ -707,7 +712,7 @@ fn closed_streams_end_a_command_in_silence_or_do_not_matter() {
     let folder = Folder::new();
     for args in [&["known"][..], &["inspect", "x.onnx"], &["doctor", "--json", "-"], &["completions", "bash"]] {
         let mut child = folder.command(D2O).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // As `| true` leaves it.
+        // As in `| true`.
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);

@@ -1,5 +1,6 @@
-//! Feature networks against the classes of torchvision, timm, transformers, open_clip, torch-fidelity, pytorch-fid and DINOv2: small ones with
-//! weights drawn alike on both sides. `tests/data/gen/features.py` wrote the expected values and says how weights are drawn.
+//! Feature networks against the classes of torchvision, timm, transformers, open_clip, torch-fidelity, pytorch-fid and
+//! DINOv2: small networks with the same random weights on both sides. `tests/data/gen/features.py` wrote the expected
+//! values and defines the weights.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::collections::BTreeMap;
@@ -113,7 +114,7 @@ fn what_a_file_does_not_say_is_asked_for() {
     assert!(text.contains("vgg16 runs at 224 pixels, found 256"), "{text}");
     let text = attempt("dino", &cases["dinov2-original"]["tensors"], &["--input-size", "100"]);
     assert!(text.contains("takes images of 224 pixels, found 100"), "{text}");
-    // A tensor too many, one too few.
+    // One tensor too many, then one too few.
     let mut tensors = cases["dinov2-huggingface"]["tensors"].clone();
     tensors.as_array_mut().unwrap().push(serde_json::json!(["pooler.weight", [3], false]));
     let text = attempt("more", &tensors, &[]);
@@ -130,7 +131,7 @@ fn d2o(dir: &Path, args: &[&str]) -> test_support::Outcome {
     outcome
 }
 
-/// What `d2o inspect` says of `file`.
+/// Output of `d2o inspect` for `file`.
 fn inspected(dir: &Path, file: &str) -> Value {
     let mut all: Value = serde_json::from_str(&d2o(dir, &["inspect", file, "--json", "-"]).stdout).unwrap();
     all[0].take()
@@ -179,7 +180,7 @@ fn inspect_says_whether_weights_are_verified() {
     let cases: Value = serde_json::from_str(include_str!("data/features.json")).unwrap();
     write_weights(&dir.join("vgg.safetensors"), &cases["vgg16"]["tensors"]);
     d2o(dir, &["export", "vgg.safetensors", "--no-check", "--out", "vgg.onnx"]);
-    // The graph's own hash and the version change with d2o.
+    // The hash of the graph and the version change with d2o.
     let text = |file| {
         let text = d2o(dir, &["inspect", file]).stdout;
         let kept = text.lines().filter(|l| !l.starts_with("sha256: ") && !l.starts_with("  d2o_version: "));
@@ -189,14 +190,14 @@ fn inspect_says_whether_weights_are_verified() {
     insta::assert_snapshot!("inspect_features_graph", text("vgg.onnx"));
 }
 
-/// The one published weight file that a package ships, if it was set up.
+/// The one published weight file that a package contains, if it is installed.
 #[test]
 fn a_published_file_is_verified_by_its_hash_and_a_copy_of_its_tensors_by_their_digest() {
     let Some(file) = test_support::lite0() else { return };
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let verified = "verified (efficientnet-lite0-57934424.pth)";
-    // Its own name does not matter.
+    // The file name does not matter.
     fs_err::copy(&file, dir.join("renamed.pt")).unwrap();
     let outcome = d2o(dir, &["export", "renamed.pt", "--no-check", "--out", "file.onnx"]);
     assert!(outcome.stderr.contains(&format!("weights: {verified}, digest 3d79bc06")), "{outcome}");
@@ -218,7 +219,7 @@ fn a_published_file_is_verified_by_its_hash_and_a_copy_of_its_tensors_by_their_d
     };
     let copy = state(&stored, "copy.onnx");
     assert_eq!((copy.verified.as_deref(), copy.source_sha256), (Some("efficientnet-lite0-57934424.pth"), None));
-    // But for the hash of the file, the graphs of the two layouts are the same bytes.
+    // Except for the hash of the file, the graphs of the two layouts have the same bytes.
     let without = |name: &str| {
         let bytes = fs_err::read(dir.join(name)).unwrap();
         let at = bytes.windows(13).position(|w| w == b"source_sha256");

@@ -1,4 +1,4 @@
-//! `d2o generate`: the originals' pixels, the same bytes after every kill.
+//! `d2o generate`: the pixels of the originals, and the same bytes after every kill.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ fn export(dir: &Path, checkpoint: &str, kind: &str, out: &str) {
     d2o(dir, &words);
 }
 
-/// A graph that gives back what it takes, `dims` for each image.
+/// Writes a graph that returns its input, `dims` for each image.
 fn identity(path: &Path, [input, output, kind]: [&str; 3], element: ElementType, dims: &[usize]) {
     let mut g = GraphBuilder::new("g");
     let dims: Vec<Dim> = std::iter::once(Dim::Batch).chain(dims.iter().map(|n| Dim::Known(*n))).collect();
@@ -68,7 +68,8 @@ fn sizes_that_a_graph_only_claims_are_refused_before_they_are_allocated() {
     refused(&refs, "`features`: expected at most 8192 values, found 1099511627776");
 }
 
-/// At most one value in a thousand differs, by one step: where rounding puts a value on the other side of a quantiser's step.
+/// Fails unless at most one value in a thousand differs, by at most one step: rounding can move a value across the
+/// boundary of a quantiser step.
 fn equal_but_for_rounding(name: &str, expected: &ArrayD<f64>, found: &ArrayD<f64>) {
     let differences = || expected.iter().zip(found).map(|(e, f)| (e - f).abs()).filter(|d| *d > 0.0);
     let (differ, most, all) = (differences().count(), differences().fold(0.0, f64::max), expected.len());
@@ -79,7 +80,7 @@ fn equal_but_for_rounding(name: &str, expected: &ArrayD<f64>, found: &ArrayD<f64
     );
 }
 
-/// Images that the originals' generate.py made of the golden networks; see tests/data/gen/generate.py.
+/// Images of the golden networks by the originals' generate.py; see tests/data/gen/generate.py.
 #[test]
 fn images_are_the_originals() {
     const CHURN: [&str; 8] = ["--s-churn", "40", "--s-min", "0.05", "--s-max", "50", "--s-noise", "1.003"];
@@ -130,7 +131,7 @@ fn latents_are_saved_and_read() {
     assert!(missing.code == 2 && missing.stderr.contains("no latent for seed 2"), "{missing}");
 }
 
-/// Vectors as latents: NumPy's for each seed, or the original's own inputs with the images it made of them.
+/// Latent vectors: NumPy's for each seed, or the original's inputs, with the images it made of them.
 #[test]
 fn stylegan2_draws_from_vectors() {
     let data = golden_dir().parent().unwrap().join("stylegan2");
@@ -166,7 +167,7 @@ fn stylegan2_draws_from_vectors() {
     let wrong = run(Path::new(D2O), dir.path(), &[&draw[..], &["d.npz", "--seeds", "0", "--sampler", "heun"]].concat());
     assert!(wrong.code == 2 && wrong.stderr.contains("kind denoiser"), "{wrong}");
 
-    // In f16 the styles and weights are of a size whose sums fit; the export measures what it changes.
+    // In f16 styles and weights are scaled so that the sums fit. The export measures the difference.
     let half = run(Path::new(D2O), dir.path(), &["export", &source, "--precision", "fp16", "--out", "half.onnx"]);
     assert!(half.code == 0 && half.stderr.contains("f16: `images` differs by"), "{half}");
     d2o(dir.path(), &["generate", "half.onnx", "--provider", "cpu", "--latents", "z.npz", "--out", "half.npz"]);
@@ -204,7 +205,7 @@ fn bytes(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// Waits until the run in `partial` has finished its first images, or has ended.
+/// Waits until the run in `partial` has written its first images, or has ended.
 fn wait_for_images(child: &mut Child, partial: &Path) {
     let started = |entry: std::io::Result<fs::DirEntry>| {
         entry.is_ok_and(|e| e.file_name().to_string_lossy().starts_with("000000000+"))
@@ -214,8 +215,8 @@ fn wait_for_images(child: &mut Child, partial: &Path) {
     }
 }
 
-/// Kills `d2o generate` `kills` times, once when there are images and then at random moments, and lets it resume; the outputs must be those of an
-/// undisturbed run.
+/// Kills `d2o generate` `kills` times, first when there are images and then at random times, and resumes it. The
+/// outputs must equal those of an undisturbed run.
 fn killed_and_resumed(images: usize, kills: u32) {
     let dir = tempfile::tempdir().unwrap();
     export(dir.path(), "d2o-adm-cond", "one-step", "x.onnx");

@@ -1,4 +1,4 @@
-//! HDF5 files on which libhdf5 does not return: they are refused, and by whom they are opened.
+//! HDF5 files on which libhdf5 does not return are refused, and valid files pass.
 #![cfg(target_os = "linux")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
@@ -15,7 +15,8 @@ use common::{attempt, d2o};
 
 const SHAPE: (usize, usize, usize, usize) = (12, 8, 8, 3);
 
-/// A virtual dataset whose global heap holds an object of 2^64 - 16 bytes: with its header of 16 it takes none, and libhdf5 steps over it for ever.
+/// A virtual dataset with an object of 2^64 - 16 bytes in its global heap. With the header of 16 bytes its size wraps
+/// to 0, so libhdf5 steps over it forever.
 fn endless(path: &Path) {
     let file = hdf5::File::create(path).unwrap();
     file.new_dataset::<u8>().shape(SHAPE).create("part").unwrap().write(&Array4::<u8>::zeros(SHAPE)).unwrap();
@@ -27,7 +28,8 @@ fn endless(path: &Path) {
     fs::write(path, bytes).unwrap();
 }
 
-/// libhdf5 opens files without close-on-exec: a process that another test starts would keep this test's file, and its lock, open.
+/// Held by one test at a time. libhdf5 opens files without close-on-exec, so a process that another test starts would
+/// keep this test's file and its lock open.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)

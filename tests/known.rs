@@ -1,4 +1,5 @@
-//! Published files by name: the table, downloads, checkpoints in the place of graphs, comparison with published numbers.
+//! Published files by name: the table, downloads, checkpoints used in place of graphs, comparison with published
+//! numbers.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "a test")]
 
@@ -14,7 +15,7 @@ use fs_err as fs;
 use serde_json::Value;
 use test_support::{Outcome, golden_dir};
 
-/// Runs d2o in `dir` with the cache `dir/cache` and without a network, but for servers on this machine.
+/// Runs d2o in `dir` with its caches in `dir`, and without proxy and token variables.
 fn attempt(dir: &Path, args: &[&str]) -> Outcome {
     let mut command = Command::new(env!("CARGO_BIN_EXE_d2o"));
     command.args(args).current_dir(dir).env("D2O_CACHE", dir.join("cache")).env("COLUMNS", "100");
@@ -32,7 +33,7 @@ fn run(dir: &Path, args: &[&str]) -> Outcome {
     outcome
 }
 
-/// Serves `body` for every request, `count` of them; returns the address.
+/// Serves `body` for `count` requests; returns the address.
 fn serve(body: &'static [u8], count: usize) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -89,7 +90,7 @@ fn files_are_fetched_once_and_addresses_are_inputs() {
     let path = first.stdout.trim().replace("DIR", &dir.path().display().to_string());
     assert_eq!(fs::read(path).unwrap(), checkpoint);
     assert!(first.stderr.contains("not published; recorded for later downloads"), "{first}");
-    // The server is gone.
+    // The server has ended.
     let second = run(dir.path(), &["fetch", &address]);
     assert!(
         second.stdout == first.stdout && second.stderr.contains("not published; same as at the first download"),
@@ -98,7 +99,7 @@ fn files_are_fetched_once_and_addresses_are_inputs() {
     let inspected = run(dir.path(), &["inspect", &address]).stdout;
     assert!(inspected.contains("EDMPrecond"), "{inspected}");
     run(dir.path(), &["export", &address, "--out", "x.onnx", "--no-check"]);
-    // One that hangs up on the first request.
+    // A server that closes the connection of the first request.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let broken = format!("http://{}/x.bin", listener.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -127,7 +128,7 @@ fn without_a_network_the_file_to_place_by_hand_is_named_and_then_used() {
     assert_eq!(fetched.stdout.trim(), place);
     let inspected = run(dir.path(), &["inspect", "edm-ref-cifar10-32x32"]).stdout;
     assert!(inspected.lines().any(|line| line == "count: 4"), "{inspected}");
-    // A file of that name in the folder goes before it.
+    // A file of that name in the folder takes precedence.
     fs::write(dir.path().join("edm-ref-cifar10-32x32"), "something else").unwrap();
     let other = attempt(dir.path(), &["inspect", "edm-ref-cifar10-32x32"]);
     assert!(other.code == 2 && other.stderr.contains("cannot inspect `edm-ref-cifar10-32x32`"), "{other}");
@@ -149,7 +150,7 @@ fn a_published_checkpoint_brings_its_sampler() {
     let pixels = |name: &str| d2o_refs::batch::open(&dir.path().join(name)).unwrap().read_each(0..2).unwrap();
     assert_eq!(pixels("known.npz"), pixels("same.npz"));
     assert_ne!(pixels("known.npz"), pixels("own.npz"));
-    // Under another name nothing is known of it.
+    // Under another name it is not recognised.
     fs::copy(&source, dir.path().join("mine.pkl")).unwrap();
     let own = run(dir.path(), &["export", "mine.pkl", "--out", "mine.onnx", "--no-check"]);
     assert!(!own.stderr.contains("recognised"), "{own}");

@@ -1,4 +1,5 @@
-//! Checkpoints as the original projects write them, exported and run: outputs equal the originals' on every engine.
+//! Checkpoints as the original projects write them: exported graphs compute the outputs of the originals on every
+//! engine.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod engines;
@@ -41,7 +42,7 @@ fn views<'a>(inputs: &'a [(&str, Tensor)]) -> Vec<(&'a str, TensorView<'a>)> {
     inputs.iter().map(|(name, tensor)| (*name, tensor.into())).collect()
 }
 
-/// Outputs that stay in the memory of `session`'s device are those that are copied to the host.
+/// Fails unless outputs kept in the memory of the device equal those copied to the host.
 fn stays_where_it_is(session: &mut dyn Session, inputs: &[(&str, Tensor)], outputs: &[Tensor]) {
     let inputs: Vec<_> = inputs.iter().map(|(name, tensor)| (*name, SessionValue::from(tensor.clone()))).collect();
     let inputs: Vec<_> = inputs.iter().map(|(name, value)| (*name, value)).collect();
@@ -54,7 +55,7 @@ fn stays_where_it_is(session: &mut dyn Session, inputs: &[(&str, Tensor)], outpu
     }
 }
 
-/// What the shapes of OpenAI's files leave open, for each fixture.
+/// Arguments that the tensor shapes of OpenAI's files do not determine, for each fixture.
 fn openai_cases() -> Vec<(&'static str, &'static str, Value)> {
     let legacy = json!({"noise_schedule": "cosine", "use_new_attention_order": false, "num_head_channels": 8});
     let new = json!({"noise_schedule": "linear", "use_new_attention_order": true, "num_head_channels": 8});
@@ -66,7 +67,7 @@ fn openai_cases() -> Vec<(&'static str, &'static str, Value)> {
     ]
 }
 
-/// The fixture described by its shapes and `rest`.
+/// The fixture with the arguments inferred from tensor shapes, completed by `rest`.
 fn openai(name: &str, class: &str, rest: &Value, clip: bool) -> Network {
     let checkpoint = Checkpoint::open(&data(&format!("openai/{name}.pt"))).unwrap();
     let network = checkpoint.network(None).unwrap();
@@ -165,12 +166,12 @@ fn shapes_tell_most_of_openais_unets() {
     let completed = |class: &str, kwargs: Value| NetConfig::completed(found, class, &kwargs_of(&kwargs));
     let text = completed("KarrasDenoiser", json!({"image_size": 16, "num_heads": 2})).unwrap_err().to_string();
     assert!(text.contains("`distillation` is missing"), "{text}");
-    // A number of heads replaces the width that most published files have.
+    // A number of heads replaces the head width that most published files have.
     let heads = completed("KarrasDenoiser", json!({"image_size": 16, "distillation": true, "num_heads": 2})).unwrap();
     assert_eq!((&heads.init_kwargs()["num_heads"], heads.init_kwargs().get("num_head_channels")), (&json!(2), None));
     let text = completed("KarrasDenoiser", json!({"image_size": 16, "distillation": true})).unwrap_err().to_string();
     assert!(text.contains("`num_head_channels` or `num_heads` is missing"), "{text}");
-    // Of another number of steps than 1000, whether they are rescaled has to be said.
+    // With a number of steps other than 1000, `rescale_timesteps` is required.
     let steps = |rescaled: Value| {
         let mut kwargs = kwargs_of(
             &json!({"image_size": 16, "num_heads": 2, "noise_schedule": "linear", "use_new_attention_order": false,
@@ -181,7 +182,7 @@ fn shapes_tell_most_of_openais_unets() {
     };
     assert!(steps(json!({})).unwrap_err().to_string().contains("`rescale_timesteps` is missing"));
     assert!(steps(json!({"rescale_timesteps": true})).is_ok());
-    // 32 channels do not make heads of 64.
+    // 32 channels cannot be split into heads of 64.
     let whole =
         completed("KarrasDenoiser", json!({"image_size": 16, "distillation": true, "num_head_channels": 64})).unwrap();
     let network = network.described_as(Architecture::Denoiser(whole));
@@ -195,7 +196,7 @@ fn kwargs_of(json: &Value) -> serde_json::Map<String, Value> {
 
 const GENERATORS: [&str; 2] = ["skip-cond", "resnet"];
 
-/// The original's outputs by name, and how each was drawn.
+/// Names of the original outputs, with the options of each.
 fn options() -> [(&'static str, SynthesisOptions); 3] {
     let plain = SynthesisOptions::default();
     [
@@ -287,7 +288,7 @@ fn graphs_in_f16_stay_near_those_in_f32() {
         let peak = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
         let worst = found.iter().zip(expected).fold(0.0_f32, |m, (f, e)| m.max((f - e).abs()));
         println!("f16 on {runtime}: {:.1e} of the largest value", worst / peak);
-        // f16 has 11 bits; the network some forty layers.
+        // f16 has 11 significant bits, and the network has about forty layers.
         assert!(worst > 0.0 && worst / peak < 5e-3, "{runtime}: {worst} of {peak}");
     }
 }

@@ -1,4 +1,4 @@
-//! Settings of libtorch, which are the process's: a test file of its own.
+//! Settings of libtorch. They are global to the process, so they have a test file of their own.
 #![cfg(feature = "train")]
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
@@ -7,7 +7,7 @@ use d2o::train::numerics::Numerics;
 use d2o_converters::backend::{Backend as _, Sampling};
 use tch::{Device, Kind, Tensor};
 
-/// Bilinear resizing, its gradient, and the gradient of that gradient's square, which R1 needs.
+/// Bilinear resizing, its gradient, and the gradient of the squared gradient, which R1 needs.
 fn resized(size: [usize; 2], sampling: Sampling) -> Vec<Tensor> {
     tch::manual_seed(1);
     let x = Tensor::randn([2, 3, 5, 7], (Kind::Float, Device::Cpu)).set_requires_grad(true);
@@ -20,7 +20,7 @@ fn resized(size: [usize; 2], sampling: Sampling) -> Vec<Tensor> {
 
 #[test]
 fn settings_reach_libtorch_and_deterministic_resizing_is_the_other() {
-    // What the settings are there for: libtorch begins with convolutions in TF32, which the original turns off.
+    // By default libtorch computes convolutions in TF32, which the original turns off.
     assert!(Numerics::current().tf32);
     for (tf32, deterministic) in [(false, false), (true, true), (false, true), (true, false)] {
         let numerics = Numerics { tf32, deterministic };

@@ -1,4 +1,5 @@
-//! One full-size checkpoint of an original project on every engine, for `cargo xtask originals`, which names it in `D2O_ORIGINAL`.
+//! Runs one full-size checkpoint of an original project on every engine. `cargo xtask originals` names it in
+//! `D2O_ORIGINAL`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use test_support::{Tol, compare};
 
 struct Case {
-    /// What originals.py wrote: NAME.json, NAME.npz and the checkpoint; the graph NAME.onnx lies beside them.
+    /// NAME.json of originals.py. NAME.npz, the checkpoint and the graph NAME.onnx are in the same folder.
     json: PathBuf,
     facts: Value,
     tol: Tol,
@@ -29,14 +30,14 @@ impl Case {
         self.json.with_extension(ending)
     }
 
-    /// The arrays that `role` ("inputs", "outputs") names, as (name in the graph, array).
+    /// Arrays of `role` ("inputs" or "outputs"), as (name in the graph, array).
     fn arrays(&self, role: &str) -> Vec<(String, ArrayD<f32>)> {
         let mut npz = Npz::open(&self.beside("npz")).unwrap();
         let named = self.facts[role].as_object().unwrap().iter();
         named.map(|(name, array)| (name.clone(), npz.f32(array.as_str().unwrap()).unwrap())).collect()
     }
 
-    /// Compares `found` with what the original gave and says how far it lies off.
+    /// Compares `found` with the outputs of the original and prints the largest relative difference.
     fn judge(&self, runtime: &str, found: &[(String, Vec<f32>)], faults: &mut Vec<String>) {
         let mut worst = 0.0_f64;
         for (name, expected) in self.arrays("outputs") {
@@ -92,7 +93,7 @@ fn the_named_checkpoint_computes_what_its_project_does() {
     let given: Vec<(&str, TensorView<'_>)> = inputs.iter().map(|(n, t)| (n.as_str(), t.into())).collect();
     let mut faults = Vec::new();
     let (graph, checkpoint) = (case.beside("onnx"), case.json.with_file_name(case.facts["file"].as_str().unwrap()));
-    // One after the other, so that only one holds the weights.
+    // One after the other, so that only one session holds the weights.
     for open in sessions(&graph, &checkpoint) {
         let mut session = open();
         let outputs = session.run(&given).unwrap();

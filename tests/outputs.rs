@@ -1,4 +1,4 @@
-//! What happens to outputs that exist.
+//! Outputs that exist: when they are replaced, refused or kept.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 use std::path::Path;
@@ -20,7 +20,7 @@ fn generate(dir: &Path, seeds: &str, out: &str, more: &[&str]) -> Outcome {
     attempt(dir, &[&words[..], more].concat())
 }
 
-/// Fails with an error that holds `text`, before anything is computed.
+/// Fails unless the command exits with code 2 and an error that contains `text`.
 fn refused(outcome: &Outcome, text: &str) {
     assert!(outcome.code == 2 && outcome.stderr.contains(text), "`{text}`: {outcome}");
 }
@@ -111,7 +111,7 @@ fn further_outputs_are_replaced_only_on_demand() {
     assert_eq!(generate(dir, "0-9", "s.npz", &[&words[..], &["--overwrite"]].concat()).code, 0);
     assert_eq!(names(dir), ["g.png", "l.npz", "s.npz", "x.onnx"]);
 
-    // What is left without a plan is no unfinished run.
+    // A partial folder without a plan is not an unfinished run.
     fs::create_dir(dir.join("t.npz.partial")).unwrap();
     fs::write(dir.join("t.npz.partial/000000000+000005.npz"), "rest").unwrap();
     assert_eq!(generate(dir, "0-9", "t.npz", &[]).code, 0);

@@ -1,4 +1,5 @@
-//! One suite on every engine: each operation of `Backend`, and the official networks' golden outputs, on libtorch, ONNX Runtime and tract.
+//! One suite for every engine: each operation of `Backend`, and the golden outputs of the official networks, on
+//! libtorch, ONNX Runtime and tract.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_possible_truncation, reason = "a test")]
 
 mod engines;
@@ -26,12 +27,12 @@ fn f32s(dims: &[usize], seed: u64) -> Vec<f32> {
     Init::Normal { std: 1.0 }.values(seed, "x", dims.iter().product())
 }
 
-/// A case: shapes of its inputs, of which those that begin with [`BATCH`] vary with the batch.
+/// A case with the shapes of its inputs. Inputs of more than one axis that begin with [`BATCH`] vary with the batch.
 struct Case {
     name: &'static str,
     tol: Tol,
     inputs: &'static [&'static [usize]],
-    /// Inputs are made positive.
+    /// Whether the inputs are made positive.
     positive: bool,
 }
 
@@ -168,7 +169,7 @@ fn evaluate<B: Backend>(b: &mut B, name: &str, x: &[B::Value]) -> Result<B::Valu
     }
 }
 
-/// A backend that keeps the names of the operations that were evaluated.
+/// A backend that records the names of the evaluated operations.
 struct Counting<B> {
     inner: B,
     evaluated: BTreeSet<String>,
@@ -242,7 +243,7 @@ counting! {
     fn cast(cast: Cast, x: &B::Value) of cast;
 }
 
-/// Every operation by name, and every variant of those that have some.
+/// The name of every operation, or of each of its variants if it has any.
 fn operations() -> BTreeSet<String> {
     fn all<T: std::fmt::Debug>(op: &str, variants: &[T]) -> Vec<String> {
         variants.iter().map(|v| format!("{op} {v:?}")).collect()
@@ -260,7 +261,7 @@ fn operations() -> BTreeSet<String> {
     OPERATIONS.iter().flat_map(of).collect()
 }
 
-/// Inputs that vary with the batch are inputs of the graph, the others constants, as in networks.
+/// Whether input `i` varies with the batch. It is then an input of the graph, otherwise a constant, as in networks.
 fn is_batched(case: &Case, i: usize) -> bool {
     case.inputs[i].len() > 1 && case.inputs[i][0] == BATCH
 }
@@ -304,7 +305,7 @@ fn every_operation_has_a_case() {
     assert_eq!(evaluated, operations());
 }
 
-/// Runs `case` on the runtimes with its whole batch and with the first of it.
+/// Runs `case` on the runtimes, with its whole batch and with the first row only.
 fn on_runtimes(case: &Case, dir: &Path, check: &mut dyn FnMut(&str, &[f32])) {
     let (model, given, _) = graph(case);
     let path = dir.join(format!("{}.onnx", case.name));
@@ -345,7 +346,7 @@ fn operations_agree_on_all_engines() {
     }
 }
 
-/// Operations of training alone, which no graph has.
+/// Batch normalisation is an operation of training only, so no graph has it.
 #[cfg(feature = "train")]
 #[test]
 fn running_statistics_move_to_those_of_the_array() {
@@ -456,7 +457,7 @@ impl Golden {
     }
 }
 
-/// (what, engine, largest difference over the largest value).
+/// Prints rows of (what, engine, largest difference over the largest value).
 fn report(rows: &[(String, String, f64)]) {
     for (what, engine, relative) in rows {
         println!("parity: {what:<32} {engine:<10} {relative:.1e}");
@@ -480,7 +481,8 @@ fn golden_networks_on_the_runtimes() {
             if golden.has_labels() {
                 inputs.push(("class_labels", golden.tensor("labels")));
             }
-            // These networks are narrower than those where Winograd's convolutions pay; 1 takes all of theirs.
+            // These networks are too narrow to benefit from Winograd convolutions. A threshold of 1 converts all of
+            // theirs.
             let (filtered, count) = exported.model.clone().to_winograd(1).unwrap();
             assert!(count >= 8, "{name}: {count} convolutions");
             for (model, what) in [(&exported.model, ""), (&filtered, " winograd")] {

@@ -1,4 +1,5 @@
-//! What `d2o evaluate` settles before a network runs: provenance of both sides, metrics that can be served, outputs, conditions.
+//! What `d2o evaluate` checks before a network runs: provenance of both sides, metrics that the reference supports,
+//! outputs, conditions.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::path::Path;
@@ -10,7 +11,7 @@ use serde_json::Value;
 mod common;
 use common::{attempt, close, d2o, image, page, value, write_images, write_labelled, write_lite0, write_png};
 
-/// A Lite0 of `seed` that sees 40×40 pixels and leaves the resize to the protocol.
+/// Writes a Lite0 of `seed` with f32 input of 40×40 pixels, so that the protocol resizes the images.
 fn write_float(dir: &Path, seed: u64, name: &str) {
     write_lite0(dir, seed, name);
     let (weights, out) = (format!("{name}.safetensors"), format!("{name}-float.onnx"));
@@ -23,7 +24,7 @@ fn evaluate(dir: &Path, args: &[&str]) -> Value {
     serde_json::from_slice(&fs::read(dir.join("e.json")).unwrap()).unwrap()
 }
 
-/// Fails with code 2 and says each of `texts`.
+/// Fails unless the command exits with code 2 and an error that contains each of `texts`.
 fn refused(dir: &Path, args: &[&str], texts: &[&str]) {
     let outcome = attempt(dir, args);
     assert_eq!(outcome.code, 2, "{args:?}: {outcome}");
@@ -79,7 +80,8 @@ fn both_sides_must_have_the_protocols_preprocessing() {
     refused(dir, &[&reference[..], &fid].concat(), &["preprocessing of `fake.h5`"]);
     refused(dir, &["refs", "make", "fake.h5", "--out", "x.npz"], &["--protocol"]);
 
-    // Another divisor is no difference where the reference says of how many images it is: 4.5e-4 of the distance at 1100 images.
+    // If the reference records its number of images, another divisor of the covariance is converted. It changes the
+    // distance by 4.5e-4 at 1100 images.
     let stylegan = of("edm.npz", &["--protocol", "stylegan3"]);
     let direct = of("real.npz", &["--protocol", "stylegan3"]);
     let (a, b) = (value(&stylegan, "fd"), value(&direct, "fd"));
@@ -96,7 +98,7 @@ fn images_of_any_sizes_are_resized_one_by_one() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     write_float(dir, 1, "lite0");
-    // Image 3 i + j has size j, among images of that size only and among all.
+    // Image 3 i + j has size j. It is evaluated among images of that size only, and among all.
     let sizes = [[20, 24], [32, 32], [47, 33]];
     fs::create_dir(dir.join("mixed")).unwrap();
     for (j, [h, w]) in sizes.into_iter().enumerate() {
@@ -130,7 +132,7 @@ fn images_of_any_sizes_are_resized_one_by_one() {
     }
     let whole = evaluate(dir, &["mixed", "--ref", "mixed", "--extractor", "lite0-float.onnx", "--metrics", "fid,is"]);
     assert!(value(&whole, "fd").abs() < 1e-3, "{whole}");
-    // A graph that takes bytes of one size cannot.
+    // A graph with u8 input of one size cannot take them.
     refused(
         dir,
         &["evaluate", "mixed", "--ref", "mixed", "--extractor", "lite0.onnx"],
@@ -179,7 +181,7 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
     let network = ["--extractor", "lite0.onnx"];
     let make = ["refs", "make", "real.npz", "--no-features", "--out", "ref.npz"];
     d2o(dir, &[&make[..], &network].concat());
-    // Nobody asked for precision and recall.
+    // Precision and recall are defaults here, so they are skipped.
     let found = evaluate(dir, &[&["fake.npz", "--ref", "ref.npz"], &network[..]].concat());
     let metrics: Vec<&String> = found["metrics"].as_object().unwrap().keys().collect();
     assert_eq!(metrics, ["fd", "is"], "{found}");
@@ -189,7 +191,8 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
     );
     assert_eq!(found["warnings"].as_array().unwrap().len(), 1, "only few samples: {found}");
 
-    // By name they are an error, and so is everything else that is known, before the first image is read: the last one is broken.
+    // Requested by name, they are an error. Like every error that is known in advance, it comes before the first image
+    // is read: the last image is broken.
     let folder = dir.join("broken");
     fs::create_dir(&folder).unwrap();
     (0..6).for_each(|i| write_png(&folder.join(format!("{i}.png")), &image(i)));
@@ -220,7 +223,7 @@ fn what_the_reference_cannot_serve_is_known_before_a_network_runs() {
     known(&["--ref", "real.npz", "--metrics", "fid", "--report", "ref.npz"], &["`ref.npz` exists", "--overwrite"]);
     known(&["--ref", "real.npz", "--metrics", "fid", "--save-features", "lite0.onnx/x"], &["cannot write"]);
     known(&["--ref", "real.npz", "--metrics", "pr", "--protocol", "torch-fidelity"], &["VGG16", "--pr-extractor"]);
-    // With all that in order, it is the broken image.
+    // If everything else is valid, the broken image is the error.
     refused(dir, &against(&["--ref", "real.npz", "--metrics", "fid"]), &["5.png"]);
 
     // The Inception Score needs no reference.
@@ -286,7 +289,7 @@ fn finished_features_are_used_and_others_refused() {
     let first = d2o(dir, &[&base[..], &["--save-features", "f.h5", "--json", "a.json"]].concat());
     assert!(!first.stderr.contains("using the features"), "{first}");
     let bytes = fs::read(dir.join("f.h5")).unwrap();
-    // As after a run that was killed before it wrote its result.
+    // Like a run after one that was killed before it wrote its result.
     let second = d2o(dir, &[&base[..], &["--save-features", "f.h5", "--json", "b.json"]].concat());
     assert!(second.stderr.contains("using the features in `f.h5`"), "{second}");
     let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(dir.join(name)).unwrap()).unwrap() };
@@ -468,7 +471,7 @@ fn one_network_in_two_roles_keeps_two_cache_entries() {
             assert_eq!(evaluate(dir, &[&base[..], how].concat())["metrics"], plain["metrics"], "{how:?}");
         }
     }
-    // A cache that cannot be written costs a warning, not the result.
+    // A cache that cannot be written causes a warning only.
     fs::write(dir.join("file"), "").unwrap();
     let outcome =
         d2o(dir, &[&["evaluate"], &base[..3], &["--cache", "file"], &main[..], &["--bootstrap", "0"]].concat());

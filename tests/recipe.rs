@@ -1,4 +1,5 @@
-//! One step of D2O's training: losses and gradients of the original's code (`tests/data/gen/recipe.py`), from weights drawn alike.
+//! One training step of D2O: losses and gradients against the original code (`tests/data/gen/recipe.py`), from the same
+//! random weights.
 #![cfg(feature = "train")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a test")]
 
@@ -18,10 +19,10 @@ use tch::{Device, Kind, Tensor};
 
 const SEED: u64 = 7;
 const GAMMA: f64 = 0.01;
-/// Norm of a gradient that is zero but for rounding.
+/// Largest norm of a gradient that is zero except for rounding.
 const VANISHES: f64 = 1e-9;
 
-/// Difference allowed: of a loss, relative to it; of a gradient, in parts of its norm.
+/// Allowed difference: of a loss relative to the loss, of a gradient relative to its norm.
 const TOLERANCE: f64 = 1e-8;
 
 fn drawn(kind: Kind, init: &Init, path: &str, dims: &[i64]) -> Tensor {
@@ -41,7 +42,7 @@ fn compare(what: &str, loss: &Tensor, tensors: &[Named], expected: &Json) {
     let largest = theirs.values().map(|[norm, _]| *norm).fold(0.0, f64::max);
     let (mut worst, mut met) = (0.0_f64, 0);
     for (param, gradient) in params.iter().zip(&gradients) {
-        // R1 does not see the last biases; the original has zeros for them.
+        // R1 does not depend on the last biases. The original has zeros for them.
         let [found, product] = if gradient.defined() {
             let along =
                 drawn(Kind::Double, &Init::Uniform { bound: 1.0 }, &format!("along.{}", param.path), &gradient.size());
@@ -49,7 +50,7 @@ fn compare(what: &str, loss: &Tensor, tensors: &[Named], expected: &Json) {
         } else {
             [0.0; 2]
         };
-        // Batch norm takes the biases before it out again.
+        // Batch normalisation cancels the biases before it.
         let [norm, along] = theirs.get(&param.path).copied().unwrap_or_default();
         if norm < VANISHES {
             assert!(found < TOLERANCE * largest, "{what}: `{}` has a gradient only here", param.path);
@@ -78,7 +79,7 @@ fn network(name: &str, kind: Kind) -> (Denoiser<Value>, Vec<Named>) {
     (net, b.finish().unwrap().0)
 }
 
-/// A discriminator with drawn weights for what `config` makes, and its tensors.
+/// A discriminator with random weights for the images of `config`, and its tensors.
 fn discriminator(backbones: &[Backbone], config: &NetConfig, kind: Kind) -> (Critic, Vec<Named>) {
     let mut b = LibTorch::with_weights(Weights::initialised(SEED), Device::Cpu).in_kind(kind);
     let sizes = FeatureSize::Interp224.of(config.img_resolution).unwrap();
@@ -88,7 +89,7 @@ fn discriminator(backbones: &[Backbone], config: &NetConfig, kind: Kind) -> (Cri
     (critic, b.finish().unwrap().0)
 }
 
-/// Images, labels and the noise of each stage that were drawn for `batch` images of what `config` makes.
+/// Images, labels and the noise of each stage for a batch of `batch` images of `config`.
 fn inputs(config: &NetConfig, batch: &Json, kind: Kind) -> (Tensor, Option<Value>, impl Fn(u8) -> Tensor + use<>) {
     let batch = batch.as_i64().unwrap();
     let side = i64::try_from(config.img_resolution).unwrap();
@@ -102,7 +103,7 @@ fn inputs(config: &NetConfig, batch: &Json, kind: Kind) -> (Tensor, Option<Value
     (images, labels, noise)
 }
 
-/// A step of `case` in `kind`; `stage` gets the name, the loss and the trained tensors of each stage.
+/// Runs a step of `case` in `kind`. `stage` gets the name, the loss and the trained tensors of each stage.
 fn step(case: &Json, kind: Kind, stage: &mut dyn FnMut(&str, &Tensor, &[Named])) {
     let name = case["golden"].as_str().unwrap();
     let loss = if case["loss_type"] == "ns" { LossType::NonSaturating } else { LossType::Hinge };
@@ -132,7 +133,7 @@ fn cases(file: &str) -> Vec<Json> {
     serde_json::from_slice(&fs_err::read(data).unwrap()).unwrap()
 }
 
-/// Compares the case of these feature networks, condition and loss.
+/// Compares the case with these feature networks, this golden network and this loss.
 fn is_the_originals(golden: &str, backbones: &[&str], loss_type: &str) {
     let cases = cases("recipe.json");
     let is = |c: &&Json| {
@@ -168,7 +169,7 @@ fn a_conditional_step_through_deit_is_the_originals() {
     is_the_originals("d2o-adm-cond", &["deit_base_distilled_patch16_224", LITE0], "ns");
 }
 
-/// Compares the cases of `distillation.json` of which `wanted` holds.
+/// Compares the cases of `distillation.json` for which `wanted` holds.
 fn are_the_originals(wanted: impl Fn(&Json) -> bool) {
     let kind = Kind::Double;
     let cases: Vec<Json> = cases("distillation.json").into_iter().filter(wanted).collect();
@@ -241,8 +242,8 @@ fn distillation_from_the_highest_level_is_the_originals() {
     are_the_originals(|case| case["teacher_type"] == "rcd");
 }
 
-/// Losses in f32 may be off by five times what the original's own f32 is: the networks are piecewise linear, and an activation that rounding puts on the
-/// other side of a kink makes gradients, of which R1 is made, jump.
+/// Losses in f32 may differ by five times as much as the original's own losses in f32. The networks are piecewise
+/// linear: if rounding moves an activation across a kink, its gradient jumps, and R1 is made of gradients.
 #[test]
 fn losses_in_f32_are_the_originals() {
     let cases = cases("recipe.json");

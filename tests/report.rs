@@ -1,4 +1,4 @@
-//! `d2o report`: what stands side by side, what a page and its tables say, and how the page is laid out.
+//! `d2o report`: which results share a table, what pages and tables contain, and how pages are laid out.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ mod common;
 use common::page::{self, Page};
 use common::{attempt, d2o, write_images, write_lite0};
 
-/// Widths at which pages are laid out: a phone, a tablet upright and across, a screen.
+/// Widths of pages in pixels: a phone, a tablet in portrait and in landscape, a screen.
 const WIDTHS: [u32; 4] = [360, 768, 1024, 1280];
 
 /// A result of 500 images under `edm`; `metrics` are values, or objects with intervals.
@@ -50,7 +50,7 @@ fn write(dir: &Path, name: &str, value: &Value) {
     fs::write(dir.join(name), value.to_string()).unwrap();
 }
 
-/// The page of `args`, which is well-formed.
+/// The page of `args`, which must be well-formed.
 fn page_of(dir: &Path, args: &[&str]) -> Page {
     d2o(dir, &[&["report"], args, &["--overwrite", "--out", "r.html"]].concat());
     let page = page::parse(&fs::read_to_string(dir.join("r.html")).unwrap());
@@ -95,7 +95,7 @@ fn runs_that_cannot_be_compared_stand_in_tables_of_their_own() {
     );
     assert_eq!(tables[0][1], ["FID ↓, lower is better", "2.5000", "2.0000, best −0.5000 (−20.0 %), better"]);
     assert_eq!(tables[0][2], ["recall ↑, higher is better", "0.5000, best", "0.5000, best 0.0000, equal"]);
-    // A value that stands alone is neither the best nor compared.
+    // A single value is neither marked as the best nor compared.
     for table in &tables[1..] {
         assert_eq!(table[1], ["FID ↓, lower is better", "1.0000"]);
     }
@@ -109,7 +109,7 @@ fn runs_that_cannot_be_compared_stand_in_tables_of_their_own() {
         assert!(text.contains(reason), "{reason}: {text}");
     }
     assert_eq!(text.matches("Not comparable with table 1").count(), 4);
-    // The deviation stands with the run and with its table.
+    // A deviation is listed with its run and with its table.
     assert!(text.contains("Deviation from the protocol quantiser of samples: one instead of other"), "{text}");
     assert!(text.contains("Deviations of every run in this table quantiser: one instead of other"), "{text}");
 }
@@ -170,7 +170,7 @@ fn differences_are_to_the_baseline_that_is_asked_for() {
     assert!(outcome.stderr.contains("“a”, “b”, “c”") && !dir.path().join("x.html").exists(), "{outcome}");
 }
 
-/// Every text of `value` replaced by `text`, but for those that a reader interprets.
+/// `value` with every text replaced by `text`, except those that a reader interprets.
 fn with_every_text(value: &Value, text: &str) -> Value {
     const INTERPRETED: [&str; 3] = ["kind", "resize", "scaling"];
     match value {
@@ -214,11 +214,11 @@ fn texts_of_files_are_text() {
     let line = json!({"Progress/kimg": {"mean": 1.0}, "Loss/x</text><script>/y": {"mean": 1.0}, "Metrics/z<script>": {"mean": 1.0}, "snapshot": HOSTILE});
     fs::write(dir.join("log.jsonl"), format!("{line}\n")).unwrap();
     write_images(&dir.join("i.npz"), 0..3);
-    // The first `=` ends a title.
+    // A title ends at the first `=`.
     let title = HOSTILE.replace('=', "");
     let (images, log) = (format!("{title}=i.npz"), format!("{title}=log.jsonl"));
     let args = ["a.json", "--title", HOSTILE, "--images", &images, "--losses", &log];
-    // The structure is what it is with harmless texts; `ensure_sound` has looked for scripts and attributes.
+    // Hostile texts add no elements; `ensure_sound` checks for scripts and attributes.
     let hostile = page_of(dir, &args);
     let shown = HOSTILE.replace('\u{1b}', "\u{fffd}");
     assert!(hostile.text().contains(&shown));
@@ -226,7 +226,7 @@ fn texts_of_files_are_text() {
     assert_eq!(hostile.elements.iter().filter(|e| e.name == "title" && hostile.is_in_head(e)).count(), 1);
 }
 
-/// A verification with everything one can hold.
+/// A verification with every optional part.
 fn verification() -> Value {
     json!({
         "model": "m.onnx", "reference": "ort-cpu", "samples": 8, "tolerance": 2e-5, "agree": false,
@@ -260,7 +260,7 @@ fn verifications_say_where_runtimes_part() {
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    // A study of precisions asks how much they differ, so nothing has failed.
+    // A precision study measures differences, so nothing has failed.
     let mut study = verification();
     study["precisions"] = json!([
         {"precision": "fp32", "runtime": "ort-cpu", "speed": 10.0}, {"precision": "tf32", "skipped": "no CUDA device"}
@@ -294,7 +294,7 @@ fn tables_for_papers() {
     let table = |format: &str| d2o(dir, &["report", "r.json", "--format", format, "--out", "-"]).stdout;
     insta::assert_snapshot!("report_latex", table("latex"));
     insta::assert_snapshot!("report_markdown", table("markdown"));
-    // To a file, and the same on the page.
+    // The same table in a file and on the page.
     d2o(dir, &["report", "r.json", "--format", "latex", "--out", "t.tex"]);
     assert_eq!(fs::read_to_string(dir.join("t.tex")).unwrap(), table("latex"));
     let page = page_of(dir, &["r.json"]);
@@ -338,7 +338,7 @@ fn a_small_page() {
     });
 }
 
-/// Samples of which the first two are images of the reference, evaluated with their nearest reference images.
+/// The first two samples are images of the reference. They are evaluated with their nearest reference images.
 #[test]
 fn nearest_references_are_found_and_shown() {
     let dir = tempfile::tempdir().unwrap();
@@ -371,19 +371,20 @@ fn nearest_references_are_found_and_shown() {
         r["neighbours"].as_array().unwrap().iter().map(|n| n["distance"].as_f64().unwrap()).collect()
     };
     assert!(rows.iter().all(|r| distances(r).is_sorted()));
-    // An image is nearest to itself; batches of another size round otherwise.
+    // An image is nearest to itself. The distance is not exactly zero, because batches of other sizes round
+    // differently.
     let found_first = distances(&rows[0]);
     assert!(first[0]["index"] == 38 && found_first[0] < 1e-3 && found_first[1] > 1e-2, "{first}");
-    // `evaluate --report` has both sets at hand.
+    // `evaluate --report` has the images of both sets.
     let own = page::parse(&fs::read_to_string(dir.join("e.html")).unwrap());
     assert!(own.elements.iter().any(|e| e.attribute("alt") == Some("Reference image 38")));
-    // The points behind FD∞ are recorded, and the value is where the line ends.
+    // The points of FD∞ are recorded, and the value is the intercept of the line.
     let line = &found["fd_infinity"];
     assert_eq!(line["sizes"].as_array().unwrap().len(), 15);
     assert_eq!((&line["sizes"][14], &line["intercept"]), (&24.into(), &found["metrics"]["fd_inf"]["value"]));
     assert!(own.text().contains("distance against the number of samples"));
 
-    // Statistics with features remember which images they are of.
+    // Statistics with features record the digest of their images.
     d2o(dir, &[&["refs", "make", "real.npz", "--out", "ref.npz"][..], &network].concat());
     let again = nearest("ref.npz", "b.json", "fid");
     assert_eq!(again["nearest"]["samples"], found["nearest"]["samples"]);
@@ -394,12 +395,12 @@ fn nearest_references_are_found_and_shown() {
     assert!(shown("Sample 2") && shown("Reference image 38"));
     let images = |page: &Page| page.elements.iter().filter(|e| e.name == "img").count();
     assert_eq!(images(&page), 1 + 12 * 9);
-    // Without images the page names them; without references nothing but the grid is shown.
+    // Without references the page names the option and shows the grid only.
     let bare = page_of(dir, &["b.json", "--images", "fake=fake.npz"]);
     assert_eq!(images(&bare), 1);
     assert!(bare.text().contains("--references REFERENCE-IMAGES"));
 
-    // Other images than those that were measured are refused, and so are references that no result knows.
+    // Images other than the measured ones are refused, and so are references that no result has.
     write_images(&dir.join("order.npz"), (0..40).rev());
     let refused = |args: &[&str], words: &str| {
         let outcome = attempt(dir, &[&["report"], args, &["--out", "x.html"]].concat());
@@ -413,13 +414,13 @@ fn nearest_references_are_found_and_shown() {
     );
     write(dir, "none.json", &result("a", &json!({"fid": 2.5})));
     refused(&["none.json", "--references", "real.npz"], "`d2o evaluate --nearest N` records them");
-    // A reference of statistics alone cannot serve it.
+    // A reference without features has no nearest images.
     d2o(dir, &[&["refs", "make", "real.npz", "--no-features", "--out", "bare.npz"][..], &network].concat());
     let outcome = attempt(dir, &[&evaluate[..], &network, &["--ref", "bare.npz"]].concat());
     assert!(outcome.code == 2 && outcome.stderr.contains("--nearest"), "{outcome}");
 }
 
-/// What a page can hold at most, with long names.
+/// A page with everything it can contain, and long names.
 fn full_page(dir: &Path) -> String {
     let long = "a-very-long-name-without-a-single-space-in-it-as-files-have-them-0123456789";
     write_images(&dir.join("real.npz"), 0..20);
@@ -491,7 +492,7 @@ fn the_page_fits_phones_and_screens() {
     let html = full_page(dir.path());
     let pages = [
         html.clone(),
-        // What the measurement must find.
+        // Pages with faults that the measurement must find.
         html.replace("<main id=\"main\">", "<main id=\"main\"><p style=\"width:500px\">wide</p>"),
         html.replace(
             "<main id=\"main\">",
@@ -508,8 +509,8 @@ fn the_page_fits_phones_and_screens() {
     }
 }
 
-/// What is wrong with the layout of `html`: by the Chromium that `D2O_CHROMIUM` names, else by Kaleido's. `None` where neither is there and tests may be
-/// skipped.
+/// Faults in the layout of `html`, found by the Chromium that `D2O_CHROMIUM` names, or else by Kaleido's. `None` if
+/// both are missing and tests may be skipped.
 fn faults(dir: &Path, html: &str) -> Option<Vec<String>> {
     let script = include_str!("common/layout.js");
     if let Some(chromium) = std::env::var_os("D2O_CHROMIUM") {
@@ -537,7 +538,7 @@ fn faults(dir: &Path, html: &str) -> Option<Vec<String>> {
         return Some(serde_json::from_slice(&decoded).unwrap());
     }
     let kaleido = test_support::kaleido()?;
-    // It loads our script as the library whose figures it draws, and asks it to draw one.
+    // Kaleido loads this script as its drawing library, and calls it to draw a figure.
     let draw = format!(
         "{script}\nwindow.Plotly = {{version: \"2.0.0\", toImage: function (figure) {{\n\
          return measure(figure.data[0].html, {WIDTHS:?}).then(function (found) {{ return \"data:image/svg+xml,\" + JSON.stringify(found); }}); }}}};"
@@ -565,7 +566,7 @@ fn faults(dir: &Path, html: &str) -> Option<Vec<String>> {
     Some(serde_json::from_str(found).unwrap())
 }
 
-/// The first line that `command` prints of those that are `wanted`, once it has read `input`; it is ended then.
+/// The first line that `command` prints and that is `wanted`, after it has read `input`. The command is killed then.
 fn first_line(command: &mut Command, input: &str, wanted: fn(&str) -> bool) -> String {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
@@ -592,7 +593,7 @@ fn first_line(command: &mut Command, input: &str, wanted: fn(&str) -> bool) -> S
 
 #[test]
 fn texts_stand_out_from_what_is_behind_them() {
-    /// Of WCAG 2.1, for texts and for graphics.
+    /// Least contrast of texts and of graphics in WCAG 2.1.
     const TEXT: f64 = 4.5;
     const GRAPHICS: f64 = 3.0;
     let dir = tempfile::tempdir().unwrap();

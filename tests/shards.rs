@@ -1,4 +1,4 @@
-//! Features in files: shards and their merging, the cache, feature files as samples and references, classes.
+//! Features in files: shards and how they are merged, the cache, feature files as samples and references, classes.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -17,7 +17,7 @@ use common::{attempt, close, d2o, value, write_images, write_labelled, write_lit
 
 const ALL: &str = "fid,is,pr,dc,kid,clip-fid";
 
-/// `evaluate` with these arguments; its result.
+/// Runs `evaluate` with these arguments and returns its result.
 fn evaluate(dir: &Path, args: &[&str]) -> Value {
     d2o(dir, &[&["evaluate", "--bootstrap", "3", "--overwrite", "--json", "e.json"], args].concat());
     serde_json::from_slice(&fs::read(dir.join("e.json")).unwrap()).unwrap()
@@ -27,7 +27,7 @@ fn metrics(result: &Value) -> String {
     result["metrics"].to_string()
 }
 
-/// Two networks, samples of two classes and their reference.
+/// Writes two networks, samples of two classes and their reference.
 fn prepare() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();
@@ -59,7 +59,7 @@ fn three_shards_merged_are_one_run_to_the_last_bit() {
     for i in 0..3 {
         shard(dir, i, &[]);
     }
-    // In any order, and with another batch for reading.
+    // In any order.
     for parts in [["part-0.h5", "part-1.h5", "part-2.h5"], ["part-2.h5", "part-0.h5", "part-1.h5"]] {
         let merged = evaluate(dir, &[&["--merge"], &parts[..], &how].concat());
         assert_eq!(metrics(&one), metrics(&merged));
@@ -72,7 +72,7 @@ fn three_shards_merged_are_one_run_to_the_last_bit() {
     }
 }
 
-/// The commands of docs/scale.md as each scheduler runs them, by what it sets and by their text.
+/// The jobs of docs/scale.md, taken from the text of the page and run with the variables of each scheduler.
 #[test]
 fn documented_jobs_give_the_result_of_one_run() {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/scale.md")).unwrap();
@@ -82,7 +82,7 @@ fn documented_jobs_give_the_result_of_one_run() {
     };
     let slurm = between("#SBATCH --job-name=d2o --array=0-7 --cpus-per-task=8\n", "```");
     let pod = between("args:\n            - >-\n", "resources:");
-    // `parallel` is not everywhere; xargs puts the same line together.
+    // `parallel` may be missing. xargs composes the same command line.
     let parallel = between("## GNU parallel\n\n```sh\n", "\nd2o evaluate --merge");
     assert!(parallel.contains("parallel --jobs 4 d2o"), "{parallel}");
     let parallel = parallel.replace("parallel --jobs 4", "xargs -P 4 -I{}");
@@ -184,16 +184,16 @@ fn the_cache_gives_the_same_numbers_without_the_network() {
     assert!(second["timings"].get("features_network").is_none(), "{second}");
     assert!(second["timings"].get("features_cache").is_some(), "{second}");
 
-    // Other pixels, or another network, are something else.
+    // Other pixels or another network have their own entries.
     write_images(&dir.join("fake.npz"), 61..161);
     let other = run(&[]);
     assert_ne!(metrics(&first), metrics(&other));
     assert_eq!(cached(dir).len(), 6);
     write_images(&dir.join("fake.npz"), 60..160);
-    // The container differs (it has no classes), the images do not.
+    // The container differs (it has no classes), but the images are the same.
     assert_eq!(metrics(&run(&[])), metrics(&first));
 
-    // A damaged file is found and replaced.
+    // A damaged entry is found and replaced.
     for file in cached(dir) {
         let mut bytes = fs::read(&file).unwrap();
         let middle = bytes.len() / 2;
@@ -254,7 +254,7 @@ fn precision_and_recall_of_another_network_come_from_the_same_pass() {
     let found = one["deviations"].to_string();
     assert!(found.contains("\"expected\":\"VGG16\"") && found.contains("precision and recall"), "{found}");
 
-    // Statistics that carry both networks' features; parts; feature files; the cache.
+    // The same from statistics with the features of both networks, from shards, and from the cache.
     d2o(dir, &[&["refs", "make", "real.npz", "--out", "both.npz", "--protocol", how[1]], &both[..]].concat());
     for i in 0..2 {
         let (part, out) = (format!("{i}/2"), format!("both-{i}.h5"));
@@ -283,7 +283,7 @@ fn precision_and_recall_of_another_network_come_from_the_same_pass() {
 fn classes_are_measured_apart() {
     let dir = prepare();
     let dir = dir.path();
-    // Class 0 of the samples is class 0 of the reference; class 1 is one image over and over.
+    // Class 0 of the samples is in class 0 of the reference. Class 1 is one image repeated.
     write_labelled(&dir.join("fake.npz"), (0..60).map(|i| if i % 2 == 0 { i } else { 1 }), |s| Some((s % 2) as i64));
     for reference in ["ref.npz", "real.npz"] {
         let args = ["fake.npz", "--ref", reference, "--extractor", "lite0.onnx", "--per-class", "--metrics", "fid"];
@@ -328,9 +328,9 @@ fn a_generator_is_measured_as_its_images_are() {
         assert_eq!(read["samples"]["sha256"], other["samples"]["sha256"]);
     };
     same(&made);
-    // A file of d2o says how its images were generated, too.
+    // A file written by d2o also records how its images were generated.
     assert_eq!(read["samples"]["generator"]["seeds"], made["samples"]["generator"]["seeds"], "{read}");
-    // So does a file of its features.
+    // So does a file of their features.
     d2o(dir, &["evaluate", "fake.npz", "--extractor", "small.onnx", "--shard", "0/1", "--save-features", "fake.h5"]);
     for samples in [&["fake.npz"][..], &["g.onnx", "--seeds", "3-52"], &["fake.h5"]] {
         let adm = [
@@ -353,7 +353,7 @@ fn a_generator_is_measured_as_its_images_are() {
     let generator = &made["samples"]["generator"];
     assert_eq!((&generator["seeds"], &generator["rng"]), (&"3-52".into(), &"torch-cuda".into()), "{made}");
 
-    // The cache knows images by what makes them, and classes without making them again.
+    // The cache identifies generated images by their generator, and finds their classes without generating them.
     for timing in ["features_network", "features_cache"] {
         let found = evaluate(dir, &[&["g.onnx"], &how[..], &seeds, &["--cache", "cache"]].concat());
         assert!(found["timings"].get(timing).is_some(), "{found}");
@@ -372,13 +372,13 @@ fn a_generator_is_measured_as_its_images_are() {
     let files = ["--merge", "p0.h5", "p1.h5", "--ref", "real.npz", "--extractor", "small.onnx"];
     same(&evaluate(dir, &[&files[..], &["--metrics", "fid,pr,kid", "--per-class"]].concat()));
 
-    // In one graph the quantiser computes in f32, so a byte may differ.
+    // In a fused graph the quantiser computes in f32, so a byte may differ.
     d2o(dir, &["export", &source, "--kind", "one-step", "--uint8", "--out", "bytes.onnx", "--no-check"]);
     let fused = evaluate(dir, &[&["bytes.onnx", "--fuse"], &how[..], &seeds].concat());
     for metric in ["fd", "precision", "recall"] {
         assert!(close(value(&fused, metric), value(&read, metric)), "{metric}: {fused}");
     }
-    // A kernel distance has zero in its middle; its own deviation is the measure of what a byte does to it.
+    // A kernel distance can be near zero, so the difference is compared with the standard deviation.
     let (found, std) = (value(&fused, "kd"), fused["metrics"]["kd"]["std"].as_f64().unwrap());
     assert!((found - value(&read, "kd")).abs() < 1e-3 * std, "kd: {fused}");
     assert_eq!(fused["samples"]["generator"]["fused"], "graph", "{fused}");
@@ -389,7 +389,7 @@ fn a_generator_is_measured_as_its_images_are() {
         assert!(close(value(&shared, metric), value(&fused, metric)), "{metric}: {shared}");
     }
     assert!(fused["timings"].get("features_fused").is_some(), "{fused}");
-    // Two networks read the same bytes where they lie.
+    // Two networks read the same images in memory.
     let clip = ["--clip", "small.onnx", "--metrics", "fid,clip-fid", "--fuse=memory"];
     let both = evaluate(dir, &[&["bytes.onnx"], &how[..4], &clip, &seeds].concat());
     assert!(close(value(&both, "fd"), value(&both, "clip_fd")), "{both}");

@@ -1,4 +1,4 @@
-//! Signals and closed pipes: how runs end, and what they leave. Faults of disks are in `faults.rs`.
+//! Signals and closed pipes: how runs end, and which files they leave. Faults of disks are in `faults.rs`.
 #![cfg(unix)]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
@@ -19,7 +19,7 @@ fn generator(dir: &Path) {
     d2o(dir, &["export", &source, "--kind", "one-step", "--out", "x.onnx", "--no-check"]);
 }
 
-/// A generator that adds its latents to themselves for ever.
+/// A generator with an endless loop that adds its latents to themselves.
 fn endless(path: &Path) {
     let (float, int, bool) = (1, 7, 9);
     let images = || shape(&["N", "3", "8", "8"]);
@@ -76,7 +76,7 @@ fn generate_ends_after_its_batch_and_resumes_and_is_alone_at_its_output() {
     let first = |name: &String| name.starts_with("000000000+");
     let partial = dir.join("s.npz.partial");
     running.wait_for("the first images", |_| partial.exists() && names(&partial).iter().any(first));
-    // Stopped, it cannot end before the signal, however fast the machine is.
+    // While it is stopped, it cannot end before the signal, however fast the machine is.
     running.send("STOP");
     let second = attempt(dir, &words("s.npz"));
     assert!(second.code == 2 && second.stderr.contains("another d2o process is using `s.npz.partial`"), "{second}");
@@ -103,7 +103,7 @@ fn the_second_signal_ends_a_section_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     generator(dir);
-    // One batch of a minute and more.
+    // One batch that takes more than a minute.
     let words = ["generate", "x.onnx", "--seeds", "0-65535", "--batch", "65536", "--provider", "cpu", "--out", "s.npz"];
     let mut running = Running::start(dir, &[], &words);
     running.wait_for("the section", |_| dir.join("s.npz.partial/plan.json").exists());
@@ -129,7 +129,7 @@ fn work_that_is_not_done_in_batches_ends_at_once() {
     let evaluate = ["evaluate", "fake.npz", "--ref", "real.npz", "--extractor", "lite0.onnx", "--metrics", "fid"];
     let words = [&evaluate[..], &["--bootstrap", "1000000", "--save-features", "f.h5"]].concat();
     let mut running = Running::start(dir, &[], &words);
-    // The section of the features ends with the file; what follows is the bootstrap.
+    // The stage of the features ends with the file. The bootstrap follows.
     running.wait_for("the features", |_| dir.join("f.h5").exists());
     std::thread::sleep(Duration::from_millis(300));
     running.send("TERM");
@@ -175,7 +175,7 @@ fn a_run_whose_messages_nobody_reads_stops() {
     generator(dir);
     let words = ["generate", "x.onnx", "--provider", "cpu", "--seeds", "0-9999999", "--out", "s.npz"];
     let mut running = Running::start(dir, &[], &words);
-    // As `2>&1 | head` leaves it.
+    // As in `2>&1 | head`, once head has ended.
     drop((running.0.stdout.take(), running.0.stderr.take()));
     let (code, ..) = running.end();
     assert_eq!(code, Some(INTERRUPTED));
@@ -198,7 +198,7 @@ fn threads_bind_the_workers_too() {
             tasks.filter_map(name).filter(|name| name.starts_with(d2o::commands::THREAD)).count()
         };
         running.wait_for("the workers", |pid| workers(pid) == count);
-        // The runtime starts its own later; the workers stay as many.
+        // The runtime starts its own threads later. The number of workers stays the same.
         std::thread::sleep(Duration::from_millis(500));
         assert_eq!(workers(running.0.id()), count);
         running.send("TERM");

@@ -1,4 +1,4 @@
-//! Runs of `d2o train`: what an iteration changes, how runs end and go on, what they write, what they refuse.
+//! Runs of `d2o train`: what an iteration changes, how runs end and resume, what they write and what they refuse.
 #![cfg(feature = "train")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
@@ -24,7 +24,7 @@ use common::{attempt, d2o, write_images, write_labelled, write_lite0};
 const STATE: &str = "training-state.safetensors";
 const NETWORK: [&str; 10] =
     ["--arch", "ncsnpp", "--cbase", "16", "--cres", "1,1", "--num-blocks", "1", "--attn-resolutions", "16"];
-/// Settings of the discriminator that take little time.
+/// Settings with which the discriminator is fast.
 const SMALL: [&str; 8] =
     ["--backbone", "lite0.safetensors", "--feature-resolution", "64", "--r1-interval", "2", "--tick", "0.008"];
 
@@ -37,7 +37,7 @@ fn prepare() -> tempfile::TempDir {
     dir
 }
 
-/// The EDM loss on `data.npz` for `mimg` million images, in batches of 4.
+/// Trains with the EDM loss on `data.npz` for `mimg` million images, in batches of 4.
 fn edm(dir: &Path, outdir: &str, mimg: &str, more: &[&str]) {
     let train = ["--threads", "1", "train", "--loss", "edm", "--data", "data.npz", "--outdir", outdir, "--batch", "4"];
     let options = ["--duration", mimg, "--lr-rampup-kimg", "0", "--tick", "0.008"];
@@ -46,11 +46,11 @@ fn edm(dir: &Path, outdir: &str, mimg: &str, more: &[&str]) {
 
 const DENOISER: &str = "edm/network-snapshot-000000_008.safetensors";
 
-/// The D2O loss, in batches of 4, from the denoiser.
+/// Arguments for training with the D2O loss from the denoiser, in batches of 4.
 fn words<'a>(outdir: &'a str, mimg: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let train =
         ["--threads", "1", "train", "--transfer", DENOISER, "--data", "data.npz", "--outdir", outdir, "--batch", "4"];
-    // Another seed than the denoiser's, whose constants must outlast a resumption.
+    // A seed other than the denoiser's. Its constants must survive a resumption.
     [&train[..], &["--duration", mimg, "--seed", "7"], &SMALL, more].concat()
 }
 
@@ -83,7 +83,7 @@ fn open(dir: &Path, path: &str) -> SafetensorsFile {
     SafetensorsFile::open(&dir.join(path)).unwrap()
 }
 
-/// The states of two runs hold the same tensors.
+/// Fails unless the states of two runs hold the same tensors.
 fn assert_same_tensors(dir: &Path, outdir: &str, other: &str) {
     let [a, b] = [outdir, other].map(|o| open(dir, &format!("{o}/{STATE}")));
     assert!(!a.names().is_empty() && a.names() == b.names());
@@ -111,7 +111,7 @@ fn the_first_iteration_moves_every_trained_tensor_by_the_learning_rate() {
                 kept.push(path.to_owned());
                 continue;
             }
-            // Without momentum the first step of Adam is the learning rate wherever the gradient is not about 1e-8.
+            // Without momentum, the first step of Adam is the learning rate wherever the gradient is well above 1e-8.
             assert!((most - 1e-3).abs() < 1e-4, "{path} moved by {most}");
             moved += 1;
         }
@@ -124,13 +124,14 @@ fn the_first_iteration_moves_every_trained_tensor_by_the_learning_rate() {
 fn a_resumed_run_ends_where_an_undisturbed_one_does() {
     let dir = prepare();
     let dir = dir.path();
-    // Six iterations, R1 in two of them, the strength of augmentation adjusted after four; the parts end between two ticks.
+    // Six iterations, with R1 in two of them. The strength of augmentation is adjusted after four. Ticks end after 4,
+    // 12 and 20 images, so the first part ends with a tick and the whole run between two.
     let ada = ["--augment-p", "0.2", "--ada-target", "0.5", "--diffaug", "--optimizer", "radam"];
     let more = [&["--xflip", "--dump", "1", "--snap", "1", "--batch-gpu", "2"][..], &ada].concat();
     tune(dir, "whole", "0.000024", &more);
     tune(dir, "parts", "0.000012", &more);
     assert!(bytes(dir, "whole") != bytes(dir, "parts"));
-    // Nothing but the folder is told again.
+    // Only the folder and the new duration are given again.
     d2o(dir, &["--threads", "1", "train", "--outdir", "parts", "--resume", "--duration", "0.000024"]);
     assert!(bytes(dir, "whole") == bytes(dir, "parts"), "a resumed run ends elsewhere than an undisturbed one");
     let lines = stats(dir, "whole");
@@ -146,7 +147,8 @@ fn a_resumed_run_ends_where_an_undisturbed_one_does() {
     edm(dir, "edm-parts", "0.000024", &["--resume"]);
     assert!(bytes(dir, "edm-whole") == bytes(dir, "edm-parts"));
 
-    // Frozen layers stay as they were transferred, the others move; the snapshot holds average and network, and exports.
+    // Frozen layers keep the transferred weights, the others change. The snapshot holds average and network, and can be
+    // exported.
     let (before, after) = (open(dir, DENOISER), open(dir, &format!("whole/{snapshot}")));
     let same = |net: &str, name: &str| {
         before.read_f32(&format!("ema.{name}")).unwrap() == after.read_f32(&format!("{net}.{name}")).unwrap()
@@ -156,7 +158,7 @@ fn a_resumed_run_ends_where_an_undisturbed_one_does() {
     d2o(dir, &["export", &format!("whole/{snapshot}"), "--out", "tuned.onnx"]);
 }
 
-/// Writes LPIPS's weights, drawn, as `vgg.safetensors` and `NAME.safetensors`.
+/// Writes random weights of LPIPS as `vgg.safetensors` and `NAME.safetensors`.
 fn write_lpips(dir: &Path, seed: u64, name: &str) {
     let mut b = OnnxBackend::new("names", Weights::initialised(seed));
     // The classifier is not used.
@@ -214,21 +216,21 @@ fn a_generator_is_distilled_with_and_without_a_discriminator() {
     assert!(lines.iter().all(|l| l.get("Loss/D/loss").is_none()));
     let state = open(dir, &format!("whole/{STATE}"));
     assert!(state.names().iter().all(|n| ["ema.", "net.", "optimizer.net."].iter().any(|p| n.starts_with(p))));
-    // The same weights lie elsewhere; others lie there.
+    // The same weights in another file, then other weights in that file.
     write_lpips(dir, 1, "again");
     d2o(dir, &resume(&["--lpips-weights", "again.safetensors", "--lpips-weights", "vgg.safetensors"]));
     write_lpips(dir, 2, "again");
     refused(dir, &resume(&[]), "--lpips-weights has changed since the run was started");
     write_lpips(dir, 1, "again");
 
-    // Beside the adversarial loss, for a generator of two steps.
+    // In addition to the adversarial loss, for a generator of two steps.
     let both = [&teacher("linear.safetensors")[..], &["--teacher-type", "rcd", "--multi-step-g", "2"]].concat();
     tune(dir, "both", "0.000008", &both);
     let lines = stats(dir, "both");
     for name in ["Loss/dist/fake", "Loss/G/loss", "Loss/D/loss", "Loss/logits/fake"] {
         assert!(lines.iter().all(|l| l[name]["mean"].is_number()), "{name}: {lines:?}");
     }
-    // Without the files, or with a teacher that is none.
+    // Without the weight files, and with a teacher of the wrong class.
     refused(dir, &words("bad", "0.000004", &["--teacher-type", "cd", "--target", DENOISER]), "vgg16-397923af.pth");
     let tuned = "both/network-snapshot-000000_008.safetensors";
     let wrong = [&words("bad", "0.000004", &[])[..], &["--teacher-type", "cd", "--target", tuned]].concat();
@@ -272,19 +274,19 @@ fn a_generator_of_several_steps_is_sampled_as_it_was_trained() {
         let found = images(&graph, &format!("{outdir}-a.npz"), &[]);
         assert!(found == images(&graph, &format!("{outdir}-b.npz"), same), "{said}");
         assert!(found != images(&graph, &format!("{outdir}-c.npz"), other), "{said}");
-        // The pickle is the same network, and says the same of it.
+        // The pickle has the same network and the same description.
         let pickled = format!("{outdir}-pickled.onnx");
         let exported = d2o(dir, &["export", &snapshot.replace("safetensors", "pkl"), "--out", &pickled, "--no-check"]);
         assert!(exported.stderr.contains(&format!("trained for {said} sampling")), "{exported}");
         assert!(found == images(&pickled, &format!("{outdir}-d.npz"), &[]), "{said}");
         let first = ["export", &snapshot, "--kind", "one-step", "--out", "first.onnx", "--no-check", "--overwrite"];
         assert!(d2o(dir, &first).stderr.contains("the graph computes the first step only"));
-        // A sampler of another kind takes its own defaults.
+        // A sampler of another kind uses its own defaults.
         d2o(dir, &["generate", &graph, "--seeds", "0", "--sampler", "heun", "--out", &format!("{outdir}-h.npz")]);
     }
 }
 
-/// A run that does not end by itself, once it has written `file`.
+/// Starts a run that does not end by itself, and waits until it has written `file`.
 fn started(dir: &Path, outdir: &str, more: &[&str], file: &str) -> Child {
     let child = Command::new(env!("CARGO_BIN_EXE_d2o"))
         .args(words(outdir, "1", more))
@@ -300,7 +302,7 @@ fn started(dir: &Path, outdir: &str, more: &[&str], file: &str) -> Child {
     child
 }
 
-/// Goes on with `outdir` for four iterations, and compares it with a run that nothing disturbed.
+/// Resumes `outdir` for four iterations, and compares it with an undisturbed run.
 fn assert_goes_on(dir: &Path, outdir: &str, more: &[&str]) {
     let state = open(dir, &format!("{outdir}/{STATE}"));
     let (_, images) = state.metadata().iter().find(|(key, _)| key == "images").unwrap();
@@ -328,7 +330,7 @@ fn an_interrupted_run_goes_on() {
     let dir = prepare();
     let more = ["--dump", "0", "--snap", "0"];
     let mut child = started(dir.path(), "stopped", &more, "stats.jsonl");
-    // Shells start background processes with SIGINT ignored.
+    // Not INT: shells start background processes with SIGINT ignored.
     assert!(Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_goes_on(dir.path(), "stopped", &more);
@@ -336,8 +338,8 @@ fn an_interrupted_run_goes_on() {
 
 #[test]
 fn parts_of_a_batch_are_averaged() {
-    // Without a discriminator, whose batch normalisation sees a part only, the parts give the gradient of the whole but for their noise; with one part
-    // they are the same run.
+    // With one part the run is the same as without parts. With two parts it differs: each part has its own noise, and
+    // the batch normalisation of the discriminator sees one part at a time.
     let dir = prepare();
     let dir = dir.path();
     tune(dir, "whole", "0.000008", &[]);
@@ -348,7 +350,7 @@ fn parts_of_a_batch_are_averaged() {
     let mut projections = 0;
     for name in two.names() {
         match name.strip_prefix("d.rank1.") {
-            // The second part has projections of its own.
+            // The second part has its own projections.
             Some(path) => {
                 projections += 1;
                 assert_ne!(two.read_f32(&name).unwrap(), two.read_f32(&format!("d.{path}")).unwrap(), "{path}");
@@ -359,12 +361,12 @@ fn parts_of_a_batch_are_averaged() {
     assert!(projections > 8);
 }
 
-/// `d2o` with `args` in two processes; `None` only where tests may be skipped.
+/// `d2o` with `args` in two processes; `None` if MPI is missing and tests may be skipped.
 fn in_two(dir: &Path, args: &[&str]) -> Option<Command> {
     in_each(dir, &[args, args])
 }
 
-/// `d2o` in as many processes as there are lists of arguments.
+/// One process of `d2o` for each list of arguments.
 fn in_each(dir: &Path, lists: &[&[&str]]) -> Option<Command> {
     let (library, launcher) = test_support::mpi()?;
     let mut command = Command::new(launcher);
@@ -372,12 +374,12 @@ fn in_each(dir: &Path, lists: &[&[&str]]) -> Option<Command> {
         command.args(if i == 0 { &["-n", "1"][..] } else { &[":", "-n", "1"] });
         command.arg(env!("CARGO_BIN_EXE_d2o")).args(*args);
     }
-    // Processes that wait for each other for ever fail the test.
+    // Processes that wait for each other forever fail the test.
     command.env("D2O_MPI", library).env("MPIEXEC_TIMEOUT", "300").current_dir(dir);
     Some(command)
 }
 
-/// Whether the command ended well, and its standard error.
+/// Exit code and standard error of the command.
 fn ended(mut command: Command) -> (Option<i32>, String) {
     let output = command.output().unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -410,7 +412,7 @@ fn processes_are_parts_of_a_batch() {
         log.contains("batch 4 in 2 parts on 2 processes") && log.lines().filter(|l| l.contains("kimg")).count() == 3
     );
 
-    // A run goes on with another number of processes.
+    // A run can resume with another number of processes.
     tune(dir, "first-parts", "0.000008", &parts);
     done(in_two(dir, &words("first-processes", "0.000008", &ada)).unwrap());
     let resume = |run| ["--threads", "1", "train", "--outdir", run, "--resume", "--duration", "0.00002"];
@@ -429,7 +431,7 @@ fn processes_are_parts_of_a_batch() {
     assert!(bytes(dir, "edm-parts") == bytes(dir, "edm-processes"));
 }
 
-/// The process ids of a run's processes, from its log.
+/// Process ids of a run, from its log.
 #[cfg(unix)]
 fn process_ids(dir: &Path, outdir: &str) -> Vec<String> {
     let log = fs::read_to_string(dir.join(outdir).join("log.txt")).unwrap();
@@ -443,9 +445,9 @@ fn processes_end_together() {
     let dir = prepare();
     let dir = dir.path();
     let more = ["--dump", "1", "--snap", "0", "--augment-p", "0.2", "--ada-target", "0.5"];
-    // Forty iterations, two to a tick.
+    // Forty iterations, two per tick.
     tune(dir, "whole", "0.00016", &[&more[..], &["--batch-gpu", "2"]].concat());
-    // One process is killed after twenty iterations, or asked to stop after the first tick.
+    // One process is killed after ten ticks, or asked to stop after the first.
     for (signal, outdir, ticks) in [("KILL", "killed", 10), ("INT", "stopped", 1)] {
         let Some(mut command) = in_two(dir, &words(outdir, "0.00016", &more)) else { return };
         let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -464,7 +466,7 @@ fn processes_end_together() {
         assert!(sent.elapsed() < Duration::from_secs(60), "{stderr}");
         assert!(!Path::new("/proc").join(&ids[0]).exists(), "the other process is left");
         match signal {
-            // The launcher's message has the process id, which the log has with the process's number.
+            // The launcher's message has the process id. The log lists it with the number of the process.
             "KILL" => assert!(code != Some(0) && stderr.contains(&ids[1]), "{code:?}: {stderr}"),
             _ => assert!(code == Some(130) && stderr.matches("the state is saved").count() == 1, "{code:?}: {stderr}"),
         }
@@ -474,7 +476,7 @@ fn processes_end_together() {
         assert_eq!(stats(dir, "whole"), stats(dir, outdir));
     }
 
-    // An error of all, of process 0 and of process 1 alone is reported once, and ends both.
+    // An error of all processes, of process 0 or of process 1 alone is reported once and ends both.
     let refused = |command: Option<Command>, text: &str| {
         let (code, stderr) = ended(command.unwrap());
         let once = stderr.matches("error:").count() == 1;
@@ -500,7 +502,7 @@ fn processes_need_the_library_of_their_launcher() {
     let refused = |library: &Path, text: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_d2o"));
         command.args(words("run", "0.000004", &[])).current_dir(dir.path()).env("D2O_MPI", library);
-        // Those of another implementation.
+        // Variables of another implementation.
         command.envs([("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2")]);
         let (code, stderr) = ended(command);
         assert!(code == Some(2) && stderr.contains(text), "{text}: {code:?}: {stderr}");
@@ -509,7 +511,7 @@ fn processes_need_the_library_of_their_launcher() {
     refused(Path::new("missing.so"), "no library of the standard MPI ABI was found");
 }
 
-/// On CPUs the processes of torchrun meet, and end with what to do instead.
+/// On CPUs the processes of torchrun connect, then fail with a hint to use mpiexec.
 #[test]
 fn torchrun_is_for_cuda() {
     let dir = prepare();
@@ -536,7 +538,7 @@ fn torchrun_is_for_cuda() {
 fn a_run_writes_a_log_that_can_be_followed() {
     let dir = prepare();
     let dir = dir.path();
-    // R1 costs nothing and leaves no trace with a weight of zero.
+    // With a weight of zero, R1 is not computed and not logged.
     tune(dir, "run", "0.00002", &["--r1-gamma", "0", "--snap", "0", "--dump", "0", "--grid", "2", "--pickle"]);
     let lines = stats(dir, "run");
     let kimg: Vec<f64> = lines.iter().map(|l| l["Progress/kimg"]["mean"].as_f64().unwrap()).collect();
@@ -558,7 +560,7 @@ fn a_run_writes_a_log_that_can_be_followed() {
     assert!(names.iter().any(|n| n.starts_with("events.out.tfevents.")), "{names:?}");
     let pixels = |name: &str| image::open(dir.join("run").join(name)).unwrap().to_rgb8();
     assert_eq!(pixels("reals.png").dimensions(), (256, 256));
-    // The first of the real images, and other images after training than before.
+    // The grid begins with the first real image. Generated images change during training.
     let first = common::image(0);
     assert!((0..32).all(|i| pixels("reals.png").get_pixel(i, i).0[0] == first[[i as usize, i as usize, 0]]));
     assert!(pixels("fakes_init.png") != pixels("fakes000000.png"));
@@ -575,7 +577,7 @@ fn a_run_writes_a_log_that_can_be_followed() {
         }
         Err(why) => println!("skipped: python3: {why}"),
     }
-    // The page plots it.
+    // The report plots the log.
     d2o(dir, &["report", "--losses", "run=run/stats.jsonl", "--out", "r.html"]);
     assert!(fs::read_to_string(dir.join("r.html")).unwrap().contains("discriminator"));
 }
@@ -607,7 +609,7 @@ fn settings_are_shown_and_runs_are_kept() {
     refused(dir, &["train", "--outdir", "run", "--resume"], "another process is training in `run`");
     drop(busy);
 
-    // A run goes on with its own settings, or with others if they are allowed.
+    // A run resumes with its own settings. Other settings must be allowed.
     let resume = |more: &[&'static str]| {
         [&["train", "--outdir", "run", "--resume", "--duration", "0.000008"][..], more].concat()
     };
@@ -649,7 +651,7 @@ fn bad_input_is_one_clear_error() {
     refused(dir, &other, "the network generates 32-pixel images, but `16.npz` contains 16-pixel images");
     assert!(!dir.join("bad").exists());
 
-    // A conditional network and images without classes, or with others.
+    // A conditional network with images without classes, or with a class out of range.
     let train = ["train", "--loss", "edm", "--data", "data.npz", "--outdir", "bad", "--batch", "4", "--label-dim", "3"];
     let train = [&train[..], &NETWORK, &["--duration", "0.000004"]].concat();
     refused(dir, &train, "the dataset has no labels");
@@ -701,7 +703,7 @@ fn snapshots_are_evaluated() {
     };
     let kimg = || lines().iter().map(|l| l["Progress/kimg"]["mean"].as_f64().unwrap()).collect::<Vec<_>>();
     assert_eq!(kimg(), [0.004, 0.012]);
-    // The numbers are those that the snapshot's graph has.
+    // The numbers equal those of the exported snapshot.
     d2o(dir, &["export", "run/network-snapshot-000000_012.safetensors", "--no-check", "--out", "g.onnx"]);
     let evaluate =
         ["evaluate", "g.onnx", "--seeds", "0-7", "--ref", "ref.npz", "--extractor", "f.onnx", "--json", "e.json"];
@@ -714,10 +716,10 @@ fn snapshots_are_evaluated() {
         assert!(expected["value"].is_number(), "{name}");
     }
     assert_eq!(last["evaluation"]["metrics"], again["metrics"]);
-    // Snapshots of the same thousand images have names of their own.
+    // Snapshots within the same thousand images have different names.
     let named: Vec<Value> = lines().into_iter().map(|l| l["snapshot"].clone()).collect();
     assert_eq!(named, ["network-snapshot-000000.safetensors", "network-snapshot-000000_012.safetensors"]);
-    // Evaluation changes nothing about training, and a resumed run goes on with it.
+    // Evaluation does not change training, and a resumed run continues it.
     tune(dir, "other", "0.000012", &["--snap", "1"]);
     assert_same_tensors(dir, "run", "other");
     d2o(dir, &["train", "--outdir", "run", "--resume", "--duration", "0.000016"]);
@@ -768,7 +770,7 @@ fn grey_images_train_networks_of_one_channel() {
     assert!(outcome.stderr.contains("all images are grey"), "{outcome}");
 }
 
-/// Files of more than this many blocks cannot be written, as on a full disk.
+/// A limit on the size of files acts like a full disk.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_leaves_the_last_state() {
@@ -785,7 +787,7 @@ fn a_full_disk_leaves_the_last_state() {
     assert!(before == after);
     let left: Vec<_> = fs::read_dir(dir.join("run")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(left.iter().all(|n| !n.to_string_lossy().starts_with('.')), "{left:?}");
-    // With room again it goes on, and ends as if nothing had been.
+    // Without the limit the run resumes, and ends as an undisturbed run does.
     tune(dir, "whole", "0.000016", &["--dump", "1"]);
     d2o(dir, &["--threads", "1", "train", "--outdir", "run", "--resume", "--duration", "0.000016"]);
     assert_same_tensors(dir, "run", "whole");

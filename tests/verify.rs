@@ -1,4 +1,4 @@
-//! `d2o verify`: planted faults are found where they are, engines agree on one network.
+//! `d2o verify`: planted faults are located, and engines agree on one network.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::path::Path;
@@ -85,7 +85,7 @@ fn a_profile_and_the_precisions_are_told() {
     assert!(json["precisions"][0]["speed"].as_f64().unwrap() > 0.0, "{outcome}");
 }
 
-/// A half-precision graph beside its own in single precision, in pixels and in a metric against a reference.
+/// A half-precision graph against the same graph in single precision, in pixels and in a metric against a reference.
 #[test]
 fn precisions_change_pixels_and_a_metric() {
     let dir = tempfile::tempdir().unwrap();

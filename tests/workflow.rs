@@ -1,4 +1,4 @@
-//! The commands in a row on small files, as a user runs them.
+//! The commands in sequence on small files, as a user runs them.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::path::Path;
@@ -27,14 +27,14 @@ fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// EfficientNet-Lite0 with seeded weights, as a checkpoint with timm's names.
+/// Writes EfficientNet-Lite0 with seeded weights as a checkpoint with timm's names.
 fn write_lite0(path: &Path) {
     let mut b = OnnxBackend::new("names", Weights::initialised(1));
     EfficientNetLite0::build(&mut b, &Scope::root()).unwrap();
     write_checkpoint(path, &b);
 }
 
-/// What was taken from `b`, with seeded weights.
+/// Writes the tensors that were taken from `b`, with seeded weights.
 fn write_checkpoint(path: &Path, b: &OnnxBackend) {
     let tensors: Vec<Tensor> = b
         .weights()
@@ -75,7 +75,7 @@ fn winograd_is_for_wide_networks_in_f32() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let program = Path::new(env!("CARGO_BIN_EXE_d2o"));
-    // The golden networks are narrow: nothing to gain.
+    // The golden networks are narrow, so no convolution is converted.
     d2o(dir, &["export", &checkpoint(), "--no-check", "--out", "plain.onnx"]);
     let narrow = d2o(dir, &["export", &checkpoint(), "--no-check", "--winograd", "--out", "narrow.onnx"]);
     assert!(narrow.stderr.contains("no convolution of this network is wide enough"), "{narrow}");
@@ -94,7 +94,7 @@ fn winograd_is_for_wide_networks_in_f32() {
     let mut b = OnnxBackend::new("names", Weights::initialised(1));
     Denoiser::build(&mut b, &NetConfig::new("EDMPrecond", &kwargs).unwrap()).unwrap();
     write_checkpoint(&dir.join("wide.safetensors"), &b);
-    // The check that follows compares the runtimes.
+    // The check after this export compares the runtimes.
     let wide = d2o(dir, &["export", "wide.safetensors", "--config", "net.json", "--winograd", "--out", "wide.onnx"]);
     assert!(wide.stderr.contains("convolutions written as Winograd F(4, 3)"), "{wide}");
     assert!(wide.stderr.contains("checked `images` on ort-cpu and tract"), "{wide}");
@@ -152,7 +152,7 @@ fn inspect_takes_what_evaluate_takes() {
     assert!(both["not_images"].to_string().contains("train_images") && both["arrays"].as_array().unwrap().len() == 2);
     d2o(dir.path(), &["dataset", "two.npz::train_images", "--out", "t.zip"]);
     assert_eq!(shown("t.zip")[0]["count"], 3);
-    // An existing file is replaced on demand only.
+    // An existing file is replaced only on request.
     for command in [["inspect", "t.zip", "--json", "x.json"], ["report", "x.json", "--out", "x.html"]] {
         fs::write(at(command[3]), "mine").unwrap();
         let outcome = run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir.path(), &command);
@@ -178,7 +178,7 @@ fn cuda_is_used_or_refused_with_what_is_missing() {
     let auto = ["generate", "x.onnx", "--seeds", "0", "--out", "s.npz", "--provider", "auto"];
     let outcome = d2o(dir.path(), &auto);
     assert!(outcome.stderr.contains(if usable { "(ort-cuda)" } else { "(ort-cpu)" }), "{outcome}");
-    // A build for CUDA on a machine without it: the fall-back is told to batch jobs too.
+    // A CUDA build on a machine without CUDA: the warning about the fall-back appears with --quiet too.
     let outcome = d2o(dir.path(), &[&auto[..], &["--quiet", "--overwrite"]].concat());
     assert_eq!(outcome.stderr.contains("running on the CPU"), gpu_build && !usable, "{outcome}");
 }
@@ -202,7 +202,7 @@ fn evaluate_verify_and_report() {
     };
     let value = |result: &Value, metric: &str| result["metrics"][metric]["value"].as_f64().unwrap();
 
-    // A set is at no distance from itself, and all of it lies in its own manifold.
+    // The distance of a set from itself is zero, and the set lies in its own manifold.
     let same = evaluate("real.npz", "same.json", "40");
     assert!(value(&same, "fd").abs() < 1e-6, "{same}");
     assert_eq!((value(&same, "precision"), value(&same, "recall")), (1.0, 1.0));
@@ -226,7 +226,7 @@ fn evaluate_verify_and_report() {
         assert!(page.contains(part), "the report lacks {part}");
     }
 
-    // A condition that does not hold is the answer no; one on a metric that was not computed is an error.
+    // A condition that is not met exits with code 1. A condition on a metric that was not computed is an error.
     let expect = |condition: &str| {
         let command = ["evaluate", "fake.npz", "--ref", "ref.npz", "--extractor", "lite0.onnx", "--expect", condition];
         run(Path::new(env!("CARGO_BIN_EXE_d2o")), dir.path(), &command)

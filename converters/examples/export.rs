@@ -13,7 +13,7 @@ use d2o_runtime::Session as _;
 use d2o_runtime::ndarray::ArrayD;
 use d2o_runtime::tract::TractSession;
 
-/// Dimensions of the images of `checkpoint`, whose graph is written to `out`.
+/// Writes the graph of `checkpoint` to `out`, runs it once, and returns the dimensions of the images.
 fn export(checkpoint: &Path, out: &Path) -> Result<Vec<usize>, Box<dyn Error>> {
     let checkpoint = Checkpoint::open(checkpoint)?;
     // The average over training, or the only network.

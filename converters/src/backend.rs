@@ -1,4 +1,4 @@
-//! The operations that networks are written in, and what executes them.
+//! The operations of which networks consist, and the trait of the engines that execute them.
 
 pub use d2o_onnx::ops::{ConvAttributes as Conv2d, PoolAttributes as Pool, Sampling};
 
@@ -10,7 +10,7 @@ use crate::weights::{Init, Scope};
 pub enum Unary {
     /// `x · sigmoid(x)`.
     Silu,
-    /// `x · Φ(x)`, Φ the normal distribution function, by the error function.
+    /// `x · Φ(x)` with the standard normal distribution function Φ, computed with the error function.
     Gelu,
     /// Natural logarithm.
     Log,
@@ -23,7 +23,7 @@ pub enum Unary {
 }
 
 impl Unary {
-    /// All of them.
+    /// All variants.
     pub const ALL: [Self; 6] = [Self::Silu, Self::Gelu, Self::Log, Self::Sqrt, Self::Cos, Self::Sin];
 
     /// Name in errors.
@@ -52,7 +52,7 @@ pub enum Binary {
 }
 
 impl Binary {
-    /// All of them.
+    /// All variants.
     pub const ALL: [Self; 3] = [Self::Add, Self::Mul, Self::Div];
 
     /// Name in errors.
@@ -66,17 +66,17 @@ impl Binary {
     }
 }
 
-/// What pooling computes of each window.
+/// Reduction of a pooling window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PoolKind {
-    /// The largest value; padding never wins.
+    /// Maximum; padding is ignored.
     Max,
-    /// The mean of the pixels of the image in the window; padding is not counted.
+    /// Mean over the pixels in the window; padding is not counted.
     Average,
 }
 
 impl PoolKind {
-    /// Both.
+    /// All variants.
     pub const ALL: [Self; 2] = [Self::Max, Self::Average];
 
     /// Name in errors.
@@ -92,21 +92,22 @@ impl PoolKind {
 /// Conversions between bytes and floats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cast {
-    /// u8 to f32 of the same values.
+    /// u8 to f32 with the same values.
     ToF32,
-    /// f32, limited to 0..=255 and truncated, to u8.
+    /// f32 to u8: clamped to 0..=255, then truncated.
     ToU8,
 }
 
 impl Cast {
-    /// Both.
+    /// All variants.
     pub const ALL: [Self; 2] = [Self::ToF32, Self::ToU8];
 }
 
-/// What a network is built for: eager execution (libtorch) or graph construction (ONNX).
+/// An engine for which networks are built: eager execution (libtorch) or graph construction (ONNX).
 ///
-/// Images are f32 `[N, C, H, W]`. Only the batch size N may be unknown while a network is built. Every operation has parity cases in
-/// `tests/parity.rs`, which wraps this trait to count the operations that its cases reach. [`Ops`] has shorthands.
+/// Images are f32 `[N, C, H, W]`. Only the batch size N may be unknown while a network is built. Every operation has
+/// parity cases in `tests/parity.rs`, which wraps this trait to count the operations that the cases reach. [`Ops`] has
+/// shorthands.
 #[allow(clippy::missing_errors_doc, reason = "every operation has one error: `Engine`, naming scope and operation")]
 pub trait Backend {
     /// A tensor, or an edge of a graph.
@@ -118,8 +119,8 @@ pub trait Backend {
     /// Those of [`crate::weights::Weights::take`].
     fn param(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Self::Value>;
 
-    /// Parameter `scope.name` of shape `dims` that has an effect in training alone; `None` from a backend that does not train, which takes the
-    /// tensor all the same.
+    /// Parameter `scope.name` of shape `dims` that is used only in training. A backend that does not train takes the
+    /// tensor and returns `None`.
     ///
     /// # Errors
     /// Those of [`crate::weights::Weights::take`].
@@ -134,16 +135,18 @@ pub trait Backend {
         Ok(None)
     }
 
-    /// Values, row-major, of the tensor `scope.name` that is not trained, for a layer that derives constants from them.
+    /// Values, row-major, of the tensor `scope.name` of shape `dims`, which is not trained. Layers derive constants
+    /// from them.
     ///
     /// # Errors
     /// Those of [`crate::weights::Weights::take`].
     fn buffer(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Vec<f32>>;
 
-    /// A constant of shape `dims`, rounded to the precision of the backend; backends that name values call it `scope.name`.
+    /// A constant of shape `dims`, rounded to the precision of the backend. Its name is `scope.name`, if the backend
+    /// names values.
     ///
     /// # Errors
-    /// `Engine` if `data` does not fill `dims`.
+    /// `Engine` if the number of values in `data` does not match `dims`.
     fn constant<T: Into<f64>>(
         &mut self,
         scope: &Scope,
@@ -152,15 +155,16 @@ pub trait Backend {
         data: Vec<T>,
     ) -> Result<Self::Value>;
 
-    /// Whether the backend computes in f64: constants that originals derive in f32 are then derived in f64, as the originals do there.
+    /// Whether the backend computes in f64. If so, constants that the originals derive in f32 are derived in f64, as
+    /// the originals do in f64.
     fn in_f64(&self) -> bool {
         false
     }
 
-    /// Sets the layer of the operations that follow: node names and errors carry it.
+    /// Sets the scope of the following operations. Node names and errors contain it.
     fn enter(&mut self, scope: &Scope);
 
-    /// Size of the axis `axis` of `x`; `None` for the batch of a graph.
+    /// Size of the axis `axis` of `x`; `None` for the batch axis of a graph.
     fn dim(&self, x: &Self::Value, axis: usize) -> Option<usize>;
 
     /// `x [N, Ci, H, W]`, `w [Co, Ci/groups, kH, kW]`, `bias [Co]` -> `[N, Co, H', W']`.
@@ -173,7 +177,7 @@ pub trait Backend {
     ) -> Result<Self::Value>;
     /// `x [N, Ci, H, W]`, `w [Ci, Co/groups, kH, kW]` -> `[N, Co, stride·(H−1)+kH−2·pad, …]`; all four `pads` are equal.
     fn conv_transpose2d(&mut self, x: &Self::Value, w: &Self::Value, options: Conv2d) -> Result<Self::Value>;
-    /// `x [N, C, H, W]` -> `[N, C, H', W']`; all windows lie inside the padded image.
+    /// `x [N, C, H, W]` -> `[N, C, H', W']`; all windows are inside the padded image.
     fn pool2d(&mut self, kind: PoolKind, x: &Self::Value, window: Pool) -> Result<Self::Value>;
     /// `x [N, I]`, `w [O, I]`, `bias [O]` -> `x wᵀ + bias [N, O]`.
     fn linear(&mut self, x: &Self::Value, w: &Self::Value, bias: Option<&Self::Value>) -> Result<Self::Value>;
@@ -198,16 +202,17 @@ pub trait Backend {
         weight: &Self::Value,
         bias: &Self::Value,
     ) -> Result<Self::Value>;
-    /// In libtorch's training mode, zeroes elements with probability `p` and scales the others by 1/(1 − p); the identity elsewhere.
+    /// In the training mode of libtorch, zeroes elements with probability `p` and scales the others by 1/(1 − p).
+    /// Otherwise the identity.
     fn dropout(&mut self, x: &Self::Value, p: f64) -> Result<Self::Value>;
 
     /// `function` of each element.
     fn unary(&mut self, function: Unary, x: &Self::Value) -> Result<Self::Value>;
     /// `function` of each pair of elements.
     fn binary(&mut self, function: Binary, a: &Self::Value, b: &Self::Value) -> Result<Self::Value>;
-    /// `x` limited to `[low, high]`; `high` may be infinite.
+    /// `x` clamped to `[low, high]`; `high` may be infinite.
     fn clamp(&mut self, x: &Self::Value, low: f64, high: f64) -> Result<Self::Value>;
-    /// `x` where positive, `slope·x` elsewhere.
+    /// `x` if positive, else `slope·x`.
     fn leaky_relu(&mut self, x: &Self::Value, slope: f64) -> Result<Self::Value>;
     /// `x · factor`.
     fn scale(&mut self, x: &Self::Value, factor: f64) -> Result<Self::Value>;
@@ -215,29 +220,30 @@ pub trait Backend {
     fn offset(&mut self, x: &Self::Value, term: f64) -> Result<Self::Value>;
     /// Softmax along `axis`.
     fn softmax(&mut self, x: &Self::Value, axis: usize) -> Result<Self::Value>;
-    /// Mean over `axes`, which stay with size 1 if `keep`.
+    /// Mean over `axes`, which are kept with size 1 if `keep`.
     fn mean(&mut self, x: &Self::Value, axes: &[usize], keep: bool) -> Result<Self::Value>;
 
     /// Joins `parts` along `axis`.
     fn concat(&mut self, parts: &[Self::Value], axis: usize) -> Result<Self::Value>;
     /// Elements `start..start+len` along `axis`.
     fn slice(&mut self, x: &Self::Value, axis: usize, start: usize, len: usize) -> Result<Self::Value>;
-    /// Same elements, other shape; one entry may be -1 and takes the elements that are left (the batch).
+    /// The same elements in another shape. One entry may be -1: its size follows from the number of elements (the
+    /// batch).
     fn reshape(&mut self, x: &Self::Value, dims: &[i64]) -> Result<Self::Value>;
     /// Axis `i` of the result is axis `perm[i]` of `x`.
     fn transpose(&mut self, x: &Self::Value, perm: &[usize]) -> Result<Self::Value>;
     /// Bilinear interpolation of `x [N, C, H, W]` to `[N, C, size[0], size[1]]` without antialiasing.
     fn resize_bilinear(&mut self, x: &Self::Value, size: [usize; 2], sampling: Sampling) -> Result<Self::Value>;
 
-    /// `x` in the element type of `other`, where a backend computes in more than one.
+    /// `x` converted to the element type of `other`, if the backend computes in several types.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if the conversion fails.
     fn like(&mut self, x: &Self::Value, _other: &Self::Value) -> Result<Self::Value> {
         Ok(x.clone())
     }
 
-    /// The element type that `cast` names.
+    /// Converts the element type of `x` as `cast` specifies.
     fn cast(&mut self, cast: Cast, x: &Self::Value) -> Result<Self::Value>;
 }
 
@@ -295,7 +301,7 @@ pub trait Ops: Backend {
 
 impl<B: Backend> Ops for B {}
 
-/// A size as an entry of [`Backend::reshape`].
+/// `size` as an entry of the `dims` of [`Backend::reshape`].
 pub(crate) fn signed(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }

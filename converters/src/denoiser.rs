@@ -1,4 +1,4 @@
-//! Denoisers: a raw network with its preconditioner, and the one-step generators made of them.
+//! Denoisers (a raw network with its preconditioner) and the one-step generators derived from them.
 
 use serde_json::{Map, Value};
 
@@ -11,12 +11,12 @@ use crate::generators::precond::{Coefficients, Convention, Levels};
 use crate::registry::{Backbone, BackboneNet, Precond};
 use crate::weights::Scope;
 
-/// Class of the network in OpenAI's denoisers.
+/// Class of the raw network in denoisers of OpenAI.
 const OPENAI_BACKBONE: &str = "UNetModel";
 
-/// A preconditioned denoiser: which class, and its constructor's arguments.
+/// Configuration of a preconditioned denoiser: class and constructor arguments.
 ///
-/// As JSON: `{"class": "EDMPrecond", "init_kwargs": {…}}`, the form of NET.json and of safetensors metadata.
+/// As JSON: `{"class": "EDMPrecond", "init_kwargs": {…}}`, as in NET.json. Safetensors metadata have the same keys.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct NetConfig {
@@ -28,13 +28,13 @@ pub struct NetConfig {
     pub img_channels: usize,
     /// Number of classes; 0 if unconditional.
     pub label_dim: usize,
-    /// The network inside.
+    /// Raw network.
     pub backbone: Backbone,
     init_kwargs: Map<String, Value>,
 }
 
 impl NetConfig {
-    /// Reads a class name and its constructor's arguments.
+    /// Reads a class name and its constructor arguments.
     ///
     /// # Errors
     /// `Config` for an unknown class, an unknown or missing argument, or a value out of range.
@@ -80,7 +80,7 @@ impl NetConfig {
         Ok(read)
     }
 
-    /// Reads the arguments that `inferred` and `given` determine together.
+    /// Reads the arguments of `inferred`, completed by `given`.
     ///
     /// # Errors
     /// Those of [`NetConfig::new`]; `Config` if an argument is missing that cannot be inferred.
@@ -91,7 +91,7 @@ impl NetConfig {
     /// The same network as a one-step generator: class `D2OPrecond`, no augmentation labels, this `dropout`.
     ///
     /// # Errors
-    /// `Config` unless it is EDM's or already one.
+    /// `Config` unless the class is `EDMPrecond` or `D2OPrecond`.
     pub fn into_one_step(&self, dropout: f64) -> Result<Self> {
         let (Precond::Edm(_) | Precond::D2o(_)) = self.precond else {
             return Err(config(format!("`class`: fine-tuning starts from EDMPrecond, found {}", self.class())));
@@ -103,13 +103,13 @@ impl NetConfig {
         Self::new("D2OPrecond", &Value::Object(kwargs))
     }
 
-    /// Name of the preconditioner's class.
+    /// Class name of the preconditioner.
     #[must_use]
     pub fn class(&self) -> &'static str {
         self.precond.class()
     }
 
-    /// Probability with which training hides an image's label from the network.
+    /// Probability with which training drops the class label of an image.
     #[must_use]
     pub fn label_dropout(&self) -> f64 {
         self.backbone.label_dropout()
@@ -121,7 +121,7 @@ impl NetConfig {
         self.backbone.augment_dim()
     }
 
-    /// The constructor's arguments as they were read.
+    /// Constructor arguments as they were read.
     #[must_use]
     pub fn init_kwargs(&self) -> Value {
         Value::Object(self.init_kwargs.clone())
@@ -137,9 +137,9 @@ impl NetConfig {
 /// Noise level of an evaluation.
 #[derive(Debug, Clone)]
 pub enum Sigma<V> {
-    /// The same for every image, a constant of the graph.
+    /// One value for all images, a constant of the graph.
     Fixed(f64),
-    /// One per image, `[N]`.
+    /// One value per image, `[N]`.
     PerImage(V),
 }
 
@@ -154,7 +154,7 @@ pub struct Denoiser<V: Clone> {
 }
 
 impl<V: Clone> Denoiser<V> {
-    /// Takes the tensors of a network of this configuration.
+    /// Builds a network of this configuration and takes its tensors.
     ///
     /// # Errors
     /// Those of [`Backend::param`].
@@ -164,16 +164,17 @@ impl<V: Clone> Denoiser<V> {
         Ok(Self { config: config.clone(), scope: Scope::root().child("precond"), network, levels })
     }
 
-    /// The configuration it was built from.
+    /// The configuration of the denoiser.
     #[must_use]
     pub fn config(&self) -> &NetConfig {
         &self.config
     }
 
-    /// Estimate of the clean image: `x [N, C, R, R]` at noise level `sigma` with `labels`, [`Labels`] or classes alone -> `[N, C, R, R]`.
+    /// Estimates the clean images `[N, C, R, R]` from the noisy images `x [N, C, R, R]` at noise level `sigma`.
+    /// `labels` are [`Labels`] or class labels alone.
     ///
     /// # Errors
-    /// `Config` for augmentation labels if the network takes none; `Engine`.
+    /// `Config` if augmentation labels are given and the network takes none; `Engine` if an operation fails.
     pub fn denoise<'a, B: Backend<Value = V>>(
         &self,
         b: &mut B,
@@ -202,7 +203,7 @@ impl<V: Clone> Denoiser<V> {
         let out = if b.dim(&out, 1) == Some(self.config.img_channels) {
             out
         } else {
-            // The other channels are variances.
+            // The other channels are predicted variances.
             b.slice(&out, 1, 0, self.config.img_channels)?
         };
         let out = b.mul(&out, &c.out)?;
@@ -214,10 +215,11 @@ impl<V: Clone> Denoiser<V> {
         if self.config.precond.clips() { b.clamp(&denoised, -1.0, 1.0) } else { Ok(denoised) }
     }
 
-    /// One-step generation: `latents [N, C, R, R]` of unit variance -> images `[N, C, R, R]` about [-1, 1].
+    /// One-step generation from the noise level `sigma_max`: maps `latents [N, C, R, R]` of unit variance to images
+    /// `[N, C, R, R]`, approximately in [-1, 1].
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn one_step<B: Backend<Value = V>>(
         &self,
         b: &mut B,
@@ -240,13 +242,13 @@ impl<V: Clone> Denoiser<V> {
         Ok(Coefficients { skip, out, input, noise })
     }
 
-    /// Lowest and highest noise level it takes.
+    /// Lowest and highest noise level that the denoiser accepts.
     #[must_use]
     pub fn noise_range(&self) -> [f64; 2] {
         self.config.precond.noise_range(self.levels.as_ref())
     }
 
-    /// The noise levels of a discrete schedule, falling.
+    /// Noise levels of a discrete schedule in descending order; `None` for continuous noise levels.
     #[must_use]
     pub fn noise_levels(&self) -> Option<&[f32]> {
         self.levels.as_ref().map(|l| l.sigmas.as_slice())
@@ -287,7 +289,7 @@ mod tests {
         let Backbone::Song(song) = &read.backbone else { panic!("expected SongUNet") };
         assert_eq!((song.augment_dim, song.dropout), (0, 0.0));
         assert_eq!(NetConfig::new("D2OPrecond", &read.init_kwargs()).unwrap(), read);
-        // The name of the class in D2O's first checkpoints.
+        // The class name in the first D2O checkpoints.
         assert_eq!(NetConfig::new("GDDPrecond", &read.init_kwargs()).unwrap(), read);
     }
 

@@ -6,31 +6,31 @@ use d2o_checkpoint::error::abbreviate;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A tensor the network asks for is not in the checkpoint.
+    /// A tensor that the network requires is not in the checkpoint.
     #[error("`{path}`: not in the checkpoint{}", near_misses(.similar))]
     MissingTensor {
         /// Full path of the tensor.
         path: String,
-        /// Names in the checkpoint that look alike, best first.
+        /// Similar names in the checkpoint, most similar first.
         similar: Vec<String>,
     },
-    /// A tensor has another shape than the network needs.
+    /// A tensor has another shape than the network requires.
     #[error("`{path}`: expected {expected:?}, found {found:?}")]
     ShapeMismatch {
         /// Full path of the tensor.
         path: String,
-        /// Dimensions the network needs.
+        /// Dimensions that the network requires.
         expected: Vec<usize>,
         /// Dimensions in the checkpoint.
         found: Vec<usize>,
     },
-    /// The network left tensors of the checkpoint unread.
+    /// The network did not read some tensors of the checkpoint.
     #[error("{} unexpected tensor(s) in the checkpoint: {}", .paths.len(), abbreviate(.paths))]
     UnusedTensors {
-        /// Full paths, in the checkpoint's order.
+        /// Paths of the unread tensors, in the order of the checkpoint and without the prefix of the load.
         paths: Vec<String>,
     },
-    /// Two tensors of one network would have the same path.
+    /// A network requests the same tensor twice.
     #[error("`{path}`: requested twice")]
     DuplicateTensor {
         /// Full path of the tensor.
@@ -39,7 +39,7 @@ pub enum Error {
     /// A configuration value is missing, unknown or out of range.
     #[error("network configuration: {what}")]
     Config {
-        /// Field, expected and found.
+        /// Name of the field, expected value, found value.
         what: String,
     },
     /// An engine (libtorch, the graph builder) refused an operation.
@@ -49,7 +49,7 @@ pub enum Error {
         scope: String,
         /// Name of the `Backend` operation.
         op: &'static str,
-        /// The engine's own error.
+        /// Error of the engine.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -58,10 +58,10 @@ pub enum Error {
     Checkpoint(#[from] d2o_checkpoint::Error),
 }
 
-/// Result of this crate.
+/// Result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The error of a configuration: argument, expected and found.
+/// [`Error::Config`] with this text.
 pub(crate) fn config(what: impl Into<String>) -> Error {
     Error::Config { what: what.into() }
 }

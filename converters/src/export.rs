@@ -10,8 +10,9 @@
 //! | features, Inception-2015-12-05 | the same | `pool3 [N, 2048]`, `logits [N, 1008]`, `spatial [N, 2023]`, on request `tap_64`, `tap_192`, `tap_768` |
 //! | features, DeiT, VGG16 | the same | `features`, `logits`, on request maps `[N, C, H, W]`: `block_2` to `block_11`, `relu1_2` to `relu5_3` |
 //!
-//! `images_u8` are bytes of any one size, resized in the graph. `images_f32` are values 0 to 255 that were resized to the network's input size S before,
-//! with the fractions that a protocol's resize leaves. Normalisation is part of the graph in both.
+//! `images_u8` are bytes of one size, which is fixed at export; the graph resizes them. `images_f32` are values 0 to
+//! 255 that were already resized to the input size S of the network and may have fractions. Normalisation is part of
+//! the graph in both cases.
 
 use d2o_onnx::graph::{Dim, Edge, ElementType, Model};
 use d2o_onnx::metadata::{self, Metadata, Noise, Quantiser};
@@ -27,7 +28,7 @@ use crate::preprocess::channels_first;
 use crate::published::WeightsState;
 use crate::weights::{LoadReport, Scope, Weights};
 
-/// Function of a denoiser's graph.
+/// Kind of the graph of a denoiser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Latents to images in one evaluation.
@@ -36,14 +37,14 @@ pub enum Kind {
     Denoiser,
 }
 
-/// Options of a denoiser's graph.
+/// Options of the graph of a denoiser.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Options {
-    /// Function of the graph.
+    /// Kind of the graph.
     pub kind: Kind,
-    /// Noise level a one-step generator starts from.
+    /// Initial noise level of a one-step graph.
     pub sigma_max: f64,
-    /// Whether `images_u8` is an output too.
+    /// Whether `images_u8` is an additional output.
     pub uint8: bool,
 }
 
@@ -53,43 +54,43 @@ impl Default for Options {
     }
 }
 
-/// Options of a generator's graph.
+/// Options of the graph of a single-evaluation generator.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct GeneratorOptions {
     /// Truncation and noise.
     pub synthesis: SynthesisOptions,
-    /// Whether `images_u8` is an output too.
+    /// Whether `images_u8` is an additional output.
     pub uint8: bool,
 }
 
-/// Input of a feature network's graph.
+/// Input of the graph of a feature network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PixelInput {
-    /// `images_u8 [N, H, W, 3]`: bytes, resized in the graph if they are not of the network's input size.
+    /// `images_u8 [N, H, W, 3]`: bytes, resized in the graph if they do not have the input size of the network.
     #[default]
     U8,
-    /// `images_f32 [N, S, S, 3]`: values 0 to 255 of the network's input size.
+    /// `images_f32 [N, S, S, 3]`: values 0 to 255 of images that have the input size of the network.
     F32,
 }
 
-/// Options of a feature network's graph.
+/// Options of the graph of a feature network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeatureOptions {
     /// Input of the graph.
     pub input: PixelInput,
-    /// Height and width of the images the graph takes, pixels; the network's input size for `PixelInput::F32`.
+    /// Height and width of the input images of the graph, pixels; equal to `input_size` for `PixelInput::F32`.
     pub image_size: usize,
-    /// Height and width the network sees, pixels; images of another size are resized to it in the graph. EfficientNet-Lite0 and DINOv2 take
-    /// several, the others only [`crate::registry::Extractor::input_size`].
+    /// Height and width of the network input, pixels. The graph resizes images of another size to it.
+    /// EfficientNet-Lite0 and DINOv2 accept several sizes, the others only [`crate::registry::Extractor::input_size`].
     pub input_size: usize,
     /// Hyperparameters that the file does not determine.
     pub hyperparameters: Hyperparameters,
-    /// Whether intermediate activations are outputs too.
+    /// Whether intermediate activations are additional outputs.
     pub taps: bool,
 }
 
 impl FeatureOptions {
-    /// Images of `size` pixels, which the network sees as they are.
+    /// Options for byte images of `size` pixels that are not resized.
     #[must_use]
     pub fn of_size(size: usize) -> Self {
         Self {
@@ -102,30 +103,31 @@ impl FeatureOptions {
     }
 }
 
-/// A finished graph and the report of its load.
+/// A finished graph and its load report.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Exported {
     /// The graph.
     pub model: Model,
-    /// Tensors taken and left.
+    /// Load report: tensors read and not read.
     pub report: LoadReport,
-    /// Whether a feature network's weights are published ones; `None` for a generator or denoiser.
+    /// Whether the weights of a feature network are published; `None` for a generator or denoiser.
     pub weights: Option<WeightsState>,
 }
 
 /// The graph of the denoiser `network`.
 ///
 /// # Errors
-/// `Config` if its configuration is not known; errors of the load; `Engine` if the graph cannot be built.
+/// `Config` if `network` is not a denoiser or its configuration is unknown; errors of loading the weights; `Engine` if
+/// the graph cannot be built.
 pub fn denoiser(network: &Network, options: &Options) -> Result<Exported> {
     denoiser_of(&network.architecture.denoiser()?, network.weights(), options)
 }
 
-/// The graph of a denoiser of this configuration over `weights`.
+/// The graph of a denoiser with this configuration and these `weights`.
 ///
 /// # Errors
-/// Errors of the load; `Engine` if the graph cannot be built.
+/// Errors of loading the weights; `Engine` if the graph cannot be built.
 pub fn denoiser_of(config: &NetConfig, weights: Weights, options: &Options) -> Result<Exported> {
     let mut b = OnnxBackend::new(config.class(), weights);
     let net = Denoiser::build(&mut b, config)?;
@@ -171,7 +173,8 @@ pub fn denoiser_of(config: &NetConfig, weights: Weights, options: &Options) -> R
 /// The graph of the generator `network`: `latents [N, Z]` to `images`.
 ///
 /// # Errors
-/// `Config` if it is not a generator of one evaluation, or cannot be truncated; errors of the load; `Engine` if the graph cannot be built.
+/// `Config` if `network` is not a single-evaluation generator, or if it is truncated and has no average latent; errors
+/// of loading the weights; `Engine` if the graph cannot be built.
 pub fn generator(network: &Network, options: &GeneratorOptions) -> Result<Exported> {
     let Architecture::Generator(generator) = &network.architecture else {
         return Err(config(format!("expected a generator, found {}", network.architecture.name())));
@@ -200,12 +203,12 @@ pub fn generator(network: &Network, options: &GeneratorOptions) -> Result<Export
     finished(b, metadata, None)
 }
 
-/// The graph of the feature network `network`, which comes from a file with this SHA-256 (hexadecimal). Its metadata record whether the
-/// weights are published ones.
+/// The graph of the feature network `network` from a file with the SHA-256 `file_sha256` (hexadecimal). The metadata
+/// record whether the weights are published.
 ///
 /// # Errors
-/// `Config` if it is not a feature network, does not run at the size asked for, lacks a hyperparameter, or if f32 images are not of its input size;
-/// errors of the load; `Engine` if the graph cannot be built.
+/// `Config` if `network` is not a feature network, does not accept the input size or lacks a hyperparameter, or if f32
+/// images do not have the input size; errors of loading the weights; `Engine` if the graph cannot be built.
 pub fn features(network: &Network, options: &FeatureOptions, file_sha256: &str) -> Result<Exported> {
     let extractor = match &network.architecture {
         Architecture::Extractor(extractor) => extractor.clone().completed(&options.hyperparameters)?,
@@ -259,10 +262,10 @@ fn class_labels(b: &mut OnnxBackend, count: usize) -> Result<Option<Edge>> {
     (count > 0).then(|| b.input("class_labels", ElementType::F32, &dims)).transpose()
 }
 
-/// Bytes `[N, H, W, C]` of `images [N, C, H, W]` about [-1, 1].
+/// Converts `images [N, C, H, W]`, approximately in [-1, 1], to bytes `[N, H, W, C]`.
 ///
 /// # Errors
-/// `Engine`.
+/// `Engine` if an operation fails.
 pub fn quantised<B: Backend>(b: &mut B, images: &B::Value, quantiser: Quantiser) -> Result<B::Value> {
     b.enter(&Scope::root().child("quantise"));
     let shifted = match quantiser {
@@ -279,7 +282,8 @@ pub fn quantised<B: Backend>(b: &mut B, images: &B::Value, quantiser: Quantiser)
     b.cast(Cast::ToU8, &last)
 }
 
-/// The input of a feature network as f32 `[N, 3, S, S]`, 0 to 255.
+/// Declares the image input of a feature network. Returns it as f32 `[N, 3, S, S]` with values 0 to 255, where S is
+/// `image_size`.
 fn pixels(b: &mut OnnxBackend, options: &FeatureOptions) -> Result<Edge> {
     let size = Dim::Known(options.image_size);
     let bytes = options.input == PixelInput::U8;

@@ -1,7 +1,7 @@
 //! Published files by name: checkpoints of generators, weights of feature networks, reference statistics.
 //!
-//! The rows are data, in `known/` of this crate, whose README describes every field. A field that
-//! is not known is absent.
+//! The rows are JSON files in the folder `known/` of this crate. Its README describes every field. Unknown fields are
+//! absent.
 
 use std::sync::LazyLock;
 
@@ -13,44 +13,44 @@ use serde_json::{Map, Value};
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Known {
-    /// Its name in d2o: lower-case letters, digits and dashes.
+    /// Name in d2o: lower-case letters, digits and dashes.
     pub name: String,
-    /// Further names.
+    /// Other names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
-    /// One line for people.
+    /// One line of description.
     pub title: String,
-    /// The project it belongs to.
+    /// Project.
     pub family: String,
-    /// Its file name where it is published.
+    /// File name as published.
     pub file: String,
-    /// Direct addresses, best first; none if there is only a page.
+    /// Direct addresses, best first; empty if there is only a page.
     pub urls: Vec<String>,
-    /// Where a person downloads it: an address, or the name of a Python package.
+    /// Where to download it manually: an address, or the name of a Python package.
     pub page: String,
-    /// Its size.
+    /// File size in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// Its SHA-256, 64 hexadecimal digits.
+    /// SHA-256, 64 hexadecimal digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// The first 8 digits of its SHA-256, if no more are published.
+    /// The first 8 digits of the SHA-256, if only these are published.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256_prefix: Option<String>,
     /// Where the hash is published.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hash_source: Option<String>,
-    /// Its licence, as the project states it.
+    /// Licence, as the project states it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub license: Option<String>,
-    /// What to know before using it.
+    /// Pitfalls.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notes: Option<String>,
-    /// What it holds.
+    /// Contents of the file.
     pub kind: Kind,
 }
 
-/// What a published file holds.
+/// Contents of a published file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -68,27 +68,27 @@ pub enum Kind {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Generator {
-    /// Class of the network, as in checkpoints.
+    /// Class of the network, as in checkpoints of the current repository.
     pub class: String,
-    /// Arguments of that class that are known; not all of them.
+    /// Known constructor arguments of the class, not necessarily all.
     pub arguments: Map<String, Value>,
-    /// The dataset it was trained on.
+    /// Training dataset.
     pub dataset: String,
-    /// Height and width of its images, pixels.
+    /// Height and width of the images, pixels.
     pub resolution: u32,
-    /// Number of classes, 0 if it is unconditional.
+    /// Number of classes; 0 if unconditional; `None` if not published.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<u32>,
-    /// Options of `d2o generate` behind the published numbers, without dashes; `sigma-max` of a sampler of one evaluation is an option of
-    /// `d2o export`. Absent if d2o lacks the sampler.
+    /// Options of `d2o generate` for the published numbers, without dashes. `sigma-max` of the samplers `one-step` and
+    /// `sid` is an option of `d2o export`. `None` if d2o lacks the sampler or no document gives its settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampler: Option<Map<String, Value>>,
-    /// Name of the conversion of its images to bytes ([`d2o_onnx::metadata::Quantiser::name`]).
+    /// Name of the conversion of images to bytes ([`d2o_onnx::metadata::Quantiser::name`]).
     pub quantiser: String,
-    /// The row with the reference of the published numbers.
+    /// Name of the row with the reference of the published numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
-    /// The row with the feature network of the published numbers.
+    /// Name of the row with the feature network of the published numbers.
     pub extractor: String,
     /// Evaluation protocol of the published numbers.
     pub protocol: String,
@@ -103,15 +103,15 @@ pub struct Generator {
 pub struct Number {
     /// Key of the metric in results of `d2o evaluate`.
     pub metric: String,
-    /// Its value, in the unit of results.
+    /// Value, in the unit of results of `d2o evaluate`.
     pub value: f64,
     /// Number of generated images.
     pub images: u32,
     /// `minimum of 3`, `mean of 10`, …, or `not stated`.
     pub statistic: String,
-    /// Document and place.
+    /// Document and place in the document.
     pub source: String,
-    /// Its protocol, if other than that of the row.
+    /// Protocol, if it differs from the protocol of the row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
 }
@@ -121,15 +121,18 @@ pub struct Number {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Extractor {
-    /// The network, as in a graph's metadata `extractor`. The name means certain weights: files with other weights of the same shapes are not listed under it.
+    /// Name of the network, as in the graph metadata `extractor`. The name stands for specific weights: files with
+    /// other weights of the same shapes are not listed under it.
     pub network: String,
-    /// How the file names and holds the tensors.
+    /// How the file names and stores the tensors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layout: Option<String>,
-    /// Digest of its weights ([`crate::published::Digests::trunk`]), once it was computed from a file with the published hash.
+    /// Digest of the weights ([`crate::published::Digests::trunk`]), if it was computed from a file with the published
+    /// hash.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-    /// Digest of its head ([`crate::published::Digests::head`]), likewise.
+    /// Digest of the head ([`crate::published::Digests::head`]), if it was computed from a file with the published
+    /// hash.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub head_digest: Option<String>,
 }
@@ -139,36 +142,36 @@ pub struct Extractor {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Reference {
-    /// The dataset.
+    /// Dataset.
     pub dataset: String,
-    /// Height and width of its images, pixels.
+    /// Height and width of the images, pixels.
     pub resolution: u32,
     /// Number of images behind the statistics.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub images: Option<u32>,
-    /// The evaluation protocol whose features they are.
+    /// Evaluation protocol of the features.
     pub protocol: String,
-    /// Names of the arrays in the file.
+    /// Names of the arrays in the file; for a pickle, its keys.
     pub contents: Vec<String>,
-    /// Divisor of `sigma`.
+    /// Divisor of the covariance `sigma`, e.g. `N - 1`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub covariance: Option<String>,
 }
 
-/// What is published about the SHA-256 of a file, in lower-case hexadecimal digits.
+/// Published part of the SHA-256 of a file, in lower-case hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileHash<'a> {
     /// All 64 digits.
     Full(&'a str),
-    /// The first 8 digits, which the file's name carries by the convention of torch.hub: a check of 32 bits.
+    /// The first 8 digits (32 bits), which the file name contains by the convention of torch.hub.
     Prefix(&'a str),
-    /// Nothing was found.
+    /// No published hash is known.
     Unpublished,
 }
 
 impl FileHash<'_> {
-    /// Whether `sha256` is the hash, as far as it is published.
+    /// Whether `sha256` agrees with the published digits; `false` if none are published.
     #[must_use]
     pub fn matches(self, sha256: &str) -> bool {
         match self {
@@ -180,14 +183,14 @@ impl FileHash<'_> {
 }
 
 impl Generator {
-    /// Whether its sampler evaluates the network once; `None` if d2o lacks the sampler.
+    /// Whether the sampler evaluates the network once; `None` if no sampler is given.
     #[must_use]
     pub fn is_one_step(&self) -> Option<bool> {
         let sampler = self.sampler.as_ref()?.get("sampler").and_then(Value::as_str);
         Some(matches!(sampler, Some("one-step" | "sid")))
     }
 
-    /// Noise level that a one-step graph of it starts from, if its sampler evaluates the network once and names one.
+    /// Initial noise level of a one-step graph, if the sampler evaluates the network once and has `sigma-max`.
     #[must_use]
     pub fn one_step_sigma(&self) -> Option<f64> {
         self.sampler.as_ref().filter(|_| self.is_one_step() == Some(true))?.get("sigma-max")?.as_f64()
@@ -195,7 +198,7 @@ impl Generator {
 }
 
 impl Known {
-    /// What is published about its hash.
+    /// Published part of the SHA-256.
     #[must_use]
     pub fn hash(&self) -> FileHash<'_> {
         match (&self.sha256, &self.sha256_prefix) {
@@ -205,32 +208,32 @@ impl Known {
         }
     }
 
-    /// The generator it holds.
+    /// The generator, if the file is one.
     #[must_use]
     pub fn generator(&self) -> Option<&Generator> {
         if let Kind::Generator(generator) = &self.kind { Some(generator) } else { None }
     }
 
-    /// The feature network it holds.
+    /// The feature network, if the file is one.
     #[must_use]
     pub fn extractor(&self) -> Option<&Extractor> {
         if let Kind::Extractor(extractor) = &self.kind { Some(extractor) } else { None }
     }
 
-    /// The statistics it holds.
+    /// The reference statistics, if the file contains them.
     #[must_use]
     pub fn reference(&self) -> Option<&Reference> {
         if let Kind::Reference(reference) = &self.kind { Some(reference) } else { None }
     }
 
-    /// Whether `name` is one of its names.
+    /// Whether `name` is the name or an alias of the row.
     #[must_use]
     pub fn is_named(&self, name: &str) -> bool {
         self.name == name || self.aliases.iter().any(|a| a == name)
     }
 }
 
-/// Every row: generators, feature networks, references.
+/// All rows: generators, feature networks, references.
 #[must_use]
 pub fn all() -> &'static [Known] {
     static ROWS: LazyLock<Vec<Known>> = LazyLock::new(|| {
@@ -240,20 +243,21 @@ pub fn all() -> &'static [Known] {
             include_str!("../known/references.json"),
         ]
         .into_iter()
-        // The tests read every row of these texts, which are part of the program.
+        // This does not fail: the texts are compiled in, and a test reads every row.
         .flat_map(|text| serde_json::from_str::<Vec<Known>>(text).unwrap_or_default())
         .collect()
     });
     &ROWS
 }
 
-/// The row called `name`.
+/// The row with the name or alias `name`.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Known> {
     all().iter().find(|known| known.is_named(name))
 }
 
-/// The names nearest to `name`, which no row has: those that contain it or all of its parts, at most `count`.
+/// At most `count` names of rows that contain at least one part of `name`, those with the most parts first. Parts are
+/// separated by `-`, `_`, `/` or spaces.
 #[must_use]
 pub fn similar(name: &str, count: usize) -> Vec<&'static str> {
     let parts: Vec<&str> = name.split(['-', '_', '/', ' ']).filter(|p| !p.is_empty()).collect();
@@ -268,16 +272,17 @@ pub fn similar(name: &str, count: usize) -> Vec<&'static str> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Match {
-    /// It has all 64 digits of the published hash.
+    /// The SHA-256 is the published one, all 64 digits.
     Hash,
-    /// It has the name of a file of which 8 digits of the hash are published, and these digits.
+    /// The file name is that of a row with 8 published digits, and the SHA-256 starts with them.
     Prefix,
-    /// It has the name of a file whose hash is not published.
+    /// The file name is that of a row without a published hash.
     Name,
 }
 
-/// The generator that a file called `file` with this class of network is, by its hash or by its name. `sha256` is called at most once, and only if a hash
-/// can decide.
+/// Finds the published generator of a file by its hash or name. `file` is the file name, `class` the class of the
+/// network, and `bytes` the file size. `sha256` is called at most once, and only if a published hash can decide. `None`
+/// if no row matches or the name is ambiguous.
 ///
 /// # Errors
 /// Those of `sha256`.
@@ -302,7 +307,7 @@ pub fn recognise<E>(
         }
     }
     let mut named = rows().filter(|k| k.file == file && k.hash() == FileHash::Unpublished);
-    // Two files of one name: which one it is cannot be said.
+    // If two rows have this file name, it is ambiguous.
     Ok(match (named.next(), named.next()) {
         (Some(known), None) => Some((known, Match::Name)),
         _ => None,
@@ -367,7 +372,8 @@ mod tests {
         let mut hashes = BTreeSet::new();
         for known in all() {
             let Known { file, urls, .. } = known;
-            // By the convention of torch.hub, a name that ends in eight hexadecimal digits ends in the first of the hash.
+            // By the convention of torch.hub, eight hexadecimal digits at the end of a name are the first digits of the
+            // hash.
             let stem = file.rsplit_once('.').map_or(file.as_str(), |(stem, _)| stem);
             let in_name = stem.rsplit_once('-').map(|(_, last)| last).filter(|last| hexadecimal(last, 8));
             match known.hash() {
@@ -399,7 +405,7 @@ mod tests {
         let hash = vp.sha256.as_deref().unwrap();
         assert_eq!(recognise("renamed.pkl", "EDMPrecond", hash), Some((vp.name.as_str(), Match::Hash)));
         assert_eq!(recognise("renamed.pkl", "VPPrecond", hash), None);
-        // Its hash is published, so the name of the file says nothing.
+        // The hash is published, so the file name alone is not sufficient.
         assert_eq!(recognise(&vp.file, "EDMPrecond", "00"), None);
         let named = recognise("edm-ffhq-64x64-uncond-vp.pkl", "EDMPrecond", "00");
         assert_eq!(named, Some(("edm-ffhq-64x64-uncond-vp", Match::Name)));

@@ -1,4 +1,4 @@
-//! Networks of a checkpoint: which architecture each one is.
+//! Networks of a checkpoint and their architectures.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,22 +14,22 @@ use crate::registry::{Extractor, LatentGenerator, Precond, infer};
 use crate::weights::Weights;
 use crate::wrappers;
 
-/// A network's architecture, as identified from the file.
+/// Architecture of a network, as identified from the file.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 #[allow(clippy::large_enum_variant, reason = "a handful per file")]
 pub enum Architecture {
-    /// A preconditioned denoiser or the one-step generator made of one.
+    /// A preconditioned denoiser, or a one-step generator derived from one.
     Denoiser(NetConfig),
-    /// A generator of one evaluation.
+    /// A single-evaluation generator.
     Generator(LatentGenerator),
     /// A feature network.
     Extractor(Extractor),
-    /// A denoiser whose tensors determine some of its arguments.
+    /// A denoiser recognised by its tensors, which determine only some of the constructor arguments.
     Inferred(Inferred),
-    /// A known network that cannot be used, and why.
+    /// A network that cannot be used, with the reason.
     Unsupported(String),
-    /// Tensors without a description.
+    /// Tensors that match no known architecture.
     Unknown,
 }
 
@@ -37,13 +37,13 @@ pub enum Architecture {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Network {
-    /// `ema`, `net`, or empty for a file with a single unnamed one.
+    /// Name in the file, e.g. `ema` or `net`; empty for a single unnamed network.
     pub name: String,
     /// Its architecture.
     pub architecture: Architecture,
     /// Its tensors.
     pub tensors: Arc<dyn TensorSource>,
-    /// SHA-256 of the Python source that the file carries for it, hexadecimal.
+    /// SHA-256 of the Python source of the class, hexadecimal, if the file contains the source.
     pub source_sha256: Option<String>,
 }
 
@@ -51,25 +51,25 @@ pub struct Network {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Checkpoint {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Its container.
+    /// File format.
     pub format: Format,
-    /// Networks inside, in the file's order.
+    /// Networks in file order.
     pub networks: Vec<Network>,
-    /// The file's own metadata, e.g. a snapshot's training state.
+    /// Metadata: the header metadata of a safetensors file, or the dict `d2o` of a pickle or torch file.
     pub metadata: Vec<(String, String)>,
-    /// Tensors of the whole file.
+    /// All tensors of the file. Outside safetensors files, tensors of a named network have names `NETWORK.NAME`.
     pub tensors: Arc<dyn TensorSource>,
-    /// Ignored contents outside the networks, one sentence each.
+    /// Ignored contents outside the networks, one note each.
     pub notes: Vec<String>,
 }
 
 impl Checkpoint {
-    /// Opens `path`. The content determines the format, and class or tensors the architecture.
+    /// Opens `path`. The content determines the format. The recorded class or the tensors determine the architectures.
     ///
     /// # Errors
-    /// `Checkpoint` if it is not a checkpoint, or a damaged one; `Config` for a bad configuration.
+    /// `Checkpoint` if the file is not a checkpoint or is damaged; `Config` if a recorded configuration is invalid.
     pub fn open(path: &Path) -> Result<Self> {
         let CheckpointFile { path, format, networks: stored, metadata, tensors, mut notes, .. } =
             CheckpointFile::open(path)?;
@@ -80,13 +80,14 @@ impl Checkpoint {
         Ok(Self { path, format, networks, metadata, tensors, notes })
     }
 
-    /// The network called `wanted`; without a name the average over training, or the only network.
+    /// The network called `wanted`. Without a name, the average over training, or else the only network.
     ///
-    /// `ema` and `net` are also what StyleGAN calls `G_ema` and `G`, and an average over training is recognised by its name: `G_ema`, timm's `state_dict_ema`,
-    /// Lightning's `ema_model`.
+    /// The average over training is `ema`, else `G_ema` (StyleGAN), else the only network with the word `ema` in its
+    /// name, e.g. `state_dict_ema` (timm) or `ema_model` (Lightning). The name `ema` also finds this average, and the
+    /// name `net` also finds `G` (StyleGAN). A single unnamed network is found under every name.
     ///
     /// # Errors
-    /// `Config` listing the names there are.
+    /// `Config` with the names in the file, if there is no such network or the choice is ambiguous.
     pub fn network(&self, wanted: Option<&str>) -> Result<&Network> {
         let named = |name: &str| self.networks.iter().find(|n| n.name == name);
         let only = |which: &dyn Fn(&Network) -> bool| {
@@ -113,10 +114,10 @@ impl Checkpoint {
 }
 
 impl Architecture {
-    /// A network by the class of its outermost object and that constructor's arguments.
+    /// The architecture of a class with these constructor arguments.
     ///
     /// # Errors
-    /// `Config` for an unknown class or arguments that do not fit it.
+    /// `Config` if the class is unknown or an argument is invalid.
     pub fn configured(class: &str, init_kwargs: &Value) -> Result<Self> {
         let generator = init_kwargs.as_object().and_then(|kwargs| LatentGenerator::read(class, kwargs));
         match generator {
@@ -125,7 +126,7 @@ impl Architecture {
         }
     }
 
-    /// Name of the network's class; of a feature network, that of the extractor.
+    /// Name of the class; for a feature network, the name of the extractor.
     #[must_use]
     pub fn name(&self) -> String {
         match self {
@@ -147,7 +148,7 @@ impl Architecture {
         }
     }
 
-    /// Whether it is known and can be exported as it is.
+    /// Whether the architecture is known completely, so that the network can be exported without further arguments.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         match self {
@@ -157,10 +158,10 @@ impl Architecture {
         }
     }
 
-    /// The configuration of a denoiser, as far as the file determines it.
+    /// The configuration of a denoiser.
     ///
     /// # Errors
-    /// `Config` saying what is missing, or that it is another network.
+    /// `Config` if the file does not determine the configuration, or if the network is not a denoiser.
     pub fn denoiser(&self) -> Result<NetConfig> {
         Err(config(match self {
             Self::Denoiser(config) => return Ok(config.clone()),
@@ -175,36 +176,36 @@ impl Architecture {
     }
 }
 
-/// The configuration of a published file.
+/// The configuration of a published file, recognised by its name; `None` for other files.
 fn denoiser_of(inferred: &Inferred) -> Option<NetConfig> {
     NetConfig::completed(inferred, inferred.class, inferred.published.as_ref()?).ok()
 }
 
 impl Network {
-    /// The same tensors as another network.
+    /// The same tensors with another architecture.
     #[must_use]
     pub fn described_as(&self, architecture: Architecture) -> Self {
         let (name, tensors) = (self.name.clone(), Arc::clone(&self.tensors));
         Self { name, architecture, tensors, source_sha256: self.source_sha256.clone() }
     }
 
-    /// The same network with its tensors read through `tensors`.
+    /// The same network with other `tensors`.
     #[must_use]
     pub fn with_tensors(&self, tensors: Arc<dyn TensorSource>) -> Self {
         Self { tensors, ..self.described_as(self.architecture.clone()) }
     }
 
-    /// Its weights, for building it.
+    /// Weights for building the network.
     #[must_use]
     pub fn weights(&self) -> Weights {
         Weights::checkpoint(Box::new(Arc::clone(&self.tensors)), "")
     }
 
-    /// The network that is stored, or those of a wrapper around several.
+    /// Identifies the stored network, or the networks inside a wrapper.
     fn identify(stored: StoredNetwork, format: Format, file: &Path, notes: &mut Vec<String>) -> Result<Vec<Self>> {
         let source_sha256 = stored.source.as_ref().map(|s| s.sha256.to_string());
         let architecture = match &stored.class {
-            // d2o's own snapshots record exactly the arguments of the class.
+            // Snapshots of d2o record exactly the arguments of the class.
             Some(class) if format == Format::Safetensors => {
                 Some(Architecture::configured(class, &Value::Object(stored.init_kwargs.clone()))?)
             }
@@ -240,12 +241,12 @@ fn is_average(name: &str) -> bool {
     name.split(['.', '_']).any(|word| word == "ema")
 }
 
-/// Whether `network` is a whole one: recognised, or an EDM network, whose class the file does not name.
+/// Whether `network` is complete: recognised, or an EDM network in a file that does not record the class.
 fn is_network(network: &Network) -> bool {
     network.architecture != Architecture::Unknown || network.tensors.info("model.map_layer0.weight").is_some()
 }
 
-/// The architecture of a persistent object of `class`; `None` if the class is not a generator's.
+/// The architecture of a stored module of `class`; `None` if it is neither a generator nor a preconditioner.
 fn described(class: &str, found: &StoredNetwork) -> Option<Architecture> {
     const DENOISER: [&str; 4] = ["img_resolution", "img_channels", "label_dim", "use_fp16"];
     let positional = match LatentGenerator::positional(class) {
@@ -276,8 +277,8 @@ fn described(class: &str, found: &StoredNetwork) -> Option<Architecture> {
     )
 }
 
-/// Compares the formulas in the source that a pickle carries for `class` with those of the class: a repository may have changed a formula and kept the
-/// name, and two repositories may have given one name to two classes.
+/// Compares the formulas in the Python `source` of `class` in a pickle with the implemented formulas. A repository may
+/// have changed a formula without renaming the class, and two repositories may use one name for different classes.
 fn check_source(class: &str, source: &str) -> Result<(), String> {
     let formulas = Precond::formulas(class);
     if formulas.is_empty() || source.trim().is_empty() {
@@ -308,7 +309,7 @@ fn check_source(class: &str, source: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The network that a plain state dict from a file called `stem` (without extension) is.
+/// Recognises the network of a plain state dict in a file called `stem` (without extension).
 pub(crate) fn recognise(name: String, tensors: Arc<dyn TensorSource>, stem: &str) -> Network {
     let extractor = || Extractor::recognise(&tensors).map(|(c, t)| (c.map(Architecture::Extractor), t));
     let inferred = || infer(&tensors, stem).map(|(c, t)| (c.map(Architecture::Inferred), t));
@@ -333,7 +334,7 @@ mod tests {
     use crate::published::Digests;
     use crate::weights::{Init, Scope, Weights};
 
-    /// A tensor: name, dimensions, values as a function of NVIDIA's name.
+    /// Tensors: name, dimensions, NVIDIA's name, which determines the values, and axis order.
     #[derive(Debug)]
     struct Drawn(Vec<(String, Vec<usize>, String, &'static [usize])>);
 
@@ -357,7 +358,7 @@ mod tests {
             if axes.is_empty() {
                 return Ok(values);
             }
-            // Our axis i is their axis axes[i], so theirs come from undoing that order.
+            // Axis i of ours is axis axes[i] of theirs. The inverse permutation restores their order.
             let our_dims: Vec<usize> = axes.iter().map(|a| dims[*a]).collect();
             let mut undo = vec![0; axes.len()];
             axes.iter().enumerate().for_each(|(i, a)| undo[*a] = i);
@@ -366,7 +367,7 @@ mod tests {
         }
     }
 
-    /// Dimensions of all tensors under NVIDIA's names, as the network asks for them.
+    /// NVIDIA's names and dimensions of all tensors that the network requests.
     fn asked() -> Vec<(String, Vec<usize>)> {
         let mut b = OnnxBackend::new("x", Weights::initialised(0));
         InceptionV3::build(&mut b, &Scope::root(), Parts { gamma: true, head: true }).unwrap();
@@ -419,7 +420,7 @@ mod tests {
         }
     }
 
-    /// `source` with one value of the tensor called `changed` in NVIDIA's terms replaced.
+    /// A source with one value changed in the tensor of this name.
     #[derive(Debug)]
     struct Changed(Arc<dyn TensorSource>, String);
 
@@ -452,7 +453,7 @@ mod tests {
         }
         let blocks = digests(source(Layout::Blocks, &asked, 1008));
         assert_eq!((blocks.trunk, blocks.head), (nvidia.trunk.clone(), None));
-        // A scale other than 1 counts, and so does every other value of either part.
+        // A scale other than 1, a weight and a value of the head each change the digest of their part.
         for (layout, name, head) in [
             (Layout::PyTorch, "Mixed_7c.branch_pool.bn.weight", false),
             (Layout::TensorFlow, "mixed_10/tower_2/conv/conv2d_params", false),
@@ -489,7 +490,7 @@ mod tests {
         assert!(why.contains("1000 classes") && why.contains("not FID"), "{why}");
     }
 
-    /// The source of `class` with these assignments.
+    /// Python source of `class` with these assignments.
     fn python(class: &str, assignments: &[(&str, &str)]) -> String {
         let lines: String = assignments.iter().map(|(name, formula)| format!("        {name} = {formula}\n")).collect();
         format!(
@@ -519,7 +520,7 @@ mod tests {
         assert!(error.contains("does not define `EDMPrecond`"), "{error}");
     }
 
-    /// TCM has a class of ECT's name with EDM's formulas.
+    /// TCM has a class of the same name as ECT with the formulas of EDM.
     #[test]
     fn ecms_two_classes_are_told_apart_by_their_source() {
         let formulas = Precond::formulas("ECMPrecond");

@@ -1,4 +1,4 @@
-//! [`Backend`] on the graph builder: the operations of a network become nodes.
+//! [`Backend`] for the graph builder: the operations of a network become nodes.
 
 use d2o_onnx::graph::{Dim, Edge, ElementType, GraphBuilder};
 use d2o_onnx::ops::Sampling;
@@ -7,7 +7,7 @@ use crate::backend::{Backend, Binary, Cast, Conv2d, Ops as _, Pool, PoolKind, Un
 use crate::error::{Error, Result};
 use crate::weights::{Init, LoadReport, Scope, Weights};
 
-/// A graph under construction and the weights that fill it.
+/// A graph under construction and its weights.
 #[derive(Debug)]
 pub struct OnnxBackend {
     /// The graph; inputs and outputs are declared on it.
@@ -17,40 +17,40 @@ pub struct OnnxBackend {
 }
 
 impl OnnxBackend {
-    /// For a graph called `name` over `weights`.
+    /// Starts a graph called `name` with these `weights`.
     #[must_use]
     pub fn new(name: &str, weights: Weights) -> Self {
         Self { graph: GraphBuilder::new(name), weights, scope: Scope::root() }
     }
 
-    /// The weights, and which of them were taken so far.
+    /// The weights, which record the tensors taken so far.
     #[must_use]
     pub fn weights(&self) -> &Weights {
         &self.weights
     }
 
-    /// The graph, and the report of a clean load.
+    /// Finishes the load. Returns the graph and the load report.
     ///
     /// # Errors
-    /// `UnusedTensors` if the checkpoint holds more than the network took.
+    /// `UnusedTensors` if the checkpoint contains tensors that the network did not take.
     pub fn finish(self) -> Result<(GraphBuilder, LoadReport)> {
         let report = self.weights.finish()?;
         Ok((self.graph, report))
     }
 
-    /// An input of the graph.
+    /// Declares an input of the graph.
     ///
     /// # Errors
-    /// `Engine` if the name is taken.
+    /// `Engine` if the name is in use.
     pub fn input(&mut self, name: &str, element: ElementType, dims: &[Dim]) -> Result<Edge> {
         let edge = self.graph.input(name, element, dims);
         self.checked("input", edge)
     }
 
-    /// Makes `value` the output called `name`.
+    /// Declares `value` as the output `name`.
     ///
     /// # Errors
-    /// `Engine` if the name is taken.
+    /// `Engine` if the name is in use.
     pub fn output(&mut self, name: &str, value: &Edge) -> Result<()> {
         let done = self.graph.output(name, value);
         self.checked("output", done)
@@ -61,7 +61,7 @@ impl OnnxBackend {
     }
 }
 
-/// Operations that [`GraphBuilder`] has under the same name with the same arguments.
+/// Implements operations with the [`GraphBuilder`] methods of the same name and arguments.
 macro_rules! operations {
     ($(fn $op:ident($($arg:ident: $type:ty),*);)*) => {
         $(fn $op(&mut self, $($arg: $type),*) -> Result<Edge> {

@@ -1,48 +1,48 @@
-//! Normalisation and resizing of a feature network's images, on any backend.
+//! Normalisation and resizing of the input images of feature networks, on any backend.
 
 use crate::backend::{Backend, Cast, Ops as _, Sampling};
 use crate::error::Result;
 use crate::weights::Scope;
 
-/// Mean of each colour channel of ImageNet, of 0 to 1, in torchvision and timm.
+/// Mean of each colour channel of ImageNet in torchvision and timm, for values 0 to 1.
 pub(crate) const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// Standard deviation of each.
+/// Standard deviation of each colour channel of ImageNet in torchvision and timm, for values 0 to 1.
 pub(crate) const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// Map from values 0 to 255 to those the network expects.
+/// Map from pixel values x, 0 to 255, to the input values of the network.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Normalisation {
     /// (x + offset)·scale.
     Shifted {
-        /// Added first.
+        /// Term added to x.
         offset: f64,
         /// Factor of the sum.
         scale: f64,
     },
     /// x·scale + offset.
     Scaled {
-        /// Factor.
+        /// Factor of x.
         scale: f64,
-        /// Added last.
+        /// Term added to the product.
         offset: f64,
     },
     /// (x/255 − mean)/std per colour channel.
     Standardised {
-        /// Mean, of 0 to 1.
+        /// Mean, for values 0 to 1.
         mean: [f32; 3],
-        /// Standard deviation.
+        /// Standard deviation, for values 0 to 1.
         std: [f32; 3],
     },
 }
 
-/// Resizing of images of another size in the graph.
+/// Method of resizing images of another size to the input size, in the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Resize {
-    /// TensorFlow 1's bilinear before the normalisation, which torch-fidelity has for all networks.
+    /// Bilinear interpolation of TensorFlow 1 before the normalisation, as in torch-fidelity for all networks.
     TensorFlow,
-    /// PyTorch's bilinear after the normalisation.
+    /// Bilinear interpolation of PyTorch after the normalisation.
     Torch,
 }
 
@@ -57,7 +57,7 @@ impl Resize {
     }
 }
 
-/// Steps between images and a network.
+/// Preprocessing of the input images of a network.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Preprocessing {
     /// Normalisation.
@@ -70,10 +70,10 @@ fn scope() -> Scope {
     Scope::root().child("preprocess")
 }
 
-/// Images `x [N, H, W, 3]`, bytes or f32, as f32 `[N, 3, H, W]`, 0 to 255.
+/// Converts images `x [N, H, W, 3]` of values 0 to 255 (u8 if `bytes`, else f32) to f32 `[N, 3, H, W]`.
 ///
 /// # Errors
-/// `Engine`.
+/// `Engine` if an operation fails.
 pub fn channels_first<B: Backend>(b: &mut B, x: &B::Value, bytes: bool) -> Result<B::Value> {
     b.enter(&scope());
     let x = if bytes { b.cast(Cast::ToF32, x)? } else { x.clone() };
@@ -81,10 +81,10 @@ pub fn channels_first<B: Backend>(b: &mut B, x: &B::Value, bytes: bool) -> Resul
 }
 
 impl Preprocessing {
-    /// `x [N, 3, H, W]`, 0 to 255, as the network's input `[N, 3, size, size]`.
+    /// Converts `x [N, 3, H, W]` of values 0 to 255 to the network input `[N, 3, size, size]`.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn apply<B: Backend>(&self, b: &mut B, x: &B::Value, size: usize) -> Result<B::Value> {
         b.enter(&scope());
         match self.resize {

@@ -1,12 +1,13 @@
-//! Published weight files of feature networks, and whether a checkpoint or a graph has their weights.
+//! Determines whether a checkpoint or a graph has the weights of a published feature network.
 //!
-//! A feature network is recognised by the names and shapes of its tensors, which random or fine-tuned weights share with the published ones.
-//! Two hashes distinguish them:
+//! A feature network is recognised by the names and shapes of its tensors. Random and fine-tuned weights have the same
+//! names and shapes as published weights. Two hashes distinguish them:
 //!
-//! - the SHA-256 of the checkpoint file, which [`crate::known`] lists for the files whose hash is published;
+//! - the SHA-256 of the checkpoint file, which [`crate::known`] lists for files with a published hash;
 //! - the weights digest ([`Digests`]), which is the same for every layout of the same tensors and for every export option.
 //!
-//! Both detect accidents, not malice: a graph's metadata can be edited, and a hash prefix of 8 digits has 32 bits.
+//! Both detect accidental differences, not manipulation: graph metadata can be edited, and a hash prefix of 8 digits
+//! has only 32 bits.
 
 use std::fmt;
 
@@ -18,23 +19,25 @@ use crate::extractors::Part;
 use crate::known::{self, Extractor, Known};
 use crate::network::Network;
 
-/// Record in a graph's metadata of weights that are not known to be published ones.
+/// Metadata value of a graph with weights that are not known to be published.
 pub const UNVERIFIED: &str = "unverified";
 
-/// Digests of a feature network's tensors.
+/// Digests of the tensors of a feature network.
 ///
-/// A digest is the SHA-256, in hexadecimal, of the text `d2o weights 1` and one line for each tensor, sorted: its name, its dimensions as
-/// `[2048, 768]`, and the SHA-256 of its values as little-endian f32, row-major, separated by spaces; every line ends with a line feed.
+/// A digest is the SHA-256, in hexadecimal, of a text. The text consists of the line `d2o weights 1` and one line per
+/// tensor, sorted. The line of a tensor consists of its name, its dimensions as in `[2048, 768]`, and the SHA-256 of
+/// its values (little-endian f32, row-major), separated by spaces. Every line ends with a line feed.
 ///
-/// Names and axis orders are those of the networks of [`crate::extractors`], whatever the file's layout; queries, keys and values are
-/// three tensors `attn.q_proj`, `attn.k_proj`, `attn.v_proj`; scales of Inception's batch norms are left out where all are 1, and so are
-/// batch norms' counters and DINOv2's `mask_token`. Values are those of the file before anything is folded, interpolated or rounded.
+/// Names and axis orders are those of the networks in [`crate::extractors`], independent of the file layout. Queries,
+/// keys and values are three tensors: `attn.q_proj`, `attn.k_proj`, `attn.v_proj`. Scales of an Inception batch norm
+/// that are all 1, counters of batch norms, and `mask_token` of DINOv2 are omitted. Values are those of the file,
+/// before folding, interpolation and rounding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Digests {
-    /// Of the tensors that features depend on.
+    /// Digest of the tensors that features depend on.
     pub trunk: String,
-    /// Of the tensors that only logits depend on; `None` if the checkpoint has none.
+    /// Digest of the tensors that only logits depend on; `None` if the checkpoint has none.
     pub head: Option<String>,
 }
 
@@ -42,9 +45,10 @@ impl Digests {
     /// The digests of `network`; `None` if it is not a feature network.
     ///
     /// # Errors
-    /// `Config` if the tensors hold more values than any feature network, as views that share their storage can; reading errors of the tensors.
+    /// `Config` if the tensors have more values than any published feature network, which is possible if views share a
+    /// storage; errors of reading the tensors.
     pub fn of(network: &Network) -> Result<Option<Self>> {
-        /// Most values of a network: twice the largest published transformer's.
+        /// Maximum number of values of a network: twice that of the largest published transformer.
         const MAX_VALUES: usize = 1 << 32;
         let Some(extractor) = network.architecture.extractor() else { return Ok(None) };
         let dims = |name: &String| network.tensors.info(name).map(|i| i.dims).unwrap_or_default();
@@ -93,25 +97,26 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Whether a feature network has published weights.
+/// Whether the weights of a feature network are those of a published file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct WeightsState {
-    /// [`Digests::trunk`]; `None` for a graph of an earlier d2o.
+    /// [`Digests::trunk`]; `None` for a graph of an earlier d2o version, which did not record it.
     pub digest: Option<String>,
     /// [`Digests::head`].
     pub head_digest: Option<String>,
     /// Name of the published file that has these weights ([`Known::file`]); `None` if the weights are unverified.
     pub verified: Option<String>,
-    /// SHA-256 of the checkpoint file, if that is what verifies them.
+    /// SHA-256 of the checkpoint file, if it verified the weights.
     pub source_sha256: Option<String>,
 }
 
 impl WeightsState {
-    /// The state of `network`, which is exported as `extractor`, from a file of this hash; `None` if it is not a feature network.
+    /// The state of `network`, which is exported as `extractor`, from a file with the SHA-256 `file_sha256`. `None` if
+    /// it is not a feature network.
     ///
     /// # Errors
-    /// Reading errors of the tensors.
+    /// Those of [`Digests::of`].
     pub fn of_network(network: &Network, extractor: &str, file_sha256: &str) -> Result<Option<Self>> {
         Ok(Digests::of(network)?.map(|digests| Self::found(known::all(), extractor, digests, file_sha256)))
     }
@@ -125,8 +130,9 @@ impl WeightsState {
         Self { digest: Some(digests.trunk), head_digest: digests.head, verified, source_sha256 }
     }
 
-    /// The state that a graph's metadata records. The record counts only if [`crate::known`] has the file it names for the graph's extractor, with the
-    /// recorded hash or digest; graphs of a d2o that recorded nothing are unverified.
+    /// The state recorded in the metadata of a graph. The record is accepted only if [`crate::known`] lists the
+    /// recorded file for the extractor of the graph, with the recorded hash or digest. Graphs without a record are
+    /// unverified.
     #[must_use]
     pub fn of_metadata(metadata: &Metadata) -> Self {
         Self::recorded(known::all(), metadata)
@@ -148,8 +154,8 @@ impl WeightsState {
         Self { digest, head_digest, verified, source_sha256 }
     }
 
-    /// Records the state in a graph's metadata. For unverified weights the record depends on the tensors alone, so that every layout of one
-    /// network gives the same graph.
+    /// Writes the state into the metadata of a graph. For unverified weights the record depends only on the tensors, so
+    /// that all layouts of a network give the same graph.
     pub fn record(&self, metadata: &mut Metadata) {
         metadata.weights = Some(self.verified.clone().unwrap_or_else(|| UNVERIFIED.to_owned()));
         metadata.weights_digest.clone_from(&self.digest);
@@ -168,7 +174,7 @@ impl fmt::Display for WeightsState {
 }
 
 impl Extractor {
-    /// Whether these are the digests of its weights; a missing head is accepted.
+    /// Whether the published weights have these digests; a missing head is accepted.
     fn has_weights(&self, trunk: &str, head: Option<&str>) -> bool {
         self.digest.as_deref() == Some(trunk) && (head.is_none() || head == self.head_digest.as_deref())
     }
@@ -242,7 +248,7 @@ mod tests {
             assert_eq!(found.source_sha256.as_deref(), by_file.then_some(file), "{network} {trunk} {head:?} {file}");
             let text = expected.map_or_else(|| "unverified".to_owned(), |f| format!("verified ({f})"));
             assert_eq!(found.to_string(), text);
-            // What is recorded in a graph says the same.
+            // The metadata of a graph give the same state.
             let mut metadata = Metadata { extractor: Some(network.to_owned()), ..Metadata::default() };
             found.record(&mut metadata);
             assert_eq!(WeightsState::recorded(&table(), &metadata), found, "{network} {trunk} {head:?} {file}");
@@ -255,7 +261,7 @@ mod tests {
             let metadata = entries.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
             WeightsState::recorded(&table(), &Metadata::read(&metadata).unwrap())
         };
-        // A graph of an earlier d2o.
+        // A graph of an earlier d2o version.
         assert_eq!(record(&[("extractor", "net"), ("kind", "features")]), WeightsState::default());
         let named = ("weights", "full.pt");
         for entries in [
@@ -290,10 +296,10 @@ mod tests {
     }
 
     impl Held {
-        /// Drawn tensors of the names and sizes that `b` took.
+        /// Random tensors with the names and shapes that `b` took.
         fn of(b: &OnnxBackend) -> Self {
             let drawn = b.weights().taken().map(|(name, dims)| {
-                // Values that f16 holds.
+                // Values that f16 represents exactly.
                 let values = Init::Uniform { bound: 1.0 }.values(5, name, dims.iter().product());
                 let values = values.iter().map(|v| half::f16::from_f32(*v).to_f32()).collect();
                 (name.to_owned(), dims.to_vec(), values)
@@ -305,7 +311,8 @@ mod tests {
             Self(self.0.iter().map(|(n, d, v)| (name(n), d.clone(), v.clone())).collect(), self.1)
         }
 
-        /// Queries, keys and values of the packed tensors whose names end in `weight` and `bias`, under `parts`.
+        /// Splits packed tensors with names ending in `weight` or `bias` into queries, keys and values, named by
+        /// `parts`.
         fn unpacked(&self, [weight, bias]: [&str; 2], parts: [&str; 3]) -> Self {
             let split = |(name, dims, values): &(String, Vec<usize>, Vec<f32>)| {
                 let block = [(weight, "weight"), (bias, "bias")]
@@ -324,7 +331,7 @@ mod tests {
             Digests::of(&network).unwrap().unwrap_or_else(|| panic!("{:?}", network.architecture))
         }
 
-        /// One value of each tensor changes the digest of the part it belongs to, and no other.
+        /// Checks that changing one value of a tensor changes the digest of its part and no other digest.
         fn every_tensor_counts(&self, is_head: impl Fn(&str) -> bool, is_unused: impl Fn(&str) -> bool) {
             let before = self.digests();
             for (i, (name, ..)) in self.0.iter().enumerate() {
@@ -477,7 +484,7 @@ mod tests {
         pypi.0.push(("_bn0.num_batches_tracked".to_owned(), vec![], vec![7.0]));
         let digests = timm.digests();
         assert_eq!(pypi.digests(), digests);
-        // The head's weight, and the pooled features' last norm.
+        // The weight of the head, and the last norm before the pooled features.
         for (name, head) in [("classifier.weight", true), ("bn2.running_var", false)] {
             let mut changed = timm.clone();
             changed.0.iter_mut().find(|t| t.0 == name).unwrap().2[0] += 0.5;

@@ -1,4 +1,4 @@
-//! Recognising a network by the names and shapes of its tensors.
+//! Recognition of networks by names and shapes of tensors.
 
 use std::sync::Arc;
 
@@ -6,6 +6,6 @@ use d2o_checkpoint::TensorSource;
 
 use crate::error::Result;
 
-/// `None` if the names are not those of the architecture. Else its configuration, or why the network cannot be used, and the tensors under the names
-/// that the architecture takes.
+/// Result of recognising an architecture. `None` if the tensor names do not match. Otherwise the configuration, or the
+/// reason why the network cannot be used, and the tensors under the names that the architecture requests.
 pub type Recognised<C> = Option<(Result<C>, Arc<dyn TensorSource>)>;

@@ -1,4 +1,4 @@
-//! The networks there are: one row each.
+//! Tables of the supported networks, one row per network.
 
 use std::sync::Arc;
 
@@ -35,18 +35,19 @@ use crate::recognise::Recognised;
 use crate::weights::Scope;
 
 rows! { $
-    /// A feature network's configuration.
+    /// Configuration of a feature network.
     enum Extractor [each_extractor, every_extractor]
     /// A feature network on a backend with values of type `V`.
     nets ExtractorNet: FeatureNetwork [each_extractor_net, build_extractor]
     {
-        /// Inception-2015-12-05, tensors under NVIDIA's names.
+        /// Inception-2015-12-05 with the tensor names of NVIDIA.
         InceptionV3(Parts),
-        /// CLIP's image tower, tensors under OpenAI's names without `visual.`; DeiT and DINOv2 under their own.
+        /// CLIP image encoder with the tensor names of OpenAI without `visual.`; DeiT and DINOv2 with their original
+        /// names.
         VisionTransformer(VitConfig),
-        /// VGG16, with or without batch norms, tensors under torchvision's names.
+        /// VGG16, with or without batch norms, with the tensor names of torchvision.
         Vgg16(VggConfig),
-        /// EfficientNet-Lite0, tensors under timm's names.
+        /// EfficientNet-Lite0 with the tensor names of timm.
         EfficientNetLite0(Lite0),
     }
 }
@@ -90,33 +91,33 @@ rows! { $
 }
 
 rows! { $
-    /// A generator of one evaluation with the arguments of its class.
+    /// A single-evaluation generator with the arguments of its class.
     enum LatentGenerator [each_generator, every_generator]
-    /// A generator of one evaluation on a backend with values of type `V`.
+    /// A single-evaluation generator on a backend with values of type `V`.
     nets LatentNet: crate::generators::latent::LatentGenerator [each_generator_net, build_generator]
     {
-        /// StyleGAN2's generator.
+        /// StyleGAN2 generator.
         StyleGan2(StyleGan2Config),
     }
 }
 
-/// Generators recognised by names and shapes of tensors and by the name of their file.
+/// Functions that recognise generators by tensor names, tensor shapes and file name.
 const INFERRED: &[Infer] = &[openai::recognise];
 
 type Infer = fn(&Arc<dyn TensorSource>, &str) -> Recognised<Inferred>;
 
-/// The generator that `tensors` from a file called `stem` (without extension) are, as far as they determine it.
+/// Recognises the generator with these `tensors` in a file called `stem` (without extension).
 pub(crate) fn infer(tensors: &Arc<dyn TensorSource>, stem: &str) -> Recognised<Inferred> {
     INFERRED.iter().find_map(|recognise| recognise(tensors, stem))
 }
 
-/// The first row that gives something.
+/// The first value that is not `None`.
 fn first<T, const N: usize>(rows: [Option<T>; N]) -> Option<T> {
     rows.into_iter().flatten().next()
 }
 
 impl Extractor {
-    /// The feature network whose names `tensors` have.
+    /// Recognises a feature network by the names of its `tensors`.
     pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<Self> {
         first(every_extractor!(Config, variant => {
             Config::recognise(tensors).map(|(found, tensors)| (found.map(variant), tensors))
@@ -129,31 +130,31 @@ impl Extractor {
         each_extractor!(self, config => FeatureNetwork::name(config))
     }
 
-    /// Height and width of the images the network is used with, pixels.
+    /// Default height and width of the input images, pixels.
     #[must_use]
     pub fn input_size(&self) -> usize {
         each_extractor!(self, config => FeatureNetwork::input_size(config))
     }
 
-    /// Whether it also runs on images of other sizes.
+    /// Whether the network also accepts images of other sizes.
     #[must_use]
     pub fn any_size(&self) -> bool {
         each_extractor!(self, config => config.any_size())
     }
 
-    /// Normalisation and resizing of its images.
+    /// Normalisation and resizing of the input images.
     #[must_use]
     pub fn preprocessing(&self) -> Preprocessing {
         each_extractor!(self, config => config.preprocessing())
     }
 
-    /// Which options have an effect.
+    /// Options that have an effect on the network.
     #[must_use]
     pub fn takes(&self) -> Takes {
         each_extractor!(self, config => config.takes())
     }
 
-    /// The configuration with hyperparameters that the file does not determine.
+    /// Adds hyperparameters that the file does not determine.
     ///
     /// # Errors
     /// `Config` if the file determines another value.
@@ -162,7 +163,7 @@ impl Extractor {
         Ok(self)
     }
 
-    /// Activation of its MLPs, where networks of the same shapes differ in it.
+    /// Activation of the MLPs of a vision transformer, if it is known.
     #[must_use]
     pub fn activation(&self) -> Option<Activation> {
         each_extractor!(self, config => config.activation())
@@ -174,38 +175,38 @@ impl Extractor {
         each_extractor!(self, config => config.part(name))
     }
 
-    /// The tensor `name` in the layout that digests of weights are computed in.
+    /// The tensor `name` in the canonical layout, from which digests are computed.
     #[must_use]
     pub fn canonical<'a>(&self, name: &str, dims: &[usize], values: &'a [f32]) -> Vec<Canonical<'a>> {
         each_extractor!(self, config => config.canonical(name, dims, values))
     }
 
-    /// Takes all tensors, for images of `input_size` pixels.
+    /// Builds the network for images of `input_size` pixels and takes all of its tensors.
     ///
     /// # Errors
-    /// `Config` if a hyperparameter is missing or the size does not fit; those of [`Backend::param`].
+    /// `Config` if a hyperparameter is missing or the network does not accept the size; those of [`Backend::param`].
     pub fn build<B: Backend>(&self, b: &mut B, input_size: usize) -> Result<ExtractorNet<B::Value>> {
         build_extractor!(self, config => config.build(b, input_size))
     }
 }
 
 impl<V: Clone> ExtractorNet<V> {
-    /// Outputs for preprocessed images `x [N, 3, S, S]`, with intermediate activations if `taps`.
+    /// Outputs for preprocessed images `x [N, 3, S, S]`, including intermediate activations if `taps`.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, taps: bool) -> Result<Named<V>> {
         each_extractor_net!(self, net => net.forward(b, x, taps))
     }
 }
 
-/// The class that checkpoints call `class` today: D2O's first checkpoints were written before its preconditioner was renamed.
+/// The current name of `class`. The first D2O checkpoints contain the former class name `GDDPrecond`.
 fn renamed(class: &str) -> &str {
     if class == "GDDPrecond" { D2o::CLASS } else { class }
 }
 
 impl Precond {
-    /// Names that the constructor of `class` gives the arguments of every denoiser.
+    /// Names in the constructor of `class` for the arguments that every denoiser has.
     pub(crate) fn convention(class: &str) -> Result<Convention> {
         let class = renamed(class);
         first(every_precond!(Config, variant => (Config::CLASS == class).then_some(Config::CONVENTION))).ok_or_else(
@@ -216,13 +217,13 @@ impl Precond {
         )
     }
 
-    /// Assignments in the source of `class`, as (variable, formula).
+    /// Assignments in the source of `class`, as (variable, formula); empty if they are not compared.
     pub(crate) fn formulas(class: &str) -> &'static [(&'static str, &'static str)] {
         let class = renamed(class);
         first(every_precond!(Config, variant => (Config::CLASS == class).then_some(Config::FORMULAS))).unwrap_or(&[])
     }
 
-    /// Takes the arguments that belong to the preconditioner of `class`.
+    /// Reads the arguments of the preconditioner `class` and removes them from `args`.
     pub(crate) fn read(class: &str, args: &mut Args) -> Result<Self> {
         let class = renamed(class);
         let found =
@@ -236,7 +237,7 @@ impl Precond {
         each_precond!(self, config => config.class())
     }
 
-    /// The original's conversion of images to bytes.
+    /// Conversion of images to bytes in the original.
     #[must_use]
     pub fn quantiser(&self) -> Quantiser {
         each_precond!(self, config => config.quantiser())
@@ -254,7 +255,7 @@ impl Precond {
         each_precond!(self, config => config.clips())
     }
 
-    /// Coefficients at the noise level `sigma`, which the original holds in f32.
+    /// Coefficients at the noise level `sigma`, rounded to f32 as in the original.
     #[must_use]
     pub fn scalars(&self, sigma: f64, levels: Option<&Levels>) -> Scalars {
         each_precond!(self, config => config.scalars(sigma, levels))
@@ -270,7 +271,7 @@ impl Precond {
         each_precond!(self, config => config.coefficients(b, scope, sigma, levels))
     }
 
-    /// Lowest and highest noise level the denoiser takes.
+    /// Lowest and highest noise level that the denoiser accepts.
     #[must_use]
     pub fn noise_range(&self, levels: Option<&Levels>) -> [f64; 2] {
         each_precond!(self, config => config.noise_range(levels))
@@ -297,13 +298,13 @@ impl Backbone {
         each_backbone!(self, config => config.outputs(channels))
     }
 
-    /// Probability with which training hides an image's label from the network.
+    /// Probability with which training drops the class label of an image.
     #[must_use]
     pub fn label_dropout(&self) -> f64 {
         each_backbone!(self, config => config.label_dropout())
     }
 
-    /// Number of augmentation labels.
+    /// Number of augmentation labels; 0 if the network takes none.
     #[must_use]
     pub fn augment_dim(&self) -> usize {
         each_backbone!(self, config => config.augment_dim())
@@ -327,18 +328,18 @@ impl<V: Clone> BackboneNet<V> {
 }
 
 impl LatentGenerator {
-    /// Positional arguments of the constructor of `class`; `None` if the class is not a generator's.
+    /// Names of the positional constructor arguments of `class`; `None` if it is not a class of this table.
     pub(crate) fn positional(class: &str) -> Option<&'static [&'static str]> {
         first(every_generator!(Config, variant => (Config::CLASS == class).then_some(Config::POSITIONAL)))
     }
 
-    /// Why a checkpoint with an object of `class` cannot be used.
+    /// Reason why a checkpoint with an object of `class` cannot be used; `None` if it can.
     pub(crate) fn unsupported(class: &str, tensors: &dyn TensorSource) -> Option<&'static str> {
         let found = every_generator!(Config, variant => (Config::CLASS == class).then(|| Config::unsupported(tensors)));
         first(found).flatten()
     }
 
-    /// Reads the arguments of `class`; `None` if the class is not a generator's.
+    /// Reads the arguments of `class`; `None` if it is not a class of this table.
     pub(crate) fn read(class: &str, init_kwargs: &Map<String, Value>) -> Option<Result<Self>> {
         first(every_generator!(Config, variant => {
             (Config::CLASS == class).then(|| Config::read(init_kwargs).map(variant))
@@ -351,13 +352,13 @@ impl LatentGenerator {
         each_generator!(self, config => config.class())
     }
 
-    /// The constructor's arguments as they were read.
+    /// Constructor arguments as they were read.
     #[must_use]
     pub fn init_kwargs(&self) -> Value {
         each_generator!(self, config => config.init_kwargs())
     }
 
-    /// Length of the latents.
+    /// Length of a latent vector.
     #[must_use]
     pub fn latent_dim(&self) -> usize {
         each_generator!(self, config => config.latent_dim())
@@ -369,7 +370,7 @@ impl LatentGenerator {
         each_generator!(self, config => config.label_dim())
     }
 
-    /// Takes all tensors.
+    /// Builds the network and takes all of its tensors.
     ///
     /// # Errors
     /// Those of [`Backend::buffer`].
@@ -379,10 +380,11 @@ impl LatentGenerator {
 }
 
 impl<V: Clone> LatentNet<V> {
-    /// `latents [N, latent_dim]` of unit variance, `labels [N, label_dim]` one-hot -> images `[N, C, R, R]` about [-1, 1].
+    /// Maps `latents [N, latent_dim]` of unit variance and one-hot `labels [N, label_dim]` to images `[N, C, R, R]`,
+    /// approximately in [-1, 1].
     ///
     /// # Errors
-    /// `Config` if the options cannot be met; `Engine`.
+    /// `Config` if labels are missing or the options do not apply to the generator; `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(
         &self,
         b: &mut B,

@@ -2,8 +2,9 @@
 
 /// Defines the enum `$name` with a variant for each row, and
 ///
-/// - `$each!(value, config => expression)`: the expression with the configuration of the value's row;
-/// - `$every!(Config, variant => expression)`: an array of the expression for each row, with its type and the constructor of its variant.
+/// - `$each!(value, config => expression)`: the expression with the configuration in `value`;
+/// - `$every!(Config, variant => expression)`: an array of the expression for each row, with its type and the
+///   constructor of its variant.
 macro_rules! rows {
     (
         $d:tt $(#[$meta:meta])*
@@ -50,8 +51,8 @@ macro_rules! rows {
 
 /// Defines the enum `$net` of the networks of each row on a backend with values of type `V`, and
 ///
-/// - `$each_net!(value, net => expression)`: the expression with the network of the value's row;
-/// - `$build!(value, config => expression)`: the network that the expression builds from the configuration of the value's row.
+/// - `$each_net!(value, net => expression)`: the expression with the network in `value`;
+/// - `$build!(value, config => expression)`: the network that the expression builds from the configuration in `value`.
 macro_rules! nets {
     (
         $d:tt $(#[$meta:meta])*

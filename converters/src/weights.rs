@@ -1,4 +1,4 @@
-//! Weights by path: every tensor is requested with its shape, and every load accounts for itself.
+//! Weights by path. Every tensor is requested with its shape, and a load reports which tensors were read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use crate::error::{Error, Result};
 use d2o_checkpoint::TensorSource;
 
-/// Position in a network: weight key, ONNX node name and the path in errors, e.g. `model.enc.32x32_block0.conv0`.
+/// Position in a network, used as weight key, ONNX node name and path in errors, e.g. `model.enc.32x32_block0.conv0`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Scope(String);
 
@@ -42,10 +42,10 @@ impl fmt::Display for Scope {
     }
 }
 
-/// Initial values of a parameter when no checkpoint gives them.
+/// Initial values of a parameter that is not read from a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Init {
-    /// Every element the same.
+    /// All elements equal.
     Constant(f32),
     /// These values, row-major.
     Values(Vec<f32>),
@@ -68,22 +68,23 @@ impl Init {
         Self::Uniform { bound: gain * (6.0 / (fan_in + fan_out) as f64).sqrt() }
     }
 
-    /// He et al. 2015 as EDM spells it: uniform on ±√(3/fan_in), times `gain`.
+    /// He et al. 2015 in the form of EDM: uniform on ±√(3/fan_in), times `gain`.
     #[must_use]
     pub fn kaiming_uniform(fan_in: usize, gain: f64) -> Self {
         Self::Uniform { bound: gain * (3.0 / fan_in as f64).sqrt() }
     }
 
-    /// PyTorch's default for convolutions and linear layers, weight and bias alike: uniform on ±1/√fan_in.
+    /// PyTorch default for weight and bias of convolutions and linear layers: uniform on ±1/√fan_in.
     #[must_use]
     pub fn torch_default(fan_in: usize) -> Self {
         Self::Uniform { bound: 1.0 / (fan_in as f64).sqrt() }
     }
 
-    /// The `count` values for `path` under `seed`.
+    /// The `count` initial values of the tensor `path` with this `seed`. [`Init::Values`] are returned unchanged.
     ///
-    /// The generator is SplitMix64 started at `seed ^ FNV-1a64(path)`, so a tensor's values depend on nothing but seed
-    /// and path. A uniform takes the top 24 bits of each word; a normal is Box–Muller (cosine branch) on two uniforms.
+    /// The random generator is SplitMix64 with the initial state `seed ^ FNV-1a64(path)`, so the values depend only on
+    /// seed and path. A uniform number uses the top 24 bits of a word. A normal number is the cosine branch of
+    /// Box–Muller, applied to two uniform numbers.
     #[must_use]
     pub fn values(&self, seed: u64, path: &str, count: usize) -> Vec<f32> {
         let mut rng = SplitMix64::for_path(seed, path);
@@ -101,12 +102,12 @@ fn narrow(v: f64) -> f32 {
     v as f32
 }
 
-/// The small documented generator behind [`Init`]: Steele, Lea and Flood 2014.
+/// The random generator of [`Init`]: SplitMix64 (Steele, Lea and Flood 2014).
 #[derive(Debug, Clone)]
 pub struct SplitMix64(u64);
 
 impl SplitMix64 {
-    /// The stream of `path` under `seed`.
+    /// The generator for the tensor `path` with this `seed`.
     #[must_use]
     pub fn for_path(seed: u64, path: &str) -> Self {
         const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
@@ -124,19 +125,19 @@ impl SplitMix64 {
         z ^ (z >> 31)
     }
 
-    /// Uniform on [0, 1), 24 bits.
+    /// Next uniform number on [0, 1), 24 bits.
     pub fn uniform(&mut self) -> f64 {
         (self.next_u64() >> 40) as f64 / f64::from(1u32 << 24)
     }
 
-    /// Standard normal.
+    /// Next standard normal number.
     pub fn normal(&mut self) -> f64 {
         let (u, v) = (self.uniform(), self.uniform());
         (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
     }
 }
 
-/// The source of a network's tensors, and which of them it took.
+/// Source of the tensors of a network, and the tensors taken so far.
 pub struct Weights {
     source: Source,
     replaced: BTreeMap<String, Vec<f32>>,
@@ -162,12 +163,12 @@ pub struct LoadReport {
     pub tensors: usize,
     /// Number of scalars read.
     pub scalars: usize,
-    /// Tensors of the checkpoint that were left unread, in the checkpoint's order.
+    /// Tensors of the checkpoint that were not read, in the order of the checkpoint.
     pub unused: Vec<String>,
 }
 
 impl Weights {
-    /// Weights from a checkpoint, whose names start with `prefix` (may be empty; names without it are not seen).
+    /// Weights from a checkpoint. Only tensors with names that start with `prefix` are used; it may be empty.
     #[must_use]
     pub fn checkpoint(tensors: Box<dyn TensorSource>, prefix: &str) -> Self {
         Self {
@@ -189,21 +190,21 @@ impl Weights {
         }
     }
 
-    /// Names that the network may leave unread although they are in the checkpoint.
+    /// Allows tensors of the checkpoint with these `paths` to remain unread.
     #[must_use]
     pub fn allowing_unused(mut self, paths: impl IntoIterator<Item = String>) -> Self {
         self.may_remain.extend(paths);
         self
     }
 
-    /// Values that replace those of the source, by path.
+    /// Replaces values of the source, by path.
     #[must_use]
     pub fn replacing(mut self, values: BTreeMap<String, Vec<f32>>) -> Self {
         self.replaced.extend(values);
         self
     }
 
-    /// Whether `path` is there; always true for fresh weights.
+    /// Whether the source contains `path`; always true for initialised weights.
     #[must_use]
     pub fn contains(&self, path: &str) -> bool {
         match &self.source {
@@ -212,10 +213,11 @@ impl Weights {
         }
     }
 
-    /// Tensor `scope.name`, row-major f32, of shape `dims`; `init` gives its values without a checkpoint.
+    /// Takes the tensor `scope.name` of shape `dims` as row-major f32. Without a checkpoint, `init` gives the values.
     ///
     /// # Errors
-    /// `MissingTensor`, `ShapeMismatch`, `DuplicateTensor` naming the path; reading errors of the source.
+    /// `MissingTensor` if the checkpoint lacks the tensor, `ShapeMismatch` if it or its replacement has another shape,
+    /// `DuplicateTensor` if it was taken before; errors of reading it.
     pub fn take(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Vec<f32>> {
         let path = scope.key(name);
         if self.taken.insert(path.clone(), dims.to_vec()).is_some() {
@@ -247,10 +249,10 @@ impl Weights {
         }
     }
 
-    /// Ends the load: every tensor of the checkpoint must have been read.
+    /// Ends the load and checks that every tensor of the checkpoint was read or may remain unread.
     ///
     /// # Errors
-    /// `UnusedTensors` lists those that were not.
+    /// `UnusedTensors` with the other tensors.
     pub fn finish(&self) -> Result<LoadReport> {
         let report = self.report();
         let paths: Vec<_> = report.unused.iter().filter(|p| !self.may_remain.contains(*p)).cloned().collect();
@@ -282,7 +284,7 @@ impl Weights {
     }
 }
 
-/// `values`, if they fill `dims`.
+/// `values`, if their number matches `dims`.
 fn filling(values: Vec<f32>, path: String, dims: &[usize]) -> Result<Vec<f32>> {
     if Some(values.len()) == dims.iter().try_fold(1, |n: usize, d| n.checked_mul(*d)) {
         Ok(values)
@@ -291,7 +293,8 @@ fn filling(values: Vec<f32>, path: String, dims: &[usize]) -> Result<Vec<f32>> {
     }
 }
 
-/// Names of `among` that resemble `path`: same last part first, then by common prefix.
+/// Up to three names of `among` that resemble `path`. Names with the same last part come first, then those with the
+/// longest common start and end.
 fn similar_names(path: &str, among: &[String]) -> Vec<String> {
     const SHOWN: usize = 3;
     let leaf = |p: &str| p.rsplit('.').next().unwrap_or(p).to_owned();

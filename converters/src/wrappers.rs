@@ -1,4 +1,5 @@
-//! Names that wrappers put before those of a network: `torch.compile`, `DataParallel`, `AveragedModel`, Lightning modules.
+//! Removes prefixes that wrappers add to tensor names: `torch.compile`, `DataParallel`, `AveragedModel`, Lightning
+//! modules.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,18 +7,18 @@ use std::sync::Arc;
 use d2o_checkpoint::error::abbreviate;
 use d2o_checkpoint::{MAX_NETWORKS, Renamed, TensorSource};
 
-/// Prefixes that mean a wrapper wherever they are.
+/// Prefixes of wrappers, which are removed at every level.
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
-/// The tensor of `AveragedModel` beside its `module.`.
+/// The tensor of `AveragedModel` outside the prefix `module.`.
 const COUNTER: &str = "n_averaged";
-/// Most attributes between a module and the network in it.
+/// Maximum number of name parts before the names of a network.
 const MAX_DEPTH: usize = 3;
 
-/// Describes the network of this name and these tensors.
+/// Identifies the network with this name and these tensors.
 type Recognise<'a, T> = &'a dyn Fn(String, Arc<dyn TensorSource>) -> T;
 
-/// The network of `tensors`, without the prefixes of wrappers. If it is not a network but some tensors below the first part of the names are, those and
-/// the tensors below the other first parts.
+/// The networks of `tensors`, without the prefixes of wrappers. If `tensors` are not a network as a whole, they are
+/// grouped by the first part of their names. If a group is or contains a network, the groups are returned.
 pub(crate) fn unwrap<T>(
     name: String,
     tensors: Arc<dyn TensorSource>,
@@ -36,7 +37,8 @@ pub(crate) fn unwrap<T>(
     }
 }
 
-/// The networks among `tensors` whose names begin after the first part of the tensors' names, or after the next.
+/// The networks in the groups of `tensors` with the same first part of the name, searched recursively to this `depth`.
+/// `None` if no group is or contains a network.
 fn inner<T>(
     name: &str,
     tensors: &Arc<dyn TensorSource>,
@@ -81,7 +83,7 @@ fn inner<T>(
     Some(found)
 }
 
-/// `tensors` without the prefixes that all of them have.
+/// `tensors` without the wrapper prefixes that all names have.
 fn without_wrappers(tensors: Arc<dyn TensorSource>) -> Arc<dyn TensorSource> {
     let names = tensors.names();
     let mut length = 0;

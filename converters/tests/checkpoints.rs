@@ -1,4 +1,4 @@
-//! Readers on the files of `tests/data/checkpoints`, whole, cut short and damaged.
+//! Tests of the readers with complete, truncated and damaged files of `tests/data/checkpoints`.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ fn open(name: &str) -> Checkpoint {
     Checkpoint::open(&fixture(name)).unwrap()
 }
 
-/// What the generator filled the tensor `name` with.
+/// Values that the fixture generator writes to the tensor `name`.
 fn expected(name: &str, count: usize) -> Vec<f32> {
     let sum: usize = name.bytes().map(usize::from).sum();
     (0..count).map(|i| ((37 * i + sum) % 97) as f32 / 64.0 - 0.75).collect()
@@ -51,7 +51,8 @@ fn an_edm_pickle_is_a_denoiser_with_its_weights() {
     );
 }
 
-/// `archive` with an empty entry `first` before its own, and with the records of zip64 that torch adds although nothing needs them.
+/// Writes `archive` to `out` with an empty entry `first` before the other entries, and with the zip64 records that
+/// torch adds even if they are not needed.
 fn with_zip64_records(archive: &Path, out: &Path, first: &str) {
     use std::io::Cursor;
 
@@ -76,8 +77,8 @@ fn with_zip64_records(archive: &Path, out: &Path, first: &str) {
     fs::write(out, [&bytes[..end], &record, &locator, &bytes[end..]].concat()).unwrap();
 }
 
-/// The records are 76 bytes long, and so is the directory's first header if its name has 30 bytes: a parser that guesses where the archive
-/// begins took one for the other.
+/// The records are 76 bytes long. So is the first header of the directory, if its name has 30 bytes. A parser that
+/// guesses the start of the archive confused the two.
 #[test]
 fn zip64_records_as_long_as_the_first_header_do_not_shift_the_archive() {
     let dir = tempfile::tempdir().unwrap();
@@ -183,7 +184,7 @@ fn files_cut_short_are_errors() {
     for name in FIXTURES {
         let whole = fs::read(fixture(name)).unwrap();
         assert!(read_all(&whole, dir.path()).is_ok());
-        // A graph without its last nodes is a graph.
+        // A graph without its last nodes is still a graph.
         let (step, nodes) =
             if name == "graph.pb" { (1, &[549, 592, 630, 669][..]) } else { (whole.len() / 97, &[][..]) };
         for keep in (0..whole.len() - 1).step_by(step) {
@@ -205,7 +206,7 @@ proptest! {
         }
         let limit = whole.len();
         if let Ok(elements) = read_all(&whole, dir.path()) {
-            // A view takes no more elements than its storage has bytes; storages may be shared.
+            // A view has no more elements than its storage has bytes; storages may be shared.
             prop_assert!(elements <= limit * 16, "{elements} elements from {limit} bytes");
         }
     }
@@ -216,7 +217,7 @@ fn refused(bytes: &[u8]) -> String {
     read_all(bytes, dir.path()).unwrap_err().to_string()
 }
 
-/// `GLOBAL module name`.
+/// The opcode GLOBAL for the class or function `name`.
 fn global(name: &str) -> Vec<u8> {
     let (module, member) = name.rsplit_once('.').unwrap();
     format!("c{module}\n{member}\n").into_bytes()
@@ -226,7 +227,7 @@ fn text(value: &str) -> Vec<u8> {
     [b"X", &u32::try_from(value.len()).unwrap().to_le_bytes()[..], value.as_bytes()].concat()
 }
 
-/// A pickle of a module object: class `kind`, this state.
+/// A pickled object of the class `ModuleDict` with this state.
 fn module(state: &[u8]) -> Vec<u8> {
     [&global("torch.nn.modules.container.ModuleDict")[..], b")\x81", state, b"b"].concat()
 }
@@ -260,7 +261,7 @@ fn modules_that_nest_without_end_or_share_without_bound_are_refused() {
         b"h\x00ssb",
     ];
     assert!(refused(&pickle(&own.concat())).contains("modules"));
-    // Forty levels, each holding the one below twice: 2^40 modules if they were expanded.
+    // Forty levels, each with the level below as two children: 2^40 modules if expanded.
     let mut body = module(&[&b"}"[..], &text("_modules"), b"}s"].concat());
     for _ in 0..40 {
         body.extend(b"q\x000");
@@ -270,7 +271,7 @@ fn modules_that_nest_without_end_or_share_without_bound_are_refused() {
     assert!(refused(&pickle(&body)).contains("steps for a file of"));
 }
 
-/// The content of the entry of `archive` whose name ends so.
+/// The content of the entry of `archive` with a name that ends in `end`.
 fn entry(archive: &[u8], end: &str) -> Vec<u8> {
     let mut zip = zip::ZipArchive::new(std::io::Cursor::new(archive)).unwrap();
     let index = (0..zip.len()).find(|i| zip.by_index(*i).unwrap().name().unwrap().ends_with(end)).unwrap();
@@ -279,7 +280,7 @@ fn entry(archive: &[u8], end: &str) -> Vec<u8> {
     content
 }
 
-/// `archive` written again, each entry with what `change` makes of its content.
+/// `archive` written again with the content of each entry replaced by the result of `change`.
 fn rezipped(archive: &[u8], method: CompressionMethod, change: impl Fn(&str, Vec<u8>) -> Vec<u8>) -> Vec<u8> {
     let mut old = zip::ZipArchive::new(std::io::Cursor::new(archive)).unwrap();
     let entries = (0..old.len()).map(|i| {
@@ -301,13 +302,13 @@ fn zipped(entries: &[(String, Vec<u8>)], method: CompressionMethod) -> Vec<u8> {
     new.finish().unwrap().into_inner()
 }
 
-/// An archive of torch.save: this pickle, one storage of floats.
+/// An archive like those of torch.save, with this pickle and one storage of floats.
 fn torch_archive(body: &[u8], values: &[f32]) -> Vec<u8> {
     let data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     zipped(&[("a/data.pkl".to_owned(), pickle(body)), ("a/data/0".to_owned(), data)], Stored)
 }
 
-/// A tensor of the storage `0` of `count` floats; `metadata` is the seventh argument.
+/// A tensor in the storage `0` of `count` floats. The seventh argument sets the flag `metadata`, if given.
 fn tensor(count: u8, dims: &[u8], strides: &[u8], metadata: Option<&str>) -> Vec<u8> {
     let list =
         |values: &[u8]| [b"(".to_vec(), values.iter().flat_map(|v| [b'K', *v]).collect(), b"t".to_vec()].concat();
@@ -364,7 +365,7 @@ fn archives_may_be_deflated_and_are_compared_with_their_checksums() {
     let damaged = opened(&flipped).unwrap();
     let message = damaged.network(None).unwrap().tensors.read_f32("w").unwrap_err().to_string();
     assert!(message.contains("entry `a/data/0`: expected bytes with the checksum"), "{message}");
-    // A checksum of 0 was not reckoned.
+    // A checksum of 0 means that it was not computed.
     let crc = crc32fast::hash(&[0.5_f32.to_le_bytes(), 1.5_f32.to_le_bytes()].concat()).to_le_bytes();
     let places: Vec<_> = (0..flipped.len() - 4).filter(|i| flipped[*i..i + 4] == crc).collect();
     assert_eq!(places.len(), 2);
@@ -379,12 +380,12 @@ fn negative_and_expanded_views_are_read_and_conjugate_ones_refused() {
     assert_eq!(read(&of(tensor(2, &[3, 2], &[0, 1], None)).unwrap(), "w"), [0.5, -1.5, 0.5, -1.5, 0.5, -1.5]);
     let message = of(tensor(2, &[2], &[1], Some("conj"))).unwrap_err().to_string();
     assert!(message.contains("w: expected real values, found a conjugate view"), "{message}");
-    // 255⁴ floats of one.
+    // 255⁴ elements that repeat one float.
     let message = of(tensor(1, &[255; 4], &[0; 4], None)).unwrap_err().to_string();
     assert!(message.contains("w, of shape [255, 255, 255, 255]") && message.contains("64 MiB of memory"), "{message}");
 }
 
-/// A pickle as `d2o train --pickle` writes it, whose tensor `w` has this size, element type and these bytes.
+/// A pickle like those of `d2o train --pickle`. Its tensor `w` has these dimensions, this element type and these bytes.
 fn own_pickle(dims: &[u8], kind: &str, bytes: &[u8]) -> Vec<u8> {
     let dims: Vec<u8> = dims.iter().flat_map(|d| [b'K', *d]).collect();
     let buffer = [&global("builtins.bytearray")[..], &[b'C', u8::try_from(bytes.len()).unwrap()], bytes, b"\x85R"];
@@ -463,7 +464,7 @@ fn prefixes_of_wrappers_are_left_out() {
     let archive = fs::read(fixture("../openai/guided-new.pt")).unwrap();
     let plain = opened(&archive).unwrap();
     let names = plain.network(None).unwrap().tensors.names();
-    // The same tensors, each under these prefixes.
+    // The same tensors under each of these prefixes.
     let wrapped = |prefixes: &[&str]| {
         let pickle = entry(&archive, "data.pkl");
         let start = [&b"X"[..], &u32::try_from(names[0].len()).unwrap().to_le_bytes(), names[0].as_bytes()].concat();
@@ -516,7 +517,7 @@ fn files_that_are_something_else_are_named() {
     assert!(Checkpoint::open(dir.path()).unwrap_err().to_string().contains("expected a file, found a folder"));
 }
 
-/// An expanded tensor of 40 of the 64 MiB that a small file may take: alone, and in one of two networks.
+/// An expanded tensor takes 40 of the 64 MiB that a small file may take: alone, and in one of two networks.
 #[test]
 fn a_tensor_is_charged_once_and_read_by_its_whole_name() {
     let (expanded, plain) = (tensor(2, &[160, 255, 255], &[0, 0, 0], None), tensor(2, &[2], &[1], None));
@@ -529,7 +530,7 @@ fn a_tensor_is_charged_once_and_read_by_its_whole_name() {
     assert!(two.tensors.info("w").is_none() && two.tensors.read_f32("b").is_err());
 }
 
-/// What a file shares, it may not multiply.
+/// Using a shared object many times exceeds neither the budget nor the maximum number of networks.
 #[test]
 fn shared_objects_take_no_more_than_the_file_explains() {
     let limited = |bytes: &[u8]| {
@@ -563,14 +564,15 @@ fn shared_objects_take_no_more_than_the_file_explains() {
     let state = dict(&[("_init_args", b")".to_vec()), ("_init_kwargs", b"}".to_vec())]);
     let first = [b"}(", &text("k")[..], b"q\x06", &object(&long, state), b"q\x07"].concat();
     limited(&pickle(&shared(&first, b"h\x06h\x07", 4000, b"u")));
-    // A module whose long state is searched for each of its names.
+    // A module with a long state under many keys: the state is searched for each key.
     let state = shared(&[b"}(", &text("k")[..], b"q\x08N"].concat(), b"h\x08N", 20_000, b"u");
     let module = [&global("torch.nn.Linear")[..], b")\x81", &state, b"b"].concat();
     let first = [b"}(", &text("d")[..], b"q\x09", &module, b"q\x0a"].concat();
     limited(&pickle(&shared(&first, b"h\x09h\x0a", 20_000, b"u")));
 }
 
-/// A nested file of 256 KiB behind 2000 calls: once it fits the budget, 2000 times it does not.
+/// A nested file of 256 KiB that 2000 calls refer to. Reading it once fits into the budget, reading it 2000 times does
+/// not.
 #[test]
 fn a_nested_file_behind_many_calls_is_read_once() {
     const COUNT: u32 = 1 << 16;
@@ -579,7 +581,7 @@ fn a_nested_file_behind_many_calls_is_read_once() {
     let object = [b"\x80\x02(", &storage[..], &COUNT.to_le_bytes(), b"NtQ."].concat();
     let keys = [b"\x80\x02]", &text("0")[..], b"a."].concat();
     let file = [&head[..], &object, &keys, &u64::from(COUNT).to_le_bytes(), &vec![0; 4 * COUNT as usize]].concat();
-    // Protocol 2 has no bytes: Latin-1 text stands for them.
+    // Protocol 2 has no opcode for bytes and stores them as Latin-1 text.
     let latin1: String = file.iter().map(|b| char::from(*b)).collect();
     let first = [&text(&latin1)[..], b"q\x010", &global("torch._utils._rebuild_tensor_v2"), b"q\x020"].concat();
     let nested = [&global("_codecs.encode")[..], b"h\x01", &text("latin1"), b"\x86R"].concat();
@@ -615,7 +617,7 @@ fn networks_listed_in_safetensors_are_few_and_there() {
     assert!(fails(&[""; 65]).contains("at most 64 names"));
 }
 
-/// A safetensors file of `metadata` and of these tensors of f32, whose values are 0, 1, 2 … through the file.
+/// A safetensors file with `metadata` and these f32 tensors. The values are 0, 1, 2 … throughout the file.
 fn safetensors_file(metadata: &serde_json::Value, tensors: &[(&str, usize)]) -> Vec<u8> {
     let mut header = serde_json::json!({"__metadata__": metadata});
     let mut end = 0;
@@ -671,7 +673,7 @@ fn hostile_constructor_arguments_are_refused_by_name() {
     }
 }
 
-/// Two tensors that would have one name are both there, so that a load, which takes one of them, names the other.
+/// Two tensors that would have the same name both stay visible, so that a load, which takes one, reports the other.
 #[test]
 fn renamed_tensors_of_one_name_stay_apart() {
     let dir = tempfile::tempdir().unwrap();
@@ -716,7 +718,7 @@ fn graphs_with_bad_lengths_are_refused() {
     long[1] = 0xff;
     long[2] = 0x7f;
     assert!(refused(&long).contains("GraphDef, byte"));
-    // A dimension of 6 where the values are for one of 5.
+    // A dimension of 6 with values for a dimension of 5.
     let at = whole.windows(2).position(|w| w == [0x08, 5]).unwrap();
     let mut wide = whole;
     wide[at + 1] = 6;

@@ -1,4 +1,4 @@
-//! Metrics at the sizes users have: `cargo bench -p d2o-evaluations`.
+//! Metrics at realistic sizes: `cargo bench -p d2o-evaluations`.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a bench")]
 
 use d2o_evaluations::frechet::{Gaussian, frechet_distance};
@@ -14,7 +14,7 @@ fn main() {
     divan::main();
 }
 
-/// Rows about like pool3's: not negative, unequal scales, no two equal.
+/// Rows similar to pool3: not negative, unequal scales, no two equal.
 fn features(n: usize, d: usize, seed: u32) -> Array2<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     let mut uniform = || {

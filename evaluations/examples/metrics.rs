@@ -1,4 +1,4 @@
-//! Metrics of features that another program computed, by the rules of EDM's and guided-diffusion's evaluators.
+//! Computes metrics of features from another program, under the protocol `edm`.
 //!
 //! `cargo run --release -p d2o-evaluations --example metrics`
 #![allow(clippy::print_stdout, reason = "a program")]
@@ -28,7 +28,7 @@ fn measure(samples: ArrayView2<'_, f32>, reference: ArrayView2<'_, f32>) -> Resu
     Ok([distance, precision, kid(samples, reference, &protocol.kid, 0)?.mean])
 }
 
-/// Rows of `dims` values about `mean`, in place of a network's features.
+/// Synthetic features: rows of `dims` values in `mean..mean + 1`.
 fn features(rows: usize, dims: usize, mean: f32) -> Array2<f32> {
     let mut state = 1_u32;
     Array2::from_shape_simple_fn((rows, dims), || {

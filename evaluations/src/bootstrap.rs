@@ -1,14 +1,16 @@
-//! 95 % intervals of metrics over another set of as many samples: samples are drawn with replacement, the reference stays as it is.
+//! 95 % bootstrap intervals of metrics for another set of as many samples: samples are drawn with replacement, the
+//! reference is fixed.
 //!
 //! | metric | what a resample recomputes |
 //! |---|---|
-//! | Fréchet distance | the samples' mean and covariance |
-//! | precision, density | the mean over samples; the reference's balls do not depend on the samples |
-//! | recall, coverage | no interval: they are means over reference images, and the flags of those depend on all samples at once |
+//! | Fréchet distance | mean and covariance of the samples |
+//! | precision, density | the mean over samples; the balls of the reference do not depend on the samples |
+//! | recall, coverage | no interval: they are means over reference images, and each flag depends on all samples |
 //!
-//! Drawing the flags of recall and coverage anew would give the uncertainty over another set of reference images with the samples fixed, which is
-//! another question. Drawing samples leaves a third of them out and repeats others, which shrinks the balls of recall (a copy is a neighbour at
-//! distance 0) and uncovers balls of coverage, so neither has an interval.
+//! Resampling the flags of recall and coverage would estimate the uncertainty over another set of reference images with
+//! fixed samples, which is a different quantity. Resampling the samples omits about a third of them and repeats others.
+//! This shrinks the balls of recall (a copy is a neighbour at distance 0) and uncovers balls of coverage. Therefore
+//! neither has an interval.
 
 use std::fmt;
 
@@ -18,7 +20,7 @@ use ndarray::{Array1, Array2, ArrayView2};
 use crate::error::Result;
 use crate::frechet::{Factor, Gaussian, RootSum};
 
-/// SplitMix64 (Steele et al. 2014): intervals depend on the seed alone.
+/// SplitMix64 (Steele et al. 2014). Intervals depend only on the seed.
 #[derive(Debug, Clone)]
 struct SplitMix64(u64);
 
@@ -43,13 +45,14 @@ impl SplitMix64 {
     }
 }
 
-/// Why a metric has no interval. Its `Display` is a note for the reader of the metric.
+/// Reason why a metric has no interval. `Display` gives the note for users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NoInterval {
-    /// No resamples were asked for.
+    /// No resamples were requested.
     NotRequested,
-    /// A covariance of at most as many samples as features has no full rank. Resamples have less rank still, and the interval says nothing.
+    /// There are at most as many samples as features, so the covariance does not have full rank. Resamples have even
+    /// lower rank, and the interval would be meaningless.
     FewSamples {
         /// Number of samples.
         samples: usize,
@@ -59,7 +62,7 @@ pub enum NoInterval {
 }
 
 impl NoInterval {
-    /// Why the Fréchet distance of so many samples has none; costs nothing.
+    /// Reason why the Fréchet distance of `samples` samples has no interval, before anything is computed.
     #[must_use]
     pub fn of_frechet(samples: usize, dims: usize, resamples: u32) -> Option<Self> {
         if resamples == 0 {
@@ -84,14 +87,15 @@ impl fmt::Display for NoInterval {
     }
 }
 
-/// 95 % interval of the Fréchet distance at this number of samples: `value` plus the 2.5 and 97.5 % quantiles of the resampled distances
-/// about their own mean, and not below 0.
+/// 95 % bootstrap interval of the Fréchet distance: `value` plus the 2.5 and 97.5 % quantiles of the resampled
+/// distances minus their mean, at least 0.
 ///
-/// Resampled distances are larger than `value` on average, because repeated rows lower the rank; so they give the spread of the interval and not its
-/// centre. The bias of a distance from few samples is not in the interval. With `G = X Σᵣ Xᵀ` of the samples computed once, a
-/// resample costs the eigenvalues of a matrix as large as its distinct rows.
+/// Repeated rows lower the rank, so resampled distances are larger than `value` on average. They determine the width of
+/// the interval, not its centre. The bias of a distance from few samples is not part of the interval. `G = X Σᵣ Xᵀ` of
+/// the samples is computed once; a resample then costs the eigenvalues of a matrix with one row per distinct sample.
 ///
-/// `features [N, D]` of the samples; `value` their distance from `reference`, covariances over `N - ddof`.
+/// `features [N, D]` are those of the samples, `value` is their distance from `reference`. Covariances have the divisor
+/// `N - ddof`. The inner `Err` is the reason why there is no interval.
 ///
 /// # Errors
 /// `Eigen` if a solver does not converge.
@@ -122,7 +126,8 @@ pub fn frechet_interval(
     Ok(Ok(about(value, values).map(|v| v.max(0.0))))
 }
 
-/// The distance of a resample in which row i occurs `counts[i]` times. Rows are relative to the reference's mean.
+/// Fréchet distance of a resample in which row i occurs `counts[i]` times. `rows` are relative to the mean of the
+/// reference.
 #[allow(clippy::cast_precision_loss, reason = "sample counts")]
 fn resampled(
     counts: &[u32],
@@ -139,7 +144,7 @@ fn resampled(
     let variance: f64 = weights.iter().zip(squares).map(|(w, s)| w * s).sum::<f64>() - mean_square;
     let scale = n / (n - ddof as f64);
     let drawn: Vec<usize> = (0..counts.len()).filter(|i| counts[*i] > 0).collect();
-    // Centring about the resample's mean: G_ij − (Gw)_i − (Gw)_j + wᵀGw.
+    // Centred on the mean of the resample: G_ij − (Gw)_i − (Gw)_j + wᵀGw.
     let row_means: Vec<f64> =
         drawn.iter().map(|i| drawn.iter().map(|j| weights[*j] * gram[(*i, *j)]).sum::<f64>()).collect();
     let total: f64 = drawn.iter().zip(&row_means).map(|(i, m)| weights[*i] * m).sum();
@@ -150,21 +155,23 @@ fn resampled(
     Ok(mean_square + variance * scale + trace - 2.0 * RootSum::of(&centred)?.value)
 }
 
-/// 95 % interval of a proportion of the samples (precision), from each sample's flag; `None` without resamples or samples.
+/// 95 % interval of a proportion of the samples (precision), from one flag per sample; `None` without resamples or
+/// samples.
 #[must_use]
 pub fn proportion_interval(flags: &[bool], resamples: u32, seed: u64) -> Option<[f64; 2]> {
     let interval = mean_interval(flags.len(), |i| f64::from(u8::from(flags[i])), resamples, seed)?;
     Some(interval.map(|v| v.min(1.0)))
 }
 
-/// 95 % interval of a mean count over the samples divided by `k` (density), from each sample's count; `None` without resamples or samples.
+/// 95 % interval of a mean count over the samples divided by `k` (density), from one count per sample; `None` without
+/// resamples or samples.
 #[must_use]
 #[allow(clippy::cast_precision_loss, reason = "a number of neighbours")]
 pub fn mean_count_interval(counts: &[u32], k: usize, resamples: u32, seed: u64) -> Option<[f64; 2]> {
     mean_interval(counts.len(), |i| f64::from(counts[i]) / k as f64, resamples, seed)
 }
 
-/// Of values that are not negative.
+/// 95 % interval of the mean of `n` values that are not negative.
 #[allow(clippy::cast_precision_loss, reason = "sample counts")]
 fn mean_interval(n: usize, value: impl Fn(usize) -> f64, resamples: u32, seed: u64) -> Option<[f64; 2]> {
     if n == 0 || resamples == 0 {
@@ -175,7 +182,7 @@ fn mean_interval(n: usize, value: impl Fn(usize) -> f64, resamples: u32, seed: u
     Some(about((0..n).map(&value).sum::<f64>() / n as f64, values).map(|v| v.max(0.0)))
 }
 
-/// The 2.5 and 97.5 % quantiles of `values` about their mean, moved to `value`.
+/// `value` plus the 2.5 and 97.5 % quantiles of `values` minus their mean.
 #[allow(clippy::cast_precision_loss, reason = "resample counts")]
 fn about(value: f64, mut values: Vec<f64>) -> [f64; 2] {
     values.sort_by(f64::total_cmp);
@@ -183,7 +190,7 @@ fn about(value: f64, mut values: Vec<f64>) -> [f64; 2] {
     [0.025, 0.975].map(|q| value + quantile(&values, q) - mean)
 }
 
-/// Linear interpolation between order statistics.
+/// Quantile `q`, interpolated linearly between order statistics.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -277,7 +284,7 @@ mod tests {
         assert!((low - 0.223).abs() < 0.006 && (high - 0.277).abs() < 0.006, "{low} {high}");
         assert_eq!(proportion_interval(&[true; 9], 100, 1), Some([1.0, 1.0]));
         assert_eq!((proportion_interval(&flags, 0, 1), proportion_interval(&[], 9, 1)), (None, None));
-        // Counts 0 and 8 alike often: deviation 4; mean 4 ± 1.96·4/√1000 = ±0.248, over k = 5.
+        // Counts 0 and 8 equally often: standard deviation 4, mean 4 ± 1.96·4/√1000 = ±0.248, divided by k = 5.
         let counts: Vec<u32> = (0..1000).map(|i| i % 2 * 8).collect();
         let [low, high] = mean_count_interval(&counts, 5, 500, 1).unwrap();
         assert!((low - 0.7504).abs() < 0.011 && (high - 0.8496).abs() < 0.011, "{low} {high}");

@@ -2,7 +2,7 @@
 
 use ndarray::ArrayView2;
 
-/// Why a metric cannot be computed.
+/// Error of a metric computation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -11,9 +11,9 @@ pub enum Error {
     DimMismatch {
         /// Which operand.
         what: &'static str,
-        /// Length of the other set's features.
+        /// Number of features of the other set.
         expected: usize,
-        /// Length of its features.
+        /// Number of features of this operand.
         found: usize,
     },
     /// A value is NaN or infinite.
@@ -21,9 +21,9 @@ pub enum Error {
     NotFinite {
         /// Which operand.
         what: &'static str,
-        /// Number of such values.
+        /// Number of values that are not finite.
         count: usize,
-        /// First row with one.
+        /// Index of the first row with such a value.
         row: usize,
     },
     /// There are too few images.
@@ -31,7 +31,7 @@ pub enum Error {
     TooFew {
         /// The metric, and the set if there are two.
         what: &'static str,
-        /// The smallest number it is defined for.
+        /// Smallest number for which the metric is defined.
         least: usize,
         /// The number found.
         found: usize,
@@ -52,18 +52,18 @@ pub enum Error {
         /// Which matrix.
         what: &'static str,
     },
-    /// A condition cannot be read.
+    /// A condition cannot be parsed.
     #[error("`{text}`: expected METRIC<=NUMBER, with <, <=, > or >=")]
     Condition {
-        /// What was given.
+        /// Text of the condition.
         text: String,
     },
 }
 
-/// Result of this crate.
+/// Result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Makes sure that `rows`, which are `what` and follow on `before` others, hold finite values only.
+/// Checks that all values of `rows` are finite. `what` names the operand; `before` is the number of rows before `rows`.
 pub(crate) fn ensure_finite(what: &'static str, rows: ArrayView2<'_, f32>, before: usize) -> Result<()> {
     let Some(row) = rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) else { return Ok(()) };
     let count = rows.iter().filter(|v| !v.is_finite()).count();

@@ -11,23 +11,24 @@ use crate::numpy_random::RandomState;
 /// Number of sample sizes the line is fitted to.
 pub const POINTS: usize = 15;
 
-/// Fewest samples the line is fitted to: all subsets have two images and the largest is ten times the smallest.
+/// Smallest number of samples. From here on, every subset has at least two images and the largest is ten times the
+/// smallest.
 const LEAST: usize = 20;
 
-/// The line through the distances of subsets over 1/size.
+/// Least-squares line through the Fréchet distances of subsets, as a function of 1/size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Extrapolation {
-    /// Images in each subset, ascending; the last is the whole set.
+    /// Number of images of each subset, ascending. The last subset is the whole set.
     pub sizes: Vec<usize>,
     /// Distance of each subset.
     pub distances: Vec<f64>,
-    /// The line at 1/size = 0: FD∞. It may be negative.
+    /// Value of the line at 1/size = 0: FD∞. It can be negative.
     pub intercept: f64,
-    /// Its slope: distance times images.
+    /// Slope of the line: distance times images.
     pub slope: f64,
 }
 
-/// Whether this many samples are enough; costs nothing.
+/// Checks that there are enough samples, before anything is computed.
 ///
 /// # Errors
 /// `TooFew` below 20.
@@ -38,13 +39,14 @@ pub fn check(samples: usize) -> Result<()> {
     Ok(())
 }
 
-/// The least-squares line through the distances of subsets over 1/size, and these distances.
+/// Fits the least-squares line through the Fréchet distances of subsets, as a function of 1/size.
 ///
-/// `features [N, D]` of the samples. Fifteen sizes from `min(5000, max(N/10, 2))` to N, as in dgm-eval; each subset is
-/// `RandomState(seed).choice(N, size, replace=False)` (dgm-eval does not seed). Covariances over `size - ddof`.
+/// `features [N, D]` are those of the samples. There are 15 evenly spaced sizes from `min(5000, max(N/10, 2))` to N, as
+/// in dgm-eval. All subsets are drawn from one `RandomState(seed)` with `choice(N, size, replace=False)`; dgm-eval sets
+/// no seed. Covariances have the divisor `size - ddof`.
 ///
 /// # Errors
-/// Those of [`check`] and of the distance.
+/// Those of [`check`] and of [`frechet_distance`].
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -114,11 +116,12 @@ mod tests {
             plain += distance / 20.0;
             let found = fd_infinity(x.view(), &truth, 1, seed).unwrap();
             extrapolated += found.intercept / 20.0;
-            // The points that are recorded: from a tenth of the set to all of it, whose distance is the plain one but for the order of its sums.
+            // Sizes go from a tenth of the set to the whole set. The last distance equals the plain one up to summation
+            // order.
             assert_eq!((found.sizes.len(), found.sizes[0], found.sizes[POINTS - 1]), (POINTS, 60, 600));
             assert!((found.distances[POINTS - 1] - distance).abs() < 1e-9);
         }
-        // Mean over sets: one extrapolation scatters by about half of the bias.
+        // The mean over sets is tested: a single extrapolation varies by about half of the bias.
         assert!(extrapolated.abs() < 0.4 * plain, "{extrapolated} against {plain}");
         let x = Array2::<f32>::zeros((20, 12));
         let few = fd_infinity(x.slice(ndarray::s![..19, ..]), &truth, 1, 0);

@@ -7,10 +7,10 @@ use ndarray::{Array1, Array2, ArrayView2};
 use crate::error::{Error, Result, ensure_finite};
 use crate::gaussian::Accumulator;
 
-/// Whether `count` rows have a covariance over `N - ddof` to compare; costs nothing.
+/// Checks that `count` rows have a covariance with the divisor `N - ddof`, before anything is computed.
 ///
 /// # Errors
-/// `TooFew` below two rows or `ddof + 1`.
+/// `TooFew` for fewer than two or fewer than `ddof + 1` rows.
 pub fn check(count: usize, ddof: usize) -> Result<()> {
     let least = (ddof + 1).max(2);
     if count < least {
@@ -28,7 +28,7 @@ pub struct Gaussian {
     pub sigma: Array2<f64>,
 }
 
-/// A covariance's root factor `A [D, r]` with `A Aᵀ = Σ`; r is its rank, or D.
+/// Root factor `A [D, r]` of a covariance Σ, with `A Aᵀ = Σ`; r is its rank, or D.
 #[derive(Debug, Clone)]
 pub(crate) struct Factor {
     pub(crate) matrix: Mat<f64>,
@@ -37,7 +37,8 @@ pub(crate) struct Factor {
 }
 
 impl Factor {
-    /// Cholesky's, or, where the covariance has no full rank, from the eigenvectors with eigenvalues above rounding.
+    /// The Cholesky factor or, if the covariance does not have full rank, the factor from the eigenvectors with
+    /// eigenvalues above rounding.
     pub(crate) fn of(sigma: &Array2<f64>) -> Result<Self> {
         let d = sigma.nrows();
         let Some(scaled) = Scaled::new(&Mat::from_fn(d, d, |i, j| sigma[[i, j]])) else {
@@ -69,7 +70,7 @@ impl Factor {
         self.matrix.transpose() * &other.matrix
     }
 
-    /// `Aᵀ Σ A [r, r]` of a symmetric `sigma [D, D]`, its lower triangle.
+    /// `Aᵀ Σ A [r, r]` of a symmetric `sigma [D, D]`; only the lower triangle is computed.
     fn around(&self, sigma: &Array2<f64>) -> Mat<f64> {
         use BlockStructure::{Rectangular, TriangularLower, TriangularUpper};
         let (d, r) = (self.matrix.nrows(), self.matrix.ncols());
@@ -94,7 +95,7 @@ impl Factor {
     }
 }
 
-/// A matrix divided by its largest element, so that solvers and floors see numbers about 1.
+/// A matrix divided by its largest absolute element, so that solvers and thresholds work on numbers near 1.
 struct Scaled {
     matrix: Mat<f64>,
     peak: f64,
@@ -108,7 +109,7 @@ impl Scaled {
             .then(|| Self { matrix: Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| matrix[(i, j)] / peak), peak })
     }
 
-    /// Eigenvalues of `what`, of which the lower triangle is read, in units of the peak.
+    /// Eigenvalues in units of `peak`. Only the lower triangle is read. `what` names the matrix in errors.
     fn eigenvalues(&self, what: &'static str) -> Result<Vec<f64>> {
         self.matrix
             .self_adjoint_eigenvalues(Side::Lower)
@@ -116,24 +117,26 @@ impl Scaled {
             .map_err(|_| Error::Eigen { what })
     }
 
-    /// The same with rows and columns in reverse: the same eigenvalues for a solver that did not converge.
+    /// The matrix with rows and columns reversed. It has the same eigenvalues, for a retry if the solver did not
+    /// converge.
     fn turned(&self) -> Mat<f64> {
         let d = self.matrix.nrows();
         Mat::from_fn(d, d, |i, j| self.matrix[(d - 1 - i.min(j), d - 1 - i.max(j))])
     }
 }
 
-/// Upper bound of a zero eigenvalue after rounding.
+/// Largest value that rounding can give to a zero eigenvalue.
 #[allow(clippy::cast_precision_loss, reason = "a matrix size")]
 fn floor(values: impl Iterator<Item = f64>, d: usize) -> f64 {
     values.fold(0.0_f64, f64::max) * d as f64 * f64::EPSILON
 }
 
-/// Σ √λ over the eigenvalues of a positive semidefinite matrix, of which the lower triangle is read.
+/// Σ √λ over the eigenvalues of a positive semidefinite matrix. Only the lower triangle is read.
 pub(crate) struct RootSum {
-    /// The sum over eigenvalues above rounding.
+    /// Sum over the eigenvalues above rounding.
     pub(crate) value: f64,
-    /// Whether all are. The root of one that is not may be as large as √(D ε) ≈ 10⁻⁶ of the largest root, and thousands of those add up.
+    /// Whether all eigenvalues are above rounding. The root of one that is not can be as large as √(D ε) ≈ 10⁻⁶ of the
+    /// largest root, and thousands of them add up.
     complete: bool,
 }
 
@@ -148,21 +151,24 @@ impl RootSum {
     }
 }
 
-/// Sum of the singular values of `matrix`. The error of each is at most rounding of the largest, so zeros need no floor.
+/// Sum of the singular values of `matrix`. The error of each is at most the rounding of the largest, so zeros need no
+/// threshold.
 fn nuclear_norm(matrix: &Mat<f64>) -> Result<f64> {
     const WHAT: &str = "a product of covariance factors";
     let Some(scaled) = Scaled::new(matrix) else { return Ok(0.0) };
-    // The transpose has the same singular values, and a solver that did not converge on one may converge on the other.
+    // The transpose has the same singular values. If the solver does not converge on one, it can converge on the other.
     let values = scaled.matrix.singular_values().or_else(|_| scaled.matrix.transpose().singular_values());
     Ok(values.map_err(|_| Error::Eigen { what: WHAT })?.iter().sum::<f64>() * scaled.peak)
 }
 
-/// Fréchet distance between Gaussians fitted to two feature sets (FID when the features are pool3).
+/// Fréchet distance between Gaussians fitted to two feature sets (FID for pool3 features).
 ///
-/// Unit: squared feature distance, lower is better, never negative: a result that is negative by rounding is 0. Computes `|μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 Σ √λ(A₁ᵀ Σ₂ A₁)` with `A₁ A₁ᵀ = Σ₁`, whose
-/// eigenvalues are those of `Σ₁ Σ₂`; no matrix root of an asymmetric product is taken, so nothing turns complex. If some of them are below
-/// rounding, their roots are computed as the singular values of `A₁ᵀ A₂` with `A₂ A₂ᵀ = Σ₂`: twice the time, twice the digits.
-/// Source: Heusel et al. 2017; same convention as EDM's `fid.py`.
+/// Unit: squared feature distance. Lower is better. A result that is negative by rounding is 0; a larger negative
+/// result occurs only if a covariance is not positive semidefinite. Computes
+/// `|μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 Σ √λ(A₁ᵀ Σ₂ A₁)` with `A₁ A₁ᵀ = Σ₁`. These eigenvalues are those of `Σ₁ Σ₂`. No root
+/// of an asymmetric matrix is taken, so no complex numbers occur. If some eigenvalues are below rounding, the roots are
+/// computed as the singular values of `A₁ᵀ A₂` with `A₂ A₂ᵀ = Σ₂`, which takes twice the time and gives twice the
+/// digits. Source: Heusel et al. 2017; same convention as `fid.py` of EDM.
 ///
 /// # Errors
 /// `DimMismatch` if D differs; `NotFinite`; `Eigen` if a solver does not converge.
@@ -183,8 +189,8 @@ pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
     Ok(distance(mean, a.sigma.diag().sum() + b.sigma.diag().sum(), roots, a.mu.len()))
 }
 
-/// `mean + traces − 2 roots`; 0 if that is negative by no more than rounding. A covariance that is not positive semidefinite can make it negative by
-/// more, and such a result stays.
+/// `mean + traces − 2 roots`, or 0 if that is negative within rounding. A larger negative value, from a covariance that
+/// is not positive semidefinite, is returned unchanged.
 #[allow(clippy::cast_precision_loss, reason = "a matrix size")]
 fn distance(mean: f64, traces: f64, roots: f64, dims: usize) -> f64 {
     let value = mean + traces - 2.0 * roots;
@@ -192,12 +198,12 @@ fn distance(mean: f64, traces: f64, roots: f64, dims: usize) -> f64 {
     if value < 0.0 && -value <= rounding { 0.0 } else { value }
 }
 
-/// Summary of a covariance's eigenvalues.
+/// Summary of the eigenvalues of a covariance.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spectrum {
-    /// The smallest.
+    /// Smallest eigenvalue.
     pub smallest: f64,
-    /// The largest.
+    /// Largest eigenvalue.
     pub largest: f64,
     /// Number of eigenvalues above rounding.
     pub rank: usize,
@@ -224,10 +230,11 @@ pub fn spectrum(sigma: &Array2<f64>) -> Result<Spectrum> {
     })
 }
 
-/// [`frechet_distance`] of the Gaussians of two feature sets `[N, D]` and `[M, D]`, covariances over `N − ddof`; faster if a set has fewer rows
-/// than features, as a single class usually has.
+/// [`frechet_distance`] of the Gaussians of two feature sets `[N, D]` and `[M, D]`, with covariances over `N − ddof`
+/// and `M − ddof`.
 ///
-/// With `Σ₁ = A₁ᵀA₁`, `Σ₂ = A₂ᵀA₂` of the centred, scaled rows, `Σ √λ(Σ₁ Σ₂)` is the sum of the singular values of `A₁ A₂ᵀ [N, M]`.
+/// It is faster if a set has fewer rows than features, as a single class usually has. With `Σ₁ = A₁ᵀA₁` and
+/// `Σ₂ = A₂ᵀA₂` of the centred, scaled rows, `Σ √λ(Σ₁ Σ₂)` is the sum of the singular values of `A₁ A₂ᵀ [N, M]`.
 ///
 /// # Errors
 /// `DimMismatch`; `TooFew` unless both sets have more than `ddof` rows; `NotFinite`; `Eigen`.
@@ -312,7 +319,7 @@ mod tests {
             }
         }
         assert_eq!(distance(0.0, 2.0, 1.0 + 1e-16, 2), 0.0);
-        // Not rounding: a matrix that is no covariance.
+        // More than rounding: the matrix is not a covariance.
         assert!(distance(0.0, 2.0, 1.1, 2) < -0.1);
     }
 
@@ -326,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_repeated_image_is_a_point() {
-        // Its covariance is 0; with rounding noise instead, the solver would not converge on it.
+        // The covariance is 0. With rounding noise instead, the solver would not converge.
         let image = ndarray::Array1::from_shape_fn(600, |j| ((j * 37 % 101) as f32).sin().abs() * 0.37);
         let mut point = crate::gaussian::Accumulator::new(600);
         let mut spread = crate::gaussian::Accumulator::new(600);
@@ -352,7 +359,7 @@ mod tests {
         let (a, b) = (gaussian(1), gaussian(2));
         assert_eq!(Factor::of(&a.sigma).unwrap().structure, BlockStructure::TriangularLower);
         let by_cholesky = frechet_distance(&a, &b).unwrap();
-        // The same with one dimension more, in which nothing varies: no full rank.
+        // The same Gaussians with one more dimension that is constant, so that the covariances do not have full rank.
         let wider = |g: &Gaussian| {
             let at = |i: usize, j: usize| if i.max(j) < 40 { g.sigma[[i, j]] } else { 0.0 };
             Gaussian {
@@ -366,7 +373,7 @@ mod tests {
         assert!((by_cholesky - by_eigenvectors).abs() < 1e-9 * by_cholesky, "{by_cholesky} and {by_eigenvectors}");
     }
 
-    /// Turns a diagonal by the reflection at a drawn plane.
+    /// A diagonal covariance, transformed by the reflection at a pseudo-random plane.
     fn reflected(diagonal: impl Fn(usize) -> f64, d: usize) -> Gaussian {
         let v = crate::gaussian::tests::rows(1, d, 11).row(0).mapv(f64::from);
         let v = &v / v.dot(&v).sqrt();
@@ -378,7 +385,8 @@ mod tests {
 
     #[test]
     fn small_eigenvalues_count() {
-        // Nine decades between the largest and the smallest, so that those of the product span eighteen; with and without full rank.
+        // Nine decades between the largest and the smallest eigenvalue, eighteen for the product; with and without full
+        // rank.
         let d = 64;
         for rank in [64, 50] {
             let first = |k: usize| if k < rank { 10_f64.powf(-9.0 * k as f64 / 63.0) } else { 0.0 };
@@ -398,7 +406,7 @@ mod tests {
         let mut sums = Accumulator::new(12);
         sums.push(rows.view()).unwrap();
         let sigma = sums.finish(1).unwrap().sigma;
-        // Only the lower triangle may count.
+        // The upper triangle must not be read.
         let lower = Mat::from_fn(12, 12, |i, j| if j <= i { sigma[[i, j]] } else { 0.0 });
         let scaled = Scaled::new(&lower).unwrap();
         let first = scaled.matrix.self_adjoint_eigenvalues(Side::Lower).unwrap();

@@ -10,9 +10,11 @@ use crate::frechet::Gaussian;
 /// Rows added to the sums at once.
 const BLOCK: usize = 512;
 
-/// Sums over feature rows. The first row is subtracted from all, so a large common offset costs no precision and equal rows have covariance 0. Rows
-/// are buffered until a block of fixed length is full, so the order of additions, and with it every bit of the result, depends only on the order of
-/// the rows.
+/// Running sums over feature rows.
+///
+/// The first row is subtracted from all rows, so a large common offset costs no precision and equal rows have
+/// covariance 0. Rows are buffered until a block of fixed length is full. The order of additions, and with it every bit
+/// of the result, then depends only on the order of the rows.
 #[derive(Debug, Clone)]
 pub struct Accumulator {
     dims: usize,
@@ -25,7 +27,7 @@ pub struct Accumulator {
 }
 
 impl Accumulator {
-    /// For rows of `dims` features.
+    /// Empty sums for rows of `dims` features.
     #[must_use]
     pub fn new(dims: usize) -> Self {
         let (origin, sum) = (vec![0.0; dims], vec![0.0; dims]);
@@ -60,8 +62,8 @@ impl Accumulator {
         Ok(())
     }
 
-    /// Adds the rows that wait for their block to fill up, so that [`Accumulator::finish`] needs no copy. Only for sums that are complete: rows that
-    /// are pushed later fall into other blocks.
+    /// Adds the buffered rows of an incomplete block, so that [`Accumulator::finish`] needs no copy. Call it after the
+    /// last row only: rows pushed later fall into other blocks.
     pub fn flush(&mut self) {
         let rows = self.waiting.len() / self.dims.max(1);
         let block = MatRef::from_row_major_slice(&self.waiting, rows, self.dims);
@@ -74,7 +76,7 @@ impl Accumulator {
         self.waiting.clear();
     }
 
-    /// Mean and covariance over `N − ddof`.
+    /// Mean and covariance, with the divisor `N − ddof`.
     ///
     /// # Errors
     /// `TooFew` unless there are more than `ddof` rows.
@@ -91,7 +93,7 @@ impl Accumulator {
         let (n, divisor) = (self.count as f64, (self.count - ddof) as f64);
         let mean: Vec<f64> = self.sum.iter().map(|s| s / n).collect();
         let sigma = Array2::from_shape_fn((self.dims, self.dims), |(i, j)| {
-            // Both triangles are read from the lower one, so the result is symmetric to the last bit.
+            // Both triangles are read from the lower one, so the result is exactly symmetric.
             let (i, j) = (i.max(j), i.min(j));
             (self.outer[(i, j)] - n * mean[i] * mean[j]) / divisor
         });

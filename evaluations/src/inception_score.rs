@@ -4,7 +4,7 @@ use std::fmt;
 
 use ndarray::{Array2, ArrayView2};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure_finite};
 use crate::numpy_random::RandomState;
 
 /// How the samples are split.
@@ -12,19 +12,19 @@ use crate::numpy_random::RandomState;
 pub enum Parts {
     /// Number of parts; part i goes from `i·N/count` to `(i + 1)·N/count`.
     Count(usize),
-    /// Samples of a part; the last may be shorter.
+    /// Samples per part; the last part can be shorter.
     Size(usize),
 }
 
-/// One tool's Inception Score.
+/// Inception Score settings of one tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScoreRule {
     /// The split.
     pub parts: Parts,
-    /// Seed of the `RandomState` whose permutation comes before the split; `None` for the samples' own order.
+    /// Seed of the `RandomState` that permutes the samples before the split; `None` keeps their order.
     pub shuffle_seed: Option<u32>,
-    /// Whether class probabilities and their logarithms are f32; else they are f64. Where an f32 probability is 0 the tools give NaN; here the term
-    /// is 0, its limit.
+    /// Whether class probabilities and their logarithms are f32 instead of f64. For an f32 probability of 0 the tools
+    /// give NaN; here the term is 0, its limit.
     pub f32_probabilities: bool,
 }
 
@@ -40,13 +40,13 @@ impl ScoreRule {
         format!("{parts} {order}, {}", if self.f32_probabilities { "f32" } else { "f64" })
     }
 
-    /// The same rule with another split, as torch-fidelity's `isc_splits` has it.
+    /// The same rule with another split, as with `isc_splits` of torch-fidelity.
     #[must_use]
     pub fn with_parts(self, parts: Parts) -> Self {
         Self { parts, ..self }
     }
 
-    /// Whether every part of `samples` logits has a sample; costs nothing.
+    /// Checks that every part of `samples` logits has a sample, before anything is computed.
     ///
     /// # Errors
     /// `TooFew` if a part would be empty or the rule has no parts.
@@ -64,8 +64,9 @@ impl ScoreRule {
         Ok(())
     }
 
-    /// The last part of `samples` logits, if it is shorter than the others: its score counts like theirs, though a short part scores lower (a
-    /// part of one sample scores 1). Parts by [`Parts::Count`] differ by one sample at most and are not reported.
+    /// The last part of `samples` logits, if it is shorter than the others. It has the same weight as the others,
+    /// although a short part scores lower (a part of one sample scores 1). Parts of [`Parts::Count`] differ by at most
+    /// one sample and are not reported.
     #[must_use]
     pub fn short_part(&self, samples: usize) -> Option<ShortPart> {
         let Parts::Size(full) = self.parts else { return None };
@@ -74,12 +75,12 @@ impl ScoreRule {
     }
 }
 
-/// A last part that is shorter than the others. Its `Display` is a note for the reader of the score.
+/// A last part that is shorter than the others. `Display` gives the note for users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShortPart {
-    /// Samples in it.
+    /// Samples in the last part.
     pub samples: usize,
-    /// Samples in the others.
+    /// Samples in each of the other parts.
     pub full: usize,
 }
 
@@ -97,13 +98,13 @@ impl fmt::Display for ShortPart {
 /// Mean and standard deviation (ddof 0) over the parts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct InceptionScore {
-    /// Mean of the parts' scores; higher is better.
+    /// Mean score of the parts; higher is better.
     pub mean: f64,
-    /// Their standard deviation; `None` where there is one part only.
+    /// Standard deviation of the scores; `None` for a single part.
     pub std: Option<f64>,
 }
 
-/// Sums behind the score. Memory is classes × parts and, for a shuffled split, one integer a sample.
+/// Running sums of the score. Memory: classes × parts and, for a shuffled split, one integer per sample.
 #[derive(Debug, Clone)]
 pub struct ScoreSums {
     rule: ScoreRule,
@@ -118,7 +119,7 @@ pub struct ScoreSums {
 }
 
 impl ScoreSums {
-    /// For `total` rows of `classes` logits.
+    /// Empty sums for `total` rows of `classes` logits.
     ///
     /// # Errors
     /// Those of [`ScoreRule::check`].
@@ -153,7 +154,7 @@ impl ScoreSums {
         let position = self.place.get(row).copied().unwrap_or(row);
         match self.rule.parts {
             Parts::Size(n) => position / n,
-            // The last part whose start i·N/count (rounded down) is not beyond the position.
+            // The last part with a start i·N/count (rounded down) not beyond the position.
             Parts::Count(n) => ((position + 1) * n - 1) / self.total,
         }
     }
@@ -169,10 +170,7 @@ impl ScoreSums {
         if self.at + logits.nrows() > self.total {
             return Err(Error::TooMany { what: "logits", most: self.total, found: self.at + logits.nrows() });
         }
-        if let Some(row) = logits.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
-            let count = logits.iter().filter(|v| !v.is_finite()).count();
-            return Err(Error::NotFinite { what: "logits", count, row: self.at + row });
-        }
+        ensure_finite("logits", logits, self.at)?;
         for row in logits.outer_iter() {
             let part = self.part(self.at);
             self.at += 1;
@@ -198,10 +196,11 @@ impl ScoreSums {
         Ok(())
     }
 
-    /// The score: exp of the mean divergence of each sample's class distribution from its part's mean one, over the parts.
+    /// Mean and standard deviation over the parts. The score of a part is exp of the mean KL divergence between the
+    /// class distribution of each sample and the mean distribution of the part.
     ///
     /// # Errors
-    /// `TooFew` unless all announced rows were pushed.
+    /// `TooFew` if fewer rows than announced were pushed.
     #[allow(clippy::cast_precision_loss, reason = "sample counts")]
     pub fn finish(&self) -> Result<InceptionScore> {
         if self.at < self.total {
@@ -225,7 +224,7 @@ impl ScoreSums {
     }
 }
 
-/// The score of `logits [N, K]` at once.
+/// Inception Score of `logits [N, K]` in one call.
 ///
 /// # Errors
 /// Those of [`ScoreSums`].
@@ -291,7 +290,7 @@ mod tests {
 
     #[test]
     fn splits_can_be_chosen() {
-        // isc_splits = 4 of torch-fidelity: the mean of the four quarters' scores.
+        // `isc_splits = 4` of torch-fidelity: the mean of the scores of the four quarters.
         let x = Array2::from_shape_fn((48, 4), |(i, k)| ((i * 7 + k * 5) % 11) as f32 / 3.0);
         let of = |x: ArrayView2<'_, f32>, parts| inception_score(x, TEN.with_parts(Parts::Count(parts))).unwrap();
         let quarters: f64 = (0..4).map(|i| of(x.slice(ndarray::s![12 * i..12 * (i + 1), ..]), 1).mean / 4.0).sum();

@@ -13,18 +13,18 @@ use crate::numpy_random::RandomState;
 pub enum SmallSets {
     /// Subsets shrink to the smaller set.
     Shrink,
-    /// It is an error.
+    /// A smaller set is an error.
     Refuse,
 }
 
-/// One tool's KID.
+/// KID settings of one tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KidRule {
     /// Number of subsets.
     pub subsets: usize,
-    /// Rows of a subset.
+    /// Rows per subset.
     pub subset_size: usize,
-    /// Seed of the `RandomState` that draws subsets, the samples' before the reference's; `None` where the tool does not seed.
+    /// Seed of the `RandomState` that draws the subsets, samples first; `None` if the tool does not set a seed.
     pub seed: Option<u32>,
     /// Treatment of sets smaller than a subset.
     pub small_sets: SmallSets,
@@ -39,10 +39,11 @@ impl KidRule {
         format!("{} subsets of {small}{}, {seed}, cubic kernel, f64", self.subsets, self.subset_size)
     }
 
-    /// Whether sets of this many rows are large enough; costs nothing.
+    /// Checks that the sets have enough rows, before anything is computed.
     ///
     /// # Errors
-    /// `TooFew` for a set below two rows or, if the rule refuses it, below a subset; for a rule without subsets or with subsets of one row.
+    /// `TooFew` if a set has fewer than 2 rows, if it has fewer rows than a subset and the rule refuses small sets, if
+    /// the rule has no subsets, or if a subset has fewer than 2 rows.
     pub fn check(&self, samples: usize, reference: usize) -> Result<()> {
         let least = if self.small_sets == SmallSets::Refuse { self.subset_size.max(2) } else { 2 };
         for (what, least, found) in [
@@ -59,18 +60,18 @@ impl KidRule {
     }
 }
 
-/// KID over the subsets.
+/// Mean and standard deviation of MMD² over the subsets.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Kid {
-    /// Mean of the subsets' MMD²; lower is better, slightly negative for equal distributions.
+    /// Mean MMD². Lower is better; it can be slightly negative for equal distributions.
     pub mean: f64,
-    /// Their standard deviation (ddof 0).
+    /// Standard deviation of MMD² (ddof 0).
     pub std: f64,
 }
 
-/// KID of `samples [N, D]` and `reference [M, D]`. `seed` is for rules without one.
+/// KID of `samples [N, D]` and `reference [M, D]`. `seed` is used if the rule has none.
 ///
-/// Kernels and sums are f64. Each subset is sampled by `RandomState.choice(N, size, replace=False)`, samples first.
+/// Kernels and sums are f64. Each subset is drawn with `RandomState.choice(N, size, replace=False)`, samples first.
 ///
 /// # Errors
 /// `DimMismatch`; `NotFinite`; those of [`KidRule::check`].
@@ -97,12 +98,12 @@ pub fn kid(samples: ArrayView2<'_, f32>, reference: ArrayView2<'_, f32>, rule: &
     Ok(Kid { mean, std })
 }
 
-/// Rows `indices` as columns.
+/// Gathers rows `indices` as the columns of a matrix.
 fn gather(rows: ArrayView2<'_, f32>, indices: &[usize]) -> Mat<f64> {
     Mat::from_fn(rows.ncols(), indices.len(), |j, i| f64::from(rows[[indices[i], j]]))
 }
 
-/// Unbiased MMD² of two sets of one size; rows of the sets are columns.
+/// Unbiased MMD² of two sets of equal size, given as columns.
 #[allow(clippy::cast_precision_loss, reason = "matrix sizes")]
 fn mmd(x: &Mat<f64>, y: &Mat<f64>) -> f64 {
     let (d, m) = (x.nrows() as f64, x.ncols() as f64);
@@ -110,7 +111,7 @@ fn mmd(x: &Mat<f64>, y: &Mat<f64>) -> f64 {
     let mut k = Mat::<f64>::zeros(x.ncols(), y.ncols());
     matmul(&mut k, Accum::Replace, x.transpose(), y, 1.0 / d, Par::rayon(0));
     let across: f64 = k.col_iter().map(|column| column.iter().map(|v| cubed(*v)).sum::<f64>()).sum();
-    // k(a, b) = k(b, a): the products below the diagonal are those above it.
+    // The kernel is symmetric, so the triangle below the diagonal is enough.
     let mut within = |a: &Mat<f64>| -> f64 {
         let lower = BlockStructure::TriangularLower;
         let full = BlockStructure::Rectangular;
@@ -154,7 +155,7 @@ mod tests {
         let found = kid(x.view(), y.view(), &RULE, 0).unwrap();
         assert!((found.mean - expected).abs() < 1e-12, "{} {expected}", found.mean);
         assert!(found.std > 0.0);
-        // The rule's seed wins; without one the caller's counts.
+        // The seed of the rule takes precedence; without one, the argument is used.
         assert_eq!(found, kid(x.view(), y.view(), &KidRule { seed: None, ..RULE }, 2020).unwrap());
     }
 

@@ -9,21 +9,23 @@ use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 use crate::error::{Error, Result, ensure_finite};
 use crate::panels::{Element, PANEL, Panels, Products};
 
-/// How the distance of two rows is computed. All are `|u|² - 2uv + |v|²` from left to right, negative results 0. Between the sets, u is the
-/// reference's row and v the samples', as in every tool reproduced here.
+/// How the distance of two rows is computed. All are `|u|² - 2uv + |v|²` from left to right, with negative results set
+/// to 0. Between the sets, u is the reference row and v is the sample row, as in every reproduced tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Distance {
     /// Squared, f32.
     Squared,
-    /// Squared, as guided-diffusion: a block of 10 000 × 10 000 in f16 if all of it is finite, else in f32. Products and norms are summed
-    /// in f32 and rounded to f16 after each operation, as f16 matrix units do.
+    /// Squared, as in guided-diffusion: each block of 10 000 × 10 000 in f16 if all its distances are finite, otherwise
+    /// in f32. Products and norms are summed in f32 and rounded to f16 after each operation, as on f16 matrix units.
     SquaredHalfBlocks,
     /// Euclidean, f32, as `torch.cdist`.
     Euclidean,
-    /// Euclidean of features rounded to f16, as `torch.cdist` of f16: sums in f32, the square and its root rounded to f16.
+    /// Euclidean of features rounded to f16, as `torch.cdist` of f16: sums in f32, the squared distance and its root
+    /// rounded to f16.
     EuclideanHalf,
-    /// Euclidean, as scikit-learn's `euclidean_distances` of f32 rows: products and norms in f64, the square rounded to f32, its root in f32. Norms are
-    /// summed in the order of the products, so equal rows are at distance 0.
+    /// Euclidean, as `euclidean_distances` of scikit-learn for f32 rows: products and norms in f64, the squared
+    /// distance rounded to f32, its root in f32. Norms are summed in the order of the products, so equal rows have
+    /// distance 0.
     EuclideanDouble,
 }
 
@@ -41,24 +43,24 @@ impl Distance {
     }
 }
 
-/// Whether a point at exactly a ball's radius lies in the ball.
+/// Whether a point at exactly the radius of a ball lies in the ball.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Boundary {
-    /// It does: `<=`.
+    /// Inside: `<=`.
     Inclusive,
-    /// It does not: `<`.
+    /// Outside: `<`.
     Exclusive,
 }
 
-/// One tool's rule for balls around k nearest neighbours.
+/// k-nearest-neighbour settings of one tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ManifoldRule {
-    /// A ball's radius is the distance to the k-th neighbour within the same set: the element at index k of the sorted distances, the point itself
-    /// included.
+    /// Number of neighbours. The radius of a ball is the element at index k of the sorted distances within the same
+    /// set, the point itself included.
     pub k: usize,
     /// The distance.
     pub distance: Distance,
-    /// Points on the boundary.
+    /// Treatment of points on the boundary.
     pub boundary: Boundary,
 }
 
@@ -70,7 +72,7 @@ impl ManifoldRule {
         format!("{} neighbours, {}, {boundary} radius", self.k, self.distance.describe())
     }
 
-    /// Whether sets of this many rows are large enough; costs nothing.
+    /// Checks that both sets have enough rows, before anything is computed.
     ///
     /// # Errors
     /// `TooFew` unless both sets have more than k rows.
@@ -85,14 +87,15 @@ impl ManifoldRule {
     }
 }
 
-/// Rows of a block, in whole panels. Each thread holds one block of products, whatever N is, and it fits in a core's second-level cache.
+/// Rows per block, in whole panels. Each thread holds one block of products for any N; it fits into the second-level
+/// cache of a core.
 const BLOCK: usize = 384;
-/// Rows of guided-diffusion's blocks, each of which is f16 or f32 as a whole.
+/// Rows per tile: the block size of guided-diffusion. A tile is f16 or f32 as a whole.
 const TILE: usize = 10_000;
-// Each tile begins with a new block, and products take ranges that begin with a panel.
+// Each tile starts a new block, and product ranges start at a panel boundary.
 const _: () = assert!(BLOCK.is_multiple_of(PANEL) && TILE.is_multiple_of(PANEL));
 
-/// Precision and recall, with the flag of each image.
+/// Precision and recall, with one flag per image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrecisionRecall {
     /// For each sample: whether it lies in a ball of the reference.
@@ -102,27 +105,27 @@ pub struct PrecisionRecall {
 }
 
 impl PrecisionRecall {
-    /// Share of samples inside the reference's manifold.
+    /// Share of samples inside the reference manifold.
     #[must_use]
     pub fn precision(&self) -> f64 {
         proportion(&self.sample_inside)
     }
 
-    /// Share of reference images inside the samples' manifold.
+    /// Share of reference images inside the sample manifold.
     #[must_use]
     pub fn recall(&self) -> f64 {
         proportion(&self.reference_inside)
     }
 }
 
-/// Density and coverage, with the counts of each image.
+/// Density and coverage, with one count per sample and one flag per reference image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DensityCoverage {
-    /// For each sample: the number of reference balls that hold it.
+    /// For each sample: the number of reference balls that contain it.
     pub balls: Vec<u32>,
-    /// For each reference image: whether its ball holds a sample.
+    /// For each reference image: whether its ball contains a sample.
     pub covered: Vec<bool>,
-    /// Neighbours of a ball.
+    /// Number of neighbours that defines a ball.
     pub k: usize,
 }
 
@@ -134,14 +137,14 @@ impl DensityCoverage {
         self.balls.iter().map(|b| f64::from(*b)).sum::<f64>() / (self.k * self.balls.len()) as f64
     }
 
-    /// Share of reference images whose ball holds a sample.
+    /// Share of reference images with a ball that contains a sample.
     #[must_use]
     pub fn coverage(&self) -> f64 {
         proportion(&self.covered)
     }
 }
 
-/// All four metrics by one rule.
+/// All four metrics under one rule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Manifold {
     /// Precision and recall.
@@ -157,8 +160,9 @@ fn proportion(flags: &[bool]) -> f64 {
 
 /// Precision and recall of `samples [N, D]` against `reference [M, D]` under `rule`.
 ///
-/// Memory beyond the arguments is one copy of the features in the format of the distance ([`Distance::SquaredHalfBlocks`]: a second one if some block
-/// overflows f16; [`Distance::EuclideanDouble`]: none) and one block of products for each thread.
+/// Memory beyond the arguments: one copy of the features in the number format of the distance, and one block of
+/// products per thread. [`Distance::SquaredHalfBlocks`] needs a second copy if a block overflows f16;
+/// [`Distance::EuclideanDouble`] needs no copy.
 ///
 /// # Errors
 /// `DimMismatch`; `TooFew` unless both sets have more than k rows; `NotFinite`.
@@ -170,8 +174,8 @@ pub fn precision_recall(
     Ok(manifold(samples, reference, rule)?.precision_recall)
 }
 
-/// Density and coverage of `samples [N, D]` against `reference [M, D]` under `rule`. Takes less time than [`manifold`]: the samples' balls are not
-/// needed. Memory as [`precision_recall`].
+/// Density and coverage of `samples [N, D]` against `reference [M, D]` under `rule`. Faster than [`manifold`], because
+/// the balls of the samples are not needed. Memory as for [`precision_recall`].
 ///
 /// # Errors
 /// Those of [`precision_recall`].
@@ -183,7 +187,8 @@ pub fn density_coverage(
     Ok(compare(samples, reference, rule, false, TILE)?.density_coverage)
 }
 
-/// Precision, recall, density and coverage where one rule serves them all, at the cost of precision and recall. Memory as [`precision_recall`].
+/// Precision, recall, density and coverage under one rule, at the cost of precision and recall. Memory as for
+/// [`precision_recall`].
 ///
 /// # Errors
 /// Those of [`precision_recall`].
@@ -191,7 +196,8 @@ pub fn manifold(samples: ArrayView2<'_, f32>, reference: ArrayView2<'_, f32>, ru
     compare(samples, reference, rule, true, TILE)
 }
 
-/// Without `sample_balls`, `reference_inside` stays false. `tile` is [`TILE`] but in tests: a multiple of [`PANEL`].
+/// Without `sample_balls`, `reference_inside` stays false. `tile` is [`TILE`] except in tests; it must be a multiple of
+/// [`PANEL`].
 fn compare(
     samples: ArrayView2<'_, f32>,
     reference: ArrayView2<'_, f32>,
@@ -260,9 +266,9 @@ impl Rows {
     }
 }
 
-/// One set, in the number formats its distances turn out to need.
+/// One set, packed on demand in the number formats that its distances need.
 struct Points<'a> {
-    /// In standard layout: sums of squares are rounded alike whatever the caller's layout is.
+    /// In standard layout, so that sums of squares are rounded the same way for every layout of the argument.
     rows: CowArray<'a, f32, Ix2>,
     distance: Distance,
     tile: usize,
@@ -283,7 +289,7 @@ impl<'a> Points<'a> {
         self.rows.nrows()
     }
 
-    /// The features as they are.
+    /// The features in f32.
     fn plain(&self) -> &Rows {
         self.plain.get_or_init(|| Rows::new(self.rows.view(), |v| v, |r| r.dot(&r)))
     }
@@ -313,7 +319,8 @@ impl<'a> Points<'a> {
         DoubleRows { rows, squares }
     }
 
-    /// Blocks that hold every pair once; with `both`, where a set meets itself, half of them, for `d(i, j)` and `d(j, i)` at once.
+    /// Blocks that contain every pair once. With `both` (a set against itself), blocks of one triangle give `d(i, j)`
+    /// and `d(j, i)` at once, if both directions use the same distance kind.
     fn blocks<'b>(&'b self, other: &'b Self, both: bool) -> Vec<Block<'b>> {
         let mut out = Vec::new();
         for is in cut(&(0..self.len()), self.tile) {
@@ -360,9 +367,9 @@ impl<'a> Points<'a> {
             .map(move |(rows, columns)| Block { sides, both: both && columns.start > rows.start, rows, columns, kind })
     }
 
-    /// Distance of each point to its k-th neighbour: index k of the sorted row, the point itself included.
+    /// Distance of each point to its k-th neighbour: index k of the sorted distances, the point itself included.
     fn radii(&self, k: usize) -> Vec<f32> {
-        // Each tile begins with a new block, so the tile and the block in it identify a group of rows.
+        // Each tile starts a new block, so the tile and the block within it identify a group of rows.
         let per_tile = self.tile.div_ceil(BLOCK);
         let group = |start: usize| start / self.tile * per_tile + start % self.tile / BLOCK;
         let rows = BLOCK.min(self.tile);
@@ -386,7 +393,7 @@ impl<'a> Points<'a> {
 struct Nearest {
     /// Ascending, `[rows, k + 1]`.
     smallest: Array2<f32>,
-    /// Its last column: what a distance must beat.
+    /// Last column of `smallest`. Only smaller distances are stored.
     bound: Vec<f32>,
 }
 
@@ -406,7 +413,7 @@ impl Nearest {
         self.bound[row] = list[list.len() - 1];
     }
 
-    /// Distances of one row.
+    /// Adds the distances of one row.
     fn offer_row(&mut self, row: usize, distances: &[f32]) {
         for chunk in distances.chunks(CHUNK) {
             let bound = self.bound[row];
@@ -420,7 +427,7 @@ impl Nearest {
         }
     }
 
-    /// One distance for each row.
+    /// Adds one distance for each row.
     fn offer_each(&mut self, distances: &[f32]) {
         for (start, chunk) in (0..).step_by(CHUNK).zip(distances.chunks(CHUNK)) {
             let bounds = &self.bound[start..start + chunk.len()];
@@ -439,7 +446,7 @@ impl Nearest {
     }
 }
 
-/// Distances looked at together before any of them is looked at alone.
+/// Number of distances compared with the bound together, before they are compared one by one.
 const CHUNK: usize = 64;
 
 /// How a distance is computed from two squared lengths and a product.
@@ -459,7 +466,8 @@ enum Sides<'a> {
     Double([DoubleRows<'a>; 2]),
 }
 
-/// Rows to be packed in f64 block by block, since the whole set would take twice its memory, and their squared lengths.
+/// Rows with their squared lengths. They are packed in f64 block by block, because the whole set in f64 would take
+/// twice its memory.
 #[derive(Clone, Copy)]
 struct DoubleRows<'a> {
     rows: ArrayView2<'a, f32>,
@@ -489,10 +497,10 @@ impl DoubleRows<'_> {
     }
 }
 
-/// Packed rows of one thread's blocks.
+/// Packed rows of the current block of one thread.
 struct Scratch {
     left: Panels<f64>,
-    /// The set, by the address of its squared lengths, and the rows in `left`: consecutive blocks share them.
+    /// Set (identified by the address of its squared lengths) and rows in `left`. Consecutive blocks share them.
     packed: Option<(usize, Range<usize>)>,
     right: Panels<f64>,
 }
@@ -503,19 +511,19 @@ impl Scratch {
     }
 }
 
-/// Pairs of some rows of one set with some of another.
+/// Pairs of the rows `rows` of one set and `columns` of another.
 struct Block<'a> {
     sides: Sides<'a>,
     rows: Range<usize>,
     columns: Range<usize>,
     kind: DistanceKind,
-    /// Whether the block also stands for its mirror image.
+    /// Whether the block also gives the mirrored distances.
     both: bool,
 }
 
 impl Block<'_> {
-    /// Calls `each(false, row in the block, distances to the columns)` for every row; then, if the block stands for its mirror image too,
-    /// `each(true, row, distances from the columns)`.
+    /// Calls `each(false, row in the block, distances to the columns)` for every row. With `both`, it then calls
+    /// `each(true, row, distances from the columns)` for every row.
     fn distances(&self, scratch: &mut Scratch, each: &mut impl FnMut(bool, usize, &[f32])) {
         match self.sides {
             Sides::Single([a, b]) => {
@@ -564,7 +572,7 @@ impl Block<'_> {
         }
     }
 
-    /// Rows are of the reference, columns of the samples.
+    /// Rows are reference images, columns are samples.
     fn memberships(&self, scratch: &mut Scratch, radii: &Radii, inside: impl Fn(f32, f32) -> bool) -> Memberships {
         let row_radii = &radii.reference[self.rows.clone()];
         let column_radii = radii.samples.as_ref().map_or(&[][..], |r| &r[self.columns.clone()]);
@@ -587,7 +595,7 @@ impl Block<'_> {
     }
 }
 
-/// Radii of the balls; those of the samples only where they are needed.
+/// Radii of the balls; those of the samples only if they are needed.
 struct Radii {
     reference: Vec<f32>,
     samples: Option<Vec<f32>>,
@@ -618,7 +626,7 @@ fn squared(u: f32, product: f32, v: f32) -> f32 {
     (u - 2.0 * product + v).max(0.0)
 }
 
-/// Before negative values become 0.
+/// Squared distance in f16, before negative values become 0.
 fn half_difference(u: f32, product: f32, v: f32) -> f32 {
     to_half(to_half(u - to_half(2.0 * to_half(product))) + v)
 }
@@ -634,7 +642,8 @@ fn double_root(u: f64, product: f64, v: f64) -> f32 {
 
 /// Whether the f16 distances of a tile are all finite.
 fn all_finite(a: &Rows, b: &Rows, is: &Range<usize>, js: &Range<usize>) -> bool {
-    // 2|uv| ≤ |u|² + |v|², so no value on the way exceeds twice the sum of the largest squares; a tenth is left for rounding.
+    // 2|uv| ≤ |u|² + |v|², so no intermediate value exceeds twice the sum of the largest squares. A tenth is left for
+    // rounding.
     const SAFE: f32 = 65504.0 * 0.9 / 2.0;
     if a.largest + b.largest < SAFE {
         return true;
@@ -644,7 +653,7 @@ fn all_finite(a: &Rows, b: &Rows, is: &Range<usize>, js: &Range<usize>) -> bool 
         let products = products(a, b, rows, columns);
         rows.clone().enumerate().all(|(row, i)| {
             let products = products.row(row);
-            // False for NaN, which ∞ - ∞ gives; -∞ becomes 0, which is finite.
+            // NaN, from ∞ - ∞, compares false. -∞ becomes 0, which is finite.
             let finite =
                 |(at, j): (usize, usize)| half_difference(a.squares[i], products[at], b.squares[j]) < f32::INFINITY;
             columns.clone().enumerate().all(finite)
@@ -652,7 +661,7 @@ fn all_finite(a: &Rows, b: &Rows, is: &Range<usize>, js: &Range<usize>) -> bool 
     })
 }
 
-/// A range in pieces of `size`.
+/// Splits a range into pieces of `size`.
 fn cut(range: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let end = range.end;
     range.clone().step_by(size).map(move |start| start..(start + size).min(end))
@@ -664,7 +673,7 @@ fn blocks_of(is: &Range<usize>, js: &Range<usize>) -> impl Iterator<Item = (Rang
     cut(is, BLOCK).flat_map(move |rows| cut(&js, BLOCK).map(move |columns| (rows.clone(), columns)))
 }
 
-/// On this thread alone: blocks are what runs in parallel.
+/// Runs on the current thread, because blocks run in parallel.
 fn products(a: &Rows, b: &Rows, rows: &Range<usize>, columns: &Range<usize>) -> Products<f32> {
     Products::new(&a.panels, rows, &b.panels, columns, std::ptr::eq(a, b) && rows == columns)
 }
@@ -725,7 +734,7 @@ mod tests {
         }
     }
 
-    /// The rule as its documentation says, pair by pair, from features that are exact in every format so that sums have no order.
+    /// The documented rule, pair by pair. The features are exact in every format, so the order of sums does not matter.
     struct Naive<'a> {
         rule: ManifoldRule,
         tile: usize,
@@ -791,7 +800,7 @@ mod tests {
             if self.rule.boundary == Boundary::Inclusive { d <= radius } else { d < radius }
         }
 
-        /// `sets` are samples and reference.
+        /// `sets[0]` are the samples, `sets[1]` is the reference.
         fn manifold(&self) -> Manifold {
             let radii = |set: usize| -> Vec<f32> {
                 let sorted = |row: ArrayView1<'_, f32>| {
@@ -829,7 +838,7 @@ mod tests {
 
     #[test]
     fn every_rule_equals_a_plain_implementation_across_tiles_and_blocks() {
-        // Several tiles in each set, and one of several blocks; the second pair's last tiles overflow f16.
+        // Several tiles in each set, and one tile of several blocks. The last tiles of the second pair overflow f16.
         let far = |x: Array2<f32>, from: usize| {
             Array2::from_shape_fn(x.dim(), |(i, j)| if i >= from { x[[i, j]] * 64.0 } else { x[[i, j]] })
         };
@@ -846,7 +855,7 @@ mod tests {
                 }
             }
         }
-        // Formats and tiles make a difference to these sets.
+        // The number format and the tile size change the results of these sets.
         let rule = ManifoldRule { distance: Distance::SquaredHalfBlocks, ..RULE };
         let tiled = |tile| compare(mixed.0.view(), mixed.1.view(), &rule, true, tile).unwrap();
         assert_ne!(tiled(16), tiled(96));
@@ -862,7 +871,7 @@ mod tests {
 
     #[test]
     fn tiles_of_guided_diffusion() {
-        // Two tiles of small integers, exact in f16, so every rule must find the same; with the second tile far off, f16 must give way there.
+        // Two tiles of small integers, exact in f16, so all rules agree. The second tile is far away and overflows f16.
         let set = |n: usize, step: usize| {
             Array2::from_shape_fn((n, 2), |(i, j)| {
                 let place = ((i * step + j * 31 + i / 97) % 16) as f32;
@@ -907,7 +916,8 @@ mod tests {
 
     #[test]
     fn equal_rows_are_at_distance_zero_in_f64() {
-        // Each row 8 times, in an order that puts copies into different panels and blocks: every radius is 0, and nothing lies inside such a ball.
+        // Each row 8 times, with copies in different panels and blocks: every radius is 0, and no point lies strictly
+        // inside a ball.
         let row = |i: usize, j: usize| ((i * 7919 + j * 104_729) % 10_007) as f32 * 0.000_317 + 0.1;
         let x = Array2::from_shape_fn((480, 130), |(i, j)| row(i % 60, j));
         let rule = ManifoldRule { k: 5, distance: Distance::EuclideanDouble, boundary: Boundary::Exclusive };
@@ -953,7 +963,8 @@ mod tests {
 
     #[test]
     fn an_f16_block_that_overflows_is_f32() {
-        // On the grid every distance is exact in f16, so all rules agree; scaled by 64 f16 overflows and f32 must step in.
+        // All distances on the grid are exact in f16, so all rules agree. Scaled by 64, they overflow f16 and f32 is
+        // used.
         let (a, b) = (grid(100, 0.0), grid(100, 1.0));
         let plain = of(&a, &b, Distance::Squared);
         for distance in DISTANCES {
@@ -965,14 +976,14 @@ mod tests {
 
     #[test]
     fn the_boundary_counts_as_the_rule_says() {
-        // On a line with steps of 1 every first neighbour lies at the radius exactly.
+        // On a line with steps of 1, every first neighbour lies exactly at the radius.
         let line = Array2::from_shape_fn((10, 1), |(i, _)| i as f32);
         let next = Array2::from_shape_fn((10, 1), |(i, _)| i as f32 + 10.0);
         let precision = |boundary| {
             let rule = ManifoldRule { k: 1, boundary, ..RULE };
             precision_recall(next.view(), line.view(), &rule).unwrap().precision()
         };
-        // Only 10 touches the ball of 9.
+        // Only point 10 touches a ball: the ball of point 9.
         assert_eq!((precision(Boundary::Inclusive), precision(Boundary::Exclusive)), (0.1, 0.0));
     }
 }

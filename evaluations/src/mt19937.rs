@@ -1,4 +1,4 @@
-//! The Mersenne Twister MT19937 (Matsumoto and Nishimura 1998), which NumPy and torch share.
+//! The Mersenne Twister MT19937 (Matsumoto and Nishimura 1998), used by NumPy and torch.
 
 /// The generator, seeded from an integer (`init_genrand`).
 #[derive(Clone)]
@@ -58,7 +58,8 @@ mod tests {
 
     #[test]
     fn gives_the_published_sequence() {
-        // mt19937ar.out is for an array seed; these are the first words for seed 5489 (C++ std::mt19937's default).
+        // mt19937ar.out uses an array seed. These are words 1, 2 and 10000 for seed 5489, the default of `std::mt19937`
+        // in C++.
         let mut twister = Mt19937::new(5489);
         assert_eq!([twister.word(), twister.word()], [3_499_211_612, 581_869_302]);
         for _ in 2..9_999 {

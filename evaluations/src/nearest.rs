@@ -1,4 +1,5 @@
-//! Nearest reference images of single samples, to be looked at: whether a generator repeats its training images shows here and not in a distance.
+//! Nearest reference images of single samples, for visual inspection. They show whether a generator repeats training
+//! images, which a distance between sets does not.
 
 use ndarray::{ArrayView1, ArrayView2};
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
@@ -6,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, ensure_finite};
 
-/// A row of the reference, seen from a sample.
+/// A reference row with its distance from a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Neighbour {
     /// Index of the row in the reference, from 0.
@@ -15,13 +16,14 @@ pub struct Neighbour {
     pub distance: f64,
 }
 
-/// The `k` rows of `reference [M, D]` that lie nearest to each row of `samples [N, D]`, nearest first; of equally near ones the lower index first.
+/// Finds the `k` rows of `reference [M, D]` nearest to each row of `samples [N, D]`, nearest first; ties in the order
+/// of the index.
 ///
-/// Distances are Euclidean: differences and their squares in f64, summed over the features in order. Every pair is computed, which is meant for a few
-/// samples.
+/// Distances are Euclidean: differences and their squares in f64, summed over the features in order. All N·M pairs are
+/// computed, so this is meant for few samples.
 ///
 /// # Errors
-/// `DimMismatch`; `TooFew` unless the reference has `k` rows; `NotFinite`.
+/// `DimMismatch`; `TooFew` if the reference has fewer than `k` rows; `NotFinite`.
 pub fn nearest(samples: ArrayView2<'_, f32>, reference: ArrayView2<'_, f32>, k: usize) -> Result<Vec<Vec<Neighbour>>> {
     if samples.ncols() != reference.ncols() {
         return Err(Error::DimMismatch { what: "samples", expected: reference.ncols(), found: samples.ncols() });

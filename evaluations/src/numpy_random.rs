@@ -1,6 +1,7 @@
-//! NumPy's legacy `RandomState`, so that subsets, orders and normals are those the Python tools draw.
+//! NumPy's legacy `RandomState`: the same subsets, orders and normals as in the Python tools.
 //!
-//! Source: the Mersenne Twister as NumPy seeds it from an integer (`init_genrand`), and the streams NumPy froze for `RandomState` (NEP 19).
+//! Source: the Mersenne Twister seeded from an integer (`init_genrand`), and the `RandomState` streams that NumPy froze
+//! (NEP 19).
 
 use crate::mt19937::Mt19937;
 
@@ -13,7 +14,7 @@ use crate::mt19937::Mt19937;
 #[derive(Debug, Clone)]
 pub struct RandomState {
     twister: Mt19937,
-    /// The second normal of a pair.
+    /// Second normal of the last pair, for the next call.
     waiting: Option<f64>,
 }
 
@@ -35,7 +36,7 @@ impl RandomState {
         (f64::from(upper) * 67_108_864.0 + f64::from(lower)) / 9_007_199_254_740_992.0
     }
 
-    /// `randn(count)`: normals of the polar method, in pairs of which the second waits for the next call.
+    /// `randn(count)`: normals of the polar method. They come in pairs; an unused second one is kept for the next call.
     #[must_use]
     pub fn randn(&mut self, count: usize) -> Vec<f64> {
         (0..count).map(|_| self.normal()).collect()
@@ -62,7 +63,7 @@ impl RandomState {
         (upper << 32) | u64::from(self.next_u32())
     }
 
-    /// Uniform in `0..=max`: draws are masked to the bits of `max` and rejected above it.
+    /// Uniform in `0..=max`: draws are masked to the bits of `max`, and masked values above it are rejected.
     fn up_to(&mut self, max: u64) -> u64 {
         if max == 0 {
             return 0;
@@ -97,7 +98,7 @@ impl RandomState {
         order
     }
 
-    /// `choice(n, count, replace=False)`: the head of a permutation. `count` beyond `n` gives all `n`.
+    /// `choice(n, count, replace=False)`: the first `count` elements of a permutation, or all `n` if `count` is larger.
     #[must_use]
     pub fn choice(&mut self, n: usize, count: usize) -> Vec<usize> {
         let mut order = self.permutation(n);
@@ -124,7 +125,7 @@ mod tests {
     #[test]
     fn words() {
         let mut rng = RandomState::new(0);
-        // RandomState(0).tomaxint and randint of full range hide bits, so: RandomState(0).bytes(12) as little-endian words.
+        // `RandomState(0).bytes(12)` as little-endian words, because `tomaxint` and full-range `randint` hide bits.
         assert_eq!([rng.next_u32(), rng.next_u32(), rng.next_u32()], [2_357_136_044, 2_546_248_239, 3_071_714_933]);
         let mut rng = RandomState::new(4_294_967_295);
         for _ in 0..1999 {
@@ -174,7 +175,7 @@ mod tests {
         ];
         close(&rng.randn(5), &first);
         assert_eq!(rng.below(1000), 730);
-        // The second of the last pair comes first.
+        // The second normal of the last pair comes first.
         close(&rng.randn(3), &[0.002_065_572_905_948_13, 0.020_064_386_981_922_06, -0.349_830_132_522_562_07]);
     }
 

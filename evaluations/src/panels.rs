@@ -1,7 +1,8 @@
 //! Inner products of every row of one set with every row of another, in f32 or f64.
 //!
-//! Rows are packed in panels of sixteen, transposed: sixteen consecutive numbers are one dimension of sixteen rows. A panel serves as the left operand
-//! (numbers are broadcast) and as the right one (numbers are vectors), so it is packed once for both.
+//! Rows are packed in transposed panels of sixteen: sixteen consecutive numbers are one dimension of sixteen rows. The
+//! same layout is used for the left operand (numbers are broadcast) and the right operand (numbers form vectors), so a
+//! set is packed once for both.
 
 use std::ops::Range;
 
@@ -10,14 +11,14 @@ use pulp::{Simd, WithSimd};
 use rayon::iter::{IndexedParallelIterator as _, ParallelIterator as _};
 use rayon::slice::ParallelSliceMut as _;
 
-/// Rows of a panel.
+/// Rows per panel.
 pub(crate) const PANEL: usize = 16;
-/// Dimensions summed in registers: this part of two panels fits in a core's first-level cache.
+/// Dimensions summed in registers at a time. This part of two panels fits into the first-level cache of a core.
 const DEPTH: usize = 128;
-/// Rows on the left whose sums are in registers, with two vectors each: 16 registers.
+/// Left rows summed at a time. Each has two accumulator vectors: 16 registers.
 const LEFT: usize = 8;
 
-/// The number format of products and sums, with the vector operations they take.
+/// Number type of products and sums, with its vector operations.
 pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     type Vector<S: Simd>: Copy;
 
@@ -75,17 +76,18 @@ macro_rules! element {
 element!(f32, f32s, F32_LANES, splat_f32s, add_f32s, mul_add_f32s, as_simd_f32s, as_mut_simd_f32s);
 element!(f64, f64s, F64_LANES, splat_f64s, add_f64s, mul_add_f64s, as_simd_f64s, as_mut_simd_f64s);
 
-/// Rows `[N, D]` in panels.
+/// Rows `[N, D]`, packed in panels.
 pub(crate) struct Panels<T> {
-    /// `[N / 16, lines, 16]`, and one panel of zeros.
+    /// `[ceil(N / 16) + 1, lines, 16]`. The last panel is zero.
     values: Vec<T>,
     dims: usize,
-    /// Lines of a panel: its dimensions and padding, an odd multiple of `DEPTH`, so that neighbouring panels fall into different cache sets.
+    /// Lines per panel: the dimensions, padded to an odd multiple of `DEPTH` so that neighbouring panels fall into
+    /// different cache sets.
     lines: usize,
 }
 
 impl<T: Element> Panels<T> {
-    /// `convert` is applied to every number.
+    /// Packs `rows` in parallel. `convert` is applied to every number.
     pub(crate) fn new(rows: ArrayView2<'_, f32>, convert: impl Fn(f32) -> T + Sync) -> Self {
         let (dims, lines, len) = Self::shape(rows);
         let mut values = vec![T::default(); len];
@@ -96,10 +98,11 @@ impl<T: Element> Panels<T> {
         Self { values, dims, lines }
     }
 
-    /// Other rows in the same memory, on this thread alone.
+    /// Packs other rows into the same memory, on the current thread.
     pub(crate) fn refill(&mut self, rows: ArrayView2<'_, f32>, convert: impl Fn(f32) -> T) {
         let (dims, lines, len) = Self::shape(rows);
-        // Padding is zero and stays so, unless the last panel had or has fewer rows.
+        // With the same shape and full panels, all numbers except the padding are overwritten. A partial last panel can
+        // hold numbers of the previous set.
         if (self.dims, self.lines, self.values.len()) != (dims, lines, len) || !rows.nrows().is_multiple_of(PANEL) {
             self.values.clear();
             self.values.resize(len, T::default());
@@ -110,19 +113,19 @@ impl<T: Element> Panels<T> {
         }
     }
 
-    /// No rows.
+    /// A set without rows.
     pub(crate) fn empty() -> Self {
         Self { values: Vec::new(), dims: 0, lines: 0 }
     }
 
-    /// Dimensions, lines of a panel, and numbers in all panels.
+    /// Number of dimensions, lines per panel, and numbers in all panels.
     fn shape(rows: ArrayView2<'_, f32>) -> (usize, usize, usize) {
         let dims = rows.ncols();
         let lines = (dims.div_ceil(DEPTH) | 1) * DEPTH;
         (dims, lines, (rows.nrows().div_ceil(PANEL) + 1) * lines * PANEL)
     }
 
-    /// Some dimensions of a panel; zeros beyond the last.
+    /// The dimensions `depth` of a panel; zeros for a panel beyond the last.
     fn part(&self, panel: usize, depth: &Range<usize>) -> &[[T; PANEL]] {
         let (lines, _) = self.values.as_chunks();
         let start = panel.min(lines.len() / self.lines - 1) * self.lines;
@@ -138,17 +141,18 @@ fn fill<T: Element>(values: &mut [T], rows: ArrayView2<'_, f32>, panel: usize, c
     }
 }
 
-/// Products of some rows of two sets.
+/// Inner products of some rows of two sets.
 pub(crate) struct Products<T> {
-    /// `[rows, columns]`, both in whole panels.
+    /// `[rows, columns]`: rows padded to a multiple of 16, columns to a multiple of 32.
     values: Vec<T>,
     stride: usize,
     columns: usize,
 }
 
 impl<T: Element> Products<T> {
-    /// Rows of `a` with rows of `b` (the columns of the result); both ranges begin with a panel. Every product is summed in the same order, whatever
-    /// its neighbours are. With `symmetric`, where both sides are the same rows, one triangle is computed and mirrored.
+    /// Products of rows of `a` with rows of `b` (the columns of the result). Both ranges must start at a panel
+    /// boundary. Every product is summed in the same order, independent of the ranges. With `symmetric`, both sides are
+    /// the same rows; one triangle is computed and mirrored.
     pub(crate) fn new(
         a: &Panels<T>,
         rows: &Range<usize>,
@@ -170,7 +174,7 @@ impl<T: Element> Products<T> {
         Self { values, stride, columns: columns.len() }
     }
 
-    /// Products of one row, counted from the first of the range.
+    /// Products of row `row`, counted from the start of the row range.
     pub(crate) fn row(&self, row: usize) -> &[T] {
         &self.values[row * self.stride..][..self.columns]
     }
@@ -179,7 +183,7 @@ impl<T: Element> Products<T> {
 struct Multiply<'a, T> {
     a: &'a Panels<T>,
     b: &'a Panels<T>,
-    /// First panels of both sides.
+    /// First panel of each side.
     first: [usize; 2],
     symmetric: bool,
     values: &'a mut [T],
@@ -215,7 +219,8 @@ impl<T: Element> WithSimd for Multiply<'_, T> {
     }
 }
 
-/// Adds the products of the panel's rows from `FIRST` on with one vector of each panel on the right, from its row `at` on.
+/// Adds the products of the left panel rows from `FIRST` on with one vector of each right panel, which starts at row
+/// `at`.
 #[inline(always)]
 fn add_products<T: Element, S: Simd, const FIRST: usize>(
     simd: S,
@@ -248,7 +253,7 @@ mod tests {
 
     use super::*;
 
-    /// `worst` is the rounding allowed, relative to the largest possible sum.
+    /// `worst` is the allowed rounding error, relative to the largest possible sum.
     fn check<T: Element + PartialEq + Into<f64> + std::fmt::Debug>(convert: fn(f32) -> T, worst: f64) {
         for (n, m, dims) in [(1, 1, 1), (16, 32, 128), (40, 33, 300), (70, 16, 129), (5, 90, 7)] {
             let numbers = |rows: usize, step: usize| {
@@ -271,7 +276,7 @@ mod tests {
                     assert!(off <= worst * most, "{n} x {m} x {dims}: [{i}, {j}] is off by {off}");
                 }
             }
-            // One triangle mirrored, and parts of a set, are the same to the bit.
+            // The mirrored triangle and partial row ranges give bit-identical products.
             let own = Products::new(&panels_a, &(0..n), &panels_a, &(0..n), false);
             let half = Products::new(&panels_a, &(0..n), &panels_a, &(0..n), true);
             assert!((0..n).all(|i| own.row(i) == half.row(i)));

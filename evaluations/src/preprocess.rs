@@ -1,25 +1,26 @@
-//! Images to the input of a feature network, on the host, as each tool resizes them.
+//! Converts images to the input of a feature network on the host, with the resize of each tool.
 //!
-//! Shapes: images u8 `[H, W, 3]`, 0..=255; results f32 `[h, w, 3]`, 0..=255 (or [`Scaling`]'s equivalent), or u8 for CLIP.
+//! Shapes: images u8 `[H, W, 3]`, 0..=255; results f32 `[h, w, 3]`, 0..=255 ([`Scaling::TensorFlow`]) or 0..=256
+//! ([`Scaling::Unit`]); u8 for CLIP.
 
 use ndarray::{Array3, ArrayView3, ArrayViewMut3, s};
 use serde::{Deserialize, Serialize};
 
-/// Resampling of an image to the network's size.
+/// Resampling of an image to the input size of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resize {
-    /// TensorFlow 1's bilinear: source `i·in/out`, no half pixel, no antialiasing, all in f32.
+    /// TensorFlow 1 bilinear: source position `i·in/out`, no half-pixel offset, no antialiasing, all in f32.
     #[serde(rename = "tensorflow")]
     TensorFlow,
-    /// PyTorch's bilinear: half-pixel centres, no antialiasing, f32.
+    /// PyTorch bilinear: half-pixel centres, no antialiasing, f32.
     Torch,
-    /// Pillow's bicubic (a = -0.5, antialiased) of f32 channels, clipped to 0..255 and not rounded.
+    /// Pillow bicubic (a = -0.5, antialiased) of f32 channels, clipped to 0..255, not rounded.
     PilBicubic,
 }
 
 impl Resize {
-    /// In words.
+    /// Description for results.
     #[must_use]
     pub fn describe(self) -> &'static str {
         match self {
@@ -30,19 +31,20 @@ impl Resize {
     }
 }
 
-/// Normalisation of pixel values 0..255 in front of Inception. The exported network computes `(v - 128)/128`.
+/// Normalisation of pixel values 0..255 before Inception. The exported network computes `(v - 128)/128`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scaling {
     /// `(v - 128)/128`.
     #[serde(rename = "tensorflow")]
     TensorFlow,
-    /// `2·(v/255) - 1`; such a value is handed to the exported network as `256·(v/255)`, which rounds to the same number.
+    /// `2·(v/255) - 1`. The exported network gets `256·(v/255)`, for which its own normalisation gives the same f32
+    /// number.
     Unit,
 }
 
 impl Scaling {
-    /// In words.
+    /// Description for results.
     #[must_use]
     pub fn describe(self) -> &'static str {
         match self {
@@ -52,42 +54,43 @@ impl Scaling {
     }
 }
 
-/// How images of a set reach a network's input size.
+/// Resampling of a set of images to the input size of a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resampling {
-    /// The images have the network's size.
+    /// None: the images have the input size of the network.
     None,
-    /// A resize to the network's size.
+    /// A resize to the input size.
     Resize(Resize),
-    /// CLIP's: Pillow's bicubic resize of u8, shorter side to the network's size, then the centre.
+    /// CLIP preprocessing: Pillow bicubic resize of u8, shorter side to the input size, then a centre crop.
     ClipCrop,
-    /// A method that d2o does not know by this name.
+    /// Any other method, with its description.
     Other(String),
 }
 
-/// Everything that happens to pixels before a network, as a value that can be compared.
+/// Preprocessing of images before a network, in comparable form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preprocessing {
-    /// Resampling to the network's size.
+    /// Resampling to the input size of the network.
     pub resampling: Resampling,
     /// Normalisation before Inception; `None` for networks that normalise their input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling: Option<Scaling>,
-    /// Whether the graph itself resamples.
+    /// Whether the graph resamples.
     #[serde(default)]
     pub in_graph: bool,
 }
 
 impl Preprocessing {
-    /// Whether both give a network the same input, whoever computes it. A resampling that had nothing to do agrees with any.
+    /// Whether both give a network the same input, computed on the host or in the graph. [`Resampling::None`] agrees
+    /// with every resampling.
     #[must_use]
     pub fn agrees_with(&self, other: &Self) -> bool {
         let identity = [self, other].iter().any(|p| p.resampling == Resampling::None);
         (identity || self.resampling == other.resampling) && self.scaling == other.scaling
     }
 
-    /// In words.
+    /// Description for results.
     #[must_use]
     pub fn describe(&self) -> String {
         let resampling = match &self.resampling {
@@ -101,18 +104,18 @@ impl Preprocessing {
     }
 }
 
-/// Weights of the source pixels in each result pixel of one axis.
+/// Weights of the source pixels for each output pixel along one axis.
 #[derive(Debug, Clone)]
 struct Taps {
-    /// First source pixel and number of weights of each result pixel.
+    /// First source pixel and number of weights of each output pixel.
     bounds: Vec<(usize, usize)>,
-    /// Weights, `width` for each result pixel.
+    /// Weights, `width` slots for each output pixel.
     weights: Vec<f64>,
     width: usize,
 }
 
 impl Taps {
-    /// Pillow's: the kernel is widened when shrinking, cut at the edges and normalised.
+    /// Pillow weights: the kernel is widened when shrinking, cut at the edges and normalised.
     #[allow(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -160,7 +163,7 @@ pub enum Filter {
 }
 
 impl Filter {
-    /// Half the width in source pixels when enlarging.
+    /// Half the filter width when enlarging, in source pixels.
     fn support(self) -> f64 {
         match self {
             Self::Bicubic => 2.0,
@@ -197,7 +200,7 @@ fn bicubic(x: f64) -> f64 {
     }
 }
 
-/// Two neighbours and the share of the second, for each result pixel of one axis.
+/// The two source neighbours and the weight of the second, for each output pixel along one axis.
 #[derive(Debug, Clone)]
 struct Neighbours(Vec<(usize, usize, f32)>);
 
@@ -225,7 +228,7 @@ enum Axes {
     Cubic { rows: Option<Taps>, columns: Option<Taps> },
 }
 
-/// A resize between two fixed sizes, prepared once.
+/// A resize between two fixed sizes, with precomputed weights.
 #[derive(Debug, Clone)]
 pub struct Resizer {
     input: [usize; 2],
@@ -235,7 +238,7 @@ pub struct Resizer {
 }
 
 impl Resizer {
-    /// From `input` to `output`, both `[height, width]` and not 0.
+    /// Prepares a resize from `input` to `output`, both `[height, width]` and not 0.
     #[must_use]
     pub fn new(resize: Resize, scaling: Scaling, input: [usize; 2], output: [usize; 2]) -> Self {
         let linear = |half_pixel| Axes::Linear {
@@ -254,7 +257,7 @@ impl Resizer {
         Self { input, output, scaling, axes }
     }
 
-    /// Height and width of results.
+    /// Height and width of the output.
     #[must_use]
     pub fn output(&self) -> [usize; 2] {
         self.output
@@ -263,7 +266,7 @@ impl Resizer {
     /// Resizes u8 `image` into `out`; both must have the sizes given to [`Resizer::new`].
     ///
     /// # Panics
-    /// If they have not.
+    /// If a size differs from those given to [`Resizer::new`].
     pub fn apply(&self, image: ArrayView3<'_, u8>, mut out: ArrayViewMut3<'_, f32>) {
         let channels = image.dim().2;
         assert_eq!(image.dim(), (self.input[0], self.input[1], channels), "input size");
@@ -324,7 +327,7 @@ fn vertical(image: &Array3<f32>, taps: Option<&Taps>, out: &mut ArrayViewMut3<'_
     }
 }
 
-/// Fractional bits of Pillow's fixed-point weights for u8 images.
+/// Fractional bits of the fixed-point weights of Pillow for u8 images.
 const PILLOW_BITS: u32 = 22;
 
 /// Fixed-point [`Taps`]: weights times 2^22, rounded half away from zero.
@@ -342,12 +345,12 @@ impl FixedTaps {
         Self { bounds, weights: weights.iter().map(fixed).collect(), width }
     }
 
-    /// First source pixel and weights of each result pixel.
+    /// First source pixel and weights of each output pixel.
     fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
         self.bounds.iter().zip(self.weights.chunks(self.width)).map(|(&(first, count), w)| (first, &w[..count]))
     }
 
-    /// Source pixels that any result pixel uses.
+    /// Range of source pixels that any output pixel uses.
     fn used(&self) -> std::ops::Range<usize> {
         let first = self.bounds.first().map_or(0, |b| b.0);
         let end = self.bounds.iter().map(|(first, count)| first + count).max().unwrap_or(first);
@@ -359,11 +362,11 @@ fn to_u8(sum: i32) -> u8 {
     u8::try_from((sum >> PILLOW_BITS).clamp(0, 255)).unwrap_or(u8::MAX)
 }
 
-/// Pillow's `Image.resize` of a u8 image (mode `L` or `RGB`), bit for bit, as Pillow up to 12 computes it.
+/// `Image.resize` of Pillow up to version 12 for a u8 image (mode `L` or `RGB`), bit for bit.
 ///
-/// Shapes: `image [H, W, C]`, `output` = `[height, width]`, result `[height, width, C]`. Weights have 22 fractional bits; the horizontal pass comes
-/// first, and each pass rounds to u8. An axis that keeps its size is not filtered. Pillow 13 runs the vertical pass first where that is cheaper, which
-/// moves results by up to 4 levels.
+/// Shapes: `image [H, W, C]`, `output` = `[height, width]`, result `[height, width, C]`. Weights have 22 fractional
+/// bits. The horizontal pass runs first, and each pass rounds to u8. An axis that keeps its size is not filtered.
+/// Pillow 13 runs the vertical pass first where that is cheaper, which changes results by up to 4 levels.
 ///
 /// # Panics
 /// If a side of `image` or `output` is 0.
@@ -373,7 +376,7 @@ pub fn pillow_resize_u8(image: ArrayView3<'_, u8>, output: [usize; 2], filter: F
     assert!(h * w * output[0] * output[1] > 0, "sides above 0");
     let vertical = (output[0] != h).then(|| FixedTaps::new(filter, h, output[0]));
     let wide = (output[1] != w).then(|| {
-        // Rows outside are not used by the second pass.
+        // Only the rows that the vertical pass uses.
         let rows = vertical.as_ref().map_or(0..h, FixedTaps::used);
         let taps = FixedTaps::new(filter, w, output[1]);
         let mut wide = Array3::zeros((h, output[1], channels));
@@ -418,7 +421,7 @@ pub fn pillow_resize_u8(image: ArrayView3<'_, u8>, output: [usize; 2], filter: F
     out
 }
 
-/// One row of `C` channels.
+/// Filters one row of `C` channels.
 fn horizontal_u8<const C: usize>(row: &[u8], taps: &FixedTaps, out: &mut [u8]) {
     let (row, _) = row.as_chunks::<C>();
     let (out, _) = out.as_chunks_mut::<C>();
@@ -433,14 +436,15 @@ fn horizontal_u8<const C: usize>(row: &[u8], taps: &FixedTaps, out: &mut [u8]) {
     }
 }
 
-/// CLIP's: shorter side to `size` by Pillow's bicubic filter (the longer one rounded down), then the `size`×`size` centre.
+/// CLIP preprocessing: resizes the shorter side to `size` with Pillow bicubic (the longer side is rounded down), then
+/// crops the `size`×`size` centre.
 #[must_use]
 pub fn clip_crop(image: ArrayView3<'_, u8>, size: usize) -> Array3<u8> {
     let (h, w, _) = image.dim();
     let long = |a: usize, b: usize| size * a / b;
     let output = if h <= w { [size, long(w, h)] } else { [long(h, w), size] };
     let resized = pillow_resize_u8(image, output, Filter::Bicubic);
-    // Python's round: halves go to the even neighbour.
+    // As `round` in Python: ties go to the even neighbour.
     let offset = |n: usize| {
         let spare = n - size;
         spare / 2 + usize::from(spare % 4 == 3)
@@ -466,7 +470,7 @@ mod tests {
         out.iter().copied().collect()
     }
 
-    /// Every `step`-th value, so that a constant list covers the whole image.
+    /// Every `step`-th value, so that a short list covers the whole image.
     fn thin<T: Copy>(values: &[T], step: usize) -> Vec<T> {
         values.iter().copied().step_by(step).collect()
     }
@@ -509,13 +513,13 @@ mod tests {
             2e-5,
         );
         let down = resized(Resize::Torch, Scaling::TensorFlow, [30, 40], [9, 11]);
-        // Design: floats within 1e-4; torch rounds positions once where this rounds twice.
+        // Bound 1e-4: torch rounds source positions once, this code rounds them twice.
         close(
             &thin(&down, 37),
             &[144.44698, 108.56818, 182.26512, 150.29535, 119.75, 210.41649, 125.113594, 49.477364, 83.416626],
             1e-4,
         );
-        // (256·r - 128)/128 is 2r - 1: what pytorch-fid's network sees.
+        // (256·r - 128)/128 = 2r - 1, the network input of pytorch-fid.
         let unit = resized(Resize::Torch, Scaling::Unit, [7, 5], [11, 13]);
         let seen: Vec<f32> = thin(&unit, 41).iter().map(|v| (v - 128.0) / 128.0).collect();
         close(
@@ -638,7 +642,7 @@ mod tests {
                 106, 207, 180, 169, 243, 169, 227, 251, 155, 250
             ]
         );
-        // A crop is resized as its copy is.
+        // A view of a crop gives the same result as a copy of it.
         let crop = image(32, 44).slice_move(s![1..31, 2..42, ..]);
         let same = pillow_resize_u8(crop.as_standard_layout().view(), [9, 11], Filter::Lanczos);
         assert_eq!(pillow_resize_u8(crop.view(), [9, 11], Filter::Lanczos), same);

@@ -1,7 +1,8 @@
-//! How each existing tool computes its numbers, as data: one table, [`PROTOCOLS`].
+//! Settings of the reproduced tools, as one table: [`PROTOCOLS`].
 //!
-//! Sources: `fid.py` of EDM and D2O, the evaluator of guided-diffusion (also D2O's), the metrics of StyleGAN3, torch-fidelity 0.4,
-//! clean-fid 0.1.35, pytorch-fid 0.3. A tool that lacks a metric takes the rule its users combine it with; [`Protocol::borrowed`] says whose.
+//! Sources: `fid.py` of EDM and D2O, the evaluator of guided-diffusion (also used by D2O), the metrics of StyleGAN3,
+//! torch-fidelity 0.4, clean-fid 0.1.35, pytorch-fid 0.3. For a metric that a tool lacks, the table uses the rule of
+//! the tool its users combine it with; [`Protocol::borrowed`] names that tool.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +11,12 @@ use crate::kid::{KidRule, SmallSets};
 use crate::manifold::{Boundary, Distance, ManifoldRule};
 use crate::preprocess::{Resize, Scaling};
 
-/// Name of the genuine Inception network of 2015-12-05; a Fréchet distance of other features is not called FID.
+/// Name of the original Inception network of 2015-12-05. The Fréchet distance of other features is not called FID.
 pub const INCEPTION: &str = "inception-2015-12-05";
-/// Name of torchvision's VGG16.
+/// Name of the torchvision VGG16.
 pub const VGG16: &str = "vgg16";
 
-/// How images in about -1..1 become bytes, where the tool generates them itself.
+/// Conversion of images in about -1..1 to bytes, for tools that generate the images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quantiser {
     /// `trunc(clip(127.5·x + 128, 0, 255))`.
@@ -26,17 +27,18 @@ pub enum Quantiser {
     Bytes,
 }
 
-/// Which of CLIP's features make CLIP-FID. Images are prepared alike: Pillow's bicubic resize of u8, shorter side to 224, centre crop.
+/// CLIP features of CLIP-FID. The preprocessing is the same for both: Pillow bicubic resize of u8, shorter side to 224,
+/// centre crop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClipFeatures {
-    /// After the projection, 512 of them, not normalised.
+    /// 512 features after the projection, not normalised.
     Projected,
-    /// Before it, 768.
+    /// 768 features before the projection.
     Unprojected,
 }
 
 impl ClipFeatures {
-    /// The exported network's output that holds them.
+    /// Output of the exported network that holds the features.
     #[must_use]
     pub fn output(self) -> &'static str {
         match self {
@@ -45,7 +47,7 @@ impl ClipFeatures {
         }
     }
 
-    /// In words.
+    /// Description for results.
     #[must_use]
     pub fn describe(self) -> &'static str {
         match self {
@@ -55,19 +57,19 @@ impl ClipFeatures {
     }
 }
 
-/// Whose features enter precision and recall.
+/// Features used for precision and recall.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ManifoldFeatures {
-    /// Those of the Fréchet distance.
+    /// The features of the Fréchet distance.
     Pool3,
-    /// torchvision's VGG16 at 224×224, the second fully connected layer after its ReLU, 4096.
+    /// 4096 features of torchvision VGG16 at 224×224: the second fully connected layer after its ReLU.
     Vgg16,
-    /// The same layer of the VGG16 that NVIDIA distributes, whose weights are others.
+    /// The same layer of the VGG16 that NVIDIA distributes, which has other weights.
     NvidiaVgg16,
 }
 
 impl ManifoldFeatures {
-    /// Name of the network, if d2o can identify it by name.
+    /// Name of the network; `None` if d2o cannot identify it by name.
     #[must_use]
     pub fn extractor(self) -> Option<&'static str> {
         match self {
@@ -77,7 +79,7 @@ impl ManifoldFeatures {
         }
     }
 
-    /// In words.
+    /// Description for results.
     #[must_use]
     pub fn describe(self) -> &'static str {
         match self {
@@ -88,36 +90,36 @@ impl ManifoldFeatures {
     }
 }
 
-/// One tool's way of computing.
+/// Settings of one tool.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Protocol {
-    /// Its name on the command line.
+    /// Name on the command line.
     pub name: &'static str,
-    /// What else it is known as, for people.
+    /// Display name.
     pub title: &'static str,
-    /// Whether the tool reads the images in sub-folders too.
+    /// Whether the tool also reads images in subfolders.
     pub subfolders: bool,
     /// Quantisation of generated images.
     pub quantiser: Quantiser,
-    /// What turns an image into the network's 299×299 input.
+    /// Resize to the 299×299 input of Inception.
     pub resize: Resize,
-    /// What the network makes of a value 0..255.
+    /// Normalisation of values 0..255 in the network.
     pub scaling: Scaling,
     /// Divisor of a covariance: N - ddof.
     pub ddof: usize,
     /// Inception Score.
     pub score: ScoreRule,
-    /// Network whose features enter precision and recall.
+    /// Features used for precision and recall.
     pub manifold_features: ManifoldFeatures,
     /// Precision and recall.
     pub manifold: ManifoldRule,
-    /// Density and coverage, of the same features.
+    /// Density and coverage, from the same features.
     pub density_coverage: ManifoldRule,
     /// KID.
     pub kid: KidRule,
     /// CLIP-FID.
     pub clip: ClipFeatures,
-    /// Metrics that the tool lacks, and the tool that defines their rule instead: `(metrics, tool)`.
+    /// Metrics that the tool lacks, each with the tool that defines their rule: `(metrics, tool)`.
     pub borrowed: &'static [(&'static str, &'static str)],
 }
 
@@ -132,20 +134,20 @@ const NVIDIA_MANIFOLD: ManifoldRule =
     ManifoldRule { k: 3, distance: Distance::EuclideanHalf, boundary: Boundary::Inclusive };
 const FIDELITY_MANIFOLD: ManifoldRule =
     ManifoldRule { k: 3, distance: Distance::Euclidean, boundary: Boundary::Inclusive };
-/// The package `prdc` by Naeem et al. on f32 features.
+/// Rule of the package `prdc` (Naeem et al.) for f32 features.
 const PRDC: ManifoldRule = ManifoldRule { k: 5, distance: Distance::EuclideanDouble, boundary: Boundary::Exclusive };
 
-/// Subsets of at most 1000 from a generator the tool does not seed.
+/// Subsets of at most 1000 images, drawn by a generator that the tool does not seed.
 const NVIDIA_KID: KidRule = KidRule { subsets: 100, subset_size: 1000, seed: None, small_sets: SmallSets::Shrink };
 const FIDELITY_KID: KidRule =
     KidRule { subsets: 100, subset_size: 1000, seed: Some(2020), small_sets: SmallSets::Refuse };
 
 const CLEAN: &str = "clean";
-/// No tool reproduced here has density and coverage, or FD∞.
+/// No reproduced tool has density and coverage, or FD∞.
 const DENSITY_COVERAGE: (&str, &str) = ("density, coverage", "prdc (Naeem et al.)");
 const FD_INFINITY: (&str, &str) = ("fd-inf", "dgm-eval");
 
-/// Every protocol. The order is that of the command line's help.
+/// All protocols, in the order of the command-line help.
 pub const PROTOCOLS: [Protocol; 6] = [
     Protocol {
         name: "edm",

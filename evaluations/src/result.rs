@@ -1,4 +1,4 @@
-//! Results of an evaluation, as they are written, labelled and printed.
+//! Results of an evaluation: JSON layout, labels and number formats.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -14,7 +14,8 @@ use crate::protocol::INCEPTION;
 /// Version of the JSON layout.
 pub const SCHEMA: u32 = 2;
 
-/// Every metric a result can hold: key, label (`{}` stands for the extractor), whether higher is better. The order is that of tables.
+/// All metrics a result can hold: key, label (`{}` is replaced by the extractor name), whether higher is better. In the
+/// order of tables.
 const METRICS: [(&str, &str, bool); 16] = [
     ("fid", "FID", false),
     ("fd", "FD ({})", false),
@@ -34,22 +35,22 @@ const METRICS: [(&str, &str, bool); 16] = [
     ("f_score", "F-score", true),
 ];
 
-/// Whether more of metric `name` is better; `None` for a metric that is not one of d2o's.
+/// Whether a higher value of metric `name` is better; `None` for an unknown metric.
 #[must_use]
 pub fn higher_is_better(name: &str) -> Option<bool> {
     METRICS.iter().find(|(n, ..)| *n == name).map(|(.., higher)| *higher)
 }
 
-/// Place of metric `name` in tables; others come last.
+/// Position of metric `name` in tables; unknown metrics come last.
 #[must_use]
 pub fn place(name: &str) -> usize {
     METRICS.iter().position(|(n, ..)| *n == name).unwrap_or(METRICS.len())
 }
 
-/// One metric's value.
+/// Value of one metric.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Metric {
-    /// The number itself.
+    /// The number.
     pub value: f64,
     /// 95 % bootstrap interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,19 +58,20 @@ pub struct Metric {
     /// Standard deviation over splits or subsets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub std: Option<f64>,
-    /// Whether the weights of the network behind it are a published file's.
+    /// Whether the weights of the network come from a published file.
     #[serde(default)]
     pub verified: bool,
 }
 
 impl Metric {
-    /// A value alone.
+    /// A value without interval and standard deviation.
     #[must_use]
     pub fn new(value: f64) -> Self {
         Self { value, ci95: None, std: None, verified: false }
     }
 
-    /// The value in significant digits, with its interval or standard deviation: `1.56012 [1.52, 1.601]`, `0.00056062 ± 0.001012`.
+    /// The value with its interval or standard deviation, in significant digits: `1.56012 [1.52, 1.601]`,
+    /// `0.00056062 ± 0.001012`.
     #[must_use]
     pub fn show(&self) -> String {
         const VALUE: usize = 6;
@@ -83,7 +85,8 @@ impl Metric {
     }
 }
 
-/// `value` in `count` significant digits without trailing zeros, as C's `%g`: in scientific notation below 1e-4 and from `10^count`.
+/// `value` with `count` significant digits and no trailing zeros, as `%g` in C: in scientific notation below 1e-4 and
+/// from `10^count`.
 #[must_use]
 pub fn digits(value: f64, count: usize) -> String {
     if value == 0.0 || !value.is_finite() {
@@ -108,9 +111,9 @@ pub fn digits(value: f64, count: usize) -> String {
 /// A set of images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageSet {
-    /// What the user calls it.
+    /// Title given by the user.
     pub title: String,
-    /// The file.
+    /// Path of the file or folder.
     pub path: String,
     /// Number of images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,7 +123,7 @@ pub struct ImageSet {
     /// How a generator made the images: graph, seeds, sampler, quantiser.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generator: Option<serde_json::Value>,
-    /// What was skipped in the set, and assumptions about it.
+    /// Skipped files, and assumptions about the set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
@@ -128,26 +131,26 @@ pub struct ImageSet {
 /// A feature network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Extractor {
-    /// Its architecture's name; the Fréchet distance is called FID only for Inception.
+    /// Name of the architecture. The Fréchet distance is called FID only for Inception.
     pub name: String,
-    /// The file.
+    /// Path of the file.
     pub path: String,
     /// Hash of the file.
     pub sha256: String,
-    /// Length of its features.
+    /// Number of features.
     pub dims: usize,
-    /// Hash of the weights, the same for every layout and export of them; absent in graphs of earlier versions.
+    /// Hash of the weights, independent of layout and export options; absent in graphs of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights_digest: Option<String>,
-    /// The published file the weights come from; absent if they are not verified.
+    /// Published file that the weights come from; absent if they are not verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<String>,
-    /// What was done to images before it.
+    /// Preprocessing of images before the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preprocessing: Option<Preprocessing>,
 }
 
-/// What can differ between an evaluation and its protocol, or between samples and reference.
+/// Kinds of differences between an evaluation and its protocol, or between samples and reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviationKind {
@@ -159,7 +162,7 @@ pub enum DeviationKind {
     Ddof,
     /// Another quantisation of generated images.
     Quantiser,
-    /// A file that does not say how it was made.
+    /// A file without a record of how it was made.
     Provenance,
     /// Reduced precision of the feature network.
     Precision,
@@ -172,11 +175,12 @@ pub enum DeviationKind {
 }
 
 impl DeviationKind {
-    /// Kinds that an evaluation refuses unless they are allowed by name. The others follow from options that ask for them.
+    /// Kinds that an evaluation refuses unless they are allowed by name. The other kinds result from options that
+    /// request them.
     pub const REFUSED: [Self; 5] =
         [Self::Extractor, Self::Preprocessing, Self::Ddof, Self::Quantiser, Self::Provenance];
 
-    /// Its name on the command line and in results.
+    /// Name on the command line and in results.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -198,11 +202,11 @@ impl DeviationKind {
 pub struct Deviation {
     /// What differs.
     pub kind: DeviationKind,
-    /// Where: `samples`, `reference`, a metric.
+    /// What it concerns: `samples`, a reference file, or a metric.
     pub subject: String,
     /// What was found.
     pub found: String,
-    /// What the protocol, or the other side, has.
+    /// Setting of the protocol or of the other set.
     pub expected: String,
 }
 
@@ -216,17 +220,17 @@ impl std::fmt::Display for Deviation {
 /// One class of the samples against the same class of the reference.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClassMetrics {
-    /// The class.
+    /// Class label.
     pub class: i64,
-    /// Samples of it.
+    /// Number of samples of the class.
     pub samples: usize,
-    /// Reference images of it.
+    /// Number of reference images of the class.
     pub reference: usize,
     /// Metrics by name, without those that need more images.
     pub metrics: BTreeMap<String, Metric>,
 }
 
-/// One sample and the reference images nearest to it.
+/// One sample with its nearest reference images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SampleNeighbours {
     /// Index of the sample in its set, from 0.
@@ -238,12 +242,12 @@ pub struct SampleNeighbours {
 /// Reference images nearest to some of the samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NearestImages {
-    /// Role of the network whose features are compared: `features` or `manifold`.
+    /// Role of the network that computes the compared features: `features` or `manifold`.
     pub role: String,
-    /// Hash of the reference images in their order, in which the indices count; absent if it is not known.
+    /// Hash of the reference images, in the order of the indices; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_sha256: Option<String>,
-    /// Some samples.
+    /// The samples with their neighbours.
     pub samples: Vec<SampleNeighbours>,
 }
 
@@ -252,40 +256,40 @@ pub struct NearestImages {
 pub struct Evaluation {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// How the numbers were computed.
+    /// Settings of the protocol.
     pub protocol: BTreeMap<String, String>,
     /// Differences from the protocol, and between samples and reference.
     #[serde(default)]
     pub deviations: Vec<Deviation>,
     /// The samples.
     pub samples: ImageSet,
-    /// The reference, unless no metric needs one.
+    /// The reference; absent if no metric needs one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<ImageSet>,
-    /// The reference of CLIP's features, if it is another file.
+    /// The reference of the CLIP features, if it is another file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_reference: Option<ImageSet>,
     /// Feature networks, by role.
     pub extractors: BTreeMap<String, Extractor>,
-    /// Runtime, devices, versions and command line: what it takes to compute the numbers again.
+    /// Runtime, devices, versions and command line, to reproduce the numbers.
     pub runtime: BTreeMap<String, String>,
     /// Metrics by name.
     pub metrics: BTreeMap<String, Metric>,
-    /// Metrics that were to be computed and could not be, with the reason.
+    /// Requested metrics that could not be computed, with the reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub failed: BTreeMap<String, String>,
-    /// Metrics of each class, where they were asked for.
+    /// Metrics of each class, if requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub per_class: Vec<ClassMetrics>,
-    /// The points and the line behind FD∞; absent in results of earlier versions.
+    /// Points and line of FD∞; absent without FD∞ and in results of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fd_infinity: Option<Extrapolation>,
-    /// Reference images nearest to some samples, where they were asked for.
+    /// Reference images nearest to some samples, if requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nearest: Option<NearestImages>,
-    /// What a reader of the numbers should know.
+    /// Warnings for users of the numbers.
     pub warnings: Vec<String>,
-    /// Choices of the program: skipped metrics, intervals that were not computed.
+    /// Choices of the program: skipped metrics, intervals that are not computed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     /// Seconds of each stage.
@@ -293,7 +297,7 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// The network behind metric `name`.
+    /// The network used for metric `name`.
     #[must_use]
     pub fn extractor_of(&self, name: &str) -> Option<&Extractor> {
         let role = match name {
@@ -306,7 +310,7 @@ impl Evaluation {
         self.extractors.get(role)
     }
 
-    /// What metric `name` is, and of which network unless it is the metric's own.
+    /// Title of metric `name`, and the name of its network unless the title implies it.
     #[must_use]
     pub fn parts_of(&self, name: &str) -> (String, Option<&str>) {
         let network = self.extractor_of(name).map_or("unknown network", |e| e.name.as_str());
@@ -318,20 +322,21 @@ impl Evaluation {
         }
     }
 
-    /// The same as one text: `FD (dinov2)`.
+    /// Title and network as one text: `FD (dinov2)`.
     #[must_use]
     pub fn title_of(&self, name: &str) -> String {
         let (title, network) = self.parts_of(name);
         network.map_or_else(|| title.clone(), |network| format!("{title} ({network})"))
     }
 
-    /// Whether the weights of the network behind metric `name` are a published file's.
+    /// Whether the network of metric `name` has the weights of a published file.
     #[must_use]
     pub fn is_verified(&self, name: &str) -> bool {
         self.extractor_of(name).is_some_and(|e| e.verified.is_some())
     }
 
-    /// Label of metric `name` in tables: its title, `unverified` unless its weights are a published file's, and an arrow to the better side.
+    /// Label of metric `name` in tables: its title, `unverified` unless the weights come from a published file, and ↑
+    /// or ↓ for the better direction.
     #[must_use]
     pub fn label(&self, name: &str) -> String {
         let arrow = higher_is_better(name).map_or("", |higher| if higher { " ↑" } else { " ↓" });
@@ -344,7 +349,7 @@ impl Evaluation {
         self.protocol.get("name").map_or("", String::as_str)
     }
 
-    /// The metrics of each class as a table: its header and its rows.
+    /// Table of the metrics of each class: header and rows.
     #[must_use]
     pub fn class_table(&self) -> (Vec<&str>, Vec<Vec<String>>) {
         let names: BTreeSet<&str> = self.per_class.iter().flat_map(|c| c.metrics.keys().map(String::as_str)).collect();
@@ -357,7 +362,7 @@ impl Evaluation {
         (["class", "samples", "reference"].into_iter().chain(names.iter().copied()).collect(), rows)
     }
 
-    /// Names and values in the order of tables.
+    /// Names and values, in the order of tables.
     #[must_use]
     pub fn ordered(&self) -> Vec<(&str, &Metric)> {
         let mut metrics: Vec<_> = self.metrics.iter().map(|(n, m)| (n.as_str(), m)).collect();
@@ -380,7 +385,7 @@ pub struct Condition {
 impl FromStr for Condition {
     type Err = Error;
 
-    /// Metrics may be written as in results or as on the command line: `clip_fid`, `clip-fid`, `fd-inf`.
+    /// Accepts metric names as in results or as on the command line: `clip_fid`, `clip-fid`, `fd-inf`.
     fn from_str(text: &str) -> Result<Self, Error> {
         let bad = || Error::Condition { text: text.to_owned() };
         let at = text.find(['<', '>']).ok_or_else(bad)?;
@@ -397,7 +402,7 @@ impl FromStr for Condition {
 }
 
 impl Condition {
-    /// Whether `value` meets it.
+    /// Whether `value` meets the condition.
     #[must_use]
     pub fn holds(&self, value: f64) -> bool {
         match (self.less, self.or_equal) {
@@ -408,7 +413,7 @@ impl Condition {
         }
     }
 
-    /// As the user wrote it.
+    /// The text the user wrote.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
@@ -475,7 +480,7 @@ mod tests {
 
     #[test]
     fn numbers_are_shown_in_significant_digits() {
-        // C's %g with six digits; %.4g for the spread.
+        // `%g` in C with six digits; `%.4g` for the spread.
         for (value, text) in [
             (1.560_123_4, "1.56012"),
             (0.000_560_62, "0.00056062"),

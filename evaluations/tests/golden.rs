@@ -1,5 +1,5 @@
-//! Metrics of seeded features against the numbers of the original tools: `tests/data/metrics.json`, written by `tests/data/gen/metrics.py`, and
-//! `tests/data/manifold.json`, written by `tests/data/gen/manifold.py`.
+//! Compares metrics of seeded features with the numbers of the original tools: `tests/data/metrics.json`, written by
+//! `tests/data/gen/metrics.py`, and `tests/data/manifold.json`, written by `tests/data/gen/manifold.py`.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use d2o_evaluations::fd_infinity::fd_infinity;
@@ -15,10 +15,10 @@ const N: usize = 1200;
 const M: usize = 1100;
 const D: usize = 24;
 const K: usize = 10;
-/// Relative difference allowed: design, section 4.
+/// Allowed relative difference, as in docs/parity.md.
 const BOUND: f64 = 1e-4;
 
-/// SplitMix64 of a counter: its upper 24 bits.
+/// The upper 24 bits of SplitMix64 at a counter.
 fn draw(seed: u64, at: usize) -> u64 {
     let mut z = seed.wrapping_add((at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -26,12 +26,12 @@ fn draw(seed: u64, at: usize) -> u64 {
     (z ^ (z >> 31)) >> 40
 }
 
-/// In 0..`scale`.
+/// Uniform values in 0..`scale`.
 fn uniform(seed: u64, rows: usize, columns: usize, scale: f32) -> Array2<f32> {
     Array2::from_shape_fn((rows, columns), |(i, j)| draw(seed, i * columns + j) as f32 / (1 << 24) as f32 * scale)
 }
 
-/// Features of unequal lengths whose sums of products are exact in f32.
+/// Features of unequal lengths. Sums of products are exact in f32.
 fn coarse(seed: u64, rows: usize, dims: usize, shortest: u64, lengths: u64, scale: f32) -> Array2<f32> {
     Array2::from_shape_fn((rows, dims), |(i, j)| {
         let factor = shortest + draw(seed + 1000, i) % lengths;
@@ -39,7 +39,7 @@ fn coarse(seed: u64, rows: usize, dims: usize, shortest: u64, lengths: u64, scal
     })
 }
 
-/// Samples and reference; the table of `manifold.py`.
+/// Samples and reference, from the table in `manifold.py`.
 fn coarse_sets(name: &str) -> [Array2<f32>; 2] {
     let (seed, samples, reference, dims, shortest, lengths, scale) = match name {
         "unequal" => (19, 120, 100, 256, 6, 20, 1.0 / 64.0),
@@ -99,7 +99,7 @@ fn kernel_distances_of_the_same_subsets() {
     let (x, y) = (samples(), reference());
     let found = kid(x.view(), y.view(), &protocol("torch-fidelity").kid, 0).unwrap();
     check("torch-fidelity kid", found.mean, BOUND);
-    // The tool's f32 sums scatter more than the mean of 100.
+    // The f32 sums of the tool affect the standard deviation more than the mean of 100 subsets.
     check("torch-fidelity kid std", found.std, 1e-3);
     check("clean-fid kid", kid(x.view(), y.view(), &protocol("clean").kid, 7).unwrap().mean, BOUND);
     let one = KidRule { subsets: 1, subset_size: 500, ..protocol("clean").kid };
@@ -120,7 +120,7 @@ fn inception_scores() {
 fn precision_and_recall() {
     let (x, y) = (samples(), reference());
     let found = precision_recall(x.view(), y.view(), &protocol("torch-fidelity").manifold).unwrap();
-    // Shares of the same flags; the tool's mean is f32.
+    // The flags are the same; the mean of the tool is f32.
     check("torch-fidelity precision", found.precision(), 1e-7);
     check("torch-fidelity recall", found.recall(), 1e-7);
     let rule = protocol("adm").manifold;
@@ -130,7 +130,7 @@ fn precision_and_recall() {
     let squared = ManifoldRule { distance: Distance::Squared, ..rule };
     let plain = precision_recall(x.view(), y.view(), &squared).unwrap();
     assert_ne!(half, plain, "f16 must show");
-    // A hundred times as far out f16 overflows and the whole block is f32.
+    // At 100 times the scale, f16 overflows and the whole block is f32.
     let (far_x, far_y) = (x.mapv(|v| v * 100.0), y.mapv(|v| v * 100.0));
     let far = precision_recall(far_x.view(), far_y.view(), &rule).unwrap();
     check("adm precision far", far.precision(), 1e-12);
@@ -147,7 +147,7 @@ fn guided_diffusions_flags() {
         let found = precision_recall(samples.view(), reference.view(), &rule).unwrap();
         assert_eq!(bits(&found.sample_inside), golden[name]["samples"], "{name}");
         assert_eq!(bits(&found.reference_inside), golden[name]["reference"], "{name}");
-        // f16 sums depend on the order of operands, and these sets show it.
+        // f16 sums depend on the order of operands; `unequal` and `wide` show it.
         let swapped = precision_recall(reference.view(), samples.view(), &rule).unwrap();
         let same = swapped.sample_inside == found.reference_inside && swapped.reference_inside == found.sample_inside;
         assert_eq!(same, name != "unequal" && name != "wide", "{name}");
@@ -162,7 +162,7 @@ fn stylegan3s_precision_and_recall_in_f16() {
         let [samples, reference] = coarse_sets(name);
         let found = precision_recall(samples.view(), reference.view(), &rule).unwrap();
         for (metric, value) in [("precision", found.precision()), ("recall", found.recall())] {
-            // The tool's mean is f32.
+            // The mean of the tool is f32.
             let expected = golden[name][metric].as_f64().unwrap();
             assert!((value - expected).abs() < 1e-6, "{name}: {metric} {value}, the tool gives {expected}");
         }
@@ -202,7 +202,7 @@ fn density_and_coverage_of_prdc() {
             }
         }
     }
-    // Another precision or boundary would not do.
+    // f32 distances give other values.
     let (_, samples, reference) = &cases[8];
     let rule = protocol("edm").density_coverage;
     let plain = ManifoldRule { distance: Distance::Euclidean, ..rule };

@@ -1,4 +1,4 @@
-//! Feature files: HDF5 with matrices, hashes and d2o's own description.
+//! Feature files: HDF5 with matrices, hashes and metadata of d2o.
 #![no_main]
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Image files of every kind; the size that the header tells must be that of the pixels.
+//! Image files of every format. The size in the header must equal the size of the pixels.
 #![no_main]
 
 use std::path::Path;

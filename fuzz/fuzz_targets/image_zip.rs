@@ -1,4 +1,4 @@
-//! Dataset zips: as they are, or the bytes as an image or as the labels in a sound one.
+//! Dataset zips: the bytes as a whole archive, or as an image or as the labels in a valid one.
 #![no_main]
 
 use std::path::Path;

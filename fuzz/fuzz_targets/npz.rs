@@ -1,4 +1,4 @@
-//! npz files: as they are, or the bytes as the arrays in a sound one.
+//! npz files: the bytes as a whole file, or as the arrays in a valid one.
 #![no_main]
 
 use std::path::Path;

@@ -1,5 +1,6 @@
-//! Not a target: writes the first inputs of all others. `D2O_FIXTURES` names the repository's checkpoint fixtures, `D2O_CORPUS` where the folders
-//! go. Built like the targets, because what is built with coverage needs the fuzzer's runtime.
+//! Not a target: writes the initial inputs of all targets. `D2O_FIXTURES` names the folder of the checkpoint fixtures,
+//! `D2O_CORPUS` the folder for the inputs. Built like the targets, because code built with coverage needs the fuzzer's
+//! runtime.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ use ndarray::{Array1, Array2, Array4};
 
 libfuzzer_sys::fuzz_target!(init: finish(), |_bytes: &[u8]| {});
 
-/// Writes and ends the process: nothing is to be fuzzed.
+/// Writes the inputs and ends the process: there is nothing to fuzz.
 fn finish() {
     if let Err(error) = write() {
         eprintln!("error: {error}");
@@ -53,7 +54,7 @@ fn write() -> Result<(), Box<dyn Error>> {
         for file in files {
             let bytes = std::fs::read(fixtures.join(file))?;
             std::fs::write(dir.join(file), &bytes)?;
-            // The pickle inside an archive: what follows its name in the local header, as torch stores it.
+            // The pickle in an archive follows its name in the local header, because torch stores it uncompressed.
             let name = b"data.pkl";
             let inside = bytes.windows(name.len()).position(|w| w == name).map(|at| &bytes[at + name.len()..]);
             if let (true, Some(rest)) = (bytes.starts_with(b"PK"), inside) {
@@ -69,7 +70,7 @@ fn write() -> Result<(), Box<dyn Error>> {
     let metadata = BTreeMap::from([("class".to_owned(), "EDMPrecond".to_owned()), ("init_kwargs".to_owned(), kwargs.to_owned())]);
     safetensors::write(&folder("safetensors")?.join("plain"), &tensors, &BTreeMap::new())?;
     safetensors::write(&folder("safetensors")?.join("network"), &tensors, &metadata)?;
-    // Whole networks, with the tensors that they ask for.
+    // Whole networks, with all tensors that they need.
     for (name, class, more) in [
         ("song", "EDMPrecond", r#""model_type": "SongUNet", "resample_filter": [1, 3, 3, 1], "encoder_type": "skip", "decoder_type": "skip""#),
         ("fourier", "VEPrecond", r#""model_type": "SongUNet", "embedding_type": "fourier", "channel_mult_noise": 2, "encoder_type": "residual""#),
@@ -168,7 +169,8 @@ fn write() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Files with what d2o's writers do not use: groups, other types and storage, filters, virtual datasets, attributes, and the format of newer libraries.
+/// Writes HDF5 files with what d2o's writers do not use: groups, other types and storage, filters, virtual datasets,
+/// attributes, and the format of newer libraries.
 fn hdf5_of_other_writers(folder: &Path) -> Result<(), Box<dyn Error>> {
     const SHAPE: (usize, usize, usize, usize) = (3, 4, 5, 3);
     let images = Array4::<u8>::from_elem(SHAPE, 40);
@@ -199,7 +201,7 @@ fn hdf5_of_other_writers(folder: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Arguments of the smallest network.
+/// Constructor arguments of the smallest network.
 fn smallest_network() -> &'static str {
     r#"{"img_resolution": 4, "img_channels": 3, "model_type": "SongUNet", "model_channels": 4, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}"#
 }

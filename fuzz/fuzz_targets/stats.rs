@@ -1,4 +1,4 @@
-//! Reference statistics: the bytes, cut in two, as `mu` and `sigma`; or a whole file.
+//! Reference statistics: the bytes as a whole file, or cut in two as `mu` and `sigma`.
 #![no_main]
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! torch.save files of before PyTorch 1.6.
+//! torch.save files from before PyTorch 1.6.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| d2o_fuzz::checkpoint(bytes));

@@ -1,4 +1,4 @@
-//! torch.save archives: as they are, or the bytes as the pickle in a sound one.
+//! torch.save archives: the bytes as a whole archive, or as the pickle in a valid one.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! TorchScript archives: as they are, or the bytes as the pickle of attributes in a sound one.
+//! TorchScript archives: the bytes as a whole archive, or as the pickle of attributes in a valid one.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

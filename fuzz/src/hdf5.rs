@@ -1,13 +1,13 @@
-//! Changes to HDF5 files that keep their structure: libhdf5 is C and gives the fuzzer no coverage, so that bytes changed at random would seldom
-//! get past its first look.
+//! Mutations of HDF5 files that keep their structure. libhdf5 is C and gives the fuzzer no coverage, so random changes
+//! would rarely pass its first checks.
 
-/// How metadata begin: tree, heaps, table of symbols, headers and chunk indices of newer files.
+/// Signatures of metadata: superblock, tree, heaps, symbol table, object headers, and the indices of newer files.
 const SIGNATURES: [&[u8; 4]; 16] = [
     b"\x89HDF", b"TREE", b"HEAP", b"SNOD", b"GCOL", b"OHDR", b"OCHK", b"FRHP", b"FHDB", b"FHIB", b"BTHD", b"BTLF", b"BTIN", b"FAHD", b"EAHD", b"SMTB",
 ];
-/// Bytes of metadata that follow a signature, about.
+/// Approximate size of the metadata after a signature, bytes.
 const NEAR: usize = 96;
-/// Sizes, counts and addresses that readers forget.
+/// Sizes, counts and addresses that readers often handle wrong.
 const VALUES: [u64; 14] = [
     0, 1, 2, 7, 0x7f, 0xff, 0x100, 0xffff, 0x1_0000, 0x7fff_ffff, 0xffff_ffff, 1 << 40, u64::MAX >> 1, u64::MAX,
 ];
@@ -22,8 +22,8 @@ impl Random {
     }
 }
 
-/// Changes the first `size` of `bytes`, of which `room` may be used, and gives their new number: one to four fields near signatures, in object
-/// headers or anywhere, or libFuzzer's own changes.
+/// Mutates the first `size` bytes of `bytes` and returns the new size, at most `room`. Changes one to four fields near
+/// signatures, in object headers or anywhere, or applies libFuzzer's own mutations.
 pub fn mutate(bytes: &mut [u8], size: usize, room: usize, seed: u32) -> usize {
     let mut random = Random(u64::from(seed) ^ 0x5851_f42d_4c95_7f2d);
     if size < 64 || random.below(8) == 0 {
@@ -34,14 +34,15 @@ pub fn mutate(bytes: &mut [u8], size: usize, room: usize, seed: u32) -> usize {
     for _ in 0..=random.below(4) {
         let at = match random.below(4) {
             0 => random.below(size),
-            // Headers of objects have no signature in old files: messages begin at multiples of 8.
+            // Object headers have no signature in old files. Their messages begin at multiples of 8.
             1 => random.below(size) & !7,
             _ if places.is_empty() => random.below(size),
             _ => places[random.below(places.len())] + random.below(NEAR),
         };
         let width = [1, 1, 2, 4, 8][random.below(5)].min(size.saturating_sub(at));
         let value = match random.below(4) {
-            // An address of other metadata, or one near it.
+            // The address of other metadata; the present byte plus -1, 0 or 1; an offset in the file; or one of
+            // `VALUES`.
             0 if !places.is_empty() => places[random.below(places.len())] as u64,
             1 => u64::from(bytes[at.min(size - 1)]).wrapping_add(random.below(3) as u64).wrapping_sub(1),
             2 => random.below(size + 1) as u64,

@@ -1,6 +1,6 @@
-//! What every fuzz target does: give the bytes to a reader and use whatever comes out of it.
+//! Shared by the fuzz targets: gives the bytes to a reader and uses its result.
 //!
-//! Readers map files, so the bytes go into one first, on a file system in memory where there is one.
+//! Readers map files, so the bytes are written to a file first, on a file system in memory if there is one.
 
 pub mod hdf5;
 
@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use d2o_converters::Checkpoint;
 
-/// Writes `bytes` to this process's own file and gives it to `read`.
+/// Writes `bytes` to a file of this process and passes its path to `read`.
 pub fn with_file(bytes: &[u8], read: impl FnOnce(&Path)) {
     static FILE: OnceLock<PathBuf> = OnceLock::new();
     let file = FILE.get_or_init(|| {
@@ -17,13 +17,13 @@ pub fn with_file(bytes: &[u8], read: impl FnOnce(&Path)) {
         let dir = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
         dir.join(format!("d2o-fuzz-{}", std::process::id()))
     });
-    // A fresh file each time: the one before may still be mapped.
+    // A new file each time: the previous one may still be mapped.
     let _ = std::fs::remove_file(file);
     std::fs::write(file, bytes).expect("the fuzzer's own file");
     read(file);
 }
 
-/// Opens `bytes` as a checkpoint and reads every tensor of it.
+/// Opens `bytes` as a checkpoint and reads all its tensors.
 pub fn checkpoint(bytes: &[u8]) {
     with_file(bytes, |path| {
         let Ok(checkpoint) = Checkpoint::open(path) else { return };

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::error::{Result, invalid};
 use crate::proto::ModelProto;
 
-/// Every name is defined once and before its use; there are no unused inputs, initializers or node outputs.
+/// Checks that every name is defined once and before its use, and that no input, initializer or node output is unused.
 pub(crate) fn check(model: &ModelProto) -> Result<()> {
     let Some(graph) = &model.graph else {
         return Err(invalid("", "model".to_owned(), "a graph", "none"));

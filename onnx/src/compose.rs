@@ -10,11 +10,14 @@ use crate::metadata::{Kind, Metadata};
 use crate::proto::{GraphProto, ValueInfoProto};
 use crate::read::written;
 
-/// Connects output `images` of the graph at `first` to the only input, of the same name, of the graph at `second`. The result has the inputs of
-/// `first`; its outputs are `images` and those of `second`. Names inside `second` get the prefix `features/`.
+/// Connects the output `images` of the graph at `first` to the only input of the graph at `second`, which has the same
+/// name. The result has the inputs of `first`. Its outputs are `images` and the outputs of `second`. Names inside
+/// `second` get the prefix `features/`.
 ///
 /// # Errors
-/// `Format` if a file is not a model that d2o wrote with its weights inside; `Graph` if output and input are incompatible.
+/// `Format` if a file is not a model that d2o wrote with all weights in the file. `Graph` if the opsets differ, `first`
+/// has no output `images`, `second` does not have exactly one input, or the two are incompatible. `Io` if a file cannot
+/// be read.
 pub fn chain(first: &Path, second: &Path, images: &str) -> Result<Model> {
     let (mut model, tail) = (written(first)?, written(second)?);
     let bad = |path: &Path, place: &str, expected: String, found: String| {
@@ -61,7 +64,7 @@ pub fn chain(first: &Path, second: &Path, images: &str) -> Result<Model> {
     Ok(Model { proto: model, conv_heights: None }.with_metadata(&metadata))
 }
 
-/// Whether the types are equal, and the lengths of axes that are known in both.
+/// Whether element types and ranks are equal, and all lengths that are known in both.
 fn compatible(given: &ValueInfoProto, taken: &ValueInfoProto) -> bool {
     use crate::proto::DimensionValue::DimValue;
     let tensor = |v: &ValueInfoProto| v.r#type.as_ref().and_then(|t| t.tensor_type.clone());
@@ -126,14 +129,15 @@ mod tests {
             (names(&info.inputs), names(&info.outputs)),
             (vec!["latents".to_owned()], vec!["images".to_owned(), "features".to_owned()])
         );
-        // Two scales and two outputs; the third scale is gone with its weight, and equal weights of the two parts do not clash.
+        // Two scales and two outputs. The scale of `other` is removed with its factor. The equal factors of the two
+        // graphs do not conflict.
         assert_eq!((info.nodes, info.parameters), (4, 2));
         for (second, images) in [("wide.onnx", "images"), ("b.onnx", "nothing"), ("b.onnx", "other")] {
             assert!(chain(&path("a.onnx"), &path(second), images).is_err(), "{second} {images}");
         }
     }
 
-    /// Neither is read in whole by [`written`]: weights outside the file, and fields that another program may have written.
+    /// [`written`] would lose parts of both: weights in a side file, and fields that another program may have written.
     #[test]
     fn weights_in_side_files_and_foreign_graphs_are_refused() {
         let dir = tempfile::tempdir().unwrap();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// What can go wrong while building, reading or writing a graph.
+/// Errors of building, reading, rewriting and writing graphs.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -18,19 +18,19 @@ pub enum Error {
         /// What was given.
         found: String,
     },
-    /// A graph is invalid, or a rewriting does not apply to it.
+    /// A graph is invalid, or a rewrite does not apply to it.
     #[error("graph `{graph}`: {place}: expected {expected}, found {found}")]
     Graph {
         /// Name of the graph.
         graph: String,
         /// Name of the node, edge or part.
         place: String,
-        /// The invariant.
+        /// The invariant or requirement.
         expected: String,
-        /// What breaks it.
+        /// The value that violates it.
         found: String,
     },
-    /// A file is not a valid ONNX model, or not one that may be opened.
+    /// A file is not a valid ONNX model, or is refused.
     #[error("{}: {place}: expected {expected}, found {found}", .file.display())]
     Format {
         /// The file.
@@ -41,16 +41,16 @@ pub enum Error {
         expected: String,
         /// What is in the file.
         found: String,
-        /// The decoder's error.
+        /// The error of the decoder.
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    /// A value of a graph's metadata is not of its type.
+    /// A metadata value does not have the type of its key.
     #[error("metadata `{key}`: expected {expected}, found `{found}`")]
     Metadata {
-        /// Its key.
+        /// The key.
         key: &'static str,
-        /// The values it may have.
+        /// The allowed values.
         expected: &'static str,
         /// The value in the graph.
         found: String,
@@ -60,7 +60,7 @@ pub enum Error {
     Io(#[from] std::io::Error),
 }
 
-/// `` `model.conv0`: Conv ``.
+/// Scope and operation as text, e.g. `` `model.conv0`: Conv ``.
 fn place(scope: &str, op: &str) -> String {
     if scope.is_empty() { op.to_owned() } else { format!("`{scope}`: {op}") }
 }

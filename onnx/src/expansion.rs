@@ -1,24 +1,26 @@
-//! Tensors whose size is a constant of the graph: a few bytes may specify a shape of any size, and runtimes compute such tensors when they open the graph.
+//! Tensors with a size that constants of the graph determine. A few bytes may specify a shape of any size, and runtimes
+//! compute such tensors when they open the graph.
 
 use std::collections::HashMap;
 
-/// Maximum number of integers of a constant that is propagated; shapes and limits of axes are smaller.
+/// Maximum number of integers of a constant that is propagated. Shapes and limits of axes have fewer.
 pub(crate) const MAX_INTEGERS: usize = 64;
 
 /// Number of elements above which a concatenated tensor is charged.
 const HUGE: usize = 1 << 24;
 
-/// A node whose output size is a value of an operand, or that such values pass through.
+/// A node with an output size that is the value of an operand, or a node that propagates such values.
 #[derive(Debug)]
 pub(crate) struct Expansion {
     pub(crate) op: String,
     pub(crate) inputs: Vec<String>,
     pub(crate) output: String,
-    /// The constant of its attributes, if there is one.
+    /// The integer constant or shape in the attributes, if there is one.
     pub(crate) value: Option<Vec<i64>>,
 }
 
-/// Whether the output size or the iteration count of `op` is a value of an operand, or sizes may pass through it.
+/// Whether the output size or iteration count of `op` is the value of an operand or attribute, or `op` may propagate
+/// such values.
 pub(crate) fn is_followed(op: &str) -> bool {
     const MAKES: [&str; 9] =
         ["ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "RandomNormal", "RandomUniform", "Resize", "Pad"];
@@ -27,8 +29,9 @@ pub(crate) fn is_followed(op: &str) -> bool {
     op == "Loop" || MAKES.contains(&op) || PASSES_ON.contains(&op)
 }
 
-/// For each of `nodes` whose output has a constant size, or is a huge concatenation: operator, output, and a lower bound on its number of elements; for a
-/// loop the number of iterations. `constants` are integer tensors by name, `elements_of` gives the number of elements of weights.
+/// Operator, output, and a lower bound on the number of output elements, for each of `nodes` with an output of constant
+/// size or a huge concatenation. For a loop, the number is the number of iterations. `constants` are integer tensors by
+/// name. `elements_of` returns the number of elements of a weight.
 pub(crate) fn sizes(
     nodes: &[Expansion],
     mut constants: HashMap<String, Vec<i64>>,
@@ -90,12 +93,12 @@ pub(crate) fn sizes(
     })
 }
 
-/// Number of elements of the shape `dims`.
+/// Number of elements of the shape `dims`, saturating. Negative lengths count as 1.
 fn elements(dims: &[i64]) -> usize {
     dims.iter().fold(1, |n: usize, d| n.saturating_mul(usize::try_from(*d).unwrap_or(1)))
 }
 
-/// `f` elementwise, broadcasting a single element.
+/// Applies `f` elementwise. A single element is broadcast.
 fn both(a: Option<&[i64]>, b: Option<&[i64]>, f: fn(i64, i64) -> i64) -> Option<Vec<i64>> {
     let (a, b) = (a?, b?);
     let length = a.len().max(b.len());

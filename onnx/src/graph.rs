@@ -1,4 +1,4 @@
-//! Graph construction: typed and shaped edges, initializers, nodes named after the layer they belong to.
+//! Graph construction: edges with a type and shape, initializers, and nodes named after their layer.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -77,9 +77,9 @@ impl fmt::Display for ElementType {
 pub enum Dim {
     /// Fixed.
     Known(usize),
-    /// The batch size N, known when the graph runs.
+    /// The batch size N, which is known when the graph runs.
     Batch,
-    /// N times a factor of at least 2: the batch with another axis merged into it.
+    /// N times a factor of at least 2: another axis is merged into the batch.
     BatchTimes(usize),
 }
 
@@ -93,7 +93,7 @@ impl fmt::Display for Dim {
     }
 }
 
-/// `[N, 3, 32, 32]`.
+/// The shape as text, e.g. `[N, 3, 32, 32]`.
 pub(crate) fn show(dims: &[Dim]) -> String {
     format!("[{}]", dims.iter().map(Dim::to_string).collect::<Vec<_>>().join(", "))
 }
@@ -104,7 +104,7 @@ pub struct Edge(Arc<EdgeData>);
 
 #[derive(Debug)]
 struct EdgeData {
-    /// The name of its graph, shared with the builder.
+    /// Name of the graph that the edge belongs to. Shared with the builder: its address identifies the graph.
     graph: Arc<str>,
     name: String,
     element: ElementType,
@@ -112,31 +112,31 @@ struct EdgeData {
 }
 
 impl Edge {
-    /// Its name in the graph.
+    /// Name in the graph.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Its element type.
+    /// Element type.
     #[must_use]
     pub fn element(&self) -> ElementType {
         self.0.element
     }
 
-    /// Its shape.
+    /// Shape.
     #[must_use]
     pub fn dims(&self) -> &[Dim] {
         &self.0.dims
     }
 
-    /// `f32 [N, 3]`.
+    /// Element type and shape as text, e.g. `f32 [N, 3]`.
     pub(crate) fn describe(&self) -> String {
         format!("{} {}", self.element(), show(self.dims()))
     }
 }
 
-/// Whether both hold floats of one type.
+/// Whether both edges have the same float type.
 pub(crate) fn same_floats(a: &Edge, b: &Edge) -> bool {
     a.element() == b.element() && a.element().is_float()
 }
@@ -145,21 +145,21 @@ pub(crate) fn same_floats(a: &Edge, b: &Edge) -> bool {
 #[derive(Debug, Clone)]
 pub struct Model {
     pub(crate) proto: ModelProto,
-    /// Height of the input of each convolution, pixels, by the name of its output; `None` if it is not known.
+    /// Height of the input of each convolution, pixels, by the name of the output; `None` if the heights are not known.
     pub(crate) conv_heights: Option<HashMap<String, usize>>,
 }
 
 impl Model {
-    /// What the model records about itself.
+    /// The metadata of the model.
     ///
     /// # Errors
-    /// `Metadata` if a value is not of its type.
+    /// `Metadata` if a value does not have the type of its key.
     pub fn metadata(&self) -> Result<Metadata> {
         let entries = self.proto.metadata_props.iter().map(|e| (e.key.clone(), e.value.clone()));
         Metadata::read(&entries.collect())
     }
 
-    /// This model with the entries of `metadata` in place of those of the same keys.
+    /// This model with the entries of `metadata` added. They replace entries of the same keys.
     #[must_use]
     pub fn with_metadata(mut self, metadata: &Metadata) -> Self {
         let props = std::mem::take(&mut self.proto.metadata_props).into_iter();
@@ -175,7 +175,7 @@ impl Model {
 #[derive(Debug)]
 pub struct GraphBuilder {
     name: Arc<str>,
-    /// An edge of another graph that was used in this one.
+    /// Description of the first edge of another graph that was used in this one.
     foreign: Option<String>,
     scope: String,
     nodes: Vec<NodeProto>,
@@ -189,7 +189,7 @@ pub struct GraphBuilder {
 }
 
 impl GraphBuilder {
-    /// Largest constant of which equal ones are stored once, bytes.
+    /// Maximum size of constants that are stored once if they are equal, bytes.
     const SHARE_BELOW: usize = 1 << 14;
 
     /// An empty graph called `name`.
@@ -210,7 +210,8 @@ impl GraphBuilder {
         }
     }
 
-    /// Sets the layer of the nodes that follow, e.g. `model.enc.32x32_block0.conv0`; their names begin with it.
+    /// Sets the layer of the nodes added from now on, e.g. `model.enc.32x32_block0.conv0`. Their names start with it,
+    /// with `/` in place of `.`.
     pub fn set_scope(&mut self, scope: &str) {
         scope.clone_into(&mut self.scope);
     }
@@ -220,7 +221,7 @@ impl GraphBuilder {
         self.metadata.extend(metadata.entries());
     }
 
-    /// An input of the graph.
+    /// Adds an input to the graph.
     ///
     /// # Errors
     /// `Graph` if the name is empty or in use; `Shape` if an axis is longer than ONNX can store (`i64::MAX`).
@@ -257,10 +258,11 @@ impl GraphBuilder {
         Ok(())
     }
 
-    /// An f32 initializer called `name`, row-major. Equal ones of up to 16 KiB are stored once; `name` gets a suffix if it is in use.
+    /// Adds an f32 initializer called `name`, row-major. Equal initializers of up to 16 KiB are stored once. `name`
+    /// gets a suffix if it is in use.
     ///
     /// # Errors
-    /// `Shape` if `name` is empty, or `data` does not have as many elements as `dims`.
+    /// `Shape` if `name` is empty, or the number of elements of `data` is not the product of `dims`.
     pub fn constant(&mut self, name: &str, dims: &[usize], data: Vec<f32>) -> Result<Edge> {
         if product(dims.iter().copied()) != Some(data.len()) || name.is_empty() {
             let found = format!("{} elements called `{name}`", data.len());
@@ -276,7 +278,7 @@ impl GraphBuilder {
         self.initializer(&name, ElementType::I64, &[values.len()], bytes)
     }
 
-    /// `value` as an operand of `op`, f32.
+    /// `value` as an f32 initializer without axes. Errors name the operation `op`.
     pub(crate) fn scalar(&mut self, op: &'static str, value: f64) -> Result<Edge> {
         Ok(self.single_constant(self.single(op, value)?))
     }
@@ -285,7 +287,7 @@ impl GraphBuilder {
         self.initializer(&format!("scalar.{value:e}"), ElementType::F32, &[], value.to_le_bytes().to_vec())
     }
 
-    /// `value` rounded to f32.
+    /// `value` rounded to f32, which must be finite. Errors name the operation `op`.
     pub(crate) fn single(&self, op: &'static str, value: f64) -> Result<f32> {
         #[allow(clippy::cast_possible_truncation, reason = "graphs compute in f32")]
         let single = value as f32;
@@ -350,7 +352,7 @@ impl GraphBuilder {
         Edge(Arc::new(EdgeData { graph: Arc::clone(&self.name), name, element, dims }))
     }
 
-    /// Notes an edge that is not of this graph, for [`GraphBuilder::finish`].
+    /// Records the first edge of another graph, which [`GraphBuilder::finish`] reports.
     fn own(&mut self, edge: &Edge) {
         if !Arc::ptr_eq(&edge.0.graph, &self.name) {
             self.foreign.get_or_insert_with(|| format!("edge `{}` of another graph, `{}`", edge.name(), edge.0.graph));
@@ -376,10 +378,11 @@ impl GraphBuilder {
         name
     }
 
-    /// The finished graph, checked.
+    /// Checks the graph and returns it as a model.
     ///
     /// # Errors
-    /// `Graph` if there is no output, an input or initializer is not used, or an edge is of another graph.
+    /// `Graph` if there is no output, an input, initializer or node output is not used, or an edge belongs to another
+    /// graph.
     pub fn finish(self) -> Result<Model> {
         if let Some(found) = self.foreign {
             return Err(invalid(&self.name, "operands".to_owned(), "edges of this graph", found));
@@ -421,12 +424,12 @@ pub(crate) fn product(mut sizes: impl Iterator<Item = usize>) -> Option<usize> {
     sizes.try_fold(1, usize::checked_mul).filter(|n| storable(*n))
 }
 
-/// Whether ONNX can store the size: it is an i64.
+/// Whether ONNX can store the size, as an i64.
 pub(crate) fn storable(n: usize) -> bool {
     i64::try_from(n).is_ok()
 }
 
-/// A size as ONNX stores it.
+/// A size as an i64, the type in ONNX.
 pub(crate) fn signed(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -1,8 +1,9 @@
 //! Conversion of an f32 graph to mixed precision: f16 weights, convolutions and matrix products. Cast,
 //! <https://onnx.ai/onnx/operators/onnx__Cast.html>, opset 13.
 //!
-//! Normalisation, softmax, roots, quotients and transcendental functions remain in f32, as do inputs, outputs, and the nodes of the scopes that the
-//! caller names. Sums and elementwise products are in f16 if all their operands are.
+//! Normalisation, softmax, roots, quotients and transcendental functions remain in f32. So do inputs, outputs, and
+//! nodes of the scopes that the caller names. Sums and elementwise products are in f16 if all operands except constants
+//! are.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,9 +15,9 @@ use crate::error::{Result, invalid};
 use crate::graph::{ElementType, Model};
 use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 
-/// Computed in f16.
+/// Operators computed in f16.
 const HALF: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
-/// Computed in the type of their operands: f16 if no operand but constants is f32.
+/// Operators computed in f16 if all operands except constants are f16; for `Concat`, one such operand is enough.
 const EITHER: [&str; 12] = [
     "Add",
     "Sub",
@@ -31,11 +32,12 @@ const EITHER: [&str; 12] = [
     "Identity",
     "Pad",
 ];
-/// Rearrange elements: the first operand has the data, the others are shapes.
+/// Operators that rearrange elements. The first operand is the data, the others are shapes.
 const LAYOUT: [&str; 4] = ["Reshape", "Transpose", "Slice", "Squeeze"];
 
 impl Model {
-    /// This graph in mixed precision; nodes of the scopes `keep` (first components of node names, such as `precond`) remain in f32.
+    /// Converts the graph to mixed precision. Nodes of the scopes `keep` (first components of node names, e.g.
+    /// `precond`) remain in f32.
     ///
     /// # Errors
     /// `Graph` if a weight is outside the range of f16.
@@ -51,11 +53,11 @@ impl Model {
 struct Rewriter<'a> {
     graph: GraphProto,
     keep: &'a [&'a str],
-    /// Edges that hold f16.
+    /// Edges in f16.
     halves: HashSet<String>,
-    /// f32 initializers by name, and rearranged ones with the node that rearranges them.
+    /// f32 initializers by name, and rearranged initializers with the node that rearranges them.
     constants: HashMap<String, Option<NodeProto>>,
-    /// f16 copies of f32 edges, and f32 copies of f16 edges.
+    /// f16 copies of f32 edges (`true`), and f32 copies of f16 edges (`false`).
     copies: HashMap<(String, bool), String>,
     nodes: Vec<NodeProto>,
     initializers: Vec<TensorProto>,
@@ -78,7 +80,7 @@ impl<'a> Rewriter<'a> {
 
     fn run(mut self) -> Result<GraphProto> {
         let outputs: HashSet<String> = self.graph.output.iter().map(|o| o.name.clone()).collect();
-        // f32 edges; others (shapes, bytes) are not converted.
+        // Edges that are f32 in the original graph. Others (shapes, bytes) are not converted.
         let mut floats: HashSet<String> = self.constants.keys().cloned().collect();
         let element = |v: &crate::proto::ValueInfoProto| {
             v.r#type.as_ref().and_then(|t| t.tensor_type.as_ref()).map_or(0, |t| t.elem_type)
@@ -130,12 +132,13 @@ impl<'a> Rewriter<'a> {
         }
         self.graph.node = self.nodes;
         self.graph.initializer.append(&mut self.initializers);
-        // f32 weights, and rearrangements of them, of which only f16 copies are used.
+        // Removes f32 weights and their rearrangements if only f16 copies are used.
         prune(&mut self.graph);
         Ok(self.graph)
     }
 
-    /// `Gemm` of `x`, transposed `w` and optional bias, as Transpose, MatMul and Add: tract assumes f32 operands of a `Gemm`.
+    /// Adds `Gemm` of `x`, transposed `w` and an optional bias as `Transpose`, `MatMul` and `Add`, because tract
+    /// assumes f32 operands of `Gemm`.
     fn split_gemm(&mut self, gemm: NodeProto) {
         let NodeProto { input, output, name, .. } = gemm;
         let mut node = |op: &str, input: Vec<String>, output: Vec<String>, attribute: Vec<AttributeProto>| {
@@ -160,7 +163,7 @@ impl<'a> Rewriter<'a> {
         }
     }
 
-    /// The edge `name` in f16 or f32; a cast or a converted copy if it has the other type.
+    /// Name of the edge `name` in f16 (`half`) or f32. If it has the other type, this is a cast or a converted copy.
     fn typed(&mut self, name: &str, half: bool) -> Result<String> {
         if self.halves.contains(name) == half {
             return Ok(name.to_owned());
@@ -201,7 +204,7 @@ impl<'a> Rewriter<'a> {
         Ok(copy)
     }
 
-    /// The f32 initializer `name` as an f16 one.
+    /// Adds the f32 initializer `name` in f16, called `copy`.
     fn narrowed(&mut self, name: &str, copy: &str) -> Result<String> {
         let found = self.graph.initializer.iter().find(|t| t.name == name);
         let Some(tensor) = found else {
@@ -265,7 +268,8 @@ mod tests {
         let casts: Vec<_> = graph.node.iter().filter(|n| n.op_type == "Cast").map(|n| n.name.as_str()).collect();
         assert_eq!(casts, ["x/to_f16", "model/conv/Conv/to_f32", "model/conv/Softmax/to_f16", "model/conv/Add/to_f32"]);
         let names: Vec<_> = graph.initializer.iter().map(|t| (t.name.as_str(), t.data_type)).collect();
-        // The weight is there in f16 only, rearranged as before; the factor inside is f16, that outside f32.
+        // The weight exists in f16 only and is rearranged as before. The factor in `model` is f16, the factor in
+        // `precond` f32.
         assert_eq!(
             names,
             [("shape.2_2_1_1", 7), ("scalar.5e-1", 1), ("model.conv.weight.f16", 10), ("scalar.2e0.f16", 10)]

@@ -1,10 +1,10 @@
-//! Metadata of d2o's graphs: one type, written and read here alone.
+//! Metadata of graphs that d2o writes. Only this module converts them from and to text.
 
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 
-/// Function of a graph.
+/// Purpose of a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kind {
@@ -18,7 +18,7 @@ pub enum Kind {
     Fused,
 }
 
-/// Conversion of images about [-1, 1] to bytes.
+/// Conversion of image values of about [-1, 1] to bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quantiser {
     /// Truncation of 127.5 x + 128 (EDM, D2O, SiD, StyleGAN).
@@ -28,7 +28,7 @@ pub enum Quantiser {
 }
 
 impl Quantiser {
-    /// The byte of `x`. EDM's code computes in f64, OpenAI's in f32.
+    /// `x` as a byte, saturating. As in the original code, `Edm` computes in f64 and `OpenAi` in f32.
     #[must_use]
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "limited first")]
     pub fn apply(self, x: f64) -> u8 {
@@ -46,7 +46,7 @@ pub enum Precision {
     /// f32.
     #[default]
     Fp32,
-    /// f16, with parts in f32.
+    /// f16, with some operations in f32.
     Fp16,
 }
 
@@ -56,22 +56,22 @@ pub enum Precision {
 pub enum Noise {
     /// The constant noise of the checkpoint.
     Const,
-    /// None.
+    /// No noise.
     None,
 }
 
-/// How a generator of several evaluations was trained to be sampled.
+/// Sampler that a generator of several evaluations was trained for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sampler {
-    /// D2O's two steps.
+    /// D2O with two steps.
     TwoStep,
-    /// D2O's several steps.
+    /// D2O with several steps.
     MultiStep,
 }
 
-/// A value of the metadata as text.
+/// Conversion of a metadata value from and to text.
 trait Text: Sized {
-    /// What a text must be.
+    /// Description of the valid texts, for errors.
     const EXPECTED: &'static str;
 
     fn write(&self) -> String;
@@ -89,7 +89,7 @@ macro_rules! names {
                 }
             }
 
-            /// The one of this name.
+            /// The variant called `name` in metadata.
             #[must_use]
             pub fn named(name: &str) -> Option<Self> {
                 match name {
@@ -159,7 +159,7 @@ impl Text for Vec<f32> {
 
 macro_rules! metadata {
     ($($(#[$doc:meta])* $field:ident: $type:ty = $key:literal,)+) => {
-        /// What a graph records about itself; `None` for what it does not record.
+        /// Metadata of a graph; `None` for each key that the graph does not have.
         #[derive(Debug, Clone, PartialEq, Default)]
         pub struct Metadata {
             $($(#[$doc])* pub $field: Option<$type>,)+
@@ -169,12 +169,13 @@ macro_rules! metadata {
             /// Reads the entries of a graph; other keys are ignored.
             ///
             /// # Errors
-            /// `Metadata` if the value of a key is not of its type.
+            /// `Metadata` if a value does not have the type of its key.
             pub fn read(entries: &BTreeMap<String, String>) -> Result<Self> {
                 Ok(Self { $($field: read(entries, $key)?,)+ })
             }
 
-            /// Reads the entries of a graph that another program wrote: a value that is not of its type has another meaning there.
+            /// Reads the entries of a graph that another program wrote. Values that do not have the type of their key
+            /// are ignored, because the key has another meaning there.
             pub(crate) fn read_foreign(entries: &BTreeMap<String, String>) -> Self {
                 Self { $($field: read(entries, $key).unwrap_or_default(),)+ }
             }
@@ -191,33 +192,33 @@ macro_rules! metadata {
 }
 
 metadata! {
-    /// Version of d2o that wrote it.
+    /// Version of d2o that wrote the graph.
     version: String = "d2o_version",
-    /// Function of the graph.
+    /// Purpose of the graph.
     kind: Kind = "kind",
-    /// Class of the network in checkpoints.
+    /// Class name of the network in checkpoints.
     class: String = "class",
-    /// Name of the published checkpoint that it was made from.
+    /// Name of the published checkpoint that the graph was exported from.
     known: String = "known",
-    /// Arguments of that class, JSON.
+    /// Constructor arguments of the class, JSON.
     init_kwargs: String = "init_kwargs",
-    /// Conversion of its images to bytes.
+    /// Conversion of the images to bytes.
     quantiser: Quantiser = "quantiser",
-    /// Noise level that a one-step generator made of a denoiser starts from.
+    /// Initial noise level of a one-step generator made from a denoiser.
     sigma_max: f64 = "sigma_max",
     /// Sampler that a denoiser was trained for.
     sampler: Sampler = "sampler",
-    /// Its number of steps.
+    /// Number of steps of the sampler.
     num_steps: u32 = "num_steps",
-    /// Its noise level between two steps.
+    /// Noise level between the two steps of [`Sampler::TwoStep`].
     middle: f64 = "middle",
     /// Lowest noise level that a denoiser takes.
     net_sigma_min: f64 = "net_sigma_min",
     /// Highest noise level that a denoiser takes.
     net_sigma_max: f64 = "net_sigma_max",
-    /// Noise levels of a denoiser that takes no others, falling.
+    /// All noise levels of a denoiser with discrete levels, in descending order.
     net_levels: Vec<f32> = "net_levels",
-    /// Truncation towards the average latent.
+    /// Truncation factor ψ towards the average latent.
     truncation_psi: f64 = "truncation_psi",
     /// Number of layers that are truncated.
     truncation_cutoff: usize = "truncation_cutoff",
@@ -225,15 +226,15 @@ metadata! {
     noise: Noise = "noise",
     /// Name of the feature network.
     extractor: String = "extractor",
-    /// Height and width of the images that the feature network sees, pixels.
+    /// Height and width at which the feature network runs, pixels.
     input_size: usize = "input_size",
     /// Activation of a CLIP tower.
     activation: String = "activation",
-    /// Width of the attention heads, if it was given.
+    /// Width of the attention heads, channels, if it was set at export.
     head_width: usize = "head_width",
-    /// How the graph resizes images of another size.
+    /// Resizing of images of another size inside the graph.
     resize: String = "resize",
-    /// The published file with these weights, or `unverified`.
+    /// Published file that contains these weights, or `unverified`.
     weights: String = "weights",
     /// Digest of the weights without the head.
     weights_digest: String = "weights_digest",
@@ -245,7 +246,7 @@ metadata! {
     precision: Precision = "precision",
     /// Measured effect of f16.
     fp16_difference: String = "fp16_difference",
-    /// Convolutions replaced by Winograd's.
+    /// Convolutions rewritten by Winograd's algorithm.
     winograd: String = "winograd",
 }
 

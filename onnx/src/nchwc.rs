@@ -1,7 +1,7 @@
-//! Convolutions on images in blocks of channels (NCHWc), the layout of ONNX Runtime's optimised graphs on CPUs.
+//! Convolutions on images in blocks of channels (NCHWc), the layout of graphs that ONNX Runtime optimises for CPUs.
 //!
-//! The domain is `com.microsoft.nchwc`. Images are `[N, C / block, H, W, block]`, weights `[Co / block, Ci / block, kH, kW, block of Ci, block of Co]`;
-//! the shapes that the file declares are those of the plain layout.
+//! The domain is `com.microsoft.nchwc`. Images are `[N, C / block, H, W, block]`, weights
+//! `[Co / block, Ci / block, kH, kW, block of Ci, block of Co]`. The file declares the shapes of the plain layout.
 //! <https://github.com/microsoft/onnxruntime/blob/v1.23.0/onnxruntime/core/optimizer/nchwc_transformer.cc>
 
 use std::collections::{HashMap, HashSet};
@@ -19,12 +19,12 @@ use crate::proto::{
 };
 
 const DOMAIN: &str = "com.microsoft.nchwc";
-/// Attribute of a replaced node: how many were replaced before it.
+/// Attribute of a replaced node: the number of nodes replaced before it.
 pub const INDEX: &str = "index";
 
-/// A model of one node, `ReorderInput`: `x [1, C, 1, W]` in the plain layout to `y`, the same in blocks.
+/// A model with one node, `ReorderInput`. It converts `x [1, C, 1, W]` from the plain layout to `y` in blocks.
 ///
-/// A session on it shows the number of channels in a block, which depends on the CPU and on the build of ONNX Runtime.
+/// Running it shows the number of channels in a block, which depends on the CPU and on the build of ONNX Runtime.
 #[must_use]
 pub fn reorder_input(channels: usize, width: usize) -> Vec<u8> {
     let dims = [1, channels, 1, width].map(signed);
@@ -56,7 +56,7 @@ pub fn reorder_input(channels: usize, width: usize) -> Vec<u8> {
     model.encode_to_vec()
 }
 
-/// A convolution on blocked images: one group, strides and dilations of 1, and no activation but ReLU.
+/// A convolution on blocked images with one group, strides and dilations of 1, and ReLU or no activation.
 #[derive(Debug)]
 pub struct Convolution<'a> {
     /// Shape of the weights: `[Co, Ci, kH, kW]`; Co and Ci are multiples of the block.
@@ -133,13 +133,16 @@ fn values(tensor: &TensorProto) -> impl Iterator<Item = f32> {
     tensor.raw_data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
 }
 
-/// The model at `path`, which ONNX Runtime optimised, with each convolution that `accept` takes replaced by a node `op` of `domain`.
+/// Replaces each convolution that `accept` accepts in the model at `path`, an optimised graph of ONNX Runtime, by a
+/// node with operator `op` of `domain`.
 ///
-/// The node reads and writes the same blocked images: its inputs are the image and, where the convolution had one, the addend; its attribute
-/// [`INDEX`] counts the calls of `accept` that returned true. Weights that no node uses any more are left out.
+/// The new node reads and writes the same blocked images. Its inputs are the image and, if the convolution has one, the
+/// addend. Its attribute [`INDEX`] is the number of earlier calls of `accept` that returned true. Initializers that are
+/// no longer used are removed.
 ///
 /// # Errors
-/// `Format` if the file is not an ONNX model, or holds what a rewritten copy would lose; `Io`.
+/// `Format` if the file is not an ONNX model, or contains data that the rewritten copy would lose. `Io` if it cannot be
+/// read.
 pub fn replace(
     path: &Path,
     block: usize,
@@ -180,7 +183,7 @@ pub fn replace(
     Ok(model.encode_to_vec())
 }
 
-/// The first tensor or node of `graph` with content that our messages leave out.
+/// Name of the first tensor or node of `graph` with content that the messages of `proto` do not represent.
 fn lossy(graph: &GraphProto) -> Option<&str> {
     let filled = |t: &TensorProto| t.dims.iter().all(|d| *d > 0);
     let tensor = graph.initializer.iter().find(|t| filled(t) && t.raw_data.is_empty()).map(|t| &t.name);
@@ -221,7 +224,7 @@ mod tests {
         GraphProto { node: vec![node], name: "g".to_owned(), initializer, ..GraphProto::default() }
     }
 
-    /// `graph` after [`replace`], with what `accept` was called with.
+    /// `graph` after [`replace`], and the number of calls of `accept`, which returns `answer`.
     fn replaced(graph: GraphProto, answer: bool) -> Result<(GraphProto, usize)> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.onnx");

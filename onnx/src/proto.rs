@@ -6,7 +6,7 @@ use prost::Message;
 
 use crate::error::{Error, Result};
 
-/// The message in `bytes`, which `place` of `file` contains.
+/// Decodes `bytes`, the content of `place` in `file`.
 pub(crate) fn decoded<M: Message + Default>(bytes: &[u8], file: &Path, place: &str) -> Result<M> {
     M::decode(bytes).map_err(|error| Error::Format {
         file: file.to_owned(),

@@ -20,14 +20,14 @@ pub struct ValueInfo {
     pub name: String,
     /// Element type.
     pub element: ElementType,
-    /// Shape; every symbolic axis is [`Dim::Batch`], whatever its symbol.
+    /// Shape. Every axis without a fixed length is [`Dim::Batch`], with any symbol or none.
     pub dims: Vec<Dim>,
-    /// For each axis the name of its symbol, if it has one: axes of one symbol have equal lengths.
+    /// For each axis, the name of its symbol, if it has one. Axes of one symbol have equal lengths.
     pub symbols: Vec<Option<String>>,
 }
 
 impl ValueInfo {
-    /// `latents f32 [N, 3, 32, 32]`.
+    /// Name, element type and axes as text, e.g. `latents f32 [N, 3, 32, 32]`.
     #[must_use]
     pub fn describe(&self) -> String {
         format!("{} {} [{}]", self.name, self.element, self.axes().join(", "))
@@ -47,38 +47,41 @@ impl ValueInfo {
 /// Summary of a model file.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelInfo {
-    /// `producer_name`: the program that wrote it.
+    /// `producer_name`: the program that wrote the file.
     pub producer: String,
     /// Inputs that are not initializers, in order.
     pub inputs: Vec<ValueInfo>,
     /// Outputs, in order.
     pub outputs: Vec<ValueInfo>,
-    /// The model's metadata, as they are; [`ModelInfo::described`] reads those of d2o's graphs.
+    /// Metadata entries as stored. [`ModelInfo::described`] parses the keys of d2o.
     pub metadata: BTreeMap<String, String>,
     /// Opset of the default domain; 0 if the file has none.
     pub opset: i64,
-    /// Number of nodes, without those in branches and functions.
+    /// Number of nodes of the main graph, without nodes in branches and functions.
     pub nodes: usize,
-    /// Number of scalars in initializers.
+    /// Number of scalars in the initializers of the main graph.
     pub parameters: u64,
-    /// Whether there is a loop: the time of a run is not bounded by the size of the inputs.
+    /// Whether any node is a `Loop` or `Scan`. The size of the inputs then does not bound the time of a run.
     pub loops: bool,
-    /// Whether any convolution may be eligible for Winograd: one group, stride 1, more than one tap. Weights outside the file count as eligible.
+    /// Whether any convolution may be eligible for Winograd: one group, stride 1, more than one tap. Convolutions with
+    /// a weight that is not an initializer count as eligible.
     pub has_winograd_candidates: bool,
 }
 
 impl ModelInfo {
-    /// Reads the model at `path` without its weights. Weights outside the file must be in regular files of its folder, from which runtimes read them.
+    /// Reads the model at `path` without its weights. External weights must be in regular files in the folder of the
+    /// model or below it, because runtimes read them from there.
     ///
     /// # Errors
-    /// `Format` if it is not an ONNX model, would take memory out of proportion to its size, or has weights elsewhere; `Io`.
+    /// `Format` if the file is not an ONNX model, would take memory or time out of proportion to its size, or has
+    /// weights elsewhere. `Io` if a file cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
         let found = scan(path)?;
         ensure_beside(path, &found.external)?;
         Self::of(found, path)
     }
 
-    /// Reads a model from memory; `file` is its name in errors. Weights outside the file are not checked.
+    /// Reads a model from memory. Errors name it `file`. External weights are not checked.
     ///
     /// # Errors
     /// `Format` as in [`ModelInfo::open`].
@@ -127,10 +130,11 @@ impl ModelInfo {
         })
     }
 
-    /// The metadata that d2o's graphs have. In graphs of other programs, a value that is not of its type is ignored.
+    /// The metadata with the keys of d2o. In graphs of other programs, values that do not have the type of their key
+    /// are ignored.
     ///
     /// # Errors
-    /// `Metadata` if a value in a graph of d2o's is not of its type.
+    /// `Metadata` if d2o wrote the graph and a value does not have the type of its key.
     pub fn described(&self) -> Result<Metadata> {
         if self.producer == PRODUCER {
             Metadata::read(&self.metadata)
@@ -139,7 +143,7 @@ impl ModelInfo {
         }
     }
 
-    /// Output `name`.
+    /// The output called `name`.
     #[must_use]
     pub fn output(&self, name: &str) -> Option<&ValueInfo> {
         self.outputs.iter().find(|v| v.name == name)
@@ -150,7 +154,7 @@ impl ModelInfo {
         self.outputs.iter().map(|v| v.name.as_str())
     }
 
-    /// Input `name`.
+    /// The input called `name`.
     #[must_use]
     pub fn input(&self, name: &str) -> Option<&ValueInfo> {
         self.inputs.iter().find(|v| v.name == name)
@@ -162,7 +166,8 @@ fn bad(file: &Path, place: &str, expected: &str, found: impl Into<String>) -> Er
     Error::Format { file, place, expected, found: found.into(), source: None }
 }
 
-/// Opens a regular file: others may block or never end. Returns it with its length.
+/// Opens a regular file and returns it with its length. Other kinds of files are refused, because they may block or
+/// never end.
 fn regular(path: &Path, file: &Path, place: &str) -> Result<(fs::File, u64)> {
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(bad(file, place, "a regular file", "another kind"));
@@ -185,8 +190,9 @@ pub(crate) fn scan(path: &Path) -> Result<Found> {
     }
 }
 
-/// Checks that the tensors outside the model at `path` are in regular files of its folder. The model may be a link into a store of files, and its
-/// weights links into the same folder there.
+/// Checks that the external tensors of the model at `path` are in regular files in its folder or below it. The model
+/// and the weights may be symbolic links. The weights then must be in the folder of `path` or in the folder that
+/// contains the target of `path`.
 fn ensure_beside(path: &Path, tensors: &[External]) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut folders = Vec::new();
@@ -228,7 +234,7 @@ fn ensure_beside(path: &Path, tensors: &[External]) -> Result<()> {
     Ok(())
 }
 
-/// The model at `path`, which must be one that d2o wrote with its weights inside.
+/// Reads the model at `path`. d2o must have written it, with all weights in the file.
 pub(crate) fn written(path: &Path) -> Result<ModelProto> {
     let found = scan(path)?;
     if !found.graph {
@@ -285,7 +291,7 @@ mod tests {
         }
     }
 
-    /// Field `number` of a message, holding `content`.
+    /// Field `number` of a message, with `content`.
     fn field(number: u8, content: &[u8]) -> Vec<u8> {
         let mut bytes = vec![number << 3 | 2];
         prost::encode_length_delimiter(content.len(), &mut bytes).unwrap();
@@ -346,7 +352,7 @@ mod tests {
         assert!(ModelInfo::parse(&large, "x.onnx".as_ref()).is_ok());
     }
 
-    /// A node of `op`, reading `inputs` and writing `output`.
+    /// A node of operator `op` that reads `inputs` and writes `output`; `more` are further fields.
     fn node(op: &str, inputs: &[&str], output: &str, more: &[u8]) -> Vec<u8> {
         let inputs: Vec<u8> = inputs.iter().flat_map(|i| field(1, i.as_bytes())).collect();
         field(1, &[inputs, field(2, output.as_bytes()), field(4, op.as_bytes()), more.to_vec()].concat())
@@ -388,9 +394,9 @@ mod tests {
                 ]
                 .concat(),
             ),
-            // Twice as long each time.
+            // Each concatenation doubles the length.
             ("Concat", node("Concat", &["y", "y"], "y", b"").repeat(41)),
-            // Each alone would do.
+            // Each tensor alone is within the limit.
             (
                 "ConstantOfShape",
                 [node("ConstantOfShape", &["s"], "y", b"").repeat(200), weights(&[("s", &[1 << 20])])].concat(),
@@ -429,7 +435,7 @@ mod tests {
                 |key: &str, value: &str| field(13, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat());
             let entries = [entry("location", location), entry("offset", offset), entry("length", length)].concat();
             let tensor = [field(8, b"w"), vec![14 << 3, 1], entries].concat();
-            // In a node of a branch as much as in the graph itself.
+            // As an initializer of the graph, and in a node of a branch.
             for place in [field(5, &tensor), field(1, &field(5, &field(6, &field(1, &field(5, &field(5, &tensor))))))] {
                 fs::write(&path, model(&place)).unwrap();
                 if let Err(error) = ModelInfo::open(&path) {

@@ -1,7 +1,9 @@
-//! One pass over the messages of an ONNX file: reads the summary, and bounds the memory and time that decoding the file would take.
+//! One pass over the messages of an ONNX file. It reads the summary, and bounds the memory and time of decoding the
+//! file.
 //!
-//! Weights are skipped. A message of two bytes takes a hundred and more when it is decoded, here or in a runtime, so each is charged to the file's
-//! [`Budget`]. <https://github.com/onnx/onnx/blob/v1.19.0/onnx/onnx.proto>
+//! Weights are skipped. A message of two bytes takes a hundred bytes or more when it is decoded, here or in a runtime.
+//! Each message is therefore charged to the [`Budget`] of the file.
+//! <https://github.com/onnx/onnx/blob/v1.19.0/onnx/onnx.proto>
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead as _, BufReader, Read, Seek};
@@ -13,16 +15,17 @@ use crate::error::{Error, Result};
 use crate::expansion::{self, Expansion, MAX_INTEGERS};
 use crate::proto::{ValueInfoProto, decoded};
 
-/// Maximum nesting of messages; that of protobuf.
+/// Maximum nesting depth of messages, equal to the limit of protobuf.
 const MAX_DEPTH: u32 = 100;
-/// Maximum number of nodes, of tensors and of values, over all graphs of a file with its functions inlined: the time of runtimes is quadratic in it.
+/// Maximum number of nodes, of tensors and of values in all graphs and functions of a file, and of nodes with functions
+/// inlined. The time that runtimes take is quadratic in these numbers.
 const MAX_COUNT: usize = 1 << 15;
 /// Maximum number of inputs of a node, for the same reason.
 const MAX_INPUTS: usize = 1 << 12;
 /// Memory that a field takes in addition to its content, bytes.
 const FIELD: usize = 32;
 
-/// The summary.
+/// Summary of an ONNX file.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) producer: String,
@@ -31,13 +34,13 @@ pub(crate) struct Found {
     pub(crate) metadata: BTreeMap<String, String>,
     /// Whether the model has a graph.
     pub(crate) graph: bool,
-    /// Whether a node is a loop.
+    /// Whether any node is a `Loop` or `Scan`.
     pub(crate) loops: bool,
     /// Numbers of nodes, tensors and values in all graphs and functions.
     counts: [usize; 3],
-    /// The graphs and each function: the graphs are the first.
+    /// All graphs outside functions as the first entry, then each function.
     bodies: Vec<Body>,
-    /// Nodes whose output size is a value of an operand, and nodes that such values pass through.
+    /// Nodes with an output size that is the value of an operand, and nodes that propagate such values.
     expansions: Vec<Expansion>,
     /// Values of small integer tensors, by name.
     integers: HashMap<String, Vec<i64>>,
@@ -58,7 +61,7 @@ pub(crate) struct Found {
 #[derive(Debug)]
 pub(crate) struct Weight {
     elements: u64,
-    /// Product of the axes after the second: the taps of a convolution.
+    /// Product of the lengths of the axes after the second: the number of taps of a convolution.
     pub(crate) taps: u64,
 }
 
@@ -76,7 +79,7 @@ pub(crate) struct External {
 struct Body {
     name: Option<[String; 2]>,
     nodes: usize,
-    /// Numbers of nodes that may be calls of a function, by domain and operator.
+    /// Number of nodes that may call a function, by domain and operator.
     calls: HashMap<[String; 2], usize>,
 }
 
@@ -94,7 +97,7 @@ enum Kind {
     Holder,
     Elements,
     Shape,
-    /// A dimension, an opset, a pair of strings: no messages inside.
+    /// A dimension, an opset or a pair of strings; contains no messages.
     Entry,
     Annotation,
     Training,
@@ -104,7 +107,7 @@ enum Kind {
 /// Content of a length-delimited field.
 enum Part {
     Message(Kind),
-    /// Packed integers; the number of bytes of each in memory.
+    /// Packed integers, with the number of bytes of each in memory.
     Integers(usize),
     /// A string or raw values.
     Plain,
@@ -216,11 +219,11 @@ struct Attribute {
 struct Tensor {
     name: String,
     dims: Vec<i64>,
-    /// Its elements, if they are integers and at most [`MAX_INTEGERS`].
+    /// The elements, if they are integers and at most [`MAX_INTEGERS`].
     integers: Option<Vec<i64>>,
 }
 
-/// Reads the model of `length` bytes in `from`; `file` is its name in errors.
+/// Scans the model of `length` bytes in `from`. Errors name it `file`.
 pub(crate) fn model<R: Read + Seek>(from: R, length: u64, file: &Path) -> Result<Found> {
     let from = BufReader::with_capacity(1 << 16, from);
     let found = Found { bodies: vec![Body::default()], ..Found::default() };
@@ -406,7 +409,7 @@ impl<R: Read + Seek> Scan<'_, R> {
         Ok(depth + 1)
     }
 
-    /// A field that is not read: its messages are charged, the rest is skipped.
+    /// Passes over a field that is not read: charges its messages and skips the rest.
     fn other(&mut self, of: Kind, field: u32, end: u64, depth: u32) -> Result<()> {
         let length = usize::try_from(end - self.at).unwrap_or(usize::MAX);
         match of.part(field) {
@@ -427,7 +430,7 @@ impl<R: Read + Seek> Scan<'_, R> {
                 self.charge(FIELD, of)?;
                 self.skip(end)
             }
-            // It may consist of messages of minimum size.
+            // The content may consist of messages of minimum size.
             Part::Unknown => {
                 self.charge(length.saturating_add(1).saturating_mul(FIELD), of)?;
                 self.skip(end)
@@ -445,7 +448,7 @@ impl<R: Read + Seek> Scan<'_, R> {
         Ok(())
     }
 
-    /// Charges tensors of constant sizes, and iterations of loops with a constant count.
+    /// Charges tensors of constant size, and the iterations of loops with a constant count.
     fn charge_expansions(&mut self) -> Result<()> {
         let nodes = std::mem::take(&mut self.found.expansions);
         let integers = std::mem::take(&mut self.found.integers);
@@ -559,7 +562,7 @@ impl<R: Read + Seek> Scan<'_, R> {
 
     fn value(&mut self, end: u64) -> Result<ValueInfoProto> {
         self.deeper(Kind::Value, 1)?;
-        // Its smallest messages are dimensions of two bytes.
+        // The smallest messages inside are dimensions of two bytes.
         let length = usize::try_from(end - self.at).unwrap_or(usize::MAX);
         self.charge(length.saturating_mul(FIELD), Kind::Value)?;
         let bytes = self.bytes(Kind::Value, end)?;
@@ -669,7 +672,7 @@ impl<R: Read + Seek> Scan<'_, R> {
 }
 
 impl Attribute {
-    /// Its value, if it is that of a constant of integers or a shape.
+    /// The value, if this is the attribute of an integer `Constant` or a shape.
     fn integers(&self) -> Option<Vec<i64>> {
         match self.name.as_str() {
             "value" => self.tensor.as_ref()?.integers.clone(),
@@ -685,7 +688,8 @@ impl Node {
         self.attributes.iter().find(|a| a.name == name)
     }
 
-    /// The weight, if this is a convolution of one group and stride 1.
+    /// Name of the weight, if this is a convolution of one group and stride 1. The inner `None` is a convolution
+    /// without a weight.
     fn dense(&self) -> Option<Option<String>> {
         let one_group = self.attribute("group").is_none_or(|a| a.i == 1);
         let steps = self.attribute("strides").is_some_and(|a| a.ints.iter().any(|v| *v != 1));
@@ -700,7 +704,7 @@ mod tests {
     #[test]
     fn functions_count_once_per_call() {
         let name = |i: usize| ["d".to_owned(), i.to_string()];
-        // Body i has two nodes, both of them calls of body i + 1 where there is one.
+        // Body i has two nodes. Both call body i + 1 if it exists.
         let chain = |levels: usize| -> Vec<Body> {
             let body = |i| Body { name: (i > 0).then(|| name(i)), nodes: 2, calls: HashMap::from([(name(i + 1), 2)]) };
             (0..levels).map(body).collect()

@@ -1,4 +1,4 @@
-//! Nodes of a graph on disk, and copies of it with intermediate tensors as outputs.
+//! Nodes of a graph file, and copies of the graph with intermediate tensors as outputs.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -19,11 +19,11 @@ pub struct Node {
     pub name: String,
     /// Operator.
     pub op: String,
-    /// Names of its inputs, initializers included.
+    /// Names of the inputs, including initializers.
     pub inputs: Vec<String>,
-    /// Name of its first output.
+    /// Name of the first output.
     pub output: String,
-    /// Element type of that output, inferred from the operator and its inputs.
+    /// Element type of the first output, inferred from the operator and its inputs.
     pub element: ElementType,
 }
 
@@ -46,7 +46,8 @@ impl Taps {
     /// Reads the graph at `path`.
     ///
     /// # Errors
-    /// `Format` if it is not an ONNX model that d2o wrote with its weights inside; `Io`.
+    /// `Format` if the file is not an ONNX model that d2o wrote with all weights in the file. `Io` if it cannot be
+    /// read.
     pub fn open(path: &Path) -> Result<Self> {
         let model = written(path)?;
         let empty = GraphProto::default();
@@ -106,10 +107,11 @@ impl Taps {
         self.weights.contains(edge)
     }
 
-    /// Writes a copy of the graph whose outputs are `edges`, without the nodes that these do not depend on.
+    /// Writes a copy of the graph with `edges` as its outputs, without nodes that they do not depend on.
     ///
     /// # Errors
-    /// `Graph` if `edges` is empty, or no node writes one of them; `Io`.
+    /// `Graph` if `edges` is empty, or one of them is not the first output of a node. `Io` if the file cannot be
+    /// written.
     pub fn write(&self, edges: &[&str], path: &Path) -> Result<()> {
         let mut model = self.model.clone();
         let graph = model.graph.get_or_insert_default();

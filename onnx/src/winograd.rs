@@ -1,7 +1,7 @@
-//! Rewrites convolutions of kernel height 3 with Winograd's F(4, 3) along the height: half the multiplications.
+//! Rewrites convolutions of kernel height 3 with Winograd's F(4, 3) along the height. This halves the multiplications.
 //!
-//! Four output rows of a 3-tap filter take six products instead of twelve (Winograd 1980; Lavin & Gray 2016), with the interpolation points
-//! 0, ±1, ±2, ∞. ONNX has no operator for it; the rewritten convolution consists of
+//! Four output rows of a 3-tap filter take six products instead of twelve (Winograd 1980; Lavin & Gray 2016), with the
+//! interpolation points 0, ±1, ±2, ∞. ONNX has no operator for this algorithm. The rewritten convolution consists of
 //!
 //! | node | shapes |
 //! |---|---|
@@ -10,8 +10,8 @@
 //! | a `Conv` of kernel `1 × k` for each point, with the transformed filter (Gg) | `[N, Co, T, W']` |
 //! | `Concat`, and `MatMul` by a constant: the output rows (Aᵀm) | `[H', 6T] × [N, Co, 6T, W']` |
 //!
-//! T = ⌈H'/4⌉. The cost of the transforms is proportional to the channels, that of the products they replace to the channels squared. Weights take twice
-//! the memory. Sums are rounded in another order: outputs differ as much as between runtimes.
+//! T = ⌈H'/4⌉. The cost of the transforms is proportional to the number of channels, the saving to its square. Weights
+//! take twice the memory. Sums are rounded in another order: the differences are as large as between runtimes.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -20,7 +20,8 @@ use crate::error::{Result, invalid};
 use crate::graph::{ElementType, Model, signed};
 use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 
-/// Minimum of Ci·Co/(Ci + Co) for which the rewritten convolution is faster in ONNX Runtime on CPUs; reached by 128 input and 128 output channels.
+/// Minimum of Ci·Co/(Ci + Co) for which the rewritten convolution is faster in ONNX Runtime on CPUs, e.g. 128 input and
+/// 128 output channels.
 pub const DEFAULT_THRESHOLD: usize = 64;
 
 /// Rows of an output tile.
@@ -52,20 +53,20 @@ const OUTPUT: [[f32; POINTS]; TILE] = [
     [0.0, 1.0, 1.0, 4.0, 4.0, 0.0],
     [0.0, 1.0, -1.0, 8.0, -8.0, 1.0],
 ];
-/// The point whose column of Aᵀ is all ones: a bias added there is added to every row.
+/// A point with a column of ones in Aᵀ: a bias added at this point is added to every output row.
 const BIASED: usize = 1;
 /// Minimum number of output rows: two tiles.
 const MIN_ROWS: usize = 2 * TILE;
 
 impl Model {
-    /// This graph with its eligible convolutions rewritten, and their number.
+    /// Rewrites the eligible convolutions, and returns the graph and their number.
     ///
     /// Eligible are f32 convolutions of kernel `3 × k`, stride 1 and one group with at least 8 output rows and Ci·Co/(Ci + Co) >= `threshold`
     /// ([`DEFAULT_THRESHOLD`]).
     ///
     /// # Errors
-    /// `Graph` if the model is a result of [`Model::to_f16`] or [`chain`](crate::compose::chain): the sizes of its images are not known, and f16 weights
-    /// cannot be transformed without rounding them twice.
+    /// `Graph` if the model is a result of [`Model::to_f16`] or [`chain`](crate::compose::chain): the image heights are
+    /// not known, and the transform would round f16 weights twice.
     pub fn to_winograd(self, threshold: usize) -> Result<(Self, usize)> {
         let Self { mut proto, conv_heights } = self;
         let graph = proto.graph.take().unwrap_or_default();
@@ -124,7 +125,7 @@ impl Shape {
         for (k, taps) in INPUT.iter().enumerate() {
             for t in 0..tiles {
                 for (j, value) in taps.iter().enumerate() {
-                    // Rows of the padding are zeros and have no column.
+                    // Padding rows are zero and have no column.
                     if let Some(row) = (TILE * t + j).checked_sub(top).filter(|row| *row < self.height) {
                         matrix[(k * tiles + t) * self.height + row] = *value;
                     }
@@ -149,7 +150,7 @@ impl Shape {
 
 struct Rewriter {
     graph: GraphProto,
-    /// Constants of the transforms, and their names.
+    /// Constants of the transforms; `made` are their names.
     added: Vec<TensorProto>,
     made: HashSet<String>,
 }
@@ -258,7 +259,7 @@ fn point(weight: &str, k: usize) -> String {
     format!("{weight}.winograd_{k}")
 }
 
-/// G applied to `weight [Co, Ci, 3, k]` in f64: for each point `[Co, Ci, 1, k]`.
+/// G applied to `weight [Co, Ci, 3, k]` in f64, as one f32 tensor `[Co, Ci, 1, k]` for each point.
 #[allow(clippy::cast_possible_truncation, reason = "graphs compute in f32")]
 fn transformed(weight: &TensorProto, names: &[String]) -> Vec<TensorProto> {
     let sizes: Vec<usize> = weight.dims.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
@@ -333,7 +334,7 @@ mod tests {
             text,
             "graph `g`: to_winograd: expected an f32 graph before `to_f16` and `chain`, found a result of one of them"
         );
-        // Twice is once: no convolution is left.
+        // A second rewrite finds no eligible convolution.
         let (once, count) = plain.to_winograd(1).unwrap();
         assert_eq!((count, once.to_winograd(1).unwrap().1), (1, 0));
     }

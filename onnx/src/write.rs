@@ -15,13 +15,13 @@ use crate::graph::{Model, PRODUCER};
 use crate::proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 use crate::read;
 
-/// protobuf's limit for one message, bytes.
+/// Size limit of protobuf for one message, bytes.
 const MAX_MESSAGE: usize = i32::MAX as usize;
-/// Size of all weights above which they are stored in a side file, bytes.
+/// Total size of the weights above which large weights are stored in a side file, bytes.
 const EXTERNAL_ABOVE: usize = 1_900_000_000;
-/// Smallest tensor stored there, bytes.
+/// Minimum size of a tensor in the side file, bytes.
 const EXTERNAL_MIN: usize = 1024;
-/// Alignment inside the side file.
+/// Alignment of tensors in the side file, bytes.
 const ALIGN: usize = 4096;
 /// Hexadecimal digits of the digest in the name of a side file.
 const DIGEST: usize = 16;
@@ -31,7 +31,8 @@ const EXTERNAL: i32 = 1;
 /// The model as one message.
 ///
 /// # Errors
-/// `Graph` if it is too large for protobuf (2 GiB); [`write()`] puts such weights in a side file.
+/// `Graph` if the model is too large for protobuf (2 GiB). [`write()`] stores the weights of such models in a side
+/// file.
 pub fn to_bytes(model: &Model) -> Result<Vec<u8>> {
     let length = model.proto.encoded_len();
     if length > MAX_MESSAGE {
@@ -40,18 +41,20 @@ pub fn to_bytes(model: &Model) -> Result<Vec<u8>> {
     Ok(model.proto.encode_to_vec())
 }
 
-/// Writes `model` to `path`. Weights of more than 1.9 GB in total are stored in a side file in the same folder, named after their digest.
+/// Writes `model` to `path`. If the weights have more than 1.9 GB in total, weights of at least 1 KiB are stored in a
+/// side file in the same folder, which is named after the digest of its content.
 ///
-/// The side file of a previous graph at `path` is removed last, so that the graph at `path` has its weights at any time. Takes additional memory for the
-/// largest tensor.
+/// The side file of a previous graph at `path` is removed last, so that the graph at `path` has its weights at any
+/// time. Writing needs additional memory of up to twice the size of the largest tensor.
 ///
 /// # Errors
-/// `Graph` if the graph without its weights is too large for protobuf (2 GiB), or the file name, which the graph would refer to, is not UTF-8; `Io`.
+/// `Graph` if the graph without these weights is too large for protobuf (2 GiB), or a side file is needed and the file
+/// name is not UTF-8. `Io` if writing fails.
 pub fn write(model: &Model, path: &Path) -> Result<()> {
     write_splitting(model, path, EXTERNAL_ABOVE)
 }
 
-/// As [`write()`], with a side file for weights of more than `external_above` bytes in total.
+/// Same as [`write()`], with a side file for weights of more than `external_above` bytes in total.
 ///
 /// # Errors
 /// Those of [`write()`].
@@ -68,20 +71,20 @@ pub fn write_splitting(model: &Model, path: &Path, external_above: usize) -> Res
         Some(side)
     };
     for stale in before.into_iter().filter(|name| Some(name) != side.as_ref()) {
-        // A file that cannot be removed takes space but is not referred to.
+        // The graph does not refer to the file. If it cannot be removed, it only takes space.
         let _ = fs::remove_file(path.with_file_name(stale));
     }
     Ok(())
 }
 
-/// Names of the side files of the graph at `path`, if d2o named them.
+/// Names of the side files of the graph at `path`, if d2o wrote the graph and chose the names.
 fn side_files(path: &Path) -> BTreeSet<String> {
     let found = read::scan(path).ok().filter(|found| found.producer == PRODUCER);
     let named = |text: Option<&OsStr>| text.and_then(OsStr::to_str).unwrap_or_default().to_owned();
     let (stem, whole) = (named(path.file_stem()), named(path.file_name()));
     let ours = |name: &String| {
         let digest = name.strip_prefix(&format!("{stem}.")).and_then(|rest| rest.strip_suffix(".data"));
-        // The name of side files before it contained the digest.
+        // Earlier versions named the side file `<file>.data`, without a digest.
         digest.is_some_and(|d| d.len() == DIGEST && d.bytes().all(|b| b.is_ascii_hexdigit()))
             || *name == format!("{whole}.data")
     };
@@ -244,7 +247,7 @@ mod tests {
         let first = side(&path);
         let (graph, weights) = (fs::read(&path).unwrap(), fs::read(dir.path().join(&first)).unwrap());
         assert_eq!(weights, 1.0_f32.to_le_bytes().repeat(64 * 64));
-        // Interrupted after the weights of the next one: the first is whole.
+        // An interruption after the weights of the next graph: the first graph is still complete.
         let second = write_side(filled(2.0).proto.graph.as_ref().unwrap(), &path).unwrap();
         assert_eq!((fs::read(&path).unwrap(), fs::read(dir.path().join(&first)).unwrap()), (graph.clone(), weights));
         write_splitting(&filled(2.0), &path, 0).unwrap();
@@ -256,12 +259,13 @@ mod tests {
                 all
             })
         );
-        // The same once more, and back.
+        // The same graph again, then the first.
         write_splitting(&filled(2.0), &path, 0).unwrap();
         write_splitting(&filled(1.0), &path, 0).unwrap();
         assert_eq!(fs::read(&path).unwrap(), graph);
         assert_eq!(names(dir.path()).len(), 3);
-        // One that needs no side file, and one of another program's making, whose files stay.
+        // A graph without a side file replaces the previous side file. The side file of a graph of another program
+        // stays.
         write(&filled(1.0), &path).unwrap();
         assert_eq!(names(dir.path()), ["m.0123456789abcdef.data", "m.onnx"]);
         let mut other = filled(3.0);

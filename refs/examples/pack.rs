@@ -9,7 +9,7 @@ use std::path::Path;
 use d2o_refs::batch;
 use d2o_refs::image_zip::DatasetWriter;
 
-/// Number of images of `images`, which are written to `out` with their classes.
+/// Writes the images of `images` and their classes to `out`; returns the number of images.
 fn pack(images: &Path, out: &Path) -> Result<usize, Box<dyn Error>> {
     let mut source = batch::open(images)?;
     for note in source.notes() {
@@ -21,7 +21,7 @@ fn pack(images: &Path, out: &Path) -> Result<usize, Box<dyn Error>> {
         let range = start..source.len().min(start + 64);
         writer.append(&source.read(range.clone())?, labels.as_ref().map(|labels| &labels[range]))?;
     }
-    // The file has its name once it is complete.
+    // The file appears at its path once it is complete.
     writer.finish()?;
     Ok(source.len())
 }

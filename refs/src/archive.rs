@@ -1,6 +1,7 @@
-//! Zip archives as they are read: a lean index of the entries, whose data are read by offset with their CRC-32 checked.
+//! Reader of zip archives: a compact index of the entries. Entry data are read by offset, and their CRC-32 is checked.
 //!
-//! The index takes 48 bytes and the name for an entry: sets of images have millions of them. Format: PKWARE's APPNOTE 6.3.10.
+//! An entry takes 48 bytes plus its name in the index, because image sets have millions of entries. The "table of
+//! entries" is the central directory of the format. Format: PKWARE APPNOTE 6.3.10.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -31,37 +32,38 @@ const END_64_SIZE: usize = 56;
 const LOCATOR_64_SIZE: usize = 20;
 /// Longest comment of an archive, bytes.
 const MAX_COMMENT: usize = 0xffff;
-/// Extra fields: sizes beyond 32 bits; the name in UTF-8.
+/// IDs of extra fields: ZIP64 sizes and offset; name in UTF-8.
 const EXTRA_64: u16 = 1;
 const EXTRA_NAME: u16 = 0x7075;
 const STORED: u16 = 0;
 const DEFLATED: u16 = 8;
-/// Largest label file of an archive of any size, bytes, and bytes beside these for each byte of the archive: an image's row is shorter than it is.
+/// Size limit of the label file: `FREE_JSON` bytes plus `JSON_PER_BYTE` bytes per byte of the archive, at most
+/// [`MAX_JSON`]. The label row of an image is shorter than the image.
 const FREE_JSON: u64 = 64 << 20;
 const JSON_PER_BYTE: u64 = 4;
-/// Bytes of an entry or table that are read at a time.
+/// Bytes of an entry that are read at a time.
 const BLOCK: u64 = 1 << 18;
 
-/// An archive that several threads read.
+/// An open zip archive. Several threads can read it at the same time.
 #[derive(Debug)]
 pub struct Archive {
     path: PathBuf,
     file: SharedFile,
     /// Bytes of the file.
     packed: u64,
-    /// All names, one after the other.
+    /// All names, concatenated.
     names: String,
-    /// By name; of entries with one name the archive's last.
+    /// Sorted by name. Of entries with the same name, only the last in the archive is kept.
     entries: Vec<Entry>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
-    /// Where its name begins.
+    /// Offset of the name in `Archive::names`.
     name: u64,
     name_bytes: u32,
     crc: u32,
-    /// Where its local header begins in the file.
+    /// Offset of the local header in the file.
     header: u64,
     stored: u64,
     bytes: u64,
@@ -71,14 +73,14 @@ struct Entry {
     encrypted: bool,
 }
 
-/// Where data lie in a file, and what is known of them.
+/// Location, size and encoding of data in a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
     /// Offset of the first byte.
     pub(crate) start: u64,
     /// Bytes in the file.
     pub(crate) stored: u64,
-    /// Bytes when inflated.
+    /// Bytes after inflation.
     pub(crate) bytes: u64,
     pub(crate) deflated: bool,
     pub(crate) crc: Option<u32>,
@@ -96,31 +98,33 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
-/// What the end of an archive says of its table of entries.
+/// Location and size of the table of entries.
 struct Table {
     start: u64,
     bytes: u64,
     entries: u64,
-    /// Bytes before the archive, which its offsets do not count.
+    /// Bytes before the archive. Offsets in the archive do not include them.
     prefix: u64,
 }
 
 impl Archive {
-    /// Reads the table of the archive at `path`. `expected` names the kind of file that is asked for.
+    /// Opens the archive at `path` and reads its table of entries. Messages name `expected` as the requested kind of
+    /// file.
     ///
     /// # Errors
-    /// `Missing`; `Format` if it is no zip archive, is cut short, or its table is damaged.
+    /// `Missing`. `Format` if the file is not a zip archive or is truncated, the table of entries is damaged, entries
+    /// overlap, or they unpack to more than [`Unpacked`] allows.
     pub fn open(path: &Path, expected: &str) -> Result<Self> {
         Self::of(path, kind::open(path, expected)?, expected)
     }
 
-    /// As [`Archive::open`], of a file that is open.
+    /// Same as [`Archive::open`], for an open file.
     pub(crate) fn of(path: &Path, mut file: fs::File, expected: &str) -> Result<Self> {
         let packed = file.metadata()?.len();
         let shared = SharedFile::new(file.try_clone()?);
         let mut archive =
             Self { path: path.to_owned(), file: shared, packed, names: String::new(), entries: Vec::new() };
-        let Some(table) = archive.table(packed)? else { return Err(kind::unexpected(&mut file, path, expected)) };
+        let Some(table) = archive.table(packed)? else { return Err(kind::not_an_archive(&mut file, path, expected)) };
         archive.read_table(&table)?;
         Ok(archive)
     }
@@ -133,7 +137,7 @@ impl Archive {
         SharedFile { at: start, ..self.file.clone() }.take(bytes)
     }
 
-    /// `count` bytes at `start`, or fewer at the end of the file.
+    /// `count` bytes from `start`, fewer at the end of the file.
     fn bytes(&self, start: u64, count: usize) -> Result<Vec<u8>> {
         let mut found = vec![0; count];
         let filled = fill(&mut self.at(start, count as u64), &mut found)?;
@@ -148,7 +152,8 @@ impl Archive {
         let tail = self.bytes(from, window)?;
         let last = tail.len().saturating_sub(END_SIZE - 1);
         let ends: Vec<_> = (0..last).rev().filter(|at| u32_at(&tail, *at) == END).collect();
-        // The comment after the record may hold a signature too; bytes of others may follow it.
+        // The archive comment can contain the signature too, and other bytes can follow the archive. A record that ends
+        // with the file is preferred.
         let fits = |at: &&usize| **at + END_SIZE + usize::from(u16_at(&tail, **at + 20)) == tail.len();
         let Some(&at) = ends.iter().find(fits).or(ends.first()) else { return Ok(None) };
         let (record, end) = (&tail[at..], from + at as u64);
@@ -169,7 +174,7 @@ impl Archive {
         Ok(Some(Table { start, bytes, entries, prefix }))
     }
 
-    /// The end record of a large archive and where it begins, if one belongs to the end record at `end`.
+    /// The ZIP64 end record and its offset, if a ZIP64 locator precedes the end record at `end`.
     fn end_64(&self, end: u64) -> Result<Option<(u64, Vec<u8>)>> {
         let Some(locator) = end.checked_sub(LOCATOR_64_SIZE as u64) else { return Ok(None) };
         let found = self.bytes(locator, LOCATOR_64_SIZE)?;
@@ -212,7 +217,7 @@ impl Archive {
         if packed > self.packed {
             return Err(self.damaged(format!("entries of {packed} bytes in {}: they overlap", self.packed)));
         }
-        // Without the larger end record the number of entries is kept modulo 2^16.
+        // Without a ZIP64 end record, the archive stores the number of entries modulo 2^16.
         if u64::from(order) != table.entries && u64::from(order) % (1 << 16) != table.entries {
             return Err(self.damaged(format!("{order} of {} entries", table.entries)));
         }
@@ -244,7 +249,7 @@ impl Archive {
                         }
                     }
                 }
-                // Version, CRC-32 of the plain name, the name.
+                // Content of the field: version 1, CRC-32 of the plain name, name in UTF-8.
                 EXTRA_NAME if field.len() > 5 && field[0] == 1 && u32_at(field, 1) == crc32fast::hash(name) => {
                     shown = String::from_utf8_lossy(&field[5..]);
                 }
@@ -270,7 +275,7 @@ impl Archive {
         Ok(())
     }
 
-    /// The file.
+    /// Path of the archive.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -286,15 +291,16 @@ impl Archive {
         self.packed
     }
 
-    /// The label file, if there is one.
+    /// Content of the label file, if there is one.
     ///
     /// # Errors
-    /// Those of [`Archive::whole`]; `Format` if it is much larger than the images it could be of.
+    /// Those of [`Archive::whole`]; `Format` if the file is larger than 64 MiB plus 4 bytes per byte of the archive, or
+    /// than [`MAX_JSON`].
     pub fn label_file(&self) -> Result<Option<Vec<u8>>> {
         self.file(LABEL_FILE, MAX_JSON.min(FREE_JSON.saturating_add(self.packed.saturating_mul(JSON_PER_BYTE))))
     }
 
-    /// Whether it holds npy arrays.
+    /// Whether the archive contains npy arrays.
     #[must_use]
     pub fn has_arrays(&self) -> bool {
         (0..self.len()).any(|i| self.name(i).ends_with(".npy"))
@@ -306,41 +312,41 @@ impl Archive {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Name of entry `index`; the entries are sorted by it. Bytes that are not UTF-8 are replaced.
+    /// Name of entry `index`; entries are sorted by name. Bytes that are not UTF-8 are replaced.
     #[must_use]
     pub fn name(&self, index: usize) -> &str {
         self.entries.get(index).map_or("", |e| name_of(&self.names, e))
     }
 
-    /// The entry called `name`.
+    /// Index of the entry `name`.
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
         self.entries.binary_search_by(|e| name_of(&self.names, e).cmp(name)).ok()
     }
 
-    /// The entries in the order of the archive.
+    /// Indices of the entries, in archive order.
     pub(crate) fn in_order(&self) -> Vec<usize> {
         let mut indices: Vec<usize> = (0..self.len()).collect();
         indices.sort_unstable_by_key(|i| self.entries[*i].order);
         indices
     }
 
-    /// Drops the entries that `keep` does not want by name.
+    /// Keeps only the entries for whose names `keep` returns true.
     pub fn retain(&mut self, mut keep: impl FnMut(&str) -> bool) {
         let names = &self.names;
         self.entries.retain(|e| keep(name_of(names, e)));
         self.entries.shrink_to_fit();
     }
 
-    /// Where the data of entry `index` lie.
+    /// Location of the data of entry `index`.
     ///
     /// # Errors
-    /// `Format` for an entry that is encrypted, of another method than stored and deflated, or without a local header.
+    /// `Format` if the entry is encrypted, is neither stored nor deflated, or has no local header.
     pub(crate) fn place(&self, index: usize) -> Result<Place> {
         let bad = |expected: &str, found: String| Error::format(&self.path, self.name(index), expected, found);
         let Some(entry) = self.entries.get(index) else { return Err(bad("an entry", "none".to_owned())) };
@@ -376,10 +382,11 @@ impl Archive {
         Ok(Checked::new(self.file.clone(), self.place(index)?))
     }
 
-    /// The first `limit` bytes of entry `index`, and whether that is all of it; the CRC-32 of a whole one is checked.
+    /// The first `limit` bytes of entry `index`, and whether these are all. The CRC-32 is checked if the entry is
+    /// complete.
     ///
     /// # Errors
-    /// `Format` for damaged data, those of [`Archive::place`].
+    /// `Format` for damaged data; those of [`Archive::place`].
     pub(crate) fn read(&self, index: usize, limit: u64) -> Result<(Vec<u8>, bool)> {
         let name = self.name(index);
         let mut reader = self.reader(index)?;
@@ -392,7 +399,7 @@ impl Archive {
         Ok((bytes, complete))
     }
 
-    /// The entry called `name` as a whole, if there is one.
+    /// All bytes of the entry `name`, if it exists; at most `limit`.
     ///
     /// # Errors
     /// Those of [`Archive::whole`].
@@ -400,10 +407,10 @@ impl Archive {
         self.find(name).map(|index| self.whole(index, limit)).transpose()
     }
 
-    /// Entry `index` as a whole.
+    /// All bytes of entry `index`.
     ///
     /// # Errors
-    /// Those of `Archive::read`; `Format` if it has more than `limit` bytes.
+    /// Those of `Archive::read`; `Format` if the entry has more than `limit` bytes.
     pub fn whole(&self, index: usize, limit: u64) -> Result<Vec<u8>> {
         match self.read(index, limit)? {
             (bytes, true) => Ok(bytes),
@@ -420,7 +427,7 @@ fn incomplete(path: &Path, name: &str, error: &std::io::Error) -> Error {
     Error::format(path, name, "a complete entry", error.to_string())
 }
 
-/// A file that several threads read at their own positions.
+/// A file that several threads read, each at its own position.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedFile {
     file: Arc<fs::File>,
@@ -444,7 +451,7 @@ impl Read for SharedFile {
     }
 }
 
-/// Data at a place, inflated; counted and summed as they are read.
+/// Reader of the data at a [`Place`]: inflates them, counts the bytes and computes their CRC-32.
 pub(crate) struct Checked {
     inner: Box<dyn Read + Send>,
     crc: crc32fast::Hasher,
@@ -471,17 +478,18 @@ impl Checked {
         let raw = SharedFile { at: place.start, ..file }.take(place.stored);
         let block = usize::try_from(place.stored.clamp(1, BLOCK)).unwrap_or(1);
         let raw = BufReader::with_capacity(block, raw);
-        // No more than is stated is ever asked for; one byte tells that there is more.
+        // Inflation stops one byte after the stated size. The extra byte shows that the data are too long.
         let limit = place.bytes.saturating_add(1);
         let inner: Box<dyn Read + Send> =
             if place.deflated { Box::new(DeflateDecoder::new(raw).take(limit)) } else { Box::new(raw) };
         Self { inner, crc: crc32fast::Hasher::new(), place, count: 0, whole: true }
     }
 
-    /// Reads what is left and compares length and CRC-32; whether it could, which needs reading from the start.
+    /// Reads the remaining data and compares length and CRC-32. Returns false, without a comparison, if there is no
+    /// CRC-32 or reading did not begin at the start of the entry.
     ///
     /// # Errors
-    /// `Format` for damaged data of entry `name` of the file at `path`.
+    /// `Format` for damaged data. The error names entry `name` of the file at `path`.
     pub(crate) fn finish(mut self, path: &Path, name: &str) -> Result<bool> {
         std::io::copy(&mut self, &mut std::io::sink()).map_err(|e| incomplete(path, name, &e))?;
         let Some(expected) = self.place.crc.filter(|_| self.whole) else { return Ok(false) };

@@ -1,4 +1,4 @@
-//! Images by index, whatever holds them.
+//! Image sets, addressed by index, independent of the container.
 
 use std::ops::Range;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::limits::HELD;
 use crate::{folder, hdf5, image_zip, kind, listing, npy, npz};
 
-/// Size of every image of a set.
+/// Size of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageDims {
     /// Rows, pixels.
@@ -37,7 +37,7 @@ pub trait ImageSource: Send {
     /// Number of images.
     fn len(&self) -> usize;
 
-    /// Whether there are none.
+    /// Whether there are no images.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -50,7 +50,7 @@ pub trait ImageSource: Send {
         self.dims().filter(|_| index < self.len())
     }
 
-    /// The file or folder that holds the images, for messages.
+    /// The file or folder with the images, for messages.
     fn container(&self) -> &Path {
         Path::new("images")
     }
@@ -58,30 +58,30 @@ pub trait ImageSource: Send {
     /// Class of each image; `None` without labels, or with labels that are not classes ([`ImageSource::label_problem`]).
     fn labels(&self) -> Option<&[i64]>;
 
-    /// Why the labels that the container holds are not classes, e.g. "row 3 of `labels` is 0.7".
+    /// Why the labels of the container are not classes, e.g. "row 3 of `labels` is 0.7".
     fn label_problem(&self) -> Option<&str> {
         None
     }
 
-    /// What was skipped in the set and why, one line per kind, e.g. "skipped 5 files (2 hidden, 3 .txt)".
+    /// Skipped files of the set and the reasons, one line per kind, e.g. "skipped 5 files (2 hidden, 3 .txt)".
     fn notes(&self) -> &[String] {
         &[]
     }
 
-    /// Name of image `index` in messages: its file name where it has one.
+    /// Name of image `index` in messages: its file name if it has one.
     fn name(&self, index: usize) -> String {
         format!("image {index}")
     }
 
-    /// Images `range`, u8 `[N, H, W, 3]`, in the set's order.
+    /// Images `range`, u8 `[N, H, W, 3]`, in the order of the set.
     ///
     /// # Errors
     /// `Format` if the range lies outside the set; `MixedSizes` naming two images if their sizes differ; reading and decoding errors
     /// naming the image.
     fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>>;
 
-    /// Checks what the reads so far have left unchecked: the CRC-32 of an array that was not read to its end. A set that was read to its end
-    /// is not read again.
+    /// Checks the CRC-32 of an array that the reads so far did not read to its end. A set that was read to its end is
+    /// not read again.
     ///
     /// # Errors
     /// `Format` for damaged data.
@@ -89,13 +89,13 @@ pub trait ImageSource: Send {
         Ok(())
     }
 
-    /// Images `range`, each u8 `[H, W, 3]`, of any sizes, in the set's order.
+    /// Images `range`, each u8 `[H, W, 3]`, of any sizes, in the order of the set.
     ///
     /// # Errors
     /// Those of [`ImageSource::read`] except `MixedSizes`.
     fn read_each(&mut self, range: Range<usize>) -> Result<Vec<Array3<u8>>> {
         let images = self.read(range)?;
-        // A copy of a large one is too much.
+        // A single image can be large, so it is not copied.
         Ok(if images.dim().0 == 1 {
             vec![images.index_axis_move(Axis(0), 0)]
         } else {
@@ -104,7 +104,8 @@ pub trait ImageSource: Send {
     }
 }
 
-/// `range` of `source` in parts of at most `most` images and [`HELD`] bytes of pixels, unless a single image has more.
+/// Splits `range` of `source` into parts of at most `most` images and [`HELD`] bytes of RGB pixels. A larger image is a
+/// part of its own.
 pub fn parts(source: &dyn ImageSource, range: Range<usize>, most: usize) -> Vec<Range<usize>> {
     let bytes = |d: ImageDims| d.height.saturating_mul(d.width).saturating_mul(3);
     if let Some(dims) = source.dims() {
@@ -127,7 +128,7 @@ pub fn parts(source: &dyn ImageSource, range: Range<usize>, most: usize) -> Vec<
 /// Size shared by all images of `source`.
 ///
 /// # Errors
-/// `MixedSizes` naming the first image and the first that differs from it; `Empty` without images.
+/// `MixedSizes` with the first image and the first one of another size; `Empty` without images.
 pub fn uniform(source: &dyn ImageSource) -> Result<ImageDims> {
     if let Some(dims) = source.dims() {
         return Ok(dims);
@@ -137,7 +138,7 @@ pub fn uniform(source: &dyn ImageSource) -> Result<ImageDims> {
     other.map_or(Ok(first), |other| Err(mixed_sizes(source, (0, first), other)))
 }
 
-/// The error that two images of `source`, given by index and size, differ in size.
+/// `MixedSizes` for two images of `source`, given by index and size.
 pub(crate) fn mixed_sizes(source: &dyn ImageSource, first: (usize, ImageDims), other: (usize, ImageDims)) -> Error {
     let name = |index| source.name(index).trim_matches('`').to_owned();
     Error::MixedSizes {
@@ -149,7 +150,8 @@ pub(crate) fn mixed_sizes(source: &dyn ImageSource, first: (usize, ImageDims), o
     }
 }
 
-/// The file of `FILE::NAME` and the name of the array in it; a path that exists is a file as a whole.
+/// Splits `FILE::NAME` into the file and the name of the array in it. A path that exists is not split, nor one whose
+/// `FILE` does not exist.
 #[must_use]
 pub fn split_name(path: &Path) -> (&Path, Option<&str>) {
     match path.to_str().and_then(|text| text.rsplit_once("::")) {
@@ -160,11 +162,12 @@ pub fn split_name(path: &Path) -> (&Path, Option<&str>) {
     }
 }
 
-/// Opens an npz or npy pack, an HDF5 file, a dataset zip or a folder of images; the content decides which. `FILE::NAME` chooses one array of
-/// an npz or one dataset of an HDF5 file.
+/// Opens an npz or npy pack, an HDF5 file, a dataset zip or a folder of images. The content determines the format.
+/// `FILE::NAME` selects one array of an npz or one dataset of an HDF5 file.
 ///
 /// # Errors
-/// `Missing`; `Format` saying what it is if it is none of these, `Empty` if it holds no image, and those of the container.
+/// `Missing`; `Format` with the kind of the file if it is none of these; `Empty` without images; those of the
+/// container.
 pub fn open(path: &Path) -> Result<Box<dyn ImageSource>> {
     let (path, name) = split_name(path);
     let whole = |kind: &str| match name {
@@ -196,11 +199,12 @@ pub fn open(path: &Path) -> Result<Box<dyn ImageSource>> {
     }
 }
 
-/// SHA-256 of one image's pixels.
+/// SHA-256 of the pixels of one image.
 pub type Digest = [u8; 32];
 
-/// SHA-256 over `[N, H, W, C]` (u64, little endian) and the SHA-256 of each image's pixels: equal images give equal hashes in every
-/// container, and parts of a set can be hashed apart. Images of different sizes: [`ContentHash::mixed`] and [`digests_each`].
+/// SHA-256 over `[N, H, W, C]` (each u64, little endian) and the SHA-256 of the pixels of each image. The hash does not
+/// depend on the container, and parts of a set can be hashed separately. For images of different sizes see
+/// [`ContentHash::mixed`] and [`digests_each`].
 ///
 /// # Errors
 /// Those of [`ImageSource::read`].
@@ -217,7 +221,7 @@ pub fn content_sha256(source: &mut dyn ImageSource) -> Result<String> {
     Ok(hash.finish())
 }
 
-/// SHA-256 of each of `images [N, H, W, 3]`.
+/// SHA-256 of the pixels of each of `images [N, H, W, 3]`.
 #[must_use]
 pub fn digests(images: &ArrayView4<'_, u8>) -> Vec<Digest> {
     let images = images.as_standard_layout();
@@ -240,12 +244,12 @@ pub fn digests_each(images: &[Array3<u8>]) -> Vec<Digest> {
     images.par_iter().map(digest).collect()
 }
 
-/// [`content_sha256`] of images that are read in order.
+/// Computes [`content_sha256`] from images that are read in order.
 #[derive(Debug, Clone)]
 pub struct ContentHash(Sha256);
 
 impl ContentHash {
-    /// For `len` images of size `dims`.
+    /// Starts the hash of `len` images of size `dims`.
     #[must_use]
     pub fn new(len: usize, dims: ImageDims) -> Self {
         let mut hash = Sha256::new();
@@ -255,13 +259,14 @@ impl ContentHash {
         Self(hash)
     }
 
-    /// For `len` images of different sizes, given by their [`digests_each`]: as [`ContentHash::new`] with height and width 0.
+    /// Starts the hash of `len` images of different sizes, to be added by [`digests_each`]. Same as
+    /// [`ContentHash::new`] with height and width 0.
     #[must_use]
     pub fn mixed(len: usize) -> Self {
         Self::new(len, ImageDims { height: 0, width: 0, channels: 3 })
     }
 
-    /// Adds the next images by their [`digests`].
+    /// Adds the digests of the next images.
     pub fn update(&mut self, digests: &[Digest]) {
         digests.iter().for_each(|d| self.0.update(d));
     }
@@ -273,11 +278,11 @@ impl ContentHash {
     }
 }
 
-/// SHA-256 of the file at `path` or, for a folder, over the name, length and bytes of each file in it that is not hidden, in the order of
-/// their paths. For `FILE::NAME` the name is hashed too.
+/// SHA-256 of the file at `path`. For a folder, the hash covers the name, length and bytes of each file in it that is
+/// not hidden, sorted by path. For `FILE::NAME` the name is hashed too.
 ///
 /// # Errors
-/// Reading errors; `Format` if a file grows or shrinks meanwhile.
+/// If reading fails; `Format` if the length of a file in a folder changes while it is read.
 pub fn container_sha256(path: &Path) -> Result<String> {
     let (path, name) = split_name(path);
     let mut hash = Sha256::new();
@@ -298,7 +303,7 @@ pub fn container_sha256(path: &Path) -> Result<String> {
         std::io::copy(&mut kind::open(path, "a file")?, &mut HashWriter(&mut hash))?;
     }
     if let Some(name) = name {
-        // Arrays of one file are different sets.
+        // Different arrays of one file are different sets.
         hash.update(format!("::{name}"));
     }
     Ok(hex(&hash.finalize()))
@@ -327,7 +332,7 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// `range` if it lies in a set of `len` images.
+/// `Format` unless `range` lies in a set of `len` images.
 pub(crate) fn check_range(file: &Path, range: &Range<usize>, len: usize) -> Result<()> {
     if range.start <= range.end && range.end <= len {
         Ok(())

@@ -3,20 +3,20 @@
 use std::fmt::{self, Formatter};
 use std::path::{Path, PathBuf};
 
-/// What can go wrong while reading or writing a container. Printed by `{:#}`, an error gives its causes too, in one line.
+/// Errors of reading and writing containers. `{:#}` prints an error with its causes, in one line.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file's bytes do not follow its format.
+    /// The content of a file does not follow its format.
     #[error("{}: {}expected {expected}, found {found}", .file.display(), at(.place))]
     Format {
         /// The file.
         file: PathBuf,
         /// Entry, field or offset inside it; empty for the file as a whole.
         place: String,
-        /// What the format asks for.
+        /// What the format requires.
         expected: String,
-        /// What is there.
+        /// What the file contains.
         found: String,
     },
     /// There is no such file or folder.
@@ -30,7 +30,7 @@ pub enum Error {
     Empty {
         /// The file or folder.
         file: PathBuf,
-        /// What was skipped, in the form of [`crate::batch::ImageSource::notes`]; empty if nothing was.
+        /// Skipped files, in the form of [`crate::batch::ImageSource::notes`]; empty if there are none.
         left_out: String,
     },
     /// Two images of one set differ in size.
@@ -54,25 +54,25 @@ pub enum Error {
         file: PathBuf,
         /// The image.
         entry: String,
-        /// The decoder's error.
+        /// The error of the decoder.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The HDF5 library refused.
+    /// The HDF5 library reports an error.
     #[error(fmt = hdf5)]
     Hdf5 {
         /// The file.
         file: PathBuf,
-        /// The library's error.
+        /// The error of the library.
         #[source]
         source: ::hdf5::Error,
     },
-    /// Images that are generated while reading could not be generated.
+    /// Images that are generated while they are read could not be generated.
     #[error(fmt = made)]
     Made {
-        /// What makes them.
+        /// Name of the generator.
         name: String,
-        /// Why not.
+        /// The error of the generator.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -105,7 +105,7 @@ impl Error {
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
-/// The place and what sets it off.
+/// The place followed by a separator, or nothing.
 fn at(place: &str) -> String {
     if place.is_empty() { String::new() } else { format!("{place}: ") }
 }
@@ -115,7 +115,7 @@ fn after(left_out: &str) -> String {
 }
 
 fn missing(file: &Path, f: &mut Formatter<'_>) -> fmt::Result {
-    // A shell that finds no match passes the pattern on.
+    // A shell passes the pattern itself if no file matches it.
     if file.to_string_lossy().contains('*') {
         write!(f, "no file matches `{}`", file.display())
     } else {
@@ -123,7 +123,7 @@ fn missing(file: &Path, f: &mut Formatter<'_>) -> fmt::Result {
     }
 }
 
-/// The causes of `error` from `source` on, where `{:#}` asks for them.
+/// Writes `source` and its causes if the format is `{:#}`.
 fn causes(source: &dyn std::error::Error, f: &mut Formatter<'_>) -> fmt::Result {
     let mut next = f.alternate().then_some(source);
     while let Some(cause) = next {

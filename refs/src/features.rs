@@ -1,10 +1,10 @@
-//! Feature files: what networks say of a set of images, one row an image, in HDF5.
+//! Feature files: outputs of feature networks for a set of images in HDF5, one row per image.
 //!
-//! | dataset | what |
+//! | dataset | content |
 //! |---|---|
-//! | `features`, `logits`, `spatial`, `clip`, `manifold` f32 `[N, D]` | outputs of the feature networks; a file may hold any of them |
+//! | `features`, `logits`, `spatial`, `clip`, `manifold` f32 `[N, D]` | outputs of the feature networks; a file can contain any of them |
 //! | `labels` i64 `[N]` | classes, if the images have them |
-//! | `image_sha256` u8 `[N, 32]` | SHA-256 of each image's pixels |
+//! | `image_sha256` u8 `[N, 32]` | SHA-256 of the pixels of each image |
 //! | `d2o_meta` u8 | JSON, [`Meta`]; absent in files of other tools |
 
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ use crate::hdf5;
 use crate::labels::Labels;
 use crate::limits::exceeded;
 
-/// Matrices a feature file may hold.
+/// Names of the matrices that a feature file can contain.
 pub const MATRICES: [&str; 5] = ["features", LOGITS, "spatial", "clip", MANIFOLD];
 const LOGITS: &str = "logits";
 const MANIFOLD: &str = "manifold";
@@ -32,38 +32,38 @@ const DIGESTS: &str = "image_sha256";
 const META: &str = "d2o_meta";
 /// Version of the layout.
 const VERSION: u32 = 2;
-/// Bytes of a chunk, about.
+/// Approximate size of a chunk, bytes.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Rows read at a time where a whole file is walked.
+/// Rows read at a time by [`FeatureFile::verify`].
 const ROWS: usize = 256;
-/// Most bytes of meta data accepted.
+/// Longest metadata accepted, bytes.
 const MAX_META: u64 = 1 << 24;
-/// Most features whose covariance is taken for a file of any size.
+/// Largest number of features accepted for a file of any size. The limit concerns the covariance, a square matrix.
 const MAX_WIDTH: usize = 2896;
 
-/// What a feature file says of itself.
+/// Metadata of a feature file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
     /// Version of the layout.
     #[serde(default)]
     pub d2o_features: u32,
-    /// Hash of the container the images came from, as `batch::container_sha256`, or of what made them.
+    /// Hash of the container of the images, same as `batch::container_sha256`, or of the record of the generator.
     pub source_sha256: String,
-    /// Images of that container.
+    /// Number of images in that container.
     pub total: usize,
-    /// Of these the file holds `start..end`.
+    /// Range of these images that the file covers.
     pub rows: Range<usize>,
     /// Size of the images; absent if they differ in size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<ImageDims>,
-    /// Images in a batch when the networks ran.
+    /// Batch size of the networks.
     pub batch: usize,
     /// Descriptions of the networks by role: `features`, `clip`, `manifold`.
     pub networks: BTreeMap<String, Value>,
-    /// How a generator made the images, where that is known.
+    /// How a generator made the images, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generator: Option<Value>,
-    /// SHA-256 of each dataset's rows (little endian).
+    /// SHA-256 of the values of each dataset (little endian).
     #[serde(default)]
     pub sha256: BTreeMap<String, String>,
 }
@@ -80,16 +80,17 @@ pub struct FeatureFile {
 }
 
 impl FeatureFile {
-    /// Whether the HDF5 file at `path` holds features, and no images.
+    /// Whether `path` is an HDF5 file with a feature matrix.
     #[must_use]
     pub fn is_one(path: &Path) -> bool {
         path.is_file() && hdf5::Opened::open(path).is_ok_and(|file| MATRICES.iter().any(|m| file.has(m)))
     }
 
-    /// Opens `path` and reads all but the matrices.
+    /// Opens `path` and reads everything except the matrices.
     ///
     /// # Errors
-    /// `Hdf5` if it is damaged; `Format` without a matrix, for matrices of differing length, or for meta data that do not belong to them.
+    /// `Hdf5` if the file is damaged. `Format` if there is no matrix, matrices have different lengths or are too large
+    /// for the file size, or the metadata do not match the matrices. `Empty` without rows.
     pub fn open(path: &Path) -> Result<Self> {
         let file = hdf5::Opened::open(path)?;
         let mut budget = Budget::of_file(file.packed);
@@ -105,7 +106,7 @@ impl FeatureFile {
                 let found = format!("[{rows}, {width}]");
                 return Err(Error::format(path, name, format!("{expected} rows of at least one number"), found));
             }
-            // Their covariance, a square of the width, is kept and decomposed.
+            // Metrics keep and decompose the covariance of these matrices, which has `width` × `width` values.
             let most = (MAX_WIDTH * MAX_WIDTH).max(usize::try_from(file.packed / 4).unwrap_or(usize::MAX));
             if !matches!(name, LOGITS | MANIFOLD) && width.saturating_mul(width) > most {
                 let expected = format!("a covariance of at most {most} values for a file of this size");
@@ -153,7 +154,7 @@ impl FeatureFile {
         Ok(Self { path: path.to_owned(), len, matrices, labels, digests, meta })
     }
 
-    /// The file.
+    /// Path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -165,37 +166,37 @@ impl FeatureFile {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no rows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Class of each image.
+    /// Class of each image; `None` without classes.
     #[must_use]
     pub fn labels(&self) -> Option<&[i64]> {
         self.labels.classes()
     }
 
-    /// Why labels that the file holds are not classes.
+    /// Why the labels of the file are not classes.
     #[must_use]
     pub fn label_problem(&self) -> Option<&str> {
         self.labels.problem()
     }
 
-    /// Hash of each image.
+    /// SHA-256 of the pixels of each image.
     #[must_use]
     pub fn digests(&self) -> Option<&[Digest]> {
         self.digests.as_deref()
     }
 
-    /// What it says of itself; `None` for a file of another tool.
+    /// Metadata; `None` for a file of another tool.
     #[must_use]
     pub fn meta(&self) -> Option<&Meta> {
         self.meta.as_ref()
     }
 
-    /// Length of the rows of matrix `name`, if it is there.
+    /// Length of the rows of matrix `name`; `None` if there is no such matrix.
     #[must_use]
     pub fn width(&self, name: &str) -> Option<usize> {
         self.matrices.get(name).map(|(_, w)| *w)
@@ -214,10 +215,10 @@ impl FeatureFile {
         data.slice(s![range, ..])
     }
 
-    /// Compares every dataset with the hash written for it. A file of another tool has none and passes.
+    /// Compares the SHA-256 of every dataset with that in the metadata. A file without metadata passes.
     ///
     /// # Errors
-    /// `Format` naming the dataset that differs; `Hdf5`.
+    /// `Format` naming the dataset that differs; `Hdf5` for a damaged file.
     pub fn verify(&self) -> Result<()> {
         let Some(meta) = &self.meta else { return Ok(()) };
         let check = |name: &str, hash: Sha256| {
@@ -270,7 +271,7 @@ fn hash_rows(hash: &mut Sha256, rows: ArrayView2<'_, f32>) {
     }
 }
 
-/// Writes a feature file batch by batch; it gets its name at the end.
+/// Writes a feature file batch by batch. The file appears at its path once it is complete.
 pub struct FeatureWriter {
     target: PathBuf,
     matrices: BTreeMap<String, (::hdf5::Dataset, Sha256)>,
@@ -286,10 +287,11 @@ impl std::fmt::Debug for FeatureWriter {
 }
 
 impl FeatureWriter {
-    /// Starts writing what will be `path`: the rows `meta.rows`. Its version and hashes are filled in.
+    /// Starts a feature file with the rows `meta.rows` that appears at `path` once it is finished.
+    /// [`FeatureWriter::finish`] sets the version and the hashes of `meta`.
     ///
     /// # Errors
-    /// `Hdf5`, or the file system's own.
+    /// `Hdf5` or `Io` if the file cannot be created.
     pub fn create(path: &Path, meta: Meta) -> Result<Self> {
         Ok(Self {
             target: path.to_owned(),
@@ -300,10 +302,10 @@ impl FeatureWriter {
         })
     }
 
-    /// Appends one batch: the images' hashes and a row of each matrix for each of them.
+    /// Appends one batch: the digest of each image, and for each matrix one row per image.
     ///
     /// # Errors
-    /// `Hdf5`, also if more rows come than were announced.
+    /// `Hdf5` or `Io` if writing fails; `Hdf5` also for more rows than `meta.rows`.
     pub fn append(&mut self, digests: &[Digest], matrices: &[(&str, ArrayView2<'_, f32>)]) -> Result<()> {
         let (at, len) = (self.digests.len(), self.meta.rows.len());
         let failed = |source| hdf5::failed(&self.target, source);
@@ -324,10 +326,10 @@ impl FeatureWriter {
         Ok(())
     }
 
-    /// Adds the classes of the rows, closes the file and gives it its name.
+    /// Writes the classes of the rows and the metadata, closes the file and moves it to its path.
     ///
     /// # Errors
-    /// `Format` unless all announced rows came; `Hdf5`, or the file system's own.
+    /// `Format` if there are fewer or more rows than `meta.rows`; `Hdf5` or `Io` if writing fails.
     pub fn finish(self, labels: Option<&[i64]>) -> Result<()> {
         let Self { target, matrices, mut output, digests, mut meta } = self;
         let failed = |source| hdf5::failed(&target, source);
@@ -348,7 +350,7 @@ impl FeatureWriter {
         drop(data);
         meta.sha256.insert(DIGESTS.to_owned(), hex(&hash_of(digests.into_iter()).finalize()));
         let text = serde_json::to_vec(&meta).map_err(|e| Error::format(&target, META, "JSON", e.to_string()))?;
-        // A checksum guards the hashes themselves.
+        // A checksum protects the hashes themselves.
         let data = output
             .dataset(|file| file.new_dataset::<u8>().shape(text.len()).chunk(text.len()).fletcher32().create(META))?;
         data.write_raw(&text).map_err(failed)?;
@@ -420,7 +422,7 @@ mod tests {
         assert_eq!(file.labels().unwrap()[549], 3);
         assert_eq!(file.meta().unwrap().rows, 100..650);
         assert!(file.read("logits", 0..1).unwrap_err().to_string().contains("only clip, features"));
-        // HDF5 could store the time of writing, in seconds.
+        // If HDF5 stored the time of writing, in seconds, the files would differ.
         std::thread::sleep(std::time::Duration::from_millis(1100));
         let again = dir.path().join("again.h5");
         write(&again, 100..650);

@@ -1,4 +1,4 @@
-//! Folders of images, searched recursively, in the order of their paths.
+//! Folders of images: searched recursively, sorted by path.
 
 use std::io::Read as _;
 use std::ops::Range;
@@ -33,7 +33,8 @@ impl Folder {
     /// Lists `path` and reads the header of every image.
     ///
     /// # Errors
-    /// `Empty` without images; `Image` or `Format` for an image whose size cannot be read.
+    /// `Missing`; `Empty` without images; `Image` or `Format` if the size of an image cannot be read; `Format` if the
+    /// images decode to more than [`Unpacked`] allows; errors of the file system.
     pub fn open(path: &Path) -> Result<Self> {
         kind::metadata(path)?;
         let (mut files, mut left) = list(path)?;
@@ -66,7 +67,7 @@ impl Folder {
     }
 }
 
-/// The first `limit` bytes of `file`, and whether that is all of it.
+/// The first `limit` bytes of `file` below `root`, and whether these are all.
 fn read(root: &Path, file: &Path, limit: u64) -> Result<(Vec<u8>, bool)> {
     let opened = fs::File::open(root.join(file))?;
     let mut bytes = Vec::with_capacity(usize::try_from(limit.min(HEAD)).unwrap_or(0));

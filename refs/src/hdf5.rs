@@ -12,7 +12,7 @@ use d2o_budget::Budget;
 use d2o_files::AtomicPath;
 use ndarray::{Array, Array4, s};
 
-use crate::batch::{ImageDims, ImageSource, check_range, parts};
+use crate::batch::{ImageDims, ImageSource, check_range};
 use crate::error::{Error, Result};
 use crate::features::MATRICES;
 use crate::inflate;
@@ -22,34 +22,34 @@ use crate::limits::{Unpacked, exceeded};
 use crate::pixels::{self, Layout};
 use crate::virtual_map;
 
-/// Name of the image dataset that is written.
+/// Name of the image dataset in written files.
 const IMAGES: &str = "images";
-/// Names a class dataset may have, best first.
+/// Names of a class dataset, in order of preference.
 const LABEL_NAMES: [&str; 2] = ["labels", "arr_1"];
-/// Images in a chunk.
+/// Images per chunk in written files.
 const CHUNK: usize = 16;
 const GZIP: u8 = 4;
 /// First bytes of an HDF5 file or, after a user block, of its superblock.
 const MAGIC: &[u8; 8] = b"\x89HDF\r\n\x1a\n";
-/// What a file is expected to be.
+/// The expected kind of file, for messages.
 const EXPECTED: &str = "an HDF5 file";
-/// Smallest user block; others are a power of two times it.
+/// Smallest user block, bytes. Others are a power of two times as large.
 const USER_BLOCK: u64 = 512;
-/// Virtual datasets of virtual datasets that are followed.
+/// Deepest nesting of virtual datasets that is followed.
 const MAX_VIRTUAL: usize = 8;
-/// Steps that the look at one of their sources counts as.
+/// Steps charged for each source of a virtual dataset and each external file.
 const SOURCE_STEPS: usize = 1 << 10;
-/// Most objects that lie side by side in a file.
+/// Most objects at the top level of a file, and most that [`walk`] visits.
 const MAX_MEMBERS: usize = 1 << 16;
-/// Deepest nesting of groups whose datasets [`walk`] looks at.
+/// Deepest nesting of groups in which [`walk`] searches for datasets.
 const MAX_DEPTH: usize = 8;
-/// Most of them that a message names.
+/// Most names or datasets in a message.
 const SHOWN: usize = 12;
-/// Most bytes of the chunks that one row needs, which are kept from read to read.
+/// Most bytes of the chunks that one row needs. They are kept from read to read.
 const MAX_BAND: usize = 256 << 20;
-/// Bytes of chunks that libhdf5 keeps of its own accord.
+/// Bytes of the chunk cache of libhdf5 by default.
 const CACHE: usize = 1 << 20;
-/// Most values of an image that is converted to pixels.
+/// Most values of an image of a type other than u8, which is converted to pixels.
 const MAX_CONVERTED: usize = 1 << 25;
 /// Values that are converted to pixels at a time.
 const BLOCK: usize = 1 << 22;
@@ -72,19 +72,20 @@ pub(crate) fn is_hdf5(file: &mut fs_err::File) -> Result<bool> {
     Ok(false)
 }
 
-/// What looks at the file at a path before this process opens it; an error says what is found.
+/// Examines the file at a path before this process opens it. The error says what was found.
 pub type Check = fn(&Path) -> std::result::Result<(), String>;
 
 static CHECK: OnceLock<Check> = OnceLock::new();
 
-/// Calls `check` for every HDF5 file before libhdf5 opens it in this process; only the first call of this function has an effect. libhdf5 crashes or never
-/// returns on some damaged files: `check` may run [`walk`] in another process.
+/// Sets a check that is called for every HDF5 file before libhdf5 opens it in this process. Sources of virtual datasets
+/// are not checked again. Only the first call has an effect. libhdf5 crashes or never returns on some damaged files, so
+/// `check` can run [`walk`] in another process.
 pub fn check_first(check: Check) {
     CHECK.get_or_init(|| check);
 }
 
-/// Opens the HDF5 file at `path` in all the ways that this crate does, and samples its datasets. Errors are ignored: the purpose is to find out whether
-/// libhdf5 returns. False if memory was exhausted.
+/// Opens the HDF5 file at `path` in every way that this crate does, and reads samples of its datasets. Errors are
+/// ignored: the purpose is to find out whether libhdf5 returns. Returns false if memory was exhausted.
 #[must_use]
 pub fn walk(path: &Path) -> bool {
     let mut faults: Vec<Error> = Vec::new();
@@ -103,7 +104,7 @@ pub fn walk(path: &Path) -> bool {
     !faults.iter().any(lacks_memory)
 }
 
-/// Whether the library failed to allocate memory.
+/// Whether libhdf5 failed to allocate memory.
 fn lacks_memory(error: &Error) -> bool {
     use ::hdf5::MinorErrorCode::{CantAlloc, NoSpace};
     matches!(error, Error::Hdf5 { source, .. } if source.contains_minor(NoSpace) || source.contains_minor(CantAlloc))
@@ -134,19 +135,19 @@ fn members(file: &::hdf5::File) -> Vec<String> {
     found
 }
 
-/// An HDF5 file that is open for reading. What it holds lies in it: links into other files lead nowhere.
+/// An HDF5 file that is open for reading. Links into other files are not followed.
 #[derive(Debug)]
 pub(crate) struct Opened {
     path: PathBuf,
     file: ::hdf5::File,
     /// Bytes of the file.
     pub(crate) packed: u64,
-    /// Its members.
+    /// Names of the objects at the top level.
     pub(crate) names: Vec<String>,
 }
 
 impl Opened {
-    /// Opens the file at `path` after the check of [`check_first`]. The library does not print its errors.
+    /// Opens the file at `path` after the check set by [`check_first`]. libhdf5 does not print its errors.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         if let Some(check) = CHECK.get()
             && is_hdf5(&mut kind::open(path, EXPECTED)?)?
@@ -156,9 +157,10 @@ impl Opened {
         Self::with_cache(path, CACHE)
     }
 
-    /// As [`Opened::open`]; of each dataset, `cache` bytes of chunks are kept from read to read.
+    /// Opens the file at `path` without the check of [`check_first`]. libhdf5 keeps `cache` bytes of chunks per dataset
+    /// from read to read.
     pub(crate) fn with_cache(path: &Path, cache: usize) -> Result<Self> {
-        // Slots for small chunks, and how much sooner those read to their end are dropped: the library's own.
+        // Defaults of libhdf5: number of hash slots, and preference for dropping chunks that are read completely.
         const SLOTS: usize = 521;
         const WEIGHT: f64 = 0.75;
         let mut file = kind::open(path, EXPECTED)?;
@@ -175,7 +177,7 @@ impl Opened {
         }
         let file = builder.open(path).map_err(|e| cut_short(path, &e).unwrap_or_else(|| failed(path, e)))?;
         let mut names = Vec::new();
-        // A tree of links may lead to the same ones again and again.
+        // A damaged tree of links can lead to the same links without end.
         let more = file.find_link(IndexType::Name, IterationOrder::Native, |name, _| {
             names.push(name.to_owned());
             Ok((names.len() > MAX_MEMBERS).then_some(()))
@@ -186,22 +188,22 @@ impl Opened {
         Ok(Self { path: path.to_owned(), file, packed, names })
     }
 
-    /// Whether there is a member `name`.
+    /// Whether there is an object `name` at the top level.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.names.iter().any(|n| n == name)
     }
 
-    /// The names of the first members, for messages.
+    /// The names of the first objects at the top level, for messages.
     pub(crate) fn shown(&self) -> String {
         listed(self.names.iter().map(String::as_str))
     }
 
-    /// Dataset `name`, which may lie in a group, unchecked.
+    /// Dataset `name`, which can lie in a group. Its parts are not checked.
     pub(crate) fn member(&self, name: &str) -> Result<Dataset> {
         self.file.dataset(name).map_err(|source| failed(&self.path, source))
     }
 
-    /// Dataset `name` as a whole.
+    /// Dataset `name`, with its parts checked.
     ///
     /// # Errors
     /// `Hdf5` if there is none; those of [`Data::check`].
@@ -209,10 +211,10 @@ impl Opened {
         Data::check(&self.path, name, self.member(name)?)
     }
 
-    /// The bytes of the u8 dataset `name`, at most `limit`.
+    /// The bytes of the u8 dataset `name`.
     ///
     /// # Errors
-    /// Those of [`Opened::dataset`]; `Format` for more.
+    /// Those of [`Opened::dataset`]; `Format` for more than `limit` bytes.
     pub(crate) fn bytes(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
         let data = self.dataset(name)?;
         let found = data.data.size() as u64;
@@ -223,7 +225,7 @@ impl Opened {
     }
 }
 
-/// The first of `names`.
+/// The first [`SHOWN`] of `names`, separated by commas.
 fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let mut names: Vec<&str> = names.take(SHOWN + 1).collect();
     if names.len() > SHOWN {
@@ -232,23 +234,23 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     names.join(", ")
 }
 
-/// A dataset of which every part is there, and no larger than its file explains.
+/// A dataset with all parts present, and no larger than the size of its files allows.
 #[derive(Debug)]
 pub(crate) struct Data {
     file: PathBuf,
     name: String,
     data: Dataset,
-    /// Bytes of its largest chunk, and of the chunks that a row needs.
+    /// Bytes of its largest chunk, and of all chunks that one row needs.
     chunk: usize,
     pub(crate) band: usize,
 }
 
 impl Data {
-    /// Checks `data`, which is called `name` in `file`: every chunk is there, and every file that holds parts of it. Where one is missing, HDF5
-    /// gives zeros without an error.
+    /// Checks that every chunk of `data` and every file with parts of it exists. HDF5 reads a missing part as zeros,
+    /// without an error. `data` is called `name` in `file`.
     ///
     /// # Errors
-    /// `Format` naming what is missing, or what is larger than its file explains.
+    /// `Format` naming what is missing, or what is larger than the size of the file allows.
     fn check(file: &Path, name: &str, data: Dataset) -> Result<Self> {
         let packed = fs_err::metadata(file)?.len();
         let mut walk = Walk { steps: Budget::of_file(packed), packed, files: HashSet::new(), chunk: 0, band: 0 };
@@ -280,7 +282,7 @@ impl Data {
         self.read(|data| data.read_slice(selection))
     }
 
-    /// Reads the dataset if it is small, or else its first row if that is, for [`walk`].
+    /// For [`walk`]: reads all rows if they have at most 2^20 values, else the first row if it has at most 2^20 values.
     fn sample(&self) -> Result<()> {
         const SMALL: usize = 1 << 20;
         let shape = self.shape();
@@ -320,7 +322,8 @@ impl Data {
     }
 }
 
-/// The error that the file ends early, if that is what HDF5 says: "truncated file: eof = 96, sblock->base_addr = 0, stored_eof = 2048".
+/// The error for a truncated file, if libhdf5 reports one:
+/// "truncated file: eof = 96, sblock->base_addr = 0, stored_eof = 2048".
 fn cut_short(path: &Path, error: &::hdf5::Error) -> Option<Error> {
     let stack = error.stack()?;
     let text = stack.iter().map(::hdf5::ErrorFrame::desc).find(|d| d.starts_with("truncated file"))?;
@@ -330,7 +333,7 @@ fn cut_short(path: &Path, error: &::hdf5::Error) -> Option<Error> {
     Some(Error::format(path, "", format!("an HDF5 file of {expected} bytes"), format!("{found} bytes, truncated")))
 }
 
-/// The error of the library for the file at `path`, or the system's where that is the cause: a full disk is no fault of HDF5.
+/// The error for `source` at `path`: `Io` if the operating system caused it, e.g. by a full disk, else `Hdf5`.
 pub(crate) fn failed(path: &Path, source: ::hdf5::Error) -> Error {
     match system_error(&source) {
         Some(system) => Error::Io(std::io::Error::new(system.kind(), format!("{}: {system}", path.display()))),
@@ -338,7 +341,7 @@ pub(crate) fn failed(path: &Path, source: ::hdf5::Error) -> Error {
     }
 }
 
-/// The error of the operating system in the library's: "… errno = 28, error message = 'No space left on device', buf = …".
+/// The operating system error in a libhdf5 error: "… errno = 28, error message = 'No space left on device', buf = …".
 fn system_error(error: &::hdf5::Error) -> Option<std::io::Error> {
     let stack = error.stack()?;
     let code = stack.iter().find_map(|frame| {
@@ -348,10 +351,10 @@ fn system_error(error: &::hdf5::Error) -> Option<std::io::Error> {
     Some(std::io::Error::from_raw_os_error(code))
 }
 
-/// An HDF5 file that is complete or absent.
+/// Writer of an HDF5 file that is complete or absent.
 ///
-/// Where a flush fails, e.g. on a full disk, libhdf5 crashes or prints as it closes the file and its datasets: they stay open then, and the
-/// process ends without a further attempt (`H5dont_atexit`).
+/// If a flush fails, e.g. on a full disk, libhdf5 crashes or prints when it closes the file and its datasets. In that
+/// case they stay open, and the process ends without a further attempt (the HDF5 crate calls `H5dont_atexit`).
 #[derive(Debug)]
 pub(crate) struct Output {
     partial: Option<AtomicPath>,
@@ -360,19 +363,20 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Starts writing what will be `path`. No times are kept: equal content gives equal bytes.
+    /// Starts a file that appears at `path` once it is finished. Times are not stored, so equal content gives equal
+    /// bytes.
     pub(crate) fn create(path: &Path) -> Result<Self> {
         let partial = AtomicPath::create(path)?;
         ::hdf5::silence_errors(true);
         let mut builder = ::hdf5::FileBuilder::new();
         builder.with_fcpl(|plist| plist.obj_track_times(false));
-        // The temporary file is locked already.
+        // The temporary file is already locked.
         builder.with_fapl(|plist| plist.file_locking(false));
         let file = builder.create(partial.path()).map_err(|source| failed(path, source))?;
         Ok(Self { partial: Some(partial), target: path.to_owned(), open: Some((file, Vec::new())) })
     }
 
-    /// Creates a dataset by `make` and keeps it open until the file is closed.
+    /// Creates a dataset with `make` and keeps it open until the file is closed.
     pub(crate) fn dataset(&mut self, make: impl FnOnce(&::hdf5::File) -> ::hdf5::Result<Dataset>) -> Result<Dataset> {
         ::hdf5::silence_errors(true);
         let failed = |source| failed(&self.target, source);
@@ -384,7 +388,7 @@ impl Output {
         Ok(made)
     }
 
-    /// Flushes and closes the file and gives it its name. No other handle of its datasets may be open.
+    /// Flushes and closes the file and moves it to its path. No other handle of its datasets may be open.
     pub(crate) fn finish(mut self) -> Result<()> {
         self.close()?;
         Ok(self.partial.take().map_or(Ok(()), AtomicPath::commit)?)
@@ -405,12 +409,12 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        // The file is removed.
+        // The file is removed anyway.
         let _ = self.close();
     }
 }
 
-/// How values of a dataset are read.
+/// Type in which the values of a dataset are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// u8.
@@ -440,10 +444,10 @@ fn describe(data: &Dataset) -> String {
     format!("{kind} {:?}", data.shape())
 }
 
-/// What was found on the way through the parts of a dataset.
+/// Counts over the parts of a dataset.
 struct Walk {
     steps: Budget,
-    /// Bytes of all files that hold parts, each counted once.
+    /// Bytes of all files with parts of the dataset, each counted once.
     packed: u64,
     files: HashSet<PathBuf>,
     chunk: usize,
@@ -475,7 +479,7 @@ impl Walk {
                 }
                 (self.chunk, self.band) = (self.chunk.max(bytes), self.band.max(band));
                 self.steps.steps(expected.unwrap_or(usize::MAX)).map_err(exceeded(file, name))?;
-                // A tree of chunks may lead to the same ones again and again.
+                // A damaged tree of chunks can lead to the same chunks without end.
                 let mut found = 0;
                 data.chunks_visit(|_| {
                     found += 1;
@@ -532,7 +536,7 @@ impl Walk {
                 mapped = mapped.saturating_add(part.covered);
                 self.steps.steps(SOURCE_STEPS).map_err(exceeded(file, name))?;
                 let place = format!("{name}, part `{}` of `{}`", part.dataset, part.file);
-                // `%b` stands for the number of a source, of whatever sources there are.
+                // `%b` stands for the number of a source. HDF5 uses all sources that exist.
                 if part.file.contains('%') || part.dataset.contains('%') {
                     return Err(Error::format(file, place, "sources with fixed names", "a pattern"));
                 }
@@ -541,7 +545,7 @@ impl Walk {
                     return Err(Error::format(file, place, "the source of a virtual dataset", "no such file"));
                 };
                 self.beside(file, name, &path)?;
-                // The look at the file that leads here has come this way too.
+                // The check of the main file opens its sources too.
                 let source = Opened::with_cache(&path, CACHE)?;
                 let Ok(data) = source.member(&part.dataset) else {
                     return Err(Error::format(file, place, "the source of a virtual dataset", "no such dataset"));
@@ -568,7 +572,8 @@ impl Walk {
         Ok(())
     }
 
-    /// Makes sure that `other`, which holds parts of dataset `name` in `file`, is a regular file beside it, and counts it.
+    /// Checks that `other`, which contains parts of dataset `name` in `file`, is a regular file in the folder of `file`
+    /// or below it, and counts its bytes.
     fn beside(&mut self, file: &Path, name: &str, other: &Path) -> Result<()> {
         let expected = || format!("parts in files next to it, such as `{}`", other.display());
         let length = kind::open(other, &expected())?.metadata()?.len();
@@ -584,7 +589,7 @@ impl Walk {
     }
 }
 
-/// Where HDF5 finds the source `name` of a virtual dataset in `file`.
+/// Path at which HDF5 finds the source `name` of a virtual dataset in `file`.
 fn source_path(file: &Path, name: &str) -> Option<PathBuf> {
     let folder = file.parent().unwrap_or(Path::new(""));
     let name = Path::new(name);
@@ -594,7 +599,7 @@ fn source_path(file: &Path, name: &str) -> Option<PathBuf> {
     candidates.into_iter().flatten().find(|path| path.exists())
 }
 
-/// Classes of `count` images from dataset `name`; its size is checked before it is read.
+/// Classes of `count` images from dataset `name`. Its size is checked before it is read.
 pub(crate) fn labels_of(file: &Opened, name: &str, data: Dataset, count: usize) -> Labels {
     let shape = data.shape();
     if let Err(problem) = labels::check_shape(name, &shape, count) {
@@ -639,7 +644,8 @@ impl Hdf5Images {
         Self::open_dataset(path, None)
     }
 
-    /// As [`Hdf5Images::open`], with the image dataset `name`, which may lie in a group; `None` takes the only one.
+    /// Same as [`Hdf5Images::open`], for the image dataset `name`, which can lie in a group; `None` selects the only
+    /// one.
     ///
     /// # Errors
     /// Those of [`Hdf5Images::open`]; `Format` if there is no dataset `name`.
@@ -672,7 +678,7 @@ impl Hdf5Images {
         }
         let mut images = Data::check(path, &name, images)?;
         if images.band > CACHE {
-            // Else every read would inflate the chunks of its rows again.
+            // With a smaller cache, every read would inflate the chunks of its rows again.
             let cache = images.band;
             drop((images, file));
             file = Opened::with_cache(path, cache)?;
@@ -685,24 +691,12 @@ impl Hdf5Images {
             .map_or(Labels::None, |(n, data)| labels_of(&file, &n, data, len));
         let mut opened = Self { path: path.to_owned(), name, images, kind, layout, len, dims, labels };
         if kind == Kind::Floats {
-            opened.check_floats()?;
+            let (path, name) = (opened.path.clone(), opened.name.clone());
+            pixels::check_floats(&mut opened, CHUNK, &path, &name)?;
         } else if kind != Kind::Bytes {
             opened.read(0..1)?;
         }
         Ok(opened)
-    }
-
-    /// As the check of float arrays in npz files.
-    fn check_floats(&mut self) -> Result<()> {
-        let mut largest = 0;
-        for range in parts(self, 0..self.len, CHUNK) {
-            let images = self.read(range)?;
-            largest = largest.max(images.iter().copied().max().unwrap_or(0));
-        }
-        if largest > 1 {
-            return Ok(());
-        }
-        Err(Error::format(&self.path, &self.name, pixels::FLOATS, "floats of 0 and 1 only"))
     }
 
     fn slice<T: H5Type>(&self, range: Range<usize>) -> Result<Vec<T>> {
@@ -784,13 +778,11 @@ impl ImageSource for Hdf5Images {
     fn read(&mut self, range: Range<usize>) -> Result<Array4<u8>> {
         check_range(&self.path, &range, self.len)?;
         let (count, whole) = (range.len(), "pixels from 0 to 255");
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be whole and in range")]
-        let float = |v: f64| (v.fract() == 0.0 && (0.0..=255.0).contains(&v)).then_some(v as u8);
         let values = match self.kind {
             Kind::Bytes => self.slice(range)?,
             Kind::Integers => self.converted(range, whole, |v: i64| u8::try_from(v).ok())?,
             Kind::Unsigned => self.converted(range, whole, |v: u64| u8::try_from(v).ok())?,
-            Kind::Floats => self.converted(range, pixels::FLOATS, float)?,
+            Kind::Floats => self.converted(range, pixels::FLOATS, pixels::from_float)?,
         };
         Array4::from_shape_vec(
             (count, self.dims.height, self.dims.width, 3),
@@ -800,23 +792,26 @@ impl ImageSource for Hdf5Images {
     }
 }
 
-/// Writes images chunk by chunk; the file gets its name at the end.
+/// Writes images chunk by chunk. The file appears at its path once it is complete.
 #[derive(Debug)]
 pub struct Hdf5Writer {
     target: PathBuf,
     images: Dataset,
     output: Output,
+    /// Number of images of the file, and of those written.
+    len: usize,
     at: usize,
-    /// Images that do not fill a chunk yet: only whole chunks are written, so bytes do not depend on how images arrive.
+    /// Images that do not fill a chunk yet. Only whole chunks are written, so the bytes do not depend on how the images
+    /// are split over calls.
     waiting: Vec<u8>,
     dims: ImageDims,
 }
 
 impl Hdf5Writer {
-    /// Starts writing `len` images of size `dims` to what will be `path`.
+    /// Starts a file with `len` images of size `dims` that appears at `path` once it is finished.
     ///
     /// # Errors
-    /// `Hdf5`.
+    /// `Hdf5` or `Io` if the file cannot be created.
     pub fn create(path: &Path, len: usize, dims: ImageDims) -> Result<Self> {
         let mut output = Output::create(path)?;
         let images = output.dataset(|file| {
@@ -827,13 +822,13 @@ impl Hdf5Writer {
                 .obj_track_times(false)
                 .create(IMAGES)
         })?;
-        Ok(Self { target: path.to_owned(), images, output, at: 0, waiting: Vec::new(), dims })
+        Ok(Self { target: path.to_owned(), images, output, len, at: 0, waiting: Vec::new(), dims })
     }
 
     /// Appends u8 `images [n, H, W, 3]`.
     ///
     /// # Errors
-    /// `Hdf5`, also if more images come than were announced.
+    /// `Format` for images of another size; `Hdf5` or `Io` if writing fails; `Hdf5` also for more than `len` images.
     pub fn append(&mut self, images: &Array4<u8>) -> Result<()> {
         let ImageDims { height, width, channels } = self.dims;
         if images.shape()[1..] != [height, width, channels] {
@@ -863,10 +858,10 @@ impl Hdf5Writer {
         Ok(())
     }
 
-    /// Adds a dataset of values of one dimension: labels, seeds, bytes.
+    /// Adds a dataset of one dimension: labels, seeds or bytes.
     ///
     /// # Errors
-    /// `Hdf5`.
+    /// `Hdf5` or `Io` if writing fails.
     pub fn values<T: H5Type>(&mut self, name: &str, values: &[T]) -> Result<()> {
         let data = self
             .output
@@ -874,14 +869,17 @@ impl Hdf5Writer {
         data.write_raw(values).map_err(|source| failed(&self.target, source))
     }
 
-    /// Closes the file and gives it its name.
+    /// Closes the file and moves it to its path.
     ///
     /// # Errors
-    /// `Hdf5`, or the file system's own.
+    /// `Format` if fewer images arrived than [`Hdf5Writer::create`] was told; `Hdf5` or `Io` if writing fails.
     pub fn finish(mut self) -> Result<()> {
         let rest = std::mem::take(&mut self.waiting);
         self.write(rest)?;
-        let Self { images, output, .. } = self;
+        let Self { target, images, output, len, at, .. } = self;
+        if at != len {
+            return Err(Error::format(&target, IMAGES, format!("{len} images"), format!("{at} images")));
+        }
         drop(images);
         output.finish()
     }
@@ -924,7 +922,7 @@ mod tests {
             fs_err::read(path).unwrap()
         };
         let first = write("a.h5", 50);
-        // HDF5 can keep times, in seconds.
+        // If HDF5 stored times, in seconds, the files would differ.
         std::thread::sleep(std::time::Duration::from_millis(1100));
         for step in [50, 1, 3, 16, 40] {
             let found = write("b.h5", step);
@@ -1100,7 +1098,7 @@ mod tests {
             let mut data = Opened::open(&path).unwrap().dataset("images").unwrap();
             assert_eq!(data.all::<u8>().unwrap(), images(640).into_raw_vec_and_offset().0, "{filter}");
             drop(data);
-            // As if a smaller chunk were stated; the library keeps none that it has inflated.
+            // Simulates a smaller stated chunk size. libhdf5 keeps no inflated chunk of the closed file.
             data = Opened::open(&path).unwrap().dataset("images").unwrap();
             data.chunk = 1000;
             let text = data.all::<u8>().unwrap_err().to_string();
@@ -1165,7 +1163,7 @@ mod tests {
         }
     }
 
-    /// libhdf5's filter reads on from a chunk that is shorter than its checksum until it meets memory that is not there.
+    /// From a chunk that is shorter than its checksum, the filter of libhdf5 reads on until it reaches unmapped memory.
     #[test]
     fn chunks_shorter_than_their_checksum_are_errors() {
         let dir = tempfile::tempdir().unwrap();
@@ -1176,7 +1174,7 @@ mod tests {
         data.write(&images(1)).unwrap();
         drop((data, file));
         let whole = fs_err::read(&path).unwrap();
-        // A tree of chunks: signature, type 1, level, entries and two addresses; then the first chunk's size.
+        // A tree of chunks: signature, type 1, level, entries and two addresses; then the size of the first chunk.
         let at = whole.windows(5).position(|w| w == b"TREE\x01").unwrap() + 24;
         assert_eq!(whole[at..at + 4], 64_u32.to_le_bytes());
         for size in [0_u32, 3, 63] {

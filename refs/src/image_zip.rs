@@ -1,4 +1,4 @@
-//! Dataset zips as EDM and StyleGAN have them: images sorted by path, classes in `dataset.json`.
+//! Dataset zips in the layout of EDM and StyleGAN: images sorted by path, classes in `dataset.json`.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use crate::zip_writer::AtomicZip;
 pub const MAX_ENTRY: u64 = 256 << 20;
 /// Largest `dataset.json` accepted, bytes.
 pub const MAX_JSON: u64 = 512 << 20;
-/// Bytes of an image that are read first for its size.
+/// Bytes of an image that are read first to find its size.
 pub(crate) const HEAD: u64 = 1 << 16;
 
 /// A zip of images, read by index. Hidden files and files with other extensions are skipped, as in [`crate::folder::Folder`].
@@ -35,16 +35,16 @@ pub struct ImageZip {
 }
 
 impl ImageZip {
-    /// Opens `path` and reads the header of every image.
+    /// Opens the zip at `path` and reads the header of every image.
     ///
     /// # Errors
-    /// `Missing`; `Format` if it is no zip archive or damaged; `Empty` without images; `Image` or `Format` for an image whose size cannot
-    /// be read.
+    /// `Missing`. `Format` if the file is not a zip archive, is damaged, or its images decode to more than [`Unpacked`]
+    /// allows. `Empty` without images. `Image` or `Format` if the size of an image cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
         Self::of(Archive::open(path, "a zip archive of images")?)
     }
 
-    /// As [`ImageZip::open`], of an archive that is open.
+    /// Same as [`ImageZip::open`], for an open archive.
     pub(crate) fn of(mut archive: Archive) -> Result<Self> {
         let path = archive.path().to_owned();
         let json = archive.label_file()?;
@@ -72,14 +72,15 @@ impl ImageZip {
     }
 }
 
-/// Height and width of one encoded image. `read` gives its first bytes, and whether that is all of them.
+/// Height and width of one encoded image. `read(limit)` returns at most its first `limit` bytes, and whether these are
+/// all.
 pub(crate) fn size_of(
     file: &Path,
     name: &str,
     mut read: impl FnMut(u64) -> Result<(Vec<u8>, bool)>,
 ) -> Result<(usize, usize)> {
     let (head, complete) = read(HEAD)?;
-    // An error may only mean that the header goes on.
+    // For incomplete bytes, an error can mean that the header is longer than `HEAD`.
     match decode::dims(file, name, &head) {
         Ok(Some(size)) => return Ok(size),
         Err(e) if complete => return Err(e),
@@ -107,7 +108,7 @@ pub(crate) fn decode_each<'a>(
     encoded.map(|(name, bytes)| decode::rgb(path, name, &bytes?)).collect()
 }
 
-/// `images`, which are images `range` of `source`, as u8 `[N, H, W, 3]`.
+/// `images`, the images `range` of `source`, as u8 `[N, H, W, 3]`.
 pub(crate) fn stack(source: &dyn ImageSource, range: Range<usize>, images: Vec<Array3<u8>>) -> Result<Array4<u8>> {
     let size = |image: &Array3<u8>| ImageDims { height: image.dim().0, width: image.dim().1, channels: 3 };
     let first = images.first().map(size).or_else(|| source.dims());
@@ -119,7 +120,7 @@ pub(crate) fn stack(source: &dyn ImageSource, range: Range<usize>, images: Vec<A
         let (first, index) = (range.start, range.start + other);
         return Err(mixed_sizes(source, (first, dims), (index, size(&images[other]))));
     }
-    // A copy of a large one is too much.
+    // A single image can be large, so it is not copied.
     let images = match <[Array3<u8>; 1]>::try_from(images) {
         Ok([image]) => return Ok(image.insert_axis(Axis(0))),
         Err(images) => images,
@@ -131,7 +132,7 @@ pub(crate) fn stack(source: &dyn ImageSource, range: Range<usize>, images: Vec<A
     Ok(out)
 }
 
-/// Name of image `index` in messages, whose file is called `name`.
+/// Name of image `index` in messages: its file name `name`, or its index if `name` is empty.
 pub(crate) fn shown(index: usize, name: &str) -> String {
     if name.is_empty() { format!("image {index}") } else { format!("`{name}`") }
 }
@@ -139,7 +140,7 @@ pub(crate) fn shown(index: usize, name: &str) -> String {
 /// Sizes of the images of a set.
 #[derive(Debug, Clone)]
 pub(crate) enum Sizes {
-    /// Height and width of every image.
+    /// Height and width shared by all images.
     Shared(usize, usize),
     /// Height and width of each image.
     Each(Vec<(usize, usize)>),
@@ -160,7 +161,7 @@ impl Sizes {
         }
     }
 
-    /// Size of image `index`, which must lie in the set.
+    /// Size of image `index`. The caller checks that `index` is below the number of images.
     pub(crate) fn get(&self, index: usize) -> Option<ImageDims> {
         match self {
             Self::Shared(..) => self.shared(),
@@ -211,7 +212,8 @@ impl ImageSource for ImageZip {
     }
 }
 
-/// Writes a dataset zip: `00000/img00000000.png` …, `dataset.json` last, fixed times, stored: equal images give equal bytes.
+/// Writes a dataset zip: `00000/img00000000.png` …, then `dataset.json`. Entries are stored with fixed times, so equal
+/// images give equal bytes.
 pub struct DatasetWriter {
     path: PathBuf,
     zip: AtomicZip,
@@ -229,10 +231,10 @@ impl std::fmt::Debug for DatasetWriter {
 }
 
 impl DatasetWriter {
-    /// Starts writing what will be `path`.
+    /// Starts a zip that appears at `path` once it is finished.
     ///
     /// # Errors
-    /// The file system's own.
+    /// `Io` if the file cannot be created.
     pub fn create(path: &Path) -> Result<Self> {
         Ok(Self {
             path: path.to_owned(),
@@ -246,7 +248,7 @@ impl DatasetWriter {
     /// Appends u8 `images [N, H, W, 3]` and their classes.
     ///
     /// # Errors
-    /// Encoding and writing errors.
+    /// If an image cannot be encoded or written.
     pub fn append(&mut self, images: &Array4<u8>, labels: Option<&[i64]>) -> Result<()> {
         let start = self.images;
         let encoded: Vec<Vec<u8>> = (0..images.dim().0)
@@ -262,10 +264,10 @@ impl DatasetWriter {
         Ok(())
     }
 
-    /// Appends an image encoded as PNG, and its label: an integer, or a list of numbers.
+    /// Appends an image encoded as PNG, and its label: an integer or a list of numbers.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn append_png(&mut self, png: &[u8], label: Option<Value>) -> Result<()> {
         let name = name_of(self.images);
         self.zip.whole(&name, png)?;
@@ -280,18 +282,19 @@ impl DatasetWriter {
         Ok(())
     }
 
-    /// Writes the labels and gives the file its name.
+    /// Writes the label file and moves the zip to its path.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn finish(self) -> Result<()> {
         self.finish_with(None)
     }
 
-    /// As [`DatasetWriter::finish`], with `record`, where the images come from, under `d2o` in `dataset.json`.
+    /// Same as [`DatasetWriter::finish`]. Also writes `record`, the origin of the images, under `d2o` in
+    /// `dataset.json`.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn finish_with(mut self, record: Option<&Value>) -> Result<()> {
         self.zip.whole(LABEL_FILE, label_text(std::mem::take(&mut self.rows), record).as_bytes())?;
         self.zip.finish()
@@ -306,7 +309,7 @@ fn push_row(rows: &mut String, name: &str, label: &impl serde::Serialize) {
     rows.push_str(&serde_json::json!([name, label]).to_string());
 }
 
-/// The label file of `rows`, which are taken for none if empty.
+/// The text of a label file with `rows`; `labels` is null if `rows` is empty.
 fn label_text(rows: String, record: Option<&Value>) -> String {
     let mut text = String::with_capacity(rows.len() + 64);
     text.push_str("{\"labels\":");
@@ -326,7 +329,8 @@ fn label_text(rows: String, record: Option<&Value>) -> String {
     text
 }
 
-/// The text of `dataset.json` for images `names` with `labels` (classes, or JSON values) of the same number; `record` tells where they come from.
+/// The text of `dataset.json` for images `names` and as many `labels` (classes or JSON values). `record` is the origin
+/// of the images.
 pub fn label_file<L: serde::Serialize>(
     names: impl Iterator<Item = String>,
     labels: Option<&[L]>,
@@ -388,7 +392,7 @@ mod tests {
     fn images_decode_to_no_more_than_their_zip_explains() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.zip");
-        // The header alone tells the size.
+        // Only the header contains the size.
         let mut png = decode::png(&path, "", Array3::zeros((1, 1, 3)).view()).unwrap();
         png[16..24].copy_from_slice(&[0, 0, 0x20, 0, 0, 0, 0x20, 0]);
         let crc = crc32fast::hash(&png[12..29]);

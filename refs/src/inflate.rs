@@ -1,7 +1,9 @@
-//! What libhdf5 may not do with files from outside: inflate a chunk beyond its size, follow links into other files.
+//! Limits on libhdf5 for untrusted files: chunks inflate to their stated size at most, and external links are not
+//! followed.
 //!
-//! Its filters size their output by what the file says, or double it until the data end. Those that do are replaced here, once for the process, by
-//! ones that stop at the size of a chunk, and that of checksums by one that looks whether there is a sum; external links become an unknown kind of link.
+//! The filters of libhdf5 take their output size from the file, or double it until the data end. This module replaces
+//! them, once per process: deflate, n-bit and scale-offset stop at the chunk size, and Fletcher-32 checks that the
+//! chunk contains a checksum. It also unregisters the link kind "external", so libhdf5 rejects such links as unknown.
 
 #![allow(unsafe_code, reason = "libhdf5 takes filters and link kinds by its C functions only")]
 
@@ -11,18 +13,18 @@ use std::sync::Once;
 
 use flate2::{Decompress, FlushDecompress, Status};
 
-/// Bytes that a checksum, or a filter that could not shrink its data, may add to a chunk.
+/// Bytes that a checksum, or a filter that could not shrink its data, can add to a chunk.
 const SLACK: usize = 1 << 12;
-/// Flag of a filter that is undone.
+/// Flag of a filter that decodes (`H5Z_FLAG_REVERSE`).
 const REVERSE: c_uint = 0x100;
-/// Number of the link kind "external".
+/// Number of the link kind "external" (`H5L_TYPE_EXTERNAL`).
 const EXTERNAL: c_int = 64;
-/// Where the filters of packed integers keep the number of values and the size of one.
+/// Indices of the number of values and of the size of one value in the parameters of n-bit and scale-offset.
 const VALUES: usize = 2;
 const SIZE: usize = 4;
 
 thread_local! {
-    /// Bytes of the largest chunk of what this thread reads, and whether a chunk was found to be larger.
+    /// Bytes of the largest chunk of the dataset that this thread reads, and whether a chunk turned out larger.
     static LIMIT: Cell<(usize, bool)> = const { Cell::new((0, false)) };
 }
 
@@ -52,11 +54,12 @@ unsafe extern "C" {
     fn H5free_memory(memory: *mut c_void) -> c_int;
 }
 
-/// Puts the limits in place, if they are not yet.
+/// Registers the filters and unregisters external links, once per process.
 pub(crate) fn guard() {
     static DONE: Once = Once::new();
     DONE.call_once(|| {
-        // SAFETY: under the library's lock, which also starts it; it copies the classes, whose functions and names live as long as the process.
+        // SAFETY: the calls run under the lock of the library, which also initialises it. The library copies the
+        // classes. Their functions and names are valid until the process ends.
         ::hdf5::sync::sync(|| unsafe {
             H5Z_register(&Class { filter: deflate, ..of(&H5Z_DEFLATE) });
             H5Z_register(&Class { filter: checksum, ..of(&H5Z_FLETCHER32) });
@@ -71,7 +74,7 @@ fn of(class: &Class) -> Class {
     Class { ..*class }
 }
 
-/// Reads by `read` what has chunks of at most `chunk` bytes. The second value tells whether one turned out to be larger.
+/// Calls `read` with a limit of `chunk` bytes per chunk. The second value is true if a chunk turned out larger.
 pub(crate) fn with_limit<T>(chunk: usize, read: impl FnOnce() -> T) -> (T, bool) {
     guard();
     LIMIT.set((chunk, false));
@@ -84,7 +87,7 @@ fn too_large() -> usize {
     0
 }
 
-/// SAFETY: as libhdf5 calls its filters, of which this is one.
+/// SAFETY: the caller is libhdf5 or follows its contract for filters (`H5Z_func_t`).
 unsafe extern "C" fn deflate(
     flags: c_uint,
     count: usize,
@@ -93,7 +96,7 @@ unsafe extern "C" fn deflate(
     size: *mut usize,
     buffer: *mut *mut c_void,
 ) -> usize {
-    // SAFETY: the buffer holds `bytes` bytes and belongs to the library's allocator, which the new one is taken from.
+    // SAFETY: the buffer has `bytes` bytes and comes from the allocator of the library, as does its replacement.
     unsafe {
         if flags & REVERSE == 0 {
             return (H5Z_DEFLATE.filter)(flags, count, values, bytes, size, buffer);
@@ -119,9 +122,9 @@ unsafe extern "C" fn deflate(
     }
 }
 
-/// The filter that compares a checksum: the library's own takes the sum's length from that of the chunk, which may be less.
+/// The Fletcher-32 filter. The filter of libhdf5 subtracts the checksum size from the chunk size without a check.
 ///
-/// SAFETY: as above.
+/// SAFETY: same as [`deflate`].
 unsafe extern "C" fn checksum(
     flags: c_uint,
     count: usize,
@@ -134,13 +137,13 @@ unsafe extern "C" fn checksum(
     if flags & REVERSE != 0 && bytes < SUM {
         return 0;
     }
-    // SAFETY: the library's own filter is called as this one was.
+    // SAFETY: the filter of libhdf5 gets the arguments of this call.
     unsafe { (H5Z_FLETCHER32.filter)(flags, count, values, bytes, size, buffer) }
 }
 
-/// The filters of packed integers: scale-offset, or n-bit.
+/// The n-bit and scale-offset filters, which pack integers.
 ///
-/// SAFETY: as above.
+/// SAFETY: same as [`deflate`].
 unsafe extern "C" fn packed<const SCALE_OFFSET: bool>(
     flags: c_uint,
     count: usize,
@@ -149,7 +152,7 @@ unsafe extern "C" fn packed<const SCALE_OFFSET: bool>(
     size: *mut usize,
     buffer: *mut *mut c_void,
 ) -> usize {
-    // SAFETY: there are `count` values; the library's own filter is called as this one was.
+    // SAFETY: `values` has `count` elements. The filter of libhdf5 gets the arguments of this call.
     unsafe {
         if flags & REVERSE != 0 {
             let values = std::slice::from_raw_parts(values, count);

@@ -8,10 +8,10 @@ use fs_err as fs;
 
 use crate::error::{Error, Result};
 
-/// The file at `path`, which must be a regular one: no pipe is opened.
+/// Opens the regular file at `path`. Pipes are not opened.
 ///
 /// # Errors
-/// `Missing`; `Format` with `expected` for a folder, pipe, socket or device; the file system's own.
+/// `Missing`; `Format` with `expected` for a folder, pipe, socket or device; `Io` if opening fails.
 pub fn open(path: &Path, expected: &str) -> Result<fs::File> {
     let found = metadata(path)?;
     if found.is_dir() {
@@ -23,10 +23,10 @@ pub fn open(path: &Path, expected: &str) -> Result<fs::File> {
     Ok(fs::File::open(path)?)
 }
 
-/// Metadata of what lies at `path`.
+/// Metadata of the file or folder at `path`. Links are followed.
 ///
 /// # Errors
-/// `Missing`, the file system's own.
+/// `Missing`, or `Io` if the metadata cannot be read.
 pub fn metadata(path: &Path) -> Result<std::fs::Metadata> {
     fs::metadata(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::Missing { file: path.to_owned() },
@@ -34,7 +34,7 @@ pub fn metadata(path: &Path) -> Result<std::fs::Metadata> {
     })
 }
 
-/// The error that `file`, which lies at `path`, is not `expected`; it says what the file is.
+/// `Format` for `file` at `path`, which is not `expected`. The error names the kind of the file.
 pub(crate) fn unexpected(file: &mut fs::File, path: &Path, expected: &str) -> Error {
     match head(file) {
         Ok(head) => Error::format(path, "", expected, describe(&head)),
@@ -42,7 +42,15 @@ pub(crate) fn unexpected(file: &mut fs::File, path: &Path, expected: &str) -> Er
     }
 }
 
-/// The first bytes of `file`, which stands at its start then.
+/// `Format` for `file` at `path`, which has no end record of a zip archive.
+pub(crate) fn not_an_archive(file: &mut fs::File, path: &Path, expected: &str) -> Error {
+    match head(file) {
+        Ok(head) if kind::known(&head) == Some(ZIP) => Error::format(path, "", expected, format!("{ZIP}, truncated")),
+        _ => unexpected(file, path, expected),
+    }
+}
+
+/// The first [`HEAD`] bytes of `file`. The position is at the start of the file afterwards.
 pub(crate) fn head(file: &mut fs::File) -> Result<Vec<u8>> {
     let mut head = Vec::new();
     file.rewind()?;
@@ -51,7 +59,7 @@ pub(crate) fn head(file: &mut fs::File) -> Result<Vec<u8>> {
     Ok(head)
 }
 
-/// The file `path` as a whole, called `name` in what lies at `root`, where messages place it.
+/// All bytes of the file at `path`. Messages call it `name` in `root`.
 ///
 /// # Errors
 /// Those of [`open`]; `Format` for more than `limit` bytes.
@@ -60,7 +68,7 @@ pub fn whole(path: &Path, root: &Path, name: &str, limit: u64) -> Result<Vec<u8>
     let file = open(path, "a file")?;
     let length = file.metadata()?.len();
     if length <= limit {
-        // What grows meanwhile is refused too.
+        // A file that grows during the read is rejected too.
         file.take(limit + 1).read_to_end(&mut bytes)?;
     }
     match length.max(bytes.len() as u64) {
@@ -71,11 +79,9 @@ pub fn whole(path: &Path, root: &Path, name: &str, limit: u64) -> Result<Vec<u8>
     }
 }
 
-/// What the file that begins with `head` is, where it was no set of images.
+/// Kind of the file that begins with `head`, which is not a set of images.
 fn describe(head: &[u8]) -> String {
     match kind::known(head) {
-        // It was looked through as an archive before.
-        Some(ZIP) => format!("{ZIP}, truncated"),
         Some(image) if image.ends_with(" image") => format!("{image} (a set of images is a folder or an archive)"),
         _ => kind::describe(head),
     }

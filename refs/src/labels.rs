@@ -1,4 +1,4 @@
-//! Which labels are classes.
+//! Labels of image sets, and the check whether they are classes.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,20 +9,20 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 
 /// Name of the label file of a folder or zip.
 pub const LABEL_FILE: &str = "dataset.json";
-/// Floats from here on do not hold every whole number: 2^53.
+/// 2^53. f64 represents all smaller whole numbers exactly.
 const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
-/// Most values of a label that a message repeats.
+/// Most values of a label in a message.
 const SHOWN: usize = 8;
 
 /// Labels of a set of images.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) enum Labels {
-    /// There are none.
+    /// No labels.
     #[default]
     None,
     /// The class of each image, 0 or more.
     Classes(Vec<i64>),
-    /// There are labels, and this is why they are not classes.
+    /// The labels are not classes, for this reason.
     Problem(String),
 }
 
@@ -64,7 +64,7 @@ impl Values {
         }
     }
 
-    /// Value `index` as a whole number of 0 or more.
+    /// Value `index` as a class: a whole number of 0 or more.
     fn class(&self, index: usize) -> Option<i64> {
         match self {
             Self::Integers(v) => v.get(index).copied().filter(|v| *v >= 0),
@@ -83,13 +83,14 @@ impl Values {
     }
 }
 
-/// `value` as a class if it is whole, 0 or more, and exact.
+/// `value` as a class, if it is a whole number from 0 to below 2^53.
 fn whole(value: f64) -> Option<i64> {
     #[allow(clippy::cast_possible_truncation, reason = "checked to be whole and below 2^53")]
     (value.fract() == 0.0 && (0.0..MAX_WHOLE).contains(&value)).then_some(value as i64)
 }
 
-/// Whether an array of `shape` can hold one class for each of `count` images, `[N]`, `[N, 1]` or one-hot `[N, K]`; else why not.
+/// Checks that an array of `shape` can contain one class for each of `count` images: `[N]`, `[N, 1]` or one-hot
+/// `[N, K]`. The error is the reason why not.
 pub(crate) fn check_shape(place: &str, shape: &[usize], count: usize) -> Result<(), String> {
     match *shape {
         [rows] | [rows, _] if rows != count => Err(format!("`{place}` has {rows} rows for {count} images")),
@@ -142,8 +143,8 @@ fn one_hot(values: impl Iterator<Item = Option<i64>>) -> Option<i64> {
     found
 }
 
-/// Classes of the sorted `names` from a `dataset.json`: `{"labels": [["path", 3], …]}` or null; one-hot vectors become their index. Of
-/// several labels of a name the last one counts.
+/// Classes of the sorted `names` from a `dataset.json`: `{"labels": [["path", 3], …]}` or null. A one-hot vector stands
+/// for the index of its 1. If a name has several labels, the last one counts.
 pub(crate) fn of_json(json: &[u8], names: &[&str]) -> Labels {
     debug_assert!(names.is_sorted(), "names are searched");
     let mut found = Classes { names, classes: Vec::new(), others: BTreeMap::new(), rows: 0 };
@@ -170,15 +171,15 @@ pub(crate) fn of_json(json: &[u8], names: &[&str]) -> Labels {
     Labels::Classes(found.classes)
 }
 
-/// In place of the class of an image without a label, and of one whose label is none.
+/// Placeholders in `Classes::classes`: the image has no label; the label of the image is not a class.
 const NO_LABEL: i64 = -1;
 const NO_CLASS: i64 = -2;
 
-/// The labels of `names`, filled in as they are parsed: rows are not kept.
+/// The labels of `names`, filled in during parsing. The rows of the file are not kept.
 struct Classes<'a> {
     names: &'a [&'a str],
     classes: Vec<i64>,
-    /// Labels that are no classes, by image.
+    /// Labels that are not classes, by image index.
     others: BTreeMap<usize, String>,
     rows: usize,
 }
@@ -187,12 +188,12 @@ impl Classes<'_> {
     fn add(&mut self, name: &str, label: Label) {
         self.classes.resize(self.names.len(), NO_LABEL);
         let Ok(found) = self.names.binary_search(&name) else { return };
-        // Names that are not UTF-8 may be equal when shown.
+        // Two names that are not UTF-8 can be equal after replacement.
         let first = self.names[..found].partition_point(|n| *n < name);
         let last = found + self.names[found..].partition_point(|n| *n <= name);
         for index in first..last {
             match &label {
-                Label::Class(class) => {
+                Label::Class(class) | Label::OneHot(class) => {
                     self.classes[index] = *class;
                     self.others.remove(&index);
                 }
@@ -205,13 +206,14 @@ impl Classes<'_> {
     }
 }
 
-/// Folders of a split of one set.
+/// Folder names of the splits of one set.
 const SPLITS: [&str; 8] = ["train", "training", "val", "valid", "validation", "test", "dev", "eval"];
-/// Digits of the folders that number images: `00000/img00000000.png` (EDM's datasets), `000000/000123.png` (EDM's `--subdirs`).
+/// Lengths of numbered folder names: `00000/img00000000.png` (datasets of EDM), `000000/000123.png` (EDM `--subdirs`).
 const NUMBERED: [usize; 2] = [5, 6];
 
-/// Classes by folder, as torchvision's `ImageFolder`: every one of the sorted `names` lies exactly one folder deep, in at least two
-/// folders, numbered in sorted order. Folders that number images (`00000/`) or split a set (`train/`) are not classes.
+/// Classes by folder, same as `ImageFolder` of torchvision. Each of the sorted `names` lies exactly one folder deep, in
+/// at least two folders; classes are numbered in sorted order. Numbered folders (`00000/`) and splits (`train/`) are
+/// not classes.
 pub(crate) fn of_folders(names: &[&str]) -> Labels {
     let mut folders: Vec<&str> = Vec::new();
     for name in names {
@@ -230,7 +232,8 @@ pub(crate) fn of_folders(names: &[&str]) -> Labels {
     folders.into_iter().map(class).collect::<Option<_>>().map_or(Labels::None, Labels::Classes)
 }
 
-/// Whether the distinct `folders` look like classes: at least two, which neither number images nor split a set.
+/// Whether the distinct `folders` look like classes: at least two, not all of them numbered, and not all of them
+/// splits.
 #[must_use]
 pub fn folders_are_classes(folders: &[&str]) -> bool {
     let numbered = folders.iter().all(|f| NUMBERED.contains(&f.len()) && f.bytes().all(|b| b.is_ascii_digit()));
@@ -304,13 +307,15 @@ impl<'de> Visitor<'de> for Rows<'_, '_> {
     }
 }
 
-/// A text, borrowed where the file holds it without escapes.
+/// Text, borrowed if the file contains it without escapes.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// One label, judged as it is parsed: vectors are not kept.
+/// One label, reduced to a class or a description during parsing. Vectors are not kept.
 enum Label {
     Class(i64),
+    /// The class of a one-hot vector.
+    OneHot(i64),
     Other(String),
 }
 
@@ -367,18 +372,19 @@ impl<'de> Visitor<'de> for LabelVisitor {
                     ones += 1;
                     at = i64::try_from(length).unwrap_or(i64::MAX);
                 }
-                Label::Class(_) | Label::Other(_) => others += 1,
+                Label::Class(_) | Label::OneHot(_) | Label::Other(_) => others += 1,
             }
             length += 1;
             if shown.len() < SHOWN {
                 shown.push(match value {
                     Label::Class(v) => v.to_string(),
+                    Label::OneHot(_) => "a vector".to_owned(),
                     Label::Other(v) => v,
                 });
             }
         }
         if ones == 1 && others == 0 && length > 1 {
-            return Ok(Label::Class(at));
+            return Ok(Label::OneHot(at));
         }
         if length > SHOWN {
             shown.push("…".to_owned());

@@ -1,4 +1,4 @@
-//! How much the contents of a container may unpack to, and how much of them is held at a time.
+//! Limits on the unpacked size of containers and on the decoded images held at a time.
 
 use std::path::Path;
 
@@ -7,14 +7,16 @@ use d2o_budget::Exceeded;
 use crate::batch::{ImageDims, ImageSource};
 use crate::error::{Error, Result};
 
-/// Bytes that a container of any size may unpack to: the largest image alone has 0.7 GB.
+/// Bytes that a container of any size can unpack to. The largest image accepted has 0.7 GB.
 const FREE: u64 = 768 << 20;
-/// Bytes that each byte of a container may unpack to, beside [`FREE`]: dSprites, a published set of outlines, packs 115 into one.
+/// Bytes that a container can unpack to per byte of its size, in addition to [`FREE`]. The published dataset dSprites
+/// needs 115.
 const PER_BYTE: u64 = 128;
-/// Bytes of decoded images that are held at a time, unless a single image has more.
+/// Bytes of decoded images that are held at a time, unless a single image is larger.
 pub const HELD: usize = 64 << 20;
 
-/// What the contents of a container may still unpack to. A small file that unpacks to very much is refused before it is unpacked.
+/// Counts the unpacked size of a container against its limit. A small file that unpacks to a large size is rejected
+/// before it is unpacked.
 #[derive(Debug, Clone)]
 pub struct Unpacked {
     packed: u64,
@@ -22,21 +24,16 @@ pub struct Unpacked {
 }
 
 impl Unpacked {
-    /// Of a container of `packed` bytes.
+    /// Starts the count for a container of `packed` bytes.
     #[must_use]
     pub fn of(packed: u64) -> Self {
         Self { packed, found: 0 }
     }
 
-    /// Adds to the size of the container, where it is not known from the start.
-    pub fn pack(&mut self, bytes: u64) {
-        self.packed = self.packed.saturating_add(bytes);
-    }
-
-    /// Charges `bytes` that `place` in `file` unpacks to.
+    /// Adds the `bytes` that `place` in `file` unpacks to.
     ///
     /// # Errors
-    /// `Format` if that is more than is left.
+    /// `Format` if the limit is exceeded.
     pub fn add(&mut self, file: &Path, place: &str, bytes: u64) -> Result<()> {
         self.found = self.found.saturating_add(bytes);
         let most = FREE.saturating_add(self.packed.saturating_mul(PER_BYTE));
@@ -47,7 +44,7 @@ impl Unpacked {
         Err(Error::format(file, place, expected, format!("{} or more", self.found)))
     }
 
-    /// Charges the pixels of all images of `source`.
+    /// Adds the RGB pixels of all images of `source`.
     pub(crate) fn images(mut self, source: &dyn ImageSource) -> Result<()> {
         let bytes = |d: ImageDims| (d.height as u64).saturating_mul(d.width as u64).saturating_mul(3);
         if let Some(dims) = source.dims() {
@@ -59,7 +56,7 @@ impl Unpacked {
     }
 }
 
-/// The error that `place` in `file` asks for more than its size explains.
+/// `Format` for `place` in `file`, which needs more memory or steps than the size of the file allows.
 pub(crate) fn exceeded(file: &Path, place: &str) -> impl Fn(Exceeded) -> Error {
     move |e| Error::format(file, place, e.expected(), "more")
 }

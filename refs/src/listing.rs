@@ -9,7 +9,7 @@ use crate::decode;
 use crate::error::{Error, Result};
 use crate::labels::LABEL_FILE;
 
-/// Deepest nesting of folders that is followed.
+/// Deepest accepted nesting of folders.
 const MAX_DEPTH: usize = 64;
 /// Most files of one set.
 const MAX_FILES: usize = 1 << 26;
@@ -22,7 +22,7 @@ const MAX_ENDING: usize = 12;
 const SYSTEM_NAMES: [&str; 7] =
     ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini"];
 
-/// Whether the file or folder `name` is hidden (`.ipynb_checkpoints`, `._a.png`) or a system's own (`Thumbs.db`).
+/// Whether the file or folder `name` is hidden (`.ipynb_checkpoints`, `._a.png`) or created by a system (`Thumbs.db`).
 fn is_hidden(name: &str) -> bool {
     name.starts_with('.') || SYSTEM_NAMES.iter().any(|n| n.eq_ignore_ascii_case(name))
 }
@@ -38,12 +38,13 @@ pub struct LeftOut {
 }
 
 impl LeftOut {
-    /// Whether the file at `path`, separated by `/`, belongs to a set of images; counts it if not.
+    /// Whether the file at `path`, separated by `/` or `\`, belongs to a set of images. A file that does not is
+    /// counted.
     pub fn takes(&mut self, path: &str) -> bool {
         self.takes_if(path, decode::is_image)
     }
 
-    /// As [`LeftOut::takes`] for a set of files whose names are `wanted`.
+    /// Same as [`LeftOut::takes`], for a set of the files for whose paths `wanted` returns true.
     pub fn takes_if(&mut self, path: &str, wanted: impl Fn(&str) -> bool) -> bool {
         let separators = ['/', '\\'];
         if path.split(separators).any(is_hidden) {
@@ -83,7 +84,7 @@ impl LeftOut {
         if parts.is_empty() { Vec::new() } else { vec![format!("skipped {}", parts.join("; "))] }
     }
 
-    /// The error that nothing of what lies at `path` is an image.
+    /// [`Error::Empty`] for `path`, which contains no image. The message includes the notes.
     pub(crate) fn empty(&self, path: &Path) -> Error {
         let mut text = self.notes().concat();
         if !self.endings.is_empty() {
@@ -106,10 +107,10 @@ pub struct Found {
     pub path: PathBuf,
 }
 
-/// Files below a folder, sorted by name. A name takes 16 bytes beside its own.
+/// Files below a folder, sorted by name. A file takes 16 bytes plus its name.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
-    /// All names, one after the other.
+    /// All names, concatenated.
     text: String,
     names: Vec<Name>,
     /// Paths that are not UTF-8.
@@ -120,7 +121,7 @@ pub(crate) struct Listing {
 struct Name {
     at: u64,
     bytes: u32,
-    /// Position in the paths that are not UTF-8, from 1; 0 for a path equal to the name.
+    /// Index into `Listing::odd`, counted from 1; 0 if the path equals the name.
     odd: u32,
 }
 
@@ -154,7 +155,7 @@ impl Listing {
         self.names.len()
     }
 
-    /// Name of file `index`, as [`Found::name`].
+    /// Name of file `index`, same as [`Found::name`].
     pub(crate) fn name(&self, index: usize) -> &str {
         self.names.get(index).map_or("", |n| text_of(&self.text, n))
     }
@@ -165,7 +166,7 @@ impl Listing {
         odd.map_or_else(|| Path::new(self.name(index)), PathBuf::as_path)
     }
 
-    /// Drops the files that `keep` does not want by name.
+    /// Keeps only the files for whose names `keep` returns true.
     pub(crate) fn retain(&mut self, mut keep: impl FnMut(&str) -> bool) {
         let text = &self.text;
         self.names.retain(|n| keep(text_of(text, n)));
@@ -177,30 +178,31 @@ fn text_of<'a>(text: &'a str, name: &Name) -> &'a str {
     text_at(text, name.at, name.bytes)
 }
 
-/// The `bytes` bytes at `at` of names that stand one after the other.
+/// The `bytes` bytes at offset `at` of concatenated names; empty if they are out of range.
 pub(crate) fn text_at(text: &str, at: u64, bytes: u32) -> &str {
     let at = usize::try_from(at).unwrap_or(usize::MAX);
     text.get(at..at.saturating_add(bytes as usize)).unwrap_or("")
 }
 
-/// All regular files below `root` that are not hidden, sorted by name, and what was left out. Links to files are followed; links to folders
-/// too, except into folders that are listed already, so loops end.
+/// All regular files below `root` that are not hidden, sorted by name, and the counts of skipped files. Links to files
+/// are followed. Links to folders are followed unless the folder is listed already, so loops end.
 ///
 /// # Errors
-/// `Format` for a tree too deep or too large; those of the file system.
+/// `Format` if the tree is too deep or too large; errors of the file system.
 pub fn files(root: &Path) -> Result<(Vec<Found>, LeftOut)> {
     let (listing, left) = list(root)?;
     let found = |i| Found { name: listing.name(i).to_owned(), path: listing.path(i).to_owned() };
     Ok(((0..listing.len()).map(found).collect(), left))
 }
 
-/// As [`files`], in less memory.
+/// Same as [`files`], with less memory.
 pub(crate) fn list(root: &Path) -> Result<(Listing, LeftOut)> {
     let (mut files, mut left) = (Listing::default(), LeftOut::default());
     let mut seen = HashSet::from([identity(root)?]);
     let mut folders = vec![(PathBuf::new(), 0)];
     let mut links: Vec<(PathBuf, usize)> = Vec::new();
-    // Links come after all real folders: which path a folder is listed under does not depend on the order of entries.
+    // Links are followed after all real folders. Therefore the path under which a folder is listed does not depend on
+    // the order of entries.
     while let Some((folder, depth)) = folders.pop().or_else(|| next_link(root, &mut links, &mut seen, &mut left)) {
         if depth > MAX_DEPTH {
             let expected = format!("at most {MAX_DEPTH} levels of folders");
@@ -247,7 +249,7 @@ pub(crate) fn list(root: &Path) -> Result<(Listing, LeftOut)> {
     Ok((files, left))
 }
 
-/// The first link, by path, to a folder that is not listed yet.
+/// The first link, by path, to a folder that is not listed yet. Links to listed folders are removed and counted.
 fn next_link(
     root: &Path,
     links: &mut Vec<(PathBuf, usize)>,
@@ -269,7 +271,7 @@ type Identity = (u64, u64);
 #[cfg(not(unix))]
 type Identity = PathBuf;
 
-/// What tells whether two paths name one folder: device and inode.
+/// Identity of the folder at `path`: device and inode on Unix, the canonical path elsewhere.
 fn identity(path: &Path) -> Result<Identity> {
     #[cfg(unix)]
     {

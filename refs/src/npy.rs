@@ -1,4 +1,4 @@
-//! The npy format, versions 1 to 3: one bounded header, then raw elements.
+//! The npy format, versions 1 to 3: one header of bounded size, then raw elements.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -7,23 +7,24 @@ use half::f16;
 
 use crate::error::{Error, Result};
 use crate::labels::Values;
+use crate::pixels;
 
-/// First bytes of a file.
+/// First bytes of an npy file.
 pub(crate) const MAGIC: &[u8] = b"\x93NUMPY";
 /// Longest header accepted, bytes.
 const MAX_HEADER: usize = 1 << 16;
 /// Most axes accepted.
 const MAX_AXES: usize = 32;
 
-/// Most rows of an array without elements: nothing in the file explains their number.
+/// Longest axis of an array without elements. The size of the file does not limit it.
 const MAX_EMPTY: usize = 1 << 20;
 
 /// Bytes of elements that are converted at a time.
 const BLOCK: usize = 1 << 16;
-/// Largest integer up to which f64 holds every one: 2^53.
+/// 2^53. f64 represents every integer up to it.
 const MAX_EXACT: u64 = 1 << 53;
 
-/// Element types that are read and written.
+/// Supported element types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Dtype {
@@ -63,7 +64,7 @@ impl Dtype {
         Self::ALL.iter().find(|(d, ..)| *d == self).map_or(1, |(.., s)| *s)
     }
 
-    /// NumPy's name of the little-endian type, e.g. `<f4`.
+    /// NumPy name of the little-endian type, e.g. `<f4`.
     #[must_use]
     pub fn descr(self) -> &'static str {
         Self::ALL.iter().find(|(d, ..)| *d == self).map_or("|u1", |(_, n, _)| n)
@@ -76,7 +77,7 @@ impl Dtype {
     }
 }
 
-/// What an array's header says.
+/// Header of an array.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// Element type.
@@ -102,7 +103,7 @@ impl Header {
         (self.count() as u64).saturating_mul(self.dtype.size() as u64)
     }
 
-    /// NumPy's name of the type, e.g. `>f4`.
+    /// NumPy name of the type with byte order, e.g. `>f4`.
     #[must_use]
     pub fn descr(&self) -> String {
         let little = self.dtype.descr();
@@ -117,10 +118,11 @@ impl std::fmt::Display for Header {
     }
 }
 
-/// Reads the magic, version and header of an array called `place` in `file`. The gate of this format.
+/// Reads and checks the magic, version and header of an array. Messages call it `place` in `file`.
 ///
 /// # Errors
-/// `Format` for anything but a header of at most 64 KiB with a supported type and a shape whose size is below 2^63 bytes.
+/// `Format` unless the header has at most 64 KiB, a supported type, and a shape of at most 32 axes and less than 2^63
+/// bytes. The axes of an array without elements are limited to 2^20.
 pub fn read_header(reader: &mut impl Read, file: &Path, place: &str) -> Result<Header> {
     let bad = |expected: &str, found: String| Error::format(file, place, expected, found);
     let mut exact = |buffer: &mut [u8]| {
@@ -201,7 +203,7 @@ fn parse(text: &str) -> Result<Header, (&'static str, String)> {
     Ok(Header { dtype: *dtype, big_endian, fortran_order, shape })
 }
 
-/// A dtype that is not read, in words.
+/// Description of an unsupported dtype.
 fn describe_dtype(descr: &str) -> String {
     let what = match descr.trim_start_matches(['<', '>', '|', '=']).chars().next() {
         Some('O') => "Python objects, ",
@@ -217,11 +219,11 @@ fn describe_dtype(descr: &str) -> String {
 /// Writes a version 1 header for C order, byte for byte as NumPy writes it.
 ///
 /// # Errors
-/// The writer's own.
+/// Errors of `writer`; a header of more than 65535 bytes.
 pub fn write_header(writer: &mut impl Write, dtype: Dtype, shape: &[usize]) -> std::io::Result<()> {
     const ALIGN: usize = 64;
     const PREFIX: usize = 10;
-    // NumPy leaves room for the first axis to grow to 20 digits.
+    // NumPy pads the header so that the first axis can grow to 21 digits.
     const GROWTH: usize = 21;
     let list = shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     let tuple = if shape.len() == 1 { format!("({list},)") } else { format!("({list})") };
@@ -238,10 +240,10 @@ pub fn write_header(writer: &mut impl Write, dtype: Dtype, shape: &[usize]) -> s
     writer.write_all(text.as_bytes())
 }
 
-/// One element.
+/// The value of one element.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Element {
-    /// An integer or boolean; u64 fits too.
+    /// An integer or boolean; covers u64 too.
     Integer(i128),
     /// A float; f16 and f32 are exact in f64.
     Float(f64),
@@ -256,7 +258,7 @@ impl std::fmt::Display for Element {
     }
 }
 
-/// The element that `bytes`, as many as the type has, hold.
+/// The element in `bytes`, which has the size of the type.
 fn element(dtype: Dtype, big_endian: bool, bytes: &[u8]) -> Element {
     let mut wide = [0; 8];
     for (i, to) in wide.iter_mut().take(bytes.len()).enumerate() {
@@ -278,8 +280,8 @@ fn element(dtype: Dtype, big_endian: bool, bytes: &[u8]) -> Element {
     }
 }
 
-/// Reads the elements that follow `header`, in the order of the file, block by block; memory grows only as bytes arrive. `convert` gives
-/// each value or what was expected instead.
+/// Reads the elements that follow `header`, in file order, block by block. Memory grows only as bytes arrive. `convert`
+/// returns the value, or what was expected instead.
 pub(crate) fn read_as<T>(
     reader: &mut impl Read,
     header: &Header,
@@ -313,7 +315,7 @@ pub(crate) fn read_as<T>(
     Ok(values)
 }
 
-/// Reads until `buffer` is full or the data end; gives the count.
+/// Reads until `buffer` is full or the data end; returns the number of bytes read.
 pub(crate) fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -352,10 +354,11 @@ pub fn read_f32(reader: &mut impl Read, header: &Header, file: &Path, place: &st
     })
 }
 
-/// Reads the elements that follow `header` as integers, exactly; floats must be whole and at most 2^53.
+/// Reads the elements that follow `header` as integers, exactly. Floats must be whole, with a magnitude of at most
+/// 2^53.
 ///
 /// # Errors
-/// `Format` if the data end early, or naming the first value that does not fit `T`.
+/// `Format` if the data end early; `Format` naming the first value that does not fit `T`.
 pub fn read_integers<T: TryFrom<i128>>(
     reader: &mut impl Read,
     header: &Header,
@@ -381,7 +384,8 @@ pub(crate) fn read_labels(reader: &mut impl Read, header: &Header, file: &Path, 
     })
 }
 
-/// Converts elements to bytes of pixels: whole numbers 0 to 255 only. On a value that is none, gives its index and the value.
+/// Appends the elements in `bytes` to `pixels`. The error is the index and the text of the first element that is not a
+/// whole number from 0 to 255.
 pub(crate) fn to_pixels(header: &Header, bytes: &[u8], pixels: &mut Vec<u8>) -> Result<(), (usize, String)> {
     if header.dtype == Dtype::U8 {
         pixels.extend_from_slice(bytes);
@@ -389,10 +393,9 @@ pub(crate) fn to_pixels(header: &Header, bytes: &[u8], pixels: &mut Vec<u8>) -> 
     }
     for (index, bytes) in bytes.chunks_exact(header.dtype.size()).enumerate() {
         let found = element(header.dtype, header.big_endian, bytes);
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be whole and in range")]
         let pixel = match found {
             Element::Integer(v) => u8::try_from(v).ok(),
-            Element::Float(v) => (v.fract() == 0.0 && (0.0..=255.0).contains(&v)).then_some(v as u8),
+            Element::Float(v) => pixels::from_float(v),
         };
         pixels.push(pixel.ok_or_else(|| (index, found.to_string()))?);
     }
@@ -410,7 +413,7 @@ mod tests {
 
     #[test]
     fn header_is_numpys() {
-        // numpy 2.3: np.lib.format.write_array_header_1_0 for shape (3, 4), '<f4'.
+        // From numpy 2.3: np.lib.format.write_array_header_1_0 for shape (3, 4), '<f4'.
         let mut bytes = Vec::new();
         write_header(&mut bytes, Dtype::F32, &[3, 4]).unwrap();
         assert_eq!(bytes.len(), 128);

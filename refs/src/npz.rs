@@ -8,7 +8,7 @@ use d2o_budget::Budget;
 use ndarray::{Array4, ArrayD, ArrayViewD, Axis, IxDyn};
 
 use crate::archive::{Archive, Checked, Place, SharedFile};
-use crate::batch::{ImageDims, ImageSource, check_range, parts};
+use crate::batch::{ImageDims, ImageSource, check_range};
 use crate::error::{Error, Result};
 use crate::kind;
 use crate::labels::{self, Labels};
@@ -26,25 +26,25 @@ pub const LABELS: &str = "arr_1";
 pub struct Npz {
     path: PathBuf,
     archive: Archive,
-    /// What its arrays may take in memory, together.
+    /// Memory left for all arrays together.
     budget: Budget,
 }
 
 impl Npz {
-    /// Opens `path`.
+    /// Opens the npz at `path`.
     ///
     /// # Errors
-    /// `Missing`; `Format` saying what it is if it is not a zip archive, or damaged.
+    /// `Missing`; `Format` if the file is not a zip archive (with its kind) or is damaged.
     pub fn open(path: &Path) -> Result<Self> {
         Ok(Self::of(Archive::open(path, "an npz file")?))
     }
 
-    /// Of an archive that is open.
+    /// The npz of an open archive.
     pub(crate) fn of(archive: Archive) -> Self {
         Self { path: archive.path().to_owned(), budget: Budget::of_file(archive.packed()), archive }
     }
 
-    /// Names of the arrays, without `.npy`, in the archive's order.
+    /// Names of the arrays, without `.npy`, in archive order.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         let names = self.archive.in_order().into_iter().map(|i| self.archive.name(i));
@@ -60,7 +60,7 @@ impl Npz {
     /// Type and shape of array `name`.
     ///
     /// # Errors
-    /// `Format` if there is none or its header is bad.
+    /// `Format` if there is no such array or its header is invalid.
     pub fn header(&mut self, name: &str) -> Result<Header> {
         npy::read_header(&mut self.entry(name)?, &self.path, name)
     }
@@ -68,7 +68,7 @@ impl Npz {
     /// Whether array `name` is compressed, as `numpy.savez_compressed` writes it.
     ///
     /// # Errors
-    /// `Format` if there is none.
+    /// `Format` if there is no such array.
     pub fn is_compressed(&mut self, name: &str) -> Result<bool> {
         Ok(self.entry(name)?.place.deflated)
     }
@@ -76,7 +76,7 @@ impl Npz {
     /// Array `name` as f64, C order.
     ///
     /// # Errors
-    /// `Format` if there is none, it is damaged, its CRC-32 is wrong, or an integer is beyond 2^53.
+    /// Those of [`Npz::f32`]; `Format` if an integer is beyond 2^53.
     pub fn f64(&mut self, name: &str) -> Result<ArrayD<f64>> {
         let (header, values) = self.read::<f64, _>(name, npy::read_f64)?;
         self.shaped(name, &header, values)
@@ -85,7 +85,8 @@ impl Npz {
     /// Array `name` as f32, C order (f64 values are rounded).
     ///
     /// # Errors
-    /// `Format` if there is none, it is damaged, or its CRC-32 is wrong.
+    /// `Format` if there is no such array, it is damaged, needs too much memory for the size of the file, or its CRC-32
+    /// is wrong.
     pub fn f32(&mut self, name: &str) -> Result<ArrayD<f32>> {
         let (header, values) = self.read::<f32, _>(name, npy::read_f32)?;
         self.shaped(name, &header, values)
@@ -94,16 +95,16 @@ impl Npz {
     /// Array `name` as integers, in C order, exact.
     ///
     /// # Errors
-    /// Those of [`Npz::f32`]; `Format` if a value is not whole or not an i64.
+    /// Those of [`Npz::f32`]; `Format` if a value is not whole or does not fit i64.
     pub fn i64(&mut self, name: &str) -> Result<Vec<i64>> {
         let (header, values) = self.read::<i64, _>(name, npy::read_integers)?;
         Ok(self.shaped(name, &header, values)?.into_raw_vec_and_offset().0)
     }
 
-    /// As [`Npz::i64`], for unsigned integers up to 2^64 − 1.
+    /// Same as [`Npz::i64`], for unsigned integers up to 2^64 − 1.
     ///
     /// # Errors
-    /// Those of [`Npz::f32`]; `Format` if a value is not whole or negative.
+    /// Those of [`Npz::f32`]; `Format` if a value is not whole or is negative.
     pub fn u64(&mut self, name: &str) -> Result<Vec<u64>> {
         let (header, values) = self.read::<u64, _>(name, npy::read_integers)?;
         Ok(self.shaped(name, &header, values)?.into_raw_vec_and_offset().0)
@@ -112,7 +113,7 @@ impl Npz {
     /// The bytes of the u8 array `name`.
     ///
     /// # Errors
-    /// Those of [`Npz::f32`]; `Format` for another type.
+    /// Those of [`Npz::f32`]; `Format` if the array has another type.
     pub fn bytes(&mut self, name: &str) -> Result<Vec<u8>> {
         let (header, values) = self.read::<u8, _>(name, npy::read_integers)?;
         if header.dtype != Dtype::U8 {
@@ -121,9 +122,9 @@ impl Npz {
         Ok(values)
     }
 
-    /// Which of the `count` images belong to which class by array `name`, if there is one and its rows are classes.
+    /// Classes of `count` images from array `name`.
     fn labels(&mut self, name: &str, count: usize) -> Result<Labels> {
-        // What cannot be a label array is not read.
+        // An array that cannot contain labels is not read.
         let header = match self.header(name) {
             Ok(header) => header,
             Err(Error::Format { found, .. }) => return Ok(Labels::Problem(format!("`{name}` holds {found}"))),
@@ -139,8 +140,7 @@ impl Npz {
         Ok(labels::of_array(name, &header.shape, &values, count))
     }
 
-    /// Reads array `name` to the end of its entry, so that its CRC-32 is checked.
-    /// `T` is the type of its elements in memory.
+    /// Reads array `name` to the end of its entry, which checks its CRC-32. `T` is the type of its elements in memory.
     fn read<T, V>(
         &mut self,
         name: &str,
@@ -176,7 +176,7 @@ impl Npz {
     }
 }
 
-/// Images of an npz or npy file, read in order without holding them all.
+/// Images of an npz or npy file, read in order without holding all of them.
 ///
 /// Layouts: `[N, H, W, 3]`, grey `[N, H, W, 1]` and `[N, H, W]`, RGBA `[N, H, W, 4]` (alpha is dropped), `[N, 3, H, W]` and `[N, 1, H, W]`.
 /// Types: integers 0 to 255 of any size and byte order; floats only if all are whole numbers from 0 to 255 and some exceed 1.
@@ -193,9 +193,9 @@ pub struct Pack {
     dims: ImageDims,
     labels: Labels,
     stream: Option<(usize, Checked)>,
-    /// A Fortran-ordered array as a whole.
+    /// All pixels of a Fortran-ordered array, once they are read.
     whole: Option<ArrayD<u8>>,
-    /// Whether the CRC-32 of the entry was found right, or there is none.
+    /// Whether the CRC-32 of the entry is checked, or there is none.
     verified: bool,
 }
 
@@ -209,12 +209,12 @@ impl Pack {
     /// Opens the npz at `path`: its only image array, and its classes in `arr_1` or, for an array `NAME_images`, `NAME_labels`.
     ///
     /// # Errors
-    /// `Format` without an image array, with several of them, or if it is damaged.
+    /// `Format` without an image array, with several of them, or if the array is damaged; `Empty` without images.
     pub fn open(path: &Path) -> Result<Self> {
         Self::of(Npz::open(path)?, None)
     }
 
-    /// As [`Pack::open`], of an npz that is open, with the image array `name`; `None` takes the only one.
+    /// Same as [`Pack::open`], for an open npz and the image array `name`; `None` selects the only image array.
     ///
     /// # Errors
     /// Those of [`Pack::open`]; `Format` if there is no array `name`.
@@ -222,7 +222,7 @@ impl Pack {
         let path = &npz.path.clone();
         let mut headers = Vec::new();
         for name in npz.names() {
-            // Arrays of other types (strings, objects) are no images.
+            // Arrays of unsupported types (strings, objects) are not images.
             let header = npz.header(&name);
             headers.push((name, header));
         }
@@ -260,7 +260,7 @@ impl Pack {
     /// Opens the npy at `path`.
     ///
     /// # Errors
-    /// `Format` if it does not hold images.
+    /// `Missing`; `Format` if it does not contain images; `Empty` without images.
     pub fn open_npy(path: &Path) -> Result<Self> {
         const EXPECTED: &str = "an npy file";
         let mut file = kind::open(path, EXPECTED)?;
@@ -270,7 +270,7 @@ impl Pack {
         Self::of_npy(path, file)
     }
 
-    /// As [`Pack::open_npy`], of a file that is open and begins as an npy.
+    /// Same as [`Pack::open_npy`], for an open file that begins with the npy magic.
     pub(crate) fn of_npy(path: &Path, file: fs_err::File) -> Result<Self> {
         let bytes = file.metadata()?.len();
         let place = Place { start: 0, stored: bytes, bytes, deflated: false, crc: None };
@@ -297,7 +297,7 @@ impl Pack {
             let expected = "u8 (booleans as pixels could mean 0 and 1 or 0 and 255; save (x * 255).astype('uint8'))";
             return Err(Error::format(path, &array, expected, header.to_string()));
         }
-        // It has to be held as a whole.
+        // A Fortran-ordered array is held as a whole.
         if header.fortran_order && Budget::of_file(place.stored).bytes(header.count()).is_err() {
             let expected = "C order (numpy.ascontiguousarray) for an array of this size";
             return Err(Error::format(path, &array, expected, format!("{header} in Fortran order")));
@@ -318,7 +318,9 @@ impl Pack {
             whole: None,
         };
         if pack.header.dtype.is_float() {
-            pack.check_floats()?;
+            let (path, array) = (pack.path.clone(), pack.array.clone());
+            pixels::check_floats(&mut pack, usize::MAX, &path, &array)?;
+            pack.stream = None;
         } else if pack.header.dtype != Dtype::U8 {
             pack.read(0..1)?;
             pack.stream = None;
@@ -326,26 +328,12 @@ impl Pack {
         Ok(pack)
     }
 
-    /// Floats are pixels only if every value is a whole number from 0 to 255 and some are above 1.
-    fn check_floats(&mut self) -> Result<()> {
-        let mut largest = 0;
-        for range in parts(self, 0..self.len, usize::MAX) {
-            let images = self.read(range)?;
-            largest = largest.max(images.iter().copied().max().unwrap_or(0));
-        }
-        self.stream = None;
-        if largest > 1 {
-            return Ok(());
-        }
-        Err(Error::format(&self.path, &self.array, pixels::FLOATS, "floats of 0 and 1 only"))
-    }
-
     /// Bytes of one image in the file.
     fn row(&self) -> u64 {
         self.header.bytes() / self.len.max(1) as u64
     }
 
-    /// Reads what is left of the entry and compares its CRC-32.
+    /// Reads the rest of the entry and compares its CRC-32.
     fn finish(&mut self, reader: Checked) -> Result<()> {
         if reader.finish(&self.path, &self.array)? {
             self.verified = true;
@@ -359,7 +347,7 @@ impl Pack {
         let short = |e: std::io::Error| Error::format(&self.path, &self.array, "all rows of the array", e.to_string());
         let (at, mut reader) = match self.stream.take() {
             Some((at, reader)) if at <= start => (at, reader),
-            // What was checked once need not be read from the start again.
+            // A stored entry with a checked CRC-32 can be read from any offset.
             _ if self.verified && !self.place.deflated => {
                 let place =
                     Place { start: self.place.start + offset, stored: self.place.stored - offset, ..self.place };
@@ -382,7 +370,7 @@ impl Pack {
         Ok(reader)
     }
 
-    /// The elements of images `range` as pixels, in the array's layout and C order.
+    /// The elements of images `range` as pixels, in the layout of the array and C order.
     fn pixels(&mut self, range: Range<usize>) -> Result<Vec<u8>> {
         if self.header.fortran_order {
             if self.whole.is_none() {
@@ -398,7 +386,7 @@ impl Pack {
         self.elements(range)
     }
 
-    /// Elements of rows `range` in the order of the file.
+    /// Elements of rows `range` as pixels, in file order.
     fn elements(&mut self, range: Range<usize>) -> Result<Vec<u8>> {
         const BLOCK: usize = 1 << 20;
         let mut reader = self.reader_at(range.start)?;
@@ -494,18 +482,18 @@ impl std::fmt::Debug for NpzWriter {
 }
 
 impl NpzWriter {
-    /// Starts writing what will be `path`.
+    /// Starts an npz that appears at `path` once it is finished.
     ///
     /// # Errors
-    /// The file system's own.
+    /// `Io` if the file cannot be created.
     pub fn create(path: &Path) -> Result<Self> {
         Ok(Self { path: path.to_owned(), zip: AtomicZip::create(path)? })
     }
 
-    /// Starts array `name`; its rows follow by [`NpzWriter::raw`].
+    /// Starts array `name`. [`NpzWriter::raw`] appends its elements.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn start(&mut self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<()> {
         let bytes = shape.iter().product::<usize>() as u64 * dtype.size() as u64;
         self.zip.start(&format!("{name}.npy"), bytes)?;
@@ -513,54 +501,54 @@ impl NpzWriter {
         Ok(())
     }
 
-    /// Little-endian elements of the array started last.
+    /// Appends little-endian elements to the array started last.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn raw(&mut self, bytes: &[u8]) -> Result<()> {
         Ok(self.zip.write_all(bytes)?)
     }
 
-    /// A whole f64 array.
+    /// Writes `array` as f64 array `name`.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn f64(&mut self, name: &str, array: ArrayViewD<'_, f64>) -> Result<()> {
         self.start(name, Dtype::F64, array.shape())?;
         self.elements(array.iter().map(|v| v.to_le_bytes()))
     }
 
-    /// A whole f32 array.
+    /// Writes `array` as f32 array `name`.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn f32(&mut self, name: &str, array: ArrayViewD<'_, f32>) -> Result<()> {
         self.start(name, Dtype::F32, array.shape())?;
         self.elements(array.iter().map(|v| v.to_le_bytes()))
     }
 
-    /// A list of integers.
+    /// Writes `values` as i64 array `name` of one axis.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn i64(&mut self, name: &str, values: &[i64]) -> Result<()> {
         self.start(name, Dtype::I64, &[values.len()])?;
         self.elements(values.iter().map(|v| v.to_le_bytes()))
     }
 
-    /// A list of unsigned integers.
+    /// Writes `values` as u64 array `name` of one axis.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn u64(&mut self, name: &str, values: &[u64]) -> Result<()> {
         self.start(name, Dtype::U64, &[values.len()])?;
         self.elements(values.iter().map(|v| v.to_le_bytes()))
     }
 
-    /// Bytes as a u8 array of one axis.
+    /// Writes `values` as u8 array `name` of one axis.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn bytes(&mut self, name: &str, values: &[u8]) -> Result<()> {
         self.start(name, Dtype::U8, &[values.len()])?;
         self.raw(values)
@@ -578,10 +566,10 @@ impl NpzWriter {
         self.raw(&buffer)
     }
 
-    /// Gives the file its name.
+    /// Writes the end of the archive and moves the file to its path.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn finish(self) -> Result<()> {
         self.zip.finish()
     }
@@ -789,7 +777,7 @@ mod tests {
         for (deflated, fortran) in [(false, false), (true, false), (false, true)] {
             archive(&path, deflated, &[("x", npy("|u1", fortran, &[4, 5, 2], &data))]);
             let mut bytes = fs::read(&path).unwrap();
-            // The CRC-32 of the central directory is the one that is compared.
+            // Readers compare the CRC-32 of the central directory.
             let at = bytes.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
             bytes[at + 16] ^= 1;
             fs::write(&path, &bytes).unwrap();

@@ -1,20 +1,20 @@
-//! How arrays hold images.
+//! Layouts of images in arrays.
 
 use std::path::Path;
 
-use crate::batch::ImageDims;
+use crate::batch::{ImageDims, ImageSource, parts};
 use crate::error::{Error, Result};
 
-/// Image arrays that are read.
+/// Supported image arrays, for messages.
 pub(crate) const EXPECTED: &str =
     "images of shape [N, H, W, 3], [N, H, W, 1], [N, H, W], [N, H, W, 4], [N, 3, H, W] or [N, 1, H, W]";
-/// Why floats are refused, and what to do.
+/// Why float images are rejected and how to convert them, for messages.
 pub(crate) const FLOATS: &str = "whole numbers from 0 to 255 (whether float images range over [0, 1], [-1, 1] or [0, 255] cannot be inferred \
      safely; save them as u8, e.g. (x * 255).round().astype('uint8') for [0, 1])";
-/// Most pixels of one image in an array: it is held as it is stored and as RGB.
+/// Most pixels of one image in an array. The image is held as stored and as RGB at the same time.
 const MAX_IMAGE: usize = 1 << 27;
 
-/// Order of an image's values.
+/// Order of the values of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// `[H, W, C]` of 1, 3 or 4 channels; `[H, W]` is one channel.
@@ -23,7 +23,7 @@ pub(crate) enum Layout {
     ChannelsFirst(usize),
 }
 
-/// Layout and size of the images in an array of `shape`, or why it does not hold images.
+/// Layout and size of the images in an array of `shape`, or why it does not contain images.
 pub(crate) fn layout(shape: &[usize]) -> Result<(Layout, ImageDims), String> {
     let (layout, height, width) = match *shape {
         [_, h, w, 3] => (Layout::ChannelsLast(3), h, w),
@@ -40,6 +40,25 @@ pub(crate) fn layout(shape: &[usize]) -> Result<(Layout, ImageDims), String> {
         Some(1..=MAX_IMAGE) => Ok((layout, ImageDims { height, width, channels: 3 })),
         _ => Err(format!("images of {width}×{height} pixels")),
     }
+}
+
+/// `value` as a pixel, if it is a whole number from 0 to 255.
+pub(crate) fn from_float(value: f64) -> Option<u8> {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be whole and in range")]
+    (value.fract() == 0.0 && (0.0..=255.0).contains(&value)).then_some(value as u8)
+}
+
+/// Checks that `images`, the float array `name` of the file at `path`, are pixels: every value is a whole number from 0
+/// to 255, and some are above 1. Reads at most `rows` images at once.
+pub(crate) fn check_floats(images: &mut dyn ImageSource, rows: usize, path: &Path, name: &str) -> Result<()> {
+    let mut largest = 0;
+    for range in parts(images, 0..images.len(), rows) {
+        largest = largest.max(images.read(range)?.iter().copied().max().unwrap_or(0));
+    }
+    if largest > 1 {
+        return Ok(());
+    }
+    Err(Error::format(path, name, FLOATS, "floats of 0 and 1 only"))
 }
 
 /// `pixels` of whole images in `layout` as RGB `[H, W, 3]`: grey is repeated, alpha dropped.
@@ -59,7 +78,7 @@ pub(crate) fn to_rgb(layout: Layout, dims: ImageDims, pixels: Vec<u8>) -> Vec<u8
     }
 }
 
-/// The first three of `channels` values of each pixel, moved together.
+/// Keeps the first three of the `channels` values of each pixel, in place.
 pub(crate) fn drop_alpha(mut pixels: Vec<u8>, channels: usize) -> Vec<u8> {
     let count = pixels.len() / channels.max(1);
     for i in 0..count {
@@ -69,8 +88,8 @@ pub(crate) fn drop_alpha(mut pixels: Vec<u8>, channels: usize) -> Vec<u8> {
     pixels
 }
 
-/// The only image array among `arrays` (name, shape, whether floats, description); `None` if there is none. Float arrays count only without
-/// one of integers.
+/// The only image array among `arrays` (name, shape, whether float, description); `None` if there is none. Float arrays
+/// count only if there is no integer array. Several image arrays are an error.
 pub(crate) fn choose(
     path: &Path,
     arrays: impl Iterator<Item = (String, Vec<usize>, bool, String)>,
@@ -87,7 +106,7 @@ pub(crate) fn choose(
     Ok(candidates.pop().map(|(name, ..)| name))
 }
 
-/// Position of element `index`, counted in the order of the file, in an array of `shape`.
+/// Position of element `index`, counted in file order, in an array of `shape`.
 pub(crate) fn unravel(mut index: usize, shape: &[usize], fortran_order: bool) -> Vec<usize> {
     let mut position = vec![0; shape.len()];
     let mut axis = |i: usize| {

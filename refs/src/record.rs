@@ -1,4 +1,5 @@
-//! The record with which d2o marks its own outputs: JSON that tells where the images of an npz, HDF5 file, dataset zip or folder come from.
+//! The record in outputs of d2o: JSON that describes the origin of the images in an npz, HDF5 file, dataset zip or
+//! folder.
 
 use std::path::Path;
 
@@ -15,13 +16,14 @@ use crate::npy::{self, Dtype};
 
 /// Name of the array, dataset or JSON key.
 pub const RECORD: &str = "d2o";
-/// Longest record accepted, bytes: parsed, it takes up to 24 times as much.
+/// Longest record accepted, bytes. Parsed, it takes up to 24 times as much memory.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// The record in the output at `path`, a file or a folder; `None` if it holds none.
+/// The record in the output at `path`, a file or a folder; `None` if there is no record.
 ///
 /// # Errors
-/// `Missing`; `Format` or `Hdf5` for what is no container or a damaged one, and for a record that is not JSON or larger than 512 MiB.
+/// `Missing`; `Format` or `Hdf5` if `path` is not a container or is damaged; `Format` for a record that is not JSON or
+/// larger than 16 MiB.
 pub fn read(path: &Path) -> Result<Option<Value>> {
     if kind::metadata(path)?.is_dir() {
         let file = path.join(LABEL_FILE);
@@ -53,7 +55,7 @@ pub fn read(path: &Path) -> Result<Option<Value>> {
 
 /// The record in the `dataset.json` of `path`.
 fn labelled(path: &Path, json: &[u8]) -> Result<Option<Value>> {
-    /// The record as text: the labels, and whatever else there is, are not kept.
+    /// The record as JSON text. Labels and other keys are not kept.
     #[derive(Deserialize)]
     struct Marked<'a> {
         #[serde(borrow, rename = "d2o")]

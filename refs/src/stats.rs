@@ -1,4 +1,5 @@
-//! Reference statistics as the existing evaluators keep them: npz with `mu`, `sigma` and, by layout, more.
+//! Reference statistics in the layouts of existing evaluators: npz with `mu`, `sigma` and further arrays that depend on
+//! the layout.
 
 use std::path::Path;
 
@@ -12,10 +13,10 @@ use crate::npz::{IMAGES, Npz, NpzWriter};
 const FEATURES: &str = "features";
 const MANIFOLD: &str = "manifold";
 const LABELS: &str = "labels";
-/// Array that describes how d2o made the file.
+/// Name of the array that describes how d2o made the file.
 pub const META: &str = "d2o_meta";
 
-/// Which tool's file it is.
+/// Layout of a statistics file, by the tools that read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
     /// EDM, D2O, pytorch-fid: `mu`, `sigma` in f64.
@@ -35,15 +36,15 @@ pub struct ReferenceStats {
     pub sigma: Array2<f64>,
     /// Mean and covariance of the spatial features (sFID).
     pub spatial: Option<(Array1<f64>, Array2<f64>)>,
-    /// Mean and covariance of CLIP's features, as consistency models keep them (`mu_clip`, `sigma_clip`).
+    /// Mean and covariance of the CLIP features, in the arrays of consistency models (`mu_clip`, `sigma_clip`).
     pub clip: Option<(Array1<f64>, Array2<f64>)>,
-    /// The features themselves, `[N, D]`, where the file carries them (d2o's own addition to any layout).
+    /// Features, `[N, D]`, if the file contains them (an extension of d2o to any layout).
     pub features: Option<Array2<f32>>,
     /// Features for precision and recall from another network, `[N, D]`, used instead of `features` (an extension of d2o).
     pub manifold: Option<Array2<f32>>,
-    /// Class of each row of these (d2o's own addition).
+    /// Class of each row of `features` and `manifold` (an extension of d2o).
     pub labels: Option<Vec<i64>>,
-    /// How it was made (d2o's own addition), or null.
+    /// Description of how the file was made (an extension of d2o), or null.
     pub meta: Value,
 }
 
@@ -51,7 +52,9 @@ impl ReferenceStats {
     /// Reads the npz at `path`.
     ///
     /// # Errors
-    /// `Format` if `mu` or `sigma` is missing, has the wrong shape, or holds a value that is not finite.
+    /// `Format` if `mu` or `sigma` is missing, an array has the wrong shape, `labels` does not fit the rows of the
+    /// features, a mean or covariance contains a value that is not finite, or the description is not JSON. Those of
+    /// [`Npz`].
     pub fn read(path: &Path) -> Result<Self> {
         let mut npz = Npz::open(path)?;
         let (mu, sigma) = gaussian(&mut npz, path, "mu", "sigma")?;
@@ -80,10 +83,12 @@ impl ReferenceStats {
         Ok(Self { mu, sigma, spatial, clip, features, manifold, labels, meta })
     }
 
-    /// Writes the statistics in `layout`; `images` (a source read from the start) is needed by, and only by, [`Layout::Adm`].
+    /// Writes the statistics in `layout`. Only [`Layout::Adm`] uses `images`, and requires them: all images of the
+    /// source are written.
     ///
     /// # Errors
-    /// `Format` if the layout asks for images or spatial statistics that are not there; writing errors.
+    /// `Format` if [`Layout::Adm`] gets no images; `MixedSizes` or `Empty` for images without one shared size; errors
+    /// of reading and writing.
     pub fn write(&self, path: &Path, layout: Layout, images: Option<&mut dyn crate::batch::ImageSource>) -> Result<()> {
         let mut npz = NpzWriter::create(path)?;
         if layout == Layout::Adm {
@@ -128,10 +133,10 @@ impl ReferenceStats {
     }
 }
 
-/// The mean `mu` `[D]` and the covariance `sigma` `[D, D]` of the file at `path`.
+/// Reads the mean `mu`, f64 `[D]`, and the covariance `sigma`, f64 `[D, D]`, from `npz`, which is the file at `path`.
 ///
 /// # Errors
-/// `Format` if one is missing, has the wrong shape, or holds a value that is not finite.
+/// `Format` if one is missing, has the wrong shape, or contains a value that is not finite.
 pub fn gaussian(npz: &mut Npz, path: &Path, mu: &str, sigma: &str) -> Result<(Array1<f64>, Array2<f64>)> {
     let mean = npz.f64(mu)?;
     let shape = format!("{:?}", mean.shape());
@@ -151,10 +156,10 @@ pub fn gaussian(npz: &mut Npz, path: &Path, mu: &str, sigma: &str) -> Result<(Ar
     Ok((mean, cov))
 }
 
-/// What the reference at `path` says of how it was made, or null.
+/// Description of how the reference at `path` was made, or null.
 ///
 /// # Errors
-/// `Format` if it is no JSON; those of npz.
+/// `Format` if the description is not JSON; those of [`Npz::open`] and [`Npz::bytes`].
 pub fn meta(path: &Path) -> Result<Value> {
     meta_of(&mut Npz::open(path)?, path)
 }

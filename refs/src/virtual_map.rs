@@ -1,8 +1,8 @@
-//! Sources of HDF5 virtual datasets, read from the file's global heaps.
+//! Sources of HDF5 virtual datasets, read from the global heaps of the file.
 //!
-//! HDF5 fills the parts of a lost source with zeros. The safe API of the HDF5 crate cannot read mappings of one block
-//! (`Blocks can not overlap`), the common case. Format: HDF5 File Format Specification 4.0, "Global Heap", "Virtual Dataset Layout",
-//! "Dataspace Selection".
+//! HDF5 fills the parts of a missing source with zeros. The safe API of the HDF5 crate cannot read mappings of one
+//! block (`Blocks can not overlap`), the common case. Format: HDF5 File Format Specification 4.0, "Global Heap",
+//! "Virtual Dataset Layout", "Dataspace Selection".
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
@@ -24,20 +24,20 @@ const MAX_RANK: usize = 32;
 /// Most mappings of a dataset.
 const MAX_MAPPINGS: usize = 1 << 20;
 
-/// Which part of which source goes into a virtual dataset.
+/// A part of a source that is mapped into a virtual dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mapping {
     /// File name of the source; `.` for the file itself.
     pub(crate) file: String,
     /// Path of the source dataset.
     pub(crate) dataset: String,
-    /// Least length of each axis of the source; `None` if all of the source is taken.
+    /// Minimum length of each axis of the source; `None` if the whole source is mapped.
     pub(crate) source: Option<Vec<u64>>,
-    /// Values of the virtual dataset that it covers.
+    /// Number of values of the virtual dataset that the mapping covers.
     pub(crate) covered: u64,
 }
 
-/// The mappings of every virtual dataset in `file` that can have `shape`.
+/// The mappings of every virtual dataset in `file` that can have `shape`. It is an error if there are none.
 pub(crate) fn mappings(file: &Path, shape: &[usize]) -> Result<Vec<Vec<Mapping>>> {
     let mut opened = fs_err::File::open(file)?;
     let length = opened.metadata()?.len();
@@ -51,13 +51,13 @@ pub(crate) fn mappings(file: &Path, shape: &[usize]) -> Result<Vec<Vec<Mapping>>
         }
         for start in (0..=filled - SIGNATURE.len()).filter(|i| window[*i..].starts_with(SIGNATURE)) {
             let bytes = collection(&mut opened, at + start as u64)?;
-            // Signatures in other data may claim the rest of the file each.
+            // Each signature in other data can claim the rest of the file.
             budget.steps(bytes.len()).map_err(exceeded(file, "virtual datasets"))?;
             for object in objects(&bytes) {
                 found.extend(parse(object, shape, &mut budget));
             }
         }
-        // A signature may lie across two windows.
+        // A signature can span two windows.
         at += (filled - (SIGNATURE.len() - 1)) as u64;
     }
     if found.is_empty() {
@@ -67,7 +67,8 @@ pub(crate) fn mappings(file: &Path, shape: &[usize]) -> Result<Vec<Vec<Mapping>>
     Ok(found)
 }
 
-/// Signature, version 1, 3 reserved bytes, size: the bytes of the collection at `at`, or nothing if it is none.
+/// The bytes after the header of the collection at `at`; empty if there is no collection. Header: signature, version 1,
+/// 3 reserved bytes, size (u64).
 fn collection(file: &mut fs_err::File, at: u64) -> Result<Vec<u8>> {
     const HEAD: usize = 16;
     let mut head = [0; HEAD];
@@ -96,7 +97,8 @@ fn objects(bytes: &[u8]) -> Vec<&[u8]> {
     found
 }
 
-/// The mappings in a heap object, if it holds those of a virtual dataset of `shape` and they fit the `budget`: a name may be shared by all of them.
+/// The mappings in a heap object; `None` if it does not contain those of a virtual dataset of `shape`, or exceeds
+/// `budget`. A name that all mappings share is charged for each of them.
 fn parse(object: &[u8], shape: &[usize], budget: &mut Budget) -> Option<Vec<Mapping>> {
     const CHECKSUM: usize = 4;
     const FILE_SHARED: u64 = 1;
@@ -139,18 +141,18 @@ fn parse(object: &[u8], shape: &[usize], budget: &mut Budget) -> Option<Vec<Mapp
     (rest.0.len() == CHECKSUM).then_some(found)
 }
 
-/// What a dataspace selection takes.
+/// A dataspace selection.
 enum Selection {
     All,
     Part {
-        /// End of each axis; `None` if it grows with the dataset.
+        /// End of the selection on each axis; `None` if it is unlimited.
         ends: Vec<Option<u64>>,
         /// Number of values.
         count: u64,
     },
 }
 
-/// Bytes that are left.
+/// Bytes left to parse.
 struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {
@@ -171,7 +173,7 @@ impl<'a> Cursor<'a> {
         self.uint(8)
     }
 
-    /// Text that ends with a zero byte.
+    /// Text that ends with a zero byte, without that byte.
     fn text(&mut self) -> Option<String> {
         let end = self.0.iter().position(|b| *b == 0)?;
         let text = std::str::from_utf8(self.take(end)?).ok()?.to_owned();
@@ -210,7 +212,7 @@ impl<'a> Cursor<'a> {
         usize::try_from(self.uint(4)?).ok().filter(|rank| (1..=MAX_RANK).contains(rank))
     }
 
-    /// A count of blocks, then first and last position of each.
+    /// Parses the number of blocks, then the first and last position of each.
     fn blocks(&mut self, rank: usize, size: usize) -> Option<Selection> {
         let (mut ends, mut count) = (vec![Some(0); rank], 0_u64);
         for _ in 0..self.uint(size)? {
@@ -226,7 +228,7 @@ impl<'a> Cursor<'a> {
         Some(Selection::Part { ends, count })
     }
 
-    /// Start, stride, count and block of each axis; the largest number stands for "unlimited".
+    /// Parses start, stride, count and block of each axis. The largest number means "unlimited".
     fn regular(&mut self, rank: usize, size: usize) -> Option<Selection> {
         let unlimited = u64::MAX >> (64 - 8 * size);
         let (mut ends, mut total) = (Vec::with_capacity(rank), 1_u64);

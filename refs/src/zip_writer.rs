@@ -1,4 +1,4 @@
-//! Zip archives that are complete or absent.
+//! Writer of zip archives that are complete or absent.
 
 use std::io::{self, Seek as _, SeekFrom, Write};
 use std::path::Path;
@@ -10,12 +10,12 @@ use crate::error::Result;
 
 /// A zip archive that is complete or absent: stored entries with fixed times, so equal content gives equal bytes.
 ///
-/// Only the table of entries is kept, as it will be written: 46 bytes and the name for an entry.
+/// Only the central directory is kept in memory, as it will be written: 46 bytes plus the name per entry.
 pub(crate) struct AtomicZip {
     file: AtomicFile,
     table: Vec<u8>,
     entries: u64,
-    /// Version of the format that an entry needs.
+    /// Highest version of the format that an entry needs.
     version: u16,
     /// Bytes written so far.
     at: u64,
@@ -25,26 +25,26 @@ pub(crate) struct AtomicZip {
 /// The entry that is being written.
 struct Entry {
     name: String,
-    /// Where its local header begins.
+    /// Offset of the local header.
     header: u64,
     crc: crc32fast::Hasher,
     bytes: u64,
-    /// Whether there is room for sizes of 64 bits.
+    /// Whether the local header has room for 64-bit sizes.
     large: bool,
 }
 
-/// 1 January 1980, the first day that the format can tell.
+/// 1 January 1980, the earliest date of the format.
 const DATE: u16 = 0x21;
-/// A regular file that its owner may write and all may read, in the upper half of the attributes.
+/// Mode of a regular file that the owner can write and all can read, in the upper half of the attributes.
 const MODE: u32 = 0o100_644 << 16;
-/// Made on Unix.
+/// Host system Unix, in the upper byte of "version made by".
 const UNIX: u16 = 3 << 8;
-/// Versions of the format that are needed to extract: all; sizes of 64 bits.
+/// Versions of the format needed to extract an entry: any; with 64-bit sizes.
 const VERSION: u16 = 10;
 const VERSION_64: u16 = 45;
-/// Flag of names in UTF-8 that are not ASCII.
+/// Flag of UTF-8 names, for names that are not ASCII.
 const UTF_8: u16 = 1 << 11;
-/// Stands for a value that is kept in 64 bits elsewhere.
+/// Placeholder for a value that is stored as 64 bits elsewhere.
 const ELSEWHERE: u32 = u32::MAX;
 
 fn low(value: u64) -> u32 {
@@ -52,7 +52,7 @@ fn low(value: u64) -> u32 {
 }
 
 impl AtomicZip {
-    /// As [`AtomicFile::create`].
+    /// Starts an archive; see [`AtomicFile::create`].
     pub(crate) fn create(path: &Path) -> Result<Self> {
         Ok(Self {
             file: AtomicFile::create(path)?,
@@ -64,7 +64,7 @@ impl AtomicZip {
         })
     }
 
-    /// Starts entry `name` of about `bytes` bytes; its content is what is written then.
+    /// Starts entry `name` of about `bytes` bytes. The bytes written next are its content.
     pub(crate) fn start(&mut self, name: &str, bytes: u64) -> Result<()> {
         const SLACK: u64 = 1 << 16;
         self.end()?;
@@ -73,7 +73,7 @@ impl AtomicZip {
         Ok(())
     }
 
-    /// Writes entry `name` as a whole.
+    /// Writes entry `name` with content `bytes`.
     pub(crate) fn whole(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         if bytes.len() as u64 >= u64::from(ELSEWHERE) {
             self.start(name, bytes.len() as u64)?;
@@ -93,7 +93,7 @@ impl AtomicZip {
         Ok(())
     }
 
-    /// Writes the local header of an entry, whose content comes next.
+    /// Writes the local header of an entry. Its content comes next.
     fn header(&mut self, name: &str, large: bool, crc: u32, bytes: u64) -> Result<Entry> {
         let header = self.at;
         let size = if large { ELSEWHERE } else { low(bytes) };
@@ -116,7 +116,7 @@ impl AtomicZip {
         Ok(Entry { name: name.to_owned(), header, crc: crc32fast::Hasher::new(), bytes: 0, large })
     }
 
-    /// Completes the header of the entry that was started.
+    /// Completes the local header of the current entry and adds the entry to the table.
     fn end(&mut self) -> Result<()> {
         let Some(entry) = self.current.take() else { return Ok(()) };
         if !entry.large && entry.bytes >= u64::from(ELSEWHERE) {
@@ -170,7 +170,7 @@ impl AtomicZip {
         Ok(())
     }
 
-    /// Closes the archive and gives the file its name.
+    /// Writes the end of the archive and moves the file to its path.
     pub(crate) fn finish(mut self) -> Result<()> {
         self.end()?;
         let (start, bytes, entries) = (self.at, self.table.len() as u64, self.entries);
@@ -245,7 +245,7 @@ mod tests {
         assert!(entries(dir.path()).is_empty());
     }
 
-    /// The bytes that d2o wrote with the zip crate before: files and their hashes stay the same.
+    /// Earlier versions of d2o wrote archives with the zip crate. The bytes and hashes of files stay the same.
     #[test]
     fn zips_are_those_of_the_zip_crate() {
         use zip::write::SimpleFileOptions;

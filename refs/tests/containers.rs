@@ -1,4 +1,4 @@
-//! Containers as users have them: files that are missing, cut short or something else, and the memory of large sets.
+//! Files that are missing, truncated or of another kind, and the memory of large sets.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -17,7 +17,7 @@ use ndarray::Array4;
 
 const LFS: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n";
 
-/// The error's text, as `{:#}` prints it.
+/// The text of the error, as `{:#}` prints it.
 fn text<T>(result: d2o_refs::Result<T>) -> String {
     format!("{:#}", result.err().expect("opens"))
 }
@@ -31,7 +31,7 @@ fn png() -> Vec<u8> {
     d2o_refs::png(Path::new("x"), "x", image.view()).unwrap()
 }
 
-/// An npz of three images called `x`.
+/// An npz with the array `x` of three images.
 fn write_npz(dir: &Path) -> PathBuf {
     let path = dir.join("x.npz");
     let mut npz = NpzWriter::create(&path).unwrap();
@@ -195,7 +195,7 @@ fn causes_are_given_in_one_line_where_they_are_asked_for() {
     assert!(format!("{error:#}").len() > error.to_string().len() + 10, "{error:#}");
 }
 
-/// Writes a set of `count` images as a zip, or with `--folder` as files, and prints the peak memory of writing, or of opening and reading.
+/// Writes sets of images, reads them as a zip and as a folder, and prints the peak memory of each process.
 ///
 /// ```sh
 /// cargo test -p d2o-refs --test containers -- --ignored --exact memory_of_a_large_set --nocapture

@@ -1,5 +1,6 @@
-//! Decoding against Pillow 13.0.0: `data/decode.zip` holds images of every kind and what Pillow reads from them (its generator is
-//! `data/gen/decode.py`). Pixels must be equal; what Pillow refuses must be refused, by an error that names the file.
+//! Decoding against Pillow 13.0.0. `data/decode.zip` contains images of every kind and the results of Pillow (its
+//! generator is `data/gen/decode.py`). Pixels must be equal. What Pillow rejects must be rejected, by an error that
+//! names the file.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +13,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use zip::ZipArchive;
 
-/// (name, bytes) of all images, and what is expected of them.
+/// (name, bytes) of all images, and their expected results.
 fn cases() -> (Vec<(String, Vec<u8>)>, Value) {
     let bytes = fs_err::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/decode.zip")).unwrap();
     let mut archive = ZipArchive::new(Cursor::new(bytes)).unwrap();
@@ -45,7 +46,7 @@ fn mode(decoded: &Decoded) -> (&'static str, String) {
     }
 }
 
-/// What is wrong with `name`, if anything.
+/// The deviation of `name` from the expected result, if there is one.
 fn fault(name: &str, bytes: &[u8], expected: &Value) -> Option<String> {
     let file = Path::new("samples.zip");
     let read = decode::image(file, name, bytes);
@@ -76,7 +77,7 @@ fn fault(name: &str, bytes: &[u8], expected: &Value) -> Option<String> {
     }
     let (mode, pixels) = mode(&decoded);
     let rgb = sha256(decode::rgb(file, name, bytes).unwrap().iter().copied());
-    // Samples of damaged JPEG blocks overflow: libjpeg-turbo gives one of two images, with or without SIMD instructions.
+    // Samples of damaged JPEG blocks overflow: the image of libjpeg-turbo depends on whether it uses SIMD instructions.
     if rgb == expected["rgb_without_simd"] {
         return None;
     }
@@ -172,7 +173,7 @@ fn a_prefix_gives_the_size_or_says_that_it_is_too_short() {
     );
 }
 
-/// Headers of images that would take gigabytes are refused for their size, before the data are looked at.
+/// Images that would take gigabytes are rejected by their header, before the data are read.
 #[test]
 fn sizes_beyond_the_limits_are_refused_before_memory_is_taken() {
     let (files, _) = cases();
@@ -210,7 +211,7 @@ fn sizes_beyond_the_limits_are_refused_before_memory_is_taken() {
     }
 }
 
-/// Cut and altered bytes are an image or an error: no panic, and what is read has the size that its header says.
+/// Truncated and altered bytes are an image or an error. Nothing panics, and an image has the size in its header.
 #[test]
 fn damaged_bytes_are_an_image_or_an_error() {
     let (files, _) = cases();

@@ -1,4 +1,5 @@
-//! What a file may not reach: pipes, and files outside its folder. In a process of its own: once a file was read, no external links are written.
+//! Pipes and files outside the folder of a file are not opened. This test has its own process: once a file was read,
+//! the process cannot write external links.
 #![cfg(unix)]
 
 use std::path::Path;

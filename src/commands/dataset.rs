@@ -12,7 +12,7 @@ use crate::printer::Printer;
 /// Makes a dataset.
 ///
 /// # Errors
-/// Unreadable sources, naming the file; an output that exists; an interruption.
+/// If a source cannot be read, the output exists, or the run is interrupted.
 pub fn run(args: &Dataset, printer: Printer) -> anyhow::Result<ExitStatus> {
     let options = options(args)?;
     let made = dataset::make(&args.source, &args.out, &options, &printer);

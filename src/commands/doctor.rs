@@ -19,19 +19,19 @@ use crate::{downloads, engine, error, outputs};
 enum State {
     /// It works.
     Ok,
-    /// It is not there, and d2o works without it.
+    /// It is missing; d2o works without it.
     Absent,
-    /// Commands fail for it.
+    /// It makes commands fail.
     Fault,
 }
 
-/// What was found of one part.
+/// State of one part.
 #[derive(Debug, Serialize)]
 struct Check {
     part: &'static str,
     state: State,
     found: String,
-    /// What to do about it.
+    /// How to fix it.
     #[serde(skip_serializing_if = "Option::is_none")]
     fix: Option<String>,
 }
@@ -52,10 +52,10 @@ impl Check {
     }
 }
 
-/// Reports what d2o finds on this machine; the answer is no if a command would fail for it.
+/// Reports which parts of d2o work on this machine. The exit status is [`ExitStatus::No`] if a part has a fault.
 ///
 /// # Errors
-/// An output that cannot be written.
+/// If an output cannot be written.
 pub fn run(args: &Doctor, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     ensure_new_result(&args.result)?;
     let mut checks = vec![Check::ok("d2o", LONG_VERSION.replace('\n', "; ")), processor()];
@@ -89,7 +89,7 @@ fn processor() -> Check {
     Check::ok("processor", format!("{cores} cores; {kernels}"))
 }
 
-/// ONNX Runtime, its CUDA provider and the devices, and tract.
+/// Checks of ONNX Runtime, of its CUDA provider with the devices, and of tract.
 fn runtimes(global: &Global) -> Vec<Check> {
     let mut checks = Vec::new();
     let devices = cuda::devices();
@@ -144,7 +144,7 @@ fn training() -> Check {
     )
 }
 
-/// The cache and what it holds, and how downloads go.
+/// Checks of the cache, its contents and the download settings.
 fn caches() -> Vec<Check> {
     let (cache, settings) = match downloads::cache().and_then(|cache| Ok((cache, downloads::settings()?))) {
         Ok(found) => found,
@@ -181,7 +181,7 @@ fn caches() -> Vec<Check> {
     checks
 }
 
-/// Bytes of all files below `folder`.
+/// Size of all files below `folder`, bytes.
 fn bytes_in(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
     entries

@@ -12,10 +12,10 @@ use crate::printer::Printer;
 use crate::sampling::latents::write_seeds;
 use crate::sampling::rng::Family;
 
-/// Writes what the generators of seeds draw.
+/// Writes random numbers drawn from the generator of each seed.
 ///
 /// # Errors
-/// Draws that depend on a GPU that is not known; writing errors.
+/// If the draws depend on an unknown GPU, or writing fails.
 pub fn run(args: &Draw, printer: Printer) -> anyhow::Result<ExitStatus> {
     ensure_new_file(&args.out, args.output.overwrite)?;
     let count = |draw: &Drawn| match draw {

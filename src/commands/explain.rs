@@ -1,4 +1,4 @@
-//! `d2o explain`: why two results differ, and by how much each difference moves the metrics.
+//! `d2o explain`: why two results differ, and by how much each difference changes the metrics.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,15 +17,15 @@ use crate::printer::{Printer, table};
 /// A setting in which two results differ.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Difference {
-    /// What it belongs to: `samples`, `reference`, `extractor`, `protocol`, `runtime`.
+    /// Input that the setting belongs to: `samples`, `reference`, `extractor`, `protocol`, `runtime`.
     factor: Factor,
-    /// The setting.
+    /// Name of the setting.
     setting: String,
     a: String,
     b: String,
 }
 
-/// Inputs of an evaluation that can be exchanged one at a time.
+/// Inputs of an evaluation. All but the runtime can be exchanged one at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Factor {
@@ -50,29 +50,29 @@ impl Factor {
     }
 }
 
-/// The metrics after exchanging one more input of A for B's.
+/// The metrics after one more input of A is replaced by that of B.
 #[derive(Debug, Clone, Serialize)]
 struct Step {
-    /// Inputs that are B's by now.
+    /// Inputs taken from B so far.
     exchanged: Vec<&'static str>,
-    /// Values, by name.
+    /// Metric values by name.
     metrics: BTreeMap<String, f64>,
-    /// Why they could not be computed.
+    /// Why the metrics could not be computed, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
 
-/// The answer.
+/// Differences of two results, and their effect on the metrics.
 #[derive(Debug, Clone, Serialize)]
 struct Explanation {
     differences: Vec<Difference>,
     steps: Vec<Step>,
 }
 
-/// Explains why two results differ. The exit status is 1 if they do.
+/// Explains why two results differ. The exit status is [`ExitStatus::No`] if a setting differs.
 ///
 /// # Errors
-/// Files that are not results of `d2o evaluate`, outputs that cannot be written.
+/// If a file is not a result of `d2o evaluate`, the files have no protocol in common, or an output cannot be written.
 pub fn run(args: &Explain, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     ensure_new_result(&args.result)?;
     let pairs = pairs(args)?;
@@ -100,7 +100,7 @@ pub fn run(args: &Explain, global: &Global, printer: Printer) -> anyhow::Result<
     Ok(if found.iter().all(|f| f.differences.is_empty()) { ExitStatus::Done } else { ExitStatus::No })
 }
 
-/// The two results, or those of each protocol that both files hold.
+/// The two results. For files with several results, one pair per protocol in both files.
 fn pairs(args: &Explain) -> anyhow::Result<Vec<(Evaluation, Evaluation)>> {
     let [a, mut b] = [read(&args.a)?, read(&args.b)?];
     if let ([_], [_]) = (&a[..], &b[..]) {
@@ -181,7 +181,7 @@ fn differences(a: &Evaluation, b: &Evaluation) -> Vec<Difference> {
     found
 }
 
-/// Evaluates with A's inputs, then with one more of B's at a time.
+/// Evaluates with the inputs of A, then with the differing inputs replaced by those of B, one more at a time.
 fn steps(
     args: &Explain,
     global: &Global,
@@ -224,7 +224,7 @@ fn steps(
     steps
 }
 
-/// The metrics with each input taken from the result that `of` names.
+/// Computes the metrics with each input taken from the result that `of` returns.
 fn measure<'e>(
     args: &Explain,
     global: &Global,
@@ -260,7 +260,7 @@ fn measure<'e>(
     Ok(found.metrics.into_iter().map(|(name, metric)| (name, metric.value)).collect())
 }
 
-/// Makes sure that the file at `path` is still the one of the result.
+/// Checks that the SHA-256 of the file at `path` is still that of the result.
 fn same_file(what: &str, path: &str, sha256: &str) -> anyhow::Result<()> {
     let found = container_sha256(Path::new(path)).with_context(|| format!("cannot read the {what}"))?;
     anyhow::ensure!(found == sha256, "`{path}` is no longer the {what} of the result: its SHA-256 differs");
@@ -268,7 +268,7 @@ fn same_file(what: &str, path: &str, sha256: &str) -> anyhow::Result<()> {
 }
 
 fn render(found: &Explanation, a: &Evaluation, b: &Evaluation) -> String {
-    /// Longest text of a setting that is shown.
+    /// Largest number of characters shown of a setting.
     const LONGEST: usize = 60;
     if found.differences.is_empty() {
         return "no setting differs".to_owned();

@@ -31,21 +31,25 @@ use crate::error::with_hint;
 use crate::outputs::ensure_new_file;
 use crate::printer::{Printer, Progress};
 
-/// Inputs of the check that follows an export.
+/// Number of inputs of the check after an export.
 const CHECKED: usize = 2;
-/// Largest difference between the runtimes that check allows, relative to the largest output.
+/// Largest difference between runtimes that this check accepts, relative to the largest output.
 const TOLERANCE: f64 = 2e-5;
-/// The same for graphs in f16: tract sums in f16, whose error grows with √n of the n terms, 2⁻¹¹·√4608 = 3e-2 for 512 channels of 3x3.
+/// The same for graphs in f16: tract sums in f16, where the error of a sum of n terms grows with √n: 2⁻¹¹·√4608 = 3e-2
+/// for 3x3 convolutions of 512 channels.
 const HALF_TOLERANCE: f64 = 5e-2;
-/// Largest difference f16 may make on one runtime that sums in f32.
+/// Largest accepted difference between the f16 and f32 graphs on one runtime that sums in f32, relative to the largest
+/// output.
 const HALF_DIFFERENCE: f64 = 2e-2;
-/// What stays in f32 in a graph in f16.
+/// Scopes that stay in f32 in a graph in f16.
 const SINGLE: [&str; 4] = ["precond", "preprocess", "quantise", "mapping"];
 
-/// Turns a checkpoint into a graph, and checks it on the runtimes there are.
+/// Exports a checkpoint as a graph, and checks the graph on the available runtimes. The exit status is
+/// [`ExitStatus::No`] if the runtimes differ.
 ///
 /// # Errors
-/// Unreadable or unknown checkpoints, loads that are not clean, runtimes that differ.
+/// If the checkpoint cannot be read or is unknown, its tensors do not match the network exactly, f16 changes the
+/// outputs too much, or a runtime fails.
 pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     ensure_new_file(&args.out, args.output.overwrite)?;
     let start = Instant::now();
@@ -90,7 +94,7 @@ pub fn run(args: &Export, global: &Global, printer: Printer) -> anyhow::Result<E
     Ok(if comparison.agree { ExitStatus::Done } else { ExitStatus::No })
 }
 
-/// Whether a feature network's weights are published ones, and their digests.
+/// Text on whether the weights of a feature network are published, with their digests.
 fn describe(weights: &WeightsState) -> String {
     let mut text = format!("weights: {weights}");
     if let Some(digest) = &weights.digest {
@@ -102,7 +106,7 @@ fn describe(weights: &WeightsState) -> String {
     text
 }
 
-/// `model` with its wide convolutions as Winograd's, noted in its metadata.
+/// `model` with its wide convolutions replaced by Winograd convolutions, recorded in its metadata.
 fn winograd(model: Model, args: &Export, printer: Printer) -> anyhow::Result<Model> {
     anyhow::ensure!(args.precision == PrecisionArg::Fp32, "--winograd requires `--precision fp32`");
     let stage = printer.stage("transform the convolutions");
@@ -119,7 +123,8 @@ fn winograd(model: Model, args: &Export, printer: Printer) -> anyhow::Result<Mod
     Ok(model.with_metadata(&Metadata { winograd, ..Metadata::default() }))
 }
 
-/// `model` in f16. How far its outputs lie from those in f32 is measured, and kept in its metadata.
+/// `model` in f16. The difference of its outputs from f32 is measured, unless `--no-check` is given, and recorded in
+/// its metadata.
 fn half(model: &Model, args: &Export, global: &Global, printer: Printer) -> anyhow::Result<Model> {
     let narrow = model
         .to_f16(&SINGLE)
@@ -154,7 +159,7 @@ fn half(model: &Model, args: &Export, global: &Global, printer: Printer) -> anyh
     Ok(narrow.with_metadata(&described(format!("{worst:.1e} of the largest value, {CHECKED} inputs"))))
 }
 
-/// Tensors that show how many of them were read.
+/// Tensors that show progress as they are read.
 #[derive(Debug)]
 struct Counted {
     tensors: Arc<dyn TensorSource>,
@@ -178,7 +183,7 @@ impl TensorSource for Counted {
     }
 }
 
-/// The graph, and the network it was made from.
+/// Builds the graph. Also returns the network.
 fn graph(args: &Export, printer: Printer) -> anyhow::Result<(Exported, Network)> {
     let checkpoint = Checkpoint::open(&args.source)?;
     for note in &checkpoint.notes {
@@ -201,7 +206,7 @@ fn graph(args: &Export, printer: Printer) -> anyhow::Result<(Exported, Network)>
         None => network.architecture.clone(),
     };
     let network = network.described_as(architecture);
-    // A feature network's tensors are read once for the graph and once for their digest.
+    // The tensors of a feature network are read twice: for the graph and for the digest.
     let reads = if network.architecture.extractor().is_some() { 2 } else { 1 };
     let total = reads * network.tensors.names().len() as u64;
     let progress = Mutex::new(Some(printer.progress_of("export", "tensors", total)));
@@ -217,17 +222,17 @@ fn graph(args: &Export, printer: Printer) -> anyhow::Result<(Exported, Network)>
     Ok((exported, network))
 }
 
-/// What a checkpoint says about its use, where the command line says nothing.
+/// Defaults from the checkpoint, for options that are not given.
 #[derive(Debug, Default)]
 struct Defaults {
     kind: Option<Kind>,
     sigma_max: Option<f64>,
-    /// What the graph records of it.
+    /// Entries for the metadata of the graph.
     recorded: Metadata,
 }
 
 impl Defaults {
-    /// Those of one of d2o's snapshots, or of a published checkpoint.
+    /// The defaults of a snapshot of d2o or of a published checkpoint; none for other checkpoints.
     fn of(args: &Export, checkpoint: &Checkpoint, network: &Network, printer: Printer) -> anyhow::Result<Self> {
         let entries: BTreeMap<String, String> = checkpoint.metadata.iter().cloned().collect();
         if entries.contains_key("d2o_version") {
@@ -327,10 +332,10 @@ fn feature_options(args: &Export, architecture: &Architecture) -> anyhow::Result
     Ok(FeatureOptions { input, image_size, input_size, hyperparameters, taps: args.taps })
 }
 
-/// Refuses options that a graph of `kind` and `architecture` makes no use of: who gives one expects it to count.
+/// Refuses options that have no effect on a graph of `kind` and `architecture`.
 fn ensure_used(args: &Export, kind: Kind, architecture: &Architecture) -> anyhow::Result<()> {
     if matches!(architecture, Architecture::Unknown | Architecture::Unsupported(_)) {
-        // There is nothing to use them for; what is wrong with the network is said elsewhere.
+        // The network cannot be exported, which is reported elsewhere.
         return Ok(());
     }
     let style = matches!(architecture, Architecture::Generator(_));

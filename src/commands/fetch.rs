@@ -9,10 +9,10 @@ use crate::cli::Fetch;
 use crate::downloads;
 use crate::printer::Printer;
 
-/// Brings files into the cache and prints their paths, one a line.
+/// Downloads files into the cache and prints their paths, one per line.
 ///
 /// # Errors
-/// Unknown names, malformed addresses, downloads that fail.
+/// If a name is unknown, an address is malformed, or a download fails.
 pub fn run(args: &Fetch, printer: Printer) -> anyhow::Result<ExitStatus> {
     let mut settings = downloads::settings()?;
     settings.offline |= args.offline;

@@ -27,13 +27,14 @@ use crate::sampling::plan::Plan;
 use crate::sampling::request::SamplingRequest;
 use crate::sampling::sink::{Form, Grid, Sink, ensure_replaceable, name_of};
 
-/// Batches that may wait between two stages.
+/// Number of batches that may wait between two stages.
 const AHEAD: usize = 2;
 
-/// Draws images.
+/// Generates images.
 ///
 /// # Errors
-/// A graph that is not a generator, options that do not fit it, outputs that exist, a failing runtime, writing errors.
+/// If the graph is not a generator, an option does not apply to it, an output exists already, the runtime fails, or
+/// writing fails.
 pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     let form = Form::of(&args.out)?;
     let claim = Claim::new(&args.out).with_context(|| format!("cannot write `{}`", args.out.display()))?;
@@ -74,7 +75,7 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
             (&plan.drawing, args.save_latents.as_deref(), args.batch as usize, &record);
         let drawer = scope.spawn(move || {
             draw(drawing, seeds, resumed, batch, save, &drawn_in)?;
-            // Nobody waits for it after an error of writing.
+            // After a write error the receiver is gone.
             let _ = saved_in.send(());
             anyhow::Ok(())
         });
@@ -107,18 +108,19 @@ fn further(args: &Generate) -> impl Iterator<Item = &Path> {
     args.save_latents.as_deref().into_iter().chain(args.grid.as_deref())
 }
 
-/// Whether OUT is there, as far as it can be seen at its name: a folder being filled is not.
+/// Whether OUT exists; a folder counts once its label file is written.
 fn is_there(out: &Path, form: Form) -> bool {
     if form == Form::Folder { out.join(LABEL_FILE).exists() } else { out.exists() }
 }
 
-/// Makes sure, before any work, that the outputs can be written and replace nothing unasked.
+/// Checks, before any work is done, that the outputs can be written and that nothing is replaced without a request.
 fn ensure_outputs(args: &Generate, form: Form, claim: &Claim) -> anyhow::Result<()> {
     if !args.resume {
         claim.ensure_fresh()?;
     }
     let overwrite = args.output.overwrite;
-    // With --resume the record of what is there decides, and what is in a folder without one is this run's own.
+    // With --resume, `is_complete` checks the record of an existing OUT. A folder without a record is accepted only if
+    // an unfinished run is left: that run wrote its images.
     let kept = args.resume && (claim.is_left() || is_there(&args.out, form));
     if form == Form::Folder {
         ensure_new_folder(&args.out, overwrite || kept)?;
@@ -132,10 +134,10 @@ fn ensure_outputs(args: &Generate, form: Form, claim: &Claim) -> anyhow::Result<
     further(args).try_for_each(|path| ensure_new_file(path, overwrite || finished || claim.writes(path)))
 }
 
-/// Whether, with `--resume`, nothing is left to do: OUT is there as the run of `record` leaves it.
+/// Whether, with `--resume`, nothing remains to do: OUT exists and is the complete output of the run of `record`.
 ///
 /// # Errors
-/// An output of another run, or one without its further outputs, unless it may be replaced.
+/// If OUT is the output of another run, or an image or another output is missing, unless OUT may be replaced.
 fn is_complete(args: &Generate, form: Form, claim: &Claim, record: &Value, seeds: &[u64]) -> anyhow::Result<bool> {
     let out = &args.out;
     if !is_there(out, form) {
@@ -156,7 +158,7 @@ fn is_complete(args: &Generate, form: Form, claim: &Claim, record: &Value, seeds
         return replace(format!("`{}` is the output of another run: {}", out.display(), differing.join("; ")));
     }
     if claim.is_left() {
-        // Killed between its last two steps.
+        // The run was killed after it finished OUT and before it removed its journal.
         return Ok(false);
     }
     let missing = |seed: &&u64| form == Form::Folder && !out.join(name_of(**seed, args.subdirs)).exists();
@@ -169,7 +171,8 @@ fn is_complete(args: &Generate, form: Form, claim: &Claim, record: &Value, seeds
     Ok(true)
 }
 
-/// Draws the starting points of every batch after the first `resumed` images; with `save`, of all.
+/// Draws the starting points of every batch after the first `resumed` images and sends them to `to`. With `save`, draws
+/// those of all images and writes them to this file.
 fn draw(
     drawing: &Drawing,
     seeds: &[u64],
@@ -194,7 +197,7 @@ fn draw(
     file.map_or(Ok(()), |f| f.finish(seeds)).with_context(unwritten)
 }
 
-/// Encodes and writes batches as they come, in a separate thread.
+/// Encodes and writes batches in a separate thread.
 struct Writer<'a> {
     out: &'a Path,
     seeds: &'a [u64],
@@ -211,7 +214,8 @@ impl<'a> Writer<'a> {
         Ok(Self { out: &args.out, seeds: &plan.seeds, dims, subdirs: args.subdirs, journal, grid })
     }
 
-    /// Numbers of images that are not finite and that are constant; `None` if the images ended early, or nothing says that their starting points are `saved`.
+    /// Number of images with values that are not finite, and number of constant images. `None` if the images end early,
+    /// or their starting points were not written completely: `saved` then closes without a message.
     fn run(
         mut self,
         parts: Receiver<Part>,
@@ -234,7 +238,7 @@ impl<'a> Writer<'a> {
             take(&part)?;
             self.journal.append(part)?;
         }
-        // OUT is there only with its further outputs: what is complete is not continued.
+        // Finish OUT only after the starting points are written: a complete output is not resumed.
         if count < self.seeds.len() || saved.recv().is_err() {
             self.journal.flush()?;
             return Ok(None);
@@ -248,7 +252,8 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Turns starting points into images until there are no more, or the user asks to stop; batches take turns on `sessions`.
+/// Computes images from starting points until there are no more, or the user interrupts. The batches are distributed
+/// over `sessions` in turn.
 fn compute(
     plan: &Plan,
     sessions: &mut [Box<dyn Session>],
@@ -256,7 +261,7 @@ fn compute(
     parts: SyncSender<Part>,
     progress: &mut Progress,
 ) -> anyhow::Result<()> {
-    // A closed channel means that writing failed, which tells its own error.
+    // A closed channel means that writing failed; the writer thread returns the error.
     let stop = Cell::new(false);
     let wanted = drawn.into_iter().take_while(|_| !interrupt::asked() && !stop.get()).map(Ok);
     let work = |session: &mut Box<dyn Session>, drawn: Drawn| plan.sample(session.as_mut(), drawn);

@@ -1,5 +1,5 @@
-//! Inputs that are not local files yet, or not in the form that a command takes: before it begins, addresses and names of `d2o known` become files of
-//! the cache, and checkpoints that stand for graphs are exported into it.
+//! Resolves inputs before a command runs. Addresses and names of `d2o known` are downloaded into the cache; checkpoints
+//! given in place of graphs are exported into the cache.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,13 +21,14 @@ use crate::downloads::{cache, download, fetch, settings};
 use crate::error::with_hint;
 use crate::printer::Printer;
 
-/// Extensions of checkpoints, which no container of images has.
+/// File extensions of checkpoints. No image container has one of these.
 const CHECKPOINTS: [&str; 7] = ["bin", "ckpt", "pb", "pkl", "pt", "pth", "safetensors"];
 
-/// Replaces the arguments of `command` that are addresses or names by files of the cache, and checkpoints where it takes graphs by their exports.
+/// Replaces arguments of `command`: addresses and names by files in the cache, and checkpoints by exported graphs where
+/// a graph is expected.
 ///
 /// # Errors
-/// Downloads that fail; checkpoints that cannot be exported.
+/// If a download fails, or a checkpoint cannot be exported.
 pub(super) fn resolve(command: &mut Command, global: &Global, printer: Printer) -> anyhow::Result<()> {
     let sampling = match command {
         Command::Generate(args) => Some(&args.sampling),
@@ -49,7 +50,7 @@ pub(super) fn resolve(command: &mut Command, global: &Global, printer: Printer) 
     Ok(())
 }
 
-/// The file that `path` stands for, if it is an address or, where there is no such file, a name.
+/// The downloaded file if `path` is an address or, if no such file exists, a name of `d2o known`.
 fn local(path: &Path, printer: Printer) -> anyhow::Result<Option<PathBuf>> {
     let Some(text) = path.to_str() else { return Ok(None) };
     if let Some(source) = Source::parse(text) {
@@ -67,7 +68,7 @@ fn is_checkpoint(path: &Path) -> bool {
     extension.is_some_and(|e| CHECKPOINTS.contains(&e.as_str()))
 }
 
-/// The graph of the checkpoint at `path` in the cache, exported now unless it is there.
+/// Path of the graph of the checkpoint at `path` in the cache. Exports the graph if the cache lacks it.
 fn exported(
     path: &Path,
     takes: Takes,
@@ -93,7 +94,7 @@ fn exported(
     let options = asked.map_or_else(|| kind_of(path), Ok)?;
     let how = if options.is_empty() { String::new() } else { format!(" ({})", options.join(" ")) };
     printer.note(&format!("exporting `{}` into the cache{how}", path.display()));
-    // The graph gets its place in the cache once it has passed the check.
+    // The graph is moved into the cache after it has passed the check.
     let unchecked = fs::create_dir_all(&exports)
         .and_then(|()| Scratch::new_in(&exports))
         .map_err(|error| with_hint(error.into(), "set D2O_CACHE to a writable folder"))?;
@@ -113,8 +114,8 @@ fn exported(
     Ok(out)
 }
 
-/// Options that say what graph of a generator is wanted where no sampler is named: a denoiser of another class than D2O's is sampled in several steps,
-/// unless it is a published one that is not.
+/// Options of `d2o export` for the kind of graph if no sampler is given. A denoiser is exported for sampling in several
+/// steps, unless its class is `D2OPrecond` or it is a published checkpoint, for which `d2o export` knows the kind.
 fn kind_of(path: &Path) -> anyhow::Result<&'static [&'static str]> {
     let checkpoint = Checkpoint::open(path)?;
     let network = checkpoint.network(None)?;
@@ -123,14 +124,15 @@ fn kind_of(path: &Path) -> anyhow::Result<&'static [&'static str]> {
     Ok(if one_step { &[] } else { &["--kind", "denoiser"] })
 }
 
-/// Name of a graph's folder in the cache: that of the checkpoint, and a digest of its content, of the options and of this program.
+/// Folder name of a graph in the cache: the name of the checkpoint, and a digest of its content, the options and this
+/// program.
 fn cache_name(path: &Path, options: Option<&[&str]>) -> anyhow::Result<String> {
     let program = std::env::current_exe().and_then(fs::metadata);
     let program = program.map(|m| (m.len(), m.modified().ok())).ok();
     let mut hash = Sha256::new();
     hash.update(format!("{} {program:?} {options:?} {}", env!("CARGO_PKG_VERSION"), container_sha256(path)?));
     let digest: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
-    // By which a published checkpoint may be recognised.
+    // The name is included because `d2o export` may recognise a published checkpoint by it.
     let file = path.file_name().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(format!("{file}-{digest}"))
 }

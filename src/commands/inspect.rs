@@ -15,10 +15,10 @@ use super::{ExitStatus, ensure_new_result, give_result};
 use crate::cli::Inspect;
 use crate::printer::Printer;
 
-/// Says what files are.
+/// Describes files.
 ///
 /// # Errors
-/// A file of no known kind, or a damaged one.
+/// If a file is of an unknown kind or damaged.
 pub fn run(args: &Inspect, printer: Printer) -> anyhow::Result<ExitStatus> {
     ensure_new_result(&args.result)?;
     let mut found = Vec::new();
@@ -34,7 +34,7 @@ fn describe(path: &Path) -> anyhow::Result<Value> {
     if array.is_some() || d2o_refs::metadata(file)?.is_dir() {
         return images(path);
     }
-    // No reader waits for a pipe.
+    // Fails for a pipe, which readers would wait for.
     d2o_refs::open_file(path, "a file")?;
     let mut value = match path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).as_deref() {
         Some("onnx") => graph(path)?,
@@ -74,14 +74,14 @@ fn graph(path: &Path) -> anyhow::Result<Value> {
     Ok(value)
 }
 
-/// Adds to `value` whether a feature network's weights are published ones.
+/// Adds to `value` whether the weights of a feature network are published, and their digests.
 fn weights(value: &mut Value, state: &WeightsState) {
     value["weights"] = state.to_string().into();
     value["weights_digest"] = state.digest.clone().into();
     value["head_digest"] = state.head_digest.clone().into();
 }
 
-/// Lists the arrays of an npz that could not be opened as images, for the reason `why`.
+/// Describes an npz that cannot be opened as images, for the reason `why`, by its arrays.
 fn arrays(path: &Path, why: &d2o_refs::Error) -> anyhow::Result<Value> {
     let mut npz = npz::Npz::open(path)?;
     let mut list = Vec::new();
@@ -158,7 +158,7 @@ fn checkpoint(path: &Path) -> anyhow::Result<Value> {
         }
         networks.push(value);
     }
-    // The command for the network that `export` takes by itself, or for the first there is.
+    // Suggest the export of the default network of `d2o export`, or else of the first network that can be exported.
     let usable = |n: &&Network| n.architecture.is_complete();
     let chosen = checkpoint.network(None).ok().filter(usable).or_else(|| checkpoint.networks.iter().find(usable));
     let file = path.display();

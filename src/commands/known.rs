@@ -1,4 +1,4 @@
-//! `d2o known`, and what published checkpoints recommend.
+//! `d2o known`, and the samplers that published checkpoints recommend.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -16,10 +16,10 @@ use crate::error::with_hint;
 use crate::printer::{Printer, table};
 use crate::progress::Reporter;
 
-/// Lists published files, or tells all about one.
+/// Lists published files, or describes one.
 ///
 /// # Errors
-/// A text that no row contains.
+/// If no entry contains the given text.
 pub fn run(args: &KnownArgs, printer: Printer) -> anyhow::Result<ExitStatus> {
     ensure_new_result(&args.result)?;
     if let Some(known) = args.name.as_deref().and_then(known::find) {
@@ -38,7 +38,7 @@ pub fn run(args: &KnownArgs, printer: Printer) -> anyhow::Result<ExitStatus> {
     Ok(ExitStatus::Done)
 }
 
-/// The error for a name that no row has.
+/// The error for an unknown name, with similar names as hint.
 pub(super) fn unknown(name: &str) -> anyhow::Error {
     let error = anyhow::anyhow!("unknown published file `{name}`");
     match known::similar(name, 3).as_slice() {
@@ -122,31 +122,33 @@ fn describe(known: &Known) -> String {
     text.trim_end().to_owned()
 }
 
-/// The published checkpoint that the file at `path` is, which holds a network of this class, and how it was recognised.
+/// The published checkpoint that matches the file at `path` with a network of class `class`, and how it was recognised.
 ///
 /// # Errors
-/// Those of reading the file.
+/// If the file cannot be read.
 pub(super) fn published(path: &Path, class: &str) -> anyhow::Result<Option<(&'static Known, Match)>> {
     let file = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(known::recognise(&file, class, fs::metadata(path)?.len(), || container_sha256(path))?)
 }
 
-/// Options of `d2o generate` that choose the sampler of `generator`, of which a one-step graph of it takes but the name; `None` if d2o lacks the sampler.
+/// Options of `d2o generate` for the sampler of `generator`; for a one-step graph, `--sampler` only. `None` if d2o does
+/// not support the sampler.
 pub(super) fn sampler_words(generator: &Generator, one_step_graph: bool) -> Option<Vec<String>> {
     let value = |v: &Value| match v {
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
         other => other.to_string(),
     };
-    // The graph holds the noise level.
+    // A one-step graph contains the noise level.
     let options = generator.sampler.as_ref()?.iter().filter(|(name, _)| !one_step_graph || *name == "sampler");
     Some(options.flat_map(|(name, v)| [format!("--{name}"), value(v)]).collect())
 }
 
-/// `args` with the sampler that the published checkpoint behind the graph recommends, if `args` choose none and the graph has one.
+/// `args` with the recommended sampler of the published checkpoint that the graph was exported from, if there is one
+/// and `args` choose no sampler.
 ///
 /// # Errors
-/// Metadata that are not of their type.
+/// If a metadata entry has the wrong type.
 pub(super) fn recommended(args: &Sampling, info: &ModelInfo, reporter: &dyn Reporter) -> anyhow::Result<Sampling> {
     let metadata = info.described()?;
     let words = metadata.known.as_deref().and_then(known::find).and_then(Known::generator).and_then(|generator| {

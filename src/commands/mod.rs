@@ -1,4 +1,4 @@
-//! One file for each command: options and printer in, exit status out.
+//! One module per command: options and printer in, exit status out.
 
 pub mod dataset;
 pub mod doctor;
@@ -27,10 +27,10 @@ use crate::cli::{Cli, Command, ResultOutput};
 use crate::printer::Printer;
 use crate::{interrupt, outputs};
 
-/// Names of the threads that decode, resize, hash and compute metrics: this and a number.
+/// Name prefix of the threads that decode, resize, hash and compute metrics. A number follows.
 pub const THREAD: &str = "d2o-worker-";
 
-/// Exit code of the process, as `diff` and `cmp` have them.
+/// Exit code of the process, same as for `diff` and `cmp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitStatus {
@@ -38,7 +38,7 @@ pub enum ExitStatus {
     Done = 0,
     /// The answer is no: a condition of `--expect` is not met, runtimes differ.
     No = 1,
-    /// No answer: bad input, wrong usage, failing devices or files, faults of d2o.
+    /// No answer: bad input, wrong usage, failing devices or files, bugs of d2o.
     Trouble = 2,
     /// A signal ended the run.
     Interrupted = interrupt::EXIT_CODE,
@@ -53,7 +53,7 @@ impl From<ExitStatus> for std::process::ExitCode {
 /// Runs the command of `cli`.
 ///
 /// # Errors
-/// Whatever the command cannot do, with the user's intent as context.
+/// Errors of the command, with the user's intent as context.
 pub fn run(mut cli: Cli) -> anyhow::Result<ExitStatus> {
     let printer = Printer::new(cli.global.quiet);
     inputs::resolve(&mut cli.command, &cli.global, printer)?;
@@ -79,7 +79,7 @@ pub fn run(mut cli: Cli) -> anyhow::Result<ExitStatus> {
             Ok(ExitStatus::Done)
         }
         Command::Man { dir } => {
-            // As `clap_mangen::generate_to` has it.
+            // Same as `clap_mangen::generate_to`.
             let mut command = Cli::command().disable_help_subcommand(true);
             command.build();
             manual_pages(command, &dir)?;
@@ -89,7 +89,7 @@ pub fn run(mut cli: Cli) -> anyhow::Result<ExitStatus> {
     }
 }
 
-/// Writes the manual pages of `command` and of the commands in it.
+/// Writes the manual pages of `command` and its visible subcommands to `dir`.
 fn manual_pages(command: clap::Command, dir: &Path) -> anyhow::Result<()> {
     for inner in command.get_subcommands().filter(|c| !c.is_hide_set()) {
         manual_pages(inner.clone(), dir)?;
@@ -101,12 +101,12 @@ fn manual_pages(command: clap::Command, dir: &Path) -> anyhow::Result<()> {
     AtomicFile::write_all_to(&path, &page).with_context(|| format!("write `{}`", path.display()))
 }
 
-/// Makes sure, before any work is done, that the file of `--json` can be written.
+/// Checks, before any work is done, that the file of `--json` can be written.
 fn ensure_new_result(to: &ResultOutput) -> anyhow::Result<()> {
     to.json.as_deref().map_or(Ok(()), |path| outputs::ensure_new(path, to.output.overwrite))
 }
 
-/// Writes a result as JSON where `--json` asks for it, and as text unless the JSON goes to standard output.
+/// Writes a result as JSON if `--json` is given, and as text unless the JSON goes to standard output.
 fn give_result(
     to: &ResultOutput,
     printer: Printer,
@@ -119,10 +119,10 @@ fn give_result(
     if to.json.as_deref().is_some_and(outputs::is_stdout) { Ok(()) } else { printer.data(&text()) }
 }
 
-/// Starts the threads of everything that is not a runtime's, `count` of them or as many as there are cores.
+/// Starts the threads for all work outside the runtimes: `count` threads, or one per core.
 ///
 /// # Errors
-/// If they run already, or cannot be started.
+/// If the threads run already, or cannot be started.
 pub fn start_threads(count: Option<usize>) -> anyhow::Result<()> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(count.unwrap_or(0)).thread_name(|i| format!("{THREAD}{i}"));
     pool.build_global().context("start threads")

@@ -22,10 +22,10 @@ use crate::pipeline::source::Source;
 use crate::pipeline::statistics::{StatsRequest, statistics};
 use crate::printer::{Printer, table};
 
-/// Makes or examines a reference.
+/// Makes or inspects a reference.
 ///
 /// # Errors
-/// Unreadable images or references, a file that is not an extractor.
+/// If images or a reference cannot be read, or a file is not an extractor.
 pub fn run(command: &Refs, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     match command {
         Refs::Make(args) => make(args, global, printer),
@@ -133,7 +133,7 @@ fn make(args: &RefsMake, global: &Global, printer: Printer) -> anyhow::Result<Ex
     Ok(ExitStatus::Done)
 }
 
-/// Makes sure that feature files were made as `protocol` makes them; networks that run now do.
+/// Checks that feature files were computed with the preprocessing of `protocol`. Networks that run now always use it.
 fn ensure_protocol(records: &Records, protocol: &Protocol) -> anyhow::Result<()> {
     for role in Role::ALL {
         let Some(record) = records.get(role.name()) else { continue };

@@ -9,7 +9,8 @@ use crate::report::{self, Content};
 /// Renders results as one page, or as tables.
 ///
 /// # Errors
-/// Unreadable files, images that are not those that were measured, writing errors; options of the page for another format.
+/// If a file cannot be read, images are not those that were measured, writing fails, or an option of the page is
+/// combined with another format.
 pub fn run(args: &Report, printer: Printer) -> anyhow::Result<ExitStatus> {
     if !is_stdout(&args.out) {
         outputs::ensure_new_file(&args.out, args.output.overwrite)?;

@@ -25,9 +25,9 @@ struct Comparison<'a> {
     commands: Vec<String>,
     /// Number of images measured.
     images: Option<usize>,
-    /// A row for each published number that was measured.
+    /// One row per measured metric, with the first published number of the metric.
     metrics: Vec<Row<'a>>,
-    /// Published numbers that were not.
+    /// Published numbers that were not measured, e.g. those of another protocol.
     not_measured: Vec<String>,
 }
 
@@ -35,7 +35,7 @@ struct Comparison<'a> {
 #[derive(Debug, Serialize)]
 struct Row<'a> {
     metric: &'a str,
-    /// What the measured number is, as tables of `d2o evaluate` have it.
+    /// Name of the measured metric, as in tables of `d2o evaluate`.
     label: String,
     published: f64,
     published_images: u32,
@@ -44,14 +44,15 @@ struct Row<'a> {
     measured: f64,
     ci95: Option<[f64; 2]>,
     difference: f64,
-    /// Whether the weights of the feature network are a published file's.
+    /// Whether the feature network has the weights of a published file.
     verified: bool,
 }
 
 /// Exports a published generator, measures its images, and compares the result with the published numbers.
 ///
 /// # Errors
-/// An unknown name, a generator whose sampler or reference d2o does not have, and whatever export and evaluation cannot do.
+/// If the name is unknown or not a generator, d2o does not support the sampler, no reference is available, or export or
+/// evaluation fails.
 pub fn run(args: &Reproduce, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     let known = known::find(&args.name).ok_or_else(|| unknown(&args.name))?;
     let generator = known
@@ -125,7 +126,8 @@ fn commands(args: &Reproduce, known: &Known, generator: &Generator, json: &Path)
     Ok([export, evaluate])
 }
 
-/// Options of `--metrics` that give the published numbers, as far as the networks at hand can; FID in any case.
+/// Value of `--metrics` that covers the published numbers, as far as the given networks permit. It always includes
+/// `fid`.
 fn metrics(args: &Reproduce, generator: &Generator) -> String {
     let mut found = vec!["fid"];
     for number in generator.published.iter().filter(|n| n.protocol.is_none()) {
@@ -151,7 +153,7 @@ fn compare<'a>(
 ) -> Comparison<'a> {
     let (mut rows, mut not_measured): (Vec<Row<'_>>, Vec<String>) = (Vec::new(), Vec::new());
     for number in &generator.published {
-        // With weights that are not a published file's, the distance has another name.
+        // With a network other than Inception, the distance is called `fd`.
         let key = if number.metric == "fid" && !measured.metrics.contains_key("fid") { "fd" } else { &number.metric };
         let other = number.protocol.as_ref().filter(|p| **p != generator.protocol);
         let found = measured.metrics.get(key).filter(|_| other.is_none());

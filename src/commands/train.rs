@@ -4,10 +4,10 @@ use super::ExitStatus;
 use crate::cli::{Global, Train};
 use crate::printer::Printer;
 
-/// Trains.
+/// Trains a network.
 ///
 /// # Errors
-/// Bad settings, unreadable files; always in a build without the feature `train`.
+/// Always: this d2o was built without the feature `train`.
 #[cfg(not(feature = "train"))]
 pub fn run(_: &Train, _: &Global, _: Printer) -> anyhow::Result<ExitStatus> {
     Err(crate::error::with_hint(
@@ -53,10 +53,10 @@ mod training {
     use crate::train::snapshot::{State, state_path};
     use crate::train::trainer::{Run, Status, Trainer};
 
-    /// Trains.
+    /// Trains a network.
     ///
     /// # Errors
-    /// Bad settings, unreadable files; an error of another process of the run.
+    /// If a setting is invalid, a file cannot be read, or another process of the run fails.
     pub fn run(args: &Train, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
         if args.preset.as_deref() == Some("list") {
             for preset in options::presets() {
@@ -74,19 +74,19 @@ mod training {
         group.conclude(outcome)
     }
 
-    /// A run that can start but for what takes long to read.
+    /// A checked run, before images and weights are read.
     struct Prepared {
         state: Option<State>,
         settled: Settled,
         source: Box<dyn ImageSource>,
         net: NetConfig,
         device: Device,
-        /// What goes into `training_options.json`.
+        /// Content of `training_options.json`.
         record: Value,
         outdir: PathBuf,
     }
 
-    /// Checks what is cheap to check; `None` if the settings were to be printed and no more.
+    /// Checks everything that takes little time; `None` if only the settings are to be printed.
     fn prepare(
         args: &Train,
         printer: Printer,
@@ -114,7 +114,7 @@ mod training {
             return Ok(None);
         }
         let outdir = args.outdir.as_deref().context("no output folder: pass one with --outdir")?;
-        // Process 0 alone writes.
+        // Only process 0 writes.
         let outdir = match (group.leads(), args.numbered) {
             (true, true) => numbered(outdir, args.desc.as_deref())?,
             _ => outdir.to_owned(),
@@ -125,11 +125,11 @@ mod training {
         Ok(Some(Prepared { state, settled, source, net, device, record, outdir }))
     }
 
-    /// Makes the folder of the run and writes its settings; its log, which locks the folder as long as it is open.
+    /// Creates the folder of the run and writes its settings. Returns the log, which locks the folder while it is open.
     fn begin(outdir: &Path, record: &Value) -> anyhow::Result<fs::File> {
         fs::create_dir_all(outdir)?;
         let log = fs::OpenOptions::new().create(true).append(true).open(outdir.join("log.txt"))?;
-        // Some file systems have no locks.
+        // Other errors are ignored, because some file systems have no locks.
         if let Err(TryLockError::WouldBlock) = log.file().try_lock() {
             anyhow::bail!("another process is training in `{}`", outdir.display());
         }
@@ -158,21 +158,21 @@ mod training {
         group.agree(data.place(device))?;
         let (other_files, max_seconds) = (args.resume_with, args.max_seconds);
         let group = Rc::clone(group);
-        // On CUDA alone, as in the original.
+        // Mixed precision only on CUDA, as in the original.
         let (mixed, kind) = (options.bf16 && device.is_cuda(), Kind::Float);
         let run = Run { options, values, net, outdir, state, other_files, max_seconds, device, mixed, kind, group };
         let group = &*run.group;
         let mut trainer = group.agree(Trainer::new(&run, &data))?;
 
-        // Nothing is written before everything is read.
+        // Everything is read before anything is written.
         record["dataset"]["pixels_sha256"] = json!(data.content_sha256());
         let log = group.agree(group.leads().then(|| begin(&run.outdir, &record)).transpose())?;
-        // Held until the process ends.
+        // Locks the folder until training ends.
         let log = RefCell::new(log);
         let note = |text: &str| {
             if let Some(log) = &mut *log.borrow_mut() {
                 printer.note(text);
-                // What the log lacks is on the screen.
+                // A write error of the log is ignored: the line has been printed.
                 let _ = writeln!(log, "{text}");
             }
         };
@@ -231,17 +231,18 @@ mod training {
         Ok(ExitStatus::Done)
     }
 
-    /// Evaluation of snapshots: what `d2o export` and `d2o evaluate` do.
+    /// Evaluation of snapshots with `d2o export` and `d2o evaluate`.
     struct SnapshotEvaluation<'a> {
         options: &'a Options,
         global: &'a Global,
-        /// Whether one succeeded before.
+        /// Whether an earlier evaluation succeeded.
         succeeded: Cell<bool>,
         note: &'a dyn Fn(&str),
     }
 
     impl SnapshotEvaluation<'_> {
-        /// The evaluation of the average in the snapshot at `path`; `None` if it is interrupted, or fails where an earlier one did not.
+        /// Evaluates the averaged weights of the snapshot at `path`. `None` if the evaluation is interrupted, or fails
+        /// after an earlier one succeeded.
         fn of(&self, path: &Path) -> anyhow::Result<Option<Evaluation>> {
             let clock = Instant::now();
             let evaluation = match self.compute(path) {
@@ -311,7 +312,7 @@ mod training {
         }
     }
 
-    /// An error if `outdir` holds a run.
+    /// Checks that `outdir` does not contain a run.
     fn check_unused(outdir: &Path) -> anyhow::Result<()> {
         let other = [state_path(outdir), outdir.join("training_options.json"), outdir.join("stats.jsonl")];
         match other.iter().find(|f| f.exists()) {
@@ -324,7 +325,7 @@ mod training {
         }
     }
 
-    /// The folder of a numbered run in `outdir`, which does not exist.
+    /// Path of the next numbered run in `outdir`, which does not exist yet.
     fn numbered(outdir: &Path, desc: Option<&str>) -> anyhow::Result<PathBuf> {
         let number = |name: &str| name.split('-').next().and_then(|n| n.parse::<u32>().ok());
         let mut next = 0;
@@ -336,7 +337,7 @@ mod training {
         Ok(outdir.join(format!("{next:05}{desc}")))
     }
 
-    /// The network that is trained: that of the state, of the checkpoint to start from, or a new one.
+    /// Configuration of the network to train: from the state, from the checkpoint to start from, or new.
     fn network(options: &Options, resolution: usize, state: Option<&State>) -> anyhow::Result<NetConfig> {
         if let Some(state) = state {
             return Ok(NetConfig::new(state.get("class")?, &serde_json::from_str(state.get("init_kwargs")?)?)?);
@@ -365,7 +366,7 @@ mod training {
         }
     }
 
-    /// A new network with the defaults of EDM's train.py for its architecture.
+    /// Configuration of a new network, with the defaults of EDM's `train.py` for the architecture.
     fn fresh(options: &Options, resolution: usize) -> anyhow::Result<NetConfig> {
         let arch = options.arch.unwrap_or(Arch::Ddpmpp);
         let mut kwargs = json!({

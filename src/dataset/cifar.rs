@@ -1,4 +1,5 @@
-//! CIFAR-10 and CIFAR-100 as their authors publish them: a tar of pickled batches, read as data.
+//! CIFAR-10 and CIFAR-100 as published by their authors: a gzipped tar of pickled batches. The pickles are parsed and
+//! never executed.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -10,13 +11,13 @@ use flate2::read::GzDecoder;
 use fs_err as fs;
 use ndarray::{Array3, ArrayView3};
 
-/// Side of the images, pixels.
+/// Height and width of the images, pixels.
 const SIDE: usize = 32;
 /// Values of one image: three planes.
 const VALUES: usize = 3 * SIDE * SIDE;
-/// Most bytes of all batch files; CIFAR-100's has 155 MB.
+/// Largest size of all batch files together, bytes; the one of CIFAR-100 has 155 MB.
 const MAX_MEMBER: u64 = 256 << 20;
-/// Largest sum of unpacked bytes read while looking for the batches.
+/// Largest number of unpacked bytes that are read to find the batches.
 const MAX_TAR: u64 = 1 << 30;
 
 /// A variant of CIFAR: member files in the order of their images, and the key of the labels.
@@ -43,7 +44,7 @@ const VARIANTS: [Variant; 2] = [
 #[derive(Debug)]
 struct Batch {
     bytes: Vec<u8>,
-    /// Where the first image starts in `bytes`.
+    /// Offset of the first image in `bytes`.
     start: usize,
     labels: Vec<i64>,
 }
@@ -139,8 +140,8 @@ impl Batch {
     }
 }
 
-/// Start and number of rows of a pickled NumPy array of u8 `[N, 3072]`: an empty array whose state is (version, shape, dtype, Fortran order,
-/// bytes).
+/// Offset in `bytes` and number of rows of a pickled NumPy array of u8 `[N, 3072]`; `None` for anything else. NumPy
+/// pickles an array as an empty one with the state (version, shape, dtype, Fortran order, bytes).
 fn rows(pickle: &Pickle, id: Id, bytes: &[u8]) -> Option<(usize, usize)> {
     let Node::Call { function, state: Some(state), .. } = pickle.node(id) else { return None };
     let constructor = pickle.global(*function)?;

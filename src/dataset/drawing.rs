@@ -1,4 +1,4 @@
-//! SVG drawings.
+//! Rendering of SVG drawings.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -16,30 +16,30 @@ use resvg::{tiny_skia, usvg};
 
 use super::source::GZIP;
 
-/// Longest drawing accepted, unpacked, bytes.
+/// Largest drawing accepted, bytes when unpacked.
 const MAX_TEXT: u64 = 32 << 20;
-/// Most elements, and most attributes of one: names are compared with each other.
+/// Largest number of tags, and of attributes of one element, which the parser compares with each other.
 const MAX_ELEMENTS: usize = 1 << 19;
 const MAX_ATTRIBUTES: usize = 1 << 11;
-/// Most entities, and most bytes that all uses of them stand for.
+/// Largest number of entities, and of bytes to which all their uses expand.
 const MAX_ENTITIES: usize = 1 << 10;
 const MAX_EXPANDED: usize = 4 << 20;
-/// Most pixels of all bitmaps in a drawing, and of a pattern's tile or a filter's layer.
+/// Largest number of pixels of all bitmaps in a drawing together, of a pattern tile, and of a filter layer.
 const MAX_PIXELS: usize = 1 << 25;
-/// Longest time that one drawing may take.
+/// Longest time to render one drawing.
 const DEADLINE: Duration = Duration::from_secs(8);
-/// Stack of the thread that draws: elements nest, up to usvg's own limit.
+/// Stack of the rendering thread, bytes: elements nest, up to the limit of usvg.
 const STACK: usize = 64 << 20;
 
-/// Renders an SVG, fitted and centred in `[height, width]` pixels over the colour `background`, as u8 `[height, width, 3]`. Other files are not looked
-/// at.
+/// Renders an SVG, fitted and centred in `[height, width]` pixels over the colour `background`, as u8 `[height, width,
+/// 3]`. Other files that it refers to are not read.
 ///
 /// # Errors
-/// If `svg` cannot be read, or asks for too much memory or time.
+/// If `svg` cannot be read, or needs too much memory or time.
 pub(super) fn render(svg: Vec<u8>, size: [usize; 2], background: [u8; 3]) -> anyhow::Result<Array3<u8>> {
     let (give, given) = channel();
     let draw = move || {
-        // Nobody waits any more after the deadline.
+        // After the deadline the receiver is gone.
         let _ = give.send(draw(&svg, size, background));
     };
     std::thread::Builder::new().stack_size(STACK).spawn(draw)?;
@@ -70,7 +70,7 @@ fn draw(svg: &[u8], [height, width]: [usize; 2], background: [u8; 3]) -> anyhow:
     Ok(Array3::from_shape_vec((height, width, 3), rgb)?)
 }
 
-/// The tree of a drawing and of those within it, all of them looked through first.
+/// Parses a drawing and the drawings embedded in it. Each is checked before it is parsed.
 fn parse(svg: &[u8]) -> anyhow::Result<usvg::Tree> {
     let (pixels, refused) = (AtomicUsize::new(0), AtomicBool::new(false));
     let options = usvg::Options {
@@ -101,7 +101,7 @@ fn parse(svg: &[u8]) -> anyhow::Result<usvg::Tree> {
     Ok(tree)
 }
 
-/// The text of a drawing, gzipped or not, if parsing it takes little more memory than it has bytes.
+/// The text of a drawing, unpacked if it is gzipped. Checks that the memory to parse it is limited.
 fn plain(svg: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut text = Vec::new();
     if svg.starts_with(&GZIP) {
@@ -133,10 +133,10 @@ fn plain(svg: &[u8]) -> anyhow::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Makes sure that the uses of entities stand for little text.
+/// Checks that the uses of entities expand to little text.
 fn ensure_entities(text: &[u8]) -> anyhow::Result<()> {
     const DECLARED: &[u8] = b"<!ENTITY";
-    // Bytes that each entity stands for; one may use those before it.
+    // Number of bytes to which each entity expands. An entity may use earlier ones.
     let mut sizes: HashMap<&[u8], usize> = HashMap::new();
     let size_of = |value: &[u8], sizes: &HashMap<&[u8], usize>| {
         let uses = value.split(|b| *b == b'&').skip(1);
@@ -154,7 +154,7 @@ fn ensure_entities(text: &[u8]) -> anyhow::Result<()> {
         });
         let value = value.unwrap_or(&[]);
         let size = value.len().saturating_add(size_of(value, &sizes));
-        // The first declaration counts; the largest is the safe one.
+        // XML uses the first declaration of a name; the largest one is a safe bound.
         let known = sizes.entry(name).or_insert(0);
         *known = size.max(*known);
         ensure!(sizes.len() <= MAX_ENTITIES, "expected at most {MAX_ENTITIES} entities, found more");
@@ -164,12 +164,12 @@ fn ensure_entities(text: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes sure that neither the tiles of patterns nor the layers of filters in `group`, drawn at `scale`, are large.
+/// Checks that the pattern tiles and filter layers in `group`, drawn at `scale`, are not too large.
 fn ensure_layers(group: &usvg::Group, scale: f32) -> anyhow::Result<()> {
     let ensure_size = |what: &str, width: f32, height: f32| {
         #[allow(clippy::cast_precision_loss, reason = "a power of two")]
         let most = MAX_PIXELS as f32;
-        // Not a number is too large too.
+        // `f32::max` replaces NaN by 1.
         let fits = width.max(1.0) * height.max(1.0) <= most;
         ensure!(fits, "expected {what} of at most {MAX_PIXELS} pixels, found {width:.0}×{height:.0}");
         Ok(())

@@ -1,7 +1,8 @@
-//! LMDB databases of encoded images, as LSUN has them: a read-only walk over the B+ tree, in the order of the keys.
+//! LMDB databases of encoded images, as used by LSUN: a read-only walk over the B+ tree, in the order of the keys.
 //!
-//! Layout: LMDB 0.9, 64-bit, little endian (`mdb.c`, data version 1). Pages of a fixed size, each with a header of 16 bytes; pages 0 and 1 are meta
-//! pages, of which the one with the higher transaction number counts. The file is read page by page and not mapped; a damaged file gives an error.
+//! Layout: LMDB 0.9, 64-bit, little endian (`mdb.c`, data version 1). Pages have a fixed size and a header of 16 bytes.
+//! Pages 0 and 1 are meta pages; the one with the higher transaction number is valid. The file is read page by page and
+//! not mapped, so a damaged file gives an error.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -14,28 +15,29 @@ pub(super) const DATA_FILE: &str = "data.mdb";
 
 const MAGIC: u32 = 0xBEEF_C0DE;
 const VERSION: u32 = 1;
-/// Bytes of a page's header.
+/// Size of a page header, bytes.
 const HEADER: usize = 16;
-/// Page kinds, bits of the flags in a page's header.
+/// Page kinds: bits of the flags in a page header.
 const BRANCH: u16 = 1;
 const LEAF: u16 = 2;
 const OVERFLOW: u16 = 4;
 const META: u16 = 8;
-/// Bit of a node's flags: the value lies in overflow pages.
+/// Bit of the flags of a node: the value is in overflow pages.
 const BIG: u16 = 1;
 /// Root of an empty tree.
 const NO_PAGE: u64 = u64::MAX;
-/// Page sizes that LMDB allows, powers of two.
+/// Page sizes that LMDB allows, bytes; powers of two.
 const PAGE_SIZES: std::ops::RangeInclusive<usize> = 256..=65536;
-/// Where a meta page has: the record of the main tree, within which depth, number of entries and root lie; the transaction number.
+/// Offsets in a meta page: the record of the main tree; in it depth, number of entries and root; the transaction
+/// number.
 const MAIN: usize = HEADER + 24 + 48;
 const DEPTH: usize = MAIN + 6;
 const ENTRIES: usize = MAIN + 32;
 const ROOT: usize = MAIN + 40;
 const TRANSACTION: usize = MAIN + 56;
-/// Bytes of a meta page that are used.
+/// Number of bytes of a meta page that are read.
 const META_END: usize = TRANSACTION + 8;
-/// Deepest tree that LMDB makes.
+/// Largest depth of a tree in LMDB.
 const MAX_DEPTH: usize = 32;
 /// Largest value accepted, bytes.
 const MAX_VALUE: usize = 256 << 20;
@@ -48,12 +50,12 @@ pub(super) struct Lmdb {
     page_size: usize,
     /// Number of entries.
     pub(super) len: usize,
-    /// Entries given so far.
+    /// Number of entries returned so far.
     given: usize,
-    /// Pages that may still be visited: a tree holds each page of the file once.
+    /// Number of pages that may still be visited: a tree contains each page of the file at most once.
     pages: u64,
     depth: usize,
-    /// Pages from the root down, each with its number and the node to visit next.
+    /// Stack of pages from the root down: number, content, and index of the next node.
     open: Vec<(u64, Vec<u8>, usize)>,
 }
 
@@ -69,7 +71,7 @@ impl Lmdb {
         let place = || format!("`{}`: meta page", path.display());
         file.read_exact(&mut first).with_context(place)?;
         check_meta(&first).with_context(place)?;
-        // The record of the free list, which comes first, starts with the page size.
+        // The record of the free list, which precedes the main tree, starts with the page size.
         let page_size = usize::try_from(u32_at(&first, HEADER + 24)?)?;
         ensure!(
             page_size.is_power_of_two() && PAGE_SIZES.contains(&page_size),
@@ -130,7 +132,7 @@ impl Lmdb {
         Ok(())
     }
 
-    /// `count` bytes at `offset` of page `number`, and of those behind it.
+    /// Reads `count` bytes at `offset` of page `number`, which may extend into the following pages.
     fn bytes(&mut self, number: u64, offset: usize, count: usize) -> anyhow::Result<Vec<u8>> {
         let start = number.checked_mul(self.page_size as u64).and_then(|s| s.checked_add(offset as u64));
         let start = start.with_context(|| format!("`{}`: no page {number}", self.path.display()))?;
@@ -160,7 +162,7 @@ impl Lmdb {
             let word = |at: usize| u16_at(node, at).with_context(|| place.clone());
             let [low, high, flags, key_length] = [word(0)?, word(2)?, word(4)?, word(6)?];
             let below = u64::from(low) | u64::from(high) << 16;
-            // This page is off the stack.
+            // The current page has been removed from the stack.
             if self.open.len() + 1 < self.depth {
                 self.open.push((number, page, at + 1));
                 self.descend(below | u64::from(flags) << 32).context(place)?;

@@ -1,4 +1,4 @@
-//! MNIST and its relatives: IDX files, gzipped or not.
+//! IDX files of MNIST and similar sets, gzipped or not.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -9,17 +9,17 @@ use flate2::read::GzDecoder;
 use fs_err as fs;
 use ndarray::{Array3, s};
 
-/// Start of an IDX file of u8 `[N, H, W]`.
+/// Magic bytes of an IDX file of u8 `[N, H, W]`.
 pub(super) const IMAGES_MAGIC: [u8; 4] = [0, 0, 8, 3];
-/// Start of an IDX file of u8 `[N]`.
+/// Magic bytes of an IDX file of u8 `[N]`.
 const LABELS_MAGIC: [u8; 4] = [0, 0, 8, 1];
-/// Most labels: they are held.
+/// Largest number of labels, which are kept in memory.
 const MAX_LABELS: usize = 1 << 28;
 /// Largest image accepted, pixels.
 const MAX_PIXELS: usize = 1 << 24;
-/// Side of the images that are padded.
+/// Height and width of images that are padded, pixels.
 const SIDE: usize = 28;
-/// Rows and columns of zeros that are added at each side: 28 becomes 32, as EDM's tool stores MNIST.
+/// Rows and columns of zeros added on each side: 28 becomes 32, as in EDM's `dataset_tool.py` for MNIST.
 const PAD: usize = 2;
 
 /// Images of an IDX file, one after another.
@@ -43,7 +43,7 @@ impl Idx {
     /// Opens an IDX file of images.
     ///
     /// # Errors
-    /// If it is not one.
+    /// If the file is not an IDX file of images, or its images are too large.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let mut reader = plain(path)?;
         let [len, height, width] = header(path, &mut reader, IMAGES_MAGIC)?;
@@ -75,7 +75,7 @@ impl Idx {
 impl Iterator for Idx {
     type Item = anyhow::Result<Array3<u8>>;
 
-    /// The next image, u8 `[H, W, 1]`; 28×28 padded to 32×32.
+    /// The next image, u8 `[H, W, 1]`; 28×28 is padded to 32×32.
     fn next(&mut self) -> Option<Self::Item> {
         if self.at == self.len {
             return None;
@@ -98,7 +98,7 @@ pub(super) fn label_file(path: &Path) -> Option<PathBuf> {
 /// Reads an IDX file of `len` labels.
 ///
 /// # Errors
-/// If it is not one, or holds another number.
+/// If the file is not an IDX file of labels, or holds a different number of labels.
 pub(super) fn labels(path: &Path, len: usize) -> anyhow::Result<Vec<u8>> {
     let mut reader = plain(path)?;
     let [found] = header(path, &mut reader, LABELS_MAGIC)?;
@@ -110,14 +110,14 @@ pub(super) fn labels(path: &Path, len: usize) -> anyhow::Result<Vec<u8>> {
     Ok(labels)
 }
 
-/// The bytes of the file, unpacked if it is gzipped.
+/// Reader of the content of the file, unpacked if it is gzipped.
 fn plain(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
     let mut file = BufReader::new(d2o_refs::open_file(path, "an IDX file")?);
     let gzipped = file.fill_buf()?.starts_with(&super::source::GZIP);
     Ok(if gzipped { Box::new(BufReader::new(GzDecoder::new(file))) } else { Box::new(file) })
 }
 
-/// Dimensions after the magic bytes.
+/// Checks the magic bytes and reads the dimensions that follow.
 fn header<const N: usize>(path: &Path, reader: &mut impl Read, magic: [u8; 4]) -> anyhow::Result<[usize; N]> {
     let place = || format!("`{}`: IDX header", path.display());
     let mut word = [0; 4];

@@ -1,4 +1,4 @@
-//! Datasets of one size from images of any sizes: what EDM's `dataset_tool.py` does, image by image.
+//! Datasets of images of one size from images of any size, as made by EDM's `dataset_tool.py`.
 
 mod cifar;
 mod drawing;
@@ -24,55 +24,57 @@ use crate::error::with_hint;
 use crate::interrupt;
 use crate::progress::Reporter;
 
-/// Most images processed together.
+/// Largest number of images processed together.
 const MAX_BATCH: usize = 64;
-/// Most bytes of encoded and decoded images in memory at once, unless a single image needs more.
+/// Largest size of the encoded and decoded images in memory, bytes, unless a single image needs more.
 const MAX_BATCH_BYTES: usize = 256 << 20;
-/// Behind drawings, unless another background is asked for.
+/// Default background of drawings.
 const WHITE: [u8; 3] = [255; 3];
 
-/// How images become a dataset.
+/// Options of [`make`].
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Which images, and their labels.
+    /// Selection of images and labels.
     pub selection: Selection,
     /// Crop and size.
     pub geometry: Geometry,
-    /// Colour behind transparent pixels; without it, drawings stand on white and bitmaps lose their alpha channel, as by Pillow's `convert("RGB")`.
+    /// Colour behind transparent pixels. Without it, drawings are rendered on white and bitmaps lose their alpha
+    /// channel, as with Pillow's `convert("RGB")`.
     pub background: Option<[u8; 3]>,
-    /// Store one channel; images with colours are refused.
+    /// Whether to store one channel. Colour images are then an error.
     pub grey: bool,
-    /// Turn images as their EXIF orientation asks for.
+    /// Whether to apply the EXIF orientation of images.
     pub apply_exif: bool,
-    /// Replace an output that exists.
+    /// Whether to replace an output that exists.
     pub overwrite: bool,
-    /// Accept sizes that are not squares with a power of two as side.
+    /// Whether to accept sizes that are not squares with a power of two as side.
     pub any_size: bool,
 }
 
-/// What was made.
+/// Summary of a dataset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Images stored.
+    /// Number of images stored.
     pub images: usize,
-    /// Their height and width.
+    /// Height and width of the images, pixels.
     pub size: [usize; 2],
-    /// Images skipped because they are smaller than the resolution of [`transform::Transform::CenterCropWide`].
+    /// Number of images skipped because they are smaller than the resolution of
+    /// [`transform::Transform::CenterCropWide`].
     pub too_small: usize,
-    /// Images whose EXIF orientation was not applied.
+    /// Number of images with an EXIF orientation that was not applied.
     pub turned: usize,
-    /// Images with transparent pixels whose alpha channel was dropped.
+    /// Number of images with transparent pixels that lost their alpha channel.
     pub transparent: usize,
 }
 
 /// An image ready to be stored.
 struct Prepared {
     png: Vec<u8>,
-    /// Height and width.
+    /// Height and width, pixels.
     size: [usize; 2],
 }
 
-/// What [`prepare`] makes of an item.
+/// Result of [`prepare`] for an item.
 struct Outcome {
     name: String,
     label: Option<Value>,
@@ -82,10 +84,12 @@ struct Outcome {
     transparent: bool,
 }
 
-/// Makes a dataset at `out` (a zip if its name ends so, else a folder) of the images at `path`.
+/// Makes a dataset of the images at `path` and writes it to `out`: a zip if it has the extension `.zip`, otherwise a
+/// folder.
 ///
 /// # Errors
-/// Unreadable images, naming the file; results that differ in size; [`interrupt::Interrupted`], and `out` is then not there.
+/// If an image cannot be read, naming the file, or the results differ in size. [`interrupt::Interrupted`] after a
+/// signal; `out` is then not written.
 pub fn make(path: &Path, out: &Path, options: &Options, reporter: &dyn Reporter) -> anyhow::Result<Summary> {
     output::ensure_new(path, out, options.overwrite)?;
     let mut source = Source::open(path, &options.selection)?;
@@ -144,14 +148,14 @@ pub fn make(path: &Path, out: &Path, options: &Options, reporter: &dyn Reporter)
     Ok(summary)
 }
 
-/// The next images of `source`, as many as memory allows; the one after them waits.
+/// The next images of `source`, as many as the limits allow. An image that exceeds them is kept in `waiting`.
 fn next_batch(path: &Path, source: &mut Source, waiting: &mut Option<Item>) -> anyhow::Result<Vec<Item>> {
     let (mut batch, mut bytes) = (Vec::new(), 0_usize);
     while batch.len() < MAX_BATCH {
         let is_new = waiting.is_none();
         let Some(item) = waiting.take().map(Ok).or_else(|| source.items.next()).transpose()? else { break };
         let here = match &item.content {
-            // Up to four channels, and a crop of the rows.
+            // Decoded images have up to four channels.
             Content::Encoded(encoded) => {
                 let (h, w) = decode::dims(path, &item.name, encoded).ok().flatten().unwrap_or((0, 0));
                 let pixels = h.saturating_mul(w).saturating_mul(4);
@@ -173,7 +177,7 @@ fn next_batch(path: &Path, source: &mut Source, waiting: &mut Option<Item>) -> a
     Ok(batch)
 }
 
-/// Decodes, turns, crops, resizes and encodes one image.
+/// Decodes, rotates, crops, resizes and encodes one image.
 fn prepare(path: &Path, item: Item, options: &Options) -> anyhow::Result<Outcome> {
     interrupt::check()?;
     let Item { name, content, label } = item;
@@ -220,14 +224,15 @@ fn prepare(path: &Path, item: Item, options: &Options) -> anyhow::Result<Outcome
 fn orientation(bytes: &[u8]) -> u8 {
     let reader = ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format();
     let Ok(reader) = reader else { return 1 };
-    // The decoder turns TIFFs itself.
+    // The decoder applies the orientation of TIFFs.
     if reader.format() == Some(image::ImageFormat::Tiff) {
         return 1;
     }
     reader.into_decoder().and_then(|mut decoder| decoder.orientation()).map_or(1, |o| o.to_exif())
 }
 
-/// `image` over `background`, u8 `[H, W, 1 or 3]`; without one, its alpha channel is dropped. Also whether transparent pixels lost it.
+/// Blends `image` over `background`, u8 `[H, W, 1 or 3]`; without a background, drops the alpha channel. Also returns
+/// whether transparent pixels lost it.
 fn flat(image: Decoded, background: Option<[u8; 3]>) -> (Array3<u8>, bool) {
     match image {
         Decoded::Grey(grey) => (grey.insert_axis(Axis(2)), false),
@@ -245,7 +250,7 @@ fn flat(image: Decoded, background: Option<[u8; 3]>) -> (Array3<u8>, bool) {
                     });
                     (blended, false)
                 }
-                // Without a copy where it may be large.
+                // `into_rgb` drops the alpha channel without a copy, because the image may be large.
                 _ if colours == 3 => (Decoded::Rgba(image).into_rgb(), !opaque),
                 _ => (image.slice(s![.., .., ..colours]).to_owned(), !opaque),
             }
@@ -253,13 +258,13 @@ fn flat(image: Decoded, background: Option<[u8; 3]>) -> (Array3<u8>, bool) {
     }
 }
 
-/// `above` over `below`, as Pillow's `Image.paste` with a mask rounds.
+/// Blends `above` over `below`, rounded like Pillow's `Image.paste` with a mask.
 fn blend(above: u8, below: u8, alpha: u8) -> u8 {
     let sum = u32::from(above) * u32::from(alpha) + u32::from(below) * u32::from(u8::MAX - alpha) + 128;
     u8::try_from(((sum >> 8) + sum) >> 8).unwrap_or(u8::MAX)
 }
 
-/// One channel of an image without colours.
+/// The first channel, if all channels are equal.
 fn one_channel(pixels: Array3<u8>) -> Option<Array3<u8>> {
     let grey = pixels.slice(s![.., .., ..1]);
     let same = pixels.axis_iter(Axis(2)).all(|channel| channel == grey.index_axis(Axis(2), 0));
@@ -271,7 +276,7 @@ fn three_channels(pixels: Array3<u8>) -> Array3<u8> {
     if channels == 3 { pixels } else { Array3::from_shape_fn((h, w, 3), |(y, x, _)| pixels[[y, x, 0]]) }
 }
 
-/// What EDM's tool asks of a dataset: squares, with a power of two as side.
+/// Checks the requirements of EDM's tool, unless `any_size` is set: squares with a power of two as side.
 fn ensure_trainable(name: &str, [height, width]: [usize; 2], any_size: bool) -> anyhow::Result<()> {
     let hint = "--any-size writes the dataset anyway; networks may not support it";
     let wrong = if height != width {
@@ -284,7 +289,7 @@ fn ensure_trainable(name: &str, [height, width]: [usize; 2], any_size: bool) -> 
     if any_size { Ok(()) } else { Err(with_hint(anyhow::anyhow!(wrong), hint)) }
 }
 
-/// `error`, with what is left of `out` if it is an interruption.
+/// Adds to `error` that `out` was not written, if it is an interruption.
 #[must_use]
 pub fn when_interrupted(error: anyhow::Error, out: &Path) -> anyhow::Error {
     crate::error::when_interrupted(error, || format!("`{}` was not written", out.display()))

@@ -1,4 +1,4 @@
-//! Where a dataset goes: a zip, or a folder with the same files.
+//! Output of a dataset: a zip, or a folder with the same files.
 
 use std::path::{Path, PathBuf};
 
@@ -10,29 +10,29 @@ use serde_json::Value;
 
 use crate::outputs;
 
-/// Extensions of other kinds of files, which are not accepted as folder names.
+/// Extensions of other kinds of files, which are refused as folder names.
 const OTHER_FILES: [&str; 10] = ["npz", "npy", "h5", "hdf5", "tar", "gz", "png", "jpg", "json", "mdb"];
 
-/// A dataset being written; dropped before [`Output::finish`], it vanishes.
+/// A dataset being written. It is removed if it is dropped before [`Output::finish`].
 #[derive(Debug)]
 pub enum Output {
     /// A zip of stored PNGs.
     Zip(Box<DatasetWriter>),
     /// A folder of PNGs, filled under a temporary name next to its target.
     Folder {
-        /// What the folder will be called.
+        /// Final path of the folder.
         target: PathBuf,
         /// The temporary folder.
         partial: Scratch,
-        /// Label of each image so far.
+        /// Labels of the images written so far.
         labels: Vec<Option<Value>>,
     },
 }
 
-/// Whether `path` names a zip; else it names a folder.
+/// Whether `path` names a zip, by its extension; otherwise it names a folder.
 ///
 /// # Errors
-/// If it ends like another kind of file.
+/// If `path` has the extension of another kind of file.
 pub fn is_zip(path: &Path) -> anyhow::Result<bool> {
     let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     ensure!(
@@ -43,10 +43,12 @@ pub fn is_zip(path: &Path) -> anyhow::Result<bool> {
     Ok(ending == "zip")
 }
 
-/// Makes sure, before any work is done, that a dataset of `source` can be written at `out`: it does not exist, unless `overwrite` allows to replace it.
+/// Checks, before any work is done, that a dataset of `source` can be written to `out`: `out` does not exist, or
+/// `overwrite` is set.
 ///
 /// # Errors
-/// If that is not so. A folder is replaced only if it is a dataset, and never one that holds `source`.
+/// If that is not so, or `overwrite` would replace a folder that is not a dataset, or an output that is or contains
+/// `source`.
 pub fn ensure_new(source: &Path, out: &Path, overwrite: bool) -> anyhow::Result<()> {
     if is_zip(out)? {
         outputs::ensure_new_file(out, overwrite)?;
@@ -68,16 +70,16 @@ pub fn ensure_new(source: &Path, out: &Path, overwrite: bool) -> anyhow::Result<
     Ok(())
 }
 
-/// The folder that holds `path`.
+/// The folder of `path`.
 fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 impl Output {
-    /// Starts writing what will be `path`: a zip if its name ends so, else a folder.
+    /// Starts writing a dataset to `path`: a zip if it has the extension `.zip`, otherwise a folder.
     ///
     /// # Errors
-    /// The file system's own; see [`is_zip`].
+    /// Same as [`is_zip`], and if the file system fails.
     pub fn create(path: &Path) -> anyhow::Result<Self> {
         if is_zip(path)? {
             return Ok(Self::Zip(Box::new(DatasetWriter::create(path)?)));
@@ -90,7 +92,7 @@ impl Output {
     /// Adds the next image.
     ///
     /// # Errors
-    /// The file system's own.
+    /// If the file system fails.
     pub fn append(&mut self, png: &[u8], label: Option<Value>) -> anyhow::Result<()> {
         match self {
             Self::Zip(zip) => zip.append_png(png, label)?,
@@ -106,10 +108,10 @@ impl Output {
         Ok(())
     }
 
-    /// Writes the labels and gives the dataset its name.
+    /// Writes the labels and moves the dataset to its final path.
     ///
     /// # Errors
-    /// The file system's own.
+    /// If the file system fails.
     pub fn finish(self) -> anyhow::Result<()> {
         match self {
             Self::Zip(zip) => zip.finish()?,
@@ -118,7 +120,7 @@ impl Output {
                 let text = label_file((0..).map(name_of), labels.as_deref(), None);
                 fs::write(partial.path().join(LABEL_FILE), text)?;
                 let cannot = || format!("cannot write `{}`", target.display());
-                // What stands there makes way only now, and comes back if the new folder cannot take its place.
+                // An existing folder is moved aside only now, and moved back if the new folder cannot take its place.
                 let old = tempfile::Builder::new().prefix(".d2o-").suffix(".old").tempdir_in(parent_of(&target))?;
                 let aside = old.path().join("dataset");
                 let replaces = target.is_dir();

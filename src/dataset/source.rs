@@ -1,4 +1,4 @@
-//! What a dataset is made of: images in any container, one after another.
+//! Sources of datasets: images in any container, one after another.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -26,19 +26,20 @@ use super::lmdb::{self, Lmdb};
 use super::mnist::{self, Idx};
 use crate::error::with_hint;
 
-/// Start of a gzip stream.
+/// Magic bytes of gzip.
 pub(crate) const GZIP: [u8; 2] = [0x1f, 0x8b];
-/// Most bytes of pixels read from an array container at once.
+/// Largest number of bytes of pixels read from an array container at once, unless one image has more.
 const ARRAY_CHUNK: usize = 16 << 20;
-/// Most class folders whose names are listed in the note.
+/// Largest number of class folders listed in the note.
 const MAX_LISTED: usize = 12;
 
 /// Source of the labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Labels {
-    /// `dataset.json` or the container's own; in a folder without `dataset.json`, its top-level folders if there are several.
+    /// `dataset.json` or the labels of the container; in a folder without `dataset.json`, the top-level folders if they
+    /// look like classes.
     Auto,
-    /// `dataset.json` or the container's own.
+    /// `dataset.json` or the labels of the container.
     Source,
     /// The top-level folders, in the order of their names.
     Folders,
@@ -46,12 +47,12 @@ pub enum Labels {
     None,
 }
 
-/// Which images are taken from a source, and their labels.
+/// Selection of the images of a source, and of their labels.
 #[derive(Debug, Clone)]
 pub struct Selection {
-    /// Exclude files whose path in the source contains one of these.
+    /// Excludes files with a path in the source that contains one of these texts.
     pub exclude: Vec<String>,
-    /// Take at most this many, from the start.
+    /// Largest number of images, taken from the start.
     pub max_images: Option<usize>,
     /// Source of the labels.
     pub labels: Labels,
@@ -60,11 +61,11 @@ pub struct Selection {
 /// One image of a source.
 #[derive(Debug)]
 pub struct Item {
-    /// Its name within the source, for messages.
+    /// Name within the source, for messages.
     pub name: String,
     /// The image.
     pub content: Content,
-    /// Its label: a number, or a list of numbers.
+    /// Label: a number, or a list of numbers.
     pub label: Option<Value>,
 }
 
@@ -83,15 +84,15 @@ type Items = Box<dyn Iterator<Item = anyhow::Result<Item>>>;
 
 /// An opened source.
 pub struct Source {
-    /// Its file or folder.
+    /// File or folder.
     pub path: PathBuf,
     /// Number of images that [`Source::items`] gives.
     pub len: usize,
     /// The images in order.
     pub items: Items,
-    /// What they may still decode to.
+    /// Limit on the decoded size of the images.
     pub unpacked: Unpacked,
-    /// What the user should know, one line each.
+    /// Notes for the user, one line each.
     pub notes: Vec<String>,
 }
 
@@ -102,11 +103,11 @@ impl std::fmt::Debug for Source {
 }
 
 impl Source {
-    /// Opens a folder or zip of images, an npz, npy or HDF5 file, CIFAR's gzipped tar, an IDX file of MNIST, or an LMDB of encoded images; the content
-    /// decides which.
+    /// Opens a folder or zip of images, an npz, npy or HDF5 file, the gzipped tar of CIFAR, an IDX file of MNIST, or an
+    /// LMDB of encoded images. The content determines which.
     ///
     /// # Errors
-    /// If `path` is none of these, holds no image, or its labels are not those that `selection` asks for.
+    /// If `path` is none of these, holds no image, or does not have the labels that `selection` requires.
     pub fn open(path: &Path, selection: &Selection) -> anyhow::Result<Self> {
         let (file, _) = batch::split_name(path);
         if d2o_refs::metadata(file)?.is_dir() {
@@ -145,11 +146,11 @@ enum Kind {
     Array,
 }
 
-/// What the bytes of a file say it is.
+/// Kind of a file, by its content.
 fn kind(path: &Path) -> anyhow::Result<Kind> {
-    /// Where a tar header has its magic.
+    /// Position of the magic in a tar header, bytes.
     const USTAR: std::ops::Range<usize> = 257..262;
-    /// Where a tar header has the name.
+    /// Length of the name at the start of a tar header, bytes.
     const NAME: usize = 100;
     let mut head = Vec::new();
     let mut file = d2o_refs::open_file(path, "a file of images")?;
@@ -163,7 +164,7 @@ fn kind(path: &Path) -> anyhow::Result<Kind> {
         file.rewind()?;
         let unpacked = GzDecoder::new(file).take(512).read_to_end(&mut head);
         unpacked.with_context(|| format!("`{}` is not a readable gzip file", path.display()))?;
-        // Tars of before 1988 have no magic.
+        // Tars in the format before 1988 have no magic, so the name of the first member is checked as well.
         let cifar = head.get(..NAME).is_some_and(|name| name.starts_with(b"cifar-10"));
         if cifar || head.get(USTAR) == Some(b"ustar") {
             return Ok(Kind::Tar);
@@ -179,7 +180,7 @@ fn kind(path: &Path) -> anyhow::Result<Kind> {
 
 fn folder(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
     let (mut found, left) = listing::files(path)?;
-    // Component by component, as Python sorts paths: `a/x` comes before `a-b/x`.
+    // Sort paths by component, as Python does: `a/x` comes before `a-b/x`.
     found.sort_unstable_by(|a, b| a.name.split('/').cmp(b.name.split('/')));
     let json = path.join(LABEL_FILE);
     let json = if json.is_file() { Some(d2o_refs::whole(&json, path, LABEL_FILE, MAX_JSON)?) } else { None };
@@ -203,14 +204,14 @@ fn zip(path: &Path, mut archive: Archive, selection: &Selection) -> anyhow::Resu
     })
 }
 
-/// What holds named files, and its bytes.
+/// Container of named files, with its size in bytes.
 #[derive(Clone, Copy)]
 enum Container {
     Folder(u64),
     Zip(u64),
 }
 
-/// A source of named files: the images among `files`, labelled by `json`, the text of `dataset.json`, or by their folders.
+/// A source of the images among `files`. Labels are read from `json`, the text of `dataset.json`, or are the folders.
 fn files(
     path: &Path,
     selection: &Selection,
@@ -269,7 +270,7 @@ fn files(
     Ok(Source { path: path.to_owned(), len, items: Box::new(items), unpacked: Unpacked::of(packed), notes })
 }
 
-/// A source of unnamed images, `labelled` by `origin` if that is there.
+/// A source of unnamed images. `origin` names the place of their labels, if they have any.
 fn array(
     path: &Path,
     selection: &Selection,
@@ -287,7 +288,7 @@ fn array(
         Ok(Item { name: format!("image {i}"), content: Content::Pixels(pixels), label: label.filter(|_| keep) })
     });
     let len = selection.max_images.map_or(len, |n| n.min(len));
-    // What they unpack to is known when they are opened.
+    // The unpacked size was checked when the source was opened.
     Ok(Source { path: path.to_owned(), len, items: Box::new(items.take(len)), unpacked: Unpacked::of(0), notes })
 }
 
@@ -323,7 +324,7 @@ fn lmdb(path: &Path, selection: &Selection) -> anyhow::Result<Source> {
     Ok(Source { path: path.to_owned(), len, items: Box::new(items.take(len)), unpacked, notes: Vec::new() })
 }
 
-/// Whether the labels of an array container are taken.
+/// Whether the labels of an array container are used.
 fn labels_of_array(source: &dyn ImageSource, selection: &Selection) -> anyhow::Result<bool> {
     if selection.labels == Labels::None {
         return Ok(false);
@@ -343,7 +344,7 @@ fn without_labels(error: anyhow::Error) -> anyhow::Error {
     with_hint(error, "--labels none writes a dataset without labels")
 }
 
-/// Images of an array container, chunk by chunk.
+/// Images of an array container, read in chunks.
 struct Rows {
     source: Box<dyn ImageSource>,
     at: usize,
@@ -380,11 +381,13 @@ impl Rows {
     }
 }
 
-/// Most bytes of the text of one label, and most characters of it that a message repeats.
+/// Largest size of the text of one label, bytes, and largest number of its characters in a message.
 const MAX_LABEL: usize = 1 << 20;
 const SHOWN: usize = 80;
 
-/// Labels of `names`, as JSON, from `dataset.json`, `{"labels": [["path", 3], …]}`: integers, or lists of numbers. Also how many classes or numbers.
+/// Labels of `names` as JSON texts, from `dataset.json`: `{"labels": [["path", 3], …]}`, with integers or lists of
+/// numbers. Also returns a text on the number of classes, or of numbers per label. `None` if there is no list of
+/// labels.
 fn labels_of_json(path: &Path, json: &[u8], names: &[&str]) -> anyhow::Result<Option<(Vec<Box<str>>, String)>> {
     let place = || format!("`{}`: `{LABEL_FILE}`", path.display());
     let mut found = LabelTexts { by_name: names.iter().map(|name| (*name, None)).collect(), is_list: false };
@@ -409,7 +412,7 @@ fn labels_of_json(path: &Path, json: &[u8], names: &[&str]) -> anyhow::Result<Op
     Ok(Some((labels, what)))
 }
 
-/// Labels as they are parsed: only those of known names are kept, as text.
+/// Labels found while parsing: only those of known names are kept, as text.
 struct LabelTexts<'n> {
     by_name: HashMap<&'n str, Option<Box<str>>>,
     is_list: bool,
@@ -471,7 +474,7 @@ impl<'de> Visitor<'de> for &mut LabelTexts<'_> {
     }
 }
 
-/// The value of `labels`.
+/// Reads the value of `labels`.
 impl<'de> DeserializeSeed<'de> for &mut LabelTexts<'_> {
     type Value = ();
 
@@ -480,7 +483,8 @@ impl<'de> DeserializeSeed<'de> for &mut LabelTexts<'_> {
     }
 }
 
-/// Top-level folders of `names`, sorted (empty for files outside any), and the index of each file's.
+/// Top-level folders of `names`, sorted (an empty text for files outside any folder), and the index of the folder of
+/// each file.
 fn labels_of_folders<'a>(names: &[&'a str]) -> (Vec<&'a str>, Vec<Box<str>>) {
     let top = |name: &'a str| name.split_once('/').map_or("", |(folder, _)| folder);
     let folders: BTreeSet<&str> = names.iter().map(|n| top(n)).collect();
@@ -498,7 +502,7 @@ fn listed(folders: &[&str]) -> String {
     text.join(", ")
 }
 
-/// Whether `name` ends as an SVG's.
+/// Whether `name` has the extension of an SVG.
 fn is_drawing(name: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(_, ending)| ending.eq_ignore_ascii_case("svg"))
 }

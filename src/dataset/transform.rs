@@ -1,20 +1,20 @@
-//! Crops and sizes, as EDM's `dataset_tool.py` computes them.
+//! Crops and sizes as in EDM's `dataset_tool.py`.
 
 use anyhow::ensure;
 use d2o_evaluations::preprocess::{Filter, pillow_resize_u8};
 use ndarray::{Array3, ArrayView3, s};
 
-/// What happens to an image before it is stored.
+/// Transform of an image before it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transform {
-    /// Nothing.
+    /// Keeps the image unchanged.
     Keep,
-    /// Resize to the resolution; the aspect ratio is not kept.
+    /// Resizes the image to the resolution, without keeping the aspect ratio.
     Resize,
-    /// The central square, resized to the resolution.
+    /// Crops the central square and resizes it to the resolution.
     CenterCrop,
-    /// All columns of the central rows, resized to the resolution, on a black square as wide as the resolution. Images smaller than the
-    /// resolution are left out.
+    /// Crops the central rows with all columns, resizes them to the resolution, and centres them on a black square as
+    /// wide as the resolution. Images smaller than the resolution are skipped.
     CenterCropWide,
 }
 
@@ -22,15 +22,16 @@ pub enum Transform {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     transform: Transform,
-    /// Height and width.
+    /// Height and width, pixels.
     size: [usize; 2],
 }
 
 impl Geometry {
-    /// `transform` to `size` `[height, width]`, which [`Transform::Keep`] ignores.
+    /// A geometry with `transform` and the target `size`, `[height, width]` in pixels. [`Transform::Keep`] ignores
+    /// `size`.
     ///
     /// # Errors
-    /// If the transform cannot give that size.
+    /// If `size` is missing, or the transform cannot produce it.
     pub fn new(transform: Transform, size: Option<[usize; 2]>) -> anyhow::Result<Self> {
         if transform == Transform::Keep {
             return Ok(Self { transform, size: [0, 0] });
@@ -55,7 +56,8 @@ impl Geometry {
         Ok(Self { transform, size: [height, width] })
     }
 
-    /// Height and width that vector graphics are rendered at, before [`Geometry::frame`]; `None` if no size is asked for.
+    /// `[height, width]` at which vector graphics are rendered before [`Geometry::frame`]; `None` for
+    /// [`Transform::Keep`].
     #[must_use]
     pub fn drawing(&self) -> Option<[usize; 2]> {
         (self.transform != Transform::Keep).then_some(self.size)
@@ -86,7 +88,8 @@ impl Geometry {
         }
     }
 
-    /// Puts a result of the resolution's size on the canvas that [`Transform::CenterCropWide`] stores.
+    /// Centres an image of the target size on the black square of [`Transform::CenterCropWide`]. Other transforms leave
+    /// it unchanged.
     #[must_use]
     pub fn frame(&self, image: Array3<u8>) -> Array3<u8> {
         let (height, width, channels) = image.dim();
@@ -100,13 +103,13 @@ impl Geometry {
     }
 }
 
-/// `width · h / w`, halves to the even neighbour, as NumPy rounds.
+/// `width · h / w`, with halves rounded to even, as in NumPy.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "image sizes")]
 fn central_rows(width: usize, h: usize, w: usize) -> usize {
     ((width * h) as f64 / w as f64).round_ties_even() as usize
 }
 
-/// Turns and mirrors `image [H, W, C]` as the EXIF orientation 1..=8 asks for; others leave it as it is.
+/// Rotates and mirrors u8 `image [H, W, C]` by the EXIF orientation 1..=8; other values leave it unchanged.
 #[must_use]
 pub fn oriented(image: Array3<u8>, orientation: u8) -> Array3<u8> {
     let mut view = image.view();
@@ -169,7 +172,7 @@ mod tests {
 
     #[test]
     fn exif_orientations() {
-        // Rows 0: 0 1 2, 1: 16 17 18; results as Pillow's ImageOps.exif_transpose.
+        // Row 0 is 0 1 2, row 1 is 16 17 18. The expected values are those of Pillow's `ImageOps.exif_transpose`.
         for (orientation, expected) in [
             (1, vec![0, 1, 2, 16, 17, 18]),
             (2, vec![2, 1, 0, 18, 17, 16]),

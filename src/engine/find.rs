@@ -1,4 +1,4 @@
-//! Where the library of ONNX Runtime is looked for when nobody names it.
+//! Search for the ONNX Runtime library, if none is named on the command line.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -10,28 +10,28 @@ use fs_err as fs;
 use super::{INSTALLED, cache};
 use crate::error::with_hint;
 
-/// Name of the library without its version.
+/// Name of the library up to its version.
 const STEM: &str = "libonnxruntime.so.";
 
-/// What the search depends on.
+/// Inputs of the search.
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    /// This program.
+    /// Path of this program.
     executable: Option<PathBuf>,
-    /// Folder of what `cargo xtask setup` installs.
+    /// Folder of the files that `cargo xtask setup` installs.
     cache: Option<PathBuf>,
-    /// Python environments that are active, and the one of the user.
+    /// Active Python environments, and `~/.local` of the user.
     active: Vec<PathBuf>,
 }
 
-/// A place and the folders in it that may hold the library.
+/// A place to search, and the folders in it that can hold the library.
 struct Place {
     shown: PathBuf,
     folders: Vec<PathBuf>,
 }
 
 impl Places {
-    /// Those of this process.
+    /// Places of this process.
     pub(super) fn here() -> Self {
         let named = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let user = named("HOME").map(|home| home.join(".local"));
@@ -42,11 +42,11 @@ impl Places {
         }
     }
 
-    /// The newest library that this build can load, of the first place that has one: the Python environment of this program, a folder beside it, the
-    /// cache, the active environments.
+    /// Returns the newest suitable library of the first place that has one. Order: the Python environment of this
+    /// program, the `lib` folders beside it, the cache, the active environments.
     ///
     /// # Errors
-    /// None: what was looked at, the libraries that are too old, and what installs one.
+    /// If there is none. The error lists the searched places, the unsuitable libraries found, and how to install one.
     pub(super) fn find(&self) -> anyhow::Result<PathBuf> {
         let mut unfit = Vec::new();
         let places = self.all();
@@ -73,10 +73,10 @@ impl Places {
         ))
     }
 
-    /// Every place, in the order of preference.
+    /// All places, in order of preference.
     fn all(&self) -> Vec<Place> {
         let mut programs: Vec<PathBuf> = self.executable.iter().cloned().collect();
-        // A link to the program may lie anywhere.
+        // The program can be started through a symbolic link, so the folder of its target is searched too.
         programs.extend(self.executable.iter().filter_map(|program| program.canonicalize().ok()));
         programs.dedup();
         let folders: Vec<&Path> = programs.iter().filter_map(|program| program.parent()).collect();
@@ -97,7 +97,8 @@ impl Places {
     }
 }
 
-/// The Python environment at `prefix`, and the one below it where it is a virtual environment that lets the system's packages in.
+/// The Python environment at `prefix` and, if it is a virtual environment with access to system packages, the
+/// environment of its base interpreter.
 fn environments(prefix: &Path) -> Vec<Place> {
     let mut prefixes = vec![prefix.to_owned()];
     if let Ok(settings) = fs::read_to_string(prefix.join("pyvenv.cfg")) {
@@ -109,14 +110,14 @@ fn environments(prefix: &Path) -> Vec<Place> {
                 .map(|(_, v)| v.trim())
         };
         if value("include-system-site-packages").is_some_and(|v| v.eq_ignore_ascii_case("true")) {
-            // The folder of the interpreter.
+            // `home` is the folder of the base interpreter.
             prefixes.extend(value("home").and_then(|bin| Path::new(bin).parent()).map(Path::to_owned));
         }
     }
     prefixes.iter().map(|prefix| environment(prefix)).collect()
 }
 
-/// The packages of every Python 3 at `prefix`; Debian's Pythons call the folder `dist-packages`.
+/// Package folders of every Python 3 at `prefix`. Debian names the folder `dist-packages`.
 fn environment(prefix: &Path) -> Place {
     let mut folders = Vec::new();
     for lib in ["lib", "lib64"] {
@@ -129,7 +130,8 @@ fn environment(prefix: &Path) -> Place {
     Place { shown: prefix.join("lib*/python3*/*-packages/onnxruntime/capi"), folders }
 }
 
-/// The libraries in `folder` with their versions. A name like `libonnxruntime.so.1` has the version of the file it links to.
+/// Libraries in `folder` with their versions. The version of a symbolic link, e.g. `libonnxruntime.so.1`, is that of
+/// its target.
 fn libraries(folder: &Path) -> Vec<(Vec<u32>, PathBuf)> {
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
     let library = |path: PathBuf| {

@@ -1,4 +1,4 @@
-//! Features taken before, in a folder of feature files named after everything the numbers depend on.
+//! Cache of features: a folder of feature files named by a hash of everything the features depend on.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use sha2::{Digest as _, Sha256};
 use super::provenance::NetworkRecord;
 use crate::progress::Reporter;
 
-/// File of the features that `network`, there for `role`, gives of images `range` of a source, taken `batch` images at a time.
+/// Cache file for the features of `network` under `role`, for images `range` of a source, extracted in batches of
+/// `batch`.
 #[must_use]
 pub fn path(
     folder: &Path,
@@ -28,7 +29,7 @@ pub fn path(
     folder.join(format!("{}.h5", hex(&Sha256::digest(key.to_string().as_bytes()))))
 }
 
-/// The file at `path`, if it is there, whole, and holds `matrices`; another one is written anew.
+/// Opens the file at `path` if it exists, is intact and holds `matrices`. Otherwise the caller writes a new file.
 pub fn open(path: &Path, matrices: &[&str], reporter: &dyn Reporter) -> Option<FeatureFile> {
     if !path.exists() {
         return None;

@@ -1,4 +1,4 @@
-//! What a reference file is, and what in it a user should know before comparing with it.
+//! Examines reference files: kind, content, and problems to know before a comparison.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -16,27 +16,30 @@ use serde_json::Value;
 use super::reference::ToolLayout;
 use crate::error::with_hint;
 
-/// Length of Inception's pool3.
+/// Number of features of Inception pool3.
 const POOL3: usize = 2048;
-/// Rows, columns and channels of guided-diffusion's spatial features.
+/// Matrices of feature files that have a Fréchet distance.
+const FRECHET: [&str; 3] = ["features", "spatial", "clip"];
+/// Rows, columns and channels of the spatial features of guided-diffusion.
 const SPATIAL: [usize; 3] = [17, 17, 7];
-/// Images in guided-diffusion's published references.
+/// Number of images in the published references of guided-diffusion.
 const PUBLISHED: usize = 10_000;
-/// Most features whose covariance is decomposed for a file of any size; more must be stored in the file, nearly as they are.
+/// Most features for which a covariance is decomposed regardless of the file size. A larger covariance must be stored
+/// in the file nearly uncompressed.
 const MAX_DECOMPOSED: usize = 2896;
 /// Side of a JPEG block, pixels.
 const BLOCK: usize = 8;
-/// Images whose pixels are looked at for JPEG blocks.
+/// Number of images examined for JPEG blocks, rounded up to whole chunks.
 const LOOKED_AT: usize = 256;
 
-/// A reference file.
+/// Findings about a reference file.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Diagnosis {
-    /// The file.
+    /// Path of the file or folder.
     pub file: PathBuf,
-    /// Which tool's it is, and what is in it.
+    /// Tool and content.
     pub kind: String,
-    /// Its hash.
+    /// Hash of the file or folder.
     pub sha256: String,
     /// Arrays: name, type, shape.
     pub arrays: Vec<Array>,
@@ -45,24 +48,24 @@ pub struct Diagnosis {
     /// Images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub images: Option<Images>,
-    /// Images it was made of, where it says so.
+    /// Number of images it was made from, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<usize>,
-    /// How it was made, where it says so.
+    /// Record of how it was made, if present.
     #[serde(skip_serializing_if = "Value::is_null")]
     pub meta: Value,
-    /// What a user should know.
+    /// Problems a user should know.
     pub warnings: Vec<String>,
 }
 
 /// An array in the file.
 #[derive(Debug, Clone, Serialize)]
 pub struct Array {
-    /// Its name.
+    /// Name of the array.
     pub name: String,
-    /// NumPy's name of its type.
+    /// NumPy type descriptor, e.g. `<f4`.
     pub dtype: String,
-    /// Its shape.
+    /// Shape of the array.
     pub shape: Vec<usize>,
 }
 
@@ -73,19 +76,19 @@ pub struct Moments {
     pub name: String,
     /// Number of features.
     pub dims: usize,
-    /// Whose features have this length.
+    /// Networks with this number of features.
     pub features: &'static str,
-    /// Sum of variances.
+    /// Trace of the covariance.
     pub trace: f64,
-    /// Directions in which there is variance.
+    /// Rank of the covariance.
     pub rank: usize,
     /// Smallest eigenvalue of the covariance.
     pub smallest_eigenvalue: f64,
-    /// Largest.
+    /// Largest eigenvalue of the covariance.
     pub largest_eigenvalue: f64,
-    /// Largest difference of mirrored entries.
+    /// Largest difference between mirrored entries of the covariance.
     pub asymmetry: f64,
-    /// Order of spatial features: `NHWC` as guided-diffusion has them, `NCHW`, or `unclear`.
+    /// Layout of spatial features: `NHWC` as in guided-diffusion, `NCHW`, or `unclear`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<&'static str>,
 }
@@ -93,26 +96,26 @@ pub struct Moments {
 /// Images in the file.
 #[derive(Debug, Clone, Serialize)]
 pub struct Images {
-    /// How many.
+    /// Number of images.
     pub count: usize,
-    /// Their size.
+    /// Size of the images.
     pub size: ImageDims,
-    /// Duplicate images.
+    /// Number of duplicate images.
     pub repeated: usize,
-    /// Images of a single value.
+    /// Number of images with a single value.
     pub constant: usize,
-    /// Steps between pixels where JPEG blocks meet over those elsewhere; 1 without blocks.
+    /// Mean pixel step at the borders of JPEG blocks over that elsewhere; about 1 without blocks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blockiness: Option<f64>,
-    /// Images of each class.
+    /// Number of images of each class.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<BTreeMap<i64, usize>>,
 }
 
-/// Examines the reference at `path`; with `samples`, also whether they fit it. What looks wrong is a warning.
+/// Examines the reference at `path` and, with `samples`, whether the samples fit it. Problems become warnings.
 ///
 /// # Errors
-/// A file that is not a reference or cannot be read.
+/// If the file is not a reference or cannot be read.
 pub fn examine(path: &Path, samples: Option<&Path>) -> anyhow::Result<Diagnosis> {
     let mut found = Diagnosis { file: path.to_owned(), sha256: container_sha256(path)?, ..Diagnosis::default() };
     if FeatureFile::is_one(path) {
@@ -135,7 +138,7 @@ pub fn examine(path: &Path, samples: Option<&Path>) -> anyhow::Result<Diagnosis>
     Ok(found)
 }
 
-/// References of other tools that are not npz, recognised by their content; nothing is unpickled.
+/// Recognises references of other tools that are not npz by their content. Nothing is unpickled.
 fn foreign(path: &Path) -> anyhow::Result<Option<&'static str>> {
     const HEAD: u64 = 1 << 16;
     let mut head = Vec::new();
@@ -169,7 +172,9 @@ fn feature_file(found: &mut Diagnosis) -> anyhow::Result<()> {
     for name in d2o_refs::features::MATRICES {
         if let Some(width) = file.width(name) {
             found.arrays.push(Array { name: name.to_owned(), dtype: "<f4".to_owned(), shape: vec![file.len(), width] });
-            few(found, name, width, file.len());
+            if FRECHET.contains(&name) {
+                few(found, name, width, file.len());
+            }
         }
     }
     found.count = Some(file.len());
@@ -241,11 +246,11 @@ fn arrays(found: &mut Diagnosis) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whose features have this length.
+/// Networks with this number of features.
 fn whose(name: &str, dims: usize) -> &'static str {
     match (name, dims) {
         ("mu_s", 2023) => "Inception, spatial (17·17·7)",
-        ("mu_clip", 512) | (_, 512) => "CLIP ViT-B/32, projected (clean-fid)",
+        (_, 512) => "CLIP ViT-B/32, projected (clean-fid)",
         ("mu_clip", 768) => "CLIP ViT-B/32 before its projection (consistency models)",
         (_, POOL3) => "Inception pool3",
         (_, 64 | 192) => "an early tap of Inception (pytorch-fid, torch-fidelity)",
@@ -307,7 +312,7 @@ fn moments(found: &mut Diagnosis, npz: &mut Npz, mu_name: &str, sigma_name: &str
     if features == "unknown" && found.meta.is_null() {
         found.warnings.push(format!("{dims} features match no known network, and the file does not record one"));
     }
-    // Both are averages of what a ReLU gives.
+    // Both are means of ReLU outputs, which are not negative.
     let rectified = (mu_name == "mu" && dims == POOL3) || mu_name == "mu_s";
     if rectified && let Some(negative) = mu.iter().position(|v| *v < 0.0) {
         found
@@ -337,15 +342,15 @@ fn moments(found: &mut Diagnosis, npz: &mut Npz, mu_name: &str, sigma_name: &str
     Ok(())
 }
 
-/// In which order spatial means lie: those of one channel are alike over positions, those of different channels are not.
+/// Layout of spatial means. The means of one channel are similar at all positions; those of different channels are not.
 fn order(mu: &Array1<f64>) -> &'static str {
-    /// How many times smaller the spread within channels must be in one order than in the other.
+    /// Required ratio between the spreads within channels of the two layouts.
     const CLEAR: f64 = 1.5;
     let [h, w, c] = SPATIAL;
     if mu.len() != h * w * c {
         return "unclear";
     }
-    // Spread about the channel's mean, if `channel` says which channel an entry belongs to.
+    // Sum of squared deviations from the channel means. `channel` gives the channel of an entry.
     let spread = |channel: &dyn Fn(usize) -> usize| {
         let mut sums = vec![0.0; c];
         for (i, v) in mu.iter().enumerate() {
@@ -371,7 +376,7 @@ fn few(found: &mut Diagnosis, name: &str, dims: usize, count: usize) {
     }
 }
 
-/// Whether the features in the file are those its mean was computed of.
+/// Checks that `mu` is the mean of the features in the file.
 fn features(found: &mut Diagnosis, npz: &mut Npz) -> anyhow::Result<()> {
     let Ok(rows) = npz.f64("features")?.into_dimensionality::<Ix2>() else {
         found.warnings.push("`features` is not a matrix".to_owned());
@@ -393,7 +398,7 @@ fn features(found: &mut Diagnosis, npz: &mut Npz) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Looks at the images themselves.
+/// Examines the pixels of the images.
 fn look(found: &mut Diagnosis, source: &mut dyn ImageSource) -> anyhow::Result<()> {
     const CHUNK: usize = 128;
     let (count, size) = (source.len(), batch::uniform(source)?);
@@ -446,15 +451,16 @@ fn look(found: &mut Diagnosis, source: &mut dyn ImageSource) -> anyhow::Result<(
     Ok(())
 }
 
-/// Ratio of steps from which blocks are reported; images without JPEG stay within a few hundredths of 1.
+/// Ratio of steps above which blocks are reported. Images without JPEG stay within a few hundredths of 1.
 const BLOCKY: f64 = 1.1;
 
-/// Adds up second differences of brightness between horizontal and vertical neighbours: where 8×8 blocks meet, and elsewhere.
+/// Adds up second differences of brightness between horizontal and vertical neighbours, at the borders of 8×8 blocks
+/// and elsewhere. Each array is the sum and the count.
 fn steps(images: &Array4<u8>, meeting: &mut [f64; 2], elsewhere: &mut [f64; 2]) {
-    /// Columns that are gathered at a time.
+    /// Columns gathered at a time.
     const COLUMNS: usize = 32;
     let mut add = |line: &[f64]| {
-        // How far a step departs from what its neighbours would make of it.
+        // Difference between a step and the mean of its two neighbouring steps.
         for i in 1..line.len().saturating_sub(2) {
             let step = line[i + 1] - line[i];
             let around = (line[i] - line[i - 1] + line[i + 2] - line[i + 1]) / 2.0;
@@ -506,7 +512,7 @@ fn balance(found: &mut Diagnosis, classes: &BTreeMap<i64, usize>) {
     }
 }
 
-/// Whether `samples` fit the reference.
+/// Compares the size and the classes of `samples` with those of the reference.
 fn compare(found: &mut Diagnosis, samples: &Path) -> anyhow::Result<()> {
     let source = batch::open(samples)?;
     let (ours, name) = (batch::uniform(source.as_ref())?, samples.display());

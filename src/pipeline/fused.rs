@@ -23,7 +23,7 @@ use crate::interrupt;
 use crate::sampling::plan::Plan;
 use crate::sampling::request::SamplingRequest;
 
-/// The edge where the graphs meet.
+/// Name of the tensor that connects the graphs.
 const IMAGES: &str = "images_u8";
 
 /// How images stay on the device.
@@ -36,7 +36,7 @@ pub enum Fuse {
 }
 
 impl Fuse {
-    /// Its name in results.
+    /// Name in results.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -46,9 +46,9 @@ impl Fuse {
     }
 }
 
-/// The generator, what it is fed, and how its images reach the networks.
+/// A generator with its sampling plan, connected to feature networks.
 pub struct Fused {
-    /// One on each device.
+    /// One session per device.
     sessions: Vec<Box<dyn Session>>,
     plan: Plan,
     how: Fuse,
@@ -56,10 +56,11 @@ pub struct Fused {
 }
 
 impl Fused {
-    /// Opens the generator at `path`, as one graph with the only one of `networks` or to hand its images to all of them.
+    /// Opens the generator at `path`: merged with the only one of `networks` ([`Fuse::Graph`]), or separately, to pass
+    /// its images to all of them ([`Fuse::Memory`]).
     ///
     /// # Errors
-    /// Graphs that do not fit each other; a sampler that needs more than one evaluation; a failing runtime.
+    /// If the graphs do not fit each other, the sampler needs more than one evaluation, or the runtime fails.
     pub fn open(
         path: &Path,
         networks: &[Network],
@@ -105,14 +106,14 @@ impl Fused {
         Ok(Self { sessions, plan, how, record })
     }
 
-    /// Corrects the runtime of a network's record: a joined graph runs where the generator does.
+    /// Corrects the runtime in the record of a network: a merged graph runs where the generator runs.
     pub fn settle(&self, record: &mut NetworkRecord) {
         if let (Fuse::Graph, Some(session)) = (self.how, self.sessions.first()) {
             session.runtime().clone_into(&mut record.runtime);
         }
     }
 
-    /// How the images are generated.
+    /// Record of how the images are generated.
     #[must_use]
     pub fn record(&self) -> &Value {
         &self.record
@@ -142,10 +143,11 @@ impl Fused {
         self.plan.labels()
     }
 
-    /// Hands rows `range` of what `networks`, those it was opened with, give to `each`, batch by batch in order.
+    /// Passes rows `range` of the outputs of `networks` to `each`, batch by batch in order. `networks` must be those
+    /// given to [`Fused::open`].
     ///
     /// # Errors
-    /// Those of the session; features that are not finite, naming the seed; an interruption.
+    /// Those of the session; if features are not finite (with the seed), or a signal interrupts the pass.
     pub fn pass(
         &mut self,
         range: Range<usize>,
@@ -156,7 +158,8 @@ impl Fused {
         let mut summary = PassSummary::default();
         let joined = self.how == Fuse::Graph;
         let mut specs = Vec::new();
-        // A joined graph is all there is to run; networks with graphs of their own read the images on the device.
+        // A merged graph is the only one to run. Otherwise the networks run their own graphs on the images on the
+        // device.
         let mut sessions = vec![&mut self.sessions[..]];
         for network in networks {
             let (spec, own) = network.parts();
@@ -199,12 +202,12 @@ impl Fused {
     }
 }
 
-/// Hashes of a batch's images, and what the networks say of them.
+/// Hashes of the images of a batch, and the matrices of the networks.
 type Measured = (Vec<Digest>, Vec<(&'static str, Array2<f32>)>);
 
 impl Plan {
-    /// What the networks `specs` say of the images of `seeds`, and the images' hashes. The first of `sessions` is the generator's, `joined` with the
-    /// only network or followed by the networks' own.
+    /// Generates the images of `seeds` and returns their hashes and the matrices of the networks `specs`. The first of
+    /// `sessions` is the generator: the merged graph if `joined`, otherwise followed by the sessions of the networks.
     fn fused(
         &self,
         seeds: &[u64],

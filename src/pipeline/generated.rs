@@ -1,4 +1,4 @@
-//! A generator as a set of images, which are made as they are read.
+//! A generator as a set of images that are made when they are read.
 
 use std::cell::OnceCell;
 use std::ops::Range;
@@ -17,9 +17,9 @@ use crate::engine::{Engine, OnCpu};
 use crate::sampling::plan::Plan;
 use crate::sampling::request::SamplingRequest;
 
-/// Images of a graph, one for each seed.
+/// Images of a generator graph, one per seed.
 pub struct GeneratedImages {
-    /// One on each device.
+    /// One session per device.
     sessions: Vec<Box<dyn Session>>,
     batch: usize,
     plan: Plan,
@@ -29,10 +29,10 @@ pub struct GeneratedImages {
 }
 
 impl GeneratedImages {
-    /// The images that `sampling` asks of the graph at `path`, made `batch` at a time.
+    /// Opens the graph at `path`, to make the images that `sampling` requests, `batch` at a time.
     ///
     /// # Errors
-    /// A graph that is not a generator, options that do not fit it, a failing runtime.
+    /// If the graph is not a generator, an option does not apply to it, or the runtime fails.
     pub fn open(path: &Path, sampling: &SamplingRequest, batch: usize, engine: &Engine<'_>) -> anyhow::Result<Self> {
         let sessions = engine.open(path, OnCpu::Plain)?;
         let session = sessions.first().context("no device")?;
@@ -42,7 +42,7 @@ impl GeneratedImages {
         Ok(Self { sessions, batch, plan, name, labels: OnceCell::new(), record })
     }
 
-    /// How the images are generated.
+    /// Record of how the images are generated.
     #[must_use]
     pub fn record(&self) -> &Value {
         &self.record
@@ -55,7 +55,7 @@ impl GeneratedImages {
         let work =
             |session: &mut Box<dyn Session>, seeds: &[u64]| plan.sample(session.as_mut(), plan.drawing.draw(seeds)?);
         in_turn(&mut self.sessions, seeds.chunks(self.batch).map(Ok), work, |part| {
-            // The bytes would hide it.
+            // The conversion to bytes hides NaN and infinity.
             anyhow::ensure!(part.faults[0] == 0, "{} images contain NaN or infinity", part.faults[0]);
             parts.push(part.images);
             Ok(())
@@ -65,7 +65,7 @@ impl GeneratedImages {
     }
 }
 
-/// Hash of what `record` says of images that are made: equal for equal images.
+/// Hash of the record of a generator. Equal records give equal images.
 #[must_use]
 pub fn sha256(record: &Value) -> String {
     hex(&Sha256::digest(record.to_string().as_bytes()))
@@ -80,7 +80,7 @@ impl ImageSource for GeneratedImages {
         Some(self.plan.dims)
     }
 
-    /// Drawn when first asked for, which is as much work as drawing the latents.
+    /// Drawn on the first call, which costs as much as drawing the latents.
     fn labels(&self) -> Option<&[i64]> {
         self.labels.get_or_init(|| self.plan.labels()).as_deref()
     }

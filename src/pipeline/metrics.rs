@@ -1,4 +1,4 @@
-//! From statistics to metrics.
+//! Computes metrics from statistics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -22,12 +22,12 @@ use super::reference::Reference;
 use super::statistics::SetStatistics;
 use crate::progress::Reporter;
 
-/// Most samples whose Fréchet distance gets an interval: its cost grows with the cube of their number.
+/// Most samples for which the Fréchet distance gets an interval. The cost grows with the cube of their number.
 const INTERVAL_LIMIT: usize = 4096;
-/// Nearest reference images of a sample.
+/// Number of nearest reference images per sample.
 const NEAREST: usize = 8;
 
-/// Metrics that can be asked for.
+/// Metrics that can be requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Metric {
     /// Fréchet distance.
@@ -49,7 +49,7 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// In words, for messages.
+    /// Name for messages.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
@@ -64,7 +64,7 @@ impl Metric {
         }
     }
 
-    /// Its keys in results; distances are called FID only of Inception's features, and CLIP-FID only of CLIP's.
+    /// Keys in results. Distances are called FID only for Inception features, and CLIP-FID only for CLIP features.
     #[must_use]
     pub fn keys(self, names: &Names) -> &'static [&'static str] {
         match (self, names.inception, names.clip) {
@@ -85,42 +85,43 @@ impl Metric {
     }
 }
 
-/// Whether features are those whose distances have names of their own.
+/// Whether the features are those for which the names FID and CLIP-FID apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names {
-    /// The main features are Inception's.
+    /// Whether the main features are Inception features.
     pub inception: bool,
-    /// CLIP-FID's features are CLIP's.
+    /// Whether the features of CLIP-FID are CLIP features.
     pub clip: bool,
 }
 
-/// What is computed, and by which rules where they differ from the protocol's.
+/// Requested metrics, and settings that replace those of the protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MetricsRequest {
     /// The metrics.
     pub metrics: Vec<Metric>,
-    /// Whether also of each class.
+    /// Whether metrics are also computed for each class.
     pub per_class: bool,
-    /// Whether precision and recall of each class.
+    /// Whether precision and recall are computed for each class.
     pub class_neighbours: bool,
-    /// Of how many samples the nearest reference images are recorded.
+    /// Number of samples for which the nearest reference images are recorded.
     pub nearest: Option<usize>,
-    /// Neighbours of precision, recall, density and coverage.
+    /// Number of neighbours for precision, recall, density and coverage.
     pub neighbours: Option<usize>,
-    /// Parts of the Inception Score.
+    /// Number of parts of the Inception Score.
     pub is_splits: Option<usize>,
-    /// Subsets of KID.
+    /// Number of subsets of KID.
     pub kid_subsets: Option<usize>,
-    /// Rows in a subset of KID.
+    /// Rows per subset of KID.
     pub kid_subset_size: Option<usize>,
-    /// Resamples of intervals; 0 for none.
+    /// Number of bootstrap resamples; 0 for no intervals.
     pub bootstrap: u32,
-    /// Seed of resamples, and of subsets where the protocol's tool does not seed.
+    /// Seed of the resamples, of the subsets of FD∞, and of the subsets of KID if the tool of the protocol does not set
+    /// a seed.
     pub seed: u32,
 }
 
 impl MetricsRequest {
-    /// Whether `metric` is asked for.
+    /// Whether `metric` is requested.
     #[must_use]
     pub fn wants(&self, metric: Metric) -> bool {
         self.metrics.contains(&metric)
@@ -132,13 +133,13 @@ impl MetricsRequest {
         self.bootstrap > 0 && self.wants(Metric::Fid) && count <= INTERVAL_LIMIT
     }
 
-    /// `rule` with as many neighbours as were asked for.
+    /// `rule` with the requested number of neighbours.
     #[must_use]
     pub fn with_neighbours(&self, rule: ManifoldRule) -> ManifoldRule {
         ManifoldRule { k: self.neighbours.unwrap_or(rule.k), ..rule }
     }
 
-    /// The protocol's KID, with the subsets that were asked for.
+    /// KID rule of the protocol, with the requested subsets.
     #[must_use]
     pub fn kid_rule(&self, protocol: &Protocol) -> KidRule {
         let KidRule { subsets, subset_size, .. } = protocol.kid;
@@ -149,13 +150,13 @@ impl MetricsRequest {
         }
     }
 
-    /// The protocol's Inception Score, with the number of parts that was asked for.
+    /// Inception Score rule of the protocol, with the requested number of parts.
     #[must_use]
     pub fn score_rule(&self, protocol: &Protocol) -> ScoreRule {
         self.is_splits.map_or(protocol.score, |n| protocol.score.with_parts(Parts::Count(n)))
     }
 
-    /// Differences from `protocol` that options ask for.
+    /// Differences from `protocol` that result from options.
     #[must_use]
     pub fn deviations(&self, protocol: &Protocol) -> Vec<Deviation> {
         let mut found = Vec::new();
@@ -188,7 +189,7 @@ impl MetricsRequest {
     }
 }
 
-/// An evaluation in the making.
+/// Results of an evaluation in progress.
 #[derive(Debug)]
 pub struct EvaluationBuilder<'a> {
     /// Metrics by name.
@@ -197,13 +198,13 @@ pub struct EvaluationBuilder<'a> {
     pub failed: BTreeMap<String, String>,
     /// Metrics of each class.
     pub per_class: Vec<ClassMetrics>,
-    /// The points and the line behind FD∞.
+    /// Points and line of FD∞.
     pub fd_infinity: Option<Extrapolation>,
     /// Reference images nearest to some samples.
     pub nearest: Option<NearestImages>,
-    /// What a reader of the numbers should know.
+    /// Warnings for users of the numbers.
     pub warnings: Vec<String>,
-    /// Choices the program made.
+    /// Choices of the program.
     pub notes: Vec<String>,
     /// Seconds of each stage.
     pub timings: BTreeMap<String, f64>,
@@ -212,7 +213,7 @@ pub struct EvaluationBuilder<'a> {
 }
 
 impl<'a> EvaluationBuilder<'a> {
-    /// An empty one; the first stage begins.
+    /// An empty builder. The first stage starts.
     #[must_use]
     pub fn new(reporter: &'a dyn Reporter) -> Self {
         Self {
@@ -229,7 +230,7 @@ impl<'a> EvaluationBuilder<'a> {
         }
     }
 
-    /// Ends `stage`; the next one begins.
+    /// Records the time of `stage` and starts the next stage.
     pub fn lap(&mut self, stage: &str) {
         self.timings.insert(stage.to_owned(), self.clock.elapsed().as_secs_f64());
         self.clock = Instant::now();
@@ -266,10 +267,10 @@ impl<'a> EvaluationBuilder<'a> {
 /// Features of the samples and of the reference, `[N, D]` and `[M, D]`.
 type Pair<'a> = [ArrayView2<'a, f32>; 2];
 
-/// Samples against a reference under one protocol.
+/// What the metrics of samples against a reference are computed from, under one protocol.
 #[derive(Debug)]
 pub struct MetricsContext<'a> {
-    /// What is computed.
+    /// Requested metrics.
     pub request: &'a MetricsRequest,
     /// The protocol.
     pub protocol: &'static Protocol,
@@ -284,7 +285,7 @@ pub struct MetricsContext<'a> {
 }
 
 impl MetricsContext<'_> {
-    /// Computes what was asked for, from `sums` over the samples.
+    /// Computes the requested metrics from `sums`, the statistics of the samples.
     pub fn compute(&self, sums: &SetStatistics, builder: &mut EvaluationBuilder<'_>) {
         let rows = sums.kept.as_ref().map(|rows| rows.view());
         let wants = |metric| self.request.wants(metric);
@@ -354,7 +355,7 @@ impl MetricsContext<'_> {
         }
     }
 
-    /// Rows of the main features.
+    /// Rows of the main features of samples and reference.
     fn pair<'b>(&'b self, rows: Option<ArrayView2<'b, f32>>) -> anyhow::Result<Pair<'b>> {
         let reference = self.reference.rows.as_ref().context("the reference has no features")?;
         Ok([rows.context("the samples have no features")?, reference.view()])
@@ -408,7 +409,7 @@ impl MetricsContext<'_> {
         Ok(())
     }
 
-    /// The reference images nearest to `count` samples, spread over the set as the images of a report are.
+    /// Finds the reference images nearest to `count` samples, which are chosen like the images of a report.
     fn nearest(
         &self,
         count: usize,
@@ -416,7 +417,7 @@ impl MetricsContext<'_> {
         [samples, real]: Pair<'_>,
         builder: &mut EvaluationBuilder<'_>,
     ) -> anyhow::Result<()> {
-        let chosen: Vec<usize> = spread(samples.nrows(), count).collect();
+        let chosen: Vec<usize> = evenly_spaced(samples.nrows(), count).collect();
         let found = nearest(samples.select(Axis(0), &chosen).view(), real, NEAREST.min(real.nrows()))?;
         let samples = chosen.into_iter().zip(found);
         builder.nearest = Some(NearestImages {
@@ -466,7 +467,8 @@ impl MetricsContext<'_> {
         Ok(())
     }
 
-    /// Fréchet distance of `features`, precision and recall of `neighbours`, of each class that is in both sets.
+    /// Computes the Fréchet distance of `features` and precision and recall of `neighbours` for each class that is in
+    /// both sets.
     fn classes(
         &self,
         features: Pair<'_>,
@@ -521,11 +523,10 @@ impl MetricsContext<'_> {
     }
 }
 
-/// Indices of `count` of `len` images, or of all if there are fewer: evenly spread, so that a sorted set shows its variety.
-pub fn spread(len: usize, count: usize) -> impl Iterator<Item = usize> {
+/// `count` evenly spaced indices of `len` images (all if there are fewer), so that a sorted set shows its variety.
+pub fn evenly_spaced(len: usize, count: usize) -> impl Iterator<Item = usize> {
     let count = count.min(len);
-    let step = len / count.max(1);
-    (0..count).map(move |i| i * step)
+    (0..count).map(move |i| i * len / count)
 }
 
 /// Indices of the images of each class.

@@ -1,6 +1,7 @@
-//! Measuring sets of images: feature networks, one pass over images, features kept in files, references, metrics.
+//! Measures sets of images: feature networks, the pass over images, feature cache, references, metrics.
 //!
-//! Knows neither the command line nor the printer: requests come in as values, progress goes to a [`crate::progress::Reporter`].
+//! The modules use neither command-line types nor the printer: requests are values, progress goes to a
+//! [`crate::progress::Reporter`].
 
 pub mod cache;
 pub mod diagnose;

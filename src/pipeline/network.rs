@@ -18,31 +18,31 @@ use super::provenance::{IN_GRAPH, NetworkRecord, resampling_in_graph};
 use crate::engine::{Engine, OnCpu};
 use crate::error::with_hint;
 
-/// Names of the input: bytes, which the graph resizes, or floats 0..255 of the network's own size, which d2o resizes.
+/// Input names: bytes, which the graph resizes, or floats 0..255 at the input size of the network, which d2o resizes.
 const INPUTS: [&str; 2] = ["images_u8", "images_f32"];
-/// Names of the features.
+/// Output names of the features.
 const FEATURES: [&str; 2] = ["pool3", "features"];
-/// Name of the network of CLIP-FID.
+/// Name of the CLIP-FID network.
 pub const CLIP: &str = "clip-vit-b-32";
-/// Classes of the genuine Inception; torchvision's has 1000.
+/// Number of classes of the original Inception network; torchvision Inception has 1000.
 const CLASSES: usize = 1008;
 
-/// What a network is for.
+/// Purpose of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// Features of most metrics, classes of the Inception Score, spatial features of sFID.
+    /// Features of most metrics, logits of the Inception Score, spatial features of sFID.
     Features,
     /// Features of CLIP-FID.
     Clip,
-    /// Features of precision, recall, density and coverage, where they are not those of the other metrics.
+    /// Features of precision, recall, density and coverage, if they differ from those of the other metrics.
     Manifold,
 }
 
 impl Role {
-    /// Every one.
+    /// All roles.
     pub const ALL: [Self; 3] = [Self::Features, Self::Clip, Self::Manifold];
 
-    /// The role whose network gives `matrix` of a feature file.
+    /// Role of the network that computes `matrix` of a feature file.
     #[must_use]
     pub fn of(matrix: &str) -> Self {
         match matrix {
@@ -52,7 +52,7 @@ impl Role {
         }
     }
 
-    /// Its name in results and feature files.
+    /// Name in results and feature files.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -62,7 +62,7 @@ impl Role {
         }
     }
 
-    /// Its features, in messages.
+    /// Name of its features, for messages.
     #[must_use]
     pub fn features(self) -> &'static str {
         match self {
@@ -73,12 +73,12 @@ impl Role {
     }
 }
 
-/// The part of a protocol that decides what networks are given and which outputs are taken.
+/// The part of a protocol that determines the inputs and outputs of networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InputRule {
-    /// Resampling to a network's size.
+    /// Resampling to the input size of a network.
     pub resize: Resize,
-    /// Normalisation in front of Inception.
+    /// Normalisation before Inception.
     pub scaling: Scaling,
     /// Features of CLIP-FID.
     pub clip: ClipFeatures,
@@ -90,18 +90,18 @@ impl From<&Protocol> for InputRule {
     }
 }
 
-/// Most features of an image: their covariance then takes 512 MiB.
+/// Most features of an image. Their covariance takes 512 MiB.
 const MAX_FEATURES: usize = 1 << 13;
 /// Most classes of an image.
 const MAX_CLASSES: usize = 1 << 15;
 
-/// Length of the features of `model`, if it has any.
+/// Number of features of `model`; `None` if it has no feature output.
 #[must_use]
 pub fn feature_dims(model: &ModelInfo) -> Option<usize> {
     FEATURES.iter().find_map(|n| output_dims(model, n))
 }
 
-/// Length of the output `name` of `model`, if it has it.
+/// Width of the output `name` of `model`; `None` if there is no such output of known width.
 #[must_use]
 pub fn output_dims(model: &ModelInfo, name: &str) -> Option<usize> {
     match model.output(name)?.dims.as_slice() {
@@ -110,14 +110,14 @@ pub fn output_dims(model: &ModelInfo, name: &str) -> Option<usize> {
     }
 }
 
-/// A feature network: everything but the sessions that compute it.
+/// A feature network without its sessions.
 #[derive(Debug, Clone)]
 pub struct Spec {
-    /// What it is for.
+    /// Role of the network.
     pub role: Role,
-    /// Name of its architecture.
+    /// Name of the architecture.
     pub name: String,
-    /// Its file.
+    /// Path of the file.
     pub path: String,
     sha256: String,
     model: ModelInfo,
@@ -127,12 +127,12 @@ pub struct Spec {
     features: &'static str,
 }
 
-/// Sessions of one graph, one on each device.
+/// Sessions of one graph, one per device.
 pub type Sessions = [Box<dyn Session>];
 
-/// An open feature network, with a session on each device.
+/// An open feature network, with one session per device.
 pub struct Network {
-    /// Which network it is.
+    /// Description of the network.
     pub spec: Spec,
     sessions: Vec<Box<dyn Session>>,
 }
@@ -147,31 +147,31 @@ impl Network {
     /// Opens the graph at `path` for `role`.
     ///
     /// # Errors
-    /// A file that is not a feature network; those of the runtime.
+    /// If the file is not a feature network, or the runtime fails.
     pub fn open(role: Role, path: &Path, engine: &Engine<'_>) -> anyhow::Result<Self> {
-        // Before a runtime is started: is it a feature network at all?
+        // Checked before a runtime starts.
         Ends::of(path, &ModelInfo::open(path)?)?;
         let sessions = engine.open(path, OnCpu::Fastest)?;
         Self::with_sessions(role, path, sessions)
     }
 
-    /// The network at `path` with `sessions` of it.
+    /// The network at `path`, with open `sessions` of it.
     ///
     /// # Errors
-    /// A file that is not a feature network; no session.
+    /// If the file is not a feature network, or `sessions` is empty.
     pub fn with_sessions(role: Role, path: &Path, sessions: Vec<Box<dyn Session>>) -> anyhow::Result<Self> {
         let session = sessions.first().context("no device")?;
         let spec = Spec::new(role, path, session.model().clone(), session.runtime().to_owned())?;
         Ok(Self { spec, sessions })
     }
 
-    /// What it is, and its session on each device.
+    /// The description, and the sessions by device.
     pub fn parts(&mut self) -> (&Spec, &mut Sessions) {
         (&self.spec, &mut self.sessions)
     }
 }
 
-/// What makes a graph a feature network.
+/// Name, input and output of a feature network.
 struct Ends {
     /// Name of the architecture.
     name: String,
@@ -182,10 +182,11 @@ struct Ends {
 }
 
 impl Ends {
-    /// Those of `model` at `path`.
+    /// Reads them from `model`, the graph at `path`.
     ///
     /// # Errors
-    /// If it is not a feature network, or calls itself Inception without its classes.
+    /// If the graph is not a feature network, an output is too wide, or it is labelled as Inception with another number
+    /// of classes.
     fn of(path: &Path, model: &ModelInfo) -> anyhow::Result<Self> {
         let input = INPUTS.into_iter().find(|n| model.input(n).is_some());
         let features = FEATURES.into_iter().find(|n| output_dims(model, n).is_some());
@@ -230,19 +231,19 @@ impl Spec {
         &self.model
     }
 
-    /// Name of its input.
+    /// Name of the input.
     #[must_use]
     pub fn input(&self) -> &'static str {
         self.input
     }
 
-    /// Name of the runtime of its sessions.
+    /// Name of the runtime of the sessions.
     #[must_use]
     pub fn runtime(&self) -> &str {
         &self.runtime
     }
 
-    /// Matrices it gives under `rule`, by the outputs that hold them.
+    /// Matrices that the network computes under `rule`, each with the output that holds it.
     #[must_use]
     pub fn matrices(&self, rule: &InputRule) -> Vec<(&'static str, &'static str)> {
         let all = match self.role {
@@ -253,17 +254,17 @@ impl Spec {
         all.into_iter().filter(|(_, output)| output_dims(&self.model, output).is_some()).collect()
     }
 
-    /// Length of the rows of `matrix` under `rule`, if the network gives it.
+    /// Width of `matrix` under `rule`; `None` if the network does not compute it.
     #[must_use]
     pub fn width(&self, matrix: &str, rule: &InputRule) -> Option<usize> {
         let (_, output) = self.matrices(rule).into_iter().find(|(m, _)| *m == matrix)?;
         output_dims(&self.model, output)
     }
 
-    /// Its record in feature files and references of images of size `dims`, `None` if they differ in size.
+    /// Record for feature files and references of images of size `dims`; `None` if their sizes differ.
     ///
     /// # Errors
-    /// If it does not take such images, or lacks the output `rule` asks for.
+    /// If the network does not take such images, or lacks the output that `rule` requires.
     pub fn record(&self, dims: Option<ImageDims>, rule: &InputRule) -> anyhow::Result<NetworkRecord> {
         let metadata = &self.metadata;
         let output = match self.role {
@@ -312,10 +313,10 @@ impl Spec {
         })
     }
 
-    /// What happens to images of size `dims` before the network.
+    /// Preprocessing of images of size `dims` before the network; `None` if their sizes differ.
     ///
     /// # Errors
-    /// Images of a size that the network does not take.
+    /// If the network does not take images of this size, or requires one size, or has a float input without fixed size.
     pub fn preparation(&self, dims: Option<ImageDims>, rule: &InputRule) -> anyhow::Result<Preparation> {
         let model = &self.model;
         let known = model.input(self.input).map(|i| i.dims.as_slice()).unwrap_or_default();
@@ -352,10 +353,11 @@ impl Spec {
         }
     }
 
-    /// The matrices among `outputs` of images called `names`.
+    /// Selects the matrices from `outputs`. `names` are the names of the images, one per row.
     ///
     /// # Errors
-    /// Rows of another number, or not finite, naming the image.
+    /// If an output is not f32, has another number of rows, or holds a value that is not finite (with the name of the
+    /// image).
     pub fn take<'o>(
         &self,
         outputs: impl IntoIterator<Item = (&'o str, Tensor)>,
@@ -376,10 +378,10 @@ impl Spec {
         Ok(found)
     }
 
-    /// Makes sure that the network takes what a graph calls `name` and describes as `given`, as it is.
+    /// Checks that the network takes the output `name` of a generator, described by `given`, without conversion.
     ///
     /// # Errors
-    /// Another name, type or size; preprocessing outside the graph.
+    /// If name, type or size differ, or the network requires preprocessing outside the graph.
     pub fn ensure_takes(&self, name: &str, given: &ValueInfo) -> anyhow::Result<()> {
         let path = &self.path;
         let taken = self.model().input(name).with_context(|| format!("`{path}` has no input `{name}`"))?;
@@ -393,7 +395,7 @@ impl Spec {
         Ok(())
     }
 
-    /// The matrices of `images` called `names`, wherever the images are, by one of the network's sessions.
+    /// Computes the matrices of `images` with `session`. The images can be in device memory. `names` are their names.
     ///
     /// # Errors
     /// Those of [`Spec::take`] and of the session.
@@ -409,12 +411,13 @@ impl Spec {
     }
 }
 
-/// Normalisation that d2o prepares for the network called `name`: only Inception's is a protocol's; other networks take 0..255 and have their own.
+/// Normalisation that d2o prepares for the network `name`. A protocol normalises only for Inception; other networks
+/// take 0..255 and normalise in the graph.
 fn scaling_of(name: &str, rule: &InputRule) -> Scaling {
     if name == INCEPTION { rule.scaling } else { IN_GRAPH }
 }
 
-/// The sessions of several graphs, by device; one device without any if there are no graphs.
+/// Groups the sessions of several graphs by device. Without graphs, the result is one device without sessions.
 pub fn by_device<'a>(graphs: impl IntoIterator<Item = &'a mut Sessions>) -> Vec<Vec<&'a mut dyn Session>> {
     let mut devices: Vec<Vec<&mut dyn Session>> = vec![Vec::new()];
     for sessions in graphs {
@@ -426,7 +429,8 @@ pub fn by_device<'a>(graphs: impl IntoIterator<Item = &'a mut Sessions>) -> Vec<
     devices
 }
 
-/// Images in a batch: what was asked for, or what each kind of device needs to be busy. Beyond it a batch only costs memory.
+/// Batch size: the requested number, or the number that keeps this kind of device busy. A larger batch only costs
+/// memory.
 #[must_use]
 pub fn batch(asked: Option<u32>, networks: &[Network]) -> usize {
     const CUDA: usize = 64;
@@ -435,10 +439,10 @@ pub fn batch(asked: Option<u32>, networks: &[Network]) -> usize {
     asked.map_or(if cuda { CUDA } else { CPU }, |n| n as usize)
 }
 
-/// `outputs` of a session in host memory.
+/// Copies `outputs` of a session to host memory.
 ///
 /// # Errors
-/// A failing device.
+/// If the device fails.
 pub fn hosted<'o>(
     outputs: impl IntoIterator<Item = (&'o str, SessionValue)>,
 ) -> anyhow::Result<Vec<(&'o str, Tensor)>> {
@@ -467,7 +471,7 @@ mod tests {
             let preparation = Preparation::resize(rule.resize, scaling_of(name, &rule), Some([2, 2]), [2, 2]);
             preparation.apply(&[white.view()]).unwrap().as_f32().unwrap()[[0, 0, 0, 0]]
         };
-        // Inception computes (v - 128)/128, so 256 becomes 2·255/255 - 1; other networks take 0..255.
+        // Inception computes (v - 128)/128, so 256 becomes 2·255/255 - 1. Other networks take 0..255.
         assert_eq!((given(INCEPTION), given("vgg16")), (256.0, 255.0));
     }
 

@@ -1,4 +1,4 @@
-//! The one pass in which features of samples and of references are taken, whether networks run, the cache is read or feature files are.
+//! The pass that gives the features of samples and references, from networks, the cache or feature files.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,33 +22,33 @@ use super::turns::in_turn;
 use crate::interrupt;
 use crate::progress::Reporter;
 
-/// Most bytes of a batch of images that is read at once.
+/// Most bytes of images in a batch that is read at once. Larger batches are read in parts.
 const MAX_READ: usize = 256 << 20;
 /// Batches read and resized ahead of the networks, per device.
 const AHEAD: usize = 2;
 
-/// How a set is walked.
+/// Settings of a pass.
 #[derive(Debug, Clone, Copy)]
 pub struct PassOptions<'a> {
-    /// Images in a batch.
+    /// Images per batch.
     pub batch: usize,
-    /// What networks are given, and which of their outputs are taken.
+    /// Determines the inputs and outputs of networks.
     pub rule: InputRule,
-    /// Folder of features taken before.
+    /// Folder of the feature cache.
     pub cache: Option<&'a Path>,
     /// Receives progress.
     pub reporter: &'a dyn Reporter,
 }
 
-/// Seconds spent in each stage. Stages overlap, so they add up to more than the whole.
+/// Seconds of each stage. Stages overlap, so their sum exceeds the total time.
 pub type Seconds = BTreeMap<String, f64>;
 
-/// What a pass found out on the way.
+/// Summary of a pass.
 #[derive(Debug, Default)]
 pub struct PassSummary {
-    /// Hash of the images, as `batch::content_sha256`; of the files where they do not carry their images' hashes.
+    /// Hash of the images, as `batch::content_sha256`; for a feature file of another tool, the hash of the file.
     pub sha256: String,
-    /// The networks, by role.
+    /// Networks, by role.
     pub networks: Records,
     /// Seconds of each stage.
     pub seconds: Seconds,
@@ -61,12 +61,12 @@ pub struct Rows {
     pub start: usize,
     /// Hash of each image.
     pub digests: Vec<Digest>,
-    /// Matrices by name, as `d2o_refs::features` has them.
+    /// Matrices by name, with the names of `d2o_refs::features`.
     pub matrices: Vec<(&'static str, Array2<f32>)>,
 }
 
 impl Rows {
-    /// Matrix `name`, if a network gave it.
+    /// Matrix `name`, if present.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<ArrayView2<'_, f32>> {
         self.matrices.iter().find(|(n, _)| *n == name).map(|(_, m)| m.view())
@@ -77,10 +77,12 @@ impl Rows {
 pub type Each<'a> = dyn FnMut(Rows) -> anyhow::Result<()> + 'a;
 
 impl Source {
-    /// Hands rows `range` of the matrices `wanted` to `each`, batch by batch in order.
+    /// Passes rows `range` of the matrices `wanted` to `each`, batch by batch in order. Feature files are always passed
+    /// as a whole; a fused generator gives all matrices of its networks.
     ///
     /// # Errors
-    /// Unreadable images, features that are not finite (naming the image), a failing runtime, damaged feature files, an interruption.
+    /// If images cannot be read, features are not finite (with the name of the image), the runtime fails, a feature
+    /// file is damaged, or a signal interrupts the pass.
     pub fn pass(
         &mut self,
         range: Range<usize>,
@@ -100,7 +102,7 @@ impl Source {
     }
 }
 
-/// A file of the cache that is being written. What it cannot take costs a warning, not the result.
+/// A cache file in progress. A write error causes a warning and does not affect the result.
 struct CacheWriter<'a> {
     role: Role,
     writer: Option<FeatureWriter>,
@@ -130,7 +132,7 @@ impl CacheWriter<'_> {
     }
 }
 
-/// Rows of images: networks run, except those whose features the cache holds.
+/// Rows of images. Networks run, except those with features in the cache.
 fn pass_images(
     images: &mut dyn ImageSource,
     origin: &Origin,
@@ -262,17 +264,17 @@ fn pass_features(
     Ok(summary)
 }
 
-/// One batch on its way to the networks.
+/// A batch prepared for the networks.
 struct Prepared {
     start: usize,
-    /// What its images are called.
+    /// Names of its images.
     names: Vec<String>,
     digests: Vec<Digest>,
-    /// One for each network.
+    /// One per network.
     tensors: Vec<Tensor>,
 }
 
-/// The batch `range` of large images, read part by part.
+/// Reads and prepares the batch `range` of large images in parts.
 fn in_parts(
     source: &mut dyn ImageSource,
     dims: Option<ImageDims>,
@@ -297,12 +299,12 @@ fn in_parts(
     Ok(Prepared { start: range.start, names, digests: all_digests, tensors })
 }
 
-/// Hash of `len` images of size `dims`, or of different sizes.
+/// Content hash of `len` images of size `dims`, or of different sizes.
 fn content_hash(len: usize, dims: Option<ImageDims>) -> ContentHash {
     dims.map_or_else(|| ContentHash::mixed(len), |dims| ContentHash::new(len, dims))
 }
 
-/// Images `range`, of one size or each of its own.
+/// Reads images `range`: all of size `dims`, or each with its own size.
 fn read(source: &mut dyn ImageSource, dims: Option<ImageDims>, range: Range<usize>) -> d2o_refs::Result<Images> {
     Ok(match dims {
         Some(_) => Images::Uniform(source.read(range)?),
@@ -310,8 +312,8 @@ fn read(source: &mut dyn ImageSource, dims: Option<ImageDims>, range: Range<usiz
     })
 }
 
-/// Runs images `range` of `source` through `networks` and hands the outputs to `each`, in the source's order. Reading and resizing run ahead
-/// of the networks on a thread of their own, a few batches at most; batches take turns on the networks' devices.
+/// Runs images `range` of `source` through `networks` and passes the outputs to `each`, in the order of the source. A
+/// separate thread reads and resizes a few batches ahead of the networks. Batches are assigned to the devices in turn.
 fn extract(
     networks: &mut [&mut Network],
     source: &mut dyn ImageSource,
@@ -327,7 +329,7 @@ fn extract(
     let mut progress = options.reporter.count("features", "images", range.len() as u64);
     let stop = AtomicBool::new(false);
     let mut network_seconds = 0.0;
-    // As many batches at once as there are devices, so that a generator can make them on all of them.
+    // As many batches at once as there are devices, so that a generator can use all devices.
     let ahead = batch * devices.len();
     let (sender, receiver) = sync_channel::<anyhow::Result<Prepared>>(AHEAD * devices.len());
     let (reading, resizing) = std::thread::scope(|scope| -> anyhow::Result<(f64, f64)> {

@@ -1,4 +1,4 @@
-//! Images to the input of a feature network.
+//! Converts images to the input of a feature network.
 
 use anyhow::Context as _;
 use d2o_evaluations::preprocess::{Resize, Resizer, Scaling, clip_crop};
@@ -17,7 +17,7 @@ pub enum Images {
 }
 
 impl Images {
-    /// Every image.
+    /// Views of all images.
     #[must_use]
     pub fn views(&self) -> Vec<ArrayView3<'_, u8>> {
         match self {
@@ -36,43 +36,43 @@ impl Images {
     }
 }
 
-/// What happens to images before a network.
+/// Preprocessing of images before a network.
 #[derive(Debug)]
 pub enum Preparation {
-    /// Nothing: the graph takes bytes of this size.
+    /// None: the graph takes bytes.
     Bytes,
     /// A resize to floats 0..255.
     Resize {
         /// Resampling.
         resize: Resize,
-        /// Normalisation it prepares.
+        /// Normalisation that the values are prepared for.
         scaling: Scaling,
-        /// Height and width of results.
+        /// Height and width of the output.
         output: [usize; 2],
-        /// Prepared, if all images have one size.
+        /// Prepared resize, if all images have one size.
         resizer: Option<Box<Resizer>>,
     },
-    /// CLIP's resize and crop, u8 arithmetic.
+    /// CLIP resize and crop in u8 arithmetic.
     Crop {
-        /// Height and width of results.
+        /// Height and width of the output.
         size: usize,
-        /// Whether the graph takes the bytes as f32.
+        /// Whether the graph takes the result as f32.
         floats: bool,
     },
 }
 
 impl Preparation {
-    /// A resize of images of size `input`, if they have one size, to `output`; both `[height, width]`.
+    /// A resize of images of size `input` (`None` if their sizes differ) to `output`; both are `[height, width]`.
     #[must_use]
     pub fn resize(resize: Resize, scaling: Scaling, input: Option<[usize; 2]>, output: [usize; 2]) -> Self {
         let resizer = input.map(|input| Box::new(Resizer::new(resize, scaling, input, output)));
         Self::Resize { resize, scaling, output, resizer }
     }
 
-    /// The network's input for `images`, `[N, h, w, 3]`.
+    /// Input of the network for `images`, `[N, h, w, 3]`.
     ///
     /// # Errors
-    /// Images of different sizes for a graph that takes bytes.
+    /// If the graph takes bytes and the images have different sizes.
     pub fn apply(&self, images: &[ArrayView3<'_, u8>]) -> anyhow::Result<Tensor> {
         Ok(match self {
             Self::Bytes => {
@@ -104,10 +104,10 @@ impl Preparation {
     }
 }
 
-/// Parts of a batch as one.
+/// Joins the parts of a batch.
 ///
 /// # Errors
-/// Parts that do not fit each other.
+/// If the parts differ in type or image size.
 pub fn joined(parts: Vec<Tensor>) -> anyhow::Result<Tensor> {
     if parts.iter().all(|part| matches!(part, Tensor::U8(_))) {
         let parts: Vec<_> =
@@ -119,7 +119,7 @@ pub fn joined(parts: Vec<Tensor>) -> anyhow::Result<Tensor> {
     Ok(Tensor::F32(concatenate(Axis(0), &parts)?))
 }
 
-/// Every image through `each`, into `[N, h, w, 3]`.
+/// Applies `each` to every image in parallel. The result is `[N, h, w, 3]`.
 fn mapped<T: Clone + Default + Send + Sync>(
     images: &[ArrayView3<'_, u8>],
     [h, w]: [usize; 2],

@@ -1,4 +1,5 @@
-//! What features depend on besides the images: recorded in every file that holds them, compared wherever two sets meet.
+//! Everything besides the images that features depend on. It is recorded in every file of features and compared
+//! whenever two sets are compared.
 
 use std::collections::BTreeMap;
 
@@ -14,40 +15,40 @@ use super::network::{CLIP, Role};
 /// A network as it was applied to a set of images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkRecord {
-    /// Name of its architecture.
+    /// Name of the architecture.
     pub name: String,
-    /// Its file.
+    /// Path of the file.
     pub path: String,
-    /// Hash of that file.
+    /// Hash of the file.
     pub sha256: String,
-    /// Hash of its weights, whatever the layout they were read from and the options of the export.
+    /// Hash of the weights, independent of layout and export options.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights_digest: Option<String>,
     /// The published file the weights come from, if they are verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<String>,
-    /// Output whose rows are the features.
+    /// Output that holds the features.
     pub output: String,
-    /// Length of its features.
+    /// Number of features.
     pub dims: usize,
-    /// Height and width at which it sees images, pixels.
+    /// Height and width at which the network processes images, pixels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_size: Option<usize>,
-    /// Type of its weights, `fp32` or `fp16`.
+    /// Type of the weights, `fp32` or `fp16`.
     pub precision: String,
-    /// What happened to images before it.
+    /// Preprocessing of images before the network.
     pub preprocessing: Preprocessing,
-    /// Where it ran.
+    /// Name of the runtime.
     pub runtime: String,
 }
 
 /// Networks by role name: `features`, `clip`, `manifold`.
 pub type Records = BTreeMap<String, NetworkRecord>;
 
-/// The networks that a feature file or reference describes.
+/// Reads the networks described in a feature file or reference.
 ///
 /// # Errors
-/// A description that is not [`NetworkRecord`]'s.
+/// If a description is not a [`NetworkRecord`].
 pub fn records(networks: &BTreeMap<String, Value>) -> anyhow::Result<Records> {
     let read = |(role, value): (&String, &Value)| {
         let record = serde_json::from_value(value.clone()).with_context(|| format!("description of network `{role}`"));
@@ -57,7 +58,7 @@ pub fn records(networks: &BTreeMap<String, Value>) -> anyhow::Result<Records> {
 }
 
 impl NetworkRecord {
-    /// Its description in a result.
+    /// Description for a result.
     #[must_use]
     pub fn extractor(&self) -> Extractor {
         Extractor {
@@ -71,7 +72,8 @@ impl NetworkRecord {
         }
     }
 
-    /// Whether both are one network computing in the same way, wherever its file lies and whatever it leaves to its graph.
+    /// Whether both are the same network with the same computation, independent of path, export options and
+    /// preprocessing.
     #[must_use]
     pub fn is_same_network(&self, other: &Self) -> bool {
         let weights = match (&self.weights_digest, &other.weights_digest) {
@@ -82,7 +84,7 @@ impl NetworkRecord {
         weights && sizes && self.output == other.output && self.precision == other.precision
     }
 
-    /// Name and file, for messages.
+    /// Name, weights and precision, for messages.
     fn title(&self) -> String {
         let weights = match (&self.verified, &self.weights_digest) {
             (Some(file), _) => format!(", weights of {file}"),
@@ -94,25 +96,26 @@ impl NetworkRecord {
     }
 }
 
-/// What is known of how one side's features were made.
+/// What is known about how the features of a set were made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// By this network.
+    /// Computed by this network.
     Recorded(Box<NetworkRecord>),
-    /// By the genuine network of a published tool, as the layout of the file says: its name and what the tool does to images.
+    /// Inferred from the layout of the file: computed by the original network of a published tool.
     Layout {
         /// Name of the tool.
         tool: &'static str,
         /// Name of the network.
         network: &'static str,
-        /// What the tool does to images.
+        /// Preprocessing of the tool.
         preprocessing: Preprocessing,
     },
     /// Nothing is known.
     Unknown,
 }
 
-/// Compares how features of `role` were made: those of the samples by `samples`, those of the reference at `path`.
+/// Compares how features of `role` were made: those of the samples by `samples`, those of the reference as in
+/// `reference`. `path` is the reference, for messages.
 #[must_use]
 pub fn between(role: Role, samples: &NetworkRecord, reference: &Origin, path: &str) -> Vec<Deviation> {
     let subject =
@@ -151,8 +154,8 @@ pub fn between(role: Role, samples: &NetworkRecord, reference: &Origin, path: &s
     found
 }
 
-/// Differences of features made by `network`, which is there for `role`, from `protocol`; `judged_as` is the role the protocol compares it with, which
-/// differs where precision and recall take the features of the main network.
+/// Differences of the features of `network`, opened for `role`, from `protocol`. `judged_as` is the role that the
+/// protocol compares it with; it differs from `role` if precision and recall use the features of the main network.
 #[must_use]
 pub fn against_protocol(role: Role, judged_as: Role, network: &NetworkRecord, protocol: &Protocol) -> Vec<Deviation> {
     let pr = protocol.manifold_features;
@@ -175,7 +178,8 @@ pub fn against_protocol(role: Role, judged_as: Role, network: &NetworkRecord, pr
     if network.precision != "fp32" {
         differs(DeviationKind::Precision, format!("weights and products in {}", network.precision), "f32".to_owned());
     }
-    // A protocol prescribes the preprocessing of its own network; of others, what their graphs leave to the protocol.
+    // A protocol prescribes the preprocessing of its own network. For other networks, it applies only to preprocessing
+    // outside the graph.
     let expected = expected_preprocessing(role, &network.name, protocol);
     if (is_own || !network.preprocessing.in_graph) && !network.preprocessing.agrees_with(&expected) {
         let expected = expected.describe();
@@ -184,7 +188,7 @@ pub fn against_protocol(role: Role, judged_as: Role, network: &NetworkRecord, pr
     found
 }
 
-/// What `protocol` does to images before the network called `name`.
+/// Preprocessing under `protocol` before the network `name`.
 #[must_use]
 pub fn expected_preprocessing(role: Role, name: &str, protocol: &Protocol) -> Preprocessing {
     let resampling = if role == Role::Clip { Resampling::ClipCrop } else { Resampling::Resize(protocol.resize) };
@@ -192,7 +196,7 @@ pub fn expected_preprocessing(role: Role, name: &str, protocol: &Protocol) -> Pr
     Preprocessing { resampling, scaling, in_graph: false }
 }
 
-/// How a graph's metadata call the resize it contains.
+/// Resampling inside a graph, parsed from its metadata.
 #[must_use]
 pub fn resampling_in_graph(text: &str) -> Resampling {
     use d2o_evaluations::preprocess::Resize;
@@ -205,7 +209,7 @@ pub fn resampling_in_graph(text: &str) -> Resampling {
     }
 }
 
-/// Inception's normalisation as exported graphs compute it.
+/// Inception normalisation in exported graphs.
 pub const IN_GRAPH: Scaling = Scaling::TensorFlow;
 
 #[cfg(test)]
@@ -246,11 +250,11 @@ mod tests {
         assert_eq!(kinds(&of(network(INCEPTION, Resize::PilBicubic))), [DeviationKind::Preprocessing]);
         let both = of(network("lite0", Resize::PilBicubic));
         assert_eq!(kinds(&both), [DeviationKind::Extractor, DeviationKind::Preprocessing]);
-        // Who resizes does not matter.
+        // It does not matter whether the host or the graph resizes.
         let mut in_graph = ours.clone();
         in_graph.preprocessing.in_graph = true;
         assert!(of(in_graph).is_empty());
-        // Nor does the file, where the weights are known.
+        // The file does not matter if the weights are known.
         let digest = |sha256: &str, digest: &str| NetworkRecord {
             sha256: sha256.to_owned(),
             weights_digest: Some(digest.to_owned()),

@@ -1,4 +1,4 @@
-//! What samples are compared with: statistics files of every tool, images, feature files.
+//! References: statistics files of all supported tools, images, feature files.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -23,22 +23,22 @@ use super::source::Source;
 use super::statistics::{StatsRequest, statistics};
 use crate::error::with_hint;
 
-/// Version of the description of how a statistics file was made.
+/// Version of [`StatisticsMeta`].
 pub const VERSION: u32 = 2;
-/// Length of Inception's pool3.
+/// Number of features of Inception pool3.
 const POOL3: usize = 2048;
-/// Lengths of CLIP's features before and after the projection.
+/// Number of CLIP features before and after the projection.
 const CLIP_DIMS: [(usize, ClipFeatures); 2] = [(768, ClipFeatures::Unprojected), (512, ClipFeatures::Projected)];
 /// Divisor of the covariance in the files of EDM, guided-diffusion, clean-fid and pytorch-fid: N - 1.
 const PUBLISHED_DDOF: usize = 1;
 
-/// How d2o made a statistics file.
+/// Record of how d2o made a statistics file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StatisticsMeta {
     /// [`VERSION`].
     #[serde(default)]
     pub version: u32,
-    /// Size of the images, if they had one.
+    /// Size of the images; absent if their sizes differ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<ImageDims>,
     /// Name of the protocol.
@@ -49,16 +49,16 @@ pub struct StatisticsMeta {
     pub count: usize,
     /// Hash of the images, as `batch::content_sha256`.
     pub images_sha256: String,
-    /// d2o's version.
+    /// Version of d2o.
     pub d2o_version: String,
-    /// The networks, by role.
+    /// Networks, by role.
     pub networks: Records,
 }
 
-/// The tool whose layout a file of `mu` and `sigma` has.
+/// Layouts of npz files with `mu` and `sigma`, by tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToolLayout {
-    /// `mu`, `sigma` in f64, stored.
+    /// `mu`, `sigma` in f64, not compressed.
     Edm,
     /// `arr_0`, `mu`, `sigma`, `mu_s`, `sigma_s`.
     GuidedDiffusion,
@@ -69,10 +69,10 @@ pub enum ToolLayout {
 }
 
 impl ToolLayout {
-    /// The layout of `npz`, if it holds statistics.
+    /// Layout of `npz`; `None` if it holds no statistics.
     ///
     /// # Errors
-    /// Those of npz.
+    /// If the npz file is damaged.
     pub fn of(npz: &mut Npz) -> anyhow::Result<Option<Self>> {
         if !npz.contains("mu") {
             return Ok(None);
@@ -86,7 +86,7 @@ impl ToolLayout {
         }))
     }
 
-    /// The tool.
+    /// Name of the tool.
     #[must_use]
     pub fn tool(self) -> &'static str {
         match self {
@@ -97,7 +97,7 @@ impl ToolLayout {
         }
     }
 
-    /// What the tool does to images before Inception.
+    /// Preprocessing of the tool before Inception.
     #[must_use]
     pub fn preprocessing(self) -> Preprocessing {
         let (resize, scaling) = match self {
@@ -109,41 +109,41 @@ impl ToolLayout {
     }
 }
 
-/// Statistics in an npz, described by their headers.
+/// Contents of a statistics file, from the headers of its arrays.
 #[derive(Debug)]
 struct Statistics {
-    /// Length of the features behind `mu`, unless that is CLIP's.
+    /// Number of features of `mu`; `None` if `mu` holds CLIP features.
     features: Option<usize>,
     spatial: Option<usize>,
     clip: Option<usize>,
-    /// Name of CLIP's mean and covariance.
+    /// Names of the mean and covariance of CLIP features.
     clip_names: [&'static str; 2],
-    /// Rows and columns.
+    /// Shape of the features.
     rows: Option<[usize; 2]>,
     manifold: Option<[usize; 2]>,
     origins: BTreeMap<Role, Origin>,
     ddof: usize,
-    /// Images behind the moments, if the file says how many.
+    /// Number of images behind the moments, if recorded.
     count: Option<usize>,
-    /// Hash of the images, if the file says it.
+    /// Hash of the images, if recorded.
     sha256: Option<String>,
     images: Option<ImageDims>,
-    /// Whether the statistics were computed from the images in the same file.
+    /// Whether the statistics belong to the images in the same file: both have the same number of images.
     same_images: bool,
 }
 
-/// Whether a reference can serve a matrix, and from where.
+/// Where a matrix of a reference comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Supply {
     /// Stored in the file.
     File,
-    /// It is taken of the images or feature files.
+    /// Computed from images, or read from feature files.
     Taken,
-    /// Not at all.
+    /// Not available.
     None,
 }
 
-/// A reference whose content is known, and of which nothing is computed yet.
+/// An open reference. Its content is known, but nothing is computed yet.
 pub struct OpenReference {
     path: PathBuf,
     statistics: Option<Statistics>,
@@ -161,17 +161,18 @@ impl std::fmt::Debug for OpenReference {
     }
 }
 
-/// Mean and covariance, or the sums behind them.
+/// Mean and covariance, or the sums to compute them.
 #[derive(Debug)]
 enum Moments {
-    /// From a file: with this divisor, of so many images if it is known.
+    /// From a file, with this divisor and number of images (if recorded).
     Fixed { gaussian: Gaussian, ddof: usize, count: Option<usize> },
-    /// Of images.
+    /// Computed from images or feature files.
     Sums(Accumulator),
 }
 
 impl Moments {
-    /// With the divisor N - `ddof`. What a file holds is rescaled where it says of how many images it is.
+    /// Mean and covariance with the divisor N - `wanted`. Those of a file are rescaled if the file records the number
+    /// of images, otherwise returned unchanged.
     #[allow(clippy::cast_precision_loss, reason = "image counts")]
     fn gaussian(&self, wanted: usize) -> anyhow::Result<Cow<'_, Gaussian>> {
         Ok(match self {
@@ -189,15 +190,15 @@ impl Moments {
 #[derive(Debug, Default)]
 pub struct Reference {
     moments: BTreeMap<&'static str, Moments>,
-    /// The features.
+    /// Feature rows.
     pub rows: Option<Array2<f32>>,
-    /// The features of another network for precision and recall.
+    /// Feature rows of another network, for precision and recall.
     pub manifold: Option<Array2<f32>>,
     /// Class of each row.
     pub labels: Option<Vec<i64>>,
-    /// Hash of the images behind the rows, in the order of the rows, if it is known.
+    /// Hash of the images of the rows, in the order of the rows, if known.
     pub images_sha256: Option<String>,
-    /// Seconds of each stage of the pass over images, if there was one.
+    /// Seconds of each stage of the pass over images; empty without a pass.
     pub seconds: Seconds,
 }
 
@@ -205,7 +206,7 @@ impl Reference {
     /// Mean and covariance of `matrix` (`features`, `spatial`, `clip`) with the divisor N - `ddof`.
     ///
     /// # Errors
-    /// A reference without them; too few images.
+    /// If the reference lacks them, or has too few images.
     pub fn gaussian(&self, matrix: &str, ddof: usize) -> anyhow::Result<Cow<'_, Gaussian>> {
         self.moments
             .get(matrix)
@@ -213,7 +214,7 @@ impl Reference {
             .gaussian(ddof)
     }
 
-    /// Takes CLIP's moments from `other`.
+    /// Moves the CLIP moments of `other` to `self`.
     pub fn take_clip(&mut self, mut other: Self) {
         if let Some(clip) = other.moments.remove("clip") {
             self.moments.insert("clip", clip);
@@ -222,10 +223,11 @@ impl Reference {
 }
 
 impl OpenReference {
-    /// Opens the reference at `path`. Where `only_clip`, a file with a single mean and covariance is one of CLIP's features.
+    /// Opens the reference at `path`. With `only_clip`, a single mean and covariance in the file is that of CLIP
+    /// features.
     ///
     /// # Errors
-    /// A file that is not a reference, or a damaged one.
+    /// If the file is not a reference, or is damaged.
     pub fn open(path: &Path, only_clip: bool) -> anyhow::Result<Self> {
         let describe = || format!("cannot open the reference `{}`", path.display());
         let npz = if path.is_file() { Npz::open(path).ok() } else { None };
@@ -246,7 +248,7 @@ impl OpenReference {
         Ok(reference)
     }
 
-    /// The file or folder.
+    /// Path of the file or folder.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -258,7 +260,7 @@ impl OpenReference {
         self.layout
     }
 
-    /// Number of images behind its statistics, if it is known.
+    /// Number of images behind the statistics, if known.
     #[must_use]
     pub fn count(&self) -> Option<usize> {
         match &self.statistics {
@@ -267,32 +269,32 @@ impl OpenReference {
         }
     }
 
-    /// Its images or features, unless it holds statistics only.
+    /// Its images or features; `None` for statistics only.
     #[must_use]
     pub fn source(&self) -> Option<&Source> {
         self.source.as_ref()
     }
 
-    /// Size of its images, if it is known and one.
+    /// Size of the images, if known and the same for all.
     #[must_use]
     pub fn image_dims(&self) -> Option<ImageDims> {
         let stated = self.statistics.as_ref().and_then(|s| s.images);
         stated.or_else(|| self.source.as_ref().and_then(Source::image_dims))
     }
 
-    /// What was skipped in its images.
+    /// Notes on skipped images.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         self.source.as_ref().map_or(&[], Source::notes)
     }
 
-    /// Why its labels are not classes, if it has such labels.
+    /// Reason why the labels are not classes, if so.
     #[must_use]
     pub fn label_problem(&self) -> Option<&str> {
         self.source.as_ref().and_then(Source::label_problem)
     }
 
-    /// Whether rows of it have classes.
+    /// Whether the rows have classes.
     #[must_use]
     pub fn has_classes(&self) -> bool {
         let in_file = self.statistics.as_ref().is_some_and(|s| s.rows.is_some() || s.manifold.is_some());
@@ -302,14 +304,14 @@ impl OpenReference {
         self.source.as_ref().is_some_and(|s| s.labels().is_some())
     }
 
-    /// Rows of `matrix` (`features` or `manifold`) that precision, recall and KID would compare with.
+    /// Number of rows for precision, recall and KID: those of the matrix `manifold` or `features`.
     #[must_use]
     pub fn row_count(&self, manifold: bool) -> Option<usize> {
         let in_file = self.statistics.as_ref().and_then(|s| if manifold { s.manifold } else { s.rows });
         in_file.map(|[n, _]| n).or_else(|| self.source.as_ref().map(Source::len))
     }
 
-    /// Where the mean and covariance of `matrix` come from; `networks` would run under `rule`.
+    /// Where the mean and covariance of `matrix` come from, with `networks` under `rule`.
     #[must_use]
     pub fn moments(&self, matrix: &str, networks: &[Network], rule: &InputRule) -> Supply {
         let taken = || match &self.source {
@@ -321,7 +323,7 @@ impl OpenReference {
                 "features" if s.features.is_some() => Supply::File,
                 "spatial" if s.spatial.is_some() => Supply::File,
                 "clip" if s.clip.is_some() => Supply::File,
-                // Images beside statistics of a whole dataset are only a part of it.
+                // Images stored with the statistics of a whole dataset are only a part of it.
                 _ if s.same_images => taken(),
                 _ => Supply::None,
             },
@@ -329,7 +331,7 @@ impl OpenReference {
         }
     }
 
-    /// Where the rows of `matrix` (`features` or `manifold`) come from.
+    /// Where the rows of `matrix` (`features` or `manifold`) come from, with `networks` under `rule`.
     #[must_use]
     pub fn rows(&self, matrix: &str, networks: &[Network], rule: &InputRule) -> Supply {
         let in_file = self.statistics.as_ref().is_some_and(|s| match matrix {
@@ -343,7 +345,7 @@ impl OpenReference {
         }
     }
 
-    /// Length of `matrix` where it stands in the file.
+    /// Width of `matrix` in the statistics file; `None` if it is not stored.
     #[must_use]
     pub fn width(&self, matrix: &str) -> Option<usize> {
         let s = self.statistics.as_ref()?;
@@ -355,16 +357,18 @@ impl OpenReference {
         }
     }
 
-    /// Divisor of the covariances in the file; `None` where they are computed, or can be rescaled because the file says of how many images they are.
+    /// Divisor of the covariances in the file; `None` if they are computed, or can be rescaled because the file records
+    /// the number of images.
     #[must_use]
     pub fn fixed_ddof(&self) -> Option<usize> {
         self.statistics.as_ref().filter(|s| s.count.is_none()).map(|s| s.ddof)
     }
 
-    /// How the features of `role` that stand in the file were made; those of `supply`.
+    /// How the features of `role` were made: those in the statistics file for [`Supply::File`], otherwise those of the
+    /// images or feature files.
     ///
     /// # Errors
-    /// Images that a network does not take.
+    /// If a network does not take the images.
     pub fn origin(&self, role: Role, supply: Supply, networks: &[Network], rule: &InputRule) -> anyhow::Result<Origin> {
         match (supply, &self.statistics, &self.source) {
             (Supply::File, Some(s), _) => Ok(s.origins.get(&role).cloned().unwrap_or(Origin::Unknown)),
@@ -384,10 +388,10 @@ impl OpenReference {
         }
     }
 
-    /// Reads or takes what `request` asks for (scores apart). It may be called again under another rule.
+    /// Reads or computes what `request` asks for, except Inception Scores. It can be called again under another rule.
     ///
     /// # Errors
-    /// Damaged statistics; those of [`statistics`].
+    /// If the statistics are damaged; those of [`statistics`].
     pub fn compute(
         &mut self,
         networks: &mut [Network],
@@ -538,10 +542,10 @@ impl Statistics {
     }
 }
 
-/// How d2o made the statistics in `npz`, if it did.
+/// Record of how d2o made the statistics in `npz`; `None` for files of other tools.
 ///
 /// # Errors
-/// A damaged description, or one of an earlier d2o.
+/// If the record is damaged, or has another version.
 pub fn meta(npz: &mut Npz, path: &Path) -> anyhow::Result<Option<StatisticsMeta>> {
     if !npz.contains(META) {
         return Ok(None);

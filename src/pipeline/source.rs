@@ -1,4 +1,4 @@
-//! Sets of images to be measured: images, a generator, or features taken before.
+//! Sets of images to measure: images, a generator, or feature files.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,47 +16,47 @@ use super::network::{InputRule, Network};
 use super::provenance::{Records, records};
 use crate::error::with_hint;
 
-/// Images to be measured, or features of them.
+/// Images to measure, or their features.
 pub enum Source {
     /// Images.
     Images {
         /// The images.
         images: Box<dyn ImageSource>,
-        /// What they come from.
+        /// Origin of the images.
         origin: Origin,
-        /// How they were generated, where that is known.
+        /// Record of how they were generated, if known.
         record: Option<Value>,
     },
-    /// A generator whose images feed the networks on the device.
+    /// A generator that passes its images to the networks in device memory.
     Fused {
         /// The generator.
         fused: Box<Fused>,
-        /// What it makes.
+        /// Origin of its images.
         origin: Origin,
     },
-    /// Features, in files that follow one another.
+    /// Features, in consecutive files.
     Features {
         /// The files.
         parts: Vec<FeatureFile>,
-        /// The networks they describe.
+        /// Networks recorded in the files.
         records: Records,
     },
 }
 
-/// What images come from.
+/// Origin of images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// A file or folder.
     Container(PathBuf),
-    /// A generator's record of this hash.
+    /// A generator, by the hash of its record.
     Generated(String),
 }
 
 impl Origin {
-    /// Hash of the container, or of the generator's record.
+    /// Hash of the container, or of the record of the generator.
     ///
     /// # Errors
-    /// Reading errors.
+    /// If reading fails.
     pub fn sha256(&self) -> anyhow::Result<String> {
         match self {
             Self::Container(path) => Ok(container_sha256(path)?),
@@ -88,7 +88,8 @@ impl ImageSource for MemoryImages {
     }
 }
 
-/// What parts of one set have in common in `meta`: neither the rows, nor where the networks' files lie.
+/// The settings in `meta` that all parts of a set share: `meta` without version, rows, dataset hashes and network
+/// paths.
 #[must_use]
 pub fn settings(meta: &Meta) -> Meta {
     let mut meta = Meta { d2o_features: 0, rows: 0..0, sha256: BTreeMap::new(), ..meta.clone() };
@@ -99,13 +100,13 @@ pub fn settings(meta: &Meta) -> Meta {
 }
 
 impl Source {
-    /// Images in memory, made by something of hash `sha256`.
+    /// Images in memory. `sha256` identifies their origin.
     #[must_use]
     pub fn of_memory(images: Array4<u8>, sha256: String) -> Self {
         Self::Images { images: Box::new(MemoryImages(images)), origin: Origin::Generated(sha256), record: None }
     }
 
-    /// Images that a generator makes as they are read.
+    /// Images that a generator makes when they are read.
     #[must_use]
     pub fn generated(images: GeneratedImages) -> Self {
         let record = images.record().clone();
@@ -113,39 +114,39 @@ impl Source {
         Self::Images { images: Box::new(images), origin, record: Some(record) }
     }
 
-    /// A generator whose images feed the networks on the device.
+    /// A generator that passes its images to the networks in device memory.
     #[must_use]
     pub fn fused(fused: Fused) -> Self {
         let origin = Origin::Generated(generated::sha256(fused.record()));
         Self::Fused { fused: Box::new(fused), origin }
     }
 
-    /// Opens images, or a file of features.
+    /// Opens images, or a feature file.
     ///
     /// # Errors
-    /// A file of neither kind, a damaged one, one part of several.
+    /// If the file is of neither kind, is damaged, or is one part of several.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         if FeatureFile::is_one(path) {
             return Self::merge(std::slice::from_ref(&path.to_owned()));
         }
         let images = batch::open(path)?;
-        // Only d2o's own outputs have a record; what others keep under that name is theirs.
+        // Only outputs of d2o have a record. A file of this name from another tool is ignored.
         let record = record::read(batch::split_name(path).0).ok().flatten();
         Ok(Self::Images { images, origin: Origin::Container(path.to_owned()), record })
     }
 
-    /// Joins the parts that `evaluate --shard` wrote.
+    /// Joins the feature files that `evaluate --shard` wrote.
     ///
     /// # Errors
-    /// A damaged file; parts of different sets, networks or settings; missing or double images.
+    /// If a file is damaged, the parts have different sets, networks or settings, or images are missing or duplicated.
     pub fn merge(paths: &[PathBuf]) -> anyhow::Result<Self> {
         Self::joined(paths.iter().map(|path| FeatureFile::open(path)).collect::<Result<_, _>>()?)
     }
 
-    /// As [`Source::merge`], of files that are open.
+    /// Same as [`Source::merge`], for open files.
     ///
     /// # Errors
-    /// Likewise.
+    /// Those of [`Source::merge`].
     pub fn joined(mut parts: Vec<FeatureFile>) -> anyhow::Result<Self> {
         for part in &parts {
             part.verify()?;
@@ -204,7 +205,7 @@ impl Source {
         self.len() == 0
     }
 
-    /// Size of the images, if they have one and it is known.
+    /// Size of the images, if known and the same for all.
     #[must_use]
     pub fn image_dims(&self) -> Option<ImageDims> {
         match self {
@@ -227,7 +228,7 @@ impl Source {
         }
     }
 
-    /// Why the labels of the set are not classes, if it has such labels.
+    /// Reason why the labels are not classes, if so.
     #[must_use]
     pub fn label_problem(&self) -> Option<&str> {
         match self {
@@ -236,7 +237,7 @@ impl Source {
         }
     }
 
-    /// What was skipped in the set.
+    /// Notes on skipped files.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         match self {
@@ -245,7 +246,7 @@ impl Source {
         }
     }
 
-    /// Number of images of a folder that lie in its sub-folders.
+    /// Number of images in subfolders, if the set is a folder.
     #[must_use]
     pub fn nested(&self) -> usize {
         match self {
@@ -256,7 +257,7 @@ impl Source {
         }
     }
 
-    /// How a generator made the images, where the set says so.
+    /// Record of how a generator made the images, if present.
     #[must_use]
     pub fn generator_record(&self) -> Option<&Value> {
         match self {
@@ -266,7 +267,7 @@ impl Source {
         }
     }
 
-    /// Networks of feature files.
+    /// Networks recorded in feature files; `None` for other sources.
     #[must_use]
     pub fn records(&self) -> Option<&Records> {
         match self {
@@ -275,7 +276,7 @@ impl Source {
         }
     }
 
-    /// Length of the rows of `matrix`: what the files hold, or one of `networks` gives.
+    /// Width of `matrix`, from the feature files or from one of `networks`.
     #[must_use]
     pub fn width(&self, matrix: &str, networks: &[Network], rule: &InputRule) -> Option<usize> {
         match self {
@@ -284,7 +285,8 @@ impl Source {
         }
     }
 
-    /// Shard `index` of `count`, in whole batches, so that a batch holds the same images however the set is divided.
+    /// Range of shard `index` of `count`. Shards consist of whole batches, so a batch holds the same images for every
+    /// `count`.
     #[must_use]
     pub fn shard(&self, index: usize, count: usize, batch: usize) -> Range<usize> {
         let batches = self.len().div_ceil(batch);
@@ -301,7 +303,7 @@ fn ensure_held(missing: Range<usize>, total: usize) -> anyhow::Result<()> {
     Err(with_hint(anyhow::anyhow!(what), "pass the files of all shards to `--merge`"))
 }
 
-/// What two parts of a set disagree on.
+/// What differs between two parts of a set, for messages.
 fn difference(a: &FeatureFile, b: &FeatureFile) -> &'static str {
     let (Some(x), Some(y)) = (a.meta(), b.meta()) else { return "their provenance" };
     let runtimes =

@@ -1,4 +1,4 @@
-//! Statistics of a set of images, summed in one pass.
+//! Statistics of a set of images, computed in one pass.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,7 +14,7 @@ use super::network::Network;
 use super::pass::{PassOptions, PassSummary};
 use super::source::Source;
 
-/// What is to be taken of a set.
+/// Statistics to compute from a set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StatsRequest {
     /// Moments of the features.
@@ -25,14 +25,14 @@ pub struct StatsRequest {
     pub scores: Vec<ScoreRule>,
     /// Moments of the spatial features.
     pub spatial: bool,
-    /// Moments of CLIP's features.
+    /// Moments of the CLIP features.
     pub clip: bool,
-    /// The features of another network for precision and recall.
+    /// The features of another network, for precision and recall.
     pub manifold: bool,
 }
 
 impl StatsRequest {
-    /// Everything that either asks for.
+    /// Everything that either request asks for.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         let mut scores = self.scores.clone();
@@ -47,14 +47,14 @@ impl StatsRequest {
         }
     }
 
-    /// Matrices of feature files that it needs.
+    /// Matrices of feature files that the request needs.
     #[must_use]
     pub fn matrices(&self) -> Vec<&'static str> {
         let needed = [self.features || self.keep, !self.scores.is_empty(), self.spatial, self.clip, self.manifold];
         MATRICES.into_iter().zip(needed).filter(|(_, needed)| *needed).map(|(name, _)| name).collect()
     }
 
-    /// Whether nothing is asked for.
+    /// Whether nothing is requested.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.matrices().is_empty()
@@ -72,18 +72,18 @@ pub struct SetStatistics {
     pub scores: Vec<(ScoreRule, ScoreSums)>,
     /// Moments of the spatial features.
     pub spatial: Option<Accumulator>,
-    /// Moments of CLIP's features.
+    /// Moments of the CLIP features.
     pub clip: Option<Accumulator>,
-    /// The features of another network for precision and recall, `[N, D]`.
+    /// The features of another network, for precision and recall, `[N, D]`.
     pub manifold: Option<Array2<f32>>,
-    /// What the pass found on the way.
+    /// Summary of the pass.
     pub summary: PassSummary,
 }
 
-/// Takes what `request` asks for of images `range` of `source`; rows also go to `writer`.
+/// Computes what `request` asks for from images `range` of `source`. With `writer`, all rows are also written to it.
 ///
 /// # Errors
-/// Those of [`Source::pass`]; a source without what is asked for.
+/// Those of [`Source::pass`]; if `source` lacks a requested matrix.
 pub fn statistics(
     source: &mut Source,
     range: Range<usize>,
@@ -141,7 +141,7 @@ pub fn statistics(
 /// Writes the features of images `range` of `source` to `path`.
 ///
 /// # Errors
-/// A source that is features already; those of [`Source::pass`]; writing errors.
+/// If the source holds features instead of images, or writing fails; those of [`Source::pass`].
 pub fn save(
     source: &mut Source,
     range: Range<usize>,
@@ -159,10 +159,10 @@ pub fn save(
     Ok(writer.finish(labels.as_deref())?)
 }
 
-/// The description in a feature file of images `range` of `source`.
+/// Meta data of a feature file for images `range` of `source`.
 ///
 /// # Errors
-/// A source that is features already, or images the networks do not take; reading errors.
+/// If the source holds features instead of images, the networks do not take the images, or reading fails.
 pub fn meta_of(
     source: &Source,
     range: Range<usize>,

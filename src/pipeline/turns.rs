@@ -1,17 +1,17 @@
-//! Work on several devices at once, whose results come back in the order of the work.
+//! Work on several devices at once, with results in the order of the work.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::sync_channel;
 
-/// Items given to a worker ahead of the one it works on.
+/// Items queued for a worker besides the one in progress.
 const AHEAD: usize = 1;
 
-/// Gives `items` to `workers` in turn, each on a thread of its own, and hands the results to `each` in the items' order, while workers go on with the
-/// next items. An item's result may not depend on which worker it comes from. An error of an item ends the walk at that item, after the results
-/// of all before it were handed on.
+/// Assigns `items` to `workers` in turn, one thread per worker, and passes the results to `each` in the order of the
+/// items while the workers continue. The result of an item must not depend on the worker. An error of an item ends the
+/// work at that item, after the results of all earlier items were passed on.
 ///
 /// # Errors
-/// The first of `items`, `work` or `each`.
+/// The first error of `items`, `work` or `each`.
 pub fn in_turn<W: Send, T: Send, R: Send>(
     workers: &mut [W],
     items: impl IntoIterator<Item = anyhow::Result<T>>,

@@ -1,4 +1,4 @@
-//! Metrics of each class: bars of the Fréchet distance, worst first.
+//! Metrics of each class, with bars of the Fréchet distance, worst class first.
 
 use std::collections::BTreeSet;
 
@@ -12,9 +12,9 @@ use super::number::fixed;
 #[derive(Debug, Serialize)]
 pub(super) struct Classes {
     run: String,
-    /// What the bars are.
+    /// Title of the metric shown as bars.
     title: String,
-    /// Of which network, unless it is the metric's own.
+    /// Network of this metric, unless the title implies it.
     network: Option<String>,
     /// Names of the other metrics.
     others: Vec<String>,
@@ -28,12 +28,12 @@ struct ClassRow {
     samples: usize,
     reference: usize,
     distance: String,
-    /// Length of its bar, percent of the longest.
+    /// Length of the bar, percent of the longest.
     bar: String,
     others: Vec<String>,
 }
 
-/// The classes of `run`, if it was evaluated by class.
+/// The classes of `run`; `None` without Fréchet distances of classes.
 pub(super) fn classes(run: &Run<'_>) -> Option<Classes> {
     let e = run.evaluation;
     let names: BTreeSet<(usize, &str)> =

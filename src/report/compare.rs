@@ -1,25 +1,25 @@
-//! Which numbers can be compared: runs in tables, metrics in rows, differences from a baseline.
+//! Comparability of numbers: runs in tables, metrics in rows, differences from a baseline.
 
 use d2o_evaluations::protocol::INCEPTION;
 use d2o_evaluations::result::{
     Deviation, DeviationKind, Evaluation, Extractor, ImageSet, Metric, higher_is_better, place,
 };
 
-/// Settings of a protocol that do not change values: descriptions of intervals and of borrowed rules.
+/// Protocol entries that are not compared as details: the name is compared on its own; intervals and borrowed rules do
+/// not change values.
 const DESCRIPTIVE: [&str; 3] = ["name", "intervals", "borrowed"];
 
-/// An evaluation under the name the page gives it.
+/// An evaluation with its name on the page.
 #[derive(Debug, Clone)]
 pub(super) struct Run<'a> {
-    /// Its title, made unique.
+    /// Title, made unique.
     pub(super) name: String,
-    /// Which colour and mark it has.
+    /// Index of its colour and mark.
     pub(super) index: usize,
-    /// The evaluation.
     pub(super) evaluation: &'a Evaluation,
 }
 
-/// Names for `evaluations`: their titles, with the protocol or a number where titles are the same.
+/// Names `evaluations` by their titles, with the protocol or a number where titles are equal.
 pub(super) fn runs(evaluations: &[Evaluation]) -> Vec<Run<'_>> {
     let same = |a: &Evaluation, b: &Evaluation| a.samples.title == b.samples.title;
     let mut runs: Vec<Run<'_>> = Vec::new();
@@ -36,18 +36,19 @@ pub(super) fn runs(evaluations: &[Evaluation]) -> Vec<Run<'_>> {
     runs
 }
 
-/// Something that must be equal for all metrics of two runs to be comparable.
+/// A setting that must be equal for any metric of two runs to be comparable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Aspect {
-    /// What it is.
+    /// Name of the setting.
     pub(super) name: String,
-    /// What is compared.
+    /// Value for comparison.
     key: String,
-    /// The same for people.
+    /// Value for display.
     pub(super) shown: String,
 }
 
-/// Everything of `evaluation` that must be equal, in the order in which it is told. A number of images that is not known equals none.
+/// All settings of a run that must be equal, in display order. An unknown number of images differs from every other
+/// number.
 pub(super) fn setting(run: &Run<'_>) -> Vec<Aspect> {
     let e = run.evaluation;
     let aspect = |name: &str, key: String, shown: String| Aspect { name: name.to_owned(), key, shown };
@@ -72,29 +73,30 @@ fn same_setting(a: &[Aspect], b: &[Aspect]) -> bool {
     a.iter().map(|aspect| &aspect.key).eq(b.iter().map(|aspect| &aspect.key))
 }
 
-/// Name, number of images and hash of a reference.
+/// Path, number of images and short hash of a reference.
 pub(super) fn reference(set: &ImageSet) -> String {
     let count = set.count.map_or_else(String::new, |n| format!("{n} images, "));
     format!("{} ({count}{})", set.path, short(&set.sha256))
 }
 
-/// The beginning of a hash.
+/// The first 12 characters of a hash.
 pub(super) fn short(sha256: &str) -> &str {
     sha256.get(..12).unwrap_or(sha256)
 }
 
-/// A deviation without what it is of, which may be a file's name.
+/// A deviation without its subject, which can be a file name.
 fn told(deviation: &Deviation) -> String {
     format!("{}: {} instead of {}", deviation.kind.name(), deviation.found, deviation.expected)
 }
 
-/// Whether a deviation concerns all metrics of a run. Another extractor than the protocol's concerns rows, which know their extractor.
+/// Whether a deviation concerns all metrics of a run. Another extractor of the samples concerns rows instead, which are
+/// separated by extractor.
 fn is_general(deviation: &Deviation) -> bool {
     let of_network = deviation.kind == DeviationKind::Extractor && deviation.subject == "samples";
     !of_network && concerned(deviation).is_none()
 }
 
-/// The metrics that a deviation concerns; `None` if all.
+/// Metrics that a deviation concerns; `None` for all.
 fn concerned(deviation: &Deviation) -> Option<&'static [&'static str]> {
     const NEIGHBOURS: [&str; 5] = ["precision", "recall", "density", "coverage", "f_score"];
     const CLIP: [&str; 2] = ["clip_fid", "clip_fd"];
@@ -109,7 +111,7 @@ fn concerned(deviation: &Deviation) -> Option<&'static [&'static str]> {
     }
 }
 
-/// What two runs differ in as far as it makes metric `name` incomparable, given that they agree in their [`setting`].
+/// Whether metric `name` of two runs is comparable, given that their [`setting`] is equal.
 fn same_metric(name: &str, a: &Evaluation, b: &Evaluation) -> bool {
     let special = |e: &Evaluation| {
         let of = |d: &&Deviation| concerned(d).is_some_and(|names| names.contains(&name));
@@ -128,7 +130,7 @@ fn same_metric(name: &str, a: &Evaluation, b: &Evaluation) -> bool {
     networks && special(a) == special(b) && clip(a) == clip(b)
 }
 
-/// Whether both are the same weights behind the same preprocessing.
+/// Whether both have the same weights and the same preprocessing.
 fn same_network(a: &Extractor, b: &Extractor) -> bool {
     let weights = match (&a.weights_digest, &b.weights_digest) {
         (Some(x), Some(y)) => x == y,
@@ -141,55 +143,55 @@ fn same_network(a: &Extractor, b: &Extractor) -> bool {
     weights && preprocessing && a.name == b.name && a.dims == b.dims
 }
 
-/// Whether metric `name` of two runs can be compared.
+/// Whether metric `name` of two runs is comparable.
 pub(super) fn comparable(name: &str, a: &Run<'_>, b: &Run<'_>) -> bool {
     same_setting(&setting(a), &setting(b)) && same_metric(name, a.evaluation, b.evaluation)
 }
 
-/// What a cell of a table holds.
+/// Content of a table cell.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Cell {
     /// The run does not have this metric.
     Absent,
-    /// It was to be computed and could not be.
+    /// The metric was requested but could not be computed.
     Failed,
     /// A value.
     Value {
-        /// With its interval.
+        /// The value with its interval.
         metric: Metric,
-        /// Whether no comparable run has a better one, and there is one to compare with.
+        /// Whether it is the best of at least two comparable values.
         best: bool,
-        /// Value minus that of the baseline, unless this is the baseline or it has none.
+        /// Difference from the baseline; `None` for the baseline itself, or if the baseline has no value.
         delta: Option<f64>,
     },
 }
 
-/// One metric of one network over the runs of a table.
+/// One metric with one network, over the runs of a table.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
     /// Key of the metric in results.
     pub(super) name: String,
-    /// What it is.
+    /// Title of the metric.
     pub(super) title: String,
-    /// Of which network, unless it is the metric's own.
+    /// Network, unless the title implies it.
     pub(super) network: Option<String>,
-    /// Whether the weights of its network are a published file's.
+    /// Whether the network has the weights of a published file.
     pub(super) verified: bool,
-    /// Whether more is better, if that is known.
+    /// Whether higher is better, if known.
     pub(super) higher: Option<bool>,
-    /// A cell for each run of the table.
+    /// One cell per run of the table.
     pub(super) cells: Vec<Cell>,
     /// Decimal places of its numbers.
     pub(super) places: usize,
 }
 
 impl Row {
-    /// What it is, and of which network unless it is the metric's own, as one text.
+    /// Title and network as one text.
     pub(super) fn label(&self) -> String {
         self.network.as_ref().map_or_else(|| self.title.clone(), |network| format!("{} ({network})", self.title))
     }
 
-    /// Its values, each with the place of its run in the table.
+    /// Values, each with the index of its run in the table.
     pub(super) fn values(&self) -> impl Iterator<Item = (usize, &Metric)> {
         self.cells.iter().enumerate().filter_map(|(i, cell)| match cell {
             Cell::Value { metric, .. } => Some((i, metric)),
@@ -203,15 +205,16 @@ impl Row {
 pub(super) struct Group<'a> {
     /// The runs, in the order they were given.
     pub(super) runs: Vec<&'a Run<'a>>,
-    /// What they agree in.
+    /// Settings shared by the runs.
     pub(super) setting: Vec<Aspect>,
     /// The metrics.
     pub(super) rows: Vec<Row>,
-    /// Which of `runs` the others are compared with, if it is among them.
+    /// Index of the baseline in `runs`, if it is among them.
     pub(super) baseline: Option<usize>,
 }
 
-/// Divides `runs` into tables. Differences are to the run called `baseline`, in each table to the first if there is no such name.
+/// Divides `runs` into tables. Differences are relative to the run named `baseline`; without a name, to the first run
+/// of each table.
 pub(super) fn groups<'a>(runs: &'a [Run<'a>], baseline: Option<&str>) -> Vec<Group<'a>> {
     let mut groups: Vec<Group<'a>> = Vec::new();
     for run in runs {
@@ -232,11 +235,11 @@ pub(super) fn groups<'a>(runs: &'a [Run<'a>], baseline: Option<&str>) -> Vec<Gro
 }
 
 impl Group<'_> {
-    /// What makes its numbers incomparable with those of `other`, a sentence's part for each.
+    /// Reasons why the numbers are not comparable with those of `other`, one per setting.
     pub(super) fn differences(&self, other: &Self) -> Vec<String> {
         let differs = |a: &&Aspect| !other.setting.iter().any(|b| b.name == a.name && b.key == a.key);
         let mut own: Vec<&Aspect> = self.setting.iter().filter(differs).collect();
-        // Another protocol explains its details.
+        // Different protocols imply different details.
         if own.first().is_some_and(|a| a.name == "protocol") {
             own.retain(|a| !a.name.starts_with("protocol: "));
         }
@@ -247,15 +250,16 @@ impl Group<'_> {
         own.iter().map(tell).collect()
     }
 
-    /// What of its setting a reader must know: protocol, images, reference, deviations.
+    /// Displayed value of the setting `name`, e.g. `protocol`, `number of images`, `reference` or `deviations`; empty
+    /// if there is none.
     pub(super) fn aspect(&self, name: &str) -> &str {
         self.setting.iter().find(|a| a.name == name).map_or("", |a| a.shown.as_str())
     }
 }
 
-/// The metrics of `runs` in rows within which all values are comparable.
+/// The metrics of `runs`, in rows of comparable values.
 fn rows(runs: &[&Run<'_>], baseline: Option<usize>) -> Vec<Row> {
-    // Each row with the runs that are in it.
+    // Name of the metric and indices of the runs of each row.
     let mut found: Vec<(String, Vec<usize>)> = Vec::new();
     for (i, run) in runs.iter().enumerate() {
         for name in run.evaluation.metrics.keys() {
@@ -296,12 +300,13 @@ fn row(runs: &[&Run<'_>], name: String, members: &[usize], baseline: Option<usiz
     Row { title, network, verified, higher, cells, places, name }
 }
 
-/// Whether a metric lies between 0 and about 1.
+/// Whether a metric ranges from 0 to about 1.
 pub(super) fn is_share(name: &str) -> bool {
     matches!(name, "precision" | "recall" | "density" | "coverage" | "f_score")
 }
 
-/// Decimal places for `values` of metric `name`: four of a share, else five significant digits of the largest.
+/// Decimal places for `values` of metric `name`: four for a share, otherwise as for five significant digits of the
+/// largest value (at most 10).
 pub(super) fn places(name: &str, values: &[f64]) -> usize {
     const SHARE: usize = 4;
     const MOST: i32 = 10;
@@ -317,7 +322,7 @@ pub(super) fn places(name: &str, values: &[f64]) -> usize {
     usize::try_from((4 - exponent).clamp(0, MOST)).unwrap_or(0)
 }
 
-/// The networks of a run in words, for its metrics' own as for others.
+/// Display name of a feature network.
 pub(super) fn network(extractor: &Extractor) -> String {
     if extractor.name == INCEPTION { "Inception 2015-12-05".to_owned() } else { extractor.name.clone() }
 }
@@ -356,7 +361,7 @@ mod tests {
             [Some((4.0, false, None)), Some((3.0, true, Some(-1.0))), Some((3.0, true, Some(-1.0)))]
         );
         assert_eq!(shown(&group.rows[1]), [Some((0.5, true, None)), Some((0.25, false, Some(-0.25))), None]);
-        // Of a metric that is not known none is better.
+        // For an unknown metric, no value is the best.
         assert_eq!(shown(&group.rows[2])[..2], [Some((1.0, false, None)), Some((2.0, false, Some(1.0)))]);
         let [group] = &groups(&runs, Some("b"))[..] else { panic!("one table") };
         assert_eq!(shown(&group.rows[0])[0], Some((4.0, false, Some(1.0))));
@@ -392,11 +397,11 @@ mod tests {
             assert_eq!(groups[1].differences(&groups[0]), [reason]);
             assert_eq!(shown(&groups[1].rows[0]), [Some((4.0, false, None))], "neither the best nor a difference");
         }
-        // Two unknown numbers are not one number.
+        // Two unknown numbers of images are not equal.
         let unknown = Evaluation { samples: ImageSet { count: None, ..base.samples.clone() }, ..base.clone() };
         let all = [unknown.clone(), unknown];
         assert_eq!(groups(&runs(&all), None).len(), 2);
-        // What an interval is changes no value.
+        // The description of intervals does not change values.
         let mut other = base.clone();
         other.protocol.insert("intervals".to_owned(), "other".to_owned());
         let all = [base, other];
@@ -423,9 +428,9 @@ mod tests {
         assert_eq!(lone(with(&|x| x.weights_digest = Some("other".to_owned()))), all);
         assert_eq!(lone(with(&|x| x.name = "other".to_owned())), all);
         assert_eq!(lone(with(&|x| x.preprocessing = None)), all);
-        // Another file of the same weights is the same network.
+        // Another file with the same weights is the same network.
         assert!(lone(with(&|x| x.sha256 = "other".to_owned())).is_empty());
-        // What concerns some metrics leaves the others in their rows.
+        // A deviation of some metrics does not separate the others.
         let deviates = |kind, subject: &str| {
             let mut other = base.clone();
             other.deviations.push(deviation(kind, subject, "5", "3"));

@@ -1,12 +1,12 @@
-//! Texts of files as text of a page, of LaTeX and of Markdown.
+//! Escapes text for HTML, LaTeX and Markdown.
 
-/// Characters that no text of a page may hold: control characters, and those that turn the direction of writing. They show as U+FFFD.
+/// Replaces control characters (except newline and tab) and characters that change the writing direction by U+FFFD.
 fn shown(c: char) -> char {
     let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{61c}');
     if turns || (c.is_control() && c != '\n' && c != '\t') { '\u{fffd}' } else { c }
 }
 
-/// `text` as text, or as an attribute's value in quotes, of HTML and of SVG within it.
+/// `text` escaped for HTML and inline SVG, as text or as a quoted attribute value.
 pub(super) fn html(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars().map(shown) {
@@ -22,7 +22,7 @@ pub(super) fn html(text: &str) -> String {
     out
 }
 
-/// `text` as text of a LaTeX document in UTF-8, on one line.
+/// `text` escaped for a LaTeX document in UTF-8, on one line.
 pub(super) fn latex(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars().map(shown) {
@@ -39,7 +39,7 @@ pub(super) fn latex(text: &str) -> String {
             '|' => out.push_str("\\textbar{}"),
             '"' => out.push_str("''"),
             '`' => out.push_str("\\textasciigrave{}"),
-            // Two of them would become a dash.
+            // Two consecutive hyphens would become a dash.
             '-' if out.ends_with('-') => out.push_str("{}-"),
             '–' => out.push_str("--"),
             '∞' => out.push_str("$\\infty$"),
@@ -56,7 +56,7 @@ pub(super) fn latex(text: &str) -> String {
     out
 }
 
-/// `text` as text of a cell of a Markdown table.
+/// `text` escaped for a cell of a Markdown table.
 pub(super) fn markdown(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars().map(shown) {

@@ -1,10 +1,9 @@
-//! Made-up results for the tests of this module.
+//! Synthetic results for the tests of this module.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use d2o_evaluations::result::{Deviation, DeviationKind, Evaluation, Extractor, Metric};
 use serde_json::json;
 
-/// A network of features.
 pub(super) fn extractor(name: &str) -> Extractor {
     serde_json::from_value(json!({
         "name": name, "path": format!("{name}.onnx"), "sha256": "e".repeat(64), "dims": 64, "weights_digest": "w".repeat(64),
@@ -13,12 +12,11 @@ pub(super) fn extractor(name: &str) -> Extractor {
     .unwrap()
 }
 
-/// A deviation.
 pub(super) fn deviation(kind: DeviationKind, subject: &str, found: &str, expected: &str) -> Deviation {
     Deviation { kind, subject: subject.to_owned(), found: found.to_owned(), expected: expected.to_owned() }
 }
 
-/// An evaluation of 500 images called `title` under `edm`.
+/// An evaluation of 500 images with `title`, under the protocol `edm`.
 pub(super) fn evaluation(title: &str, metrics: &[(&str, f64)]) -> Evaluation {
     let mut evaluation: Evaluation = serde_json::from_value(json!({
         "schema": 2, "protocol": {"name": "edm", "covariance": "N - 1", "intervals": "95 %"},

@@ -1,4 +1,4 @@
-//! Forest plots: values of one metric with their intervals, a row for each run.
+//! Forest plots: values of one metric with their intervals, one row per run.
 
 use d2o_evaluations::result::Metric;
 use serde::Serialize;
@@ -8,7 +8,7 @@ use super::number::{fixed, spread};
 use super::svg::{self, Axis};
 use super::table;
 
-/// Values of one metric.
+/// Forest plot of one metric.
 #[derive(Debug, Serialize)]
 pub(super) struct Forest {
     title: String,
@@ -20,7 +20,7 @@ pub(super) struct Forest {
     axis: String,
     /// Whether a line marks the baseline.
     baseline: bool,
-    /// What the bars are.
+    /// Meaning of the bars.
     bars: &'static str,
 }
 
@@ -31,12 +31,12 @@ struct ForestRow {
     text: String,
 }
 
-/// A plot of each metric that has something to compare: values of two runs, or an interval.
+/// One plot for each metric with values of at least two runs, or with a bar.
 pub(super) fn forests(group: &Group<'_>) -> Vec<Forest> {
     group.rows.iter().filter_map(|row| forest(group, row)).collect()
 }
 
-/// The bar of a value: its 95 % interval, else a standard deviation to either side.
+/// Ends of the bar of a value: its 95 % interval, otherwise one standard deviation to either side.
 fn bar(metric: &Metric) -> Option<[f64; 2]> {
     metric.ci95.or_else(|| metric.std.map(|s| [metric.value - s, metric.value + s]))
 }

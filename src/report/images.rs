@@ -1,4 +1,4 @@
-//! Images: grids of a set, and samples with their nearest reference images.
+//! Image grids, and samples with their nearest reference images.
 
 use std::path::Path;
 
@@ -11,15 +11,15 @@ use serde::Serialize;
 use super::compare::{self, Run, short};
 use crate::cli::Titled;
 use crate::error::with_hint;
-use crate::pipeline::metrics::spread;
+use crate::pipeline::metrics::evenly_spaced;
 
 /// Columns and rows of a grid.
 const GRID: usize = 8;
-/// Largest side of an image in a grid, pixels; smaller ones are enlarged by whole factors up to it.
+/// Largest side of an image in a grid, pixels. Smaller images are enlarged by whole factors.
 const TILE: usize = 96;
 /// Pixels between two images.
 const GAP: usize = 2;
-/// Their grey, which is visible beside light and dark images on light and dark pages.
+/// Grey between images. It is visible next to light and dark images on light and dark pages.
 const GREY: u8 = 0x80;
 
 /// A grid of images.
@@ -33,16 +33,16 @@ pub(super) struct Grid {
     data: String,
 }
 
-/// A grid of the images in `set`.
+/// Grid of up to 64 images of `set`.
 ///
 /// # Errors
-/// Unreadable images.
+/// If the set is empty, or an image cannot be read.
 pub(super) fn grid(set: &Titled) -> anyhow::Result<Grid> {
     let path = &set.path;
     let mut source = batch::open(path).with_context(|| format!("cannot show `{}`", path.display()))?;
     let all = source.len();
     let tiles: Vec<Array3<u8>> =
-        spread(all, GRID * GRID).map(|i| tile(&read(source.as_mut(), i)?)).collect::<anyhow::Result<_>>()?;
+        evenly_spaced(all, GRID * GRID).map(|i| tile(&read(source.as_mut(), i)?)).collect::<anyhow::Result<_>>()?;
     anyhow::ensure!(!tiles.is_empty(), "cannot show `{}`: it holds no images", path.display());
     let largest = |side: usize| tiles.iter().map(|t| t.shape()[side]).max().unwrap_or(1);
     let (h, w) = (largest(0), largest(1));
@@ -67,7 +67,7 @@ fn uri(path: &Path, image: &Array3<u8>) -> anyhow::Result<String> {
     Ok(super::data_uri("image/png", &d2o_refs::png(path, "", image.view())?))
 }
 
-/// `image [H, W, 3]` with a longer side of at most [`TILE`], enlarged by a whole factor or reduced.
+/// `image [H, W, 3]`, enlarged by a whole factor or reduced to a longer side of at most [`TILE`].
 fn tile(image: &Array3<u8>) -> anyhow::Result<Array3<u8>> {
     let (h, w, _) = image.dim();
     let zoom = TILE / h.max(w).max(1);
@@ -85,12 +85,12 @@ fn tile(image: &Array3<u8>) -> anyhow::Result<Array3<u8>> {
 #[derive(Debug, Serialize)]
 pub(super) struct Nearest {
     run: String,
-    /// Whose features the distances are of.
+    /// Network of the features behind the distances.
     network: String,
-    /// Number of neighbours of each sample.
+    /// Largest number of neighbours of a sample.
     neighbours: usize,
     rows: Vec<NearestRow>,
-    /// What to give for images, where none were given.
+    /// Options that show the images, if images are missing.
     missing: Option<String>,
 }
 
@@ -108,11 +108,12 @@ struct Shown {
     data: Option<String>,
 }
 
-/// The nearest reference images of `runs` that recorded them. Images of samples are those of `images` with the title of the run, images of the reference
-/// those of `references`; both must be the images that were measured.
+/// The nearest reference images of all `runs` that recorded them. Images of the samples come from the entry of `images`
+/// with the title of the run, images of the reference from `references`. Both must be the images that were measured.
 ///
 /// # Errors
-/// References without a run that recorded any; unreadable images; other images than those that were measured.
+/// If `references` is given but no run recorded nearest images, an image cannot be read, or images are not those that
+/// were measured.
 pub(super) fn nearest(runs: &[Run<'_>], images: &[Titled], references: Option<&Path>) -> anyhow::Result<Vec<Nearest>> {
     let mut open = references.map(Checked::open).transpose()?;
     let found: Vec<Nearest> = runs
@@ -126,7 +127,7 @@ pub(super) fn nearest(runs: &[Run<'_>], images: &[Titled], references: Option<&P
     Ok(found)
 }
 
-/// Images whose hash is known.
+/// Images with their hash.
 struct Checked<'a> {
     path: &'a Path,
     source: Box<dyn ImageSource>,
@@ -141,7 +142,7 @@ impl<'a> Checked<'a> {
         Ok(Self { path, source, sha256 })
     }
 
-    /// Makes sure that these are the images of hash `expected`, which are `what`.
+    /// Checks that the images have the hash `expected`. `what` describes the expected images in the error.
     fn ensure(&self, expected: Option<&str>, what: &str) -> anyhow::Result<()> {
         let expected = expected.unwrap_or("not recorded");
         anyhow::ensure!(

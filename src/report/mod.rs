@@ -1,6 +1,8 @@
-//! Reports: one self-contained HTML page of evaluations, images, runs of training and verifications; and tables for LaTeX and Markdown.
+//! Reports: one self-contained HTML page of evaluations, images, training runs and verifications; tables for LaTeX and
+//! Markdown.
 //!
-//! Numbers stand side by side only if they can be compared (`compare`). The page holds no scripts and refers to nothing outside itself.
+//! Numbers are shown side by side only if they are comparable (`compare`). The page has no scripts and no external
+//! references.
 
 use std::path::Path;
 
@@ -39,7 +41,7 @@ mod timings;
 mod training;
 mod verdicts;
 
-/// The page and its parts, by name.
+/// Templates of the page and its parts, by name.
 const TEMPLATES: [(&str, &str); 9] = [
     ("page.html", include_str!("page/page.html")),
     ("macros.html", include_str!("page/macros.html")),
@@ -54,7 +56,7 @@ const TEMPLATES: [(&str, &str); 9] = [
 /// The style sheet.
 const STYLE: &str = include_str!("page/page.css");
 
-/// What a report shows.
+/// Content of a report.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Content<'a> {
     /// Heading.
@@ -65,21 +67,21 @@ pub struct Content<'a> {
     pub verdicts: &'a [Comparison],
     /// Sets of images.
     pub images: &'a [Titled],
-    /// Images of the reference, shown next to samples.
+    /// Reference images, shown next to samples.
     pub references: Option<&'a Path>,
-    /// Logs of training, `stats.jsonl` or `metrics.jsonl`.
+    /// Training logs, `stats.jsonl` or `metrics.jsonl`.
     pub logs: &'a [Titled],
-    /// Title of the run that others are compared with; else the first of each table.
+    /// Title of the baseline run; `None` for the first run of each table.
     pub baseline: Option<&'a str>,
-    /// Thousands of images over which losses are averaged.
+    /// Width of the moving average of losses, in thousands of images.
     pub smooth: Option<f64>,
 }
 
 impl Content<'_> {
-    /// The runs, and the name of the baseline among them.
+    /// The runs, and the name of the baseline run.
     ///
     /// # Errors
-    /// A baseline that is none of the runs.
+    /// If no run has the title of the baseline.
     fn runs(&self) -> anyhow::Result<(Vec<Run<'_>>, Option<String>)> {
         let runs = compare::runs(self.evaluations);
         let Some(wanted) = self.baseline else { return Ok((runs, None)) };
@@ -95,17 +97,17 @@ impl Content<'_> {
     }
 }
 
-/// A part of the page that the navigation names.
+/// A section of the page, listed in the navigation.
 #[derive(Debug, Serialize)]
 struct Section {
     id: &'static str,
     title: &'static str,
 }
 
-/// The page.
+/// Renders the page.
 ///
 /// # Errors
-/// Unreadable images or logs; images that are not those that were measured; a baseline that is none of the runs.
+/// If images or logs cannot be read, images are not those that were measured, or no run has the title of the baseline.
 pub fn html(content: &Content<'_>) -> anyhow::Result<String> {
     let (runs, baseline) = content.runs()?;
     let groups = compare::groups(&runs, baseline.as_deref());
@@ -151,12 +153,12 @@ pub fn html(content: &Content<'_>) -> anyhow::Result<String> {
     Ok(page)
 }
 
-/// `value` for a template.
+/// Converts `value` for a template.
 fn shown(value: &impl Serialize) -> Rendered {
     Rendered::from(Serde(value))
 }
 
-/// The templates. What is not marked as safe is escaped.
+/// Template environment. Values that are not marked as safe are escaped.
 fn environment() -> anyhow::Result<Environment<'static>> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -175,7 +177,7 @@ fn environment() -> anyhow::Result<Environment<'static>> {
     Ok(environment)
 }
 
-/// What stands out of the whole page.
+/// Summary chips of the whole page.
 fn overview(content: &Content<'_>) -> Vec<Chip> {
     let mut chips = Vec::new();
     let count = content.evaluations.len();
@@ -209,18 +211,18 @@ fn overview(content: &Content<'_>) -> Vec<Chip> {
     chips
 }
 
-/// `bytes` of a media type, to be written into the page.
+/// `bytes` of media type `media` as a data URI.
 fn data_uri(media: &str, bytes: &[u8]) -> String {
     format!("data:{media};base64,{}", base64::engine::general_purpose::STANDARD.encode(bytes))
 }
 
-/// The results as JSON.
+/// Results as JSON.
 #[derive(Debug, Serialize)]
 struct Data {
     name: &'static str,
     title: &'static str,
     json: String,
-    /// As a data URI.
+    /// `json` as a data URI.
     uri: String,
 }
 
@@ -239,20 +241,20 @@ fn data(content: &Content<'_>) -> anyhow::Result<Vec<Data>> {
     Ok(found)
 }
 
-/// The tables for LaTeX with the package booktabs.
+/// Renders the tables for LaTeX with the package booktabs.
 ///
 /// # Errors
-/// A baseline that is none of the runs.
+/// If no run has the title of the baseline.
 pub fn latex(content: &Content<'_>) -> anyhow::Result<String> {
     let (runs, baseline) = content.runs()?;
     let groups = compare::groups(&runs, baseline.as_deref());
     Ok(text::document(&groups, text::latex_table, |remark| format!("% {remark}")))
 }
 
-/// The tables as Markdown.
+/// Renders the tables as Markdown.
 ///
 /// # Errors
-/// A baseline that is none of the runs.
+/// If no run has the title of the baseline.
 pub fn markdown(content: &Content<'_>) -> anyhow::Result<String> {
     let (runs, baseline) = content.runs()?;
     let groups = compare::groups(&runs, baseline.as_deref());
@@ -262,7 +264,7 @@ pub fn markdown(content: &Content<'_>) -> anyhow::Result<String> {
 /// Writes `text` to `path`.
 ///
 /// # Errors
-/// Writing errors.
+/// If writing fails.
 pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     AtomicFile::write_all_to(path, text.as_bytes()).with_context(|| format!("write `{}`", path.display()))
 }
@@ -270,7 +272,7 @@ pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 /// Reads results of `d2o evaluate --json` and `d2o verify --json`, recognised by their content.
 ///
 /// # Errors
-/// A file that is neither; a result of another version's layout.
+/// If a file cannot be read or is neither, or a result has another schema version.
 pub fn read(paths: &[std::path::PathBuf]) -> anyhow::Result<(Vec<Evaluation>, Vec<Comparison>)> {
     let (mut evaluations, mut verdicts) = (Vec::new(), Vec::new());
     for path in paths {
@@ -297,7 +299,7 @@ pub fn read(paths: &[std::path::PathBuf]) -> anyhow::Result<(Vec<Evaluation>, Ve
 /// The evaluation in `value`.
 ///
 /// # Errors
-/// Another version's layout.
+/// If the schema version differs from [`SCHEMA`].
 fn evaluation_of(value: &Value) -> anyhow::Result<Evaluation> {
     let schema = value.get("schema").and_then(Value::as_u64);
     let shown = || value.get("schema").map_or_else(|| "unknown".to_owned(), ToString::to_string);

@@ -4,7 +4,7 @@ use d2o_evaluations::result::{Metric, digits};
 
 use super::svg::minus;
 
-/// `value` with `places` decimal places; in significant digits where these would show nothing of it, or too much.
+/// `value` with `places` decimal places; with five significant digits if these would show only zeros, or from 1e9 on.
 pub(super) fn fixed(value: f64, places: usize) -> String {
     const LARGEST: f64 = 1e9;
     const DIGITS: usize = 5;
@@ -19,7 +19,7 @@ pub(super) fn signed(value: f64, places: usize) -> String {
     if value > 0.0 { format!("+{text}") } else { text }
 }
 
-/// Spread of a value: its 95 % interval `[a, b]`, or `± s` of its splits or subsets.
+/// Spread of a metric: its 95 % interval `[a, b]`, or `± s` with the standard deviation over splits or subsets.
 pub(super) fn spread(metric: &Metric, places: usize) -> Option<String> {
     match (metric.ci95, metric.std) {
         (Some([low, high]), _) => Some(format!("[{}, {}]", fixed(low, places), fixed(high, places))),
@@ -28,7 +28,7 @@ pub(super) fn spread(metric: &Metric, places: usize) -> Option<String> {
     }
 }
 
-/// Seconds as people read them.
+/// A duration in hours and minutes, minutes and seconds, seconds, or milliseconds.
 pub(super) fn seconds(value: f64) -> String {
     const MINUTE: f64 = 60.0;
     const HOUR: f64 = 3600.0;
@@ -43,7 +43,7 @@ pub(super) fn seconds(value: f64) -> String {
     }
 }
 
-/// `n` of something, in words.
+/// `n` with the matching noun: `one` for 1, otherwise `many`.
 pub(super) fn counted(n: usize, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
 }

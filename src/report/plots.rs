@@ -1,4 +1,4 @@
-//! Plots over the runs of a table: precision against recall, distances against the number of samples.
+//! Plots of the runs of a table: precision against recall, distances against the number of samples.
 
 use d2o_evaluations::fd_infinity::Extrapolation;
 use serde::Serialize;
@@ -11,26 +11,25 @@ use super::table;
 /// A plot with its legend.
 #[derive(Debug, Serialize)]
 pub(super) struct Figure {
-    /// What it shows.
     pub(super) title: String,
-    /// How to read it.
+    /// Explanation for readers.
     pub(super) note: String,
     /// The plot.
     pub(super) svg: String,
-    /// Its series.
+    /// Series of the plot.
     pub(super) legend: Vec<LegendEntry>,
 }
 
 /// A series of a plot.
 #[derive(Debug, Serialize)]
 pub(super) struct LegendEntry {
-    /// Its line and mark, as SVG.
+    /// Line and mark, as SVG.
     pub(super) key: String,
-    /// Its name.
+    /// Name of the series.
     pub(super) text: String,
 }
 
-/// The plots of `group`, whose table has the given `id`.
+/// The plots of `group`. `id` is the id of its table.
 pub(super) fn of_group(group: &Group<'_>, id: &str) -> Vec<Figure> {
     let of = |names: &'static [&'static str]| {
         let named = move |(_, row): &(usize, &Row)| names.contains(&row.name.as_str());
@@ -41,7 +40,7 @@ pub(super) fn of_group(group: &Group<'_>, id: &str) -> Vec<Figure> {
     scatters.chain(lines).collect()
 }
 
-/// Precision against recall of the runs in `row`, which is one of precision.
+/// Plot of precision against recall. `row` is a row of precision values.
 fn scatter(group: &Group<'_>, row: &Row, id: &str) -> Option<Figure> {
     let first = row.values().next()?.0;
     let of_recall = |r: &&Row| r.name == "recall" && r.values().any(|(i, _)| i == first);
@@ -72,7 +71,7 @@ fn scatter(group: &Group<'_>, row: &Row, id: &str) -> Option<Figure> {
     Some(Figure { svg: plot.finish(id, &title, &summary.join("; ")), title, note, legend })
 }
 
-/// Distances of subsets over their size, and the line whose end is the extrapolated distance.
+/// Plot of the distances of subsets against their size, with the line that gives the extrapolated distance.
 #[allow(clippy::cast_precision_loss, reason = "image counts")]
 fn extrapolation(group: &Group<'_>, row: &Row, id: &str) -> Option<Figure> {
     let of_run = |(i, metric): (usize, &d2o_evaluations::result::Metric)| {

@@ -1,4 +1,4 @@
-//! What each run is: its protocol and deviations from it, images, reference, networks, runtime.
+//! Description of each run: protocol and deviations, images, reference, networks, runtime.
 
 use d2o_evaluations::result::{Evaluation, Extractor, ImageSet};
 use serde::Serialize;
@@ -8,17 +8,15 @@ use super::compare::{self, Run, short};
 use super::number::{counted, seconds};
 use super::svg;
 
-/// A word on a run that stands out.
+/// A highlighted label.
 #[derive(Debug, Serialize)]
 pub(super) struct Chip {
     /// `good`, `warn`, `bad` or `plain`.
     pub(super) kind: &'static str,
-    /// What it says.
     pub(super) text: String,
 }
 
 impl Chip {
-    /// One of `kind`.
     pub(super) fn new(kind: &'static str, text: impl Into<String>) -> Self {
         Self { kind, text: text.into() }
     }
@@ -29,16 +27,16 @@ impl Chip {
 struct Fact {
     name: String,
     value: String,
-    /// A hash, shown in short.
+    /// Shortened hash, if there is one.
     sha256: Option<String>,
 }
 
-/// A run as the page shows it.
+/// View of a run.
 #[derive(Debug, Serialize)]
 pub(super) struct RunView {
     id: String,
     name: String,
-    /// Its mark, as SVG.
+    /// Mark of the run, as SVG.
     key: String,
     chips: Vec<Chip>,
     deviations: Vec<String>,
@@ -51,7 +49,7 @@ pub(super) struct RunView {
     notes: Vec<String>,
 }
 
-/// What the page shows of `run`.
+/// The view of `run`.
 pub(super) fn view(run: &Run<'_>) -> RunView {
     let e = run.evaluation;
     let notes = e.notes.iter().chain(&e.samples.notes).chain(e.reference.iter().flat_map(|r| &r.notes));
@@ -134,7 +132,7 @@ fn facts(e: &Evaluation) -> Vec<Fact> {
     facts
 }
 
-/// Seconds of all stages of a run.
+/// Seconds of all stages of a run, without parts of stages.
 pub(super) fn total(e: &Evaluation) -> f64 {
     e.timings.iter().filter(|(stage, _)| !is_part(stage)).map(|(_, seconds)| seconds).sum()
 }
@@ -152,7 +150,7 @@ fn extractor(x: &Extractor) -> String {
     format!("{}, {} features; {weights}", compare::network(x), x.dims)
 }
 
-/// How a generator made the images, in short.
+/// Short description of a generator, from its record.
 fn generator(record: &Value) -> String {
     let text = |key: &str| record.get(key).filter(|v| !v.is_null()).map(plain);
     let sampler = record.get("sampler").and_then(|sampler| match sampler {
@@ -179,7 +177,7 @@ fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// Names and values of everything in `value` that is not null.
+/// Names and values of all leaves of `value` that are not null.
 fn leaves(value: &Value) -> Vec<(String, String)> {
     match value {
         Value::Object(fields) => fields

@@ -1,6 +1,7 @@
-//! Plots as inline SVG that follow the width of the page: positions are shares of the plot's area, and neither texts, nor lines, nor marks are scaled with it.
+//! Plots as inline SVG that adapt to the width of the page. Positions are percentages of the plot area; texts, lines
+//! and marks are not scaled.
 //!
-//! The area is the element's content box; labels of axes lie in its padding (`svg.plot` in `page.css`).
+//! The plot area is the content box of the element. Axis labels lie in its padding (`svg.plot` in `page.css`).
 
 use std::fmt::Write as _;
 
@@ -8,21 +9,21 @@ use d2o_evaluations::result::digits;
 
 use super::escape;
 
-/// Colours and marks of series; more of them repeat, with hollow marks.
+/// Number of colours and marks. Further series repeat them, alternately with hollow marks.
 const SERIES: usize = 8;
-/// Dashes of lines.
+/// Number of dash styles.
 const DASHES: usize = 5;
-/// Most points of a drawn line: about one a pixel.
+/// Most points of a drawn line, about one per pixel.
 const POINTS: usize = 800;
-/// Ticks of an axis, about.
+/// Approximate number of ticks of an axis.
 const TICKS: f64 = 5.0;
-/// Least width of a plot's area and of a forest plot's, pixels, on the narrowest pages.
+/// Smallest widths of the area of a plot and of a forest plot, on the narrowest pages, pixels.
 const PLOT_WIDTH: usize = 250;
 const FOREST_WIDTH: usize = 150;
-/// Width of a character of a label with what separates labels, pixels.
+/// Width of a character of a label, and space between labels, pixels.
 const CHARACTER: usize = 7;
 const BETWEEN: usize = 8;
-/// Marks, around the origin, in pixels.
+/// Mark shapes around the origin, pixels.
 const MARKS: [&str; SERIES] = [
     "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z",
     "M-4-4h8v8h-8z",
@@ -34,23 +35,23 @@ const MARKS: [&str; SERIES] = [
     "M-4.8-2.6L-2.6-4.8 0-2.2 2.6-4.8 4.8-2.6 2.2 0 4.8 2.6 2.6 4.8 0 2.2-2.6 4.8-4.8 2.6-2.2 0z",
 ];
 
-/// Classes that give series `index` its colour.
+/// CSS classes for the colour of series `index`.
 pub(super) fn series(index: usize) -> String {
     let hollow = if index / SERIES % 2 == 1 { " hollow" } else { "" };
     format!("s{}{hollow}", index % SERIES)
 }
 
-/// Classes of a line in the colour of series `index` with a dash of its own.
+/// CSS classes of a line in the colour of series `index`, with dash style `dash`.
 pub(super) fn line_class(index: usize, dash: usize) -> String {
     format!("{} d{}", series(index), dash % DASHES)
 }
 
-/// The mark of series `index`.
+/// Mark shape of series `index`.
 fn mark(index: usize) -> &'static str {
     MARKS[index % SERIES]
 }
 
-/// The key of a series in a legend: its line if it has a `dash`, its mark if it has one.
+/// Legend key of a series: its line if `dash` is given, its mark if `marked`.
 pub(super) fn key(index: usize, dash: Option<usize>, marked: bool) -> String {
     let (class, width) = if dash.is_some() { ("key", 30) } else { ("key lone", 14) };
     let mut out = format!("<svg class=\"{class} {}\" viewBox=\"0 0 {width} 14\" aria-hidden=\"true\">", series(index));
@@ -63,7 +64,7 @@ pub(super) fn key(index: usize, dash: Option<usize>, marked: bool) -> String {
     out + "</svg>"
 }
 
-/// Where values lie along an axis.
+/// Scale of an axis.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Axis {
     low: f64,
@@ -73,21 +74,21 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// Holds `values` and begins and ends with a tick.
+    /// Axis that covers `values` and begins and ends with a tick.
     pub(super) fn nice(values: impl IntoIterator<Item = f64>) -> Self {
         let (low, high) = range(values);
         let step = step(high - low);
-        // What is a tick but for rounding needs no other.
+        // The tolerance avoids a further tick if an end is a tick up to rounding.
         Self::stepped((low / step + 1e-9).floor() * step, (high / step - 1e-9).ceil() * step, step)
     }
 
-    /// Reaches exactly from the lowest to the highest of `values`.
+    /// Axis exactly from the lowest to the highest of `values`.
     pub(super) fn tight(values: impl IntoIterator<Item = f64>) -> Self {
         let (low, high) = range(values);
         Self::stepped(low, high, step(high - low))
     }
 
-    /// Shares: from 0 to 1, or closer where `values` lie close together.
+    /// Axis for shares: from 0 to 1, or closer if `values` are close together.
     pub(super) fn shares(values: &[f64]) -> Self {
         const CLOSE: f64 = 0.25;
         let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
@@ -98,16 +99,17 @@ impl Axis {
         }
     }
 
-    /// Logarithmic where `values` are positive and the largest is more than `factor` times the smallest, else as [`Axis::nice`].
+    /// Logarithmic axis if `values` are positive and the largest is more than `factor` times the smallest, otherwise
+    /// [`Axis::nice`].
     pub(super) fn log_beyond(factor: f64, values: &[f64]) -> Self {
         let finite = || values.iter().copied().filter(|v| v.is_finite());
         let (low, high) = finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         if low > 0.0 && high > low * factor { Self::logarithmic(low, high) } else { Self::nice(finite()) }
     }
 
-    /// Linear in 1/N from infinitely many (at 0) to `fewest` images.
+    /// Axis linear in 1/N, from infinitely many images (at 0) to `fewest` images.
     pub(super) fn inverse(fewest: usize, most: usize) -> Self {
-        /// Least space between two labels, as a share of the axis.
+        /// Smallest space between two labels, as a share of the axis.
         const SPACE: f64 = 0.15;
         #[allow(clippy::cast_precision_loss, reason = "image counts")]
         let [fewest, most] = [fewest.max(1) as f64, most.max(1) as f64];
@@ -126,7 +128,7 @@ impl Axis {
         Self::with_ticks(0.0, high, ticks)
     }
 
-    /// From `low` to `high` with the given ticks.
+    /// Axis from `low` to `high` with the given ticks.
     pub(super) fn with_ticks(low: f64, high: f64, ticks: Vec<(f64, String)>) -> Self {
         Self { low, high, log: false, ticks }
     }
@@ -141,7 +143,7 @@ impl Axis {
         [self.low, self.high]
     }
 
-    /// The ticks, with labels only as far as they fit into `width` pixels side by side.
+    /// The ticks. Labels are left out if they do not fit side by side into `width` pixels.
     fn fitting(&self, width: usize) -> impl Iterator<Item = (f64, &str)> {
         let longest = self.ticks.iter().map(|(_, label)| label.chars().count()).max().unwrap_or(0);
         let every = ((longest * CHARACTER + BETWEEN) * self.ticks.len()).div_ceil(width).max(1);
@@ -174,19 +176,19 @@ impl Axis {
         Self { low, high, log: true, ticks }
     }
 
-    /// Where `value` lies: 0 at the low end, 1 at the high end.
+    /// Position of `value`: 0 at the low end, 1 at the high end.
     fn share(&self, value: f64) -> f64 {
         let of = |v: f64| if self.log { v.ln() } else { v };
         (of(value) - of(self.low)) / (of(self.high) - of(self.low))
     }
 
-    /// The same in percent, to be written.
+    /// Position of `value` in percent, as text.
     pub(super) fn percent(&self, value: f64) -> String {
         percent(self.share(value))
     }
 }
 
-/// Lowest and highest of `values`, apart even where all are equal.
+/// Lowest and highest of `values`, widened if all are equal; 0 and 1 without finite values.
 fn range(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     let finite = values.into_iter().filter(|v| v.is_finite());
     let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
@@ -201,20 +203,20 @@ fn range(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     (bottom, high + around)
 }
 
-/// The power of ten that `value`, which is positive, begins with.
+/// Decimal exponent of `value`, which must be positive.
 #[allow(clippy::cast_possible_truncation, reason = "exponents of f64")]
 fn exponent(value: f64) -> i32 {
     value.log10().floor() as i32
 }
 
-/// Distance of ticks over `span`: 1, 2 or 5 times a power of ten.
+/// Distance between ticks over `span`: 1, 2 or 5 times a power of ten.
 fn step(span: f64) -> f64 {
     let raw = span / TICKS;
     let power = 10.0_f64.powi(exponent(raw));
     [1.0, 2.0, 5.0].into_iter().map(|f| f * power).find(|s| *s >= raw * 0.999).unwrap_or(10.0 * power)
 }
 
-/// Label of a tick at `value` where ticks are `step` apart.
+/// Label of a tick at `value`, with ticks `step` apart.
 fn tick(value: f64, step: f64) -> String {
     const LONG: usize = 5;
     let value = if value.abs() < step * 1e-6 { 0.0 } else { value };
@@ -229,12 +231,12 @@ pub(super) fn minus(number: &str) -> String {
 
 fn percent(share: f64) -> String {
     let hundredths = (1e4 * share).round();
-    // Also of a negative zero.
+    // Also true for negative zero.
     let text = if hundredths == 0.0 { "0.00".to_owned() } else { format!("{:.2}", hundredths / 100.0) };
     format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// A plot in the making.
+/// A plot in progress.
 #[derive(Debug, Clone)]
 pub(super) struct Plot {
     x: Axis,
@@ -244,7 +246,7 @@ pub(super) struct Plot {
 }
 
 impl Plot {
-    /// An empty plot; labels say what the axes measure.
+    /// An empty plot with labelled axes.
     pub(super) fn new(x: Axis, y: Axis, x_label: &str, y_label: &str) -> Self {
         let mut axes = String::new();
         for (value, label) in &y.ticks {
@@ -274,7 +276,8 @@ impl Plot {
         [self.x.percent(x), percent(1.0 - self.y.share(y))]
     }
 
-    /// A line through `points`, which are in order of x; it breaks where a value is not finite. `class` holds its colour and dash.
+    /// Draws a line through `points`, in order of x. It breaks where a value is not finite. `class` gives its colour
+    /// and dash.
     pub(super) fn line(&mut self, points: &[(f64, f64)], class: &str) {
         const SCALE: f64 = 1000.0;
         let mut path = String::new();
@@ -284,7 +287,7 @@ impl Plot {
             for (i, (x, y)) in thinned(&shares).into_iter().enumerate() {
                 let _ = write!(path, "{}{x:.1} {y:.1}", if i == 0 { 'M' } else { 'L' });
             }
-            // A value between two gaps is a dot.
+            // A value between two gaps is drawn as a dot.
             if shares.len() == 1 {
                 path.push_str("h0");
             }
@@ -295,25 +298,25 @@ impl Plot {
         );
     }
 
-    /// The mark of series `index`.
+    /// Draws the mark of series `index`.
     pub(super) fn mark(&mut self, x: f64, y: f64, index: usize) {
         let [x, y] = self.at(x, y);
         self.body.push_str(&mark_at(&x, &y, index));
     }
 
-    /// A ring in the colour of series `index`.
+    /// Draws a ring in the colour of series `index`.
     pub(super) fn ring(&mut self, x: f64, y: f64, index: usize) {
         let [x, y] = self.at(x, y);
         let _ = write!(self.body, "<circle class=\"ring {}\" cx=\"{x}\" cy=\"{y}\" r=\"6\"/>", series(index));
     }
 
-    /// An interval of y at `x`.
+    /// Draws an interval of y at `x`.
     pub(super) fn bar_y(&mut self, x: f64, [low, high]: [f64; 2], index: usize) {
         let ([x, low], [_, high]) = (self.at(x, low), self.at(x, high));
         self.bar([[&x, &low], [&x, &high]], "M-4 0H4", index);
     }
 
-    /// An interval of x at `y`.
+    /// Draws an interval of x at `y`.
     pub(super) fn bar_x(&mut self, y: f64, [low, high]: [f64; 2], index: usize) {
         let ([low, y], [high, _]) = (self.at(low, y), self.at(high, y));
         self.bar([[&low, &y], [&high, &y]], "M0-4V4", index);
@@ -328,7 +331,7 @@ impl Plot {
         }
     }
 
-    /// A column from the bottom to `y`, between two values of x.
+    /// Draws a column from the bottom to `y`, between two values of x.
     pub(super) fn column(&mut self, [from, to]: [f64; 2], y: f64) {
         let (left, width) = (self.x.share(from), self.x.share(to) - self.x.share(from));
         let height = self.y.share(y);
@@ -342,7 +345,7 @@ impl Plot {
         );
     }
 
-    /// The finished element; `id` is unique in the page, `title` says what is shown, `summary` what can be read off.
+    /// The finished element. `id` is unique in the page, `title` names the content, `summary` describes the values.
     pub(super) fn finish(self, id: &str, title: &str, summary: &str) -> String {
         format!(
             "<svg class=\"plot\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\"><title id=\"{id}-t\">{}</title>\
@@ -355,7 +358,7 @@ impl Plot {
     }
 }
 
-/// A tick of a horizontal axis at (`x`, `y`), its label `below` pixels lower.
+/// A tick of a horizontal axis at (`x`, `y`), with its label `below` pixels lower.
 fn tick_at(x: &str, y: &str, below: u32, label: &str) -> String {
     let mut out = format!("<svg x=\"{x}\" y=\"{y}\"><path class=\"axis\" d=\"M0 0v5\"/></svg>");
     if !label.is_empty() {
@@ -368,21 +371,21 @@ fn mark_at(x: &str, y: &str, index: usize) -> String {
     format!("<svg x=\"{x}\" y=\"{y}\"><path class=\"mark {}\" d=\"{}\"/></svg>", series(index), mark(index))
 }
 
-/// What a row of a forest plot shows.
+/// Content of a row of a forest plot.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct ForestMark {
     /// The value.
     pub(super) value: f64,
-    /// The ends of its bar.
+    /// Ends of the bar.
     pub(super) bar: Option<[f64; 2]>,
-    /// Whether the bar is another one than the interval.
+    /// Whether the bar is a standard deviation instead of an interval.
     pub(super) dashed: bool,
-    /// A value that a line through all rows marks.
+    /// Value of the baseline, marked by a line through all rows.
     pub(super) baseline: Option<f64>,
 }
 
 impl ForestMark {
-    /// Draws it for series `index`; `text` says the same in words.
+    /// Draws the row for series `index`. `text` describes it in words.
     pub(super) fn draw(&self, axis: &Axis, index: usize, text: &str) -> String {
         let class = series(index);
         let mut out = format!("<svg class=\"forest-row\" role=\"img\"><title>{}</title>", escape::html(text));
@@ -415,7 +418,8 @@ pub(super) fn forest_axis(axis: &Axis) -> String {
     out + "</svg>"
 }
 
-/// `points` if they are few; else the first, the lowest, the highest and the last of each of equal pieces of them, in order, so that no peak is lost.
+/// Thins `points` if there are more than [`POINTS`]: first, lowest, highest and last point of each of equal pieces, in
+/// order, so that peaks remain.
 fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     if points.len() <= POINTS {
         return points.to_vec();

@@ -1,4 +1,4 @@
-//! Tables of metrics over runs, as the page shows them.
+//! Tables of metrics over runs, as shown on the page.
 
 use d2o_evaluations::result::Metric;
 use serde::Serialize;
@@ -9,23 +9,23 @@ use super::number::{fixed, signed, spread};
 use super::plots::{self, Figure};
 use super::{svg, text};
 
-/// A table and what belongs to it.
+/// A table with its plots and its LaTeX and Markdown versions.
 #[derive(Debug, Serialize)]
 pub(super) struct TableView {
     id: String,
-    /// Its number, from 1.
+    /// Number of the table, from 1.
     number: usize,
-    /// What all of its runs agree in.
+    /// Settings shared by its runs.
     setting: String,
-    /// Deviations of all of its runs.
+    /// Deviations shared by its runs.
     deviations: Option<String>,
-    /// What makes it incomparable with the first table.
+    /// Reasons why it is not comparable with the first table.
     reasons: Vec<String>,
     columns: Vec<Column>,
     rows: Vec<RowView>,
-    /// What the marks in it mean.
+    /// Explanations of its marks.
     notes: Vec<&'static str>,
-    /// Why there are no differences from a baseline, if one was asked for.
+    /// Why there are no differences, if the requested baseline is not in this table.
     no_baseline: Option<String>,
     forests: Vec<Forest>,
     figures: Vec<Figure>,
@@ -36,9 +36,9 @@ pub(super) struct TableView {
 #[derive(Debug, Serialize)]
 struct Column {
     name: String,
-    /// Its mark, as SVG.
+    /// Mark of the run, as SVG.
     key: String,
-    /// Link to what it is.
+    /// Link to the description of the run.
     href: String,
     baseline: bool,
 }
@@ -57,16 +57,16 @@ struct RowView {
 #[derive(Debug, Default, Serialize)]
 struct CellView {
     text: String,
-    /// Digits by which it ends earlier than the longest number of its column.
+    /// Characters by which its fraction is shorter than the longest fraction of the column.
     pad: usize,
     best: bool,
     spread: Option<String>,
     delta: Option<String>,
-    /// `better`, `worse` or `equal`, where that is known.
+    /// `better`, `worse` or `equal`, if known.
     side: Option<&'static str>,
 }
 
-/// The arrow to the better side, and what it says.
+/// The arrow for the better direction, and its meaning.
 pub(super) fn arrow(higher: Option<bool>) -> (&'static str, &'static str) {
     match higher {
         Some(true) => ("↑", "higher is better"),
@@ -75,7 +75,7 @@ pub(super) fn arrow(higher: Option<bool>) -> (&'static str, &'static str) {
     }
 }
 
-/// The views of `groups`; `baseline` is the name asked for.
+/// The views of `groups`. `baseline` is the name of the requested baseline.
 pub(super) fn views(groups: &[Group<'_>], baseline: Option<&str>) -> Vec<TableView> {
     let view = |(i, group): (usize, &Group<'_>)| {
         let id = format!("table-{}", i + 1);
@@ -164,7 +164,8 @@ fn cell_view(row: &Row, cell: &Cell) -> CellView {
     }
 }
 
-/// A difference from the baseline, of distances and scores also as a share of the baseline.
+/// A difference from the baseline. For metrics other than shares and KID, it is also given in percent of a positive
+/// baseline.
 fn difference(row: &Row, metric: &Metric, delta: f64) -> String {
     let baseline = metric.value - delta;
     let text = signed(delta, row.places);

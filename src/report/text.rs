@@ -1,4 +1,4 @@
-//! Tables for papers and notes: LaTeX with booktabs, and Markdown. Runs are rows, metrics are columns.
+//! Tables in LaTeX with booktabs and in Markdown. Runs are rows, metrics are columns.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -7,7 +7,7 @@ use super::compare::{Cell, Group, Row};
 use super::number::{fixed, spread};
 use super::{escape, table};
 
-/// What the runs of a table agree in, in one line.
+/// The settings shared by the runs of a table, in one line.
 pub(super) fn setting(group: &Group<'_>) -> String {
     let [protocol, images, reference] = ["protocol", "number of images", "reference"].map(|name| group.aspect(name));
     let protocol = if protocol.is_empty() { "unknown" } else { protocol };
@@ -15,7 +15,7 @@ pub(super) fn setting(group: &Group<'_>) -> String {
     format!("Protocol {protocol}, {images}, reference: {reference}")
 }
 
-/// The setting and every deviation of its runs: what must stand beside the numbers.
+/// The settings and all deviations of the runs, to be shown next to the numbers.
 pub(super) fn caption(group: &Group<'_>) -> String {
     let all: BTreeSet<String> =
         group.runs.iter().flat_map(|r| &r.evaluation.deviations).map(ToString::to_string).collect();
@@ -27,14 +27,14 @@ pub(super) fn caption(group: &Group<'_>) -> String {
     format!("{}.{deviations}", setting(group))
 }
 
-/// What a column is called.
+/// Heading of a column.
 fn heading(row: &Row) -> String {
     let (arrow, _) = table::arrow(row.higher);
     let unverified = if row.verified { "" } else { ", unverified" };
     format!("{}{unverified} {arrow}", row.label()).trim_end().to_owned()
 }
 
-/// The value of a cell and its interval; empty if it has none.
+/// Text of the value, text of its spread, and whether it is the best. Without a value: a dash or `failed`.
 fn parts(row: &Row, cell: &Cell) -> (String, Option<String>, bool) {
     match cell {
         Cell::Absent => ("–".to_owned(), None, false),
@@ -43,7 +43,7 @@ fn parts(row: &Row, cell: &Cell) -> (String, Option<String>, bool) {
     }
 }
 
-/// A table for LaTeX with the package booktabs.
+/// The table of `group` in LaTeX with the package booktabs.
 pub(super) fn latex_table(group: &Group<'_>) -> String {
     let columns = "r".repeat(group.rows.len());
     let headings = group.rows.iter().map(|r| format!(" & {}", escape::latex(&heading(r))));
@@ -67,7 +67,7 @@ pub(super) fn latex_table(group: &Group<'_>) -> String {
     out
 }
 
-/// The same in Markdown.
+/// The table of `group` in Markdown.
 pub(super) fn markdown_table(group: &Group<'_>) -> String {
     let headings = group.rows.iter().map(|r| format!(" {} |", escape::markdown(&heading(r))));
     let mut out = format!(
@@ -89,7 +89,7 @@ pub(super) fn markdown_table(group: &Group<'_>) -> String {
     out
 }
 
-/// All tables, each with what makes it incomparable with the first.
+/// All tables. From the second on, each is preceded by the reasons why it is not comparable with the first.
 pub(super) fn document(groups: &[Group<'_>], table: fn(&Group<'_>) -> String, remark: fn(&str) -> String) -> String {
     let mut out = String::new();
     for (i, group) in groups.iter().enumerate() {

@@ -8,7 +8,7 @@ use super::compare::Run;
 use super::number::seconds;
 use super::runs::{is_part, total};
 
-/// Stages over runs.
+/// Table of stages and runs.
 #[derive(Debug, Serialize)]
 pub(super) struct Timings {
     runs: Vec<String>,
@@ -19,16 +19,16 @@ pub(super) struct Timings {
 #[derive(Debug, Serialize)]
 struct TimingRow {
     stage: String,
-    /// Whether it is a part of the stage above; parts overlap.
+    /// Whether the row is a part of the stage above. Parts overlap.
     part: bool,
     cells: Vec<String>,
 }
 
-/// The timings of `runs`, unless none has any.
+/// The timings of `runs`; `None` if no run has any.
 pub(super) fn timings(runs: &[Run<'_>]) -> Option<Timings> {
     let timed: Vec<&Run<'_>> = runs.iter().filter(|r| !r.evaluation.timings.is_empty()).collect();
     let stages: BTreeSet<&String> = timed.iter().flat_map(|r| r.evaluation.timings.keys()).collect();
-    // The passes over both sets come first; their parts follow each of them, because names are sorted.
+    // The passes over both sets come first. Their parts follow them, because names are sorted.
     let mut stages: Vec<&String> = stages.into_iter().collect();
     let place = |stage: &str| match stage {
         s if s.starts_with("reference") => 0,

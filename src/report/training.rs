@@ -1,4 +1,4 @@
-//! Runs of training: losses, and metrics of snapshots, over thousands of images.
+//! Training runs: losses, and metrics of snapshots, against the images seen in thousands.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,21 +13,21 @@ use super::svg::{self, Axis, Plot};
 use super::{number, table, text};
 use crate::cli::Titled;
 
-/// Images seen, thousands.
+/// Name of the number of images seen, in thousands.
 const KIMG: &str = "Progress/kimg";
-/// How names of losses and of metrics begin.
+/// Prefixes of the names of losses and metrics.
 const LOSS: &str = "Loss/";
 const METRIC: &str = "Metrics/";
-/// Largest value over smallest beyond which an axis is logarithmic.
+/// Ratio of the largest to the smallest value above which an axis is logarithmic.
 const WIDE: f64 = 30.0;
-/// Most points of a line whose points are marked.
+/// Most points of a curve for which the points are marked.
 const MARKED: usize = 40;
 
 /// A log of a run, `stats.jsonl` or `metrics.jsonl`.
 #[derive(Debug)]
 pub(super) struct Log {
     title: String,
-    /// Which colour its curves have.
+    /// Index of the colour of its curves.
     index: usize,
     lines: Vec<Line>,
 }
@@ -35,7 +35,7 @@ pub(super) struct Log {
 #[derive(Debug)]
 struct Line {
     kimg: f64,
-    /// Mean, weight and 95 % interval of each name.
+    /// Mean, weight and 95 % interval by name.
     values: BTreeMap<String, Point>,
     snapshot: Option<String>,
     evaluation: Option<Evaluation>,
@@ -43,17 +43,18 @@ struct Line {
 
 #[derive(Debug, Clone, Copy)]
 struct Point {
-    /// NaN if it was not finite.
+    /// NaN if the logged mean is not finite.
     mean: f64,
-    /// Number of values it is the mean of.
+    /// Number of values behind the mean.
     count: f64,
     ci95: Option<[f64; 2]>,
 }
 
-/// Reads `logs`. Logs of one title have one colour.
+/// Reads `logs`. Logs with the same title have the same colour.
 ///
 /// # Errors
-/// An unreadable file; a line that is not JSON, or one without the images seen; a result of another layout.
+/// If a file cannot be read or has neither losses nor metrics, a line is not a JSON object or lacks the images seen, or
+/// a result has another schema version.
 pub(super) fn read(logs: &[Titled]) -> anyhow::Result<Vec<Log>> {
     let mut titles: Vec<&str> = Vec::new();
     let mut found = Vec::new();
@@ -97,7 +98,8 @@ fn line(text: &str) -> anyhow::Result<Line> {
     })
 }
 
-/// Figures of the losses in `logs`: those of all runs in one, smoothed over `smooth` thousand images.
+/// Figures of the losses in `logs`, each with all runs. With `smooth`, values are averaged over that many thousand
+/// images.
 pub(super) fn losses(logs: &[Log], smooth: Option<f64>) -> Vec<Figure> {
     let mut groups: BTreeMap<(usize, String), BTreeSet<String>> = BTreeMap::new();
     for name in logs.iter().flat_map(|l| &l.lines).flat_map(|l| l.values.keys()) {
@@ -111,7 +113,8 @@ pub(super) fn losses(logs: &[Log], smooth: Option<f64>) -> Vec<Figure> {
     groups.into_iter().enumerate().map(figure).collect()
 }
 
-/// Place and title of the figure that holds a loss: the losses of both networks share one, and so do values of real and generated images.
+/// Order and title of the figure of a loss. The losses of both networks share a figure, as do values of real and
+/// generated images.
 fn group_of(loss: &str) -> (usize, String) {
     match loss.rsplit_once('/') {
         Some((_, "loss")) | None if loss.ends_with("loss") => (0, "Loss".to_owned()),
@@ -128,7 +131,7 @@ fn capitalised(name: &str) -> String {
     first + letters.as_str()
 }
 
-/// What a loss is called in a legend.
+/// Name of a loss in a legend.
 fn loss_name(name: &str) -> String {
     let short = name.strip_prefix(LOSS).unwrap_or(name);
     match short.split_once('/') {
@@ -144,13 +147,13 @@ fn loss_name(name: &str) -> String {
 /// The values of one loss of one run.
 struct LossCurve<'a> {
     log: &'a Log,
-    /// Place of the loss in its figure.
+    /// Index of the loss in its figure.
     loss: usize,
     points: Vec<(f64, Point)>,
 }
 
 fn loss_figure(logs: &[Log], title: &str, names: &[String], smooth: Option<f64>, id: &str) -> Figure {
-    // One run tells its curves apart by colour, several by dashes.
+    // Colours mark the losses of a single run. With several runs, colours mark runs and dashes mark losses.
     let several = logs.iter().map(|l| l.index).collect::<BTreeSet<_>>().len() > 1;
     let all_of =
         |log| names.iter().enumerate().map(move |(loss, name)| LossCurve { log, loss, points: points(log, name) });
@@ -180,7 +183,7 @@ fn loss_figure(logs: &[Log], title: &str, names: &[String], smooth: Option<f64>,
             summary.push(format!("{text}: {} at {kimg} kimg", digits(last.mean, 4)));
         }
     }
-    // Smooth lines lie above all raw ones.
+    // Smoothed curves are drawn over all raw curves.
     lines.iter().for_each(|(points, class)| plot.line(points, class));
     let note = smooth
         .map_or_else(String::new, |width| format!("Moving average over {width} kimg; faint curves: logged values."));
@@ -191,8 +194,8 @@ fn points(log: &Log, name: &str) -> Vec<(f64, Point)> {
     log.lines.iter().filter_map(|l| Some((l.kimg, *l.values.get(name)?))).collect()
 }
 
-/// The mean of all values within `width / 2` of each point, each weighted by the number of values it is the mean of. Values that are not finite stay out
-/// of means, and stay gaps.
+/// Moving average: the mean of all values within `width / 2` of each point, weighted by the number of values behind
+/// each. Values that are not finite are left out of the means and remain gaps.
 fn smoothed(points: &[(f64, Point)], width: f64) -> Vec<(f64, f64)> {
     let (mut from, mut to) = (0, 0);
     let half = 0.5 * width * (1.0 + 1e-9);
@@ -214,12 +217,12 @@ fn smoothed(points: &[(f64, Point)], width: f64) -> Vec<(f64, f64)> {
 /// A curve of one metric of one run.
 struct Curve<'a> {
     log: &'a Log,
-    /// An evaluation on it, for what it is comparable with.
+    /// One of its evaluations, to check what the curve is comparable with.
     example: Option<Run<'a>>,
     points: Vec<(f64, Point, Option<&'a str>)>,
 }
 
-/// Figures of the metrics of snapshots in `logs`. Curves that cannot be compared are in different figures.
+/// Figures of the metrics of snapshots in `logs`. Curves that are not comparable are in different figures.
 pub(super) fn metrics(logs: &[Log]) -> Vec<Figure> {
     let names: BTreeSet<&str> = logs
         .iter()
@@ -246,12 +249,13 @@ pub(super) fn metrics(logs: &[Log]) -> Vec<Figure> {
     figures
 }
 
-/// The values of metric `name` in `log`, a curve for each setting they were measured in.
+/// The values of metric `name` in `log`, one curve per setting in which they were measured.
 fn curves<'a>(log: &'a Log, name: &str) -> Vec<Curve<'a>> {
     let mut found: Vec<Curve<'a>> = Vec::new();
     for line in &log.lines {
         let Some(point) = line.values.get(&format!("{METRIC}{name}")) else { continue };
-        let run = line.evaluation.as_ref().map(|evaluation| Run { name: log.title.clone(), index: 0, evaluation });
+        let run =
+            line.evaluation.as_ref().map(|evaluation| Run { name: log.title.clone(), index: log.index, evaluation });
         let here = Curve { log, example: run, points: vec![(line.kimg, *point, line.snapshot.as_deref())] };
         match found.iter_mut().find(|c| same(name, c, &here)) {
             Some(curve) => curve.points.extend(here.points),
@@ -261,7 +265,7 @@ fn curves<'a>(log: &'a Log, name: &str) -> Vec<Curve<'a>> {
     found
 }
 
-/// Whether two curves of metric `name` can be compared. Where a log does not hold the evaluations, nothing is known but the log.
+/// Whether two curves of metric `name` are comparable. Without evaluations, only curves of the same log are.
 fn same(name: &str, a: &Curve<'_>, b: &Curve<'_>) -> bool {
     match (&a.example, &b.example) {
         (Some(x), Some(y)) => comparable(name, x, y),
@@ -316,7 +320,7 @@ fn metric_figure(name: &str, curves: &[Curve<'_>], id: &str) -> Figure {
     Figure { svg: plot.finish(id, &title, &summary.join("; ")), title, note, legend }
 }
 
-/// The point of the best value.
+/// The point with the best value.
 fn best<'a, 'b>(curve: &'b Curve<'a>, higher: Option<bool>) -> Option<&'b (f64, Point, Option<&'a str>)> {
     let higher = higher?;
     let finite = curve.points.iter().filter(|(_, p, _)| p.mean.is_finite());
@@ -365,7 +369,7 @@ mod tests {
             ]
         );
         assert!(metrics(&logs).is_empty());
-        // Several runs in one figure say which is which, and smoothing leaves the logged values to be seen.
+        // With several runs, the legend names the run. With smoothing, the logged values stay visible.
         let (_other, second) = log("other", &[line(1.0), line(3.0)]);
         let both = read(&[Titled { title: "run".to_owned(), path: second.path.clone() }, second]).unwrap();
         let figure = &losses(&both, Some(0.5))[0];

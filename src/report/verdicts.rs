@@ -1,4 +1,4 @@
-//! Results of `d2o verify`: how far runtimes, graphs and precisions lie apart, and where they begin to.
+//! Results of `d2o verify`: differences between runtimes, graphs and precisions, and the first diverging node.
 
 use d2o_evaluations::result::digits;
 use serde::Serialize;
@@ -9,7 +9,7 @@ use super::runs::Chip;
 use super::svg::{Axis, Plot, minus};
 use crate::verdict::{Comparison, Divergence, OutputDifference};
 
-/// A verification as the page shows it.
+/// View of a verification.
 #[derive(Debug, Serialize)]
 pub(super) struct VerdictView {
     id: String,
@@ -20,7 +20,7 @@ pub(super) struct VerdictView {
     outputs: Vec<OutputRow>,
     /// The precision study: precision, runtime, speed, largest relative difference, changed pixels, distance.
     precisions: Vec<Vec<String>>,
-    /// What that distance is to.
+    /// Heading of the distance column.
     distance: &'static str,
     metrics: Vec<Vec<String>>,
     divergence: Vec<DivergenceView>,
@@ -37,7 +37,7 @@ struct OutputRow {
     name: String,
     runtime: String,
     numbers: Vec<String>,
-    /// Absent in a precision study, which asks how much they differ and not whether.
+    /// Absent in a precision study, which measures the difference without a verdict.
     agrees: Option<bool>,
 }
 
@@ -47,13 +47,13 @@ struct DivergenceView {
     node: String,
     op: String,
     scope: String,
-    /// How far its output differs.
+    /// Difference of its output.
     apart: String,
     agreeing: usize,
     weights: Vec<String>,
 }
 
-/// What the page shows of verification `index`.
+/// The view of verification `index`.
 pub(super) fn view(index: usize, v: &Comparison) -> VerdictView {
     let study = !v.precisions.is_empty();
     let id = format!("verify-{}", index + 1);
@@ -85,7 +85,7 @@ pub(super) fn view(index: usize, v: &Comparison) -> VerdictView {
     }
 }
 
-/// A small number in three digits.
+/// `value` with three significant digits.
 fn small(value: f64) -> String {
     minus(&digits(value, 3))
 }
@@ -94,7 +94,7 @@ fn or_dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "–".to_owned())
 }
 
-/// Share of values that differ by at most one unit in the last place, if units were counted.
+/// Share of values that differ by at most one unit in the last place; `None` if units were not counted.
 #[allow(clippy::cast_precision_loss, reason = "counts")]
 fn close(o: &OutputDifference) -> Option<String> {
     let (total, close): (u64, u64) = (o.ulps.iter().sum(), o.ulps.iter().take(2).sum());
@@ -134,7 +134,7 @@ fn precisions(v: &Comparison) -> Vec<Vec<String>> {
     v.precisions.iter().map(row).collect()
 }
 
-/// Runtime, distance, that of the reference runtime, and the change.
+/// Rows of runtime, metric, distance, distance of the reference runtime, and change.
 fn metrics(v: &Comparison) -> Vec<Vec<String>> {
     const DIGITS: usize = 7;
     let shown = |d: f64| minus(&digits(d, DIGITS));
@@ -176,14 +176,14 @@ fn profile(v: &Comparison) -> Vec<[String; 5]> {
     v.profile.iter().map(row).collect()
 }
 
-/// How many values lie how many units in the last place apart.
+/// Histogram of the differences in units in the last place.
 #[allow(clippy::cast_precision_loss, reason = "counts")]
 fn histogram(o: &OutputDifference, id: &str) -> Option<Figure> {
     let last = o.ulps.iter().rposition(|n| *n > 0)?;
     let total: u64 = o.ulps.iter().sum();
     let share = |n: u64| 100.0 * n as f64 / total as f64;
     let most = o.ulps.iter().copied().map(share).fold(0.0_f64, f64::max);
-    // Bin i begins at 2^(i - 1).
+    // Bin 0 counts equal values. From bin 1 on, bin i begins at 2^(i - 1).
     let label = |bin: usize| match bin {
         0 => "0".to_owned(),
         1..=8 => (1 << (bin - 1)).to_string(),
@@ -202,7 +202,7 @@ fn histogram(o: &OutputDifference, id: &str) -> Option<Figure> {
     Some(Figure { svg: plot.finish(id, &title, &summary), title, note, legend: Vec::new() })
 }
 
-/// `number` as an exponent.
+/// `number` in superscript digits.
 fn superscript(number: usize) -> String {
     const DIGITS: [char; 10] = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
     number.to_string().bytes().map(|b| DIGITS[usize::from(b - b'0')]).collect()

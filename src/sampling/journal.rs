@@ -1,4 +1,5 @@
-//! `OUT.partial`, the folder of an unfinished run: finished images in files of a few seconds' work, each complete or absent, and what the run computes.
+//! `OUT.partial`, the folder of an unfinished run. It contains the plan of the run and the finished images, in files
+//! written every few seconds, each of which is complete or absent.
 
 use std::fs::TryLockError;
 use std::io;
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use d2o_files::AtomicFile;
+use d2o_files::{AtomicFile, is_at};
 use d2o_refs::batch::{ImageDims, ImageSource as _};
 use d2o_refs::npy::Dtype;
 use d2o_refs::npz::{IMAGES, LABELS, Npz, NpzWriter, Pack};
@@ -16,13 +17,13 @@ use serde_json::Value;
 
 use crate::error::with_hint;
 
-/// File that holds what the run computes, and its further outputs.
+/// File with the plan of the run and its other outputs.
 const PLAN: &str = "plan.json";
-/// File that a running process locks; the lock ends with the process, however it ends.
+/// File that a running process locks. The lock ends with the process, even if the process is killed.
 const LOCK: &str = "lock";
-/// Array of the numbers of images that are not finite and that are constant.
+/// Array of two numbers: images with values that are not finite, and constant images.
 const FAULTS: &str = "faults";
-/// Longest time, and most images, between two files: what a kill costs.
+/// Longest time and largest number of images between two files, which are lost if the process is killed.
 const EVERY: Duration = Duration::from_secs(2);
 const MOST: usize = 256;
 
@@ -33,7 +34,7 @@ pub struct Part {
     pub images: Array4<u8>,
     /// Classes, if the generator is conditional.
     pub labels: Option<Vec<i64>>,
-    /// Numbers of images that hold values that are not finite, and of images of a single value.
+    /// Number of images with values that are not finite, and number of images of a single value.
     pub faults: [usize; 2],
 }
 
@@ -41,9 +42,9 @@ pub struct Part {
 #[derive(Debug)]
 pub struct Claim {
     folder: PathBuf,
-    /// `None` where the file system has no locks.
+    /// `None` if the file system has no locks.
     lock: Option<fs::File>,
-    /// What an unfinished run left.
+    /// The plan that an unfinished run left.
     left: Option<Left>,
 }
 
@@ -51,16 +52,16 @@ pub struct Claim {
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct Left {
     plan: Value,
-    /// Files the run writes besides OUT.
+    /// Files that the run writes besides OUT.
     outputs: Vec<PathBuf>,
 }
 
 impl Claim {
-    /// Makes `OUT.partial` for `out`, if it is not there, and locks it. It vanishes again unless [`Claim::open`] succeeds or an unfinished run left
-    /// something in it.
+    /// Creates `OUT.partial` for `out` if it does not exist, and locks it. The folder is removed when the claim is
+    /// dropped, unless [`Claim::open`] succeeds or an unfinished run left its plan.
     ///
     /// # Errors
-    /// A folder that another process works in; a damaged plan; the file system's own.
+    /// If another process uses the folder, the plan is damaged, or the file system fails.
     pub fn new(out: &Path) -> anyhow::Result<Self> {
         let mut name = out.file_name().with_context(|| format!("`{}` is not a file name", out.display()))?.to_owned();
         name.push(".partial");
@@ -78,28 +79,28 @@ impl Claim {
         Ok(claim)
     }
 
-    /// Whether an unfinished run left images, or may have.
+    /// Whether an unfinished run left its plan, and possibly images.
     #[must_use]
     pub fn is_left(&self) -> bool {
         self.left.is_some()
     }
 
-    /// Whether the unfinished run that is continued writes `path` besides OUT.
+    /// Whether the unfinished run writes `path` besides OUT.
     #[must_use]
     pub fn writes(&self, path: &Path) -> bool {
         self.left.as_ref().is_some_and(|l| l.outputs.iter().any(|o| o == path))
     }
 
-    /// Whether other processes are kept out.
+    /// Whether the folder is locked against other processes.
     #[must_use]
     pub fn is_locked(&self) -> bool {
         self.lock.is_some()
     }
 
-    /// Makes sure that there is no unfinished run.
+    /// Checks that there is no unfinished run.
     ///
     /// # Errors
-    /// If there is one, with advice.
+    /// If there is one, with a hint.
     pub fn ensure_fresh(&self) -> anyhow::Result<()> {
         if self.left.is_none() {
             return Ok(());
@@ -108,10 +109,11 @@ impl Claim {
         Err(with_hint(error, "continue it with --resume, or delete that folder"))
     }
 
-    /// Opens the journal of the run that computes what `plan` says and also writes `outputs`: a new one, or the one that is left.
+    /// Opens the journal of the run that computes `plan` and also writes `outputs`: a new one, or the one of the
+    /// unfinished run.
     ///
     /// # Errors
-    /// One that is left by another plan; damaged files; the file system's own.
+    /// If the unfinished run has another plan, or the file system fails.
     pub fn open(mut self, plan: &Value, outputs: Vec<PathBuf>) -> anyhow::Result<Journal> {
         let done = match &self.left {
             Some(left) => {
@@ -125,7 +127,7 @@ impl Claim {
                 files(&self.folder)?.last().map_or(0, |(start, count, _)| start + count)
             }
             None => {
-                // Without a plan it is the rest of a journal that was being removed.
+                // Files without a plan are the rest of a journal that was being removed.
                 sweep(&self.folder, |name| name != LOCK)?;
                 0
             }
@@ -138,14 +140,14 @@ impl Claim {
 
     /// Removes the folder, the lock last.
     fn remove(&self) -> io::Result<()> {
-        // The plan goes first: without it the rest is no journal.
+        // The plan is removed first: without it the rest is not a journal.
         match fs::remove_file(self.folder.join(PLAN)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => sweep(&self.folder, |name| name != LOCK)?,
         }
         fs::remove_file(self.folder.join(LOCK))?;
         match fs::remove_dir(&self.folder) {
-            // Another process has just made it its own.
+            // Another process has just claimed the folder.
             Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => Ok(()),
             result => result,
         }
@@ -160,7 +162,7 @@ impl Drop for Claim {
     }
 }
 
-/// Makes `folder` and locks it; `None` where the file system has no locks.
+/// Creates `folder` and locks it; `None` if the file system has no locks.
 fn lock(folder: &Path) -> anyhow::Result<Option<fs::File>> {
     let path = folder.join(LOCK);
     loop {
@@ -178,27 +180,15 @@ fn lock(folder: &Path) -> anyhow::Result<Option<fs::File>> {
             }
             Err(TryLockError::Error(_)) => return Ok(None),
         }
-        // The process that held it may have removed it since: then it keeps nobody out.
-        if is_at(&file, &path) {
+        // The previous holder may have removed the file since it was opened; the lock on a removed file excludes
+        // nobody.
+        if is_at(file.file(), &path)? {
             return Ok(Some(file));
         }
     }
 }
 
-/// Whether `path` still names `file`.
-#[cfg(unix)]
-fn is_at(file: &fs::File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let id = |found: std::io::Result<std::fs::Metadata>| found.ok().map(|m| (m.dev(), m.ino()));
-    id(file.metadata()).is_some_and(|held| Some(held) == id(fs::metadata(path)))
-}
-
-#[cfg(not(unix))]
-fn is_at(_: &fs::File, path: &Path) -> bool {
-    path.exists()
-}
-
-/// Removes what `rest` names in `folder`.
+/// Removes the entries of `folder` with names that `rest` selects.
 fn sweep(folder: &Path, rest: impl Fn(&str) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -209,7 +199,7 @@ fn sweep(folder: &Path, rest: impl Fn(&str) -> bool) -> io::Result<()> {
     Ok(())
 }
 
-/// (first, count, path) of every file of images, in order; those that do not follow on one another are left out.
+/// (first, count, path) of every file of images, in order, as far as each one starts where the previous one ends.
 fn files(folder: &Path) -> io::Result<Vec<(usize, usize, PathBuf)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -231,7 +221,7 @@ fn files(folder: &Path) -> io::Result<Vec<(usize, usize, PathBuf)>> {
     Ok(files)
 }
 
-/// The images of a run so far.
+/// The images of a run so far, on disk and in memory.
 #[derive(Debug)]
 pub struct Journal {
     claim: Claim,
@@ -241,22 +231,22 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Where the run may put unfinished files: on the output's file system, removed at the end.
+    /// Folder for unfinished files of the run, on the file system of the output. It is removed at the end.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.claim.folder
     }
 
-    /// Number of images it holds.
+    /// Number of images on disk.
     #[must_use]
     pub fn done(&self) -> usize {
         self.done
     }
 
-    /// Gives every part an earlier run left to `take`, in order.
+    /// Passes every part that an earlier run left to `take`, in order.
     ///
     /// # Errors
-    /// Damaged files; those of `take`.
+    /// If a file is damaged, or `take` fails.
     pub fn replay(&self, dims: ImageDims, mut take: impl FnMut(Part) -> anyhow::Result<()>) -> anyhow::Result<()> {
         for (_, count, path) in files(&self.claim.folder)? {
             let read = || -> anyhow::Result<Part> {
@@ -271,20 +261,21 @@ impl Journal {
         Ok(())
     }
 
-    /// Takes the next images; they are on disk after a few seconds, or after [`Journal::flush`].
+    /// Appends the next images. They are written once 256 images wait or the last file is older than 2 s, or by
+    /// [`Journal::flush`].
     ///
     /// # Errors
-    /// The file system's own.
+    /// If the file system fails.
     pub fn append(&mut self, part: Part) -> anyhow::Result<()> {
         self.waiting.push(part);
         let count: usize = self.waiting.iter().map(|p| p.images.dim().0).sum();
         if count >= MOST || self.last.elapsed() >= EVERY { self.flush() } else { Ok(()) }
     }
 
-    /// Writes what is waiting.
+    /// Writes the images that are not on disk yet.
     ///
     /// # Errors
-    /// The file system's own.
+    /// If the file system fails.
     pub fn flush(&mut self) -> anyhow::Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
         self.last = Instant::now();
@@ -311,7 +302,7 @@ impl Journal {
     /// Removes the journal of a finished run.
     ///
     /// # Errors
-    /// The file system's own.
+    /// If the file system fails.
     pub fn remove(mut self) -> io::Result<()> {
         self.claim.remove()?;
         self.claim.left = None;
@@ -319,7 +310,7 @@ impl Journal {
     }
 }
 
-/// `key: found, asked for` of everything in which two plans or records differ.
+/// Text `key found, not asked` for every key in which two plans or records differ.
 pub(crate) fn differences(found: &Value, asked: &Value) -> Vec<String> {
     let (Value::Object(found), Value::Object(asked)) = (found, asked) else {
         return if found == asked { Vec::new() } else { vec![format!("{found}, not {asked}")] };
@@ -380,7 +371,7 @@ mod tests {
         let part = journal.folder().join("000000000+000005.npz");
         let kept = fs::read(&part).unwrap();
         journal.remove().unwrap();
-        // A removal cut short leaves nothing to resume.
+        // An interrupted removal leaves nothing to resume.
         fs::create_dir(part.parent().unwrap()).unwrap();
         fs::write(&part, kept).unwrap();
         let journal = open(&plan).unwrap();
@@ -393,18 +384,18 @@ mod tests {
     fn one_process_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("S.npz");
-        // Locks of one process exclude one another as those of two do.
+        // Two locks of one process exclude each other like locks of two processes.
         let first = Claim::new(&out).unwrap();
         assert!(first.is_locked());
         let text = crate::error::render(&Claim::new(&out).unwrap_err());
         assert!(text.contains("another d2o process") && text.contains("hint: wait"), "{text}");
-        // One that opened the lock before the holder removed it does not take the removed file for a lock.
+        // A process that opened the lock file before its holder removed it must not accept the removed file as a lock.
         let stale = fs::File::options().write(true).open(dir.path().join("S.npz.partial/lock")).unwrap();
         drop(first);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "an unused claim leaves nothing");
-        assert!(!is_at(&stale, &dir.path().join("S.npz.partial/lock")));
+        assert!(!is_at(stale.file(), &dir.path().join("S.npz.partial/lock")).unwrap());
         let second = Claim::new(&out).unwrap();
-        assert!(!is_at(&stale, &dir.path().join("S.npz.partial/lock")));
+        assert!(!is_at(stale.file(), &dir.path().join("S.npz.partial/lock")).unwrap());
         assert!(Claim::new(&out).is_err());
         drop(second.open(&json!({}), Vec::new()).unwrap());
         assert!(Claim::new(&out).unwrap().is_left(), "the lock ends, the journal stays");

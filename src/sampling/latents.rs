@@ -1,4 +1,4 @@
-//! Random numbers of a seed: a latent, a class, and the noise of a stochastic sampler.
+//! Random inputs for a seed: a latent, a class, and the noise of a stochastic sampler.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,33 +22,34 @@ pub struct Drawn {
     pub latents: ArrayD<f32>,
     /// Classes, if the generator is conditional.
     pub labels: Option<Vec<usize>>,
-    /// Each image's generator, from which its sampler draws on.
+    /// Generator of each image, in the state from which its sampler continues to draw.
     pub noise: Streams,
 }
 
-/// How starting points are sampled.
+/// Rules for drawing starting points.
 #[derive(Debug)]
 pub struct Drawing {
-    /// Channels, height, width; or the length of vectors.
+    /// Channels, height, width of an image; or the length of a vector.
     pub dims: Vec<usize>,
     /// Number of classes; 0 if unconditional.
     pub classes: usize,
-    /// The class of every image, if it is given.
+    /// Class of every image, if one is given.
     pub class: Option<usize>,
-    /// Whose generators.
+    /// Random number generator.
     pub rng: Family,
-    /// Whether the sampler's noise follows the latent at once, without the class in between: consistency_models takes classes from
-    /// a stream of their own.
+    /// Whether the noise of the sampler directly follows the latent in the stream, without the class in between:
+    /// consistency_models draws classes from a separate stream.
     pub noise_first: bool,
     /// Latents and classes from a file.
     pub given: Option<Given>,
 }
 
 impl Drawing {
-    /// Starting points of `seeds`. A class is drawn from a seed's generator after its latent, even where another one is given.
+    /// Draws starting points for `seeds`. The generator of a seed draws the class after the latent, even if another
+    /// class is given.
     ///
     /// # Errors
-    /// A seed that the given latents lack.
+    /// If the given latents lack a seed.
     pub fn draw(&self, seeds: &[u64]) -> anyhow::Result<Drawn> {
         let mut noise = self.rng.streams(seeds);
         let shape = [&[seeds.len()], self.dims.as_slice()].concat();
@@ -84,11 +85,12 @@ pub struct Given {
 }
 
 impl Given {
-    /// Reads `path`: `latents` f32 `[N, C, H, W]` or `[N, Z]`, `labels [N]` and `seeds [N]` if it has them. Without `seeds`, its rows belong to the
-    /// seeds `asked` in turn, or to 0, 1, ….
+    /// Reads `path`: `latents` f32 `[N, C, H, W]` or `[N, Z]`, `labels [N]` and `seeds [N]` if present. Without
+    /// `seeds`, the rows belong to the seeds `asked` in turn, or to 0, 1, ….
     ///
     /// # Errors
-    /// A file that does not hold latents of `dims`, or classes below `classes`.
+    /// If the file does not hold latents of `dims`, a class is not below `classes`, or there are fewer latents than
+    /// seeds `asked`.
     pub fn read(path: &Path, dims: &[usize], classes: usize, asked: Option<&[u64]>) -> anyhow::Result<Self> {
         let describe = || format!("cannot use the latents in `{}`", path.display());
         Self::parse(path, dims, classes, asked).with_context(describe)
@@ -129,14 +131,14 @@ impl Given {
         Ok(Self { latents, labels, seeds, rows })
     }
 
-    /// The seeds it holds, in its order.
+    /// Seeds in the order of the file.
     #[must_use]
     pub fn seeds(&self) -> &[u64] {
         &self.seeds
     }
 }
 
-/// `seeds` as i64, the usual type of integers in numpy, unless one exceeds it.
+/// `seeds` as i64, the default integer type of NumPy; `None` if a seed exceeds it.
 pub(super) fn signed(seeds: &[u64]) -> Option<Vec<i64>> {
     seeds.iter().map(|s| i64::try_from(*s).ok()).collect()
 }
@@ -144,7 +146,7 @@ pub(super) fn signed(seeds: &[u64]) -> Option<Vec<i64>> {
 /// Writes `seeds` as i64, or as u64 if one exceeds i64.
 ///
 /// # Errors
-/// Writing errors.
+/// If writing fails.
 pub fn write_seeds(npz: &mut NpzWriter, seeds: &[u64]) -> anyhow::Result<()> {
     match signed(seeds) {
         Some(signed) => npz.i64(SEEDS, &signed)?,
@@ -160,30 +162,30 @@ pub struct LatentsWriter {
 }
 
 impl LatentsWriter {
-    /// Starts writing what will be `path`, for `len` latents.
+    /// Starts writing `path`, with `len` latents of shape `dims`. The file appears when it is finished.
     ///
     /// # Errors
-    /// The file system's own.
+    /// If writing fails.
     pub fn create(path: &Path, len: usize, dims: &[usize]) -> anyhow::Result<Self> {
         let mut npz = NpzWriter::create(path)?;
         npz.start(LATENTS, Dtype::F32, &[&[len], dims].concat())?;
         Ok(Self { npz, labels: Vec::new() })
     }
 
-    /// Appends the next ones.
+    /// Appends the latents of the next seeds, and their classes if there are any.
     ///
     /// # Errors
-    /// The file system's own.
+    /// If writing fails.
     pub fn append(&mut self, latents: ArrayViewD<'_, f32>, labels: Option<&[usize]>) -> anyhow::Result<()> {
         let bytes: Vec<u8> = latents.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.labels.extend(labels.unwrap_or(&[]).iter().map(|l| *l as i64));
         Ok(self.npz.raw(&bytes)?)
     }
 
-    /// Adds classes and seeds and gives the file its name.
+    /// Adds classes and seeds, and moves the file to its path.
     ///
     /// # Errors
-    /// The file system's own.
+    /// If writing fails.
     pub fn finish(mut self, seeds: &[u64]) -> anyhow::Result<()> {
         if !self.labels.is_empty() {
             self.npz.i64(LABELS, &self.labels)?;

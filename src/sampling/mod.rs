@@ -1,4 +1,4 @@
-//! Sampling images: the original tools' random number generators, samplers around sessions, resumable outputs.
+//! Generation of images: random number generators of the original tools, samplers around sessions, resumable outputs.
 
 pub mod journal;
 pub mod latents;

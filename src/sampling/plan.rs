@@ -1,4 +1,4 @@
-//! Images of a graph: which starting points, which sampler, which bytes.
+//! Plan of image generation with a graph: starting points, sampler, quantisation.
 
 use std::path::Path;
 
@@ -21,15 +21,16 @@ use super::sampler::{Ablation, Churn, Consistency, Grid as Levels, Sampler};
 use crate::engine::cuda_devices;
 use crate::error::with_hint;
 
-/// Most values of a latent or an image: RGB of 2048 × 2048 pixels. What a graph claims is allocated before it runs.
+/// Largest number of values of a latent or an image: RGB of 2048 × 2048 pixels. Memory for the declared shapes of a
+/// graph is allocated before it runs.
 pub const MAX_VALUES: usize = 3 << 22;
-/// Most classes.
+/// Largest number of classes.
 const MAX_CLASSES: usize = 1 << 16;
 
-/// Product of `dims`, what one input or output of a graph called `name` holds for an image.
+/// Number of values per image of the graph input or output `name` with the shape `dims`.
 ///
 /// # Errors
-/// More than [`MAX_VALUES`].
+/// If the number exceeds [`MAX_VALUES`].
 pub fn values_of(name: &str, dims: &[usize]) -> anyhow::Result<usize> {
     let values = dims.iter().try_fold(1_usize, |n, d| n.checked_mul(*d)).filter(|n| *n <= MAX_VALUES);
     values.with_context(|| {
@@ -37,28 +38,28 @@ pub fn values_of(name: &str, dims: &[usize]) -> anyhow::Result<usize> {
     })
 }
 
-/// The quantiser of a model's images, from its metadata; EDM's if it records none.
+/// The quantiser of the images of a model, from its metadata; EDM's if there is none.
 ///
 /// # Errors
-/// Metadata that are not of their type.
+/// If a metadata entry has the wrong type.
 pub fn quantiser_of(info: &ModelInfo) -> anyhow::Result<Quantiser> {
     Ok(info.described()?.quantiser.unwrap_or(Quantiser::Edm))
 }
 
-/// The function of a model, from its metadata.
+/// The kind of a graph, from its metadata.
 ///
 /// # Errors
-/// If it is not one of d2o's graphs.
+/// If the graph was not exported by d2o.
 pub fn kind_of(info: &ModelInfo) -> anyhow::Result<Kind> {
     info.described()?.kind.context("the graph has no metadata `kind`: it was not exported by d2o")
 }
 
-/// How images are made.
+/// Plan of image generation.
 #[derive(Debug)]
 pub struct Plan {
-    /// One image each.
+    /// Seeds, one image per seed.
     pub seeds: Vec<u64>,
-    /// Starting points.
+    /// Rules for drawing starting points.
     pub drawing: Drawing,
     /// Size of the images.
     pub dims: ImageDims,
@@ -67,10 +68,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What `args` ask of the graph `info`.
+    /// The plan for `args` and the graph `info`.
     ///
     /// # Errors
-    /// A graph that is not a generator, options that do not fit it, unreadable latents.
+    /// If the graph is not a generator, an option does not apply to it, or latents cannot be read.
     pub fn new(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Self> {
         let sampler = sampler(args, info)?;
         let input = info.inputs.first().context("the graph has no input")?;
@@ -78,7 +79,8 @@ impl Plan {
         let latent: Option<Vec<usize>> = input.dims.iter().skip(1).map(known).collect();
         let latent = latent.filter(|l| matches!(l.len(), 1 | 3));
         let latent = latent.with_context(|| format!("input `{}` is not a batch of images or vectors", input.name))?;
-        // A sampler's state is an image, so only a one-step graph has an output of another shape.
+        // The state of a sampler is an image, so only the output of a one-step graph can differ from its input in
+        // shape.
         let dims = match (latent.as_slice(), info.output("images").map(|o| o.dims.as_slice())) {
             (_, Some(&[_, Dim::Known(channels), Dim::Known(height), Dim::Known(width)]))
             | (&[channels, height, width], None) => ImageDims { height, width, channels },
@@ -93,7 +95,7 @@ impl Plan {
             dims.height
         );
         anyhow::ensure!(matches!(dims.channels, 1 | 3), "expected images of 1 or 3 channels, found {}", dims.channels);
-        // Grey images are written as colours, which is what evaluators make of them.
+        // Grey images are written as RGB, as evaluators convert them.
         let dims = ImageDims { channels: 3, ..dims };
         let classes = match info.input("class_labels").map(|v| v.dims.as_slice()) {
             Some(&[_, Dim::Known(n)]) => n,
@@ -129,10 +131,10 @@ impl Plan {
         Ok(Self { seeds, drawing, dims, sampler, quantiser })
     }
 
-    /// Where the images come from: what is kept with them.
+    /// Provenance of the images, which is stored with them.
     ///
     /// # Errors
-    /// Those of reading the graph at `model` and the latents.
+    /// If the graph at `model` or the latents cannot be read.
     pub fn record(
         &self,
         args: &SamplingRequest,
@@ -150,7 +152,7 @@ impl Plan {
         }))
     }
 
-    /// Classes as a conditional network takes them, `[N, L]`.
+    /// Classes as one-hot rows `[N, L]`, the input of a conditional network.
     #[must_use]
     pub fn one_hot(&self, drawn: &Drawn) -> Option<ArrayD<f32>> {
         let labels = drawn.labels.as_ref()?;
@@ -158,7 +160,7 @@ impl Plan {
         Some(Array2::from_shape_fn((labels.len(), self.drawing.classes), hot).into_dyn())
     }
 
-    /// Class of each image, if the generator is conditional; as much work as drawing the latents.
+    /// Class of each image, if the generator is conditional. Takes as long as drawing the latents.
     #[must_use]
     pub fn labels(&self) -> Option<Vec<i64>> {
         const CHUNK: usize = 1024;
@@ -170,16 +172,16 @@ impl Plan {
         Some(labels.concat().into_iter().map(|l| l as i64).collect())
     }
 
-    /// Whether one evaluation of a graph that holds its noise level is all there is.
+    /// Whether sampling is a single evaluation of a graph that contains its noise level.
     #[must_use]
     pub fn is_one_graph(&self) -> bool {
         self.sampler == Sampler::Graph
     }
 
-    /// Turns starting points into images.
+    /// Computes the images of the starting points `drawn`.
     ///
     /// # Errors
-    /// Those of the session.
+    /// If the session fails, or returns images of another size.
     pub fn sample(&self, session: &mut dyn Session, mut drawn: Drawn) -> anyhow::Result<Part> {
         let one_hot = self.one_hot(&drawn);
         let images: Array4<f64> = self.sampler.sample(session, &drawn.latents, one_hot.as_ref(), &mut drawn.noise)?;
@@ -197,7 +199,7 @@ impl Plan {
     }
 }
 
-/// The sampler that `args` ask for around a graph.
+/// The sampler for `args` and the graph `info`.
 fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> {
     use request::Sampler as Asked;
     let metadata = info.described()?;
@@ -237,7 +239,7 @@ fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> 
     if let Some((option, ..)) = belongs.iter().find(|(_, given, fits)| *given && !fits) {
         anyhow::bail!("{option}: not supported by this sampler");
     }
-    // What was trained for one sampler says nothing about another.
+    // Recorded settings apply only to the sampler that the network was trained for.
     let recorded = trained == Some(asked);
     let grid = Levels {
         steps: args.num_steps.or(metadata.num_steps.filter(|_| recorded)).unwrap_or(if karras { 40 } else { 18 }),

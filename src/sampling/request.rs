@@ -1,13 +1,13 @@
-//! What can be asked of a generator: seeds, samplers, noise schedules, random number generators.
+//! Options of image generation: seeds, samplers, noise schedules, random number generators.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// How a generator makes images. Everything that is `None` follows from the graph.
+/// Options of image generation. The graph determines every option that is `None`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingRequest {
-    /// One image for each seed.
+    /// Seeds, one image per seed.
     pub seeds: Option<Vec<u64>>,
     /// The sampler.
     pub sampler: Option<Sampler>,
@@ -15,7 +15,7 @@ pub struct SamplingRequest {
     pub num_steps: Option<u32>,
     /// Lowest noise level.
     pub sigma_min: Option<f64>,
-    /// Highest noise level, from which latents start.
+    /// Highest noise level, at which sampling starts.
     pub sigma_max: Option<f64>,
     /// Exponent of the noise levels.
     pub rho: f64,
@@ -37,7 +37,7 @@ pub struct SamplingRequest {
     pub scaling: Option<Scaling>,
     /// heun: position of the second evaluation of a step of EDM's ablation.
     pub alpha: Option<f64>,
-    /// two-step: noise level in between.
+    /// two-step: intermediate noise level.
     pub middle: Option<f64>,
     /// consistency: indices into the noise levels to denoise at.
     pub ts: Vec<u32>,
@@ -45,9 +45,9 @@ pub struct SamplingRequest {
     pub class: Option<usize>,
     /// Random number generator that seeds refer to.
     pub rng: Option<Rng>,
-    /// GPU that torch's CUDA generator runs on.
+    /// GPU for which the CUDA generator of torch is reproduced.
     pub rng_gpu: Option<RngGpu>,
-    /// File of latents to take instead of drawing them.
+    /// File of latents to use instead of drawing them.
     pub latents: Option<PathBuf>,
     /// Quantisation to uint8.
     pub quantise: Option<Quantise>,
@@ -58,9 +58,10 @@ pub struct SamplingRequest {
 pub enum Sampler {
     /// One evaluation (D2O)
     OneStep,
-    /// D2O's two-step sampler, without the second noise level that its code passes and the released network cannot take
+    /// D2O's two-step sampler, without the second noise level that the D2O code passes and the released network does
+    /// not accept
     TwoStep,
-    /// D2O's several steps; as two-step
+    /// D2O's multi-step sampler; one noise level, as for two-step
     MultiStep,
     /// EDM's Heun sampler, deterministic or stochastic, and its ablation
     Heun,
@@ -109,7 +110,7 @@ pub enum Scaling {
     None,
 }
 
-/// How images about [-1, 1] become bytes.
+/// Quantisation to u8 of images in about [-1, 1].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quantise {
     /// Truncation of 127.5 x + 128 (EDM, D2O, SiD)
@@ -118,14 +119,14 @@ pub enum Quantise {
     Openai,
 }
 
-/// Random number generators of torch.
+/// Random number generators of torch and NumPy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rng {
-    /// mt19937, as a CPU generator draws.
+    /// mt19937, as in a torch CPU generator.
     TorchCpu,
-    /// Philox, as a CUDA generator draws.
+    /// Philox, as in a torch CUDA generator.
     TorchCuda,
-    /// NumPy's RandomState, as StyleGAN's tools draw.
+    /// NumPy's `RandomState`, as in the tools of StyleGAN.
     Numpy,
 }
 
@@ -134,7 +135,7 @@ pub enum Rng {
 pub struct Seeds(pub Vec<u64>);
 
 impl Seeds {
-    /// The seeds as [`Seeds::from_str`] reads them, runs as ranges.
+    /// Text of `seeds` that [`Seeds::from_str`] reads; consecutive seeds become ranges.
     #[must_use]
     pub fn text(seeds: &[u64]) -> String {
         let runs = seeds.chunk_by(|a, b| a.checked_add(1) == Some(*b));
@@ -173,15 +174,17 @@ fn number(text: &str) -> Result<u64, String> {
     text.trim().parse().map_err(|_| format!("`{text}` is not a seed; expected e.g. 0-63 or 1,2,5-10"))
 }
 
-/// A GPU as far as torch's CUDA generators depend on it: the threads that all its multiprocessors keep resident.
+/// The property of a GPU that CUDA generators of torch depend on: the number of resident threads of all its
+/// multiprocessors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RngGpu {
-    /// Resident threads.
+    /// Number of resident threads.
     pub threads: u32,
 }
 
 impl RngGpu {
-    /// GPUs by name: multiprocessors and resident threads of each (NVIDIA's data sheets; CUDA C++ Programming Guide, Compute Capabilities).
+    /// Known GPUs: name, number of multiprocessors, resident threads per multiprocessor (NVIDIA data sheets; CUDA C++
+    /// Programming Guide, Compute Capabilities).
     pub const KNOWN: [(&str, u32, u32); 28] = [
         ("gtx-1080-ti", 28, 2048),
         ("p100", 56, 2048),

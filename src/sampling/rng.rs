@@ -1,4 +1,5 @@
-//! Random number generators of torch and NumPy, one per seed: a seed gives the same latents and class as in the original tools.
+//! Random number generators of torch and NumPy, one per seed. A seed gives the same latents and class as in the
+//! original tools.
 
 use std::f64::consts::PI;
 
@@ -17,10 +18,10 @@ pub struct TorchCpu {
 }
 
 impl TorchCpu {
-    /// Fewer values than this are drawn one by one.
+    /// Block size of the vectorised algorithm. Fewer values are drawn one by one.
     const VECTOR: usize = 16;
 
-    /// The generator of `seed`, of which torch uses the low 32 bits here.
+    /// The generator of `seed`. torch uses the low 32 bits only.
     #[must_use]
     #[allow(clippy::cast_possible_truncation, reason = "the low 32 bits are the seed")]
     pub fn new(seed: u64) -> Self {
@@ -44,7 +45,7 @@ impl TorchCpu {
         value / 9_007_199_254_740_992.0
     }
 
-    /// `torch.randn(count)` in float32. Values may differ from a vectorised build's in the last place.
+    /// `torch.randn(count)` in float32. Values may differ from a vectorised build of torch in the last place.
     pub fn randn(&mut self, count: usize) -> Vec<f32> {
         if count < Self::VECTOR {
             #[allow(clippy::cast_possible_truncation, reason = "torch rounds here too")]
@@ -53,7 +54,7 @@ impl TorchCpu {
         self.filled(count, Self::uniform32, box_muller)
     }
 
-    /// `torch.randn(count, dtype=torch.float64)`. Values may differ from a vectorised build's in the last place.
+    /// `torch.randn(count, dtype=torch.float64)`. Values may differ from a vectorised build of torch in the last place.
     pub fn randn64(&mut self, count: usize) -> Vec<f64> {
         if count < Self::VECTOR {
             return (0..count).map(|_| self.normal()).collect();
@@ -61,7 +62,8 @@ impl TorchCpu {
         self.filled(count, Self::uniform64, box_muller64)
     }
 
-    /// Uniform values, turned into normal ones in blocks; the last block is drawn anew if it is not a whole one.
+    /// Draws uniform values and transforms them into normal ones in blocks. If the last block is incomplete, the last
+    /// 16 values are drawn again.
     fn filled<T>(&mut self, count: usize, uniform: fn(&mut Self) -> T, block: fn(&mut [T])) -> Vec<T> {
         let mut values: Vec<T> = (0..count).map(|_| uniform(self)).collect();
         values.chunks_exact_mut(Self::VECTOR).for_each(block);
@@ -110,7 +112,8 @@ fn box_muller64(block: &mut [f64]) {
     }
 }
 
-/// A CUDA generator: Philox4x32-10 (Salmon et al. 2011), as torch lays it over the threads of a launch (ATen/native/cuda/DistributionTemplates.h).
+/// A CUDA generator: Philox4x32-10 (Salmon et al. 2011), distributed over the threads of a launch as in torch
+/// (ATen/native/cuda/DistributionTemplates.h).
 #[derive(Debug, Clone)]
 pub struct TorchCuda {
     key: [u32; 2],
@@ -118,8 +121,8 @@ pub struct TorchCuda {
     threads: u64,
 }
 
-/// How torch computes `count` values with `lanes` of them from each call of a thread's generator: value `e` belongs to thread `e % stride`, which
-/// gives it in its call `e / stride / lanes`, at place `e / stride % lanes`.
+/// Distribution of values over threads in torch. A call of the generator of a thread gives `lanes` values. Value `e` is
+/// computed by thread `e % stride`, in its call `e / stride / lanes`, at position `e / stride % lanes`.
 #[derive(Debug, Clone, Copy)]
 struct Launch {
     stride: u64,
@@ -127,21 +130,21 @@ struct Launch {
 }
 
 impl TorchCuda {
-    /// Threads of a block.
+    /// Threads per block.
     const BLOCK: u64 = 256;
-    /// Words that a call takes from a thread's stream, used or not.
+    /// Words of the stream of a thread that a call consumes, used or not.
     const CALL: u64 = 4;
-    /// From this bound on, integers are made of two words.
+    /// Integers with a bound of at least this value are made of two words.
     const WIDE: u32 = 1 << 28;
 
-    /// The generator of `seed` on a GPU that keeps `threads` threads resident.
+    /// The generator of `seed` on a GPU with `threads` resident threads.
     #[must_use]
     #[allow(clippy::cast_possible_truncation, reason = "split into halves")]
     pub fn new(seed: u64, threads: u32) -> Self {
         Self { key: [seed as u32, (seed >> 32) as u32], offset: 0, threads: threads.into() }
     }
 
-    /// The words of call `call` of thread `thread`, counted from the last launch.
+    /// The words of call `call` of thread `thread`, counted from the end of the last launch.
     #[allow(clippy::cast_possible_truncation, reason = "split into halves")]
     fn words(&self, thread: u64, call: u64) -> [u32; 4] {
         let block = self.offset / Self::CALL + call;
@@ -200,29 +203,30 @@ impl TorchCuda {
     }
 }
 
-/// Generators that seeds are for.
+/// Kind of random number generator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
-    /// torch's on the CPU.
+    /// torch on the CPU.
     TorchCpu,
-    /// torch's CUDA generator on a GPU with this number of resident threads.
+    /// torch on a CUDA device with this number of resident threads.
     TorchCuda {
-        /// Resident threads.
+        /// Number of resident threads.
         threads: u32,
     },
-    /// NumPy's.
+    /// NumPy.
     Numpy,
 }
 
 impl Family {
-    /// Draws of at most this many values are the same on every GPU that keeps as many threads resident as a T4 or more.
+    /// Draws of at most this number of values are the same on every GPU with at least as many resident threads as a T4.
     pub const SAME_ON_EVERY_GPU: u32 = 40_960;
 
-    /// What `rng` and `gpu` ask for where up to `count` values are drawn at once; without `gpu`, the first of `devices`, asked only then, stands
-    /// for it.
+    /// The generator for `rng` and `gpu`, with up to `count` values per draw. Without `gpu`, the first of `devices` is
+    /// used, which is called only in that case.
     ///
     /// # Errors
-    /// A GPU for a generator of the CPU; draws whose values depend on a GPU that is not known.
+    /// If `gpu` is given for a generator other than the CUDA generator, or the values of a draw depend on an unknown
+    /// GPU.
     pub fn settle(
         rng: Rng,
         gpu: Option<RngGpu>,
@@ -252,7 +256,7 @@ impl Family {
         })
     }
 
-    /// Its name in results.
+    /// Name in results.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -262,7 +266,7 @@ impl Family {
         }
     }
 
-    /// Resident threads of the GPU, where draws of `count` values depend on them.
+    /// Number of resident threads of the GPU, if draws of `count` values depend on it.
     #[must_use]
     pub fn threads(self, count: usize) -> Option<u32> {
         match self {
@@ -271,7 +275,7 @@ impl Family {
         }
     }
 
-    /// A generator for each of `seeds`, of which the originals take the low 32 bits.
+    /// One generator per seed. The original tools use the low 32 bits of a seed.
     #[must_use]
     #[allow(clippy::cast_possible_truncation, reason = "the low 32 bits are the seed")]
     pub fn streams(self, seeds: &[u64]) -> Streams {
@@ -285,14 +289,14 @@ impl Family {
     }
 }
 
-/// A generator for each image of a batch, as the original tools keep them.
+/// One generator per image of a batch, as in the original tools.
 #[derive(Debug, Clone)]
 pub enum Streams {
-    /// On the CPU.
+    /// torch on the CPU.
     Cpu(Vec<TorchCpu>),
-    /// On a CUDA device.
+    /// torch on a CUDA device.
     Cuda(Vec<TorchCuda>),
-    /// NumPy's, as StyleGAN's tools draw.
+    /// NumPy, as in the tools of StyleGAN.
     Numpy(Vec<RandomState>),
 }
 
@@ -396,7 +400,8 @@ mod tests {
         }
     }
 
-    /// torch's kernel as it is written: every thread of the launch walks the array in strides and writes `lanes` values a call.
+    /// The loop of the torch kernel: every thread of the launch steps through the array in strides and writes `lanes`
+    /// values per call.
     fn kernel(seed: u64, offset: u64, threads: usize, count: usize, lanes: usize) -> (Vec<([u32; 4], usize)>, u64) {
         let grid = count.div_ceil(256).min(threads / 256);
         let step = 256 * grid;
@@ -424,7 +429,7 @@ mod tests {
 
     #[test]
     fn cuda_values_beyond_the_resident_threads_are_the_later_ones_of_each_thread() {
-        // 1024 threads: 4 blocks. Sizes around one, four and several values a thread.
+        // 1024 threads are 4 blocks. Sizes around one, four and several values per thread.
         for count in [1, 255, 256, 257, 1023, 1024, 1025, 2048, 4096, 4097, 8192, 10_000] {
             for (lanes, wide) in [(4, false), (2, true)] {
                 let mut rng = TorchCuda::new(7 << 32 | 5, 1024);

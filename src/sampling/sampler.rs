@@ -10,11 +10,11 @@ use serde::Serialize;
 use super::request::{Discretization, Scaling, Schedule, Solver};
 use super::rng::Streams;
 
-/// How latents become images.
+/// Sampler: computes images from latents.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sampler {
-    /// One evaluation of a one-step graph, whose noise level is part of it.
+    /// One evaluation of a one-step graph, which contains its noise level.
     Graph,
     /// One evaluation of a denoiser at one noise level (D2O at 80, SiD at 2.5).
     OneStep {
@@ -25,7 +25,7 @@ pub enum Sampler {
     TwoStep {
         /// Noise level of the latents.
         sigma_max: f64,
-        /// Noise level in between.
+        /// Intermediate noise level.
         middle: f64,
     },
     /// D2O's `multi_step_sampler`, with a network that takes one noise level.
@@ -34,7 +34,7 @@ pub enum Sampler {
     Edm {
         /// Noise levels.
         grid: Grid,
-        /// Noise added on the way.
+        /// Noise added before each step.
         churn: Churn,
     },
     /// EDM's `ablation_sampler`.
@@ -63,7 +63,7 @@ impl Grid {
         (0..self.steps).map(|i| self.level(f64::from(i) / f64::from(self.steps - 1))).collect()
     }
 
-    /// The level at `share` of the way down.
+    /// The level at `share` of the range: `sigma_max` at 0, `sigma_min` at 1.
     #[must_use]
     pub fn level(&self, share: f64) -> f64 {
         let (low, high) = (self.sigma_min.powf(1.0 / self.rho), self.sigma_max.powf(1.0 / self.rho));
@@ -78,11 +78,11 @@ pub struct Churn {
     pub churn: f64,
     /// Lowest noise level at which noise is added.
     pub min: f64,
-    /// Highest.
+    /// Highest noise level at which noise is added.
     pub max: f64,
     /// Inflation of the noise.
     pub noise: f64,
-    /// Whether it is drawn in f32, as `consistency_models` does.
+    /// Whether the noise is drawn in f32, as in `consistency_models`.
     pub single: bool,
 }
 
@@ -98,9 +98,9 @@ impl Churn {
 pub struct Ablation {
     /// Number of steps.
     pub steps: u32,
-    /// Lowest noise level; `None` for the discretization's own.
+    /// Lowest noise level; `None` for the one of the discretization.
     pub sigma_min: Option<f64>,
-    /// Highest noise level; `None` for the discretization's own.
+    /// Highest noise level; `None` for the one of the discretization.
     pub sigma_max: Option<f64>,
     /// Exponent of EDM's discretization.
     pub rho: f64,
@@ -112,9 +112,9 @@ pub struct Ablation {
     pub schedule: Schedule,
     /// Scale over time.
     pub scaling: Scaling,
-    /// Where the second evaluation of a Heun step lies; 1 at the end, ½ in the middle.
+    /// Position of the second evaluation in a Heun step: 1 at the end, ½ in the middle.
     pub alpha: f64,
-    /// Noise added on the way.
+    /// Noise added before each step.
     pub churn: Churn,
 }
 
@@ -129,7 +129,7 @@ struct Vp {
 }
 
 impl Vp {
-    /// Of the original training.
+    /// The values of the original training.
     const DEFAULT: Self = Self { beta_d: 19.9, beta_min: 0.1 };
 
     /// The schedule that runs from `sigma_min` at [`EPSILON_S`] to `sigma_max` at 1.
@@ -154,7 +154,7 @@ impl Vp {
     }
 }
 
-/// σ(t) and s(t) with their slopes.
+/// Noise level σ(t) and scale s(t), with their derivatives.
 #[derive(Debug, Clone, Copy)]
 struct Course {
     schedule: Schedule,
@@ -203,7 +203,7 @@ impl Course {
 }
 
 impl Ablation {
-    /// Lowest and highest noise level for a network that can take `range`.
+    /// Lowest and highest noise level for a network that accepts `range`.
     fn range(&self, range: &Range) -> (f64, f64) {
         let (low, high) = match self.discretization {
             Discretization::Vp => (Vp::DEFAULT.sigma(EPSILON_S), Vp::DEFAULT.sigma(1.0)),
@@ -214,7 +214,7 @@ impl Ablation {
         (self.sigma_min.unwrap_or(low).max(range.sigma_min), self.sigma_max.unwrap_or(high).min(range.sigma_max))
     }
 
-    /// Noise levels of the steps, before they are rounded to the network's.
+    /// Noise levels of the steps, before they are rounded to the levels of the network.
     fn levels(&self, sigma_min: f64, sigma_max: f64) -> anyhow::Result<Vec<f64>> {
         let last = f64::from(self.steps - 1);
         let shares = (0..self.steps).map(|i| f64::from(i) / last);
@@ -250,7 +250,7 @@ fn iddpm_levels() -> Vec<f64> {
     const STEPS: usize = 1000;
     const C_1: f32 = 0.001;
     const C_2: f32 = 0.008;
-    // In f32, as PyTorch computes with an index that is a tensor of integers.
+    // In f32, as in PyTorch with an index that is an integer tensor.
     #[allow(clippy::cast_precision_loss, reason = "indices up to 1000")]
     let alpha_bar = |j: usize| (std::f32::consts::FRAC_PI_2 * j as f32 / STEPS as f32 / (C_2 + 1.0)).sin().powi(2);
     let mut u = vec![0.0_f64; STEPS + 1];
@@ -263,28 +263,28 @@ fn iddpm_levels() -> Vec<f64> {
 /// Sampling of consistency models (Song et al. 2023).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Consistency {
-    /// Positions on the grid of noise levels, from 0; empty for one step.
+    /// Indices into the noise levels, from 0 for the highest; empty for one step.
     pub ts: Vec<u32>,
     /// Noise levels.
     pub grid: Grid,
 }
 
-/// Noise levels a denoiser can take.
+/// Noise levels that a denoiser accepts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Range {
-    /// Lowest.
+    /// Lowest noise level.
     pub sigma_min: f64,
-    /// Highest.
+    /// Highest noise level.
     pub sigma_max: f64,
-    /// The only ones it knows, falling, if they are discrete.
+    /// The accepted levels, falling, if they are discrete.
     pub levels: Option<Vec<f32>>,
 }
 
 impl Range {
-    /// From the metadata of an exported denoiser; without any, every level.
+    /// Reads the metadata of an exported denoiser; every level if there is no entry.
     ///
     /// # Errors
-    /// Metadata that are not numbers; a denoiser of discrete noise levels that does not record them.
+    /// If metadata are not numbers, or a denoiser of discrete noise levels does not record them.
     pub fn of(model: &ModelInfo) -> anyhow::Result<Self> {
         let metadata = model.described()?;
         let discrete = metadata.class.as_deref() == Some("iDDPMPrecond");
@@ -307,7 +307,7 @@ impl Range {
     }
 }
 
-/// A session with what goes along with every evaluation.
+/// A session, and the labels for every evaluation.
 struct Network<'a> {
     session: &'a mut dyn Session,
     labels: Option<&'a ArrayD<f32>>,
@@ -321,7 +321,7 @@ impl Network<'_> {
         self.run(&[("x", narrow(x).view().into()), ("sigma", sigma.view().into())], "denoised")
     }
 
-    /// Output `name`, `[N, C, H, W]`.
+    /// Runs the session and returns the output `name`, `[N, C, H, W]`.
     fn run(&mut self, inputs: &[(&str, TensorView<'_>)], name: &str) -> anyhow::Result<Array4<f64>> {
         let mut inputs = inputs.to_vec();
         if let Some(labels) = self.labels {
@@ -336,11 +336,12 @@ impl Network<'_> {
 }
 
 impl Sampler {
-    /// Images `[N, C, H, W]` about [-1, 1] from `latents` of unit variance: `[N, C, H, W]`, or `[N, Z]` for a one-step graph of them. `noise` gives what a stochastic sampler adds: one
-    /// generator for each image, just after its latent and class were drawn.
+    /// Computes images `[N, C, H, W]` in about [-1, 1] from `latents` of unit variance: `[N, C, H, W]`, or `[N, Z]` for
+    /// a one-step graph of vectors. `noise` is the source of the noise of a stochastic sampler: one generator per
+    /// image, in the state after the latent and the class were drawn.
     ///
     /// # Errors
-    /// Those of the session; a schedule of noise levels that cannot be computed.
+    /// If the session fails, or a schedule of noise levels cannot be computed.
     pub fn sample(
         &self,
         session: &mut dyn Session,
@@ -376,7 +377,7 @@ impl Sampler {
         }
     }
 
-    /// Number of evaluations of the network for an image.
+    /// Number of evaluations of the network per image.
     #[must_use]
     pub fn evaluations(&self) -> u64 {
         let heun = |steps: u32| u64::from(2 * steps - 1);
@@ -415,7 +416,7 @@ fn edm(
     for pair in levels.windows(2) {
         let (current, next) = (pair[0], pair[1]);
         let hat = range.round(current + churn.gamma(grid.steps, current) * current);
-        // Drawn even where none is added, as in the original; without churn nothing depends on it.
+        // As in the original, noise is drawn even if none is added in this step. Without churn no result depends on it.
         if churn.churn > 0.0 {
             let spread = (hat * hat - current * current).sqrt() * churn.noise;
             x = x + draw(noise, latents, churn.single)? * spread;
@@ -486,7 +487,7 @@ fn consistency(
         Ok(narrow(&network.denoise(&x.mapv(f64::from), sigma)?).mapv(|v| v.clamp(-1.0, 1.0)))
     };
     if options.ts.is_empty() {
-        // The grid of the original's one-step sampler is in f32.
+        // The one-step sampler of the original computes its level in f32.
         let first = (high.powf(1.0 / grid.rho) as f32).powf(grid.rho as f32);
         x = evaluate(&x, f64::from(first))?;
     }
@@ -549,7 +550,7 @@ mod tests {
             };
             let (low, high) = options.range(&every);
             let found = options.levels(low, high).unwrap();
-            // Its sines are in f32, whose last place depends on the build.
+            // The sines of iDDPM are in f32; their last place depends on the build.
             let tolerance = if discretization == Discretization::Iddpm { 2e-7 } else { 1e-9 };
             near(&found, &levels, tolerance);
             let course = Course { schedule, scaling: Scaling::None, vp: Vp::between(low, high) };

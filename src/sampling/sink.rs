@@ -1,4 +1,4 @@
-//! Where images go: npz, HDF5, dataset zip or a folder of PNGs, and a grid of the first ones.
+//! Outputs of images: npz, HDF5, dataset zip or a folder of PNGs, and a grid of the first images.
 
 use std::io::Write as _;
 use std::ops::RangeInclusive;
@@ -21,10 +21,10 @@ use serde_json::Value;
 use super::latents::{SEEDS, signed};
 use crate::error::with_hint;
 
-/// In `OUT.partial`: the `dataset.json` of the folder that is being replaced, until its images are gone.
+/// File in `OUT.partial`: the `dataset.json` of a folder that is being replaced, until its images are removed.
 const REPLACED: &str = "replaced.json";
 
-/// The form of an output, by its name.
+/// Format of an output, by its extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// `arr_0`, and `arr_1` if conditional.
@@ -38,10 +38,10 @@ pub enum Form {
 }
 
 impl Form {
-    /// From the ending of `path`.
+    /// The format for the extension of `path`.
     ///
     /// # Errors
-    /// Any other ending.
+    /// If the extension is unknown.
     pub fn of(path: &Path) -> anyhow::Result<Self> {
         let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
         Ok(match ending.as_deref() {
@@ -54,7 +54,7 @@ impl Form {
     }
 }
 
-/// An output being written. It appears under its name when it is finished; a folder's images appear one by one.
+/// An output being written. A file appears at its path when it is finished; the images of a folder appear one by one.
 pub struct Sink<'a> {
     kind: Kind,
     out: &'a Path,
@@ -71,10 +71,10 @@ enum Kind {
 }
 
 impl<'a> Sink<'a> {
-    /// Starts writing images of `seeds` to `out`; unfinished files lie in `scratch`, on the same file system.
+    /// Starts writing images of `seeds` to `out`. Unfinished files are kept in `scratch`, on the same file system.
     ///
     /// # Errors
-    /// The container's.
+    /// If the extension is unknown, `subdirs` is set for a file, or the output cannot be created.
     pub fn create(
         out: &'a Path,
         scratch: &Path,
@@ -105,7 +105,7 @@ impl<'a> Sink<'a> {
     /// Appends `images [n, H, W, 3]` of the next seeds.
     ///
     /// # Errors
-    /// Encoding and writing errors.
+    /// If encoding or writing fails.
     pub fn append(&mut self, images: &Array4<u8>, labels: Option<&[i64]>) -> anyhow::Result<()> {
         let seeds = &self.seeds[self.at..self.at + images.dim().0];
         match &mut self.kind {
@@ -131,10 +131,10 @@ impl<'a> Sink<'a> {
         Ok(())
     }
 
-    /// Adds classes, seeds and `record`, which tells where the images come from, and gives the output its name.
+    /// Adds classes, seeds (in HDF5) and `record`, the provenance of the images, and moves the output to its path.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn finish(self, record: &Value) -> anyhow::Result<()> {
         let text = record.to_string();
         let file = match self.kind {
@@ -164,7 +164,7 @@ impl<'a> Sink<'a> {
             }
             Kind::Folder { subdirs, .. } => {
                 let names = || self.seeds.iter().map(|s| name_of(*s, subdirs));
-                // The journal that could restore them goes next.
+                // The images are synced because the journal, which could restore them, is removed next.
                 let sync = |seed: &u64| fs::File::open(self.out.join(name_of(*seed, subdirs)))?.sync_all();
                 self.seeds.par_iter().try_for_each(sync)?;
                 let labels = (!self.labels.is_empty()).then_some(self.labels.as_slice());
@@ -176,16 +176,18 @@ impl<'a> Sink<'a> {
     }
 }
 
-/// EDM's name for the image of `seed`: `000123.png`, or `001000/001234.png` with a folder for every 1000 seeds.
+/// File name of the image of `seed`, as in EDM: `000123.png`, or `001000/001234.png` with a folder for every 1000
+/// seeds.
 #[must_use]
 pub fn name_of(seed: u64, subdirs: bool) -> String {
     if subdirs { format!("{:06}/{seed:06}.png", seed - seed % 1000) } else { format!("{seed:06}.png") }
 }
 
-/// Makes sure that the folder `out` holds the images of an earlier run of `d2o generate` and nothing else, so that they can be replaced.
+/// Checks that the folder `out` is empty, or contains the output of a finished run of `d2o generate` and nothing else,
+/// so that it can be replaced.
 ///
 /// # Errors
-/// If that is not so, naming the first other file.
+/// If that is not so; the error names the first other file.
 pub fn ensure_replaceable(out: &Path) -> anyhow::Result<()> {
     if fs::read_dir(out)?.next().is_none() {
         return Ok(());
@@ -203,7 +205,8 @@ pub fn ensure_replaceable(out: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Removes the images of the finished run that `out` holds, if it holds one. Killed, the next call goes on with it.
+/// Removes the images of the finished run in `out`, if there is one. If the process is killed, the next call continues
+/// the removal.
 fn remove_earlier(out: &Path, scratch: &Path) -> anyhow::Result<()> {
     let (file, replaced) = (out.join(LABEL_FILE), scratch.join(REPLACED));
     if file.exists() {
@@ -217,7 +220,7 @@ fn remove_earlier(out: &Path, scratch: &Path) -> anyhow::Result<()> {
         for file in files_below(out)?.into_iter().filter(|f| earlier.made(f)) {
             fs::remove_file(out.join(&file))?;
             if let Some(folder) = file.parent().filter(|f| !f.as_os_str().is_empty()) {
-                // It goes with its last image.
+                // This succeeds after the last image of the folder is removed.
                 let _ = fs::remove_dir(out.join(folder));
             }
         }
@@ -225,7 +228,7 @@ fn remove_earlier(out: &Path, scratch: &Path) -> anyhow::Result<()> {
     Ok(fs::remove_file(replaced)?)
 }
 
-/// Files in `folder` and in the folders in it, relative to it; deeper folders and links count as files.
+/// Files in `folder` and in its direct subfolders, relative to `folder`. Deeper folders and links count as files.
 fn files_below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -247,7 +250,8 @@ fn files_below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 struct Earlier(Vec<RangeInclusive<u64>>);
 
 impl Earlier {
-    /// From the run's record. Ranges are not spelt out: a few bytes may name any number of seeds.
+    /// Reads the seeds from the record of a run. Ranges are not expanded, because a few bytes can name any number of
+    /// seeds.
     fn of(record: &Value) -> Option<Self> {
         let range = |part: &str| {
             let (a, b) = part.split_once('-').unwrap_or((part, part));
@@ -266,7 +270,7 @@ impl Earlier {
         Some(Self(merged))
     }
 
-    /// Whether it made `file`, a path in the output folder.
+    /// Whether the run wrote `file`, a path relative to the output folder.
     fn made(&self, file: &Path) -> bool {
         let Some(seed) = file.file_stem().and_then(|s| s.to_str()?.parse().ok()) else { return false };
         let at = self.0.partition_point(|r| *r.start() <= seed);
@@ -275,7 +279,7 @@ impl Earlier {
     }
 }
 
-/// The first images, side by side.
+/// Grid of the first images.
 pub struct Grid {
     path: PathBuf,
     columns: usize,
@@ -284,7 +288,7 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// `columns` times as many images of size `dims`.
+    /// A grid of `columns` × `columns` images of size `dims`, to be written to `path`.
     #[must_use]
     pub fn new(path: &Path, columns: usize, dims: ImageDims) -> Self {
         let canvas = Array3::from_elem((columns * dims.height, columns * dims.width, 3), 255);
@@ -307,7 +311,7 @@ impl Grid {
     /// Writes the PNG.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn save(self) -> anyhow::Result<()> {
         AtomicFile::write_all_to(&self.path, &png(&self.path, "", self.canvas.view())?)
             .with_context(|| format!("write `{}`", self.path.display()))
@@ -346,7 +350,7 @@ mod tests {
         assert_eq!(listed(&out), ["000004.png", "000005.png", "000006.png", LABEL_FILE]);
         assert!(!out.join("000000").exists() && fs::read_dir(&scratch).unwrap().count() == 0);
 
-        // Killed after the first of the images to be replaced.
+        // The process was killed after it removed the first image.
         fs::rename(out.join(LABEL_FILE), scratch.join(REPLACED)).unwrap();
         fs::remove_file(out.join("000004.png")).unwrap();
         write(&out, &scratch, &[1], false);

@@ -1,4 +1,4 @@
-//! The adversarial objective: the stages of generator and discriminator.
+//! Adversarial training: the generator, discriminator and R1 stages of an iteration.
 
 use std::rc::Rc;
 
@@ -20,7 +20,7 @@ use super::trained::{Metadata, Trained};
 use super::trainer::{Run, seed, whole};
 use crate::cli::LossTypeArg;
 
-/// Name of the signs of the logits of real images.
+/// Statistic of the signs of the logits of real images.
 const SIGNS: &str = "Loss/signs/real";
 
 /// The discriminator in training.
@@ -33,21 +33,21 @@ pub(super) struct Discriminator {
     group: Rc<Group>,
     parts: Parts,
     trained: Trained,
-    /// Distillation loss in addition to the adversarial one.
+    /// Distillation loss that is added to the adversarial loss.
     distillation: Option<Distillation>,
-    /// Augmentation of what it sees, and its strength.
+    /// Augmentation of the images that the discriminator sees. `strength` multiplies its probabilities.
     pipe: Option<AdaPipe>,
     strength: Ada,
-    /// Whether the strength is adjusted.
+    /// Whether ADA adjusts the strength.
     adaptive: bool,
     /// Signs of the logits of real images since the last adjustment.
     signs: Collector,
 }
 
-/// The discriminator as each part of a batch that this process has sees it: projections of its own, the same heads.
+/// One critic for each part of a batch that this process computes. Each has its own projections; all share the heads.
 struct Parts {
     critics: Vec<Critic>,
-    /// Spectral norm's vectors.
+    /// Power-iteration vectors of spectral norm.
     power: Power,
 }
 
@@ -62,8 +62,9 @@ impl Parts {
     }
 }
 
-/// Spectral norm's vectors, which a stage advances. As in the original, where rank 0's are sent to the others, all parts of a batch start from the same
-/// ones, and those of the first part of process 0 remain.
+/// Power-iteration vectors of spectral norm, which each stage advances. All parts of a batch start from the same
+/// vectors, and the vectors of the first part of process 0 are kept. This is the result of the original, which
+/// broadcasts the vectors of rank 0.
 struct Power(Vec<Tensor>);
 
 impl Power {
@@ -101,15 +102,16 @@ impl Power {
 }
 
 impl Discriminator {
-    /// Loads the feature networks of `run` and draws the rest; `distillation` is the generator's beside.
+    /// Loads the feature networks of `run` and initialises the other tensors. `distillation` adds its loss to the
+    /// generator stage.
     ///
     /// # Errors
-    /// Those of [`Critic::load`]; libtorch's own.
+    /// If the options are not supported, [`Critic::load`] fails, or libtorch fails.
     pub(super) fn new(run: &Run, distillation: Option<Distillation>) -> anyhow::Result<Self> {
         let options = &run.options;
         let mut config = options.critic()?;
         if run.state.is_some() && run.net.label_dim > 0 {
-            // The state holds the rows.
+            // The state contains the rows.
             config.classes = Some(ClassRows::Random);
         }
         let seed = u64::from(options.seed);
@@ -118,7 +120,7 @@ impl Discriminator {
         let mut critics = Vec::new();
         let own = run.parts();
         for rank in 1..options.ranks() as usize {
-            // Process 0 saves the projections of all.
+            // Process 0 also needs the projections of the other processes, to save them.
             if !own.contains(&rank) && !run.group.leads() {
                 continue;
             }
@@ -135,8 +137,8 @@ impl Discriminator {
         }
         let is_power = |t: &&Named| t.path.ends_with(".weight_u") || t.path.ends_with(".weight_v");
         let power = Power(tensors.iter().filter(is_power).map(|t| t.tensor.shallow_clone()).collect());
-        // The step that R1 adds every `interval` iterations is taken out of the others (lazy regularisation, Karras et al. 2020). As in the
-        // original, R1 turned off changes nothing about it.
+        // Lazy regularisation (Karras et al. 2020): learning rate and β₂ make up for the extra R1 step every
+        // `r1_interval` iterations. As in the original, this also applies if R1 is off.
         let r1_interval = u64::from(options.r1_interval.unwrap_or(16));
         let correction = whole(r1_interval) / (whole(r1_interval) + 1.0);
         let config = OptimizerConfig {
@@ -170,11 +172,11 @@ impl Discriminator {
         })
     }
 
-    /// The stages of iteration `iteration` on the parts of a batch that this process has: an update of `generator` by its optimiser, one of the
-    /// discriminator, and one by R1 if it is due.
+    /// Runs iteration `iteration` on the parts of a batch that this process computes: an update of `generator` by its
+    /// optimiser, an update of the discriminator, and an R1 update if it is due.
     ///
     /// # Errors
-    /// libtorch's own; those of the group of processes.
+    /// If libtorch or the communication between processes fails.
     pub(super) fn iterate(
         &mut self,
         (generator, theirs): (Generator<'_>, &mut Optimizer),
@@ -187,7 +189,7 @@ impl Discriminator {
         let (loss, run_seed, adaptive) = (self.loss, self.seed, self.adaptive);
         let (pipe, p) = (pipe.as_ref(), strength.p);
         let group = &*self.group;
-        // The batch's parts are numbered through all processes.
+        // Parts are numbered across all processes.
         let first = group.rank() * batches.len();
         let augment = |images: &Tensor| match pipe {
             Some(pipe) => Ok(pipe.apply(images, p)?.images),
@@ -206,7 +208,7 @@ impl Discriminator {
             seed(run_seed, iteration, "generator", first + part);
             let noise = batch.images.randn_like();
             let (loss, logits) = adversaries.generator_loss(&mut b, &noise, labels(batch).as_ref())?;
-            // The adversarial loss is a sum over images, that of distillation a mean.
+            // The adversarial loss is a sum over images, the distillation loss a mean.
             let (mut whole, mut per_image) = (loss.shallow_clone(), &loss / images);
             if let Some(distillation) = distillation {
                 let distance = distillation.stage(&mut b, &generator, batch, &noise, collector)?;
@@ -269,11 +271,12 @@ impl Discriminator {
         &self.trained
     }
 
-    /// Computes the losses of the generator and of R1 on `batch` and drops them; `alive` is called while all lies in memory that their gradients need.
-    /// Returns what the optimiser will take beside, bytes. Changes nothing.
+    /// Computes the generator and R1 losses on `batch` to measure their memory. Calls `alive` while everything that
+    /// their gradients need is in memory. Returns the memory that the optimiser needs in addition, in bytes. Parameters
+    /// and power-iteration vectors stay unchanged.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub(super) fn try_stages(
         &mut self,
         generator: Generator<'_>,
@@ -301,15 +304,15 @@ impl Discriminator {
         Ok(self.trained.optimizer.reserve())
     }
 
-    /// What is trained, as one vector.
+    /// All trained parameters as one vector.
     pub(super) fn parameters(&self) -> &Tensor {
         self.trained.optimizer.values()
     }
 
-    /// Adds all that a resumed run needs.
+    /// Adds the tensors and metadata that a resumed run needs.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub(super) fn save(&self, out: &mut Vec<Stored>, metadata: &mut Metadata) -> anyhow::Result<()> {
         out.extend(self.trained.stored("d", None)?);
         self.trained.save("d", out, metadata);
@@ -318,10 +321,10 @@ impl Discriminator {
         Ok(())
     }
 
-    /// Takes it back.
+    /// Restores what [`Discriminator::save`] added.
     ///
     /// # Errors
-    /// A state without it.
+    /// If the state lacks an entry, or a tensor has another shape.
     pub(super) fn restore(&mut self, state: &State, device: Device) -> anyhow::Result<()> {
         self.trained.restore("d", state)?;
         self.strength.p = f32::from_bits(u32::try_from(state.number("augment_p")?)?);

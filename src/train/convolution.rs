@@ -7,15 +7,17 @@ use tch::{TchError, Tensor};
 
 use super::operator::{self, parallel, values, values_mut};
 
-/// Minimum number of input and of output channels: with fewer, the transforms of images take the time saved.
+/// Minimum number of input and of output channels. With fewer, image transforms cost as much as the algorithm saves.
 const CHANNELS: usize = 64;
-/// Minimum number of tiles of 4 × 4 outputs in a batch: with fewer, the transforms of filters take the time saved.
+/// Minimum number of tiles of 4 × 4 outputs in a batch. With fewer, filter transforms cost as much as the algorithm
+/// saves.
 const TILES: usize = 64;
 
 /// Working memory.
 static POOL: LazyLock<Pool> = LazyLock::new(Pool::default);
 
-/// Number of channels that are computed together: as many as a vector has lanes. `None` without the instructions that make it faster than libtorch.
+/// Number of channels computed together: the number of lanes of a vector. `None` without AVX2 and FMA, where libtorch
+/// is faster.
 fn block() -> Option<usize> {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -34,11 +36,12 @@ fn shape(weight: &Tensor, [tall, wide]: [i64; 2]) -> Option<Shape> {
     Shape::new(sizes(weight)?, [tall, wide, tall, wide], block()?)
 }
 
-/// `x [N, Ci, H, W]` convolved with `weight [Co, Ci, 3, 3]` (stride 1, one group) plus `bias [Co]`, if that is measured to be faster so: f32 on the CPU, at
-/// least [`CHANNELS`] channels on both sides and [`TILES`] tiles. Otherwise `None`: libtorch's own kernels are to be taken.
+/// `x [N, Ci, H, W]` convolved with `weight [Co, Ci, 3, 3]` (stride 1, one group) plus `bias [Co]`, in the cases
+/// measured to be faster: f32 on the CPU, at least [`CHANNELS`] input and output channels, at least [`TILES`] tiles.
+/// Otherwise `None`, and the caller uses the kernels of libtorch.
 ///
 /// # Errors
-/// libtorch's own.
+/// If libtorch fails.
 pub(super) fn conv2d(
     x: &Tensor,
     weight: &Tensor,
@@ -61,7 +64,7 @@ pub(super) fn conv2d(
     x.f_convolution_overrideable(weight, bias, [1, 1], padding, [1, 1], false, [0, 0], 1).map(Some)
 }
 
-/// The output for what [`conv2d`] lets pass.
+/// Output of the convolution, for the cases that [`conv2d`] accepts.
 fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padding: [i64; 2]) -> Tensor {
     let shape = shape(weight, padding).expect("a supported shape");
     let (x, weight, bias) = (x.contiguous(), weight.contiguous(), bias.map(Tensor::contiguous));
@@ -75,7 +78,7 @@ fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padding: [i64; 2]
     out
 }
 
-/// The gradients of input, weights and bias, those of them that `wanted` names.
+/// Gradients of input, weights and bias, each if its flag in `wanted` is set.
 fn backward(
     gradient: &Tensor,
     x: &Tensor,
@@ -113,7 +116,8 @@ mod tests {
     use super::*;
     use crate::train::libtorch::{LibTorch, Value};
 
-    /// Output, gradients of input, weights and bias, and the gradients of the squares of the first two of these by input and weights, as R1 has them.
+    /// Output; gradients by input, weights and bias; second derivatives as in R1: the gradients by input and weights of
+    /// the squared input and weight gradients.
     fn all(x: &Tensor, w: &Tensor, b: &Tensor, conv: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Tensor) -> Vec<Tensor> {
         let leaves = [x, w, b].map(|t| t.detach().copy().set_requires_grad(true));
         let [x, w, b] = &leaves;
@@ -139,7 +143,7 @@ mod tests {
     #[test]
     fn values_and_gradients_are_those_of_libtorch_in_f64() {
         tch::manual_seed(0);
-        // Images, channels in and out, height, width, filter, padding, and whether Winograd's algorithm takes it.
+        // Images, channels in and out, height, width, filter, padding, and whether Winograd's algorithm is used.
         for (batch, inputs, outputs, height, width, filter, padding, ours) in [
             (3, 64, 80, 21, 17, 3, [1, 1], true),
             (5, 80, 64, 13, 15, 3, [0, 2], true),
@@ -195,13 +199,14 @@ mod tests {
         let by_channel = run(true, kinds.0, Conv2d { groups: 64, ..options }, &narrow);
         assert!(by_channel.equal(&plain(kinds.0, &narrow, 1, 64)));
         assert_eq!(run(true, kinds.0, options, &w).equal(&plain(kinds.0, &w, 1, 1)), block().is_none());
-        // Pads that differ are added to the image first.
+        // Unequal pads are added to the image first.
         let found = run(true, kinds.0, Conv2d { pads: [0, 1, 2, 1], ..options }, &w);
         let exact = run(true, kinds.1, Conv2d { pads: [0, 1, 2, 1], ..options }, &w);
         assert!(off(&found, &exact) < 4e-6);
     }
 
-    /// Prints milliseconds, best of several runs in turns, and errors against f64, of libtorch's kernels and of these.
+    /// Prints the time in milliseconds (best of nine alternating runs) and the error against f64 of libtorch's kernels
+    /// and of these.
     #[test]
     #[ignore = "a measurement: cargo test --release -p d2o --features train --lib speed_beside -- --ignored --nocapture"]
     #[allow(clippy::print_stdout, clippy::needless_range_loop, reason = "a measurement of three things")]

@@ -23,17 +23,17 @@ pub struct TrainingSet {
     content: String,
 }
 
-/// What a network takes of a dataset.
+/// Properties of the images and labels that a network requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// Colour channels: 3, or 1 for grey images.
     pub channels: usize,
-    /// Classes; 0 leaves labels out.
+    /// Number of classes; 0 ignores labels.
     pub label_dim: usize,
 }
 
 impl Shape {
-    /// What `net` takes.
+    /// Requirements of `net`.
     #[must_use]
     pub fn of(net: &NetConfig) -> Self {
         Self { channels: net.img_channels, label_dim: net.label_dim }
@@ -50,7 +50,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The same in another element type.
+    /// The batch with element type `kind`.
     #[must_use]
     pub fn in_kind(self, kind: Kind) -> Self {
         Self { images: self.images.to_kind(kind), labels: self.labels.map(|l| l.to_kind(kind)) }
@@ -58,11 +58,13 @@ impl Batch {
 }
 
 impl TrainingSet {
-    /// Reads images of `source` into one tensor: all, or `max_size` of them that are drawn as the originals' datasets draw them, in the order of the
-    /// source. With `xflip` the set also holds the mirror image of each, after the images themselves, as the originals' datasets do.
+    /// Reads images of `source` into one tensor, in the order of the source: all, or `max_size` of them, chosen at
+    /// random as in the original datasets. With `xflip` the set also contains the mirror image of each image, after all
+    /// images, as in the original datasets.
     ///
     /// # Errors
-    /// Unreadable images; coloured ones for a network of one channel; no labels, or a label out of range, for a conditional network.
+    /// If an image is unreadable, the sizes of images differ, an image is coloured and the network has one channel, or
+    /// the network is conditional and labels are missing or out of range.
     pub fn load(
         source: &mut dyn ImageSource,
         Shape { channels, label_dim }: Shape,
@@ -115,10 +117,10 @@ impl TrainingSet {
         Ok(Self { images: tensor, classes, count, xflip, grey, content: hash.finish() })
     }
 
-    /// Moves the images to `device`, unless they take more than a quarter of its memory. The CPU is left as it is.
+    /// Moves the images to `device`, unless they take more than a quarter of its memory. Does nothing for the CPU.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub fn place(&mut self, device: Device) -> anyhow::Result<()> {
         const SHARE: u64 = 4;
         let Device::Cuda(number) = device else { return Ok(()) };
@@ -135,19 +137,19 @@ impl TrainingSet {
         self.grey
     }
 
-    /// Images to draw from: mirror images count.
+    /// Number of images, including mirror images.
     #[must_use]
     pub fn len(&self) -> u32 {
         self.count
     }
 
-    /// Whether there are none.
+    /// Whether there are no images.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// SHA-256 of the images as [`batch::content_sha256`] computes it.
+    /// SHA-256 of the images without mirror images, as computed by [`batch::content_sha256`].
     #[must_use]
     pub fn content_sha256(&self) -> &str {
         &self.content
@@ -156,7 +158,7 @@ impl TrainingSet {
     /// The images at `indices`, each below [`TrainingSet::len`], on `device`.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub fn batch(&self, indices: &[u32], device: Device) -> anyhow::Result<Batch> {
         let stored = i64::from(self.count) / if self.xflip { 2 } else { 1 };
         let index: Vec<i64> = indices.iter().map(|i| i64::from(*i) % stored).collect();
@@ -168,7 +170,7 @@ impl TrainingSet {
             images = images.f_flip([3])?.f_where_self(&mask, &images)?;
         }
         if device.is_cuda() && here == Device::Cpu {
-            // Copied while the device computes.
+            // The copy runs while the device computes.
             images = images.f_pin_memory(device)?.f_to_device_(device, Kind::Uint8, true, false)?;
         }
         let images = images.f_to_device(device)?.f_to_kind(Kind::Float)?.f_div_scalar(127.5)?.f_sub_scalar(1.0)?;
@@ -194,19 +196,19 @@ fn is_grey(image: &ArrayView3<'_, u8>) -> bool {
     image.lanes(Axis(2)).into_iter().all(|pixel| pixel.iter().all(|v| *v == pixel[0]))
 }
 
-/// Sorted indices of `max_size` of `count` images, or of all.
+/// Sorted indices of `max_size` random images of `count`, or of all.
 fn chosen(count: usize, max_size: Option<u32>) -> Vec<usize> {
     let most = max_size.map_or(count, |n| n as usize);
     if most >= count {
         return (0..count).collect();
     }
-    // The originals' seed of this choice.
+    // The originals use seed 0 for this choice.
     let mut chosen = RandomState::new(0).choice(count, most);
     chosen.sort_unstable();
     chosen
 }
 
-/// The class of each image at `chosen` of `source`, each below `label_dim`.
+/// Classes of the images at `chosen` of `source`, each below `label_dim`; and `label_dim`.
 fn classes(source: &dyn ImageSource, label_dim: usize, chosen: &[usize]) -> anyhow::Result<(Vec<i64>, i64)> {
     let labels = source.labels().with_context(|| {
         let why = source.label_problem().map_or(String::new(), |p| format!(": {p}"));

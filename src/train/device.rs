@@ -5,10 +5,11 @@ pub use tch::{Device, Kind};
 use crate::cli::TrainDevice;
 use crate::engine::cuda_devices;
 
-/// The device that was asked for, or the CUDA device of the process's number on its host, or the CPU where there is none.
+/// The device that was asked for. Otherwise the CUDA device with the local rank of this process, or the CPU if libtorch
+/// finds no CUDA device.
 ///
 /// # Errors
-/// A CUDA device that libtorch does not find.
+/// If libtorch does not find the CUDA device.
 pub fn select(asked: Option<TrainDevice>, local_rank: usize) -> anyhow::Result<Device> {
     let present = tch::Cuda::device_count();
     match asked {
@@ -41,7 +42,7 @@ fn why(present: i64) -> &'static str {
     }
 }
 
-/// What `device` is, for the user.
+/// Description of `device` for the user.
 #[must_use]
 pub fn describe(device: Device) -> String {
     match device {
@@ -56,7 +57,7 @@ pub fn describe(device: Device) -> String {
 /// Sets the number of CPU threads of libtorch.
 ///
 /// # Errors
-/// A number that libtorch cannot take.
+/// If the number does not fit in an `i32`.
 pub fn set_threads(threads: usize) -> anyhow::Result<()> {
     tch::set_num_threads(i32::try_from(threads)?);
     Ok(())

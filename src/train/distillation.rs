@@ -1,5 +1,5 @@
-//! Instance distillation (`run_dist_G` in D2O's `training/loss.py`): on noisy images the generator is to give what its own steps and those of a teacher
-//! lead to, compared by LPIPS. docs/train.md has the definition.
+//! Instance distillation (`run_dist_G` in `training/loss.py` of D2O). On noisy images, the generator learns the result
+//! of its own steps and those of a teacher, with LPIPS as the distance. docs/train.md has the definition.
 
 use anyhow::Context as _;
 use d2o_converters::Checkpoint;
@@ -29,35 +29,36 @@ pub enum Rule {
     Cd,
     /// Consistency trajectories (Kim et al. 2024).
     Ctm,
-    /// From the highest noise level, the teacher's step at the end.
+    /// From the highest noise level; the last step is that of the teacher.
     Rcd,
 }
 
-/// Positions of the images of a batch on the grid of noise levels, from 0 for the lowest to the number of steps for the highest: from t by way of u to s.
+/// Positions of the images of a batch on the grid of noise levels: 0 is the lowest level, the number of steps the
+/// highest. Two steps lead from t to u to s.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Positions {
-    /// Of the noisy images.
+    /// Positions of the noisy images.
     pub t: Vec<f64>,
-    /// After the first step.
+    /// Positions after the first step.
     pub u: Vec<f64>,
-    /// After the second.
+    /// Positions after the second step.
     pub s: Vec<f64>,
 }
 
 impl Positions {
-    /// Draws those of `count` images from libtorch's generator of the CPU.
+    /// Draws the positions of `count` images from libtorch's generator of the CPU.
     ///
     /// # Errors
-    /// libtorch's own; numbers of steps the rule does not have.
+    /// If libtorch fails, for example because the rule does not support `max_steps`.
     pub fn draw(rule: Rule, max_steps: u32, count: usize) -> Result<Self, TchError> {
         let (most, shape) = (f64::from(max_steps), [i64::try_from(count).unwrap_or(i64::MAX)]);
         let floats = |t: Tensor| Vec::<f64>::try_from(t.f_to_kind(Kind::Double)?);
-        // Whole numbers from `low` to `high`.
+        // Integers from `low` to `high`.
         let whole = |low: u32, high: u32| {
             let drawn = Tensor::f_randint_low(low.into(), i64::from(high) + 1, shape, (Kind::Int64, Device::Cpu))?;
             floats(drawn)
         };
-        // The same from the bounds of each image, as the original rounds them.
+        // The same with bounds for each image, and with the rounding of the original.
         let between = |bounds: &dyn Fn(usize) -> [f64; 2]| {
             const MARGIN: f64 = 0.4999;
             let shares = floats(Tensor::f_rand(shape, (Kind::Float, Device::Cpu))?)?;
@@ -71,7 +72,7 @@ impl Positions {
         let each = |of: &dyn Fn(usize) -> f64| (0..count).map(of).collect::<Vec<f64>>();
         Ok(match rule {
             Rule::Pd => {
-                // One of the coarser grids of 1, 2, 4, … steps, and a step of it.
+                // One of the coarser grids of 1, 2, 4, … steps, and one of its steps.
                 let steps: Vec<f64> = whole(0, max_steps.ilog2() - 1)?.into_iter().map(f64::exp2).collect();
                 let end = between(&|i| [1.0, steps[i]])?;
                 let at = |back: f64| each(&|i| (end[i] - back) * most / steps[i]);
@@ -95,7 +96,7 @@ impl Positions {
     }
 }
 
-/// What a generator is distilled by.
+/// Teacher, rule and distance of a distillation.
 #[derive(Debug)]
 pub struct Distillation {
     rule: Rule,
@@ -105,7 +106,7 @@ pub struct Distillation {
 }
 
 impl Distillation {
-    /// Of a teacher by `rule` on a grid of `max_steps` steps.
+    /// Distillation of `teacher` by `rule` on a grid of `max_steps` steps.
     #[must_use]
     pub fn new(rule: Rule, max_steps: u32, teacher: Denoiser<Value>, lpips: Lpips) -> Self {
         Self { rule, max_steps, teacher, lpips }
@@ -114,7 +115,7 @@ impl Distillation {
     /// Loads the teacher and LPIPS of `run`, if it has a teacher.
     ///
     /// # Errors
-    /// Unreadable, missing or wrong files; a teacher that does not fit the generator.
+    /// If a file is missing, unreadable or of another network, or the teacher does not fit the generator.
     pub(super) fn load(run: &Run) -> anyhow::Result<Option<Self>> {
         let options = &run.options;
         let (Some(rule), Some(target)) = (options.teacher(), &options.target) else { return Ok(None) };
@@ -130,10 +131,10 @@ impl Distillation {
         Ok(Some(Self::new(rule, options.max_steps(), teacher, lpips)))
     }
 
-    /// The stage of an iteration without a discriminator: an update of the generator by its optimiser.
+    /// Runs an iteration without a discriminator: one update of the generator by its optimiser.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch or the communication between processes fails.
     pub(super) fn iterate(
         &self,
         run: &Run,
@@ -155,10 +156,10 @@ impl Distillation {
         collector.reduce(&run.group)
     }
 
-    /// The loss of a batch at positions that are drawn, which is reported.
+    /// Loss of a batch at random positions. Reports it to `collector`.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub(super) fn stage(
         &self,
         b: &mut LibTorch,
@@ -175,11 +176,11 @@ impl Distillation {
         Ok(loss)
     }
 
-    /// Mean over the batch of LPIPS between what `generator` gives for `images [B, 3, H, W]` with `noise` of unit variance and the target, which takes no
-    /// gradients.
+    /// Mean over the batch of LPIPS between the output of `generator` on `images [B, 3, H, W]` with `noise` of unit
+    /// variance and the target. The target requires no gradients.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if libtorch fails.
     pub fn loss(
         &self,
         b: &mut LibTorch,
@@ -211,7 +212,7 @@ impl Distillation {
         match self.rule {
             Rule::Cd => Ok(second),
             Rule::Ctm => self.step(b, generator, &second, labels, [&at.s, &vec![0.0; at.s.len()]]),
-            // The image that a straight line from t through s leads to.
+            // The image at noise level 0 on the straight line through the points at t and s.
             Rule::Pd | Rule::Rcd => {
                 let [t, s] = [&at.t, &at.s].map(|p| column(&self.levels(p, noisy)));
                 Ok((second - noisy) / (&t - s) * t + noisy)
@@ -219,8 +220,8 @@ impl Distillation {
         }
     }
 
-    /// `x` at the positions `from`, moved to the positions `to`: where one is next to the other by a step of the teacher (Heun), elsewhere by one of the generator
-    /// itself (Euler).
+    /// Moves `x` from the positions `from` to the positions `to`: between neighbours by a step of the teacher (Heun),
+    /// otherwise by a step of the generator (Euler).
     fn step(
         &self,
         b: &mut LibTorch,
@@ -257,7 +258,7 @@ impl Distillation {
         b.ok("where", heun.f_where_self(&mask, &euler))
     }
 
-    /// Noise levels `[B]` at `positions`, where and as `like` is.
+    /// Noise levels `[B]` at `positions`, on the device and with the element type of `like`.
     fn levels(&self, positions: &[f64], like: &Tensor) -> Tensor {
         let (grid, most): (Grid, _) = (grid(self.max_steps), f64::from(self.max_steps));
         let levels: Vec<f64> = positions.iter().map(|p| grid.level(1.0 - p / most)).collect();
@@ -270,7 +271,7 @@ fn column(values: &Tensor) -> Tensor {
     values.reshape([-1, 1, 1, 1])
 }
 
-/// An error if `teacher` does not see what a generator `net` makes.
+/// An error unless `teacher` is an EDM denoiser for images and classes of the generator `net`.
 fn fits(teacher: &NetConfig, net: &NetConfig) -> anyhow::Result<()> {
     anyhow::ensure!(teacher.class() == "EDMPrecond", "expected EDMPrecond, found {}", teacher.class());
     anyhow::ensure!(
@@ -312,7 +313,7 @@ mod tests {
         let range = |low: u32, high: u32| (low..=high).map(f64::from).collect::<Vec<_>>();
 
         let pd = draw(Rule::Pd);
-        // Grids of 1, 2, 4 and 8 steps; the teacher's steps are those of the last.
+        // Grids of 1, 2, 4 and 8 steps. Half-steps of the last are steps of the teacher.
         assert!(pd.iter().all(|[t, u, s]| t - u == u - s && *s >= 0.0 && *t <= most && most % (t - s) == 0.0));
         let lengths: Vec<_> = pd.iter().map(|[t, _, s]| [t - s, 0.0, 0.0]).collect();
         assert_eq!(seen(&lengths, 0), [2.0, 4.0, 8.0, 16.0]);

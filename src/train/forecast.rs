@@ -1,4 +1,4 @@
-//! The memory that a run takes, forecast from a trial of its largest stages on two images.
+//! Forecast of the memory of a run, from a trial of its largest stages on two images.
 
 use std::fmt;
 
@@ -7,17 +7,17 @@ use tch::Device;
 
 use super::stats::resident;
 
-/// Images of the trial.
+/// Number of images in the trial.
 pub(super) const TRIAL: u32 = 2;
 
 /// A forecast, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forecast {
-    /// What is in use before the first iteration: libraries, images, networks.
+    /// Memory in use before the first iteration: libraries, images, networks.
     pub base: u64,
-    /// Gradients, and moments of the optimisers.
+    /// Gradients and moments of the optimisers.
     pub optimizers: u64,
-    /// What lies between the forward and the backward pass, of all images that are processed at a time.
+    /// Tensors kept between the forward and the backward pass, for all images that are processed at a time.
     pub activations: u64,
     /// Images that are processed at a time.
     pub images: u32,
@@ -26,13 +26,13 @@ pub struct Forecast {
 }
 
 impl Forecast {
-    /// All of it.
+    /// Total memory, bytes.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.base + self.optimizers + self.activations
     }
 
-    /// Whether more is needed than there is.
+    /// Whether the run needs more memory than is available.
     #[must_use]
     pub fn exceeds(&self) -> bool {
         self.optimizers + self.activations > self.available
@@ -54,7 +54,8 @@ impl fmt::Display for Forecast {
     }
 }
 
-/// Memory in use: of this process, or of a CUDA device by all; `None` where the system does not tell.
+/// Memory in use, bytes: by this process, or by all processes on a CUDA device. `None` if the system does not report
+/// it.
 pub(super) fn used(device: Device) -> Option<u64> {
     match device {
         Device::Cpu => resident(),
@@ -62,7 +63,7 @@ pub(super) fn used(device: Device) -> Option<u64> {
     }
 }
 
-/// Memory that may still be used.
+/// Memory that can still be used, bytes. `None` if the system does not report it.
 pub(super) fn available(device: Device) -> Option<u64> {
     match device {
         Device::Cpu => {
@@ -82,7 +83,7 @@ fn host(meminfo: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// What a control group leaves of its limit, if it has one.
+/// Memory below the limit of a control group, if it has a limit.
 fn left(most: &str, now: &str) -> Option<u64> {
     let number = |text: &str| text.trim().parse::<u64>().ok();
     Some(number(most)?.saturating_sub(number(now)?))

@@ -1,7 +1,7 @@
-//! Which parameters of a generator D2O trains: a rule over names, as the original spells it.
+//! Parameters of a generator that D2O trains: a rule over names, as in the original.
 
-/// Layers a freeze level keeps as pre-trained. 0 trains everything; 1 freezes convolutions and attention projections, 2 also
-/// `qkv`, 3 also `skip`.
+/// Layers that a freeze level leaves pre-trained: 0 none, 1 convolutions and attention projections, 2 also `qkv`, 3
+/// also `skip`.
 #[must_use]
 pub fn frozen_layers(level: u8) -> &'static [&'static str] {
     const LAYERS: [&str; 4] = ["conv", "proj", "qkv", "skip"];
@@ -13,8 +13,8 @@ pub fn frozen_layers(level: u8) -> &'static [&'static str] {
     }
 }
 
-/// Whether parameter `path` (e.g. `model.enc.32x32_block0.conv0.weight`) is left as it is at `level`: its path holds `block`, `up`,
-/// `down` or `in`, and one of the level's layers.
+/// Whether parameter `path` (e.g. `model.enc.32x32_block0.conv0.weight`) is frozen at `level`: its path contains
+/// `block`, `up`, `down` or `in`, and one of the layers of the level.
 #[must_use]
 pub fn is_frozen(path: &str, level: u8) -> bool {
     const PLACES: [&str; 4] = ["block", "up", "down", "in"];

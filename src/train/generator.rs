@@ -1,4 +1,4 @@
-//! Generators in training: a network, and how images are made with it.
+//! A generator in training: a network, and the steps by which it generates images.
 
 use d2o_converters::denoiser::{Denoiser, Sigma};
 use d2o_converters::error::Result as NetResult;
@@ -8,34 +8,36 @@ use tch::{Kind, Tensor};
 use super::libtorch::{LibTorch, Value};
 use crate::sampling::sampler::Grid;
 
-/// Noise level a generator starts from.
+/// Noise level of the latents of a generator.
 pub const SIGMA_MAX: f64 = 80.0;
 /// Lowest noise level.
 const SIGMA_MIN: f64 = 2e-3;
 
-/// Noise levels from [`SIGMA_MAX`] down to 0.002 in `steps` steps, for generators of several steps and for distillation.
+/// Grid of `steps` + 1 noise levels from [`SIGMA_MAX`] down to 0.002 with ρ = 7, for generators of several steps and
+/// for distillation.
 #[must_use]
 pub fn grid(steps: u32) -> Grid {
     Grid { steps: steps.saturating_add(1), sigma_min: SIGMA_MIN, sigma_max: SIGMA_MAX, rho: 7.0 }
 }
 
-/// Evaluations of the network for an image (`run_G` in D2O's `training/loss.py`). Each but the last is followed by a step along the line from the noisy to
-/// the denoised image, down to the next noise level; gradients pass through all of them.
+/// Evaluations of the network per image (`run_G` in `training/loss.py` of D2O). After each but the last, a step on the
+/// line from the noisy to the denoised image leads down to the next noise level. Gradients pass through all
+/// evaluations.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Steps {
     /// One evaluation.
     One,
-    /// Two, the second at this noise level.
+    /// Two evaluations, the second at the noise level `middle`.
     Two {
-        /// Its noise level.
+        /// Noise level of the second evaluation.
         middle: f64,
     },
-    /// Three or more, at the levels of [`grid`] but the lowest.
+    /// Three or more evaluations, at the levels of [`grid`] without the lowest.
     Many(u32),
 }
 
 impl Steps {
-    /// Noise levels of the evaluations, falling.
+    /// Noise levels of the evaluations, descending.
     #[must_use]
     pub fn levels(self) -> Vec<f64> {
         match self {
@@ -44,14 +46,14 @@ impl Steps {
             Self::Many(steps) => {
                 let mut levels = grid(steps).levels();
                 levels.pop();
-                // Latents are scaled by it, not by what rounding makes of it.
+                // The latents are scaled by exactly 80, without the rounding of `Grid::level`.
                 levels[0] = SIGMA_MAX;
                 levels
             }
         }
     }
 
-    /// The sampler that does the same, as graphs and snapshots record it; nothing for one step.
+    /// Metadata of the equivalent sampler for graphs and snapshots; empty for one evaluation.
     #[must_use]
     pub fn recorded(self) -> Metadata {
         match self {
@@ -69,19 +71,19 @@ impl Steps {
 /// A generator in training.
 #[derive(Debug, Clone, Copy)]
 pub struct Generator<'a> {
-    /// Its network.
+    /// Network.
     pub net: &'a Denoiser<Value>,
-    /// Evaluations for an image.
+    /// Evaluations of the network per image.
     pub steps: Steps,
     /// Whether the network computes in bf16.
     pub mixed: bool,
 }
 
 impl Generator<'_> {
-    /// Images `[B, C, H, W]` of `noise [B, C, H, W]` of unit variance.
+    /// Images `[B, C, H, W]` generated from `noise [B, C, H, W]` of unit variance.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if libtorch fails.
     pub fn images(&self, b: &mut LibTorch, noise: &Tensor, labels: Option<&Value>) -> NetResult<Tensor> {
         let levels = self.steps.levels();
         let mut x = noise * SIGMA_MAX;
@@ -89,7 +91,7 @@ impl Generator<'_> {
             let sigma = if *level == SIGMA_MAX {
                 Sigma::Fixed(SIGMA_MAX)
             } else {
-                // A fixed level is rounded to f32.
+                // `Sigma::Fixed` would round the level to f32.
                 Sigma::PerImage(Value(Tensor::full([x.size()[0]], *level, (x.kind(), x.device()))))
             };
             let denoised = self.denoise(b, &x, &sigma, labels)?;
@@ -104,7 +106,7 @@ impl Generator<'_> {
     /// The network's estimate of the clean images of `x [B, C, H, W]` at noise level `sigma`.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if libtorch fails.
     pub fn denoise(
         &self,
         b: &mut LibTorch,
@@ -120,7 +122,8 @@ impl Generator<'_> {
     }
 }
 
-/// `labels [B, K]` as the network sees them in training: all zeros with the probability `label_dropout`, for each image by itself.
+/// `labels [B, K]` as the network gets them in training: set to zeros with the probability `label_dropout`, for each
+/// image independently.
 pub(super) fn dropped(b: &LibTorch, net: &Denoiser<Value>, labels: Option<&Tensor>) -> Option<Value> {
     let labels = labels?;
     let rate = net.config().label_dropout();
@@ -181,7 +184,7 @@ mod tests {
             assert_eq!(steps.levels().len() as u64, sampler.evaluations());
             seen.push(found);
         }
-        // They are not the same images.
+        // The samplers give different images.
         assert!(seen.windows(2).all(|pair| pair[0].iter().zip(&pair[1]).any(|(a, b)| (a - b).abs() > 1e-3)));
     }
 
@@ -196,7 +199,7 @@ mod tests {
         let hidden = |train: bool| {
             let b = LibTorch::running(tch::Device::Cpu, train);
             let rows = dropped(&b, &net, Some(&labels)).unwrap().0.sum_dim_intlist(1, false, Kind::Float);
-            // A label is there or not, whole and unscaled.
+            // A label is either unchanged or zero.
             let whole = rows.eq(10.0).logical_or(&rows.eq(0.0));
             assert!(bool::try_from(whole.all()).unwrap());
             rows.eq(0.0).to_kind(Kind::Float).mean(Kind::Float).double_value(&[])
@@ -215,7 +218,7 @@ mod tests {
         let mut b = LibTorch::with_weights(Weights::initialised(3), tch::Device::Cpu);
         let net = Denoiser::build(&mut b, &config).unwrap();
         let (tensors, _) = b.finish().unwrap();
-        // Fresh networks give next to nothing.
+        // New networks have outputs near zero.
         for t in tensors.iter().filter(|t| t.path.ends_with("aux_conv.weight")) {
             let _ = tch::no_grad(|| t.tensor.shallow_clone().f_mul_scalar_(1e5)).unwrap();
         }
@@ -235,7 +238,7 @@ mod tests {
         let (exact, mixed) = (gradient(&exact), gradient(&mixed));
         let off = ((&mixed - &exact).norm() / exact.norm()).double_value(&[]);
         assert!(mixed.kind() == Kind::Float && off > 1e-4 && off < 0.1, "{off}");
-        // Outside the generator nothing is rounded.
+        // Nothing is rounded outside the generator.
         assert_eq!(b.kind(), Kind::Float);
     }
 }

@@ -1,4 +1,4 @@
-//! Grids of images of a run: real ones, and the generator's from fixed latents.
+//! Image grids of a run: real images, and images generated from fixed latents.
 
 use std::path::Path;
 
@@ -11,15 +11,16 @@ use tch::{Kind, Tensor};
 use super::generator;
 use super::libtorch::{LibTorch, Value};
 
-/// Images in a row and in a column.
+/// Images per row and per column.
 pub const SIDE: i64 = 8;
-/// Noise levels of Heun's method.
+/// Number of noise levels, and of steps, of Heun's method.
 const STEPS: u32 = 18;
 
-/// Writes `images [N, C, H, W]` in [-1, 1], with 3 channels or 1, as a PNG of [`SIDE`] images a row.
+/// Writes `images [N, C, H, W]` in [-1, 1], with 3 channels or 1, as a PNG with [`SIDE`] images per row. Missing images
+/// are white.
 ///
 /// # Errors
-/// libtorch's own; writing errors.
+/// If libtorch or writing fails.
 pub fn write(path: &Path, images: &Tensor) -> anyhow::Result<()> {
     let (count, channels, height, width) = images.size4()?;
     let rows = (count + SIDE - 1) / SIDE;
@@ -34,10 +35,11 @@ pub fn write(path: &Path, images: &Tensor) -> anyhow::Result<()> {
     Ok(AtomicFile::write_all_to(path, &png)?)
 }
 
-/// Images that the denoiser `net` makes of `noise [B, C, H, W]` of unit variance with Heun's method (Karras et al. 2022, algorithm 1) in 18 steps.
+/// Images that the denoiser `net` generates from `noise [B, C, H, W]` of unit variance with 18 steps of Heun's method
+/// (Karras et al. 2022, algorithm 1).
 ///
 /// # Errors
-/// `Engine`.
+/// `Engine` if libtorch fails.
 pub fn denoise(b: &mut LibTorch, net: &Denoiser<Value>, noise: &Tensor, labels: Option<&Value>) -> Result<Tensor> {
     let levels = generator::grid(STEPS - 1).levels();
     let mut slope = |x: &Tensor, sigma: f64| -> Result<Tensor> {

@@ -1,4 +1,4 @@
-//! `Backend` on libtorch: operations run at once, with autograd.
+//! `Backend` on libtorch: operations run immediately, with autograd.
 
 use d2o_converters::backend::{Backend, Binary, Cast, Conv2d, Pool, PoolKind, Sampling, Unary};
 use d2o_converters::error::{Error, Result};
@@ -22,11 +22,11 @@ impl Clone for Value {
 /// Role of a named tensor of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Trained by gradients and averaged by EMA.
+    /// Trained by gradients.
     Param,
-    /// Advanced by the network itself, or frozen for good.
+    /// Updated by the network itself, or never changed.
     State,
-    /// A constant the network was derived from.
+    /// A constant from which the network was built.
     Buffer,
 }
 
@@ -41,7 +41,8 @@ pub struct Named {
     pub role: Role,
 }
 
-/// The backend: weights for building networks, a mode for running them. It computes in f32 unless [`LibTorch::in_kind`] says otherwise.
+/// The backend: weights to build networks, and a mode to run them. It computes in f32 unless [`LibTorch::in_kind`] sets
+/// another type.
 #[derive(Debug)]
 pub struct LibTorch {
     device: Device,
@@ -55,7 +56,7 @@ pub struct LibTorch {
 }
 
 impl LibTorch {
-    /// For building a network over `weights` on `device`.
+    /// A backend that builds a network from `weights` on `device`.
     #[must_use]
     pub fn with_weights(weights: Weights, device: Device) -> Self {
         let (tensors, scope) = (Vec::new(), Scope::root());
@@ -71,33 +72,33 @@ impl LibTorch {
         }
     }
 
-    /// Whether dropout is on.
+    /// Whether it runs networks in training mode.
     #[must_use]
     pub fn trains(&self) -> bool {
         self.train
     }
 
-    /// For running networks that are built; `train` turns dropout and spectral norm's power iterations on.
+    /// A backend that runs networks. `train` turns on dropout and the power iterations of spectral norm.
     #[must_use]
     pub fn running(device: Device, train: bool) -> Self {
         let (tensors, scope) = (Vec::new(), Scope::root());
         Self { device, kind: Kind::Float, frozen: false, mixed: false, weights: None, tensors, scope, train }
     }
 
-    /// The same in another element type, for tensors that are not taken yet.
+    /// The backend with another element type, for tensors that it takes from now on.
     #[must_use]
     pub fn in_kind(self, kind: Kind) -> Self {
         Self { kind, ..self }
     }
 
-    /// The same with parameters that take no gradients.
+    /// The backend with parameters that require no gradients.
     #[must_use]
     pub fn frozen(self) -> Self {
         Self { frozen: true, ..self }
     }
 
-    /// From now on, whether convolutions and what lies between them compute in bf16, as D2O's networks do on CUDA: weights, embeddings, group norm and
-    /// attention's logits stay in f32.
+    /// Sets whether convolutions and the operations between them compute in bf16, as in D2O's networks on CUDA.
+    /// Weights, embeddings, group norm and the logits of attention stay in f32.
     pub fn set_mixed(&mut self, on: bool) {
         self.mixed = on;
     }
@@ -108,7 +109,7 @@ impl LibTorch {
         self.kind
     }
 
-    /// Where its tensors are.
+    /// Device of its tensors.
     #[must_use]
     pub fn device(&self) -> Device {
         self.device
@@ -154,7 +155,7 @@ impl LibTorch {
 /// `data`, row-major, as an f32 tensor of shape `dims` on `device`.
 ///
 /// # Errors
-/// libtorch's own if `data` does not fill `dims`.
+/// If `data` does not fill `dims`, or libtorch fails.
 pub fn tensor_of(data: &[f32], dims: &[usize], device: Device) -> Result<Tensor, TchError> {
     Tensor::f_from_slice(data)?.f_reshape(ints(dims))?.f_to_device(device)
 }
@@ -162,7 +163,7 @@ pub fn tensor_of(data: &[f32], dims: &[usize], device: Device) -> Result<Tensor,
 /// The values of `tensor`, row-major, as f32.
 ///
 /// # Errors
-/// libtorch's own.
+/// If libtorch fails.
 pub fn values_of(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
     let flat = tensor.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_view([-1])?;
     let mut values = vec![0.0; flat.numel()];
@@ -171,7 +172,7 @@ pub fn values_of(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
     Ok(values)
 }
 
-/// Bilinear resizing by products with the matrices that exported graphs have.
+/// Bilinear resizing by products with the same matrices as in exported graphs.
 fn resize_by_products(x: &Tensor, [tall, wide]: [usize; 2], sampling: Sampling) -> Result<Tensor, TchError> {
     let matrix = |from: i64, to: usize| {
         let from = usize::try_from(from).unwrap_or_default();
@@ -282,7 +283,8 @@ impl Backend for LibTorch {
     }
 
     fn matmul(&mut self, a: &Value, b: &Value) -> Result<Value> {
-        // In mixed precision the first product of attention stays in f32, and the second is of bf16, as the original's.
+        // As in the original, in mixed precision the first product of attention is computed in f32 and the second in
+        // bf16.
         let (a, b) = (&a.0, &b.0);
         let out = match (a.kind(), b.kind()) {
             (Kind::BFloat16, Kind::BFloat16) => single(a).and_then(|a| a.f_matmul(&single(b)?)),
@@ -332,7 +334,7 @@ impl Backend for LibTorch {
     }
 
     fn clamp(&mut self, x: &Value, low: f64, high: f64) -> Result<Value> {
-        // A gradient passes `clamp` at its bounds, which it does not in `relu` and `relu6`.
+        // At its bounds, `clamp` passes the gradient, while `relu` and `relu6` do not.
         let out = match (low, high) {
             (0.0, f64::INFINITY) => x.0.f_relu(),
             (0.0, 6.0) => x.0.f_relu6(),
@@ -382,7 +384,7 @@ impl Backend for LibTorch {
 
     fn resize_bilinear(&mut self, x: &Value, size: [usize; 2], sampling: Sampling) -> Result<Value> {
         let aligned = sampling == Sampling::AlignCorners;
-        // The gradient of libtorch's own adds atomically on CUDA, in whatever order threads come.
+        // libtorch's gradient uses atomic additions on CUDA, in an order that varies.
         let resized = if sampling == Sampling::Asymmetric || Numerics::current().deterministic {
             resize_by_products(&x.0, size, sampling)
         } else {
@@ -404,21 +406,22 @@ impl Backend for LibTorch {
     }
 }
 
-/// Operations of training alone.
+/// Operations used only in training.
 impl LibTorch {
     /// Tensor `scope.name` that is not trained by gradients.
     ///
     /// # Errors
-    /// Those of [`Weights::take`].
+    /// The errors of [`Weights::take`].
     pub fn state(&mut self, scope: &Scope, name: &str, dims: &[usize], init: &Init) -> Result<Value> {
         self.named(scope, name, dims, init, Role::State)
     }
 
-    /// Normalises each channel of `x [N, C, H, W]` with the statistics of this batch (biased variance), then scales and shifts it. `running` are the
-    /// running mean and (unbiased) variance, which move by the share `momentum` towards the batch's.
+    /// Normalises each channel of `x [N, C, H, W]` with the statistics of this batch (biased variance), then scales and
+    /// shifts it. `running` has the running mean and (unbiased) variance, which move by the share `momentum` towards
+    /// those of the batch.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if libtorch fails.
     pub fn batch_norm(
         &mut self,
         x: &Value,
@@ -436,7 +439,7 @@ impl LibTorch {
     /// The values of `x`, row-major.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if libtorch fails.
     pub fn values(&self, x: &Value) -> Result<Vec<f64>> {
         let run = || {
             Vec::try_from(x.0.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_contiguous()?.f_view([-1])?)
@@ -444,12 +447,12 @@ impl LibTorch {
         self.ok("values", run())
     }
 
-    /// `w [O, ..]` divided by `uᵀ W v`, its spectral norm as `u [O]` and `v [I·k·k]` estimate it.
+    /// `w [O, ..]` divided by `uᵀ W v`, the estimate of its spectral norm from `u [O]` and `v [I·k·k]`.
     ///
     /// In training mode `u` and `v` first advance by one power iteration (Miyato et al. 2018; eps 1e-12).
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if libtorch fails.
     pub fn spectral_norm(&mut self, w: &Value, u: &Value, v: &Value) -> Result<Value> {
         let run = || {
             let matrix = w.0.f_reshape([w.0.size()[0], -1])?;
@@ -503,7 +506,7 @@ mod tests {
         assert_eq!(leaky, [vec![-0.2, 0.0, 0.0, 3.0, 6.0, 7.0], vec![0.2, 0.2, 0.2, 1.0, 1.0, 1.0], vec![0.0; 6]]);
     }
 
-    /// The penalty of R1 is a function of first derivatives: what they are multiplied by at a kink counts as well.
+    /// The R1 penalty is a function of first derivatives, so the slopes at kinks affect its gradient.
     #[test]
     fn second_derivatives_at_kinks_use_the_slopes_of_the_first() {
         let x = Tensor::from_slice(&[-2.0, 0.0, 2.0]).set_requires_grad(true);

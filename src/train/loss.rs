@@ -1,4 +1,4 @@
-//! Losses: denoisers' at EDM's, VP's and VE's noise levels, D2O's adversarial ones, R1.
+//! Losses: the denoising losses of EDM, VP and VE, the adversarial losses of D2O, R1.
 
 use d2o_converters::denoiser::{Denoiser, Sigma};
 use d2o_converters::error::Result as NetResult;
@@ -15,14 +15,15 @@ use super::libtorch::{LibTorch, Value};
 /// Kind of adversarial loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LossType {
-    /// Non-saturating (softplus), as all presets have it.
+    /// Non-saturating (softplus), used in all presets.
     NonSaturating,
     /// Hinge.
     Hinge,
 }
 
 impl LossType {
-    /// Generator's loss from logits `[B, L]` of its images, for each feature network: sum over networks and images of the mean over logits.
+    /// Loss of the generator from the logits `[B, L]` of its images, one tensor per feature network: mean over logits,
+    /// sum over networks and images.
     pub fn generator(self, fake: &[Tensor]) -> Tensor {
         sum_of_means(fake, |fake| match self {
             Self::NonSaturating => fake.neg().softplus(),
@@ -30,7 +31,7 @@ impl LossType {
         })
     }
 
-    /// Discriminator's loss from logits `[B, L]` of generated and real images, for each feature network.
+    /// Loss of the discriminator from the logits `[B, L]` of generated and real images, one tensor per feature network.
     pub fn discriminator(self, fake: &[Tensor], real: &[Tensor]) -> Tensor {
         let of_fake = sum_of_means(fake, |fake| match self {
             Self::NonSaturating => fake.softplus(),
@@ -49,10 +50,10 @@ fn sum_of_means(logits: &[Tensor], per_logit: impl Fn(&Tensor) -> Tensor) -> Ten
     logits.iter().map(of).sum()
 }
 
-/// All logits `[B, L]` of all feature networks in one row.
+/// All logits `[B, L]` of all feature networks as one vector.
 ///
 /// # Errors
-/// libtorch's own.
+/// If libtorch fails.
 pub fn flat(logits: &[Tensor]) -> Result<Tensor, tch::TchError> {
     let rows = logits.iter().map(|l| l.f_reshape([-1])).collect::<Result<Vec<_>, _>>()?;
     Tensor::f_cat(&rows, 0)
@@ -61,7 +62,7 @@ pub fn flat(logits: &[Tensor]) -> Result<Tensor, tch::TchError> {
 /// R1 loss of the discriminator: γ/2 times the squared norm of the gradient of the logits with respect to real `images [B, C, H, W]`, mean over images.
 ///
 /// # Errors
-/// `Engine`; libtorch's own.
+/// If libtorch fails.
 pub fn r1_loss(
     b: &mut LibTorch,
     critic: &Critic,
@@ -84,13 +85,13 @@ fn r1_penalty(logits: &[Tensor], images: &Tensor, gamma: f64) -> Result<Tensor, 
     penalty.f_mul_scalar(gamma / 2.0)?.f_mean(kind)
 }
 
-/// What the discriminator sees of images in the two main stages.
+/// Augmentation of the images that the discriminator gets in the two main stages.
 pub type Augment<'a> = dyn Fn(&Tensor) -> Result<Tensor, tch::TchError> + 'a;
 
-/// Images as they are.
+/// The images unchanged.
 ///
 /// # Errors
-/// None.
+/// Never; the signature is that of [`Augment`].
 pub fn unchanged(images: &Tensor) -> Result<Tensor, tch::TchError> {
     Ok(images.shallow_clone())
 }
@@ -104,15 +105,15 @@ pub struct Adversaries<'a> {
     pub critic: &'a Critic,
     /// Loss.
     pub loss: LossType,
-    /// What the discriminator sees of images in the two main stages.
+    /// Augmentation of the images that the discriminator gets in the two main stages.
     pub augment: &'a Augment<'a>,
 }
 
 impl Adversaries<'_> {
-    /// The generator's loss, and the logits of its images.
+    /// Loss of the generator, and the logits of its images.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if libtorch fails.
     pub fn generator_loss(
         &self,
         b: &mut LibTorch,
@@ -124,10 +125,10 @@ impl Adversaries<'_> {
         Ok((self.loss.generator(&logits), logits))
     }
 
-    /// The discriminator's loss, and the logits of the real `images`. The generator gets no gradients.
+    /// Loss of the discriminator, and the logits of the real `images`. The generator gets no gradients.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if libtorch fails.
     pub fn discriminator_loss(
         &self,
         b: &mut LibTorch,
@@ -150,19 +151,19 @@ impl Adversaries<'_> {
 /// Noise levels at which a denoiser is trained, and the weight of its error at each.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum NoiseLevels {
-    /// EDM's (Karras et al. 2022): ln σ ~ N(−1.2, 1.2²), weight (σ² + σ_data²)/(σ·σ_data)².
+    /// EDM (Karras et al. 2022): ln σ ~ N(−1.2, 1.2²), weight (σ² + σ_data²)/(σ·σ_data)².
     Edm {
         /// Standard deviation of the data.
         sigma_data: f64,
     },
-    /// Of variance-preserving diffusion (Song et al. 2021): t uniform in [1e-5, 1], weight 1/σ².
+    /// Variance-preserving diffusion (Song et al. 2021): t uniform in [1e-5, 1], weight 1/σ².
     Vp,
-    /// Of variance-exploding diffusion (Song et al. 2021): ln σ uniform from ln 0.02 to ln 100, weight 1/σ².
+    /// Variance-exploding diffusion (Song et al. 2021): ln σ uniform from ln 0.02 to ln 100, weight 1/σ².
     Ve,
 }
 
 impl NoiseLevels {
-    /// Those that a network with the preconditioner `precond` is trained at, if it is trained here.
+    /// Noise levels to train a network with the preconditioner `precond`, if it can be trained here.
     #[must_use]
     pub fn of(precond: &Precond) -> Option<Self> {
         match precond {
@@ -173,7 +174,7 @@ impl NoiseLevels {
         }
     }
 
-    /// Levels `[count]` and weights `[count]`.
+    /// Random levels `[count]` and their weights `[count]`.
     fn draw(self, count: i64, options: (Kind, Device)) -> (Tensor, Tensor) {
         match self {
             Self::Edm { sigma_data } => {
@@ -204,11 +205,11 @@ impl NoiseLevels {
     }
 }
 
-/// The loss of a denoiser on `images [B, C, H, W]`: the weighted squared error of each element, whose sum over pixels and mean over images is the loss. `pipe`
-/// augments the images, and its labels are given to the network.
+/// Weighted squared error of each element of a denoiser on `images [B, C, H, W]`. The loss is the sum over the elements
+/// of an image and the mean over images. `pipe` augments the images, and the network gets its labels.
 ///
 /// # Errors
-/// `Engine`.
+/// `Engine` if libtorch fails.
 pub fn denoising_loss(
     b: &mut LibTorch,
     net: &Denoiser<Value>,
@@ -250,7 +251,7 @@ mod tests {
     #[test]
     fn losses_sum_over_feature_networks() {
         let logits = |values: &[f64], width| Tensor::from_slice(values).reshape([2, width]);
-        // Of different lengths, as those of VGG16 and Lite0 are.
+        // Different lengths, like those of VGG16 and Lite0.
         let all = [logits(&[1.0, -2.0, 3.0, 0.5], 2), logits(&[-1.0, 2.0], 1)];
         for loss in [LossType::NonSaturating, LossType::Hinge] {
             let sum = |of: &dyn Fn(&[Tensor]) -> Tensor| {

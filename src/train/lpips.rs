@@ -16,17 +16,17 @@ use tch::{TchError, Tensor};
 use super::discriminator::ensure_undamaged;
 use super::libtorch::{LibTorch, Value};
 
-/// Added to the norm of a pixel's features.
+/// Added to the norm of the features of a pixel.
 const EPS: f64 = 1e-10;
-/// Mean and deviation by which images of −1 to 1 are normalised.
+/// Mean and standard deviation for the normalisation of images in [−1, 1].
 const SHIFT: [f64; 3] = [-0.030, -0.088, -0.188];
 const SCALE: [f64; 3] = [0.458, 0.448, 0.450];
 
-/// Name of the file of linear weights in the wheel, `lpips/weights/v0.1/vgg.pth`, and its SHA-256 (of the wheel `lpips-0.1.4-py3-none-any.whl`; the same in
-/// torchmetrics 1.9.0).
+/// File name and SHA-256 of the linear weights, `lpips/weights/v0.1/vgg.pth` in the wheel
+/// `lpips-0.1.4-py3-none-any.whl`. The file in torchmetrics 1.9.0 is the same.
 const LINEAR: (&str, &str) = ("vgg.pth", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868");
 
-/// LPIPS: VGG16 without batch norms, and the weights of its channels.
+/// LPIPS: VGG16 without batch norms, and the linear weights of its channels.
 #[derive(Debug)]
 pub struct Lpips {
     minus_shift: Value,
@@ -37,10 +37,11 @@ pub struct Lpips {
 }
 
 impl Lpips {
-    /// Loads VGG16's weights and the linear ones from two files, in any order, to where `like` is, in its element type.
+    /// Loads the weights of VGG16 and the linear weights from two files, in any order, to the device and with the
+    /// element type of `like`.
     ///
     /// # Errors
-    /// Missing, unreadable, damaged or other files.
+    /// If a file is missing, unreadable, damaged, or contains something else.
     pub fn load(like: &LibTorch, paths: &[PathBuf]) -> anyhow::Result<Self> {
         let (mut vgg, mut linear) = (None, None);
         for path in paths {
@@ -62,7 +63,7 @@ impl Lpips {
     /// Takes VGG16's convolutions from `vgg` and the linear weights from `linear`.
     ///
     /// # Errors
-    /// Those of [`Weights::take`].
+    /// The errors of [`Weights::take`].
     pub fn build(like: &LibTorch, vgg: Weights, linear: Weights) -> NetResult<Self> {
         let (root, config) = (Scope::root(), VggConfig::torchvision(false));
         let backend = |weights| LibTorch::with_weights(weights, like.device()).in_kind(like.kind()).frozen();
@@ -83,11 +84,11 @@ impl Lpips {
         Ok(Self { minus_shift, scale, trunk, linear })
     }
 
-    /// Distances `[B, 1, 1, 1]` between the images `x` and `y`, `[B, 3, H, W]` in [-1, 1]: over the taps, the sum of the weighted squared differences of features
-    /// normalised at each pixel, averaged over pixels.
+    /// Distances `[B, 1, 1, 1]` between the images `x` and `y`, `[B, 3, H, W]` in [-1, 1]. Features are normalised at
+    /// each pixel. Their weighted squared differences are averaged over pixels and summed over the taps.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if libtorch fails.
     pub fn distances(&self, b: &mut LibTorch, x: &Tensor, y: &Tensor) -> NetResult<Tensor> {
         let [x, y] = [self.taps(b, x)?, self.taps(b, y)?];
         let mut sum: Option<Tensor> = None;
@@ -135,7 +136,7 @@ impl Part {
     }
 }
 
-/// Which part the file at `path` holds, recognised by its tensors, and its weights.
+/// The part of LPIPS in the file at `path`, recognised by its tensors, and its weights.
 fn opened(path: &Path) -> anyhow::Result<(Part, Weights)> {
     let checkpoint = Checkpoint::open(path)?;
     let network = checkpoint.network(None)?;

@@ -1,7 +1,7 @@
-//! Evaluations of a run's snapshots, and their log, `metrics.jsonl`.
+//! Evaluations of the snapshots of a run, and their log, `metrics.jsonl`.
 //!
-//! A line holds what a line of `stats.jsonl` does, for `Metrics/NAME` with `ci95` where there are intervals, and besides the snapshot's file name and the whole
-//! evaluation.
+//! A line has the format of `stats.jsonl`, with the entries `Metrics/NAME` (and their `ci95` if there are intervals).
+//! It also has the file name of the snapshot and the whole evaluation.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use super::stats::{KIMG, Log, unix_time};
 use super::tensorboard::Events;
 use super::trainer::whole;
 
-/// What evaluates a snapshot; `None` if it was interrupted, or failed without ending the run.
+/// Evaluates a snapshot. Returns `None` if it was interrupted, or failed without ending the run.
 pub type Evaluate<'a> = dyn Fn(&Path) -> anyhow::Result<Option<Evaluation>> + 'a;
 
 /// Evaluations of a run.
@@ -26,7 +26,8 @@ pub(super) struct Evaluations<'a> {
 }
 
 impl<'a> Evaluations<'a> {
-    /// For the run in `outdir` after `images` images. With `keep_best` only the best and the last snapshot are kept.
+    /// Opens the evaluations of the run in `outdir`, which continues after `images` images. With `keep_best`, only the
+    /// best and the last snapshot are kept.
     pub(super) fn open(
         outdir: &Path,
         images: u64,
@@ -38,7 +39,7 @@ impl<'a> Evaluations<'a> {
         Ok(Self { evaluate, log, measured, keep_best })
     }
 
-    /// Evaluates the snapshot at `path`, unless that was done before.
+    /// Evaluates the snapshot at `path`, taken after `images` images, unless it has been evaluated before.
     pub(super) fn add(&mut self, path: &Path, images: u64, events: &mut Events) -> anyhow::Result<()> {
         if self.measured.iter().any(|(at, ..)| *at == images) {
             return Ok(());
@@ -85,7 +86,7 @@ impl<'a> Evaluations<'a> {
     }
 }
 
-/// Images seen, file name and Fréchet distance of a line, if it has one.
+/// Images seen, file name and Fréchet distance of a line, if it has all three.
 fn read(line: &Value) -> Option<(u64, String, f64)> {
     let mean = |name: &str| line.get(name)?.get("mean")?.as_f64();
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an image count")]
@@ -115,7 +116,7 @@ mod tests {
         let mut events = Events::create(dir.path(), 0.0).unwrap();
         let names: Vec<String> = (0..4).map(|i| format!("network-snapshot-{i:06}.safetensors")).collect();
         for (i, name) in names.iter().enumerate() {
-            // A resumed run reads what the log says of earlier snapshots.
+            // A resumed run reads earlier snapshots from the log.
             let mut all = Evaluations::open(dir.path(), i as u64 * 1000, &evaluate, true).unwrap();
             let path = dir.path().join(name);
             fs::write(&path, "s").unwrap();
@@ -126,7 +127,7 @@ mod tests {
         let kept: Vec<bool> = names.iter().map(|n| dir.path().join(n).exists()).collect();
         assert_eq!((kept, at.get()), (vec![false, true, false, true], 4));
         assert!(!dir.path().join("network-snapshot-000000.pkl").exists());
-        // Lines beyond the state are removed, and its snapshots do not count.
+        // Lines beyond the state are removed, and their snapshots do not count.
         let all = Evaluations::open(dir.path(), 1000, &evaluate, true).unwrap();
         assert_eq!(all.measured, [(0, names[0].clone(), 3.0), (1000, names[1].clone(), 1.0)]);
     }

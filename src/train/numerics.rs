@@ -1,15 +1,18 @@
-//! How libtorch computes on CUDA: settings that tch does not offer, through libtorch's own C++ symbols.
+//! Numerical settings of libtorch on CUDA that tch does not offer, set through C++ symbols of libtorch.
 //!
-//! The names are those of libtorch 2.11 for the Itanium C++ ABI, the version and platform that d2o is built for; the linker refuses another one.
+//! The symbols are those of libtorch 2.11 for the Itanium C++ ABI, the version and platform that d2o is built for. With
+//! another version, linking fails.
 
 use std::ffi::{c_int, c_void};
 
-/// libtorch's settings of the process.
+/// Numerical settings of libtorch, valid for the whole process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Numerics {
-    /// Whether CUDA may compute convolutions and products of f32 in TF32. libtorch's own default is yes for convolutions.
+    /// Whether CUDA may compute f32 convolutions and matrix products in TF32. libtorch by default allows it for
+    /// convolutions.
     pub tf32: bool,
-    /// Whether only kernels are used that give the same bits every time. Otherwise cuDNN times its kernels and takes the fastest.
+    /// Whether only deterministic kernels are used, which give the same bits in every run. Otherwise cuDNN times its
+    /// kernels and uses the fastest.
     pub deterministic: bool,
 }
 
@@ -48,10 +51,12 @@ mod context {
 }
 
 impl Numerics {
-    /// Sets them for the process, as the original does: TF32 and f16 accumulation off unless asked for, cuDNN's kernels chosen by time.
+    /// Applies the settings to the process. As in the original, f16 matrix products are always accumulated in full
+    /// precision.
     #[allow(unsafe_code, reason = "the context is libtorch's own static object")]
     pub fn apply(self) {
-        /// Without it, cuBLAS may sum in another order from call to call, and libtorch refuses it in deterministic mode.
+        /// Without this setting, cuBLAS may change its summation order from call to call, and libtorch refuses to use
+        /// it in deterministic mode.
         const WORKSPACE: (&str, &str) = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8");
         if self.deterministic && std::env::var_os(WORKSPACE.0).is_none() {
             // SAFETY: training begins here, and no other thread of d2o reads or writes the environment.
@@ -65,12 +70,12 @@ impl Numerics {
             context::set_f16_reduction(context, false, true);
             context::set_benchmark(context, !self.deterministic);
             context::set_deterministic_cudnn(context, self.deterministic);
-            // An operation without such a kernel is an error that names it.
+            // An operation without a deterministic kernel fails with an error that names it.
             context::set_deterministic(context, self.deterministic, false);
         }
     }
 
-    /// Those in force.
+    /// The settings in force.
     #[must_use]
     #[allow(unsafe_code, reason = "the context is libtorch's own static object")]
     pub fn current() -> Self {

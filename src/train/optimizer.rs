@@ -11,7 +11,7 @@ pub use crate::cli::Rule;
 /// Hyperparameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OptimizerConfig {
-    /// Rule.
+    /// Update rule.
     pub rule: Rule,
     /// Learning rate.
     pub lr: f64,
@@ -35,20 +35,21 @@ pub struct Optimizer {
     second: Tensor,
     scratch: Tensor,
     steps: u64,
-    /// Losses whose gradients were added since the last update.
+    /// Number of losses with gradients added since the last update.
     added: u32,
 }
 
-/// Elements that are updated at a time on the CPU, so that what lies between two passes stays in the cache.
+/// Elements that are updated at a time on the CPU, so that intermediate values stay in the cache.
 const CHUNK: i64 = 1 << 18;
-/// Elements at whose multiples parameters begin: 64 bytes of f32, as libtorch aligns tensors.
+/// Parameters start at multiples of this number of elements: 64 bytes of f32, the alignment of libtorch's tensors.
 const ALIGN: usize = 16;
 
 impl Optimizer {
-    /// For `params`, leaves of one kind and device, which become views of one flat buffer; handles that share them see the same.
+    /// The optimiser of `params`, leaf tensors of one element type and device. They become views of one flat buffer,
+    /// also for other handles of the same tensors.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub fn new(mut params: Vec<Tensor>, config: OptimizerConfig) -> Result<Self, TchError> {
         let _guard = tch::no_grad_guard();
         let length: usize = params.iter().map(|p| p.numel().next_multiple_of(ALIGN)).sum();
@@ -67,37 +68,41 @@ impl Optimizer {
         Ok(Self { config, params, slots, values, gradients, first, second, scratch, steps: 0, added: 0 })
     }
 
-    /// Memory that updates take and that is not in use before the first: gradients, as they come and in one vector, and moments; bytes.
+    /// Memory that updates need in addition to that in use now, bytes. On CUDA these are the gradients of libtorch. A CPU
+    /// gives memory to zeros when they are first written, so there the gradients as one vector and the moments are
+    /// counted too.
     #[must_use]
     pub fn reserve(&self) -> u64 {
-        let vectors = 3 + u64::from(self.first.is_some());
+        let vectors = if self.values.device().is_cuda() { 1 } else { 3 + u64::from(self.first.is_some()) };
         vectors * (self.values.numel() * self.values.kind().elt_size_in_bytes()) as u64
     }
 
-    /// All parameters, one after the other, with zeros up to each multiple of 16 elements.
+    /// All parameters as one vector. Each is padded with zeros to a multiple of 16 elements.
     pub fn values(&self) -> &Tensor {
         &self.values
     }
 
-    /// Views of `flat`, which has the layout of [`Optimizer::values`], one of each parameter's shape.
+    /// Views of `flat`, one for each parameter and in its shape. `flat` has the layout of [`Optimizer::values`].
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub fn views(&self, flat: &Tensor) -> Result<Vec<Tensor>, TchError> {
         views(&self.params, flat)
     }
 
-    /// Whether operations on the parameters are recorded for gradients. Without, a network that others are trained through keeps less.
+    /// Sets whether operations on the parameters are recorded for gradients. `false` saves memory when only another
+    /// network is trained through these parameters.
     pub fn record(&self, on: bool) {
         for p in &self.params {
             let _ = p.set_requires_grad(on);
         }
     }
 
-    /// Adds the gradients of `loss` for the parameters to those of the next update; zeros where the loss does not depend on one.
+    /// Adds the gradients of `loss` to those of the next update. A parameter that the loss does not depend on gets
+    /// zeros.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub fn backward(&mut self, loss: &Tensor) -> Result<(), TchError> {
         let found = Tensor::f_run_backward(&[loss], &self.params, false, false)?;
         let _guard = tch::no_grad_guard();
@@ -113,11 +118,12 @@ impl Optimizer {
         Ok(())
     }
 
-    /// One update with the mean of the gradients that the processes of `group` have added since the last one, as many each; in it NaN counts as 0 and
-    /// infinities as ±1e5. `lr_scale` multiplies the learning rate.
+    /// Updates the parameters with the mean of the gradients that the processes of `group` have added since the last
+    /// update. All must have added the same number. NaN counts as 0 and infinities as ±1e5. `lr_scale` multiplies the
+    /// learning rate.
     ///
     /// # Errors
-    /// libtorch's own; those of the group.
+    /// If libtorch or the communication between processes fails.
     pub fn step(&mut self, lr_scale: f64, group: &Group) -> anyhow::Result<()> {
         const LARGE: f64 = 1e5;
         let _guard = tch::no_grad_guard();
@@ -165,7 +171,8 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The update after `self.steps` steps as −rate · first / (√second + eps), or −rate · first without `eps`.
+    /// Coefficients of the update after `self.steps` steps: −rate · first / (√second + eps), or −rate · first without
+    /// `eps`.
     #[allow(clippy::cast_precision_loss, reason = "a step count")]
     fn update(&self) -> Update {
         let OptimizerConfig { rule, lr, betas: [b1, b2], eps } = self.config;
@@ -186,24 +193,24 @@ impl Optimizer {
         }
     }
 
-    /// What it remembers, by name, to be saved or restored: each has the layout of [`Optimizer::values`].
+    /// The moments by name, for saving and restoring. Each has the layout of [`Optimizer::values`].
     pub fn moments(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
         self.first.iter().map(|t| ("first", t)).chain([("second", &self.second)])
     }
 
-    /// Updates so far.
+    /// Number of updates so far.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// Goes on after `steps` updates.
+    /// Sets the number of updates so far.
     pub fn set_steps(&mut self, steps: u64) {
         self.steps = steps;
     }
 }
 
-/// Views of `flat`, one of each parameter's shape, at multiples of [`ALIGN`].
+/// Views of `flat`, one for each parameter and in its shape, at multiples of [`ALIGN`].
 fn views(params: &[Tensor], flat: &Tensor) -> Result<Vec<Tensor>, TchError> {
     let mut start = 0;
     let view = |p: &Tensor| {

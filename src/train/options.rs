@@ -1,4 +1,4 @@
-//! Settings of a run: presets, what the command line and a resumed run change, `training_options.json`.
+//! Settings of a run: presets, and changes by the command line and by a resumed run.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use super::distillation;
 use super::generator::{SIGMA_MAX, Steps};
 use crate::cli::{Arch, BackbonesArg, LossArg, LossTypeArg, Rule, TeacherArg, TrainSettings};
 
-/// All settings that determine the result of a run, by the names of their options.
+/// All settings of a run, with the names of their options.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Options {
@@ -27,9 +27,9 @@ pub struct Options {
     pub cond: Option<bool>,
     /// Duration, millions of images.
     pub duration: f64,
-    /// Batch size in all.
+    /// Batch size over all processes.
     pub batch: u32,
-    /// Images processed at a time; `None` for the whole batch.
+    /// Images per part of a batch; `None` for the whole batch.
     pub batch_gpu: Option<u32>,
     /// Learning rate.
     pub lr: f64,
@@ -39,17 +39,17 @@ pub struct Options {
     pub optimizer: Rule,
     /// Half-life of the average, millions of images.
     pub ema: f64,
-    /// Share of the images seen that bounds the half-life; 0 for no bound.
+    /// Upper bound of the half-life as a share of the images seen; 0 for no bound.
     pub ema_warmup: f64,
-    /// Fixed decay of the average; 0 for the half-life.
+    /// Fixed decay of the average; 0 to use the half-life.
     pub ema_beta: f64,
     /// Dropout probability.
     pub dropout: f64,
     /// Probability of augmentation.
     pub augment_p: f64,
-    /// Images of the dataset that are used; `None` for all.
+    /// Number of images of the dataset that are used; `None` for all.
     pub max_size: Option<u32>,
-    /// Whether the dataset holds mirror images too.
+    /// Whether mirror images are added to the dataset.
     pub xflip: bool,
     /// Whether the generator computes in bf16 on CUDA.
     pub bf16: bool,
@@ -71,51 +71,51 @@ pub struct Options {
     pub pickle: bool,
     /// Architecture of a new network.
     pub arch: Option<Arch>,
-    /// Its base number of channels.
+    /// Base number of channels of a new network.
     pub cbase: Option<usize>,
-    /// Its channel multipliers.
+    /// Channel multipliers of a new network.
     pub cres: Option<Vec<usize>>,
-    /// Its residual blocks per resolution.
+    /// Residual blocks per resolution of a new network.
     pub num_blocks: Option<usize>,
-    /// Its resolutions with attention.
+    /// Resolutions with attention of a new network.
     pub attn_resolutions: Option<Vec<usize>>,
-    /// Its number of classes.
+    /// Number of classes of a new network.
     pub label_dim: Option<usize>,
-    /// Its colour channels.
+    /// Colour channels of a new network.
     pub channels: Option<usize>,
-    /// Evaluations of the generator for an image; `None` for one.
+    /// Evaluations of the generator per image; `None` for one.
     pub multi_step_g: Option<u32>,
-    /// Noise level between two steps.
+    /// Noise level of the second of two evaluations; `None` for 0.8.
     pub middle_sigma: Option<f64>,
     /// Rule of instance distillation.
     pub teacher_type: Option<TeacherArg>,
-    /// Whether it is all there is, without a discriminator.
+    /// Whether distillation is the only loss, without a discriminator.
     pub teacher_only: Option<bool>,
     /// Checkpoint of the teacher.
     pub target: Option<PathBuf>,
-    /// Steps of the teacher's grid of noise levels.
+    /// Number of steps in the grid of noise levels of the teacher; `None` for 1024.
     pub max_steps: Option<u32>,
     /// Weights of LPIPS.
     #[serde(default)]
     pub lpips_weights: Vec<PathBuf>,
     /// Feature networks of the discriminator.
     pub backbones: Option<BackbonesArg>,
-    /// Their checkpoints.
+    /// Checkpoints of the feature networks.
     #[serde(default)]
     pub backbone_weights: Vec<PathBuf>,
-    /// Whether images below 224 pixels are resized to 224 before them.
+    /// Whether images below 224 pixels are resized to 224 for the feature networks; `None` for yes.
     pub interp224: Option<bool>,
-    /// Size images are resized to instead, pixels.
+    /// Size to which images are resized for the feature networks instead, pixels.
     pub feature_resolution: Option<usize>,
     /// File of the initial class embeddings.
     pub class_embeddings: Option<PathBuf>,
-    /// Whether class embeddings are random instead.
+    /// Whether the initial class embeddings are random.
     pub random_class_embeddings: Option<bool>,
-    /// Whether feature networks see images through DiffAugment.
+    /// Whether feature networks get images through DiffAugment.
     pub diffaug: Option<bool>,
-    /// Mean sign of the logits of real images that ADA aims at; 0 for a fixed strength.
+    /// Target of ADA for the mean sign of the logits of real images; 0 for a fixed strength.
     pub ada_target: Option<f64>,
-    /// Learning rate of the discriminator, before the correction for R1's interval.
+    /// Learning rate of the discriminator, before the correction for the R1 interval.
     pub dlr: Option<f64>,
     /// Adversarial loss.
     pub loss_type: Option<LossTypeArg>,
@@ -129,9 +129,9 @@ pub struct Options {
     pub eval_ref: Option<PathBuf>,
     /// Feature network of the evaluation.
     pub eval_extractor: Option<PathBuf>,
-    /// Images of an evaluation.
+    /// Number of images of an evaluation.
     pub eval_images: Option<u32>,
-    /// Its protocol.
+    /// Protocol of the evaluation.
     pub eval_protocol: Option<String>,
     /// Whether snapshots other than the best and the last are deleted.
     #[serde(default)]
@@ -159,7 +159,9 @@ const DISCRIMINATOR: [&str; 12] = [
     "r1-gamma",
     "r1-interval",
 ];
-/// Options that a resumed run may change: they do not enter any number. What lies at a path is compared by content.
+/// Options that a resumed run may change, because they do not change the result. The trainer compares the contents of
+/// the dataset, the teacher, and the LPIPS and feature network weights. The state replaces the checkpoint to start from
+/// and the class embeddings.
 const FREE: [&str; 18] = [
     "preset",
     "data",
@@ -181,16 +183,16 @@ const FREE: [&str; 18] = [
     "keep-best",
 ];
 
-/// Settings that say where files are.
+/// Settings that are paths of files for training. They may differ between processes.
 pub(super) const PATHS: [&str; 6] =
     ["data", "transfer", "target", "lpips-weights", "backbone-weights", "class-embeddings"];
 
-/// Named settings.
+/// A named set of settings.
 #[derive(Debug)]
 pub struct Preset {
     /// Name.
     pub name: &'static str,
-    /// What it is for.
+    /// Description for the user.
     pub about: &'static str,
     values: Value,
 }
@@ -203,7 +205,7 @@ pub fn presets() -> Vec<Preset> {
         "deterministic": false, "seed": 42, "snap": 10, "dump": 10, "grid": 10, "pickle": false, "keep-best": false,
     });
     let preset = |name, about, own: Value| Preset { name, about, values: merged(&common, &own) };
-    // Settings of Zyriix/D2O's train.sh; what it leaves out are its train.py's defaults.
+    // Settings of train.sh of Zyriix/D2O. Those that it omits are the defaults of its train.py.
     let recipe = |name, about, freeze: u8, own: Value| {
         let shared = json!({
             "loss": "d2o", "duration": 10.0, "batch": 256, "batch-gpu": 64, "lr": 2e-5, "dlr": 4e-5, "ema": 0.5, "tick": 25.0, "bf16": true, "cond": false,
@@ -260,27 +262,37 @@ pub fn presets() -> Vec<Preset> {
     ]
 }
 
-/// Settled options and where they come from.
+/// Settled options, and the changes of a resumed run.
 #[derive(Debug)]
 pub struct Settled {
     /// The options.
     pub options: Options,
-    /// The same by name, without those that are absent.
+    /// The same options by name, without absent ones.
     pub values: Map<String, Value>,
-    /// What a resumed run changes, a line each.
+    /// Changes by a resumed run, one per entry.
     pub changes: Vec<String>,
 }
 
-/// Settles the options `given` over those of `preset`, for so many processes.
+impl Settled {
+    /// Sorts `values`, so that equal settings have equal bytes in the state, and checks them.
+    fn new(mut values: Map<String, Value>, changes: Vec<String>) -> anyhow::Result<Self> {
+        values.sort_keys();
+        Ok(Self { options: checked(&values)?, values, changes })
+    }
+}
+
+/// Settles the options for `processes` processes: `given` overrides the preset.
 ///
 /// # Errors
-/// An unknown preset; no dataset; options that have no effect together; values out of range.
+/// If the preset is unknown, the dataset is missing, an option has no effect with the others, or a value is out of
+/// range.
 pub fn settle(preset: Option<&str>, given: &TrainSettings, processes: usize) -> anyhow::Result<Settled> {
     let given = by_name(given)?;
     let denoising = given.get("loss").is_some_and(|l| l != "d2o");
     let name = preset.unwrap_or(if denoising { "edm" } else { "small" });
     let mut values = base(name)?;
-    // EDM's train.py does not let the average warm up if it starts from a checkpoint; its network is the checkpoint's.
+    // As in EDM's train.py, a run that starts from a checkpoint has no warm-up of the average and uses the network of
+    // the checkpoint.
     if given.contains_key("transfer") {
         values.retain(|key, _| !FRESH.contains(&key.as_str()));
         if given.get("loss").unwrap_or(&values["loss"]) != "d2o" {
@@ -291,15 +303,14 @@ pub fn settle(preset: Option<&str>, given: &TrainSettings, processes: usize) -> 
     values.extend(given);
     anyhow::ensure!(values.contains_key("data"), "no dataset: pass one with --data");
     divide(&mut values, processes)?;
-    // The same settings are the same bytes in the state, whether a part of the batch was given or follows from the processes.
-    values.sort_keys();
-    Ok(Settled { options: checked(&values)?, values, changes: Vec::new() })
+    Settled::new(values, Vec::new())
 }
 
-/// Settles the options `given` (and those of `preset`, if one is named) over those `stored` with the state of a run, for so many processes.
+/// Settles the options of a resumed run for `processes` processes: `given` overrides `preset`, if there is one, which
+/// overrides the `stored` options of the state.
 ///
 /// # Errors
-/// As [`settle`]; options that change the run's settings unless `allowed`.
+/// The errors of [`settle`]. Also if options change the settings of the run, unless `allowed`.
 pub fn settle_resumed(
     stored: &str,
     preset: Option<&str>,
@@ -327,10 +338,10 @@ pub fn settle_resumed(
         "this run was started with other settings: {}; --resume-with continues it with the new ones",
         changes.join(", ")
     );
-    Ok(Settled { options: checked(&values)?, values, changes })
+    Settled::new(values, changes)
 }
 
-/// The preset `name`.
+/// The settings of the preset `name`.
 fn base(name: &str) -> anyhow::Result<Map<String, Value>> {
     let all = presets();
     let found = all.iter().find(|p| p.name == name).with_context(|| {
@@ -342,8 +353,8 @@ fn base(name: &str) -> anyhow::Result<Map<String, Value>> {
     Ok(values)
 }
 
-/// Makes each process's share of the batch the size of its parts, unless `values` hold a size of which each process gets as many; tells whether it was
-/// made so.
+/// With several processes, sets `batch-gpu` to the share of each process if it is absent, and otherwise checks that all
+/// processes get the same number of parts. Returns whether it was set.
 fn divide(values: &mut Map<String, Value>, processes: usize) -> anyhow::Result<bool> {
     let number = |name: &str| values.get(name).and_then(Value::as_u64);
     let (Some(batch), processes) = (number("batch"), u64::try_from(processes)?) else { return Ok(false) };
@@ -375,7 +386,7 @@ fn by_name(given: &TrainSettings) -> anyhow::Result<Map<String, Value>> {
     Ok(values)
 }
 
-/// Removes what a preset or a state says about the discriminator if `given` asks for a run without one.
+/// Removes the discriminator options of a preset or state if `given` asks for a run without a discriminator.
 fn leave_out_discriminator(values: &mut Map<String, Value>, given: &Map<String, Value>) {
     if given.get("teacher-only") == Some(&Value::Bool(true)) {
         values.retain(|key, _| !DISCRIMINATOR.contains(&key.as_str()));
@@ -454,7 +465,7 @@ fn checked(values: &Map<String, Value>) -> anyhow::Result<Options> {
     Ok(options)
 }
 
-/// Checks the number of steps of the generator and what goes with it.
+/// Checks the number of steps of the generator and the noise level between two steps.
 fn steps(options: &Options) -> anyhow::Result<()> {
     match (options.multi_step_g, options.middle_sigma) {
         (Some(2), None) | (_, None) => Ok(()),
@@ -476,7 +487,7 @@ fn teacher(options: &Options, unused: &dyn Fn(&[&str], &str) -> anyhow::Result<(
     };
     anyhow::ensure!(options.target.is_some(), "distillation requires a teacher: pass its checkpoint with --target");
     let max_steps = options.max_steps();
-    // On other grids none of the rule's steps has the length of the teacher's.
+    // On other grids, no step of the rule has the length of a step of the teacher.
     anyhow::ensure!(
         rule != distillation::Rule::Pd || max_steps.is_power_of_two(),
         "--max-steps {max_steps}: expected a power of 2, since `--teacher-type pd` halves the number of steps"
@@ -493,7 +504,7 @@ fn teacher(options: &Options, unused: &dyn Fn(&[&str], &str) -> anyhow::Result<(
 }
 
 impl Options {
-    /// Evaluations of the generator for an image.
+    /// Evaluations of the generator per image.
     #[must_use]
     pub fn steps(&self) -> Steps {
         match self.multi_step_g {
@@ -516,16 +527,16 @@ impl Options {
         }
     }
 
-    /// Steps of the teacher's grid of noise levels.
+    /// Number of steps in the grid of noise levels of the teacher.
     #[must_use]
     pub fn max_steps(&self) -> u32 {
         self.max_steps.unwrap_or(1024)
     }
 
-    /// What the discriminator is made of.
+    /// Configuration of the discriminator.
     ///
     /// # Errors
-    /// Feature networks that are not supported.
+    /// If the feature networks are not supported.
     pub fn critic(&self) -> anyhow::Result<CriticConfig> {
         use Backbone::{DeitBase, Lite0, Vgg16Bn};
         let backbones = match self.backbones.unwrap_or(BackbonesArg::Lite0) {
@@ -554,7 +565,7 @@ impl Options {
         })
     }
 
-    /// Parts a batch is processed in, each as on a device of its own.
+    /// Number of parts in which a batch is processed. Each part corresponds to a device of the original.
     #[must_use]
     pub fn ranks(&self) -> u32 {
         self.batch_gpu.map_or(1, |part| self.batch / part)
@@ -688,7 +699,7 @@ mod tests {
         assert!(refused(&odd(TeacherArg::Pd)).contains("expected a power of 2"));
         assert_eq!(with(&odd(TeacherArg::Ctm)).unwrap().max_steps(), 1000);
 
-        // The preset's discriminator goes, one that is asked for is refused.
+        // Discriminator options of the preset are removed; given ones are refused.
         let only = |more: &dyn Fn(&mut TrainSettings)| {
             with(&|g: &mut TrainSettings| {
                 teacher(g, TeacherArg::Rcd);
@@ -750,7 +761,8 @@ mod tests {
         let refused = |batch_gpu, processes| with(batch_gpu, processes).unwrap_err().to_string();
         assert_eq!(refused(None, 3), "--batch 64 on 3 processes: expected a multiple of 3");
         assert_eq!(refused(Some(32), 4), "--batch 64 on 4 processes: expected a multiple of 4 × --batch-gpu 32");
-        // A run keeps its parts on any number of processes that divides them; one without parts gets some only if that is allowed.
+        // A run keeps its parts on any number of processes that divides them. A run without parts gets them only if
+        // `allowed`.
         let resumed = |stored: &Map<String, Value>, processes, allowed| {
             let stored = Value::Object(stored.clone()).to_string();
             settle_resumed(&stored, None, &TrainSettings::default(), allowed, processes)

@@ -1,7 +1,9 @@
-//! Snapshots as pickles for the original programs: `pickle.load(file)["ema"]` in their `generate.py` gives the network.
+//! Snapshots as pickles for the original programs: `pickle.load(file)["ema"]` in their `generate.py` returns the
+//! network.
 //!
-//! The pickle names the classes of the program that loads it and holds no code: `functools.partial(training.networks.CLASS, **init_kwargs)()` makes the
-//! network, `load_state_dict` fills it, `eval` and `requires_grad_(False)` make it what the originals store.
+//! The pickle names classes of the program that loads it and contains no code.
+//! `functools.partial(training.networks.CLASS, **init_kwargs)()` creates the network, `load_state_dict` sets its
+//! tensors, and `requires_grad_(False)` and `eval` bring it to the state that the originals store.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -13,11 +15,11 @@ use serde_json::Value;
 use super::snapshot::Stored;
 use super::trained::Metadata;
 
-/// Writes `networks` of class and configuration `net`, `augment_pipe` as None, and `metadata` under the key `d2o`, which the originals do not read. Names of
-/// `tensors` are those of the module after the network's.
+/// Writes `networks` of the class and configuration `net`, `augment_pipe` as None, and `metadata` under the key `d2o`,
+/// which the originals do not read. Each of `tensors` is named after its network and its path in the module.
 ///
 /// # Errors
-/// Writing errors.
+/// If writing fails.
 pub fn write(
     path: &Path,
     net: &NetConfig,
@@ -126,7 +128,7 @@ impl Pickler {
         self.op(&[u8::try_from(class).map_err(io::Error::other)?])?;
         self.op(b")")?;
         self.value(&net.init_kwargs())?;
-        // The made network is the argument of each of the calls that follow; what `load_state_dict` returns is dropped.
+        // The new network is the argument of the calls that follow. Their results are dropped.
         self.op(b"Ntb)R\x94")?;
         let made = u8::try_from(self.memos).map_err(io::Error::other)?;
         self.memos += 1;
@@ -144,7 +146,7 @@ impl Pickler {
         self.op(b"tR0")?;
         self.global("torch.nn", "Module.eval")?;
         self.op(&[b'h', made])?;
-        // The network itself is what remains on the stack.
+        // Only the network remains on the stack.
         self.op(b"\x85R0")
     }
 }

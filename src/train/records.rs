@@ -1,4 +1,4 @@
-//! What a run records as it goes on: statistics, TensorBoard's events, evaluations of snapshots.
+//! Records of a run in progress: statistics, TensorBoard events, evaluations of snapshots.
 
 use std::path::Path;
 
@@ -16,8 +16,9 @@ pub(super) struct Records<'a> {
 }
 
 impl<'a> Records<'a> {
-    /// Those in `outdir` of a run that continues after `images` images, the last tick having ended at `tick_start`. With `evaluate` snapshots are evaluated;
-    /// with `keep_best` the best and the last are kept.
+    /// Opens the records in `outdir` of a run that continues after `images` images and whose last tick ended after
+    /// `tick_start` images. With `evaluate`, snapshots are evaluated. With `keep_best`, only the best and the last
+    /// snapshot are kept.
     pub(super) fn open(
         outdir: &Path,
         [tick_start, images]: [u64; 2],
@@ -29,7 +30,7 @@ impl<'a> Records<'a> {
         Ok(Self { stats, events: Events::create(outdir, unix_time())?, evaluations })
     }
 
-    /// Adds the line of a tick, which ends after `images` images.
+    /// Adds the line of a tick that ends after `images` images.
     pub(super) fn tick(&mut self, images: u64, mut line: Map<String, Value>) -> anyhow::Result<()> {
         let now = unix_time();
         let means = line.iter().filter_map(|(name, entry)| Some((name.as_str(), entry["mean"].as_f64()?)));
@@ -38,7 +39,7 @@ impl<'a> Records<'a> {
         self.stats.append(&Value::Object(line))
     }
 
-    /// Evaluates the snapshot at `path`, taken after `images` images, if that is asked for.
+    /// Evaluates the snapshot at `path`, taken after `images` images, if evaluation is on.
     pub(super) fn snapshot(&mut self, path: &Path, images: u64) -> anyhow::Result<()> {
         match &mut self.evaluations {
             Some(evaluations) => evaluations.add(path, images, &mut self.events),

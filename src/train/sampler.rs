@@ -5,8 +5,8 @@ use d2o_evaluations::numpy_random::RandomState;
 /// Share of the set within which an image may be sampled again.
 const WINDOW: f64 = 0.5;
 
-/// Indices of an endless sequence: a shuffled order that is passed through again and again, in which each index is exchanged with a recent one once it
-/// has been drawn.
+/// Endless sequence of indices: repeated passes through a shuffled order. After each draw, the index is swapped with a
+/// random one less than half the set earlier.
 #[derive(Debug, Clone)]
 pub struct InfiniteSampler {
     order: Vec<u32>,
@@ -16,7 +16,7 @@ pub struct InfiniteSampler {
 }
 
 impl InfiniteSampler {
-    /// For `count` images, `count` at least 1, from the start of the sequence of `seed`.
+    /// The sampler of `count` images, at least 1, at the start of the sequence of `seed`.
     #[must_use]
     pub fn new(count: u32, seed: u32) -> Self {
         let mut order: Vec<u32> = (0..count).collect();
@@ -27,7 +27,7 @@ impl InfiniteSampler {
         Self { order, random, window, position: 0 }
     }
 
-    /// The index at the current position, which moves on by one.
+    /// Returns the index at the current position and advances the position by one.
     pub fn draw(&mut self) -> u32 {
         let count = self.order.len();
         let at = usize::try_from(self.position % count as u64).unwrap_or(0);
@@ -40,7 +40,7 @@ impl InfiniteSampler {
         drawn
     }
 
-    /// Moves to `position`, which is the current one or a later one.
+    /// Advances to `position`. An earlier position has no effect.
     pub fn skip_to(&mut self, position: u64) {
         while self.position < position {
             self.draw();
@@ -52,7 +52,7 @@ impl InfiniteSampler {
 mod tests {
     use super::*;
 
-    // Drawn by the original's InfiniteSampler (NVlabs/edm 008a4e5, NumPy 2.4.6).
+    // Output of the original `InfiniteSampler` (NVlabs/edm 008a4e5, NumPy 2.4.6).
     const CASES: [(u32, u32, [u32; 24]); 6] = [
         (1, 0, [0; 24]),
         (2, 5, [0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1]),

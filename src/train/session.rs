@@ -1,4 +1,4 @@
-//! A checkpoint's network on libtorch, run as a session: a forward pass that shares no graph with the exported one.
+//! A session that runs the network of a checkpoint on libtorch: a forward pass independent of the exported graph.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ pub struct LibTorchSession {
 
 #[allow(clippy::large_enum_variant, reason = "one per session")]
 enum Net {
-    /// `sigma_max` of a one-step generator; none for a denoiser.
+    /// A denoiser, or a one-step generator with its `sigma_max`.
     Denoiser(Denoiser<Value>, Option<f64>),
     Generator(LatentNet<Value>, SynthesisOptions),
     Extractor(ExtractorNet<Value>, Preprocessing, usize),
@@ -42,7 +42,7 @@ impl LibTorchSession {
     /// Builds the network `ema` of `checkpoint` for the inputs and outputs of the graph at `model`.
     ///
     /// # Errors
-    /// A checkpoint of another network than the graph's; a graph that d2o did not export.
+    /// If the checkpoint is unreadable or has another network than the graph, or d2o did not export the graph.
     pub fn open(model: &Path, checkpoint: &Path) -> anyhow::Result<Self> {
         let describe = || format!("cannot run `{}` on libtorch", checkpoint.display());
         let opened = Checkpoint::open(checkpoint).with_context(describe)?;
@@ -53,7 +53,7 @@ impl LibTorchSession {
     /// Builds `network` for the inputs and outputs of the graph at `model`.
     ///
     /// # Errors
-    /// Another network than the graph's; a graph that d2o did not export.
+    /// If `network` is not that of the graph, or d2o did not export the graph.
     pub fn of(model: &Path, network: &Network) -> anyhow::Result<Self> {
         let info = ModelInfo::open(model)?;
         let metadata = info.described().with_context(|| format!("cannot use `{}`", model.display()))?;
@@ -149,7 +149,7 @@ impl LibTorchSession {
             .collect()
     }
 
-    /// `images` called `name`, and their bytes if the graph gives them.
+    /// The output `images` with the name `name`, and their bytes if the graph has this output.
     fn with_bytes(&self, b: &mut LibTorch, name: &str, images: Value) -> Result<Named<Value>, Failure> {
         let mut outputs = Vec::new();
         if self.info.output("images_u8").is_some() {
@@ -160,7 +160,7 @@ impl LibTorchSession {
     }
 }
 
-/// `tensor` on the CPU.
+/// `tensor` as a libtorch tensor on the CPU.
 fn value(tensor: &TensorView<'_>) -> Result<Value, Failure> {
     let values: Vec<f32> = match tensor {
         TensorView::F32(a) => a.iter().copied().collect(),

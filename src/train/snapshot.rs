@@ -1,4 +1,4 @@
-//! Snapshots: the averaged network for use, and the whole state for resuming.
+//! Snapshots of the EMA and trained weights, and the training state for resuming.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use tch::{Device, TchError, Tensor};
 
 use super::libtorch::{tensor_of, values_of};
 
-/// Metadata every snapshot carries.
+/// Metadata of every snapshot.
 #[must_use]
 pub fn metadata(config: &NetConfig, networks: &[&str], images: u64) -> BTreeMap<String, String> {
     let entry = |k: &str, v: String| (k.to_owned(), v);
@@ -35,7 +35,7 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// The name after `network.`, if it begins so.
+    /// The name after the prefix `network.`, if it has this prefix.
     #[must_use]
     pub fn name_below(&self, network: &str) -> Option<&str> {
         self.name.strip_prefix(network)?.strip_prefix('.')
@@ -50,7 +50,7 @@ impl Stored {
     /// Row-major values.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub fn values(&self) -> Result<Vec<f32>, TchError> {
         values_of(&self.tensor)
     }
@@ -59,7 +59,7 @@ impl Stored {
 /// Writes tensors and metadata; the file is complete or absent.
 ///
 /// # Errors
-/// Writing errors; libtorch's own.
+/// If writing or libtorch fails.
 pub fn write(path: &Path, tensors: &[Stored], metadata: &BTreeMap<String, String>) -> anyhow::Result<()> {
     let dims: Vec<Vec<usize>> = tensors.iter().map(Stored::dims).collect();
     let shapes: Vec<(&str, &[usize])> =
@@ -68,8 +68,9 @@ pub fn write(path: &Path, tensors: &[Stored], metadata: &BTreeMap<String, String
         .with_context(|| format!("write `{}`", path.display()))
 }
 
-/// Where the snapshot after `images` images goes in `outdir`: `network-snapshot-NNNNNN` for NNNNNN thousand images, or `network-snapshot-NNNNNN_RRR` with the
-/// rest if an earlier snapshot of the same thousand is there, which evaluations name.
+/// Path of the snapshot after `images` images in `outdir`: `network-snapshot-NNNNNN` with NNNNNN thousand images. If an
+/// earlier snapshot of the same thousand exists, it keeps this name, to which evaluations refer, and the new one is
+/// `network-snapshot-NNNNNN_RRR` with the remaining RRR images.
 #[must_use]
 pub fn snapshot_path(outdir: &Path, images: u64) -> PathBuf {
     let thousands = outdir.join(format!("network-snapshot-{:06}.safetensors", images / 1000));
@@ -81,7 +82,7 @@ pub fn snapshot_path(outdir: &Path, images: u64) -> PathBuf {
     }
 }
 
-/// The state of the run in `outdir`.
+/// Path of the training state of the run in `outdir`.
 #[must_use]
 pub fn state_path(outdir: &Path) -> PathBuf {
     outdir.join("training-state.safetensors")
@@ -98,21 +99,21 @@ impl State {
     /// Opens `path`.
     ///
     /// # Errors
-    /// Reading errors.
+    /// If reading fails.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         Ok(Self { path: path.to_owned(), file: SafetensorsFile::open(path)? })
     }
 
-    /// Where it lies.
+    /// Path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The weights of `network`: what is derived from constants when it is built is then the run's.
+    /// The weights of `network`. A network built from them also has the constants that are derived from its buffers.
     ///
     /// # Errors
-    /// Reading errors.
+    /// If reading fails.
     pub fn weights(&self, network: &str) -> anyhow::Result<Weights> {
         Ok(Weights::checkpoint(Box::new(SafetensorsFile::open(&self.path)?), &format!("{network}.")))
     }
@@ -126,7 +127,7 @@ impl State {
         found.map(|(_, v)| v.as_str()).with_context(|| format!("the training state has no `{key}`"))
     }
 
-    /// Copies tensor `name` into `target`, whose shape it must have.
+    /// Copies tensor `name` into `target`, which must have the same shape.
     ///
     /// # Errors
     /// If it is missing or has another shape.

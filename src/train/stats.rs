@@ -1,7 +1,7 @@
 //! Statistics of training and their log, `stats.jsonl`, in the format of EDM's `training_stats`.
 //!
-//! A line holds `{"NAME": {"num": values, "mean": mean, "std": deviation}, …, "timestamp": seconds since 1970}` for all values that were reported since the
-//! line before.
+//! A line covers the values reported since the previous line:
+//! `{"NAME": {"num": count, "mean": mean, "std": standard deviation}, …, "timestamp": seconds since 1970}`.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -15,27 +15,28 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::group::Group;
 
-/// Name of images seen, thousands.
+/// Statistic of the images seen, in thousands.
 pub const KIMG: &str = "Progress/kimg";
 
 /// Count, sum and sum of squares.
 type Moments = [f64; 3];
 
-/// Values reported since the last reset, by all processes of a run. What tensors hold is summed on their device: nothing waits for it before it is read.
+/// Values reported since the last reset, by all processes of a run. Tensors are summed on their device. Only reading a
+/// value waits for the device.
 #[derive(Debug, Default)]
 pub struct Collector {
     /// Reports of this process that [`Collector::reduce`] has not added yet, with the stage if it is a loss.
     own: Vec<(String, Option<&'static str>, Tensor)>,
     moments: BTreeMap<String, Tensor>,
-    /// Consecutive losses that are not finite, by stage.
+    /// Number of consecutive losses that are not finite, by stage.
     broken: BTreeMap<&'static str, Tensor>,
 }
 
 impl Collector {
-    /// Takes every element of `values`, to be added by [`Collector::reduce`].
+    /// Records every element of `values`. [`Collector::reduce`] adds them.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub fn report(&mut self, name: &str, values: &Tensor) -> Result<(), TchError> {
         self.own.push((name.to_owned(), None, moments(values)?));
         Ok(())
@@ -44,25 +45,25 @@ impl Collector {
     /// Adds a value that is the same in all processes, once.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub fn report_shared(&mut self, name: &str, value: f64) -> Result<(), TchError> {
         self.add(name, &moments(&Tensor::from(value))?)
     }
 
     fn add(&mut self, name: &str, moments: &Tensor) -> Result<(), TchError> {
         match self.moments.get_mut(name) {
-            // What is the same in all processes comes from the CPU.
+            // Values of `report_shared` are on the CPU.
             Some(sums) => _ = sums.f_add_(&moments.f_to_device(sums.device())?)?,
             None => _ = self.moments.insert(name.to_owned(), moments.copy()),
         }
         Ok(())
     }
 
-    /// Adds what was reported since the last call in the processes of `group`, process by process; each must have reported the same names in the same
-    /// order.
+    /// Adds what the processes of `group` reported since the last call, in rank order. All processes must have reported
+    /// the same names in the same order.
     ///
     /// # Errors
-    /// libtorch's own; those of the group.
+    /// If libtorch or the communication between processes fails.
     pub fn reduce(&mut self, group: &Group) -> anyhow::Result<()> {
         let own = std::mem::take(&mut self.own);
         if own.is_empty() {
@@ -83,10 +84,11 @@ impl Collector {
         Ok(())
     }
 
-    /// Takes the loss of `images` images of a stage, whose mean per image appears as `Loss/STAGE/loss`; it is counted if it is not finite.
+    /// Records `loss`, the sum over `images` images of a stage, as its mean per image `Loss/STAGE/loss`.
+    /// [`Collector::broken`] counts it if it is not finite.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub fn report_loss(&mut self, stage: &'static str, loss: &Tensor, images: f64) -> Result<(), TchError> {
         let _guard = tch::no_grad_guard();
         let mean = moments(&loss.f_detach()?.f_div_scalar(images)?)?;
@@ -96,7 +98,7 @@ impl Collector {
 
     fn count_broken(&mut self, stage: &'static str, loss: &Tensor) -> Result<(), TchError> {
         let broken = loss.f_isfinite()?.f_logical_not()?.f_to_kind(Kind::Int64)?;
-        // One more if this one is broken as well, else none.
+        // One more if this loss is not finite, otherwise 0.
         let count = match self.broken.get(stage) {
             Some(before) => before.f_add_scalar(1)?.f_mul(&broken)?,
             None => broken,
@@ -105,20 +107,20 @@ impl Collector {
         Ok(())
     }
 
-    /// The stage whose last losses were not finite, `most` or more of them. Waits for the device.
+    /// A stage whose last `most` or more losses were not finite. Waits for the device.
     #[must_use]
     pub fn broken(&self, most: i64) -> Option<&'static str> {
         self.broken.iter().find(|(_, count)| count.int64_value(&[]) >= most).map(|(stage, _)| *stage)
     }
 
-    /// Mean of what `name` got, if it got anything. Waits for the device.
+    /// Mean of the values reported as `name`, if there are any. Waits for the device.
     #[must_use]
     pub fn mean(&self, name: &str) -> Option<f64> {
         let [count, sum, _] = read(self.moments.get(name)?);
         (count > 0.0).then(|| sum / count)
     }
 
-    /// Count, mean and standard deviation of every name.
+    /// Count, mean and standard deviation of every name. Waits for the device.
     #[must_use]
     pub fn summary(&self) -> Map<String, Value> {
         let entry = |(name, moments): (&String, &Tensor)| {
@@ -126,27 +128,27 @@ impl Collector {
             let mean = sum / count;
             let std =
                 if count == 1.0 && mean.is_finite() { 0.0 } else { (squares / count - mean * mean).max(0.0).sqrt() };
-            // JSON knows no NaN: null.
+            // JSON has no NaN: null.
             (name.clone(), json!({"num": count, "mean": mean, "std": if mean.is_finite() { std } else { f64::NAN }}))
         };
         self.moments.iter().map(entry).collect()
     }
 
-    /// Forgets what was reported, but not how many losses were not finite.
+    /// Clears the reported values. The counts of losses that are not finite stay.
     pub fn reset(&mut self) {
         self.moments.clear();
     }
 
-    /// Sums so far, to be saved: their bits, as f64.
+    /// The sums so far, for saving: the bits of their f64 values.
     #[must_use]
     pub fn state(&self) -> Value {
         json!(self.moments.iter().map(|(name, m)| (name, read(m).map(f64::to_bits))).collect::<BTreeMap<_, _>>())
     }
 
-    /// Goes on from what [`Collector::state`] gave, on `device`.
+    /// Restores the sums that [`Collector::state`] returned, on `device`.
     ///
     /// # Errors
-    /// Another value; libtorch's own.
+    /// If `state` has another format, or libtorch fails.
     pub fn restore(&mut self, state: &str, device: Device) -> anyhow::Result<()> {
         let moments: BTreeMap<String, [u64; 3]> = serde_json::from_str(state)?;
         for (name, bits) in moments {
@@ -156,7 +158,7 @@ impl Collector {
     }
 }
 
-/// Those of `values`, `[3]`.
+/// Moments of `values`, `[3]` in f64.
 fn moments(values: &Tensor) -> Result<Tensor, TchError> {
     let _guard = tch::no_grad_guard();
     let values = values.f_detach()?.f_to_kind(Kind::Double)?;
@@ -169,17 +171,18 @@ fn read(moments: &Tensor) -> Moments {
     [0, 1, 2].map(|i| moments.double_value(&[i]))
 }
 
-/// A log of a run, one JSON object a line.
+/// A log of a run with one JSON object per line.
 #[derive(Debug)]
 pub struct Log {
     path: PathBuf,
 }
 
 impl Log {
-    /// The log at `path` of a run that continues after `images` images: lines of later ones, and a last line that is cut, are removed.
+    /// Opens the log at `path` of a run that continues after `images` images. Removes lines of more images, incomplete
+    /// lines, and lines without [`KIMG`].
     ///
     /// # Errors
-    /// Reading and writing errors.
+    /// If reading or writing fails.
     pub fn open(path: &Path, images: u64) -> anyhow::Result<Self> {
         if path.exists() {
             let text = fs::read_to_string(path)?;
@@ -193,19 +196,19 @@ impl Log {
         Ok(Self { path: path.to_owned() })
     }
 
-    /// What it holds.
+    /// All lines. A missing file has none.
     ///
     /// # Errors
-    /// Reading errors; a line that is not JSON.
+    /// If reading fails, or a line is not JSON.
     pub fn lines(&self) -> anyhow::Result<Vec<Value>> {
         let text = if self.path.exists() { fs::read_to_string(&self.path)? } else { String::new() };
         Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
     }
 
-    /// Appends `line`, which is with the operating system when this returns.
+    /// Appends `line`. The operating system has it when this returns.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn append(&self, line: &Value) -> anyhow::Result<()> {
         let mut text = serde_json::to_string(line)?;
         text.push('\n');
@@ -220,7 +223,7 @@ pub fn unix_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
-/// Whether `line` is whole and of at most `images` images.
+/// Whether `line` is complete and records at most `images` images.
 fn is_within(line: &str, images: u64) -> bool {
     let kimg = serde_json::from_str::<Value>(line).ok().and_then(|l| l.get(KIMG)?.get("mean")?.as_f64());
     #[allow(clippy::cast_precision_loss, reason = "image counts below 2^53")]
@@ -228,7 +231,7 @@ fn is_within(line: &str, images: u64) -> bool {
     line.ends_with('\n') && kimg.is_some_and(within)
 }
 
-/// Resident memory of this process, bytes; `None` where the system does not tell.
+/// Resident memory of this process, bytes. `None` if the system does not report it.
 #[must_use]
 pub fn resident() -> Option<u64> {
     let pages = fs::read_to_string("/proc/self/statm").ok()?;

@@ -39,10 +39,10 @@ struct Scalar {
 }
 
 impl Events {
-    /// A new file in `outdir`, named after the time `now`, seconds since 1970.
+    /// Opens a file in `outdir` named after the time `now`, in seconds since 1970, and writes its header event.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn create(outdir: &Path, now: f64) -> anyhow::Result<Self> {
         let path = outdir.join(format!("events.out.tfevents.{now:.0}.d2o"));
         let mut events = Self { file: fs::OpenOptions::new().create(true).append(true).open(path)? };
@@ -50,10 +50,10 @@ impl Events {
         Ok(events)
     }
 
-    /// Adds a value for each name, after `images` images at the time `now`.
+    /// Appends a value for each name, after `images` images at the time `now`, in seconds since 1970.
     ///
     /// # Errors
-    /// Writing errors.
+    /// If writing fails.
     pub fn scalars<'a>(
         &mut self,
         now: f64,
@@ -66,7 +66,7 @@ impl Events {
         self.append(&Event { wall_time: now, step, summary: Some(Summary { value }), ..Event::default() })
     }
 
-    /// Length and its checksum, the message and its checksum, at once.
+    /// Writes length, checksum of the length, message and checksum of the message in one call.
     fn append(&mut self, event: &Event) -> anyhow::Result<()> {
         let message = event.encode_to_vec();
         let length = (message.len() as u64).to_le_bytes();
@@ -75,7 +75,7 @@ impl Events {
     }
 }
 
-/// CRC-32C as TFRecord stores it: rotated and offset, so that a checksum of data that holds checksums does not degenerate.
+/// CRC-32C as stored in TFRecord: rotated and offset, for data that itself contains checksums.
 fn masked(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -84,7 +84,7 @@ fn masked(bytes: &[u8]) -> [u8; 4] {
 mod tests {
     use super::*;
 
-    // Written by TensorBoard 2.21's RecordWriter and event_pb2.
+    // Output of `RecordWriter` and `event_pb2` of TensorBoard 2.21.
     #[test]
     fn records_are_tensorflows() {
         let dir = tempfile::tempdir().unwrap();

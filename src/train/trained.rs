@@ -1,4 +1,4 @@
-//! A network with its optimiser, and the average of what is trained.
+//! A network with its optimiser, and the exponential moving average (EMA) of its weights.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub(super) type Metadata = BTreeMap<String, String>;
 /// A network with its optimiser.
 pub(super) struct Trained {
     pub(super) tensors: Vec<Named>,
-    /// Indices into `tensors` of what the optimiser updates, in its order.
+    /// Indices into `tensors` of the parameters that the optimiser updates, in its order.
     pub(super) updated: Vec<usize>,
     pub(super) optimizer: Optimizer,
 }
@@ -42,7 +42,7 @@ impl Trained {
         all.filter(|(i, _)| !only_updated || self.updated.contains(i)).map(|(_, t)| t.tensor.numel()).sum()
     }
 
-    /// All tensors under `name`, those that are updated with the values of `flat` if it is given.
+    /// All tensors, named `name.PATH`. If `flat` is given, the updated parameters have its values.
     pub(super) fn stored(&self, name: &str, flat: Option<&Tensor>) -> anyhow::Result<Vec<Stored>> {
         let mut tensors: Vec<Tensor> = self.tensors.iter().map(|t| t.tensor.shallow_clone()).collect();
         if let Some(flat) = flat {
@@ -54,7 +54,7 @@ impl Trained {
         Ok(self.tensors.iter().zip(tensors).map(stored).collect())
     }
 
-    /// What the optimiser remembers, under `name`.
+    /// Adds the moments and the step count of the optimiser, under `name`.
     pub(super) fn save(&self, name: &str, out: &mut Vec<Stored>, metadata: &mut Metadata) {
         for (moment, tensor) in self.optimizer.moments() {
             out.push(Stored { name: format!("optimizer.{name}.{moment}"), tensor: tensor.shallow_clone() });
@@ -74,8 +74,9 @@ impl Trained {
     }
 }
 
-/// Share of the average that an iteration over `batch` images keeps after `images` images: by its half-life `kimg`, bounded by the share `warmup` of the
-/// images unless that is 0, or `beta` unless that is 0.
+/// Decay of the EMA for an iteration over `batch` images after `images` images: `beta` if it is not 0, otherwise
+/// 0.5^(`batch` / half-life). The half-life is `kimg` thousand images, and a `warmup` above 0 limits it to the share
+/// `warmup` of `images`.
 pub(super) fn ema_decay(batch: u32, images: f64, kimg: f64, warmup: f64, beta: f64) -> f64 {
     if beta != 0.0 {
         return beta;
@@ -85,7 +86,7 @@ pub(super) fn ema_decay(batch: u32, images: f64, kimg: f64, warmup: f64, beta: f
     0.5_f64.powf(f64::from(batch) / half_life.max(1e-8))
 }
 
-/// Moves `average` towards `values`, keeping the share `decay` of it.
+/// Moves `average` towards `values`: `average` · `decay` + `values` · (1 − `decay`).
 pub(super) fn average(average: &mut Tensor, values: &Tensor, decay: f64) -> Result<(), TchError> {
     let _guard = tch::no_grad_guard();
     average.f_lerp_(values, 1.0 - decay).map(drop)

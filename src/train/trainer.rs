@@ -38,48 +38,48 @@ use super::stats::{Collector, KIMG, resident};
 use super::trained::{Trained, average, ema_decay};
 use crate::cli::LossArg;
 
-/// Iterations between looks at the losses, and the losses in a row that may not be finite.
+/// Iterations between checks of the losses. A run ends if as many consecutive losses are not finite.
 const PATIENCE: u32 = 16;
 
-/// Networks of snapshots: average and trained.
+/// Networks in a snapshot: EMA and trained weights.
 const NETWORKS: [&str; 2] = ["ema", "net"];
 
-/// A run.
+/// Settings and resources of a run.
 #[derive(Debug)]
 pub struct Run {
-    /// What determines its result.
+    /// Settings that determine the result.
     pub options: Options,
-    /// The same by name, as the state keeps it.
+    /// The same settings by name, as stored in the state.
     pub values: Map<String, Json>,
-    /// The network; its class is that of the objective.
+    /// Configuration of the network. Its class matches the objective.
     pub net: NetConfig,
     /// Folder for snapshots and logs.
     pub outdir: PathBuf,
     /// State to continue from.
     pub state: Option<State>,
-    /// Continue on other images, or with other feature networks, another teacher or other weights of LPIPS than those of the state.
+    /// Whether images, feature networks, teacher or LPIPS weights may differ from those recorded in the state.
     pub other_files: bool,
-    /// Wall-clock limit.
+    /// Wall-clock limit, seconds.
     pub max_seconds: Option<f64>,
-    /// Where to compute.
+    /// Device that trains.
     pub device: Device,
     /// Whether the generator computes in bf16.
     pub mixed: bool,
-    /// Element type of networks and optimisers: f32 but in comparisons with the original.
+    /// Element type of networks and optimisers: f32 except in comparisons with the original.
     pub kind: Kind,
-    /// The processes that share it.
+    /// Processes that share the run.
     pub group: Rc<Group>,
 }
 
 impl Run {
-    /// The parts of a batch that this process has.
+    /// The parts of a batch that this process computes.
     #[must_use]
     pub fn parts(&self) -> Range<usize> {
         let parts = self.options.ranks() as usize / self.group.size();
         self.group.rank() * parts..(self.group.rank() + 1) * parts
     }
 
-    /// The generator around the network `net`.
+    /// The generator of the network `net`.
     #[must_use]
     pub fn generator<'a>(&self, net: &'a Denoiser<Value>) -> Generator<'a> {
         Generator { net, steps: self.options.steps(), mixed: self.mixed }
@@ -95,9 +95,9 @@ pub struct Status {
     pub seconds: f64,
     /// Images per second since the last line.
     pub images_per_second: f64,
-    /// Seconds to the end at this pace.
+    /// Estimated seconds until the end.
     pub eta_seconds: f64,
-    /// Short names and means of what was reported since the last line.
+    /// Short names and means of the values reported since the last line.
     pub means: Vec<(&'static str, f64)>,
 }
 
@@ -106,15 +106,15 @@ pub struct Status {
 pub struct Outcome {
     /// The last network snapshot.
     pub snapshot: PathBuf,
-    /// Images seen in all.
+    /// Images seen, including those before the run was resumed.
     pub images: u64,
     /// Seconds of this run.
     pub seconds: f64,
-    /// Parameters of the network, and how many of them were trained.
+    /// Number of parameters of the network, in scalars.
     pub parameters: usize,
-    /// Scalars that were trained.
+    /// Number of trained parameters, in scalars.
     pub trained: usize,
-    /// Whether the run ended because it was asked to stop, before its duration or time limit.
+    /// Whether the run was stopped on request, before its duration or time limit.
     pub stopped: bool,
 }
 
@@ -131,7 +131,7 @@ pub struct Trainer<'a> {
     run: &'a Run,
     net: Denoiser<Value>,
     generator: Trained,
-    /// Averages of what the generator's optimiser updates, in its layout.
+    /// EMA of the parameters that the optimiser of the generator updates, in its layout.
     average: Tensor,
     objective: Objective,
     sampler: InfiniteSampler,
@@ -141,15 +141,16 @@ pub struct Trainer<'a> {
     /// Images seen at the last tick.
     tick_start: u64,
     collector: Collector,
-    /// Hashes of what the run reads, by option and the name of the entry in the state.
+    /// Hashes of input files: option, name of the entry in the state, SHA-256.
     contents: Vec<(&'static str, &'static str, String)>,
 }
 
 impl<'a> Trainer<'a> {
-    /// Reads the networks, and the state of a run that is resumed. Writes nothing.
+    /// Builds the networks and restores the state of a resumed run. Writes nothing.
     ///
     /// # Errors
-    /// Unreadable checkpoints or states; other images, feature networks or settings of the network than the state's.
+    /// If a checkpoint or state is unreadable, or images, feature networks or settings of the network differ from the
+    /// state.
     pub fn new(run: &'a Run, data: &TrainingSet) -> anyhow::Result<Self> {
         let options = &run.options;
         Numerics { tf32: options.tf32, deterministic: options.deterministic }.apply();
@@ -205,10 +206,11 @@ impl<'a> Trainer<'a> {
         Ok(trainer)
     }
 
-    /// The memory that the run takes, from a trial that changes nothing; `None` where the system does not tell.
+    /// Forecast of the memory that the run needs, from a trial that does not change the run. `None` if the system does
+    /// not report its memory.
     ///
     /// # Errors
-    /// Failing operations.
+    /// If an operation fails.
     pub fn forecast(&mut self, data: &TrainingSet) -> anyhow::Result<Option<Forecast>> {
         let (options, device) = (&self.run.options, self.run.device);
         let (Some(base), Some(available)) = (forecast::used(device), forecast::available(device)) else {
@@ -240,10 +242,12 @@ impl<'a> Trainer<'a> {
         Ok(Some(Forecast { base, optimizers, activations, images, available }))
     }
 
-    /// Trains on `data`. `report` gets the status lines; `stop` is asked before every iteration; `evaluate` gets the snapshots.
+    /// Trains on `data`. `report` receives the status lines. `stop` is called before every iteration. `evaluate`
+    /// evaluates the snapshots.
     ///
     /// # Errors
-    /// Failing evaluations and operations, writing errors; losses that are not finite again and again.
+    /// If an operation, an evaluation or writing fails, or 16 or more consecutive losses of a stage are not
+    /// finite.
     pub fn run(
         &mut self,
         data: &TrainingSet,
@@ -276,7 +280,7 @@ impl<'a> Trainer<'a> {
                 let indices: Vec<u32> = (0..options.batch).map(|_| self.sampler.draw()).collect();
                 self.iterate(data, &indices)?;
             }
-            // As in the original the first tick ends with the first iteration.
+            // As in the original, the first tick ends with the first iteration.
             let tick = self.ticks == 0 || self.images >= self.tick_start + per_tick;
             let seen = self.images - since_images;
             if (tick || reached) && seen > 0 {
@@ -293,7 +297,7 @@ impl<'a> Trainer<'a> {
                     eta_seconds: if reached { 0.0 } else { remaining },
                     means: self.means(),
                 });
-                // What follows is maintenance.
+                // The time from here on counts as maintenance.
                 (since, since_images) = (Instant::now(), self.images);
                 let mut line = self.collector.summary();
                 for (name, number) in [
@@ -313,7 +317,7 @@ impl<'a> Trainer<'a> {
                     records.tick(self.images, line)?;
                 }
             }
-            // The line of a run that ends between two ticks is not a tick's: a resumed run writes it anew.
+            // The line of a run that ends between two ticks does not end a tick. A resumed run replaces it.
             if tick && self.images > self.tick_start {
                 let due = |every: u32| every > 0 && self.ticks.is_multiple_of(u64::from(every));
                 let (snap, dump) = (due(options.snap), due(options.dump) && self.ticks > 0);
@@ -350,15 +354,15 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Grids of real images and of what the generator makes before training.
+    /// Writes grids of real images and of images that the generator makes before training.
     fn first_grids(&mut self, data: &TrainingSet) -> anyhow::Result<()> {
         let images = data.batch(&Self::shown(data), Device::Cpu)?.images;
         grid::write(&self.run.outdir.join("reals.png"), &images)?;
-        // A new denoiser makes noise of noise.
+        // A new denoiser generates only noise.
         if self.run.options.transfer.is_some() { self.grid(data, "fakes_init.png") } else { Ok(()) }
     }
 
-    /// Images whose classes grids show.
+    /// Indices of the real images in grids. Generated images have the same classes.
     fn shown(data: &TrainingSet) -> Vec<u32> {
         let count = u32::try_from(grid::SIDE * grid::SIDE).unwrap_or(1);
         (0..count)
@@ -366,7 +370,8 @@ impl<'a> Trainer<'a> {
             .collect()
     }
 
-    /// A grid of what the average makes of the run's latents: in one step, or by a denoiser with EDM's sampler.
+    /// Writes a grid of images that the EMA weights generate from the fixed latents of the run: with the steps of the
+    /// generator, or with Heun's method for a denoiser.
     fn grid(&mut self, data: &TrainingSet, name: &str) -> anyhow::Result<()> {
         /// Images that are generated at a time.
         const PART: i64 = 16;
@@ -425,7 +430,7 @@ impl<'a> Trainer<'a> {
 
     fn iterate(&mut self, data: &TrainingSet, indices: &[u32]) -> anyhow::Result<()> {
         let options = &self.run.options;
-        // Part k gets every ranks-th image from the k-th on, as a process of that rank would draw them.
+        // Part k gets images k, k + ranks, k + 2·ranks, …, like the process of rank k in the original.
         let (ranks, own) = (options.ranks() as usize, self.run.parts());
         let part = |k: usize| -> Vec<u32> { indices.iter().skip(k).step_by(ranks).copied().collect() };
         let batches =
@@ -468,7 +473,8 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Writes a snapshot (average and network) and `training-state.safetensors`, if so asked; returns the snapshot's path.
+    /// Writes a snapshot (EMA and trained weights) if `snap`, and `training-state.safetensors` if `dump`. Returns the
+    /// path of the snapshot.
     fn save(&self, snap: bool, dump: bool) -> anyhow::Result<PathBuf> {
         let dir = &self.run.outdir;
         let path = snapshot::snapshot_path(dir, self.images);
@@ -510,7 +516,7 @@ impl<'a> Trainer<'a> {
         Ok(path)
     }
 
-    /// An error unless all processes do the same work on the same images from the same parameters.
+    /// An error unless all processes have the same settings, files, iteration count and parameters.
     fn ensure_same_start(&self) -> anyhow::Result<()> {
         let group = &self.run.group;
         let settings = self.run.values.iter().filter(|(name, _)| !PATHS.contains(&name.as_str()));
@@ -541,7 +547,7 @@ impl<'a> Trainer<'a> {
 
     fn resume(&mut self, state: &State) -> anyhow::Result<()> {
         for (option, key, found) in &self.contents {
-            // A state without the entry is of a run that had no such option.
+            // A state without the entry is from a run without the option.
             let was = state.get(key).unwrap_or("none");
             anyhow::ensure!(
                 was == found || self.run.other_files,
@@ -565,7 +571,8 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Seeds libtorch for a stage of an iteration: a resumed run continues the very same sequence, and a part of a batch draws what a process of its rank would.
+/// Seeds libtorch for a stage of an iteration. A resumed run continues the same sequence, and a part of a batch draws
+/// the same numbers as the process of its rank.
 pub(super) fn seed(run: u32, iteration: u64, stage: &str, rank: usize) {
     seed_as(run, &format!("iteration{iteration}.{stage}.rank{rank}"));
 }
@@ -576,12 +583,13 @@ fn seed_as(run: u32, path: &str) {
     tch::manual_seed((drawn >> 1).cast_signed());
 }
 
-/// The values of `tensor`, f32, in memory's order.
+/// The values of `tensor`, row-major, as f32 in native byte order.
 fn bytes_of(tensor: &Tensor) -> anyhow::Result<Vec<u8>> {
     Ok(values_of(tensor)?.iter().flat_map(|v| v.to_ne_bytes()).collect())
 }
 
-/// SHA-256 of all that a run reads, of several files in any order.
+/// SHA-256 of the images, the feature networks and, with a teacher, the teacher and the LPIPS weights. The hashes of
+/// several files are sorted and joined.
 fn contents(options: &Options, data: &TrainingSet) -> anyhow::Result<Vec<(&'static str, &'static str, String)>> {
     let files = |paths: &[PathBuf]| {
         let mut hashes = paths.iter().map(|p| Ok(container_sha256(p)?)).collect::<anyhow::Result<Vec<String>>>()?;
@@ -599,7 +607,7 @@ fn contents(options: &Options, data: &TrainingSet) -> anyhow::Result<Vec<(&'stat
     Ok(all)
 }
 
-/// An error unless the state is of a run that trains `net`.
+/// An error unless the state is from a run that trains `net`.
 fn ensure_same_network(state: &State, net: &NetConfig) -> anyhow::Result<()> {
     let kwargs = net.init_kwargs().to_string();
     let same = state.get("class")? == net.class() && state.get("init_kwargs")? == kwargs;
@@ -607,7 +615,8 @@ fn ensure_same_network(state: &State, net: &NetConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Weights of the `ema` network of `path`, all of which `net` must take but for augmentation's.
+/// Weights of the `ema` network of `path`. `net` must use all of them, but `D2OPrecond` may omit those of augmentation
+/// labels.
 fn transfer(path: &Path, net: &NetConfig) -> anyhow::Result<Weights> {
     let checkpoint = Checkpoint::open(path)?;
     let network = checkpoint.network(None)?;

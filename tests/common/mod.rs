@@ -1,4 +1,4 @@
-//! What tests of `evaluate` share: the command, drawn images, a small feature network.
+//! Shared helpers of the integration tests: the command, generated images, a small feature network.
 #![allow(dead_code, clippy::cast_possible_truncation, reason = "each test crate uses a part; drawn bytes")]
 
 pub(crate) mod onnx;
@@ -21,10 +21,11 @@ use ndarray::Array3;
 use serde_json::Value;
 use test_support::{Outcome, run};
 
-/// Height and width of drawn images.
+/// Height and width of the generated images, pixels.
 pub(crate) const SIDE: usize = 32;
 
-/// EfficientNet-Lite0 with drawn weights as `lite0.onnx`, for images of [`SIDE`], which it does not resize.
+/// Writes `NAME.safetensors` and `NAME.onnx`: EfficientNet-Lite0 with random weights, for images of [`SIDE`] pixels
+/// without a resize.
 pub(crate) fn write_lite0(dir: &Path, seed: u64, name: &str) {
     let mut b = OnnxBackend::new("names", Weights::initialised(seed));
     EfficientNetLite0::build(&mut b, &Scope::root()).unwrap();
@@ -48,7 +49,7 @@ pub(crate) fn write_lite0(dir: &Path, seed: u64, name: &str) {
     d2o(dir, &[&["export", &weights, "--out", &out][..], &size].concat());
 }
 
-/// The network of `checkpoint` with the largest value of the weight `name` raised by one percent.
+/// Writes the network of `checkpoint` with the largest value of the weight `name` raised by one percent.
 pub(crate) fn write_changed(checkpoint: &Path, name: &str, out: &Path) {
     let checkpoint = Checkpoint::open(checkpoint).unwrap();
     let network = checkpoint.network(None).unwrap();
@@ -77,7 +78,7 @@ pub(crate) fn d2o(dir: &Path, args: &[&str]) -> Outcome {
     outcome
 }
 
-/// Smooth drawn images `[SIDE, SIDE, 3]`, one a seed.
+/// A smooth random image, `[SIDE, SIDE, 3]`, one per seed.
 pub(crate) fn image(seed: u64) -> Array3<u8> {
     let mut rng = SplitMix64::for_path(seed, "image");
     let c: Vec<f64> = (0..12).map(|_| rng.uniform()).collect();
@@ -88,12 +89,12 @@ pub(crate) fn image(seed: u64) -> Array3<u8> {
     })
 }
 
-/// An npz of images.
+/// Writes an npz of images.
 pub(crate) fn write_images(path: &Path, seeds: impl IntoIterator<Item = u64>) {
     write_labelled(path, seeds, |_| None);
 }
 
-/// An npz of images, with classes if `class` gives them.
+/// Writes an npz of images, with classes if `class` returns them.
 pub(crate) fn write_labelled(path: &Path, seeds: impl IntoIterator<Item = u64>, class: impl Fn(u64) -> Option<i64>) {
     let seeds: Vec<u64> = seeds.into_iter().collect();
     let mut npz = NpzWriter::create(path).unwrap();

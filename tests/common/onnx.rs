@@ -1,4 +1,4 @@
-//! ONNX models byte by byte: what no writer of this project makes.
+//! ONNX models byte by byte, with content that no writer of this project produces.
 
 /// Field `number` of a message.
 pub(crate) fn field(number: u8, content: &[u8]) -> Vec<u8> {

@@ -1,8 +1,8 @@
-//! HTML as far as tests of pages need it: strictly nested elements, with their attributes and texts.
+//! A minimal HTML parser for tests of pages: strictly nested elements with attributes and texts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Elements whose ends separate words.
+/// Elements with tags that separate words.
 const BLOCKS: [&str; 14] =
     ["td", "th", "tr", "li", "dd", "dt", "p", "div", "small", "summary", "h2", "h3", "figcaption", "text"];
 /// Elements without content.
@@ -13,9 +13,9 @@ const VOID: [&str; 6] = ["meta", "img", "br", "hr", "link", "input"];
 pub(crate) struct Element {
     pub(crate) name: String,
     pub(crate) attributes: Vec<(String, String)>,
-    /// All text within, as it stands there.
+    /// Text of the element and its descendants, unescaped.
     pub(crate) text: String,
-    /// Place of the element around it.
+    /// Index of the enclosing element.
     pub(crate) parent: Option<usize>,
 }
 
@@ -32,7 +32,7 @@ impl Element {
 /// A page.
 #[derive(Debug)]
 pub(crate) struct Page {
-    /// Elements in the order in which they begin.
+    /// Elements in the order of their start tags.
     pub(crate) elements: Vec<Element>,
     html: String,
 }
@@ -40,7 +40,7 @@ pub(crate) struct Page {
 /// Reads `html`.
 ///
 /// # Panics
-/// If tags are not nested, or a tag or an escape is not one.
+/// If tags are not nested, or a tag or an escape is invalid.
 pub(crate) fn parse(html: &str) -> Page {
     let body = html.strip_prefix("<!doctype html>\n").expect("a doctype");
     let (mut elements, mut open): (Vec<Element>, Vec<usize>) = (Vec::new(), Vec::new());
@@ -50,7 +50,7 @@ pub(crate) fn parse(html: &str) -> Page {
         let text = if raw { rest[..at].to_owned() } else { unescaped(&rest[..at]) };
         open.iter().for_each(|i| elements[*i].text.push_str(&text));
         rest = &rest[at + 1..];
-        // Quoted attributes may hold what ends a tag.
+        // Quoted attributes may contain `>`.
         let mut quoted = false;
         let end = rest.find(|c: char| {
             quoted ^= c == '"';
@@ -126,13 +126,13 @@ fn unescaped(text: &str) -> String {
     out + rest
 }
 
-/// `text` with single spaces.
+/// `text` with single spaces between words.
 fn spaced(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 impl Page {
-    /// The text of the page as it is read, with single spaces between elements; not that of the style sheet.
+    /// The text of the body with single spaces, without the style sheet.
     pub(crate) fn text(&self) -> String {
         let main = self.elements.iter().position(|e| e.name == "body").expect("a body");
         self.text_of(main)
@@ -142,7 +142,7 @@ impl Page {
         spaced(&self.elements[at].text)
     }
 
-    /// Whether the element lies in the head.
+    /// Whether the element is a child of the head.
     pub(crate) fn is_in_head(&self, element: &Element) -> bool {
         element.parent.is_some_and(|p| self.elements[p].name == "head")
     }
@@ -165,7 +165,7 @@ impl Page {
         tables.map(|t| named("tr").filter(|r| within(*r, t)).map(cells).collect()).collect()
     }
 
-    /// Fails unless the page is self-contained, without scripts, and marked up for those who do not see it.
+    /// Fails unless the page is self-contained, without scripts, and accessible to screen readers.
     pub(crate) fn ensure_sound(&self) {
         let mut ids = BTreeMap::new();
         for e in &self.elements {

@@ -1,4 +1,4 @@
-//! A d2o that runs while a test sends it signals.
+//! A running d2o, to which tests send signals.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -10,12 +10,12 @@ use fs_err as fs;
 pub(crate) const D2O: &str = env!("CARGO_BIN_EXE_d2o");
 /// Exit code of an interrupted run.
 pub(crate) const INTERRUPTED: i32 = 130;
-/// How long tests wait for what happens within milliseconds on an idle machine.
+/// Longest wait for what happens within milliseconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long an end at once may take.
+/// Longest time of an immediate end.
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// A running d2o; killed at the end of a test that fails.
+/// A running d2o, killed when dropped.
 pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
@@ -26,7 +26,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Starts d2o by way of the words `before`, e.g. `nohup`, and waits until it listens to signals.
+    /// Starts d2o through the words `before`, e.g. `nohup`, and waits until it handles signals.
     pub(crate) fn start(dir: &Path, before: &[&str], args: &[&str]) -> Self {
         let words = [before, &[D2O], args].concat();
         let mut command = Command::new(words[0]);
@@ -34,7 +34,7 @@ impl Running {
         Self::of(command)
     }
 
-    /// Starts `command`, which is d2o or becomes it, and waits until it listens to signals.
+    /// Starts `command`, which is d2o or becomes it, and waits until it handles signals.
     pub(crate) fn of(mut command: Command) -> Self {
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut running = Self(child);
@@ -58,7 +58,7 @@ impl Running {
         assert!(sent.success());
     }
 
-    /// Exit code, standard error, and how long the end took.
+    /// Exit code, standard error, and how long the process took to end.
     pub(crate) fn end(mut self) -> (Option<i32>, String, Duration) {
         let start = Instant::now();
         let status = loop {
@@ -86,14 +86,14 @@ impl Running {
     }
 }
 
-/// A set of signals of process `pid`, or `self`; bit 0 is signal 1.
+/// The set of signals `name` (e.g. `SigIgn:`) of process `pid`, or `self`. Bit 0 is signal 1.
 pub(crate) fn mask(pid: &str, name: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let mask = status.lines().find_map(|l| l.strip_prefix(name));
     mask.map_or(0, |m| u64::from_str_radix(m.trim(), 16).unwrap())
 }
 
-/// Names of what lies in `dir`.
+/// Names of the entries of `dir`, sorted.
 pub(crate) fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();

@@ -1,4 +1,4 @@
-//! The runtimes a test runs graphs on.
+//! Sessions on every runtime, for tests that run graphs.
 
 use std::path::Path;
 
@@ -6,7 +6,8 @@ use d2o_runtime::Session;
 use d2o_runtime::ort::{CudaOptions, OrtOptions, OrtRuntime, Provider};
 use d2o_runtime::tract::TractSession;
 
-/// Sessions on tract, ONNX Runtime and, with a device, CUDA, for the model at `path`; on tract alone only where tests may be skipped.
+/// Sessions for the model at `path` on tract, ONNX Runtime and, if there is a device, CUDA. Without ONNX Runtime, where
+/// tests may be skipped, on tract only.
 pub(crate) fn sessions(path: &Path) -> Vec<Box<dyn Session>> {
     let mut all: Vec<Box<dyn Session>> = vec![Box::new(TractSession::open(path, Some(2)).unwrap())];
     let Some(library) = test_support::onnxruntime() else {

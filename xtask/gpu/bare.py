@@ -1,4 +1,4 @@
-"""A bare ONNX Runtime session through the C API of the very library d2o loads: what the runtime alone makes of a graph.
+"""A bare ONNX Runtime session through the C API of the same library that d2o loads: the speed of a graph without d2o.
 
 python bare.py GRAPH.onnx LIBRARY cpu|cuda IMAGES BATCH KEY=VALUE,...      a session for each set of the CUDA provider's options; one line of JSON
 
@@ -33,13 +33,13 @@ class Ort:
         self.table = ctypes.cast(api, ctypes.POINTER(POINTER))
 
     def call(self, name, *arguments):
-        """A function that returns a status; pointers and texts need no types, numbers are given as ctypes."""
+        """Calls a function that returns a status. Pass numbers as ctypes; pointers and texts need no type."""
         status = ctypes.CFUNCTYPE(POINTER, *[type(a) for a in arguments])(self.table[INDEX[name]])(*arguments)
         if status:
             raise RuntimeError(f"{name}: {ctypes.CFUNCTYPE(ctypes.c_char_p, POINTER)(self.table[INDEX['GetErrorMessage']])(status).decode()}")
 
     def new(self, name, *arguments):
-        """A function whose last argument receives a handle."""
+        """Calls a function that writes a handle through its last argument; returns the handle."""
         handle = POINTER()
         self.call(name, *arguments, ctypes.cast(ctypes.byref(handle), POINTER))
         return handle

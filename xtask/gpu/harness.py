@@ -18,18 +18,18 @@ import time
 import traceback
 from pathlib import Path
 
-# Characters of a failing command's output that log.txt keeps, and of the whole file.
+# Limits of log.txt: characters of the output of a failing command, bytes of the whole file.
 TAIL, LOG = 3000, 300_000
 # Samples of the GPU's use that gpu-use.json keeps.
 SAMPLES = 1500
 
 
 class Skipped(Exception):
-    """The step cannot be done here; why."""
+    """A step cannot run here. The message is the reason."""
 
 
 class Failed(Exception):
-    """The step went wrong; why."""
+    """A step failed. The message is the reason."""
 
 
 def written(path, text):
@@ -51,13 +51,13 @@ def number(value):
 
 
 class Step:
-    """One being done: what results.json keeps of it, when it must end, and when its last line was written (seconds of time.monotonic)."""
+    """A running step: its record in results.json, its end and its last line (seconds of time.monotonic)."""
 
     def __init__(self, record, end):
         self.record, self.end, self.mark = record, end, time.monotonic()
 
 
-# The step of this thread; `side_by_side` hands it on.
+# The step of this thread; `side_by_side` passes it to its workers.
 CURRENT = contextvars.ContextVar("step")
 
 
@@ -118,7 +118,7 @@ class Run:
         self.results = {"schema": 1, "dry_run": dry, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "environment": {}, "steps": []}
         self.results["kit"] = self.kit()
         self.gpu = GpuUse(self.start)
-        # d2o without training starts without libtorch; with it, its CUDA libraries alone take seconds.
+        # d2o without training starts without libtorch. With training, loading libtorch's CUDA libraries takes seconds.
         self.trainer = self.dest / "bin/d2o"
         plain = self.dest / "bin/d2o-plain"
         self.binary = plain if plain.exists() else self.trainer
@@ -140,7 +140,7 @@ class Run:
                     unpacked=[dict(part=part, seconds=float(seconds)) for part, seconds in rows])
 
     def left(self):
-        """Seconds left to the step; endless outside of steps."""
+        """Seconds left to the step; infinite outside of steps."""
         step = CURRENT.get(None)
         return step.end - time.monotonic() if step else float("inf")
 
@@ -175,8 +175,8 @@ class Run:
         return self.HEAD + [self.row(s["name"], line) for s in self.results["steps"] for line in s["lines"]]
 
     def line(self, what, figure=None, unit="", peer=None, peer_name="", goal=None, slower=False, ok=None, note="", most=None, goal_text=None):
-        """A line of the table. `goal`: least ratio to the peer (of a time that is `slower` if larger, turned round). `most`: largest figure allowed.
-        `ok`: whether a check held. Speeds are not judged in a dry run."""
+        """Adds a line to the table. `goal`: smallest ratio of the figure to the peer (`slower`: of peer to
+        figure). `most`: largest figure. `ok`: whether a check held. Speeds are not judged in a dry run."""
         # JSON has no NaN.
         if figure is not None and not math.isfinite(figure):
             figure, ok, note = None, False, "; ".join(filter(None, [note, f"the figure is {figure}"]))
@@ -222,7 +222,7 @@ class Run:
                     file.write(text + "\n")
 
     def attempt(self, what, part):
-        """Runs `part`, one of several of a step: what goes wrong becomes a line."""
+        """Runs `part`, one of several parts of a step. An exception becomes a line of the table."""
         try:
             return part()
         except Skipped as why:
@@ -263,7 +263,7 @@ class Run:
     # Commands.
 
     def call(self, command, limit=None, env=None, ok=(0,), cwd=None):
-        """Runs a command in a group of its own, which ends with its time; stdout, stderr, seconds and code."""
+        """Runs a command in a process group, killed at the time limit; stdout, stderr, seconds and code."""
         command = [str(c) for c in command]
         left = self.left() if limit is None else limit
         if left <= 0:
@@ -292,7 +292,7 @@ class Run:
 
     @staticmethod
     def reason(text):
-        """What a program says last of why it failed."""
+        """The error in an output: up to three lines with error, caused by or hint, else the last line."""
         lines = [l.strip() for l in text.splitlines() if l.strip()]
         errors = [l for l in lines if l.startswith(("error", "caused by", "hint"))][:3]
         return ("; ".join(errors) or (lines or ["no word of why"])[-1])[:400]
@@ -308,7 +308,7 @@ class Run:
         self.children.discard(child)
 
     def d2o(self, *words, **more):
-        # Steps run again in the same folder.
+        # Steps may write the same file again.
         again = ["--overwrite"] if words[0] in ("generate", "export", "draw", "evaluate", "refs", "dataset", "verify", "report", "inspect") else []
         return self.call([self.binary, "--quiet", *words, *again], **more)
 
@@ -316,14 +316,14 @@ class Run:
         return self.call([self.trainer, "train", "--quiet", *([] if self.dry else ["--device", "0"]), *words], **more)
 
     def script(self, name, *words, **more):
-        """One of the scripts beside this one; its last line is its result. Lines before it may be taken from a script that was stopped."""
+        """Runs a script of this folder; its last line of JSON, with `ok=(0, None)` even if it was stopped."""
         done = self.call([sys.executable, Path(__file__).with_name(name), *words], **more)
         lines = [l for l in done["out"].splitlines() if l.startswith("{")]
         if not lines:
             raise Failed(f"{name} {words[0]} printed no result")
         return json.loads(lines[-1])
 
-    # What steps need and other threads make meanwhile.
+    # Files that steps need, made by other threads in the meantime.
 
     def make(self, name, function):
         """Starts making a file; steps ask for it by `made`."""
@@ -342,7 +342,7 @@ class Run:
             raise Failed(f"{name} could not be made: {why}") from None
 
     def settle(self):
-        """Waits until nothing is made any more, so that nothing disturbs what is timed."""
+        """Waits until the makers are done, so that they do not disturb what is timed."""
         concurrent.futures.wait(self.makers.values(), timeout=None if self.dry else 90)
 
     def close(self):

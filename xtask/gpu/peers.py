@@ -36,7 +36,7 @@ def precise(tf32=False):
 
 
 def rate(device, count, run, seconds=1.0):
-    """Runs a second of what does `count` things, after three warm-ups."""
+    """Things per second of `run`, which does `count` of them, over `seconds` after warm-ups."""
     for _ in range(3 if device == "cuda" else 1):
         run()
     wait(device)
@@ -75,7 +75,7 @@ def draws(device, seeds, *files):
                     kind, theirs = "integer", torch.randint(int(what[1:]), [1], generator=generator, device=device)
                 theirs, values = theirs.cpu().numpy(), np.reshape(ours[f"draw{i}"][row], -1)
                 assert values.shape == theirs.shape, (what, values.shape, theirs.shape)
-                # Beyond 1 a normal's rounding grows with it.
+                # Above 1 the rounding error of a normal grows with its magnitude.
                 off = np.abs(values.astype(np.float64) - theirs) / (1 if kind == "integer" else np.maximum(np.abs(theirs), 1))
                 worst[kind] = max(worst.get(kind, 0.0), float(off.max()))
         found[path] = worst
@@ -107,7 +107,7 @@ class Images(torch.utils.data.Dataset):
 
 
 def fidelity(samples, reference, weights, device, budget, save, *options):
-    """torch-fidelity's own functions, stage by stage; where the features of all images do not fit into the budget (seconds), those of some, scaled."""
+    """Times torch-fidelity's functions; scales the features of some images if all exceed the budget (seconds)."""
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc, utils
 
     options = dict(o.split("=") for o in options)
@@ -125,7 +125,7 @@ def fidelity(samples, reference, weights, device, budget, save, *options):
     found = dict(finished=False, rates={}, seconds={}, values={}, images=[len(s) for s in sets])
     precise()
     batch, total = batches[0], sum(found["images"])
-    # Several batches to choose from: which is the fastest, and how fast in TF32, as PyTorch convolves on CUDA unless told otherwise.
+    # With several batch sizes: which is the fastest, and how fast in TF32, PyTorch's default for convolutions on CUDA.
     for name, tf32 in (("tf32", True), ("f32", False)) if len(batches) > 1 else ():
         precise(tf32)
         for batch in batches:
@@ -136,7 +136,7 @@ def fidelity(samples, reference, weights, device, budget, save, *options):
         batch = max(batches, key=lambda b: found["rates"][f"f32 batch {b}"])
     found["batch"] = batch
     say(found)
-    # Metrics take about as long again; half of what is left is for features.
+    # The metrics take about as long again, so features get half of the remaining time.
     left = (float(budget) - (time.perf_counter() - start)) / 2
     expected = total / found["rates"][f"f32 batch {batch}"] if found["rates"] else 0.0
     found["scaled"] = expected > left
@@ -144,7 +144,7 @@ def fidelity(samples, reference, weights, device, budget, save, *options):
         share = max(0.05, left / expected)
         parts = [timed(s.first(int(len(s) * share)), batch) for s in sets]
         found["seconds"]["features"] = sum(p[1] for p in parts) * total / sum(len(p[0]["2048"]) for p in parts)
-        # Times of metrics depend on the number of rows, not on what is in them.
+        # The time of a metric depends on the number of rows, not on their values.
         outs = [{k: v.repeat(-(-len(s) // len(v)), 1)[: len(s)] + 1e-3 * torch.randn(len(s), v.shape[1]) for k, v in p[0].items()} for s, p in zip(sets, parts)]
     else:
         parts = [timed(s, batch) for s in sets]
@@ -237,7 +237,7 @@ def one_step(checkpoint, orig, device, batches, latents, images):
             precise(tf32)
             for layout in (torch.contiguous_format, torch.channels_last):
                 net.model.to(dtype=dtype, memory_format=layout)
-                # The original normalises in f32 whatever its convolutions compute in.
+                # The original computes GroupNorm in f32, whatever the precision of its convolutions.
                 for module in net.model.modules():
                     if type(module).__name__ == "GroupNorm":
                         module.float()
@@ -295,7 +295,7 @@ def edm_loss(path, checkpoint, orig, device, batch, seed):
     net = loaded(checkpoint, orig).double()
     wide = sigma.reshape(-1, 1, 1, 1)
     single = torch.float32
-    # The original asks for f32 by name.
+    # The original casts to f32 by name.
     torch.float32 = torch.float64
     try:
         out = net(images + noise * wide, sigma)

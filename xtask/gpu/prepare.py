@@ -17,14 +17,14 @@ import numpy as np
 
 # The checkout: the current directory, or above this script, which may run from a copy.
 ROOT = next(p for p in (Path.cwd(), *Path(__file__).resolve().parents) if (p / "tests/data/gen").is_dir())
-# The network behind the published CIFAR-10 checkpoints (56.4 M parameters), and a small one of the same kind.
+# The network of the published CIFAR-10 checkpoints (56.4 M parameters), and a small one of the same kind.
 NCSNPP = dict(img_resolution=32, img_channels=3, label_dim=0, model_type="SongUNet", embedding_type="fourier", encoder_type="residual",
               decoder_type="standard", channel_mult_noise=2, resample_filter=[1, 3, 3, 1], dropout=0.13)
 SIZES = {"full": dict(model_channels=128, channel_mult=[2, 2, 2]), "small": dict(model_channels=32, channel_mult=[1, 2], num_blocks=1)}
 
 
 def source(path):
-    """The functions of a script of this repository, which runs when it is imported."""
+    """The functions of a script of this repository, without its call of `main`."""
     module = types.ModuleType(Path(path).stem)
     module.__file__ = str(ROOT / path)
     exec(compile((ROOT / path).read_text().rsplit("\nmain()", 1)[0], module.__file__, "exec"), module.__dict__)
@@ -36,7 +36,7 @@ def randomise(net):
 
 
 def stub(name, **members):
-    """A module the originals import without need."""
+    """Registers a stand-in for a module that the originals import."""
     module = types.ModuleType(name)
     module.__dict__.update(members)
     sys.modules.setdefault(name, module)
@@ -86,7 +86,7 @@ def dinov2(out):
     import torch
 
     net = randomise(timm.create_model("vit_small_patch14_dinov2", img_size=518))
-    # timm leaves out what only training uses.
+    # timm omits the tensor that only training uses.
     torch.save(dict(net.state_dict(), mask_token=torch.zeros(1, net.embed_dim)), out)
 
 

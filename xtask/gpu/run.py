@@ -22,7 +22,8 @@ import steps_speed as speed
 import steps_train as train
 from harness import Run
 
-# Name, question of docs/cuda.md, time limit and least time in seconds, and whether figures of time are taken: steps in a row that take none run side by side.
+# Name, question of docs/cuda.md, time limit and smallest useful time in seconds, whether times are measured, function.
+# Consecutive steps that measure no times run in parallel.
 STEPS = [
     ("environment", 1, 60, 10, True, check.environment),
     ("providers", 1, 100, 15, False, check.providers),
@@ -101,7 +102,7 @@ def main():
     for step in run.results["steps"]:
         counts[step["verdict"]] = counts.get(step["verdict"], 0) + 1
     print(f"\n{run.results['seconds']:.0f} s: " + ", ".join(f"{n} {v}" for v, n in counts.items()), flush=True)
-    # Threads that still make files end with the process.
+    # Threads that are still making files end with the process.
     os._exit(0)
 
 

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Everything docs/cuda.md answers, on a machine with an NVIDIA GPU: run.sh DEST OUT [--dry-run] [options of run.py]
-# DEST is the unpacked kit, OUT the folder for the results. The current directory is the checkout.
-# PYTHON names the Python with PyTorch (default: python3). With --dry-run everything is tried on the CPU with small sizes.
+# Runs the measurements of docs/cuda.md on a machine with an NVIDIA GPU: run.sh DEST OUT [--dry-run] [options of run.py]
+#
+# DEST is the unpacked kit, OUT the folder for the results. The current directory is the checkout. PYTHON names the
+# Python with PyTorch (default: python3). With --dry-run everything runs on the CPU with small sizes.
 set -eu
 if [ $# -lt 2 ]; then
     echo "usage: run.sh DEST OUT [--dry-run] [--steps-seconds S] [--train-seconds S] [--total-seconds S] [--only STEP,...]" >&2

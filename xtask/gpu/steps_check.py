@@ -16,7 +16,7 @@ from prepare import ROOT
 
 DATA, DEMO = ROOT / "tests/data", ROOT / "xtask/demo"
 PRECISE, FEATURES, TF32, F16 = 2e-5, 1e-4, 3e-2, 3e-2
-# What the shapes of OpenAI's files leave open (tests/networks.rs).
+# Arguments that the tensor shapes of OpenAI's files do not determine (tests/networks.rs).
 OPENAI = {
     "cm-cond": ("KarrasDenoiser", dict(distillation=True, num_head_channels=32)),
     "edm-uncond": ("KarrasDenoiser", dict(distillation=False, num_head_channels=16)),
@@ -71,7 +71,7 @@ def start_making(run):
         return out
 
     def graph(name, source, *options):
-        """A graph of a file, or of what another maker makes."""
+        """Makes a graph of a file, or of the output of another maker."""
         run.make(name, lambda: export(run, name, source if isinstance(source, Path) else run.made(source), *options))
 
     def denoiser():
@@ -79,14 +79,14 @@ def start_making(run):
         if orig.is_dir():
             run.script("prepare.py", "denoiser", out, orig, run.size("full", "small"), limit=limit)
             return out
-        # Without the original's code d2o makes the network; peers are skipped.
+        # Without the original code d2o makes the network, and comparisons with it are skipped.
         fresh, size = run.work / "fresh", run.size([], ["--cbase", 32, "--cres", "1,2", "--num-blocks", 1])
         run.call([run.trainer, "train", "--quiet", "--device", "cpu", "--loss", "edm", "--data", run.made("fake"), "--outdir", fresh, "--batch", 1, "--duration", 1e-6, "--arch", "ncsnpp", "--augment-p", 0, *size],
                  limit=limit)
         run.script("prepare.py", "shaken", out, fresh / "network-snapshot-000000.safetensors", limit=limit)
         return out
 
-    # The first steps need these first. Makers that wait for others come last, so that they never fill the pool.
+    # What the first steps need comes first. Makers that wait for others come last, so that they never fill the pool.
     run.make("inception", inception)
     graph("demo", DEMO / "openmoji-32-d2o.safetensors", "--uint8")
     images("real", run.size(2500, 12), 0)
@@ -160,11 +160,11 @@ def read_json(path):
 
 
 def verify(run, graph, name, *options, limit=None, tolerance=PRECISE, samples=16, batch=8, runtimes=None):
-    """The JSON of `d2o verify`, whose answer may be no."""
+    """Runs `d2o verify` and returns its JSON, also if outputs differ."""
     out = run.work / f"verify-{re.sub('[^A-Za-z0-9]+', '-', name)}.json"
     out.unlink(missing_ok=True)
     runtimes = runtimes or run.size("ort-cpu,ort-cuda", "ort-cpu,ort-cpu")
-    # Several run side by side.
+    # Several runs share the CPU.
     device = [] if run.dry else ["--device", "0", "--threads", "4"]
     precisions = "--precisions" in options
     done = run.d2o("verify", graph, *([] if precisions else ["--runtimes", runtimes]), *device, "--samples", samples, "--batch", batch, "--tolerance", tolerance,
@@ -224,7 +224,7 @@ def first_training(run):
 
 
 def ncsnpp(run):
-    """What the artefacts `denoiser` and `cifar10` are."""
+    """Title of the network that the artefacts `denoiser` and `cifar10` contain."""
     return run.size("CIFAR-10's NCSN++ of 56.4 M parameters", "a small NCSN++")
 
 
@@ -346,7 +346,7 @@ def philox(run):
         run.line(f"{title}, integers drawn between normals", worst["integer"], "apart", most=0)
         run.line(f"{title}, normals f32", worst["f32"], "apart, relative beyond 1", most=1e-6)
         run.line(f"{title}, normals f64", worst["f64"], "apart, relative beyond 1", most=1e-12)
-    # What the GPU of another machine draws; only that it runs.
+    # The draws of another GPU model; only checks that they are finite.
     out = run.work / "draws-named.npz"
 
     def named():
@@ -370,7 +370,7 @@ def parity(run):
     files = [run.work / f"parity-{n}.h5" for n in ("fake", "real")]
     result = run.work / "parity.json"
     common = ["--extractor", graph, "--protocol", "torch-fidelity", "--allow-deviation", "extractor", "--bootstrap", 0, "--kid-subset-size", small, *run.provider]
-    # The roles change, so that both sets' features are kept.
+    # Once in each direction, so that the features of both sets are saved.
     run.d2o("evaluate", real, "--ref", fake, "--metrics", "fid", "--save-features", files[1], *common)
     run.d2o("evaluate", fake, "--ref", real, "--metrics", "fid,is,kid,pr", "--save-features", files[0], "--json", result, *common)
     ours, saved = read_json(result), np.load(theirs)
@@ -385,5 +385,5 @@ def parity(run):
     for metric, most in (("fid", 1e-4), ("is", 1e-4), ("kid", None), ("precision", None), ("recall", None)):
         a, b = values[metric], peer["values"][names[metric]]
         off = abs(a - b) / max(abs(b), 1e-12)
-        # KID is summed in f32 there, and a few neighbours hang on rounding: figures, not bounds.
+        # torch-fidelity sums KID in f32, and a few neighbours depend on rounding: these figures have no bound.
         run.line(f"{metric}: {a:.8g}, torch-fidelity {b:.8g}", off, "relative", most=most)

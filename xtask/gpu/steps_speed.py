@@ -14,7 +14,7 @@ NETWORKS = {"inception-32": "Inception, u8 of 32 resized in the graph", "incepti
 
 
 def first(run):
-    """The first of the samples: what a run is measured against, and a reference that takes no time."""
+    """The first samples: the shorter of two runs that are subtracted, and a small reference."""
     out = run.work / "samples-first.npz"
     if not out.exists():
         np.savez(out, arr_0=np.load(run.made("samples"))["arr_0"][: run.size(640, 10)])
@@ -34,7 +34,7 @@ def measured(run, samples, extractor, out, *options, metrics="fid"):
 
 
 def stage(run, graph, batch, *options):
-    """Images a second of the features stage between the ends of two runs, which leaves out the start and the first batch's planning."""
+    """Images per second of the features stage, from two runs, so that start-up and first batch cancel."""
     out = run.work / "stage.json"
     (a, _), (b, _) = (measured(run, s, graph, out, "--ref", first(run), "--batch", batch, *options) for s in (first(run), run.made("samples")))
     more = b["samples"]["count"] - a["samples"]["count"]
@@ -87,7 +87,7 @@ def features_more(run):
 
 
 def generated(run, graph, counts, *options):
-    """Images a second of `d2o generate` between the ends of two runs, which leaves out the start."""
+    """Images per second of `d2o generate`, from two runs, so that start-up cancels."""
     seconds = []
     for i, count in enumerate(counts):
         words = ["--seeds", f"0-{count - 1}", "--batch", run.size(64, 4), "--out", run.work / f"generated-{i}.npz"]

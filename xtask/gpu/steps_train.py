@@ -14,7 +14,7 @@ TRAINING_GOAL = 1.2
 
 
 def speeds(outdir):
-    """Images a second of every status line but the first few, which plan and search."""
+    """Median images per second of the status lines after the first third, which plans and searches."""
     found = [1e3 / json.loads(l)["Timing/sec_per_kimg"]["mean"] for l in (outdir / "stats.jsonl").read_text().splitlines()]
     return float(np.median(found[max(1, len(found) // 3):] or found))
 
@@ -31,7 +31,7 @@ def beside(run, batch, iterations):
 
     def ours(*options, goal=TRAINING_GOAL):
         outdir = run.work / f"train-{batch}{''.join(options)}"
-        # A status line for every few iterations: each waits for the device.
+        # One status line per several iterations, because each waits for the device.
         done = run.train("--loss", "d2o", "--transfer", checkpoint, "--data", images, "--backbone", lite0, "--outdir", outdir, "--batch", batch, "--freeze", 0, "--r1-gamma", 0,
                          "--feature-resolution", run.size(224, 64), "--tick", run.size(4, 1) * batch / 1000, "--duration", (iterations + run.size(8, 1)) * batch / 1e6, *options)
         note = "backbone at 64 pixels, the original's at 224" if run.dry else used(run, done)
@@ -144,7 +144,7 @@ def fine_tuning(run):
         run.line(f"FD of one-step images {title} fine-tuning (Inception with seeded weights)", distances[title])
 
     run.attempt("before", lambda: measure("before", before))
-    # What is left but for the export and the second evaluation.
+    # The export and the second evaluation need the rest.
     seconds = run.size(max(20.0, run.left() - 35), 10.0)
     done = run.train("--loss", "d2o", "--transfer", DEMO / "openmoji-32-edm.safetensors", "--data", images, "--backbone", lite0, "--outdir", outdir, "--batch", batch,
                      "--feature-resolution", run.size(224, 64), "--xflip", "--lr", 3e-4, "--dlr", 1.5e-4, "--ema", 0.002, "--snap", 0, "--dump", 0, "--tick", run.size(1.0, 0.004),

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # usage: unpack.sh DEST
 #
-# Unpacks the parts of the kit that lie beside this script into DEST, as far as they reach, and keeps a copy of them there: a later run needs only the parts
-# that were not there before. Every part and every unpacked file is checked by sha256; what is there already is left alone.
-# Needs bash, coreutils, and xz or python3. `cargo xtask gpu-kit` makes the kit; its manifest.json has one object on a line, which the patterns below rely on.
+# Unpacks the streams that are complete in the available parts into DEST. Parts next to this script are copied into
+# DEST, so a later run needs only the new parts. Every part and every unpacked file is checked by SHA-256. Files that
+# are already complete are left unchanged.
+#
+# Needs bash, coreutils, and xz or python3. `cargo xtask gpu-kit` makes the kit. Its manifest.json has one object per
+# line, which the patterns below rely on.
 set -u
 export LC_ALL=C
 
@@ -51,7 +54,7 @@ while IFS= read -r line; do
 done <"$kit/manifest.json"
 ((${#part_names[@]} > 0 && ${#file_names[@]} > 0)) || fail 'manifest.json lists nothing: bring it along again'
 
-# The parts at hand: those beside this script are checked and kept in DEST, others come from there.
+# Available parts: those next to this script are checked and copied into DEST, others are taken from DEST.
 at_hand=() missing='' brought=''
 for i in "${!part_names[@]}"; do
   name=${part_names[i]} sum=${part_sums[i]}
@@ -73,12 +76,12 @@ for i in "${!part_names[@]}"; do
   fi
   at_hand+=("$parts/$name")
 done
-# An early run has the first parts only; a later one that brings nothing new is a mistake.
+# An early run has only the first parts. While parts are missing, a run must bring the last available part.
 [[ -n $missing && $brought != "${part_names[${#at_hand[@]} - 1]}" ]] && fail "$missing is missing: bring it along"
 reach=0
 for ((i = 0; i < ${#at_hand[@]}; i++)); do ((reach += part_bytes[i])); done
 
-# Puts file $1 in its place once its bytes, in file $2, are right.
+# Checks the digest of file $2, and moves it to the path of file number $1.
 place() {
   local name=${file_names[$1]} from=$2
   [[ $(digest "$from") == "${file_sums[$1]}" ]] || fail "$name: the unpacked bytes do not match manifest.json"
@@ -87,7 +90,7 @@ place() {
   printf '%12d bytes  %s\n' "${file_bytes[$1]}" "$name"
 }
 
-# Unpacks stream $1, whose files have the indices that follow.
+# Unpacks stream $1. The other arguments are the numbers of its files.
 unpack() {
   local stream=$1 content=$parts/stream-$1 i
   shift

@@ -90,7 +90,7 @@ def persistent(class_name, state, src=None):
     return G("torch_utils.persistence", "_reconstruct_persistent_obj") + b"(" + meta + b"tR"
 
 
-# --- B1 ------------------------------------------------------------------------------------------------------------
+# --- numbered cases; the file names begin with the number ----------------------------------------------------------
 @make
 def b1():
     for n, name in [(4096, "b1-stack-global-4096.pkl"), (400_000, "b1-stack-global-400k.pkl")]:
@@ -102,7 +102,7 @@ def b1():
 def b2():
     for k, m in [(1000, 1000), (5000, 5000), (20000, 20000)]:
         D = b"}(" + T("w") + put(2) + tensor(storage("0", 1), [1], [1]) + put(3) + (get(2) + get(3)) * (k - 1) + b"u" + put(4) + b"0"
-        # as a child of the root dict: first build D, memoise and pop it, then the root
+        # D is a child of the root dict: build it first, memoise and pop it, then build the root
         root = b"}(" + T("d") + put(5) + get(4) + (get(5) + get(4)) * (m - 1) + b"u"
         save(f"b2-state-dicts-{k}x{m}.pt", torch_zip(b"\x80\x02" + D + root + b".", {"0": b"\0\0\0\0"}))
 
@@ -129,7 +129,7 @@ def b3():
 @make
 def b4():
     big = legacy(b"}(" + T("w") + tensor(storage("0", 1_250_000), [1], [1]) + b"u", ["0"], [(1_250_000, b"\0" * 5_000_000)])
-    # nested object must be the storage itself: _load_from_bytes gives a storage
+    # the nested object must be the storage itself: _load_from_bytes returns a storage
     inner = legacy(storage("0", 1_250_000), ["0"], [(1_250_000, b"\0" * 5_000_000)])
     text = inner.decode("latin1").encode("utf8")
     for n in (600, 60_000):
@@ -138,7 +138,7 @@ def b4():
         rebuild = G("torch._utils", "_rebuild_tensor_v2") + put(6) + b"0" + tup(I(1)) + put(7) + b"0" + G("collections", "OrderedDict") + b")R" + put(8) + b"0"
         items = b"".join(T(f"w{i}") + get(6) + b"(" + get(5) + get(4) + b"\x85R" + I(0) + get(7) + get(7) + b"\x89" + get(8) + b"tR" for i in range(n))
         save(f"b4-nested-latin1-{n}.pkl", b"\x80\x02" + enc + load + rebuild + b"}(" + items + b"u.")
-    # BINBYTES: only time. The nested object pickle is long.
+    # BINBYTES costs time only: the pickle of the nested object is long
     pad = b"N" + put(99) + b"0" + (get(99) + b"0") * 1_660_000  # recalls add no value, so no bound counts them
     inner = legacy(pad + storage("0", 4), ["0"], [(4, b"\0" * 16)])
     for n in (100, 60_000):
@@ -199,7 +199,7 @@ def b6():
         out[k] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(piece)]}
         data += piece
     save("b6-empty-filter.safetensors", st(out, data))
-    # b: sum zero -> division by zero, NaN kernel
+    # b: a sum of zero divides by zero and gives a kernel of NaN
     for name, filt in [("zero-sum", [1, -1]), ("huge", [1e308, 1e308]), ("odd", [1, 2, 1])]:
         h, raw = weights_only(GOLD)
         kw = json.loads(h["__metadata__"]["init_kwargs"])
@@ -253,7 +253,7 @@ def b7():
     for key, v in [("num_blocks", 64), ("channel_mult", [64] * 4), ("attn_resolutions", list(range(1_000_00))), ("label_dim", 2**28), ("img_resolution", 4096)]:
         kw = dict(KW, **{key: v})
         save(f"b7-{key}-big.safetensors", st({"__metadata__": {"class": "EDMPrecond", "init_kwargs": json.dumps(kw)}}))
-    # augment_dim huge but after the tensors needed before it
+    # a huge augment_dim, with small values for the sizes that are used before it
     kw = dict(KW, model_channels=4, channel_mult=[1], num_blocks=1, augment_dim=2**64 - 1)
     save("b7-augment_dim-2.safetensors", st({"__metadata__": {"class": "EDMPrecond", "init_kwargs": json.dumps(kw)}}))
     kw = {"img_resolution": 8, "img_channels": 3, "model_type": "DhariwalUNet", "channel_mult_emb": 2**63}
@@ -288,7 +288,7 @@ def deep():
     n = 200_000
     save("deep-list.pkl", b"\x80\x02" + b"]" * n + b"a" * (n - 1) + b".")
     save("deep-tuple.pkl", b"\x80\x02" + b")" + b"\x85" * n + b".")
-    # a dict that holds itself, as state dict and as module
+    # a dict that contains itself, as state dict and as module
     save("self-dict.pkl", b"\x80\x02}" + put(1) + T("a") + get(1) + b"s.")
     state = b"}" + put(1) + T("_modules") + b"}" + put(2)
     save("self-module.pkl", b"\x80\x02" + G("torch.nn", "Module") + b")R" + put(3) + b"}" + T("_modules") + b"}" + put(2) + T("m") + get(3) + b"s" + b"sb.")
@@ -303,7 +303,7 @@ def deep():
     save("dup-names.safetensors", struct.pack("<Q", 118) + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(118) + b"\0" * 4)
     save("shape-overflow.safetensors", st({"a": {"dtype": "F32", "shape": [2**32, 2**32, 2**32], "data_offsets": [0, 0]}}))
     save("shape-zero-huge.safetensors", st({"a": {"dtype": "F32", "shape": [0, 2**63, 2**63], "data_offsets": [0, 0]}}))
-    # names that reach a terminal
+    # names with control characters for terminals
     save("escape-names.safetensors", st({"\x1b[31m\x1b]0;title\x07<script>\n": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "__metadata__": {"class": "\x1b[2J", "init_kwargs": "{}"}}, b"\0" * 4))
     # strides: views that overlap, a huge zero-stride view
     save("zero-stride.pt", torch_zip(b"\x80\x02}" + T("w") + tensor(storage("0", 1), [2**30, 2**30], [0, 0]) + b"s.", {"0": b"\0" * 4}))
@@ -323,5 +323,5 @@ def deep():
     save("zip-traversal.pt", b.getvalue())
     save("memo-sparse.pkl", b"\x80\x02N" + b"".join(b"r" + struct.pack("<I", i) for i in range(0, 1 << 22)) + b".")
     save("marks.pkl", b"\x80\x02" + b"(" * 5000 + b".")
-    # a gigantic int, float nan in args
+    # a huge int
     save("long.pkl", b"\x80\x02\x8b" + struct.pack("<i", 1 << 20) + b"\xff" * (1 << 20) + b".")

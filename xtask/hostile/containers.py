@@ -236,5 +236,5 @@ for i in range(150):
     b = bytearray(src)
     for _ in range(rg.integers(1, 6)): b[rg.integers(8, 4000)] = rg.choice([0, 255, rg.integers(0, 256)])
     open(P(f"flips/f{i:03}.h5"), "wb").write(b)
-# a directory given as files
+# directories named like files
 for e in ("npz", "h5", "zip", "npy", "svg"): os.makedirs(P("dir." + e), exist_ok=True)

@@ -51,7 +51,7 @@ def quadratic(n_init, n_in):
     return raw_model(g)
 
 
-# B8
+# b8: many empty initializers, inputs, nodes, metadata entries and attributes; shapes that overflow
 save("b8-quadratic-20k.onnx", quadratic(20_000, 20_000))
 save("b8-quadratic-100k.onnx", quadratic(100_000, 100_000))
 save("b8-quadratic-1M.onnx", quadratic(1_600_000, 1_000_000))
@@ -69,7 +69,7 @@ save("b8-dims-overflow.onnx", with_dims([2**32, 2**32, 2]))
 save("b8-dims-max.onnx", with_dims([2**62, 2]))
 save("b8-dims-negative.onnx", with_dims([-1, -5]))
 
-# graphs that say they are generators / feature networks with absurd sizes
+# graphs that claim to be generators, with absurd sizes and metadata
 def gen(shape, meta, out_shape=None, nodes=None):
     return model(H.make_graph(nodes or [H.make_node("Identity", ["latents"], ["images"])], "g", [V("latents", TP.FLOAT, shape)], [V("images", TP.FLOAT, out_shape or shape)]), meta)
 M = {"kind": "one-step", "class": "D2OPrecond", "sigma_max": "80", "quantiser": "127.5 x + 128", "d2o_version": "0.1.0"}
@@ -130,13 +130,13 @@ save("truncated.onnx", open("demo.onnx", "rb").read()[:3_000_000])
 big = bytearray(open("demo.onnx", "rb").read())
 for i in range(100_000, 7_000_000, 65_537): big[i] ^= 0xff
 save("bitflips.onnx", bytes(big))
-# A4: a foreign graph with a metadata key `kind` whose rows depend on the batch
+# a4: graphs of another tool with outputs that depend on the whole batch, with and without a metadata key `kind`
 A = [V("images_u8", TP.UINT8, ["N", 4, 4, 3])]
 m = model(H.make_graph([H.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1), H.make_node("Sub", ["x", "m"], ["y"])], "g", [X], [Y]), {"kind": "minibatch statistics of somebody else"}, opset=13)
 save("a4-kind-batch-mean.onnx", m)
 m = model(H.make_graph([H.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1), H.make_node("Sub", ["x", "m"], ["y"])], "g", [X], [Y]), {}, opset=13)
 save("a4-nokind-batch-mean.onnx", m)
-# feature network with batch statistics, as extractor on tract
+# a feature network with features that depend on the whole batch
 def feat(meta, width=16):
     rng = np.random.default_rng(0)
     w = NH.from_array(rng.normal(size=(48, width)).astype(np.float32), "w")
@@ -145,11 +145,11 @@ def feat(meta, width=16):
 save("a4-features-kind.onnx", feat({"kind": "features", "extractor": "theirs"}))
 # a feature network that calls itself Inception
 save("fake-inception.onnx", feat({"kind": "features", "extractor": "inception-2015-12-05"}))
-# feature nets with hostile widths
+# feature networks with hostile widths
 save("feat-huge-width.onnx", model(H.make_graph([H.make_node("Cast", ["images_u8"], ["f"], to=TP.FLOAT), H.make_node("Flatten", ["f"], ["features"])], "g", [V("images_u8", TP.UINT8, ["N", 32, 32, 3])], [V("features", TP.FLOAT, ["N", 1 << 40])]), {"kind": "features"}))
 save("feat-lies-width.onnx", model(H.make_graph([H.make_node("Cast", ["images_u8"], ["f"], to=TP.FLOAT), H.make_node("Flatten", ["f"], ["features"])], "g", [V("images_u8", TP.UINT8, ["N", 32, 32, 3])], [V("features", TP.FLOAT, ["N", 17])]), {"kind": "features"}))
 save("feat-zero-width.onnx", model(H.make_graph([H.make_node("Cast", ["images_u8"], ["f"], to=TP.FLOAT), H.make_node("Flatten", ["f"], ["features"])], "g", [V("images_u8", TP.UINT8, ["N", 32, 32, 3])], [V("features", TP.FLOAT, ["N", 0])]), {"kind": "features"}))
-# an honest small one: mean colour of 16 patches of 8x8 and logits
+# a valid small one: mean colours of 16 patches of 8×8, and logits
 def small(width=48, meta=None, name="features"):
     nodes = [H.make_node("Cast", ["images_u8"], ["f"], to=TP.FLOAT), H.make_node("Transpose", ["f"], ["t"], perm=[0, 3, 1, 2]), H.make_node("AveragePool", ["t"], ["p"], kernel_shape=[8, 8], strides=[8, 8]),
              H.make_node("Flatten", ["p"], [name]), H.make_node("MatMul", [name, "w"], ["logits"])]

@@ -22,9 +22,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 KINDS = ["checkpoints", "graphs", "images", "containers"]
 SECONDS, ADDRESSES = 60, 6 << 30
-# What a run may take: seconds, MiB of memory beside four times the file.
+# Bounds of a run: seconds, and MiB of memory in addition to four times the file size.
 BOUND_SECONDS, BOUND_MIB = 10, 1024
-# Inputs that are parts of others.
+# Files that other inputs use; they are not inputs themselves.
 PARTS = {"elsewhere", "flips", "flip-base.h5", "secret.h5", "secret", "small-features.onnx", "sub"}
 
 

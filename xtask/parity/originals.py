@@ -25,15 +25,15 @@ SETS = {
     "real-32": (0, 110, 32), "fake-32": (1, 100, 32), "real-64": (2, 24, 64), "fake-64": (3, 20, 64),
     "real-mixed": (4, 30, None), "fake-mixed": (5, 26, None),
 }
-# Sets of JPEGs, of the images of the sets of 32, and their quality.
+# Sets of JPEGs made of the sets of 32, and their quality.
 JPEGS = {"jpeg75": 75, "jpeg95": 95}
-# Sets of one size, whose features are kept.
+# Sets with images of one size, for which features are saved.
 TABLED = [f"{kind}-{which}" for which in ("32", "64", *JPEGS) for kind in ("real", "fake")]
 SUBSETS, SUBSET_SIZE = 100, 50
 
 
 def images(name):
-    """Smooth waves, an edge and noise, u8 [H, W, 3] each; the fakes are a little off."""
+    """Smooth waves, an edge and noise, u8 [H, W, 3] each; fakes have twice the noise and are 4 levels brighter."""
     seed, count, side = SETS[name]
     rng = np.random.RandomState(seed)
     for _ in range(count):
@@ -132,7 +132,7 @@ def read(folder, name):
 
 
 def key(image):
-    """Of u8 [3, S, S]."""
+    """SHA-256 of an image, u8 [3, S, S]."""
     return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
@@ -163,9 +163,9 @@ def features(folder):
 
 
 def unequal(kind, pool):
-    """Each row times a factor of its own, between 1/4 and 6, of a set of its own size: norms differ, and no term leaves the range of f16.
+    """Rows times factors from 1/4 to 6: norms differ, and every term fits into f16. Keeps 7 of 10 fakes.
 
-    The seeds are such that the order of operands and f16 show in the shares of the sets of 32.
+    With these seeds, precision and recall of the sets of 32 depend on the order of operands and on f16.
     """
     if kind == "fake":
         pool = pool[: len(pool) * 7 // 10]
@@ -185,7 +185,7 @@ def matrices(folder):
 
 
 def detector(folder):
-    """A module that gives the saved features of the very images, for tools that take any detector."""
+    """A module that looks up the saved features of an image by its pixels, for tools that accept any detector."""
     import torch
 
     table = {}
@@ -239,7 +239,7 @@ def torch_fidelity(folder):
             "kid": "kernel_inception_distance_mean", "kid std": "kernel_inception_distance_std", "precision": "precision",
             "recall": "recall",
         }
-        # Its f32 kernels cancel to few digits; the same function on the same features in f64 does not.
+        # The tool's f32 kernels cancel to few digits. A later row is the same function on the same features in f64.
         short = lambda m: dict(tool=f"{tool}, f32 sums", known=True) if m == "kid" else dict(tool=tool)
         out += [row("torch-fidelity", m, found[n], size, **short(m)) for m, n in names.items() if n in found]
     # Images of different sizes go through the tool one by one.
@@ -446,7 +446,7 @@ def guided_diffusion(folder, checkout):
     tool = f"guided-diffusion evaluator.py, TensorFlow {tf.__version__}"
 
     class Softmax:
-        """Stands in for the session of the softmax graph: the classes of the very activations."""
+        """Replaces the session of the softmax graph: softmax of the saved logits of the same activations."""
 
         def run(self, _fetch, feed_dict):
             (rows,) = feed_dict.values()
@@ -474,7 +474,7 @@ def guided_diffusion(folder, checkout):
             pair = it.compute_prec_recall(*uneven_rows)
             out += both("adm", pair, size, tool=f"{tool}, rows of unequal norms, f16 sums of its CPU", **uneven)
             if size == 32:
-                # Far apart f16 overflows, and the evaluator falls back to f32; a factor of 64 is exact.
+                # Far apart, f16 overflows and the evaluator falls back to f32. Multiplying by 64 is exact.
                 far = [s["pool"] * np.float32(64) for s in (real, fake)]
                 files = [f"far-{kind}.h5" for kind in ("real", "fake")]
                 for file, rows in zip(files, far):
@@ -508,7 +508,7 @@ def guided_diffusion(folder, checkout):
 
 
 class Wide:
-    """TensorFlow whose sums of f16 are taken in f32 and rounded once, as its f16 products are."""
+    """TensorFlow with sums of f16 computed in f32 and rounded once, like its f16 products."""
 
     def __init__(self, tf):
         self.tf = tf

@@ -28,7 +28,7 @@ def weights(out):
 
     torch.manual_seed(1)
     start = time.time()
-    # The constructor loads weights, so the modules are made without it.
+    # The constructor loads weights: replace the functions it loads them with.
     load = torch.load
     FeatureExtractorInceptionV3.load_state_dict = lambda self, *_, **__: None
     torch.load = lambda *_, **__: {}

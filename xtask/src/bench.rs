@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: speed and memory beside the other tools, in one run; the tables of `docs/performance.md`.
+//! `cargo xtask bench`: compares speed and memory with other tools in one run, for the tables of `docs/performance.md`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,21 +11,22 @@ use serde_json::Value;
 use crate::paths::{cargo, environment, root, target};
 use crate::record::stamp;
 
-/// Repetitions of the short measurements; ours and the other's take turns, and the best of each counts.
+/// Repetitions of the short measurements. d2o and the other tool take turns, and the best of each counts.
 const ROUNDS: usize = 3;
-/// Images behind the throughput of a feature network.
+/// Images per measurement of a feature network.
 const IMAGES: usize = 512;
 
-/// What `auto` takes on a CPU, and ONNX Runtime's own kernels.
+/// Providers to measure: `auto`, and ONNX Runtime's own kernels.
 const PROVIDERS: [&str; 2] = ["auto", "cpu"];
 
-/// The measurements, by the names the command takes.
+/// Names of the measurements on the command line.
 const PARTS: [&str; 4] = ["inception", "frechet", "precision-recall", "end-to-end"];
 
-/// Runs `parts`, or all; `--python PY` names a Python with the other tools, `--images N` the images of `end-to-end`.
+/// Runs the named measurements, or all. `--python PY` names a Python with the other tools, `--images N` the number of
+/// images per set of `end-to-end`.
 ///
 /// # Errors
-/// A tool that is missing or fails.
+/// If a tool is missing or fails.
 pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let mut bench = Bench {
         dir: root().join("target/bench"),
@@ -71,7 +72,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// One command of `xtask/peers/bench.py`; its last line is its result.
+    /// Runs a command of `xtask/peers/bench.py` and returns its last line of JSON.
     fn peer(&self, words: &[&str]) -> anyhow::Result<Value> {
         eprintln!("bench: {}", words.join(" "));
         let script = root().join("xtask/peers/bench.py");
@@ -93,7 +94,7 @@ impl Bench {
         Ok(serde_json::from_str(line)?)
     }
 
-    /// d2o, timed from outside.
+    /// Runs d2o, timed by `xtask/peers/bench.py`.
     fn d2o(&self, words: &[&str]) -> anyhow::Result<Value> {
         let binary = root().join(target()?).join("release/d2o");
         let binary = binary.to_string_lossy().into_owned();
@@ -126,7 +127,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Features of Inception: all of `d2o evaluate`'s stage against the session alone.
+    /// Features of Inception: the whole features stage of `d2o evaluate` against a bare session.
     fn inception(&mut self) -> anyhow::Result<()> {
         self.weights()?;
         self.samples("inception.npz", 0, IMAGES)?;
@@ -155,7 +156,7 @@ impl Bench {
     }
 
     fn frechet(&mut self) -> anyhow::Result<()> {
-        // divan repeats by itself.
+        // divan repeats the measurement.
         let (peer, ours) = (self.peer(&["frechet", "2048"])?, divan("frechet/2048")?);
         let (sqrtm, cholesky) = (number(&peer["seconds"]), number(&peer["cholesky_seconds"]));
         self.rows.extend([
@@ -227,7 +228,7 @@ impl Bench {
     }
 }
 
-/// Fastest time of one bench of `evaluations/benches`, seconds.
+/// Fastest time of a bench of `evaluations/benches`, seconds. `name` is `FUNCTION/ARGUMENT`.
 fn divan(name: &str) -> anyhow::Result<f64> {
     eprintln!("bench: {name}");
     let (function, argument) = name.split_once('/').context("a bench has an argument")?;

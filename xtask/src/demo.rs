@@ -12,30 +12,31 @@ use serde_json::Value;
 use crate::paths::{cache, cargo, component, environment, root, target};
 use crate::record::stamp;
 
-/// Seconds of fine-tuning, with about 50 for evaluations of its snapshots.
+/// Seconds of fine-tuning, including about 50 for evaluations of its snapshots.
 const FINE_TUNE: &str = "290";
-/// Ticks between two snapshots of fine-tuning that are evaluated.
+/// Ticks between two evaluated snapshots of fine-tuning.
 const SNAPSHOTS: &str = "2";
-/// Images behind the evaluation of a snapshot: those of [`SEEDS`].
+/// Images per evaluation of a snapshot: as many as [`SEEDS`] has.
 const SNAPSHOT_IMAGES: &str = "500";
-/// Samples of each set that the report shows beside the drawings nearest to them.
+/// Samples of each set that the report shows next to their nearest drawings.
 const NEAREST: &str = "6";
-/// Images behind every number.
+/// Seeds of the images behind every number.
 const SEEDS: &str = "0-499";
 /// Steps of the Heun sampler.
 const STEPS: &str = "10";
-/// Resolution the discriminator's backbone sees. The recipe's 224 costs twelve times the pixels.
+/// Resolution of the discriminator's backbone. The 224 of the recipe has twelve times the pixels.
 const FEATURE_RESOLUTION: &str = "64";
-/// Resolution the extractor of the metrics sees.
+/// Resolution of the extractor of the metrics.
 const EXTRACTOR_RESOLUTION: &str = "224";
-/// Drawings that repeat another one in a different skin tone.
+/// Code points of skin tones in file names: such a drawing repeats another one in a different skin tone.
 const SKIN_TONES: [&str; 5] = ["1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"];
 
-/// Runs the demo and prints a summary, which it also leaves in `target/demo/summary.md`.
+/// Runs the demo, prints a summary and writes it to `target/demo/summary.md`.
 ///
 /// # Errors
-/// The step that failed; a fine-tuned generator that is not clearly better than before; runtimes that differ.
+/// If a step fails, the fine-tuned generator is not clearly better than before, or runtimes differ.
 pub(crate) fn run() -> anyhow::Result<()> {
+    let start = Instant::now();
     build()?;
     let mut demo = Demo::new()?;
     let cache = cache()?;
@@ -51,6 +52,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
         "dataset",
         args(["dataset", "--overwrite"]).path(&emoji).with(["--resolution", "32", "--out", "data.zip"]).with(skin),
     )?;
+    demo.export(&pretrained, "one-step", "before")?;
+    demo.generate("before")?;
+    let first = demo.dir.join("before.png");
+    eprintln!("demo: first picture, with the build: {:.0} s; see {}", start.elapsed().as_secs_f64(), first.display());
     let resolution = ["--input-size", EXTRACTOR_RESOLUTION, "--image-size", "32"];
     demo.d2o("export", args(["export", "--overwrite"]).path(&lite0).with(["--out", "lite0.onnx"]).with(resolution))?;
 
@@ -83,23 +88,15 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let printed = demo.d2o("fine-tune", fine_tune)?;
     let tuned = demo.dir.join(printed.lines().last().unwrap_or_default());
 
-    for (checkpoint, kind, out) in [
-        (pretrained.as_path(), "one-step", "before.onnx"),
-        (&pretrained, "denoiser", "denoiser.onnx"),
-        (&tuned, "one-step", "after.onnx"),
-        (&longer, "one-step", "longer.onnx"),
-    ] {
-        let faster = (kind == "denoiser").then_some("--winograd");
-        let options = ["--kind", kind, "--out", out].into_iter().chain(faster);
-        demo.d2o("export", args(["export", "--overwrite"]).path(checkpoint).with(options))?;
+    for (checkpoint, kind, name) in
+        [(&pretrained, "denoiser", "denoiser"), (&tuned, "one-step", "after"), (&longer, "one-step", "longer")]
+    {
+        demo.export(checkpoint, kind, name)?;
     }
-    for out in ["before", "after", "longer", "heun"] {
-        // Left by a demo that was killed; this one's generators are new.
-        let _ = fs::remove_dir_all(demo.dir.join(format!("{out}.npz.partial")));
+    for name in ["after", "longer"] {
+        demo.generate(name)?;
     }
-    for (graph, out) in [("before.onnx", "before.npz"), ("after.onnx", "after.npz"), ("longer.onnx", "longer.npz")] {
-        demo.d2o("generate, one step", args(["generate", "--overwrite", graph, "--seeds", SEEDS, "--out", out]))?;
-    }
+    demo.remove_partial("heun.npz");
     let heun = args([
         "generate",
         "--overwrite",
@@ -195,7 +192,7 @@ impl Demo {
         Ok(Self { dir, binary, start: Instant::now(), stages: Vec::new() })
     }
 
-    /// Runs d2o in the demo's folder; returns what it printed.
+    /// Runs d2o in the folder of the demo and returns its standard output.
     fn d2o(&mut self, stage: &str, args: Args) -> anyhow::Result<String> {
         let shown: Vec<_> = args.0.iter().map(|a| quoted(a)).collect();
         eprintln!("demo: d2o {}", shown.join(" "));
@@ -218,6 +215,24 @@ impl Demo {
             bail!("`d2o {}` failed ({})", shown.join(" "), output.status);
         }
         Ok(printed)
+    }
+
+    fn export(&mut self, checkpoint: &Path, kind: &str, name: &str) -> anyhow::Result<String> {
+        let out = format!("{name}.onnx");
+        self.d2o("export", args(["export", "--overwrite"]).path(checkpoint).with(["--kind", kind, "--out", &out]))
+    }
+
+    /// Removes the unfinished output of a demo that was killed. Its generator differs from the present one.
+    fn remove_partial(&self, out: &str) {
+        let _ = fs::remove_dir_all(self.dir.join(format!("{out}.partial")));
+    }
+
+    /// Generates `NAME.npz` and a grid of samples, `NAME.png`, with `NAME.onnx`, one step for each image.
+    fn generate(&mut self, name: &str) -> anyhow::Result<String> {
+        let [graph, out, grid] = ["onnx", "npz", "png"].map(|extension| format!("{name}.{extension}"));
+        self.remove_partial(&out);
+        let words = ["generate", "--overwrite", &graph, "--seeds", SEEDS, "--out", &out, "--grid", &grid];
+        self.d2o("generate, one step", args(words))
     }
 
     fn json(&self, name: &str) -> anyhow::Result<Value> {
@@ -277,8 +292,8 @@ impl Demo {
         Ok(fs::write(self.dir.join("summary.md"), format!("{text}\n"))?)
     }
 
-    /// The demo has shown what it is for only if fine-tuning clearly lowered the distance: by a tenth or more. With fewer samples than features it has no
-    /// interval.
+    /// Fails unless fine-tuning lowered the distance by more than a tenth. The distance has no interval here, because
+    /// there are fewer samples than features.
     fn judge(&self) -> anyhow::Result<()> {
         const CLEARLY: f64 = 0.9;
         let distance = |name: &str| -> anyhow::Result<f64> {

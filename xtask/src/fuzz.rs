@@ -9,31 +9,32 @@ use fs_err as fs;
 use crate::paths::{environment, root, target};
 use crate::record::{stamp, write_between};
 
-/// Targets of readers of checkpoints, whose inputs may be long: what a few bytes ask for again and again shows only there.
+/// Targets of checkpoint readers. Their inputs may be long, because some costs appear only after many repetitions.
 const CHECKPOINTS: [&str; 7] =
     ["pickle", "torch_zip", "torch_legacy", "torchscript", "safetensors", "graph_def", "export"];
-/// Longest input of these, and of all others, bytes.
+/// Longest input in bytes: of [`CHECKPOINTS`], and of all other targets.
 const MAX_LEN: [usize; 2] = [1 << 20, 1 << 16];
-/// Targets that decode pixels, and the memory they may hold, MiB: the largest image that Pillow accepts takes that.
+/// Targets that decode pixels, and their memory limit in MiB: enough for the largest image that Pillow accepts.
 const IMAGES: ([&str; 2], usize) = (["image", "image_zip"], 1400);
-/// Most memory another target may hold, MiB.
+/// Memory limit of the other targets, MiB.
 const MEMORY_MIB: usize = 256;
-/// Longest time one input may take, seconds.
+/// Time limit of one input, seconds.
 const TIMEOUT: usize = 10;
-/// Targets of libhdf5. Inputs on which it takes too long or too much memory are counted and passed over: the program opens such files in a process of its
-/// own first (src/isolation.rs). A crash still ends the run.
+/// Targets of libhdf5. Inputs that exceed its time or memory limit are counted and skipped, because d2o opens such
+/// files in a child process first (src/isolation.rs). A crash still ends the run.
 const ISOLATED: ([&str; 2], [&str; 3]) = (["features", "hdf5"], ["-fork=1", "-ignore_timeouts=1", "-ignore_ooms=1"]);
-/// What cargo-fuzz passes for coverage without a sanitizer, which stable Rust knows too.
+/// The flags with which cargo-fuzz records coverage without a sanitizer. Stable Rust supports them.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Clink-dead-code -Ccodegen-units=1";
 
-/// Around the record in docs/fuzz.md.
+/// Marks around the record in docs/fuzz.md.
 const MARKS: [&str; 2] = ["<!-- record: cargo xtask fuzz -->\n", "<!-- end of record -->\n"];
 
-/// Runs every target, or the one called `only`, for `minutes` each, one after the other. A run of all targets goes on record in docs/fuzz.md.
+/// Runs every target, or only the target `only`, for `minutes` each, one after the other. A run of all targets is
+/// recorded in docs/fuzz.md.
 ///
 /// # Errors
-/// An unknown target, a failing build, or a finding: its input is kept under the target folder.
+/// If the target is unknown, the build fails, or an input fails. Failing inputs are kept in the target folder.
 pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
     let seconds =
         minutes.parse::<f64>().ok().filter(|m| *m > 0.0).context("MINUTES: expected a number above 0")? * 60.0;
@@ -46,7 +47,7 @@ pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
     let triple = host()?;
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.current_dir(root().join("fuzz")).envs(environment()?).env("CARGO_TARGET_DIR", &dir).env("RUSTFLAGS", FLAGS);
-    // With a target named, build scripts and macros are built without these flags.
+    // With `--target`, cargo builds build scripts and macros without these flags.
     let status = build.args(["build", "--release", "--bins", "--target", &triple]).status().context("start cargo")?;
     if !status.success() {
         bail!("the fuzz targets do not build");
@@ -92,7 +93,8 @@ pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
             .with_context(|| format!("start {name}"))?;
         let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
         let total = |l: &'_ str| l.strip_prefix("stat::number_of_executed_units:").map(|n| n.trim().to_owned());
-        // Of several processes only the last line tells: "#531144: cov: 2757 ft: 4920 … oom/timeout/crash: 0/1/0 …".
+        // With several processes only the last line has the figures: "#531144: cov: 2757 ft: 4920 … oom/timeout/crash:
+        // 0/1/0 …".
         let last = text.lines().rev().find(|l| l.contains(" oom/timeout/crash: ")).unwrap_or_default();
         let so_far = || last.strip_prefix('#').and_then(|l| Some(l.split_once(':')?.0.to_owned()));
         let runs = text.lines().find_map(total).or_else(so_far).unwrap_or("?".to_owned());
@@ -119,7 +121,7 @@ pub(crate) fn run(minutes: &str, only: Option<&str>) -> anyhow::Result<()> {
     if findings.is_empty() { Ok(()) } else { bail!("{}", findings.join("\n")) }
 }
 
-/// Names of the targets, each a file in fuzz/fuzz_targets, sorted.
+/// Names of the targets, sorted: the files in fuzz/fuzz_targets except `seeds`.
 fn targets() -> anyhow::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(root().join("fuzz/fuzz_targets"))? {
@@ -132,7 +134,7 @@ fn targets() -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The triple rustc builds for by itself.
+/// The host triple of rustc.
 fn host() -> anyhow::Result<String> {
     let output = Command::new("rustc").arg("-vV").output().context("start rustc")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

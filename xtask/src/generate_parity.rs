@@ -1,4 +1,4 @@
-//! `cargo xtask generate-parity ORIG`: images of the originals' own generate.py against d2o's, seed by seed.
+//! `cargo xtask generate-parity ORIG`: compares images of the original generate.py with those of d2o, seed by seed.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use serde::Deserialize;
 use crate::paths::{cargo, environment, root, target};
 use crate::record::{stamp, write_between};
 
-/// Least share of values that may lie within one step of the original's.
+/// Smallest allowed share of values that differ from the original by at most one step.
 const LEAST: f64 = 0.999;
-/// Marks of the part of docs/generate.md that the task writes.
+/// Marks around the part of docs/generate.md that the task writes.
 const MARKS: [&str; 2] = ["<!-- parity -->\n", "<!-- /parity -->\n"];
 
-/// A line of `cases.json`.
+/// An entry of `cases.json`.
 #[derive(Debug, Deserialize)]
 struct Case {
     name: String,
@@ -27,11 +27,11 @@ struct Case {
     generate: Vec<String>,
 }
 
-/// Runs tests/data/gen/generate.py on the checkouts in `orig`, then `d2o export` and `d2o generate` on its checkpoints; writes the
-/// table in docs/generate.md.
+/// Runs tests/data/gen/generate.py on the checkouts in `orig`, unless its results exist, then `d2o export` and
+/// `d2o generate` on its checkpoints, and writes the table in docs/generate.md.
 ///
 /// # Errors
-/// The step that failed; a case with fewer equal values than [`LEAST`].
+/// If a step fails, the share of a case is below [`LEAST`], or its classes differ.
 pub(crate) fn run(orig: &str) -> anyhow::Result<()> {
     let folder = root().join("target/generate-parity");
     fs::create_dir_all(&folder)?;
@@ -101,7 +101,7 @@ fn compare(folder: &Path, case: &Case) -> anyhow::Result<Found> {
     Ok(Found { equal: share(0), within: share(1), max: differences().max().unwrap_or(0), labels })
 }
 
-/// The bytes of array `name` of an npz, if there is one.
+/// Data bytes of the array `name` of an npz; `None` if there is none.
 fn array(file: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
     let mut zip = zip::ZipArchive::new(fs::File::open(file)?)?;
     let Ok(mut entry) = zip.by_name(&format!("{name}.npy")) else { return Ok(None) };
@@ -121,7 +121,7 @@ fn d2o<'a>(folder: &Path, words: impl IntoIterator<Item = &'a str>, more: &[Stri
     Ok(())
 }
 
-/// The command that a build in the development profile leaves.
+/// Path of d2o built in the development profile.
 pub(crate) fn program() -> anyhow::Result<PathBuf> {
     Ok(target()?.join("debug/d2o"))
 }

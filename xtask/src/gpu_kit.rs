@@ -1,18 +1,21 @@
-//! `cargo xtask gpu-kit`: everything that proves d2o's CUDA path on a bare GPU machine, in parts small enough to bring along.
+//! `cargo xtask gpu-kit`: packs the tests of d2o's CUDA path for a bare GPU machine, in parts of bounded size.
 //!
-//! The machine has PyTorch 2.11.0 for CUDA 13 and the CUDA libraries, no registry and no Rust. The kit brings d2o with and without training, ONNX Runtime with
-//! its CUDA provider, torch-fidelity's wheel, and the original D2O if `--orig` names a folder with its checkout.
+//! The machine has PyTorch 2.11.0 for CUDA 13 and the CUDA libraries, but no registry and no Rust. The kit contains d2o
+//! with and without training, ONNX Runtime with its CUDA provider, the wheel of torch-fidelity, and, with `--orig`, the
+//! original D2O.
 //!
-//! One binary serves libtorch on CPUs and on CUDA: set-up's `libtorch.so` is a stub that needs the CPU half only, PyTorch's own of the same name needs
-//! `libtorch_cuda.so` too, whose kernels register when it is loaded, and both stem from the same wheel. The loader takes whichever comes first: d2o's own
-//! search path is a RUNPATH, so LD_LIBRARY_PATH goes before it. That holds as long as d2o needs `libtorch.so` by name, though it uses no symbol of it
-//! (build.rs asks the linker for that); [`check_libraries`] sees to it.
+//! One binary uses libtorch on CPUs and on CUDA. The `libtorch.so` of set-up is a stub that needs the CPU half only.
+//! PyTorch's library of the same name also needs `libtorch_cuda.so`, which registers its kernels when it is loaded.
+//! Both stem from the same wheel. The loader takes the first `libtorch.so` it finds. d2o's own search path is a
+//! RUNPATH, so LD_LIBRARY_PATH precedes it. This works only if d2o needs `libtorch.so` by name, although it uses no
+//! symbol of it: build.rs requests that from the linker, and [`check_libraries`] checks it.
 //!
-//! `libonnxruntime_providers_cuda.so` keeps the machine code of H100 and H200 only ([`fatbin`]). ONNX Runtime opens its providers by file name in its own
-//! folder and d2o opens ONNX Runtime by path, so no links stand beside the libraries.
+//! `libonnxruntime_providers_cuda.so` keeps the machine code of H100 and H200 only ([`fatbin`]). ONNX Runtime opens its
+//! providers by file name in its own folder, and d2o opens ONNX Runtime by path, so the libraries need no links.
 //!
-//! Binaries are of the profile `dev`, which tests run and which is built already: 16.8 MB for both (12.3 MB for one alone), beside 50.7 MB for the provider
-//! and 7.4 MB for ONNX Runtime make 75.1 MB. The checkout travels with every part, so what it leaves of [`LIMIT`] decides how many parts there are.
+//! The binaries have the profile `dev`, which is already built for the tests. Compressed, both take 16.8 MB (one alone
+//! 12.3 MB), the provider 50.7 MB and ONNX Runtime 7.4 MB; the kit has 75.1 MB. The checkout travels with every part,
+//! so the number of parts depends on what it leaves of [`LIMIT`].
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -32,11 +35,11 @@ use crate::setup::{Component, Staging, Wheel, download, hash, install, nothing_m
 mod fatbin;
 mod pack;
 
-/// What one run of a command on the GPU machine can bring along, the checkout and the packing of its files included, in bytes.
+/// Bytes that one command on the GPU machine can receive, including the checkout and the overhead of packing.
 const LIMIT: u64 = 64 << 20;
-/// Runs of a command there: each takes seconds of the GPU's time.
+/// Most commands on the GPU machine. Each takes seconds of its time.
 const PARTS: u64 = 3;
-/// H100 and H200.
+/// Compute capability times ten: 9.0 is that of H100 and H200.
 const ARCHITECTURE: u32 = 90;
 /// The folder of the kit in the checkout; git ignores it.
 const KIT: &str = "gpu-kit";
@@ -59,7 +62,7 @@ const ONNXRUNTIME: Component = Component {
 };
 const CUDA_PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
-/// Pure Python: it is imported or installed from the wheel itself.
+/// Pure Python: imported or installed directly from the wheel.
 const TORCH_FIDELITY: Wheel = Wheel {
     requirement: "torch_fidelity==0.4.0",
     sha256: "99f4c610ea16972628eceb26afb0008e528da2d44123db947b408750efbd35d4",
@@ -67,13 +70,14 @@ const TORCH_FIDELITY: Wheel = Wheel {
 };
 const TORCH_FIDELITY_FILE: &str = "torch_fidelity-0.4.0-py3-none-any.whl";
 
-/// What of the original D2O its training needs.
+/// Files and folders of the original D2O that its training needs.
 const ORIGINAL: [&str; 7] =
     ["LICENSE", "dnnlib", "feature_networks", "pg_modules", "torch_utils", "train.py", "training"];
 
 const VOCABULARY: &str = "bpe_simple_vocab_16e6.txt.gz";
 
-/// Libraries d2o with training may need, beside those of glibc and gcc; PyTorch's wheel and those it requires have them all.
+/// Libraries that d2o with training may need besides those of glibc and gcc. The wheel of PyTorch and its dependencies
+/// provide them all.
 const OF_PYTORCH: [&str; 5] = ["libc10.so", "libcudart.so.13", "libgomp.so.1", "libtorch.so", "libtorch_cpu.so"];
 const OF_THE_SYSTEM: [&str; 8] = [
     "ld-linux-x86-64.so.2",
@@ -86,7 +90,7 @@ const OF_THE_SYSTEM: [&str; 8] = [
     "libstdc++.so.6",
 ];
 
-/// The GPU machine's packages, for the dry run.
+/// Packages of the GPU machine, for the dry run.
 const REQUIREMENTS: [&str; 10] = [
     "torch==2.11.0",
     "torchvision==0.26.0",
@@ -103,7 +107,8 @@ const REQUIREMENTS: [&str; 10] = [
 /// Makes the kit; `--orig DIR` adds `DIR/D2O`, `--dry-run` unpacks and runs it here.
 ///
 /// # Errors
-/// A build or download that fails, a binary that would not load there, a kit of too many parts, a failed dry run.
+/// If a build or a download fails, a binary would not load on the GPU machine, the kit has too many parts, or the dry
+/// run fails.
 pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     let (mut orig, mut dry_run, mut rest) = (None, false, words.iter());
     while let Some(word) = rest.next() {
@@ -175,10 +180,12 @@ fn binaries() -> anyhow::Result<Vec<File>> {
     Ok(files)
 }
 
-/// Reads what `readelf --dynamic` prints of a binary and judges whether it loads beside PyTorch's libraries and, with `training`, loads their CUDA half.
+/// Checks the output of `readelf --dynamic`: the binary must load next to PyTorch's libraries and, with `training`,
+/// load their CUDA half.
 ///
 /// # Errors
-/// A library that is not there, `libtorch.so` that is not needed, a search path that goes before LD_LIBRARY_PATH.
+/// If a library is missing, or, with `training`, if `libtorch.so` is not needed or the search path precedes
+/// LD_LIBRARY_PATH.
 fn check_libraries(dynamic: &str, training: bool) -> anyhow::Result<()> {
     let needed: BTreeSet<&str> = dynamic
         .lines()
@@ -203,7 +210,7 @@ fn check_libraries(dynamic: &str, training: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// ONNX Runtime's libraries; of the CUDA provider, one architecture.
+/// ONNX Runtime's libraries. The CUDA provider keeps the code of [`ARCHITECTURE`] only.
 fn libraries() -> anyhow::Result<Vec<File>> {
     install(&ONNXRUNTIME)?;
     let dir = cache()?.join(ONNXRUNTIME.name).join("lib");
@@ -226,7 +233,7 @@ fn libraries() -> anyhow::Result<Vec<File>> {
         .collect()
 }
 
-/// torch-fidelity's wheel in `store`.
+/// Path of the wheel of torch-fidelity in `store`. Downloads it if it is missing.
 fn torch_fidelity(store: &Path) -> anyhow::Result<PathBuf> {
     let file = store.join(TORCH_FIDELITY_FILE);
     if !file.exists() {
@@ -248,8 +255,8 @@ fn original(dir: &Path) -> anyhow::Result<Vec<File>> {
     Ok(files)
 }
 
-/// Adds the file or folder `path` in the order of names, but for what Python compiled and the vocabulary of CLIP's text encoder, 1.4 MB that training never
-/// reads.
+/// Adds the file or folder `path`, sorted by name, except compiled Python files and the vocabulary of CLIP's text
+/// encoder (1.4 MB, which training never reads).
 fn gather(path: &Path, name: &str, files: &mut Vec<File>) -> anyhow::Result<()> {
     if !path.is_dir() {
         files.push(File { name: name.to_owned(), content: fs::read(path)? });
@@ -263,7 +270,7 @@ fn gather(path: &Path, name: &str, files: &mut Vec<File>) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Removes streams of earlier kits.
+/// Removes the compressed streams of earlier kits from `store`.
 fn forget_others(store: &Path, pieces: &[Piece]) -> anyhow::Result<()> {
     for entry in fs::read_dir(store)? {
         let path = entry?.path();
@@ -290,7 +297,7 @@ fn print_table(pieces: &[Piece], parts: &[Part]) {
     println!("{:>12} {:>12} {:>6}  {:12}  file", "bytes", "as xz", "s", "sha256");
     for piece in pieces {
         for (i, file) in piece.files.iter().enumerate() {
-            // A stream's size stands at the first of its files.
+            // The size of a stream is printed with its first file.
             let size = if i == 0 { piece.bytes.to_string() } else { String::new() };
             let seconds = piece.seconds.filter(|_| i == 0).map_or_else(String::new, |s| format!("{s:.1}"));
             println!("{:12} {size:>12} {seconds:>6}  {}  {}", file.bytes, &file.sha256[..12], file.name);
@@ -311,7 +318,8 @@ fn print_commands(parts: &[Part]) {
     println!("{KIT}/run.sh and the files next to it are copies of xtask/gpu.");
 }
 
-/// Unpacks the kit into a fresh folder as the GPU machine would, part after part, and runs it on a Python with that machine's packages.
+/// Unpacks the kit part by part into a new folder, as on the GPU machine, and runs it with a Python that has the
+/// packages of that machine.
 fn rehearse(kit: &Path, parts: &[Part]) -> anyhow::Result<()> {
     let python = python::environment(&cache()?.join("gpu-python"), &REQUIREMENTS)?;
     let staging = Staging::new(std::env::temp_dir().join(format!("d2o-gpu-{}", std::process::id())))?;
@@ -330,7 +338,7 @@ fn rehearse(kit: &Path, parts: &[Part]) -> anyhow::Result<()> {
     fs::create_dir_all(&out)?;
     let mut command = Command::new("bash");
     command.current_dir(root()).arg(kit.join("run.sh")).arg(&there).arg(&out).arg("--dry-run");
-    // Nothing of this machine's set-up is there.
+    // The GPU machine has nothing of this machine's set-up.
     for name in ["D2O_ONNXRUNTIME", "LD_LIBRARY_PATH", "LIBTORCH", "PYTHONPATH"] {
         command.env_remove(name);
     }
@@ -348,14 +356,15 @@ fn timed(name: &str, command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes of the files that travel with every part: what git tracks or does not ignore, each padded and headed as in a tar archive.
+/// Bytes of the files that travel with every part: what git tracks or does not ignore, each with the padding and
+/// headers of a tar archive.
 fn checkout_bytes() -> anyhow::Result<u64> {
     let names = git(&root(), &["ls-files", "--cached", "--others", "--exclude-standard", "-z"])?;
     let sizes = names.split('\0').filter(|n| !n.is_empty()).map(|n| Ok(fs::symlink_metadata(root().join(n))?.len()));
     sizes.map(|size: anyhow::Result<u64>| Ok(size?.next_multiple_of(512) + 1024)).sum()
 }
 
-/// What git says in `dir`.
+/// Standard output of git in `dir`, trimmed.
 fn git(dir: &Path, words: &[&str]) -> anyhow::Result<String> {
     Ok(output(Command::new("git").arg("-C").arg(dir).args(words))?.trim().to_owned())
 }
@@ -364,7 +373,7 @@ fn git(dir: &Path, words: &[&str]) -> anyhow::Result<String> {
 mod tests {
     use super::*;
 
-    /// What `readelf --dynamic` prints of a binary that needs `libraries`.
+    /// Output of `readelf --dynamic` for a binary that needs `libraries`.
     fn dynamic(path: &str, libraries: &[&str]) -> String {
         let needed =
             libraries.iter().map(|l| format!(" 0x0000000000000001 (NEEDED)             Shared library: [{l}]\n"));

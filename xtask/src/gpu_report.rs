@@ -1,4 +1,5 @@
-//! `cargo xtask gpu-report DIR...`: what `xtask/gpu/run.sh` found, as `docs/cuda.md` with plots of the GPU's use.
+//! `cargo xtask gpu-report DIR...`: writes `docs/cuda.md` and plots of the GPU utilisation from the results of
+//! `xtask/gpu/run.sh`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,7 +13,7 @@ use crate::paths::root;
 
 mod plot;
 
-/// Steps of `xtask/gpu/run.py` in its order, with the question each belongs to.
+/// Steps of `xtask/gpu/run.py` in its order, each with the number of its question, from 1.
 const STEPS: [(&str, u64); 18] = [
     ("environment", 1),
     ("providers", 1),
@@ -33,7 +34,7 @@ const STEPS: [(&str, u64); 18] = [
     ("more training", 5),
     ("fine-tuning", 5),
 ];
-/// The questions.
+/// Questions of the page.
 const QUESTIONS: [&str; 5] = [
     "Node placement, and every kind of graph on CUDA against the CPU",
     "Random numbers of torch's CUDA generators",
@@ -41,7 +42,7 @@ const QUESTIONS: [&str; 5] = [
     "Speed of generation and evaluation",
     "Training",
 ];
-/// What is to be reached, and the step that shows it.
+/// Goals: what is measured, the bound, and the end of the names of the steps that measure it.
 const GOALS: [(&str, &str, &str); 4] = [
     ("features stage of `d2o evaluate` against a bare ONNX Runtime session", "≥ 0.95", "features"),
     ("one-step generation against PyTorch in the same precision", "≥ 1.0", "generation"),
@@ -51,11 +52,11 @@ const GOALS: [(&str, &str, &str); 4] = [
 const PAGE: &str = "docs/cuda.md";
 const PLOTS: [&str; 2] = ["docs/cuda-use.svg", "docs/cuda-memory.svg"];
 
-/// Writes the page from the results in `dirs`, those of one run or of several on the same kind of machine: of a step that ran in several, the one
-/// with the most figures is taken, the last of equals.
+/// Writes the page from the results in `dirs`, of one run or of several on the same kind of GPU. If a step is in
+/// several runs, the one with the most figures counts, the last of equals.
 ///
 /// # Errors
-/// Results that are missing or of another layout.
+/// If results are missing, have another layout, or are of different GPUs.
 pub(crate) fn run(dirs: &[&str]) -> anyhow::Result<()> {
     let read = |dir: &str, name: &str| -> anyhow::Result<Value> {
         let path = Path::new(dir).join(name);
@@ -84,12 +85,12 @@ pub(crate) fn run(dirs: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lines of a step that came to a figure or a verdict.
+/// Number of lines of a step with a figure or a verdict on one.
 fn figures(step: &Value) -> usize {
     list(&step["lines"]).iter().filter(|l| ["passed", "missed", "measured"].contains(&text(l, "verdict"))).count()
 }
 
-/// Joins a later run to `results`.
+/// Merges a later run into `results`.
 fn join(results: &mut Value, mut next: Value) -> anyhow::Result<()> {
     if results.is_null() {
         *results = next;
@@ -126,7 +127,7 @@ fn join(results: &mut Value, mut next: Value) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Appends the samples of a later run, which began after `offset` seconds of earlier ones.
+/// Appends the samples of a later run, shifted by `offset`, the seconds of the earlier runs.
 fn join_use(used: &mut Value, mut next: Value, offset: f64) {
     if used.is_null() {
         *used = next;
@@ -155,7 +156,7 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
 
-/// `verdict` as it stands in tables: what is not as it should be is set in bold.
+/// `verdict` for tables, with failures in bold.
 fn marked(verdict: &str) -> String {
     match verdict {
         "missed" | "failed" => format!("**{verdict}**"),
@@ -217,7 +218,7 @@ fn render(results: &Value, plots: bool) -> String {
     page
 }
 
-/// The two commands, and this one.
+/// How to repeat the measurements: the commands on both machines.
 fn repeat() -> String {
     "## How to repeat\n\n```sh\n\
      cargo xtask gpu-kit --orig DIR            # makes gpu-kit/ and prints which parts to copy for each command:\n\
@@ -230,7 +231,7 @@ fn repeat() -> String {
         .to_owned()
 }
 
-/// What was brought along, and how long unpacking took.
+/// The parts and the largest files of the kit, and how long unpacking took.
 fn kit(kit: &Value) -> String {
     if kit.is_null() {
         return String::new();
@@ -296,7 +297,7 @@ fn machine(results: &Value) -> String {
     page
 }
 
-/// Every line with a goal, and in words what is not reached.
+/// Every line with a goal, and a list of the goals that are missed or have no figure.
 fn goals(results: &Value) -> String {
     let mut page =
         "## Goals\n\n| goal | at least | figure | peer's figure | ratio | verdict |\n|---|---|---|---|---|---|\n"
@@ -345,7 +346,7 @@ fn goals(results: &Value) -> String {
     page
 }
 
-/// What each step came to; steps that are absent are named.
+/// The verdict of every step, including steps that did not run.
 fn steps(results: &Value) -> String {
     let mut page = format!(
         "## Steps\n\n{} seconds in all, {}.{}\n\n| | step | question | lines passed | missed | failed | skipped | verdict | seconds |\n|---|---|---|---|---|---|---|---|---|\n",
@@ -366,7 +367,7 @@ fn steps(results: &Value) -> String {
         };
         let count = |verdict: &str| list(&step["lines"]).iter().filter(|l| text(l, "verdict") == verdict).count();
         let why = if text(step, "why").is_empty() { String::new() } else { format!(": {}", cell(text(step, "why"))) };
-        // A step without a verdict was being done when the run ended.
+        // A step without a verdict was running when the run ended.
         let verdict =
             if text(step, "verdict").is_empty() { "**stopped**".to_owned() } else { marked(text(step, "verdict")) };
         let _ = writeln!(

@@ -1,4 +1,5 @@
-//! `cargo xtask hostile`: files made to exhaust, crash or hang a reader, given to every command that reads their kind. Writes docs/hostile.md.
+//! `cargo xtask hostile`: gives files made to exhaust, crash or hang a reader to every command that reads their kind,
+//! and writes docs/hostile.md.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,10 +14,11 @@ use crate::record::stamp;
 const REQUIREMENTS: [&str; 4] = ["numpy==2.4.6", "onnx==1.23.1", "pillow==13.0.0", "h5py==3.16.0"];
 const PAGE: &str = "docs/hostile.md";
 
-/// Builds d2o and runs every input; `--before JSON` compares with what `--json JSON` kept of another build.
+/// Builds d2o and runs every input. `--json JSON` keeps the figures; `--before JSON` compares with those of another
+/// build.
 ///
 /// # Errors
-/// A build that fails, inputs that cannot be made, or a run outside the bounds.
+/// If the build fails, the inputs cannot be made, or a run exceeds the bounds.
 pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
     ensure!(cargo()?.args(["build", "--quiet", "--package", "d2o"]).status()?.success(), "d2o does not build");
     let python = python::environment(&cache()?.join("hostile-python"), &REQUIREMENTS)?;

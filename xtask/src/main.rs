@@ -101,7 +101,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints shell exports.
+/// Prints the build environment as shell exports.
 fn print_environment() -> anyhow::Result<()> {
     for (name, value) in paths::environment()? {
         println!("export {name}='{}'", value.to_string_lossy().replace('\'', r"'\''"));

@@ -1,4 +1,5 @@
-//! `cargo xtask originals`: full-size checkpoints written by the original projects, exported and compared on every engine.
+//! `cargo xtask originals`: exports full-size checkpoints written by the original projects and compares the outputs on
+//! every engine.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,7 +13,7 @@ use crate::paths::{cache, cargo, component, environment, root, target};
 use crate::python;
 use crate::record::{stamp, write_between};
 
-/// What the originals run with.
+/// Python packages of the originals.
 const REQUIREMENTS: [&str; 12] = [
     "torch==2.15.0",
     "torchvision==0.29.2",
@@ -27,10 +28,10 @@ const REQUIREMENTS: [&str; 12] = [
     "onnxruntime==1.32.0",
     "onnxscript==0.7.2",
 ];
-/// Lines of docs/export.md between which the table lies.
+/// Marks around the table in docs/export.md.
 const MARKS: [&str; 2] = ["<!-- table: cargo xtask originals -->\n", "<!-- end of table -->\n"];
 
-/// What the command line asks for.
+/// Options of the command line.
 struct Options {
     orig: PathBuf,
     only: Vec<String>,
@@ -59,10 +60,11 @@ fn options(words: &[&str]) -> anyhow::Result<Options> {
     })
 }
 
-/// Makes, exports and compares every case, or those named with `--only`; rows join those of earlier runs, and docs/export.md gets the table.
+/// Makes, exports and compares every case, or those named with `--only`. Adds the rows to those of earlier runs and
+/// writes the table of docs/export.md.
 ///
 /// # Errors
-/// A case that cannot be made, exported or reproduced; the others are finished first.
+/// If a case cannot be made, exported or reproduced. The other cases are finished first.
 pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     let options = options(words)?;
     let python = match &options.python {
@@ -111,7 +113,7 @@ fn case(
 ) -> anyhow::Result<Value> {
     let mut make = Command::new(python);
     make.arg(script).arg(out).arg("--orig").arg(&options.orig).args(["--case", name]);
-    // Nothing is fetched: weights are drawn.
+    // Nothing is downloaded: weights are random.
     make.envs([("OMP_NUM_THREADS", "1"), ("HF_HUB_OFFLINE", "1"), ("PYTHONPATH", "")]);
     if !make.stdout(Stdio::null()).status()?.success() {
         bail!("originals.py failed");
@@ -155,10 +157,11 @@ fn case(
     }))
 }
 
-/// ONNX Runtime on d2o's graphs of the CIFAR-10 NCSN++, plain and with `--winograd`, and on PyTorch's own export of it, in turns, in one process.
+/// Times ONNX Runtime on three graphs of the CIFAR-10 NCSN++: d2o's export, plain and with `--winograd`, and PyTorch's
+/// export. They take turns in one process.
 ///
 /// # Errors
-/// A step that fails, or outputs that differ.
+/// If a step fails or outputs differ.
 pub(crate) fn bench(words: &[&str]) -> anyhow::Result<()> {
     const NAME: &str = "cifar10-ncsnpp";
     let options = options(words)?;
@@ -195,10 +198,11 @@ pub(crate) fn bench(words: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One step of D2O's training on CIFAR-10's network, batch 8, with each choice of feature networks: the original's code and `d2o train`, in turns.
+/// Times one training step of D2O on the network of CIFAR-10 with batch 8, for each choice of feature networks. The
+/// original code and `d2o train` take turns.
 ///
 /// # Errors
-/// A step that fails.
+/// If a step fails.
 pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
     const NAME: &str = "cifar10-ncsnpp";
     const ROUNDS: usize = 2;
@@ -248,7 +252,7 @@ pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Images per second of `d2o train`, the median of its ticks after the first, and its peak memory, MiB.
+/// Images per second of `d2o train` (the median of its ticks after the first), and its peak memory, MiB.
 fn train(out: &Path, source: &Path, backbones: &str, weights: &[&PathBuf]) -> anyhow::Result<(f64, u64)> {
     let run = out.join("run");
     if run.exists() {
@@ -273,7 +277,7 @@ fn train(out: &Path, source: &Path, backbones: &str, weights: &[&PathBuf]) -> an
     Ok((*speeds.get(speeds.len() / 2).context("no iteration was logged")?, peak))
 }
 
-/// What a command prints, and the peak of its resident memory, MiB, to the last tenth of a second.
+/// Standard output of `command`, and the peak of its resident memory in MiB, sampled every 100 ms.
 fn measured(command: &mut Command) -> anyhow::Result<(String, u64)> {
     let program = format!("{:?}", command.get_program());
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("start {program}"))?;
@@ -292,7 +296,7 @@ fn measured(command: &mut Command) -> anyhow::Result<(String, u64)> {
     Ok((String::from_utf8(output.stdout)?, peak))
 }
 
-/// What a command prints.
+/// Standard output of `command`.
 fn text(command: &mut Command) -> anyhow::Result<String> {
     let output =
         command.stderr(Stdio::inherit()).output().with_context(|| format!("start {:?}", command.get_program()))?;
@@ -302,7 +306,7 @@ fn text(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// A Python of its own in the cache, with [`REQUIREMENTS`].
+/// The interpreter of a virtual environment in the cache with [`REQUIREMENTS`].
 fn interpreter() -> anyhow::Result<PathBuf> {
     python::environment(&cache()?.join("originals-python"), &REQUIREMENTS)
 }
@@ -314,7 +318,7 @@ fn recorded(path: &Path) -> anyhow::Result<Map<String, Value>> {
     Ok(serde_json::from_slice(&fs::read(path)?)?)
 }
 
-/// Puts the rows into docs/export.md, in the order of `names`.
+/// Writes the rows into docs/export.md, in the order of `names`.
 fn render(names: &[&str], rows: &Map<String, Value>) -> anyhow::Result<()> {
     let mut table = vec![
         "| file | network | parameters | export | processor | peak memory | of the file | file | graph | ort | tract | libtorch |"

@@ -1,6 +1,7 @@
-//! `cargo xtask parity`: every original tool and d2o on the same images with the same drawn weights, as the table in docs/parity.md.
+//! `cargo xtask parity`: runs every original tool and d2o on the same images with the same random weights, and writes
+//! docs/parity.md.
 //!
-//! Not part of the tests: it needs Python packages, and checkouts of the tools that have none.
+//! Not part of the tests: it needs Python packages, and checkouts of the tools that have no package.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -14,15 +15,15 @@ use serde_json::Value;
 
 use crate::{paths, record};
 
-/// Relative difference from the original that is allowed.
+/// Allowed relative difference from the original.
 const BOUND: f64 = 1e-4;
-/// Relative difference of standard deviations: the tools' f32 sums scatter more than their means.
+/// Allowed relative difference of standard deviations. The f32 sums of the tools affect them more than means.
 const BOUND_STD: f64 = 1e-3;
-/// Pairs of sets, by the word behind `real-` and `fake-`: sides of 32 and 64 pixels, JPEGs of two qualities, mixed sizes.
+/// Pairs of sets, by the suffix of `real-` and `fake-`: sides of 32 and 64 pixels, JPEGs of two qualities, mixed sizes.
 const SETS: [&str; 5] = ["32", "64", "jpeg75", "jpeg95", "mixed"];
 /// The feature network of most numbers.
 const INCEPTION: &str = "inception.onnx";
-/// Images in a subset of KID; the sets are smaller than the protocols' 1000.
+/// Images per subset of KID. The sets are smaller than the 1000 of the protocols.
 const KID_SUBSET: &str = "50";
 
 const TORCH: &[&str] = &[
@@ -47,7 +48,7 @@ const TORCH: &[&str] = &[
 const TENSORFLOW: &[&str] =
     &["tensorflow-cpu==2.21.0", "numpy==2.4.6", "scipy==1.17.1", "pillow==13.0.0", "h5py==3.14.0", "requests", "tqdm"];
 
-/// Original tools: what runs them, and the option that names their checkout.
+/// Original tools: name, environment, and the option that names their checkout.
 const TOOLS: [(&str, Env, Option<&str>); 8] = [
     ("torch-fidelity", Env::Torch, None),
     ("pytorch-fid", Env::Torch, None),
@@ -74,10 +75,10 @@ struct Original {
     images: String,
     value: f64,
     tool: String,
-    /// Whether it is known to differ, for a reason the page states.
+    /// Whether it is known to differ, for a reason stated on the page.
     #[serde(default)]
     known: bool,
-    /// Feature files it was computed of, instead of the images.
+    /// Feature file of the samples, if the number was computed from feature files instead of images.
     #[serde(default)]
     samples: Option<String>,
     /// Network of precision and recall, if it is not Inception.
@@ -87,7 +88,7 @@ struct Original {
     reference: Option<String>,
 }
 
-/// How far features of ours lie from an original's.
+/// Difference between features of d2o and those of an original.
 #[derive(Debug, Deserialize)]
 struct Matrix {
     protocol: String,
@@ -95,10 +96,10 @@ struct Matrix {
     relative: f64,
 }
 
-/// Runs every tool whose packages or checkout are there, compares, and writes docs/parity.md.
+/// Runs every tool that is installed or has a checkout, compares, and writes docs/parity.md.
 ///
 /// # Errors
-/// A tool that fails, a file that cannot be written, a difference beyond the bound.
+/// If a tool fails, a file cannot be written, or a difference exceeds the bound.
 pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     let option = |name: &str| words.iter().position(|w| *w == name).and_then(|i| words.get(i + 1)).copied();
     if let Some(odd) = words.iter().step_by(2).find(|w| !OPTIONS.contains(w)) {
@@ -146,7 +147,7 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
             skipped.push(tool);
             continue;
         }
-        // What a tool found is kept: its images and weights do not change. Delete the file to run it again.
+        // The results of a tool are kept: its images and weights do not change. Delete the file to run the tool again.
         if !kept.exists() {
             fs::write(&kept, original(tool, env, checkout_dir)?)?;
         }
@@ -168,7 +169,7 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
 const OPTIONS: [&str; 7] =
     ["--dir", "--python", "--tensorflow-python", "--d2o", "--edm", "--stylegan3", "--guided-diffusion"];
 
-/// The interpreter that was given, or that of a virtual environment at `dir` with these packages.
+/// The given interpreter, or that of a virtual environment in `dir` with these packages.
 fn python(given: Option<&str>, dir: &Path, packages: &[&str]) -> anyhow::Result<PathBuf> {
     given.map_or_else(|| crate::python::environment(dir, packages), |path| Ok(path.into()))
 }
@@ -179,7 +180,7 @@ fn build() -> anyhow::Result<PathBuf> {
     Ok(paths::target()?.join("debug/d2o"))
 }
 
-/// What `command` prints; an error with what it said otherwise.
+/// Standard output of `command`. If it fails, the error contains its standard error.
 pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     let out = command.output().with_context(|| format!("start {command:?}"))?;
     if !out.status.success() {
@@ -188,7 +189,7 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8(out.stdout)?)
 }
 
-/// Our side.
+/// d2o, run in the folder `dir`.
 struct Ours {
     d2o: PathBuf,
     dir: PathBuf,
@@ -199,7 +200,7 @@ impl Ours {
         output(Command::new(&self.d2o).current_dir(&self.dir).envs(paths::environment()?).arg("--quiet").args(args))
     }
 
-    /// Exports the networks and writes the references that the originals are to read.
+    /// Exports the networks and writes the references that the original tools read.
     fn prepare(&self) -> anyhow::Result<()> {
         if !self.dir.join(INCEPTION).exists() {
             self.d2o(&["export", "inception.pth", "--input", "f32", "--out", INCEPTION])?;
@@ -227,7 +228,7 @@ impl Ours {
         more: &[&str],
     ) -> anyhow::Result<Value> {
         let fake = format!("fake-{images}");
-        // StyleGAN3's precision and recall are of Inception's features here, since its VGG16 is not free to draw.
+        // StyleGAN3's precision and recall use Inception's features here, because its VGG16 cannot have random weights.
         let networks = ["--extractor", INCEPTION, "--clip", "clip.onnx", "--allow-deviation", "extractor"];
         let networks = [&networks[..], &["--cache", "cache", "--bootstrap", "0"]].concat();
         let what = ["--protocol", protocol, "--metrics", metrics, "--kid-subset-size", KID_SUBSET, "--json", "-"];
@@ -235,7 +236,7 @@ impl Ours {
         Ok(serde_json::from_str(&self.d2o(&args)?)?)
     }
 
-    /// `metric` of feature files.
+    /// Evaluates `metric` on feature files.
     fn of_files(&self, protocol: &str, metric: &str, samples: &str, reference: &str) -> anyhow::Result<Value> {
         let args = [
             "evaluate",
@@ -256,7 +257,7 @@ impl Ours {
         Ok(serde_json::from_str(&self.d2o(&args)?)?)
     }
 
-    /// The table, and how many of its rows are beyond the bound.
+    /// The page with the table, and the number of rows beyond the bound.
     fn compare(
         &self,
         originals: &[Original],
@@ -360,7 +361,7 @@ impl Ours {
     }
 }
 
-/// The word for `metric` in `--metrics`.
+/// The name of `metric` in `--metrics`.
 fn command_metric(metric: &str) -> &str {
     match metric.strip_suffix(" std").unwrap_or(metric) {
         "precision" | "recall" => "pr",

@@ -1,4 +1,4 @@
-//! Where things lie: the checkout, the cache, and the environment that builds need.
+//! Paths of the checkout and the cache, and the environment variables that builds need.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -6,17 +6,17 @@ use std::process::Command;
 
 use anyhow::Context as _;
 
-/// Folders of the cache, one for each component of set-up.
+/// Names of the folders in the cache, one for each component of set-up.
 pub(crate) mod component {
     pub(crate) const CARGO_DENY: &str = "cargo-deny-0.20.2";
     pub(crate) const CMAKE: &str = "cmake-4.4.4";
-    /// Named in `test-support` too, where tests look for it.
+    /// Also named in `test-support`, where tests look for it.
     pub(crate) const KALEIDO: &str = "kaleido-0.2.1";
     pub(crate) const LIBTORCH: &str = "libtorch-2.11.0";
     pub(crate) const LITE0: &str = "lite0-0.1.0";
-    /// Named in `src/train/group/mpi.rs` too, which looks for the library here.
+    /// Also named in `src/train/group/mpi.rs`, which looks for the library here.
     pub(crate) const MPICH: &str = "mpich-5.0.2";
-    /// Named in `src/engine.rs` too, which looks for the library here.
+    /// Also named in `src/engine.rs`, which looks for the library here.
     pub(crate) const ONNXRUNTIME: &str = "onnxruntime-1.32.0";
     /// For `gpu-kit` only.
     pub(crate) const ONNXRUNTIME_GPU: &str = "onnxruntime-gpu-1.31.1";
@@ -24,7 +24,8 @@ pub(crate) mod component {
     pub(crate) const OPENVINO: &str = "onnxruntime-ep-openvino-1.8.1";
 }
 
-/// The checkout this task was started in. Asked at run time: checkouts that share a target folder share this binary.
+/// Root of the checkout that runs this task. Read from the environment at run time, because checkouts that share a
+/// target folder share this binary.
 pub(crate) fn root() -> PathBuf {
     let package =
         std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
@@ -39,7 +40,7 @@ pub(crate) fn cache() -> anyhow::Result<PathBuf> {
     Ok(std::path::absolute(dir)?)
 }
 
-/// What builds and runs need, by name; a variable that is set already is kept.
+/// Environment variables of builds and runs, by name. A variable that is already set keeps its value.
 pub(crate) fn environment() -> anyhow::Result<Vec<(&'static str, OsString)>> {
     let cache = cache()?;
     let mut variables: Vec<(&'static str, OsString)> = vec![
@@ -60,14 +61,14 @@ pub(crate) fn environment() -> anyhow::Result<Vec<(&'static str, OsString)>> {
     Ok(variables)
 }
 
-/// The folder builds go to.
+/// The target folder of builds.
 pub(crate) fn target() -> anyhow::Result<PathBuf> {
     let (_, dir) =
         environment()?.into_iter().find(|(name, _)| *name == "CARGO_TARGET_DIR").context("no target folder")?;
     Ok(dir.into())
 }
 
-/// The cargo that runs this task, in the checkout, with [`environment`].
+/// The cargo that runs this task, in the checkout, with the variables of [`environment`].
 pub(crate) fn cargo() -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).envs(environment()?);

@@ -1,4 +1,4 @@
-//! Pythons of their own for the other tools, apart from the system's.
+//! Virtual environments for the Python packages of other tools, separate from the system's Python.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,10 +6,11 @@ use std::process::Command;
 use anyhow::ensure;
 use fs_err as fs;
 
-/// The interpreter of a virtual environment in `dir` with `requirements`, which is made, or brought up to date, if it has others.
+/// The interpreter of the virtual environment in `dir` with `requirements`. Makes the environment if it is missing, and
+/// installs the packages if `dir` records other requirements.
 ///
 /// # Errors
-/// Packages that cannot be installed.
+/// If the environment cannot be made or a package cannot be installed.
 pub(crate) fn environment(dir: &Path, requirements: &[&str]) -> anyhow::Result<PathBuf> {
     let (python, done) = (dir.join("bin/python3"), dir.join("d2o-requirements"));
     let wanted = requirements.join("\n");

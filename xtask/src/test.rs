@@ -11,20 +11,20 @@ use crate::tidy;
 /// Runs every test, training included.
 ///
 /// # Errors
-/// Tests that fail, or a build that does.
+/// If a test or the build fails.
 pub(crate) fn run() -> anyhow::Result<()> {
     tests(cargo()?.args(["test", "--workspace", "--features", "d2o/train", "--no-fail-fast"]))
 }
 
-/// Checks everything but behaviour; a failing step ends the run.
+/// Runs every check except the tests. The first failing step ends the run.
 ///
 /// # Errors
-/// The step that failed.
+/// If a step fails.
 pub(crate) fn lint() -> anyhow::Result<()> {
     step("formatting", cargo()?.args(["fmt", "--all", "--check"]))?;
     tidy::run()?;
     deny()?;
-    // Without libtorch first: evaluation, export and verification must not need it.
+    // First without libtorch: evaluation, export and verification must not need it.
     step(
         "lints without training",
         cargo()?.args(["clippy", "--package", "d2o", "--", "-D", "warnings"]).env_remove("LIBTORCH"),
@@ -44,7 +44,7 @@ pub(crate) fn lint() -> anyhow::Result<()> {
     step("documentation", cargo()?.args(doc).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-/// Each library by itself, and the features of the one that has some.
+/// Arguments of `--package`: each library crate alone, and `d2o-runtime` with each of its feature sets.
 const ALONE: [&str; 12] = [
     "d2o-budget",
     "d2o-fetch",
@@ -60,10 +60,11 @@ const ALONE: [&str; 12] = [
     "d2o-evaluations",
 ];
 
-/// Checks licences, sources and versions of all dependencies against deny.toml; several versions of one are a warning.
+/// Checks licences, sources and versions of all dependencies against deny.toml. Several versions of one dependency are
+/// a warning.
 ///
 /// # Errors
-/// What deny.toml does not allow.
+/// If deny.toml does not allow a dependency.
 pub(crate) fn deny() -> anyhow::Result<()> {
     let mut command = Command::new(cache()?.join(component::CARGO_DENY).join("bin/cargo-deny"));
     command.current_dir(root()).args(["--locked", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"]);
@@ -79,7 +80,7 @@ fn step(name: &str, command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs `cargo test`, passes its output on and adds its summaries up.
+/// Runs `cargo test`, passes its output on and adds up its summaries.
 fn tests(command: &mut Command) -> anyhow::Result<()> {
     eprintln!("test: tests");
     let mut child = command.stdout(Stdio::piped()).spawn().context("start cargo test")?;
@@ -109,7 +110,7 @@ struct Totals {
 }
 
 impl Totals {
-    /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; …`; others count nothing.
+    /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; …`; ignores other lines.
     fn add(&mut self, line: &str) {
         let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|l| l.split_once(". ")) else { return };
         for part in counts.split("; ") {

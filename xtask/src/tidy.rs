@@ -11,14 +11,14 @@ use crate::setup::hash;
 
 /// Folders of fixtures; each has a README.md with a row `` | `file` | … | `sha256` | `` for every file.
 const FIXTURES: [&str; 4] = ["tests/data", "xtask/demo", "refs/tests/data", "refs/fetch/tests/data"];
-/// Crates of the workspace whose README is their documentation.
+/// Crates of the workspace that use their README as crate documentation.
 const CRATES: [&str; 8] =
     ["onnx", "onnx/runtime", "onnx/winograd", "converters", "refs", "refs/fetch", "evaluations", "test-support"];
 
 /// Checks the tracked files.
 ///
 /// # Errors
-/// Every fault found, one on a line.
+/// If there are faults. The message lists them, one per line.
 pub(crate) fn run() -> anyhow::Result<()> {
     eprintln!("test: tidy");
     let files = tracked()?;
@@ -49,7 +49,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     if faults.is_empty() { Ok(()) } else { bail!("tidy:\n{}", faults.join("\n")) }
 }
 
-/// Files git knows or would add, relative to the root.
+/// Files that git tracks or would add, relative to the root.
 fn tracked() -> anyhow::Result<Vec<PathBuf>> {
     let output = Command::new("git")
         .current_dir(root())
@@ -63,7 +63,8 @@ fn tracked() -> anyhow::Result<Vec<PathBuf>> {
     Ok(names.split('\0').filter(|n| !n.is_empty()).map(PathBuf::from).filter(|f| root().join(f).exists()).collect())
 }
 
-/// Every file under `dir` must stand in its README with its hash, but for the README, generators and Rust sources.
+/// Every file under `dir` needs a row with its hash in the README of `dir`, except that README, generators and Rust
+/// sources.
 fn provenance(dir: &str, files: &[PathBuf], faults: &mut Vec<String>) -> anyhow::Result<()> {
     let readme = fs::read_to_string(root().join(dir).join("README.md"))?;
     for file in files.iter().filter(|f| f.starts_with(dir)) {

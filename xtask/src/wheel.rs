@@ -1,8 +1,8 @@
-//! `cargo xtask wheel` and `cargo xtask archive`: d2o without training as a Python wheel and as an archive, for other machines.
+//! `cargo xtask wheel` and `cargo xtask archive`: d2o without training as a Python wheel and as an archive.
 //!
-//! zig is the C compiler and the linker: it has the headers and the symbol versions of every glibc, so what is built here runs on systems that are
-//! older than this one. maturin audits the result: the wheel gets the tag of [`MANYLINUX`] only if the program needs no newer glibc and no library
-//! that such a system may lack.
+//! zig is the C compiler and the linker. It has the headers and symbol versions of every glibc, so the program runs on
+//! systems that are older than this one. maturin audits the result: the wheel gets the tag [`MANYLINUX`] only if the
+//! program needs no newer glibc and no library that such a system may lack.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -23,7 +23,8 @@ use crate::setup::{self, Component, Staging, Wheel, hash, install, nothing_more}
 
 mod check;
 
-/// Oldest glibc, as the tag of the wheel: that of Debian 10, RHEL 8 and Ubuntu 18.10, and that of ONNX Runtime's own wheels.
+/// Oldest supported glibc, as the tag of the wheel. Debian 10, RHEL 8 and Ubuntu 18.10 have it, and ONNX Runtime's
+/// wheels use the same tag.
 const MANYLINUX: &str = "manylinux_2_28";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -48,13 +49,13 @@ const ZIG: Component = Component {
             sha256: "ea6cc5d87b033cf0aedfbc8f9549a908cae6c50ac31f1698188fa48a74524b54",
             bytes: 101_083_562,
         },
-        // zig finds its library from its own folder.
+        // zig looks for its library relative to its own path.
         &[("ziglang/zig", "bin/zig"), ("ziglang/lib/", "lib/zig/")],
     )],
     finish: nothing_more,
 };
 
-/// The library of the archive and its licences.
+/// ONNX Runtime and its licences, for the archive.
 const ONNXRUNTIME: Component = Component {
     name: "onnxruntime-1.32.0-archive",
     wheels: &[(
@@ -68,10 +69,10 @@ const ONNXRUNTIME: Component = Component {
     finish: nothing_more,
 };
 
-/// Builds the wheel; with `--check`, installs it, or the wheel named, into a new virtual environment and uses it.
+/// Builds the wheel. `--check` installs it, or the given wheel, into a new virtual environment and uses it.
 ///
 /// # Errors
-/// Unknown options; a build that fails; a check that fails.
+/// If an option is unknown, or the build or the check fails.
 pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
     match options {
         [] => build().map(|_| ()),
@@ -81,10 +82,10 @@ pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
     }
 }
 
-/// Builds the wheel, packs its program with ONNX Runtime, and writes the sums of both files.
+/// Builds the wheel, packs its program with ONNX Runtime, and writes the SHA-256 of both files into `SHA256SUMS`.
 ///
 /// # Errors
-/// A build that fails; files that cannot be written.
+/// If a build fails or a file cannot be written.
 pub(crate) fn archive() -> anyhow::Result<()> {
     let wheel = build()?;
     install(&ONNXRUNTIME)?;
@@ -113,7 +114,8 @@ pub(crate) fn archive() -> anyhow::Result<()> {
     Ok(fs::write(wheels()?.join("SHA256SUMS"), sums)?)
 }
 
-/// `entries` by path below the folder `name`, as tar.gz; its bytes depend on nothing else but the commit's time.
+/// A tar.gz of `entries`, which are named by their path below the folder `name`. Its bytes depend only on the arguments
+/// and the time of the commit.
 fn packed(name: &str, entries: &BTreeMap<String, Vec<u8>>) -> anyhow::Result<Vec<u8>> {
     let time = commit_time()?;
     let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), flate2::Compression::best()));
@@ -136,7 +138,7 @@ fn program(wheel: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Completion scripts and manual pages that `program` writes, by their places below a prefix such as `/usr/local`.
+/// Completion scripts and manual pages that `program` writes, by their paths below a prefix such as `/usr/local`.
 fn shell_files(program: &[u8]) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
     let stage = Staging::new(target()?.join("archive-stage"))?;
     let (d2o, pages) = (stage.0.join("d2o"), stage.0.join("man"));
@@ -203,20 +205,20 @@ fn build() -> anyhow::Result<PathBuf> {
     Ok(wheel.clone())
 }
 
-/// Prints name, size and sum of `file`.
+/// Prints path, size and SHA-256 of `file`.
 fn report(file: &Path) -> anyhow::Result<()> {
     let (sha256, bytes) = hash(file)?;
     println!("{} ({bytes} bytes, sha256 {sha256})", file.display());
     Ok(())
 }
 
-/// Time of the checkout's commit, seconds since 1970.
+/// Time of the last commit, seconds since 1970.
 fn commit_time() -> anyhow::Result<u64> {
     let shown = Command::new("git").current_dir(root()).args(["log", "-1", "--format=%ct"]).output()?;
     String::from_utf8_lossy(&shown.stdout).trim().parse().context("the time of the commit, from git")
 }
 
-/// Flags of rustc and of the C compiler that keep this machine's folders out of the program.
+/// Flags of rustc and of the C compiler that keep paths of this machine out of the program.
 fn without_paths() -> anyhow::Result<(String, String)> {
     let home = match std::env::var_os("CARGO_HOME") {
         Some(home) => PathBuf::from(home),
@@ -257,7 +259,7 @@ fn fill(stage: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The line of `pyproject.toml` that depends on the folder it lies in.
+/// The line of `pyproject.toml` that depends on the folder of that file.
 const MANIFEST: &str = "manifest-path = \"../../Cargo.toml\"";
 
 /// Names, versions and licences of all packages in the program, then the text of every licence once.
@@ -271,7 +273,7 @@ fn third_party() -> anyhow::Result<String> {
     let packages = metadata["packages"].as_array().context("`packages`")?;
     let inside = inside(&metadata)?;
     let mut list = String::new();
-    // Each text with the packages that have it.
+    // Packages by licence text.
     let mut texts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for package in packages {
         let text = |key: &str| package[key].as_str().unwrap_or_default().to_owned();
@@ -295,7 +297,7 @@ fn third_party() -> anyhow::Result<String> {
     Ok(out)
 }
 
-/// Identifiers of the packages that the program d2o is built of, without those that only build scripts or tests need.
+/// Identifiers of the packages in the program d2o, without those that only build scripts or tests need.
 fn inside(metadata: &Value) -> anyhow::Result<BTreeSet<&str>> {
     let nodes = metadata["resolve"]["nodes"].as_array().context("`resolve.nodes`")?;
     let nodes: BTreeMap<&str, &Value> = nodes.iter().filter_map(|n| Some((n["id"].as_str()?, n))).collect();
@@ -313,7 +315,8 @@ fn inside(metadata: &Value) -> anyhow::Result<BTreeSet<&str>> {
     Ok(found)
 }
 
-/// Files of licences in `folder`, and in those of libraries in C below it, at most `depth` folders down.
+/// Licence files in `folder` and in its subfolders, where vendored C libraries have theirs. `depth` is the number of
+/// levels searched, `folder` included.
 fn licences(folder: &Path, depth: usize) -> anyhow::Result<Vec<PathBuf>> {
     const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE", "README.IJG"];
     let mut found = Vec::new();

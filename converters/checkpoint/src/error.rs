@@ -2,17 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-/// What can go wrong while reading or writing a checkpoint.
+/// Errors of reading or writing a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// There is no tensor of this name.
     #[error("`{name}`: not in the checkpoint")]
     Missing {
-        /// The name asked for.
+        /// Requested name.
         name: String,
     },
-    /// Values do not fill a tensor's dimensions.
+    /// The number of values does not match the dimensions of a tensor.
     #[error("`{name}`: {values} values for the shape {dims:?}")]
     Shape {
         /// Name of the tensor.
@@ -22,22 +22,22 @@ pub enum Error {
         /// Number of values.
         values: usize,
     },
-    /// Two tensors of one file would have the same name.
+    /// Two tensors of a file would have the same name.
     #[error("`{name}`: two tensors of this name")]
     Duplicate {
         /// The name.
         name: String,
     },
-    /// A file's bytes do not follow its format.
+    /// The file does not follow its format.
     #[error("{}: {place}: expected {expected}, found {found}", .file.display())]
     Format {
         /// The file.
         file: PathBuf,
         /// Position inside the file (byte offset, opcode, entry name).
         place: String,
-        /// What the format asks for.
+        /// What the format requires.
         expected: String,
-        /// What the file holds.
+        /// What the file contains.
         found: String,
     },
     /// The file could not be read or written.
@@ -56,10 +56,10 @@ impl Error {
     }
 }
 
-/// Result of this crate.
+/// Result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The first of `names`, quoted, and how many more there are, for messages.
+/// Up to six of `names`, quoted and cut to 80 characters each, and the number of the others, for messages.
 #[must_use]
 pub fn abbreviate(names: &[impl AsRef<str>]) -> String {
     const SHOWN: usize = 6;

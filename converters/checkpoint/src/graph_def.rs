@@ -1,6 +1,9 @@
-//! Constants of TensorFlow GraphDefs (`.pb`), read straight from the protocol buffer's wire format; nothing else of the graph is kept.
-//! <https://protobuf.dev/programming-guides/encoding/>; field numbers of `graph.proto`, `node_def.proto`, `attr_value.proto`,
-//! `tensor.proto`, `tensor_shape.proto`.
+//! Constants of TensorFlow GraphDefs (`.pb`), read directly from the protocol buffer wire format
+//! (<https://protobuf.dev/programming-guides/encoding/>). Of the other nodes only the names of scaling batch norms are
+//! kept.
+//!
+//! Field numbers are those of `graph.proto`, `node_def.proto`, `attr_value.proto`, `tensor.proto` and
+//! `tensor_shape.proto`.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,22 +15,22 @@ use crate::views::{Storage, View};
 
 /// Memory charged per constant, without its name, bytes.
 const CONSTANT_BYTES: usize = 512;
-/// Most axes of a constant.
+/// Maximum number of axes of a constant.
 const MAX_RANK: usize = 16;
 
-/// What is read of a graph.
+/// The parts of a graph that are read.
 #[derive(Debug, Default)]
 pub(crate) struct GraphDef {
-    /// Numeric constants by node name, in TensorFlow's own axis order.
+    /// Numeric constants by node name, in the axis order of TensorFlow.
     pub(crate) constants: Vec<(String, View)>,
-    /// Nodes that normalise a batch and scale it afterwards.
+    /// Names of batch-norm nodes that scale after normalising.
     pub(crate) scaled_norms: Vec<String>,
 }
 
-/// Reads the graph `input`. Every field lies inside the one that holds it.
+/// Reads the graph `input`. Checks that every field is inside the message that contains it.
 ///
 /// # Errors
-/// `Format` naming the byte.
+/// `Format` with the byte offset.
 pub(crate) fn read(input: &Input<'_>) -> Result<GraphDef> {
     let mut graph = GraphDef::default();
     let mut nodes = 0;
@@ -77,7 +80,7 @@ impl Reader<'_> {
         Err(self.bad(*at, "a number of at most 10 bytes", "a longer one"))
     }
 
-    /// Hands number and content of each field of the message in `range` to `each`.
+    /// Calls `each` with number and content of each field of the message in `range`.
     fn fields(&self, range: Range<usize>, each: &mut dyn FnMut(u64, Field) -> Result<()>) -> Result<()> {
         let (mut at, end) = (range.start, range.end);
         let fixed = |at: &mut usize, width: usize| -> Result<Field> {
@@ -160,7 +163,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The constant in `range`; `None` if its elements are not numbers.
+    /// The constant in `range`; `None` if its elements are not numbers, or if one listed element represents all of
+    /// them.
     fn tensor(&self, name: &str, range: Range<usize>) -> Result<Option<View>> {
         let (mut kind, mut dims, mut content) = (0, Vec::new(), None);
         let mut listed: Vec<u8> = Vec::new();
@@ -197,7 +201,7 @@ impl Reader<'_> {
                     listed.extend_from_slice(&v.to_le_bytes());
                 }
                 (7 | 10, Field::Bytes(r)) => {
-                    // A number takes at least a byte.
+                    // A varint takes at least one byte.
                     self.input.charge(2 * size_of::<u64>() * r.len(), place)?;
                     let mut at = r.start;
                     while at < r.end {
@@ -215,7 +219,7 @@ impl Reader<'_> {
             Some(r) => (dtype, Storage { owned: None, start: r.start, bytes: r.len(), crc: None }),
             None => {
                 let bytes = listed.len();
-                // Listed integers were widened above.
+                // Listed integers were widened to i64 above.
                 (
                     if whole { Dtype::I64 } else { dtype },
                     Storage { owned: Some(Arc::new(listed)), start: 0, bytes, crc: None },
@@ -235,7 +239,7 @@ impl Reader<'_> {
     }
 }
 
-/// `DataType` of `types.proto`.
+/// Element type of a `DataType` in `types.proto`; `None` if it is not supported.
 fn element_type(kind: u64) -> Option<Dtype> {
     Some(match kind {
         1 => Dtype::F32,

@@ -1,4 +1,4 @@
-//! A checkpoint file while it is read.
+//! State of reading a checkpoint file.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -7,7 +7,7 @@ use d2o_budget::{Budget, Exceeded};
 
 use crate::error::{Error, Result};
 
-/// A file's path, its bytes and what reading it may still take: nested files and shared objects all charge one [`Budget`].
+/// Path, bytes and remaining budget of the file. Nested files and shared objects charge the same [`Budget`].
 #[derive(Debug)]
 pub(crate) struct Input<'a> {
     pub(crate) path: &'a Path,
@@ -20,18 +20,18 @@ impl<'a> Input<'a> {
         Self { path, bytes, budget: RefCell::new(Budget::of_file(bytes.len() as u64)) }
     }
 
-    /// Charges `count` bytes of memory; `place` says where in the file they are asked for.
+    /// Charges `count` bytes of memory; `place` is the position in the file, for the error.
     ///
     /// # Errors
-    /// `Format` naming `place` and the limit.
+    /// `Format` with `place` and the limit, if the budget is exceeded.
     pub(crate) fn charge(&self, count: usize, place: impl Fn() -> String) -> Result<()> {
         self.judge(self.budget.borrow_mut().bytes(count), place)
     }
 
-    /// Charges `count` steps of work.
+    /// Charges `count` steps of work; `place` is the position in the file, for the error.
     ///
     /// # Errors
-    /// Likewise.
+    /// `Format` with `place` and the limit, if the budget is exceeded.
     pub(crate) fn step(&self, count: usize, place: impl Fn() -> String) -> Result<()> {
         self.judge(self.budget.borrow_mut().steps(count), place)
     }

@@ -46,12 +46,12 @@ pub enum Dtype {
     U16,
     U8,
     Bool,
-    /// A type that is not read, by its name in the file.
+    /// An element type that cannot be read: its safetensors name, or a description for types smaller than one byte.
     Other(&'static str),
 }
 
 impl Dtype {
-    /// Size of one element in bytes; 0 for a type that is not read.
+    /// Size of one element in bytes; 0 for [`Dtype::Other`].
     #[must_use]
     pub fn size(self) -> usize {
         match self {
@@ -63,7 +63,8 @@ impl Dtype {
         }
     }
 
-    /// One little-endian element as f32 (f64 and integers are rounded).
+    /// One little-endian element as f32 (f64 and integers are rounded). NaN if the length of `b` is not the element
+    /// size.
     #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "documented rounding")]
     pub(crate) fn element(self, b: &[u8]) -> f32 {
         match (self, b) {
@@ -93,22 +94,22 @@ pub struct TensorInfo {
     pub dims: Vec<usize>,
 }
 
-/// A bag of named tensors, read lazily.
+/// Named tensors, read on request.
 pub trait TensorSource: std::fmt::Debug + Send + Sync {
-    /// Tensor names in the file's order.
+    /// Tensor names in file order.
     fn names(&self) -> Vec<String>;
 
-    /// Type and shape of `name`, if it is there.
+    /// Type and shape of the tensor `name`; `None` if there is none.
     fn info(&self, name: &str) -> Option<TensorInfo>;
 
     /// Values of `name` in row-major order, converted to f32 (exact for f16, bf16 and f32; f64 and integers are rounded).
     ///
     /// # Errors
-    /// `Missing` if there is none; `Format` or `Io` if its bytes cannot be read.
+    /// `Missing` if there is no tensor of this name; `Format`, `Shape` or `Io` if it cannot be read.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
 }
 
-/// A source under other names and in other axis orders.
+/// Tensors of another source under new names and, optionally, in another axis order.
 #[derive(Debug)]
 pub struct Renamed {
     source: Arc<dyn TensorSource>,
@@ -116,7 +117,7 @@ pub struct Renamed {
     index: HashMap<String, usize>,
 }
 
-/// Axis i of the shown tensor is axis `axes[i]` of the source's; no axes leave it as it is.
+/// A renamed tensor. Axis i of it is axis `axes[i]` of the source tensor; empty `axes` keep the order.
 #[derive(Debug)]
 struct Entry {
     shown: String,
@@ -125,7 +126,8 @@ struct Entry {
 }
 
 impl Renamed {
-    /// `source`'s tensors that `name` gives a name, under that name.
+    /// Renames every tensor of `source` to the result of `name` and omits those for which it is `None`. Duplicate names
+    /// are handled as in [`Renamed::listed`].
     #[must_use]
     pub fn new(source: Arc<dyn TensorSource>, name: impl Fn(&str) -> Option<String>) -> Self {
         let renamed = source.names().into_iter().filter_map(|old| name(&old).map(|new| (new, old, &[][..])));
@@ -133,9 +135,12 @@ impl Renamed {
         Self::listed(source, renamed)
     }
 
-    /// The tensors of `source` that `list` names: shown name, name in the source, and for each shown axis the source's (none: the same).
-    /// Tensors that the source lacks are omitted. Of tensors with one shown name the first has it; the others are shown under a name that no network requests,
-    /// so that a load reports them.
+    /// The tensors of `source` in `list`: new name, name in the source, and the source axis of each new axis (empty:
+    /// same order).
+    ///
+    /// Tensors that the source lacks are omitted, and so are tensors of which `axes` is not a permutation of the axes.
+    /// If several tensors have the same new name, the first one gets it. The others get a name that no network
+    /// requests, so that a load reports them as unused.
     #[must_use]
     pub fn listed(source: Arc<dyn TensorSource>, list: Vec<(String, String, &'static [usize])>) -> Self {
         let fits = |old: &str, axes: &[usize]| {
@@ -196,7 +201,7 @@ struct Joined {
 
 impl Joined {
     /// # Errors
-    /// `Format` if two tensors would have one name.
+    /// `Format` if two tensors would have the same name.
     fn of(networks: &[StoredNetwork], input: &Input<'_>) -> Result<Self> {
         let networks = networks.iter().map(|n| (format!("{}.", n.name), Arc::clone(&n.tensors))).collect();
         let joined = Self { networks };
@@ -207,7 +212,7 @@ impl Joined {
         }
     }
 
-    /// The source that holds `name`, and its name there.
+    /// The source that contains the tensor `name`, and the name of the tensor in this source.
     fn find<'a>(&self, name: &'a str) -> Option<(&dyn TensorSource, &'a str)> {
         let held = |(prefix, tensors): &'_ (String, Arc<dyn TensorSource>)| {
             name.strip_prefix(prefix.as_str()).is_some_and(|inner| tensors.info(inner).is_some())
@@ -249,7 +254,7 @@ impl TensorSource for Arc<dyn TensorSource> {
     }
 }
 
-/// What a checkpoint's container is.
+/// File format of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {
@@ -268,7 +273,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// What people call it.
+    /// Name for messages.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -286,19 +291,19 @@ impl Format {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StoredNetwork {
-    /// Its key in the file's outermost dict, or the prefix of its tensors; empty for a file with a single unnamed one.
+    /// Key in the outermost dict of the file, or prefix of the tensor names; empty for a single unnamed network.
     pub name: String,
-    /// Name of its class, if the file records it.
+    /// Class name, if the file records it.
     pub class: Option<String>,
-    /// Positional arguments its constructor was given.
+    /// Positional arguments of the constructor call.
     pub init_args: Vec<Value>,
-    /// Named ones.
+    /// Keyword arguments of the constructor call.
     pub init_kwargs: Map<String, Value>,
-    /// Python source the file carries for it.
+    /// Python source of the class, if the file contains it.
     pub source: Option<Source>,
-    /// GraphDef: a node that scales after it normalises a batch.
+    /// GraphDef only: the first batch-norm node that scales after normalising.
     pub scaled_norm: Option<String>,
-    /// Its tensors, under the names the file has for them.
+    /// Tensors of the network. Names are relative to the network, otherwise as in the file.
     pub tensors: Arc<dyn TensorSource>,
 }
 
@@ -326,33 +331,36 @@ impl StoredNetwork {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct CheckpointFile {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Its container.
+    /// File format.
     pub format: Format,
-    /// Networks inside, in the file's order.
+    /// Networks in file order.
     pub networks: Vec<StoredNetwork>,
-    /// The file's own metadata, e.g. a snapshot's training state.
+    /// Metadata: the header metadata of a safetensors file, or the dict `d2o` of a pickle or torch file.
     pub metadata: Vec<(String, String)>,
-    /// Tensors of the whole file.
+    /// All tensors of the file. Outside safetensors files, tensors of a named network have names `NETWORK.NAME`.
     pub tensors: Arc<dyn TensorSource>,
-    /// Contents outside the networks that were ignored, one sentence each.
+    /// Ignored contents outside the networks, one note each.
     pub notes: Vec<String>,
 }
 
 impl CheckpointFile {
-    /// Opens `path`; the content decides the format.
+    /// Opens `path`. The content determines the format.
     ///
-    /// A safetensors file with metadata `class` and `init_kwargs` holds networks of that class: those whose prefixes its metadata `networks` lists
-    /// (a JSON list, as in d2o's snapshots), else the one under `weights.`, else the whole file.
+    /// A safetensors file with metadata `class` and `init_kwargs` contains networks of that class. If the metadata
+    /// entry `networks` (a JSON list, as in d2o snapshots) is not empty, there is one network for each prefix that it
+    /// lists. Otherwise the tensors below `weights.` are the network, or all tensors if there are none below
+    /// `weights.`.
     ///
-    /// A pickle holds the modules of its outermost dict, a torch or TorchScript archive its modules or state dicts, a GraphDef its
-    /// constants. Other objects are recorded and never instantiated; [`CheckpointFile::notes`] names the ignored ones.
+    /// The networks of a pickle, torch or TorchScript file are the modules and state dicts in the outermost dict, or
+    /// else the outermost object. A GraphDef is one network of constants. Other objects are never instantiated;
+    /// [`CheckpointFile::notes`] lists ignored contents.
     ///
-    /// Reading takes memory and work in proportion to the file's size, whatever the file declares.
+    /// Memory and work are bounded in proportion to the file size.
     ///
     /// # Errors
-    /// `Format` if it is not a checkpoint, or a damaged one.
+    /// `Format` if the file is not a checkpoint or is damaged; `Io` if it cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
         let head = head(path)?;
         if safetensors::recognises(&head) {
@@ -437,7 +445,7 @@ impl CheckpointFile {
     }
 }
 
-/// Constructor arguments of metadata `init_kwargs`.
+/// Parses the metadata `init_kwargs` as constructor arguments.
 fn arguments(path: &Path, text: &str) -> Result<Map<String, Value>> {
     let bad = |expected: &str, found: String| Error::format(path, "metadata `init_kwargs`", expected, found);
     if text.len() > MAX_ARGUMENTS {
@@ -450,7 +458,7 @@ fn arguments(path: &Path, text: &str) -> Result<Map<String, Value>> {
     }
 }
 
-/// What `value` is, for messages.
+/// JSON type of `value`, for messages.
 fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -462,10 +470,10 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// Longest constructor arguments in a safetensors file's metadata, bytes.
+/// Maximum length of the metadata `init_kwargs` of a safetensors file, bytes.
 const MAX_ARGUMENTS: usize = 1 << 20;
 
-/// The networks that metadata `networks` lists: some of the prefixes of the tensors called `tensors`.
+/// Parses the metadata `networks`. Every name must be a prefix of a name in `tensors`.
 fn listed(path: &Path, text: &str, tensors: &[String]) -> Result<Vec<String>> {
     let bad = |expected: &str, found: String| Error::format(path, "metadata `networks`", expected, found);
     let names: Vec<String> = serde_json::from_str(text).map_err(|e| bad("a list of names", e.to_string()))?;
@@ -483,7 +491,8 @@ fn listed(path: &Path, text: &str, tensors: &[String]) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The first bytes of `path`, as many as tell what it is. Opening a pipe would wait for its other end, and only a file can be mapped.
+/// The first bytes of `path`, which determine the format. Only regular files are accepted: opening a pipe would block,
+/// and other files cannot be mapped.
 fn head(path: &Path) -> Result<Vec<u8>> {
     use std::io::Read as _;
     match std::fs::metadata(path) {

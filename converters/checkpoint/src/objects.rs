@@ -1,7 +1,8 @@
-//! What a pickle of torch objects holds: state dicts, module trees (plain, persistent, TorchScript), constructor arguments.
+//! Interprets pickles of torch objects: state dicts, module trees (plain, persistent, TorchScript), constructor
+//! arguments.
 //!
-//! A module's tensors are found by walking `_parameters`, `_buffers` and `_modules`; the Python source that persistent objects carry is
-//! hashed for diagnosis and never run.
+//! The tensors of a module are found by walking `_parameters`, `_buffers` and `_modules`. The Python source in
+//! persistent objects is kept and hashed, but never run.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,66 +16,67 @@ use crate::input::Input;
 use crate::pickle::{Id, Node, Pickle};
 use crate::views::{Storage, View};
 
-/// Deepest nesting of modules and of constructor arguments.
+/// Maximum nesting of modules and of constructor arguments.
 const MAX_DEPTH: usize = 48;
-/// Most networks of one file.
+/// Maximum number of networks in a file.
 pub const MAX_NETWORKS: usize = 64;
 /// Memory charged per tensor description, without the name, bytes.
 const TENSOR_BYTES: usize = 512;
 /// Memory charged per JSON value, without its text, bytes.
 const VALUE_BYTES: usize = 128;
-/// Version of persistent objects up to which the layout is known.
+/// Latest version of persistent objects with a known layout.
 const PERSISTENCE_VERSION: usize = 6;
 
 const PERSISTENT: &str = "torch_utils.persistence._reconstruct_persistent_obj";
 const TORCHSCRIPT: &str = "__torch__.";
-/// The class of networks in pickles of NVIDIA's TensorFlow code.
+/// Class of networks in pickles of NVIDIA's TensorFlow repositories.
 const TENSORFLOW: &str = "dnnlib.tflib.network.Network";
 
-/// Turns the storage argument of a tensor into the bytes it names, and their element type if the storage has one.
+/// Resolves the storage argument of a tensor: element type (`None` if untyped) and bytes. `None` if it is not a
+/// storage.
 pub(crate) type Resolve<'a> = dyn FnMut(&Pickle, Id) -> Result<Option<(Option<Dtype>, Storage)>> + 'a;
 
 /// A network found in a pickle.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// Key in the file's outermost dict; empty if the file is one network.
+    /// Key in the outermost dict of the file; empty for a single unnamed network.
     pub(crate) name: String,
-    /// Its class, if it is a module.
+    /// Class name, if it is a module.
     pub(crate) class: Option<String>,
-    /// Positional arguments its constructor was given.
+    /// Positional arguments of the constructor call.
     pub(crate) init_args: Vec<Value>,
-    /// Named ones.
+    /// Keyword arguments of the constructor call.
     pub(crate) init_kwargs: Map<String, Value>,
-    /// Python source it carries.
+    /// Python source of the class, if the file contains it.
     pub(crate) source: Option<Source>,
-    /// Tensors by path.
+    /// Paths and views of the tensors.
     pub(crate) tensors: Vec<(String, View)>,
 }
 
-/// Python source that a file carries for a network. It is compared and hashed, never run.
+/// Python source of a network class in a file. It is compared and hashed, never run.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Source {
-    /// The text.
+    /// Source text.
     pub text: Arc<str>,
-    /// Its SHA-256, hexadecimal.
+    /// SHA-256 of the text, hexadecimal.
     pub sha256: Arc<str>,
 }
 
-/// What a pickle holds.
+/// Contents of a pickle.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
     pub(crate) networks: Vec<Found>,
-    /// Ignored contents outside the networks that a user may expect, one sentence each.
+    /// Ignored contents outside the networks, one note each.
     pub(crate) notes: Vec<String>,
-    /// What d2o recorded about them.
+    /// Texts in the top-level dict `d2o`.
     pub(crate) metadata: Vec<(String, String)>,
 }
 
-/// The networks of `pickle`: the modules and state dicts in its outermost dict, else the object itself.
+/// The networks of `pickle`: the modules and state dicts in the outermost dict, or else the outermost object.
 ///
 /// # Errors
-/// `Format` if there are none, or one is damaged, too deep or too large.
+/// `Format` if there is no network, or if one is damaged, nested too deeply or exceeds the budget.
 pub(crate) fn networks(pickle: &Pickle, input: &Input<'_>, resolve: &mut Resolve<'_>) -> Result<Contents> {
     let mut walk = Walk { pickle, input, resolve, sources: HashMap::new(), notes: Vec::new() };
     let mut networks = Vec::new();
@@ -121,32 +123,33 @@ pub(crate) fn networks(pickle: &Pickle, input: &Input<'_>, resolve: &mut Resolve
     Ok(Contents { networks, notes: walk.notes, metadata })
 }
 
-/// Top-level key of what d2o records in pickles: a dict of texts.
+/// Top-level key of the metadata that d2o writes into pickles, a dict of texts.
 const RECORDED: &str = "d2o";
 
-/// Top-level keys that never hold a network.
+/// Top-level keys that never contain a network.
 const NON_NETWORK_KEYS: [&str; 5] =
     ["augment_pipe", "loss_fn", "dataset_kwargs", "training_set_kwargs", "optimizer_state"];
-/// Keys under which training scripts save the one state dict of a file.
+/// Keys under which training scripts save a single state dict. The network then has no name.
 const WRAPPERS: [&str; 4] = ["state_dict", "model", "model_state_dict", "module"];
 
 struct Walk<'a, 'r> {
     pickle: &'a Pickle,
     input: &'a Input<'a>,
     resolve: &'a mut Resolve<'r>,
-    /// Sources by the value that holds them: networks share them.
+    /// Sources by the id of their text. Networks share them.
     sources: HashMap<Id, Source>,
     notes: Vec<String>,
 }
 
-/// A module that the pickle makes by calling its class without positional arguments, and fills from a state dict: d2o's own pickles.
+/// A module in a pickle of d2o: the pickle calls a `functools.partial` of the class and fills the result with
+/// `load_state_dict`.
 struct Made<'a> {
     class: &'a str,
     init_kwargs: Id,
     state_dict: Id,
 }
 
-/// A module object, whichever way it was pickled.
+/// A module object, pickled as a plain, persistent or TorchScript object.
 struct Module<'a> {
     class: &'a str,
     state: Id,
@@ -164,7 +167,7 @@ impl<'a> Walk<'a, '_> {
         Ok(())
     }
 
-    /// [`Pickle::get`], charged: shared objects may be searched again and again.
+    /// [`Pickle::get`], charged to the budget because shared objects may be searched repeatedly.
     fn get(&self, id: Id, key: &str) -> Result<Option<Id>> {
         let items = self.pickle.items(id).map_or(0, <[_]>::len);
         self.input.step(items, || format!("a dict of {items} entries"))?;
@@ -189,7 +192,7 @@ impl<'a> Walk<'a, '_> {
         Ok(is_module.then_some(Module { class, state: *state, source: None }))
     }
 
-    /// The module of a d2o pickle that `id` is.
+    /// Value `id` as a module of a d2o pickle; `None` if it is not one.
     fn made(&self, id: Id) -> Result<Option<Made<'a>>> {
         let p = self.pickle;
         let Node::Call { function, .. } = p.node(id) else { return Ok(None) };
@@ -209,7 +212,7 @@ impl<'a> Walk<'a, '_> {
         Ok(Some(Made { class, init_kwargs, state_dict }))
     }
 
-    /// Metadata that d2o recorded in addition to the networks.
+    /// Texts in the dict `d2o` among the top-level `items`.
     fn recorded(&self, items: &[(Id, Id)]) -> Result<Vec<(String, String)>> {
         let p = self.pickle;
         let own = items.iter().find(|(key, _)| p.text(*key) == Some(RECORDED)).map(|(_, value)| *value);
@@ -233,7 +236,7 @@ impl<'a> Walk<'a, '_> {
         Some(source)
     }
 
-    /// The network `id` is, if it is a module or a dict with tensors.
+    /// Value `id` as a network; `None` if it is neither a module nor a dict with tensors.
     fn network(&mut self, name: String, id: Id) -> Result<Option<Found>> {
         let mut found = Found { name, ..Found::default() };
         if let Some(made) = self.made(id)? {
@@ -265,7 +268,7 @@ impl<'a> Walk<'a, '_> {
         Ok(Some(found))
     }
 
-    /// The named arguments `id`; none if it is not a dict.
+    /// Value `id` as keyword arguments; empty if it is not a dict.
     fn kwargs(&self, id: Option<Id>) -> Result<Map<String, Value>> {
         let kwargs = id.map(|id| value(self.pickle, self.input, id, MAX_DEPTH)).transpose()?;
         Ok(if let Some(Value::Object(kwargs)) = kwargs { kwargs } else { Map::new() })
@@ -350,7 +353,7 @@ impl<'a> Walk<'a, '_> {
         Ok(())
     }
 
-    /// Entries of a dict, charged.
+    /// Items of dict `id`, charged to the budget; empty if it is not a dict.
     fn items(&self, id: Option<Id>) -> Result<&'a [(Id, Id)]> {
         let items = id.and_then(|i| self.pickle.items(i)).unwrap_or(&[]);
         self.input.step(items.len(), || format!("a dict of {} entries", items.len()))?;
@@ -363,16 +366,16 @@ impl<'a> Walk<'a, '_> {
         Ok(())
     }
 
-    /// Whether `id` rebuilds a tensor or a parameter.
+    /// Whether value `id` is a call that rebuilds a tensor or a parameter.
     fn is_tensor(&self, id: Id) -> bool {
         PARAMETERS.iter().chain(&TENSORS).any(|f| self.pickle.call(id, f).is_some())
     }
 
-    /// The tensor `id` is, if it is one.
+    /// Value `id` as the tensor `name`; `None` if it is not a tensor.
     fn tensor(&mut self, name: &str, id: Id) -> Result<Option<View>> {
         let p = self.pickle;
         if let Some(args) = PARAMETERS.iter().find_map(|f| p.call(id, f)) {
-            // A parameter of a parameter would have no end in a pickle that refers to itself.
+            // A parameter of a parameter is not followed: in a pickle that refers to itself this would not end.
             let inner = args.first().copied().filter(|i| PARAMETERS.iter().all(|f| p.call(*i, f).is_none()));
             return inner.map_or(Ok(None), |i| self.tensor(name, i));
         }
@@ -410,7 +413,7 @@ impl<'a> Walk<'a, '_> {
         Ok(Some(View { dtype, storage: bytes, offset, dims, strides, negative }))
     }
 
-    /// The array of little-endian f32 that `id` makes of bytes of the file, row-major.
+    /// Value `id` as a row-major `numpy.ndarray` of little-endian f32 over bytes of the file.
     fn array(&self, name: &str, id: Id) -> Result<Option<View>> {
         let p = self.pickle;
         let bad = |found: &str| self.bad(name, "an array of f32 made of bytes and its size", found);
@@ -429,39 +432,39 @@ impl<'a> Walk<'a, '_> {
     }
 }
 
-/// The sequence of sizes `id`.
+/// Value `id`, if it is a sequence of non-negative integers.
 fn sizes(p: &Pickle, id: Id) -> Option<Vec<usize>> {
     p.sequence(id)?.iter().map(|d| p.size(*d)).collect()
 }
 
-/// Calls by which d2o's own pickles make modules, fill them and make their tensors.
+/// Calls in pickles of d2o that create a module, fill it, and create a tensor.
 const PARTIAL: &str = "functools.partial";
 const LOAD_STATE_DICT: &str = "torch.nn.Module.load_state_dict";
 const FROM_NUMPY: &str = "torch.from_numpy";
 /// Calls that rebuild a parameter from a tensor.
 const PARAMETERS: [&str; 2] = ["torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"];
-/// Calls that rebuild a tensor: from a typed storage, from an untyped one and a type, through one of the two.
+/// Calls that rebuild a tensor: from a typed storage; from an untyped storage and an element type; by one of the two.
 const TENSORS: [&str; 3] =
     ["torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch._tensor._rebuild_from_type_v2"];
 
-/// A storage that a torch file keeps outside its pickle: `('storage', class, key, location, count, view)`.
+/// A storage outside the pickle of a torch file: `('storage', class, key, location, count, view)`.
 pub(crate) struct Outside<'a> {
     pub(crate) key: &'a str,
     pub(crate) dtype: Option<Dtype>,
-    /// Elements it says to have.
+    /// Declared number of elements.
     pub(crate) count: usize,
-    /// Key, offset and count of a part of it, in very old files.
+    /// View of a part, in very old files: key, offset, number of elements.
     pub(crate) part: Option<(&'a str, usize, usize)>,
 }
 
 impl Outside<'_> {
-    /// Bytes of one of its elements.
+    /// Size of one element in bytes; 1 if untyped.
     pub(crate) fn size(&self) -> usize {
         self.dtype.map_or(1, Dtype::size)
     }
 }
 
-/// The storage that `id` names, if it names one.
+/// Value `id` as a reference to a storage; `None` if it is not one.
 pub(crate) fn outside(p: &Pickle, id: Id) -> Option<Outside<'_>> {
     let Node::Persistent(persistent) = p.node(id) else { return None };
     let fields = p.sequence(*persistent)?;
@@ -517,16 +520,16 @@ fn named_type(name: &str) -> Option<Dtype> {
     })
 }
 
-/// Bytes pickled as such, or by protocol 2 as Latin-1 text.
+/// A byte string. Protocol 2 stores it as Latin-1 text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Blob {
-    /// Where they lie in the file.
+    /// Range of the bytes in the file.
     InFile(std::ops::Range<usize>),
-    /// The text to decode.
+    /// Id of the text to decode.
     Text(Id),
 }
 
-/// The bytes `id` is, if it is bytes.
+/// Value `id` as a byte string; `None` if it is not one.
 pub(crate) fn blob(p: &Pickle, id: Id) -> Option<Blob> {
     if let Node::Bytes(range) = p.node(id) {
         return Some(Blob::InFile(range.clone()));
@@ -535,17 +538,21 @@ pub(crate) fn blob(p: &Pickle, id: Id) -> Option<Blob> {
     matches!(p.text(encoding)?, "latin1" | "latin-1").then_some(Blob::Text(text))
 }
 
-/// The bytes that the Latin-1 text `id` encodes.
+/// Bytes of the Latin-1 text `id`; `None` if it is not text or contains other characters.
 pub(crate) fn decoded(p: &Pickle, input: &Input<'_>, id: Id) -> Result<Option<Vec<u8>>> {
     let Some(text) = p.text(id) else { return Ok(None) };
     input.charge(text.len(), || format!("text of {} bytes", text.len()))?;
     Ok(text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect())
 }
 
-/// `id` as JSON: None, truth values, numbers, text, lists, dicts with text keys; a class or function as its name.
+/// Value `id` as JSON.
+///
+/// None, booleans, numbers, text, sequences and dicts become the corresponding JSON values; infinity and NaN become
+/// text. A class or function becomes its name. Calls that make a size, a set or a numpy scalar become its value, and
+/// other calls the name of the callee. Anything else becomes a description.
 ///
 /// # Errors
-/// `Format` for nesting deeper than `depth`, for keys that are neither text nor integers, and beyond the file's budget.
+/// `Format` if the nesting is deeper than `depth`, a key is neither text nor an integer, or the budget is exceeded.
 fn value(p: &Pickle, input: &Input<'_>, id: Id, depth: usize) -> Result<Value> {
     let place = || "constructor arguments".to_owned();
     if depth == 0 {
@@ -590,7 +597,7 @@ fn value(p: &Pickle, input: &Input<'_>, id: Id, depth: usize) -> Result<Value> {
     })
 }
 
-/// A numpy scalar: `numpy.dtype(kind, …)` with the byte order in its state, and the element's bytes.
+/// A numpy scalar. `dtype` is a call `numpy.dtype(kind, …)` with the byte order in its state; `bytes` is the element.
 fn numpy_scalar(p: &Pickle, input: &Input<'_>, dtype: Id, bytes: Id) -> Option<Value> {
     let kind = p.text(*p.call(dtype, "numpy.dtype")?.first()?)?;
     let Node::Call { state, .. } = p.node(dtype) else { return None };
@@ -619,7 +626,7 @@ fn numpy_scalar(p: &Pickle, input: &Input<'_>, dtype: Id, bytes: Id) -> Option<V
     })
 }
 
-/// What `id` is, for errors.
+/// Description of value `id`, for errors.
 pub(crate) fn describe(p: &Pickle, id: Id) -> String {
     match p.node(id) {
         Node::None => "None".to_owned(),
@@ -634,5 +641,5 @@ pub(crate) fn describe(p: &Pickle, id: Id) -> String {
     }
 }
 
-/// Resolves storages by key.
+/// Storages by key.
 pub(crate) type Keyed = HashMap<String, Storage>;

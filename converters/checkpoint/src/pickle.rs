@@ -1,6 +1,8 @@
-//! Python pickles, protocols 2 to 5, as data: an opcode machine that records what a pickle would build and never calls anything.
+//! Reader of Python pickles, protocols 2 to 5. An opcode machine records what a pickle would build and never calls
+//! anything.
 //!
-//! Calls of unknown classes and functions are recorded like all others: whoever reads the values decides which of them mean something.
+//! Calls of unknown classes and functions are recorded like all others. The consumer of the values decides which calls
+//! it interprets.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -9,27 +11,27 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::input::Input;
 
-/// Memory of a value or of an entry of a table, bytes, as charged to the file's budget: rounded up for the room vectors keep.
+/// Memory charged per value, bytes: twice its size, because vectors reserve capacity.
 const NODE_BYTES: usize = 2 * size_of::<Node>();
-/// Memory of an element of a list or of a place on the stack, bytes, as charged.
+/// Memory charged per id in a sequence, in a dict or on the stack, bytes.
 const ELEMENT_BYTES: usize = 2 * size_of::<Id>();
-/// Memory of an entry of the memo, bytes, as charged.
+/// Memory charged per memo entry, bytes.
 const MEMO_BYTES: usize = 48;
 /// Longest integer, bytes.
 const MAX_INT: usize = 256;
-/// Longest byte string that is kept with the values, bytes.
+/// Longest byte string that is copied into [`Pickle`], bytes.
 const MAX_INLINE: usize = 16;
 /// Longest name of a class or function, bytes.
 const MAX_NAME: usize = 1 << 10;
 
-/// Classes whose objects are dicts.
+/// Classes that are read as dicts.
 const MAPPINGS: [&str; 4] =
     ["collections.OrderedDict", "collections.defaultdict", "collections.Counter", "dnnlib.util.EasyDict"];
 
 /// Index of a value in its [`Pickle`].
 pub type Id = usize;
 
-/// A value as the pickle describes it; shared values have one id.
+/// A value of a pickle. A shared value has one id.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Node {
@@ -45,7 +47,8 @@ pub enum Node {
     Float(f64),
     /// Text.
     Text(String),
-    /// Bytes, as the range of the file they fill; short ones can be had from [`Pickle::inline`].
+    /// Bytes, as a range of the file, or of the decoded bytes if the pickle was decoded in memory. [`Pickle::inline`]
+    /// returns short byte strings.
     Bytes(Range<usize>),
     /// A list, tuple or set.
     Sequence(Vec<Id>),
@@ -53,7 +56,7 @@ pub enum Node {
     Dict(Vec<(Id, Id)>),
     /// A class or function, `module.name`.
     Global(String),
-    /// A call that was not made: callable, arguments, the state given later, the items set later.
+    /// A recorded call, with the state and the items that later opcodes set.
     Call {
         /// The callable.
         function: Id,
@@ -64,7 +67,7 @@ pub enum Node {
         /// Arguments of SETITEM(S).
         items: Vec<(Id, Id)>,
     },
-    /// An object kept outside the pickle.
+    /// A reference (persistent id) to an object outside the pickle.
     Persistent(Id),
 }
 
@@ -77,15 +80,15 @@ pub struct Pickle {
 }
 
 impl Pickle {
-    /// Reads one pickle from the start of `bytes`, the content of `file`; also gives its length.
+    /// Reads one pickle from the start of `bytes`, the content of `file`. Returns the pickle and its length in bytes.
     ///
     /// # Errors
-    /// `Format` naming opcode and byte offset, also where the pickle takes more memory or work than its size explains.
+    /// `Format` with opcode and byte offset, if the pickle is damaged or exceeds the memory budget for its size.
     pub fn parse(bytes: &[u8], file: &Path) -> Result<(Self, usize)> {
         Self::read(&Input::new(file, bytes), bytes, 0)
     }
 
-    /// Reads one pickle from the start of `bytes`, which lie at `base` of the file or of a part of it that was decoded.
+    /// Reads one pickle from the start of `bytes`, which begin at offset `base` of the file or of a decoded part of it.
     pub(crate) fn read(input: &Input<'_>, bytes: &[u8], base: usize) -> Result<(Self, usize)> {
         let mut machine = Machine::new(input, bytes, base);
         loop {
@@ -95,19 +98,19 @@ impl Pickle {
         }
     }
 
-    /// The value that was pickled.
+    /// Id of the pickled value.
     #[must_use]
     pub fn root(&self) -> Id {
         self.root
     }
 
-    /// Value `id`.
+    /// Value `id`; [`Node::None`] if there is no such id.
     #[must_use]
     pub fn node(&self, id: Id) -> &Node {
         self.nodes.get(id).unwrap_or(&Node::None)
     }
 
-    /// Value `id` as text.
+    /// Value `id`, if it is text.
     #[must_use]
     pub fn text(&self, id: Id) -> Option<&str> {
         match self.node(id) {
@@ -116,7 +119,7 @@ impl Pickle {
         }
     }
 
-    /// Value `id` as a count.
+    /// Value `id`, if it is a non-negative integer.
     #[must_use]
     pub fn size(&self, id: Id) -> Option<usize> {
         match self.node(id) {
@@ -125,7 +128,7 @@ impl Pickle {
         }
     }
 
-    /// Elements of list, tuple or set `id`.
+    /// Elements of value `id`, if it is a list, tuple or set.
     #[must_use]
     pub fn sequence(&self, id: Id) -> Option<&[Id]> {
         match self.node(id) {
@@ -134,7 +137,7 @@ impl Pickle {
         }
     }
 
-    /// Items of dict `id`, be it an OrderedDict, EasyDict or plain.
+    /// Items of value `id`, if it is a dict, OrderedDict, defaultdict, Counter or EasyDict.
     #[must_use]
     pub fn items(&self, id: Id) -> Option<&[(Id, Id)]> {
         match self.node(id) {
@@ -146,19 +149,19 @@ impl Pickle {
         }
     }
 
-    /// All values, in the order they were read.
+    /// All values in the order in which they were read. The index is the id.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// Byte string `id` if it is short, as those of numpy scalars are.
+    /// Value `id`, if it is a byte string of at most 16 bytes, as in numpy scalars.
     #[must_use]
     pub fn inline(&self, id: Id) -> Option<&[u8]> {
         self.inline.get(&id).map(Vec::as_slice)
     }
 
-    /// Name of class or function `id`.
+    /// Name of value `id`, if it is a class or function.
     #[must_use]
     pub fn global(&self, id: Id) -> Option<&str> {
         match self.node(id) {
@@ -167,13 +170,13 @@ impl Pickle {
         }
     }
 
-    /// What dict `id` holds under the text `key`; the last of several.
+    /// Value of the text `key` in dict `id`. If the key occurs several times, the last value counts.
     #[must_use]
     pub fn get(&self, id: Id, key: &str) -> Option<Id> {
         self.items(id)?.iter().rev().find(|(k, _)| self.text(*k) == Some(key)).map(|(_, v)| *v)
     }
 
-    /// Arguments of `id` if it is a call of `function`.
+    /// Arguments of value `id`, if it is a call of `called`.
     #[must_use]
     pub fn call(&self, id: Id, called: &str) -> Option<&[Id]> {
         match self.node(id) {
@@ -190,7 +193,7 @@ struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     base: usize,
-    /// The opcode being run, and where it lies in `bytes`.
+    /// Current opcode and its offset in `bytes`.
     opcode: (u8, usize),
     nodes: Vec<Node>,
     stack: Vec<Id>,
@@ -244,7 +247,7 @@ impl<'a> Machine<'a> {
 
     fn length(&mut self, width: usize) -> Result<usize> {
         let n = self.u(width)?;
-        // A signed length below zero, or one no file could hold, ends here.
+        // This also rejects negative lengths, which read as large unsigned numbers.
         usize::try_from(n)
             .ok()
             .filter(|n| *n <= self.bytes.len())
@@ -305,7 +308,7 @@ impl<'a> Machine<'a> {
         self.push(Node::Bytes(start..start + length))
     }
 
-    /// A `str` of Python 2: text where it is UTF-8, as `torch.load` decodes it, else bytes.
+    /// A `str` of Python 2: text if it is UTF-8, which is how `torch.load` decodes it, otherwise bytes.
     fn old_string(&mut self, length: usize) -> Result<()> {
         let start = self.base + self.at;
         let bytes = self.take(length)?;
@@ -382,21 +385,22 @@ impl<'a> Machine<'a> {
                 list.extend(values);
                 Ok(())
             }
-            // A list or set of a class of its own; its elements are not needed.
+            // An object of a list or set subclass. Its elements are not needed.
             Node::Call { .. } => Ok(()),
             _ => Err(self.bad("a list or set", "another value")),
         }
     }
 
     fn record_call(&mut self, function: Id, arguments: Id) -> Result<()> {
-        // dill calls what a call gave, for types: recorded as any other call, and never run.
+        // dill creates types by calling the result of a call. Such calls are recorded too.
         if !matches!(self.nodes[function], Node::Global(_) | Node::Call { .. }) {
             return Err(self.bad("a class or function to call", "another value"));
         }
         self.push(Node::Call { function, arguments, state: None, items: Vec::new() })
     }
 
-    /// Charges the name of a class or function. STACK_GLOBAL takes module and name from the memo, so that five bytes of the file ask for two texts.
+    /// Charges the name of a class or function. STACK_GLOBAL can take module and name from the memo, so a few bytes of
+    /// the file can request a long text.
     fn charge_name(&self, length: usize) -> Result<()> {
         if length > MAX_NAME {
             return Err(self.bad(format!("a name of at most {MAX_NAME} bytes"), format!("{length} bytes")));
@@ -404,7 +408,7 @@ impl<'a> Machine<'a> {
         self.charge(length)
     }
 
-    /// Old torch files keep a module's class outside, as `('module', class, file, source)`.
+    /// The class in a persistent id `('module', class, file, source)`, with which old torch files store module classes.
     fn class_kept_outside(&self, id: Id) -> Option<Id> {
         match self.nodes.get(id)? {
             Node::Sequence(s)
@@ -416,7 +420,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Runs one opcode; gives the result at STOP.
+    /// Executes one opcode. Returns the id of the result at STOP.
     fn step(&mut self) -> Result<Option<Id>> {
         self.opcode = (0, self.at);
         let code = self.take(1)?[0];
@@ -593,7 +597,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// Python's name of an opcode.
+/// Python name of an opcode.
 fn opcode_name(code: u8) -> &'static str {
     match code {
         b'(' => "MARK",
@@ -696,7 +700,7 @@ mod tests {
         let fails = |bytes: &[u8]| parse(bytes).unwrap_err().to_string();
         let call = fails(b"\x80\x02X\x02\x00\x00\x00lsNR.");
         assert!(call.contains("opcode REDUCE (0x52) at byte 10: expected a class or function to call"), "{call}");
-        // Python: dill.dumps(set(), 2), whose type is the result of a call.
+        // Python: dill.dumps(set(), 2). The type is the result of a call.
         let set = b"\x80\x02cdill._dill\n_load_type\nX\x03\x00\x00\x00set\x85R]\x85R.";
         assert!(parse(set).is_ok());
         assert!(fails(b"\x80\x02X\xff\xff\xff\xffa.").contains("within the file"));
@@ -728,7 +732,7 @@ mod tests {
         assert!(p.call(p.root(), "subprocess.Popen").unwrap().is_empty());
     }
 
-    /// A few bytes again and again take no more memory than they explain.
+    /// Repeating a few bytes cannot exceed the memory budget for the file size.
     #[test]
     fn memory_is_bounded_by_the_size_of_the_file() {
         let repeated = |start: &[u8], unit: &[u8], times: usize| {
@@ -739,7 +743,7 @@ mod tests {
         let limit = "of memory for a file of";
         let values = repeated(b"\x80\x02N", b"N0", 1 << 22);
         assert!(values.contains(limit) && values.contains("opcode NONE"), "{values}");
-        // One long text as module and name of many classes.
+        // One long text is module and name of many classes.
         let mut names = b"\x80\x04X\x00\x00\x10\x00".to_vec();
         names.resize(names.len() + (1 << 20), b'a');
         names.extend(b"q\x000");
@@ -749,7 +753,7 @@ mod tests {
 
     #[test]
     fn repeated_sharing_stays_small() {
-        // x = (x, x) forty times over: 2^40 values if it were expanded.
+        // x = (x, x), forty times: 2^40 values if expanded.
         let mut bytes = b"\x80\x04K\x01".to_vec();
         for _ in 0..40 {
             bytes.extend(b"2\x86");

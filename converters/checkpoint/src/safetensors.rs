@@ -1,4 +1,5 @@
-//! safetensors: a JSON header, then raw little-endian tensors. Reading is memory-mapped; writing gives the same bytes each time.
+//! safetensors: a JSON header, then raw little-endian tensors. Files are memory-mapped for reading; writing is
+//! deterministic.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -14,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::views::{map, release};
 use crate::{Dtype, TensorInfo, TensorSource};
 
-/// Whether `head`, the first bytes of a file, can begin a safetensors file.
+/// Whether a file that starts with `head` may be a safetensors file.
 pub(crate) fn recognises(head: &[u8]) -> bool {
     const MAX_HEADER: u64 = 100_000_000;
     let (Some(length), Some(b'{')) = (head.first_chunk::<8>(), head.get(8)) else { return false };
@@ -36,7 +37,7 @@ impl SafetensorsFile {
     /// Maps `path` and checks its header: sizes, gaps, overlaps and the end of the file.
     ///
     /// # Errors
-    /// `Format` if the header is bad.
+    /// `Format` if the header is invalid; `Io` if the file cannot be mapped.
     pub fn open(path: &Path) -> Result<Self> {
         let map = map(path)?;
         let bad = |e: safetensors::SafeTensorError| {
@@ -58,7 +59,7 @@ impl SafetensorsFile {
         Ok(Self { path: path.to_owned(), map, start: length + 8, header, names, metadata })
     }
 
-    /// The file's metadata, sorted by key.
+    /// Metadata of the file, sorted by key.
     #[must_use]
     pub fn metadata(&self) -> &[(String, String)] {
         &self.metadata
@@ -114,7 +115,7 @@ impl TensorSource for SafetensorsFile {
     }
 }
 
-/// A tensor to be written, f32.
+/// A tensor to write, as f32.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     /// Name in the file.
@@ -125,16 +126,19 @@ pub struct Tensor {
     pub values: Vec<f32>,
 }
 
-/// Writes `tensors` in the given order with `metadata`: equal arguments give equal bytes; the file is complete or absent.
+/// Writes `tensors` in the given order with `metadata`. Equal arguments give equal bytes. The file is complete or
+/// absent.
 ///
 /// # Errors
-/// `Io`; `Duplicate` if two have one name; `Shape` if values do not fill the dimensions.
+/// `Io` if writing fails; `Duplicate` if two tensors have the same name; `Shape` if the number of values does not match
+/// the dimensions.
 pub fn write(path: &Path, tensors: &[Tensor], metadata: &BTreeMap<String, String>) -> Result<()> {
     let shapes: Vec<(&str, &[usize])> = tensors.iter().map(|t| (t.name.as_str(), t.dims.as_slice())).collect();
     write_each(path, &shapes, metadata, |i| Ok::<_, Error>(&tensors[i].values))
 }
 
-/// Writes tensors of the given names and dimensions as [`write()`] does; `values` gives those of each, one after the other, so that one at a time is held.
+/// Writes tensors of the given names and dimensions like [`write()`]. `values` returns the values of the tensor with
+/// the given index. It is called in order, so that only one tensor is in memory at a time.
 ///
 /// # Errors
 /// Those of [`write()`] and of `values`.
@@ -242,7 +246,7 @@ mod tests {
         }
     }
 
-    /// In a process of its own, since the umask is one of the whole process.
+    /// Runs in a child process, because the umask applies to the whole process.
     #[cfg(unix)]
     #[test]
     fn permissions_follow_the_umask() {

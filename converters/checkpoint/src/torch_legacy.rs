@@ -1,4 +1,5 @@
-//! `torch.save` files from before PyTorch 1.6: five pickles, then raw storages. Python pickles of modules nest one for each tensor.
+//! `torch.save` files from before PyTorch 1.6: five pickles, then raw storages. Python pickles of modules contain such
+//! a file for each tensor.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ const PROTOCOL: i64 = 1001;
 /// Memory charged per storage description, without the name, bytes.
 const STORAGE_BYTES: usize = 128;
 
-/// Whether `head`, the first bytes of a file, begin such a file.
+/// Whether a file that starts with `head` is such a file.
 pub(crate) fn recognises(head: &[u8]) -> bool {
     head.starts_with(MAGIC)
 }
@@ -32,14 +33,14 @@ pub(crate) fn networks(input: &Input<'_>) -> Result<Contents> {
 /// A parsed file, or one nested in a pickle.
 #[derive(Debug)]
 pub(crate) struct Legacy {
-    /// What was saved.
+    /// The saved object.
     pub(crate) object: Pickle,
     storages: Keyed,
 }
 
 impl Legacy {
-    /// Reads `bytes`, which lie at `base` of the file, or are `owned` because they had to be decoded. The gate of this format: every
-    /// storage lies inside the bytes.
+    /// Reads `bytes`, which begin at offset `base` of the file, or are `owned` because they had to be decoded. Checks
+    /// that every storage is inside `bytes`.
     ///
     /// # Errors
     /// `Format` naming the place.
@@ -99,7 +100,7 @@ impl Legacy {
         Ok(Self { object, storages })
     }
 
-    /// Element type and bytes of the storage that `id` of `pickle` names.
+    /// Element type and bytes of the storage that value `id` of `pickle` refers to.
     pub(crate) fn resolve(&self, pickle: &Pickle, id: Id) -> Option<(Option<Dtype>, Storage)> {
         let outside = objects::outside(pickle, id)?;
         let mut storage = self.storages.get(outside.key)?.clone();

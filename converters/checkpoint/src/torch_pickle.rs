@@ -1,4 +1,5 @@
-//! Plain Python pickles of modules, as EDM, D2O, SiD and StyleGAN publish them: each tensor nests a whole legacy torch file.
+//! Python pickles of modules, as published by EDM, D2O, SiD and StyleGAN. Each tensor contains a complete legacy torch
+//! file.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use crate::pickle::Pickle;
 use crate::torch_legacy::Legacy;
 use crate::views::Storage;
 
-/// Whether `head`, the first bytes of a file, begin a pickle of protocol 2 to 5.
+/// Whether a file that starts with `head` is a pickle of protocol 2 to 5.
 pub(crate) fn recognises(head: &[u8]) -> bool {
     matches!(head, [0x80, 2..=5, ..])
 }
@@ -19,10 +20,10 @@ pub(crate) fn recognises(head: &[u8]) -> bool {
 /// The networks of the pickle `input`.
 ///
 /// # Errors
-/// `Format` naming opcode and offset, or the tensor.
+/// `Format` with opcode and offset, or with the name of the tensor.
 pub(crate) fn networks(input: &Input<'_>) -> Result<Contents> {
     let (pickle, _) = Pickle::read(input, input.bytes, 0)?;
-    // Tensors may share a storage, and storages the file they were saved in: each nested file is read once.
+    // Tensors may share a storage, and storages may share a nested file. Each nested file is read once.
     let mut nested: HashMap<Blob, Option<(Option<Dtype>, Storage)>> = HashMap::new();
     objects::networks(&pickle, input, &mut |p, id| {
         let Some(&[inner]) = p.call(id, "torch.storage._load_from_bytes") else { return Ok(None) };

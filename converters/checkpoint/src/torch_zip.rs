@@ -1,6 +1,6 @@
-//! Zip archives of `torch.save` (since PyTorch 1.6) and TorchScript: `data.pkl`, and one stored entry for each storage.
+//! Zip archives of `torch.save` (since PyTorch 1.6) and TorchScript: `data.pkl`, and one entry per storage.
 //!
-//! Of TorchScript only weights and attributes are read; its code is not.
+//! Of TorchScript only weights and attributes are read, not the code.
 
 use std::collections::HashMap;
 use std::io::{Cursor, Read as _};
@@ -25,25 +25,25 @@ const ENTRY_BYTES: usize = 256;
 #[derive(Debug)]
 struct Entry {
     index: usize,
-    /// Where its bytes lie, if they are stored as they are.
+    /// Range of the bytes in the file, if they are not compressed.
     place: Option<Range<usize>>,
     size: usize,
-    /// 0: not reckoned.
+    /// 0 if the checksum was not computed.
     crc32: u32,
 }
 
 type Zip<'a> = ZipArchive<Cursor<&'a [u8]>>;
 
-/// An opened archive. Entries lie inside the file, under different names.
+/// An opened archive. All entries are inside the file and have different names.
 struct Archive<'a> {
     input: &'a Input<'a>,
     zip: Zip<'a>,
     entries: HashMap<String, Entry>,
-    /// Storages by key, as tensors share them.
+    /// Storages by entry name. Tensors share them.
     storages: HashMap<String, Storage>,
 }
 
-/// Whether `head`, the first bytes of a file, begin a zip archive.
+/// Whether a file that starts with `head` is a zip archive.
 pub(crate) fn recognises(head: &[u8]) -> bool {
     head.starts_with(b"PK\x03\x04")
 }
@@ -94,7 +94,7 @@ impl Content {
         }
     }
 
-    /// Where its first byte lies in the file; 0 if it was inflated.
+    /// Offset of the first byte in the file; 0 if the entry was inflated.
     fn base(&self) -> usize {
         match self {
             Self::InFile(place, _) => place.start,
@@ -119,8 +119,9 @@ impl<'a> Archive<'a> {
             };
             input.bad("archive", "a zip archive", found)
         };
-        // torch's archives begin with the file. Told so, the parser need not guess where they begin: it would take the 76 bytes of zip64 records
-        // that torch puts after the directory for bytes before the archive, if the directory's first header happens to be as long.
+        // Archives of torch start at offset 0 of the file. Without this setting the parser guesses the start. It then
+        // mistakes the 76 bytes of zip64 records that torch writes after the directory for bytes before the archive, if
+        // the first header of the directory has the same length.
         let config = Config { archive_offset: ArchiveOffset::Known(0) };
         let mut zip = ZipArchive::with_config(config, Cursor::new(input.bytes)).map_err(bad)?;
         let mut entries = HashMap::new();

@@ -1,4 +1,4 @@
-//! Tensors as strided views of storages in a mapped file: what every torch container and TensorFlow's constants come down to.
+//! Tensors as strided views of storages in a mapped file, used for all torch formats and TensorFlow constants.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,10 +13,10 @@ use crate::error::{Error, Result};
 use crate::input::Input;
 use crate::{Dtype, TensorInfo, TensorSource};
 
-/// Most axes of a tensor.
+/// Maximum number of axes of a tensor.
 const MAX_RANK: usize = 16;
 
-/// A file opened for reading, as memory.
+/// Maps a file into memory for reading.
 pub(crate) fn map(path: &Path) -> Result<Arc<Mmap>> {
     let file = fs::File::open(path)?;
     #[allow(
@@ -28,30 +28,31 @@ pub(crate) fn map(path: &Path) -> Result<Arc<Mmap>> {
     Ok(Arc::new(map))
 }
 
-/// Lets the system take back the memory of `range`, which was read: a later read fetches it from the file again.
+/// Lets the system free the memory of `range` after it was read. A later read loads it from the file again.
 pub(crate) fn release(map: &Mmap, range: std::ops::Range<usize>) {
-    /// Shorter ranges are not worth a system call.
+    /// Minimum length, bytes. Shorter ranges are not worth a system call.
     const LEAST: usize = 1 << 16;
     if range.len() < LEAST {
         return;
     }
     #[cfg(unix)]
     #[allow(unsafe_code, reason = "the map is of a file and only read, so its pages can be fetched again")]
-    // SAFETY: no page of a map that is never written holds anything but the file's bytes.
+    // SAFETY: the map is never written, so its pages contain only bytes of the file.
     let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
 }
 
-/// Bytes that hold elements: a range of the file, or of `owned` if they had to be decoded.
+/// Bytes of tensor elements: a range of the file, or of `owned` if they had to be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct Storage {
     pub(crate) owned: Option<Arc<Vec<u8>>>,
     pub(crate) start: usize,
     pub(crate) bytes: usize,
-    /// Of the archive's entry it lies in.
+    /// Checksum of the archive entry that contains the bytes.
     pub(crate) crc: Option<Arc<Checksum>>,
 }
 
-/// Checksum of an entry of an archive, compared when one of its tensors is first read: torch.load does not compare it, so damaged files go unnoticed.
+/// Checksum of an archive entry. It is compared when a tensor of the entry is read for the first time. `torch.load`
+/// does not compare it, so damaged files go unnoticed there.
 #[derive(Debug)]
 pub(crate) struct Checksum {
     pub(crate) entry: String,
@@ -62,7 +63,7 @@ pub(crate) struct Checksum {
 
 impl Checksum {
     /// # Errors
-    /// `Format` if the entry's bytes have another checksum.
+    /// `Format` if the bytes of the entry have another checksum.
     pub(crate) fn check(&self, path: &Path, file: &[u8]) -> Result<()> {
         if !self.holds.load(Ordering::Relaxed) {
             let found = crc32fast::hash(&file[self.place.clone()]);
@@ -85,7 +86,7 @@ pub(crate) struct View {
     pub(crate) offset: usize,
     pub(crate) dims: Vec<usize>,
     pub(crate) strides: Vec<usize>,
-    /// Whether values are the negatives of the stored ones.
+    /// Whether the values are the negated stored values.
     pub(crate) negative: bool,
 }
 
@@ -99,8 +100,8 @@ impl View {
         Self { dtype, storage, offset: 0, dims, strides, negative: false }
     }
 
-    /// Checks that the view lies inside its storage. Elements it repeats (expanded tensors) are charged, so that reading it takes no more memory than the
-    /// file explains.
+    /// Checks that the view is inside its storage. Repeated elements (expanded tensors) are charged to the budget,
+    /// which bounds the memory for reading the view.
     fn check(&self, input: &Input<'_>, name: &str) -> Result<()> {
         let elements = self.storage.bytes / self.dtype.size();
         let held = || format!("a storage of {elements} elements");
@@ -126,7 +127,7 @@ impl View {
     }
 }
 
-/// Named views of one file; lazy.
+/// Named views of one file, read on request.
 #[derive(Debug)]
 pub(crate) struct Views {
     path: PathBuf,
@@ -136,10 +137,11 @@ pub(crate) struct Views {
 }
 
 impl Views {
-    /// `tensors` of the file `input`, mapped as `map`, each checked.
+    /// Checks the `tensors` of the file `input`, which is mapped as `map`.
     ///
     /// # Errors
-    /// `Format` naming the tensor that lies outside its storage, repeats elements beyond the file's budget, or has another's name.
+    /// `Format` naming the tensor, if it or its storage is out of bounds, if it has too many axes, if it repeats
+    /// elements beyond the budget, or if another tensor has the same name.
     pub(crate) fn new(input: &Input<'_>, map: Arc<Mmap>, tensors: Vec<(String, View)>) -> Result<Self> {
         let mut index = HashMap::new();
         for (i, (name, view)) in tensors.iter().enumerate() {
@@ -207,7 +209,7 @@ impl Views {
             values.extend(bytes[from..from + count * size].chunks_exact(size).map(|b| view.dtype.element(b)));
             return Ok(values);
         }
-        // Row by row along the last axis; `check` has shown that every element is there.
+        // Row by row along the last axis. `check` has verified that every element is inside the storage.
         let (Some((inner, outer)), Some((step, outer_strides))) = (view.dims.split_last(), view.strides.split_last())
         else {
             return Ok(values);

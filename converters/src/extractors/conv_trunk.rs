@@ -1,4 +1,5 @@
-//! Convolutions with batch norms in a row, with skips, pools and taps: EfficientNet-Lite0 and VGG16 up to their last tap.
+//! A sequence of convolutions with batch norms, skips, pools and taps: EfficientNet-Lite0 and VGG16 up to their last
+//! tap.
 
 use std::collections::BTreeMap;
 
@@ -10,22 +11,22 @@ use crate::weights::{Init, Scope};
 /// The pool before a block: 2×2 pixels, stride 2.
 pub const POOL: Pool = Pool { kernel: 2, stride: 2, pad: 0 };
 
-/// What follows a convolution and its norm.
+/// Activation after a convolution and its norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// Nothing.
+    /// No activation.
     Linear,
     /// max(x, 0).
     Relu,
-    /// x limited to 0..=6.
+    /// x clamped to [0, 6].
     Relu6,
 }
 
 impl Activation {
-    /// The activation of `x`.
+    /// Applies the activation to `x`.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn apply<B: Backend>(self, b: &mut B, x: &B::Value) -> Result<B::Value> {
         match self {
             Self::Linear => Ok(x.clone()),
@@ -35,10 +36,10 @@ impl Activation {
     }
 }
 
-/// A batch norm of fixed statistics; keys `weight`, `bias`, `running_mean`, `running_var`, each `[outputs]`.
+/// A batch norm with fixed statistics; keys `weight`, `bias`, `running_mean`, `running_var`, each `[outputs]`.
 #[derive(Debug, Clone)]
 pub struct NormSpec {
-    /// Its scope.
+    /// Scope of the norm.
     pub scope: Scope,
     /// ε.
     pub eps: f64,
@@ -47,11 +48,12 @@ pub struct NormSpec {
 /// A convolution with TensorFlow's SAME padding, its batch norm and its activation.
 #[derive(Debug, Clone)]
 pub struct LayerSpec {
-    /// Scope of the convolution; keys `weight [outputs, inputs per group, kernel, kernel]` and, if it has one, `bias [outputs]`.
+    /// Scope of the convolution; keys `weight [outputs, inputs per group, kernel, kernel]` and `bias [outputs]`, if
+    /// there is a bias.
     pub conv: Scope,
-    /// Whether the convolution has a bias.
+    /// Whether a convolution with a norm has a bias. A convolution without a norm always has one.
     pub bias: bool,
-    /// Its batch norm. Weights of a convolution without one are parameters.
+    /// Batch norm after the convolution. Without a norm, weight and bias are trainable parameters.
     pub norm: Option<NormSpec>,
     /// Input channels.
     pub inputs: usize,
@@ -63,26 +65,26 @@ pub struct LayerSpec {
     pub stride: usize,
     /// Whether the convolution is depthwise.
     pub depthwise: bool,
-    /// What follows.
+    /// Activation after the norm.
     pub activation: Activation,
-    /// Standard deviation of fresh weights.
+    /// Standard deviation of the initial weights.
     pub init_std: f64,
 }
 
 impl LayerSpec {
-    /// Shape of the convolution's weight.
+    /// Shape of the weight of the convolution.
     #[must_use]
     pub fn dims(&self) -> [usize; 4] {
         [self.outputs, if self.depthwise { 1 } else { self.inputs }, self.kernel, self.kernel]
     }
 
-    /// Fresh weights of the convolution; fresh biases are 0.
+    /// Initial weights of the convolution. Initial biases are 0.
     #[must_use]
     pub fn init(&self) -> Init {
         Init::Normal { std: self.init_std }
     }
 
-    /// The convolution of images of `height` and `width` pixels.
+    /// Attributes of the convolution for images of `height` and `width` pixels.
     #[must_use]
     pub fn options(&self, [height, width]: [usize; 2]) -> Conv2d {
         let [(top, bottom), (left, right)] = [height, width].map(|size| same_padding(size, self.kernel, self.stride));
@@ -98,22 +100,22 @@ fn same_padding(size: usize, kernel: usize, stride: usize) -> (usize, usize) {
     (total / 2, total - total / 2)
 }
 
-/// Layers in a row, with a skip connection around them if `residual`.
+/// A sequence of layers, with a skip connection around them if `residual`.
 #[derive(Debug, Clone)]
 pub struct BlockSpec {
     /// Scope of the block.
     pub scope: Scope,
-    /// Whether [`POOL`]'s maximum precedes the layers.
+    /// Whether the max pooling [`POOL`] precedes the layers.
     pub pool: bool,
     /// The layers.
     pub layers: Vec<LayerSpec>,
-    /// Whether the input is added to the result.
+    /// Whether the input is added to the output of the layers.
     pub residual: bool,
-    /// Whether the result is a tap.
+    /// Whether the output is a tap.
     pub tap: bool,
 }
 
-/// Running mean and variance of batch norms, by scope, in place of those of the weights.
+/// Running mean and variance of batch norms, by scope, which replace those of the weights.
 pub type Statistics = BTreeMap<Scope, [Vec<f64>; 2]>;
 
 #[derive(Debug, Clone)]
@@ -129,7 +131,8 @@ pub struct ConvTrunk<V> {
 }
 
 impl<V: Clone> ConvTrunk<V> {
-    /// Takes the tensors of `blocks`; `statistics` may lack any norm.
+    /// Builds the network of `blocks` and takes its tensors. A norm that is not in `statistics` keeps those of the
+    /// weights.
     ///
     /// # Errors
     /// Those of [`Backend::param`].
@@ -141,10 +144,10 @@ impl<V: Clone> ConvTrunk<V> {
         Ok(Self { blocks: blocks.into_iter().map(|spec| build(spec, b)).collect::<Result<_>>()? })
     }
 
-    /// Maps after the blocks that are taps.
+    /// The feature maps after the blocks that are taps.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn taps<B: Backend<Value = V>>(&self, b: &mut B, x: &V) -> Result<Vec<V>> {
         let (mut x, mut taps) = (x.clone(), Vec::new());
         for Block { spec, convs } in &self.blocks {

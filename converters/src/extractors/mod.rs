@@ -1,4 +1,4 @@
-//! Feature networks, one folder each: configuration, names of tensors, network.
+//! Feature networks, one folder each: configuration, tensor names, network.
 
 pub mod conv_trunk;
 pub mod efficientnet_lite;
@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::preprocess::Preprocessing;
 use crate::recognise::Recognised;
 
-/// Activation of a transformer's MLP.
+/// Activation of the MLPs of a transformer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Activation {
@@ -42,23 +42,23 @@ impl Activation {
     }
 }
 
-/// Hyperparameters that tensors do not determine.
+/// Hyperparameters that names and shapes of tensors do not determine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Hyperparameters {
-    /// Activation of a CLIP tower.
+    /// Activation of a CLIP image encoder.
     pub activation: Option<Activation>,
-    /// Width of a vision transformer's attention heads, channels.
+    /// Channels per attention head of a vision transformer.
     pub head_width: Option<usize>,
 }
 
-/// Which options have an effect on a network.
+/// Options that have an effect on a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Takes {
     /// [`Hyperparameters::activation`].
     pub activation: bool,
     /// [`Hyperparameters::head_width`].
     pub head_width: bool,
-    /// Intermediate activations as further outputs.
+    /// Intermediate activations as additional outputs.
     pub taps: bool,
 }
 
@@ -69,7 +69,7 @@ pub enum Part {
     Trunk,
     /// The classifier after the features.
     Head,
-    /// Nothing that is evaluated.
+    /// Tensors that are not evaluated.
     Unused,
 }
 
@@ -79,9 +79,10 @@ pub type Named<V> = Vec<(String, V)>;
 /// A tensor in the canonical layout of a network: name, dimensions, values.
 pub type Canonical<'a> = (String, Vec<usize>, &'a [f32]);
 
-/// The configuration of a feature network: how it is recognised, named, built and evaluated.
+/// The configuration of a feature network, with methods that recognise, describe and build it.
 pub trait FeatureNetwork: Sized {
-    /// The network on a backend with values of type `V`. Its `forward(b, x, taps)` is that of [`crate::registry::ExtractorNet`].
+    /// The network on a backend with values of type `V`. Its method `forward(b, x, taps)` is documented in
+    /// [`crate::registry::ExtractorNet`].
     type Net<V: Clone>;
 
     /// Recognises the network by the names of its tensors.
@@ -90,23 +91,23 @@ pub trait FeatureNetwork: Sized {
     /// Name of the extractor in metadata and records.
     fn name(&self) -> String;
 
-    /// Height and width of the images the network is used with, pixels.
+    /// Default height and width of the input images, pixels.
     fn input_size(&self) -> usize;
 
-    /// Whether it also runs on images of other sizes.
+    /// Whether the network also accepts images of other sizes.
     fn any_size(&self) -> bool {
         false
     }
 
-    /// Normalisation and resizing of its images.
+    /// Normalisation and resizing of the input images.
     fn preprocessing(&self) -> Preprocessing;
 
-    /// Which options have an effect.
+    /// Options that have an effect on the network.
     fn takes(&self) -> Takes {
         Takes::default()
     }
 
-    /// Takes over hyperparameters that the file does not determine.
+    /// Sets hyperparameters that the file does not determine.
     ///
     /// # Errors
     /// `Config` if the file determines another value.
@@ -114,7 +115,7 @@ pub trait FeatureNetwork: Sized {
         Ok(())
     }
 
-    /// Activation of its MLPs, where networks of the same shapes differ in it.
+    /// Activation of the MLPs of a vision transformer, if it is known.
     fn activation(&self) -> Option<Activation> {
         None
     }
@@ -122,14 +123,15 @@ pub trait FeatureNetwork: Sized {
     /// Part of the network that the tensor `name` belongs to.
     fn part(&self, name: &str) -> Part;
 
-    /// The tensor `name` in the layout that digests of weights are computed in, which is the same for all published layouts.
+    /// The tensor `name` in the canonical layout, from which digests are computed. It is the same for all published
+    /// layouts.
     fn canonical<'a>(&self, name: &str, dims: &[usize], values: &'a [f32]) -> Vec<Canonical<'a>> {
         vec![(name.to_owned(), dims.to_vec(), values)]
     }
 
-    /// Takes all tensors, for images of `input_size` pixels.
+    /// Builds the network for images of `input_size` pixels and takes all of its tensors.
     ///
     /// # Errors
-    /// `Config` if a hyperparameter is missing or the size does not fit; those of [`Backend::param`].
+    /// `Config` if a hyperparameter is missing or the network does not accept the size; those of [`Backend::param`].
     fn build<B: Backend>(&self, b: &mut B, input_size: usize) -> Result<Self::Net<B::Value>>;
 }

@@ -1,29 +1,29 @@
-//! A constructor's arguments, taken one by one: those that are left at the end are unknown.
+//! Constructor arguments. Reading an argument removes it; those that remain at the end are unknown.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result, config};
 
-/// The arguments that were not taken yet.
+/// The arguments that were not read yet.
 #[derive(Debug, Clone)]
 pub struct Args {
     left: Map<String, Value>,
 }
 
 impl Args {
-    /// All of `arguments`.
+    /// Starts with all of `arguments`.
     #[must_use]
     pub fn new(arguments: Map<String, Value>) -> Self {
         Self { left: arguments }
     }
 
-    /// Drops arguments that are null, where the original treats None as absent.
+    /// Removes arguments that are null. The originals of these classes treat None as absent.
     pub fn drop_null(&mut self) {
         self.left.retain(|_, v| !v.is_null());
     }
 
-    /// Drops arguments that do not change what a network computes.
+    /// Removes arguments that do not affect the result of a network.
     pub fn ignore(&mut self, names: &[&str]) {
         for name in names {
             self.left.remove(*name);
@@ -41,23 +41,23 @@ impl Args {
         found.map(|v| read(&v).ok_or_else(|| config(format!("`{name}`: expected {kind}, found {v}")))).transpose()
     }
 
-    /// A count.
+    /// Reads a non-negative integer; `None` if it is absent.
     ///
     /// # Errors
-    /// `Config` if it is not a whole number.
+    /// `Config` if it is not a non-negative integer.
     pub fn number(&mut self, name: &str) -> Result<Option<usize>> {
         self.take(name, "a whole number", |v| usize::try_from(v.as_u64()?).ok())
     }
 
-    /// A count that has no default.
+    /// Reads a required non-negative integer.
     ///
     /// # Errors
-    /// `Config` if it is absent or not a whole number.
+    /// `Config` if it is absent or not a non-negative integer.
     pub fn required(&mut self, name: &str) -> Result<usize> {
         self.number(name)?.ok_or_else(|| missing(name))
     }
 
-    /// A flag.
+    /// Reads a boolean; `None` if it is absent.
     ///
     /// # Errors
     /// `Config` if it is neither true nor false.
@@ -65,15 +65,15 @@ impl Args {
         self.take(name, "true or false", Value::as_bool)
     }
 
-    /// A number.
+    /// Reads a number; `default` if it is absent.
     ///
     /// # Errors
-    /// `Config` if it is not one.
+    /// `Config` if it is not a number.
     pub fn float(&mut self, name: &str, default: f64) -> Result<f64> {
         Ok(self.take(name, "a number", Value::as_f64)?.unwrap_or(default))
     }
 
-    /// A bound; null, as which an infinite number is read, gives `default`.
+    /// Reads a bound; `default` if it is absent or null. `serde_json` writes infinite numbers as null.
     ///
     /// # Errors
     /// `Config` if it is neither a number nor null.
@@ -82,15 +82,15 @@ impl Args {
         Ok(self.take(name, "a number", read)?.flatten().unwrap_or(default))
     }
 
-    /// A text.
+    /// Reads a text; `None` if it is absent.
     ///
     /// # Errors
-    /// `Config` if it is not one.
+    /// `Config` if it is not a text.
     pub fn text(&mut self, name: &str) -> Result<Option<String>> {
         self.take(name, "a string", |v| v.as_str().map(str::to_owned))
     }
 
-    /// A value of type `T`.
+    /// Reads a required value of type `T`.
     ///
     /// # Errors
     /// `Config` if it is absent or of another type.
@@ -99,7 +99,7 @@ impl Args {
         serde_json::from_value(value).map_err(|e| config(format!("`{name}`: {e}")))
     }
 
-    /// The arguments that are left, as those of `class`.
+    /// Reads all remaining arguments as those of `class`.
     ///
     /// # Errors
     /// `Config` if one is unknown or of another type.
@@ -108,7 +108,7 @@ impl Args {
     }
 }
 
-/// The error of an argument that has no default.
+/// The error for a missing required argument.
 pub(crate) fn missing(name: &str) -> Error {
     config(format!("`{name}` is missing"))
 }

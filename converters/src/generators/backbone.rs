@@ -1,14 +1,14 @@
-//! Raw networks F(x; c_noise, labels), which preconditioners make denoisers of.
+//! Raw networks F(x; c_noise, labels). With a preconditioner they become denoisers.
 
 use super::args::{Args, within};
 use crate::backend::{Backend, Ops as _};
 use crate::error::{Result, config};
 use crate::layers::Linear;
 
-/// Largest number of channels, classes' root, augmentation labels.
+/// Maximum number of channels and of augmentation labels. The maximum number of classes is its square.
 pub(crate) const MAX_CHANNELS: usize = 1 << 14;
 
-/// Sizes of the tensors that go in and out.
+/// Sizes of the input and output tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// Height and width of the images, pixels.
@@ -21,12 +21,12 @@ pub struct Shape {
     pub label_dim: usize,
 }
 
-/// What the images of an evaluation are, for the network.
+/// Labels of the images of an evaluation.
 #[derive(Debug)]
 pub struct Labels<'a, V> {
-    /// One-hot classes, `[N, label_dim]`; without them none applies.
+    /// One-hot classes `[N, label_dim]`; `None` for no class.
     pub classes: Option<&'a V>,
-    /// What augmentation did to the images, `[N, augment_dim]`; without them nothing. In training alone.
+    /// Augmentation labels `[N, augment_dim]`, used only in training; `None` for images without augmentation.
     pub augment: Option<&'a V>,
 }
 
@@ -39,22 +39,22 @@ impl<V> Clone for Labels<'_, V> {
 impl<V> Copy for Labels<'_, V> {}
 
 impl<'a, V> From<Option<&'a V>> for Labels<'a, V> {
-    /// Classes of images as they are.
+    /// Classes of images without augmentation.
     fn from(classes: Option<&'a V>) -> Self {
         Self { classes, augment: None }
     }
 }
 
-/// The configuration of a raw network, and how it is built and evaluated.
+/// The configuration of a raw network, with methods that read, check and build it.
 pub trait Backbone: Sized {
     /// Name of the class in checkpoints.
     const CLASS: &'static str;
 
-    /// The network on a backend with values of type `V`. Its `forward(b, x, noise, labels)` maps `x [N, inputs, R, R]`, `noise [N or 1]` and
-    /// [`Labels`] to `[N, outputs, R, R]`.
+    /// The network on a backend with values of type `V`. Its `forward(b, x, noise, labels)` maps `x [N, inputs, R, R]`,
+    /// `noise [N or 1]` and [`Labels`] to `[N, outputs, R, R]`.
     type Net<V: Clone>;
 
-    /// Reads the constructor's arguments beyond those of the preconditioner around it, whose class is `precond`.
+    /// Reads the constructor arguments that remain after those of the preconditioner, which has the class `precond`.
     ///
     /// # Errors
     /// `Config` for an unknown or missing argument.
@@ -66,29 +66,29 @@ pub trait Backbone: Sized {
     /// `Config` for a value out of range.
     fn check(&self, shape: Shape) -> Result<()>;
 
-    /// Probability with which training hides an image's label from the network.
+    /// Probability with which training drops the class label of an image.
     fn label_dropout(&self) -> f64 {
         0.0
     }
 
-    /// Number of augmentation labels.
+    /// Number of augmentation labels; 0 if the network takes none.
     fn augment_dim(&self) -> usize {
         0
     }
 
-    /// Channels of the output if the preconditioner expects `channels`.
+    /// Number of output channels if the preconditioner expects `channels`.
     fn outputs(&self, channels: usize) -> usize {
         channels
     }
 
-    /// Takes the network's tensors.
+    /// Builds the network and takes its tensors.
     ///
     /// # Errors
     /// Those of [`Backend::param`].
     fn build<B: Backend>(&self, b: &mut B, shape: Shape) -> Result<Self::Net<B::Value>>;
 }
 
-/// Sizes that all U-Nets have.
+/// Sizes that are common to all U-Nets.
 pub(crate) struct Sizes {
     pub(crate) model_channels: usize,
     pub(crate) channel_mult: Vec<f64>,
@@ -96,7 +96,7 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    /// Multipliers that are whole numbers.
+    /// Sizes with integer multipliers.
     pub(crate) fn whole(model_channels: usize, channel_mult: &[usize], num_blocks: usize) -> Self {
         Self { model_channels, channel_mult: channel_mult.iter().map(|m| *m as f64).collect(), num_blocks }
     }
@@ -124,10 +124,10 @@ impl Sizes {
     }
 }
 
-/// `emb` plus what `map` makes of the augmentation labels, if there are any.
+/// Adds the embedding of the augmentation `labels` by `map` to `emb`. Without labels, `emb` is returned unchanged.
 ///
 /// # Errors
-/// `Config` for labels without `map`; `Engine`.
+/// `Config` if there are labels but no `map`; `Engine` if an operation fails.
 pub(crate) fn augmented<B: Backend>(
     b: &mut B,
     emb: B::Value,
@@ -140,7 +140,7 @@ pub(crate) fn augmented<B: Backend>(
     b.add(&emb, &augment)
 }
 
-/// Checks the arguments about embeddings that EDM's U-Nets share.
+/// Checks the arguments for embeddings that both U-Nets of EDM have.
 pub(crate) fn check_embedding(augment_dim: usize, channel_mult_emb: usize, label_dropout: f64) -> Result<()> {
     within("augment_dim", augment_dim, 0, MAX_CHANNELS)?;
     within("channel_mult_emb", channel_mult_emb, 1, 64)?;

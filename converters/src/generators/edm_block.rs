@@ -1,11 +1,11 @@
-//! The residual block that EDM's two U-Nets share.
+//! The residual block of both U-Nets of EDM.
 
 use crate::backend::{Backend, Ops as _, signed};
 use crate::error::Result;
 use crate::layers::{Conv, ConvConfig, GroupNorm, LayerInit, Linear, QkvOrder, Resample, attend, condition};
 use crate::weights::Scope;
 
-/// What all blocks of one U-Net share.
+/// Settings that all blocks of a U-Net share.
 #[derive(Debug, Clone)]
 pub(super) struct BlockStyle {
     /// Width of the noise embedding.
@@ -14,7 +14,7 @@ pub(super) struct BlockStyle {
     pub(super) dropout: f64,
     /// Factor after each residual sum.
     pub(super) skip_scale: f64,
-    /// Group norm's ε.
+    /// ε of group norms.
     pub(super) eps: f64,
     /// Resampling filter.
     pub(super) filter: Vec<f64>,
@@ -22,26 +22,26 @@ pub(super) struct BlockStyle {
     pub(super) resample_proj: bool,
     /// Whether the embedding gives scale and shift (ADM) or a bias (Song).
     pub(super) adaptive_scale: bool,
-    /// Attention heads for a channel count.
+    /// Number or width of the attention heads.
     pub(super) heads: Heads,
-    /// Fresh weights in general.
+    /// Initial weights of the other layers.
     pub(super) init: LayerInit,
-    /// Fresh weights of the last convolution of a branch.
+    /// Initial weights of the last convolution of a branch.
     pub(super) init_zero: LayerInit,
-    /// Fresh weights of `qkv`.
+    /// Initial weights of `qkv`.
     pub(super) init_attention: LayerInit,
 }
 
 /// How channels are split into attention heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heads {
-    /// This many.
+    /// Number of heads.
     Count(usize),
-    /// As many as this width of a head gives.
+    /// Channels per head.
     Width(usize),
 }
 
-/// Residual block with resampling and attention, as EDM's `UNetBlock`.
+/// Residual block with resampling and attention, like `UNetBlock` of EDM.
 #[derive(Debug, Clone)]
 pub(super) struct UNetBlock<V> {
     scope: Scope,
@@ -65,7 +65,7 @@ struct Attention<V> {
 }
 
 impl<V: Clone> UNetBlock<V> {
-    /// Takes the block's tensors below `scope`.
+    /// Builds the block from the tensors below `scope`.
     ///
     /// # Errors
     /// Those of [`Backend::param`].
@@ -111,7 +111,7 @@ impl<V: Clone> UNetBlock<V> {
     /// `x [N, in, H, W]`, `embedding [N or 1, E]` -> `[N, out, H', W']`.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub(super) fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, embedding: &V) -> Result<V> {
         let h = self.norm0.forward(b, x)?;
         let h = b.silu(&h)?;

@@ -6,10 +6,10 @@ use serde_json::{Map, Value};
 use crate::backend::Backend;
 use crate::error::Result;
 
-/// Options of sampling from a generator of the StyleGAN family.
+/// Sampling options of a generator of the StyleGAN family.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SynthesisOptions {
-    /// Truncation towards the average intermediate latent: 1 for none, 0 for the average itself.
+    /// Truncation towards the average intermediate latent: 1 for no truncation, 0 for the average itself.
     pub truncation_psi: f64,
     /// Number of layers, from the coarsest, whose latents are truncated; `None` for all.
     pub truncation_cutoff: Option<usize>,
@@ -23,14 +23,15 @@ impl Default for SynthesisOptions {
     }
 }
 
-/// The configuration of a generator, and how it is built and evaluated.
+/// The configuration of a generator, with methods that read and build it.
 pub trait LatentGenerator: Sized {
     /// Name of the class in checkpoints.
     const CLASS: &'static str;
-    /// Positional arguments of the constructor.
+    /// Names of the positional arguments of the constructor.
     const POSITIONAL: &'static [&'static str];
 
-    /// The network on a backend with values of type `V`. Its `forward(b, latents, labels, options)` is that of [`crate::registry::LatentNet`].
+    /// The network on a backend with values of type `V`. Its method `forward(b, latents, labels, options)` is
+    /// documented in [`crate::registry::LatentNet`].
     type Net<V: Clone>;
 
     /// Name of the class in checkpoints.
@@ -38,27 +39,27 @@ pub trait LatentGenerator: Sized {
         Self::CLASS
     }
 
-    /// Reads the constructor's arguments.
+    /// Reads the constructor arguments.
     ///
     /// # Errors
     /// `Config` for an unknown or missing argument, or a value out of range.
     fn read(init_kwargs: &Map<String, Value>) -> Result<Self>;
 
-    /// Why a checkpoint with an object of this class cannot be used.
+    /// Reason why a checkpoint with an object of this class cannot be used; `None` if it can.
     fn unsupported(_tensors: &dyn TensorSource) -> Option<&'static str> {
         None
     }
 
-    /// The constructor's arguments as they were read.
+    /// Constructor arguments as they were read.
     fn init_kwargs(&self) -> Value;
 
-    /// Length of the latents.
+    /// Length of a latent vector.
     fn latent_dim(&self) -> usize;
 
     /// Number of classes; 0 if unconditional.
     fn label_dim(&self) -> usize;
 
-    /// Takes all tensors.
+    /// Builds the network and takes all of its tensors.
     ///
     /// # Errors
     /// Those of [`Backend::buffer`].

@@ -1,4 +1,5 @@
-//! Networks that make images, one folder each: denoisers, of a backbone and a preconditioner, and generators of one evaluation.
+//! Networks that generate images, one folder each: denoisers (a backbone and a preconditioner) and single-evaluation
+//! generators.
 
 pub mod args;
 pub mod backbone;

@@ -3,7 +3,8 @@
 use crate::backend::{Backend, signed};
 use crate::error::Result;
 
-/// Attention of `[queries, keys, values]`, each `[N·heads, depth, pixels]`, logits scaled by 1/√depth -> `[N·heads, depth, pixels]`.
+/// Attention of `[queries, keys, values]`, each `[N·heads, depth, pixels]`, with logits scaled by 1/√depth. The result
+/// is `[N·heads, depth, pixels]`.
 pub(crate) fn attend<B: Backend>(b: &mut B, [q, k, v]: &[B::Value; 3], depth: usize) -> Result<B::Value> {
     let q = b.transpose(q, &[0, 2, 1])?;
     let k = b.scale(k, 1.0 / (depth as f64).sqrt())?;
@@ -13,8 +14,8 @@ pub(crate) fn attend<B: Backend>(b: &mut B, [q, k, v]: &[B::Value; 3], depth: us
     b.matmul(v, &weights)
 }
 
-/// How the channels that one convolution gives for queries, keys and values are ordered: the place of tensor j (q, k, v), head h and channel c of the
-/// head, of C channels in heads of d.
+/// Channel order of a convolution that computes queries, keys and values together. Each variant gives the position of
+/// channel c in head h of tensor j (0 to 2: queries, keys, values), for C channels in heads of d channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QkvOrder {
@@ -27,7 +28,8 @@ pub enum QkvOrder {
 }
 
 impl QkvOrder {
-    /// `qkv [N, 3·channels, height, width]` -> queries, keys, values `[N·heads, depth, height·width]`.
+    /// Splits `qkv [N, 3·channels, height, width]` into queries, keys and values, each of shape
+    /// `[N·heads, depth, height·width]`.
     pub(crate) fn split<B: Backend>(
         self,
         b: &mut B,

@@ -1,4 +1,4 @@
-//! Convolutions: with a change of resolution, and with a folded batch norm.
+//! Convolutions with resampling, and convolutions with a folded batch norm.
 
 use super::init::LayerInit;
 use super::norm::{BatchNorm, fold, wide};
@@ -11,17 +11,17 @@ use crate::weights::{Init, Scope};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Resample {
-    /// Not at all.
+    /// Keeps the resolution.
     Keep,
-    /// Doubles it before the convolution.
+    /// Doubles the resolution before the convolution.
     Up,
-    /// Halves it before the convolution.
+    /// Halves the resolution before the convolution.
     Down,
-    /// Halves it after the convolution, whose padding grows by the filter's.
+    /// Halves the resolution after the convolution. The padding of the filter is added to that of the convolution.
     FusedDown,
 }
 
-/// Sizes of a [`Conv`].
+/// Configuration of a [`Conv`].
 #[derive(Debug, Clone, Copy)]
 pub struct ConvConfig<'a> {
     /// Input channels.
@@ -32,23 +32,24 @@ pub struct ConvConfig<'a> {
     pub kernel: usize,
     /// Stride.
     pub stride: usize,
-    /// Change of resolution by a filter.
+    /// Resampling by a filter.
     pub resample: Resample,
     /// One-dimensional resampling filter, before normalisation.
     pub filter: &'a [f64],
-    /// Fresh weights.
+    /// Initial weights.
     pub init: LayerInit,
 }
 
 impl ConvConfig<'_> {
-    /// Stride 1, no change of resolution.
+    /// Stride 1, no resampling.
     #[must_use]
     pub fn plain(inputs: usize, outputs: usize, kernel: usize, init: LayerInit) -> Self {
         Self { inputs, outputs, kernel, stride: 1, resample: Resample::Keep, filter: &[], init }
     }
 }
 
-/// Convolution that keeps the resolution at stride 1, with optional up- or downsampling by a filter, as EDM's `Conv2d`.
+/// Convolution that keeps the resolution at stride 1, with optional up- or downsampling by a filter, like `Conv2d` of
+/// EDM.
 ///
 /// Keys: `weight [out, in, k, k]`, `bias [out]` unless the kernel is 0; `resample_filter [1, 1, n, n]` if it resamples.
 #[derive(Debug, Clone)]
@@ -62,7 +63,7 @@ pub struct Conv<V> {
 }
 
 impl<V: Clone> Conv<V> {
-    /// Takes the tensors listed on the type.
+    /// Builds the layer from the tensors listed above.
     ///
     /// # Errors
     /// Those of [`Backend::param`].
@@ -94,7 +95,7 @@ impl<V: Clone> Conv<V> {
     /// `[N, in, H, W]` -> `[N, out, H', W']`.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V) -> Result<V> {
         b.enter(&self.scope);
         let x = match (&self.filter, self.resample) {
@@ -115,7 +116,7 @@ impl<V: Clone> Conv<V> {
     }
 }
 
-/// A convolution with a batch norm of fixed statistics folded into its weights.
+/// A convolution with a batch norm with fixed statistics folded into its weights.
 #[derive(Debug, Clone)]
 pub(crate) struct FoldedConv<V> {
     scope: Scope,
@@ -124,7 +125,7 @@ pub(crate) struct FoldedConv<V> {
 }
 
 impl<V: Clone> FoldedConv<V> {
-    /// `weight` of shape `dims` and `bias [dims[0]]`, followed by `norm`.
+    /// Builds a convolution with `weight` of shape `dims` and `bias [dims[0]]` (0 if `None`), followed by `norm`.
     pub(crate) fn build<B: Backend<Value = V>>(
         b: &mut B,
         scope: Scope,

@@ -15,10 +15,11 @@ pub struct NoiseEmbedding<V> {
 }
 
 impl<V: Clone> NoiseEmbedding<V> {
-    /// Fixed frequencies 10000^(-i/(channels/2 - e)), e = 1 if `endpoint`. `sin_first` gives `[sin | cos]`, else `[cos | sin]`.
+    /// Fixed frequencies 10000^(-i/(channels/2 - e)) with e = 1 if `endpoint`, else 0. The result is `[sin | cos]` if
+    /// `sin_first`, else `[cos | sin]`.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn positional<B: Backend<Value = V>>(
         b: &mut B,
         scope: Scope,
@@ -41,10 +42,10 @@ impl<V: Clone> NoiseEmbedding<V> {
         Ok(Self { scope, freqs, sin_first })
     }
 
-    /// Fixed frequencies exp(-ln 10000 · i/(channels/2)) for times of up to thousands, `[cos | sin]`.
+    /// Fixed frequencies exp(-ln 10000 · i/(channels/2)), for time steps up to thousands. The result is `[cos | sin]`.
     ///
     /// # Errors
-    /// `Config` for an odd number of channels; `Engine`.
+    /// `Config` if the number of channels is odd or 0; `Engine` if an operation fails.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_precision_loss,
@@ -62,7 +63,8 @@ impl<V: Clone> NoiseEmbedding<V> {
         Ok(Self { scope, freqs, sin_first: false })
     }
 
-    /// Random frequencies from the buffer `freqs [channels/2]`; 2π times them, then times the noise level.
+    /// Random frequencies from the buffer `freqs [channels/2]`. They are multiplied by 2π first, then by the noise
+    /// level.
     ///
     /// # Errors
     /// Those of [`Backend::buffer`].
@@ -80,7 +82,7 @@ impl<V: Clone> NoiseEmbedding<V> {
     /// `t [N]` -> `[N, channels]`.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, t: &V) -> Result<V> {
         b.enter(&self.scope);
         let t = b.reshape(t, &[-1, 1])?;

@@ -2,18 +2,18 @@
 
 use crate::weights::Init;
 
-/// Distribution and gains of a layer's fresh weights, in EDM's terms.
+/// Distribution and gains of the initial weights of a layer, as defined by EDM.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerInit {
     /// Distribution.
     pub mode: InitMode,
     /// Gain of the weight.
     pub weight: f64,
-    /// Gain of the bias; 0 makes it zero.
+    /// Gain of the bias; 0 gives a zero bias.
     pub bias: f64,
 }
 
-/// The distributions EDM names.
+/// Distributions of initial weights in EDM, and the PyTorch default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the field's names of the distributions")]
 #[non_exhaustive]
@@ -25,7 +25,7 @@ pub enum InitMode {
 }
 
 impl LayerInit {
-    /// PyTorch's default, weight and bias.
+    /// PyTorch default for weight and bias.
     pub const TORCH: Self = Self { mode: InitMode::Torch, weight: 1.0, bias: 1.0 };
 
     /// `mode` with this weight gain and a zero bias.

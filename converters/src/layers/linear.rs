@@ -14,7 +14,7 @@ pub struct Linear<V> {
 }
 
 impl<V: Clone> Linear<V> {
-    /// Takes `weight [outputs, inputs]` and, if asked, `bias [outputs]`.
+    /// Builds the layer from `weight [outputs, inputs]` and, if `bias`, `bias [outputs]`.
     ///
     /// # Errors
     /// Those of [`Backend::param`].
@@ -32,7 +32,8 @@ impl<V: Clone> Linear<V> {
         Ok(Self { scope, weight, bias })
     }
 
-    /// Takes `weight [outputs, inputs]` of a layer without bias that has an effect in training alone.
+    /// Builds a layer without bias that is used only in training, from `weight [outputs, inputs]`. `None` if the
+    /// backend does not train.
     ///
     /// # Errors
     /// Those of [`Backend::training_param`].
@@ -48,7 +49,7 @@ impl<V: Clone> Linear<V> {
         Ok(weight.map(|weight| Self { scope, weight, bias: None }))
     }
 
-    /// A layer of the parts given.
+    /// A layer with this weight and bias.
     pub(crate) fn from_parts(scope: Scope, weight: V, bias: Option<V>) -> Self {
         Self { scope, weight, bias }
     }
@@ -56,7 +57,7 @@ impl<V: Clone> Linear<V> {
     /// `[N, in]` -> `[N, out]`.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V) -> Result<V> {
         b.enter(&self.scope);
         b.linear(x, &self.weight, self.bias.as_ref())

@@ -15,7 +15,7 @@ pub struct GroupNorm<V> {
 }
 
 impl<V: Clone> GroupNorm<V> {
-    /// Takes `weight` and `bias` for min(32, C/4) groups, EDM's rule.
+    /// Builds the layer with min(32, C/4) groups, the rule of EDM.
     ///
     /// # Errors
     /// Those of [`GroupNorm::build_in_groups`].
@@ -25,10 +25,10 @@ impl<V: Clone> GroupNorm<V> {
         Self::build_in_groups(b, scope, channels, MAX_GROUPS.min(channels / MIN_CHANNELS), eps)
     }
 
-    /// Takes `weight` and `bias` for this number of groups.
+    /// Builds the layer with this number of groups.
     ///
     /// # Errors
-    /// `Config` if the channels cannot be divided into the groups; those of [`Backend::param`].
+    /// `Config` if the channels cannot be divided into equal groups; those of [`Backend::param`].
     pub fn build_in_groups<B: Backend<Value = V>>(
         b: &mut B,
         scope: Scope,
@@ -47,10 +47,10 @@ impl<V: Clone> GroupNorm<V> {
         Ok(Self { scope, groups, eps, weight, bias })
     }
 
-    /// Same shape as `x [N, C, H, W]`.
+    /// Normalises `x [N, C, H, W]`. The shape stays the same.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V) -> Result<V> {
         b.enter(&self.scope);
         b.group_norm(x, self.groups, self.eps, &self.weight, &self.bias)
@@ -67,21 +67,21 @@ pub(crate) struct LayerNorm<V> {
 }
 
 impl<V: Clone> LayerNorm<V> {
-    /// Takes `weight` and `bias`.
+    /// Builds the layer from `weight` and `bias`.
     pub(crate) fn build<B: Backend<Value = V>>(b: &mut B, scope: Scope, width: usize, eps: f64) -> Result<Self> {
         let weight = b.param(&scope, "weight", &[width], &Init::Constant(1.0))?;
         let bias = b.param(&scope, "bias", &[width], &Init::Constant(0.0))?;
         Ok(Self { scope, eps, weight, bias })
     }
 
-    /// Same shape as `x [M, width]`.
+    /// Normalises `x [M, width]`. The shape stays the same.
     pub(crate) fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V) -> Result<V> {
         b.enter(&self.scope);
         b.layer_norm(x, self.eps, &self.weight, &self.bias)
     }
 }
 
-/// A batch norm of fixed statistics, to be folded into the convolution before it.
+/// A batch norm with fixed statistics, which is folded into the convolution before it.
 #[derive(Debug, Clone)]
 pub(crate) struct BatchNorm {
     /// Scale of each channel; `None` for 1.
@@ -92,7 +92,7 @@ pub(crate) struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// PyTorch's `weight`, `bias`, `running_mean`, `running_var` at `scope`, each `[channels]`.
+    /// Takes the PyTorch tensors `weight`, `bias`, `running_mean` and `running_var` below `scope`, each `[channels]`.
     pub(crate) fn take<B: Backend>(b: &mut B, scope: &Scope, channels: usize) -> Result<Self> {
         let mut vector = |name, value| b.buffer(scope, name, &[channels], &Init::Constant(value));
         let (gamma, beta) = (Some(vector("weight", 1.0)?), vector("bias", 0.0)?);
@@ -106,7 +106,7 @@ pub(crate) fn wide(values: Vec<f32>) -> Vec<f64> {
     values.into_iter().map(f64::from).collect()
 }
 
-/// Multiplies each row of `weight` by γ/√(var+ε) and gives the bias β + (bias − mean)·γ/√(var+ε).
+/// Multiplies each row of `weight` by γ/√(var+ε) and returns the bias β + (bias − mean)·γ/√(var+ε).
 pub(super) fn fold(weight: &mut [f64], bias: Option<&[f32]>, norm: &BatchNorm, eps: f64) -> Vec<f64> {
     let row = (weight.len() / norm.beta.len().max(1)).max(1);
     let mut folded = Vec::with_capacity(norm.beta.len());
@@ -119,8 +119,9 @@ pub(super) fn fold(weight: &mut [f64], bias: Option<&[f32]>, norm: &BatchNorm, e
     folded
 }
 
-/// Conditions `norm` of `h [N, C, H, W]` on the projected embedding `p [N or 1, C or 2C]`: if `adaptive`, the normalised `h` is scaled by 1 plus the
-/// first half of `p` and shifted by the second half; else `p` is added before the norm.
+/// Applies `norm` to `h [N, C, H, W]`, conditioned on the projected embedding `p [N or 1, C or 2C]`. If `adaptive`, the
+/// normalised `h` is multiplied by 1 plus the first half of `p`, and the second half is added. Otherwise `p` is added
+/// before the norm.
 pub(crate) fn condition<B: Backend>(
     b: &mut B,
     scope: &Scope,

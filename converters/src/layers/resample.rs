@@ -1,4 +1,4 @@
-//! Changes of resolution: separable filters, nearest-neighbour doubling, means of 2×2 pixels.
+//! Resampling: separable filters, nearest-neighbour doubling, means of 2×2 pixels.
 
 use crate::backend::{Backend, Conv2d, Ops as _, Pool, signed};
 use crate::error::{Result, config};
@@ -14,7 +14,7 @@ pub(crate) fn separable(filter: &[f64]) -> Vec<f32> {
 /// Checks the taps of a resampling filter.
 ///
 /// # Errors
-/// `Config` unless there is an even number of them, at most 16, with a finite sum that is not 0.
+/// `Config` unless their number is even and 2 to 16, and their sum is finite and not 0.
 pub(crate) fn check_filter(taps: &[f64]) -> Result<()> {
     const MAX_TAPS: usize = 16;
     let count = taps.len();
@@ -30,17 +30,18 @@ pub(crate) fn check_filter(taps: &[f64]) -> Result<()> {
     Ok(())
 }
 
-/// A filter applied to each channel: a depthwise kernel.
+/// A filter that is applied to each channel separately (depthwise convolution).
 #[derive(Debug, Clone)]
 pub(crate) struct Filter<V> {
     kernel: V,
     channels: usize,
-    /// Padding that keeps the resolution when it is doubled or halved.
+    /// Padding with which [`Filter::upsample`] exactly doubles and [`Filter::downsample`] exactly halves the
+    /// resolution.
     pub(crate) pad: usize,
 }
 
 impl<V: Clone> Filter<V> {
-    /// The square `values`, row-major, times `gain`, for `channels`.
+    /// Builds the filter for `channels` channels from the square kernel `values` (row-major), multiplied by `gain`.
     pub(crate) fn build<B: Backend<Value = V>>(
         b: &mut B,
         scope: &Scope,
@@ -63,7 +64,7 @@ impl<V: Clone> Filter<V> {
         b.conv_transpose2d(x, &self.kernel, self.options(2, self.pad))
     }
 
-    /// Halves the resolution of `x`, which is padded by `pad`, and adds `bias [channels]`.
+    /// Pads `x` by `pad`, filters it with stride 2 and adds `bias [channels]`, if given.
     pub(crate) fn downsample<B: Backend<Value = V>>(
         &self,
         b: &mut B,
@@ -74,21 +75,21 @@ impl<V: Clone> Filter<V> {
         b.conv2d(x, &self.kernel, bias, self.options(2, pad))
     }
 
-    /// Filters without a change of resolution.
+    /// Filters with stride 1. An even number of taps reduces height and width by 1.
     pub(crate) fn smooth<B: Backend<Value = V>>(&self, b: &mut B, x: &V) -> Result<V> {
         b.conv2d(x, &self.kernel, None, self.options(1, self.pad))
     }
 }
 
-/// The mean of 2×2 pixels.
+/// Halves the resolution: the mean of 2×2 pixels.
 pub(crate) fn halve<B: Backend>(b: &mut B, x: &B::Value) -> Result<B::Value> {
     b.avg_pool2d(x, Pool { kernel: 2, stride: 2, pad: 0 })
 }
 
-/// Nearest-neighbour doubling.
+/// Doubles the resolution with nearest-neighbour interpolation.
 pub(crate) fn double<B: Backend>(b: &mut B, x: &B::Value) -> Result<B::Value> {
     let [c, h, w] = [1, 2, 3].map(|axis| b.dim(x, axis).unwrap_or(0));
-    // Each pixel beside itself, then each row below itself.
+    // Repeats each pixel in its row, then each row.
     let columns = b.reshape(x, &[-1, signed(c * h * w), 1])?;
     let doubled = b.concat(&[columns.clone(), columns], 2)?;
     let rows = b.reshape(&doubled, &[-1, signed(c * h), signed(2 * w)])?;

@@ -1,4 +1,4 @@
-//! CUDA devices, listed by the driver, and the CUDA libraries of Python environments.
+//! CUDA devices as the driver lists them, and CUDA libraries of Python environments.
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 
 /// Library of the driver.
 const DRIVER: &str = "libcuda.so.1";
-/// Libraries of CUDA 13 and cuDNN 9 that ONNX Runtime's CUDA provider links to or opens by name, in an order in which each needs only those before it.
+/// Libraries of CUDA 13 and cuDNN 9 that ONNX Runtime's CUDA provider links to or opens by name. Each depends only on
+/// libraries before it.
 const LINKED: [&str; 7] = [
     "libcudart.so.13",
     "libcublasLt.so.13",
@@ -47,21 +48,24 @@ pub struct CudaDevice {
     pub memory: u64,
 }
 
-/// The CUDA devices in the driver's order, as `CUDA_VISIBLE_DEVICES` restricts them; empty without a driver or a device.
+/// The CUDA devices in the order of the driver, restricted by `CUDA_VISIBLE_DEVICES`. Empty without a driver or a
+/// device.
 ///
 /// # Errors
-/// `Library` if there is a driver and a call of it fails.
+/// `Library` if there is a driver, but it lacks a function or a call fails.
 pub fn devices() -> Result<Vec<CudaDevice>> {
     devices_of(Path::new(DRIVER))
 }
 
-/// Free and total memory of the device that this thread computes on, bytes; `None` before it has used one.
+/// Free and total memory of the CUDA device that this thread uses, bytes. `None` if the thread has not used a device
+/// yet, or without a driver.
 #[must_use]
 #[allow(unsafe_code, reason = "a function of the driver's C interface")]
 pub fn memory() -> Option<(u64, u64)> {
     type Info = unsafe extern "C" fn(*mut usize, *mut usize) -> c_int;
     let (mut free, mut total) = (0, 0);
-    // SAFETY: loading the driver runs its initialisers, as in every CUDA program; the signature is that of cuda.h, and the call writes two sizes.
+    // SAFETY: loading the driver runs its initialisers, as in every CUDA program. The signature is that of cuda.h. The
+    // call writes two sizes.
     let code = unsafe {
         let library = Library::new(DRIVER).ok()?;
         let info: Symbol<'_, Info> = library.get(b"cuMemGetInfo_v2\0").ok()?;
@@ -70,8 +74,10 @@ pub fn memory() -> Option<(u64, u64)> {
     (code == SUCCESS).then_some((free as u64, total as u64))
 }
 
-/// Loads the CUDA libraries that the provider beside `library` (libonnxruntime in a Python environment) needs, from the environment's `nvidia`
-/// packages. The dynamic loader does not look there, but takes what is loaded. Libraries that it finds by itself, e.g. by `LD_LIBRARY_PATH`, come first.
+/// Loads the CUDA libraries that the provider next to `library` (libonnxruntime in a Python environment) needs.
+/// Libraries that the dynamic loader finds by itself, e.g. through `LD_LIBRARY_PATH`, take precedence over the `nvidia`
+/// packages of the environment. The dynamic loader does not search these packages, but uses libraries that are loaded
+/// already.
 pub(crate) fn preload(library: &Path) {
     preload_named(&LINKED, library);
 }
@@ -83,7 +89,7 @@ fn preload_named(names: &[&str], library: &Path) {
     for name in names {
         let there = folders.iter().map(|folder| folder.join(name)).filter(|path| path.exists());
         if let Some(library) = std::iter::once(PathBuf::from(name)).chain(there).find_map(load) {
-            // The provider refers to it until the process ends.
+            // The provider uses the library until the process ends.
             std::mem::forget(library);
         }
     }
@@ -92,7 +98,7 @@ fn preload_named(names: &[&str], library: &Path) {
 /// The library at `path`, if the dynamic loader can load it.
 #[allow(unsafe_code, reason = "a library of CUDA, which the provider would load")]
 fn load(path: PathBuf) -> Option<Library> {
-    // SAFETY: loading it runs its initialisers, as loading the provider would.
+    // SAFETY: loading the library runs its initialisers, as loading the provider would.
     unsafe { Library::new(path) }.ok()
 }
 
@@ -129,30 +135,30 @@ fn devices_of(driver: &Path) -> Result<Vec<CudaDevice>> {
         )
     };
     let checked = |call: &str, code: c_int| if code == SUCCESS { Ok(()) } else { Err(failed(call, code)) };
-    // SAFETY: no arguments but flags, which must be 0.
+    // SAFETY: the only argument is flags, which must be 0.
     match unsafe { init(0) } {
         NO_DEVICE => return Ok(Vec::new()),
         code => checked("cuInit", code)?,
     }
     let mut found = 0;
-    // SAFETY: writes one integer.
+    // SAFETY: the call writes one integer.
     checked("cuDeviceGetCount", unsafe { count(&raw mut found) })?;
     (0..found)
         .map(|device| {
             const LENGTH: u8 = 255;
             let mut text = [0 as c_char; LENGTH as usize + 1];
-            // SAFETY: writes at most the given length, zero-terminated. The handle of a device is its index.
+            // SAFETY: the call writes at most the given length, zero-terminated. The handle of a device is its index.
             checked("cuDeviceGetName", unsafe { name(text.as_mut_ptr(), LENGTH.into(), device) })?;
-            // SAFETY: the array's last byte is zero.
+            // SAFETY: the last byte of the array is zero.
             let text = unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned();
             let number = |which: c_int| -> Result<u32> {
                 let mut value = 0;
-                // SAFETY: writes one integer.
+                // SAFETY: the call writes one integer.
                 checked("cuDeviceGetAttribute", unsafe { attribute(&raw mut value, which, device) })?;
                 u32::try_from(value).map_err(|_| failed("cuDeviceGetAttribute", value))
             };
             let mut bytes = 0;
-            // SAFETY: writes one size.
+            // SAFETY: the call writes one size.
             checked("cuDeviceTotalMem", unsafe { memory(&raw mut bytes, device) })?;
             Ok(CudaDevice {
                 name: text,
@@ -221,7 +227,7 @@ mod tests {
 
     #[test]
     fn cuda_libraries_of_the_environment_are_loaded() {
-        // Names that no machine has.
+        // Names that exist on no machine.
         let (first, second, other) = ("libd2ofirst.so.13", "libd2osecond.so.9", "libd2ofirst.so.12");
         let dir = tempfile::tempdir().unwrap();
         for (package, name) in [("cu13", first), ("cudnn", second), ("cu13", other)] {

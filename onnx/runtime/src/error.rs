@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-/// What can go wrong while opening or running a model.
+/// Errors of opening or running a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The file is not a model that may be opened.
+    /// The file is not a valid model, or is refused.
     #[error(transparent)]
     Model(#[from] d2o_onnx::Error),
-    /// The inputs of a run are not those of the model.
+    /// An input of a run does not match the model.
     #[error("input `{name}`: expected {expected}, found {found}")]
     Input {
         /// Name of the input.
@@ -19,14 +19,14 @@ pub enum Error {
         /// Element type and shape given.
         found: String,
     },
-    /// A runtime's library cannot be used.
+    /// The library of a runtime, of an execution provider or of the CUDA driver cannot be used.
     #[error("`{}`: expected {expected}, found {found}", .library.display())]
     Library {
-        /// The library.
+        /// Path of the library, or the name of a registered execution provider library.
         library: PathBuf,
-        /// What it was loaded for.
+        /// What is required of the library.
         expected: String,
-        /// What it is instead.
+        /// What was found instead.
         found: String,
         /// The error of the loader or of the library.
         #[source]
@@ -35,9 +35,9 @@ pub enum Error {
     /// A runtime failed to open or run a model.
     #[error("{runtime}: cannot {action}")]
     Runtime {
-        /// [`Session::runtime`](crate::Session::runtime).
+        /// Name of the runtime, as in [`Session::runtime`](crate::Session::runtime).
         runtime: String,
-        /// What it was asked to do, e.g. `` open `x.onnx` ``.
+        /// The operation that failed, e.g. `` open `x.onnx` ``.
         action: String,
         /// The error of the runtime.
         #[source]

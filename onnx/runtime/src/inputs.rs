@@ -1,11 +1,12 @@
-//! The inputs of a run, checked against the model.
+//! Checks the inputs of a run against the model.
 
 use d2o_onnx::graph::{Dim, ElementType};
 use d2o_onnx::read::ModelInfo;
 
 use crate::error::{Error, Result};
 
-/// `inputs` in the model's order. Each has the model's element type and shape; axes of one symbol have equal lengths in all of them.
+/// Checks `inputs` against `model` and returns them in the order of the model. Element types, ranks and fixed lengths
+/// must be equal. Axes of one symbol must have equal lengths in all inputs.
 pub(crate) fn arrange<'a, T>(
     model: &ModelInfo,
     inputs: &'a [(&str, T)],
@@ -21,7 +22,7 @@ pub(crate) fn arrange<'a, T>(
             return Err(wrong(name, "one tensor".to_owned(), "two".to_owned()));
         }
     }
-    // Lengths of the symbolic axes by symbol.
+    // Lengths of symbolic axes, by symbol.
     let mut lengths: Vec<(&str, usize)> = Vec::new();
     let mut arranged = Vec::with_capacity(inputs.len());
     for wanted in &model.inputs {
@@ -71,7 +72,7 @@ mod tests {
         ArrayD::<f32>::zeros(dims).into()
     }
 
-    /// The error of `arrange`, or nothing.
+    /// The error of `arrange` as text; empty if there is none.
     fn refusal(model: &ModelInfo, inputs: &[(&str, Tensor)]) -> String {
         let arranged = arrange(model, inputs, |t| (t.element(), t.dims()));
         arranged.map_or_else(|e| e.to_string(), |_| String::new())

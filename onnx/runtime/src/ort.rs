@@ -43,24 +43,25 @@ impl std::fmt::Debug for OrtRuntime {
     }
 }
 
-/// Registered libraries of plugin providers: name, path, and the indices of their devices among those of the environment.
+/// Registered libraries of plugin providers: name, path, and the indices of their devices in the environment.
 static PLUGINS: Mutex<Vec<(String, PathBuf, Range<usize>)>> = Mutex::new(Vec::new());
 
-/// Where ONNX Runtime computes.
+/// Execution provider of ONNX Runtime, with its device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Provider {
     /// The CPU.
     Cpu,
-    /// The CPU, with convolutions by Winograd's algorithm; relative error 1e-6 to 1e-5. A model without eligible convolutions is opened as on `Cpu`.
+    /// The CPU, with convolutions by Winograd's algorithm (relative error 1e-6 to 1e-5). A model without candidates
+    /// ([`ModelInfo::has_winograd_candidates`]) is opened as with `Cpu`.
     Winograd,
     /// A CUDA device.
     Cuda(CudaOptions),
     /// A device of a plugin execution provider, registered with [`OrtRuntime::register`].
     Plugin {
-        /// Name under which the provider's library was registered.
+        /// Name under which the library of the provider was registered.
         library: String,
-        /// Index of the device among those of the library.
+        /// Index of the device among the devices of the library.
         device: usize,
     },
 }
@@ -73,39 +74,43 @@ pub struct CudaOptions {
     pub device: u32,
     /// Whether products may be computed in TF32.
     pub tf32: bool,
-    /// Whether cuDNN times its convolution algorithms and takes the fastest. The choice, and with it the last bits of results, may differ between runs.
+    /// Whether cuDNN measures its convolution algorithms and uses the fastest. The choice, and thus the last bits of
+    /// the results, may differ between runs.
     pub benchmark: bool,
 }
 
 impl CudaOptions {
-    /// Products in f32 and cuDNN's heuristic choice of algorithms, on the device with index `device`.
+    /// Options for the device with index `device`, with products in f32 and algorithms that cuDNN chooses by its
+    /// heuristics.
     #[must_use]
     pub fn new(device: u32) -> Self {
         Self { device, tf32: false, benchmark: false }
     }
 }
 
-/// How a session runs.
+/// Options of a session.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct OrtOptions {
-    /// Where it computes.
+    /// Execution provider.
     pub provider: Provider,
     /// Number of CPU threads; `None` for one per core.
     pub threads: Option<usize>,
-    /// Where to write the time of every node: the first part of the path of ONNX Runtime's JSON file, which [`OrtSession::end_profile`] completes.
+    /// Prefix of the path of the JSON file to which ONNX Runtime writes the time of each node; `None` for no profile.
+    /// [`OrtSession::end_profile`] returns the whole path.
     pub profile: Option<PathBuf>,
 }
 
 impl OrtOptions {
-    /// On `provider` with `threads` CPU threads, without a profile.
+    /// Options for `provider` and `threads` CPU threads, without a profile.
     #[must_use]
     pub fn new(provider: Provider, threads: Option<usize>) -> Self {
         Self { provider, threads, profile: None }
     }
 }
 
-/// Whether [`Provider::Winograd`] is faster than [`Provider::Cpu`] on this machine: measured with AVX2 and FMA, assumed not to be without.
+/// Whether [`Provider::Winograd`] is faster than [`Provider::Cpu`] on this machine. With AVX2 and FMA it was measured
+/// to be faster; without them it is assumed to be slower.
 #[must_use]
 pub fn winograd_is_faster() -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -115,10 +120,10 @@ pub fn winograd_is_faster() -> bool {
 }
 
 impl OrtRuntime {
-    /// Loads `library` (libonnxruntime). Later calls return the same library.
+    /// Loads `library` (libonnxruntime). Later calls with the same path return the loaded library.
     ///
     /// # Errors
-    /// `Library` if it does not exist, is not ONNX Runtime of at least version 1.31, or another library is loaded already.
+    /// `Library` if the file does not exist, is not ONNX Runtime 1.31 or newer, or another path was loaded before.
     pub fn load(library: &Path) -> Result<Self> {
         static LOADED: OnceLock<Mutex<Option<OrtRuntime>>> = OnceLock::new();
         let mut loaded = LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
@@ -135,14 +140,14 @@ impl OrtRuntime {
         }
         let failed = |e: Source| unusable(library, EXPECTED, "a file that cannot be loaded", Some(e));
         let builder = ort::init_from(library).map_err(|e| failed(e.into()))?;
-        // Microsoft's builds have telemetry of graphs, errors and times, which ort enables otherwise.
+        // Microsoft's builds contain telemetry of graphs, errors and times. ort enables it by default.
         let environment = builder.with_telemetry(false).build().map_err(|e| failed(e.into()))?;
         let runtime = Self { environment, library: library.to_owned() };
         *loaded = Some(runtime.clone());
         Ok(runtime)
     }
 
-    /// Where the library lies.
+    /// Path of the library.
     #[must_use]
     pub fn library(&self) -> &Path {
         &self.library
@@ -160,15 +165,17 @@ impl OrtRuntime {
         ort::info()
     }
 
-    /// Registers the library of a plugin execution provider at `path` as `name`, once per process.
+    /// Registers the library of a plugin execution provider at `path` as `name`. Later calls in the process with the
+    /// same name and path do nothing.
     ///
     /// # Errors
-    /// `Library` if it cannot be loaded, supports no device of this machine, or another library is registered as `name`.
+    /// `Library` if the library cannot be loaded, supports no device of this machine, or another library is registered
+    /// as `name`. `Io` if a relative `path` cannot be resolved.
     pub fn register(&self, name: &str, path: &Path) -> Result<()> {
         const EXPECTED: &str = "an execution provider library";
         let mut plugins = PLUGINS.lock().unwrap_or_else(PoisonError::into_inner);
         match plugins.iter().find(|(n, _, _)| n == name) {
-            Some((_, other, _)) if other == path => return Ok(()),
+            Some((_, other, own)) if other == path => return supports_a_device(path, own),
             Some((_, other, _)) => {
                 let expected = format!("`{}`, which is registered as `{name}`", other.display());
                 return Err(unusable(path, &expected, "another library", None));
@@ -185,11 +192,10 @@ impl OrtRuntime {
             .register_ep_library(name, &absolute)
             .map_err(|e| unusable(path, EXPECTED, "a file that cannot be registered", Some(e.into())))?;
         let own = before..self.environment.devices().count();
-        if own.is_empty() {
-            return Err(unusable(path, "a provider for a device of this machine", "one that supports none", None));
-        }
+        let supported = supports_a_device(path, &own);
+        // ONNX Runtime keeps the library in either case.
         plugins.push((name.to_owned(), path.to_owned(), own));
-        Ok(())
+        supported
     }
 
     /// Device `number` of the library registered as `name`.
@@ -206,7 +212,8 @@ impl OrtRuntime {
     /// Opens `model`.
     ///
     /// # Errors
-    /// `Model` if the file may not be opened; `Library` if the provider is missing; `Runtime` if ONNX Runtime cannot open the model; `Io`.
+    /// `Model` if the file is not a valid model or is refused. `Library` if the provider or its device is missing or
+    /// cannot be used. `Runtime` if ONNX Runtime cannot open the model. `Io` if a temporary folder cannot be created.
     pub fn session(&self, model: &Path, options: &OrtOptions) -> Result<OrtSession> {
         let info = ModelInfo::open(model)?;
         let provider = match &options.provider {
@@ -219,7 +226,7 @@ impl OrtRuntime {
             let threads =
                 options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
             let mut builder = Inner::builder(&self.environment)?
-                // What fails is returned, and would be printed too.
+                // Errors are returned. At lower levels, ONNX Runtime would also print them.
                 .with_log_level(LogLevel::Fatal)?
                 .with_optimization_level(GraphOptimizationLevel::All)?
                 .with_intra_threads(threads)?
@@ -255,7 +262,7 @@ impl OrtRuntime {
         })
     }
 
-    /// `builder` with `provider`; nodes that it does not support go to the CPU provider.
+    /// Adds `provider` to `builder`. ONNX Runtime assigns nodes that it does not support to the CPU provider.
     fn on(&self, builder: SessionBuilder, provider: &Provider) -> Result<SessionBuilder> {
         match provider {
             Provider::Cpu | Provider::Winograd => Ok(builder),
@@ -288,7 +295,7 @@ impl OrtRuntime {
         }
     }
 
-    /// `model` as ONNX Runtime optimises it, with the operator of [`winograd`] in place of eligible convolutions.
+    /// Optimises `model` with ONNX Runtime and replaces eligible convolutions by the operator of [`winograd`].
     fn rewritten(&self, model: &Path, refused: &dyn Fn(ort::Error) -> Error) -> Result<(Vec<u8>, Winograd)> {
         let quiet = || -> ort::Result<SessionBuilder> {
             Ok(Inner::builder(&self.environment)?.with_intra_threads(1)?.with_log_level(LogLevel::Error)?)
@@ -314,7 +321,7 @@ pub struct OrtSession {
     provider: Provider,
 }
 
-/// A tensor in memory that ONNX Runtime owns, of a device or of the host.
+/// A tensor in memory that ONNX Runtime owns, on a device or on the host.
 #[derive(Debug)]
 pub struct OrtTensor {
     runtime: Arc<str>,
@@ -357,12 +364,20 @@ fn unsupported(found: &str) -> ort::Error {
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
+/// Checks that the plugin library at `path` found a device.
+fn supports_a_device(path: &Path, devices: &Range<usize>) -> Result<()> {
+    if devices.is_empty() {
+        return Err(unusable(path, "a provider for a device of this machine", "one that supports none", None));
+    }
+    Ok(())
+}
+
 fn unusable(library: &Path, expected: &str, found: &str, source: Option<Source>) -> Error {
     Error::Library { library: library.to_owned(), expected: expected.to_owned(), found: found.to_owned(), source }
 }
 
 impl OrtSession {
-    /// Binds `inputs`, the outputs in `keep` to memory of the device, and the other outputs to memory of the host.
+    /// Binds `inputs`, the outputs in `keep` to memory of the CUDA device, and all other outputs to host memory.
     fn bind(&self, inputs: &[&&SessionValue], keep: &[&str]) -> ort::Result<IoBinding> {
         let memory = |device, id, memory| MemoryInfo::new(device, id, AllocatorType::Device, memory);
         let host = memory(AllocationDevice::CPU, 0, MemoryType::CPUOutput)?;
@@ -396,7 +411,8 @@ impl OrtSession {
         self.inner.end_profiling().map(PathBuf::from).map_err(|e| failed(name, "end the profile", e))
     }
 
-    /// All nodes with their execution providers, before fusions inside a provider; on [`Provider::Winograd`] those of the rewritten graph.
+    /// All nodes with their execution providers, before fusions inside a provider. With [`Provider::Winograd`], these
+    /// are the nodes of the rewritten graph.
     ///
     /// # Errors
     /// `Runtime` if ONNX Runtime does not report them.
@@ -460,7 +476,8 @@ fn to_value<'a>(view: &TensorView<'a>) -> ort::Result<SessionInputValue<'a>> {
     }
 }
 
-/// A copy of `tensor` that ONNX Runtime owns. A binding copies borrowed values, and in ort 2.0.0-rc.15 that copy deadlocks.
+/// A copy of `tensor` that ONNX Runtime owns. A binding copies borrowed values, and in ort 2.0.0-rc.15 this copy
+/// deadlocks.
 fn owned(tensor: &Tensor) -> ort::Result<Value> {
     Ok(match tensor {
         Tensor::F32(a) => Value::from_array(a.as_standard_layout().into_owned())?.into_dyn(),
@@ -469,7 +486,7 @@ fn owned(tensor: &Tensor) -> ort::Result<Value> {
     })
 }
 
-/// `view` without a copy, unless it is not in C order.
+/// `view` as an input. It is copied only if it is not in C order.
 fn lend<'a, T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
     view: &ArrayViewD<'a, T>,
 ) -> ort::Result<SessionInputValue<'a>> {

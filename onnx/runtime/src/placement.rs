@@ -11,20 +11,21 @@ use crate::PlacedNode;
 
 /// Session option that makes ONNX Runtime record the assignment.
 pub(super) const RECORD: &str = "session.record_ep_graph_assignment_info";
-/// ONNX Runtime's name of its CPU provider.
+/// Name of the CPU provider in ONNX Runtime.
 pub(super) const CPU: &str = "CPUExecutionProvider";
 
-/// The nodes as assigned, before fusions inside a provider.
+/// The nodes with their providers, before fusions inside a provider.
 #[allow(
     unsafe_code,
     reason = "ort has no safe call for it; the arrays and strings belong to the session, which is borrowed"
 )]
 pub(super) fn nodes(session: &Session) -> ort::Result<Vec<PlacedNode>> {
     let api = ort::api();
-    // SAFETY: the status is one of ONNX Runtime, and its ownership is taken once.
+    // SAFETY: the status comes from ONNX Runtime, and its ownership is taken once.
     let checked = |status: OrtStatusPtr| -> ort::Result<()> { unsafe { ort::Error::result_from_status(status) } };
     let mut found = Vec::new();
-    // SAFETY: calls write pointers before they are read; arrays have the returned length and live as long as the session.
+    // SAFETY: the calls write the pointers before they are read. Arrays have the returned length and live as long as
+    // the session.
     unsafe {
         let text = |read: &mut dyn FnMut(*mut *const c_char) -> OrtStatusPtr| -> ort::Result<String> {
             let mut text = ptr::null();

@@ -10,11 +10,11 @@ use crate::tensor::{Tensor, TensorView};
 
 /// A model opened on a runtime.
 pub trait Session: Send {
-    /// Name of the runtime: `ort-cpu`, `ort-winograd`, `ort-cuda`, `ort-cuda-tf32`, `tract`, or `ort-` with the name of a plugin provider and the kind of
-    /// its device.
+    /// Name of the runtime: `ort-cpu`, `ort-winograd`, `ort-cuda`, `ort-cuda-tf32`, `tract`, or
+    /// `ort-<provider>-<kind of device>` for a plugin provider.
     fn runtime(&self) -> &str;
 
-    /// The model's inputs, outputs and metadata.
+    /// Inputs, outputs and metadata of the model.
     fn model(&self) -> &ModelInfo;
 
     /// Nodes that ONNX Runtime assigned to its CPU provider although the session is for another device.
@@ -31,8 +31,8 @@ pub trait Session: Send {
     /// `Input` if an input is missing, unknown, or of another type or shape; `Runtime` if the runtime fails.
     fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>>;
 
-    /// As [`Session::run`] on values of any memory: the outputs named in `keep` stay in the memory of the session's device, the others are copied to the
-    /// host. Without a device, all outputs are on the host. Names in `keep` that are not outputs are ignored.
+    /// Same as [`Session::run`], with values in any memory. In a session on a CUDA device, the outputs named in `keep`
+    /// stay in device memory. All other outputs are in host memory. Names in `keep` that are not outputs are ignored.
     ///
     /// # Errors
     /// Those of [`Session::run`].
@@ -45,7 +45,7 @@ pub trait Session: Send {
     }
 }
 
-/// A tensor in host memory or in the memory of a session's device.
+/// A tensor in host memory or in the memory of a device.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SessionValue {
@@ -57,7 +57,7 @@ pub enum SessionValue {
 }
 
 impl SessionValue {
-    /// The tensor, copied to host memory if it is not there.
+    /// The tensor in host memory. Memory that ONNX Runtime owns is copied.
     ///
     /// # Errors
     /// `Runtime` if the copy fails.
@@ -69,7 +69,7 @@ impl SessionValue {
         }
     }
 
-    /// As [`SessionValue::into_host`], borrowed where it is in host memory already.
+    /// Same as [`SessionValue::into_host`], but borrows [`SessionValue::Host`].
     ///
     /// # Errors
     /// `Runtime` if the copy fails.
@@ -81,7 +81,7 @@ impl SessionValue {
         }
     }
 
-    /// Its element type.
+    /// Element type.
     #[must_use]
     pub fn element(&self) -> ElementType {
         match self {
@@ -91,7 +91,7 @@ impl SessionValue {
         }
     }
 
-    /// Its shape.
+    /// Shape.
     #[must_use]
     pub fn dims(&self) -> &[usize] {
         match self {
@@ -111,10 +111,10 @@ impl From<Tensor> for SessionValue {
 /// A node of a graph and the execution provider that ONNX Runtime assigned it to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedNode {
-    /// ONNX Runtime's name of the provider, e.g. `CUDAExecutionProvider`.
+    /// Name of the provider in ONNX Runtime, e.g. `CUDAExecutionProvider`.
     pub provider: String,
     /// Name of the node.
     pub name: String,
-    /// Its operator.
+    /// Operator of the node.
     pub op: String,
 }

@@ -1,4 +1,4 @@
-//! Tensors in host memory: owned, and borrowed as the inputs of a run.
+//! Tensors in host memory: owned, or borrowed as inputs of a run.
 
 use d2o_onnx::graph::ElementType;
 use ndarray::{Array, ArrayBase, ArrayD, ArrayView, ArrayViewD, Dimension, IxDyn, ViewRepr};
@@ -13,7 +13,7 @@ pub enum Tensor {
     I64(ArrayD<i64>),
 }
 
-/// A borrowed tensor in host memory; any strides.
+/// A borrowed tensor in host memory, with any strides.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the names say it")]
@@ -23,17 +23,18 @@ pub enum TensorView<'a> {
     I64(View<'a, i64>),
 }
 
-/// [`ArrayViewD`], spelled out: the alias names the element by a projection, which would make [`TensorView`] invariant in `'a`.
+/// Same type as [`ArrayViewD`]. The alias refers to the element type through a projection, which would make
+/// [`TensorView`] invariant in `'a`.
 type View<'a, T> = ArrayBase<ViewRepr<&'a T>, IxDyn, T>;
 
 impl Tensor {
-    /// Its element type.
+    /// Element type.
     #[must_use]
     pub fn element(&self) -> ElementType {
         TensorView::from(self).element()
     }
 
-    /// Its shape.
+    /// Shape.
     #[must_use]
     pub fn dims(&self) -> &[usize] {
         match self {
@@ -43,7 +44,7 @@ impl Tensor {
         }
     }
 
-    /// Its values, if they are f32.
+    /// The values, if they are f32.
     #[must_use]
     pub fn as_f32(&self) -> Option<ArrayViewD<'_, f32>> {
         match self {
@@ -52,7 +53,7 @@ impl Tensor {
         }
     }
 
-    /// Its values, if they are u8.
+    /// The values, if they are u8.
     #[must_use]
     pub fn as_u8(&self) -> Option<ArrayViewD<'_, u8>> {
         match self {
@@ -63,7 +64,7 @@ impl Tensor {
 }
 
 impl<'a> TensorView<'a> {
-    /// Its element type.
+    /// Element type.
     #[must_use]
     pub fn element(&self) -> ElementType {
         match self {
@@ -73,7 +74,7 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// Its shape.
+    /// Shape.
     #[must_use]
     pub fn dims(&self) -> &[usize] {
         match self {
@@ -83,7 +84,7 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// Its values, if they are f32.
+    /// The values, if they are f32.
     #[must_use]
     pub fn as_f32(&self) -> Option<ArrayViewD<'a, f32>> {
         match self {

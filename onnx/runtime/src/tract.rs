@@ -1,4 +1,4 @@
-//! tract: a runtime in pure Rust, on the CPU.
+//! tract, a runtime in pure Rust for the CPU.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -18,21 +18,21 @@ use crate::inputs::arrange;
 use crate::{Session, Tensor, TensorView};
 
 const NAME: &str = "tract";
-/// Number of plans kept; there is one for each shape of the inputs.
+/// Maximum number of plans in memory. There is one plan for each combination of input shapes.
 const PLANS: usize = 4;
-/// Maximum number of nodes: the time that tract takes to plan is quadratic in it.
+/// Maximum number of nodes. The planning time of tract is quadratic in it.
 const MAX_NODES: usize = 10_000;
 
-/// Shapes of a model's inputs.
+/// Shapes of the inputs of a model.
 type Shapes = Vec<Vec<usize>>;
 
-/// A model on tract. The first run with new shapes of the inputs plans the model for them.
+/// A model on tract. The first run with new input shapes plans the model for them.
 pub struct TractSession {
     path: PathBuf,
     info: ModelInfo,
     threads: usize,
     executor: multithread::Executor,
-    /// Least recently used first.
+    /// The plans in memory, least recently used first.
     plans: VecDeque<(Shapes, Arc<TypedRunnableModel>)>,
 }
 
@@ -50,7 +50,8 @@ impl TractSession {
     /// Opens `model` for `threads` CPU threads; `None` for one per core.
     ///
     /// # Errors
-    /// `Model` if the file may not be opened, or has more than 10 000 nodes. Models that tract does not support fail in [`Session::run`].
+    /// `Model` if the file is not a valid model, is refused, or has more than 10 000 nodes. Models that tract does not
+    /// support fail in [`Session::run`].
     pub fn open(model: &Path, threads: Option<usize>) -> Result<Self> {
         let info = ModelInfo::open(model)?;
         if info.nodes > MAX_NODES {
@@ -63,7 +64,8 @@ impl TractSession {
         Ok(Self { path: model.to_owned(), info, threads, executor, plans: VecDeque::new() })
     }
 
-    /// Runs a part of the batch on each thread. Valid if [`is_batch_independent`]; faster than all threads on one sample at a time.
+    /// Runs a part of the batch on each thread. Valid only if [`is_batch_independent`]. Faster than all threads on one
+    /// sample at a time.
     fn run_split(&mut self, arranged: &[&TensorView<'_>], batch: usize) -> Result<Vec<Tensor>> {
         let size = batch.div_ceil(self.threads);
         let ranges: Vec<Range<usize>> = (0..batch).step_by(size).map(|a| a..(a + size).min(batch)).collect();
@@ -84,7 +86,7 @@ impl TractSession {
         (0..self.info.outputs.len()).map(|i| join(parts.iter().map(|part| &part[i]))).collect()
     }
 
-    /// The outputs of `plan` for `inputs`, in the model's order.
+    /// The outputs of `plan` for `inputs`, in the order of the model.
     fn outputs(
         &self,
         executor: multithread::Executor,
@@ -136,7 +138,8 @@ thread_local! {
     static CAUGHT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work` of tract with its panics as errors: tract asserts properties of the file and successful allocation. The panic hook is not called for them.
+/// Runs `work` and returns its panics as errors, because tract asserts properties of the file and successful
+/// allocation. The panic hook is not called for panics on this thread.
 fn caught<T>(work: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -189,7 +192,8 @@ impl Session for TractSession {
     }
 }
 
-/// Whether each sample's outputs depend on that sample alone: true for graphs that d2o exports; graphs of other producers may mix samples.
+/// Whether the outputs of a sample depend on that sample only. This holds for graphs that d2o exports. Graphs of other
+/// producers may mix samples.
 fn is_batch_independent(model: &ModelInfo) -> bool {
     let batch = model.inputs.first().and_then(|v| v.symbols.first()).filter(|symbol| symbol.is_some());
     let batched = |v: &ValueInfo| batch.is_some() && v.symbols.first() == batch;

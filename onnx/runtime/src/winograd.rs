@@ -1,9 +1,10 @@
 //! Winograd convolutions as an operator of ONNX Runtime on CPUs.
 //!
-//! The graph on disk is not changed. When a session opens it, ONNX Runtime optimises it first: its convolutions then work on images in blocks of
-//! channels ([`nchwc`]), with the ReLUs and sums after them fused. Each convolution of a supported shape is replaced by a node of the domain `d2o` on the
-//! same blocks, which takes a quarter (3 × 3) to 36 % (7 × 1) of the multiplications. Sums are rounded in another order: the relative error is 1e-6 to
-//! 1e-5.
+//! The graph on disk is not changed. When a session opens it, ONNX Runtime first optimises it. The convolutions of the
+//! optimised graph work on images in blocks of channels ([`nchwc`]) and include the ReLUs and sums that follow. Each
+//! convolution of a supported shape is replaced by a node of the domain `d2o` on the same blocks, which takes a quarter
+//! (3 × 3) to 36 % (5 × 5) of the multiplications. Rounding differs from a direct convolution: the relative error is
+//! 1e-6 to 1e-5.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,15 +19,15 @@ use ort::operator::{
 use ort::session::Session;
 use ort::value::{TensorElementType, TensorRef, ValueType};
 
-/// Domain and name of the operator.
+/// Domain and name of the operator that replaces convolutions.
 const DOMAIN: &str = "d2o";
 const NAME: &str = "Winograd";
-/// Minimum number of input and of output channels for which it is faster.
+/// Minimum number of input and of output channels for which the operator is faster.
 const MIN_CHANNELS: usize = 32;
-/// Numbers of channels in a block that ONNX Runtime uses, without and with AVX-512.
+/// Numbers of channels in a block of ONNX Runtime; on x86, without and with AVX-512.
 const BLOCKS: [usize; 2] = [8, 16];
 
-/// Number of channels in a block on this machine; `session` opens a model in memory.
+/// Number of channels in a block on this machine. `session` opens a model from memory.
 pub(super) fn block(session: impl FnOnce(&[u8]) -> OrtResult<Session>) -> OrtResult<usize> {
     const CHANNELS: usize = 64;
     const WIDTH: usize = 2;
@@ -40,7 +41,8 @@ pub(super) fn block(session: impl FnOnce(&[u8]) -> OrtResult<Session>) -> OrtRes
     block.ok_or_else(|| ort::Error::new("this build of ONNX Runtime uses channel blocks of a size other than 8 or 16"))
 }
 
-/// The optimised model at `path` with its supported convolutions replaced, and the operator that computes them.
+/// Replaces the supported convolutions of the optimised model at `path`. Returns the model and the operator that
+/// computes them.
 pub(super) fn rewritten(path: &Path, block: usize) -> d2o_onnx::Result<(Vec<u8>, Winograd)> {
     let mut convolutions = Vec::new();
     let bytes = nchwc::replace(path, block, DOMAIN, NAME, |c| {
@@ -54,8 +56,9 @@ pub(super) fn rewritten(path: &Path, block: usize) -> d2o_onnx::Result<(Vec<u8>,
     Ok((bytes, Winograd { convolutions: convolutions.into(), pool: Arc::default() }))
 }
 
-/// The operator: inputs `[N, Ci, H, W]` and an optional addend `[N, Co, H', W']`, one output `[N, Co, H', W']`, all in blocks of channels. Weights, bias,
-/// padding and ReLU are those of the convolution that the attribute [`INDEX`] selects.
+/// The operator. Its inputs are the images `[N, Ci, H, W]` and an optional addend `[N, Co, H', W']`, its output is
+/// `[N, Co, H', W']`, all in blocks of channels. The attribute [`INDEX`] selects the convolution, which has the
+/// weights, bias, padding and ReLU.
 pub(super) struct Winograd {
     convolutions: Arc<[Convolution]>,
     pool: Arc<Pool>,
@@ -138,7 +141,7 @@ fn compute(convolution: &Convolution, pool: &Pool, context: &ComputeContext) -> 
     convolution.run(&images, sum, out, pool, &|tasks, task| context.par_for(tasks, tasks, task))
 }
 
-/// A size as ONNX Runtime stores it.
+/// A size as an i64, the type in ONNX Runtime.
 fn signed(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! Errors have the runtime's own error as their source, not in their text.
+//! The error of a runtime is the source of the crate's error, and not part of its text.
 #![cfg(any(feature = "ort", feature = "tract"))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
@@ -9,7 +9,7 @@ use d2o_onnx::graph::{Dim, ElementType, GraphBuilder};
 use d2o_onnx::write;
 use fs_err as fs;
 
-/// A model of one node, whose operator no runtime implements.
+/// A model with a node of an operator that no runtime implements.
 fn unimplemented(path: &Path) {
     let mut g = GraphBuilder::new("g");
     let x = g.input("x", ElementType::F32, &[Dim::Batch]).unwrap();

@@ -1,4 +1,4 @@
-//! `Model::to_winograd`: the rewritten graph computes what the original does.
+//! `Model::to_winograd`: the rewritten graph gives the results of the original.
 #![cfg(feature = "tract")]
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
@@ -9,7 +9,7 @@ use d2o_runtime::tract::TractSession;
 use d2o_runtime::{Session as _, Tensor};
 use ndarray::{ArrayD, IxDyn};
 
-/// Values without a pattern, of about unit size.
+/// Pseudo-random values in [-1, 1].
 fn values(dims: &[usize], seed: u32) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {

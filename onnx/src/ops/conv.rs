@@ -34,7 +34,7 @@ impl ConvAttributes {
     }
 }
 
-/// Window, stride and padding of a pooling, the same along both axes.
+/// Window, stride and padding of a pooling, equal along both axes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolAttributes {
     /// Height and width of the window, pixels.
@@ -49,7 +49,8 @@ impl GraphBuilder {
     /// Maximum of each window of `x [N, C, H, W]`.
     ///
     /// # Errors
-    /// `Shape` if `x` is not a batch of float images, or smaller than a window.
+    /// `Shape` if `x` is not a batch of float images, the image is empty, the padded image is smaller than the window,
+    /// the window or stride is 0, or the padding exceeds half the window.
     pub fn max_pool2d(&mut self, x: &Edge, how: PoolAttributes) -> Result<Edge> {
         self.pool("MaxPool", x, how, Vec::new())
     }
@@ -57,7 +58,8 @@ impl GraphBuilder {
     /// Mean of each window of `x [N, C, H, W]`, padding excluded.
     ///
     /// # Errors
-    /// `Shape` if `x` is not a batch of float images, or smaller than a window.
+    /// `Shape` if `x` is not a batch of float images, the image is empty, the padded image is smaller than the window,
+    /// the window or stride is 0, or the padding exceeds half the window.
     pub fn avg_pool2d(&mut self, x: &Edge, how: PoolAttributes) -> Result<Edge> {
         self.pool("AveragePool", x, how, vec![AttributeProto::int("count_include_pad", 0)])
     }
@@ -73,7 +75,7 @@ impl GraphBuilder {
         let &[n, c, Dim::Known(h), Dim::Known(w)] = x.dims() else {
             return Err(self.mismatch(op, EXPECTED, x.describe()));
         };
-        // A window must cover some of the image, hence the bound on the padding.
+        // Every window must cover a part of the image. This bounds the padding.
         let pads = how.pad.checked_mul(2).filter(|both| how.kernel > 0 && *both <= how.kernel);
         let size = |n: usize| steps(n, pads?, how.kernel, how.stride);
         let (Some(tall), Some(wide), true) = (size(h), size(w), x.element().is_float()) else {
@@ -156,7 +158,8 @@ impl GraphBuilder {
     }
 }
 
-/// Number of positions of a window of `k` on an axis of `n` and its `pads`, `stride` apart; `None` if there is none.
+/// Number of positions, `stride` apart, of a window of length `k` on an axis of length `n` with a total padding of
+/// `pads`. `None` if there is no position, a length or the stride is 0, or the number overflows.
 fn steps(n: usize, pads: usize, k: usize, stride: usize) -> Option<usize> {
     let free = n.checked_add(pads)?.checked_sub(k).filter(|_| n > 0 && k > 0)?;
     free.checked_div(stride)?.checked_add(1).filter(|n| storable(*n))

@@ -1,6 +1,6 @@
 //! Unary and broadcasting binary operations, and casts. <https://onnx.ai/onnx/operators/>, opsets 6 to 14.
 //!
-//! Binary operands broadcast as in NumPy; a batch axis is compatible with itself and with 1.
+//! Binary operands broadcast as in NumPy. A batch axis is compatible with itself and with length 1.
 
 use crate::error::Result;
 use crate::graph::{Dim, Edge, ElementType, GraphBuilder, signed};
@@ -82,12 +82,13 @@ impl GraphBuilder {
         self.mul(x, &gate)
     }
 
-    /// `x · Φ(x)`, Φ the standard normal distribution function (Hendrycks & Gimpel 2016, without the tanh approximation).
+    /// `x · Φ(x)`, where Φ is the standard normal distribution function (Hendrycks & Gimpel 2016, without the tanh
+    /// approximation).
     ///
     /// # Errors
     /// `Shape` if `x` is not f32.
     pub fn gelu(&mut self, x: &Edge) -> Result<Edge> {
-        // x/√2 as a division: ONNX Runtime fuses this form.
+        // x/√2 is a division, because ONNX Runtime fuses this form.
         let root = self.scalar("Div", std::f64::consts::SQRT_2)?;
         let scaled = self.div(x, &root)?;
         let erf = self.unary("Erf", &scaled)?;
@@ -96,7 +97,7 @@ impl GraphBuilder {
         self.scale(&gated, 0.5)
     }
 
-    /// `x` limited to `[low, high]`; ReLU if `low` is 0 and `high` is infinite.
+    /// `x` clamped to `[low, high]`; a ReLU if `low` is 0 and `high` is infinite.
     ///
     /// # Errors
     /// `Shape` if `x` is not f32, or `low <= high` does not hold.
@@ -109,7 +110,8 @@ impl GraphBuilder {
             return self.unary("Relu", x);
         }
         #[allow(clippy::cast_possible_truncation, reason = "graphs compute in f32")]
-        let [low, high] = [low, high.min(f64::from(f32::MAX))].map(|limit| self.single_constant(limit as f32));
+        let [low, high] =
+            [low, high].map(|limit| self.single_constant(limit.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32));
         Ok(self.node("Clip", &[x, &low, &high], Vec::new(), x.element(), x.dims().to_vec()))
     }
 
@@ -158,7 +160,7 @@ impl GraphBuilder {
         self.unary("Sin", x)
     }
 
-    /// `x` u8, converted to f32.
+    /// Converts `x` from u8 to f32.
     ///
     /// # Errors
     /// `Shape` if `x` is not u8.
@@ -169,7 +171,7 @@ impl GraphBuilder {
         self.cast(x, ElementType::F32)
     }
 
-    /// `x` f32, limited to `[0, 255]`, truncated and converted to u8.
+    /// Clamps `x` (f32) to `[0, 255]`, truncates it and converts it to u8.
     ///
     /// # Errors
     /// `Shape` if `x` is not f32.

@@ -8,7 +8,8 @@ impl GraphBuilder {
     /// `parts` concatenated along `axis`.
     ///
     /// # Errors
-    /// `Shape` if there are none, their element types or other axes differ, or the axis is symbolic.
+    /// `Shape` if `parts` is empty, element types or other axes differ, or the axis does not exist, is symbolic or
+    /// becomes too long for ONNX.
     pub fn concat(&mut self, parts: &[Edge], axis: usize) -> Result<Edge> {
         let bad = |g: &Self| {
             let shapes = parts.iter().map(Edge::describe).collect::<Vec<_>>().join(", ");
@@ -32,7 +33,7 @@ impl GraphBuilder {
     /// Elements `start..start + len` along `axis`.
     ///
     /// # Errors
-    /// `Shape` if `x` does not have them, or the axis is symbolic.
+    /// `Shape` if the range exceeds the axis, or the axis does not exist or is symbolic.
     pub fn slice(&mut self, x: &Edge, axis: usize, start: usize, len: usize) -> Result<Edge> {
         let mut dims = x.dims().to_vec();
         let end = match (dims.get_mut(axis), start.checked_add(len)) {
@@ -50,19 +51,21 @@ impl GraphBuilder {
         Ok(self.node("Slice", &[x, &from, &to, &on], Vec::new(), x.element(), dims))
     }
 
-    /// The elements of `x` in the shape `dims`, of which one entry may be -1: the batch axis if `x` has one, else what the others leave.
+    /// The elements of `x` in the shape `dims`. One entry may be -1: the batch axis if `x` has one, otherwise the
+    /// length that the other entries imply.
     ///
-    /// Axes that are merged into the batch multiply its length: `[N, 8, 3]` reshaped to `[-1, 3]` is `[8*N, 3]`.
+    /// Axes merged into the batch multiply its length: `[N, 8, 3]` reshaped to `[-1, 3]` is `[8*N, 3]`.
     ///
     /// # Errors
-    /// `Shape` if the number of elements differs, an axis is empty, or `x` has several symbolic axes.
+    /// `Shape` if the number of elements differs, an axis of `x` or an entry of `dims` is 0, an entry is below -1,
+    /// several entries are -1, `x` has several symbolic axes, or `x` has one but no entry is -1.
     pub fn reshape(&mut self, x: &Edge, dims: &[i64]) -> Result<Edge> {
         let bad = |g: &Self| {
             let found = format!("{} and {dims:?}", x.describe());
             g.mismatch("Reshape", "a shape for the same number of elements, at most one -1", found)
         };
         let symbolic = x.dims().iter().filter(|d| !matches!(d, Dim::Known(_))).count();
-        // Elements for each sample of the batch.
+        // Number of elements per sample of the batch.
         let have = product(x.dims().iter().map(|d| match d {
             Dim::Known(n) | Dim::BatchTimes(n) => *n,
             Dim::Batch => 1,
@@ -86,7 +89,7 @@ impl GraphBuilder {
                 Err(_) => Dim::BatchTimes(free),
             })
             .collect();
-        // 0 keeps the axis, so that runtimes know its length and can reuse buffers and fuse.
+        // 0 copies the length of the first axis. Runtimes then know it, and can reuse buffers and fuse nodes.
         let kept = symbolic == 1 && x.dims().first() == result.first() && dims.first() == Some(&-1);
         let shape = if kept { self.integers(&[&[0], &dims[1..]].concat()) } else { self.integers(dims) };
         Ok(self.node("Reshape", &[x, &shape], Vec::new(), x.element(), result))
@@ -146,7 +149,7 @@ mod tests {
         let x = g.input("x", ElementType::F32, &[Batch, Known(8), Known(3)]).unwrap();
         let heads = g.reshape(&x, &[-1, 3]).unwrap();
         assert_eq!(heads.dims(), [BatchTimes(8), Known(3)]);
-        // N and 8 N are different lengths: neither broadcast nor concatenation takes one for the other.
+        // N and 8 N are different lengths, in broadcasts and in concatenations.
         let flat = g.reshape(&x, &[-1, 24]).unwrap();
         let single = g.slice(&flat, 1, 0, 3).unwrap();
         assert!(g.add(&heads, &single).is_err() && g.concat(&[heads.clone(), single], 1).is_err());
@@ -155,7 +158,7 @@ mod tests {
         let back = g.reshape(&pairs, &[-1, 8, 3]).unwrap();
         assert_eq!(back.dims(), x.dims());
         assert!(g.add(&back, &x).is_ok());
-        // A fraction of the batch.
+        // A fraction of the batch, and other invalid shapes.
         for dims in [&[-1, 48][..], &[-1, 5], &[24], &[-1, -1], &[-1, 0], &[-2, 24]] {
             assert!(g.reshape(&x, dims).is_err(), "{dims:?}");
         }

@@ -1,4 +1,5 @@
-//! Operations of [`GraphBuilder`](crate::graph::GraphBuilder), one family per file. Each checks its operands and infers type and shape of its result.
+//! Operations of [`GraphBuilder`](crate::graph::GraphBuilder), one family per file. Each operation checks its operands,
+//! and infers the type and shape of its result.
 
 mod conv;
 mod elementwise;

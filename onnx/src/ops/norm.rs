@@ -1,4 +1,4 @@
-//! Group norm, in operations whose definition is the same in every opset.
+//! Group norm from operators with the same definition in every opset.
 //! <https://onnx.ai/onnx/operators/onnx__InstanceNormalization.html>, opset 6.
 
 use crate::error::Result;

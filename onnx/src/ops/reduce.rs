@@ -8,7 +8,8 @@ impl GraphBuilder {
     /// Mean over `axes`, which remain with length 1 if `keep`.
     ///
     /// # Errors
-    /// `Shape` if `axes` are not distinct axes of non-zero length, at least one, or `x` is not a float tensor.
+    /// `Shape` if `axes` is empty, repeats an axis, contains an axis that `x` does not have or of length 0, or `x` is
+    /// not a float tensor.
     pub fn mean(&mut self, x: &Edge, axes: &[usize], keep: bool) -> Result<Edge> {
         let valid = |(i, axis): (usize, &usize)| {
             x.dims().get(*axis).is_some_and(|d| *d != Dim::Known(0)) && !axes[..i].contains(axis)

@@ -1,10 +1,10 @@
-//! Bilinear interpolation as two matrix products with constant matrices. Runtimes agree on products, but not on all coordinate modes of `Resize`; and a
-//! symbolic batch needs no computed sizes. MatMul, opset 13.
+//! Bilinear interpolation as two matrix products with constant matrices. Runtimes agree on products, but not on all
+//! coordinate modes of `Resize`. A symbolic batch needs no computed sizes. MatMul, opset 13.
 
 use crate::error::Result;
 use crate::graph::{Dim, Edge, ElementType, GraphBuilder};
 
-/// Source coordinate of pixel `i` of the result, `in` and `out` being the lengths of the axis.
+/// Source coordinate of pixel `i` of the result. `in` and `out` are the lengths of the axis before and after resizing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Sampling {
@@ -16,14 +16,14 @@ pub enum Sampling {
     Asymmetric,
 }
 
-/// Maximum height and width of an image that is resized, pixels: its matrix has up to 2^28 elements.
+/// Maximum height and width of an image before and after resizing, pixels. A matrix then has at most 2^28 elements.
 const MAX_SIZE: usize = 1 << 14;
 
 impl GraphBuilder {
     /// Resizes `x [N, C, H, W]` to `[N, C, size[0], size[1]]` without antialiasing; coordinates outside the image are clamped to its edge.
     ///
     /// # Errors
-    /// `Shape` if `x` is not a batch of f32 images, a size is zero, or a matrix is too large.
+    /// `Shape` if `x` is not a batch of f32 images, or a height or width is 0 or above 2^14.
     pub fn resize_bilinear(&mut self, x: &Edge, size: [usize; 2], sampling: Sampling) -> Result<Edge> {
         let bad = |g: &Self| {
             let found = format!("{} to {size:?}", x.describe());
@@ -51,8 +51,8 @@ impl GraphBuilder {
     }
 }
 
-/// Row-major `[out, input]`: the weight of each source pixel in each pixel of the result, in f32 as PyTorch computes it. Empty if a length is zero or
-/// above 2^14.
+/// Interpolation matrix: the weight of each source pixel in each pixel of the result, computed in f32 as in PyTorch.
+/// Row-major `[out, input]`. Empty if a length is 0 or above 2^14.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small sizes")]
 #[must_use]
 pub fn interpolation(input: usize, out: usize, sampling: Sampling) -> Vec<f32> {

@@ -1,4 +1,4 @@
-//! Winograd's F(tile, taps) along one axis, for the common lengths of filters.
+//! Winograd's F(tile, taps) along one axis, for common filter lengths.
 
 use pulp::Simd;
 
@@ -13,9 +13,10 @@ const MAX_TILE: usize = 4;
 
 /// F(`tile`, `taps`): `tile` adjacent outputs of a filter of `taps` from `taps + tile - 1` products instead of `taps * tile`.
 ///
-/// The interpolation points are 0, ±a for each pair, and ∞ (Winograd 1980; Lavin & Gray 2016). With Q(x) the product of x² - b² over the other pairs, the
-/// rows of the input transform Bᵀ are the coefficients of (x² ± ax)·Q(x) for ±a, of the product over all pairs for 0, and of x times that for ∞. The sums of
-/// even and of odd inputs are shared by both points of a pair.
+/// The interpolation points are 0, ±a for each pair, and ∞ (Winograd 1980; Lavin & Gray 2016). Let Q(x) be the product
+/// of x² - b² over the other pairs, and P(x) the product over all pairs. The rows of the input transform Bᵀ are the
+/// coefficients of (x² ± ax)·Q(x) for the points ±a, of P(x) for 0, and of x·P(x) for ∞. Both points of a pair share
+/// the sums of even and of odd inputs.
 #[derive(Debug, Clone)]
 pub(crate) struct Axis {
     /// Length of the filter.
@@ -24,9 +25,9 @@ pub(crate) struct Axis {
     pub(crate) tile: usize,
     /// Number of pairs of points.
     pub(crate) pairs: usize,
-    /// For each pair the coefficients of Q in powers of x², ascending.
+    /// For each pair, the coefficients of Q in ascending powers of x².
     others: [[f32; MAX_PAIRS]; MAX_PAIRS],
-    /// The coefficients of the product over all pairs in powers of x², ascending.
+    /// The coefficients of P in ascending powers of x².
     all: [f32; MAX_PAIRS + 1],
     /// a⁰ to a³ of each pair.
     powers: [[f32; MAX_TILE]; MAX_PAIRS],
@@ -35,9 +36,10 @@ pub(crate) struct Axis {
 }
 
 impl Axis {
-    /// The axis of a filter of `taps`; `None` for lengths that are not supported.
+    /// The axis for filters of length `taps`; `None` if the length is not supported.
     pub(crate) fn new(taps: usize) -> Option<Self> {
-        // Larger tiles need more points and so larger coefficients, which lose digits. The RMS errors of these are 1e-6 to 2e-6.
+        // Larger tiles need more points. Their larger coefficients increase the rounding error. The RMS errors of these
+        // tiles are 1e-6 to 2e-6.
         let (tile, pairs): (usize, &[f64]) = match taps {
             1 => (1, &[]),
             3 => (4, &[1.0, 2.0]),
@@ -73,12 +75,12 @@ impl Axis {
         Some(axis)
     }
 
-    /// Number of points: products of a tile.
+    /// Number of points, which is the number of products of a tile.
     pub(crate) fn points(&self) -> usize {
         self.taps + self.tile - 1
     }
 
-    /// Bᵀd of the inputs of a tile; `N` is `pairs`.
+    /// Bᵀx for the inputs `x` of a tile. `N` is `pairs`.
     #[inline(always)]
     pub(crate) fn input_transform<S: Simd, const N: usize>(
         &self,
@@ -111,7 +113,7 @@ impl Axis {
         y
     }
 
-    /// Aᵀm of the products of a tile; `N` is `pairs`, `M` is `tile`.
+    /// Aᵀx for the products `x` of a tile. `N` is `pairs`, `M` is `tile`.
     #[inline(always)]
     pub(crate) fn output_transform<S: Simd, const N: usize, const M: usize>(
         &self,
@@ -139,7 +141,8 @@ impl Axis {
         y
     }
 
-    /// A d of the outputs of a tile, the transpose of [`Self::output_transform`]; `N` is `pairs`, `M` is `tile`.
+    /// A x for the output gradients `x` of a tile: the transpose of [`Self::output_transform`]. `N` is `pairs`, `M` is
+    /// `tile`.
     #[inline(always)]
     pub(crate) fn gradient_transform<S: Simd, const N: usize, const M: usize>(
         &self,
@@ -164,7 +167,7 @@ impl Axis {
     }
 }
 
-/// The coefficients of the product of x² - b² in powers of x², ascending.
+/// The coefficients of the product of x² - b² over the `values` b, in ascending powers of x².
 fn product<'a>(values: impl Iterator<Item = &'a f64>) -> Vec<f64> {
     let mut product = vec![1.0];
     for b in values {

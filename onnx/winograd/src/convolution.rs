@@ -1,4 +1,4 @@
-//! Convolutions and their tasks.
+//! Convolutions, and their division into tasks.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -20,13 +20,15 @@ pub struct Convolution {
     relu: bool,
 }
 
-/// Output rows of a task: for each strip those of each block of channels, or of each channel.
+/// Output rows of a task: for each strip, the rows of each block of channels, or of each channel if the images are in
+/// planes.
 type Rows<'a> = Vec<&'a mut [f32]>;
 
 impl Convolution {
-    /// Transforms `weights`, row-major `dims = [Co, Ci, kH, kW]`; the rest is as in [`Shape::new`]. `bias` is `[Co]`; `relu` adds a ReLU.
+    /// Transforms `weights`, row-major `dims = [Co, Ci, kH, kW]`. `bias` is `[Co]`. `relu` adds a ReLU. `pads` and
+    /// `block` are as in [`Shape::new`].
     ///
-    /// `None` if the shape is not supported or `weights` or `bias` is not of that shape.
+    /// `None` if the shape is not supported, or the length of `weights` or `bias` does not match it.
     #[must_use]
     pub fn new(
         weights: &[f32],
@@ -50,21 +52,22 @@ impl Convolution {
         Some(Self { shape, weights: transformed, bias, relu })
     }
 
-    /// Its sizes.
+    /// Sizes of the convolution.
     #[must_use]
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
-    /// Computes `out [N, Co, H', W']` in the layout of `images`. `sum`, in the layout of the output, which is blocks, is added to it before the ReLU.
-    /// `parallel` gets the number of tasks and must call its closure once with each index, on any thread and in any order; the result does not depend on
-    /// them.
+    /// Computes `out [N, Co, H', W']` in the layout of `images`. `sum`, in the layout of `out`, is added before the
+    /// ReLU and requires [`Layout::Blocks`]. `parallel` gets the number of tasks and a closure. It must call the
+    /// closure once with each index, on any thread and in any order. The result does not depend on threads or order.
     ///
     /// # Errors
     /// Those of `parallel`.
     ///
     /// # Panics
-    /// If the padded image is smaller than the filter, a slice does not have the length of its shape, or `sum` goes with planes.
+    /// If the padded image is smaller than the filter, the length of a slice does not match its shape, or `sum` is
+    /// given with [`Layout::Planes`].
     pub fn run<E>(
         &self,
         images: &Images<'_>,
@@ -79,16 +82,16 @@ impl Convolution {
     }
 }
 
-/// For filters that change from run to run.
+/// Convolutions with filters that change between runs.
 impl Shape {
-    /// Convolves `images [N, Ci, H, W]` with `weights [Co, Ci, kH, kW]` and adds `bias [Co]`: `out [N, Co, H', W']`, in the layout of `images`.
-    /// `parallel` is as in [`Convolution::run`], but called twice.
+    /// Convolves `images [N, Ci, H, W]` with `weights [Co, Ci, kH, kW]` and adds `bias [Co]`. Writes
+    /// `out [N, Co, H', W']` in the layout of `images`. `parallel` is as in [`Convolution::run`], but is called twice.
     ///
     /// # Errors
     /// Those of `parallel`.
     ///
     /// # Panics
-    /// If the padded image is smaller than the filter, or a slice does not have the length of its shape.
+    /// If the padded image is smaller than the filter, or the length of a slice does not match its shape.
     pub fn forward<E>(
         &self,
         images: &Images<'_>,
@@ -101,13 +104,14 @@ impl Shape {
         self.filtered(images, weights, false, bias, out, pool, parallel)
     }
 
-    /// Computes the gradient of the input, `out [N, Ci, H, W]`, from `gradients [N, Co, H', W']` of the output; the rest is as in [`Shape::forward`].
+    /// Computes the gradient of the input, `out [N, Ci, H, W]`, from the gradient of the output,
+    /// `gradients [N, Co, H', W']`. The other arguments are as in [`Shape::forward`].
     ///
     /// # Errors
     /// Those of `parallel`.
     ///
     /// # Panics
-    /// If a slice does not have the length of its shape.
+    /// If the length of a slice does not match its shape.
     pub fn input_gradient<E>(
         &self,
         gradients: &Images<'_>,
@@ -147,7 +151,7 @@ struct Filtering<'a> {
     weights: &'a [f32],
     bias: Option<&'a [f32]>,
     relu: bool,
-    /// Added to the output before the ReLU; in blocks, as the output.
+    /// Added to the output before the ReLU; in blocks, like the output.
     sum: Option<&'a [f32]>,
     images: Images<'a>,
 }
@@ -167,7 +171,7 @@ impl Filtering<'_> {
         assert!(sum.is_none() || images.layout == Layout::Blocks, "an addend of images in planes");
         let rows = self.rows(&grid, out);
         parallel(grid.tasks(), &|index| {
-            // A task that panicked leaves rows of its own only.
+            // Each task locks only its own rows, so rows that a panicked task left do not matter.
             let mut rows = rows[index].lock().unwrap_or_else(PoisonError::into_inner);
             pool.scratch(|scratch| Strips { filtering: self, grid, index, rows: &mut rows, scratch }.compute());
         })
@@ -193,7 +197,7 @@ impl Filtering<'_> {
     }
 }
 
-/// A task.
+/// A task of a run.
 struct Strips<'a, 'b> {
     filtering: Filtering<'a>,
     grid: Grid,
@@ -203,7 +207,8 @@ struct Strips<'a, 'b> {
 }
 
 impl Strips<'_, '_> {
-    /// Not inlined nor generic, so that the kernels are compiled with the profile of this crate; so are those of the other tasks.
+    /// Neither inlined nor generic, so that the kernels are compiled with the profile of this crate. The same applies
+    /// to `compute` of the other tasks.
     #[inline(never)]
     fn compute(self) {
         vectorised(self.filtering.shape.block, self);
@@ -378,7 +383,7 @@ mod tests {
         ([3, 3], [1; 4], 70, 130, 1),
     ];
 
-    /// With several sums of products where images are small.
+    /// Small images get more input channels than `SUM_LENGTH`, so that several partial sums are added.
     fn dims(taps: [usize; 2], pixels: usize) -> [usize; 4] {
         let [outputs, inputs] = if pixels < 100 { [80, 96] } else { [48, 32] };
         [outputs, inputs, taps[0], taps[1]]
@@ -416,7 +421,7 @@ mod tests {
                     "{taps:?} {pads:?} {height} x {width} by {block}, all of it: {off} of {peak}"
                 );
 
-                // Planes, and filters transformed at once.
+                // Images in planes, and filters transformed in the same run.
                 let mut planes = vec![f32::NAN; expected.len()];
                 plain.shape().forward(&images, &weights, None, &mut planes, &pool, &in_turn).unwrap();
                 assert!(planes == found, "{taps:?} {pads:?} {height} x {width} by {block}, planes");
@@ -429,7 +434,7 @@ mod tests {
         }
     }
 
-    /// The gradients of input and filters, in f64, for the gradient `gradients` of the output.
+    /// Gradients of the input and of the filters, in f64, for the output gradient `gradients`.
     fn direct_gradients(
         images: &Images<'_>,
         weights: &[f32],
@@ -514,6 +519,8 @@ mod tests {
             assert!(of(dims, pads).is_none(), "{dims:?} {pads:?}");
         }
         assert_eq!(of([32, 32, 3, 3], [0; 4]).unwrap().shape().output_size(2, 9), None);
+        let padded = of([32, 32, 3, 3], [2; 4]).unwrap();
+        assert_eq!((padded.shape().output_size(4, 0), padded.shape().output_size(0, 4)), (None, None), "empty images");
     }
 
     #[test]

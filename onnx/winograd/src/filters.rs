@@ -8,16 +8,17 @@ use crate::axis::{Axis, MAX_POINTS, MAX_TAPS};
 use crate::kernels::{SUM_LENGTH, Work, load, step, store, transform_strips, vectorised};
 use crate::shape::{Grid, Images, Pool, Scratch, Shape, Task, at_least};
 
-/// Maximum number of taps of a filter on both axes.
+/// Maximum number of taps of a filter: kH · kW.
 const MAX_FILTER: usize = 25;
-/// Maximum number of transformed inputs and gradients that are kept at a time.
+/// Maximum number of transformed inputs and gradients in memory at a time, unless one task alone has more.
 const RUN_FLOATS: usize = if cfg!(test) { 1 << 19 } else { 12 << 20 };
 
-/// G applied to both axes of `weights` in f64, rounded once: `out [Co / block, points, Ci, block]` for the convolution of `shape`. `weights` are row-major
-/// `[Co, Ci, kH, kW]`, or `flipped` those of the transposed convolution.
+/// Applies G to both axes of `weights` in f64 and rounds once. Writes `out [Co / block, points, Ci, block]` for the
+/// convolution of `shape`. `weights` are row-major `[Co, Ci, kH, kW]`. With `flipped`, `shape` is a result of
+/// [`Shape::transposed`], and `weights` are the filters of the original convolution, `[Ci, Co, kH, kW]`.
 ///
 /// # Panics
-/// If a slice does not have the length of its shape.
+/// If the length of `weights` does not match its shape.
 pub(crate) fn transformed_filters<E>(
     shape: &Shape,
     weights: &[f32],
@@ -31,7 +32,7 @@ pub(crate) fn transformed_filters<E>(
     })
 }
 
-/// Runs `task` for each part of `length` of `out`.
+/// Runs `task` on each part of `out` with `length` floats.
 fn in_parts<E>(
     out: &mut [f32],
     length: usize,
@@ -39,11 +40,11 @@ fn in_parts<E>(
     task: &(dyn Fn(usize, &mut [f32]) + Send + Sync),
 ) -> Result<(), E> {
     let parts: Vec<_> = out.chunks_exact_mut(length).map(Mutex::new).collect();
-    // Nothing else locks a part.
+    // Each part is locked by its own task only.
     parallel(parts.len(), &|index| task(index, &mut parts[index].lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
-/// The filters of a block of outputs.
+/// The task that transforms the filters of one block of output channels.
 struct Panel<'a> {
     shape: &'a Shape,
     weights: &'a [f32],
@@ -63,7 +64,7 @@ impl Panel<'_> {
 impl Work for Panel<'_> {
     #[inline(always)]
     fn run<S: Simd, const B: usize>(self, _: S) {
-        // With constant numbers its loops are unrolled.
+        // With constant sizes, the compiler unrolls the loops.
         match sizes(&self.shape.axes) {
             ([3, 3], [6, 6]) => self.transform::<B>([3, 3], [6, 6]),
             (taps, points) => self.transform::<B>(taps, points),
@@ -106,7 +107,7 @@ impl Panel<'_> {
     }
 }
 
-/// The sum of vectors times factors.
+/// Sum of factors times vectors.
 #[inline(always)]
 fn sum<'a, const B: usize>(terms: impl Iterator<Item = (f64, &'a [f64; B])>) -> [f64; B] {
     let mut sum = [0.0; B];
@@ -127,19 +128,20 @@ fn rounded<const B: usize>(from: &[f64; B], to: &mut [f32]) {
 }
 
 impl Shape {
-    /// [`step`] of transformed images and gradients.
+    /// [`step`] of transformed images, and of transformed gradients.
     fn steps(&self, tiles: usize) -> [usize; 2] {
         [self.inputs, self.outputs].map(|channels| step(channels / self.block, tiles))
     }
 
-    /// Computes the gradient of the filters, `out [Co, Ci, kH, kW]`, from `images [N, Ci, H, W]` and `gradients [N, Co, H', W']` of the output, which are in
-    /// the layout of `images`. `parallel` is as in [`crate::Convolution::run`], but called several times.
+    /// Computes the gradient of the filters, `out [Co, Ci, kH, kW]`, from `images [N, Ci, H, W]` and the gradient of
+    /// the output, `gradients [N, Co, H', W']`, in the layout of `images`. `parallel` is as in
+    /// [`crate::Convolution::run`], but is called several times, or not at all for an empty batch.
     ///
     /// # Errors
     /// Those of `parallel`.
     ///
     /// # Panics
-    /// If the padded image is smaller than the filter, or a slice does not have the length of its shape.
+    /// If the padded image is smaller than the filter, or the length of a slice does not match its shape.
     pub fn filter_gradient<E>(
         &self,
         images: &Images<'_>,
@@ -188,11 +190,11 @@ impl Shape {
     }
 }
 
-/// A task of transforms.
+/// A task that transforms tiles of images and gradients.
 struct Tiles<'a> {
     shape: &'a Shape,
     grid: Grid,
-    /// Inputs, and gradients of outputs.
+    /// Images, and gradients of the output.
     images: [Images<'a>; 2],
     index: usize,
     /// Transformed images `[points, Ci / block, tiles, block]` and gradients `[points, Co / block, tiles, block]`.
@@ -219,17 +221,17 @@ impl Work for Tiles<'_> {
     }
 }
 
-/// A task of products: those of one point and a block of outputs.
+/// A task that sums the products of one point and one block of output channels over all tiles.
 struct Products<'a> {
     shape: &'a Shape,
     /// Transformed tiles.
     from: &'a [f32],
-    /// Length of those of a task.
+    /// Length of the transformed tiles of one task of [`Tiles`].
     chunk: usize,
-    /// Number of tiles of a task, and of the last one.
+    /// Number of tiles of a task of [`Tiles`], and of the last of these tasks.
     tiles: [usize; 2],
     index: usize,
-    /// Whether to add to `sums`.
+    /// Whether to add to `sums` instead of overwriting them.
     add: bool,
     /// `[block, Ci]`.
     sums: &'a mut [f32],
@@ -277,7 +279,7 @@ impl Work for Products<'_> {
     }
 }
 
-/// Gᵀ applied to both axes of the sums of a block of outputs, in f64, rounded once.
+/// A task that applies Gᵀ to both axes of the sums of one block of output channels, in f64, and rounds once.
 struct Inverse<'a> {
     shape: &'a Shape,
     /// `[points, Co, Ci]`.

@@ -1,13 +1,14 @@
-//! Kernels: transforms of images and products, with vectors.
+//! Vectorised kernels: transforms of images, and products.
 
 use pulp::{Simd, WithSimd};
 
 use crate::axis::{Axis, MAX_POINTS};
 use crate::shape::{Grid, Images, Layout, Scratch, Shape, at_least};
 
-/// Number of tiles that one product computes at least.
+/// Minimum number of tiles of a product. [`multiply`] requires a multiple of it.
 pub(crate) const MIN_TILES: usize = 4;
-/// Number of products that are summed one after another; such sums are added up. Errors grow with the square root of the length of a sum.
+/// Number of products in a partial sum. Partial sums are then added up. The rounding error grows with the square root
+/// of the length of a sum.
 pub(crate) const SUM_LENGTH: usize = 64;
 
 /// Work on blocks of `B` channels with vectors of at most `B` lanes.
@@ -26,7 +27,7 @@ impl<W: Work, const B: usize> WithSimd for Blocks<W, B> {
     }
 }
 
-/// Runs `work` on blocks of 8 or 16 channels, as `block` says, with the widest vectors that fit.
+/// Runs `work` on blocks of `block` channels (8 or 16) with the widest vectors that fit in a block.
 #[inline(always)]
 pub(crate) fn vectorised<W: Work>(block: usize, work: W) {
     if block == 16 {
@@ -39,7 +40,7 @@ pub(crate) fn vectorised<W: Work>(block: usize, work: W) {
     pulp::Arch::new().dispatch(Blocks::<W, 8>(work));
 }
 
-/// Calls `$f::<S, B, pairs, tile>` with the constants of `$axis`, and `$g` after them.
+/// Calls `$f::<S, B, pairs, tile>` with `pairs` and `tile` of `$axis` as constants, followed by `$g` if it is given.
 macro_rules! for_axis {
     ($axis:expr, $f:ident::<$s:ty, $b:ident $(, $g:ident)?>($($argument:expr),* $(,)?)) => {
         match ($axis.pairs, $axis.tile) {
@@ -53,11 +54,11 @@ macro_rules! for_axis {
 
 pub(crate) use for_axis;
 
-/// Operations on the sums.
+/// Operations after the output transform.
 pub(crate) struct Epilogue<'a> {
-    /// Of each channel of the block.
+    /// Bias of each channel of the block.
     pub(crate) bias: &'a [f32],
-    /// In the layout of the output.
+    /// Addend in the layout of the output.
     pub(crate) sum: Option<&'a [f32]>,
     pub(crate) relu: bool,
 }
@@ -72,13 +73,15 @@ pub(crate) fn store<S: Simd>(_: S, to: &mut [f32], value: S::f32s) {
     S::as_mut_simd_f32s(&mut to[..S::F32_LANES]).0[0] = value;
 }
 
-/// Number of blocks of channels from one point to the next: not a power of two, which would put all points of a tile into the same set of a cache.
+/// Distance between adjacent points, in blocks of channels. It is odd if `blocks * tiles` is even: a power of two would
+/// map all points of a tile to the same cache set.
 pub(crate) fn step(blocks: usize, tiles: usize) -> usize {
     blocks * tiles + 3
 }
 
-/// Transforms the tiles of `strips` strips from `first` on: `to [points, C / B, tiles, B]`, the points apart by [`step`]. `images` are inputs of the convolution of `shape`, or with `G`
-/// gradients of its output.
+/// Transforms the tiles of `strips` strips, starting at `first`, to `to [points, C / B, tiles, B]`, with a distance of
+/// [`step`] between points. `images` are the input of the convolution of `shape`, or with `G` the gradient of its
+/// output.
 #[inline(always)]
 pub(crate) fn transform_strips<S: Simd, const B: usize, const G: bool>(
     simd: S,
@@ -141,7 +144,8 @@ pub(crate) fn transform_strips<S: Simd, const B: usize, const G: bool>(
     }
 }
 
-/// Bᵀ along the height, or A with `G`: `source`, one row for each point or output, into `lines`, `line` floats apart, from `left` on.
+/// Applies Bᵀ along the height, or A if `G`. `source` has one row for each input row of a tile, or for each output row
+/// if `G`. The results start at `left` in each of `lines`, which are `line` floats apart.
 #[inline(always)]
 fn transform_rows<S: Simd, const B: usize, const N: usize, const M: usize, const G: bool>(
     simd: S,
@@ -175,7 +179,8 @@ fn transform<S: Simd, const N: usize, const M: usize, const G: bool>(
     if G { axis.gradient_transform::<S, N, M>(simd, x) } else { axis.input_transform::<S, N>(simd, x) }
 }
 
-/// Bᵀ along the width of `line [W, B]`, or A with `G`: point j of tile t is block `at + j * step + t` of `to`.
+/// Applies Bᵀ along the width of `line [W, B]`, or A if `G`. Point j of tile t is the block of `B` floats at
+/// `at + j * step + t` in `to`.
 #[inline(always)]
 fn transform_columns<S: Simd, const B: usize, const N: usize, const M: usize, const G: bool>(
     simd: S,
@@ -203,7 +208,8 @@ fn transform_columns<S: Simd, const B: usize, const N: usize, const M: usize, co
     }
 }
 
-/// Aᵀ along the width: the products in `from`, in the layout of [`transform_input_columns`], to `line`.
+/// Applies Aᵀ along the width to the products in `from`, which have the layout of `to` in [`transform_columns`]. Writes
+/// `line [W, B]`.
 #[inline(always)]
 pub(crate) fn transform_output_columns<S: Simd, const B: usize, const N: usize, const M: usize>(
     simd: S,
@@ -231,7 +237,8 @@ pub(crate) fn transform_output_columns<S: Simd, const B: usize, const N: usize, 
     }
 }
 
-/// Aᵀ along the height, and the epilogue: `lines`, `line` floats apart, to the rows of `out`, each of `width` floats.
+/// Applies Aᵀ along the height to `lines`, which are `line` floats apart, and then the epilogue. Writes the rows of
+/// `out`, each of `width` floats.
 #[inline(always)]
 pub(crate) fn transform_output_rows<S: Simd, const B: usize, const N: usize, const M: usize>(
     simd: S,
@@ -260,7 +267,7 @@ pub(crate) fn transform_output_rows<S: Simd, const B: usize, const N: usize, con
                 if let Some(sum) = after.sum {
                     y = simd.add_f32s(y, load(simd, &sum[i * width + at..]));
                 }
-                // As the second operand of the maximum, NaN is kept, as in ONNX Runtime.
+                // The maximum keeps NaN in its second operand. ONNX Runtime keeps NaN too.
                 let y = if after.relu { simd.max_f32s(zero, y) } else { y };
                 store(simd, &mut out[i * width + at..], y);
             }
@@ -268,13 +275,13 @@ pub(crate) fn transform_output_rows<S: Simd, const B: usize, const N: usize, con
     }
 }
 
-/// At one point, the product of `inputs [Ci / B, tiles, B]` and `weights [Ci, B]`: `products [tiles, B]`.
+/// Multiplies `inputs [Ci / B, tiles, B]` by `weights [Ci, B]` at one point. Writes `products [tiles, B]`.
 #[inline(always)]
 pub(crate) fn multiply<S: Simd, const B: usize>(simd: S, inputs: &[f32], weights: &[f32], products: &mut [f32]) {
     let tiles = products.len() / B;
     for lane in (0..B).step_by(S::F32_LANES) {
         let mut tile = 0;
-        // As many sums as fit in registers: there are 32 of 16 lanes, 16 of fewer.
+        // As many sums as fit in registers: x86 has 32 registers for vectors of 16 lanes, and 16 for narrower vectors.
         if S::F32_LANES == 16 {
             while tile + 24 <= tiles {
                 some_tiles::<S, B, 24>(simd, inputs, weights, products, [tile, lane]);
@@ -299,7 +306,8 @@ pub(crate) fn multiply<S: Simd, const B: usize>(simd: S, inputs: &[f32], weights
     }
 }
 
-/// [`multiply`] for `R` tiles and the lanes of one vector. Sums are over the channels in ascending order for every `R`.
+/// [`multiply`] for `R` tiles from `tile` on and one vector of lanes from `lane` on. The order of the sum over the
+/// channels does not depend on `R`.
 #[inline(always)]
 fn some_tiles<S: Simd, const B: usize, const R: usize>(
     simd: S,

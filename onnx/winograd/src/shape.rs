@@ -4,11 +4,12 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::axis::Axis;
 
-/// Minimum and maximum number of tiles of a task.
+/// Minimum and maximum of the intended number of tiles of a task. A task has at least one strip.
 const TASK_TILES: [usize; 2] = [32, 160];
-/// Number of transformed inputs and products of a task: they fit in the second-level cache of a core.
+/// Intended maximum number of transformed inputs and products of a task, which fit in the L2 cache of a core.
 const CACHE_FLOATS: usize = 200_000;
-/// Number of tasks above which threads that idle during the last ones do not matter.
+/// Number of tasks from which threads that idle during the last tasks do not matter. Smaller numbers are rounded up to
+/// even.
 const MANY_TASKS: usize = 8;
 
 /// Sizes of a convolution of stride 1 and one group.
@@ -18,9 +19,9 @@ pub struct Shape {
     pub(crate) inputs: usize,
     /// Number of channels in a block.
     pub(crate) block: usize,
-    /// Of the height and of the width.
+    /// The axes of the height and of the width.
     pub(crate) axes: [Axis; 2],
-    /// Top, left, bottom, right.
+    /// Zero padding, pixels: top, left, bottom, right.
     pub(crate) pads: [usize; 4],
 }
 
@@ -33,12 +34,12 @@ pub enum Layout {
     Planes,
 }
 
-/// Images, the input of a convolution or the gradient of its output.
+/// Images: the input of a convolution, or the gradient of its output.
 #[derive(Debug, Clone, Copy)]
 pub struct Images<'a> {
-    /// In `layout`.
+    /// Values in the order of `layout`.
     pub values: &'a [f32],
-    /// Order of `values` and of what is computed from them.
+    /// Order of `values` and of the results computed from them.
     pub layout: Layout,
     /// Number of images.
     pub batch: usize,
@@ -48,10 +49,10 @@ pub struct Images<'a> {
     pub width: usize,
 }
 
-/// Work on a task, by its index.
+/// A closure that runs the task with the given index.
 pub type Task<'a> = dyn Fn(usize) + Send + Sync + 'a;
 
-/// Division of a batch: a strip is a row of tiles of one image, a task is a number of strips.
+/// Division of a batch into tasks. A strip is a row of tiles of one image; a task is a range of strips.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Grid {
     pub(crate) height: usize,
@@ -67,7 +68,7 @@ impl Grid {
         self.strips.div_ceil(self.strips_of_task)
     }
 
-    /// Number of strips of a task.
+    /// Number of strips of `task`.
     pub(crate) fn strips_of(&self, task: usize) -> usize {
         (self.strips - task * self.strips_of_task).min(self.strips_of_task)
     }
@@ -80,12 +81,12 @@ pub struct Pool {
     runs: Mutex<Vec<Memory>>,
 }
 
-/// Of a task.
+/// Working memory of a task.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     /// A row of padding, `[W, block]`.
     pub(crate) zeros: Vec<f32>,
-    /// Rows of a strip in blocks, `[rows, W, block]`, if the images are in planes.
+    /// Input or output rows of a strip in blocks, `[rows, W, block]`, if the images are in planes.
     pub(crate) rows: Vec<f32>,
     /// Transformed rows of a block of channels, `[points of the height, W, block]`.
     pub(crate) lines: Vec<f32>,
@@ -95,7 +96,7 @@ pub(crate) struct Scratch {
     pub(crate) products: Vec<f32>,
 }
 
-/// Of a run.
+/// Working memory of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     /// Transformed filters or their gradients.
@@ -121,7 +122,7 @@ fn borrowed<M: Default, T>(pool: &Mutex<Vec<M>>, run: impl FnOnce(&mut M) -> T) 
     out
 }
 
-/// The first `length` floats of `memory`, which grows if need be.
+/// The first `length` floats of `memory`, which grows if necessary.
 pub(crate) fn at_least(memory: &mut Vec<f32>, length: usize) -> &mut [f32] {
     if memory.len() < length {
         memory.resize(length, 0.0);
@@ -130,20 +131,22 @@ pub(crate) fn at_least(memory: &mut Vec<f32>, length: usize) -> &mut [f32] {
 }
 
 impl Shape {
-    /// A convolution by filters of `dims = [Co, Ci, kH, kW]` on images in blocks of `block` channels (8 or 16), or in planes by as many at a time. `pads`
-    /// are top, left, bottom and right, pixels.
+    /// Sizes of a convolution with filters of shape `dims = [Co, Ci, kH, kW]`. `pads` are the zero padding at top,
+    /// left, bottom and right, pixels. `block` is the number of channels in a block (8 or 16). Images in planes are
+    /// processed in groups of `block` channels.
     ///
-    /// `None` if it is not supported: Co and Ci must be multiples of the block, pads smaller than the filter, kH and kW of 1, 3, 5 or 7, 7 only
-    /// with 1, and the number of products less than half of the direct convolution's.
+    /// `None` if the convolution is not supported. Co and Ci must be multiples of `block`, and pads smaller than the
+    /// filter. kH and kW must be 1, 3, 5 or 7, and 7 is supported only with 1. The number of products must be less than
+    /// half that of the direct convolution.
     #[must_use]
     pub fn new(dims: [usize; 4], pads: [usize; 4], block: usize) -> Option<Self> {
         let [outputs, inputs, height, width] = dims;
         let axes = [Axis::new(height)?, Axis::new(width)?];
         let whole = matches!(block, 8 | 16) && outputs.is_multiple_of(block) && inputs.is_multiple_of(block);
         let padded = pads.iter().zip([height, width, height, width]).all(|(pad, taps)| *pad < taps);
-        // Errors of the axes multiply: seven taps on one with several on the other would give 1e-4.
+        // The errors of the axes multiply: 7 taps on one axis and several on the other give an error of 1e-4.
         let exact = height.min(width) == 1 || height.max(width) < 7;
-        // With half the products the transforms take the time saved.
+        // With half the products, the transforms take as much time as is saved.
         let [products, all] = [Axis::points, |axis: &Axis| axis.tile * axis.taps].map(|n| n(&axes[0]) * n(&axes[1]));
         let counted = dims.iter().try_fold(1_usize, |n, d| n.checked_mul(*d)).is_some();
         (whole && padded && exact && counted && all > 2 * products).then_some(Self {
@@ -155,7 +158,8 @@ impl Shape {
         })
     }
 
-    /// The convolution that computes the gradient of this one's input: its filters are flipped, inputs and outputs change places.
+    /// The convolution that computes the input gradient of this convolution. Its filters are flipped; its input
+    /// channels are the output channels of this convolution, and vice versa.
     pub(crate) fn transposed(&self) -> Self {
         let [top, left, bottom, right] = self.pads;
         let [high, wide] = [self.axes[0].taps - 1, self.axes[1].taps - 1];
@@ -175,9 +179,12 @@ impl Shape {
         self.outputs
     }
 
-    /// Height and width of the output; `None` if the padded image is smaller than the filter.
+    /// Height and width of the output; `None` if the image is empty, or smaller than the filter after padding.
     #[must_use]
     pub fn output_size(&self, height: usize, width: usize) -> Option<[usize; 2]> {
+        if height == 0 || width == 0 {
+            return None;
+        }
         let [top, left, bottom, right] = self.pads;
         let size = |length: usize, axis: &Axis| (length + 1).checked_sub(axis.taps).filter(|n| *n > 0);
         Some([size(height + top + bottom, &self.axes[0])?, size(width + left + right, &self.axes[1])?])
@@ -193,11 +200,13 @@ impl Shape {
         self.axes[0].taps * self.axes[1].taps
     }
 
+    /// Divides `images` into tasks.
+    ///
     /// # Panics
-    /// If the padded image is smaller than the filter, or `images` does not have the length of its shape.
+    /// If an image is empty or, after padding, smaller than the filter, or the length of `images` does not match its shape.
     pub(crate) fn grid(&self, images: &Images<'_>) -> Grid {
         let [height, width] = self.output_size(images.height, images.width).unwrap_or_default();
-        assert!(height > 0, "an image smaller than the filter");
+        assert!(height > 0, "an image that is empty or smaller than the filter");
         let pixels = images.batch * images.height * images.width;
         assert_eq!(images.values.len(), pixels * self.inputs, "the length of the images");
         let (strips_of_image, tiles_of_strip) = (height.div_ceil(self.axes[0].tile), width.div_ceil(self.axes[1].tile));

@@ -1,7 +1,8 @@
-//! Limits on the memory and the work that reading a file may take, both proportional to the size of the file.
+//! Limits on the memory and steps for reading a file. They grow with the size of the file.
 //!
-//! Counts that a file declares are not trusted: a reader charges what it is about to allocate or walk *before* it does so, and gets [`Exceeded`] where a small
-//! file asks for much more than its size explains. Legitimate files stay far below, since what they declare is stored in them.
+//! Counts declared in a file are not trusted. A reader charges memory and steps *before* it allocates or walks, and
+//! gets [`Exceeded`] if a small file asks for much more than its size allows. Valid files stay far below the limits,
+//! since they store what they declare.
 //!
 //! ```
 //! use d2o_budget::Budget;
@@ -16,16 +17,17 @@
 
 use std::fmt;
 
-/// Bytes of memory that a small file may take, and how many more per byte of it: a value of a few bytes may take a hundred.
+/// Memory limit for small files: bytes for a file of any size, and bytes per byte of the file. A value of a few bytes
+/// can take a hundred.
 pub const SMALL: (u64, u64) = (64 << 20, 48);
-/// The same of a large file, whose bytes are mostly those of tensors.
+/// Memory limit for large files, which consist mostly of tensors, in the same form. The lower of both limits applies.
 pub const LARGE: (u64, u64) = (768 << 20, 2);
-/// Steps (values visited, names compared) that a file of any size may take: below a second.
+/// Steps (values visited, names compared) allowed for a file of any size. They take less than a second.
 pub const FREE_STEPS: u64 = 1 << 24;
-/// Steps per byte of the file, beside [`FREE_STEPS`].
+/// Steps per byte of the file, in addition to [`FREE_STEPS`].
 pub const STEPS_PER_BYTE: u64 = 16;
 
-/// What reading one file may still take.
+/// Remaining memory and steps for reading one file.
 #[derive(Debug, Clone)]
 pub struct Budget {
     file: u64,
@@ -34,13 +36,13 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Of a file of `bytes` bytes.
+    /// The budget for a file of `bytes` bytes.
     #[must_use]
     pub fn of_file(bytes: u64) -> Self {
         Self { file: bytes, bytes: limit_bytes(bytes), steps: limit_steps(bytes) }
     }
 
-    /// Bytes of memory that are left.
+    /// Remaining bytes of memory.
     #[must_use]
     pub fn left(&self) -> u64 {
         self.bytes
@@ -76,7 +78,7 @@ fn limit_steps(file: u64) -> u64 {
     FREE_STEPS.saturating_add(file.saturating_mul(STEPS_PER_BYTE))
 }
 
-/// A file asks for more memory or work than its size explains. The text names limit and size.
+/// A file asks for more memory or steps than its size allows. The message names the limit and the size of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exceeded {
     file: u64,
@@ -90,7 +92,7 @@ enum What {
 }
 
 impl Exceeded {
-    /// The limit, as an error's "expected" has it.
+    /// The limit, as text for the field "expected" of an error.
     #[must_use]
     pub fn expected(&self) -> String {
         let file = size(self.file);

@@ -1,4 +1,4 @@
-//! One file from its sources: attempts, what they continue, and what they make sure of.
+//! Download of a file from its sources: attempts, continuation and verification.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,32 +15,32 @@ use crate::request::{HashCheck, Request};
 use crate::settings::Settings;
 use crate::source::Source;
 
-/// Bytes after which a failure does not count as one in a row.
+/// Bytes received in an attempt that reset the count of failures in a row.
 const PROGRESS: u64 = 1 << 20;
-/// Doublings of the wait between attempts.
+/// Most doublings of the wait between attempts.
 const MAX_DOUBLINGS: u32 = 6;
 
-/// A file that is wanted, and what is known of it.
+/// A requested file, and the known facts about it.
 pub(crate) struct Job<'a> {
     pub(crate) request: &'a Request,
     pub(crate) settings: &'a Settings,
     pub(crate) watch: Watch<'a>,
-    /// Where the file belongs.
+    /// Path of the file in the cache.
     pub(crate) target: PathBuf,
-    /// What is remembered of it.
+    /// The record of the file.
     pub(crate) record: Option<Record>,
 }
 
-/// All bytes are in the partial file.
+/// The result when all bytes are in the partial file.
 struct Received {
-    /// The address asked; nothing if an earlier run received them.
+    /// The requested address; `None` if an earlier run received all bytes.
     url: Option<String>,
     content_type: Option<String>,
     announced: Option<String>,
 }
 
 impl Job<'_> {
-    /// Compares a hash with what is published or was learned. `place` and `content_type` are for the error.
+    /// Compares a hash with the published or learned one. `place` and `content_type` are for the error.
     pub(crate) fn check(&self, sha256: &str, place: &str, content_type: Option<&str>) -> Result<HashCheck> {
         let expected = &self.request.sha256;
         let (place, found, content_type) = (place.to_owned(), sha256.to_owned(), content_type.map(str::to_owned));
@@ -58,7 +58,7 @@ impl Job<'_> {
         }
     }
 
-    /// Fills `partial` from the first source that has the file; returns it and how the file was checked.
+    /// Fills `partial` from the first source that has the file. Returns that source and how the file was checked.
     pub(crate) fn download<'s>(
         &mut self,
         sources: &[&'s Source],
@@ -82,7 +82,7 @@ impl Job<'_> {
         Err(if errors.len() == 1 { errors.remove(0) } else { Error::AllFailed { errors } })
     }
 
-    /// Hashes what an earlier run has left, or discards it if it cannot be continued.
+    /// Hashes the bytes of an earlier run, or discards them if they cannot be continued.
     fn take_up(&mut self, sources: &[&Source], partial: &mut Partial) -> Result<()> {
         let known = partial.entity().is_some_and(|entity| {
             let ours = self.request.sha256.is_full() || sources.iter().any(|s| s.to_string() == entity.source);
@@ -102,7 +102,7 @@ impl Job<'_> {
         self.watch.tell(&Event::StartedOver { reason })
     }
 
-    /// Attempts to fill `partial` from `source` until it is given up.
+    /// Attempts to fill `partial` from `source` until the source is given up.
     fn persist(&mut self, source: &Source, last: bool, partial: &mut Partial) -> Result<HashCheck> {
         let mut failures = 0;
         let mut started_over = false;
@@ -112,7 +112,7 @@ impl Job<'_> {
                 Ok(received) => match self.verify(source, partial, &received) {
                     Ok(check) => return Ok(check),
                     Err(error) if partial.is_pieced() && !started_over => {
-                        // One of its pieces may be another file's.
+                        // One of the pieces can be from another file.
                         started_over = true;
                         drop(error);
                         self.start_over(partial, "the file received in several parts failed verification")?;
@@ -146,7 +146,7 @@ impl Job<'_> {
         }
     }
 
-    /// Receives what is missing in `partial`.
+    /// Receives the missing bytes of `partial`.
     fn receive(&mut self, source: &Source, partial: &mut Partial) -> Result<Received> {
         loop {
             if partial.done() > 0 && partial.entity().is_some_and(|entity| entity.length == Some(partial.done())) {
@@ -155,14 +155,14 @@ impl Job<'_> {
             }
             let wanted = self.plan(source, partial)?;
             let answer = ask(source, self.settings, &wanted, &mut self.watch)?;
-            // Nothing comes of an answer to a range only; the next question is for the whole file.
+            // `None` follows only a request for a range. The next request is for the whole file.
             if let Some(received) = self.take(source, &wanted, answer, partial)? {
                 return Ok(received);
             }
         }
     }
 
-    /// Which part of the file to ask for.
+    /// The part of the file to request.
     fn plan(&mut self, source: &Source, partial: &mut Partial) -> Result<Ask> {
         if partial.done() == 0 {
             return Ok(Ask::default());
@@ -181,7 +181,7 @@ impl Job<'_> {
         Ok(Ask::default())
     }
 
-    /// Takes an answer to `wanted`; `None` if the file has to be asked for as a whole.
+    /// Handles a response to `wanted`; `None` if the whole file must be requested.
     fn take(
         &mut self,
         source: &Source,
@@ -229,7 +229,8 @@ impl Job<'_> {
             _ => return Err(refused(&answer)),
         };
         if let Err(error) = self.accept(&answer, total) {
-            // What was received before is of the same file; another source's may be of the wanted one.
+            // Bytes received before from this source are of the same wrong file. Bytes from another source can be of
+            // the requested file.
             if partial.entity().is_some_and(|entity| entity.source == source.to_string()) {
                 partial.clear()?;
             }
@@ -246,7 +247,8 @@ impl Job<'_> {
         Ok(Some(Received { url: Some(answer.asked), content_type, announced: answer.announced.sha256 }))
     }
 
-    /// Raises what the head of an answer tells already: another length or hash, a page, no end.
+    /// Checks the header of a response. Another length or hash, a web page, or a file without recognisable end is an
+    /// error.
     fn accept(&self, answer: &Answer, total: Option<u64>) -> Result<()> {
         let content_type = answer.content_type();
         let place = &answer.asked;
@@ -290,7 +292,7 @@ impl Job<'_> {
         }
     }
 
-    /// Compares what was received with what is known of the file.
+    /// Compares the received file with the known facts about it.
     fn verify(&self, source: &Source, partial: &Partial, received: &Received) -> Result<HashCheck> {
         let place = match &received.url {
             Some(url) => url.clone(),
@@ -313,12 +315,12 @@ impl Job<'_> {
     }
 }
 
-/// Whether another source would fail alike.
+/// Whether another source would fail in the same way.
 const fn concerns_all(error: &Error) -> bool {
     matches!(error, Error::Interrupted | Error::NoSpace { .. } | Error::Io(_) | Error::Setting { .. })
 }
 
-/// Whether a later attempt may succeed.
+/// Whether a later attempt can succeed.
 const fn is_passing(error: &Error) -> bool {
     match error {
         Error::Connection { .. } | Error::Stalled { .. } | Error::BrokenOff { .. } => true,
@@ -327,28 +329,29 @@ const fn is_passing(error: &Error) -> bool {
     }
 }
 
-/// `Content-Length`.
+/// `Content-Length`, unless there is a transfer encoding.
 fn length(answer: &Answer) -> Option<u64> {
     let chunked = answer.headers.contains_key(header::TRANSFER_ENCODING);
     answer.text(header::CONTENT_LENGTH).filter(|_| !chunked)?.parse().ok()
 }
 
-/// First byte and length of the whole from `bytes FIRST-LAST/TOTAL`.
+/// First byte and length of the whole file from `bytes FIRST-LAST/TOTAL`.
 fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
     let total = if total == "*" { None } else { Some(total.parse().ok()?) };
-    // The rest is asked for, and less of it would have no end.
+    // All bytes from the first one on are requested. A shorter range would have no recognisable end.
     (first <= last && total.is_none_or(|total| last.checked_add(1) == Some(total))).then_some((first, total))
 }
 
-/// Length of the whole from `bytes */TOTAL`.
+/// Length of the whole file from `bytes */TOTAL`.
 fn unsatisfied(text: &str) -> Option<u64> {
     text.strip_prefix("bytes */")?.trim().parse().ok()
 }
 
-/// What tells this version of the file from others byte for byte: a strong ETag, or a time of change before the answer's.
+/// Identifies the version of the file byte for byte: a strong ETag, or a `Last-Modified` before the `Date` of the
+/// response.
 fn validator(answer: &Answer) -> Option<String> {
     if let Some(tag) = answer.text(header::ETAG) {
         return (tag.starts_with('"') && tag.len() > 2).then(|| tag.to_owned());

@@ -34,7 +34,7 @@ pub enum Error {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// A setting has no sensible value.
+    /// A setting has an invalid value.
     #[error("{name} is `{value}`: {problem}")]
     Setting {
         /// The environment variable that it is usually taken from.
@@ -47,16 +47,16 @@ pub enum Error {
     /// No cache folder is configured.
     #[error("no folder for downloads: none of D2O_CACHE, XDG_CACHE_HOME and HOME is set")]
     NoCache,
-    /// A file is not here, and nothing may be downloaded, or nothing is known to download it from.
+    /// A file is not in the cache, and downloads are disabled or no address is known.
     #[error(fmt = offline)]
     Offline {
-        /// Where the file is looked for.
+        /// Path of the file in the cache.
         file: PathBuf,
-        /// Where it is published, best first.
+        /// Addresses of the file, best first.
         urls: Vec<String>,
-        /// Its length.
+        /// Length of the file, bytes.
         bytes: Option<u64>,
-        /// Its hash.
+        /// Published hash of the file.
         sha256: PublishedHash,
         /// The hash of an earlier download, if none is published.
         learned: Option<String>,
@@ -66,7 +66,7 @@ pub enum Error {
     Connection {
         /// The address.
         url: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -75,15 +75,15 @@ pub enum Error {
     Tls {
         /// The address.
         url: String,
-        /// Why not.
+        /// The cause.
         problem: String,
     },
-    /// No connection through a proxy.
+    /// A connection through a proxy fails.
     #[error("{url}: cannot connect through the proxy: {problem}")]
     Proxy {
         /// The address.
         url: String,
-        /// Why not.
+        /// The cause.
         problem: String,
     },
     /// A server sent nothing for too long.
@@ -93,7 +93,7 @@ pub enum Error {
         url: String,
         /// Time without a byte.
         idle: Duration,
-        /// Bytes that are here.
+        /// Bytes received.
         done: u64,
         /// Bytes of the whole file.
         total: Option<u64>,
@@ -103,7 +103,7 @@ pub enum Error {
     BrokenOff {
         /// The address.
         url: String,
-        /// Bytes that are here.
+        /// Bytes received.
         done: u64,
         /// Bytes of the whole file.
         total: Option<u64>,
@@ -113,7 +113,7 @@ pub enum Error {
     Protocol {
         /// The address.
         url: String,
-        /// What it does.
+        /// The violation.
         problem: String,
     },
     /// A server redirects to an address that is not allowed.
@@ -121,48 +121,48 @@ pub enum Error {
     Redirect {
         /// The address.
         url: String,
-        /// The address it names, without its query.
+        /// The target address, without its query.
         to: String,
-        /// Why it is not asked.
+        /// Why it is not followed.
         problem: &'static str,
     },
-    /// A server answers with something else than the file.
+    /// A server responds with a status that does not deliver the file.
     #[error("{url}: the server responded with {}{}", status(*.code), after(.message))]
     Status {
         /// The address.
         url: String,
         /// Status code.
         code: u16,
-        /// What the server says about it; may be empty.
+        /// Message of the server; can be empty.
         message: String,
-        /// How long it asks to wait.
+        /// Wait that the server asks for.
         retry_after: Option<Duration>,
     },
-    /// A file has another length.
+    /// A file does not have the published or announced length.
     #[error("{place}: expected {expected} bytes, found {found}{}", sent_as(.content_type))]
     WrongSize {
         /// Address or file.
         place: String,
-        /// The length of the published file.
+        /// The published or announced length.
         expected: u64,
         /// The length found or announced.
         found: u64,
-        /// What the server says the file is.
+        /// Content type according to the server.
         content_type: Option<String>,
     },
-    /// A file has another hash.
+    /// A file does not have the published or announced hash.
     #[error("{place}: expected {expected}, found {found}{}", sent_as(.content_type))]
     WrongHash {
         /// Address or file.
         place: String,
-        /// The published hash.
+        /// The published or announced hash.
         expected: PublishedHash,
         /// The hash found or announced.
         found: String,
-        /// What the server says the file is.
+        /// Content type according to the server.
         content_type: Option<String>,
     },
-    /// A file whose hash is not published differs from the one downloaded first.
+    /// A file without published hash differs from the first download.
     #[error("{place}: expected sha256 {learned} as in the first download, found {found}{}", sent_as(.content_type))]
     Changed {
         /// Address or file.
@@ -171,17 +171,17 @@ pub enum Error {
         learned: String,
         /// The hash found or announced.
         found: String,
-        /// What the server says the file is.
+        /// Content type according to the server.
         content_type: Option<String>,
         /// The file that records the first download.
         record: PathBuf,
     },
-    /// A server sends a web page in place of a file of which nothing is known.
+    /// A server sends a web page instead of a file with unknown length and hash.
     #[error("{url}: the server sent a web page ({content_type}), not a file")]
     WebPage {
         /// The address.
         url: String,
-        /// What the server says it is.
+        /// Content type according to the server.
         content_type: String,
     },
     /// The end of a file cannot be distinguished from a lost connection.
@@ -195,11 +195,11 @@ pub enum Error {
     NoSpace {
         /// The partial file.
         file: PathBuf,
-        /// Bytes that are here.
+        /// Bytes written.
         done: u64,
         /// Bytes of the whole file.
         total: Option<u64>,
-        /// The file system's error.
+        /// The error of the file system.
         #[source]
         source: std::io::Error,
     },
@@ -208,7 +208,7 @@ pub enum Error {
     NoLocks {
         /// The partial file.
         file: PathBuf,
-        /// The file system's error.
+        /// The error of the file system.
         #[source]
         source: std::io::Error,
     },
@@ -276,7 +276,7 @@ impl Error {
     }
 }
 
-/// Whether a content type is a web page's.
+/// Whether a content type is that of a web page.
 pub(crate) fn is_page(content_type: &str) -> bool {
     let kind = content_type.split(';').next().unwrap_or_default().trim();
     kind.eq_ignore_ascii_case("text/html") || kind.eq_ignore_ascii_case("application/xhtml+xml")
@@ -309,7 +309,7 @@ fn known(total: &Option<u64>) -> String {
     total.map_or_else(|| "an unknown number of".to_owned(), |total| total.to_string())
 }
 
-/// The content type and what sets it off.
+/// The content type in parentheses, or nothing.
 fn sent_as(content_type: &Option<String>) -> String {
     content_type.as_ref().map_or_else(String::new, |kind| format!(" (sent as {kind})"))
 }

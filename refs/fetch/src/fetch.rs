@@ -1,4 +1,4 @@
-//! A file from the cache, from the Hub's cache, or from its sources.
+//! Fetching a file: from the cache, from the cache of the Hub, or from its sources.
 
 use std::io;
 use std::path::Path;
@@ -16,22 +16,24 @@ use crate::request::{Fetched, Origin, Request};
 use crate::settings::Settings;
 use crate::source::Source;
 
-/// What lies at a path.
+/// Result of examining a path.
 enum Found {
     Nothing,
     File(Fetched),
-    /// A file that is not the one that is wanted.
+    /// A file that is not the requested one.
     Other(Error),
 }
 
-/// The file of `request`: from the cache, from the cache of the Hugging Face Hub, or downloaded into the cache.
+/// Fetches the file of `request`: from the cache, from the cache of the Hugging Face Hub, or by a download into the
+/// cache.
 ///
-/// A file in a cache is hashed once; later on its length and time of change show that it is still the same. One that is not what `request`
-/// wants is replaced by a download. Processes that want the same file wait for the first one's download.
+/// A cached file is hashed once. After that, its length and modification time show that it is unchanged. A file in the
+/// cache of d2o that is not the requested one is replaced by a download. Processes that request the same file wait for
+/// the download of the first one.
 ///
 /// # Errors
-/// See [`Error`]. Data received before an interruption, a lost connection or a full disk is kept next to the target file and is continued by
-/// the next call; a file with a wrong length or hash is removed.
+/// See [`Error`]. Bytes received before an interruption, a lost connection or a full disk are kept next to the target
+/// file, and the next call continues them. A file with a wrong length or hash is removed.
 pub fn fetch(request: &Request, settings: &Settings, progress: &mut dyn Progress) -> Result<Fetched> {
     let target = settings.cache.join(request.path()?);
     let record = Record::read(&target)?;
@@ -69,7 +71,7 @@ pub fn fetch(request: &Request, settings: &Settings, progress: &mut dyn Progress
 }
 
 impl Job<'_> {
-    /// Examines what lies at `path`.
+    /// Examines the file at `path`.
     fn look(&mut self, path: &Path, origin: Origin) -> Result<Found> {
         let found = match fs::metadata(path) {
             Ok(found) => found,
@@ -98,13 +100,13 @@ impl Job<'_> {
         };
         let source = self.record.as_ref().filter(|record| record.sha256 == sha256).and_then(|r| r.source.clone());
         if hashed {
-            // A cache that cannot be written is as good to read from; its files are then hashed every time.
+            // A cache that cannot be written can still be read. Its files are then hashed every time.
             let _ = Record::new(path, &self.target, &sha256, source.clone()).and_then(|r| r.write(&self.target));
         }
         Ok(Found::File(Fetched { path: path.to_owned(), sha256, bytes, origin, hash, source }))
     }
 
-    /// The error for a file that is not here and may not be downloaded.
+    /// The error for a file that is not in the cache and cannot be downloaded.
     fn offline(&self) -> Result<Error> {
         let mut urls = Vec::new();
         for source in &self.request.sources {
@@ -119,8 +121,8 @@ impl Job<'_> {
         })
     }
 
-    /// Downloads the file, unless another process has done so by the time its partial file is free. What lies in its place is not the file if
-    /// it is to be `replaced`.
+    /// Downloads the file, unless another process has done so while this one waits for the partial file. If `replaced`,
+    /// the file at the target is known not to be the requested one.
     fn download_locked(&mut self, sources: &[&Source], replaced: bool) -> Result<Fetched> {
         let target = self.target.clone();
         let mut partial = loop {

@@ -1,4 +1,4 @@
-//! SHA-256 of files, and what is published about it.
+//! SHA-256 of files, and published hashes.
 
 use std::fmt;
 use std::io::Read;
@@ -12,12 +12,12 @@ use crate::progress::{Event, Watch};
 
 /// Digits of a whole hash.
 const DIGITS: usize = 64;
-/// Fewest digits of a hash that are worth a check: 32 bits.
+/// Fewest digits of a published hash: 32 bits.
 const MIN_DIGITS: usize = 8;
 /// Bytes read at a time.
 const BLOCK: usize = 1 << 20;
 
-/// What is published about the SHA-256 of a file: all of it, its first digits, or nothing.
+/// The published SHA-256 of a file: all of it, its first digits, or nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PublishedHash(String);
 
@@ -25,7 +25,7 @@ impl PublishedHash {
     /// Nothing is published.
     pub const NONE: Self = Self(String::new());
 
-    /// Reads 8 to 64 hexadecimal digits; fewer than 64 are the beginning of the hash.
+    /// Parses 8 to 64 hexadecimal digits. Fewer than 64 are the beginning of the hash.
     ///
     /// # Errors
     /// [`Error::Hash`] for anything else.
@@ -55,7 +55,7 @@ impl PublishedHash {
         self.0.len() == DIGITS
     }
 
-    /// Whether a file with this hash, in lower case, may be the published one.
+    /// Whether a file with this hash, in lower case, can be the published one.
     #[must_use]
     pub fn allows(&self, sha256: &str) -> bool {
         sha256.starts_with(&self.0)
@@ -91,7 +91,8 @@ pub(crate) fn of_file(path: &Path, watch: &mut Watch<'_>) -> Result<(String, u64
     Ok((hex(&state.finalize()), bytes))
 }
 
-/// Adds all of `file`, which `path` names and which has `total` bytes, to `state`; returns its length.
+/// Adds all bytes of `file` to `state`; returns their number. `path` and `total`, the length of the file, are for
+/// progress.
 pub(crate) fn of_reader(
     file: &mut impl Read,
     path: &Path,

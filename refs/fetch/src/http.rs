@@ -1,4 +1,4 @@
-//! One file asked of one server: redirects, secrets, and an answer that arrives piece by piece.
+//! HTTP requests for one file: redirects, secrets, and a response that arrives piece by piece.
 
 use std::io::{self, Read as _};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -16,11 +16,11 @@ use crate::settings::Settings;
 use crate::source::Source;
 use crate::url::Url;
 
-/// Redirects that are followed.
+/// Most redirects that are followed in a row.
 const MAX_REDIRECTS: usize = 10;
-/// Bytes of a file passed on at a time.
+/// Bytes of a file that are passed on at a time.
 const BLOCK: usize = 1 << 16;
-/// Blocks that wait to be written.
+/// Most blocks that wait to be written.
 const WAITING: usize = 16;
 /// Longest message of a server that is shown, characters.
 const MAX_MESSAGE: usize = 200;
@@ -28,18 +28,18 @@ const MAX_MESSAGE: usize = 200;
 /// Parameters of a request in addition to the address.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ask {
-    /// First byte wanted, if not all are.
+    /// First requested byte; `None` for the whole file.
     pub(crate) from: Option<u64>,
-    /// Only if the file is still the one of this validator; otherwise all of it.
+    /// Validator for `If-Range`: if the file has changed, the server sends all of it.
     pub(crate) if_range: Option<String>,
 }
 
-/// The answer of the server that has the file.
+/// The response after all redirects.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// The address that was asked first, without query.
+    /// The address of the first request, without query.
     pub(crate) asked: String,
-    /// The address that answers, without query.
+    /// The address of the response, without query.
     pub(crate) url: String,
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
@@ -47,7 +47,7 @@ pub(crate) struct Answer {
     exchange: Exchange,
 }
 
-/// What comes of an answer.
+/// A piece of the body of a response.
 #[derive(Debug)]
 pub(crate) enum Piece {
     Bytes(Vec<u8>),
@@ -79,10 +79,10 @@ impl Answer {
     }
 }
 
-/// Asks for `source`, following redirects.
+/// Requests `source` and follows redirects.
 pub(crate) fn ask(source: &Source, settings: &Settings, ask: &Ask, watch: &mut Watch<'_>) -> Result<Answer> {
     let mut url = source.url(settings)?;
-    // A bad one is no matter for other sources.
+    // An invalid endpoint does not matter for other sources.
     let endpoint = settings.endpoint().ok();
     let asked = url.shown();
     let mut announced = Announced::default();
@@ -122,7 +122,7 @@ pub(crate) fn ask(source: &Source, settings: &Settings, ask: &Ask, watch: &mut W
     Err(Error::Redirect { url: asked, to: url.shown(), problem })
 }
 
-/// The address that an answer from `url` redirects to.
+/// The address to which a response from `url` redirects.
 fn follow(url: &Url, location: &str) -> Result<Url> {
     let refused = |to: &str, problem| Error::Redirect { url: url.shown(), to: short(to), problem };
     let to = url.join(location).map_err(|p| refused(location.split('?').next().unwrap_or_default(), p))?;
@@ -135,7 +135,7 @@ fn follow(url: &Url, location: &str) -> Result<Url> {
     Ok(to)
 }
 
-/// The error for an answer that is not the file.
+/// The error for a response that is not the file.
 pub(crate) fn refused(answer: &Answer) -> Error {
     Error::Status {
         url: answer.url.clone(),
@@ -145,7 +145,7 @@ pub(crate) fn refused(answer: &Answer) -> Error {
     }
 }
 
-/// A wait in seconds, or until a time by the clock of the server, whose answer has the time `date`.
+/// A wait in seconds, or until a time. The time is relative to `date`, the `Date` of the response.
 fn retry_after(text: &str, date: Option<&str>) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
@@ -154,7 +154,7 @@ fn retry_after(text: &str, date: Option<&str>) -> Option<Duration> {
     Some(time(text)?.duration_since(time(date?)?).unwrap_or_default())
 }
 
-/// What a server says, fit for a line of text.
+/// Text of a server, in one line and with limited length.
 fn short(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE).collect()
 }
@@ -163,7 +163,7 @@ fn protocol(url: &str, problem: impl Into<String>) -> Error {
     Error::Protocol { url: url.to_owned(), problem: problem.into() }
 }
 
-/// The error for a request that cannot be written.
+/// The error for a request that cannot be built.
 fn bad_request(url: &str, with_token: bool, error: &ureq::http::Error) -> Error {
     if with_token && error.is::<header::InvalidHeaderValue>() {
         Error::setting("HF_TOKEN", "…", "expected letters, digits and underscores")
@@ -200,7 +200,7 @@ fn agent(settings: &Settings, url: &Url) -> Result<Agent> {
     Ok(Agent::new_with_config(config.build()))
 }
 
-/// What the thread of an exchange passes on.
+/// A message from the thread of an exchange.
 #[derive(Debug)]
 enum Message {
     Head(StatusCode, HeaderMap),
@@ -233,7 +233,7 @@ impl Failure {
         }
     }
 
-    /// What `error` means before an answer (`answered` false) or within one.
+    /// Classifies `error`, which occurred before a response (`answered` false) or within one.
     fn new(error: ureq::Error, answered: bool, idle: Duration) -> Self {
         match error {
             ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
@@ -259,14 +259,14 @@ impl Failure {
     }
 }
 
-/// What ureq says about a proxy, with the status code explained.
+/// The problem of a proxy that ureq reports, with the name of the status code.
 fn proxy_problem(problem: String) -> String {
     let code = problem.strip_prefix("proxy server responded ").and_then(|codes| codes.split('/').next()?.parse().ok());
     code.map_or(problem, |code| format!("it responded with {}", status(code)))
 }
 
-/// A request in a thread of its own: looking up, connecting and reading may take long, while the download can be interrupted all the time.
-/// Dropped, it closes the connection; the thread then ends by itself.
+/// A request in its own thread: lookup, connecting and reading can take long, and the download can be interrupted at
+/// any time. Dropping it closes the connection; then the thread ends by itself.
 #[derive(Debug)]
 struct Exchange {
     agent: Option<Agent>,
@@ -279,13 +279,13 @@ impl Exchange {
         let own = agent.clone();
         std::thread::Builder::new().name("d2o-fetch".to_owned()).spawn(move || {
             let last = run(&own, request, &sender);
-            // Nobody listens once the exchange is dropped.
+            // The receiver is gone once the exchange is dropped.
             let _ = sender.send(last);
         })?;
         Ok(Self { agent: Some(agent), messages })
     }
 
-    /// The next message; `event` is told while it is waited for.
+    /// Waits for the next message, and reports `event` meanwhile.
     fn next(&mut self, event: &Event<'_>, watch: &mut Watch<'_>) -> Result<Message> {
         watch.tell_in_time(event)?;
         loop {
@@ -307,7 +307,7 @@ impl Drop for Exchange {
     }
 }
 
-/// Sends the request and passes the answer on; returns the last message.
+/// Sends the request and passes the response on; returns the last message.
 fn run(agent: &Agent, request: Request<()>, sender: &SyncSender<Message>) -> Message {
     let idle = agent.config().timeout_per_read().unwrap_or_default();
     let (head, body) = match agent.run(request) {
@@ -348,7 +348,7 @@ mod tests {
         }
     }
 
-    /// What cannot be tried in the tests: no server has a certificate that a built-in authority signs.
+    /// Redirects between hosts that the tests with servers cannot use.
     #[test]
     fn redirects_never_leave_https() {
         let url = |text: &str| Url::parse(text).unwrap();

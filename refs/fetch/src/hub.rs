@@ -1,4 +1,4 @@
-//! The Hugging Face Hub's cache, and what the Hub says about a file.
+//! The cache of the Hugging Face Hub, and the facts that the Hub announces about a file.
 
 use std::path::{Path, PathBuf};
 
@@ -8,10 +8,10 @@ use ureq::http::HeaderMap;
 use crate::hash;
 use crate::source::{HubFile, is_part};
 
-/// Longest file that names a commit, bytes.
+/// Longest file with the name of a commit, bytes.
 const MAX_REF: u64 = 256;
 
-/// Where `file` lies in the Hub's cache, if it is there: `models--OWNER--REPO/snapshots/COMMIT/PATH`.
+/// Path of `file` in the cache of the Hub, if it exists there: `models--OWNER--REPO/snapshots/COMMIT/PATH`.
 pub(crate) fn cached(cache: &Path, file: &HubFile) -> Option<PathBuf> {
     let repo = cache.join(format!("{}--{}--{}", file.kind.cached(), file.owner, file.repo));
     let inside = |revision: &str| {
@@ -23,7 +23,7 @@ pub(crate) fn cached(cache: &Path, file: &HubFile) -> Option<PathBuf> {
     {
         return Some(path);
     }
-    // A branch or tag: the file of its name holds the commit.
+    // For a branch or tag, the file of that name contains the commit.
     let named = repo.join("refs").join(&file.revision);
     let small = fs::metadata(&named).is_ok_and(|found| found.is_file() && found.len() <= MAX_REF);
     let commit = small.then(|| fs::read_to_string(&named).ok())??;
@@ -31,7 +31,7 @@ pub(crate) fn cached(cache: &Path, file: &HubFile) -> Option<PathBuf> {
     (is_part(commit) && !commit.contains('/')).then(|| inside(commit))?
 }
 
-/// What the Hub says about a file that it sends, or redirects to.
+/// Facts that the Hub announces about a file that it sends or redirects to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Announced {
     pub(crate) sha256: Option<String>,
@@ -49,7 +49,7 @@ impl Announced {
         Self { sha256, bytes }
     }
 
-    /// Adds what a later answer says.
+    /// Takes missing facts from a later response.
     pub(crate) fn or(self, later: Self) -> Self {
         Self { sha256: self.sha256.or(later.sha256), bytes: self.bytes.or(later.bytes) }
     }

@@ -14,19 +14,20 @@ use crate::hash;
 use crate::progress::Watch;
 use crate::record::{read_sidecar, remove, sidecar, write_sidecar};
 
-/// What follows the target's name.
+/// Extension of a partial file, after the name of its target.
 pub(crate) const PARTIAL: &str = ".d2o-partial";
-/// What follows the target's name in the name of [`Entity`]'s file.
+/// Extension of the file with the [`Entity`], after the name of the target.
 pub(crate) const ENTITY: &str = ".d2o-partial.json";
 /// Attempts to open a file that other processes rename or remove.
 const ATTEMPTS: usize = 64;
 
-/// What the bytes in a partial file are the beginning of.
+/// The file of which a partial file is the beginning.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entity {
-    /// The source it is downloaded from.
+    /// The source of the bytes.
     pub(crate) source: String,
-    /// What the server named it by, for `If-Range`: a strong ETag, or a date of change that is older than the answer.
+    /// Validator from the server, for `If-Range`: a strong ETag, or a `Last-Modified` before the `Date` of the
+    /// response.
     pub(crate) validator: Option<String>,
     /// Length of the whole file.
     pub(crate) length: Option<u64>,
@@ -39,17 +40,17 @@ pub(crate) struct Entity {
 pub(crate) struct Partial {
     file: fs::File,
     target: PathBuf,
-    /// Bytes in it.
+    /// Bytes in the file.
     done: u64,
     /// Hash of these bytes.
     state: Sha256,
-    /// Whether the bytes come from more than one answer.
+    /// Whether the bytes come from more than one response.
     pieced: bool,
     entity: Option<Entity>,
 }
 
 impl Partial {
-    /// Opens the partial file of `target`, and locks it; `None` if another process has it.
+    /// Opens and locks the partial file of `target`; `None` if another process has locked it.
     pub(crate) fn open(target: &Path) -> Result<Option<Self>> {
         if let Some(folder) = target.parent() {
             fs::create_dir_all(folder)?;
@@ -90,12 +91,12 @@ impl Partial {
         self.pieced
     }
 
-    /// What is appended from now on comes from another answer.
+    /// The bytes appended from now on come from another response.
     pub(crate) const fn continue_with_another(&mut self) {
         self.pieced = true;
     }
 
-    /// Hashes the bytes that an earlier run has left.
+    /// Hashes the bytes of an earlier run.
     pub(crate) fn take_up(&mut self, watch: &mut Watch<'_>) -> Result<()> {
         let path = self.path();
         self.file.seek(SeekFrom::Start(0))?;
@@ -114,7 +115,7 @@ impl Partial {
         Ok(())
     }
 
-    /// Records what the bytes that follow, from the first on, are of.
+    /// Records the file to which the following bytes, from the first on, belong.
     pub(crate) fn begin(&mut self, entity: Entity) -> Result<()> {
         write_sidecar(&sidecar(&self.target, ENTITY), &entity)?;
         self.entity = Some(entity);
@@ -124,7 +125,7 @@ impl Partial {
     /// Appends `bytes`; `total` is for the error.
     pub(crate) fn append(&mut self, bytes: &[u8], total: Option<u64>) -> Result<()> {
         if let Err(source) = self.file.write_all(bytes) {
-            // What was written of `bytes` is unknown.
+            // It is unknown how many of `bytes` were written.
             let _ = self.file.set_len(self.done).and_then(|()| self.file.seek(SeekFrom::Start(self.done)).map(drop));
             return Err(match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
@@ -143,7 +144,7 @@ impl Partial {
         hash::hex(&self.state.clone().finalize())
     }
 
-    /// Gives the file its name.
+    /// Syncs the file and renames it to the target.
     pub(crate) fn commit(self) -> Result<()> {
         self.file.sync_all()?;
         fs::rename(self.path(), &self.target)?;
@@ -154,7 +155,7 @@ impl Partial {
         Ok(())
     }
 
-    /// Removes the file.
+    /// Removes the file and its entity.
     pub(crate) fn discard(self) -> Result<()> {
         remove(&sidecar(&self.target, ENTITY))?;
         remove(&self.path())?;
@@ -162,12 +163,12 @@ impl Partial {
     }
 }
 
-/// Whose an open file is.
+/// The owner of an open file.
 #[derive(Debug, PartialEq, Eq)]
 enum Claim {
     Ours,
     Theirs,
-    /// The process that had it has renamed or removed it since it was opened.
+    /// The previous owner has renamed or removed the file since it was opened.
     Stale,
 }
 
@@ -200,7 +201,7 @@ mod tests {
         assert_eq!(claim(&second, &path).unwrap(), Claim::Stale, "another file is there");
     }
 
-    /// Whoever has the lock has the file at the path, while others take it, remove it, and open it.
+    /// The process with the lock has the file at the path, while others lock, rename, remove and open it.
     #[test]
     fn no_two_have_the_file() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What a download tells while it runs.
+//! Reports on the progress of a download.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -9,12 +9,13 @@ use crate::error::{Error, Result};
 /// Longest time between two calls of [`Progress::update`].
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
-/// Receives what a download does, and says whether it goes on.
+/// Receives the events of a download and decides whether it continues.
 ///
-/// [`Progress::update`] is called several times a second, whatever the download waits for: states are told again as long as they last. A
-/// closure of the same signature is a `Progress`.
+/// [`Progress::update`] is called several times per second, also while the download waits: states are reported again as
+/// long as they last. A closure of the same signature is a `Progress`.
 pub trait Progress {
-    /// Takes an event. `Break` ends the download with [`Error::Interrupted`]; what was received stays and is continued by the next one.
+    /// Handles an event. `Break` ends the download with [`Error::Interrupted`]. The received bytes are kept, and the
+    /// next download continues them.
     fn update(&mut self, event: &Event<'_>) -> ControlFlow<()>;
 }
 
@@ -24,7 +25,7 @@ impl<F: FnMut(&Event<'_>) -> ControlFlow<()>> Progress for F {
     }
 }
 
-/// What a download does.
+/// An event of a download.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -33,19 +34,19 @@ pub enum Event<'a> {
         /// The file.
         path: &'a Path,
     },
-    /// State: a server is asked.
+    /// State: a request was sent, and the response has not arrived.
     Connecting {
         /// The address, without its query.
         url: &'a str,
     },
-    /// State: the file arrives.
+    /// State: the file is being received.
     Receiving {
-        /// Bytes that are here, those of earlier runs included.
+        /// Bytes received, including those of earlier runs.
         done: u64,
-        /// Bytes of the whole file, if they are known.
+        /// Bytes of the whole file, if known.
         total: Option<u64>,
     },
-    /// State: a file is read and hashed.
+    /// State: a file is being read and hashed.
     Verifying {
         /// The file.
         path: &'a Path,
@@ -54,7 +55,7 @@ pub enum Event<'a> {
         /// Bytes of the whole file.
         total: u64,
     },
-    /// State: an attempt has failed; the next one follows.
+    /// State: an attempt failed, and the next one follows.
     Retrying {
         /// Why it failed.
         error: &'a Error,
@@ -65,7 +66,7 @@ pub enum Event<'a> {
         /// Time left until the next attempt.
         wait: Duration,
     },
-    /// Once: what was received before is discarded, and the download begins at the first byte.
+    /// Once: the bytes received before are discarded, and the download begins at the first byte.
     StartedOver {
         /// Why.
         reason: &'static str,
@@ -75,14 +76,15 @@ pub enum Event<'a> {
         /// Why.
         error: &'a Error,
     },
-    /// Once: a file in a cache is not the one that is wanted, and is passed over; one in the cache of d2o is replaced.
+    /// Once: a cached file is not the requested one and is not used. A download replaces such a file in the cache of
+    /// d2o.
     Unusable {
-        /// What is wrong with it.
+        /// Why it is not used.
         error: &'a Error,
     },
 }
 
-/// A [`Progress`], and when it was last called.
+/// A [`Progress`] and the time of its last call.
 pub(crate) struct Watch<'a> {
     progress: &'a mut dyn Progress,
     last: Option<Instant>,
@@ -93,7 +95,7 @@ impl<'a> Watch<'a> {
         Self { progress, last: None }
     }
 
-    /// Tells `event` now.
+    /// Reports `event` now.
     pub(crate) fn tell(&mut self, event: &Event<'_>) -> Result<()> {
         self.last = Some(Instant::now());
         match self.progress.update(event) {
@@ -102,12 +104,12 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Tells `event` if nothing was told for a while.
+    /// Reports `event` if nothing was reported for [`TICK`].
     pub(crate) fn tell_in_time(&mut self, event: &Event<'_>) -> Result<()> {
         if self.last.is_some_and(|last| last.elapsed() < TICK) { Ok(()) } else { self.tell(event) }
     }
 
-    /// Sleeps for `wait`, telling `event` with the time left.
+    /// Sleeps for `wait`, and reports `event` with the remaining time.
     pub(crate) fn sleep<'e>(&mut self, wait: Duration, event: impl Fn(Duration) -> Event<'e>) -> Result<()> {
         let end = Instant::now() + wait;
         loop {

@@ -1,4 +1,4 @@
-//! What is remembered of a file: its hash, and by which length and time of change it is recognised.
+//! Records of files: the hash, and the length and modification time by which a file is recognised.
 
 use std::fs::Metadata;
 use std::io;
@@ -12,28 +12,28 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::hash;
 
-/// What follows the file's name in the names of its sidecars.
+/// Extension of a record, after the name of its file.
 pub(crate) const RECORD: &str = ".d2o-record.json";
 /// Longest sidecar, bytes.
 const MAX_BYTES: u64 = 1 << 16;
 
-/// The content of `NAME.d2o-record.json`. It outlives the file, so that one downloaded again is compared with the first.
+/// The content of `NAME.d2o-record.json`. It outlives the file, so a later download is compared with the first one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) sha256: String,
     pub(crate) bytes: u64,
-    /// Last change, nanoseconds since 1970.
+    /// Modification time, nanoseconds since 1970.
     modified_ns: Option<i64>,
     /// Path of the file, if it is not next to the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     file: Option<PathBuf>,
-    /// Where it was downloaded from; nothing for a file that was found.
+    /// Source of the download; `None` for a file that d2o did not download.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) source: Option<String>,
 }
 
 impl Record {
-    /// The record of `file`, whose hash was just computed.
+    /// The record of `file`, with the hash that was just computed. `beside` is the path next to the record.
     pub(crate) fn new(file: &Path, beside: &Path, sha256: &str, source: Option<String>) -> io::Result<Self> {
         let found = fs::metadata(file)?;
         let elsewhere = (file != beside).then(|| file.to_owned());
@@ -52,7 +52,7 @@ impl Record {
         write_sidecar(&sidecar(target, RECORD), self)
     }
 
-    /// Whether `file`, with these properties, is the one that was hashed.
+    /// Whether `file`, with metadata `found`, is the file that was hashed.
     pub(crate) fn is_of(&self, file: &Path, beside: &Path, found: &Metadata) -> bool {
         self.file.as_deref().unwrap_or(beside) == file
             && self.bytes == found.len()
@@ -73,7 +73,7 @@ pub(crate) fn sidecar(target: &Path, ending: &str) -> PathBuf {
     target.with_file_name(name)
 }
 
-/// The content of a sidecar; `None` if there is none, or none that was written whole by this version.
+/// The content of a sidecar; `None` if it does not exist or is not valid.
 pub(crate) fn read_sidecar<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>> {
     match fs::metadata(path) {
         Ok(found) if found.is_file() && found.len() <= MAX_BYTES => {}
@@ -94,7 +94,7 @@ pub(crate) fn write_sidecar(path: &Path, content: &impl Serialize) -> io::Result
     AtomicFile::write_all_to(path, &text)
 }
 
-/// Removes a file that may not be there.
+/// Removes a file if it exists.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -1,4 +1,4 @@
-//! What is wanted, and what is handed out.
+//! Requests for files, and their results.
 
 use std::path::PathBuf;
 
@@ -8,24 +8,24 @@ use crate::partial::{ENTITY, PARTIAL};
 use crate::record::RECORD;
 use crate::source::{Source, is_part};
 
-/// Longest part of a name, bytes: sidecars have longer ones.
+/// Longest part of a name, bytes. The names of sidecars are longer.
 const MAX_PART: usize = 230;
 
-/// A published file.
+/// A request for a published file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// Where it is published, best first. Without any it must be in the cache.
+    /// Sources, best first. Without a source, the file must be in the cache.
     pub sources: Vec<Source>,
     /// Path below the cache, with `/` as separator; each name identifies one file.
     pub name: String,
-    /// What is published about its hash.
+    /// Published hash.
     pub sha256: PublishedHash,
-    /// Its length, if that is published.
+    /// Published length, bytes.
     pub bytes: Option<u64>,
 }
 
 impl Request {
-    /// The file of one source, of which nothing else is known.
+    /// A request for the file of one source, without published hash and length.
     #[must_use]
     pub fn of(source: Source) -> Self {
         Self { name: source.cache_name(), sources: vec![source], sha256: PublishedHash::NONE, bytes: None }
@@ -50,21 +50,21 @@ impl Request {
     }
 }
 
-/// A file that is here, complete and checked.
+/// A local file, complete and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Fetched {
-    /// Where it lies.
+    /// Path of the file.
     pub path: PathBuf,
     /// Its SHA-256, in lower case.
     pub sha256: String,
-    /// Its length.
+    /// Length, bytes.
     pub bytes: u64,
     /// Where it was found.
     pub origin: Origin,
     /// What its hash was compared with.
     pub hash: HashCheck,
-    /// The [`Source`] it was once downloaded from, if d2o did so.
+    /// The [`Source`] from which d2o downloaded it, if it did.
     pub source: Option<String>,
 }
 
@@ -76,7 +76,7 @@ pub enum Origin {
     Cache,
     /// In the cache of the Hugging Face Hub.
     HuggingFaceCache,
-    /// It was downloaded now.
+    /// Downloaded by this call.
     Download,
 }
 
@@ -86,11 +86,11 @@ pub enum Origin {
 pub enum HashCheck {
     /// The published hash.
     Published {
-        /// How much of it is published: 256 bits for all of it, 4 for each digit of a prefix.
+        /// Number of published bits: 256 for the whole hash, 4 per digit of a prefix.
         bits: usize,
     },
-    /// None is published; the file is the one that was downloaded or found first.
+    /// No hash is published. The file has the hash of the one that was downloaded or found first.
     LearnedBefore,
-    /// None is published, and none was known: the hash is remembered from now on.
+    /// No hash is published or recorded. The hash is recorded now.
     LearnedNow,
 }

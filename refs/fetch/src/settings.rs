@@ -11,35 +11,35 @@ use fs_err as fs;
 use crate::error::{Error, Result};
 use crate::url::{Url, split_port};
 
-/// The Hub's own address.
+/// Address of the Hub.
 const HF_ENDPOINT: &str = "https://huggingface.co";
-/// Longest file that is taken for one with a token, bytes.
+/// Longest token file that is read, bytes.
 const MAX_TOKEN_FILE: u64 = 4096;
 
-/// The user's folder of caches: `XDG_CACHE_HOME`, else `HOME`/.cache.
+/// Cache folder of the user: `XDG_CACHE_HOME`, else `HOME`/.cache.
 fn user_cache(lookup: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let path = |name| lookup(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    // A relative XDG_CACHE_HOME is invalid and to be ignored.
+    // A relative XDG_CACHE_HOME is invalid and must be ignored.
     let named = path("XDG_CACHE_HOME").filter(|folder| folder.is_absolute());
     named.or_else(|| Some(path("HOME")?.join(".cache")))
 }
 
-/// d2o's folder for what can be made again, from environment variables, which `lookup` gives: `D2O_CACHE`, else d2o in `XDG_CACHE_HOME` or in
-/// `HOME`/.cache. Empty ones count as unset.
+/// Folder of d2o for files that can be created again: `D2O_CACHE`, else d2o in `XDG_CACHE_HOME` or in `HOME`/.cache.
+/// `lookup` returns the values of environment variables. Empty ones count as unset.
 ///
 /// # Errors
-/// [`Error::NoCache`] if no variable says where it is.
+/// [`Error::NoCache`] if no variable names the folder.
 pub fn cache_folder(lookup: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     let named = lookup("D2O_CACHE").filter(|value| !value.is_empty()).map(PathBuf::from);
     named.or_else(|| Some(user_cache(lookup)?.join("d2o"))).ok_or(Error::NoCache)
 }
 
-/// A text that is not shown: `Debug` leaves it out.
+/// A text that `Debug` does not show.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Keeps `text`.
+    /// A secret with the content `text`.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
@@ -56,39 +56,40 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where files are kept, and how servers are reached.
+/// Location of files, and settings for connections to servers.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Settings {
     /// Folder in which files are kept.
     pub cache: PathBuf,
-    /// The Hugging Face Hub's cache (`…/huggingface/hub`), whose files are used where they are; nothing is written into it.
+    /// Cache of the Hugging Face Hub (`…/huggingface/hub`). Its files are used in place. Nothing is written into it.
     pub hf_cache: Option<PathBuf>,
     /// Address of the Hub in `hf://` sources: the Hub itself, or a mirror.
     pub hf_endpoint: String,
-    /// Access token for the Hub, sent to the host of `hf_endpoint` and to no other.
+    /// Access token for the Hub, sent only to the scheme, host and port of `hf_endpoint`.
     pub hf_token: Option<Secret>,
-    /// Nothing is downloaded.
+    /// Whether downloads are disabled.
     pub offline: bool,
-    /// Nothing is downloaded from `hf://` sources.
+    /// Whether downloads from `hf://` sources are disabled.
     pub hf_offline: bool,
-    /// Address of the proxy for `https`: `[http|https|socks4|socks4a|socks5|socks5h://][USER:PASSWORD@]HOST[:PORT]`. Servers on this machine
-    /// are asked directly.
+    /// Address of the proxy for `https`: `[http|https|socks4|socks4a|socks5|socks5h://][USER:PASSWORD@]HOST[:PORT]`.
+    /// Servers on this machine are contacted directly.
     pub proxy: Option<Secret>,
-    /// Hosts that are asked directly, separated by commas: `example.com` (its subdomains too), `.example.com`, `example.com:8443`, an IP
-    /// address, a block of them (`10.0.0.0/8`), or `*` for all.
+    /// Hosts that are contacted directly, separated by commas or spaces: `example.com` (its subdomains too),
+    /// `.example.com`, `example.com:8443`, an IP address, a block of them (`10.0.0.0/8`), or `*` for all.
     pub no_proxy: String,
-    /// PEM file of the certificate authorities to trust in place of the built-in list, which is Mozilla's.
+    /// PEM file of the certificate authorities to trust instead of the built-in list of Mozilla.
     pub ca_file: Option<PathBuf>,
     /// Longest time to look up a host, and to connect to it.
     pub connect_timeout: Duration,
     /// Longest time without a byte.
     pub idle_timeout: Duration,
-    /// Failures in a row, with less than 1 MiB received between them, that are followed by another attempt.
+    /// Number of retries after failures in a row. An attempt that receives at least 1 MiB resets the count.
     pub retries: u32,
-    /// Wait before the second attempt; it doubles from one to the next, up to 64 of them. A server's `Retry-After` prolongs it.
+    /// Wait before the second attempt. It doubles with each further attempt, up to 64 times the first wait. A longer
+    /// `Retry-After` of the server replaces it.
     pub backoff: Duration,
-    /// A source whose server asks for a longer wait is given up.
+    /// Longest `Retry-After`. A source with a longer one is given up.
     pub longest_wait: Duration,
     /// Sent as `User-Agent`.
     pub user_agent: String,
@@ -118,23 +119,24 @@ impl Settings {
         }
     }
 
-    /// Settings from environment variables, which `lookup` gives. Empty ones count as unset.
+    /// Settings from environment variables. `lookup` returns their values. Empty ones count as unset.
     ///
-    /// | what | variables, the first that is set |
+    /// | setting | variables, the first that is set |
     /// |---|---|
     /// | `cache` | `D2O_CACHE`/downloads, `XDG_CACHE_HOME`/d2o/downloads, `HOME`/.cache/d2o/downloads |
-    /// | `hf_cache` | `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`/hub, the user's cache/huggingface/hub |
+    /// | `hf_cache` | `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`/hub, huggingface/hub in the cache of the user |
     /// | `hf_endpoint` | `HF_ENDPOINT` |
-    /// | `hf_token` | `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, the file `HF_TOKEN_PATH`, the file token in `HF_HOME` or the user's cache/huggingface |
+    /// | `hf_token` | `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, the file `HF_TOKEN_PATH`, the file token in `HF_HOME` or in huggingface in the cache of the user |
     /// | `offline`, `hf_offline` | `D2O_OFFLINE`, `HF_HUB_OFFLINE`: `1`, `true`, `yes` or `on` |
     /// | `proxy` | `HTTPS_PROXY`, `https_proxy`, `ALL_PROXY`, `all_proxy` |
     /// | `no_proxy` | `NO_PROXY`, `no_proxy` |
     /// | `ca_file` | `SSL_CERT_FILE` |
     ///
-    /// A stored token is left alone if `HF_HUB_DISABLE_IMPLICIT_TOKEN` is on. `HTTP_PROXY` has no use: plain HTTP goes to this machine only.
+    /// A stored token is not used if `HF_HUB_DISABLE_IMPLICIT_TOKEN` is on. `HTTP_PROXY` is ignored, since plain HTTP
+    /// is used only for servers on this machine.
     ///
     /// # Errors
-    /// [`Error::NoCache`] if no variable says where the cache is; [`Error::Setting`] for a value that is not UTF-8.
+    /// [`Error::NoCache`] if no variable names the cache; [`Error::Setting`] for a value that is not UTF-8.
     pub fn from_env(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
         let first = |names: &[&'static str]| {
             names.iter().find_map(|name| Some((*name, lookup(name).filter(|value| !value.is_empty())?)))
@@ -183,7 +185,7 @@ impl Settings {
         Err(Error::setting("HF_ENDPOINT", &self.hf_endpoint, problem))
     }
 
-    /// The proxy for `url`.
+    /// The proxy for `url`; `None` if its host is contacted directly.
     pub(crate) fn proxy_for(&self, url: &Url) -> Result<Option<ureq::Proxy>> {
         let Some(proxy) = &self.proxy else { return Ok(None) };
         if url.is_loopback() || self.no_proxy.split([',', ' ']).any(|entry| names(entry, url)) {
@@ -191,7 +193,7 @@ impl Settings {
         }
         let proxy = proxy.reveal();
         let problem = "expected [SCHEME://][USER:PASSWORD@]HOST[:PORT], where the scheme is http, https, socks4, socks4a, socks5 or socks5h";
-        // The user and password are not for a message.
+        // Messages do not show the user and password.
         let shown = || proxy.rsplit_once('@').map_or_else(|| proxy.to_owned(), |(_, host)| format!("…@{host}"));
         ureq::Proxy::new(proxy).map(Some).map_err(|_| Error::setting("HTTPS_PROXY", &shown(), problem))
     }

@@ -1,4 +1,4 @@
-//! Where a file is published.
+//! Addresses of published files.
 
 use std::fmt;
 
@@ -9,21 +9,23 @@ use crate::hash;
 use crate::settings::Settings;
 use crate::url::{Url, encode, is_unreserved, split_scheme};
 
-/// The revision meant where none is named.
+/// The default revision.
 const MAIN: &str = "main";
-/// What an address of the Hugging Face Hub looks like.
+/// The form of Hugging Face Hub addresses, for errors.
 const HUB_FORM: &str = "expected hf://OWNER/REPO/PATH[@REVISION] or hf://datasets/OWNER/REPO/PATH[@REVISION]";
-/// Longest part of a name in the cache, bytes: file systems allow 255, and names of sidecars are longer than the file's.
+/// Longest part of a name in the cache, bytes. File systems allow 255, and the names of sidecars are longer than the
+/// name of the file.
 const MAX_PART: usize = 200;
 
-/// The address of a published file, of one of two forms:
+/// The address of a published file, in one of two forms:
 ///
-/// - `https://HOST/PATH`, or `http://` where the host is this machine;
-/// - `hf://OWNER/REPO/PATH[@REVISION]`, a file of a model repository on the Hugging Face Hub or the mirror that
-///   [`Settings::hf_endpoint`](crate::Settings) names; `hf://datasets/…` and `hf://spaces/…` are repositories of these kinds. The last `@`
-///   separates the revision (branch, tag or commit), which is `main` if none is named; `hf://OWNER/REPO@REVISION/PATH` is read too.
+/// - `https://HOST/PATH`, or `http://` if the host is this machine;
+/// - `hf://OWNER/REPO/PATH[@REVISION]`, a file of a model repository on the Hugging Face Hub, or on the mirror in
+///   [`Settings::hf_endpoint`](crate::Settings); `hf://datasets/…` and `hf://spaces/…` are repositories of these kinds.
+///   The last `@` separates the revision (branch, tag or commit), `main` by default. `hf://OWNER/REPO@REVISION/PATH` is
+///   accepted too.
 ///
-/// What it displays parses as the same source.
+/// The displayed text parses as the same source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source(Kind);
 
@@ -41,7 +43,7 @@ pub(crate) struct HubFile {
     pub(crate) repo: String,
     /// Segments of the path, none of them empty, `.` or `..`.
     pub(crate) path: Vec<String>,
-    /// Its segments are none of these either.
+    /// Segments separated by `/`, none of them empty, `.` or `..`.
     pub(crate) revision: String,
 }
 
@@ -54,7 +56,7 @@ pub(crate) enum Repo {
 }
 
 impl Repo {
-    /// What stands before the owner, in addresses of both schemes.
+    /// Text before the owner, in addresses of both schemes.
     const fn prefix(self) -> &'static str {
         match self {
             Self::Model => "",
@@ -63,7 +65,7 @@ impl Repo {
         }
     }
 
-    /// How folders of the Hub's cache begin.
+    /// First part of the folder names in the cache of the Hub.
     pub(crate) const fn cached(self) -> &'static str {
         match self {
             Self::Model => "models",
@@ -74,7 +76,7 @@ impl Repo {
 }
 
 impl Source {
-    /// Reads an address; `None` for a text without a scheme, which is a path.
+    /// Parses an address; `None` for a text without a scheme, which is a path.
     ///
     /// # Errors
     /// [`Error::Source`] for another scheme or a malformed address, in the inner result.
@@ -95,8 +97,8 @@ impl Source {
         Some(parsed.map(Self).map_err(|problem| Error::Source { text: text.to_owned(), problem }))
     }
 
-    /// A name for the file in the cache that no other source has, with `/` between its parts: `hf/OWNER/REPO/REVISION/PATH` or
-    /// `web/HOST/PATH`.
+    /// A name for the file in the cache that no other source has, with `/` between its parts:
+    /// `hf/OWNER/REPO/REVISION/PATH` or `web/HOST/PATH`.
     #[must_use]
     pub fn cache_name(&self) -> String {
         let parts: Vec<String> = match &self.0 {
@@ -114,7 +116,7 @@ impl Source {
                     parts.push("file".to_owned());
                 }
                 if let Some(query) = url.query() {
-                    // Files that differ in nothing but the query lie in different folders.
+                    // Files whose addresses differ only in the query are in different folders.
                     parts.insert(parts.len() - 1, format!("q-{}", &hash::hex(&Sha256::digest(query))[..16]));
                 }
                 parts
@@ -132,7 +134,7 @@ impl Source {
         }
     }
 
-    /// The address that is asked.
+    /// The address to request.
     pub(crate) fn url(&self, settings: &Settings) -> Result<Url> {
         match &self.0 {
             Kind::Web { url, .. } => Ok(url.clone()),
@@ -156,7 +158,7 @@ impl Source {
 }
 
 impl HubFile {
-    /// Reads what follows `hf://`.
+    /// Parses the text after `hf://`.
     fn parse(text: &str) -> Option<Self> {
         let (kind, text) = [Repo::Dataset, Repo::Space]
             .into_iter()
@@ -183,12 +185,12 @@ impl HubFile {
     }
 }
 
-/// Whether `part` can stand in a path without leading elsewhere.
+/// Whether `part` is a safe part of a path: not empty, `.` or `..`, without control characters and backslashes.
 pub(crate) fn is_part(part: &str) -> bool {
     !matches!(part, "" | "." | "..") && !part.chars().any(|c| c.is_control() || c == '\\')
 }
 
-/// `part`, with a hash in place of what is too long for a file system.
+/// `part`, with a hash instead of the end if it is longer than [`MAX_PART`].
 fn short(part: String) -> String {
     if part.len() <= MAX_PART {
         return part;

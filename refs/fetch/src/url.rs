@@ -1,4 +1,4 @@
-//! Addresses of HTTP resources: as much of RFC 3986 as downloads need.
+//! HTTP addresses: the part of RFC 3986 that downloads need.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -26,7 +26,8 @@ impl Scheme {
     }
 }
 
-/// An absolute address without user and fragment. Its path begins with `/`, holds no dot segments, and only characters that may be sent.
+/// An absolute address without user and fragment. The path begins with `/`, has no dot segments, and contains only
+/// characters that may be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Url {
     scheme: Scheme,
@@ -38,7 +39,7 @@ pub(crate) struct Url {
 }
 
 impl Url {
-    /// Reads an absolute address, or says what is wrong with it.
+    /// Parses an absolute address. The error is the problem.
     pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
         let (scheme, rest) = split_scheme(text).ok_or("it has no scheme")?;
         let scheme = match scheme.to_ascii_lowercase().as_str() {
@@ -68,7 +69,7 @@ impl Url {
         Ok(Self { scheme, host, port, path: without_dots(&path), query })
     }
 
-    /// The address that `reference`, the `Location` of an answer from this address, means.
+    /// Resolves `reference`, the `Location` in a response from this address.
     pub(crate) fn join(&self, reference: &str) -> Result<Self, &'static str> {
         if split_scheme(reference).is_some() {
             return Self::parse(reference);
@@ -89,7 +90,7 @@ impl Url {
         Ok(url)
     }
 
-    /// This address with `path`, already encoded, after its own.
+    /// This address with `path` appended to its own path, without query. `path` is already encoded.
     pub(crate) fn with_path(&self, path: &str) -> Self {
         Self { path: format!("{}/{path}", self.path.trim_end_matches('/')), query: None, ..self.clone() }
     }
@@ -115,7 +116,7 @@ impl Url {
         self.query.as_deref()
     }
 
-    /// Whether both have one scheme, host and port, so that a secret for one may be sent to the other.
+    /// Whether both have the same scheme, host and port. Only then a secret for one may be sent to the other.
     pub(crate) fn same_origin(&self, other: &Self) -> bool {
         (self.scheme, &self.host, self.port) == (other.scheme, &other.host, other.port)
     }
@@ -128,12 +129,12 @@ impl Url {
             || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 
-    /// The host, and the port if it is not the scheme's.
+    /// The host, and the port if it is not the default of the scheme.
     pub(crate) fn authority(&self) -> String {
         if self.port == self.scheme.port() { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
     }
 
-    /// The address without its query, which may hold a signature.
+    /// The address without its query, which can contain a signature.
     pub(crate) fn shown(&self) -> String {
         format!("{}://{}{}", self.scheme.name(), self.authority(), self.path)
     }
@@ -146,7 +147,7 @@ impl fmt::Display for Url {
     }
 }
 
-/// The scheme of `text` and what follows `://`.
+/// The scheme of `text` and the text after `://`; `None` without a valid scheme.
 pub(crate) fn split_scheme(text: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = text.split_once("://")?;
     let named = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -154,7 +155,7 @@ pub(crate) fn split_scheme(text: &str) -> Option<(&str, &str)> {
     named.then_some((scheme, rest))
 }
 
-/// The host and what follows its colon.
+/// The host and the text after its colon.
 pub(crate) fn split_port(authority: &str) -> (&str, Option<&str>) {
     match authority.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') && (host.starts_with('[') || !host.contains(':')) => {
@@ -173,7 +174,7 @@ fn is_host(host: &str) -> bool {
     host.strip_suffix('.').unwrap_or(host).split('.').all(part)
 }
 
-/// Path and query of what follows a host, encoded; the fragment is left out.
+/// Path and query of the text after a host, encoded and without the fragment.
 fn path_and_query(text: &str) -> (String, Option<String>) {
     let text = text.split('#').next().unwrap_or_default();
     match text.split_once('?') {
@@ -182,17 +183,17 @@ fn path_and_query(text: &str) -> (String, Option<String>) {
     }
 }
 
-/// Whether a byte of an address goes as it is.
+/// Whether a byte of an address is sent unchanged.
 const fn is_sent(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
 }
 
-/// Whether a byte of a name goes as it is in a segment of a path.
+/// Whether a byte of a name is sent unchanged in a path segment.
 pub(crate) const fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-/// `text` with `%XX` for every byte that is not `kept`.
+/// `text` with `%XX` for every byte for which `kept` returns false.
 pub(crate) fn encode(text: &str, kept: impl Fn(u8) -> bool) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -201,7 +202,7 @@ pub(crate) fn encode(text: &str, kept: impl Fn(u8) -> bool) -> String {
     out
 }
 
-/// `path` without `.` and `..` (RFC 3986, 5.2.4); it begins with `/`.
+/// `path` without `.` and `..` (RFC 3986, 5.2.4). The result begins with `/`.
 fn without_dots(path: &str) -> String {
     let mut kept: Vec<&str> = Vec::new();
     let mut segments = path.strip_prefix('/').unwrap_or(path).split('/').peekable();

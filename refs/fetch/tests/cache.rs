@@ -1,4 +1,4 @@
-//! What is kept, found again, trusted, and continued by other processes.
+//! The cache: files that are kept, found again and verified, and downloads that other processes continue.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -61,12 +61,12 @@ fn a_published_hash_outranks_a_learned_one_and_a_prefix_does_not() {
     let request = Request { sha256: prefix(b"abc"), ..wanted(&[&url]) };
     assert_eq!(cache.get(&request).hash, HashCheck::Published { bits: 32 });
     assert_eq!(server.seen().len(), 1);
-    // Another file is wanted by the same name now.
+    // Now a different file is requested under the same name.
     let (file, told) = cache.fetch(&hashed(&[&url], b"abd"));
     let unusable = format!("unusable: {}: expected sha256 {}", cache.path("x.bin").display(), sha256(b"abd"));
     assert_eq!(told, [format!("{unusable}, found {}", sha256(b"abc"))]);
     assert_eq!((file.unwrap().origin, fs::read(cache.path("x.bin")).unwrap()), (Origin::Download, b"abd".to_vec()));
-    // Its record counts beside a prefix.
+    // Its record is compared in addition to a prefix.
     fs::remove_file(cache.path("x.bin")).unwrap();
     let error = cache.error(&request);
     assert!(matches!(&error, Error::Changed { learned, .. } if *learned == sha256(b"abd")), "{error}");
@@ -80,7 +80,7 @@ fn a_file_that_was_changed_in_the_cache_is_replaced() {
         let path = cache.get(&request).path;
         for content in [&b"abcd"[..], b"xyz"] {
             fs::write(&path, content).unwrap();
-            // A file's time of change may be as coarse as the clock's tick.
+            // A modification time can be as coarse as the tick of the clock.
             let later = std::time::SystemTime::now() + Duration::from_secs(2);
             fs::File::options().write(true).open(&path).unwrap().file().set_modified(later).unwrap();
             let (file, told) = cache.fetch(&request);
@@ -88,12 +88,12 @@ fn a_file_that_was_changed_in_the_cache_is_replaced() {
             assert!(told[0].starts_with(&format!("unusable: {}: expected sha256", path.display())), "{told:?}");
         }
         assert_eq!(server.seen().len() - before, 3);
-        // The time alone does not show a change.
+        // A different length shows a change, even with the same modification time.
         let time = fs::metadata(&path).unwrap().modified().unwrap();
         fs::write(&path, b"abcd").unwrap();
         fs::File::options().write(true).open(&path).unwrap().file().set_modified(time).unwrap();
         assert_eq!(cache.get(&request).origin, Origin::Download);
-        // One that was only touched is hashed again, and stays.
+        // A file with the same content and a new modification time is hashed again and kept.
         fs::write(&path, b"abc").unwrap();
         assert_eq!(cache.get(&request).origin, Origin::Cache);
         assert_eq!(server.seen().len() - before, 4);
@@ -157,7 +157,7 @@ fn offline_says_which_file_to_place_where() {
     fs::remove_file(&path).unwrap();
     let learned = format!("{text}sha256 {} as in the first download", sha256(b"abc"));
     assert_eq!(cache.error(&request).to_string(), learned);
-    // Files without an address are placed by hand only.
+    // A file without an address can only be placed by hand.
     let error = Cache::new().error(&Request { name: "y.bin".to_owned(), ..wanted(&[]) });
     assert!(error.to_string().ends_with(
         "y.bin` does not exist, and no download address is known; place the file there, no published sha256"
@@ -177,7 +177,7 @@ fn the_hub_alone_may_be_offline() {
     assert_eq!(server.lines(), ["GET /x"]);
 }
 
-/// A cache of the Hub with `content` as `a/x.bin` of o/r.
+/// Creates a cache of the Hub with `content` as `a/x.bin` of o/r; returns the path of that file.
 fn hub(cache: &mut Cache, content: &[u8]) -> std::path::PathBuf {
     let repo = cache.dir.path().join("hub/models--o--r");
     let path = repo.join("snapshots/c0ffee/a/x.bin");
@@ -208,14 +208,14 @@ fn files_in_the_cache_of_the_hub_are_used_where_they_are() {
         assert_eq!((file.bytes, file.source, verified > 0), (3, None, told == "hashed"));
     }
     assert_eq!(cache.get(&wanted(&["hf://o/r/a/x.bin@c0ffee"])).hash, HashCheck::LearnedBefore);
-    // What is recorded of it says nothing about another file, be it as long and as old.
+    // Its record does not apply to another file, even with the same length and modification time.
     let time = fs::metadata(&path).unwrap().modified().unwrap();
     fs::write(cache.path("d2o/x.bin"), b"abd").unwrap();
     fs::File::options().write(true).open(cache.path("d2o/x.bin")).unwrap().file().set_modified(time).unwrap();
     let (file, told) = cache.fetch(&request);
     assert_eq!((file.unwrap().origin, told.len()), (Origin::HuggingFaceCache, 1));
     fs::remove_file(cache.path("d2o/x.bin")).unwrap();
-    // A file that has been exchanged is hashed again.
+    // A replaced file is hashed again.
     fs::write(cache.path("hub/models--o--r/blobs/1"), b"abcd").unwrap();
     let error = cache.error(&request);
     let (expected, found) = (sha256(b"abc"), sha256(b"abcd"));
@@ -235,7 +235,7 @@ fn other_files_in_the_cache_of_the_hub_are_passed_over() {
     assert_eq!(server.lines(), ["GET /o/r/resolve/main/a/x.bin"]);
 }
 
-/// The Hub, which sends to another host, and that host.
+/// The Hub, which redirects to another host, and that host.
 fn hub_and_host(linked: String, body: &'static [u8]) -> (Server, std::sync::Arc<Server>) {
     let host = std::sync::Arc::new(Server::start(move |n, request, stream| match n {
         0 => break_off(stream, body, "; ETag: \"cdn\"", 1),
@@ -272,7 +272,8 @@ fn the_token_goes_to_the_hub_alone() {
     assert_eq!(token(&hub), vec![secret.clone(); 4]);
     assert_eq!(host.lines(), ["GET /blob?sign=1"; 2]);
     assert_eq!((token(&host), host.ranges()), (vec![None, None], vec![None, Some(1)]));
-    // Another host that is asked first gets none, nor does the Hub under another name; the Hub by its address does.
+    // The token is not sent to another host that is requested first, nor to the Hub under another name. It is sent to
+    // the Hub under its own address.
     let name = "y.bin".to_owned();
     cache.get(&Request { name, ..wanted(&[&host.url("/x")]) });
     assert_eq!(token(&host)[2..], [None]);
@@ -291,7 +292,7 @@ fn what_the_hub_announces_is_compared() {
     let (hub, host) = hub_and_host(announce(&right, 3), b"abc");
     assert_eq!(to_hub(&hub).get(&request).hash, HashCheck::LearnedNow);
     assert_eq!(host.seen().len(), 2);
-    // Another hash than the one published, or learned: nothing is downloaded.
+    // A hash other than the published or learned one: nothing is downloaded.
     let (hub, host) = hub_and_host(announce(&other, 3), b"abc");
     let (cache, url) = (to_hub(&hub), hub.url("/o/r/resolve/main/x.bin"));
     let error = cache.error(&hashed(&["hf://o/r/x.bin"], b"abc"));
@@ -304,7 +305,7 @@ fn what_the_hub_announces_is_compared() {
         (cache.names(), host.seen().iter().filter(|s| s.from().is_some()).count()),
         (vec![RECORD.to_owned()], 0)
     );
-    // Another file than the one announced.
+    // A file other than the announced one.
     let (hub, _) = hub_and_host(announce(&other, 3), b"abc");
     let (cache, url) = (to_hub(&hub), hub.url("/o/r/resolve/main/x.bin"));
     assert_eq!(cache.error(&request).to_string(), format!("{url}: expected sha256 {other}, found {right}"));
@@ -312,7 +313,7 @@ fn what_the_hub_announces_is_compared() {
     let (cache, url) = (to_hub(&hub), hub.url("/o/r/resolve/main/x.bin"));
     assert_eq!(cache.error(&request).to_string(), format!("{url}: expected 4 bytes, found 3"));
     assert_eq!(cache.names(), [""; 0]);
-    // Who is not the Hub announces nothing.
+    // Announcements of other servers are ignored.
     let head = "200 OK; Content-Length: 3; X-Linked-Size: 4";
     let server = Server::start(move |_, _, stream| answer(stream, head, b"abc"));
     assert_eq!(Cache::new().get(&wanted(&[&server.url("/x")])).bytes, 3);
@@ -394,20 +395,20 @@ fn a_cache_that_cannot_be_written_is_read() {
     let server = server(b"abc");
     let cache = Cache::new();
     fs::write(cache.path("x.bin"), b"abc").unwrap();
-    // No record can be written in the place of a folder.
+    // A folder at the path of the record prevents writing the record.
     fs::create_dir(cache.path(RECORD)).unwrap();
     for _ in 0..2 {
         assert_eq!(cache.get(&hashed(&[], b"abc")).origin, Origin::Cache);
     }
-    // A file in the place of a folder.
+    // A file at the path of a folder.
     let request = Request { name: "x.bin/y".to_owned(), ..wanted(&[&server.url("/x")]) };
     let error = cache.error(&request);
     assert!(matches!(error, Error::Io(_)) && error.to_string().contains("x.bin"), "{error}");
-    // A folder in the place of a file.
+    // A folder at the path of a file.
     fs::create_dir(cache.path("folder")).unwrap();
     let error = cache.error(&Request { name: "folder".to_owned(), ..wanted(&[&server.url("/x")]) });
     assert_eq!(error.to_string(), format!("`{}` is not a regular file", cache.path("folder").display()));
-    // A partial file that is none.
+    // A partial file that is not a regular file.
     fs::remove_file(cache.path("x.bin")).unwrap();
     fs::os::unix::fs::symlink("/dev/null", cache.path(PARTIAL)).unwrap();
     let error = cache.error(&hashed(&[&server.url("/x")], b"abc"));
@@ -472,7 +473,7 @@ fn an_interruption_keeps_what_has_come() {
     assert_eq!(cache.names(), ["x.bin", RECORD]);
 }
 
-/// Every state can be interrupted in time.
+/// Every state can be interrupted quickly.
 #[test]
 fn interruptions_are_heard_while_a_download_waits() {
     let server = Server::start(|_, request, stream| match request.line.as_str() {
@@ -486,7 +487,7 @@ fn interruptions_are_heard_while_a_download_waits() {
         let (start, mut seen) = (Instant::now(), 0);
         let mut progress = |event: &Event<'_>| {
             seen += usize::from(state(event));
-            // The second time it lasts.
+            // The second report of the state ends the download.
             if seen == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let error = d2o_fetch::fetch(request, &cache.settings, &mut progress).unwrap_err();
@@ -503,7 +504,7 @@ fn interruptions_are_heard_while_a_download_waits() {
     interrupted(&wanted(&[&server.url("/x")]), |event| matches!(event, Event::Waiting { .. }));
 }
 
-/// Not a test: a process that fetches what the others ask for. It prints how that ended.
+/// Not a test: a process that fetches a file for the other tests and prints the result.
 #[test]
 #[ignore = "the other tests run it in processes of its own"]
 fn child() {
@@ -530,7 +531,7 @@ fn start_child(before: &str, cache: &Cache, url: &str, body: &[u8]) -> Child {
         .unwrap()
 }
 
-/// What a [`child`] says.
+/// The result that a [`child`] prints.
 fn result(child: Child) -> String {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -572,7 +573,7 @@ fn what_a_killed_process_has_received_is_continued() {
         assert!(start.elapsed() < Duration::from_secs(20), "the child downloads nothing");
         std::thread::sleep(Duration::from_millis(10));
     }
-    // While it lives, nobody else touches its file.
+    // While it runs, no other process changes its file.
     let mut progress = |event: &Event<'_>| match event {
         Event::Waiting { .. } => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
@@ -599,7 +600,7 @@ fn all_that_was_received_needs_no_server() {
     let file = cache.get(&wanted(&[url]));
     assert_eq!((fs::read(file.path).unwrap(), file.hash), (body, HashCheck::LearnedNow));
     assert_eq!(file.source.as_deref(), Some(url));
-    // Unless it is of another source, and nothing tells that it is the same.
+    // The bytes are discarded if they are from another source and no hash is published.
     let server = server(b"abc");
     let cache = Cache::new();
     fs::write(cache.path(PARTIAL), b"xyz").unwrap();
@@ -610,7 +611,7 @@ fn all_that_was_received_needs_no_server() {
     assert_eq!(told, ["started over: the source of the partial file is unknown"]);
 }
 
-/// The limit on the size of files stands for a full disk: writes fail alike.
+/// A limit on the size of files simulates a full disk: writes fail in the same way.
 #[test]
 fn a_full_disk_keeps_what_has_come() {
     let body = bytes(300_000);

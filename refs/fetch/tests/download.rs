@@ -1,4 +1,4 @@
-//! Downloads from servers that behave and from those that do not.
+//! Downloads from servers that follow the protocol and from servers that do not.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -14,7 +14,7 @@ use fs_err as fs;
 
 const FULL: HashCheck = HashCheck::Published { bits: 256 };
 
-/// A server that breaks off after `count` bytes the first time, and the file's bytes.
+/// A server that drops the first connection after `count` bytes, and the bytes of the file.
 fn breaking(headers: &'static str, etag: &'static str, count: usize) -> (Server, Vec<u8>) {
     let body = bytes(300_000);
     let served = body.clone();
@@ -102,14 +102,14 @@ fn versions_that_cannot_be_told_apart_are_not_joined() {
         assert_eq!(fs::read(file.unwrap().path).unwrap(), body);
         assert_eq!(server.ranges(), [None, None]);
         assert_eq!(told[1..], ["started over: the server does not identify the version of the file"]);
-        // With the whole hash at hand they are: the end will tell.
+        // With the whole published hash they are joined: the hash is checked at the end.
         let (server, body) = breaking(headers, "", 100_000);
         let cache = Cache::new();
         let file = cache.get(&hashed(&[&server.url("/x")], &body));
         assert_eq!((fs::read(file.path).unwrap(), file.hash), (body.clone(), FULL));
         assert_eq!(server.ranges(), [None, Some(100_000)]);
         assert_eq!(server.seen()[1].header("if-range"), None);
-        // Its first digits are not enough.
+        // The first digits of the hash are not enough.
         let (server, body) = breaking(headers, "", 100_000);
         let sha256 = PublishedHash::parse(&sha256(&body)[..8]).unwrap();
         Cache::new().get(&Request { sha256, ..wanted(&[&server.url("/x")]) });
@@ -172,7 +172,7 @@ fn wrong_parts_are_not_joined() {
 
 #[test]
 fn a_range_that_begins_at_the_end_completes_the_file() {
-    // All bytes have come, but not the end of the last chunk.
+    // All bytes have arrived, but the end of the last chunk is missing.
     let server = Server::start(|n, request, stream| match n {
         0 => answer(stream, "200 OK; Transfer-Encoding: chunked; ETag: \"a\"", b"3\r\nabc\r\n"),
         _ => serve(request, stream, b"abc", "\"a\""),
@@ -180,7 +180,7 @@ fn a_range_that_begins_at_the_end_completes_the_file() {
     let cache = Cache::new();
     assert_eq!(fs::read(cache.get(&wanted(&[&server.url("/x")])).path).unwrap(), b"abc");
     assert_eq!(server.ranges(), [None, Some(3)]);
-    // A file that is shorter now is another one.
+    // A file that is shorter now is a different file.
     let server = Server::start(|n, request, stream| match n {
         0 => answer(stream, "200 OK; Transfer-Encoding: chunked; ETag: \"a\"", b"3\r\nabc\r\n"),
         1 => answer(stream, "416 Range Not Satisfiable; Content-Length: 0; Content-Range: bytes */2", b""),
@@ -242,7 +242,7 @@ fn a_file_that_ends_with_the_connection_needs_a_hash_or_a_length() {
 #[test]
 fn lengths_that_are_not_kept_are_found() {
     let cache = Cache::new();
-    // Fewer bytes than announced, again and again; the rest is there as little.
+    // Fewer bytes than announced in every response. The rest is never sent.
     let server = Server::start(|_, request, stream| match request.from() {
         None => break_off(stream, &[1; 200], "; ETag: \"a\"", 150),
         Some(from) => {
@@ -257,9 +257,9 @@ fn lengths_that_are_not_kept_are_found() {
     let text = format!("{}: the connection was lost, 150 of 200 bytes received", server.url("/x"));
     assert_eq!(result.unwrap_err().to_string(), text);
     assert_eq!((told.len(), server.ranges()), (2, vec![None, Some(150), Some(150)]));
-    // What has arrived stays for the next run.
+    // The received bytes stay for the next run.
     assert_eq!(cache.names(), ["x.bin.d2o-partial", "x.bin.d2o-partial.json"]);
-    // More bytes than announced: those beyond are no part of the answer.
+    // More bytes than announced: the excess is not part of the response.
     let server = Server::start(|_, _, stream| answer(stream, "200 OK; Content-Length: 2", b"abc"));
     let (cache, url) = (Cache::new(), server.url("/x"));
     let error = cache.error(&hashed(&[&url], b"abc"));
@@ -267,7 +267,7 @@ fn lengths_that_are_not_kept_are_found() {
     assert_eq!(error.to_string(), format!("{url}: expected sha256 {wanted_hash}, found {found}"));
     let error = cache.error(&Request { bytes: Some(3), ..wanted(&[&url]) });
     assert_eq!(error.to_string(), format!("{url}: expected 3 bytes, found 2"));
-    // Chunks without an end are cut off.
+    // Chunks without end are cut off.
     let server = Server::start(|_, _, stream| {
         answer(stream, "200 OK; Transfer-Encoding: chunked", b"");
         while stream.write_all(b"4\r\nabcd\r\n").is_ok() {}
@@ -428,7 +428,7 @@ fn retries_have_an_end_that_progress_puts_off() {
     let error = Cache::new().error(&wanted(&[&server.url("/x")]));
     assert_eq!(error.to_string(), format!("{}: the server responded with 500 Internal Server Error", server.url("/x")));
     assert_eq!(server.seen().len(), 3);
-    // Breaks off every 1 MiB, which is more often than there are retries.
+    // The connection drops every 1 MiB, which is more often than there are retries.
     let body = bytes(5 << 20);
     let served = body.clone();
     let server = Server::start(move |_, request, stream| {
@@ -491,7 +491,7 @@ fn web_pages_are_no_files() {
     assert_eq!(error.to_string(), format!("{url}: expected 3 bytes, found 12 (sent as text/html;charset=utf-8)"));
     assert_eq!(error.hint().unwrap(), hint);
     assert_eq!(cache.names(), [""; 0]);
-    // Unless one is wanted.
+    // A page is accepted if it is the requested file.
     assert_eq!(cache.get(&Request { name: "x.html".to_owned(), ..wanted(&[&url]) }).bytes, 12);
     assert_eq!(cache.get(&hashed(&[&url], page)).bytes, 12);
 }

@@ -1,4 +1,4 @@
-//! Downloads over TLS, through proxies and with authorities of one's own.
+//! Downloads over TLS, through proxies and with other certificate authorities.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -38,7 +38,7 @@ fn trusting() -> Cache {
     cache
 }
 
-/// A proxy that connects to `port` of this machine, whatever host it is asked for; and what it was asked.
+/// A proxy that connects to `port` of this machine, whatever host is requested. Returns its port and the requests.
 fn proxy(port: u16) -> (u16, Arc<Mutex<Vec<Seen>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let own = listener.local_addr().unwrap().port();
@@ -152,11 +152,11 @@ fn proxies_pass_tls_on() {
     // "user:p@ss"
     assert_eq!(asked[0].header("proxy-authorization"), Some("Basic dXNlcjpwQHNz"));
     assert_eq!((server.lines(), server.seen()[0].header("proxy-authorization")), (vec!["GET /x".to_owned()], None));
-    // This machine is asked without it.
+    // Servers on this machine are contacted directly.
     let request = common::wanted(&[&format!("https://localhost:{}/x", server.port)]);
     cache.get(&d2o_fetch::Request { name: "y.bin".to_owned(), ..request });
     assert_eq!(seen.lock().unwrap().len(), 1);
-    // And hosts that NO_PROXY lists: this one does not exist.
+    // So are hosts in NO_PROXY. This host does not exist.
     cache.settings.no_proxy = "files.example".to_owned();
     let request = wanted(&["https://files.example/x"]);
     let error = cache.error(&d2o_fetch::Request { name: "z.bin".to_owned(), ..request });

@@ -9,17 +9,18 @@ use tempfile::{NamedTempFile, TempPath};
 
 use crate::temporary::{Listed, identity, listed_file};
 
-/// Processes that may write one target at the same time.
+/// Most processes that can write one target at the same time.
 const SLOTS: usize = 16;
 /// Attempts to create a temporary file while other processes remove stale ones.
 const ATTEMPTS: usize = 64;
 /// Longest target name, bytes, that is repeated in the temporary name; file systems allow names of 255 bytes.
 const MAX_NAME: usize = 200;
 
-/// A file written under a temporary name in its target's folder and renamed by [`AtomicFile::commit`]; dropped, it vanishes.
+/// A file that is written under a temporary name in the folder of its target. [`AtomicFile::commit`] renames it to the
+/// target. If it is dropped instead, it is removed.
 ///
-/// The temporary name is `.d2o-NAME.SLOT.partial`. The file is locked while it is written, so the next writer of the same target
-/// recognises and removes what a killed process has left.
+/// The temporary name is `.d2o-NAME.SLOT.partial`. The file is locked while it is written, so the next writer of the
+/// same target recognises and removes files of killed processes.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: io::BufWriter<NamedTempFile>,
@@ -28,17 +29,19 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Starts writing what will be `target`. Missing parent folders are created; permissions follow the umask.
+    /// Starts a file that [`AtomicFile::commit`] renames to `target`. Missing parent folders are created. Permissions
+    /// follow the umask.
     ///
     /// # Errors
-    /// Those of the file system; `IsADirectory`, `PermissionDenied` or `InvalidInput` for a target that is a folder, read-only or not a
-    /// regular file.
+    /// Those of the file system; `IsADirectory`, `PermissionDenied` or `InvalidInput` if the target is a folder,
+    /// read-only or not a regular file.
     pub fn create(target: &Path) -> io::Result<Self> {
         check_target(target)?;
         Self::create_in(folder_of(target), target)
     }
 
-    /// As [`AtomicFile::create`], with the temporary file in `folder`, which must be on the target's file system.
+    /// Same as [`AtomicFile::create`], with the temporary file in `folder`, which must be on the file system of the
+    /// target. The target is not checked.
     ///
     /// # Errors
     /// Those of the file system.
@@ -51,7 +54,7 @@ impl AtomicFile {
     /// Flushes, syncs and renames the file, then syncs its folder.
     ///
     /// # Errors
-    /// Those of the file system; the target is then untouched.
+    /// Those of the file system. The target is unchanged, unless only the sync of its folder fails.
     pub fn commit(self) -> io::Result<()> {
         let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.as_file().sync_all()?;
@@ -59,7 +62,8 @@ impl AtomicFile {
         sync_folder(folder_of(&self.target))
     }
 
-    /// As [`AtomicFile::commit`], under the name `target` in the same folder: one that is known only when all is written.
+    /// Same as [`AtomicFile::commit`], but renames to `target` in the same folder, for a name that is known only at the
+    /// end.
     ///
     /// # Errors
     /// Those of [`AtomicFile::commit`].
@@ -68,17 +72,18 @@ impl AtomicFile {
         self.commit()
     }
 
-    /// As [`AtomicFile::commit`] without syncs: the file is complete after a crash of the process, not of the machine.
+    /// Same as [`AtomicFile::commit`], without syncs: the file is complete after a crash of the process, but not of the
+    /// machine.
     ///
     /// # Errors
-    /// Those of the file system; the target is then untouched.
+    /// Those of the file system; the target is then unchanged.
     pub fn commit_unsynced(self) -> io::Result<()> {
         let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.persist(&self.target).map_err(|e| e.error)?;
         Ok(())
     }
 
-    /// Writes `bytes` to `target` as a whole.
+    /// Writes a file with content `bytes` to `target`.
     ///
     /// # Errors
     /// Those of the file system.
@@ -105,7 +110,7 @@ impl Seek for AtomicFile {
     }
 }
 
-/// A reserved temporary file that a library writes by its path.
+/// A temporary file for a library that writes it by path. [`AtomicPath::commit`] renames it to the target.
 #[derive(Debug)]
 pub struct AtomicPath {
     file: NamedTempFile,
@@ -114,10 +119,10 @@ pub struct AtomicPath {
 }
 
 impl AtomicPath {
-    /// As [`AtomicFile::create`].
+    /// Same as [`AtomicFile::create`].
     ///
     /// # Errors
-    /// Likewise.
+    /// Those of [`AtomicFile::create`].
     pub fn create(target: &Path) -> io::Result<Self> {
         check_target(target)?;
         let folder = folder_of(target);
@@ -126,16 +131,16 @@ impl AtomicPath {
         Ok(Self { file, target: target.to_owned(), _listed: listed })
     }
 
-    /// The temporary file.
+    /// Path of the temporary file.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.file.path()
     }
 
-    /// As [`AtomicFile::commit`].
+    /// Same as [`AtomicFile::commit`].
     ///
     /// # Errors
-    /// Likewise.
+    /// Those of [`AtomicFile::commit`].
     pub fn commit(self) -> io::Result<()> {
         self.file.as_file().sync_all()?;
         self.file.persist(&self.target).map_err(|e| e.error)?;
@@ -151,7 +156,7 @@ fn problem(kind: io::ErrorKind, path: &Path, what: &str) -> io::Error {
     io::Error::new(kind, format!("`{}` is {what}", path.display()))
 }
 
-/// Whether what lies at `target` may be replaced.
+/// Checks that `target` does not exist or can be replaced.
 fn check_target(target: &Path) -> io::Result<()> {
     if target.file_name().is_none() {
         return Err(problem(io::ErrorKind::IsADirectory, target, "a folder, not a file"));
@@ -170,7 +175,7 @@ fn check_target(target: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes renames in `folder` durable. File systems that cannot sync folders are left alone.
+/// Makes renames in `folder` durable. Does nothing on file systems that cannot sync folders.
 ///
 /// # Errors
 /// Those of the file system.
@@ -191,7 +196,7 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// `.d2o-NAME.SLOT.partial` for the target's name; a hash replaces a long one.
+/// `.d2o-NAME.SLOT.partial` with the name of the target, or its SHA-256 if the name is long.
 fn temporary_name(target: &Path, slot: usize) -> std::ffi::OsString {
     let name = target.file_name().unwrap_or_default();
     let mut temporary = std::ffi::OsString::from(".d2o-");
@@ -205,7 +210,7 @@ fn temporary_name(target: &Path, slot: usize) -> std::ffi::OsString {
     temporary
 }
 
-/// A new, locked temporary file for `target` in `folder`. Unlocked ones of the same target are stale: they are removed.
+/// A new, locked temporary file for `target` in `folder`. Unlocked files of the same target are stale and are removed.
 fn reserve(folder: &Path, target: &Path) -> io::Result<(NamedTempFile, Listed)> {
     for slot in 0..SLOTS {
         remove_stale(&folder.join(temporary_name(target, slot)));
@@ -216,10 +221,10 @@ fn reserve(folder: &Path, target: &Path) -> io::Result<(NamedTempFile, Listed)> 
         {
             Ok((file, listed)) => {
                 let guard = TempPath::try_from_path(path.clone())?;
-                // Another process may take the file for a stale one until it is locked.
+                // Until the file is locked, another process can treat it as stale.
                 let lost = matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)) || !is_at(&file, &path)?;
                 if lost {
-                    // Whatever lies there now belongs to that process.
+                    // A file at the path now belongs to that process.
                     let _ = guard.keep();
                     continue;
                 }
@@ -241,22 +246,23 @@ fn remove_stale(path: &Path) {
     if regular
         && let Ok(file) = std::fs::OpenOptions::new().read(true).write(true).open(path)
         && file.try_lock().is_ok()
-        // The file may have been committed since it was opened; another writer's would be removed in its place. While the lock is
-        // held and the path names the file, no writer renames it.
+        // The file can have been committed since it was opened; then the path names a file of another writer. While the
+        // lock is held and the path names the file, no writer renames it.
         && is_at(&file, path).unwrap_or(false)
     {
         let _ = fs::remove_file(path);
     }
 }
 
-/// Whether `path` still names `file`, which another process may have removed or renamed since it was opened.
+/// Whether `path`, with links followed, still names `file`. Another process can have removed or renamed the file since
+/// it was opened.
 ///
 /// # Errors
-/// Those of the file system about `file`.
+/// If the metadata of `file` cannot be read.
 pub fn is_at(file: &std::fs::File, path: &Path) -> io::Result<bool> {
     let held = identity(&file.metadata()?);
-    // Where files have no identity, an open one cannot be removed.
-    Ok(held.is_none() || fs::symlink_metadata(path).is_ok_and(|there| identity(&there) == held))
+    // On systems without file identities, an open file cannot be removed.
+    Ok(held.is_none() || fs::metadata(path).is_ok_and(|there| identity(&there) == held))
 }
 
 #[cfg(test)]

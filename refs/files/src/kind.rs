@@ -1,12 +1,12 @@
-//! Kinds of files by their first bytes, for the message of a reader that expected another format.
+//! Kinds of files by their first bytes, for the error messages of readers that expected another format.
 
 /// Number of bytes from the start of a file that identify it: the signature of a tar archive ends at 262.
 pub const HEAD: usize = 512;
-/// A zip archive, as [`known`] names it.
+/// Name of a zip archive in [`known`].
 pub const ZIP: &str = "a zip archive";
-/// An ONNX model, as [`known`] names it.
+/// Name of an ONNX model in [`known`].
 pub const ONNX: &str = "an ONNX model";
-/// Bytes of a text that [`describe`] repeats.
+/// Most bytes of a text that [`describe`] shows.
 const SHOWN: usize = 40;
 
 /// Image formats with a signature. TGA has none.
@@ -27,7 +27,7 @@ pub enum Image {
 pub const DIB_HEADERS: [u32; 7] = [12, 40, 52, 56, 64, 108, 124];
 /// First box of a JPEG 2000 file.
 pub const JPEG_2000: &[u8] = b"\x00\x00\x00\x0cjP  \r\n\x87\n";
-/// First bytes of a JPEG 2000 codestream: its start and the marker of sizes.
+/// First bytes of a JPEG 2000 codestream: the SOC and SIZ markers.
 pub const CODESTREAM: [u8; 4] = [0xff, 0x4f, 0xff, 0x51];
 
 impl Image {
@@ -95,10 +95,11 @@ const BEGINNINGS: [(&[u8], &str); 29] = [
     (b"SIMPLE  =", "a FITS image"),
 ];
 
-/// What the file that begins with `head`, its first [`HEAD`] bytes if it has as many, is; `None` if that is not known.
+/// Kind of the file that begins with `head`; `None` if it is unknown. `head` has the first [`HEAD`] bytes, or all bytes
+/// of a shorter file.
 #[must_use]
 pub fn known(head: &[u8]) -> Option<&'static str> {
-    // A web page may begin with a byte order mark and empty lines.
+    // A web page can begin with a byte order mark and empty lines.
     let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     let trimmed = text.trim_ascii_start();
     let begins = if trimmed.starts_with(b"<") { trimmed } else { text };
@@ -116,7 +117,7 @@ pub fn known(head: &[u8]) -> Option<&'static str> {
     beginning.or_else(tar).or_else(|| Image::of(head).map(Image::name))
 }
 
-/// What an ISO base media file of `brand` is.
+/// Kind of an ISO base media file with `brand`.
 fn iso_media(brand: &[u8]) -> &'static str {
     match brand.get(..4) {
         Some(b"avif" | b"avis") => "an AVIF image",
@@ -125,7 +126,7 @@ fn iso_media(brand: &[u8]) -> &'static str {
     }
 }
 
-/// [`known`], or else how the file begins.
+/// Kind of the file that begins with `head`, as in [`known`], else its first bytes.
 #[must_use]
 pub fn describe(head: &[u8]) -> String {
     if let Some(what) = known(head) {

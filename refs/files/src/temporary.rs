@@ -1,4 +1,4 @@
-//! Temporary files and folders that do not outlive the process, even where it ends without destructors.
+//! Temporary files and folders that do not outlive the process, even if it ends without running destructors.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,10 +8,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use fs_err as fs;
 use tempfile::TempDir;
 
-/// Attempts to remove a folder in which other threads still make files.
+/// Attempts to remove a folder in which other threads still create files.
 const ATTEMPTS: usize = 16;
 
-/// What is there, by the number of its [`Listed`].
+/// Existing temporary files and folders, by the number of their [`Listed`].
 static LIST: Mutex<List> = Mutex::new(List { next: 0, entries: BTreeMap::new() });
 
 #[derive(Debug)]
@@ -22,19 +22,19 @@ struct List {
 
 #[derive(Debug)]
 enum Entry {
-    /// A file. It is removed only if the path still names it: once it was renamed, another process may have a file there.
+    /// A file. It is removed only if the path still names it: after a rename, another process can have a file there.
     File(PathBuf, Option<Identity>),
     Folder(PathBuf),
 }
 
-/// Device and inode, where the system has them.
+/// Device and inode, if the system has them.
 pub(crate) type Identity = (u64, u64);
 
 fn list() -> MutexGuard<'static, List> {
     LIST.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A place in the list of temporary files and folders, given up when this is dropped.
+/// An entry in the list of temporary files and folders, removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Listed(u64);
 
@@ -52,7 +52,7 @@ impl List {
     }
 }
 
-/// The file that `open` makes at `path`. [`remove_temporary`] removes it as long as the second value lives.
+/// Creates a file at `path` with `open`. [`remove_temporary`] removes it as long as the second value exists.
 ///
 /// # Errors
 /// Those of `open`.
@@ -60,7 +60,7 @@ pub(crate) fn listed_file(
     path: &Path,
     open: impl FnOnce(&Path) -> io::Result<std::fs::File>,
 ) -> io::Result<(std::fs::File, Listed)> {
-    // Locked before the file is made: either it is in the list, or it is not made.
+    // The list is locked before the file is created: a file that exists is in the list.
     let mut list = list();
     let file = open(path)?;
     let identity = file.metadata().ok().and_then(|found| identity(&found));
@@ -76,11 +76,11 @@ pub(crate) fn identity(found: &std::fs::Metadata) -> Option<Identity> {
 }
 
 #[cfg(not(unix))]
-fn identity(_: &std::fs::Metadata) -> Option<Identity> {
+pub(crate) fn identity(_: &std::fs::Metadata) -> Option<Identity> {
     None
 }
 
-/// A temporary folder. It is removed when it is dropped, and by [`remove_temporary`].
+/// A temporary folder. It is removed when this is dropped, and by [`remove_temporary`].
 #[derive(Debug)]
 pub struct Scratch {
     folder: TempDir,
@@ -88,27 +88,28 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// A new one, where the system keeps temporary files.
+    /// Creates a folder in the temporary folder of the system.
     ///
     /// # Errors
-    /// The file system's own.
+    /// Those of the file system.
     pub fn new() -> io::Result<Self> {
         Self::new_in(&std::env::temp_dir())
             .map_err(|error| io::Error::new(error.kind(), format!("{error}; TMPDIR may name another folder")))
     }
 
-    /// A new one in `parent`.
+    /// Creates a folder in `parent`.
     ///
     /// # Errors
-    /// The file system's own.
+    /// Those of the file system.
     pub fn new_in(parent: &Path) -> io::Result<Self> {
         Self::make(tempfile::Builder::new().prefix("d2o-"), parent)
     }
 
-    /// A new one in `parent`, which becomes a folder that stays, by [`Scratch::persist`]: hidden until then, and readable as the user's other folders.
+    /// Creates a hidden folder in `parent` that [`Scratch::persist`] makes permanent. On Unix, everyone can read it, as
+    /// far as the umask allows.
     ///
     /// # Errors
-    /// The file system's own.
+    /// Those of the file system.
     pub fn partial_in(parent: &Path) -> io::Result<Self> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(".d2o-").suffix(".partial");
@@ -130,41 +131,43 @@ impl Scratch {
         Ok(Self { folder, listed })
     }
 
-    /// Where it is.
+    /// Path of the folder.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Gives it the name `target`, on the same file system, under which it stays.
+    /// Renames the folder to `target`, on the same file system, and keeps it.
     ///
     /// # Errors
-    /// The file system's own; the folder is then removed.
+    /// Those of the file system; the folder is then removed.
     pub fn persist(self, target: &Path) -> io::Result<()> {
         let Self { folder, listed } = self;
         fs::rename(folder.path(), target)?;
-        // It has moved.
+        // The folder has moved, so there is nothing to remove.
         let _ = folder.keep();
         drop(listed);
         Ok(())
     }
 }
 
-/// The text of an error of `tempfile` without ` at path "…"`, a random name.
+/// The text of an error of `tempfile` without ` at path "…"`, which contains a random name.
 #[must_use]
 pub fn without_name(error: &io::Error) -> String {
     let text = error.to_string();
     text.split_once(" at path \"").map_or(text.as_str(), |(text, _)| text).to_owned()
 }
 
-/// The proof that the temporary files and folders of this process are gone. As long as it lives, threads that would make new ones wait.
+/// Proof that the temporary files and folders of this process are removed. While it exists, threads that create others
+/// wait.
 #[derive(Debug)]
 #[must_use = "others are made once this is dropped"]
 pub struct Removed {
     _list: MutexGuard<'static, List>,
 }
 
-/// Removes the temporary files and folders of this process, as their destructors would; for a process that ends without them.
+/// Removes the temporary files and folders of this process, as their destructors do. For a process that ends without
+/// running destructors.
 pub fn remove_temporary() -> Removed {
     let list = list();
     for entry in list.entries.values() {

@@ -1,4 +1,5 @@
-//! What is left where a process ends without destructors. One test: it removes the temporary files of the whole process.
+//! Temporary files of a process that ends without running destructors. There is only one test, since it removes the
+//! temporary files of the whole process.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::io::Write as _;
@@ -36,7 +37,7 @@ fn nothing_but_what_was_finished() {
 
     let removed = remove_temporary();
     assert_eq!(names(dir), ["done", "kept"]);
-    // Other threads wait with what they would make.
+    // Other threads wait before they create files.
     let made = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -48,7 +49,7 @@ fn nothing_but_what_was_finished() {
         assert!(!made.load(Ordering::SeqCst) && names(dir) == ["done", "kept"]);
         drop(removed);
     });
-    // What another process has written at the same place since is not this process's.
+    // A file that another process has written to the same path since then is not removed.
     let temporary = by_path.path().to_owned();
     fs::write(&temporary, "another's").unwrap();
     drop(remove_temporary());

@@ -1,5 +1,5 @@
-//! BMP and DIB, by the rules of Pillow's reader: five- and six-bit channels round down, 32 bits without masks have no alpha.
-//! (The `image` crate rounds to nearest and takes other masks.)
+//! BMP and DIB by the rules of Pillow: five- and six-bit channels round down, and 32-bit pixels without masks have no
+//! alpha. The `image` crate rounds to nearest and accepts other masks.
 
 use d2o_files::kind::DIB_HEADERS;
 
@@ -7,14 +7,14 @@ use super::Fault;
 use super::memory;
 use super::pixels::{self, Palette, Pixels};
 
-/// Length of the file header, which a DIB lacks.
+/// Length of the file header, bytes. A DIB has none.
 const FILE_HEADER: usize = 14;
 const RAW: u32 = 0;
 const RLE8: u32 = 1;
 const RLE4: u32 = 2;
 const BITFIELDS: u32 = 3;
 
-/// Where a 32-bit pixel's bytes lie.
+/// Offsets of the channels in a 32-bit pixel, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Layout {
     red: usize,
@@ -25,7 +25,7 @@ struct Layout {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Indices of so many bits.
+    /// Palette indices, with the number of bits of each.
     Indexed(usize),
     Bgr,
     Bgr555,
@@ -39,11 +39,11 @@ struct Header {
     top_down: bool,
     compression: u32,
     kind: Kind,
-    /// Colours and bytes of each.
+    /// Number of colours, and bytes of each.
     palette: Option<(usize, usize)>,
-    /// Where the header and its masks end.
+    /// Offset of the end of the header and its masks.
     end: usize,
-    /// Where the pixels begin.
+    /// Offset of the pixels.
     data: usize,
 }
 
@@ -70,7 +70,7 @@ fn header(bytes: &[u8]) -> Result<Option<Header>, Fault> {
     let long = |at| le32(bytes, start + at).unwrap_or(0);
     let core = length == 12;
     let (width, height, bits) = if core { (word(4), word(6), word(10)) } else { (long(4), long(8), word(14)) };
-    // Pillow goes by the highest byte alone.
+    // Pillow checks only the highest byte of the height.
     let top_down = !core && bytes[start + 11] == 0xff;
     let height = if top_down { height.wrapping_neg() } else { height };
     let (compression, mut colours) = if core { (RAW, 0) } else { (long(16), long(32) as usize) };
@@ -97,7 +97,7 @@ fn header(bytes: &[u8]) -> Result<Option<Header>, Fault> {
     }
     let after = end + palette.map_or(0, |(colours, each)| colours * each);
     let given = if start == 0 { 0 } else { long_at(bytes, 10) };
-    // Some writers forget the palette in the offset of the pixels.
+    // Some writers do not count the palette in the offset of the pixels.
     let data = if given == 0 || (given == start + length as usize && palette.is_some()) { after } else { given };
     let (height, width) = (height as usize, width as usize);
     Ok(Some(Header { height, width, top_down, compression, kind, palette, end, data }))
@@ -147,7 +147,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let end = || Fault::expected("a complete image", format!("the end of the data after {} bytes", bytes.len()));
     let h = header(bytes)?.ok_or_else(end)?;
     let (height, width) = (h.height, h.width);
-    // Indices, twice while they are unpacked, and their colours; else the pixels.
+    // Bytes per pixel: indices, twice while they are unpacked, and their colours; otherwise the pixels.
     let _leave = memory::leave(height, width, 5, bytes.len())?;
     let palette = h.palette.map(|(colours, each)| palette_of(bytes, &h, colours, each)).transpose()?;
     let bits = match h.kind {
@@ -162,7 +162,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
         unpacked = run_lengths(bytes, &h);
         &unpacked[..]
     } else {
-        // The last row's padding may be missing.
+        // The padding of the last row can be missing.
         let length = stride * (height - 1) + (width * bits).div_ceil(8);
         bytes.get(h.data..).and_then(|b| b.get(..length)).ok_or_else(end)?
     };
@@ -211,13 +211,14 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     Ok(Pixels { height, width, channels, data })
 }
 
-/// The palette, and whether it is a ramp of grey.
+/// The palette, and whether it is a grey ramp.
 fn palette_of(bytes: &[u8], h: &Header, colours: usize, each: usize) -> Result<(Palette, bool), Fault> {
     let entries = bytes.get(h.end..).and_then(|b| b.get(..colours * each));
     let entries =
         entries.ok_or_else(|| Fault::expected(format!("a palette of {colours} colours"), "the end of the data"))?;
     let triples: Vec<u8> = entries.chunks_exact(each).flat_map(|c| [c[2], c[1], c[0]]).collect();
-    // Pillow takes such an image for grey of 8 bits (or 1 bit) whatever its bits a pixel are, and misreads its rows.
+    // Pillow reads an image with a grey ramp as 8-bit grey (1-bit for two colours), whatever its bits per pixel are,
+    // and misreads its rows if they differ.
     let ramp = |i: usize| if colours == 2 { i * 255 } else { i & 0xff };
     let is_ramp = triples.chunks_exact(3).enumerate().all(|(i, c)| c.iter().all(|c| usize::from(*c) == ramp(i)));
     let misread = match h.kind {
@@ -234,7 +235,7 @@ fn palette_of(bytes: &[u8], h: &Header, colours: usize, each: usize) -> Result<(
     Ok((Palette::rgb(&triples[..triples.len().min(256 * 3)]), is_ramp))
 }
 
-/// Run-length coded indices, from the first row stored on, as far as they go.
+/// Decodes run-length coded indices from the first stored row on, until the image is full or the data end.
 fn run_lengths(bytes: &[u8], h: &Header) -> Vec<u8> {
     let wanted = h.height * h.width;
     let (mut data, mut x, mut at) = (Vec::new(), 0, h.data);

@@ -1,4 +1,4 @@
-//! Pixels to PNG.
+//! Encoding of pixels as PNG.
 
 use std::path::Path;
 
@@ -7,8 +7,8 @@ use ndarray::ArrayView3;
 
 use crate::error::{Error, Result};
 
-/// Encodes u8 `[H, W, C]` as PNG, the same bytes each time: grey (C = 1), grey and alpha (2), RGB (3) or RGBA (4). `file`
-/// and `entry` name it in errors.
+/// Encodes u8 `[H, W, C]` as PNG: grey (C = 1), grey and alpha (2), RGB (3) or RGBA (4). Equal pixels give equal bytes.
+/// `file` and `entry` name the image in errors.
 ///
 /// # Errors
 /// `Format` for another number of channels, `Image` if the pixels cannot be encoded.

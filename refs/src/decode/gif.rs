@@ -1,4 +1,4 @@
-//! GIF by the `gif` crate: the first frame, on the canvas that Pillow gives it.
+//! GIF by the `gif` crate: the first frame, on the same canvas as in Pillow.
 
 use std::io::Cursor;
 use std::num::NonZeroU64;
@@ -9,8 +9,8 @@ use super::Fault;
 use super::memory;
 use super::pixels::{MAX_ALLOC, Palette, Pixels};
 
-/// Height and width of the canvas, which grows with a first frame that reaches beyond it; `None` if `bytes` end before that
-/// frame.
+/// Height and width of the canvas, which is enlarged if the first frame reaches beyond it; `None` if `bytes` end before
+/// that frame.
 pub(super) fn size(bytes: &[u8]) -> Result<Option<(usize, usize)>, Fault> {
     let first = |bytes| -> Result<_, DecodingError> {
         let mut decoder = options().read_info(Cursor::new(bytes))?;
@@ -38,12 +38,12 @@ fn canvas((height, width): (usize, usize), (top, h, left, w): (u16, u16, u16, u1
     (height.max(usize::from(top) + usize::from(h)), width.max(usize::from(left) + usize::from(w)))
 }
 
-/// Whether a palette says more than that index i is grey i.
+/// Whether a palette differs from the grey ramp, in which index i is grey i.
 fn is_needed(triples: &[u8]) -> bool {
     triples.chunks(3).enumerate().any(|(i, rgb)| rgb.iter().any(|c| usize::from(*c) != i))
 }
 
-/// Decodes the first frame. What it leaves uncovered has the transparent index, or index 0 without one.
+/// Decodes the first frame. Pixels outside the frame get the transparent index, or index 0 if there is none.
 pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let mut decoder = options().read_info(Cursor::new(bytes)).map_err(Fault::decoder)?;
     let screen = (usize::from(decoder.height()), usize::from(decoder.width()));
@@ -54,7 +54,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let (height, width) = canvas(screen, (frame.top, frame.height, frame.left, frame.width));
     let transparent = frame.transparent;
     let local = frame.palette.clone();
-    // Indices and their colours.
+    // Bytes per pixel: the index and its colour.
     let _leave = memory::leave(height, width, 5, bytes.len())?;
     let mut covered = vec![0; h * w];
     decoder.read_into_buffer(&mut covered).map_err(Fault::decoder)?;
@@ -64,7 +64,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
         indices[from..from + w].copy_from_slice(line);
     }
     drop(covered);
-    // Pillow passes over a palette that is a ramp of grey, a local one in favour of the global one.
+    // Pillow ignores a palette that is a grey ramp; instead of a local one it uses the global one.
     let local = local.filter(|triples| is_needed(triples));
     let triples = local.or_else(|| decoder.global_palette().filter(|t| is_needed(t)).map(<[u8]>::to_vec));
     let Some(triples) = triples else { return Ok(Pixels { height, width, channels: 1, data: indices }) };

@@ -1,9 +1,9 @@
-//! JPEG by libjpeg-turbo, the decoder of Pillow and so of every original evaluator.
+//! JPEG by libjpeg-turbo, the decoder of Pillow and therefore of every original evaluator.
 //!
-//! A file is walked marker by marker first. That finds its size before anything is allocated, refuses what ends before its
-//! end-of-image marker, and gives libjpeg-turbo a header of the segments alone that bear on pixels. TurboJPEG reports a
-//! warning and an error alike and keeps the text of the first warning only; without metadata there is nothing to warn of but
-//! corrupt pixel data, which Pillow accepts.
+//! A first pass reads the markers of a file. It finds the size before memory is allocated, rejects a file without an
+//! end-of-image marker, and builds a header of only those segments that affect pixels. TurboJPEG reports warnings and
+//! errors in the same way and keeps only the text of the first warning. Without metadata, the only possible warnings
+//! concern corrupt pixel data, which Pillow accepts.
 
 use std::ops::Range;
 
@@ -13,9 +13,10 @@ use super::Fault;
 use super::memory;
 use super::pixels::{self, Pixels};
 
-/// Most scans of one image: each costs a pass over all coefficients, whatever its length. libjpeg-turbo's own limit.
+/// Most scans of one image, the limit of libjpeg-turbo. Each scan costs a pass over all coefficients, whatever its
+/// length.
 const MAX_SCANS: usize = 500;
-/// Most pixels of all scans, and scans of an image of any size: encoders write about ten.
+/// Most pixels of all scans together, and number of scans accepted for an image of any size. Encoders write about ten.
 const MAX_SCANNED: usize = 1 << 31;
 const MIN_SCANS: usize = 16;
 
@@ -24,24 +25,24 @@ const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
 const APP0: u8 = 0xe0;
 const APP14: u8 = 0xee;
-/// Adobe's application segment with a colour transform of 0; its last byte is the transform.
+/// Adobe application segment. Its last byte is the colour transform, here 0.
 const ADOBE: [u8; 16] = [0xff, APP14, 0, 14, b'A', b'd', b'o', b'b', b'e', 0, 100, 0, 0, 0, 0, 0];
 
-/// Warnings of libjpeg-turbo after which the pixels are complete, by the beginning of their texts (`jerror.h`).
+/// Beginnings of the libjpeg-turbo warnings after which the pixels are complete (`jerror.h`).
 const WARNINGS: [&str; 3] = ["Corrupt JPEG data: ", "Inconsistent progression sequence ", "Invalid SOS parameters "];
 
-/// How the components are to be read, where the file does not say it itself.
+/// Colour space of the components.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Colours {
-    /// By the markers and numbers of components, as libjpeg does.
+    /// From the markers and the number of components, same as in libjpeg.
     Guessed,
-    /// YCbCr.
+    /// YCbCr, or YCCK if there are four components; converted to RGB or CMYK.
     Converted,
-    /// As they are.
+    /// Not converted.
     Stored,
 }
 
-/// What the frame header holds.
+/// Fields of the frame header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Frame {
     pub(super) height: usize,
@@ -50,22 +51,22 @@ pub(super) struct Frame {
     is_progressive: bool,
 }
 
-/// A walked file.
+/// The header of a file up to the first scan.
 struct Walk {
     frame: Frame,
-    /// Segments before the first scan that bear on pixels, in order.
+    /// Segments before the first scan that affect pixels, in order.
     segments: Vec<Range<usize>>,
-    /// Where the first scan begins.
+    /// Offset of the first scan.
     scan: usize,
 }
 
-/// The number of 16 bits at `at`, big endian; `None` beyond the end.
+/// The 16-bit big-endian number at `at`; `None` beyond the end.
 pub(super) fn be16(bytes: &[u8], at: usize) -> Option<usize> {
     Some(usize::from(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])))
 }
 
-/// The next marker at or after `at`: its code and where the bytes after it begin. Fill bytes and what lies between segments
-/// are skipped, as libjpeg and Pillow do.
+/// The next marker at or after `at`: its code and the offset after it. Fill bytes and bytes between segments are
+/// skipped, same as in libjpeg and Pillow.
 fn marker(bytes: &[u8], mut at: usize) -> Option<(u8, usize)> {
     loop {
         at += bytes.get(at..)?.iter().position(|b| *b == 0xff)?;
@@ -83,12 +84,12 @@ fn is_bare(code: u8) -> bool {
     matches!(code, 0x01 | 0xd0..=0xd9)
 }
 
-/// Frame headers: SOF0…SOF15 but for DHT, JPG and DAC.
+/// Frame headers: SOF0…SOF15 except DHT, JPG and DAC.
 fn is_frame(code: u8) -> bool {
     matches!(code, 0xc0..=0xcf) && !matches!(code, 0xc4 | 0xc8 | 0xcc)
 }
 
-/// The header up to the first scan. `None` if `bytes` end in it.
+/// Reads the header up to the first scan. `None` if `bytes` end before it.
 fn walk(bytes: &[u8]) -> Result<Option<Walk>, Fault> {
     let (mut frame, mut segments, mut at) = (None, Vec::new(), 2);
     loop {
@@ -117,11 +118,11 @@ fn walk(bytes: &[u8]) -> Result<Option<Walk>, Fault> {
                 frame = Some(frame_of(code, &bytes[start..end])?);
                 segments.push(start - 2..end);
             }
-            // Pillow knows no marker below these; it skips the rest.
+            // Pillow does not know these markers and rejects the file. It skips other segments that it does not use.
             0x02..=0xbf => {
                 return Err(Fault::expected("a known marker", format!("marker {code:#04x}")));
             }
-            // Nothing in comments and in the other application segments bears on pixels.
+            // Comments and the other application segments do not affect pixels.
             0xfe => {}
             APP0..=0xef if code != APP0 && code != APP14 => {}
             _ => segments.push(start - 2..end),
@@ -130,7 +131,7 @@ fn walk(bytes: &[u8]) -> Result<Option<Walk>, Fault> {
     }
 }
 
-/// The frame header of marker `code`, from its length on.
+/// The frame header of marker `code`. `segment` begins with its length.
 fn frame_of(code: u8, segment: &[u8]) -> Result<Frame, Fault> {
     let short = || Fault::expected("a complete frame header", "a short one");
     let bits = *segment.get(2).ok_or_else(short)?;
@@ -148,7 +149,8 @@ fn frame_of(code: u8, segment: &[u8]) -> Result<Frame, Fault> {
     Ok(Frame { height, width, components, is_progressive: matches!(code, 0xc2 | 0xc6 | 0xca | 0xce) })
 }
 
-/// Whether the marker that ends the image is reached from the first scan at `at`, as libjpeg would read on.
+/// Checks that an end-of-image marker follows the first scan at `at`, as libjpeg reads markers, and that there are not
+/// too many scans.
 fn ends(bytes: &[u8], mut at: usize, frame: Frame) -> Result<(), Fault> {
     let most = (MAX_SCANNED / (frame.height * frame.width)).clamp(MIN_SCANS, MAX_SCANS);
     let mut scans = 0;
@@ -162,26 +164,27 @@ fn ends(bytes: &[u8], mut at: usize, frame: Frame) -> Result<(), Fault> {
                 return Err(Fault::expected(format!("at most {most} scans of this size"), "more"));
             }
         }
-        // Below SOF0 no segments are known; libjpeg's entropy decoder stops there, its marker reader goes on behind it.
+        // Codes below SOF0 have no segment. The entropy decoder of libjpeg stops at them; its marker reader continues
+        // after them.
         at = if is_bare(code) || code < 0xc0 { start } else { start + be16(bytes, start).unwrap_or(0) };
     }
     Err(Fault::expected("an end-of-image marker", format!("the end of the data after {} bytes", bytes.len())))
 }
 
-/// Height and width; `None` if `bytes` end in the header.
+/// The frame header; `None` if `bytes` end before the first scan.
 pub(super) fn frame(bytes: &[u8]) -> Result<Option<Frame>, Fault> {
     Ok(walk(bytes)?.map(|w| w.frame))
 }
 
-/// Decodes a whole file as Pillow does.
+/// Decodes a whole file, same as Pillow.
 pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let (frame, data) = raw(bytes, Colours::Guessed)?;
     let raw = Pixels { height: frame.height, width: frame.width, channels: usize::from(frame.components), data };
-    // Pillow takes every CMYK JPEG for one of Adobe's, which are stored inverted.
+    // Pillow treats every CMYK JPEG as one of Adobe, which are stored inverted.
     Ok(if frame.components == 4 { pixels::cmyk_to_rgb(raw, pixels::Ink::Inverted) } else { raw })
 }
 
-/// Decodes to the components' own number of channels: grey, RGB, or CMYK as stored.
+/// Decodes to one channel per component: grey, RGB, or CMYK as stored.
 pub(super) fn raw(bytes: &[u8], colours: Colours) -> Result<(Frame, Vec<u8>), Fault> {
     let Some(Walk { frame, segments, scan }) = walk(bytes)? else {
         return Err(Fault::expected("a complete header", format!("the end of the data after {} bytes", bytes.len())));
@@ -189,7 +192,7 @@ pub(super) fn raw(bytes: &[u8], colours: Colours) -> Result<(Frame, Vec<u8>), Fa
     ends(bytes, scan, frame)?;
     let mut each = usize::from(frame.components);
     if frame.is_progressive || be16(bytes, scan + 2).is_none_or(|length| length != 6 + 2 * each) {
-        // Of an image in several scans all coefficients are kept, of 16 bits.
+        // For an image in several scans, all coefficients are kept, with 16 bits each.
         each += 2 * each;
     }
     let _leave = memory::leave(frame.height, frame.width, each, 2 * bytes.len())?;
@@ -205,7 +208,8 @@ pub(super) fn raw(bytes: &[u8], colours: Colours) -> Result<(Frame, Vec<u8>), Fa
         let from = clean.len();
         match segment[1] {
             APP0 | APP14 if colours != Colours::Guessed => {}
-            // libjpeg warns of the numbers it does not know and goes on as if it knew them.
+            // libjpeg warns about an unknown JFIF version or Adobe transform and continues with a known one. The known
+            // one is written here, so there is no warning.
             APP0 => {
                 clean.extend(segment);
                 if segment.len() >= 16 && segment[4..9] == *b"JFIF\0" {

@@ -1,8 +1,8 @@
 //! JPEG 2000 by OpenJPEG, the decoder of Pillow: `.jp2` files and bare codestreams of 1 to 4 components of 8 bits and one size.
 //!
-//! OpenJPEG allocates what the headers ask for. So these are walked first, in the main header and in every tile part, and the memory that
-//! they lead to is bounded before it is called. Whatever this walk does not follow as OpenJPEG does is refused: unknown markers, bytes
-//! between tile parts, palettes.
+//! OpenJPEG allocates what the headers ask for. Therefore the headers are read first, in the main header and in every
+//! tile part, and the memory that they lead to is bounded before OpenJPEG is called. Data that this reader does not
+//! follow in the same way as OpenJPEG are rejected: unknown markers, bytes between tile parts, palettes.
 
 use d2o_files::kind::{CODESTREAM, JPEG_2000};
 use jpeg2k::{ColorSpace, DecodeParameters, Image};
@@ -14,13 +14,14 @@ use super::pixels::{self, Pixels};
 
 /// Most boxes before the codestream.
 const MAX_BOXES: usize = 1 << 12;
-/// Most memory that one image may take while it is decoded, bytes: 25 megapixels of RGB count as 1 GB, and take three quarters of it.
+/// Most memory that one image can take while it is decoded, bytes. 25 megapixels of RGB count as 1 GB, and take three
+/// quarters of it.
 const MAX_MEMORY: u64 = 1 << 30;
-/// Most bytes of the table of packets that OpenJPEG keeps of a tile.
+/// Most bytes of the packet table that OpenJPEG keeps for a tile.
 const MAX_PACKETS: u64 = 64 << 20;
 
-/// Bytes that OpenJPEG takes for a tile, for a component of one, for a precinct of a band and for a code block, rounded up: code
-/// blocks of 4×4 samples were measured at 0.4 kB each.
+/// Bytes that OpenJPEG takes for a tile, for a component of a tile, for a precinct of a band and for a code block,
+/// rounded up. Measured for code blocks of 4×4 samples: 0.4 kB each.
 const TILE: u64 = 6144;
 const TILE_COMPONENT: u64 = 1280;
 const PRECINCT: u64 = 512;
@@ -33,18 +34,18 @@ const COD: u8 = 0x52;
 const COC: u8 = 0x53;
 const TLM: u8 = 0x55;
 const COM: u8 = 0x64;
-/// Further markers that are let through: CAP, PLM, PLT, CPF, QCD, QCC, RGN, POC, PPM, PPT, CRG.
+/// Other accepted markers: CAP, PLM, PLT, CPF, QCD, QCC, RGN, POC, PPM, PPT, CRG.
 const KNOWN: [u8; 11] = [0x50, 0x57, 0x58, 0x59, 0x5c, 0x5d, 0x5e, 0x5f, 0x60, 0x61, 0x63];
 
-/// What the marker of sizes says.
+/// Fields of the SIZ marker.
 #[derive(Debug, Clone, Copy)]
 struct Header {
-    /// Where the marker after the sizes begins.
+    /// Offset of the marker after SIZ.
     end: usize,
     height: usize,
     width: usize,
     components: usize,
-    /// Height, width and number of the tiles.
+    /// Height and width of a tile, and number of tiles.
     tile: (u64, u64),
     tiles: u64,
 }
@@ -53,10 +54,10 @@ fn be32(bytes: &[u8], at: usize) -> Option<usize> {
     Some(be16(bytes, at)? << 16 | be16(bytes, at + 2)?)
 }
 
-/// Where a codestream begins, and height and width as the file around it states them.
+/// Offset of the codestream, and the height and width that the file around it states.
 type Start = (usize, Option<(usize, usize)>);
 
-/// Where the codestream begins, and the size that the file's own header states; `None` if `bytes` end before it.
+/// Finds the codestream and the size that the header of the file states; `None` if `bytes` end before the codestream.
 fn codestream(bytes: &[u8]) -> Result<Option<Start>, Fault> {
     if bytes.starts_with(&CODESTREAM) {
         return Ok(Some((0, None)));
@@ -78,7 +79,7 @@ fn codestream(bytes: &[u8]) -> Result<Option<Start>, Fault> {
         };
         if kind == b"jp2h" {
             let Some(inner) = bytes.get(at + head..end) else { return Ok(None) };
-            // OpenJPEG makes a channel of each column of a palette.
+            // OpenJPEG creates a channel for each column of a palette.
             if inner.windows(4).any(|w| w == b"pclr" || w == b"cmap") {
                 return Err(Fault::expected("a JPEG 2000 image without a palette", "one with a palette"));
             }
@@ -91,7 +92,7 @@ fn codestream(bytes: &[u8]) -> Result<Option<Start>, Fault> {
     Err(Fault::expected(format!("a codestream after at most {MAX_BOXES} boxes"), "more"))
 }
 
-/// The sizes; `None` if `bytes` end before them.
+/// Reads and checks the SIZ marker; `None` if `bytes` end in it.
 fn header(bytes: &[u8]) -> Result<Option<Header>, Fault> {
     let Some((start, stated)) = codestream(bytes)? else { return Ok(None) };
     let Some(stream) = bytes.get(start..).filter(|s| s.len() >= 42) else { return Ok(None) };
@@ -140,20 +141,21 @@ pub(super) fn size(bytes: &[u8]) -> Result<Option<(usize, usize)>, Fault> {
     Ok(header(bytes)?.map(|h| (h.height, h.width)))
 }
 
-/// What the coding styles of a file lead to at most, for one component of a tile.
+/// Maxima over all coding styles of a file, for one component of a tile.
 #[derive(Debug, Default)]
 struct Style {
     layers: u64,
     resolutions: u64,
-    /// Precincts of a resolution.
+    /// Most precincts of one resolution.
     most_precincts: u64,
-    /// Precincts and code blocks of all.
+    /// Precincts and code blocks of all resolutions.
     precincts: u64,
     blocks: u64,
 }
 
 impl Style {
-    /// Takes in the style that begins, with the number of decompositions, at `at` of a segment. `precincts` tells whether it has their sizes.
+    /// Adds the coding style at `at` in `segment`, which begins with the number of decompositions. `precincts` is true
+    /// if it contains precinct sizes.
     fn add(&mut self, segment: &[u8], at: usize, precincts: bool, tile: (u64, u64)) -> Result<(), Fault> {
         let short = || Fault::expected("a complete coding style", "a short one");
         let &[levels, x, y, ..] = segment.get(at..).ok_or_else(short)? else { return Err(short()) };
@@ -164,7 +166,8 @@ impl Style {
         for r in 0..=levels {
             let sizes = if precincts { *segment.get(at + 5 + usize::from(r)).ok_or_else(short)? } else { 0xff };
             let (px, py) = (sizes & 15, sizes >> 4);
-            // Sizes and counts along one axis: a border may lie before the first and after the last whole one.
+            // Counts and sizes along one axis. There can be an incomplete part before the first and after the last
+            // whole one.
             let count = |samples: u64, power: u8| (samples >> power) + 2;
             let side = |samples: u64, down: u8| samples.checked_shr(u32::from(down)).unwrap_or(0) + 1;
             let (height, width) = (side(tile.0, levels - r), side(tile.1, levels - r));
@@ -183,11 +186,12 @@ impl Style {
     }
 }
 
-/// Walks all headers of the codestream. Its tables of tile lengths become comments: OpenJPEG would jump to where they point.
+/// Reads all headers of the codestream. Tables of tile lengths become comments, since OpenJPEG would jump to the
+/// offsets in them.
 fn walk(bytes: &mut [u8], header: Header) -> Result<Style, Fault> {
     let mut style = Style::default();
     let mut at = header.end;
-    // Where the tile part ends whose header is walked.
+    // End of the tile part with the current header.
     let mut part: Option<usize> = None;
     loop {
         let Some(&[first, code]) = bytes.get(at..at + 2) else { return Ok(style) };
@@ -199,7 +203,7 @@ fn walk(bytes: &mut [u8], header: Header) -> Result<Style, Fault> {
             return Ok(style);
         }
         if code == SOD {
-            // The rest of the file, if the length is not stated.
+            // Without a stated length, the tile part extends to the end of the file.
             match part.take() {
                 Some(end) if end >= at + 2 => at = end,
                 _ => return Err(bad("misplaced marker")),
@@ -239,7 +243,7 @@ fn walk(bytes: &mut [u8], header: Header) -> Result<Style, Fault> {
     }
 }
 
-/// Waits for leave to take the memory that OpenJPEG will
+/// Waits until the memory that OpenJPEG will take at most can be reserved.
 fn leave(header: Header, style: &Style) -> Result<Leave, Fault> {
     let components = header.components as u64;
     let packets = [style.layers + 1, style.resolutions, components, style.most_precincts, 2];
@@ -270,7 +274,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let mut bytes = bytes.to_vec();
     let style = walk(&mut bytes, header)?;
     let _leave = leave(header, &style)?;
-    // OpenJPEG is strict unless told otherwise: cut data are an error, as in Pillow.
+    // In strict mode truncated data are an error, same as in Pillow.
     let image = Image::from_bytes_with(&bytes, DecodeParameters::new().strict(true)).map_err(Fault::decoder)?;
     match image.color_space() {
         ColorSpace::Unknown | ColorSpace::Unspecified | ColorSpace::SRGB | ColorSpace::Gray => {}
@@ -296,8 +300,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
 mod tests {
     use super::*;
 
-    /// A codestream of `components` of `width`×`height` in tiles of `tile`, with a coding style of these layers, decompositions, powers of
-    /// code blocks and sizes of precincts, and nothing else.
+    /// A codestream with `components` components of `size` (width, height) in tiles of `tile`, `layers` layers and a
+    /// coding style (decompositions, powers of code blocks, …, sizes of precincts), and nothing else.
     fn stream(size: [u32; 2], tile: [u32; 2], components: u16, layers: u16, style: &[u8]) -> Vec<u8> {
         let mut out = CODESTREAM.to_vec();
         out.extend((38 + 3 * components).to_be_bytes());

@@ -1,19 +1,20 @@
-//! The memory that decoders take, on all threads together.
+//! Limits on the memory of decoders, over all threads.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::Fault;
 use super::pixels;
 
-/// Most bytes that one image may take while it is decoded, its file included: Pillow's largest RGBA has 716 MB.
+/// Most bytes that one image, including its file, can take while it is decoded. The largest RGBA image of Pillow has
+/// 716 MB.
 const MAX: u64 = 880 << 20;
-/// Most bytes that the images that are decoded at the same time may take, unless there is only one.
+/// Most bytes of all images that are decoded at the same time, unless there is only one.
 const TOGETHER: u64 = 512 << 20;
 
 static TAKEN: Mutex<u64> = Mutex::new(0);
 static FREED: Condvar = Condvar::new();
 
-/// Leave to take memory, until it is dropped.
+/// A reservation of memory, released when it is dropped.
 #[derive(Debug)]
 pub(super) struct Leave(u64);
 
@@ -24,7 +25,8 @@ impl Drop for Leave {
     }
 }
 
-/// Waits for leave to decode `height` times `width` pixels of a file of `file` bytes, which takes `each` bytes a pixel at most.
+/// Waits until the memory can be reserved to decode `height` × `width` pixels at `each` bytes per pixel from a file of
+/// `file` bytes. It is an error if one image needs too much.
 pub(super) fn leave(height: usize, width: usize, each: usize, file: usize) -> Result<Leave, Fault> {
     pixels::gate(height, width)?;
     let found = (height * width) as u64 * each as u64 + file as u64;
@@ -35,9 +37,9 @@ pub(super) fn leave(height: usize, width: usize, each: usize, file: usize) -> Re
     Ok(wait(found))
 }
 
-/// Waits for leave to take `bytes`.
+/// Waits until `bytes` can be reserved.
 pub(super) fn wait(bytes: u64) -> Leave {
-    // One that is larger than all together may be waits until it is alone.
+    // A reservation of more than `TOGETHER` waits until it is the only one.
     let share = bytes.min(TOGETHER);
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
     while *taken + share > TOGETHER {

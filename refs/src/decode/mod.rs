@@ -1,4 +1,4 @@
-//! Encoded images to pixels, equal to what Pillow's `Image.open` gives.
+//! Decoding of images to pixels equal to those of Pillow (`Image.open`).
 
 mod bmp;
 mod encode;
@@ -23,30 +23,31 @@ use crate::pixels::drop_alpha;
 
 pub use encode::png;
 
-/// File name endings of images, in lower case: those that Pillow gives to the formats read here, and to formats refused by
-/// name (AVIF), so that such a file among samples is an error and not left out.
+/// File name extensions of images, in lower case: those that Pillow assigns to the supported formats, and those of
+/// formats that are rejected by name (AVIF). A file of such a format in a set is an error and is not skipped.
 pub const EXTENSIONS: [&str; 32] = [
     "png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "gif", "tif", "tiff", "pbm", "pgm", "ppm",
     "pnm", "pfm", "tga", "icb", "vda", "vst", "jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "avif", "avifs", "ico", "cur",
     "mpo",
 ];
 
-/// Whether `name` has an image's ending, in either case.
+/// Whether `name` has one of the [`EXTENSIONS`], in either case.
 pub fn is_image(name: &str) -> bool {
     let ending = name.rsplit_once('.').map(|(_, e)| e.to_ascii_lowercase());
     ending.is_some_and(|e| EXTENSIONS.contains(&e.as_str()))
 }
 
-/// A decoded image of 8 bits a channel, in the channels that its file has.
+/// A decoded image with 8 bits per channel and the channels of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decoded {
-    /// `[H, W]`: Pillow's modes `L` and `1` (0 and 255).
+    /// `[H, W]`: modes `L` and `1` (0 and 255) of Pillow.
     Grey(Array2<u8>),
-    /// `[H, W, 2]`, grey and alpha: Pillow's mode `LA`.
+    /// `[H, W, 2]`, grey and alpha: mode `LA` of Pillow.
     GreyAlpha(Array3<u8>),
-    /// `[H, W, 3]`: Pillow's mode `RGB`; palettes without transparency, CMYK, YCbCr and Lab are converted to it.
+    /// `[H, W, 3]`: mode `RGB` of Pillow. Palettes without transparency, CMYK and YCbCr are converted to it.
     Rgb(Array3<u8>),
-    /// `[H, W, 4]`, alpha last and not premultiplied: Pillow's mode `RGBA`; palettes with transparency are converted to it.
+    /// `[H, W, 4]`, alpha last and not premultiplied: mode `RGBA` of Pillow. Palettes with transparency are converted
+    /// to it.
     Rgba(Array3<u8>),
 }
 
@@ -59,7 +60,7 @@ impl Decoded {
         }
     }
 
-    /// u8 `[H, W, 3]`: grey is repeated, alpha dropped, as Pillow's `convert("RGB")`.
+    /// u8 `[H, W, 3]`: grey is repeated, alpha dropped, as in `convert("RGB")` of Pillow.
     pub fn into_rgb(self) -> Array3<u8> {
         match self {
             Self::Grey(grey) => {
@@ -72,7 +73,7 @@ impl Decoded {
             }
             Self::GreyAlpha(both) => Self::Grey(both.index_axis_move(Axis(2), 0)).into_rgb(),
             Self::Rgb(rgb) => rgb,
-            // Without a copy: it may be large.
+            // The image can be large, so it is not copied.
             Self::Rgba(rgba) if rgba.is_standard_layout() => {
                 let (h, w, channels) = rgba.dim();
                 let data = drop_alpha(rgba.into_raw_vec_and_offset().0, channels);
@@ -83,11 +84,12 @@ impl Decoded {
     }
 }
 
-/// Decodes `bytes` of `entry` in `file` to u8 `[H, W, 3]`: grey is repeated, alpha dropped (as Pillow's `convert("RGB")`).
+/// Decodes `bytes` of `entry` in `file` to u8 `[H, W, 3]`: grey is repeated, alpha dropped (as in `convert("RGB")` of
+/// Pillow).
 ///
 /// # Errors
-/// `Image` if the bytes are no complete image of a supported format, `Format` for what is refused: 16 bits a channel (the
-/// evaluators disagree on them), and images beyond the limits of size.
+/// `Image` for errors of a decoder. `Format` if the format is unknown, the data are incomplete or not supported, the
+/// image has 16 bits per channel (which the evaluators read differently), or it exceeds the size limits.
 pub fn rgb(file: &Path, entry: &str, bytes: &[u8]) -> Result<Array3<u8>> {
     Ok(image(file, entry, bytes)?.into_rgb())
 }
@@ -95,7 +97,7 @@ pub fn rgb(file: &Path, entry: &str, bytes: &[u8]) -> Result<Array3<u8>> {
 /// Decodes `bytes` of `entry` in `file`, keeping grey and alpha.
 ///
 /// # Errors
-/// As [`rgb`].
+/// Those of [`rgb`].
 pub fn image(file: &Path, entry: &str, bytes: &[u8]) -> Result<Decoded> {
     let decoded = Format::of(bytes).and_then(|format| match format {
         Format::Signed(Image::Bmp) => bmp::decode(bytes),
@@ -111,11 +113,12 @@ pub fn image(file: &Path, entry: &str, bytes: &[u8]) -> Result<Decoded> {
     decoded.and_then(pixels::Pixels::decoded).map_err(|fault| fault.at(file, entry))
 }
 
-/// Height and width of the image `entry` in `file` as [`rgb`] would give them, from its header alone. `bytes` is the whole
-/// file or a prefix of it; `None` if the header does not end within `bytes` (a TIFF's may stand at the file's end).
+/// Height and width of the image `entry` in `file`, equal to those of [`rgb`], from its header only. `bytes` is the
+/// whole file or a prefix of it; `None` if the header does not end within `bytes` (a TIFF header can be at the end of
+/// the file).
 ///
 /// # Errors
-/// As [`rgb`], as far as the header tells.
+/// Those of [`rgb`] that the header shows.
 pub fn dims(file: &Path, entry: &str, bytes: &[u8]) -> Result<Option<(usize, usize)>> {
     let size = Format::of(bytes).and_then(|format| match format {
         Format::Signed(Image::Bmp) => bmp::size(bytes),
@@ -137,10 +140,10 @@ pub fn dims(file: &Path, entry: &str, bytes: &[u8]) -> Result<Option<(usize, usi
     gated.map_err(|fault| fault.at(file, entry))
 }
 
-/// Formats that are read, by content.
+/// Supported formats, recognised by content.
 enum Format {
     Signed(Image),
-    /// It has no signature.
+    /// TGA has no signature.
     Tga,
 }
 
@@ -149,7 +152,7 @@ impl Format {
         if let Some(image) = Image::of(bytes) {
             return Ok(Self::Signed(image));
         }
-        // A TGA of RGB begins as a CUR does.
+        // An RGB TGA begins like a CUR, so TGA is checked before `kind::describe` is called.
         if tga::size(bytes).is_some() {
             return Ok(Self::Tga);
         }
@@ -159,12 +162,12 @@ impl Format {
     }
 }
 
-/// Why an image is not read, before it is known where it stands.
+/// Why an image cannot be decoded, without its file and entry.
 #[derive(Debug)]
 enum Fault {
-    /// Its bytes are not what a format, or this crate, asks for.
+    /// The bytes do not follow the format, or are not supported.
     Expected { expected: String, found: String },
-    /// A decoder's own error.
+    /// An error of a decoder.
     Decoder(Box<dyn std::error::Error + Send + Sync>),
 }
 
@@ -177,7 +180,7 @@ impl Fault {
         Self::Decoder(error.into())
     }
 
-    /// 16 bits a channel.
+    /// The fault for 16 bits per channel.
     fn sixteen(found: impl Into<String>) -> Self {
         Self::expected("8 bits per channel (evaluators read 16 bits differently; convert the images first)", found)
     }

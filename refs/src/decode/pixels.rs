@@ -1,4 +1,4 @@
-//! Samples to pixels: palettes, packed bits, inks, and the limits of size.
+//! Conversion of samples to pixels: palettes, packed bits and inks; size limits.
 
 use std::borrow::Cow;
 
@@ -9,9 +9,9 @@ use crate::pixels::drop_alpha;
 
 /// Largest width or height accepted.
 const MAX_SIDE: usize = 1 << 15;
-/// Most pixels accepted: twice Pillow's `MAX_IMAGE_PIXELS`, beyond which it raises `DecompressionBombError`.
+/// Most pixels accepted: twice `MAX_IMAGE_PIXELS` of Pillow, which raises `DecompressionBombError` beyond it.
 const MAX_PIXELS: usize = 2 * 89_478_485;
-/// Most memory that one decoded image may take, bytes.
+/// Most memory that one decoded image can take, bytes.
 pub(super) const MAX_ALLOC: u64 = 1 << 30;
 
 /// Interleaved samples of 8 bits: `data` is `[height, width, channels]`.
@@ -24,12 +24,12 @@ pub(super) struct Pixels {
 }
 
 impl Pixels {
-    /// Grey from the first channel alone.
+    /// Keeps the first channel as grey.
     pub(super) fn first_channel(self) -> Self {
         Self { channels: 1, data: self.data.chunks_exact(self.channels).map(|p| p[0]).collect(), ..self }
     }
 
-    /// As what a user sees. Channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
+    /// Converts to the public type. Channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
     pub(super) fn decoded(self) -> Result<Decoded, Fault> {
         let Self { height, width, channels, data } = self;
         let found = data.len();
@@ -45,7 +45,7 @@ impl Pixels {
     }
 }
 
-/// Refuses sizes beyond the limits, before anything is allocated for them.
+/// Rejects sizes beyond the limits before memory is allocated for them.
 pub(super) fn gate(height: usize, width: usize) -> Result<(), Fault> {
     let size = || format!("{width}×{height}");
     if height == 0 || width == 0 {
@@ -69,14 +69,15 @@ pub(super) enum Ink {
     Inverted,
 }
 
-/// CMYK to RGB, in place, by Pillow's formula, which no colour profile changes. Channels after the fourth are dropped.
+/// Converts CMYK to RGB in place, by the formula of Pillow, which ignores colour profiles. Channels after the fourth
+/// are dropped.
 pub(super) fn cmyk_to_rgb(mut cmyk: Pixels, ink: Ink) -> Pixels {
     let flip = if ink == Ink::Inverted { 0xff } else { 0 };
     for p in cmyk.data.chunks_exact_mut(cmyk.channels) {
         let white = u32::from(255 - (p[3] ^ flip));
         for c in &mut p[..3] {
             let product = u32::from(*c ^ flip) * white + 128;
-            // The rounded 255th of the product, at most `white`.
+            // The product divided by 255, rounded; at most `white`.
             let covered = ((product >> 8) + product) >> 8;
             *c = u8::try_from(white.saturating_sub(covered)).unwrap_or(0);
         }
@@ -84,11 +85,11 @@ pub(super) fn cmyk_to_rgb(mut cmyk: Pixels, ink: Ink) -> Pixels {
     Pixels { data: drop_alpha(cmyk.data, cmyk.channels), channels: 3, ..cmyk }
 }
 
-/// Colours of indices. What a file leaves undefined is black, as in Pillow.
+/// Colours by index. Undefined colours are black, same as in Pillow.
 #[derive(Debug, Clone)]
 pub(super) struct Palette {
     colours: [[u8; 4]; 256],
-    /// Whether any colour is transparent.
+    /// Whether any alpha was set.
     alpha: bool,
 }
 
@@ -99,7 +100,7 @@ impl Default for Palette {
 }
 
 impl Palette {
-    /// From RGB triples.
+    /// A palette of RGB triples.
     pub(super) fn rgb(triples: &[u8]) -> Self {
         let mut palette = Self::default();
         for (colour, rgb) in palette.colours.iter_mut().zip(triples.chunks_exact(3)) {
@@ -116,7 +117,7 @@ impl Palette {
         }
     }
 
-    /// RGB, or RGBA if an alpha has been set.
+    /// Colours of `indices`: RGB, or RGBA if an alpha was set.
     pub(super) fn apply(&self, height: usize, width: usize, indices: &[u8]) -> Pixels {
         let channels = if self.alpha { 4 } else { 3 };
         let mut data = Vec::with_capacity(indices.len() * channels);
@@ -127,7 +128,8 @@ impl Palette {
     }
 }
 
-/// Unpacks rows of `width` samples of `bits` (1, 2, 4, 8), first sample in the highest bits, each row beginning on a byte.
+/// Unpacks rows of `width` samples of `bits` (1, 2, 4, 8). The first sample has the highest bits. Each row begins on a
+/// byte.
 pub(super) fn unpack(rows: &[u8], height: usize, width: usize, bits: usize) -> Cow<'_, [u8]> {
     if bits == 8 {
         return rows.into();
@@ -140,7 +142,7 @@ pub(super) fn unpack(rows: &[u8], height: usize, width: usize, bits: usize) -> C
     samples.into()
 }
 
-/// Grey samples of `bits` (1, 2, 4, 8) to 0…255.
+/// Scales grey samples of `bits` (1, 2, 4, 8) to 0…255.
 pub(super) fn widen(samples: &mut [u8], bits: usize) {
     let factor = match bits {
         1 => 255,

@@ -1,4 +1,4 @@
-//! PNG by the `png` crate, its first image.
+//! PNG by the `png` crate: the first image.
 
 use std::io::{BufRead, Cursor, Seek};
 
@@ -8,7 +8,7 @@ use super::Fault;
 use super::memory;
 use super::pixels::{self, Palette, Pixels};
 
-/// Where the image header ends.
+/// Offset of the end of the image header.
 const HEADER: usize = 33;
 
 /// Height and width; `None` if `bytes` end in the header.
@@ -48,14 +48,14 @@ fn passes(height: usize, width: usize) -> usize {
     pass.iter().map(|&(y, dy, x, dx)| if count(width, x, dx) == 0 { 0 } else { count(height, y, dy) }).sum()
 }
 
-/// Decodes a whole file. Palettes become RGB, or RGBA if they have transparency; the transparent colour of grey and RGB
-/// images is ignored, as Pillow's `convert("RGB")` does.
+/// Decodes a whole file. Palettes become RGB, or RGBA if they have transparency. The transparent colour of grey and RGB
+/// images is ignored, as in `convert("RGB")` of Pillow.
 pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let mut reader = decoder(Cursor::new(bytes));
     let info = reader.read_header_info().map_err(Fault::decoder)?;
     let (height, width) = (info.height as usize, info.width as usize);
     check_depth(info.bit_depth, info.color_type)?;
-    // Samples; of a palette also their colours, and both packed and unpacked where a pixel has fewer than 8 bits.
+    // Bytes per pixel: the samples; for a palette also the colours; below 8 bits also the packed samples.
     let each = info.color_type.samples() + if info.color_type == ColorType::Indexed { 4 } else { 0 };
     let _leave = memory::leave(height, width, each + usize::from(info.bit_depth != BitDepth::Eight), bytes.len())?;
     let mut reader = reader.read_info().map_err(Fault::decoder)?;
@@ -63,7 +63,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let stride = reader.output_line_size(reader.info().width).ok_or_else(beyond)?;
     let bits_per_pixel = reader.info().bits_per_pixel();
     let mut data = vec![0; reader.output_buffer_size().ok_or_else(beyond)?];
-    // What follows the last row, a wrong checksum or a missing end chunk, is no matter to Pillow either.
+    // Pillow does not check the data after the last row either: a wrong checksum or a missing end chunk is accepted.
     if reader.info().interlaced {
         let pixel = u8::try_from(bits_per_pixel).map_err(|_| Fault::expected("8 bits per channel", "more"))?;
         for _ in 0..passes(height, width) {

@@ -1,4 +1,4 @@
-//! PBM, PGM and PPM, plain and raw, with Pillow's scaling of other maxima than 255.
+//! PBM, PGM and PPM, plain and raw. Maxima other than 255 are scaled as in Pillow.
 
 use super::Fault;
 use super::memory;
@@ -6,7 +6,7 @@ use super::pixels::{self, Pixels};
 
 /// Longest number in a header or in plain data, as in Pillow.
 const MAX_DIGITS: usize = 10;
-/// Most bytes of a header: a longer one is comments.
+/// Longest header accepted, bytes. Only comments make a header this long.
 const MAX_HEADER: usize = 1 << 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ struct Header {
     height: usize,
     width: usize,
     maxval: usize,
-    /// Where the samples begin.
+    /// Offset of the samples.
     data: usize,
 }
 
@@ -30,7 +30,7 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | 0x0b | 0x0c | b'\r')
 }
 
-/// The next number at `at`, which is moved behind the byte that ends it; `None` if `bytes` end before that.
+/// The next number from `at` on. Moves `at` past the byte that ends the number; `None` if `bytes` end before that.
 fn number(bytes: &[u8], at: &mut usize) -> Result<Option<usize>, Fault> {
     let mut digits = String::new();
     while digits.len() <= MAX_DIGITS {
@@ -94,7 +94,7 @@ pub(super) fn size(bytes: &[u8]) -> Result<Option<(usize, usize)>, Fault> {
     Ok(header(bytes)?.map(|h| (h.height, h.width)))
 }
 
-/// `value`/`maxval` of 255, rounded half to even, at most 255.
+/// 255 · `value` / `maxval`, rounded half to even, at most 255.
 fn scaled(value: usize, maxval: usize) -> u8 {
     let (whole, rest) = (value * 255 / maxval, value * 255 % maxval);
     let up = match (2 * rest).cmp(&maxval) {
@@ -136,7 +136,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     Ok(Pixels { height: h.height, width: h.width, channels, data })
 }
 
-/// Tokens of plain data, comments left out.
+/// Tokens of plain data, without comments.
 fn tokens(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     body.split(|b| matches!(b, b'\n' | b'\r'))
         .map(|line| line.split(|b| *b == b'#').next().unwrap_or(line))
@@ -144,7 +144,8 @@ fn tokens(body: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|token| !token.is_empty())
 }
 
-/// What follows plain data is read along in part by Pillow, by where its blocks end; it is refused here.
+/// The fault for data after the plain samples. Pillow reads part of such data, depending on its block boundaries; here
+/// it is an error.
 fn trailing(wanted: usize) -> Fault {
     Fault::expected(format!("{wanted} samples"), "more after them")
 }

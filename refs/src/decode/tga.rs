@@ -1,15 +1,15 @@
-//! TGA, by the rules of Pillow's reader. The format has no magic number: what no other format claims and has a sound header
-//! is one, as in Pillow. (The `image` crate widens five-bit channels otherwise.)
+//! TGA by the rules of Pillow. The format has no magic number: data that no other format claims and that begin with a
+//! valid header are a TGA, same as in Pillow. The `image` crate widens five-bit channels in another way.
 
 use super::Fault;
 use super::memory;
 use super::pixels::{self, Palette, Pixels};
 
 const HEADER: usize = 18;
-/// Length of the footer of version 2, and what it ends with.
+/// Length of the version 2 footer, and its last bytes.
 const FOOTER: usize = 26;
 const SIGNATURE: &[u8] = b"TRUEVISION-XFILE.\0";
-/// Where the extension area says what the alpha channel holds.
+/// Offset in the extension area of the byte that defines the content of the alpha channel.
 const ATTRIBUTES: usize = 494;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,9 +30,9 @@ struct Header {
     run_lengths: bool,
     top_down: bool,
     right_to_left: bool,
-    /// First index, colours and bits of each.
+    /// First index, number of colours, and bits of each.
     palette: Option<(usize, usize, usize)>,
-    /// Where the palette begins.
+    /// Offset of the palette.
     end: usize,
 }
 
@@ -69,12 +69,12 @@ fn header(bytes: &[u8]) -> Option<Header> {
     })
 }
 
-/// Height and width, if `bytes` begin as a TGA does.
+/// Height and width, if `bytes` begin with a valid TGA header.
 pub(super) fn size(bytes: &[u8]) -> Option<(usize, usize)> {
     header(bytes).map(|h| (h.height, h.width))
 }
 
-/// Five bits of each channel, rounded down, and the inverted bit of alpha.
+/// RGBA of a 16-bit pixel: five bits per colour, rounded down, and the inverted bit of alpha.
 fn bgra5551(p: &[u8]) -> [u8; 4] {
     let pixel = u16::from_le_bytes([p[0], p[1]]);
     let part = |shift: u32| u8::try_from(((pixel >> shift) & 31) * 255 / 31).unwrap_or(255);
@@ -100,7 +100,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
         Kind::Bgr => 24,
         Kind::Bgra => 32,
     };
-    // Unpacked run lengths, and pixels.
+    // Bytes per pixel: unpacked run lengths, and pixels.
     let each = 2 * bits.div_ceil(8) + if matches!(h.kind, Kind::Indexed | Kind::Bgra5551) { 3 } else { 0 };
     let _leave = memory::leave(height, width, each, bytes.len())?;
     let stride = (width * bits).div_ceil(8);
@@ -156,7 +156,7 @@ fn palette_of(first: usize, entries: &[u8], each: usize) -> Palette {
     palette
 }
 
-/// Whether the footer of version 2 says that the fourth channel is no alpha.
+/// Whether the version 2 footer says that the fourth channel is not alpha.
 fn ignores_alpha(bytes: &[u8]) -> bool {
     let footer = &bytes[bytes.len().saturating_sub(FOOTER)..];
     if footer.len() < FOOTER || !footer.ends_with(SIGNATURE) {
@@ -166,7 +166,8 @@ fn ignores_alpha(bytes: &[u8]) -> bool {
     offset != 0 && bytes.get(offset + ATTRIBUTES) == Some(&0)
 }
 
-/// Run-length coded rows of `stride` bytes, pixels of `each`. A run must not cross rows, a literal may, as in Pillow.
+/// Decodes run-length coded rows of `stride` bytes, with `each` bytes per pixel. A run must not cross rows; a literal
+/// may, same as in Pillow.
 fn run_lengths(body: &[u8], stride: usize, height: usize, each: usize) -> Result<Vec<u8>, Fault> {
     let (mut rows, mut at) = (Vec::new(), 0);
     while rows.len() < stride * height {

@@ -1,5 +1,5 @@
-//! TIFF, its first image: containers and compression by the `tiff` crate, JPEG strips by libjpeg-turbo, colours and
-//! orientation by Pillow's rules.
+//! TIFF: the first image. The `tiff` crate reads containers and compression, libjpeg-turbo reads JPEG strips. Colours
+//! and orientation follow the rules of Pillow.
 
 use std::io::{Cursor, ErrorKind};
 
@@ -20,7 +20,7 @@ const LAB: u16 = 8;
 const PHOTOMETRIC: usize = 262;
 /// `Compression` of JPEG strips.
 const JPEG: u16 = 7;
-/// Most bytes of one tag's values.
+/// Most bytes of the values of one tag.
 const MAX_TAG: usize = 4 << 20;
 /// Most channels that Pillow reads.
 const MAX_SAMPLES: usize = 6;
@@ -35,7 +35,7 @@ fn open(bytes: &[u8]) -> TiffResult<File<'_>> {
     Ok(Decoder::new(Cursor::new(bytes))?.with_limits(limits))
 }
 
-/// Height and width after turning; `None` if `bytes` end before the first directory does.
+/// Height and width after the orientation is applied; `None` if `bytes` end before the first directory does.
 pub(super) fn size(bytes: &[u8]) -> Result<Option<(usize, usize)>, Fault> {
     let sizes = |bytes| -> TiffResult<_> {
         let mut file = open(bytes)?;
@@ -54,7 +54,7 @@ fn is_transposed(orientation: u16) -> bool {
     matches!(orientation, 5..=8)
 }
 
-/// What Pillow chooses the mode by.
+/// Tags by which Pillow selects the mode.
 struct Layout {
     photometric: u16,
     bits: usize,
@@ -102,7 +102,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let orientation = file.find_tag_unsigned(Tag::Orientation).map_err(Fault::decoder)?.unwrap_or(1);
     let compression: u16 = file.find_tag_unsigned(Tag::Compression).map_err(Fault::decoder)?.unwrap_or(1);
     let planar = file.find_tag_unsigned(Tag::PlanarConfiguration).map_err(Fault::decoder)? == Some(2u16);
-    // The samples; again where they are planes, turned or converted, and packed as unpacked where they have fewer than 8 bits.
+    // Bytes per pixel: the samples; a second time if they are planar, turned or packed; 4 more if they are converted.
     let plain = matches!((layout.photometric, &layout.extra[..]), (WHITE_IS_ZERO | BLACK_IS_ZERO | RGB | YCBCR, []));
     let copies = planar || matches!(orientation, 2..=8) || layout.bits < 8;
     let each = layout.samples * (1 + usize::from(copies)) + if plain { 0 } else { 4 };
@@ -121,9 +121,9 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     Ok(turn(colours(&mut file, &layout, stored)?, orientation))
 }
 
-/// The samples as they are stored, one a byte, interleaved.
+/// The samples as stored, one per byte, interleaved.
 fn samples(bytes: &[u8], layout: &Layout, planar: bool, height: usize, width: usize) -> Result<Vec<u8>, Fault> {
-    // The crate gives samples for some interpretations only; as grey it gives all of them.
+    // The crate returns samples for some interpretations only. For grey it returns all of them.
     let mut grey = bytes.to_vec();
     set_photometric(&mut grey, BLACK_IS_ZERO)?;
     let mut file = open(&grey).map_err(Fault::decoder)?;
@@ -228,7 +228,7 @@ fn jpeg_chunks(
     Ok(data)
 }
 
-/// Stored samples to grey, RGB and alpha.
+/// Converts stored samples to grey, RGB and alpha.
 fn colours(file: &mut File<'_>, layout: &Layout, mut stored: Pixels) -> Result<Pixels, Fault> {
     let Layout { photometric, bits, samples, extra } = layout;
     let refused = || {
@@ -284,7 +284,7 @@ fn first(pixels: Pixels, channels: usize) -> Pixels {
     Pixels { channels, data, ..pixels }
 }
 
-/// Associated alpha to plain, as Pillow rounds.
+/// Converts associated alpha to plain alpha, with the rounding of Pillow.
 fn divide_alpha(p: &mut [u8]) {
     let alpha = u32::from(p[3]);
     for c in &mut p[..3] {
@@ -292,7 +292,7 @@ fn divide_alpha(p: &mut [u8]) {
     }
 }
 
-/// `ColorMap`: all reds, greens, blues, of 16 bits, of which Pillow takes the higher eight.
+/// The palette in `ColorMap`: all reds, greens, blues, of 16 bits. Pillow uses the upper eight bits.
 fn colour_map(file: &mut File<'_>, bits: usize) -> Result<Palette, Fault> {
     let map = file.get_tag_u16_vec(Tag::ColorMap).map_err(Fault::decoder)?;
     let colours = 1 << bits;
@@ -306,7 +306,7 @@ fn colour_map(file: &mut File<'_>, bits: usize) -> Result<Palette, Fault> {
     Ok(Palette::rgb(&triples))
 }
 
-/// Turns and mirrors by the value of `Orientation`, as Pillow does with TIFFs only.
+/// Turns and mirrors by the value of `Orientation`. Pillow does this for TIFF only.
 fn turn(pixels: Pixels, orientation: u16) -> Pixels {
     if !matches!(orientation, 2..=8) {
         return pixels;
@@ -336,7 +336,7 @@ fn turn(pixels: Pixels, orientation: u16) -> Pixels {
 mod tests {
     use super::*;
 
-    /// A grey TIFF of 2×1 pixels whose single strip is one byte.
+    /// A grey TIFF of 2×1 pixels with `bits` per sample in a single strip.
     fn grey(bits: u16) -> Vec<u8> {
         let tags: [(u16, u16, u32); 8] = [
             (256, 3, 2),

@@ -27,10 +27,11 @@ mod render;
 
 use plan::{Plan, ProtocolPlan, ShardPlan, samples_of};
 
-/// Measures samples.
+/// Evaluates samples. The exit status is [`ExitStatus::No`] if a condition of `--expect` is not met.
 ///
 /// # Errors
-/// Everything the plan finds in the way; unreadable images, failing runtimes, outputs that cannot be written.
+/// If the plan has an error, images cannot be read, a runtime fails, a metric cannot be computed, or an output cannot
+/// be written.
 pub fn run(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     let intent = format!("cannot evaluate `{}`", samples_of(args).display());
     if let Some(shard) = plan::plan_shard(args, global, printer).with_context(|| intent.clone())? {
@@ -45,16 +46,16 @@ pub fn run(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result
     compute(plan, printer).with_context(|| intent)
 }
 
-/// The results that `args` ask for, without writing them anywhere.
+/// Computes the results for `args` without printing or writing them.
 ///
 /// # Errors
-/// Those of [`run`].
+/// Same as [`run`].
 pub fn results(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<Vec<Evaluation>> {
     let mut plan = plan::plan(args, global, printer)?;
     evaluate(&mut plan, &printer)
 }
 
-/// Takes and writes the features of one shard.
+/// Computes and writes the features of one shard.
 fn take_shard(plan: ShardPlan, reporter: &dyn Reporter) -> anyhow::Result<()> {
     let ShardPlan { mut samples, mut networks, range, batch, rule, cache, out, finished } = plan;
     if finished {
@@ -68,11 +69,11 @@ fn take_shard(plan: ShardPlan, reporter: &dyn Reporter) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Carries out `plan`.
+/// Runs `plan`; for a dry run, prints it.
 fn compute(mut plan: Plan, printer: Printer) -> anyhow::Result<ExitStatus> {
     if plan.dry_run {
         let measured = dry_run(&mut plan)?;
-        // No file is written: the run itself would find it there.
+        // A dry run writes no file, because the real run would find it and fail.
         if json_to_stdout(&plan) {
             printer.json(Path::new("-"), &render::plan_json(&plan, &measured))?;
         } else {
@@ -93,7 +94,7 @@ fn compute(mut plan: Plan, printer: Printer) -> anyhow::Result<ExitStatus> {
     {
         printer.note(note);
     }
-    // The table comes first: a file that cannot be written then leaves the numbers.
+    // The table is printed first, so that the numbers are shown even if a file cannot be written.
     if !json_to_stdout(&plan) {
         printer.data(&render::render(&evaluations))?;
     }
@@ -124,7 +125,8 @@ fn compute(mut plan: Plan, printer: Printer) -> anyhow::Result<ExitStatus> {
     Ok(status)
 }
 
-/// Writes the report of `evaluations`, with the samples' images and, where their neighbours were asked for, the reference's, if these are in files.
+/// Writes the report of `evaluations`. It contains images of the samples and, if `--nearest` is given, of the
+/// reference, as far as these are image files.
 fn write_report(path: &Path, plan: &Plan, evaluations: &[Evaluation]) -> anyhow::Result<()> {
     let is_images = |source: &Source| matches!(source, Source::Images { origin: Origin::Container(_), .. });
     let images = is_images(&plan.samples)
@@ -147,7 +149,8 @@ fn json_to_stdout(plan: &Plan) -> bool {
     plan.outputs.json.as_deref().is_some_and(is_stdout)
 }
 
-/// The texts of each protocol, those that several share once; with several protocols, others begin with the protocol's name.
+/// The texts of all protocols, without repetition. A text that is not common to all protocols begins with the protocol
+/// name.
 fn once_each<'a>(all: impl Iterator<Item = (&'a str, &'a Vec<String>)>) -> Vec<String> {
     let all: Vec<(&str, &Vec<String>)> = all.collect();
     let mut found: Vec<String> = Vec::new();
@@ -163,7 +166,7 @@ fn once_each<'a>(all: impl Iterator<Item = (&'a str, &'a Vec<String>)>) -> Vec<S
     found
 }
 
-/// Protocols that give networks the same input, and so share a pass over the images.
+/// Groups of protocols with the same network input. The protocols of a group share a pass over the images.
 fn groups(protocols: &[ProtocolPlan]) -> Vec<Vec<ProtocolPlan>> {
     let mut groups: Vec<Vec<ProtocolPlan>> = Vec::new();
     for plan in protocols {
@@ -175,7 +178,7 @@ fn groups(protocols: &[ProtocolPlan]) -> Vec<Vec<ProtocolPlan>> {
     groups
 }
 
-/// The evaluation under each protocol of `plan`.
+/// The evaluation under each protocol of `plan`, in its order.
 fn evaluate(plan: &mut Plan, reporter: &dyn Reporter) -> anyhow::Result<Vec<Evaluation>> {
     let mut found = Vec::new();
     let reference = image_set("reference", plan.reference.as_ref())?;
@@ -210,7 +213,7 @@ fn evaluate(plan: &mut Plan, reporter: &dyn Reporter) -> anyhow::Result<Vec<Eval
     Ok(found)
 }
 
-/// The pass over the reference and that over the samples, for all protocols of a group.
+/// Passes over the reference and over the samples, once for all protocols of a group.
 fn take(
     plan: &mut Plan,
     group: &[ProtocolPlan],
@@ -249,7 +252,7 @@ fn take(
     Ok((reference, sums))
 }
 
-/// Description of `reference` in a result.
+/// Description of `reference` for a result.
 fn image_set(title: &str, reference: Option<&OpenReference>) -> anyhow::Result<Option<ImageSet>> {
     let describe = |reference: &OpenReference| {
         anyhow::Ok(ImageSet {
@@ -303,7 +306,8 @@ fn result(plan: &Plan, protocol: &ProtocolPlan, sums: &SetStatistics, builder: E
     evaluation
 }
 
-/// Seconds that one batch of the samples takes; `None` where no network runs.
+/// Seconds per image of the pass over the samples, with the protocol names, for each group of protocols; groups in
+/// which no network runs are left out.
 fn dry_run(plan: &mut Plan) -> anyhow::Result<Vec<(String, f64)>> {
     let mut measured = Vec::new();
     for group in groups(&plan.protocols) {
@@ -315,7 +319,7 @@ fn dry_run(plan: &mut Plan) -> anyhow::Result<Vec<(String, f64)>> {
         }
         let request = group.iter().fold(StatsRequest::default(), |all, p| all.union(&p.samples));
         let count = plan.batch.min(plan.samples.len());
-        // The first batch also prepares the runtime's kernels.
+        // The second of two runs is measured: the first one includes preparation of the kernels.
         let mut seconds = 0.0;
         for _ in 0..2 {
             let clock = std::time::Instant::now();

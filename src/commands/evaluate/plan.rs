@@ -31,9 +31,9 @@ use crate::printer::{Printer, shell};
 use crate::progress::Silent;
 use crate::sampling::request::SamplingRequest;
 
-/// Metrics computed where none are asked for by name.
+/// Metrics computed without `--metrics`.
 const DEFAULT: [Metric; 3] = [Metric::Fid, Metric::Is, Metric::Pr];
-/// Stands for every protocol on the command line.
+/// Value of `--protocol` that selects every protocol.
 const EVERY_PROTOCOL: &str = "all";
 /// Every metric, in the order of tables.
 const EVERY: [Metric; 8] =
@@ -43,7 +43,7 @@ const EVERY: [Metric; 8] =
 pub(super) struct Plan {
     /// Name of the samples in tables.
     pub(super) title: String,
-    /// The file the samples are called after.
+    /// File or folder of the samples; with `--merge`, the first file.
     pub(super) samples_path: PathBuf,
     /// The samples.
     pub(super) samples: Source,
@@ -51,23 +51,23 @@ pub(super) struct Plan {
     pub(super) reference: Option<OpenReference>,
     /// The reference of CLIP-FID, if it is another file.
     pub(super) clip_reference: Option<OpenReference>,
-    /// Feature networks that will run.
+    /// Feature networks to run.
     pub(super) networks: Vec<Network>,
     /// What is computed under each protocol.
     pub(super) protocols: Vec<ProtocolPlan>,
-    /// Skipped protocols, existing features, differing sizes.
+    /// Notes on skipped protocols, existing features and differing image sizes.
     pub(super) notes: Vec<String>,
     /// Conditions on the metrics.
     pub(super) conditions: Vec<Condition>,
     /// Images in a batch.
     pub(super) batch: usize,
-    /// Folder of features taken before.
+    /// Folder of cached features.
     pub(super) cache: Option<PathBuf>,
     /// Files to write.
     pub(super) outputs: Outputs,
-    /// What it takes to compute the numbers again.
+    /// Runtime, versions, settings and command line, for the result.
     pub(super) runtime: BTreeMap<String, String>,
-    /// Whether only the plan is wanted.
+    /// Whether only the plan is printed.
     pub(super) dry_run: bool,
 }
 
@@ -78,7 +78,7 @@ pub(super) struct Outputs {
     pub(super) json: Option<PathBuf>,
     /// The HTML report.
     pub(super) report: Option<PathBuf>,
-    /// The samples' features.
+    /// Features of the samples.
     pub(super) features: Option<PathBuf>,
 }
 
@@ -89,22 +89,22 @@ pub(super) struct ProtocolPlan {
     pub(super) protocol: &'static Protocol,
     /// The metrics and their rules.
     pub(super) request: MetricsRequest,
-    /// Names of the distances.
+    /// Which networks are Inception and CLIP: they determine the names of the distances.
     pub(super) names: Names,
-    /// What is taken of the samples.
+    /// Statistics to compute of the samples.
     pub(super) samples: StatsRequest,
-    /// What is taken of the reference.
+    /// Statistics to compute of the reference.
     pub(super) reference: StatsRequest,
-    /// Differences from the protocol, and between the two sides.
+    /// Deviations from the protocol, and between samples and reference.
     pub(super) deviations: Vec<Deviation>,
-    /// Skipped metrics, and why.
+    /// Notes on skipped metrics and on images in subfolders.
     pub(super) notes: Vec<String>,
-    /// The networks as they are applied to the samples, by role.
+    /// Records of the networks as applied to the samples, by role.
     pub(super) records: Records,
 }
 
 impl ProtocolPlan {
-    /// What networks are given.
+    /// Rule for the input of networks.
     pub(super) fn rule(&self) -> InputRule {
         InputRule::from(self.protocol)
     }
@@ -115,7 +115,7 @@ impl ProtocolPlan {
     }
 }
 
-/// The features of one shard of the samples, ready to be taken.
+/// A computation of the features of one shard, ready to run.
 pub(super) struct ShardPlan {
     pub(super) samples: Source,
     pub(super) networks: Vec<Network>,
@@ -124,16 +124,16 @@ pub(super) struct ShardPlan {
     pub(super) rule: InputRule,
     pub(super) cache: Option<PathBuf>,
     pub(super) out: PathBuf,
-    /// Whether an earlier run has written them.
+    /// Whether an earlier run has written the features.
     pub(super) finished: bool,
 }
 
-/// The file the samples are called after.
+/// File or folder of the samples; with `--merge`, the first file.
 pub(super) fn samples_of(args: &Evaluate) -> &Path {
     args.samples.as_deref().or_else(|| args.merge.first().map(PathBuf::as_path)).unwrap_or(Path::new("samples"))
 }
 
-/// Plans the features of one shard.
+/// Plans the features of one shard; `None` without `--shard`.
 ///
 /// # Errors
 /// All errors that can be detected before a network runs.
@@ -165,8 +165,9 @@ pub(super) fn plan_shard(args: &Evaluate, global: &Global, printer: Printer) -> 
 /// Plans an evaluation.
 ///
 /// # Errors
-/// All errors that can be detected before a network runs: unreadable files, networks that do not fit, metrics asked for by name that samples or reference
-/// cannot serve, differences that are not allowed, unknown names in conditions, outputs that exist or cannot be written.
+/// All errors that can be detected before a network runs: unreadable files, networks that do not fit, metrics requested
+/// by name that samples or reference do not support, deviations that are not allowed, unknown names in conditions,
+/// outputs that exist or cannot be written.
 pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow::Result<Plan> {
     let conditions: Vec<Condition> = args.expect.iter().map(|t| t.parse()).collect::<Result<_, _>>()?;
     for path in [&args.json, &args.report].into_iter().flatten() {
@@ -263,7 +264,7 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
     })
 }
 
-/// Name of the samples at `path` in tables, the first of `parts` files that were merged.
+/// Name in tables of the samples at `path`, the first of `parts` merged files.
 fn title_of(path: &Path, parts: usize) -> String {
     let (file, array) = batch::split_name(path);
     let stem = file.file_stem().map_or_else(|| file.display().to_string(), |s| s.to_string_lossy().into_owned());
@@ -274,11 +275,11 @@ fn title_of(path: &Path, parts: usize) -> String {
     }
 }
 
-/// The file `path` if it holds the features of images `range` of `samples` by `networks`, as an earlier run with the same settings described them;
-/// whether they are undamaged is for the caller to verify.
+/// Opens the file at `path` if it records the features of images `range` of `samples` by `networks` with the same
+/// settings. Otherwise checks that `path` can be written. The caller verifies the content of the file.
 ///
 /// # Errors
-/// If it holds something else and `overwrite` does not allow to replace it, or cannot be written.
+/// If the file holds other features and `overwrite` is not set, or `path` cannot be written.
 fn finished(
     path: &Path,
     overwrite: bool,
@@ -306,7 +307,7 @@ fn finished(
     Ok(None)
 }
 
-/// The command as it was given, quoted for a shell.
+/// The command line, quoted for a shell.
 fn command_line() -> String {
     let args: Vec<OsString> = std::iter::once("d2o".into()).chain(std::env::args_os().skip(1)).collect();
     shell(&args)
@@ -328,7 +329,7 @@ fn protocols_of(args: &Evaluate) -> anyhow::Result<Vec<&'static Protocol>> {
     Ok(found)
 }
 
-/// The metrics, and whether they were asked for by name.
+/// The metrics, and whether they were requested by name, not by default or as `all`.
 fn metrics_of(args: &Evaluate) -> (Vec<Metric>, bool) {
     if args.metrics.is_empty() {
         return (DEFAULT.to_vec(), false);
@@ -340,7 +341,7 @@ fn metrics_of(args: &Evaluate) -> (Vec<Metric>, bool) {
     }
 }
 
-/// The networks that are named and needed by `metrics`; all that are named for `None`.
+/// Opens the given networks that `metrics` need; all given networks for `None`.
 fn networks_of(args: &Evaluate, metrics: Option<&[Metric]>, engine: &Engine<'_>) -> anyhow::Result<Vec<Network>> {
     let needs = |test: &dyn Fn(&Metric) -> bool| metrics.is_none_or(|metrics| metrics.iter().any(test));
     let other = args.pr_extractor.is_some();
@@ -391,7 +392,7 @@ fn samples(
     Ok(Source::generated(GeneratedImages::open(path, sampling, batch, engine)?))
 }
 
-/// What a protocol is planned with.
+/// Inputs of the plan of a protocol.
 struct Scene<'a> {
     args: &'a Evaluate,
     networks: &'a [Network],
@@ -400,14 +401,15 @@ struct Scene<'a> {
     clip_reference: Option<&'a OpenReference>,
 }
 
-/// What a metric takes of the two sides.
+/// Statistics that a metric needs of samples and reference.
 struct Needs {
     samples: StatsRequest,
     reference: StatsRequest,
 }
 
 impl Scene<'_> {
-    /// What is computed of `asked` under `protocol`. What cannot be computed is skipped, or an error if it was requested `by_name`.
+    /// Plans the metrics `asked` under `protocol`. A metric that cannot be computed is skipped, or an error if the
+    /// metrics were requested `by_name`.
     fn protocol(&self, protocol: &'static Protocol, asked: &[Metric], by_name: bool) -> anyhow::Result<ProtocolPlan> {
         let rule = InputRule::from(protocol);
         let records = self.records(&rule)?;
@@ -486,7 +488,7 @@ impl Scene<'_> {
         Ok(ProtocolPlan { protocol, request, names, samples, reference, deviations, notes, records })
     }
 
-    /// A word on samples and reference that differ in size.
+    /// Note if the images of samples and reference differ in size.
     fn size_note(&self) -> Option<String> {
         let (samples, reference) = (self.samples.image_dims()?, self.reference?.image_dims()?);
         let size = |dims: ImageDims| format!("{}×{}", dims.width, dims.height);
@@ -494,7 +496,7 @@ impl Scene<'_> {
         (ours != theirs).then(|| format!("the sizes differ: samples {ours}, reference {theirs}"))
     }
 
-    /// The networks as they are applied to the samples.
+    /// Records of the networks as applied to the samples.
     fn records(&self, rule: &InputRule) -> anyhow::Result<Records> {
         let dims: Option<ImageDims> = self.samples.image_dims();
         if let Some(records) = self.samples.records() {
@@ -521,7 +523,7 @@ impl Scene<'_> {
         }
         let describe = |network: &Network| {
             let record = network.spec.record(dims, rule).map_err(|error| {
-                // The images that differ in size, if that is what is wrong.
+                // If the images differ in size, name two of them.
                 let Source::Images { images, .. } = self.samples else { return error };
                 match uniform(images.as_ref()) {
                     Err(sizes) => with_hint(
@@ -552,14 +554,14 @@ impl Scene<'_> {
         self.samples.width("manifold", self.networks, rule).is_some()
     }
 
-    /// What rows of `matrix` on both sides take.
+    /// The request for rows of `matrix` of both sides.
     fn rows_needs(&self, matrix: &str) -> Needs {
         let (keep, manifold) = (matrix == "features", matrix == "manifold");
         let request = StatsRequest { keep, manifold, ..StatsRequest::default() };
         Needs { samples: request.clone(), reference: request }
     }
 
-    /// Makes sure that both sides have rows of `matrix`.
+    /// Checks that both sides provide rows of `matrix`, and returns the request for them.
     fn rows_needed(&self, matrix: &str, rule: &InputRule) -> anyhow::Result<Needs> {
         self.samples_give(matrix, rule)?;
         let reference = self.needed_reference()?;
@@ -578,7 +580,7 @@ impl Scene<'_> {
         self.reference.context("no reference given (--ref)")
     }
 
-    /// Makes sure that the samples, or a network on them, give `matrix`.
+    /// Checks that the samples, or a network on them, provide `matrix`.
     fn samples_give(&self, matrix: &str, rule: &InputRule) -> anyhow::Result<()> {
         if self.samples.width(matrix, self.networks, rule).is_some() {
             return Ok(());
@@ -596,7 +598,7 @@ impl Scene<'_> {
         })
     }
 
-    /// Makes sure that the reference has the moments of `matrix`.
+    /// Checks that the reference provides the moments of `matrix`, which the error calls `lacks`.
     fn reference_gives(&self, matrix: &str, rule: &InputRule, lacks: &str) -> anyhow::Result<()> {
         let reference = match self.clip_reference.filter(|_| matrix == "clip") {
             Some(reference) => reference,
@@ -607,7 +609,7 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// What `metric` takes, or why it cannot be computed.
+    /// The statistics that `metric` needs, or why it cannot be computed.
     fn needs(
         &self,
         metric: Metric,
@@ -676,7 +678,7 @@ impl Scene<'_> {
         }
     }
 
-    /// Makes sure that both sides have classes.
+    /// Checks that both sides have classes.
     fn ensure_classes(&self) -> anyhow::Result<()> {
         let lacks = |path: &Path, problem: Option<&str>| match problem {
             Some(problem) => {
@@ -694,10 +696,10 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// Differences from the protocol and between the two sides.
+    /// Deviations from the protocol, and between samples and reference.
     ///
     /// # Errors
-    /// Those that are not allowed.
+    /// If a deviation is not allowed.
     fn deviations(
         &self,
         protocol: &Protocol,
@@ -711,7 +713,8 @@ impl Scene<'_> {
         let main_for_others = request.metrics.iter().any(|m| !matches!(m, Metric::ClipFid | Metric::Pr | Metric::Dc))
             || request.per_class
             || (samples.keep && protocol.manifold_features == ManifoldFeatures::Pool3);
-        // Where precision and recall have a network of their own, in the protocol or here, they are judged apart from the other metrics.
+        // If the protocol or the command line has a separate network for precision and recall, that network is compared
+        // separately.
         let apart = samples.manifold || protocol.manifold_features != ManifoldFeatures::Pool3;
         let manifold = if samples.manifold { Role::Manifold } else { Role::Features };
         for (role, judged_as, needed) in [
@@ -720,7 +723,7 @@ impl Scene<'_> {
             (Role::Clip, Role::Clip, samples.clip),
         ] {
             if let (Some(record), true) = (records.get(role.name()), needed) {
-                // A network that the user named is their choice; that it is another one is listed.
+                // The user has chosen the network, so a different network is listed and never refused.
                 found.extend(against_protocol(role, judged_as, record, protocol).into_iter().map(|d| {
                     let asked = d.kind == DeviationKind::Extractor;
                     (d, asked)
@@ -751,7 +754,7 @@ impl Scene<'_> {
         self.settle(found)
     }
 
-    /// References that are compared with, by role, and where their features come from.
+    /// The references to compare with, by role, and the source of their features.
     fn sides(&self, request: &StatsRequest, rule: &InputRule) -> Vec<(Role, &OpenReference, Supply)> {
         let mut sides = Vec::new();
         if let Some(reference) = self.reference {
@@ -786,7 +789,7 @@ impl Scene<'_> {
         sides
     }
 
-    /// Makes sure that features of the samples and of `reference` have one length.
+    /// Checks that features of the samples and of `reference` have the same length.
     fn ensure_lengths(&self, record: &NetworkRecord, role: Role, reference: &OpenReference) -> anyhow::Result<()> {
         let matrix = role.name();
         if let Some(there) = reference.width(matrix) {
@@ -796,7 +799,7 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// Whether the samples were quantised as the protocol's tool does.
+    /// The deviation if the samples were quantised differently than by the tool of the protocol.
     fn quantiser(&self, protocol: &Protocol) -> Option<Deviation> {
         let found = self.samples.generator_record()?.get("quantiser")?.as_str()?;
         let expected = match protocol.quantiser {
@@ -812,10 +815,10 @@ impl Scene<'_> {
         })
     }
 
-    /// The deviations among `found` (each with whether options ask for it) to be listed.
+    /// The deviations to list. Each one in `found` is paired with whether an option requested it.
     ///
     /// # Errors
-    /// Those that are refused unless they are allowed.
+    /// If a deviation was neither requested nor allowed, and its kind is refused by default.
     fn settle(&self, found: Vec<(Deviation, bool)>) -> anyhow::Result<Vec<Deviation>> {
         let (mut listed, mut refused): (Vec<Deviation>, Vec<Deviation>) = (Vec::new(), Vec::new());
         for (deviation, asked) in found {
@@ -840,7 +843,7 @@ impl Scene<'_> {
     }
 }
 
-/// Features that do not say which network they are of.
+/// The deviation of features that do not record their network.
 fn unknown_samples(role: Role, path: &Path) -> Deviation {
     Deviation {
         kind: DeviationKind::Provenance,

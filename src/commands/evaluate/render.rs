@@ -1,4 +1,4 @@
-//! Evaluations and plans as text.
+//! Evaluations as text, and plans as text or JSON.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use super::plan::{Plan, ProtocolPlan};
 use crate::pipeline::reference::OpenReference;
 use crate::printer::table;
 
-/// The metrics as a table with a column for each protocol, and the differences from the protocols.
+/// A table of the metrics with one column per protocol, then the deviations and the metrics per class.
 pub(super) fn render(evaluations: &[Evaluation]) -> String {
     let Some(first) = evaluations.first() else { return String::new() };
     let mut names: Vec<&str> = Vec::new();
@@ -53,7 +53,7 @@ pub(super) fn render(evaluations: &[Evaluation]) -> String {
     text
 }
 
-/// What would be computed; `measured` holds seconds per image of each group of protocols.
+/// The plan as text; `measured` holds protocol names and seconds per image of each group of protocols.
 pub(super) fn plan(plan: &Plan, measured: &[(String, f64)]) -> String {
     let mut lines = Vec::new();
     let size = plan.samples.image_dims().map_or_else(|| "sizes differ or unknown".to_owned(), |d| d.to_string());
@@ -99,7 +99,7 @@ pub(super) fn plan(plan: &Plan, measured: &[(String, f64)]) -> String {
     lines.join("\n")
 }
 
-/// The same as JSON.
+/// The plan as JSON; `measured` as for `plan`.
 pub(super) fn plan_json(plan: &Plan, measured: &[(String, f64)]) -> Value {
     let protocol = |p: &ProtocolPlan| {
         json!({
@@ -118,7 +118,7 @@ pub(super) fn plan_json(plan: &Plan, measured: &[(String, f64)]) -> Value {
     })
 }
 
-/// Bytes of features and moments that are held at once.
+/// Bytes of features and moments in memory at the same time: the largest number of any protocol.
 fn memory(plan: &Plan) -> usize {
     const F32: usize = 4;
     const F64: usize = 8;
@@ -133,7 +133,7 @@ fn memory(plan: &Plan) -> usize {
             (kept + manifold) * F32 + moments * F64
         };
         let reference = plan.reference.as_ref().and_then(|r| r.row_count(false).or(r.count())).unwrap_or(0);
-        // Solving takes a few matrices of the covariance's size.
+        // The Fréchet distance needs about four matrices of the size of the covariance.
         rows(&p.samples, plan.samples.len())
             + rows(&p.reference, reference)
             + 4 * F64 * dims("features") * dims("features")

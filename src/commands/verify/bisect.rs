@@ -1,4 +1,4 @@
-//! The first node whose outputs differ.
+//! Search for the first diverging node.
 
 use std::path::Path;
 
@@ -15,10 +15,10 @@ use crate::cli::{Accelerator, Global, Runtime};
 use crate::engine;
 use crate::verdict::Divergence;
 
-/// Nodes whose outputs are compared in one run.
+/// Number of nodes that are compared in one run.
 const GROUP: usize = 64;
 
-/// Two sides of a bisection.
+/// The two sides of the search: graph and runtime.
 pub(super) struct Pair<'a> {
     pub(super) a: (&'a Path, Runtime),
     pub(super) b: (&'a Path, Runtime),
@@ -27,11 +27,12 @@ pub(super) struct Pair<'a> {
     pub(super) global: &'a Global,
 }
 
-/// Values of edges on the two sides, in the order asked; `None` if a side cannot compute them.
+/// Values of edges on the two sides, in the requested order; `None` if a side cannot compute them.
 type Both = Option<Vec<[Tensor; 2]>>;
 
 impl Pair<'_> {
-    /// The first node of the reference graph, compared with `side`, whose output differs by more than the tolerance.
+    /// The first node of the reference graph with an output that differs from that of `side` by more than the
+    /// tolerance.
     pub(super) fn bisect(&self, side: &str, dump: Option<&Path>) -> anyhow::Result<Option<Divergence>> {
         const INPUTS: usize = 2;
         let libtorch = self.a.1 == Runtime::Libtorch || self.b.1 == Runtime::Libtorch;
@@ -49,7 +50,7 @@ impl Pair<'_> {
         let nodes: Vec<&Node> = a.nodes().iter().filter(shared).collect();
         anyhow::ensure!(!nodes.is_empty(), "--bisect: the graphs have no edge in common");
         let mut agreeing = 0;
-        // Groups yet to compare, the next one last; one that fails is split.
+        // Groups that remain to be compared, the next one last. A group that a side cannot compute is split.
         let mut groups: Vec<&[&Node]> = nodes.chunks(GROUP).rev().collect();
         while let Some(group) = groups.pop() {
             let edges: Vec<&str> = group.iter().map(|n| n.output.as_str()).collect();
@@ -110,7 +111,8 @@ impl Pair<'_> {
         Ok(Some(a.into_iter().zip(b).map(|(e, f)| [e, f]).collect()))
     }
 
-    /// Writes what `node` reads in the reference and what it gives on both sides.
+    /// Writes the f32 inputs of `node` in the reference, without weights, and its outputs on both sides to the npz at
+    /// `path`.
     fn dump(&self, taps: [&Taps; 2], node: &Node, inputs: &[(String, Tensor)], path: &Path) -> anyhow::Result<()> {
         let mut npz = NpzWriter::create(path)?;
         let mut write = |name: &str, tensor: &Tensor| -> anyhow::Result<()> {

@@ -18,17 +18,17 @@ use crate::engine;
 use crate::sampling::plan::quantiser_of;
 use crate::verdict::Comparison;
 
-/// One of the things compared.
+/// One side of the comparison.
 pub(super) struct Side {
     pub(super) name: String,
     pub(super) session: Box<dyn Session>,
-    /// Inputs and seconds of the runs after the first.
+    /// Number of inputs and seconds of the runs after the first.
     pub(super) timed: (usize, f64),
     pub(super) pixels: Vec<Array4<u8>>,
 }
 
 impl Side {
-    /// Called after its runtime.
+    /// A side named after its runtime.
     pub(super) fn new(session: Box<dyn Session>) -> Self {
         Self::named(session.runtime().to_owned(), session)
     }
@@ -47,7 +47,7 @@ impl Side {
         Ok(outputs)
     }
 
-    /// Keeps the images among `outputs`, as bytes.
+    /// Keeps the images among `outputs`, quantised to u8.
     fn keep_pixels(&mut self, outputs: &[Tensor], quantiser: Quantiser) -> anyhow::Result<()> {
         let image = self.session.model().output_names().zip(outputs).find(|(n, _)| is_image(n));
         let image = image.and_then(|(_, t)| t.as_f32()).context("--extractor: the graph has no image output")?;
@@ -57,7 +57,7 @@ impl Side {
     }
 }
 
-/// Outputs of a run that is over, as those of a session.
+/// Outputs of a finished run, returned as by a session.
 struct Recorded {
     runtime: String,
     info: ModelInfo,
@@ -87,11 +87,11 @@ impl Session for Recorded {
     }
 }
 
-/// Runs the graph at `model` on ONNX Runtime, then on tract, then `network`, from which it was exported, on libtorch if this d2o has it, so that only one
-/// of them holds the weights; compares with the first.
+/// Compares the graph at `model` on ONNX Runtime with tract and, in a build with libtorch, with `network`, from which
+/// it was exported. The runtimes run one after another, so that only one of them holds the weights.
 ///
 /// # Errors
-/// Runtimes that are missing or fail.
+/// If a runtime is missing or fails.
 pub fn check(
     model: &Path,
     network: &Network,
@@ -119,10 +119,11 @@ pub fn check(
     Ok(comparison)
 }
 
-/// Runs the graph at `model` and one that should compute the same, `reference`, on ONNX Runtime, or on tract if there is none.
+/// Compares the graphs at `reference` and `model`, which should compute the same, on ONNX Runtime, or on tract if ONNX
+/// Runtime cannot open them.
 ///
 /// # Errors
-/// Graphs that cannot be run.
+/// If a graph cannot be run.
 pub fn against(reference: &Path, model: &Path, samples: usize, global: &Global) -> anyhow::Result<Comparison> {
     let on = |path: &Path, runtime| engine::open_on(path, runtime, &Accelerator::default(), global);
     let open = |path: &Path| on(path, Runtime::OrtCpu).or_else(|_| on(path, Runtime::Tract));
@@ -130,7 +131,8 @@ pub fn against(reference: &Path, model: &Path, samples: usize, global: &Global) 
     compare_sides(model, &mut sides, [samples, samples], 1.0, false)
 }
 
-/// Compares every side with the first on `[samples, batch]` inputs; with `keep`, each keeps its 8-bit images.
+/// Compares every side with the first on `samples` inputs, `batch` at a time. With `keep`, each side keeps its images
+/// as u8.
 pub(super) fn compare_sides(
     model: &Path,
     sides: &mut [Side],
@@ -177,7 +179,7 @@ pub(super) fn compare_sides(
     Ok(Comparison { model, reference, samples, tolerance, outputs, seconds, agree, ..Comparison::default() })
 }
 
-/// Whether the output holds images.
+/// Whether the output `output` holds images in f32.
 pub(super) fn is_image(output: &str) -> bool {
     output == "images" || output == "denoised"
 }

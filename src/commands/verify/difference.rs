@@ -1,4 +1,4 @@
-//! How far two tensors lie apart.
+//! Differences between two tensors.
 
 use d2o_onnx::metadata::Quantiser;
 use d2o_runtime::Tensor;
@@ -6,10 +6,10 @@ use d2o_runtime::Tensor;
 use super::compare::is_image;
 use crate::verdict::OutputDifference;
 
-/// Bins of the histogram of differences in units in the last place.
+/// Number of bins of the histogram of differences in units in the last place.
 const ULP_BINS: usize = 24;
 
-/// Sums over the values of one output on one side and on the reference.
+/// Sums and maxima over all values of one output, on one side and on the reference.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Difference {
     max_abs: f64,
@@ -66,7 +66,7 @@ impl Difference {
     }
 
     fn ulp(&mut self, e: f32, f: f32) {
-        // Floats in order as integers in order.
+        // Map floats to integers in the same order, adjacent floats to adjacent integers.
         let place = |v: f32| {
             let bits = v.to_bits().cast_signed();
             i64::from(if bits < 0 { i32::MIN.wrapping_sub(bits) } else { bits })
@@ -94,7 +94,7 @@ impl Difference {
         #[allow(clippy::cast_precision_loss, reason = "pixel counts")]
         let pixels_changed = self.pixels.map(|(changed, total)| changed as f64 / total as f64);
         let max_rel = if self.max_abs == 0.0 { 0.0 } else { self.max_abs / self.peak };
-        // A pixel on the edge between two levels may fall to either side: one step on a few is agreement.
+        // Small differences can round to adjacent 8-bit levels: one level in at most 0.1 % of the values is accepted.
         let one_step = name == "images_u8" && self.max_abs <= 1.0 && pixels_changed.is_some_and(|p| p <= 1e-3);
         OutputDifference {
             runtime: runtime.to_owned(),

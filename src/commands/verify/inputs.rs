@@ -1,4 +1,4 @@
-//! Inputs that every graph d2o exports can be verified on.
+//! Test inputs for all graphs that d2o exports.
 
 use d2o_converters::weights::SplitMix64;
 use d2o_onnx::graph::{Dim, ElementType};
@@ -9,11 +9,12 @@ use ndarray::{ArrayD, IxDyn};
 use crate::sampling::plan::values_of;
 use crate::sampling::rng::TorchCpu;
 
-/// Length of symbolic axes other than the batch: a common size of images.
+/// Length of symbolic axes other than the batch axis: a common image size, pixels.
 const FREE: usize = 64;
 
-/// Inputs `start..start + count`, each drawn from its own seed: unit normal latents, noise levels spread over EDM's range,
-/// one-hot labels, pixels.
+/// Inputs `start..start + count`, each drawn from its own seed: standard normal latents, `x` of the standard deviation
+/// of its noise level but at least 1, noise levels in eight geometric steps from 0.002 to 80, one-hot labels, pixels
+/// from 0 to 255.
 pub(super) fn inputs(info: &ModelInfo, start: usize, count: usize) -> anyhow::Result<Vec<(String, Tensor)>> {
     let sigma = |i: usize| {
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a spread of test values")]
@@ -68,7 +69,7 @@ pub(super) fn inputs(info: &ModelInfo, start: usize, count: usize) -> anyhow::Re
     Ok(all)
 }
 
-/// `inputs` as sessions take them.
+/// `inputs` in the form that sessions accept.
 pub(super) fn by_name(inputs: &[(String, Tensor)]) -> Vec<(&str, TensorView<'_>)> {
     inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.into())).collect()
 }

@@ -1,4 +1,4 @@
-//! What differences between runtimes do to a Fréchet distance.
+//! Effect of the differences between runtimes on a Fréchet distance.
 
 use std::path::Path;
 
@@ -19,7 +19,8 @@ use crate::pipeline::statistics::{StatsRequest, statistics};
 use crate::printer::Printer;
 use crate::verdict::MetricChange;
 
-/// Fréchet distances of every side's images after the first, by the pass that evaluations take.
+/// Fréchet distances of the images of every side after the first, computed as in `d2o evaluate`: to `reference`, or to
+/// the images of the first side.
 pub(super) fn metric_changes(
     sides: &[Side],
     extractor: &Path,

@@ -1,4 +1,4 @@
-//! `d2o verify`: the same inputs on several runtimes, or on two graphs.
+//! `d2o verify`: runs the same inputs on several runtimes or on two graphs and compares the outputs.
 
 use std::path::Path;
 
@@ -27,11 +27,12 @@ mod render;
 
 pub use compare::{against, check};
 
-/// The runtimes compared: the first runs the model and is the reference, each other one the model, or the graph of `--against`.
+/// The compared runtimes. The first one runs the model and is the reference. The others run the model as well; with
+/// `--against`, every runtime, including the first, runs the other graph.
 struct Runtimes<'a> {
     first: Runtime,
     others: Vec<Runtime>,
-    /// The graph that the others run.
+    /// The graph that `others` run.
     graph: &'a Path,
 }
 
@@ -84,7 +85,7 @@ impl<'a> Runtimes<'a> {
         Ok(all)
     }
 
-    /// The last of ONNX Runtime's.
+    /// The last runtime that is a provider of ONNX Runtime; `ort-cpu` if there is none.
     fn profiled(&self) -> Runtime {
         let of_ort = |r: &Runtime| !matches!(r, Runtime::Tract | Runtime::Libtorch);
         let all = self.others.iter().rev().copied().chain([self.first]);
@@ -92,10 +93,10 @@ impl<'a> Runtimes<'a> {
     }
 }
 
-/// Compares runtimes.
+/// Compares runtimes, graphs or precisions. The exit status is [`ExitStatus::No`] if runtimes or graphs differ.
 ///
 /// # Errors
-/// Runtimes that are missing or fail.
+/// If a runtime is missing or fails.
 pub fn run(args: &Verify, global: &Global, printer: Printer) -> anyhow::Result<ExitStatus> {
     ensure_new_result(&args.result)?;
     if let Some(path) = &args.dump {
@@ -123,7 +124,7 @@ pub fn run(args: &Verify, global: &Global, printer: Printer) -> anyhow::Result<E
         (result.nodes, result.profile) = profile(&args.model, runtimes.profiled(), counts, &args.accelerator, global)?;
     }
     give_result(&args.result, printer, &result, || render::text(&result))?;
-    // The precision study asks how much they differ, not whether.
+    // The precision study measures differences and does not judge them.
     Ok(if result.agree || args.precisions { ExitStatus::Done } else { ExitStatus::No })
 }
 

@@ -6,7 +6,7 @@ use crate::engine;
 use crate::verdict::Precision;
 
 impl Precision {
-    /// Fills in where it ran and how fast, if it is one of `sides`.
+    /// Fills in runtime and speed from the side of this precision, if there is one.
     pub(super) fn measured(&mut self, sides: &[Side]) {
         let side = sides.iter().find(|s| s.name == self.precision);
         self.runtime = side.map(|s| s.session.runtime().to_owned());
@@ -14,7 +14,7 @@ impl Precision {
     }
 }
 
-/// What the machine has of the four precisions; fp32 comes first.
+/// Opens the precisions that this machine supports, fp32 first. Also returns a row for each of the four precisions.
 pub(super) fn precision_sides(args: &Verify, global: &Global) -> anyhow::Result<(Vec<Side>, Vec<Precision>)> {
     let line = |precision: &str, skipped: Option<&str>| Precision {
         precision: precision.to_owned(),

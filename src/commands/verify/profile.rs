@@ -1,4 +1,4 @@
-//! Which provider computes which nodes, and how long they take.
+//! Nodes by provider, and their run times.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,10 +12,10 @@ use crate::cli::{Accelerator, Global, Runtime};
 use crate::engine;
 use crate::verdict::{NodeCount, NodeTime};
 
-/// Nodes listed by `--profile`.
+/// Number of nodes that `--profile` lists by time.
 const SLOWEST: usize = 20;
 
-/// Nodes of the model by provider and operation, and its slowest nodes, on `runtime`.
+/// Number of nodes of `model` by provider and operation, and its slowest nodes, on `runtime`.
 pub(super) fn profile(
     model: &Path,
     runtime: Runtime,

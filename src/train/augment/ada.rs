@@ -1,4 +1,5 @@
-//! StyleGAN2-ADA's pipe (Karras et al. 2020) in the version of Zyriix/D2O, and the control of its strength.
+//! The augmentation pipe of StyleGAN2-ADA (Karras et al. 2020) in the version of Zyriix/D2O, and the control of its
+//! strength.
 
 use std::f64::consts::{FRAC_PI_2, PI};
 
@@ -9,49 +10,50 @@ use super::colour::{Colours, Recolouring};
 use super::draws::{Draws, Style, single};
 use super::warp::{Inverse, Warp, real};
 
-/// Settings of [`AdaPipe`]: multipliers of probabilities, and ranges. A group with the multiplier 0 draws nothing.
+/// Settings of [`AdaPipe`]: multipliers of probabilities, and ranges. A transformation with multiplier 0 draws no
+/// random numbers.
 ///
-/// The version of D2O has no filtering of frequency bands.
+/// The D2O version has no filtering of frequency bands.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdaSettings {
-    /// Multiplier for a mirror image.
+    /// Multiplier for a horizontal flip.
     pub xflip: f64,
     /// Multiplier for rotations by multiples of 90°.
     pub rotate90: f64,
     /// Multiplier for a shift by whole pixels.
     pub xint: f64,
-    /// Largest shift by whole pixels, as a share of the image's size.
+    /// Largest shift by whole pixels, as a share of the image size.
     pub xint_max: f64,
-    /// Multiplier for an enlargement.
+    /// Multiplier for isotropic scaling.
     pub scale: f64,
-    /// Multiplier for a rotation, before or after the stretch.
+    /// Multiplier for a rotation, before or after the anisotropic scaling.
     pub rotate: f64,
-    /// Multiplier for a stretch of width against height.
+    /// Multiplier for anisotropic scaling of width against height.
     pub aniso: f64,
-    /// Multiplier for a shift.
+    /// Multiplier for a shift by fractions of pixels.
     pub xfrac: f64,
-    /// Standard deviation of log2 of the enlargement.
+    /// Standard deviation of log2 of the isotropic scale factor.
     pub scale_std: f64,
-    /// Largest rotation; 1 is half a turn in either direction.
+    /// Largest rotation; 1 is 180° in either direction.
     pub rotate_max: f64,
-    /// Standard deviation of log2 of the stretch.
+    /// Standard deviation of log2 of the anisotropic scale factor.
     pub aniso_std: f64,
-    /// Standard deviation of the shift, as a share of the image's size.
+    /// Standard deviation of the shift by fractions of pixels, as a share of the image size.
     pub xfrac_std: f64,
     /// Colours.
     pub colours: Colours,
-    /// Multiplier for normal noise on each element.
+    /// Multiplier for Gaussian noise on each element.
     pub noise: f64,
-    /// Multiplier for a rectangle set to 0.
+    /// Multiplier for cutout: a rectangle set to 0.
     pub cutout: f64,
-    /// Scale of the noise's standard deviation, which is half normal, on images about [-1, 1].
+    /// Scale of the standard deviation of the noise, which is half-normal, for images in about [-1, 1].
     pub noise_std: f64,
-    /// Height and width of the rectangle, as a share of the image's.
+    /// Height and width of the rectangle, as a share of the image size.
     pub cutout_size: f64,
 }
 
 impl Default for AdaSettings {
-    /// All groups off.
+    /// All transformations off.
     fn default() -> Self {
         Self {
             xflip: 0.0,
@@ -76,7 +78,7 @@ impl Default for AdaSettings {
 }
 
 impl AdaSettings {
-    /// Those of D2O's training: all groups but noise and cutout.
+    /// Settings of D2O's training: all transformations except noise and cutout.
     #[must_use]
     pub fn d2o() -> Self {
         Self {
@@ -93,7 +95,7 @@ impl AdaSettings {
     }
 }
 
-/// The pipe: for real and generated images alike, never for R1.
+/// The pipe, for real and generated images, but not for R1.
 #[derive(Debug)]
 pub struct AdaPipe {
     settings: AdaSettings,
@@ -102,10 +104,10 @@ pub struct AdaPipe {
 }
 
 impl AdaPipe {
-    /// For images on `device`.
+    /// The pipe for images on `device`.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub fn new(settings: AdaSettings, device: Device) -> Result<Self, TchError> {
         let recolouring = Recolouring::new(settings.colours, device)?;
         Ok(Self { settings, warp: Warp::new(device)?, recolouring })
@@ -114,7 +116,7 @@ impl AdaPipe {
     /// Augments `images [N, C, H, W]`; `p` multiplies every probability.
     ///
     /// # Errors
-    /// libtorch's own; `Shape` for colours of images that have neither 1 nor 3 channels.
+    /// `Shape` if colours are on and the images have neither 1 nor 3 channels. Other errors if libtorch fails.
     pub fn apply(&self, images: &Tensor, p: f32) -> Result<Augmented, TchError> {
         let mut draws = Draws::new(Style::StyleGan2Ada, images, f64::from(p));
         let inverse = self.geometry(&mut draws, images)?;
@@ -151,7 +153,7 @@ impl AdaPipe {
             let factor = draws.factor(s.scale_std, s.scale)?;
             inverse.enlarge(&factor, &factor)?;
         }
-        // The probability of one rotation of two, so that of either is the one asked for.
+        // Probability of each of the two rotations, such that at least one occurs with the given probability.
         let one_of_two = 1.0 - (1.0 - single(draws.chance(s.rotate))).clamp(0.0, 1.0).sqrt();
         let rotate = |draws: &mut Draws, inverse: &mut Inverse| {
             let angle = draws.angle(PI * s.rotate_max, f64::from(one_of_two))?;
@@ -191,7 +193,7 @@ impl AdaPipe {
             let size = Tensor::f_full([batch, 2], s.cutout_size, options)?;
             let size = draws.kept(&size, 0, draws.chance(s.cutout))?;
             let centre = draws.uniform(2)?.f_reshape([-1, 2])?;
-            // Where the image stays, along an axis of the image.
+            // Mask of the pixels outside the rectangle, along one axis.
             let outside = |axis: i64, pixels: i64, dims: [i64; 4]| -> Result<Tensor, TchError> {
                 let of_image = |t: &Tensor| t.f_select(1, axis)?.f_reshape([-1, 1, 1, 1]);
                 let places = Tensor::f_arange(pixels, options)?.f_add_scalar(0.5)?.f_div_scalar(pixels)?;
@@ -206,19 +208,19 @@ impl AdaPipe {
     }
 }
 
-/// Control of the pipe's strength `p` by the discriminator's logits of real images.
+/// Control of the strength `p` of the pipe by the discriminator logits of real images.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ada {
-    /// Strength, at least 0. It is all there is to save and restore.
+    /// Strength, at least 0. This is the only value to save and restore.
     pub p: f32,
-    /// Mean sign of the logits that it aims at.
+    /// Target of the mean sign of the logits.
     pub target: f64,
 }
 
 impl Ada {
-    /// Iterations between updates, the first of which ends the fourth.
+    /// Iterations between updates. The first update follows the fourth iteration.
     pub const INTERVAL: u32 = 4;
-    /// Images in which `p` goes from 0 to 1 at most.
+    /// Number of images over which `p` changes by at most 1.
     const RAMP: f64 = 500_000.0;
 
     /// Moves `p` one step: up if `mean_sign` is above the target, down if below.

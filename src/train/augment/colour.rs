@@ -7,34 +7,34 @@ use tch::{Device, Kind, TchError, Tensor};
 use super::draws::{Draws, Style};
 use super::warp::matrices;
 
-/// Components of the unit vector along grey.
+/// Each component of the unit vector along the grey axis.
 const AXIS: f32 = 0.577_350_26;
 
-/// Multipliers of probabilities, and ranges. A group with the multiplier 0 draws nothing.
+/// Multipliers of probabilities, and ranges. A transformation with multiplier 0 draws no random numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Colours {
     /// Multiplier for a shift of brightness.
     pub brightness: f64,
     /// Multiplier for a change of contrast.
     pub contrast: f64,
-    /// Multiplier for the inversion of brightness without the colours' hue and saturation.
+    /// Multiplier for an inversion of luma that keeps hue and saturation.
     pub lumaflip: f64,
     /// Multiplier for a rotation of hue.
     pub hue: f64,
     /// Multiplier for a change of saturation.
     pub saturation: f64,
-    /// Standard deviation of the shift of brightness, on images about [-1, 1].
+    /// Standard deviation of the shift of brightness, for images in about [-1, 1].
     pub brightness_std: f64,
-    /// Standard deviation of log2 of the factor of contrast.
+    /// Standard deviation of log2 of the contrast factor.
     pub contrast_std: f64,
-    /// Largest rotation of hue; 1 is half a turn in either direction.
+    /// Largest rotation of hue; 1 is 180° in either direction.
     pub hue_max: f64,
-    /// Standard deviation of log2 of the factor of saturation.
+    /// Standard deviation of log2 of the saturation factor.
     pub saturation_std: f64,
 }
 
 impl Default for Colours {
-    /// All groups off.
+    /// All transformations off.
     fn default() -> Self {
         Self {
             brightness: 0.0,
@@ -51,7 +51,7 @@ impl Default for Colours {
 }
 
 impl Colours {
-    /// All groups on.
+    /// All transformations on.
     #[must_use]
     pub fn all() -> Self {
         Self { brightness: 1.0, contrast: 1.0, lumaflip: 1.0, hue: 1.0, saturation: 1.0, ..Self::default() }
@@ -63,7 +63,7 @@ impl Colours {
 pub(super) struct Recolouring {
     colours: Colours,
     identity: Tensor,
-    /// Projection [4, 4] onto the axis of grey.
+    /// Projection [4, 4] onto the grey axis.
     grey: Tensor,
 }
 
@@ -80,7 +80,7 @@ impl Recolouring {
         let (batch, channels, height, width) = images.size4()?;
         let options = (Kind::Float, images.device());
         let (zero, one) = (Tensor::f_zeros([batch], options)?, Tensor::f_ones([batch], options)?);
-        // Homogeneous matrices [N, 4, 4] that take colours to colours.
+        // Homogeneous matrices [N, 4, 4] of colours.
         let mut product: Option<Tensor> = None;
         let mut append = |next: Tensor| -> Result<(), TchError> {
             product = Some(match &product {
@@ -138,7 +138,7 @@ impl Recolouring {
     }
 }
 
-/// Rotations [N, 4, 4] by `angle [N]`, radians, about the axis of grey (Rodrigues).
+/// Rotations [N, 4, 4] by `angle [N]`, radians, about the grey axis (Rodrigues).
 fn about_grey(angle: &Tensor, [zero, one]: [&Tensor; 2]) -> Result<Tensor, TchError> {
     let (cos, sin) = (angle.f_cos()?, angle.f_sin()?.f_mul_scalar(f64::from(AXIS))?);
     let outside = one.f_sub(&cos)?.f_mul_scalar(f64::from(AXIS * AXIS))?;

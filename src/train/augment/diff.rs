@@ -4,17 +4,17 @@ use tch::{Kind, TchError, Tensor};
 
 use super::gathered;
 
-/// Largest shift, as a share of the image's size.
+/// Largest shift, as a share of the image size.
 const TRANSLATION: f64 = 0.125;
-/// Height and width of the rectangle set to 0, as a share of the image's.
+/// Height and width of the rectangle set to 0, as a share of the image size.
 const CUTOUT: f64 = 0.2;
 
 /// Augments `images [N, C, H, W]`: brightness, saturation, contrast, a shift by whole pixels with zeros outside, a rectangle set to 0.
 ///
-/// The original does so for each backbone of the discriminator anew, on real and generated images, in R1 too.
+/// The original does this separately for each backbone of the discriminator, for real and generated images, also in R1.
 ///
 /// # Errors
-/// libtorch's own.
+/// If libtorch fails.
 pub fn diff_augment(images: &Tensor) -> Result<Tensor, TchError> {
     let (batch, _, height, width) = images.size4()?;
     let whole = (Kind::Int64, images.device());
@@ -27,7 +27,7 @@ pub fn diff_augment(images: &Tensor) -> Result<Tensor, TchError> {
     let images = about(&images, &[1], factor()?.f_mul_scalar(2.0)?)?;
     let images = about(&images, &[1, 2, 3], factor()?.f_add_scalar(0.5)?)?;
 
-    // One line of zeros around the image is all that a shift shows.
+    // A border of one zero pixel is enough: positions outside the image are clamped to it.
     let places = |size: i64| -> Result<Tensor, TchError> {
         let most = share(size, TRANSLATION);
         let by = Tensor::f_randint_low(-most, most + 1, [batch, 1], whole)?;

@@ -1,13 +1,13 @@
-//! Random choices of a pipe, and the labels that record them.
+//! Random draws of a pipe, and the labels that record them.
 
 use tch::{Device, Kind, TchError, Tensor};
 
-/// Whose random draws and labels a pipe has.
+/// Convention of a pipe for random draws and labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
-    /// StyleGAN2-ADA's: labels are factors and terms as they are applied.
+    /// StyleGAN2-ADA: labels are the factors and terms that are applied.
     StyleGan2Ada,
-    /// EDM's: labels are the numbers drawn.
+    /// EDM: labels are the random numbers.
     Edm,
 }
 
@@ -22,13 +22,13 @@ pub(super) struct Draws {
 }
 
 impl Draws {
-    /// For `images [N, ..]`; `strength` multiplies every probability.
+    /// Draws for `images [N, ..]`. `strength` multiplies every probability.
     pub(super) fn new(style: Style, images: &Tensor, strength: f64) -> Self {
         let batch = images.size().first().copied().unwrap_or(0);
         Self { style, batch, device: images.device(), strength, labels: Vec::new() }
     }
 
-    /// The probability of a transformation with this multiplier. The strength of StyleGAN2-ADA's pipe is a tensor of f32.
+    /// Probability of a transformation with this multiplier. StyleGAN2-ADA computes it in f32.
     pub(super) fn chance(&self, multiplier: f64) -> f64 {
         match self.style {
             Style::StyleGan2Ada => f64::from(single(multiplier) * single(self.strength)),
@@ -51,7 +51,7 @@ impl Draws {
         self.uniform(each)?.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?.f_mul_scalar(bound)
     }
 
-    /// Whole numbers [N] from 0 to below `sides`.
+    /// Random integers [N] from 0 to `sides` − 1.
     fn whole(&self, sides: i64) -> Result<Tensor, TchError> {
         match self.style {
             Style::StyleGan2Ada => self.uniform(1)?.f_mul_scalar(sides)?.f_floor(),
@@ -59,7 +59,8 @@ impl Draws {
         }
     }
 
-    /// `values`, whose dimension `of_images` has the size N, where a draw for the image is below `chance`; otherwise 0.
+    /// `values` where a uniform number of the image is below `chance`, otherwise 0. Dimension `of_images` of `values`
+    /// has size N.
     pub(super) fn kept(&self, values: &Tensor, of_images: usize, chance: f64) -> Result<Tensor, TchError> {
         let mut dims = vec![1; values.dim()];
         if let Some(d) = dims.get_mut(of_images) {
@@ -69,7 +70,7 @@ impl Draws {
         values.f_where_self(&kept, &values.f_zeros_like()?)
     }
 
-    /// [`Self::whole`] numbers with the probability [`Self::chance`] of `multiplier`, otherwise 0: [N].
+    /// [`Self::whole`] numbers [N], each with the probability [`Self::chance`] of `multiplier`, otherwise 0.
     pub(super) fn choice(&self, sides: i64, multiplier: f64) -> Result<Tensor, TchError> {
         self.kept(&self.whole(sides)?, 0, self.chance(multiplier))
     }
@@ -82,7 +83,7 @@ impl Draws {
         Ok(term)
     }
 
-    /// Factors [N]: 2 to the power of what [`Self::term`] draws.
+    /// Factors [N]: 2 to the power of terms as in [`Self::term`]. The terms are drawn and labelled here.
     pub(super) fn factor(&mut self, std: f64, multiplier: f64) -> Result<Tensor, TchError> {
         let drawn = self.kept(&self.normal(1)?, 0, self.chance(multiplier))?;
         let factor = drawn.f_mul_scalar(std)?.f_exp2()?;
@@ -90,7 +91,8 @@ impl Draws {
         Ok(factor)
     }
 
-    /// Angles [N] of rotations, uniform on ±`bound`, with the probability `chance`, otherwise 0.
+    /// Angles [N] of rotations, uniform on ±`bound`, with the probability `chance`, otherwise 0. Labels are cos − 1 and
+    /// sin.
     pub(super) fn angle(&mut self, bound: f64, chance: f64) -> Result<Tensor, TchError> {
         let angle = self.kept(&self.symmetric(1, bound)?, 0, chance)?;
         self.label(&angle.f_cos()?.f_sub_scalar(1.0)?)?;
@@ -98,13 +100,13 @@ impl Draws {
         Ok(angle)
     }
 
-    /// Records `values`, which begin with the dimension N.
+    /// Records `values [N, ..]` as labels.
     pub(super) fn label(&mut self, values: &Tensor) -> Result<(), TchError> {
         self.labels.push(values.f_to_kind(Kind::Float)?.f_reshape([self.batch, -1])?);
         Ok(())
     }
 
-    /// The labels in the order of their records: [N, L].
+    /// The labels in the order in which they were recorded: [N, L].
     pub(super) fn into_labels(self) -> Result<Tensor, TchError> {
         if self.labels.is_empty() {
             return Tensor::f_zeros([self.batch, 0], (Kind::Float, self.device));

@@ -1,4 +1,5 @@
-//! EDM's pipe (Karras et al. 2022, appendix F.2): the network is given what was done, and learns the images as they are.
+//! The augmentation pipe of EDM (Karras et al. 2022, appendix F.2). The network receives the transformations as labels,
+//! so that it can generate images without them.
 
 use std::f64::consts::PI;
 
@@ -9,45 +10,46 @@ use super::draws::{Draws, Style};
 use super::warp::{Inverse, Warp, real};
 use super::{Augmented, gathered};
 
-/// Settings of [`EdmPipe`]: multipliers of probabilities, and ranges. A group with the multiplier 0 draws nothing and gives no labels.
+/// Settings of [`EdmPipe`]: multipliers of probabilities, and ranges. A transformation with multiplier 0 draws no
+/// random numbers and gives no labels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EdmSettings {
     /// Probability that multiplies every multiplier.
     pub p: f64,
-    /// Multiplier for an exchange of left and right, itself done with probability ½. One label.
+    /// Multiplier for a horizontal flip, which then occurs with probability ½. One label.
     pub xflip: f64,
-    /// Multiplier for an exchange of top and bottom, itself done with probability ½. One label.
+    /// Multiplier for a vertical flip, which then occurs with probability ½. One label.
     pub yflip: f64,
-    /// Multiplier for rotations by multiples of 90°; for square images. Two labels.
+    /// Multiplier for rotations by multiples of 90°, for square images only. Two labels.
     pub rotate_int: f64,
     /// Multiplier for a shift by whole pixels. Two labels.
     pub translate_int: f64,
-    /// Largest shift by whole pixels, as a share of the image's size.
+    /// Largest shift by whole pixels, as a share of the image size.
     pub translate_int_max: f64,
-    /// Multiplier for an enlargement. One label.
+    /// Multiplier for isotropic scaling. One label.
     pub scale: f64,
     /// Multiplier for a rotation. Two labels.
     pub rotate_frac: f64,
-    /// Multiplier for a stretch along an axis against the other. Two labels.
+    /// Multiplier for anisotropic scaling of one axis against the other. Two labels.
     pub aniso: f64,
-    /// Multiplier for a shift. Two labels.
+    /// Multiplier for a shift by fractions of pixels. Two labels.
     pub translate_frac: f64,
-    /// Standard deviation of log2 of the enlargement.
+    /// Standard deviation of log2 of the isotropic scale factor.
     pub scale_std: f64,
-    /// Largest rotation; 1 is half a turn in either direction.
+    /// Largest rotation; 1 is 180° in either direction.
     pub rotate_frac_max: f64,
-    /// Standard deviation of log2 of the stretch.
+    /// Standard deviation of log2 of the anisotropic scale factor.
     pub aniso_std: f64,
-    /// Probability that the stretch is along an axis of any direction instead of the image's.
+    /// Probability that anisotropic scaling has a random direction instead of an image axis.
     pub aniso_rotate_prob: f64,
-    /// Standard deviation of the shift, as a share of the image's size.
+    /// Standard deviation of the shift by fractions of pixels, as a share of the image size.
     pub translate_frac_std: f64,
     /// Colours; six labels.
     pub colours: Colours,
 }
 
 impl Default for EdmSettings {
-    /// All groups off, `p` 1.
+    /// All transformations off, `p` 1.
     fn default() -> Self {
         Self {
             p: 1.0,
@@ -71,10 +73,11 @@ impl Default for EdmSettings {
 }
 
 impl EdmSettings {
-    /// Labels that [`EdmSettings::edm`] gives, the network's `augment_dim`.
+    /// Number of labels with [`EdmSettings::edm`], the `augment_dim` of the network.
     pub const EDM_LABELS: usize = 9;
 
-    /// Those of EDM's training with `--augment p`: left and right are exchanged for half of all images, whatever `p`.
+    /// Settings of EDM's training with `--augment p`. Half of all images are flipped horizontally, for any `p` of at
+    /// least 1e-8.
     #[must_use]
     pub fn edm(p: f64) -> Self {
         Self {
@@ -90,7 +93,7 @@ impl EdmSettings {
     }
 }
 
-/// The pipe: for the images of the denoising loss, with its labels for the network.
+/// The pipe, for the images of the denoising loss.
 #[derive(Debug)]
 pub struct EdmPipe {
     settings: EdmSettings,
@@ -99,10 +102,10 @@ pub struct EdmPipe {
 }
 
 impl EdmPipe {
-    /// For images on `device`.
+    /// The pipe for images on `device`.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// If libtorch fails.
     pub fn new(settings: EdmSettings, device: Device) -> Result<Self, TchError> {
         let recolouring = Recolouring::new(settings.colours, device)?;
         Ok(Self { settings, warp: Warp::new(device)?, recolouring })
@@ -111,7 +114,7 @@ impl EdmPipe {
     /// Augments `images [N, C, H, W]`.
     ///
     /// # Errors
-    /// libtorch's own; `Shape` for colours of images that have neither 1 nor 3 channels.
+    /// `Shape` if colours are on and the images have neither 1 nor 3 channels. Other errors if libtorch fails.
     pub fn apply(&self, images: &Tensor) -> Result<Augmented, TchError> {
         let mut draws = Draws::new(Style::Edm, images, self.settings.p);
         let images = self.moved(&mut draws, images)?;
@@ -153,7 +156,7 @@ impl EdmPipe {
                 shift.f_get(axis)?.f_mul_scalar(real(size) * s.translate_int_max)?.f_round()?.f_to_kind(Kind::Int64)
             };
             let (x, y) = (pixels(0, width)?, pixels(1, height)?);
-            // Places of the source, reflected at the edges.
+            // Source positions, reflected at the edges.
             let places = |by: &Tensor, size: i64| -> Result<Tensor, TchError> {
                 let places = Tensor::f_arange(size, (Kind::Int64, images.device()))?;
                 let places = places.f_sub(&by.f_reshape([-1, 1])?)?.f_remainder(2 * size - 2)?;

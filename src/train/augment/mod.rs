@@ -1,12 +1,12 @@
-//! Augmentation of images [N, C, H, W] about [-1, 1] in training, as the originals have it.
+//! Augmentation of training images [N, C, H, W] in about [-1, 1], equal to that of the original programs.
 //!
-//! - [`ada`]: StyleGAN2-ADA's pipe in the version of Zyriix/D2O (`training/augment.py`), and the control of its strength;
-//! - [`edm`]: the pipe of NVlabs/edm (`training/augment.py`), whose labels the network is given;
+//! - [`ada`]: the StyleGAN2-ADA pipe of Zyriix/D2O (`training/augment.py`), and the control of its strength;
+//! - [`edm`]: the pipe of NVlabs/edm (`training/augment.py`), with labels that the network receives;
 //! - [`diff`]: DiffAugment (`training/diffaug.py` of Zyriix/D2O).
 //!
-//! Images are f32. Draws come from libtorch's generator of the images' device, in the originals' order, kinds and numbers, so that
-//! a seed gives the originals' images. Gradients with respect to the images pass through; on CUDA libtorch has no deterministic kernel for those of
-//! a warp.
+//! Images are f32. Random numbers come from libtorch's generator of the device of the images, in the order, type and
+//! number of the originals, so that a seed gives the same images. Gradients with respect to the images are supported.
+//! On CUDA, libtorch has no deterministic kernel for the gradients of a warp.
 
 pub mod ada;
 mod colour;
@@ -23,11 +23,12 @@ use tch::{TchError, Tensor};
 pub struct Augmented {
     /// The images, [N, C, H, W].
     pub images: Tensor,
-    /// What was done to each, [N, L] in f32.
+    /// Labels of the transformations applied to each image, [N, L] in f32.
     pub labels: Tensor,
 }
 
-/// The elements `rows [N, 1, H, 1]`, `columns [N, 1, 1, W]` (i64) of each channel of `images [N, C, .., ..]`: [N, C, H, W].
+/// Gathers the elements at `rows [N, 1, H, 1]` and `columns [N, 1, 1, W]` (i64) of each channel of
+/// `images [N, C, .., ..]`: [N, C, H, W].
 fn gathered(images: &Tensor, rows: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
     let (batch, channels, ..) = images.size4()?;
     let of = |count: i64| Tensor::f_arange(count, (tch::Kind::Int64, images.device()));

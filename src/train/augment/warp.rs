@@ -1,4 +1,4 @@
-//! Affine transformations of images, sampled between up- and downsampling by a wavelet's filter.
+//! Affine transformations of images, with upsampling and downsampling by a wavelet filter.
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -21,17 +21,17 @@ const SYM6: [f64; 12] = [
     -0.007_800_708_325_034_148,
 ];
 const TAPS: i64 = 12;
-/// Pixels beyond each edge of the output that the filter of downsampling takes in.
+/// Margin of pixels around the output that the downsampling filter reads.
 const EDGE: i64 = TAPS / 4;
 
-/// `rows` of values [N] as matrices [N, R, K].
+/// Matrices [N, R, K] of `rows`, R rows of K values [N].
 pub(super) fn matrices(rows: &[&[&Tensor]]) -> Result<Tensor, TchError> {
     let height = i64::try_from(rows.len()).unwrap_or_default();
     Tensor::f_stack(&rows.concat(), -1)?.f_reshape([-1, height, i64::try_from(rows[0].len()).unwrap_or_default()])
 }
 
-/// Inverse of a chain of transformations: homogeneous matrices [N, 3, 3] that take pixels of the output to pixels of the input,
-/// (x, y, 1) from the centre of the image. Transformations are appended by their inverses.
+/// Inverse of a chain of transformations: homogeneous matrices [N, 3, 3] that map output pixels to input pixels, both
+/// (x, y, 1) from the centre of the image. Each method appends the inverse of its transformation.
 #[derive(Debug)]
 pub(super) struct Inverse {
     zero: Tensor,
@@ -61,19 +61,19 @@ impl Inverse {
         self.append([[&one, &zero, &x.f_neg()?], [&zero, &one, &y.f_neg()?]])
     }
 
-    /// Appends an enlargement by the factors `x` and `y`, each [N].
+    /// Appends a scaling by the factors `x` and `y`, each [N].
     pub(super) fn enlarge(&mut self, x: &Tensor, y: &Tensor) -> Result<(), TchError> {
         let zero = self.zero.shallow_clone();
         self.append([[&x.f_reciprocal()?, &zero, &zero], [&zero, &y.f_reciprocal()?, &zero]])
     }
 
-    /// Appends an enlargement of the width alone, by the factors `x [N]`.
+    /// Appends a scaling of the width by the factors `x [N]`.
     pub(super) fn widen(&mut self, x: &Tensor) -> Result<(), TchError> {
         let one = self.one.shallow_clone();
         self.enlarge(x, &one)
     }
 
-    /// Appends the rotation whose inverse has the angles `by [N]`, radians.
+    /// Appends a rotation by −`by [N]` radians; its inverse rotates by `by`.
     pub(super) fn turn(&mut self, by: &Tensor) -> Result<(), TchError> {
         let (zero, cos, sin) = (self.zero.shallow_clone(), by.f_cos()?, by.f_sin()?);
         self.append([[&cos, &by.f_neg()?.f_sin()?, &zero], [&sin, &cos, &zero]])
@@ -91,11 +91,12 @@ impl Warp {
     pub(super) fn new(device: Device) -> Result<Self, TchError> {
         let sym6 = Tensor::f_from_slice(&SYM6)?.f_to_kind(Kind::Float)?.f_reshape([1, 1, 1, TAPS])?;
         let down = sym6.f_div(&sym6.f_sum(Kind::Float)?)?.f_to_device(device)?;
-        // Every other sample is zero before the filter.
+        // Gain 2, since every other sample is zero before the filter.
         Ok(Self { up: down.f_mul_scalar(2.0)?, down })
     }
 
-    /// `images [N, C, H, W]` transformed: [N, C, H, W]. What lies outside is their reflection, beyond that 0.
+    /// `images [N, C, H, W]` transformed: [N, C, H, W]. Pixels outside the image are its reflection, and beyond the
+    /// reflection 0.
     pub(super) fn apply(&self, images: &Tensor, inverse: Inverse) -> Result<Tensor, TchError> {
         let Some(mut inverse) = inverse.product else { return Ok(images.shallow_clone()) };
         let (batch, channels, height, width) = images.size4()?;
@@ -106,7 +107,8 @@ impl Warp {
 
         let (out_tall, out_wide) = (2 * (height + 2 * EDGE), 2 * (width + 2 * EDGE));
         let [t, w, ot, ow] = [tall, wide, out_tall, out_wide].map(real);
-        // Pixels of the padded, then of the upsampled image, whose centre is elsewhere, then libtorch's coordinates on [-1, 1].
+        // Coordinate changes: centre of the padded image, upsampled pixels, half a pixel of the upsampling, libtorch's
+        // range [-1, 1].
         let chain = [
             ([1.0, 1.0, real(left - right) / 2.0, real(top - bottom) / 2.0], [1.0, 1.0, 0.0, 0.0]),
             ([2.0, 2.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]),
@@ -149,7 +151,8 @@ impl Warp {
     }
 }
 
-/// Pixels that the transformations with these inverses see beyond the left, right, top and bottom edge of an image, at most its size less one.
+/// Padding in pixels that the transformations with these inverses need at the left, right, top and bottom edge,
+/// including the filter margin: the maximum over the batch, at most the image size less one.
 fn padding(inverse: &Tensor, height: i64, width: i64) -> Result<[i64; 4], TchError> {
     let (x, y) = ((real(width) - 1.0) / 2.0, (real(height) - 1.0) / 2.0);
     let corners: Vec<f32> = [-x, x, x, -x, -y, -y, y, y, 1.0, 1.0, 1.0, 1.0].map(single).to_vec();

@@ -1,4 +1,4 @@
-//! Feature networks that discriminators see images through.
+//! Feature networks of discriminators.
 
 use d2o_converters::backend::{Backend as _, Ops as _};
 use d2o_converters::error::Result;
@@ -24,16 +24,16 @@ pub enum Backbone {
     DeitBase,
 }
 
-/// What differs between feature networks.
+/// Properties of a feature network.
 struct Facts {
-    /// The original's name, which paths of tensors contain.
+    /// Name in the original, which paths of tensors contain.
     name: &'static str,
-    /// Normalisation of images of 0 to 1.
+    /// Mean and standard deviation for the normalisation of images in [0, 1].
     mean: [f64; 3],
     std: [f64; 3],
     /// Channels of the maps that are mixed, finest first.
     channels: [usize; SCALES],
-    /// Beginnings of the names of tensors after the last tap.
+    /// Prefixes of the names of tensors after the last tap.
     unused: &'static [&'static str],
 }
 
@@ -67,13 +67,13 @@ impl Backbone {
         }
     }
 
-    /// The original's name, which paths of tensors contain.
+    /// Name in the original, which paths of tensors contain.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.facts().name
     }
 
-    /// The network as checkpoints are recognised.
+    /// The extractor that checkpoints of this network are recognised as.
     #[must_use]
     pub fn extractor(self) -> Extractor {
         match self {
@@ -104,7 +104,7 @@ impl Backbone {
         self.facts().channels
     }
 
-    /// Height and width of the images it sees, where a convolutional network sees `convolutional` pixels.
+    /// Height and width of its input, pixels. `convolutional` is the input size of convolutional networks.
     pub(super) fn input_size(self, convolutional: usize) -> usize {
         if self == Self::DeitBase { RESIZED } else { convolutional }
     }
@@ -126,7 +126,7 @@ enum Net {
 }
 
 impl FeatureNetwork {
-    /// Builds it where `like` is, in its element type. `weights` are asked for up to twice.
+    /// Builds the network on the device and with the element type of `like`. Calls `weights` up to twice.
     pub(super) fn build(like: &LibTorch, backbone: Backbone, weights: &dyn Fn() -> Weights) -> Result<Self> {
         let (root, facts) = (Scope::root(), backbone.facts());
         let mut b = LibTorch::with_weights(weights(), like.device()).in_kind(like.kind()).frozen();
@@ -147,7 +147,7 @@ impl FeatureNetwork {
         Ok(Self { minus_mean, std, net })
     }
 
-    /// Images in [-1, 1] as the network expects them.
+    /// Normalises images in [-1, 1] for the network.
     pub(super) fn normalise(&self, b: &mut LibTorch, x: &Value) -> Result<Value> {
         let x = b.offset(x, 1.0)?;
         let x = b.scale(&x, 0.5)?;
@@ -155,7 +155,7 @@ impl FeatureNetwork {
         b.div(&x, &self.std)
     }
 
-    /// The four taps of normalised images, finest first; those of a transformer have equal sizes.
+    /// The four taps of normalised images, finest first. The taps of a transformer have equal sizes.
     pub(super) fn taps(&self, b: &mut LibTorch, x: &Value) -> Result<Vec<Value>> {
         match &self.net {
             // VGG16 has a fifth tap before these.
@@ -185,7 +185,7 @@ mod tests {
             let expected: Vec<_> = backbone.channels().into_iter().zip(sizes).map(|(c, s)| [1, c, s, s]).collect();
             let found: Vec<_> = taps.iter().map(|t| [0, 1, 2, 3].map(|axis| b.dim(t, axis).unwrap())).collect();
             assert_eq!(found, expected, "{backbone:?}");
-            // Nothing takes a gradient, so nothing is kept for one.
+            // No tensor requires gradients, so autograd keeps nothing.
             assert!(taps.iter().all(|t| !t.0.requires_grad()), "{backbone:?}");
         }
     }
@@ -201,7 +201,7 @@ mod tests {
         for (found, expected) in b.values(&found).unwrap().iter().zip(expected) {
             assert!((found - expected).abs() < 1e-14, "{found} differs from {expected}");
         }
-        // A transformer's weights take no gradients either.
+        // The weights of a transformer require no gradients either.
         let x = Value(Tensor::zeros([1, 3, 224, 224], (Kind::Double, Device::Cpu)));
         let taps = network.taps(&mut b, &x).unwrap();
         assert!(taps.iter().all(|t| !t.0.requires_grad() && t.0.size() == [1, 768, 14, 14]));

@@ -1,8 +1,9 @@
 //! Running statistics of a discriminator's feature network after one blank image.
 //!
-//! To learn the sizes of the feature maps, Projected GAN's discriminators (Sauer et al. 2021), and D2O's with them, send one image of zeros, 256 pixels
-//! high and wide and not normalised, through the network in training mode; batch norm's running statistics move a tenth of the way to that image's.
-//! Vision transformers have no such state.
+//! To determine the sizes of the feature maps, the discriminators of Projected GAN (Sauer et al. 2021) and D2O pass one
+//! image of zeros, 256 × 256 pixels and not normalised, through the network in training mode. This moves the running
+//! statistics of batch norm a tenth of the way to the statistics of this image. Vision transformers have no running
+//! statistics.
 
 use d2o_converters::backend::{Backend as _, Ops as _};
 use d2o_converters::error::Result;
@@ -16,10 +17,10 @@ use super::super::libtorch::{LibTorch, Value};
 const SIZE: usize = 256;
 const MOMENTUM: f64 = 0.1;
 
-/// The running statistics of the network of `blocks` with these `weights` after the image, computed in f64.
+/// Running statistics of the network of `blocks` with these `weights` after the blank image, computed in f64.
 ///
 /// # Errors
-/// Those of [`Weights::take`]; `Engine`.
+/// The errors of [`Weights::take`]; `Engine` if libtorch fails.
 pub(super) fn statistics_after_blank_image(blocks: &[BlockSpec], weights: Weights) -> Result<Statistics> {
     let _no_grad = tch::no_grad_guard();
     let mut b = LibTorch::with_weights(weights, Device::Cpu).in_kind(Kind::Double).frozen();
@@ -35,7 +36,7 @@ pub(super) fn statistics_after_blank_image(blocks: &[BlockSpec], weights: Weight
     Ok(moved)
 }
 
-/// `layer` in training mode; the statistics of its norm, moved towards those of `x`, go to `moved`.
+/// Runs `layer` in training mode. Adds the updated running statistics of its batch norm to `moved`.
 fn forward(b: &mut LibTorch, layer: &LayerSpec, x: &Value, moved: &mut Statistics) -> Result<Value> {
     b.enter(&layer.conv);
     let (channels, zero) = ([layer.outputs], Init::Constant(0.0));

@@ -10,19 +10,19 @@ use d2o_converters::weights::{Init, Scope};
 
 use crate::train::libtorch::{LibTorch, Value, int};
 
-/// Rows of the table, ImageNet's classes.
+/// Rows of the table: the classes of ImageNet.
 pub(super) const CLASSES: usize = 1000;
 /// Length of a row.
 const EMBEDDING: usize = 320;
 /// Channels that a row is projected onto.
 pub(super) const MAPPED: usize = 64;
 
-/// Where the initial rows of the class tables come from.
+/// Source of the initial rows of the class tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClassRows {
     /// D2O's `in_embeddings/tf_efficientnet_lite0.pkl`, or another file with one f32 tensor `[1000, 320]`.
     File(std::path::PathBuf),
-    /// Normal values of deviation 1: not the recipe.
+    /// Normal values of standard deviation 1, not part of the recipe.
     Random,
 }
 
@@ -30,7 +30,7 @@ impl ClassRows {
     /// Initial values of a table `[1000, 320]`.
     ///
     /// # Errors
-    /// A file that cannot be read or has no such tensor.
+    /// If the file cannot be read, or does not have exactly one tensor of this shape.
     pub fn init(&self) -> anyhow::Result<Init> {
         match self {
             Self::File(path) => {
@@ -43,7 +43,7 @@ impl ClassRows {
     }
 }
 
-/// What to say when a conditional run has no rows.
+/// Error of a conditional run without class embeddings.
 pub(super) fn missing() -> anyhow::Error {
     anyhow::anyhow!(
         "a conditional discriminator requires class embeddings: pass `in_embeddings/tf_efficientnet_lite0.pkl` of the repository \
@@ -75,7 +75,7 @@ pub(super) struct ClassMap {
 }
 
 impl ClassMap {
-    /// Takes `embed` and `embed_proj` below `scope`; `rows` are the initial values of the table `[1000, 320]`.
+    /// Takes `embed` and `embed_proj` below `scope`. `rows` gives the initial values of the table `[1000, 320]`.
     pub(super) fn build(b: &mut LibTorch, scope: Scope, rows: &Init) -> Result<Self> {
         let embedding = b.param(&scope.child("embed"), "weight", &[CLASSES, EMBEDDING], rows)?;
         let proj = scope.child("embed_proj");
@@ -84,7 +84,8 @@ impl ClassMap {
         Ok(Self { scope, embedding, weight, bias })
     }
 
-    /// `x [N, 64, H, W]`, `labels [N, K]` one-hot, to `[N, 1, H, W]`: Σ_c x_c·m_c / 8 with m = √2·lrelu(E·Wᵀ/√320 + b); E is the row of the image's class.
+    /// Logits `[N, 1, H, W]` of `x [N, 64, H, W]` with one-hot `labels [N, K]`:
+    /// Σ_c x_c·m_c / 8 with m = √2·lrelu(E·Wᵀ/√320 + b). E is the row of the class of the image.
     pub(super) fn forward(&self, b: &mut LibTorch, x: &Value, labels: &Value) -> Result<Value> {
         b.enter(&self.scope);
         let classes = b.dim(labels, 1).unwrap_or(0);
@@ -147,7 +148,7 @@ mod tests {
             [b"B".to_vec(), u32::try_from(stored.len()).unwrap().to_le_bytes().to_vec(), stored, b"\x85R".to_vec()].concat(),
             [b"K\x00M\xe8\x03M\x40\x01\x86M\x40\x01K\x01\x86\x89".to_vec(), ordered.into(), b"tR\x88".to_vec()].concat(),
             [ordered.into(), b"\x87Rs".to_vec(), text("_buffers"), ordered.into(), text("_modules"), ordered.into()].concat(),
-            // dill wrote the file: the type of a set is the result of a call.
+            // The file was written by dill, which stores the type `set` as the result of a call.
             [text("_non_persistent_buffers_set"), b"cdill._dill\n_load_type\n".to_vec(), text("set"), b"\x85R]\x85R".to_vec()].concat(),
             [text("num_embeddings"), b"M\xe8\x03".to_vec(), text("embedding_dim"), b"M\x40\x01".to_vec()].concat(),
             b"ubs.".to_vec(),

@@ -21,10 +21,11 @@ pub(super) struct Opened {
     network: Network,
 }
 
-/// The checkpoints of `backbones`, which are recognised by their tensors.
+/// Opens the checkpoints of `backbones`, which are recognised by their tensors.
 ///
 /// # Errors
-/// Unreadable files, files of other networks, damaged files, missing files.
+/// If a file is unreadable, damaged or of another network, two files contain the same network, or a network has no
+/// file.
 pub(super) fn open(backbones: &[Backbone], paths: &[PathBuf]) -> anyhow::Result<Files> {
     let mut files = Files::new();
     for path in paths {
@@ -52,7 +53,7 @@ pub(super) fn open(backbones: &[Backbone], paths: &[PathBuf]) -> anyhow::Result<
     }
 }
 
-/// Which of `backbones` the checkpoint at `path` holds.
+/// The network among `backbones` that the checkpoint at `path` contains.
 fn recognised(backbones: &[Backbone], path: &Path) -> anyhow::Result<(Backbone, Network)> {
     let checkpoint = Checkpoint::open(path)?;
     let network = checkpoint.network(None)?;
@@ -67,10 +68,10 @@ fn recognised(backbones: &[Backbone], path: &Path) -> anyhow::Result<(Backbone, 
     Ok((*backbone, network.described_as(network.architecture.clone())))
 }
 
-/// An error if the file at `path` has the name of a published one and another SHA-256.
+/// An error if the file at `path` has the name of a published checkpoint but another SHA-256.
 ///
 /// # Errors
-/// That; reading errors.
+/// If the SHA-256 differs, or reading fails.
 pub(in crate::train) fn ensure_undamaged(path: &Path) -> anyhow::Result<()> {
     let name = path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default();
     if let Some(published) = known::all().iter().find(|k| k.file == name && k.extractor().is_some()) {
@@ -83,7 +84,7 @@ pub(in crate::train) fn ensure_undamaged(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Weights of `backbone`, which is among `files`, of which those after the last tap may remain unread.
+/// Weights of `backbone`, which must be among `files`. Tensors after the last tap may remain unread.
 pub(super) fn weights(files: &Files, backbone: Backbone) -> Weights {
     let network = &files[&backbone].network;
     let unused = network.tensors.names().into_iter().filter(|n| backbone.leaves_unused(n));
@@ -122,14 +123,14 @@ mod tests {
         }
 
         let files = open(&[Lite0], &[file("a.safetensors")]).unwrap();
-        // The classifier may remain unread, and nothing else.
+        // Only the classifier may remain unread.
         let like = LibTorch::running(tch::Device::Cpu, true);
         assert!(FeatureNetwork::build(&like, Lite0, &|| weights(&files, Lite0)).is_ok());
         let all = || files[&Lite0].network.weights();
         let unread = FeatureNetwork::build(&like, Lite0, &all).unwrap_err().to_string();
         assert!(unread.contains("7 unexpected tensor(s) in the checkpoint"), "{unread}");
 
-        // Another classifier than the published one's does not matter, other widths do.
+        // Another classifier is accepted, other widths are not.
         let vgg = |name: &str, config: &VggConfig| {
             let mut b = OnnxBackend::new("names", Weights::initialised(1));
             Vgg16::build(&mut b, &Scope::root(), config).unwrap();

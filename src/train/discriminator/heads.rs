@@ -9,7 +9,7 @@ use super::projector::WIDTH;
 use super::sizes::{SCALES, Sizes, nearest_size};
 use crate::train::libtorch::{LibTorch, Value, int};
 
-/// Trained part: one small discriminator on each map.
+/// One small discriminator for each map.
 #[derive(Debug, Clone)]
 pub(super) struct MultiScaleHeads {
     heads: Vec<Head>,
@@ -68,8 +68,8 @@ impl NormedConv {
 }
 
 impl MultiScaleHeads {
-    /// Takes `discriminators.<backbone>.mini_discs.*`. `classes` are the initial values of a conditional discriminator's class tables
-    /// `[1000, 320]`.
+    /// Takes `discriminators.<backbone>.mini_discs.*`. `classes` gives the initial values of the class tables
+    /// `[1000, 320]` of a conditional discriminator.
     pub(super) fn build(b: &mut LibTorch, backbone: &str, sizes: &Sizes, classes: Option<&Init>) -> Result<Self> {
         const MAP_CHANNELS: [usize; SCALES] = [WIDTH, WIDTH, 2 * WIDTH, 4 * WIDTH];
         let (end, kernel) = (sizes.end(), sizes.kernel());
@@ -107,7 +107,8 @@ impl MultiScaleHeads {
         Ok(Self { heads })
     }
 
-    /// Maps of a projector, `labels [N, label_dim]` one-hot for a conditional one, to logits `[N, L]`, head 0 first.
+    /// Logits `[N, L]` of the maps of a projector, head 0 first. `labels [N, label_dim]` are one-hot and belong to a
+    /// conditional discriminator.
     pub(super) fn forward(&self, b: &mut LibTorch, maps: &[Value], labels: Option<&Value>) -> Result<Value> {
         let mut logits = Vec::new();
         for (head, map) in self.heads.iter().zip(maps) {
@@ -128,7 +129,7 @@ impl MultiScaleHeads {
     }
 }
 
-/// Channels of a head at a nominal size (the width table of MiDaS, as Projected GAN has it).
+/// Channels of a head at a nominal map size (table of MiDaS, as used by Projected GAN).
 fn table_width(size: usize) -> usize {
     const TABLE: [(usize, usize); 11] = [
         (1, 2048),

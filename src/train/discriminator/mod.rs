@@ -27,14 +27,14 @@ use self::projector::Projector;
 use super::augment::diff::diff_augment;
 use super::libtorch::{LibTorch, Named, Value};
 
-/// What a discriminator is made of.
+/// Configuration of a discriminator.
 #[derive(Debug, Clone)]
 pub struct CriticConfig {
     /// Feature networks, in the order of their logits.
     pub backbones: Vec<Backbone>,
     /// Checkpoints of the feature networks, in any order.
     pub weights: Vec<PathBuf>,
-    /// How images are resized before the feature networks.
+    /// Resizing of images before the feature networks.
     pub feature_size: FeatureSize,
     /// Initial rows of the class tables of a conditional discriminator.
     pub classes: Option<ClassRows>,
@@ -42,7 +42,7 @@ pub struct CriticConfig {
     pub diffaug: bool,
 }
 
-/// A projected discriminator: on the maps of each feature network, four heads.
+/// A projected discriminator: four heads for each feature network.
 #[derive(Debug)]
 pub struct Critic {
     parts: Vec<(Projector, MultiScaleHeads)>,
@@ -50,12 +50,13 @@ pub struct Critic {
 }
 
 impl Critic {
-    /// Loads the feature networks and draws the rest from `seed`, for images of `image` pixels with `label_dim` classes, 0 for none, on a device and of an
-    /// element type. The tensors are
-    /// those of the heads and the random convolutions; feature networks have no part in training and are not saved.
+    /// Loads the feature networks and initialises the other tensors from `seed`, for images of `image` pixels with
+    /// `label_dim` classes (0 for none), on the given device and with the given element type. The returned tensors are
+    /// those of the heads and the random convolutions. Feature networks are neither trained nor saved.
     ///
     /// # Errors
-    /// Missing, unreadable or wrong files; sizes without heads; classes without their tables, or more than there are rows.
+    /// If a file is missing, unreadable or of another network, heads are not defined for the image size, or `classes`
+    /// and `label_dim` do not fit together.
     pub fn load(
         config: &CriticConfig,
         image: usize,
@@ -84,11 +85,11 @@ impl Critic {
         Ok((critic, b.finish()?.0))
     }
 
-    /// Takes the random convolutions and the heads from `b`; `weights` gives those of a feature network. `classes` are the initial values of a
-    /// conditional discriminator's class tables `[1000, 320]`.
+    /// Takes the random convolutions and the heads from `b`, and the weights of a feature network from `weights`.
+    /// `classes` gives the initial values of the class tables `[1000, 320]` of a conditional discriminator.
     ///
     /// # Errors
-    /// Those of [`LibTorch::state`].
+    /// The errors of [`LibTorch::state`].
     pub fn build(
         b: &mut LibTorch,
         backbones: &[Backbone],
@@ -105,11 +106,11 @@ impl Critic {
         Ok(Self { parts, diffaug: false })
     }
 
-    /// The same heads and feature networks with random convolutions drawn from another `seed`, and their tensors: what another process sees images
-    /// with.
+    /// A discriminator with the same heads and feature networks, but random convolutions drawn from `seed`; and the
+    /// tensors of these convolutions. In the original, each process has its own.
     ///
     /// # Errors
-    /// Those of [`LibTorch::state`].
+    /// The errors of [`LibTorch::state`].
     pub fn redrawn(&self, seed: u64, (device, kind): (Device, Kind)) -> Result<(Self, Vec<Named>)> {
         let mut b = LibTorch::with_weights(Weights::initialised(seed), device).in_kind(kind);
         let part = |(projector, heads): &(Projector, MultiScaleHeads)| Ok((projector.redrawn(&mut b)?, heads.clone()));
@@ -117,14 +118,15 @@ impl Critic {
         Ok((Self { parts, diffaug: self.diffaug }, b.finish()?.0))
     }
 
-    /// Logits `[B, L]` of `images [B, 3, H, W]` in [-1, 1], for each feature network; `labels [B, K]` one-hot for a conditional discriminator.
+    /// Logits `[B, L]` of `images [B, C, H, W]` (1 or 3 channels) in [-1, 1], for each feature network. `labels [B, K]`
+    /// are one-hot and belong to a conditional discriminator.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if libtorch fails.
     pub fn logits(&self, b: &mut LibTorch, images: &Tensor, labels: Option<&Value>) -> Result<Vec<Tensor>> {
         let logits = |(projector, heads): &(Projector, MultiScaleHeads)| {
             let seen = if self.diffaug { b.ok("diff_augment", diff_augment(images))? } else { images.shallow_clone() };
-            // Feature networks take colours.
+            // Feature networks take three channels.
             let (count, _, height, width) = b.ok("size", seen.size4())?;
             let seen = b.ok("expand", seen.f_expand([count, 3, height, width], false))?;
             let maps = projector.forward(b, &Value(seen))?;
@@ -154,7 +156,7 @@ mod tests {
         assert!(refused(None, 10).contains("in_embeddings/tf_efficientnet_lite0.pkl"));
         assert!(refused(Some(ClassRows::Random), 0).contains("this network has no classes"));
         assert!(refused(Some(ClassRows::Random), 1001).contains("at most 1000 classes, found 1001"));
-        // Then the weights of the feature network are asked for.
+        // Next, the weights of the feature network are required.
         assert!(refused(Some(ClassRows::Random), 10).contains("requires the weights of tf_efficientnet_lite0"));
     }
 
@@ -180,7 +182,7 @@ mod tests {
         let images = Tensor::rand([2, 3, 32, 32], (Kind::Float, Device::Cpu));
         let mut b = LibTorch::running(Device::Cpu, true);
         let found = tch::no_grad(|| critic.logits(&mut b, &images, None)).unwrap();
-        // VGG16's maps are twice as large: 32, 16, 8, 4 end at 4, Lite0's at 2.
+        // The maps of VGG16 are twice as large: its heads end at 4 × 4, those of Lite0 at 2 × 2.
         assert_eq!(found.iter().map(Tensor::size).collect::<Vec<_>>(), [[2, 64], [2, 16]]);
     }
 

@@ -11,7 +11,7 @@ use crate::train::libtorch::{LibTorch, Value};
 /// Channels of the finest mixed map.
 pub(super) const WIDTH: usize = 64;
 
-/// A feature network and random convolutions after it (Sauer et al. 2021).
+/// A feature network followed by random convolutions (Sauer et al. 2021).
 #[derive(Debug, Clone)]
 pub(super) struct Projector {
     backbone: Backbone,
@@ -19,7 +19,7 @@ pub(super) struct Projector {
     scope: Scope,
     input: usize,
     network: FeatureNetwork,
-    /// Convolutions that give a transformer's maps the sizes of a convolutional network's.
+    /// Convolutions that bring the maps of a transformer to the sizes of those of a convolutional network.
     adapters: Vec<Vec<Mixing>>,
     channel_mixing: Vec<Mixing>,
     scale_mixing: Vec<Mixing>,
@@ -40,7 +40,7 @@ enum How {
     Pointwise,
     /// 3×3, stride 2.
     Halving,
-    /// Transposed; kernel and stride are this.
+    /// Transposed convolution; kernel size and stride are this value.
     Enlarging(usize),
 }
 
@@ -73,8 +73,8 @@ impl Mixing {
 }
 
 impl Projector {
-    /// Takes the mixing convolutions below `feature_networks.<backbone>.scratch` and a transformer's adapters below
-    /// `feature_networks.<backbone>.pretrained`; `network` brings weights of its own.
+    /// Takes the mixing convolutions below `feature_networks.<backbone>.scratch` and the adapters of a transformer
+    /// below `feature_networks.<backbone>.pretrained`. `network` already has its weights.
     pub(super) fn build(b: &mut LibTorch, backbone: Backbone, sizes: &Sizes, network: FeatureNetwork) -> Result<Self> {
         let scope = Scope::root().child("feature_networks").child(backbone.name());
         let channels = backbone.channels();
@@ -83,7 +83,7 @@ impl Projector {
             let resize = [Some(How::Enlarging(4)), Some(How::Enlarging(2)), None, Some(How::Halving)];
             for (i, (outputs, resize)) in channels.into_iter().zip(resize).enumerate() {
                 let layer = scope.child("pretrained").child(format!("layer{}", i + 1));
-                // Before these are the original's layers without weights.
+                // In the original, layers without weights precede these.
                 let mut convs = vec![Mixing::build(b, layer.child(3), channels[SCALES - 1], outputs, How::Pointwise)?];
                 if let Some(how) = resize {
                     convs.push(Mixing::build(b, layer.child(4), outputs, outputs, how)?);
@@ -105,12 +105,12 @@ impl Projector {
         Ok(Self { backbone, sizes: *sizes, scope, input, network, adapters, channel_mixing, scale_mixing })
     }
 
-    /// The same feature network with other random convolutions, which `b` gives.
+    /// A projector with the same feature network and the random convolutions that `b` gives.
     pub(super) fn redrawn(&self, b: &mut LibTorch) -> Result<Self> {
         Self::build(b, self.backbone, &self.sizes, self.network.clone())
     }
 
-    /// Images `[N, 3, H, W]` in [-1, 1] to four maps with 64, 64, 128 and 256 channels, finest first.
+    /// Four maps with 64, 64, 128 and 256 channels, finest first, of images `[N, 3, H, W]` in [-1, 1].
     pub(super) fn forward(&self, b: &mut LibTorch, x: &Value) -> Result<Vec<Value>> {
         b.enter(&self.scope);
         let mut x = self.network.normalise(b, x)?;

@@ -2,30 +2,32 @@
 
 use d2o_converters::error::{Error, Result};
 
-/// Maps of a projector, and heads on them.
+/// Number of feature maps of a projector, each with one head.
 pub(super) const SCALES: usize = 4;
-/// Size that images are resized to by the original's rule, and always before a vision transformer, pixels.
+/// Size to which images are resized with `interp224`, and always for a vision transformer, pixels.
 pub(super) const RESIZED: usize = 224;
-/// Size whose nominal maps resized images have by the original's rule, pixels.
+/// Image size that gives the nominal map sizes of images resized with `interp224`, pixels.
 const NOMINAL: usize = 256;
 
-/// How images are resized before a convolutional feature network. A vision transformer sees them at 224 pixels in any case.
+/// Resizing of images before a convolutional feature network. A vision transformer always gets 224 pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeatureSize {
-    /// The original's `interp224=True`: smaller images are resized to 224 pixels and have the nominal sizes of 256; others are left as they are.
+    /// `interp224=True` of the original: images below 224 pixels are resized to 224, with the nominal map sizes of 256.
+    /// Other images are not resized.
     Interp224,
-    /// The original's `interp224=False`: never.
+    /// `interp224=False` of the original: no resizing.
     Unchanged,
-    /// To this many pixels, which also determine the nominal sizes: less work, not the original's rule.
+    /// Resizing to this many pixels, which also determine the nominal map sizes. Not an option of the original.
     Pixels(usize),
 }
 
-/// What a [`FeatureSize`] means for images of one size.
+/// Input size and nominal map sizes for images of one size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
-    /// Height and width that a convolutional feature network sees, pixels.
+    /// Height and width of the input of a convolutional feature network, pixels.
     pub input: usize,
-    /// Nominal heights and widths of the maps, finest first. The depth of the heads follows from them, whatever the sizes of the maps are.
+    /// Nominal heights and widths of the maps, finest first. They determine the depth of the heads, even if the maps
+    /// have other sizes.
     pub nominal: [usize; SCALES],
 }
 
@@ -33,7 +35,7 @@ impl FeatureSize {
     /// The sizes for images of `image` pixels.
     ///
     /// # Errors
-    /// `Config` if the maps of the feature network would not be multiples of each other, or no heads are defined for their nominal sizes.
+    /// `Config` if the input is not a multiple of 32 pixels, or heads are not defined for the nominal map sizes.
     pub fn of(self, image: usize) -> Result<Sizes> {
         let (input, nominal) = match self {
             Self::Interp224 if image < RESIZED => (RESIZED, NOMINAL),
@@ -53,17 +55,17 @@ impl FeatureSize {
 }
 
 impl Sizes {
-    /// Nominal size at which the heads end.
+    /// Nominal map size before the last convolution of the heads.
     pub(super) fn end(&self) -> usize {
         self.nominal[SCALES - 1].min(8)
     }
 
-    /// Kernel of the last convolution of the heads.
+    /// Kernel size of the last convolution of the heads.
     pub(super) fn kernel(&self) -> usize {
         if self.end() == 8 { 4 } else { self.end() / 2 }
     }
 
-    /// Convolutions of each head before its last.
+    /// Number of convolutions of each head before its last.
     #[must_use]
     pub fn depths(&self) -> [usize; SCALES] {
         self.nominal.map(|start| halvings(nearest_size(start), self.end()))
@@ -80,7 +82,7 @@ fn halvings(mut from: usize, to: usize) -> usize {
     count
 }
 
-/// The power of two from 1 to 1024 nearest to `size`, the smaller one of two equally near.
+/// The power of two from 1 to 1024 nearest to `size`; the smaller one if two are equally near.
 pub(super) fn nearest_size(size: usize) -> usize {
     (0..=10).map(|e| 1_usize << e).min_by_key(|p| p.abs_diff(size)).unwrap_or(size)
 }

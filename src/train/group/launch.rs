@@ -5,51 +5,53 @@ use anyhow::Context as _;
 /// One process of several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
-    /// Its number, from 0.
+    /// Rank, from 0.
     pub rank: usize,
-    /// How many there are, at least 2.
+    /// Number of processes, at least 2.
     pub size: usize,
-    /// Its number on its host, if the launcher gives one.
+    /// Rank on its host, if the launcher gives one.
     pub local_rank: Option<usize>,
-    /// How they reach each other.
+    /// Transport between the processes.
     pub way: Way,
 }
 
-/// How processes reach each other.
+/// Transport between processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Way {
-    /// MPI, which mpiexec, mpirun and srun prepare.
+    /// MPI, set up by mpiexec, mpirun or srun.
     Mpi,
-    /// TCP, at an address that torchrun gives, or the user beside srun.
+    /// TCP, at an address from torchrun, or from the user with srun.
     Tcp(Meeting),
 }
 
-/// Where processes meet by TCP.
+/// Address where processes connect by TCP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meeting {
     /// Host of process 0.
     pub host: String,
-    /// Port.
+    /// Port of process 0, or of the store if there is a `key`.
     pub port: u16,
-    /// The key for process 0's own port in the `TCPStore` that torchrun's agent runs at `port`; `None` where nothing listens there yet.
+    /// Key under which process 0 publishes its port in the `TCPStore` that torchrun's agent runs at `port`. `None` if
+    /// process 0 listens at `port`.
     pub key: Option<String>,
 }
 
 impl Launch {
-    /// From the environment; `None` for a single process.
+    /// Reads the environment; `None` for a single process.
     ///
     /// # Errors
-    /// Those of [`Launch::read`].
+    /// The errors of [`Launch::read`].
     pub fn from_environment() -> anyhow::Result<Option<Self>> {
         Self::read(&|name| std::env::var(name).ok())
     }
 
-    /// From the variables that `variable` gives; `None` for a single process. In this order: torchrun's `RANK` and `WORLD_SIZE`; Open MPI's; those of PMI
-    /// (MPICH and its relatives); srun's. Slurm sets `SLURM_NTASKS` in the shells of salloc and sbatch too, where it starts one process:
-    /// `SLURM_STEP_NUM_TASKS` counts the processes of the step that this one belongs to.
+    /// Reads the variables that `variable` returns; `None` for a single process. Tries, in this order: `RANK` and
+    /// `WORLD_SIZE` of torchrun, the variables of Open MPI, of PMI (MPICH and its derivatives), and of srun. Slurm also
+    /// sets `SLURM_NTASKS` in the shells of salloc and sbatch, where it starts one process. `SLURM_STEP_NUM_TASKS`
+    /// counts the processes of the step that this process belongs to.
     ///
     /// # Errors
-    /// Variables that are not numbers, or contradict each other; an address that is missing.
+    /// If a variable is not a number, variables contradict each other, or the address is missing.
     pub fn read(variable: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Option<Self>> {
         let parsed = |name: &str, text: String| -> anyhow::Result<usize> {
             text.parse().with_context(|| format!("{name}={text}: expected a number"))
@@ -82,12 +84,12 @@ impl Launch {
 }
 
 impl Meeting {
-    /// From `MASTER_ADDR` and `MASTER_PORT`, if the first is set.
+    /// Reads `MASTER_ADDR` and `MASTER_PORT`; `None` if the first is not set.
     fn read(variable: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Option<Self>> {
         let Some(host) = variable("MASTER_ADDR") else { return Ok(None) };
         let port = variable("MASTER_PORT").context("MASTER_ADDR is set, but MASTER_PORT is not")?;
         let port = port.parse().with_context(|| format!("MASTER_PORT={port}: expected a port"))?;
-        // Under its own rendezvous the agent of torchrun listens there, for as long as it restarts processes.
+        // With the rendezvous of torchrun, its agent listens at this port as long as it restarts processes.
         let agent = variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v.eq_ignore_ascii_case("true"));
         let text = |name: &str| variable(name).unwrap_or_default();
         let key =
@@ -116,7 +118,7 @@ mod tests {
         let torchrun = "RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 MASTER_ADDR=a MASTER_PORT=29500";
         let at = |key: Option<&str>| Way::Tcp(Meeting { host: "a".into(), port: 29500, key: key.map(Into::into) });
         assert_eq!(read(torchrun).unwrap(), launch(3, 4, Some(1), at(None)));
-        // The agent's store, within an allocation of Slurm.
+        // The store of the agent, in a Slurm allocation.
         let agent = "TORCHELASTIC_USE_AGENT_STORE=True TORCHELASTIC_RUN_ID=r TORCHELASTIC_RESTART_COUNT=2";
         let slurm = "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_LOCALID=0";
         let found = read(&format!("{torchrun} {agent} {slurm}")).unwrap();
@@ -125,7 +127,7 @@ mod tests {
         let open_mpi = "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_RANK=0";
         assert_eq!(read(open_mpi).unwrap(), launch(1, 2, Some(0), Way::Mpi));
         assert_eq!(read("PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1").unwrap(), launch(1, 2, Some(1), Way::Mpi));
-        // mpiexec within a step of Slurm: its own numbers count.
+        // mpiexec in a Slurm step: the numbers of mpiexec take precedence.
         assert_eq!(read(&format!("PMI_RANK=1 PMI_SIZE=3 {slurm}")).unwrap(), launch(1, 3, Some(0), Way::Mpi));
         assert_eq!(read(slurm).unwrap(), launch(0, 2, Some(0), Way::Mpi));
         assert_eq!(read(&format!("{slurm} MASTER_ADDR=a MASTER_PORT=29500")).unwrap(), launch(0, 2, Some(0), at(None)));

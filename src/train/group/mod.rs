@@ -1,6 +1,7 @@
 //! The processes of a run: one alone, or several that share each batch and keep the same parameters.
 //!
-//! Processes started by mpiexec or srun reach each other by MPI, those of torchrun by TCP. On the CPU MPI also carries gradients, on CUDA devices NCCL does.
+//! Processes started by mpiexec or srun communicate by MPI, those started by torchrun, or by srun with MASTER_ADDR, by
+//! TCP. Gradients are exchanged by MPI on the CPU and by NCCL on CUDA devices.
 
 mod launch;
 mod mpi;
@@ -19,7 +20,7 @@ use tch::{Device, Tensor};
 
 use crate::commands::ExitStatus;
 
-/// The processes of a run, and which of them this is.
+/// The processes of a run, and the rank of this process.
 #[derive(Debug)]
 pub struct Group {
     rank: usize,
@@ -28,7 +29,7 @@ pub struct Group {
     nccl: OnceCell<nccl::Group>,
 }
 
-/// How small messages travel.
+/// Transport of small messages.
 #[derive(Debug)]
 enum Control {
     Alone,
@@ -36,12 +37,12 @@ enum Control {
     Tcp(star::Star),
 }
 
-/// An error at a point where all processes end: each knows of it, one reports it.
+/// An error at a point where all processes end. All processes know of it, and one reports it.
 #[derive(Debug)]
 enum Agreed {
-    /// This one.
+    /// This process reports it.
     Here(anyhow::Error),
-    /// Another.
+    /// Another process reports it.
     Elsewhere,
 }
 
@@ -63,10 +64,10 @@ impl Group {
         Self { rank: 0, names: vec!["this process".to_owned()], control: Control::Alone, nccl: OnceCell::new() }
     }
 
-    /// Meets the other processes of `launch`.
+    /// Connects to the other processes of `launch`. Without `launch`, the group is a single process.
     ///
     /// # Errors
-    /// No MPI library where it is needed; processes that do not come.
+    /// If MPI is required and no library is found, or a process does not connect.
     pub fn meet(launch: Option<&Launch>) -> anyhow::Result<Self> {
         let Some(Launch { rank, size, way, .. }) = launch else { return Ok(Self::alone()) };
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -83,7 +84,7 @@ impl Group {
     /// Prepares the exchange of tensors on `device`.
     ///
     /// # Errors
-    /// Processes without a way to exchange tensors there; the errors of another process.
+    /// If the processes cannot exchange tensors on this device, or another process fails.
     pub fn attach(&self, device: Device) -> anyhow::Result<()> {
         if self.size() == 1 {
             return Ok(());
@@ -107,7 +108,7 @@ impl Group {
         Ok(())
     }
 
-    /// This process's number, from 0.
+    /// Rank of this process, from 0.
     #[must_use]
     pub fn rank(&self) -> usize {
         self.rank
@@ -119,23 +120,23 @@ impl Group {
         self.names.len()
     }
 
-    /// Whether this is the one that writes.
+    /// Whether this process has rank 0, and so writes the files.
     #[must_use]
     pub fn leads(&self) -> bool {
         self.rank == 0
     }
 
-    /// What each process is called: its number, host and process id.
+    /// Names of all processes: rank, host and process ID.
     #[must_use]
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// Replaces the values of `tensor`, a contiguous vector, by the sums over all processes: the same bits in all of them. On the CPU processes are
-    /// added in their order.
+    /// Replaces the values of `tensor`, a contiguous vector, by the sums over all processes. All processes get the same
+    /// bits. On the CPU the values are added in rank order.
     ///
     /// # Errors
-    /// Those of the engine.
+    /// If MPI, NCCL or libtorch fails, or the exchange of tensors is not prepared.
     pub fn sum(&self, tensor: &Tensor) -> anyhow::Result<()> {
         match (&self.control, self.nccl.get()) {
             (Control::Alone, _) => Ok(()),
@@ -145,10 +146,10 @@ impl Group {
         }
     }
 
-    /// Tensor `own [...]` of each process as `[processes, ...]`.
+    /// The tensors `own [...]` of all processes as `[processes, ...]`.
     ///
     /// # Errors
-    /// Those of the engine.
+    /// If MPI, NCCL or libtorch fails, or the exchange of tensors is not prepared.
     pub fn gather(&self, own: &Tensor) -> anyhow::Result<Tensor> {
         match (&self.control, self.nccl.get()) {
             (Control::Alone, _) => Ok(own.f_unsqueeze(0)?),
@@ -161,7 +162,7 @@ impl Group {
     /// Replaces the values of `tensor`, contiguous, by those of process 0.
     ///
     /// # Errors
-    /// Those of the engine.
+    /// If MPI or NCCL fails, or the exchange of tensors is not prepared.
     pub fn broadcast(&self, tensor: &Tensor) -> anyhow::Result<()> {
         match (&self.control, self.nccl.get()) {
             (Control::Alone, _) => Ok(()),
@@ -171,19 +172,19 @@ impl Group {
         }
     }
 
-    /// Whether each of `flags` is set in any process.
+    /// For each of `flags`, whether any process has set it.
     ///
     /// # Errors
-    /// Those of the engine.
+    /// If the communication between processes fails.
     pub fn any<const N: usize>(&self, flags: [bool; N]) -> anyhow::Result<[bool; N]> {
         let all = self.exchange(&flags.map(u8::from))?;
         Ok(std::array::from_fn(|i| all.iter().skip(i).step_by(N).any(|f| *f != 0)))
     }
 
-    /// `result` if all processes have succeeded; else an error in all of them, which one reports.
+    /// `result` if all processes succeeded. Otherwise an error in all of them, which the first failed process reports.
     ///
     /// # Errors
-    /// That of a process.
+    /// If any process failed.
     pub fn agree<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
         if self.size() == 1 {
             return result;
@@ -196,7 +197,7 @@ impl Group {
         }
     }
 
-    /// An `error` that all processes have at the same point: process 0 reports it.
+    /// Marks an `error` that all processes have at the same point. Process 0 reports it.
     #[must_use]
     pub fn shared(&self, error: anyhow::Error) -> anyhow::Error {
         match (self.size(), self.leads()) {
@@ -206,10 +207,11 @@ impl Group {
         }
     }
 
-    /// An error unless `bytes`, which are `what`, are the same in all processes.
+    /// An error unless `bytes` are the same in all processes. `what` names them in the error.
     ///
     /// # Errors
-    /// Which process has others than process 0.
+    /// If a process has other bytes than process 0; the error names the first such process. Also if the communication
+    /// fails.
     pub fn ensure_same(&self, what: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let digests = self.exchange(&Sha256::digest(bytes))?;
         let digests: Vec<&[u8]> = digests.chunks(digests.len() / self.size()).collect();
@@ -221,10 +223,11 @@ impl Group {
         }
     }
 
-    /// Ends the processes with the outcome of this one's work; its error is reported here or returned, unless another process reports it.
+    /// Ends the group with the outcome of this process. An error is reported here or returned, unless another process
+    /// reports it.
     ///
     /// # Errors
-    /// An error that this process is to report.
+    /// The error that this process reports.
     pub fn conclude(self: Rc<Self>, outcome: anyhow::Result<ExitStatus>) -> anyhow::Result<ExitStatus> {
         let outcome = match outcome {
             Ok(status) => Ok(status),
@@ -232,7 +235,7 @@ impl Group {
                 Ok(Agreed::Here(error)) => Err(error),
                 Ok(Agreed::Elsewhere) => Ok(ExitStatus::Trouble),
                 Err(error) if self.size() == 1 => return Err(error),
-                // The others wait for this process somewhere.
+                // The other processes may be waiting for this one.
                 Err(error) => {
                     report(&self.named(error));
                     self.abort();
@@ -260,7 +263,7 @@ impl Group {
         if self.leads() { error } else { error.context(self.names[self.rank].clone()) }
     }
 
-    /// `own` of each process, of the same length everywhere, one after the other.
+    /// `own` of all processes, concatenated in rank order. All must have the same length.
     fn exchange(&self, own: &[u8]) -> anyhow::Result<Vec<u8>> {
         match &self.control {
             Control::Alone => Ok(own.to_vec()),
@@ -269,7 +272,7 @@ impl Group {
         }
     }
 
-    /// `own` of each process.
+    /// `own` of each process, of any length.
     fn gather_bytes(&self, own: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
         let lengths = self.exchange(&u64::try_from(own.len())?.to_le_bytes())?;
         let lengths: Vec<usize> = lengths
@@ -288,7 +291,7 @@ fn detached() -> anyhow::Error {
     anyhow::anyhow!("the group of processes cannot exchange tensors yet")
 }
 
-/// What ends this process when another, called `peer`, is lost.
+/// Ends this process after the loss of the process named `peer`.
 fn end_with(peer: &str, loss: &star::Loss) {
     if let star::Loss::Silent(why) = loss {
         report(&anyhow::anyhow!("{peer} ended: {why}"));
@@ -301,7 +304,7 @@ fn report(error: &anyhow::Error) {
     let _ = write!(std::io::stderr().lock(), "{}", crate::printer::printable(&crate::error::render(error)));
 }
 
-/// Ends this process without destructors.
+/// Removes temporary files and ends this process without destructors.
 fn exit() -> ! {
     let _removed = d2o_files::remove_temporary();
     signal_hook::low_level::exit(ExitStatus::Trouble as i32)

@@ -1,7 +1,8 @@
-//! MPI by the standard ABI of MPI 5, from a library that is loaded at run time: no header, no compiler wrapper, any implementation that has it.
+//! MPI through the standard ABI of MPI 5, from a library that is loaded at run time. It needs no header and no compiler
+//! wrapper, and works with any implementation of the ABI.
 //!
-//! MPI moves bytes only. Sums are computed here, by each process for its slice of the elements in the order of the processes: all get the same bits, and
-//! the same ones every time.
+//! MPI only transfers bytes. Sums are computed here: each process adds its slice of the elements in rank order. All
+//! processes get the same bits, and every run gives the same bits.
 
 use std::ffi::{OsString, c_int, c_void};
 
@@ -11,14 +12,14 @@ use tch::Tensor;
 
 use crate::engine::installed;
 
-/// Elements of a process's slice of a sum that are exchanged at a time.
+/// Elements of the slice of a process that are exchanged at a time.
 const CHUNK: i64 = 1 << 20;
-/// Where `cargo xtask setup` puts the library, below its cache.
+/// The library that `cargo xtask setup` installs, relative to its cache.
 const INSTALLED: &str = "mpich-5.0.2/lib/libmpi_abi.so.1";
-/// The name that the standard gives the library.
+/// Name of the library in the standard.
 const STANDARD: &str = "libmpi_abi.so.1";
 
-/// `MPI_Comm` and `MPI_Datatype`: pointers whose values for predefined handles the standard fixes.
+/// `MPI_Comm` and `MPI_Datatype`: pointers. The standard fixes the values of predefined handles.
 type Handle = *mut c_void;
 /// `MPI_Alltoall` and `MPI_Allgather`.
 type Exchange = unsafe extern "C" fn(*const c_void, c_int, Handle, *mut c_void, c_int, Handle, Handle) -> c_int;
@@ -33,7 +34,7 @@ const BYTE: usize = 0x247;
 const ABI: c_int = 1;
 const THREAD_FUNNELED: c_int = 1024;
 
-/// `MPI_COMM_WORLD`. A failing operation ends all its processes with MPI's own message, which is the standard's default.
+/// `MPI_COMM_WORLD`. By default, a failing operation ends all processes with a message of MPI.
 #[derive(Debug)]
 pub(super) struct World {
     size: usize,
@@ -42,20 +43,21 @@ pub(super) struct World {
     broadcast: Broadcast,
     abort: unsafe extern "C" fn(Handle, c_int) -> c_int,
     finalize: unsafe extern "C" fn() -> c_int,
-    /// Holds the functions.
+    /// Keeps the functions loaded.
     _library: Library,
 }
 
 impl World {
-    /// Joins the processes that the launcher started, `size` of them by its variables, as number `rank`.
+    /// Joins the `size` processes of the launcher as rank `rank`, both from the variables of the launcher.
     ///
     /// # Errors
-    /// No library, or one without the standard ABI; a launcher of another implementation, whose processes this one does not see.
+    /// If there is no library, it lacks the standard ABI, or rank or size differ because the launcher belongs to
+    /// another implementation.
     #[allow(unsafe_code, reason = "signatures and constants are those of mpi_abi.h of MPI 5")]
     pub(super) fn join(rank: usize, size: usize) -> anyhow::Result<Self> {
         let (library, path) = load()?;
         let missing = || format!("`{}` is not a library of the standard MPI ABI", path.to_string_lossy());
-        // SAFETY: each type is that of the function of this name.
+        // SAFETY: each type is that of the function with this name.
         let (version, init, rank_of, size_of, world) = unsafe {
             let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int =
                 *library.get(b"MPI_Abi_get_version\0").with_context(missing)?;
@@ -75,10 +77,12 @@ impl World {
             (version, init, rank_of, size_of, world)
         };
         let (mut abi, mut provided, mut found) = ([0; 2], 0, [0; 2]);
-        // SAFETY: writes two integers; may be called before MPI begins. A library of another ABI has other constants, and says -1.
+        // SAFETY: writes two integers; may be called before MPI is initialised. A library of another ABI has other
+        // constants, and returns -1.
         checked("MPI_Abi_get_version", unsafe { version(&raw mut abi[0], &raw mut abi[1]) })?;
         anyhow::ensure!(abi[0] == ABI, missing());
-        // SAFETY: null for no arguments is allowed since MPI-2; each call writes one integer. This is the first call of MPI, and all come from one thread.
+        // SAFETY: null for no arguments is allowed since MPI-2; each call writes one integer. `MPI_Init_thread` is the
+        // first call, and all calls come from one thread.
         unsafe {
             checked(
                 "MPI_Init_thread",
@@ -98,24 +102,24 @@ impl World {
         Ok(world)
     }
 
-    /// `own` of each process, which has the same number of bytes everywhere, one after the other.
+    /// `own` of all processes, concatenated in rank order. All must have the same length.
     ///
     /// # Errors
-    /// Those of MPI; more than 2 GiB.
+    /// If MPI fails, or `own` has 2 GiB or more.
     #[allow(unsafe_code, reason = "MPI takes pointers")]
     pub(super) fn gather_bytes(&self, own: &[u8]) -> anyhow::Result<Vec<u8>> {
         let mut all = vec![0_u8; own.len() * self.size];
-        // SAFETY: the buffers hold what is sent and what all send.
+        // SAFETY: `own` holds the bytes to send, and `all` those of all processes.
         unsafe {
             self.exchange("MPI_Allgather", self.all_gather, own.as_ptr().cast(), own.len(), all.as_mut_ptr().cast())?
         };
         Ok(all)
     }
 
-    /// Tensor `own [...]` of each process as `[processes, ...]`.
+    /// The tensors `own [...]` of all processes as `[processes, ...]`.
     ///
     /// # Errors
-    /// Those of MPI; libtorch's own; more than 2 GiB.
+    /// If MPI or libtorch fails, or `own` has 2 GiB or more.
     #[allow(unsafe_code, reason = "MPI takes pointers")]
     pub(super) fn gather(&self, own: &Tensor) -> anyhow::Result<Tensor> {
         let (own, bytes) = on_cpu(own)?;
@@ -131,7 +135,7 @@ impl World {
     /// Replaces the values of `tensor`, a contiguous vector on the CPU, by the sums over all processes.
     ///
     /// # Errors
-    /// Those of MPI; libtorch's own.
+    /// If MPI or libtorch fails.
     #[allow(unsafe_code, reason = "MPI takes pointers")]
     pub(super) fn sum(&self, tensor: &Tensor) -> anyhow::Result<()> {
         let _guard = tch::no_grad_guard();
@@ -141,7 +145,7 @@ impl World {
         while start < length {
             let count = (processes * CHUNK).min(length - start);
             let mut part = tensor.f_narrow(0, start, count)?;
-            // Slice k of each process goes to process k.
+            // Slice k of each process is sent to process k.
             let slice = (count + processes - 1) / processes;
             let all = Tensor::f_zeros([processes * slice], (tensor.kind(), tensor.device()))?;
             all.f_narrow(0, 0, count)?.f_copy_(&part)?;
@@ -164,7 +168,7 @@ impl World {
     /// Replaces the values of `tensor`, contiguous on the CPU, by those of process 0.
     ///
     /// # Errors
-    /// Those of MPI; more than 2 GiB.
+    /// If MPI fails, or `tensor` has 2 GiB or more.
     #[allow(unsafe_code, reason = "MPI takes pointers")]
     pub(super) fn broadcast(&self, tensor: &Tensor) -> anyhow::Result<()> {
         let (tensor, bytes) = on_cpu(tensor)?;
@@ -175,7 +179,8 @@ impl World {
     }
 
     /// # Safety
-    /// `send` holds `bytes` bytes times the processes for `MPI_Alltoall` and `bytes` for `MPI_Allgather`, `receive` as many times the processes.
+    /// `receive` holds `bytes` bytes per process. `send` holds `bytes` bytes per process for `MPI_Alltoall`, and
+    /// `bytes` bytes for `MPI_Allgather`.
     #[allow(unsafe_code, reason = "MPI takes pointers")]
     unsafe fn exchange(
         &self,
@@ -186,12 +191,12 @@ impl World {
         receive: *mut c_void,
     ) -> anyhow::Result<()> {
         let count = c_int::try_from(bytes).with_context(|| format!("{name} of {bytes} bytes"))?;
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         let code = unsafe { function(send, count, handle(BYTE), receive, count, handle(BYTE), handle(WORLD)) };
         checked(name, code)
     }
 
-    /// Ends this process's part in MPI once all processes come here.
+    /// Finalises MPI once all processes have called this.
     #[allow(unsafe_code, reason = "a function of MPI")]
     pub(super) fn finalize(&self) {
         // SAFETY: no operation is under way, and none follows.
@@ -225,7 +230,8 @@ fn checked(name: &str, code: c_int) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The library that `D2O_MPI` names, else the loader's, else the installed one; and its name.
+/// Loads the library that `D2O_MPI` names, otherwise the one that the loader finds, otherwise the installed one.
+/// Returns it with its name.
 #[allow(unsafe_code, reason = "loading a library runs its initialisers")]
 fn load() -> anyhow::Result<(Library, OsString)> {
     let tried: Vec<OsString> = match std::env::var_os("D2O_MPI") {

@@ -1,4 +1,5 @@
-//! NCCL on CUDA devices, from a library that is loaded at run time: `PyTorch`'s own, which lies in the process once libtorch's CUDA part does.
+//! NCCL on CUDA devices, from a library that is loaded at run time. The library of `PyTorch` is already in the process
+//! if the CUDA part of its libtorch is.
 
 use std::ffi::{CStr, OsString, c_char, c_int, c_void};
 
@@ -29,19 +30,19 @@ impl UniqueId {
     }
 
     /// # Errors
-    /// Too few bytes.
+    /// If there are fewer than 128 bytes.
     pub(super) fn read(bytes: &[u8]) -> anyhow::Result<Self> {
         Ok(Self(bytes.first_chunk().copied().context("expected 128 bytes")?))
     }
 }
 
 type Communicator = *mut c_void;
-/// libtorch works on CUDA's default stream, whose handle is null: what is enqueued there runs in order with it.
+/// CUDA's default stream, which has the null handle. libtorch uses it too, so operations on it run in order.
 const STREAM: *mut c_void = std::ptr::null_mut();
 
 type AllReduce =
     unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Communicator, *mut c_void) -> c_int;
-/// `ncclAllGather`; `ncclBroadcast` has one number more.
+/// `ncclAllGather`. `ncclBroadcast` takes one more number.
 type AllGather = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Communicator, *mut c_void) -> c_int;
 type Broadcast =
     unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Communicator, *mut c_void) -> c_int;
@@ -55,7 +56,7 @@ pub(super) struct Nccl {
     all_gather: AllGather,
     broadcast: Broadcast,
     error: unsafe extern "C" fn(c_int) -> *const c_char,
-    /// Holds the functions.
+    /// Keeps the functions loaded.
     _library: Library,
 }
 
@@ -65,15 +66,16 @@ unsafe extern "C" {
 }
 
 impl Nccl {
-    /// Loads the library that `D2O_NCCL` names, else the loader's.
+    /// Loads the library that `D2O_NCCL` names, otherwise the one that the loader finds.
     ///
     /// # Errors
-    /// No library.
+    /// If there is no library, or it lacks a function.
     #[allow(unsafe_code, reason = "signatures are those of nccl.h, unchanged since NCCL 2.2")]
     pub(super) fn load() -> anyhow::Result<Self> {
         let path = std::env::var_os("D2O_NCCL").unwrap_or_else(|| OsString::from(STANDARD));
         let missing = || format!("`{}` is not NCCL", path.to_string_lossy());
-        // SAFETY: the initialisers of NCCL allocate and read the environment; each type is that of the function of this name.
+        // SAFETY: the initialisers of NCCL allocate and read the environment; each type is that of the function with
+        // this name.
         unsafe {
             let library = Library::new(&path).context(
                 "NCCL was not found: set D2O_NCCL to the path of libnccl.so.2, or add its folder to LD_LIBRARY_PATH",
@@ -90,10 +92,10 @@ impl Nccl {
         }
     }
 
-    /// What all processes of a group need in order to meet, made by process 0.
+    /// The identifier with which all processes of a group connect. Process 0 creates it.
     ///
     /// # Errors
-    /// NCCL's own.
+    /// If NCCL fails.
     #[allow(unsafe_code, reason = "NCCL takes pointers")]
     pub(super) fn unique_id(&self) -> anyhow::Result<UniqueId> {
         let mut id = UniqueId::NONE;
@@ -102,10 +104,11 @@ impl Nccl {
         Ok(id)
     }
 
-    /// Joins the group `id` of `size` processes as number `rank`, on CUDA device `device`, which becomes the current one of this thread.
+    /// Joins the group `id` of `size` processes as rank `rank` on CUDA device `device`, which becomes the current
+    /// device of this thread.
     ///
     /// # Errors
-    /// NCCL's own, among them two processes on one device.
+    /// If NCCL or libtorch fails, for example because two processes use one device.
     #[allow(unsafe_code, reason = "NCCL and libtorch take pointers")]
     pub(super) fn join(self, id: UniqueId, rank: usize, size: usize, device: usize) -> anyhow::Result<Group> {
         let mut guard = std::ptr::null_mut();
@@ -113,7 +116,7 @@ impl Nccl {
         let code = unsafe { aoti_torch_create_device_guard(i32::try_from(device)?, &raw mut guard) };
         anyhow::ensure!(code == 0, "libtorch cannot make CUDA device {device} the current one");
         let mut communicator = std::ptr::null_mut();
-        // SAFETY: writes a pointer, after the other processes have called it too.
+        // SAFETY: writes a pointer, once the other processes have called it too.
         let code = unsafe { (self.join)(&raw mut communicator, i32::try_from(size)?, id, i32::try_from(rank)?) };
         self.checked("ncclCommInitRank", code)?;
         Ok(Group { nccl: self, communicator, size })
@@ -124,14 +127,14 @@ impl Nccl {
         if code == SUCCESS {
             return Ok(());
         }
-        // SAFETY: a constant text for every number.
+        // SAFETY: NCCL has a constant text for every number.
         let text = unsafe { CStr::from_ptr((self.error)(code)) };
         anyhow::bail!("{name}: {} (NCCL_DEBUG=INFO says more)", text.to_string_lossy())
     }
 }
 
-/// Processes with a CUDA device each. Operations are enqueued on CUDA's default stream: none waits for the others. NCCL computes each element once and
-/// sends it to all: all processes get the same bits.
+/// Processes with one CUDA device each. Operations are enqueued on CUDA's default stream without waiting for the other
+/// processes. NCCL computes each element once and sends it to all processes, so all get the same bits.
 #[derive(Debug)]
 pub(super) struct Group {
     nccl: Nccl,
@@ -143,25 +146,25 @@ impl Group {
     /// Replaces the values of `tensor`, contiguous, by the sums over all processes.
     ///
     /// # Errors
-    /// NCCL's own.
+    /// If NCCL fails.
     #[allow(unsafe_code, reason = "NCCL takes pointers")]
     pub(super) fn sum(&self, tensor: &Tensor) -> anyhow::Result<()> {
         let (at, count, kind) = on_device(tensor)?;
-        // SAFETY: in place, on the memory of a tensor that libtorch frees in the order of the stream.
+        // SAFETY: in place on the memory of a tensor, which libtorch frees in stream order.
         let code = unsafe { (self.nccl.all_reduce)(at, at, count, kind, SUM, self.communicator, STREAM) };
         self.nccl.checked("ncclAllReduce", code)
     }
 
-    /// Tensor `own [...]` of each process as `[processes, ...]`.
+    /// The tensors `own [...]` of all processes as `[processes, ...]`.
     ///
     /// # Errors
-    /// NCCL's own; libtorch's own.
+    /// If NCCL or libtorch fails.
     #[allow(unsafe_code, reason = "NCCL takes pointers")]
     pub(super) fn gather(&self, own: &Tensor) -> anyhow::Result<Tensor> {
         let (at, count, kind) = on_device(own)?;
         let dims = [&[i64::try_from(self.size)?], own.size().as_slice()].concat();
         let all = Tensor::f_empty(dims, (own.kind(), own.device()))?;
-        // SAFETY: the second tensor has `size` times the elements of the first, both are contiguous; freed as in `sum`.
+        // SAFETY: `all` has `size` times the elements of `own`; both are contiguous. Memory is freed as in `sum`.
         let code = unsafe { (self.nccl.all_gather)(at, all.data_ptr(), count, kind, self.communicator, STREAM) };
         self.nccl.checked("ncclAllGather", code)?;
         Ok(all)
@@ -170,7 +173,7 @@ impl Group {
     /// Replaces the values of `tensor`, contiguous, by those of process 0.
     ///
     /// # Errors
-    /// NCCL's own.
+    /// If NCCL fails.
     #[allow(unsafe_code, reason = "NCCL takes pointers")]
     pub(super) fn broadcast(&self, tensor: &Tensor) -> anyhow::Result<()> {
         let (at, count, kind) = on_device(tensor)?;
@@ -180,7 +183,7 @@ impl Group {
     }
 }
 
-/// Where `tensor` lies, its elements, and their type.
+/// Address, number of elements and element type of `tensor`.
 fn on_device(tensor: &Tensor) -> anyhow::Result<(*mut c_void, usize, c_int)> {
     let kind = match tensor.kind() {
         Kind::Float => FLOAT32,

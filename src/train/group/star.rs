@@ -1,4 +1,5 @@
-//! Processes that reach each other by TCP, each by a connection to process 0: small messages, and word of a process that ends.
+//! Processes connected by TCP, each with a connection to process 0. Transfers small messages and detects processes that
+//! end.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
@@ -16,35 +17,35 @@ use super::store::Store;
 const MAGIC: [u8; 8] = *b"d2otrn.1";
 /// How long processes wait for each other at the start.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// How long a connection may take to say what it is.
+/// How long a connection may take to identify itself.
 const HELLO: Duration = Duration::from_secs(5);
-/// Time between two signs of life, and the silence after which a process counts as dead.
+/// Interval of heartbeats, and the silence after which a process counts as dead.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(30);
-/// Bytes of a message that are read at most.
+/// Maximum length of the payload of a message, bytes.
 const LONGEST: u32 = 1 << 26;
 
 /// Kinds of messages.
 const DATA: u8 = 0;
 const BEAT: u8 = 1;
-/// A process ends with an error that it has reported.
+/// A process ends with an error that has been reported.
 const FAILED: u8 = 2;
 /// A process is done.
 const DONE: u8 = 3;
 
-/// How a process ended before its time.
+/// How a process was lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// It, or one that process 0 knows of, has reported an error.
+    /// An error has been reported, or process 0 has announced the loss of a process.
     Reported,
-    /// Nothing is known but this.
+    /// The connection failed in this way, without a report.
     Silent(String),
 }
 
-/// What happens when a process is lost: its name, and how.
+/// Called when a process is lost, with its name and how it was lost.
 pub(super) type OnLoss = Arc<dyn Fn(&str, &Loss) + Send + Sync>;
 
-/// Connections between process 0 and each other one.
+/// Connections between process 0 and each other process.
 #[derive(Debug)]
 pub(super) struct Star {
     links: Vec<Link>,
@@ -60,10 +61,10 @@ struct Link {
 }
 
 impl Star {
-    /// Brings process `rank` of `size`, called `name`, together with the others. `on_loss` is called on another thread.
+    /// Connects process `rank` of `size`, named `name`, to the others. `on_loss` is called on another thread.
     ///
     /// # Errors
-    /// A port in use; processes that do not come.
+    /// If the port is in use, or a process does not connect in time.
     pub(super) fn meet(
         meeting: &Meeting,
         rank: usize,
@@ -114,7 +115,7 @@ impl Star {
             let (name, on_loss, others) = (peer.clone(), on_loss.clone(), writers.clone());
             std::thread::spawn(move || {
                 if let Err(loss) = read(stream, &sender) {
-                    // Process 0 lets the others know.
+                    // Process 0 informs the other processes.
                     for other in &others {
                         let _ = send(other, FAILED, &[]);
                     }
@@ -136,10 +137,10 @@ impl Star {
         Ok(Self { links, first, done })
     }
 
-    /// `own` of each process, one after the other.
+    /// `own` of all processes, concatenated in rank order.
     ///
     /// # Errors
-    /// A process that is done already, or a connection that is gone.
+    /// If a process has already finished, or a connection is lost.
     pub(super) fn gather_bytes(&self, own: &[u8]) -> anyhow::Result<Vec<u8>> {
         let receive = |link: &Link| link.inbox.recv().with_context(|| format!("{} stopped sending", link.peer));
         let mut all = own.to_vec();
@@ -148,7 +149,7 @@ impl Star {
                 all.extend(receive(link)?);
             }
             for link in &self.links {
-                // The reader learns of a connection that is gone.
+                // The reader thread detects a lost connection.
                 let _ = send(&link.writer, DATA, &all);
             }
             return Ok(all);
@@ -158,19 +159,19 @@ impl Star {
         receive(link)
     }
 
-    /// Ends the connections once all processes come here.
+    /// Ends the connections once all processes have called this.
     pub(super) fn finish(&self) {
         self.end(DONE);
         for link in &self.links {
-            // Ends with the reader's thread.
+            // Ends with the reader thread.
             while link.inbox.recv().is_ok() {}
         }
     }
 
-    /// Lets the others know that this process ends with an error, which it has reported.
+    /// Informs the other processes that this process ends with an error that it has reported.
     pub(super) fn fail(&self) {
         self.end(FAILED);
-        // A process that ends with bytes unread resets its connections, and what it sent last may be lost.
+        // A process that ends with unread bytes resets its connections, and its last message may be lost.
         std::thread::sleep(Duration::from_millis(200));
     }
 
@@ -182,7 +183,7 @@ impl Star {
     }
 }
 
-/// A connection to `host`, tried until `deadline`.
+/// Connects to `host` and `port`, with retries until `deadline`.
 fn connect(host: &str, port: u16, deadline: Instant) -> anyhow::Result<TcpStream> {
     loop {
         match TcpStream::connect((host, port)) {
@@ -195,7 +196,7 @@ fn connect(host: &str, port: u16, deadline: Instant) -> anyhow::Result<TcpStream
     }
 }
 
-/// Connections of processes 1 to `size` - 1 and their names, in this order. Others are dropped.
+/// Names and connections of processes 1 to `size` − 1, in this order. Other connections are dropped.
 fn accept(
     listener: &TcpListener,
     size: usize,
@@ -227,7 +228,7 @@ fn accept(
     Ok(found.into_iter().flatten().collect())
 }
 
-/// Says which process this is.
+/// Sends rank, number of processes and name of this process.
 fn hello(stream: &mut TcpStream, rank: usize, size: usize, name: &str) -> anyhow::Result<()> {
     let mut text = MAGIC.to_vec();
     for number in [rank, size, name.len()] {
@@ -237,7 +238,7 @@ fn hello(stream: &mut TcpStream, rank: usize, size: usize, name: &str) -> anyhow
     Ok(stream.write_all(&text)?)
 }
 
-/// Which process of `size` the other end is, and its name.
+/// Receives rank and name of the process at the other end, which must be one of `size`.
 fn greeted(stream: &mut TcpStream, size: usize) -> anyhow::Result<(usize, String)> {
     const LONGEST_NAME: usize = 1 << 10;
     let mut head = [0; 20];
@@ -264,7 +265,7 @@ fn send(writer: &Mutex<TcpStream>, kind: u8, payload: &[u8]) -> anyhow::Result<(
     Ok(stream.write_all(&message)?)
 }
 
-/// Passes messages on until the other end is done.
+/// Forwards messages to `inbox` until the other end is done.
 fn read(mut stream: TcpStream, inbox: &Sender<Vec<u8>>) -> Result<(), Loss> {
     let silent = |error: std::io::Error| {
         Loss::Silent(match error.kind() {
@@ -299,7 +300,7 @@ mod tests {
 
     type Losses = Receiver<(usize, String, Loss)>;
 
-    /// Three processes at a free port, each on a thread that does `work`, and what they lose.
+    /// Runs `work` as three processes at a free port, each on its own thread. Returns the losses that they report.
     fn run(work: impl Fn(usize, Star) + Clone + Send + 'static) -> Losses {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let (sender, losses) = channel();
@@ -315,7 +316,7 @@ mod tests {
                 })
             })
             .collect();
-        // A connection of something else is dropped.
+        // A foreign connection is dropped.
         let _ = TcpStream::connect(("127.0.0.1", port)).and_then(|mut s| s.write_all(&[b'x'; 20]));
         for thread in threads {
             thread.join().unwrap();
@@ -339,7 +340,7 @@ mod tests {
     fn a_process_that_ends_is_named() {
         let losses = run(|rank, star| {
             if rank == 1 {
-                // As when it is killed: its sockets are closed.
+                // As if the process were killed: its sockets are closed.
                 for link in &star.links {
                     link.writer.lock().unwrap().shutdown(std::net::Shutdown::Both).unwrap();
                 }
@@ -347,7 +348,7 @@ mod tests {
             }
             let _ = star.gather_bytes(&[0]).unwrap_err();
         });
-        // The first loss that processes 0 and 2 learn of; 0 may also learn that 2 has ended.
+        // The first loss that processes 0 and 2 detect. Process 0 may also detect that 2 has ended.
         let mut first = std::collections::BTreeMap::new();
         for (rank, who, loss) in losses.iter().filter(|(rank, ..)| *rank != 1) {
             first.entry(rank).or_insert((who, loss));

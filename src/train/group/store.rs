@@ -1,4 +1,5 @@
-//! A client of c10d's `TCPStore`, the key-value store that torchrun's agent runs; its protocol is that of `TCPStoreBackend.hpp` of `PyTorch` 2.11.
+//! Client of the `TCPStore` of c10d, the key-value store of torchrun's agent. The protocol is that of
+//! `TCPStoreBackend.hpp` of `PyTorch` 2.11.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -15,7 +16,7 @@ const GET: u8 = 3;
 const WAIT: u8 = 6;
 /// `WaitResponseType::STOP_WAITING`.
 const STOP_WAITING: u8 = 0;
-/// Bytes of a value that are read at most.
+/// Maximum length of a value, bytes.
 const LONGEST: u64 = 1 << 16;
 
 /// A connection to a store.
@@ -23,10 +24,10 @@ const LONGEST: u64 = 1 << 16;
 pub(super) struct Store(TcpStream);
 
 impl Store {
-    /// Over a connection to it; answers may take `patience`.
+    /// Opens the protocol on a connection to the store. An answer may take `patience`.
     ///
     /// # Errors
-    /// Those of the connection.
+    /// If the connection fails.
     pub(super) fn new(mut stream: TcpStream, patience: Duration) -> anyhow::Result<Self> {
         stream.set_read_timeout(Some(patience))?;
         let mut hello = vec![VALIDATE];
@@ -35,10 +36,10 @@ impl Store {
         Ok(Self(stream))
     }
 
-    /// Gives `key` a value, and waits until the store holds it.
+    /// Sets `key` to `value`, and waits until the store holds it.
     ///
     /// # Errors
-    /// Those of the connection.
+    /// If the connection fails, or the store returns another value.
     pub(super) fn set(&mut self, key: &str, value: &[u8]) -> anyhow::Result<()> {
         let mut query = vec![SET];
         append(&mut query, key.as_bytes());
@@ -49,10 +50,10 @@ impl Store {
         Ok(())
     }
 
-    /// The value of `key`, once it has one.
+    /// Waits until `key` has a value, and returns it.
     ///
     /// # Errors
-    /// Those of the connection; an answer that is not one of the protocol.
+    /// If the connection fails, or an answer violates the protocol.
     pub(super) fn get(&mut self, key: &str) -> anyhow::Result<Vec<u8>> {
         let mut query = vec![WAIT];
         query.extend(1_u64.to_ne_bytes());
@@ -74,7 +75,7 @@ impl Store {
     }
 }
 
-/// Bytes after their number.
+/// Appends the length of `bytes`, then `bytes`.
 fn append(query: &mut Vec<u8>, bytes: &[u8]) {
     query.extend((bytes.len() as u64).to_ne_bytes());
     query.extend(bytes);
@@ -96,7 +97,7 @@ mod tests {
         bytes
     }
 
-    /// Serves one connection as the daemon of `TCPStore` does, until it is closed; `broken` is what it answers to a wait.
+    /// Answers one connection like the daemon of `TCPStore` until it is closed. `broken` is the answer to a wait.
     fn serve(listener: &TcpListener, broken: u8) {
         let (mut stream, _) = listener.accept().unwrap();
         let mut values: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();

@@ -1,4 +1,4 @@
-//! Whole iterations: against the original's (`tests/data/gen/iterations.py`) in f64, and resumed in bf16.
+//! Tests of whole iterations: against the original (`tests/data/gen/iterations.py`) in f64, and resumed in bf16.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,9 +17,9 @@ use super::super::options::settle;
 use super::*;
 use crate::cli::{BackbonesArg, TrainSettings};
 
-/// Difference allowed, in parts of a tensor's norm.
+/// Allowed difference, relative to the norm of a tensor.
 const TOLERANCE: f64 = 1e-8;
-/// Norm of updates by gradients that are rounding noise.
+/// Norm below which an update is rounding noise.
 const VANISHES: f64 = 1e-7;
 
 /// Writes EfficientNet-Lite0 with the weights that recipe.py draws.
@@ -50,12 +50,13 @@ fn write_images(path: &Path, seed: u64, dims: [usize; 4]) {
     npz.finish().unwrap();
 }
 
-/// What the original has under `what`: norm of each tensor, and its product with drawn values.
+/// Values of the original for `what`: the norm of each tensor and its dot product with random values.
 fn theirs(expected: &Json, what: &str) -> BTreeMap<String, [f64; 2]> {
     from_value(expected[what].clone()).unwrap()
 }
 
-/// What differs between `values` of the parameters `of` and those under `what`, but for the parameters that `stay`.
+/// Differences between `values` of the updated parameters of `of` and the values of the original for `what`. Skips the
+/// parameters in `stay`.
 #[allow(clippy::print_stdout, reason = "a measurement")]
 fn differences(expected: &Json, what: &str, of: &Trained, values: &[Tensor], stay: &BTreeSet<String>) -> Vec<String> {
     let (theirs, seed) = (theirs(expected, what), expected["seed"].as_u64().unwrap());
@@ -81,7 +82,7 @@ fn differences(expected: &Json, what: &str, of: &Trained, values: &[Tensor], sta
     all
 }
 
-/// A run of D2O on drawn images with a drawn EfficientNet-Lite0, all in `dir`, as iterations.py's, and its images.
+/// A D2O run with random images and a random EfficientNet-Lite0 in `dir`, as in iterations.py, and its images.
 fn drawn_run(dir: &Path, expected: &Json, kind: Kind) -> (Run, TrainingSet) {
     let at = |name: &str| dir.join(name);
     let number = |key: &str| u32::try_from(expected[key].as_u64().unwrap()).unwrap();
@@ -197,7 +198,7 @@ fn three_iterations_are_the_originals() {
         let what = format!("{name}-moved");
         let stay = theirs(&expected, &what).into_iter().filter(|(_, [norm, _])| *norm < VANISHES);
         let stay: BTreeSet<String> = stay.map(|(path, _)| path).collect();
-        // The biases before batch norms.
+        // The biases before batch norms have no effect.
         assert_eq!(stay.len(), if name == "generator" { 0 } else { 10 });
         for (i, moved) in of.updated.iter().zip(&moved).filter(|(i, _)| stay.contains(&of.tensors[**i].path)) {
             let norm = moved.norm().double_value(&[]);

@@ -1,6 +1,7 @@
-//! CUDA fat binaries inside a library: machine code of one architecture is kept, everything else is zeroed.
+//! Reduces the CUDA fat binaries in a library to the machine code of one architecture. Everything else is zeroed.
 //!
-//! Sizes, offsets and headers stay, so the library loads as before, and zeros compress to nothing. It runs on the kept architecture only.
+//! Sizes, offsets and headers stay the same, so the library loads as before, and zeros compress well. It then runs on
+//! the kept architecture only.
 //!
 //! A fat binary is a header of 16 bytes (magic `BA55ED50`, version u16, size of the header u16, size of the entries u64) and entries, each with a header of
 //! its own: kind u16 (1 PTX, 2 machine code), version u16, size of the header u32, size of the code u64, …, architecture u32 at byte 28. All little-endian.
@@ -11,37 +12,38 @@ use anyhow::bail;
 
 const MAGIC: [u8; 4] = 0xBA55_ED50_u32.to_le_bytes();
 const VERSION: u16 = 1;
-/// Bytes of a fat binary's header.
+/// Bytes of the header of a fat binary.
 const HEADER: usize = 16;
-/// Bytes an entry's header has in every version seen.
+/// Bytes of an entry header in every version seen.
 const ENTRY: usize = 64;
-/// An entry's header beyond this is none.
+/// Longest plausible entry header, bytes.
 const MAX_ENTRY: usize = 256;
-/// Byte of an entry's header where the architecture stands.
+/// Offset of the architecture in an entry header, bytes.
 const ARCHITECTURE: usize = 28;
 
-/// What [`keep`] found and did.
+/// Result of [`keep`].
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Trimmed {
     /// Fat binaries that were read.
     pub(crate) binaries: usize,
     /// Bytes of code that were zeroed.
     pub(crate) zeroed_bytes: usize,
-    /// Bytes of code of each kind and architecture (`sm_90`, `ptx_90`), as they were.
+    /// Bytes of code by kind and architecture (`sm_90`, `ptx_90`), before zeroing.
     pub(crate) found: BTreeMap<String, usize>,
 }
 
-/// One entry of a fat binary: where its code lies.
+/// One entry of a fat binary, with the range of its code in the library.
 struct Entry {
     machine_code: bool,
     architecture: u32,
     code: std::ops::Range<usize>,
 }
 
-/// Zeroes all PTX and the machine code of every architecture but `sm_{architecture}` in `library`; a fat binary whose headers make no sense is left alone.
+/// Zeroes all PTX, and the machine code of every architecture except `sm_{architecture}`, in `library`. Fat binaries
+/// with invalid headers are left unchanged.
 ///
 /// # Errors
-/// No machine code for that architecture; the message lists what there is, and `library` is unchanged.
+/// If there is no machine code for that architecture. The message lists what is there, and `library` is unchanged.
 pub(crate) fn keep(library: &mut [u8], architecture: u32) -> anyhow::Result<Trimmed> {
     let mut trimmed = Trimmed::default();
     let (mut unwanted, mut kept) = (Vec::new(), 0_usize);
@@ -76,7 +78,7 @@ pub(crate) fn keep(library: &mut [u8], architecture: u32) -> anyhow::Result<Trim
     Ok(trimmed)
 }
 
-/// The entries of the fat binary at byte `at` and the byte after it; `None` if its headers make no sense.
+/// The entries of the fat binary at byte `at`, and the offset of the byte after it; `None` if a header is invalid.
 fn read(library: &[u8], at: usize) -> Option<(Vec<Entry>, usize)> {
     let header = usize::from(u16_at(library, at + 6)?);
     if u16_at(library, at + 4)? != VERSION || header != HEADER {
@@ -86,7 +88,7 @@ fn read(library: &[u8], at: usize) -> Option<(Vec<Entry>, usize)> {
     let mut next = at + header;
     let end = next.checked_add(size).filter(|end| size > 0 && *end <= library.len())?;
     let mut entries = Vec::new();
-    // What is shorter than a header is padding.
+    // A rest that is shorter than a header is padding.
     while end - next >= ENTRY {
         let machine_code = match u16_at(library, next)? {
             1 => false,
@@ -125,7 +127,7 @@ fn size_at(bytes: &[u8], at: usize) -> Option<usize> {
 mod tests {
     use super::*;
 
-    /// A fat binary with `entries` of (kind, architecture, byte the code consists of, bytes of code).
+    /// A fat binary with `entries` of (kind, architecture, fill byte of the code, bytes of code).
     fn fat_binary(entries: &[(u16, u32, u8, usize)]) -> Vec<u8> {
         let mut body = Vec::new();
         for &(kind, architecture, fill, len) in entries {
@@ -167,7 +169,7 @@ mod tests {
         assert_eq!(after.len(), before.len());
         assert_eq!((count(&after, 0x90), count(&after, 0x91)), (100, 72));
         assert_eq!((count(&after, 0x80), count(&after, 0x11)), (0, 0));
-        // Nothing but code has changed.
+        // Only code has changed.
         let changed = before.iter().zip(&after).filter(|(b, a)| b != a).count();
         assert_eq!(changed, 240);
         assert_eq!(keep(&mut after.clone(), 90).unwrap().found, trimmed.found, "headers still tell what was there");
@@ -189,7 +191,8 @@ mod tests {
         let sound = fat_binary(&[(2, 90, 0x90, 100)]);
         let other = fat_binary(&[(2, 80, 0x80, 50), (2, 80, 0x80, 50)]);
         let entry = HEADER;
-        // (byte, what is written there): version, header, size, kind, header of an entry, size of its code, the second entry's kind.
+        // (offset, bytes written there): version, header size, size (twice), kind, header size and code size (twice) of
+        // the first entry, kind of the second entry.
         let faults: [(usize, &[u8]); 9] = [
             (4, &[9]),
             (6, &[0]),
@@ -215,7 +218,7 @@ mod tests {
     fn no_cut_panics() {
         let whole = library();
         for len in 0..whole.len() {
-            // Only that it returns is asked.
+            // It only has to return.
             let _ = keep(&mut whole[..len].to_vec(), 90);
         }
     }

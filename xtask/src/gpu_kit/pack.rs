@@ -1,7 +1,8 @@
-//! Files into numbered parts of a bounded size, and the manifest that `xtask/gpu/unpack.sh` reads.
+//! Packs files into numbered parts of a bounded size, with the manifest that `xtask/gpu/unpack.sh` reads.
 //!
-//! Files that resemble each other form a group, which is one xz stream; streams stand one after the other, the shortest first, and parts are cuts of that
-//! sequence. So whatever lies in the first part can be unpacked before the second is there. Streams are kept in the cache by the digest of their content.
+//! Similar files form a group, which is one xz stream. The streams are concatenated, the shortest first, and the parts
+//! are slices of that sequence. So a stream that ends in the first part can be unpacked before the second part arrives.
+//! Streams are cached under the digest of their content.
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -17,18 +18,18 @@ use sha2::{Digest as _, Sha256};
 
 use crate::setup::hex;
 
-/// What streams are encoded with ([`encoding`]); part of their names in the cache.
+/// Encoding of the streams ([`encoding`]). Part of their names in the cache.
 const ENCODING: &str = "9e-128";
-/// So that a file's match is found behind a file of 60 MB.
+/// Large enough to find a match behind a file of 60 MB, bytes.
 const DICTIONARY: u32 = 128 << 20;
 
-/// A file of the kit: where it goes below the destination, and its bytes.
+/// A file of the kit: its path below the destination, and its bytes.
 pub(crate) struct File {
     pub(crate) name: String,
     pub(crate) content: Vec<u8>,
 }
 
-/// A packed file: its place in its stream, and what its bytes must be.
+/// A packed file: its place in its stream, its size and its digest.
 pub(crate) struct Packed {
     pub(crate) name: String,
     pub(crate) start: u64,
@@ -53,10 +54,10 @@ pub(crate) struct Part {
     pub(crate) sha256: String,
 }
 
-/// Compresses every group that is not in `cache` yet, several at once; pieces come back shortest first.
+/// Compresses every group that is not in `cache` yet, several in parallel. Returns the pieces, the shortest first.
 ///
 /// # Errors
-/// A name that the manifest cannot hold, a file that cannot be written.
+/// If the manifest cannot hold a name, or a file cannot be written.
 pub(crate) fn compress(groups: Vec<Vec<File>>, cache: &Path) -> anyhow::Result<Vec<Piece>> {
     fs::create_dir_all(cache)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(groups.len());
@@ -112,8 +113,9 @@ fn piece(group: &[File], cache: &Path) -> anyhow::Result<Piece> {
     Ok(Piece { files, stream, bytes, seconds })
 }
 
-/// The strongest preset. The filter for x86 code comes before it where a file stands alone: it makes addresses absolute, which hides that one program
-/// resembles another (two builds of d2o: 16.9 MB with it, 16.2 MB without). Files are checked by sha256, so streams carry no check of their own.
+/// The strongest preset. A single file also passes the filter for x86 code. The filter makes addresses absolute, which
+/// hides the similarity of two programs (two builds of d2o: 16.9 MB with it, 16.2 MB without). Files are checked by
+/// SHA-256, so streams have no check of their own.
 fn encoding(alone: bool) -> anyhow::Result<Stream> {
     let mut options = LzmaOptions::new_preset(9 | PRESET_EXTREME)?;
     options.dict_size(DICTIONARY);
@@ -125,10 +127,10 @@ fn encoding(alone: bool) -> anyhow::Result<Stream> {
     Ok(Stream::new_stream_encoder(&filters, Check::None)?)
 }
 
-/// Writes `part-1`, `part-2`, … of at most `limit` bytes and `manifest.json`, which tells `about` too, into `kit`.
+/// Writes `part-1`, `part-2`, … of at most `limit` bytes each, and `manifest.json`, which includes `about`, into `kit`.
 ///
 /// # Errors
-/// A file that cannot be read or written.
+/// If a file cannot be read or written.
 pub(crate) fn write(pieces: &[Piece], limit: usize, about: &Value, kit: &Path) -> anyhow::Result<Vec<Part>> {
     let mut all = Vec::new();
     for piece in pieces {
@@ -144,7 +146,7 @@ pub(crate) fn write(pieces: &[Piece], limit: usize, about: &Value, kit: &Path) -
     Ok(parts)
 }
 
-/// JSON with one object on a line, which a shell script reads without a JSON parser.
+/// JSON with one object per line, which a shell script can read without a JSON parser.
 fn manifest(pieces: &[Piece], parts: &[Part], about: &Value) -> String {
     let rows = |rows: Vec<Value>| rows.iter().map(Value::to_string).collect::<Vec<_>>().join(",\n");
     let part_rows = parts.iter().map(|p| json!({ "part": p.name, "bytes": p.bytes, "sha256": p.sha256 }));
@@ -171,7 +173,7 @@ mod tests {
     use super::*;
     use crate::paths::root;
 
-    /// A kit of two parts: a small group of two files, a large file that both parts hold, and the script that unpacks them.
+    /// A kit of two parts: a small group of three files, and a large file that spans both parts.
     struct Kit {
         dir: tempfile::TempDir,
         parts: Vec<Part>,
@@ -208,7 +210,8 @@ mod tests {
             Self { dir, parts }
         }
 
-        /// Runs the script with `bring` beside it, as on a machine that has nothing but what was brought.
+        /// Runs the script next to the files `bring`, as on a machine that has received only these. `path` replaces
+        /// PATH.
         fn unpack(&self, bring: &[&str], path: Option<&Path>) -> Output {
             let there = tempfile::tempdir().unwrap();
             for name in bring {
@@ -258,7 +261,7 @@ mod tests {
         }
         let mode = fs::metadata(kit.dir.path().join("dest/bin/tool")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
-        // What was spoilt since is made again.
+        // A damaged file is unpacked again.
         fs::write(kit.dir.path().join("dest/orig/a/b.py"), "x").unwrap();
         assert!(kit.unpack(&["part-1", "part-2", "manifest.json"], None).status.success());
         kit.whole();
@@ -281,7 +284,7 @@ mod tests {
         assert!(kit.unpacked("lib/large.so").is_none());
         let kit = Kit::new();
         fails(&kit.unpack(&["part-2", "manifest.json"], None), "part-1 is missing: run the first command again");
-        // The second was kept.
+        // The second part was kept.
         assert!(kit.unpack(&["part-1", "manifest.json"], None).status.success());
         kit.whole();
     }
@@ -297,7 +300,7 @@ mod tests {
         for program in String::from_utf8(found.stdout).unwrap().lines() {
             symlink(program, tools.path().join(Path::new(program).file_name().unwrap())).unwrap();
         }
-        // The program itself: what PATH has may be a script that needs more.
+        // The interpreter itself: PATH may have a script that needs more programs.
         let python =
             Command::new("python3").args(["-c", "import sys; print(sys.executable, end='')"]).output().unwrap();
         let script = format!("#!/bin/bash\nexec '{}' \"$@\"\n", String::from_utf8(python.stdout).unwrap());

@@ -1,4 +1,4 @@
-//! The GPU's use and memory over time as SVG.
+//! GPU utilisation and memory over time as SVG.
 
 use std::fmt::Write as _;
 
@@ -12,11 +12,12 @@ const LEFT: f64 = 52.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 26.0;
 const BOTTOM: f64 = 34.0;
-/// Bands narrower than this bear no number.
+/// Bands narrower than this have no number.
 const NARROW: f64 = 12.0;
 const MIB_OF_GIB: f64 = 1024.0;
 
-/// Use in percent and memory in GiB, of `gpu-use.json`; none without samples.
+/// Plots of the busy share in percent and of the memory in GiB, from `gpu-use.json`; `None` with fewer than two
+/// samples.
 pub(super) fn of(used: &Value) -> Option<[String; 2]> {
     let column = |name: &str| list(&used["columns"]).iter().position(|c| c.as_str() == Some(name));
     let (seconds, share, memory) = (column("seconds")?, column("gpu_percent")?, column("memory_mib")?);
@@ -28,12 +29,12 @@ pub(super) fn of(used: &Value) -> Option<[String; 2]> {
         return None;
     }
     let top = memory.iter().map(|p| p.1).fold(1.0, f64::max);
-    // A round number of GiB above the highest.
+    // The next multiple of 4 GiB.
     let top = (top / 4.0).ceil() * 4.0;
     Some([chart(used, &share, 100.0, "GPU busy, %", "#2563a8"), chart(used, &memory, top, "memory, GiB", "#a8542b")])
 }
 
-/// Steps that ran at the same time: their numbers and when they did, seconds.
+/// Steps that ran at the same time: their numbers, and start and end in seconds.
 struct Band {
     steps: Vec<usize>,
     from: f64,
@@ -149,7 +150,7 @@ mod tests {
         let [share, memory] = of(&used).unwrap();
         assert!(share.contains("GPU busy") && memory.contains("memory, GiB"));
         assert_eq!(share.matches("<rect").count(), 3);
-        // Parity is the fifth step and ran beside the sixth; 9000 MiB lie below 12 GiB.
+        // Parity is the fifth step and overlaps the sixth. 9000 MiB round up to 12 GiB.
         assert!(share.contains(">5–6</text>") && memory.contains(">12</text>"), "{memory}");
         assert!(share.contains("52.0,196.0 470.0,") && memory.matches(',').count() < share.matches(',').count());
         assert!(of(&json!({"columns": used["columns"], "samples": []})).is_none());

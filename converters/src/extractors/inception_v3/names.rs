@@ -10,7 +10,7 @@ use super::net::{BLOCKS, Block, Branch, CLASSES, STEM};
 use crate::error::{Error, Result};
 use crate::recognise::Recognised;
 
-/// Paths of all convolutions below `layers`, in the network's order.
+/// Paths of all convolutions below `layers`, in the order of the network.
 fn paths() -> impl Iterator<Item = String> {
     let blocks = BLOCKS.iter().flat_map(|Block(name, branches)| {
         branches.iter().flat_map(move |Branch(_, specs)| specs.iter().map(move |s| format!("{name}.{}", s.0)))
@@ -22,17 +22,17 @@ fn paths() -> impl Iterator<Item = String> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Layout {
-    /// NVIDIA's port, as a pickle, TorchScript or state dict.
+    /// The port by NVIDIA, as a pickle, TorchScript or state dict.
     Nvidia,
     /// The PyTorch ports: pytorch-fid, torch-fidelity.
     PyTorch,
-    /// pytorch-fid's module in memory: the layers in numbered blocks, without the head.
+    /// The module of pytorch-fid in memory: the layers in numbered blocks, without the head.
     Blocks,
     /// The TensorFlow graph.
     TensorFlow,
 }
 
-/// The layout of a file with these tensor names, if it holds this network or one of the same names.
+/// The layout of a file with these tensor names; `None` if they are not the names of this network.
 fn layout(has: impl Fn(&str) -> bool) -> Option<Layout> {
     if has("layers.conv.weight") && has("layers.mixed_10.tower_2_conv.weight") {
         Some(Layout::Nvidia)
@@ -47,12 +47,12 @@ fn layout(has: impl Fn(&str) -> bool) -> Option<Layout> {
     }
 }
 
-/// This network, if `tensors` have one of its layouts.
+/// Recognises the network by the tensor names of its layouts.
 pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<Parts> {
     let layout = layout(|n| tensors.info(n).is_some())?;
     let mut list = names(layout);
     if layout != Layout::TensorFlow {
-        // Whatever else is there stays visible, so that a load of another network is not clean.
+        // Other tensors stay visible, so that loading another network reports them as unused.
         let known: HashSet<_> = list.iter().map(|(_, theirs, _)| theirs.clone()).collect();
         let rest = tensors.names().into_iter().filter(|n| !known.contains(n) && !n.ends_with(".num_batches_tracked"));
         list.extend(rest.map(|n| (n.clone(), n, &[][..])));
@@ -64,9 +64,10 @@ pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<Parts> {
     Some((head.map(|()| parts), Arc::new(renamed)))
 }
 
-/// Our name and axis order (empty: the same) of each tensor of `layout`, as (ours, theirs, axes). Axis i of ours is axis `axes[i]` of theirs.
+/// Names and axis order of each tensor of `layout`, as (ours, theirs, axes). Axis i of our tensor is axis `axes[i]` of
+/// theirs; empty `axes` mean the same order.
 ///
-/// TensorFlow's `gamma` is omitted: its norms do not scale.
+/// `gamma` of TensorFlow is omitted because its norms do not scale.
 #[must_use]
 pub fn names(layout: Layout) -> Vec<(String, String, &'static [usize])> {
     let mut all = Vec::new();
@@ -158,7 +159,7 @@ fn pytorch_path(path: &str) -> String {
     format!("{}.{branch}", MODULES[index])
 }
 
-/// Name in pytorch-fid's module of the tensor `path` of the PyTorch ports.
+/// Name in the module of pytorch-fid for the tensor `path` of the PyTorch ports.
 fn blocks_path(path: &str) -> String {
     const BLOCKS: [&[&str]; 4] = [
         &["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"],
@@ -171,7 +172,8 @@ fn blocks_path(path: &str) -> String {
     found.map_or_else(|| path.to_owned(), |(i, j)| format!("blocks.{i}.{j}{rest}"))
 }
 
-/// The TensorFlow scope of the convolution `path`: dots are slashes, and so are the underscores after `tower` and `mixed` in the last two blocks.
+/// The TensorFlow scope of the convolution `path`. Dots become slashes. In the last two blocks, underscores before and
+/// after `mixed` and between `tower` and `conv` become slashes too.
 fn tensorflow_path(path: &str) -> String {
     let slashed = path.replace('.', "/");
     let Some((block @ ("mixed_9" | "mixed_10"), conv)) = slashed.split_once('/') else { return slashed };
@@ -183,10 +185,11 @@ fn tensorflow_path(path: &str) -> String {
     format!("{block}/{conv}")
 }
 
-/// Refuses another network of the PyTorch layout: torchvision's Inception-v3 with `rows` classes.
+/// Checks the number of classes of the head, `rows`. Inception-v3 of torchvision has the same tensor names and another
+/// number of classes.
 ///
 /// # Errors
-/// `Config` saying why.
+/// `Config` if the head is missing or does not have [`CLASSES`] rows.
 fn check_head(rows: Option<usize>) -> Result<()> {
     match rows {
         Some(CLASSES) => Ok(()),

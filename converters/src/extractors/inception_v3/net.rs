@@ -1,4 +1,5 @@
-//! The network. Tensors have the names of NVIDIA's port: `layers.<path>.{weight, beta, mean, var}` and `output.{weight, bias}`.
+//! The network Inception-v3. Tensor names are those of the port by NVIDIA: `layers.<path>.{weight, beta, mean, var}`
+//! and `output.{weight, bias}`. Layouts with scales also have `layers.<path>.gamma`.
 
 use super::config::Parts;
 use crate::backend::{Backend, Conv2d, Ops as _, Pool, signed};
@@ -7,7 +8,7 @@ use crate::extractors::Named;
 use crate::layers::{BatchNorm, FoldedConv, wide};
 use crate::weights::{Init, Scope};
 
-/// Height and width the network sees, pixels.
+/// Height and width of the input, pixels.
 pub const INPUT_SIZE: usize = 299;
 /// Length of `pool3`.
 pub const POOL3: usize = 2048;
@@ -27,25 +28,25 @@ pub(super) struct Spec(pub(super) &'static str, usize, [usize; 2], usize, Pad);
 
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Pad {
-    /// None.
+    /// No padding.
     Valid,
     /// Half the kernel on each side.
     Same,
 }
 use Pad::{Same, Valid};
 
-/// How a branch of a block starts.
+/// Input of a branch of a block.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Entry {
-    /// With the block's input.
+    /// The block input.
     Input,
-    /// With the 3×3 average of it, stride 1, padding not counted.
+    /// The 3×3 average of the block input, stride 1, padding not counted.
     Average,
-    /// With the 3×3 maximum of it, stride 1.
+    /// The 3×3 maximum of the block input, stride 1.
     Maximum,
-    /// With the 3×3 maximum of it, stride 2, and nothing after.
+    /// The 3×3 maximum of the block input, stride 2. The branch has no convolutions.
     Reduce,
-    /// With the input of the last convolution of the branch before this one.
+    /// The input of the last convolution of the previous branch.
     Fork,
 }
 
@@ -137,7 +138,7 @@ pub(super) const STEM: [Spec; 5] = [
     Spec("conv_3", 80, [1, 1], 1, Valid),
     Spec("conv_4", 192, [3, 3], 1, Valid),
 ];
-/// Convolutions of the stem after which the 3×3 maximum of stride 2 is taken.
+/// Indices of the stem convolutions that are followed by a 3×3 max pooling of stride 2.
 const STEM_POOLS: [usize; 2] = [2, 4];
 
 pub(super) const BLOCKS: [Block; 11] = [
@@ -182,7 +183,7 @@ pub(super) const BLOCKS: [Block; 11] = [
     block_8!("mixed_9", Entry::Average),
     block_8!("mixed_10", Entry::Maximum),
 ];
-/// The block whose branch `conv` gives `spatial`, and the one after which the 768-tap is taken.
+/// The block with the branch `conv` that gives `spatial`, and the block after which `tap_768` is taken.
 const SPATIAL_BLOCK: &str = "mixed_6";
 const LAST_17: &str = "mixed_7";
 
@@ -232,7 +233,7 @@ impl<V> std::fmt::Debug for InceptionV3<V> {
 }
 
 impl<V: Clone> InceptionV3<V> {
-    /// Takes all tensors below `scope`: those that `parts` says are there.
+    /// Builds the network and takes all of its tensors below `scope`, as far as `parts` contains them.
     ///
     /// # Errors
     /// Those of [`Backend::buffer`].
@@ -265,7 +266,7 @@ impl<V: Clone> InceptionV3<V> {
         let head = if head {
             let output = scope.child("output");
             let init = Init::torch_default(POOL3);
-            // Read, so that the load is complete: no metric uses it.
+            // The bias is read so that the load is complete. No metric uses it.
             b.buffer(&output, "bias", &[CLASSES], &Init::Constant(0.0))?;
             Some(b.param(&output, "weight", &[CLASSES, POOL3], &init)?)
         } else {
@@ -274,15 +275,16 @@ impl<V: Clone> InceptionV3<V> {
         Ok(Self { scope: scope.clone(), stem, blocks, head })
     }
 
-    /// `x [N, 3, 299, 299]`, (pixel − 128)/128, to
+    /// Maps `x [N, 3, 299, 299]` with values (pixel − 128)/128 to
     ///
     /// - `pool3 [N, 2048]`: the mean of the last feature map over its pixels;
-    /// - `logits [N, 1008]`, if the network has its head: `pool3` times the head's weight, without its bias;
+    /// - `logits [N, 1008]`, if the network has a head: `pool3` times the weight of the head, without its bias;
     /// - `spatial [N, 2023]`: the first 7 channels of `mixed_6/conv` after ReLU, pixels outermost;
-    /// - `tap_64`, `tap_192`, `tap_768`, if `taps`: means over the pixels after the first and the second maximum of the stem and after `mixed_7`.
+    /// - `tap_64`, `tap_192`, `tap_768`, if `taps`: means over the pixels after the first and the second max pooling of
+    ///   the stem and after `mixed_7`.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, taps: bool) -> Result<Named<V>> {
         let (mut x, mut maps, mut spatial) = (x.clone(), Vec::new(), x.clone());
         for (i, conv) in self.stem.iter().enumerate() {

@@ -7,7 +7,7 @@ use crate::error::{Result, config};
 /// Convolutions in each group; a pool follows each group.
 pub(super) const GROUPS: [usize; 5] = [2, 2, 3, 3, 3];
 const CONVS: usize = 13;
-/// Height and width of the last map after its pool.
+/// Height and width of the last feature map after the last pool.
 pub(super) const LAST: usize = 7;
 
 /// Sizes of the network.
@@ -24,14 +24,14 @@ pub struct VggConfig {
 }
 
 impl VggConfig {
-    /// torchvision's sizes.
+    /// Sizes of the network in torchvision.
     #[must_use]
     pub fn torchvision(batch_norm: bool) -> Self {
         let widths = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512];
         Self { batch_norm, widths, hidden: [4096; 2], classes: 1000 }
     }
 
-    /// The sizes of `tensors`, which have torchvision's names.
+    /// Infers the sizes from `tensors` with the names of torchvision.
     ///
     /// # Errors
     /// `Config` if a convolution or the classifier is missing.
@@ -48,14 +48,15 @@ impl VggConfig {
         Ok(Self { batch_norm, widths, hidden: [first?, second?], classes: classes? })
     }
 
-    /// Whether the two networks differ in their classifiers at most.
+    /// Whether both networks have the same convolutions and norms.
     #[must_use]
     pub fn has_trunk_of(&self, other: &Self) -> bool {
         (self.batch_norm, self.widths) == (other.batch_norm, other.widths)
     }
 }
 
-/// Index in `features` of each convolution: after one follow its norm, if there are norms, its ReLU, and at a group's end the pool.
+/// Index of each convolution in `features`. After a convolution come its norm (if `batch_norm`), its ReLU and, at the
+/// end of a group, the pool.
 pub(super) fn indices(batch_norm: bool) -> impl Iterator<Item = usize> {
     let step = if batch_norm { 3 } else { 2 };
     GROUPS

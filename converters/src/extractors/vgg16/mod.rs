@@ -1,7 +1,7 @@
 //! VGG16 and VGG16-BN (Simonyan and Zisserman 2014).
 //!
-//! Features are those of torch-fidelity: the second fully connected layer after ReLU. Taps are the maps after the last ReLU before each pool, which
-//! LPIPS compares and, except for the first, D2O's discriminator sees.
+//! Features are those of torch-fidelity: the second fully connected layer after ReLU. Taps are the maps after the last
+//! ReLU before each pool. LPIPS compares all taps; the discriminator of D2O uses all but the first.
 
 mod config;
 mod names;

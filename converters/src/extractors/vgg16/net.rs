@@ -1,4 +1,4 @@
-//! The network.
+//! The network VGG16.
 
 use super::config::{GROUPS, LAST, VggConfig, indices};
 use crate::backend::{Backend, Ops as _, signed};
@@ -8,15 +8,15 @@ use crate::extractors::conv_trunk::{Activation, BlockSpec, ConvTrunk, LayerSpec,
 use crate::layers::{LayerInit, Linear};
 use crate::weights::Scope;
 
-/// Height and width the network sees, pixels.
+/// Height and width of the input, pixels.
 pub const INPUT_SIZE: usize = 224;
 /// Names of the taps: the ReLU of the last convolution of each of the five groups.
 pub const TAPS: [&str; 5] = ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"];
 
 const BN_EPS: f64 = 1e-5;
 
-/// The blocks up to the last tap below `scope`, for images normalised by ImageNet's mean and deviation. After each of them is a tap:
-/// `[N, C, S/2^i, …]` of images of S pixels, after ReLU.
+/// The blocks below `scope` up to the last tap, for images normalised by the ImageNet mean and standard deviation. The
+/// output of every block i is a tap after ReLU: `[N, C, S/2^i, S/2^i]` for images of S×S pixels.
 #[must_use]
 pub fn trunk(scope: &Scope, config: &VggConfig) -> Vec<BlockSpec> {
     let (features, mut inputs) = (scope.child("features"), 3);
@@ -55,7 +55,7 @@ pub struct Vgg16<V> {
 }
 
 impl<V: Clone> Vgg16<V> {
-    /// Takes all tensors below `scope`.
+    /// Builds the network and takes all of its tensors below `scope`.
     ///
     /// # Errors
     /// Those of [`Backend::param`].
@@ -72,14 +72,14 @@ impl<V: Clone> Vgg16<V> {
         Ok(Self { scope: scope.clone(), trunk, flat, linears })
     }
 
-    /// `x [N, 3, 224, 224]`, normalised by ImageNet's mean and deviation, to
+    /// Maps `x [N, 3, 224, 224]`, normalised by the ImageNet mean and standard deviation, to
     ///
     /// - `features [N, 4096]`: the second fully connected layer after ReLU;
-    /// - `logits [N, 1000]`: the classes;
+    /// - `logits [N, 1000]`: the last fully connected layer;
     /// - the maps [`TAPS`], if `taps`: `[N, C, S, S]` with S from 224 down to 14.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, taps: bool) -> Result<Named<V>> {
         let tapped = self.trunk.taps(b, x)?;
         let x = b.max_pool2d(tapped.last().unwrap_or(x), POOL)?;

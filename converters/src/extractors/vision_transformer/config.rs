@@ -1,22 +1,22 @@
-//! Families, sizes inferred from tensor shapes, and names of the tensors.
+//! Families, sizes inferred from tensor shapes, and tensor names.
 
 use d2o_checkpoint::TensorSource;
 
 use crate::error::{Result, config};
 use crate::extractors::Activation;
 
-/// Width of an attention head, unless the tower is wider than [`KNOWN_HEADS`].
+/// Width of an attention head, except in CLIP image encoders wider than [`KNOWN_HEADS`].
 const HEAD: usize = 64;
-/// Width of the widest towers of CLIP whose heads are all [`HEAD`] wide.
+/// Maximum width up to which all CLIP image encoders have heads of width [`HEAD`].
 const KNOWN_HEADS: usize = 1024;
-/// Height and width DINOv2 is used at, pixels; trained at 518.
+/// Default height and width of the input of DINOv2, pixels. It was trained at 518.
 const DINO_INPUT: usize = 224;
 
 /// Family of a transformer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Family {
-    /// CLIP's image tower.
+    /// CLIP image encoder.
     Clip,
     /// DeiT with a distillation token.
     Deit,
@@ -31,13 +31,13 @@ pub struct VitConfig {
     pub family: Family,
     /// Height and width of a patch, pixels.
     pub patch: usize,
-    /// Patches along each side for which the position embedding was made.
+    /// Number of patches along each side in the position embedding.
     pub grid: usize,
     /// Length of a token.
     pub width: usize,
-    /// Width of a block's MLP.
+    /// Width of the MLP of a block.
     pub mlp_dim: usize,
-    /// Width of an attention head, if it is known: tensor shapes do not show it.
+    /// Width of an attention head, if it is known. Tensor shapes do not determine it.
     pub head: Option<usize>,
     /// Number of blocks.
     pub blocks: usize,
@@ -70,17 +70,17 @@ impl VitConfig {
         }
     }
 
-    /// DeiT-B with a distillation token, patches of 16 of 224 pixels.
+    /// DeiT-B with a distillation token, patches of 16 pixels and images of 224 pixels.
     #[must_use]
     pub fn deit_base_distilled() -> Self {
         let (family, activation) = (Family::Deit, Some(Activation::Gelu));
         Self { family, patch: 16, grid: 14, outputs: 1000, activation, ..Self::clip_b_32() }
     }
 
-    /// The configuration of `tensors`, which have the names of `family`.
+    /// Infers the configuration from `tensors` with the names of `family`.
     ///
     /// # Errors
-    /// `Config` if their shapes are not those of such a network.
+    /// `Config` if the shapes are not those of such a network.
     pub fn of(family: Family, tensors: &dyn TensorSource, activation: Option<Activation>) -> Result<Self> {
         let names = family.names();
         let dims = |name: &str| tensors.info(name).map(|i| i.dims).unwrap_or_default();
@@ -121,7 +121,7 @@ impl VitConfig {
         Ok(Self { family, patch, grid, width, mlp_dim, head, blocks, outputs, packed, activation, mask_token })
     }
 
-    /// Height and width the network is used at, pixels.
+    /// Default height and width of the input, pixels.
     #[must_use]
     pub fn input_size(&self) -> usize {
         match self.family {
@@ -136,7 +136,7 @@ impl VitConfig {
         if self.family == Family::Clip { self.outputs } else { self.width }
     }
 
-    /// Name of the extractor: the published one, or one from its sizes.
+    /// Name of the extractor: the published name, or a name made from the sizes.
     #[must_use]
     pub fn name(&self) -> String {
         let size = match (self.width, self.blocks) {
@@ -147,7 +147,7 @@ impl VitConfig {
         };
         let patch = self.patch;
         match self.family {
-            // OpenAI's models apply QuickGELU, which LAION's later ones of the same sizes do not.
+            // Models of OpenAI use QuickGELU. Later models of LAION with the same sizes use GELU.
             Family::Clip if self.activation == Some(Activation::Gelu) => format!("open-clip-vit-{size}-{patch}"),
             Family::Clip if self.patch * self.grid == 224 => format!("clip-vit-{size}-{patch}"),
             Family::Clip => format!("clip-vit-{size}-{patch}-{}px", self.patch * self.grid),
@@ -157,16 +157,16 @@ impl VitConfig {
     }
 }
 
-/// Names of a family's tensors.
+/// Tensor names of a family.
 pub(super) struct Names {
     /// Convolution over the patches.
     pub(super) patch: &'static str,
-    /// Tokens before the patches, outermost first.
+    /// Tokens before the patches, in order.
     pub(super) tokens: &'static [&'static str],
     pub(super) position: &'static str,
     pub(super) blocks: &'static str,
     pub(super) norms: [&'static str; 2],
-    /// Scope, weight and bias of queries, keys and values in one.
+    /// Scope, weight and bias of the packed queries, keys and values.
     pub(super) packed: (&'static str, &'static str, &'static str),
     pub(super) attention: &'static str,
     pub(super) mlp: [&'static str; 2],

@@ -1,15 +1,18 @@
-//! Vision transformers: CLIP's image tower (Radford et al. 2021), DeiT distilled (Touvron et al. 2021), DINOv2 (Oquab et al. 2023).
+//! Vision transformers: CLIP image encoders (Radford et al. 2021), DeiT distilled (Touvron et al. 2021), DINOv2 (Oquab
+//! et al. 2023).
 //!
-//! Sizes are inferred from tensor shapes, which do not show the width of an attention head: 64 channels up to a width of 1024 and in DeiT and DINOv2;
-//! wider towers of CLIP differ (open_clip's ViT-H/14 has 80, g/14 88, bigG/14 104).
+//! Sizes are inferred from tensor shapes. These do not determine the width of an attention head. It is 64 channels in
+//! DeiT, DINOv2 and CLIP image encoders of width up to 1024. Wider CLIP image encoders differ (in open_clip, ViT-H/14
+//! has 80, g/14 88, bigG/14 104).
 //!
-//! | family | names of the tensors | tokens before the patches | features |
+//! | family | tensor names | tokens before the patches | features |
 //! |---|---|---|---|
-//! | CLIP | OpenAI's, without `visual.` | class | class token, normalised and projected, of length `outputs` |
-//! | DeiT | timm's | class, distillation | class token, normalised |
-//! | DINOv2 | the original's, which timm shares | class | class token, normalised |
+//! | CLIP | OpenAI, without `visual.` | class | class token, normalised and projected, of length `outputs` |
+//! | DeiT | timm | class, distillation | class token, normalised |
+//! | DINOv2 | the original, same as timm | class | class token, normalised |
 //!
-//! [`openai_name`] and [`dino_name`] give these names for Hugging Face's layouts, in which queries, keys and values are separate tensors.
+//! [`openai_name`] and [`dino_name`] map the names of the Hugging Face layouts to these names. In the Hugging Face
+//! layouts, queries, keys and values are separate tensors.
 
 mod config;
 mod names;
@@ -30,9 +33,9 @@ use crate::preprocess::{IMAGENET_MEAN, IMAGENET_STD, Normalisation, Preprocessin
 use crate::recognise::Recognised;
 use crate::weights::Scope;
 
-/// Mean of each colour channel of CLIP's training images, of 0 to 1.
+/// Mean of each colour channel of the CLIP training images, for values 0 to 1.
 pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-/// Standard deviation of each.
+/// Standard deviation of each colour channel of the CLIP training images, for values 0 to 1.
 #[allow(clippy::excessive_precision, reason = "as published")]
 pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
@@ -91,7 +94,7 @@ impl FeatureNetwork for VitConfig {
         }
     }
 
-    /// Queries, keys and values that one tensor holds are three.
+    /// Splits a packed tensor into queries, keys and values.
     fn canonical<'a>(&self, name: &str, dims: &[usize], values: &'a [f32]) -> Vec<Canonical<'a>> {
         match (names::unpacked(self.family, name), dims.split_first()) {
             (Some(names), Some((rows, rest))) if rows.is_multiple_of(3) && !values.is_empty() => {
@@ -173,7 +176,7 @@ mod tests {
         );
     }
 
-    /// A tower of CLIP of this width, one block.
+    /// Tensor shapes of a CLIP image encoder of this width with one block.
     #[derive(Debug)]
     struct Tower(usize);
 
@@ -205,7 +208,7 @@ mod tests {
 
     #[test]
     fn heads_of_wide_towers_are_asked_for() {
-        // ViT-H/14 has 16 heads of 80, and 20 heads of 64 would fit its shapes as well.
+        // ViT-H/14 has 16 heads of 80 channels, but 20 heads of 64 channels would have the same shapes.
         for (width, head) in [(768, Some(64)), (1024, Some(64)), (1280, None), (1408, None), (1664, None)] {
             assert_eq!(VitConfig::of(Family::Clip, &Tower(width), None).unwrap().head, head, "{width}");
         }

@@ -9,14 +9,14 @@ use crate::error::config;
 use crate::extractors::Activation;
 use crate::recognise::Recognised;
 
-/// One of these networks, if `tensors` have the names of a family in one of its layouts.
+/// Recognises a network by the tensor names of the layouts of each family.
 pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<VitConfig> {
     let has = |name: &str| tensors.info(name).is_some();
     let mut quick = None;
     let whole = Arc::clone(tensors);
     let (family, tensors): (_, Arc<dyn TensorSource>) =
         if has("visual.conv1.weight") && has("visual.transformer.resblocks.0.attn.in_proj_weight") {
-            // OpenAI's archives keep three sizes among the tensors; they and the text tower lie outside `visual.`.
+            // Archives of OpenAI store three sizes as tensors. These and the text encoder are outside `visual.`.
             quick = (has("input_resolution") && has("context_length")).then_some(Activation::QuickGelu);
             (Family::Clip, Arc::new(Renamed::new(whole, |n| n.strip_prefix("visual.").map(str::to_owned))))
         } else if has("vision_model.embeddings.patch_embedding.weight") && has("visual_projection.weight") {
@@ -24,7 +24,7 @@ pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<VitConfig
             let list = tensors.names().into_iter().filter_map(renamed).collect();
             (Family::Clip, Arc::new(Renamed::listed(whole, list)))
         } else if has("embeddings.patch_embeddings.projection.weight") && has("encoder.layer.0.layer_scale1.lambda1") {
-            // Whatever else is there stays visible under its own name, so that a load of another network is not clean.
+            // Other tensors stay visible under their own names, so that loading another network reports them as unused.
             let renamed = Renamed::new(whole, |n| Some(dino_name(n).unwrap_or_else(|| n.to_owned())));
             (Family::Dino, Arc::new(renamed))
         } else if has("pos_embed") && has("patch_embed.proj.weight") && has("blocks.0.norm1.weight") {
@@ -48,8 +48,8 @@ pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>) -> Recognised<VitConfig
     Some((config, tensors))
 }
 
-/// OpenAI's name (without `visual.`) and axis order of a tensor of Hugging Face's `CLIPModel` or `CLIPVisionModelWithProjection`; `None` if
-/// it does not belong to the image tower.
+/// Name of OpenAI (without `visual.`) and axis order of a tensor of `CLIPModel` or `CLIPVisionModelWithProjection` of
+/// Hugging Face; `None` if the tensor does not belong to the image encoder.
 #[must_use]
 pub fn openai_name(hf: &str) -> Option<(String, &'static [usize])> {
     if hf == "visual_projection.weight" {
@@ -82,7 +82,8 @@ pub fn openai_name(hf: &str) -> Option<(String, &'static [usize])> {
     Some((name, &[]))
 }
 
-/// Names of the queries, keys and values that the packed tensor `name` of `family` joins, first rows first; `None` for another tensor.
+/// Names of the queries, keys and values in the packed tensor `name` of `family`, in the order of its rows; `None` for
+/// another tensor.
 pub(crate) fn unpacked(family: Family, name: &str) -> Option<[String; 3]> {
     let (scope, weight, bias) = family.names().packed;
     [(weight, "weight"), (bias, "bias")].into_iter().find_map(|(leaf, plain)| {
@@ -91,7 +92,7 @@ pub(crate) fn unpacked(family: Family, name: &str) -> Option<[String; 3]> {
     })
 }
 
-/// The original's name of a tensor of Hugging Face's `Dinov2Model`; `None` for any other name.
+/// Original name of a tensor of `Dinov2Model` of Hugging Face; `None` for any other name.
 #[must_use]
 pub fn dino_name(hf: &str) -> Option<String> {
     let name = match hf {

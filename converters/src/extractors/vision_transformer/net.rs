@@ -1,4 +1,4 @@
-//! The network.
+//! The networks: trunk, and trunk with norm, projection and heads.
 
 use super::config::{Family, VitConfig};
 use crate::backend::{Backend, Conv2d, Ops as _, signed};
@@ -7,7 +7,7 @@ use crate::extractors::{Activation, Named};
 use crate::layers::{LayerInit, LayerNorm, Linear};
 use crate::weights::{Init, Scope};
 
-/// Blocks of DeiT whose outputs D2O's discriminator taps, of 12.
+/// Indices of the DeiT blocks, of 12, whose outputs are taps of the discriminator of D2O.
 pub const DEIT_TAPS: [usize; 4] = [2, 5, 8, 11];
 
 /// QuickGELU is x·σ(1.702x).
@@ -25,7 +25,7 @@ struct Block<V> {
     attention: Linear<V>,
     norm_2: LayerNorm<V>,
     mlp: [Linear<V>; 2],
-    /// DINOv2's factors of the two branches.
+    /// LayerScale factors of the two branches (DINOv2).
     layer_scale: Option<[V; 2]>,
 }
 
@@ -66,7 +66,7 @@ impl<V: Clone> Block<V> {
         Ok(Self { scope, config: *config, head, tokens, norm_1, qkv, attention, norm_2, mlp, layer_scale })
     }
 
-    /// `x [N·tokens, width]`.
+    /// Maps `x [N·tokens, width]` to the same shape.
     fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V) -> Result<V> {
         let width = self.config.width;
         let h = self.norm_1.forward(b, x)?;
@@ -104,7 +104,7 @@ impl<V: Clone> Block<V> {
         self.join(b, &x, &h, 1)
     }
 
-    /// `x` plus what branch `i` gave.
+    /// Adds the output `branch` of branch `i` to `x`, multiplied by the LayerScale factor, if there is one.
     fn join<B: Backend<Value = V>>(&self, b: &mut B, x: &V, branch: &V, i: usize) -> Result<V> {
         b.enter(&self.scope);
         match &self.layer_scale {
@@ -122,7 +122,7 @@ fn split<B: Backend>(b: &mut B, x: &B::Value, width: usize) -> Result<B::Value> 
     b.reshape(x, &[-1, signed(width)])
 }
 
-/// The embedding and the blocks, without the last norm and what follows it.
+/// The patch embedding and the blocks, without the last norm and the layers after it.
 #[derive(Debug, Clone)]
 pub struct VitTrunk<V> {
     scope: Scope,
@@ -136,11 +136,13 @@ pub struct VitTrunk<V> {
 }
 
 impl<V: Clone> VitTrunk<V> {
-    /// Takes its tensors below `scope`, for images of `input_size` pixels. DINOv2's position embedding is interpolated to them as the original
-    /// does; the others take only the size they were made for.
+    /// Builds the trunk for images of `input_size` pixels and takes its tensors below `scope`. The position embedding
+    /// of DINOv2 is interpolated to this size as in the original. The other families accept only the size of their
+    /// position embedding.
     ///
     /// # Errors
-    /// `Config` if the size does not fit or the activation is not known; those of [`Backend::param`].
+    /// `Config` if the size is not accepted, the activation is unknown, or the head width is unknown or does not divide
+    /// the width; those of [`Backend::param`].
     pub fn build<B: Backend<Value = V>>(
         b: &mut B,
         scope: &Scope,
@@ -175,7 +177,7 @@ impl<V: Clone> VitTrunk<V> {
         let token: &[usize] = if clip { &[width] } else { &[1, 1, width] };
         let tokens = names.tokens.iter().map(|n| b.param(scope, n, token, &normal)).collect::<Result<Vec<V>>>()?;
         if config.mask_token {
-            // Read, so that the load is complete: only training uses it.
+            // The tensor is read so that the load is complete. Only training uses it.
             b.buffer(scope, "mask_token", &[1, width], &Init::Constant(0.0))?;
         }
         let count = config.grid * config.grid + tokens.len();
@@ -198,11 +200,12 @@ impl<V: Clone> VitTrunk<V> {
         Ok(Self { scope, config, grid, patch, tokens, position, norm_pre, blocks })
     }
 
-    /// `x [N, 3, S, S]`, normalised, to the tokens after the last block `[N·tokens, width]`, and the patches after each of the blocks `taps`, rising, as
-    /// maps `[N, width, S/patch, S/patch]`.
+    /// Maps normalised images `x [N, 3, S, S]` to the tokens after the last block, `[N·tokens, width]`, and to the
+    /// patches after each of the blocks `taps` as maps `[N, width, S/patch, S/patch]`, in ascending order of the
+    /// blocks.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, taps: &[usize]) -> Result<(V, Vec<V>)> {
         let (width, patches) = (self.config.width, self.grid * self.grid);
         let count = self.tokens.len() + patches;
@@ -211,7 +214,7 @@ impl<V: Clone> VitTrunk<V> {
         let x = b.conv2d(x, &self.patch.0, self.patch.1.as_ref(), how)?;
         let x = b.reshape(&x, &[-1, signed(width), signed(patches)])?;
         let x = b.transpose(&x, &[0, 2, 1])?;
-        // The tokens of each image: a patch of it, times zero, plus the token.
+        // Repeats the tokens for each image: a patch of the image, times zero, plus the token.
         let first = b.slice(&x, 1, 0, 1)?;
         let nothing = b.scale(&first, 0.0)?;
         let mut parts = Vec::new();
@@ -240,7 +243,7 @@ impl<V: Clone> VitTrunk<V> {
     }
 }
 
-/// The network.
+/// The trunk with its last norm, projection (CLIP) and heads (DeiT).
 #[derive(Debug, Clone)]
 pub struct VisionTransformer<V> {
     trunk: VitTrunk<V>,
@@ -250,7 +253,7 @@ pub struct VisionTransformer<V> {
 }
 
 impl<V: Clone> VisionTransformer<V> {
-    /// Takes all tensors below `scope`, for images of `input_size` pixels.
+    /// Builds the network for images of `input_size` pixels and takes all of its tensors below `scope`.
     ///
     /// # Errors
     /// Those of [`VitTrunk::build`].
@@ -275,15 +278,15 @@ impl<V: Clone> VisionTransformer<V> {
         Ok(Self { trunk, norm, projection, heads })
     }
 
-    /// `x [N, 3, S, S]`, normalised, to
+    /// Maps normalised images `x [N, 3, S, S]` to
     ///
     /// - `features [N, D]`;
-    /// - `unprojected [N, width]`: CLIP's features before their projection;
-    /// - `logits [N, K]`: DeiT's classes, the mean of its two heads;
+    /// - `unprojected [N, width]`: CLIP features before the projection;
+    /// - `logits [N, K]`: DeiT logits, the mean of its two heads;
     /// - `block_2` to `block_11`, if `taps`: patches after the blocks [`DEIT_TAPS`] of DeiT as maps `[N, width, S/patch, S/patch]`.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, taps: bool) -> Result<Named<V>> {
         let VitTrunk { scope, config, grid, .. } = &self.trunk;
         let (width, count) = (config.width, self.trunk.tokens.len() + grid * grid);
@@ -291,7 +294,7 @@ impl<V: Clone> VisionTransformer<V> {
         let (x, tapped) = self.trunk.forward(b, x, tapped)?;
         b.enter(scope);
         let x = b.reshape(&x, &[-1, signed(count), signed(width)])?;
-        // Norms and heads see one token at a time, so no other need pass them.
+        // Norm and heads act on each token separately, so only the tokens that are used are computed.
         let mut normed = Vec::new();
         for i in 0..self.heads.len().max(1) {
             b.enter(scope);
@@ -324,8 +327,8 @@ impl<V: Clone> VisionTransformer<V> {
     }
 }
 
-/// A position embedding of `from`×`from` patches for `to`×`to`, rows outermost, as DINOv2 interpolates it: bicubic (a = -0.75, no antialiasing,
-/// edges repeated), with a scale of (`to` + 0.1)/`from`.
+/// Interpolates a position embedding of `from`×`from` patches, rows outermost, to `to`×`to` patches like DINOv2:
+/// bicubic with a = -0.75, without antialiasing, with repeated edges and with a scale of (`to` + 0.1)/`from`.
 pub(super) fn interpolate(values: &[f32], from: usize, to: usize, width: usize) -> Vec<f64> {
     const A: f64 = -0.75;
     const OFFSET: f64 = 0.1;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Arguments of `DhariwalUNet` beyond resolution, channels and labels; absent ones take the class's defaults.
+/// Arguments of `DhariwalUNet` except resolution, channels and labels. Absent arguments have the defaults of the class.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs, reason = "arguments of `DhariwalUNet`, which `training/networks.py` of NVlabs/edm documents")]

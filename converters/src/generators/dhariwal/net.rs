@@ -11,7 +11,7 @@ use crate::weights::Scope;
 const EPS: f64 = 1e-5;
 const HEAD_WIDTH: usize = 64;
 
-/// The network; its tensors have the names of EDM's state dict.
+/// The network. Tensor names are those of the state dict in EDM.
 #[derive(Debug, Clone)]
 pub struct DhariwalUNet<V> {
     scope: Scope,
@@ -29,7 +29,7 @@ pub struct DhariwalUNet<V> {
 }
 
 impl<V: Clone> DhariwalUNet<V> {
-    /// Takes the tensors below `model`.
+    /// Builds the network from the tensors below `model`.
     ///
     /// # Errors
     /// Those of [`Backend::param`].
@@ -125,10 +125,10 @@ impl<V: Clone> DhariwalUNet<V> {
         })
     }
 
-    /// `x [N, C, R, R]`, `noise [N or 1]` and `labels` -> `[N, C, R, R]`.
+    /// Maps `x [N, inputs, R, R]`, `noise [N or 1]` and `labels` to `[N, outputs, R, R]`.
     ///
     /// # Errors
-    /// `Config` for augmentation labels if it takes none; `Engine`.
+    /// `Config` if augmentation labels are given and the network takes none; `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, noise: &V, labels: Labels<'_, V>) -> Result<V> {
         let emb = self.embed(b, noise, labels)?;
         let mut x = self.stem.forward(b, x)?;

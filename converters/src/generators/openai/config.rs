@@ -4,12 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::layers::QkvOrder;
 
-/// Class of the diffusion around the network in guided-diffusion.
+/// Class of the diffusion process in guided-diffusion.
 pub(crate) const GUIDED: &str = "GaussianDiffusion";
-/// Class of the denoiser around the network in consistency_models.
+/// Class of the denoiser in consistency_models.
 pub(crate) const CONSISTENCY: &str = "KarrasDenoiser";
 
-/// Arguments of `UNetModel` beyond resolution, input channels and classes; absent ones take the class's defaults.
+/// Arguments of `UNetModel` except resolution, input channels and classes. Absent arguments have the defaults of the
+/// class.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[allow(
@@ -18,22 +19,23 @@ pub(crate) const CONSISTENCY: &str = "KarrasDenoiser";
 )]
 pub struct OpenAiConfig {
     pub model_channels: usize,
-    /// Channels of the output; `None` for those of the input.
+    /// Number of output channels; `None` for the number of input channels.
     pub out_channels: Option<usize>,
     pub num_res_blocks: usize,
     /// Downsampling rates (not resolutions in pixels) with attention.
     pub attention_resolutions: Vec<usize>,
-    /// Halves occur; widths are rounded down.
+    /// Multipliers may be fractional; widths are rounded down.
     pub channel_mult: Vec<f64>,
     pub conv_resample: bool,
     pub num_heads: usize,
-    /// Width of a head; takes precedence over the numbers of heads.
+    /// Channels per head; takes precedence over the numbers of heads.
     pub num_head_channels: Option<usize>,
     /// Heads in the output blocks; `None` for `num_heads`.
     pub num_heads_upsample: Option<usize>,
     pub use_scale_shift_norm: bool,
     pub resblock_updown: bool,
-    /// Whether `qkv` holds all queries, all keys, all values; a network of consistency_models always does.
+    /// Whether `qkv` contains first all queries, then all keys, then all values. Networks of consistency_models always
+    /// have this order.
     pub use_new_attention_order: bool,
     pub dropout: f64,
     /// Whether the convolutions of attention are one-dimensional, `[outputs, inputs, 1]`, as in guided-diffusion.

@@ -1,7 +1,7 @@
-//! What the names and shapes of the tensors say about the constructor's arguments.
+//! Infers constructor arguments from tensor names and shapes.
 //!
-//! Files of OpenAI's networks hold tensors and nothing else. The size of the images, the split into attention heads and the diffusion around the
-//! network are not in the shapes; the names of published files determine them.
+//! Files of OpenAI networks contain only tensors. The shapes do not determine image size, attention heads and diffusion
+//! process; the names of published files do.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -14,10 +14,11 @@ use super::config::{CONSISTENCY, GUIDED};
 use crate::generators::inferred::Inferred;
 use crate::recognise::Recognised;
 
-/// Width of an attention head in every published file.
+/// Channels per attention head in most published files.
 const HEAD_CHANNELS: usize = 64;
 
-/// This network, if `tensors` have its names; the name of a published `file` determines what their shapes do not.
+/// Recognises the network by its tensor names. `file` is the file name without extension: that of a published file
+/// determines the arguments that the shapes do not determine.
 pub(crate) fn recognise(tensors: &Arc<dyn TensorSource>, file: &str) -> Recognised<Inferred> {
     let (class, kwargs) = shapes(tensors)?;
     let published = published(file, class, &kwargs);
@@ -53,7 +54,8 @@ fn shapes(tensors: &dyn TensorSource) -> Option<(&'static str, Map<String, Value
         names.iter().filter_map(index).max().filter(|last| *last < names.len()).map(|last| last + 1)
     };
     let (inputs, outputs) = (count("input_blocks.")?, count("output_blocks.")?);
-    // A level ends where an output block holds a second residual block or a convolution, or an input block holds nothing.
+    // A level ends at an output block with a second residual block or a convolution, or at an input block without
+    // tensors.
     let ends = |what: &str| {
         (0..outputs).filter(|i| [1, 2].iter().any(|k| has(&format!("output_blocks.{i}.{k}.{what}.")))).count()
     };
@@ -81,7 +83,7 @@ fn shapes(tensors: &dyn TensorSource) -> Option<(&'static str, Map<String, Value
     if let Value::Object(map) = kwargs { Some((class, map)) } else { None }
 }
 
-/// The multiple of `model` that, rounded down as the constructor does, is `width`.
+/// The factor whose product with `model` is `width` after rounding down, as in the constructor.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -92,8 +94,9 @@ fn ratio(width: usize, model: usize) -> f64 {
     if ((ratio * model as f64) as usize) < width { ratio.next_up() } else { ratio }
 }
 
-/// What the name of a published file adds to its shapes: `{cd,ct,edm}_{imagenet64,bedroom256,cat256}….pt` of consistency_models,
-/// `{64x64,128x128,…}_diffusion….pt` and `lsun_{bedroom,cat,horse}….pt` of guided-diffusion.
+/// Arguments that the name of a published file determines: `{cd,ct,edm}_{imagenet64,bedroom256,cat256}….pt` of
+/// consistency_models, `{64x64,128x128,…}_diffusion….pt` and `lsun_{bedroom,cat,horse}….pt` of guided-diffusion. `None`
+/// for other names, or if class or attention resolutions do not match.
 fn published(stem: &str, class: &str, shapes: &Map<String, Value>) -> Option<Map<String, Value>> {
     let (start, rest) = stem.split_once('_')?;
     let next = rest.split('_').next()?;
@@ -112,7 +115,7 @@ fn published(stem: &str, class: &str, shapes: &Map<String, Value>) -> Option<Map
         }
         _ => return None,
     };
-    // All of them attend at 32, 16 and 8 pixels.
+    // All published networks have attention at 32, 16 and 8 pixels.
     let rates = [32, 16, 8].map(|pixels| image_size / pixels);
     let fits = owner == class && shapes.get("attention_resolutions") == Some(&json!(rates));
     let more = merged(json!({"num_head_channels": HEAD_CHANNELS}), more);

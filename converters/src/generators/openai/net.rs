@@ -12,7 +12,7 @@ use crate::weights::{Init, Scope};
 const EPS: f64 = 1e-5;
 const GROUPS: usize = 32;
 
-/// The network; tensors have OpenAI's names.
+/// The network. Tensor names are those of OpenAI.
 #[derive(Debug, Clone)]
 pub struct OpenAiUNet<V> {
     scope: Scope,
@@ -35,7 +35,7 @@ enum Layer<V> {
     Resample(Change, Option<Conv<V>>, Scope),
 }
 
-/// A change of resolution without a filter.
+/// Resampling without a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
     Keep,
@@ -43,7 +43,7 @@ enum Change {
     Down,
 }
 
-/// What all blocks of one network share.
+/// Settings that all blocks of a network share.
 struct Style<'a> {
     config: &'a OpenAiConfig,
     embedding: usize,
@@ -89,7 +89,7 @@ impl<V: Clone> ResBlock<V> {
         Ok(Self { scope, outputs, resample, scale_shift, dropout, in_norm, in_conv, emb, out_norm, out_conv, skip })
     }
 
-    /// `emb [N or 1, E]` has been through SiLU.
+    /// `emb [N or 1, E]` is the embedding after SiLU.
     fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, emb: &V) -> Result<V> {
         let h = self.in_norm.forward(b, x)?;
         let h = b.silu(&h)?;
@@ -191,7 +191,7 @@ impl<V: Clone> Attention<V> {
     }
 }
 
-/// Builds blocks in the order of the original's constructor.
+/// Builds blocks in the order of the original constructor.
 struct Builder<'a, 'b, B: Backend> {
     b: &'b mut B,
     style: Style<'a>,
@@ -237,7 +237,7 @@ impl<B: Backend> Builder<'_, '_, B> {
         Ok(Layer::Resample(change, conv, at))
     }
 
-    /// A residual block at the next place of `layers`, with attention after it if this resolution has any.
+    /// Builds a residual block, followed by attention if the current resolution has attention.
     fn block(
         &mut self,
         scope: &Scope,
@@ -254,10 +254,10 @@ impl<B: Backend> Builder<'_, '_, B> {
 }
 
 impl<V: Clone> OpenAiUNet<V> {
-    /// Takes all tensors.
+    /// Builds the network and takes all of its tensors.
     ///
     /// # Errors
-    /// `Config` if channels do not split into heads or groups; those of [`Backend::param`].
+    /// `Config` if channels cannot be split into heads or groups; those of [`Backend::param`].
     pub fn build<B: Backend<Value = V>>(b: &mut B, shape: Shape, cfg: &OpenAiConfig) -> Result<Self> {
         let (scope, label_dim) = (Scope::root(), shape.label_dim);
         let model = cfg.model_channels;
@@ -332,10 +332,10 @@ impl<V: Clone> OpenAiUNet<V> {
         })
     }
 
-    /// `x [N, C, R, R]`, `time [N or 1]` and `labels` -> `[N, outputs, R, R]`.
+    /// Maps `x [N, inputs, R, R]`, `time [N or 1]` and `labels` to `[N, outputs, R, R]`.
     ///
     /// # Errors
-    /// `Config` for augmentation labels, which it does not take; `Engine`.
+    /// `Config` if augmentation labels are given, which the network does not take; `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, time: &V, labels: Labels<'_, V>) -> Result<V> {
         let emb = self.time_freqs.forward(b, time)?;
         let emb = self.time_embed[0].forward(b, &emb)?;
@@ -347,7 +347,7 @@ impl<V: Clone> OpenAiUNet<V> {
             let label = b.matmul(labels, table)?;
             emb = b.add(&emb, &label)?;
         }
-        // Every block starts from SiLU of the embedding.
+        // Every block applies SiLU to the embedding first, so it is computed once.
         let emb = b.silu(&emb)?;
         let mut x = self.stem.forward(b, x)?;
         let mut skips = vec![x.clone()];
@@ -375,7 +375,7 @@ fn run<B: Backend>(b: &mut B, layers: &[Layer<B::Value>], x: &B::Value, emb: &B:
         x = match layer {
             Layer::Res(block) => block.forward(b, &x, emb)?,
             Layer::Attention(attention) => attention.forward(b, &x)?,
-            // The strided convolution is the whole downsampling.
+            // The strided convolution already halves the resolution.
             Layer::Resample(Change::Down, Some(conv), _) => conv.forward(b, &x)?,
             Layer::Resample(change, conv, scope) => {
                 b.enter(scope);

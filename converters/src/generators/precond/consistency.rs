@@ -1,4 +1,4 @@
-//! EDM's coefficients, and those with the boundary condition D(x; ε) = x that consistency models have.
+//! Coefficients of EDM, without and with the boundary condition D(x; ε) = x of consistency models.
 
 use super::levels::Levels;
 use super::preconditioner::{Coefficients, Convention, Preconditioner, Scalars, single};
@@ -10,7 +10,8 @@ use crate::weights::Scope;
 /// c_noise of EDM: ¼ ln σ.
 const EDM_NOISE: f64 = 0.25;
 
-/// c_skip = σ_data²/((σ − ε)² + σ_data²), c_out = (σ − ε) σ_data/√(σ² + σ_data²), c_in = 1/√(σ² + σ_data²), with ε = 0 if `identity_at` is none.
+/// c_skip = σ_data²/((σ − ε)² + σ_data²), c_out = (σ − ε) σ_data/√(σ² + σ_data²), c_in = 1/√(σ² + σ_data²). ε is
+/// `identity_at`, or 0 if that is `None`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Boundary {
     pub(super) sigma_data: f64,
@@ -18,7 +19,7 @@ pub(crate) struct Boundary {
 }
 
 impl Boundary {
-    /// Without c_noise, which is ¼ ln σ here.
+    /// Coefficients at the noise level `sigma`, with c_noise = ¼ ln σ.
     pub(super) fn scalars(self, sigma: f64) -> Scalars {
         let (s, d) = (single(sigma), self.sigma_data);
         let total = s * s + d * d;
@@ -28,7 +29,7 @@ impl Boundary {
         Scalars { skip, out: shifted * d / root, input: 1.0 / root, noise: s.ln() * EDM_NOISE }
     }
 
-    /// `noise` computes c_noise from `sigma [N]`.
+    /// Coefficients of the noise levels `sigma [N]`. `noise` computes c_noise.
     pub(super) fn coefficients<B: Backend>(
         self,
         b: &mut B,
@@ -58,7 +59,7 @@ impl Boundary {
     }
 }
 
-/// A class of EDM's repositories with these coefficients and c_noise = ¼ ln σ.
+/// A class with these coefficients, c_noise = ¼ ln σ, and the argument names of EDM.
 pub(crate) trait Consistency: Sized {
     /// Name of the class in checkpoints.
     const NAME: &'static str;

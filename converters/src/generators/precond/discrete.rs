@@ -1,4 +1,4 @@
-//! Preconditioners of DDPMs, whose network is conditioned on the index of a noise level.
+//! Coefficients of DDPMs. The network is conditioned on the index of a noise level.
 
 use super::levels::Levels;
 use super::preconditioner::{Coefficients, Scalars, single};
@@ -6,7 +6,7 @@ use crate::backend::{Backend, Ops as _};
 use crate::error::Result;
 use crate::weights::Scope;
 
-/// Turns any positive difference of two noise levels into a number above 1.
+/// Factor that makes every positive difference of two noise levels larger than 1.
 const STEP: f64 = 1e30;
 
 /// Coefficients at one noise level.
@@ -30,7 +30,7 @@ pub(super) fn coefficients<B: Backend>(
     let one = b.constant(scope, "one", &[1, 1, 1, 1], vec![1.0])?;
     let input = b.div(&one, &root)?;
     let out = b.scale(&s, -1.0)?;
-    // The number of thresholds at or below sigma: 1 - (1 if sigma < threshold), summed exactly.
+    // Counts the thresholds at or below sigma: the exact sum of 1 - (1 if sigma < threshold).
     let (thresholds, first, time_scale) =
         levels.map_or((Vec::new(), 0.0, 1.0), |l| (l.thresholds(), l.first, l.time_scale));
     let count = thresholds.len();

@@ -1,4 +1,5 @@
-//! `ECMPrecond` of ECT (Geng et al. 2024): EDM's coefficients with the boundary condition D(x; σ_min) = x; training uses them without it.
+//! `ECMPrecond` of ECT (Geng et al. 2024): EDM's coefficients with the boundary condition D(x; σ_min) = x. Training
+//! uses the coefficients without this condition.
 
 use super::consistency::{Boundary, Consistency};
 use crate::error::Result;
@@ -9,7 +10,7 @@ use crate::generators::args::Args;
 pub struct Ecm {
     /// Standard deviation of the data.
     pub sigma_data: f64,
-    /// Noise level at which the denoiser is the identity, and the highest it takes.
+    /// Noise level at which the denoiser is the identity, and the highest noise level.
     range: [f64; 2],
 }
 

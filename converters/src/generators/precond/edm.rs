@@ -9,7 +9,7 @@ use crate::generators::args::Args;
 pub struct Edm {
     /// Standard deviation of the data.
     pub sigma_data: f64,
-    /// Noise levels the class takes.
+    /// Lowest and highest noise level.
     range: [f64; 2],
 }
 

@@ -1,4 +1,4 @@
-//! `GaussianDiffusion` of guided-diffusion: a DDPM that predicts the noise. Variances that it also predicts are not used.
+//! `GaussianDiffusion` of guided-diffusion: a DDPM that predicts the noise. Predicted variances are not used.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ use crate::generators::openai;
 use crate::weights::Scope;
 use d2o_onnx::metadata::Quantiser;
 
-/// Number of time steps to which `rescale_timesteps` scales those of other schedules.
+/// Number of time steps to which `rescale_timesteps` scales.
 const RESCALED_STEPS: usize = 1000;
 
 /// The noise schedules of guided-diffusion.
@@ -21,9 +21,9 @@ const RESCALED_STEPS: usize = 1000;
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum NoiseSchedule {
-    /// β from 1e-4 to 0.02 for a thousand steps (Ho et al. 2020).
+    /// β rises linearly from 0.1/steps to 20/steps: 1e-4 to 0.02 for 1000 steps (Ho et al. 2020).
     Linear,
-    /// ᾱ a squared cosine (Nichol and Dhariwal 2021).
+    /// ᾱ is a squared cosine (Nichol and Dhariwal 2021).
     Cosine,
 }
 
@@ -32,11 +32,11 @@ pub enum NoiseSchedule {
 pub struct Gaussian {
     /// The schedule of β.
     pub schedule: NoiseSchedule,
-    /// Number of steps of the original training.
+    /// Number of time steps in training.
     pub steps: usize,
-    /// Factor of the time step in the network's input: 1000/steps if time steps are rescaled, else 1.
+    /// Factor of the time step that conditions the network: 1000/steps if time steps are rescaled, else 1.
     pub time_scale: f64,
-    /// Whether the result is limited to [-1, 1].
+    /// Whether the result is clamped to [-1, 1].
     pub clip: bool,
 }
 
@@ -89,7 +89,7 @@ impl Preconditioner for Gaussian {
     }
 }
 
-/// Noise levels √((1 − ᾱ)/ᾱ) of guided-diffusion's schedules, falling.
+/// Noise levels √((1 − ᾱ)/ᾱ) of the schedules of guided-diffusion, in descending order.
 #[allow(clippy::cast_possible_truncation, reason = "thresholds are compared in f32")]
 pub(super) fn gaussian_levels(schedule: NoiseSchedule, steps: usize) -> Vec<f32> {
     const MAX_BETA: f64 = 0.999;

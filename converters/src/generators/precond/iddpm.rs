@@ -1,4 +1,4 @@
-//! `iDDPMPrecond`: improved DDPM (Nichol and Dhariwal 2021) in EDM's terms. The network also predicts variances, which are not used.
+//! `iDDPMPrecond`: improved DDPM (Nichol and Dhariwal 2021) in the form of EDM. Predicted variances are not used.
 
 use super::discrete;
 use super::levels::Levels;
@@ -8,17 +8,17 @@ use crate::error::{Result, config};
 use crate::generators::args::Args;
 use crate::weights::{Init, Scope};
 
-/// Longest schedule.
+/// Maximum number of steps of a schedule.
 pub(super) const MAX_STEPS: usize = 1 << 14;
 
 /// Arguments of the class.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Iddpm {
-    /// Bound of the ratio of successive ᾱ.
+    /// Lower bound of the ratio of successive ᾱ.
     c1: f64,
     /// Offset of the cosine schedule.
     c2: f64,
-    /// Number of steps of the original training.
+    /// Number of time steps in training.
     steps: usize,
 }
 
@@ -64,7 +64,7 @@ impl Preconditioner for Iddpm {
     }
 }
 
-/// Noise levels u of an iDDPM, `steps + 1` of them, falling to 0: facts of EDM's `iDDPMPrecond`.
+/// The `steps + 1` noise levels u of `iDDPMPrecond` in EDM, in descending order. The last one is 0.
 #[allow(clippy::cast_possible_truncation, reason = "the original keeps them as f32")]
 pub(super) fn iddpm_levels(c1: f64, c2: f64, steps: usize) -> Vec<f32> {
     let alpha_bar = |j: usize| (0.5 * std::f64::consts::PI * j as f64 / steps as f64 / (c2 + 1.0)).sin().powi(2);

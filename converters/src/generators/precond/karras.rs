@@ -22,7 +22,7 @@ pub struct Karras {
     pub sigma_data: f64,
     /// Noise level at which a consistency model is the identity; `None` for a denoiser.
     pub identity_at: Option<f64>,
-    /// Whether the result is limited to [-1, 1].
+    /// Whether the result is clamped to [-1, 1].
     pub clip: bool,
     range: [f64; 2],
 }
@@ -53,7 +53,8 @@ impl Preconditioner for Karras {
     }
 
     fn scalars(&self, sigma: f64, _levels: Option<&Levels>) -> Scalars {
-        // In f32 step by step: the time is in the hundreds, and an error of the angle is one of its sine.
+        // In f32 step by step, as in the original: c_noise is in the hundreds, so rounding changes the sine of the
+        // embedding.
         #[allow(clippy::cast_possible_truncation, reason = "the original computes it in f32")]
         let noise = (single(sigma) + TINY).ln() as f32 * TIME as f32;
         Scalars { noise: noise.into(), ..self.boundary().scalars(sigma) }

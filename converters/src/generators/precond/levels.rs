@@ -1,19 +1,20 @@
 //! Discrete noise schedules.
 
-/// The noise schedule of a DDPM's training.
+/// The noise levels with which a DDPM was trained.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Levels {
-    /// Falling noise levels; the last of an iDDPM is 0.
+    /// Noise levels in descending order. The last level of an iDDPM is 0.
     pub sigmas: Vec<f32>,
-    /// c_noise of the lowest level.
+    /// c_noise of the lowest level, before multiplication by `time_scale`.
     pub(super) first: f64,
     /// Factor of c_noise.
     pub(super) time_scale: f64,
 }
 
 impl Levels {
-    /// Half-way points between successive levels, rising: the nearest level to a noise level at or above k of them is the k-th from below.
+    /// Midpoints between successive levels, ascending. If k of them are at or below a noise level, the level nearest to
+    /// it is the k-th from the lowest, counted from 0.
     pub(super) fn thresholds(&self) -> Vec<f32> {
         self.sigmas.windows(2).rev().map(|pair| (pair[0] + pair[1]) / 2.0).collect()
     }
@@ -26,7 +27,7 @@ impl Levels {
         (index + self.first) * self.time_scale
     }
 
-    /// The lowest level above 0 and the highest.
+    /// The lowest level above 0, and the highest level.
     pub(super) fn range(&self) -> [f64; 2] {
         let positive = || self.sigmas.iter().copied().filter(|l| *l > 0.0);
         let [low, high] = [positive().reduce(f32::min), positive().reduce(f32::max)].map(|bound| bound.map(f64::from));

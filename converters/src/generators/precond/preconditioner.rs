@@ -7,16 +7,17 @@ use crate::generators::args::Args;
 use crate::weights::Scope;
 use d2o_onnx::metadata::Quantiser;
 
-/// Names that a constructor gives the arguments that every denoiser has.
+/// Names in a constructor for the arguments that every denoiser has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Convention {
-    /// EDM's: `img_resolution`, `img_channels`, `label_dim`, `model_type`.
+    /// Names of EDM: `img_resolution`, `img_channels`, `label_dim`, `model_type`.
     Edm {
         /// Class of the network if `model_type` is absent.
         default_backbone: &'static str,
     },
-    /// OpenAI's: `image_size`, `in_channels`, `num_classes`; the network is a `UNetModel`. Null arguments are absent ones.
+    /// Names of OpenAI: `image_size`, `in_channels`, `num_classes`. The network is a `UNetModel`. Null arguments count
+    /// as absent.
     OpenAi,
 }
 
@@ -25,24 +26,24 @@ pub enum Convention {
 pub struct Scalars {
     /// Factor of the noisy image in the result.
     pub skip: f64,
-    /// Factor of the network's output.
+    /// Factor of the network output.
     pub out: f64,
-    /// Factor of the network's input.
+    /// Factor of the network input.
     pub input: f64,
-    /// The network's conditioning on the noise level.
+    /// Conditioning of the network on the noise level.
     pub noise: f64,
 }
 
-/// c_skip, c_out, c_in (each `[N or 1, 1, 1, 1]`) and c_noise (`[N or 1]`) as values of a backend; `None` is 1.
+/// c_skip, c_out, c_in (each `[N or 1, 1, 1, 1]`) and c_noise (`[N or 1]`) as values of a backend. `None` stands for 1.
 #[derive(Debug, Clone)]
 pub struct Coefficients<V> {
     /// Factor of the noisy image in the result.
     pub skip: Option<V>,
-    /// Factor of the network's output.
+    /// Factor of the network output.
     pub out: V,
-    /// Factor of the network's input.
+    /// Factor of the network input.
     pub input: Option<V>,
-    /// The network's conditioning on the noise level.
+    /// Conditioning of the network on the noise level.
     pub noise: V,
 }
 
@@ -52,9 +53,10 @@ pub trait Preconditioner: Sized {
     const CLASS: &'static str;
     /// Names of the arguments that every denoiser has.
     const CONVENTION: Convention;
-    /// The original's conversion of images to bytes.
+    /// Conversion of images to bytes in the original.
     const QUANTISER: Quantiser = Quantiser::Edm;
-    /// Assignments in the class's source, as (variable, formula), all of them: a pickle that carries another source under this name is refused.
+    /// All assignments to the listed variables in the source of the class, as (variable, formula). A pickle is refused
+    /// if its source of this class has other assignments. Without entries nothing is compared.
     const FORMULAS: &'static [(&'static str, &'static str)] = &[];
 
     /// Name of the class in checkpoints.
@@ -62,18 +64,18 @@ pub trait Preconditioner: Sized {
         Self::CLASS
     }
 
-    /// The original's conversion of images to bytes.
+    /// Conversion of images to bytes in the original.
     fn quantiser(&self) -> Quantiser {
         Self::QUANTISER
     }
 
-    /// Takes the arguments that belong to the preconditioner.
+    /// Reads the arguments of the preconditioner and removes them from `args`.
     ///
     /// # Errors
     /// `Config` for a missing argument or a value out of range.
     fn read(args: &mut Args) -> Result<Self>;
 
-    /// Takes or computes the noise levels of a discrete schedule.
+    /// Takes or computes the noise levels of a discrete schedule; `None` for continuous noise levels.
     ///
     /// # Errors
     /// Those of [`Backend::buffer`].
@@ -81,23 +83,23 @@ pub trait Preconditioner: Sized {
         Ok(None)
     }
 
-    /// Channels of the network's output for images of `channels`; those beyond are not used.
+    /// Number of network output channels for images with `channels` channels. Additional channels are not used.
     fn outputs(&self, channels: usize) -> usize {
         channels
     }
 
-    /// Whether the result is limited to [-1, 1].
+    /// Whether the result is clamped to [-1, 1].
     fn clips(&self) -> bool {
         false
     }
 
-    /// Coefficients at the noise level `sigma`, which the original holds in f32.
+    /// Coefficients at the noise level `sigma`, rounded to f32 as in the original.
     fn scalars(&self, sigma: f64, levels: Option<&Levels>) -> Scalars;
 
     /// Coefficients of the noise levels `sigma [N]`.
     ///
     /// # Errors
-    /// `Engine`.
+    /// `Engine` if an operation fails.
     fn coefficients<B: Backend>(
         &self,
         b: &mut B,
@@ -106,11 +108,11 @@ pub trait Preconditioner: Sized {
         levels: Option<&Levels>,
     ) -> Result<Coefficients<B::Value>>;
 
-    /// Lowest and highest noise level the denoiser takes: `sigma_min` and `sigma_max` of the original's object.
+    /// Lowest and highest noise level that the denoiser accepts: `sigma_min` and `sigma_max` of the original object.
     fn noise_range(&self, levels: Option<&Levels>) -> [f64; 2];
 }
 
-/// `sigma` as f32 holds it.
+/// `sigma` rounded to f32.
 #[allow(clippy::cast_possible_truncation, reason = "the originals take sigma as f32")]
 pub(super) fn single(sigma: f64) -> f64 {
     f64::from(sigma as f32)

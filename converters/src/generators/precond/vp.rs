@@ -10,13 +10,13 @@ use crate::weights::Scope;
 /// Arguments of the class.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Vp {
-    /// Extent of the noise schedule.
+    /// Extent of the noise level schedule.
     beta_d: f64,
-    /// Its start.
+    /// Initial slope of the noise level schedule.
     beta_min: f64,
-    /// Number of steps of the original training.
+    /// Number of time steps in training.
     steps: f64,
-    /// Smallest time.
+    /// Minimum time in training.
     epsilon_t: f64,
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How the noise level is embedded.
+/// Embedding of the noise level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -18,7 +18,7 @@ pub enum EmbeddingType {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum EncoderType {
-    /// Nothing.
+    /// No skip path.
     Standard,
     /// The downsampled image, mixed in by 1×1 convolutions.
     Skip,
@@ -31,13 +31,13 @@ pub enum EncoderType {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum DecoderType {
-    /// Nothing.
+    /// No skip path.
     Standard,
     /// An output image at each resolution, upsampled and summed.
     Skip,
 }
 
-/// Arguments of `SongUNet` beyond resolution, channels and labels; absent ones take the class's defaults.
+/// Arguments of `SongUNet` except resolution, channels and labels. Absent arguments have the defaults of the class.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs, reason = "arguments of `SongUNet`, which `training/networks.py` of NVlabs/edm documents")]
@@ -78,7 +78,7 @@ impl Default for SongConfig {
 }
 
 impl SongConfig {
-    /// The NCSN++ settings on top of the class's defaults.
+    /// The NCSN++ settings; all others are the defaults of the class.
     #[must_use]
     pub fn ncsnpp() -> Self {
         Self {

@@ -12,7 +12,7 @@ use crate::weights::Scope;
 
 const EPS: f64 = 1e-6;
 
-/// The network; its tensors have the names of EDM's state dict.
+/// The network. Tensor names are those of the state dict in EDM.
 #[derive(Debug, Clone)]
 pub struct SongUNet<V> {
     scope: Scope,
@@ -45,7 +45,7 @@ enum Decoder<V> {
 }
 
 impl<V: Clone> SongUNet<V> {
-    /// Takes the tensors below `model`.
+    /// Builds the network from the tensors below `model`.
     ///
     /// # Errors
     /// Those of [`Backend::param`].
@@ -165,10 +165,10 @@ impl<V: Clone> SongUNet<V> {
         Ok(Self { scope, label_dim, map_noise, map_label, map_augment, map_layer0, map_layer1, enc, dec })
     }
 
-    /// `x [N, C, R, R]`, `noise [N or 1]` and `labels` -> `[N, C, R, R]`.
+    /// Maps `x [N, inputs, R, R]`, `noise [N or 1]` and `labels` to `[N, outputs, R, R]`.
     ///
     /// # Errors
-    /// `Config` for augmentation labels if it takes none; `Engine`.
+    /// `Config` if augmentation labels are given and the network takes none; `Engine` if an operation fails.
     pub fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, noise: &V, labels: Labels<'_, V>) -> Result<V> {
         let emb = self.embed(b, noise, labels)?;
 

@@ -14,11 +14,11 @@ const MAX_CHANNELS: usize = 1 << 14;
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum BlockKind {
-    /// Nothing.
+    /// No skip path.
     Orig,
-    /// The image so far, upsampled.
+    /// Images of the resolutions are upsampled and summed.
     Skip,
-    /// A residual path.
+    /// Each block has a residual path.
     Resnet,
 }
 
@@ -40,7 +40,8 @@ pub struct StyleGan2Config {
     init_kwargs: Map<String, Value>,
 }
 
-/// Arguments of `MappingNetwork`; training-only arguments are accepted and ignored.
+/// Arguments of `MappingNetwork`. The value of `w_avg_beta` is used only in training; null means that there is no
+/// average latent.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct MappingKwargs {
@@ -65,7 +66,8 @@ impl Default for MappingKwargs {
     }
 }
 
-/// Arguments of `SynthesisNetwork` and its blocks; those about half precision are accepted and ignored.
+/// Arguments of `SynthesisNetwork` and its blocks. Those for half precision and for fused modulation are accepted and
+/// ignored.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct SynthesisKwargs {
@@ -104,8 +106,8 @@ impl Default for SynthesisKwargs {
 pub(super) const CLASS: &str = "Generator";
 
 impl StyleGan2Config {
-    /// Reads the constructor's arguments. StyleGAN2-ADA gives those of the synthesis network as `synthesis_kwargs`; StyleGAN3's repository
-    /// gives them among the others and clamps by default.
+    /// Reads the constructor arguments. StyleGAN2-ADA passes the arguments of the synthesis network as
+    /// `synthesis_kwargs`. The StyleGAN3 repository passes them together with the others and clamps by default.
     ///
     /// # Errors
     /// `Config` for an unknown or missing argument, or a value out of range.
@@ -151,7 +153,7 @@ impl StyleGan2Config {
         Ok(read)
     }
 
-    /// The constructor's arguments as they were read.
+    /// Constructor arguments as they were read.
     #[must_use]
     pub fn init_kwargs(&self) -> Value {
         Value::Object(self.init_kwargs.clone())

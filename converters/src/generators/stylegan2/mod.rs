@@ -1,4 +1,4 @@
-//! StyleGAN2's generator (Karras et al. 2020) of the StyleGAN2-ADA and StyleGAN3 repositories.
+//! The StyleGAN2 generator (Karras et al. 2020) in the version of the StyleGAN2-ADA and StyleGAN3 repositories.
 
 mod config;
 mod net;

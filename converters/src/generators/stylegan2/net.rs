@@ -1,8 +1,11 @@
-//! The network.
+//! The network of the StyleGAN2 generator.
 //!
-//! A modulated convolution scales its input by the styles, convolves, and scales the result by 1/√(Σ (W·s)² + ε), whose sum is a matrix
-//! product of s² with the sum of W² over the kernel: equal to weights modulated for each image, for any batch. Noise is the constant noise, or none; a
-//! graph cannot draw noise for each evaluation, as the original does by default.
+//! A modulated convolution multiplies its input by the styles s, convolves it with W, and multiplies the result by
+//! 1/√(Σ (W·s)² + ε). The sum is the matrix product of s² and the sum of W² over the kernel. The result equals that of
+//! weights modulated for each image, for any batch size.
+//!
+//! Noise is the constant noise or none. The original draws new noise for each evaluation by default, which a graph
+//! cannot do.
 
 use super::config::{BlockKind, StyleGan2Config, SynthesisKwargs};
 use crate::backend::{Backend, Conv2d, Ops as _, signed};
@@ -15,7 +18,8 @@ const SLOPE: f64 = 0.2;
 const GAIN: f64 = std::f64::consts::SQRT_2;
 const EPS: f64 = 1e-8;
 
-/// A fully connected layer with the original's equalised learning rate folded into its weights; `gain` scales the result.
+/// A fully connected layer with the equalised learning rate of the original (multiplier `lr`) folded into its weights.
+/// `gain` multiplies the result.
 fn equalised<B: Backend>(
     b: &mut B,
     scope: Scope,
@@ -49,7 +53,8 @@ fn times(values: &[f32], factor: f64) -> Vec<f32> {
     values.iter().map(|v| (f64::from(*v) * factor) as f32).collect()
 }
 
-/// The filter `scope.resample_filter` times 4 for each of `channels`, `flipped` for a convolution; a transposed convolution flips by itself.
+/// The filter `scope.resample_filter` times 4 for `channels` channels. `flipped` is for use in a convolution; a
+/// transposed convolution flips the filter itself.
 fn strong_filter<B: Backend>(
     b: &mut B,
     scope: &Scope,
@@ -64,8 +69,8 @@ fn strong_filter<B: Backend>(
     Filter::build(b, scope, channels, &values, 4.0)
 }
 
-/// Weights of each output divided by their largest magnitude and by √n of its n weights: demodulation cancels a factor of an output, and the sums
-/// before it stay within f16's range.
+/// Divides the `n` weights of each output by their largest magnitude and by √n. Demodulation cancels this factor, and
+/// the sums before it stay within the range of f16.
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "computed in f64, kept in f32")]
 fn normalised(values: &[f32], n: usize) -> Vec<f32> {
     let one = |weights: &[f32]| {
@@ -89,7 +94,7 @@ struct SynthesisLayer<V> {
     weight: V,
     /// Σ W² over the kernel, `[outputs, inputs]`.
     energy: V,
-    /// Constant noise, row-major; empty if there is none.
+    /// Constant noise times its strength, row-major; empty if there is none.
     noise: Vec<f32>,
     resolution: usize,
     bias: V,
@@ -121,7 +126,7 @@ impl<V: Clone> SynthesisLayer<V> {
         let energy = values.chunks(area).map(|k| k.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() as f32).collect();
         let energy = b.constant(&scope, "weight_energy", &[outputs, inputs], energy)?;
         let weight = if up {
-            // A transposed convolution has its inputs first.
+            // Weights of a transposed convolution have the input axis first.
             let kernel = |i: usize, o: usize| values[(o * inputs + i) * area..][..area].iter().copied();
             let swapped = (0..inputs).flat_map(|i| (0..outputs).flat_map(move |o| kernel(i, o))).collect();
             b.constant(&scope, "weight", &[inputs, outputs, TAPS, TAPS], swapped)?
@@ -141,7 +146,7 @@ impl<V: Clone> SynthesisLayer<V> {
         let up = if up {
             Some(strong_filter(b, &scope, outputs, &cfg.resample_filter, true)?)
         } else {
-            // The class has one of its default length even where it resamples nothing.
+            // In the original, layers without resampling have this tensor too, with the default length.
             resample_filter(b, &scope, &SynthesisKwargs::default().resample_filter)?;
             None
         };
@@ -152,7 +157,8 @@ impl<V: Clone> SynthesisLayer<V> {
     fn forward<B: Backend<Value = V>>(&self, b: &mut B, x: &V, w: &V, noise: bool) -> Result<V> {
         let styles = self.affine.forward(b, w)?;
         b.enter(&self.scope);
-        // Their size cancels against the norm below; at one, sums stay within f16's range.
+        // Styles are divided by their root mean square, so that sums stay within the range of f16. The division by the
+        // norm below cancels this factor.
         let square = b.mul(&styles, &styles)?;
         let mean = b.mean(&square, &[1], true)?;
         let mean = b.offset(&mean, EPS)?;
@@ -189,7 +195,7 @@ fn limit<B: Backend>(b: &mut B, x: B::Value, clamp: Option<f64>) -> Result<B::Va
     clamp.map_or(Ok(x.clone()), |c| b.clamp(&x, -c, c))
 }
 
-/// Modulated 1×1 convolution to colours.
+/// Modulated 1×1 convolution to colour channels, without demodulation.
 #[derive(Debug, Clone)]
 struct ToRgb<V> {
     scope: Scope,
@@ -228,7 +234,7 @@ struct Skip<V> {
     filter: Filter<V>,
 }
 
-/// One resolution.
+/// The layers of one resolution.
 #[derive(Debug, Clone)]
 struct Block<V> {
     scope: Scope,
@@ -297,7 +303,7 @@ pub struct StyleGan2<V> {
 }
 
 impl<V: Clone> StyleGan2<V> {
-    /// Takes all tensors.
+    /// Builds the network and takes all of its tensors.
     ///
     /// # Errors
     /// Those of [`Backend::buffer`].
@@ -313,7 +319,7 @@ impl<V: Clone> StyleGan2<V> {
         let (mut mapping, mut width) = (Vec::new(), config.z_dim + embedded);
         for i in 0..m.num_layers {
             let outputs = if i + 1 == m.num_layers { w_dim } else { m.layer_features.unwrap_or(w_dim) };
-            // Leaky ReLU lets a factor through.
+            // Leaky ReLU preserves a positive factor, so the gain of the activation is folded into the weights.
             let layer = equalised(b, scope.child(format!("fc{i}")), [width, outputs], m.lr_multiplier, GAIN, 0.0)?;
             mapping.push(layer);
             width = outputs;
@@ -329,16 +335,18 @@ impl<V: Clone> StyleGan2<V> {
         Ok(Self { config: config.clone(), scope, embed, mapping, w_avg, blocks })
     }
 
-    /// The configuration it was built from.
+    /// The configuration of the generator.
     #[must_use]
     pub fn config(&self) -> &StyleGan2Config {
         &self.config
     }
 
-    /// `latents [N, z_dim]` of unit variance, `labels [N, c_dim]` one-hot -> images `[N, C, R, R]` about [-1, 1].
+    /// Maps `latents [N, z_dim]` of unit variance and one-hot `labels [N, c_dim]` to images `[N, C, R, R]`,
+    /// approximately in [-1, 1].
     ///
     /// # Errors
-    /// `Config` if there is no average to truncate towards, or labels are missing; `Engine`.
+    /// `Config` if the result is truncated and there is no average latent, or if labels are missing; `Engine` if an
+    /// operation fails.
     pub fn forward<B: Backend<Value = V>>(
         &self,
         b: &mut B,
@@ -376,7 +384,7 @@ impl<V: Clone> StyleGan2<V> {
                 image = Some(filter.upsample(b, &small)?);
             }
             if let Some(torgb) = &block.torgb {
-                // The next layer takes the same latent.
+                // The first layer of the next block takes the same latent.
                 let rgb = torgb.forward(b, &h, at(index))?;
                 b.enter(&block.scope);
                 image = Some(match image.take() {
@@ -417,7 +425,7 @@ impl<V: Clone> StyleGan2<V> {
     }
 }
 
-/// Each row over the root of its mean square.
+/// Divides each row by its root mean square.
 fn unit<B: Backend>(b: &mut B, x: &B::Value) -> Result<B::Value> {
     let square = b.mul(x, x)?;
     let mean = b.mean(&square, &[1], true)?;

@@ -1,4 +1,4 @@
-//! A small HTTP server that does as the tests ask, right or wrong, and what most of them share.
+//! A small HTTP server with responses that the tests define, and helpers for most tests.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -12,7 +12,7 @@ use std::time::Duration;
 use d2o_fetch::{Error, Event, Fetched, PublishedHash, Request, Settings, Source};
 use sha2::{Digest as _, Sha256};
 
-/// A request as it came.
+/// A received request.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     /// Its first line, without the version.
@@ -25,7 +25,7 @@ impl Seen {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// First byte that is asked for.
+    /// First requested byte.
     pub(crate) fn from(&self) -> Option<usize> {
         self.header("range")
             .map(|range| range.strip_prefix("bytes=").unwrap().strip_suffix('-').unwrap().parse().unwrap())
@@ -45,7 +45,7 @@ impl Seen {
     }
 }
 
-/// What is written to a connection. It is closed afterwards.
+/// A connection to a client. It is closed after the response.
 pub(crate) trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
@@ -62,7 +62,7 @@ impl Server {
         Self::wrapped(Some, handler)
     }
 
-    /// A server whose connections `wrap` makes of those that are accepted.
+    /// A server that passes each accepted connection through `wrap`; `None` ends the connection.
     pub(crate) fn wrapped<S: Stream + 'static>(
         wrap: impl Fn(TcpStream) -> Option<S> + Send + Sync + 'static,
         handler: impl Fn(usize, &Seen, &mut dyn Stream) + Send + Sync + 'static,
@@ -98,7 +98,7 @@ impl Server {
         self.seen().into_iter().map(|request| request.line).collect()
     }
 
-    /// First bytes asked for.
+    /// First requested byte of each request.
     pub(crate) fn ranges(&self) -> Vec<Option<usize>> {
         self.seen().iter().map(Seen::from).collect()
     }
@@ -108,7 +108,8 @@ impl Server {
     }
 }
 
-/// Writes an answer: status line and headers, separated by `; `, and a body. Whoever has gone away meanwhile is no error.
+/// Writes a response: status line and headers, separated by `; `, and a body. A client that has closed the connection
+/// is not an error.
 pub(crate) fn answer(stream: &mut dyn Stream, head: &str, body: &[u8]) {
     let _ =
         stream.write_all(format!("HTTP/1.1 {}\r\nConnection: close\r\n\r\n", head.replace("; ", "\r\n")).as_bytes());
@@ -116,7 +117,8 @@ pub(crate) fn answer(stream: &mut dyn Stream, head: &str, body: &[u8]) {
     let _ = stream.flush();
 }
 
-/// Writes all of `body` or, if a range is asked for whose condition holds, the rest of it; `etag` with quotes, may be empty.
+/// Writes all of `body`, or the rest of it if a range is requested and its condition holds. `etag` has quotes, and can
+/// be empty.
 pub(crate) fn serve(request: &Seen, stream: &mut dyn Stream, body: &[u8], etag: &str) {
     let tag = if etag.is_empty() { String::new() } else { format!("; ETag: {etag}") };
     let fits = request.header("if-range").is_none_or(|condition| condition == etag);
@@ -136,17 +138,17 @@ pub(crate) fn serve(request: &Seen, stream: &mut dyn Stream, body: &[u8], etag: 
     }
 }
 
-/// Announces all of `body`, and sends its first `count` bytes.
+/// Announces the length of `body`, and sends its first `count` bytes.
 pub(crate) fn break_off(stream: &mut dyn Stream, body: &[u8], headers: &str, count: usize) {
     answer(stream, &format!("200 OK; Content-Length: {}{headers}", body.len()), &body[..count]);
 }
 
-/// Waits until the client goes away.
+/// Waits until the client closes the connection.
 pub(crate) fn stall(stream: &mut dyn Stream) {
     let _ = stream.read(&mut [0]);
 }
 
-/// Bytes without a pattern.
+/// Pseudo-random bytes.
 pub(crate) fn bytes(count: usize) -> Vec<u8> {
     let mut state = 12345_u32;
     let mut next = || {
@@ -160,7 +162,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A cache in a folder of its own, with short times.
+/// A cache in its own folder, with short waits.
 pub(crate) struct Cache {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) settings: Settings,
@@ -177,7 +179,7 @@ impl Cache {
         self.dir.path().join(name)
     }
 
-    /// Fetches `request`; the result, and what happened once.
+    /// Fetches `request`. Returns the result and the events that are reported once.
     pub(crate) fn fetch(&self, request: &Request) -> (Result<Fetched, Error>, Vec<String>) {
         let mut told = Vec::new();
         let result = d2o_fetch::fetch(request, &self.settings, &mut |event: &Event<'_>| {
@@ -195,13 +197,13 @@ impl Cache {
         (result, told)
     }
 
-    /// The file of `request`, which must be had.
+    /// The file of `request`, which must be available.
     pub(crate) fn get(&self, request: &Request) -> Fetched {
         let (result, told) = self.fetch(request);
         result.unwrap_or_else(|error| panic!("{error} {told:?}"))
     }
 
-    /// The error of `request`.
+    /// The error of `request`, which must fail.
     pub(crate) fn error(&self, request: &Request) -> Error {
         self.fetch(request).0.unwrap_err()
     }
@@ -225,7 +227,7 @@ impl Cache {
     }
 }
 
-/// Settings with short times.
+/// Settings with short waits and few retries.
 pub(crate) fn quick(cache: &Path) -> Settings {
     let mut settings = Settings::new(cache);
     settings.connect_timeout = Duration::from_secs(20);
@@ -240,13 +242,13 @@ pub(crate) fn source(text: &str) -> Source {
     Source::parse(text).unwrap().unwrap()
 }
 
-/// `x.bin` from `urls`, with nothing known of it.
+/// A request for `x.bin` from `urls`, without hash and length.
 pub(crate) fn wanted(urls: &[&str]) -> Request {
     let sources = urls.iter().map(|url| source(url)).collect();
     Request { sources, name: "x.bin".to_owned(), sha256: PublishedHash::NONE, bytes: None }
 }
 
-/// `x.bin` from `urls`, with the hash of `bytes`.
+/// A request for `x.bin` from `urls`, with the hash of `bytes`.
 pub(crate) fn hashed(urls: &[&str], bytes: &[u8]) -> Request {
     Request { sha256: PublishedHash::parse(&sha256(bytes)).unwrap(), ..wanted(urls) }
 }

@@ -131,7 +131,7 @@ def run(*args: StrPath, cwd: StrPath | None = None, check: bool = True) -> subpr
         try:
             stdout, stderr = process.communicate()
         except KeyboardInterrupt:
-            # The command has the signal too and ends after the batch at work; a second interruption ends it at once.
+            # The command receives the signal too and stops after the current batch; a second interruption kills it.
             try:
                 process.wait()
             except KeyboardInterrupt:
