@@ -56,7 +56,7 @@ pub fn download(request: &Request, settings: &Settings, what: &str, printer: Pri
     let section = interrupt::cooperative();
     let mut shown: Option<(Progress, u64)> = None;
     // Number of failures in the last printed note. The event is repeated while the wait lasts.
-    let mut told = 0;
+    let mut last_failures = 0;
     let mut watch = |event: &Event<'_>| {
         match event {
             Event::Receiving { done, total: Some(total) } => {
@@ -67,10 +67,10 @@ pub fn download(request: &Request, settings: &Settings, what: &str, printer: Pri
                 });
                 progress.advance(done.saturating_sub(*before));
                 *before = *done;
-                told = 0;
+                last_failures = 0;
             }
-            Event::Retrying { error, failures, of, wait } if *failures != told => {
-                told = *failures;
+            Event::Retrying { error, failures, of, wait } if *failures != last_failures => {
+                last_failures = *failures;
                 printer.note(&format!("{error}; attempt {} of {of} in {:.0} s", failures + 1, wait.as_secs_f64()));
             }
             Event::StartedOver { reason } => {

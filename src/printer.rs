@@ -308,7 +308,7 @@ impl Drop for RunningStage {
     }
 }
 
-/// A table with right-aligned columns after the first.
+/// A table. Columns of numbers are right-aligned.
 #[must_use]
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |c: usize| {
@@ -319,13 +319,16 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
             .max()
             .unwrap_or(0)
     };
-    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let is_number = |cell: &String| {
+        let digits = cell.trim_start_matches(['-', '+', '±', '<', '>']);
+        matches!(cell.as_str(), "" | "–" | "failed") || digits.starts_with(|c: char| c.is_ascii_digit())
+    };
+    let columns: Vec<(usize, bool)> =
+        (0..header.len()).map(|c| (width(c), c > 0 && rows.iter().filter_map(|r| r.get(c)).all(is_number))).collect();
     let line = |cells: Vec<&str>| {
-        let padded = cells
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(c, (text, width))| if c == 0 { format!("{text:<width$}") } else { format!("{text:>width$}") });
+        let padded = cells.iter().zip(&columns).map(|(text, (width, numbers))| {
+            if *numbers { format!("{text:>width$}") } else { format!("{text:<width$}") }
+        });
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     let mut lines = vec![line(header.to_vec())];
@@ -338,6 +341,12 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+
+    #[test]
+    fn columns_of_numbers_are_right_aligned() {
+        let rows = [["a", "2 cores", "-1.5"], ["b", "absent", "12"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(table(&["x", "found", "n"], &rows), "x  found       n\na  2 cores  -1.5\nb  absent     12");
+    }
 
     #[test]
     fn a_stage_is_shown_once_it_has_lasted() {

@@ -539,11 +539,11 @@ fn golden_networks_on_libtorch() {
 #[test]
 fn golden_heun_on_the_runtimes() {
     use d2o::sampling::rng::Family;
-    use d2o::sampling::sampler::{Churn, Grid, Sampler};
+    use d2o::sampling::sampler::{Churn, NoiseLevels, Sampler};
 
     let dir = test_support::golden_dir();
     let out = tempfile::tempdir().unwrap();
-    let grid = Grid { steps: 6, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 };
+    let grid = NoiseLevels { steps: 6, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 };
     let churn = Churn { churn: 0.0, min: 0.0, max: f64::INFINITY, noise: 1.0, single: false };
     let heun = Sampler::Edm { grid, churn };
     let mut rows = Vec::new();

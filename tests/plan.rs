@@ -374,7 +374,7 @@ fn what_a_protocols_tool_would_not_read_is_noted() {
     };
     let note = "4 of the 12 images in `fake` are in subfolders, which torch-fidelity does not read by default";
     assert!(evaluate(dir, &how("torch-fidelity"))["notes"].as_array().unwrap().iter().any(|n| n == note));
-    assert!(!evaluate(dir, &how("edm"))["notes"].to_string().contains("sub-folders"));
+    assert!(!evaluate(dir, &how("edm"))["notes"].to_string().contains("subfolders"));
     // Samples of another size than the reference.
     let large = ndarray::Array4::<u8>::from_elem((12, 48, 48, 3), 7);
     let mut npz = NpzWriter::create(&dir.join("large.npz")).unwrap();
@@ -520,6 +520,40 @@ fn results_say_why_they_differ_and_by_how_much() {
     assert!(found[1]["differences"].to_string().contains("\"factor\":\"samples\""), "{found}");
     let outcome = attempt(dir, &["explain", "b.json", "c.json"]);
     assert!(outcome.code == 2 && outcome.stderr.contains("no protocol in common"), "{outcome}");
+}
+
+#[test]
+fn explanations_use_the_recorded_settings_and_the_reference_of_clip() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_float(dir, 1, "lite0");
+    write_float(dir, 2, "other");
+    write_images(&dir.join("real.npz"), 0..40);
+    write_images(&dir.join("more.npz"), 0..50);
+    write_images(&dir.join("fake.npz"), 20..60);
+    let run = |clip_reference: &str, out: &str| -> Value {
+        let inputs = ["evaluate", "fake.npz", "--ref", "real.npz", "--clip-ref", clip_reference, "--json", out];
+        let networks = ["--extractor", "lite0-float.onnx", "--clip", "other-float.onnx"];
+        let settings = ["--metrics", "fid,pr,kid,clip-fid", "--neighbours", "5", "--kid-subsets", "7"];
+        let sizes = ["--kid-subset-size", "20", "--seed", "3", "--bootstrap", "0"];
+        let deviation = ["--allow-deviation", "extractor,provenance"];
+        d2o(dir, &[&inputs[..], &networks, &settings, &sizes, &deviation].concat());
+        serde_json::from_slice(&fs::read(dir.join(out)).unwrap()).unwrap()
+    };
+    let results = [run("real.npz", "a.json"), run("more.npz", "b.json")];
+    assert!(value(&results[0], "clip_fd") != value(&results[1], "clip_fd"));
+    let outcome = attempt(dir, &["explain", "a.json", "b.json", "--json", "-"]);
+    assert_eq!(outcome.code, 1, "{outcome}");
+    let found: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let differences = found["differences"].as_array().unwrap();
+    assert_eq!((differences.len(), &differences[0]["setting"]), (1, &"CLIP: sha256".into()), "{found}");
+    let steps = found["steps"].as_array().unwrap();
+    assert_eq!(steps.len(), 2, "{found}");
+    for (step, result) in steps.iter().zip(&results) {
+        for key in ["fd", "kd", "precision", "recall", "clip_fd"] {
+            assert_eq!(step["metrics"][key], result["metrics"][key]["value"], "{key}: {found}");
+        }
+    }
 }
 
 #[test]

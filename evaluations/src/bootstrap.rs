@@ -123,7 +123,7 @@ pub fn frechet_interval(
     for _ in 0..resamples {
         values.push(resampled(&rng.counts(n), &gram, &rows, &squares, trace, ddof)?);
     }
-    Ok(Ok(about(value, values).map(|v| v.max(0.0))))
+    Ok(Ok(percentile_interval(value, values).map(|v| v.max(0.0))))
 }
 
 /// Fréchet distance of a resample in which row i occurs `counts[i]` times. `rows` are relative to the mean of the
@@ -179,12 +179,12 @@ fn mean_interval(n: usize, value: impl Fn(usize) -> f64, resamples: u32, seed: u
     }
     let mut rng = SplitMix64(seed);
     let values = (0..resamples).map(|_| (0..n).map(|_| value(rng.below(n))).sum::<f64>() / n as f64).collect();
-    Some(about((0..n).map(&value).sum::<f64>() / n as f64, values).map(|v| v.max(0.0)))
+    Some(percentile_interval((0..n).map(&value).sum::<f64>() / n as f64, values).map(|v| v.max(0.0)))
 }
 
 /// `value` plus the 2.5 and 97.5 % quantiles of `values` minus their mean.
 #[allow(clippy::cast_precision_loss, reason = "resample counts")]
-fn about(value: f64, mut values: Vec<f64>) -> [f64; 2] {
+fn percentile_interval(value: f64, mut values: Vec<f64>) -> [f64; 2] {
     values.sort_by(f64::total_cmp);
     let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
     [0.025, 0.975].map(|q| value + quantile(&values, q) - mean)

@@ -48,10 +48,10 @@ impl Factor {
             let matrix = cholesky.L() * Scale(scaled.peak.sqrt());
             return Ok(Self { matrix, structure: BlockStructure::TriangularLower });
         }
-        let (eigen, turned) = match scaled.matrix.self_adjoint_eigen(Side::Lower) {
+        let (eigen, reversed) = match scaled.matrix.self_adjoint_eigen(Side::Lower) {
             Ok(eigen) => (eigen, false),
             Err(_) => {
-                let again = scaled.turned().self_adjoint_eigen(Side::Lower);
+                let again = scaled.reversed().self_adjoint_eigen(Side::Lower);
                 (again.map_err(|_| Error::Eigen { what: "a covariance" })?, true)
             }
         };
@@ -60,7 +60,7 @@ impl Factor {
         let kept: Vec<usize> = (0..d).filter(|i| s[*i] > floor).collect();
         let root = |k: usize| (s[kept[k]] * scaled.peak).sqrt();
         Ok(Self {
-            matrix: Mat::from_fn(d, kept.len(), |i, k| u[(if turned { d - 1 - i } else { i }, kept[k])] * root(k)),
+            matrix: Mat::from_fn(d, kept.len(), |i, k| u[(if reversed { d - 1 - i } else { i }, kept[k])] * root(k)),
             structure: BlockStructure::Rectangular,
         })
     }
@@ -113,13 +113,13 @@ impl Scaled {
     fn eigenvalues(&self, what: &'static str) -> Result<Vec<f64>> {
         self.matrix
             .self_adjoint_eigenvalues(Side::Lower)
-            .or_else(|_| self.turned().self_adjoint_eigenvalues(Side::Lower))
+            .or_else(|_| self.reversed().self_adjoint_eigenvalues(Side::Lower))
             .map_err(|_| Error::Eigen { what })
     }
 
     /// The matrix with rows and columns reversed. It has the same eigenvalues, for a retry if the solver did not
     /// converge.
-    fn turned(&self) -> Mat<f64> {
+    fn reversed(&self) -> Mat<f64> {
         let d = self.matrix.nrows();
         Mat::from_fn(d, d, |i, j| self.matrix[(d - 1 - i.min(j), d - 1 - i.max(j))])
     }
@@ -411,7 +411,7 @@ mod tests {
         let scaled = Scaled::new(&lower).unwrap();
         let first = scaled.matrix.self_adjoint_eigenvalues(Side::Lower).unwrap();
         for side in [Side::Lower, Side::Upper] {
-            let second = scaled.turned().self_adjoint_eigenvalues(side).unwrap();
+            let second = scaled.reversed().self_adjoint_eigenvalues(side).unwrap();
             assert!(first.iter().zip(&second).all(|(a, b)| (a - b).abs() < 1e-12), "{first:?} and {second:?}");
         }
     }

@@ -190,7 +190,7 @@ pub struct GraphBuilder {
 
 impl GraphBuilder {
     /// Maximum size of constants that are stored once if they are equal, bytes.
-    const SHARE_BELOW: usize = 1 << 14;
+    const SHARE_UP_TO: usize = 1 << 14;
 
     /// An empty graph called `name`.
     #[must_use]
@@ -244,7 +244,7 @@ impl GraphBuilder {
     /// `Graph` if the name is empty or in use.
     pub fn output(&mut self, name: &str, edge: &Edge) -> Result<()> {
         self.reserve(name)?;
-        self.own(edge);
+        self.note_foreign(edge);
         self.outputs.push(value_info(name, edge.element(), edge.dims()));
         let node = self.unique(&format!("{name}/Identity"));
         self.nodes.push(NodeProto {
@@ -299,7 +299,7 @@ impl GraphBuilder {
 
     fn initializer(&mut self, name: &str, element: ElementType, dims: &[usize], bytes: Vec<u8>) -> Edge {
         let shape: Vec<i64> = dims.iter().map(|d| signed(*d)).collect();
-        let key = (bytes.len() <= Self::SHARE_BELOW).then(|| (shape.clone(), element.code(), bytes.clone()));
+        let key = (bytes.len() <= Self::SHARE_UP_TO).then(|| (shape.clone(), element.code(), bytes.clone()));
         if let Some(edge) = key.as_ref().and_then(|k| self.shared.get(k)) {
             return edge.clone();
         }
@@ -331,7 +331,7 @@ impl GraphBuilder {
         let path = self.scope.replace('.', "/");
         let base = if path.is_empty() { op.to_owned() } else { format!("{path}/{op}") };
         let name = self.unique(&base);
-        inputs.iter().for_each(|edge| self.own(edge));
+        inputs.iter().for_each(|edge| self.note_foreign(edge));
         let edge = self.edge(format!("{name}:0"), element, dims);
         self.nodes.push(NodeProto {
             input: inputs.iter().map(|e| e.name().to_owned()).collect(),
@@ -353,7 +353,7 @@ impl GraphBuilder {
     }
 
     /// Records the first edge of another graph, which [`GraphBuilder::finish`] reports.
-    fn own(&mut self, edge: &Edge) {
+    fn note_foreign(&mut self, edge: &Edge) {
         if !Arc::ptr_eq(&edge.0.graph, &self.name) {
             self.foreign.get_or_insert_with(|| format!("edge `{}` of another graph, `{}`", edge.name(), edge.0.graph));
         }

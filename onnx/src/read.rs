@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Dim, ElementType, PRODUCER};
 use crate::metadata::Metadata;
 use crate::proto::{DimensionValue, ModelProto, ValueInfoProto, decoded};
-use crate::scan::{self, External, Found};
+use crate::scan::{self, External, Summary};
 
 /// An input or output.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,7 +89,7 @@ impl ModelInfo {
         Self::of(scan::model(Cursor::new(bytes), bytes.len() as u64, file)?, file)
     }
 
-    fn of(found: Found, file: &Path) -> Result<Self> {
+    fn of(found: Summary, file: &Path) -> Result<Self> {
         if !found.graph {
             return Err(bad(file, "ONNX message", "a graph", "none"));
         }
@@ -177,7 +177,7 @@ fn regular(path: &Path, file: &Path, place: &str) -> Result<(fs::File, u64)> {
     Ok((open, length))
 }
 
-pub(crate) fn scan(path: &Path) -> Result<Found> {
+pub(crate) fn scan(path: &Path) -> Result<Summary> {
     let (mut file, length) = regular(path, path, "file")?;
     let mut head = Vec::new();
     file.by_ref().take(kind::HEAD as u64).read_to_end(&mut head)?;

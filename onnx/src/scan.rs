@@ -27,7 +27,7 @@ const FIELD: usize = 32;
 
 /// Summary of an ONNX file.
 #[derive(Debug, Default)]
-pub(crate) struct Found {
+pub(crate) struct Summary {
     pub(crate) producer: String,
     /// Opset of the default domain.
     pub(crate) opset: Option<i64>,
@@ -94,8 +94,8 @@ enum Kind {
     Value,
     Type,
     /// The types inside a sequence, an optional or a map.
-    Holder,
-    Elements,
+    ContainerType,
+    TensorType,
     Shape,
     /// A dimension, an opset or a pair of strings; contains no messages.
     Entry,
@@ -122,7 +122,7 @@ impl Kind {
             Self::Node => "node",
             Self::Attribute => "attribute",
             Self::Tensor | Self::Sparse => "tensor",
-            Self::Value | Self::Type | Self::Holder | Self::Elements => "value",
+            Self::Value | Self::Type | Self::ContainerType | Self::TensorType => "value",
             Self::Shape => "shape",
             Self::Entry | Self::Annotation => "entry",
             Self::Training => "training information",
@@ -160,10 +160,10 @@ impl Kind {
             (Self::Graph, 5) | (Self::Attribute, 5 | 10) | (Self::Sparse, 1 | 2) => Part::Message(Self::Tensor),
             (Self::Graph, 15) | (Self::Attribute, 22 | 23) => Part::Message(Self::Sparse),
             (Self::Graph, 11..=13) | (Self::Function, 12) => Part::Message(Self::Value),
-            (Self::Value, 2) | (Self::Attribute, 14 | 15) | (Self::Holder, 1 | 2) => Part::Message(Self::Type),
-            (Self::Type, 1 | 8) => Part::Message(Self::Elements),
-            (Self::Type, 4 | 5 | 9) => Part::Message(Self::Holder),
-            (Self::Elements, 2) => Part::Message(Self::Shape),
+            (Self::Value, 2) | (Self::Attribute, 14 | 15) | (Self::ContainerType, 1 | 2) => Part::Message(Self::Type),
+            (Self::Type, 1 | 8) => Part::Message(Self::TensorType),
+            (Self::Type, 4 | 5 | 9) => Part::Message(Self::ContainerType),
+            (Self::TensorType, 2) => Part::Message(Self::Shape),
             (Self::Graph, 14) => Part::Message(Self::Annotation),
             (Self::Model, 20) => Part::Message(Self::Training),
             (Self::Model, 25) => Part::Message(Self::Function),
@@ -224,9 +224,9 @@ struct Tensor {
 }
 
 /// Scans the model of `length` bytes in `from`. Errors name it `file`.
-pub(crate) fn model<R: Read + Seek>(from: R, length: u64, file: &Path) -> Result<Found> {
+pub(crate) fn model<R: Read + Seek>(from: R, length: u64, file: &Path) -> Result<Summary> {
     let from = BufReader::with_capacity(1 << 16, from);
-    let found = Found { bodies: vec![Body::default()], ..Found::default() };
+    let found = Summary { bodies: vec![Body::default()], ..Summary::default() };
     let mut scan = Scan { from, at: 0, budget: Budget::of_file(length), file, body: 0, found };
     scan.model(length)?;
     scan.charge_expansions()?;
@@ -248,7 +248,7 @@ struct Scan<'a, R> {
     file: &'a Path,
     /// Index of the body that nodes are counted for.
     body: usize,
-    found: Found,
+    found: Summary,
 }
 
 /// Number of nodes of the first of `bodies` with every call inlined; `None` if functions are recursive, or the number overflows.
@@ -389,7 +389,7 @@ impl<R: Read + Seek> Scan<'_, R> {
     }
 
     /// Charges and counts a message; returns the depth of its content.
-    fn deeper(&mut self, of: Kind, depth: u32) -> Result<u32> {
+    fn enter(&mut self, of: Kind, depth: u32) -> Result<u32> {
         self.charge(of.cost(), of)?;
         if depth == MAX_DEPTH {
             return Err(self.exceeds(of, MAX_DEPTH as usize, "nested messages"));
@@ -410,7 +410,7 @@ impl<R: Read + Seek> Scan<'_, R> {
     }
 
     /// Passes over a field that is not read: charges its messages and skips the rest.
-    fn other(&mut self, of: Kind, field: u32, end: u64, depth: u32) -> Result<()> {
+    fn skip_field(&mut self, of: Kind, field: u32, end: u64, depth: u32) -> Result<()> {
         let length = usize::try_from(end - self.at).unwrap_or(usize::MAX);
         match of.part(field) {
             Part::Message(Kind::Graph) => self.graph(end, depth, false),
@@ -439,10 +439,10 @@ impl<R: Read + Seek> Scan<'_, R> {
     }
 
     fn message(&mut self, kind: Kind, end: u64, depth: u32) -> Result<()> {
-        let depth = self.deeper(kind, depth)?;
+        let depth = self.enter(kind, depth)?;
         while let Some((number, content)) = self.field(kind, end)? {
             if let Content::UpTo(end) = content {
-                self.other(kind, number, end, depth)?;
+                self.skip_field(kind, number, end, depth)?;
             }
         }
         Ok(())
@@ -481,21 +481,21 @@ impl<R: Read + Seek> Scan<'_, R> {
                     let Entry { key, value, .. } = self.entry(end, 1)?;
                     self.found.metadata.insert(key, value);
                 }
-                _ => self.other(Kind::Model, number, end, 1)?,
+                _ => self.skip_field(Kind::Model, number, end, 1)?,
             }
         }
         Ok(())
     }
 
     fn entry(&mut self, end: u64, depth: u32) -> Result<Entry> {
-        let depth = self.deeper(Kind::Entry, depth)?;
+        let depth = self.enter(Kind::Entry, depth)?;
         let mut entry = Entry::default();
         while let Some((number, content)) = self.field(Kind::Entry, end)? {
             match (number, content) {
                 (1, Content::UpTo(end)) => entry.key = self.text(Kind::Entry, end)?,
                 (2, Content::UpTo(end)) => entry.value = self.text(Kind::Entry, end)?,
                 (2, Content::Number(n)) => entry.number = n.cast_signed(),
-                (_, Content::UpTo(end)) => self.other(Kind::Entry, number, end, depth)?,
+                (_, Content::UpTo(end)) => self.skip_field(Kind::Entry, number, end, depth)?,
                 _ => {}
             }
         }
@@ -503,7 +503,7 @@ impl<R: Read + Seek> Scan<'_, R> {
     }
 
     fn function(&mut self, end: u64, depth: u32) -> Result<()> {
-        let depth = self.deeper(Kind::Function, depth)?;
+        let depth = self.enter(Kind::Function, depth)?;
         let mut name = [String::new(), String::new()];
         self.body = self.found.bodies.len();
         self.found.bodies.push(Body::default());
@@ -512,7 +512,7 @@ impl<R: Read + Seek> Scan<'_, R> {
             match number {
                 1 => name[1] = self.text(Kind::Function, end)?,
                 10 => name[0] = self.text(Kind::Function, end)?,
-                _ => self.other(Kind::Function, number, end, depth)?,
+                _ => self.skip_field(Kind::Function, number, end, depth)?,
             }
         }
         self.found.bodies[self.body].name = Some(name);
@@ -521,7 +521,7 @@ impl<R: Read + Seek> Scan<'_, R> {
     }
 
     fn graph(&mut self, end: u64, depth: u32, whole: bool) -> Result<()> {
-        let depth = self.deeper(Kind::Graph, depth)?;
+        let depth = self.enter(Kind::Graph, depth)?;
         self.found.graph |= whole;
         while let Some((number, content)) = self.field(Kind::Graph, end)? {
             let Content::UpTo(end) = content else { continue };
@@ -554,14 +554,14 @@ impl<R: Read + Seek> Scan<'_, R> {
                     let to = if number == 11 { &mut self.found.inputs } else { &mut self.found.outputs };
                     to.push(value);
                 }
-                _ => self.other(Kind::Graph, number, end, depth)?,
+                _ => self.skip_field(Kind::Graph, number, end, depth)?,
             }
         }
         Ok(())
     }
 
     fn value(&mut self, end: u64) -> Result<ValueInfoProto> {
-        self.deeper(Kind::Value, 1)?;
+        self.enter(Kind::Value, 1)?;
         // The smallest messages inside are dimensions of two bytes.
         let length = usize::try_from(end - self.at).unwrap_or(usize::MAX);
         self.charge(length.saturating_mul(FIELD), Kind::Value)?;
@@ -570,7 +570,7 @@ impl<R: Read + Seek> Scan<'_, R> {
     }
 
     fn node(&mut self, end: u64, depth: u32) -> Result<Node> {
-        let depth = self.deeper(Kind::Node, depth)?;
+        let depth = self.enter(Kind::Node, depth)?;
         let mut node = Node::default();
         while let Some((number, content)) = self.field(Kind::Node, end)? {
             let Content::UpTo(end) = content else { continue };
@@ -581,7 +581,7 @@ impl<R: Read + Seek> Scan<'_, R> {
                 4 => node.op = self.text(Kind::Node, end)?,
                 5 => node.attributes.push(self.attribute(end, depth)?),
                 7 => node.domain = self.text(Kind::Node, end)?,
-                _ => self.other(Kind::Node, number, end, depth)?,
+                _ => self.skip_field(Kind::Node, number, end, depth)?,
             }
         }
         self.found.loops |= matches!(node.op.as_str(), "Loop" | "Scan");
@@ -602,7 +602,7 @@ impl<R: Read + Seek> Scan<'_, R> {
     }
 
     fn attribute(&mut self, end: u64, depth: u32) -> Result<Attribute> {
-        let depth = self.deeper(Kind::Attribute, depth)?;
+        let depth = self.enter(Kind::Attribute, depth)?;
         let mut attribute = Attribute::default();
         while let Some((number, content)) = self.field(Kind::Attribute, end)? {
             match (number, content) {
@@ -611,7 +611,7 @@ impl<R: Read + Seek> Scan<'_, R> {
                 (8, Content::Number(i)) => attribute.ints.push(i.cast_signed()),
                 (5, Content::UpTo(end)) => attribute.tensor = Some(self.tensor(end, depth)?),
                 (8, Content::UpTo(end)) => self.integers(Kind::Attribute, end, &mut attribute.ints)?,
-                (_, Content::UpTo(end)) => self.other(Kind::Attribute, number, end, depth)?,
+                (_, Content::UpTo(end)) => self.skip_field(Kind::Attribute, number, end, depth)?,
                 _ => {}
             }
         }
@@ -622,7 +622,7 @@ impl<R: Read + Seek> Scan<'_, R> {
         const EXTERNAL: u64 = 1;
         const INT32: u64 = 6;
         const INT64: u64 = 7;
-        let depth = self.deeper(Kind::Tensor, depth)?;
+        let depth = self.enter(Kind::Tensor, depth)?;
         let (mut tensor, mut entries, mut outside) = (Tensor::default(), BTreeMap::new(), false);
         let (mut element, mut raw, mut numbers) = (0, Vec::new(), Vec::new());
         while let Some((number, content)) = self.field(Kind::Tensor, end)? {
@@ -644,7 +644,7 @@ impl<R: Read + Seek> Scan<'_, R> {
                     entries.insert(key, value);
                 }
                 (14, Content::Number(place)) => outside = place == EXTERNAL,
-                (_, Content::UpTo(end)) => self.other(Kind::Tensor, number, end, depth)?,
+                (_, Content::UpTo(end)) => self.skip_field(Kind::Tensor, number, end, depth)?,
                 _ => {}
             }
         }

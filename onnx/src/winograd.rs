@@ -150,14 +150,14 @@ impl Shape {
 
 struct Rewriter {
     graph: GraphProto,
-    /// Constants of the transforms; `made` are their names.
+    /// Constants of the transforms; `added_names` are their names.
     added: Vec<TensorProto>,
-    made: HashSet<String>,
+    added_names: HashSet<String>,
 }
 
 impl Rewriter {
     fn new(graph: GraphProto) -> Self {
-        Self { graph, added: Vec::new(), made: HashSet::new() }
+        Self { graph, added: Vec::new(), added_names: HashSet::new() }
     }
 
     fn run(mut self, heights: &HashMap<String, usize>, threshold: usize) -> (GraphProto, usize) {
@@ -248,7 +248,7 @@ impl Rewriter {
 
     /// Adds the initializer `name` unless it exists.
     fn constant(&mut self, name: &str, element: ElementType, dims: &[usize], bytes: impl FnOnce() -> Vec<u8>) {
-        if self.made.insert(name.to_owned()) {
+        if self.added_names.insert(name.to_owned()) {
             self.added.push(tensor(name, element, dims, bytes()));
         }
     }

@@ -32,6 +32,8 @@ const END_64_SIZE: usize = 56;
 const LOCATOR_64_SIZE: usize = 20;
 /// Longest comment of an archive, bytes.
 const MAX_COMMENT: usize = 0xffff;
+/// Length of the end of a file in which the end record begins.
+pub(crate) const END_WINDOW: u64 = (END_SIZE + MAX_COMMENT) as u64;
 /// IDs of extra fields: ZIP64 sizes and offset; name in UTF-8.
 const EXTRA_64: u16 = 1;
 const EXTRA_NAME: u16 = 0x7075;
@@ -124,7 +126,7 @@ impl Archive {
         let shared = SharedFile::new(file.try_clone()?);
         let mut archive =
             Self { path: path.to_owned(), file: shared, packed, names: String::new(), entries: Vec::new() };
-        let Some(table) = archive.table(packed)? else { return Err(kind::not_an_archive(&mut file, path, expected)) };
+        let Some(table) = archive.table(packed)? else { return Err(kind::unexpected(&mut file, path, expected)) };
         archive.read_table(&table)?;
         Ok(archive)
     }
@@ -147,9 +149,8 @@ impl Archive {
 
     /// Finds the table; `None` if there is no end record.
     fn table(&self, length: u64) -> Result<Option<Table>> {
-        let window = (END_SIZE + MAX_COMMENT).min(usize::try_from(length).unwrap_or(usize::MAX));
-        let from = length - window as u64;
-        let tail = self.bytes(from, window)?;
+        let from = length.saturating_sub(END_WINDOW);
+        let tail = self.bytes(from, usize::try_from(length - from).unwrap_or(usize::MAX))?;
         let last = tail.len().saturating_sub(END_SIZE - 1);
         let ends: Vec<_> = (0..last).rev().filter(|at| u32_at(&tail, *at) == END).collect();
         // The archive comment can contain the signature too, and other bytes can follow the archive. A record that ends

@@ -82,7 +82,7 @@ pub struct FeatureFile {
 impl FeatureFile {
     /// Whether `path` is an HDF5 file with a feature matrix.
     #[must_use]
-    pub fn is_one(path: &Path) -> bool {
+    pub fn is_feature_file(path: &Path) -> bool {
         path.is_file() && hdf5::Opened::open(path).is_ok_and(|file| MATRICES.iter().any(|m| file.has(m)))
     }
 
@@ -113,7 +113,7 @@ impl FeatureFile {
                 return Err(Error::format(path, name, expected, format!("[{rows}, {width}]")));
             }
             let bytes = rows.saturating_mul(width).saturating_mul(size_of::<f32>());
-            budget.bytes(bytes.max(data.band)).map_err(exceeded(path, name))?;
+            budget.bytes(bytes.max(data.row_chunk_bytes)).map_err(exceeded(path, name))?;
             matrices.insert(name.to_owned(), (data, width));
         }
         let Some(len) = len else {
@@ -416,7 +416,7 @@ mod tests {
         let x = write(&path, 100..650);
         let file = FeatureFile::open(&path).unwrap();
         file.verify().unwrap();
-        assert!(FeatureFile::is_one(&path));
+        assert!(FeatureFile::is_feature_file(&path));
         assert_eq!((file.len(), file.width("clip"), file.width("logits")), (550, Some(5), None));
         assert_eq!(file.read("features", 200..400).unwrap(), x.slice(s![200..400, ..]));
         assert_eq!(file.labels().unwrap()[549], 3);

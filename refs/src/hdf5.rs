@@ -175,7 +175,7 @@ impl Opened {
         if cache > CACHE {
             builder.with_fapl(|p| p.chunk_cache(SLOTS, cache, WEIGHT));
         }
-        let file = builder.open(path).map_err(|e| cut_short(path, &e).unwrap_or_else(|| failed(path, e)))?;
+        let file = builder.open(path).map_err(|e| truncated(path, &e).unwrap_or_else(|| failed(path, e)))?;
         let mut names = Vec::new();
         // A damaged tree of links can lead to the same links without end.
         let more = file.find_link(IndexType::Name, IterationOrder::Native, |name, _| {
@@ -242,7 +242,7 @@ pub(crate) struct Data {
     data: Dataset,
     /// Bytes of its largest chunk, and of all chunks that one row needs.
     chunk: usize,
-    pub(crate) band: usize,
+    pub(crate) row_chunk_bytes: usize,
 }
 
 impl Data {
@@ -253,12 +253,19 @@ impl Data {
     /// `Format` naming what is missing, or what is larger than the size of the file allows.
     fn check(file: &Path, name: &str, data: Dataset) -> Result<Self> {
         let packed = fs_err::metadata(file)?.len();
-        let mut walk = Walk { steps: Budget::of_file(packed), packed, files: HashSet::new(), chunk: 0, band: 0 };
+        let mut walk =
+            Walk { steps: Budget::of_file(packed), packed, files: HashSet::new(), chunk: 0, row_chunk_bytes: 0 };
         walk.parts(file, name, &data, 0)?;
         let size = data.dtype().map_or(1, |t| t.size()) as u64;
         let bytes = data.shape().iter().fold(size, |n, d| n.saturating_mul(*d as u64));
         Unpacked::of(walk.packed).add(file, name, bytes)?;
-        Ok(Self { file: file.to_owned(), name: name.to_owned(), data, chunk: walk.chunk, band: walk.band })
+        Ok(Self {
+            file: file.to_owned(),
+            name: name.to_owned(),
+            data,
+            chunk: walk.chunk,
+            row_chunk_bytes: walk.row_chunk_bytes,
+        })
     }
 
     /// Length of each axis.
@@ -324,7 +331,7 @@ impl Data {
 
 /// The error for a truncated file, if libhdf5 reports one:
 /// "truncated file: eof = 96, sblock->base_addr = 0, stored_eof = 2048".
-fn cut_short(path: &Path, error: &::hdf5::Error) -> Option<Error> {
+fn truncated(path: &Path, error: &::hdf5::Error) -> Option<Error> {
     let stack = error.stack()?;
     let text = stack.iter().map(::hdf5::ErrorFrame::desc).find(|d| d.starts_with("truncated file"))?;
     let number =
@@ -451,7 +458,7 @@ struct Walk {
     packed: u64,
     files: HashSet<PathBuf>,
     chunk: usize,
-    band: usize,
+    row_chunk_bytes: usize,
 }
 
 impl Walk {
@@ -471,13 +478,19 @@ impl Walk {
                 let expected = shape.iter().zip(&chunk).try_fold(1_usize, |n, (d, c)| n.checked_mul(count(d, c)));
                 let size = data.dtype().map_err(failed)?.size();
                 let bytes = chunk.iter().fold(size, |n, c| n.saturating_mul(*c));
-                let beside = shape.iter().zip(&chunk).skip(1).fold(1_usize, |n, (d, c)| n.saturating_mul(count(d, c)));
-                let band = bytes.saturating_mul(beside);
-                if band > MAX_BAND {
+                let chunks_per_row =
+                    shape.iter().zip(&chunk).skip(1).fold(1_usize, |n, (d, c)| n.saturating_mul(count(d, c)));
+                let row_chunk_bytes = bytes.saturating_mul(chunks_per_row);
+                if row_chunk_bytes > MAX_BAND {
                     let expected = format!("at most {MAX_BAND} bytes in the chunks of one row");
-                    return Err(Error::format(file, name, expected, format!("{band} in chunks of {chunk:?}")));
+                    return Err(Error::format(
+                        file,
+                        name,
+                        expected,
+                        format!("{row_chunk_bytes} in chunks of {chunk:?}"),
+                    ));
                 }
-                (self.chunk, self.band) = (self.chunk.max(bytes), self.band.max(band));
+                (self.chunk, self.row_chunk_bytes) = (self.chunk.max(bytes), self.row_chunk_bytes.max(row_chunk_bytes));
                 self.steps.steps(expected.unwrap_or(usize::MAX)).map_err(exceeded(file, name))?;
                 // A damaged tree of chunks can lead to the same chunks without end.
                 let mut found = 0;
@@ -512,11 +525,11 @@ impl Walk {
     fn external(&mut self, file: &Path, name: &str, part: &::hdf5::plist::dataset_create::ExternalFile) -> Result<()> {
         let expected = |what: &str| format!("{what} external file `{}`, relative to the current folder", part.name);
         let Ok(found) = fs_err::metadata(&part.name) else {
-            let beside = file.parent().is_some_and(|folder| folder.join(&part.name).exists());
-            let hint = if beside { "; it is next to the HDF5 file: run d2o in that folder" } else { "" };
+            let next_to_it = file.parent().is_some_and(|folder| folder.join(&part.name).exists());
+            let hint = if next_to_it { "; it is next to the HDF5 file: run d2o in that folder" } else { "" };
             return Err(Error::format(file, name, expected("the"), format!("no such file{hint}")));
         };
-        self.beside(file, name, Path::new(&part.name))?;
+        self.check_part_file(file, name, Path::new(&part.name))?;
         // A size beyond any file means "to its end".
         let end = (part.offset as u64).checked_add(part.size as u64).filter(|end| i64::try_from(*end).is_ok());
         if end.is_some_and(|end| end > found.len()) {
@@ -544,7 +557,7 @@ impl Walk {
                 let Some(path) = path else {
                     return Err(Error::format(file, place, "the source of a virtual dataset", "no such file"));
                 };
-                self.beside(file, name, &path)?;
+                self.check_part_file(file, name, &path)?;
                 // The check of the main file opens its sources too.
                 let source = Opened::with_cache(&path, CACHE)?;
                 let Ok(data) = source.member(&part.dataset) else {
@@ -574,7 +587,7 @@ impl Walk {
 
     /// Checks that `other`, which contains parts of dataset `name` in `file`, is a regular file in the folder of `file`
     /// or below it, and counts its bytes.
-    fn beside(&mut self, file: &Path, name: &str, other: &Path) -> Result<()> {
+    fn check_part_file(&mut self, file: &Path, name: &str, other: &Path) -> Result<()> {
         let expected = || format!("parts in files next to it, such as `{}`", other.display());
         let length = kind::open(other, &expected())?.metadata()?.len();
         let folder = fs_err::canonicalize(file)?;
@@ -677,9 +690,9 @@ impl Hdf5Images {
             return Err(Error::format(path, &name, expected, describe(&images)));
         }
         let mut images = Data::check(path, &name, images)?;
-        if images.band > CACHE {
+        if images.row_chunk_bytes > CACHE {
             // With a smaller cache, every read would inflate the chunks of its rows again.
-            let cache = images.band;
+            let cache = images.row_chunk_bytes;
             drop((images, file));
             file = Opened::with_cache(path, cache)?;
             images = file.dataset(&name)?;
@@ -900,6 +913,10 @@ mod tests {
         writer.values("labels", &(0..20_i64).collect::<Vec<_>>()).unwrap();
         assert!(!path.exists());
         writer.finish().unwrap();
+        let mut fewer = Hdf5Writer::create(&path, 20, ImageDims { height: 4, width: 4, channels: 3 }).unwrap();
+        fewer.append(&images.slice(s![..13, .., .., ..]).to_owned()).unwrap();
+        let text = fewer.finish().unwrap_err().to_string();
+        assert!(text.contains("expected 20 images, found 13 images"), "{text}");
         let mut source = crate::batch::open(&path).unwrap();
         assert_eq!(source.read(3..19).unwrap(), images.slice(s![3..19, .., .., ..]));
         assert_eq!(source.labels().unwrap()[7], 7);

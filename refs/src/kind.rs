@@ -1,11 +1,12 @@
 //! Identification of files by content; errors for missing and unexpected files.
 
-use std::io::{Read as _, Seek as _};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
 use d2o_files::kind::{self, HEAD, ZIP};
 use fs_err as fs;
 
+use crate::archive::END_WINDOW;
 use crate::error::{Error, Result};
 
 /// Opens the regular file at `path`. Pipes are not opened.
@@ -36,18 +37,20 @@ pub fn metadata(path: &Path) -> Result<std::fs::Metadata> {
 
 /// `Format` for `file` at `path`, which is not `expected`. The error names the kind of the file.
 pub(crate) fn unexpected(file: &mut fs::File, path: &Path, expected: &str) -> Error {
-    match head(file) {
-        Ok(head) => Error::format(path, "", expected, describe(&head)),
-        Err(e) => e,
-    }
+    let found = head(file).and_then(|head| {
+        let truncated = kind::known(&head) == Some(ZIP) && !has_end_record(file)?;
+        Ok(if truncated { format!("{ZIP}, truncated") } else { describe(&head) })
+    });
+    found.map_or_else(|error| error, |found| Error::format(path, "", expected, found))
 }
 
-/// `Format` for `file` at `path`, which has no end record of a zip archive.
-pub(crate) fn not_an_archive(file: &mut fs::File, path: &Path, expected: &str) -> Error {
-    match head(file) {
-        Ok(head) if kind::known(&head) == Some(ZIP) => Error::format(path, "", expected, format!("{ZIP}, truncated")),
-        _ => unexpected(file, path, expected),
-    }
+/// Whether the end of `file` contains the end record of a zip archive.
+fn has_end_record(file: &mut fs::File) -> Result<bool> {
+    let length = file.metadata()?.len();
+    let mut end = Vec::new();
+    file.seek(SeekFrom::Start(length.saturating_sub(END_WINDOW)))?;
+    file.by_ref().take(END_WINDOW).read_to_end(&mut end)?;
+    Ok(end.windows(4).any(|bytes| bytes == b"PK\x05\x06"))
 }
 
 /// The first [`HEAD`] bytes of `file`. The position is at the start of the file afterwards.

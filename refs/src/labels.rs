@@ -446,6 +446,7 @@ mod tests {
             (r#"[["a", [0.9, 0.1]], ["b", [1, 0]]]"#, "[0.9, 0.1], not one-hot"),
             (r#"[["a", [0, 0]], ["b", [1, 0]]]"#, "[0, 0], not one-hot"),
             (r#"[["a", [[1]]], ["b", null]]"#, "not one-hot"),
+            (r#"[["a", [0, [0, 1]]], ["b", 1]]"#, "[0, a vector], not one-hot"),
             (r#"[["a", {"x": 1}], ["b", 1]]"#, "an object"),
             (r#"[["a", null], ["b", 1]]"#, "null"),
             (r#"{"a": 1}"#, "not a list of [path, class]"),

@@ -30,7 +30,7 @@ pub fn read(path: &Path) -> Result<Option<Value>> {
         if !file.exists() {
             return Ok(None);
         }
-        return labelled(path, &whole(&file, path, LABEL_FILE, MAX_JSON)?);
+        return in_label_file(path, &whole(&file, path, LABEL_FILE, MAX_JSON)?);
     }
     const EXPECTED: &str = "an output of d2o: an npz, HDF5 or zip file, or a folder";
     let mut file = kind::open(path, EXPECTED)?;
@@ -48,13 +48,13 @@ pub fn read(path: &Path) -> Result<Option<Value>> {
         return parse_record(path, bytes).map(Some);
     }
     match archive.label_file()? {
-        Some(json) => labelled(path, &json),
+        Some(json) => in_label_file(path, &json),
         None => Ok(None),
     }
 }
 
 /// The record in the `dataset.json` of `path`.
-fn labelled(path: &Path, json: &[u8]) -> Result<Option<Value>> {
+fn in_label_file(path: &Path, json: &[u8]) -> Result<Option<Value>> {
     /// The record as JSON text. Labels and other keys are not kept.
     #[derive(Deserialize)]
     struct Marked<'a> {

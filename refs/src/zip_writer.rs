@@ -45,10 +45,10 @@ const VERSION_64: u16 = 45;
 /// Flag of UTF-8 names, for names that are not ASCII.
 const UTF_8: u16 = 1 << 11;
 /// Placeholder for a value that is stored as 64 bits elsewhere.
-const ELSEWHERE: u32 = u32::MAX;
+const ZIP64_MARKER: u32 = u32::MAX;
 
 fn low(value: u64) -> u32 {
-    u32::try_from(value).unwrap_or(ELSEWHERE)
+    u32::try_from(value).unwrap_or(ZIP64_MARKER)
 }
 
 impl AtomicZip {
@@ -75,7 +75,7 @@ impl AtomicZip {
 
     /// Writes entry `name` with content `bytes`.
     pub(crate) fn whole(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        if bytes.len() as u64 >= u64::from(ELSEWHERE) {
+        if bytes.len() as u64 >= u64::from(ZIP64_MARKER) {
             self.start(name, bytes.len() as u64)?;
             return Ok(self.write_all(bytes)?);
         }
@@ -96,7 +96,7 @@ impl AtomicZip {
     /// Writes the local header of an entry. Its content comes next.
     fn header(&mut self, name: &str, large: bool, crc: u32, bytes: u64) -> Result<Entry> {
         let header = self.at;
-        let size = if large { ELSEWHERE } else { low(bytes) };
+        let size = if large { ZIP64_MARKER } else { low(bytes) };
         let mut out = Vec::with_capacity(64 + name.len());
         out.extend(archive::LOCAL.to_le_bytes());
         for n in [if large { VERSION_64 } else { VERSION }, flags(name), 0, 0, DATE] {
@@ -119,7 +119,7 @@ impl AtomicZip {
     /// Completes the local header of the current entry and adds the entry to the table.
     fn end(&mut self) -> Result<()> {
         let Some(entry) = self.current.take() else { return Ok(()) };
-        if !entry.large && entry.bytes >= u64::from(ELSEWHERE) {
+        if !entry.large && entry.bytes >= u64::from(ZIP64_MARKER) {
             return Err(io::Error::other(format!("`{}` has more bytes than announced", entry.name)).into());
         }
         self.file.seek(SeekFrom::Start(entry.header + 14))?;
@@ -140,10 +140,10 @@ impl AtomicZip {
         if entry.large {
             extra.extend([entry.bytes.to_le_bytes(), entry.bytes.to_le_bytes()].concat());
         }
-        if low(entry.header) == ELSEWHERE {
+        if low(entry.header) == ZIP64_MARKER {
             extra.extend(entry.header.to_le_bytes());
         }
-        let size = if entry.large { ELSEWHERE } else { low(entry.bytes) };
+        let size = if entry.large { ZIP64_MARKER } else { low(entry.bytes) };
         let version = if extra.is_empty() { VERSION } else { VERSION_64 };
         if !extra.is_empty() {
             let length = u16::try_from(extra.len()).unwrap_or(0).to_le_bytes();
@@ -176,7 +176,7 @@ impl AtomicZip {
         let (start, bytes, entries) = (self.at, self.table.len() as u64, self.entries);
         let mut end = std::mem::take(&mut self.table);
         let few = u16::try_from(entries).unwrap_or(u16::MAX);
-        let large = few == u16::MAX || low(bytes) == ELSEWHERE || low(start) == ELSEWHERE;
+        let large = few == u16::MAX || low(bytes) == ZIP64_MARKER || low(start) == ZIP64_MARKER;
         if large {
             end.extend(archive::END_64.to_le_bytes());
             end.extend(44_u64.to_le_bytes());
@@ -191,7 +191,7 @@ impl AtomicZip {
         end.extend(archive::END.to_le_bytes());
         end.extend([0; 4]);
         end.extend([few, few].map(u16::to_le_bytes).concat());
-        end.extend([if large { ELSEWHERE } else { low(bytes) }, low(start)].map(u32::to_le_bytes).concat());
+        end.extend([if large { ZIP64_MARKER } else { low(bytes) }, low(start)].map(u32::to_le_bytes).concat());
         end.extend([0; 2]);
         self.put(&end)?;
         Ok(self.file.commit()?)

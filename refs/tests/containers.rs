@@ -83,6 +83,10 @@ fn files_that_are_not_what_their_name_says_are_named_by_their_content() {
             assert!(of.ends_with(&format!("found {found}")), "{of}");
         }
     }
+    // A complete archive that a reader of another format gets.
+    fs::write(dir.path().join("whole.h5"), &whole).unwrap();
+    let of = text(Hdf5Images::open(&dir.path().join("whole.h5")));
+    assert!(of.ends_with("expected an HDF5 file, found a zip archive"), "{of}");
     let folder = format!("{}: expected an npz file, found a folder", dir.path().display());
     assert_eq!(text(Npz::open(dir.path())), folder);
 }

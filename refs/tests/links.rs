@@ -63,5 +63,5 @@ fn nothing_outside_the_folder_and_no_pipe_is_opened() {
     for error in [record::read(&pipe).unwrap_err(), batch::container_sha256(&pipe).unwrap_err()] {
         assert!(error.to_string().contains("found a pipe, socket or device"), "{error}");
     }
-    assert!(failure(&pipe).contains("a pipe, socket or device") && !FeatureFile::is_one(&pipe));
+    assert!(failure(&pipe).contains("a pipe, socket or device") && !FeatureFile::is_feature_file(&pipe));
 }

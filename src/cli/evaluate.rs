@@ -10,6 +10,7 @@ use d2o_evaluations::result::DeviationKind;
 
 use super::{Accelerator, Output, ProviderArg, Sampling};
 use crate::pipeline::fused::Fuse;
+use crate::pipeline::metrics;
 
 /// `d2o evaluate`.
 #[derive(Debug, Args)]
@@ -153,8 +154,8 @@ pub enum Metric {
 impl Metric {
     /// The metric; `None` for [`Metric::All`].
     #[must_use]
-    pub fn metric(self) -> Option<crate::pipeline::metrics::Metric> {
-        use crate::pipeline::metrics::Metric as Of;
+    pub fn metric(self) -> Option<metrics::Metric> {
+        use metrics::Metric as Of;
         Some(match self {
             Self::Fid => Of::Fid,
             Self::Sfid => Of::Sfid,
@@ -166,6 +167,22 @@ impl Metric {
             Self::FdInf => Of::FdInf,
             Self::All => return None,
         })
+    }
+}
+
+impl From<metrics::Metric> for Metric {
+    fn from(metric: metrics::Metric) -> Self {
+        use metrics::Metric as Of;
+        match metric {
+            Of::Fid => Self::Fid,
+            Of::Sfid => Self::Sfid,
+            Of::Is => Self::Is,
+            Of::Pr => Self::Pr,
+            Of::Dc => Self::Dc,
+            Of::Kid => Self::Kid,
+            Of::ClipFid => Self::ClipFid,
+            Of::FdInf => Self::FdInf,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ProviderArg, ResultOutput};
+use super::{Metric, ProviderArg, ResultOutput};
 
 /// `d2o explain`.
 #[derive(Debug, Args)]
@@ -20,8 +20,8 @@ pub struct Explain {
     #[arg(long)]
     pub no_measure: bool,
     /// Metrics to measure [default: metrics in both results]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub metrics: Vec<String>,
+    #[arg(long, value_delimiter = ',', value_enum)]
+    pub metrics: Vec<Metric>,
     /// Execution provider
     #[arg(long, value_enum, default_value_t = ProviderArg::Auto)]
     pub provider: ProviderArg,

@@ -1,17 +1,18 @@
 //! `d2o explain`: why two results differ, and by how much each difference changes the metrics.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use clap::{Parser as _, ValueEnum as _};
+use clap::Parser as _;
 use d2o_evaluations::result::{DeviationKind, Evaluation, digits};
 use d2o_refs::batch::container_sha256;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{ExitStatus, ensure_new_result, evaluate, give_result};
-use crate::cli::{Cli, Command, Explain, Global};
+use crate::cli::{Cli, Command, Evaluate, Explain, Global, Metric};
+use crate::pipeline::metrics::Metric as MetricKind;
 use crate::printer::{Printer, table};
 
 /// A setting in which two results differ.
@@ -149,6 +150,12 @@ fn differences(a: &Evaluation, b: &Evaluation) -> Vec<Difference> {
     differs(Factor::Reference, "sha256", reference(a), reference(b));
     let images = |e: &Evaluation| count(e.reference.as_ref().and_then(|r| r.count));
     differs(Factor::Reference, "images", images(a), images(b));
+    // Without a reference of their own, CLIP features are compared with those of the main reference.
+    let clip = |e: &Evaluation| {
+        let set = e.clip_reference.as_ref().or(e.reference.as_ref()).filter(|_| e.extractors.contains_key("clip"));
+        set.map_or_else(|| "none".to_owned(), |r| r.sha256.clone())
+    };
+    differs(Factor::Reference, "CLIP: sha256", clip(a), clip(b));
     let roles: std::collections::BTreeSet<&String> = a.extractors.keys().chain(b.extractors.keys()).collect();
     for role in roles {
         let of = |e: &Evaluation, get: &dyn Fn(&d2o_evaluations::result::Extractor) -> String| {
@@ -190,24 +197,12 @@ fn steps(
     b: &Evaluation,
     differences: &[Difference],
 ) -> Vec<Step> {
-    let metrics: Vec<String> = if args.metrics.is_empty() {
-        let shared = |name: &&String| b.metrics.contains_key(*name);
-        let option = |name: &String| match name.as_str() {
-            "fd" => "fid".to_owned(),
-            "sfd" => "sfid".to_owned(),
-            "kd" => "kid".to_owned(),
-            "precision" | "recall" => "pr".to_owned(),
-            "density" | "coverage" => "dc".to_owned(),
-            "clip_fd" => "clip-fid".to_owned(),
-            "fid_inf" => "fd-inf".to_owned(),
-            other => other.replace('_', "-"),
-        };
-        let mut metrics: Vec<String> = a.metrics.keys().filter(shared).map(option).collect();
+    let mut metrics = args.metrics.clone();
+    if metrics.is_empty() {
+        let shared = a.metrics.keys().filter(|key| b.metrics.contains_key(*key));
+        metrics.extend(shared.filter_map(|key| MetricKind::of_key(key)).map(Metric::from));
         metrics.dedup();
-        metrics
-    } else {
-        args.metrics.clone()
-    };
+    }
     let mut steps = Vec::new();
     let mut exchanged: Vec<Factor> = Vec::new();
     let relevant = Factor::EXCHANGED.into_iter().filter(|f| differences.iter().any(|d| d.factor == *f));
@@ -229,27 +224,40 @@ fn measure<'e>(
     args: &Explain,
     global: &Global,
     printer: Printer,
-    metrics: &[String],
+    metrics: &[Metric],
     of: &dyn Fn(Factor) -> &'e Evaluation,
 ) -> anyhow::Result<BTreeMap<String, f64>> {
     let (samples, extractor, protocol) = (of(Factor::Samples), of(Factor::Extractor), of(Factor::Protocol));
     let reference = of(Factor::Reference).reference.as_ref().context("a result without a reference")?;
-    same_file("reference", &reference.path, &reference.sha256)?;
-    let text = |s: &str| s.to_owned();
-    let mut line =
-        vec![text("d2o"), text("evaluate"), samples.samples.path.clone(), text("--ref"), reference.path.clone()];
-    for (role, option) in [("features", "--extractor"), ("clip", "--clip"), ("manifold", "--pr-extractor")] {
-        if let Some(network) = extractor.extractors.get(role) {
-            same_file("network", &network.path, &network.sha256)?;
-            line.extend([text(option), network.path.clone()]);
-        }
+    let clip_reference = of(Factor::Reference).clip_reference.as_ref();
+    for set in std::iter::once(reference).chain(clip_reference) {
+        same_file("reference", &set.path, &set.sha256)?;
     }
-    let provider = args.provider.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
-    let name = protocol.protocol.get("name").cloned().unwrap_or_else(|| text("edm"));
-    let allowed = DeviationKind::REFUSED.map(DeviationKind::name).join(",");
-    line.extend([text("--protocol"), name, text("--metrics"), metrics.join(","), text("--bootstrap"), text("0")]);
-    line.extend([text("--allow-deviation"), allowed, text("--provider"), provider]);
-    let Command::Evaluate(evaluate) = Cli::try_parse_from(line)?.command else { anyhow::bail!("not an evaluation") };
+    let network = |role: &str| -> anyhow::Result<Option<PathBuf>> {
+        let Some(found) = extractor.extractors.get(role) else { return Ok(None) };
+        same_file("network", &found.path, &found.sha256)?;
+        Ok(Some(PathBuf::from(&found.path)))
+    };
+    let inputs = recorded(samples)?;
+    let settings = recorded(protocol)?;
+    let evaluate = Evaluate {
+        reference: Some(reference.path.clone().into()),
+        clip_ref: clip_reference.map(|set| set.path.clone().into()),
+        extractor: network("features")?,
+        pr_extractor: network("manifold")?,
+        clip: network("clip")?,
+        protocol: vec![protocol.protocol_name().to_owned()],
+        metrics: metrics.to_vec(),
+        neighbours: settings.neighbours,
+        is_splits: settings.is_splits,
+        kid_subsets: settings.kid_subsets,
+        kid_subset_size: settings.kid_subset_size,
+        seed: settings.seed,
+        bootstrap: 0,
+        allow_deviation: DeviationKind::REFUSED.map(|kind| kind.name().to_owned()).to_vec(),
+        provider: args.provider,
+        ..inputs
+    };
     let found = evaluate::results(&evaluate, global, printer)?;
     let found = found.into_iter().next().context("no result")?;
     anyhow::ensure!(
@@ -258,6 +266,31 @@ fn measure<'e>(
         samples.samples.path
     );
     Ok(found.metrics.into_iter().map(|(name, metric)| (name, metric.value)).collect())
+}
+
+/// The recorded command line of `result`, without its outputs.
+fn recorded(result: &Evaluation) -> anyhow::Result<Evaluate> {
+    let path = result.samples.path.as_str();
+    let words = result.runtime.get("command").and_then(|line| shlex::split(line)).unwrap_or_default();
+    let parsed = |words: &[&str]| match Cli::try_parse_from(words)?.command {
+        Command::Evaluate(evaluate) => Ok(*evaluate),
+        _ => anyhow::bail!("not an evaluation"),
+    };
+    // A result of another version, or of another command, has at least the path.
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let recorded = parsed(&words).or_else(|_| parsed(&["d2o", "evaluate", "--", path]))?;
+    Ok(Evaluate {
+        samples: recorded.merge.is_empty().then(|| path.into()),
+        per_class: false,
+        nearest: None,
+        json: None,
+        report: None,
+        save_features: None,
+        expect: Vec::new(),
+        title: None,
+        dry_run: false,
+        ..recorded
+    })
 }
 
 /// Checks that the SHA-256 of the file at `path` is still that of the result.

@@ -22,7 +22,7 @@ use crate::outputs::{ensure_new_file, ensure_new_folder};
 use crate::pipeline::turns::in_turn;
 use crate::printer::{Printer, Progress};
 use crate::sampling::journal::{Claim, Journal, Part, differences};
-use crate::sampling::latents::{Drawing, Drawn, LatentsWriter};
+use crate::sampling::latents::{Drawn, LatentSource, LatentsWriter};
 use crate::sampling::plan::Plan;
 use crate::sampling::request::SamplingRequest;
 use crate::sampling::sink::{Form, Grid, Sink, ensure_replaceable, name_of};
@@ -59,7 +59,7 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
     expected["batch"] = args.batch.into();
     expected["subdirs"] = args.subdirs.into();
     let section = interrupt::cooperative();
-    let journal = claim.open(&expected, further(args).map(Path::to_owned).collect())?;
+    let journal = claim.open(&expected, other_outputs(args).map(Path::to_owned).collect())?;
     let mut progress = printer.progress("generate", seeds.len() as u64);
     let resumed = journal.done();
     if resumed > 0 {
@@ -104,12 +104,12 @@ pub fn run(args: &Generate, global: &Global, printer: Printer) -> anyhow::Result
 }
 
 /// Outputs besides OUT.
-fn further(args: &Generate) -> impl Iterator<Item = &Path> {
+fn other_outputs(args: &Generate) -> impl Iterator<Item = &Path> {
     args.save_latents.as_deref().into_iter().chain(args.grid.as_deref())
 }
 
 /// Whether OUT exists; a folder counts once its label file is written.
-fn is_there(out: &Path, form: Form) -> bool {
+fn output_exists(out: &Path, form: Form) -> bool {
     if form == Form::Folder { out.join(LABEL_FILE).exists() } else { out.exists() }
 }
 
@@ -121,7 +121,7 @@ fn ensure_outputs(args: &Generate, form: Form, claim: &Claim) -> anyhow::Result<
     let overwrite = args.output.overwrite;
     // With --resume, `is_complete` checks the record of an existing OUT. A folder without a record is accepted only if
     // an unfinished run is left: that run wrote its images.
-    let kept = args.resume && (claim.is_left() || is_there(&args.out, form));
+    let kept = args.resume && (claim.is_left() || output_exists(&args.out, form));
     if form == Form::Folder {
         ensure_new_folder(&args.out, overwrite || kept)?;
         if overwrite && !kept && args.out.exists() {
@@ -130,8 +130,8 @@ fn ensure_outputs(args: &Generate, form: Form, claim: &Claim) -> anyhow::Result<
     } else {
         ensure_new_file(&args.out, overwrite || kept)?;
     }
-    let finished = args.resume && !claim.is_left() && is_there(&args.out, form);
-    further(args).try_for_each(|path| ensure_new_file(path, overwrite || finished || claim.writes(path)))
+    let finished = args.resume && !claim.is_left() && output_exists(&args.out, form);
+    other_outputs(args).try_for_each(|path| ensure_new_file(path, overwrite || finished || claim.writes(path)))
 }
 
 /// Whether, with `--resume`, nothing remains to do: OUT exists and is the complete output of the run of `record`.
@@ -140,7 +140,7 @@ fn ensure_outputs(args: &Generate, form: Form, claim: &Claim) -> anyhow::Result<
 /// If OUT is the output of another run, or an image or another output is missing, unless OUT may be replaced.
 fn is_complete(args: &Generate, form: Form, claim: &Claim, record: &Value, seeds: &[u64]) -> anyhow::Result<bool> {
     let out = &args.out;
-    if !is_there(out, form) {
+    if !output_exists(out, form) {
         return Ok(false);
     }
     let replace = |what: String| match (args.output.overwrite, form) {
@@ -165,7 +165,7 @@ fn is_complete(args: &Generate, form: Form, claim: &Claim, record: &Value, seeds
     if let Some(seed) = seeds.iter().find(missing) {
         return replace(format!("`{}` is complete except for `{}`", out.display(), name_of(*seed, args.subdirs)));
     }
-    if let Some(path) = further(args).find(|p| !p.exists()) {
+    if let Some(path) = other_outputs(args).find(|p| !p.exists()) {
         return replace(format!("`{}` is complete, but `{}` does not exist", out.display(), path.display()));
     }
     Ok(true)
@@ -174,7 +174,7 @@ fn is_complete(args: &Generate, form: Form, claim: &Claim, record: &Value, seeds
 /// Draws the starting points of every batch after the first `resumed` images and sends them to `to`. With `save`, draws
 /// those of all images and writes them to this file.
 fn draw(
-    drawing: &Drawing,
+    drawing: &LatentSource,
     seeds: &[u64],
     resumed: usize,
     batch: usize,

@@ -91,7 +91,7 @@ fn exported(
         printer.note(&format!("using the cached export of `{}`: `{}`", path.display(), out.display()));
         return Ok(out);
     }
-    let options = asked.map_or_else(|| kind_of(path), Ok)?;
+    let options = asked.map_or_else(|| export_options(path), Ok)?;
     let how = if options.is_empty() { String::new() } else { format!(" ({})", options.join(" ")) };
     printer.note(&format!("exporting `{}` into the cache{how}", path.display()));
     // The graph is moved into the cache after it has passed the check.
@@ -116,7 +116,7 @@ fn exported(
 
 /// Options of `d2o export` for the kind of graph if no sampler is given. A denoiser is exported for sampling in several
 /// steps, unless its class is `D2OPrecond` or it is a published checkpoint, for which `d2o export` knows the kind.
-fn kind_of(path: &Path) -> anyhow::Result<&'static [&'static str]> {
+fn export_options(path: &Path) -> anyhow::Result<&'static [&'static str]> {
     let checkpoint = Checkpoint::open(path)?;
     let network = checkpoint.network(None)?;
     let Architecture::Denoiser(config) = &network.architecture else { return Ok(&[]) };

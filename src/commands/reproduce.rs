@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::Context as _;
-use clap::Parser as _;
+use clap::{Parser as _, ValueEnum as _};
 use d2o_converters::known::{self, Generator, Known};
 use d2o_evaluations::result::Evaluation;
 use fs_err as fs;
@@ -12,8 +12,9 @@ use serde::Serialize;
 
 use super::ExitStatus;
 use super::known::{sampler_words, unknown};
-use crate::cli::{Cli, Command, Global, Reproduce, Seeds};
+use crate::cli::{Cli, Command, Global, Metric, Reproduce, Seeds};
 use crate::outputs::{ensure_new, is_stdout};
+use crate::pipeline::metrics::{Metric as MetricKind, general_key};
 use crate::printer::{Printer, shell, table};
 
 /// Published and measured numbers of one generator.
@@ -126,23 +127,17 @@ fn commands(args: &Reproduce, known: &Known, generator: &Generator, json: &Path)
     Ok([export, evaluate])
 }
 
-/// Value of `--metrics` that covers the published numbers, as far as the given networks permit. It always includes
-/// `fid`.
+/// Metrics that cover the published numbers, as far as the given networks permit. They always include the distance.
 fn metrics(args: &Reproduce, generator: &Generator) -> String {
-    let mut found = vec!["fid"];
-    for number in generator.published.iter().filter(|n| n.protocol.is_none()) {
-        let option = match number.metric.as_str() {
-            "precision" | "recall" => "pr",
-            "density" | "coverage" => "dc",
-            "clip_fid" if args.clip.is_some() => "clip-fid",
-            metric @ ("sfid" | "is" | "kid") => metric,
-            _ => continue,
-        };
-        if !found.contains(&option) {
-            found.push(option);
+    let published = generator.published.iter().filter(|n| n.protocol.is_none());
+    let mut found = vec![MetricKind::Fid];
+    for metric in published.filter_map(|n| MetricKind::of_key(&n.metric)) {
+        if !found.contains(&metric) && (metric != MetricKind::ClipFid || args.clip.is_some()) {
+            found.push(metric);
         }
     }
-    found.join(",")
+    let names = found.into_iter().filter_map(|metric| Metric::from(metric).to_possible_value());
+    names.map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(",")
 }
 
 fn compare<'a>(
@@ -153,8 +148,9 @@ fn compare<'a>(
 ) -> Comparison<'a> {
     let (mut rows, mut not_measured): (Vec<Row<'_>>, Vec<String>) = (Vec::new(), Vec::new());
     for number in &generator.published {
-        // With a network other than Inception, the distance is called `fd`.
-        let key = if number.metric == "fid" && !measured.metrics.contains_key("fid") { "fd" } else { &number.metric };
+        // With a network other than that of the publication, distances have other names.
+        let own = Some(number.metric.as_str()).filter(|key| measured.metrics.contains_key(*key));
+        let key = own.or_else(|| general_key(&number.metric)).unwrap_or(&number.metric);
         let other = number.protocol.as_ref().filter(|p| **p != generator.protocol);
         let found = measured.metrics.get(key).filter(|_| other.is_none());
         if rows.iter().any(|row| row.metric == number.metric) {

@@ -30,7 +30,7 @@ const MAX_DECOMPOSED: usize = 2896;
 /// Side of a JPEG block, pixels.
 const BLOCK: usize = 8;
 /// Number of images examined for JPEG blocks, rounded up to whole chunks.
-const LOOKED_AT: usize = 256;
+const EXAMINED: usize = 256;
 
 /// Findings about a reference file.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -118,7 +118,7 @@ pub struct Images {
 /// If the file is not a reference or cannot be read.
 pub fn examine(path: &Path, samples: Option<&Path>) -> anyhow::Result<Diagnosis> {
     let mut found = Diagnosis { file: path.to_owned(), sha256: container_sha256(path)?, ..Diagnosis::default() };
-    if FeatureFile::is_one(path) {
+    if FeatureFile::is_feature_file(path) {
         feature_file(&mut found)?;
     } else if path.is_file()
         && let Some(kind) = foreign(path)?
@@ -130,7 +130,7 @@ pub fn examine(path: &Path, samples: Option<&Path>) -> anyhow::Result<Diagnosis>
         arrays(&mut found)?;
     } else {
         found.kind = "images".to_owned();
-        look(&mut found, batch::open(path)?.as_mut())?;
+        examine_images(&mut found, batch::open(path)?.as_mut())?;
     }
     if let Some(samples) = samples {
         compare(&mut found, samples)?;
@@ -173,7 +173,7 @@ fn feature_file(found: &mut Diagnosis) -> anyhow::Result<()> {
         if let Some(width) = file.width(name) {
             found.arrays.push(Array { name: name.to_owned(), dtype: "<f4".to_owned(), shape: vec![file.len(), width] });
             if FRECHET.contains(&name) {
-                few(found, name, width, file.len());
+                warn_if_few(found, name, width, file.len());
             }
         }
     }
@@ -184,7 +184,7 @@ fn feature_file(found: &mut Diagnosis) -> anyhow::Result<()> {
     }
     if let Some(labels) = file.labels() {
         let classes = histogram(labels);
-        balance(found, &classes);
+        warn_of_imbalance(found, &classes);
     }
     Ok(())
 }
@@ -217,8 +217,8 @@ fn arrays(found: &mut Diagnosis) -> anyhow::Result<()> {
             (true, true) => moments(found, &mut npz, mu, sigma)?,
             (false, false) => {}
             (here, _) => {
-                let (there, lacking) = if here { (mu, sigma) } else { (sigma, mu) };
-                found.warnings.push(format!("`{there}` without `{lacking}`"));
+                let (present, missing) = if here { (mu, sigma) } else { (sigma, mu) };
+                found.warnings.push(format!("`{present}` without `{missing}`"));
             }
         }
     }
@@ -226,7 +226,7 @@ fn arrays(found: &mut Diagnosis) -> anyhow::Result<()> {
         features(found, &mut npz)?;
     }
     if found.arrays.iter().any(|a| a.name == IMAGES) {
-        look(found, batch::open(&path)?.as_mut())?;
+        examine_images(found, batch::open(&path)?.as_mut())?;
         let count = found.images.as_ref().map_or(0, |i| i.count);
         if !found.moments.is_empty() && found.meta.is_null() {
             let note = format!(
@@ -247,7 +247,7 @@ fn arrays(found: &mut Diagnosis) -> anyhow::Result<()> {
 }
 
 /// Networks with this number of features.
-fn whose(name: &str, dims: usize) -> &'static str {
+fn networks_with(name: &str, dims: usize) -> &'static str {
     match (name, dims) {
         ("mu_s", 2023) => "Inception, spatial (17·17·7)",
         (_, 512) => "CLIP ViT-B/32, projected (clean-fid)",
@@ -306,9 +306,9 @@ fn moments(found: &mut Diagnosis, npz: &mut Npz, mu_name: &str, sigma_name: &str
         found.warnings.push(what);
     }
     if let Some(count) = found.count {
-        few(found, mu_name, dims, count);
+        warn_if_few(found, mu_name, dims, count);
     }
-    let features = whose(mu_name, dims);
+    let features = networks_with(mu_name, dims);
     if features == "unknown" && found.meta.is_null() {
         found.warnings.push(format!("{dims} features match no known network, and the file does not record one"));
     }
@@ -368,7 +368,7 @@ fn order(mu: &Array1<f64>) -> &'static str {
     }
 }
 
-fn few(found: &mut Diagnosis, name: &str, dims: usize, count: usize) {
+fn warn_if_few(found: &mut Diagnosis, name: &str, dims: usize, count: usize) {
     if count <= dims {
         found
             .warnings
@@ -391,15 +391,15 @@ fn features(found: &mut Diagnosis, npz: &mut Npz) -> anyhow::Result<()> {
     let mu = npz.f64("mu")?;
     let mean = rows.mean_axis(ndarray::Axis(0)).context("no rows")?;
     let scale = mu.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-    let apart = mu.iter().zip(&mean).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
-    if mu.len() != mean.len() || apart > 1e-4 * scale {
+    let difference = mu.iter().zip(&mean).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
+    if mu.len() != mean.len() || difference > 1e-4 * scale {
         found.warnings.push("the mean of `features` is not `mu`".to_owned());
     }
     Ok(())
 }
 
 /// Examines the pixels of the images.
-fn look(found: &mut Diagnosis, source: &mut dyn ImageSource) -> anyhow::Result<()> {
+fn examine_images(found: &mut Diagnosis, source: &mut dyn ImageSource) -> anyhow::Result<()> {
     const CHUNK: usize = 128;
     let (count, size) = (source.len(), batch::uniform(source)?);
     let (mut seen, mut repeated, mut constant): (HashMap<Digest, usize>, _, _) = (HashMap::new(), 0, 0);
@@ -418,7 +418,7 @@ fn look(found: &mut Diagnosis, source: &mut dyn ImageSource) -> anyhow::Result<(
             image.iter().all(|v| Some(*v) == first)
         };
         constant += images.outer_iter().filter(is_constant).count();
-        if start < LOOKED_AT {
+        if start < EXAMINED {
             steps(&images, &mut meeting, &mut elsewhere);
         }
         let jpeg = |i: usize| {
@@ -444,7 +444,7 @@ fn look(found: &mut Diagnosis, source: &mut dyn ImageSource) -> anyhow::Result<(
     }
     let classes = source.labels().map(histogram);
     if let Some(classes) = &classes {
-        balance(found, classes);
+        warn_of_imbalance(found, classes);
     }
     found.count = found.count.or(Some(count));
     found.images = Some(Images { count, size, repeated, constant, blockiness, classes });
@@ -499,7 +499,7 @@ fn histogram(labels: &[i64]) -> BTreeMap<i64, usize> {
     classes
 }
 
-fn balance(found: &mut Diagnosis, classes: &BTreeMap<i64, usize>) {
+fn warn_of_imbalance(found: &mut Diagnosis, classes: &BTreeMap<i64, usize>) {
     let (least, most) = (classes.values().min().copied().unwrap_or(0), classes.values().max().copied().unwrap_or(0));
     if most > 2 * least {
         found.warnings.push(format!("unbalanced classes: {least} to {most} images per class"));
@@ -543,16 +543,16 @@ fn compare(found: &mut Diagnosis, samples: &Path) -> anyhow::Result<()> {
             let all: usize = classes.values().sum();
             classes.get(class).copied().unwrap_or(0) as f64 / all.max(1) as f64
         };
-        let apart: f64 = reference
+        let difference: f64 = reference
             .keys()
             .chain(ours.keys().filter(|c| !reference.contains_key(c)))
             .map(|c| (share(&reference, c) - share(&ours, c)).abs())
             .sum::<f64>()
             / 2.0;
-        if apart > 0.05 {
+        if difference > 0.05 {
             found.warnings.push(format!(
                 "the class distribution differs from the reference: {:.0} % of `{name}` would have to change class",
-                100.0 * apart
+                100.0 * difference
             ));
         }
     }
@@ -578,9 +578,9 @@ mod tests {
     #[test]
     fn classes_are_counted_without_a_walk_over_all_numbers() {
         let mut found = Diagnosis::default();
-        balance(&mut found, &BTreeMap::from([(0, 1), (1, 1), (5, 1)]));
-        balance(&mut found, &BTreeMap::from([(0, 1), (i64::MAX, 1)]));
-        balance(&mut found, &BTreeMap::from([(0, 1), (1, 1)]));
+        warn_of_imbalance(&mut found, &BTreeMap::from([(0, 1), (1, 1), (5, 1)]));
+        warn_of_imbalance(&mut found, &BTreeMap::from([(0, 1), (i64::MAX, 1)]));
+        warn_of_imbalance(&mut found, &BTreeMap::from([(0, 1), (1, 1)]));
         let missing = |n: i64| format!("{n} classes below the largest label have no images");
         assert_eq!(found.warnings, [missing(3), missing(i64::MAX - 1)]);
     }

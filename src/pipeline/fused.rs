@@ -107,7 +107,7 @@ impl Fused {
     }
 
     /// Corrects the runtime in the record of a network: a merged graph runs where the generator runs.
-    pub fn settle(&self, record: &mut NetworkRecord) {
+    pub fn correct_runtime(&self, record: &mut NetworkRecord) {
         if let (Fuse::Graph, Some(session)) = (self.how, self.sessions.first()) {
             session.runtime().clone_into(&mut record.runtime);
         }

@@ -49,6 +49,10 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// All metrics, in the order of tables.
+    pub const EVERY: [Self; 8] =
+        [Self::Fid, Self::Sfid, Self::Is, Self::Pr, Self::Dc, Self::Kid, Self::ClipFid, Self::FdInf];
+
     /// Name for messages.
     #[must_use]
     pub fn title(self) -> &'static str {
@@ -83,6 +87,19 @@ impl Metric {
             (Self::FdInf, false, _) => &["fd_inf"],
         }
     }
+
+    /// The metric with `key` among its [`keys`](Self::keys), for features of any kind.
+    #[must_use]
+    pub fn of_key(key: &str) -> Option<Self> {
+        Self::EVERY.into_iter().find(|metric| Names::BOTH.iter().any(|names| metric.keys(names).contains(&key)))
+    }
+}
+
+/// The key of the same value of features that are neither those of FID nor those of CLIP-FID: `fd` for `fid`.
+#[must_use]
+pub fn general_key(key: &str) -> Option<&'static str> {
+    let [proper, general] = Names::BOTH.map(|names| Metric::of_key(key).map_or(&[][..], |metric| metric.keys(&names)));
+    proper.iter().zip(general).find(|(proper, _)| **proper == key).map(|(_, general)| *general)
 }
 
 /// Whether the features are those for which the names FID and CLIP-FID apply.
@@ -92,6 +109,11 @@ pub struct Names {
     pub inception: bool,
     /// Whether the features of CLIP-FID are CLIP features.
     pub clip: bool,
+}
+
+impl Names {
+    /// Both names apply; neither does.
+    const BOTH: [Self; 2] = [Self { inception: true, clip: true }, Self { inception: false, clip: false }];
 }
 
 /// Requested metrics, and settings that replace those of the protocol.
@@ -536,4 +558,25 @@ fn members(labels: &[i64]) -> BTreeMap<i64, Vec<usize>> {
         members.entry(*label).or_default().push(i);
     }
     members
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_name_their_metric() {
+        for (metric, names) in Metric::EVERY.into_iter().flat_map(|m| Names::BOTH.iter().map(move |n| (m, n))) {
+            assert!(metric.keys(names).iter().all(|key| Metric::of_key(key) == Some(metric)), "{metric:?}");
+        }
+        assert_eq!((general_key("sfid"), general_key("recall"), general_key("f")), (Some("sfd"), Some("recall"), None));
+    }
+
+    #[test]
+    fn chosen_images_are_evenly_spaced_over_all() {
+        assert_eq!(evenly_spaced(127, 64).collect::<Vec<_>>(), (0..64).map(|i| i * 127 / 64).collect::<Vec<_>>());
+        assert_eq!(evenly_spaced(127, 64).last(), Some(125));
+        assert_eq!(evenly_spaced(3, 64).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(evenly_spaced(0, 64).count(), 0);
+    }
 }

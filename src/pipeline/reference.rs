@@ -138,7 +138,7 @@ pub enum Supply {
     /// Stored in the file.
     File,
     /// Computed from images, or read from feature files.
-    Taken,
+    Computed,
     /// Not available.
     None,
 }
@@ -315,7 +315,7 @@ impl OpenReference {
     #[must_use]
     pub fn moments(&self, matrix: &str, networks: &[Network], rule: &InputRule) -> Supply {
         let taken = || match &self.source {
-            Some(source) if source.width(matrix, networks, rule).is_some() => Supply::Taken,
+            Some(source) if source.width(matrix, networks, rule).is_some() => Supply::Computed,
             _ => Supply::None,
         };
         match &self.statistics {
@@ -340,7 +340,7 @@ impl OpenReference {
         });
         match &self.source {
             _ if in_file => Supply::File,
-            Some(source) if source.width(matrix, networks, rule).is_some() => Supply::Taken,
+            Some(source) if source.width(matrix, networks, rule).is_some() => Supply::Computed,
             _ => Supply::None,
         }
     }

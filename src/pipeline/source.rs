@@ -126,7 +126,7 @@ impl Source {
     /// # Errors
     /// If the file is of neither kind, is damaged, or is one part of several.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        if FeatureFile::is_one(path) {
+        if FeatureFile::is_feature_file(path) {
             return Self::merge(std::slice::from_ref(&path.to_owned()));
         }
         let images = batch::open(path)?;

@@ -61,7 +61,7 @@ pub(super) fn setting(run: &Run<'_>) -> Vec<Aspect> {
         Some(r) => aspect("reference", format!("{} {:?}", r.sha256, r.count), reference(r)),
         None => plain("reference", "none".to_owned()),
     });
-    let mut deviations: Vec<String> = e.deviations.iter().filter(|d| is_general(d)).map(told).collect();
+    let mut deviations: Vec<String> = e.deviations.iter().filter(|d| is_general(d)).map(without_subject).collect();
     deviations.sort_unstable();
     found.push(plain("deviations", if deviations.is_empty() { "none".to_owned() } else { deviations.join("; ") }));
     let details = e.protocol.iter().filter(|(key, _)| !DESCRIPTIVE.contains(&key.as_str()));
@@ -85,7 +85,7 @@ pub(super) fn short(sha256: &str) -> &str {
 }
 
 /// A deviation without its subject, which can be a file name.
-fn told(deviation: &Deviation) -> String {
+fn without_subject(deviation: &Deviation) -> String {
     format!("{}: {} instead of {}", deviation.kind.name(), deviation.found, deviation.expected)
 }
 
@@ -93,11 +93,11 @@ fn told(deviation: &Deviation) -> String {
 /// separated by extractor.
 fn is_general(deviation: &Deviation) -> bool {
     let of_network = deviation.kind == DeviationKind::Extractor && deviation.subject == "samples";
-    !of_network && concerned(deviation).is_none()
+    !of_network && affected_metrics(deviation).is_none()
 }
 
 /// Metrics that a deviation concerns; `None` for all.
-fn concerned(deviation: &Deviation) -> Option<&'static [&'static str]> {
+fn affected_metrics(deviation: &Deviation) -> Option<&'static [&'static str]> {
     const NEIGHBOURS: [&str; 5] = ["precision", "recall", "density", "coverage", "f_score"];
     const CLIP: [&str; 2] = ["clip_fid", "clip_fd"];
     let subject = deviation.subject.as_str();
@@ -114,8 +114,8 @@ fn concerned(deviation: &Deviation) -> Option<&'static [&'static str]> {
 /// Whether metric `name` of two runs is comparable, given that their [`setting`] is equal.
 fn same_metric(name: &str, a: &Evaluation, b: &Evaluation) -> bool {
     let special = |e: &Evaluation| {
-        let of = |d: &&Deviation| concerned(d).is_some_and(|names| names.contains(&name));
-        let mut all: Vec<String> = e.deviations.iter().filter(of).map(told).collect();
+        let of = |d: &&Deviation| affected_metrics(d).is_some_and(|names| names.contains(&name));
+        let mut all: Vec<String> = e.deviations.iter().filter(of).map(without_subject).collect();
         all.sort_unstable();
         all
     };

@@ -45,12 +45,12 @@ pub struct Claim {
     /// `None` if the file system has no locks.
     lock: Option<fs::File>,
     /// The plan that an unfinished run left.
-    left: Option<Left>,
+    left: Option<UnfinishedRun>,
 }
 
 /// The contents of `plan.json`.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
-struct Left {
+struct UnfinishedRun {
     plan: Value,
     /// Files that the run writes besides OUT.
     outputs: Vec<PathBuf>,
@@ -132,7 +132,7 @@ impl Claim {
                 0
             }
         };
-        let left = Left { plan: plan.clone(), outputs };
+        let left = UnfinishedRun { plan: plan.clone(), outputs };
         AtomicFile::write_all_to(&self.folder.join(PLAN), serde_json::to_string_pretty(&left)?.as_bytes())?;
         self.left = Some(left);
         Ok(Journal { claim: self, done, waiting: Vec::new(), last: Instant::now() })

@@ -28,7 +28,7 @@ pub struct Drawn {
 
 /// Rules for drawing starting points.
 #[derive(Debug)]
-pub struct Drawing {
+pub struct LatentSource {
     /// Channels, height, width of an image; or the length of a vector.
     pub dims: Vec<usize>,
     /// Number of classes; 0 if unconditional.
@@ -44,7 +44,7 @@ pub struct Drawing {
     pub given: Option<Given>,
 }
 
-impl Drawing {
+impl LatentSource {
     /// Draws starting points for `seeds`. The generator of a seed draws the class after the latent, even if another
     /// class is given.
     ///

@@ -14,10 +14,10 @@ use ndarray::{Array2, Array4, ArrayD, Axis};
 use serde_json::{Value, json};
 
 use super::journal::Part;
-use super::latents::{Drawing, Drawn, Given};
+use super::latents::{Drawn, Given, LatentSource};
 use super::request::{self, Quantise, Rng, SamplingRequest, Seeds};
 use super::rng::Family;
-use super::sampler::{Ablation, Churn, Consistency, Grid as Levels, Sampler};
+use super::sampler::{Ablation, Churn, Consistency, NoiseLevels, Sampler};
 use crate::engine::cuda_devices;
 use crate::error::with_hint;
 
@@ -60,7 +60,7 @@ pub struct Plan {
     /// Seeds, one image per seed.
     pub seeds: Vec<u64>,
     /// Rules for drawing starting points.
-    pub drawing: Drawing,
+    pub drawing: LatentSource,
     /// Size of the images.
     pub dims: ImageDims,
     sampler: Sampler,
@@ -122,7 +122,7 @@ impl Plan {
         let stylegan = info.described()?.class.is_some_and(|c| c == StyleGan2Config::CLASS);
         let rng = args.rng.unwrap_or(if stylegan { Rng::Numpy } else { Rng::TorchCpu });
         let rng = Family::settle(rng, args.rng_gpu, latent.iter().product(), cuda_devices)?;
-        let drawing = Drawing { dims: latent, classes, class: args.class, rng, noise_first, given };
+        let drawing = LatentSource { dims: latent, classes, class: args.class, rng, noise_first, given };
         let quantiser = match args.quantise {
             Some(Quantise::Edm) => Quantiser::Edm,
             Some(Quantise::Openai) => Quantiser::OpenAi,
@@ -241,7 +241,7 @@ fn sampler(args: &SamplingRequest, info: &ModelInfo) -> anyhow::Result<Sampler> 
     }
     // Recorded settings apply only to the sampler that the network was trained for.
     let recorded = trained == Some(asked);
-    let grid = Levels {
+    let grid = NoiseLevels {
         steps: args.num_steps.or(metadata.num_steps.filter(|_| recorded)).unwrap_or(if karras { 40 } else { 18 }),
         sigma_min: args.sigma_min.unwrap_or(0.002),
         sigma_max: args.sigma_max.unwrap_or(80.0),

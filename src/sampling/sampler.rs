@@ -29,11 +29,11 @@ pub enum Sampler {
         middle: f64,
     },
     /// D2O's `multi_step_sampler`, with a network that takes one noise level.
-    MultiStep(Grid),
+    MultiStep(NoiseLevels),
     /// EDM's `edm_sampler` (Karras et al. 2022, algorithm 2).
     Edm {
         /// Noise levels.
-        grid: Grid,
+        grid: NoiseLevels,
         /// Noise added before each step.
         churn: Churn,
     },
@@ -45,7 +45,7 @@ pub enum Sampler {
 
 /// Noise levels falling from `sigma_max` to `sigma_min` (Karras et al. 2022, equation 5).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Grid {
+pub struct NoiseLevels {
     /// Number of levels.
     pub steps: u32,
     /// Lowest level.
@@ -56,7 +56,7 @@ pub struct Grid {
     pub rho: f64,
 }
 
-impl Grid {
+impl NoiseLevels {
     /// The levels.
     #[must_use]
     pub fn levels(&self) -> Vec<f64> {
@@ -156,13 +156,13 @@ impl Vp {
 
 /// Noise level σ(t) and scale s(t), with their derivatives.
 #[derive(Debug, Clone, Copy)]
-struct Course {
+struct NoiseSchedule {
     schedule: Schedule,
     scaling: Scaling,
     vp: Vp,
 }
 
-impl Course {
+impl NoiseSchedule {
     fn sigma(&self, t: f64) -> f64 {
         match self.schedule {
             Schedule::Vp => self.vp.sigma(t),
@@ -238,7 +238,7 @@ impl Ablation {
                 (0..self.steps).map(|i| within[index(i).min(count - 1)]).collect()
             }
             Discretization::Edm => {
-                let grid = Grid { steps: self.steps, sigma_min, sigma_max, rho: self.rho };
+                let grid = NoiseLevels { steps: self.steps, sigma_min, sigma_max, rho: self.rho };
                 grid.levels()
             }
         })
@@ -266,7 +266,7 @@ pub struct Consistency {
     /// Indices into the noise levels, from 0 for the highest; empty for one step.
     pub ts: Vec<u32>,
     /// Noise levels.
-    pub grid: Grid,
+    pub grid: NoiseLevels,
 }
 
 /// Noise levels that a denoiser accepts.
@@ -362,7 +362,7 @@ impl Sampler {
                 network.denoise(&((denoised - &x) / *t * (t - middle) + &x), *middle)
             }
             Self::MultiStep(grid) => {
-                let levels = Grid { steps: grid.steps + 1, ..*grid }.levels();
+                let levels = NoiseLevels { steps: grid.steps + 1, ..*grid }.levels();
                 let mut x = scaled(levels[0])?;
                 for (i, pair) in levels.windows(2).enumerate() {
                     let denoised = network.denoise(&x, pair[0])?;
@@ -402,7 +402,7 @@ fn draw(noise: &mut Streams, latents: &Array4<f32>, single: bool) -> anyhow::Res
 }
 
 fn edm(
-    grid: &Grid,
+    grid: &NoiseLevels,
     churn: &Churn,
     range: &Range,
     network: &mut Network<'_>,
@@ -410,7 +410,7 @@ fn edm(
     noise: &mut Streams,
 ) -> anyhow::Result<Array4<f64>> {
     let (sigma_min, sigma_max) = (grid.sigma_min.max(range.sigma_min), grid.sigma_max.min(range.sigma_max));
-    let levels = Grid { sigma_min, sigma_max, ..*grid }.levels();
+    let levels = NoiseLevels { sigma_min, sigma_max, ..*grid }.levels();
     let levels: Vec<f64> = levels.into_iter().map(|s| range.round(s)).chain([0.0]).collect();
     let mut x = latents.mapv(|v| f64::from(v) * levels[0]);
     for pair in levels.windows(2) {
@@ -440,7 +440,8 @@ fn ablation(
     noise: &mut Streams,
 ) -> anyhow::Result<Array4<f64>> {
     let (sigma_min, sigma_max) = options.range(range);
-    let course = Course { schedule: options.schedule, scaling: options.scaling, vp: Vp::between(sigma_min, sigma_max) };
+    let course =
+        NoiseSchedule { schedule: options.schedule, scaling: options.scaling, vp: Vp::between(sigma_min, sigma_max) };
     let levels = options.levels(sigma_min, sigma_max)?;
     let times: Vec<f64> = levels.into_iter().map(|s| course.time(range.round(s))).chain([0.0]).collect();
     let mut x = latents.mapv(|v| f64::from(v) * (course.sigma(times[0]) * course.scale(times[0])));
@@ -523,10 +524,10 @@ mod tests {
 
     #[test]
     fn levels_are_the_published_ones() {
-        let levels = Grid { steps: 18, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 }.levels();
+        let levels = NoiseLevels { steps: 18, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 }.levels();
         near(&levels[..5], &[80.0, 57.58598, 40.78557, 28.37458, 19.35245], 1e-5);
         near(&levels[17..], &[0.002], 1e-12);
-        let grid = Grid { steps: 40, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 };
+        let grid = NoiseLevels { steps: 40, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 };
         near(&[grid.level(22.0 / 39.0)], &[1.382_368], 1e-6);
     }
 
@@ -553,7 +554,7 @@ mod tests {
             // The sines of iDDPM are in f32; their last place depends on the build.
             let tolerance = if discretization == Discretization::Iddpm { 2e-7 } else { 1e-9 };
             near(&found, &levels, tolerance);
-            let course = Course { schedule, scaling: Scaling::None, vp: Vp::between(low, high) };
+            let course = NoiseSchedule { schedule, scaling: Scaling::None, vp: Vp::between(low, high) };
             near(&found.iter().map(|s| course.time(*s)).collect::<Vec<_>>(), &times, 4.0 * tolerance);
         }
     }

@@ -194,7 +194,7 @@ pub fn ensure_replaceable(out: &Path) -> anyhow::Result<()> {
     }
     let refuse =
         |what: String| with_hint(anyhow::anyhow!(what), "delete the folder, or pass another output with --out");
-    let earlier = record::read(out)?.and_then(|r| Earlier::of(&r));
+    let earlier = record::read(out)?.and_then(|r| EarlierSeeds::of(&r));
     let Some(earlier) = earlier else {
         return Err(refuse(format!("`{}` is not a finished output of `d2o generate`", out.display())));
     };
@@ -216,7 +216,7 @@ fn remove_earlier(out: &Path, scratch: &Path) -> anyhow::Result<()> {
     }
     let json: Value = serde_json::from_slice(&fs::read(&replaced)?)
         .with_context(|| format!("`{}` is damaged", replaced.display()))?;
-    if let Some(earlier) = json.get(RECORD).and_then(Earlier::of) {
+    if let Some(earlier) = json.get(RECORD).and_then(EarlierSeeds::of) {
         for file in files_below(out)?.into_iter().filter(|f| earlier.made(f)) {
             fs::remove_file(out.join(&file))?;
             if let Some(folder) = file.parent().filter(|f| !f.as_os_str().is_empty()) {
@@ -247,9 +247,9 @@ fn files_below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 /// The seeds of an earlier run, as sorted ranges that do not overlap.
 #[derive(Debug)]
-struct Earlier(Vec<RangeInclusive<u64>>);
+struct EarlierSeeds(Vec<RangeInclusive<u64>>);
 
-impl Earlier {
+impl EarlierSeeds {
     /// Reads the seeds from the record of a run. Ranges are not expanded, because a few bytes can name any number of
     /// seeds.
     fn of(record: &Value) -> Option<Self> {
@@ -392,11 +392,11 @@ mod tests {
 
     #[test]
     fn seeds_of_a_record_are_ranges() {
-        let earlier = Earlier::of(&json!({"seeds": "7,0-18446744073709551615"})).unwrap();
+        let earlier = EarlierSeeds::of(&json!({"seeds": "7,0-18446744073709551615"})).unwrap();
         assert!(earlier.made(Path::new("000123.png")) && !earlier.made(Path::new("123.png")));
-        let earlier = Earlier::of(&json!({"seeds": "3,9-12,1-4,10"})).unwrap();
+        let earlier = EarlierSeeds::of(&json!({"seeds": "3,9-12,1-4,10"})).unwrap();
         let made: Vec<u64> = (0..20).filter(|s| earlier.made(Path::new(&name_of(*s, true)))).collect();
         assert_eq!(made, [1, 2, 3, 4, 9, 10, 11, 12]);
-        assert!(Earlier::of(&json!({"seeds": "a"})).is_none() && Earlier::of(&json!({})).is_none());
+        assert!(EarlierSeeds::of(&json!({"seeds": "a"})).is_none() && EarlierSeeds::of(&json!({})).is_none());
     }
 }

@@ -17,7 +17,7 @@ use super::optimizer::{Optimizer, OptimizerConfig};
 use super::snapshot::{State, Stored};
 use super::stats::Collector;
 use super::trained::{Metadata, Trained};
-use super::trainer::{Run, seed, whole};
+use super::trainer::{Run, as_f64, seed};
 use crate::cli::LossTypeArg;
 
 /// Statistic of the signs of the logits of real images.
@@ -140,7 +140,7 @@ impl Discriminator {
         // Lazy regularisation (Karras et al. 2020): learning rate and β₂ make up for the extra R1 step every
         // `r1_interval` iterations. As in the original, this also applies if R1 is off.
         let r1_interval = u64::from(options.r1_interval.unwrap_or(16));
-        let correction = whole(r1_interval) / (whole(r1_interval) + 1.0);
+        let correction = as_f64(r1_interval) / (as_f64(r1_interval) + 1.0);
         let config = OptimizerConfig {
             rule: options.optimizer,
             lr: options.dlr.unwrap_or(options.lr) * correction,
@@ -179,7 +179,7 @@ impl Discriminator {
     /// If libtorch or the communication between processes fails.
     pub(super) fn iterate(
         &mut self,
-        (generator, theirs): (Generator<'_>, &mut Optimizer),
+        (generator, generator_optimizer): (Generator<'_>, &mut Optimizer),
         batches: &[Batch],
         iteration: u64,
         lr_scale: f64,
@@ -202,7 +202,7 @@ impl Discriminator {
             batches.first().map_or((Device::Cpu, Kind::Float), |b| (b.images.device(), b.images.kind()));
         let mut b = LibTorch::running(device, true).in_kind(kind);
 
-        optimizer.record(false);
+        optimizer.set_requires_grad(false);
         parts.each(group, |part, critic| {
             let (batch, adversaries) = (&batches[part], Adversaries { generator, critic, loss, augment: &augment });
             seed(run_seed, iteration, "generator", first + part);
@@ -214,15 +214,15 @@ impl Discriminator {
                 let distance = distillation.stage(&mut b, &generator, batch, &noise, collector)?;
                 (whole, per_image) = (whole + &distance, per_image + distance);
             }
-            theirs.backward(&whole)?;
+            generator_optimizer.backward(&whole)?;
             collector.report_loss("G", &per_image, 1.0)?;
             let logits = flat(&logits)?;
             collector.report("Loss/logits/fake", &logits)?;
             Ok(collector.report("Loss/probs/fake", &logits.sigmoid())?)
         })?;
-        theirs.step(lr_scale, group)?;
+        generator_optimizer.step(lr_scale, group)?;
 
-        optimizer.record(true);
+        optimizer.set_requires_grad(true);
         parts.each(group, |part, critic| {
             let (batch, adversaries) = (&batches[part], Adversaries { generator, critic, loss, augment: &augment });
             seed(run_seed, iteration, "discriminator", first + part);
@@ -247,7 +247,7 @@ impl Discriminator {
                 seed(run_seed, iteration, "r1", first + part);
                 let batch = &batches[part];
                 let loss = r1_loss(&mut b, critic, &batch.images, labels(batch).as_ref(), gamma)?;
-                optimizer.backward(&(&loss * whole(interval)))?;
+                optimizer.backward(&(&loss * as_f64(interval)))?;
                 collector.report("Loss/r1_penalty", &(&loss * (2.0 / gamma)))?;
                 Ok(collector.report("Loss/D/r1_loss", &loss)?)
             })?;
@@ -288,14 +288,14 @@ impl Discriminator {
         let labels = batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
         let mut b = LibTorch::running(batch.images.device(), true);
         let adversaries = Adversaries { generator, critic, loss: self.loss, augment: &unchanged };
-        self.trained.optimizer.record(false);
+        self.trained.optimizer.set_requires_grad(false);
         let noise = batch.images.randn_like();
         let loss = adversaries.generator_loss(&mut b, &noise, labels.as_ref())?;
         let stage = |d: &Distillation| d.stage(&mut b, &generator, batch, &noise, &mut Collector::default());
         let distance = self.distillation.as_ref().map(stage).transpose()?;
         alive();
         drop((loss, distance));
-        self.trained.optimizer.record(true);
+        self.trained.optimizer.set_requires_grad(true);
         if self.r1_gamma > 0.0 {
             let _loss = r1_loss(&mut b, critic, &batch.images, labels.as_ref(), self.r1_gamma)?;
             alive();

@@ -48,7 +48,7 @@ pub(super) fn conv2d(
     bias: Option<&Tensor>,
     padding: [i64; 2],
 ) -> Result<Option<Tensor>, TchError> {
-    let served = || {
+    let supported = || {
         let ([batch, inputs, height, width], [outputs, channels, 3, 3]) = (sizes(x)?, sizes(weight)?) else {
             return None;
         };
@@ -57,7 +57,7 @@ pub(super) fn conv2d(
         let values = [Some(x), Some(weight), bias].into_iter().flatten().all(operator::has_values);
         Some(values && inputs == channels && inputs.min(outputs) >= CHANNELS && tiles >= TILES)
     };
-    if served() != Some(true) {
+    if supported() != Some(true) {
         return Ok(None);
     }
     operator::register((forward, backward));

@@ -9,13 +9,13 @@ use d2o_converters::error::Result as NetResult;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::dataset::Batch;
-use super::generator::{Generator, grid};
+use super::generator::{Generator, noise_levels};
 use super::libtorch::{LibTorch, Value};
 use super::lpips::Lpips;
 use super::optimizer::Optimizer;
 use super::stats::Collector;
 use super::trainer::{Run, seed};
-use crate::sampling::sampler::Grid;
+use crate::sampling::sampler::NoiseLevels;
 
 /// Height and width of the images that LPIPS compares, pixels.
 const COMPARED: usize = 224;
@@ -54,7 +54,7 @@ impl Positions {
         let (most, shape) = (f64::from(max_steps), [i64::try_from(count).unwrap_or(i64::MAX)]);
         let floats = |t: Tensor| Vec::<f64>::try_from(t.f_to_kind(Kind::Double)?);
         // Integers from `low` to `high`.
-        let whole = |low: u32, high: u32| {
+        let whole_range = |low: u32, high: u32| {
             let drawn = Tensor::f_randint_low(low.into(), i64::from(high) + 1, shape, (Kind::Int64, Device::Cpu))?;
             floats(drawn)
         };
@@ -73,13 +73,13 @@ impl Positions {
         Ok(match rule {
             Rule::Pd => {
                 // One of the coarser grids of 1, 2, 4, … steps, and one of its steps.
-                let steps: Vec<f64> = whole(0, max_steps.ilog2() - 1)?.into_iter().map(f64::exp2).collect();
+                let steps: Vec<f64> = whole_range(0, max_steps.ilog2() - 1)?.into_iter().map(f64::exp2).collect();
                 let end = between(&|i| [1.0, steps[i]])?;
                 let at = |back: f64| each(&|i| (end[i] - back) * most / steps[i]);
                 Self { t: at(0.0), u: at(0.5), s: at(1.0) }
             }
             Rule::Ctm => {
-                let t = whole(2, max_steps)?;
+                let t = whole_range(2, max_steps)?;
                 let u = between(&|i| [1.0, t[i] - 1.0])?;
                 let s = between(&|i| [0.0, u[i] - 1.0])?;
                 Self { t, u, s }
@@ -89,7 +89,7 @@ impl Positions {
                 Self { t: vec![most; count], u: each(&|i| s[i] + 1.0), s }
             }
             Rule::Cd => {
-                let t = whole(2, max_steps)?;
+                let t = whole_range(2, max_steps)?;
                 Self { u: each(&|i| t[i] - 1.0), s: vec![0.0; count], t }
             }
         })
@@ -123,7 +123,7 @@ impl Distillation {
         let checkpoint = Checkpoint::open(target).with_context(describe)?;
         let network = checkpoint.network(None).with_context(describe)?;
         let config = network.architecture.denoiser().with_context(describe)?;
-        fits(&config, &run.net).with_context(describe)?;
+        ensure_fits(&config, &run.net).with_context(describe)?;
         let mut b = LibTorch::with_weights(network.weights(), run.device).in_kind(run.kind).frozen();
         let teacher = Denoiser::build(&mut b, &config).with_context(describe)?;
         let lpips = Lpips::load(&b, &options.lpips_weights)?;
@@ -260,7 +260,7 @@ impl Distillation {
 
     /// Noise levels `[B]` at `positions`, on the device and with the element type of `like`.
     fn levels(&self, positions: &[f64], like: &Tensor) -> Tensor {
-        let (grid, most): (Grid, _) = (grid(self.max_steps), f64::from(self.max_steps));
+        let (grid, most): (NoiseLevels, _) = (noise_levels(self.max_steps), f64::from(self.max_steps));
         let levels: Vec<f64> = positions.iter().map(|p| grid.level(1.0 - p / most)).collect();
         Tensor::from_slice(&levels).to_kind(like.kind()).to_device(like.device())
     }
@@ -272,7 +272,7 @@ fn column(values: &Tensor) -> Tensor {
 }
 
 /// An error unless `teacher` is an EDM denoiser for images and classes of the generator `net`.
-fn fits(teacher: &NetConfig, net: &NetConfig) -> anyhow::Result<()> {
+fn ensure_fits(teacher: &NetConfig, net: &NetConfig) -> anyhow::Result<()> {
     anyhow::ensure!(teacher.class() == "EDMPrecond", "expected EDMPrecond, found {}", teacher.class());
     anyhow::ensure!(
         (teacher.img_resolution, teacher.img_channels) == (net.img_resolution, net.img_channels),

@@ -6,7 +6,7 @@ use d2o_onnx::metadata::{Metadata, Sampler};
 use tch::{Kind, Tensor};
 
 use super::libtorch::{LibTorch, Value};
-use crate::sampling::sampler::Grid;
+use crate::sampling::sampler::NoiseLevels;
 
 /// Noise level of the latents of a generator.
 pub const SIGMA_MAX: f64 = 80.0;
@@ -16,8 +16,8 @@ const SIGMA_MIN: f64 = 2e-3;
 /// Grid of `steps` + 1 noise levels from [`SIGMA_MAX`] down to 0.002 with ρ = 7, for generators of several steps and
 /// for distillation.
 #[must_use]
-pub fn grid(steps: u32) -> Grid {
-    Grid { steps: steps.saturating_add(1), sigma_min: SIGMA_MIN, sigma_max: SIGMA_MAX, rho: 7.0 }
+pub fn noise_levels(steps: u32) -> NoiseLevels {
+    NoiseLevels { steps: steps.saturating_add(1), sigma_min: SIGMA_MIN, sigma_max: SIGMA_MAX, rho: 7.0 }
 }
 
 /// Evaluations of the network per image (`run_G` in `training/loss.py` of D2O). After each but the last, a step on the
@@ -32,7 +32,7 @@ pub enum Steps {
         /// Noise level of the second evaluation.
         middle: f64,
     },
-    /// Three or more evaluations, at the levels of [`grid`] without the lowest.
+    /// Three or more evaluations, at the levels of [`noise_levels`] without the lowest.
     Many(u32),
 }
 
@@ -44,9 +44,9 @@ impl Steps {
             Self::One => vec![SIGMA_MAX],
             Self::Two { middle } => vec![SIGMA_MAX, middle],
             Self::Many(steps) => {
-                let mut levels = grid(steps).levels();
+                let mut levels = noise_levels(steps).levels();
                 levels.pop();
-                // The latents are scaled by exactly 80, without the rounding of `Grid::level`.
+                // The latents are scaled by exactly 80, without the rounding of `NoiseLevels::level`.
                 levels[0] = SIGMA_MAX;
                 levels
             }
@@ -165,7 +165,7 @@ mod tests {
         tch::manual_seed(5);
         let noise = Tensor::randn([2, 3, 16, 16], (Kind::Float, tch::Device::Cpu));
         let latents = ArrayD::from_shape_vec(vec![2, 3, 16, 16], values_of(&noise).unwrap()).unwrap();
-        let several = |steps| Sampling::MultiStep(Grid { steps, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 });
+        let several = |steps| Sampling::MultiStep(NoiseLevels { steps, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 });
         let mut seen = Vec::new();
         for (steps, sampler) in [
             (Steps::One, Sampling::OneStep { sigma: 80.0 }),

@@ -41,7 +41,7 @@ pub fn write(path: &Path, images: &Tensor) -> anyhow::Result<()> {
 /// # Errors
 /// `Engine` if libtorch fails.
 pub fn denoise(b: &mut LibTorch, net: &Denoiser<Value>, noise: &Tensor, labels: Option<&Value>) -> Result<Tensor> {
-    let levels = generator::grid(STEPS - 1).levels();
+    let levels = generator::noise_levels(STEPS - 1).levels();
     let mut slope = |x: &Tensor, sigma: f64| -> Result<Tensor> {
         let denoised = net.denoise(b, &Value(x.shallow_clone()), &Sigma::Fixed(sigma), labels)?.0;
         Ok((x - denoised) / sigma)

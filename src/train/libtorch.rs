@@ -183,7 +183,7 @@ fn resize_by_products(x: &Tensor, [tall, wide]: [usize; 2], sampling: Sampling) 
     if height == int(tall) { Ok(x) } else { matrix(height, tall)?.f_matmul(&x) }
 }
 
-fn single(x: &Tensor) -> Result<Tensor, TchError> {
+fn to_f32(x: &Tensor) -> Result<Tensor, TchError> {
     x.f_to_kind(Kind::Float)
 }
 
@@ -287,7 +287,7 @@ impl Backend for LibTorch {
         // bf16.
         let (a, b) = (&a.0, &b.0);
         let out = match (a.kind(), b.kind()) {
-            (Kind::BFloat16, Kind::BFloat16) => single(a).and_then(|a| a.f_matmul(&single(b)?)),
+            (Kind::BFloat16, Kind::BFloat16) => to_f32(a).and_then(|a| a.f_matmul(&to_f32(b)?)),
             (Kind::BFloat16, _) => b.f_to_kind(Kind::BFloat16).and_then(|b| a.f_matmul(&b)),
             _ => a.f_matmul(b),
         };
@@ -297,7 +297,7 @@ impl Backend for LibTorch {
     fn group_norm(&mut self, x: &Value, groups: usize, eps: f64, weight: &Value, bias: &Value) -> Result<Value> {
         let run = |x: &Tensor| x.f_group_norm(int(groups), Some(&weight.0), Some(&bias.0), eps, true);
         let out = match x.0.kind() {
-            Kind::BFloat16 => single(&x.0).and_then(|f32| run(&f32)?.f_to_kind(Kind::BFloat16)),
+            Kind::BFloat16 => to_f32(&x.0).and_then(|f32| run(&f32)?.f_to_kind(Kind::BFloat16)),
             _ => run(&x.0),
         };
         self.value("group_norm", out)

@@ -146,9 +146,9 @@ fn opened(path: &Path) -> anyhow::Result<(Part, Weights)> {
         let classifier = network.tensors.names().into_iter().filter(|n| n.starts_with("classifier."));
         return Ok((Part::Vgg16, network.weights().allowing_unused(classifier)));
     }
-    let wide = |name: &str| network.tensors.info(name).is_some_and(|t| t.dims == [1, 64, 1, 1]);
+    let is_linear_weight = |name: &str| network.tensors.info(name).is_some_and(|t| t.dims == [1, 64, 1, 1]);
     anyhow::ensure!(
-        wide("lin0.model.1.weight"),
+        is_linear_weight("lin0.model.1.weight"),
         "expected VGG16 without batch norms, or LPIPS's linear weights for it; found {}",
         network.architecture.name()
     );

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::stats::{KIMG, Log, unix_time};
 use super::tensorboard::Events;
-use super::trainer::whole;
+use super::trainer::as_f64;
 
 /// Evaluates a snapshot. Returns `None` if it was interrupted, or failed without ending the run.
 pub type Evaluate<'a> = dyn Fn(&Path) -> anyhow::Result<Option<Evaluation>> + 'a;
@@ -46,7 +46,7 @@ impl<'a> Evaluations<'a> {
         }
         let Some(evaluation) = (self.evaluate)(path)? else { return Ok(()) };
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut line = json!({KIMG: {"num": 1, "mean": whole(images) / 1e3, "std": 0.0}});
+        let mut line = json!({KIMG: {"num": 1, "mean": as_f64(images) / 1e3, "std": 0.0}});
         let mut means = Vec::new();
         for (key, metric) in &evaluation.metrics {
             let key = format!("Metrics/{key}");

@@ -92,7 +92,7 @@ impl Optimizer {
 
     /// Sets whether operations on the parameters are recorded for gradients. `false` saves memory when only another
     /// network is trained through these parameters.
-    pub fn record(&self, on: bool) {
+    pub fn set_requires_grad(&self, on: bool) {
         for p in &self.params {
             let _ = p.set_requires_grad(on);
         }

@@ -302,7 +302,7 @@ pub fn settle(preset: Option<&str>, given: &TrainSettings, processes: usize) -> 
     leave_out_discriminator(&mut values, &given);
     values.extend(given);
     anyhow::ensure!(values.contains_key("data"), "no dataset: pass one with --data");
-    divide(&mut values, processes)?;
+    settle_batch_parts(&mut values, processes)?;
     Settled::new(values, Vec::new())
 }
 
@@ -330,7 +330,7 @@ pub fn settle_resumed(
         }
         values.insert(key, new);
     }
-    if divide(&mut values, processes)? {
+    if settle_batch_parts(&mut values, processes)? {
         changes.push(format!("--batch-gpu: null → {}", values["batch-gpu"]));
     }
     anyhow::ensure!(
@@ -355,7 +355,7 @@ fn base(name: &str) -> anyhow::Result<Map<String, Value>> {
 
 /// With several processes, sets `batch-gpu` to the share of each process if it is absent, and otherwise checks that all
 /// processes get the same number of parts. Returns whether it was set.
-fn divide(values: &mut Map<String, Value>, processes: usize) -> anyhow::Result<bool> {
+fn settle_batch_parts(values: &mut Map<String, Value>, processes: usize) -> anyhow::Result<bool> {
     let number = |name: &str| values.get(name).and_then(Value::as_u64);
     let (Some(batch), processes) = (number("batch"), u64::try_from(processes)?) else { return Ok(false) };
     match number("batch-gpu") {

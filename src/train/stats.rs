@@ -29,7 +29,7 @@ pub struct Collector {
     own: Vec<(String, Option<&'static str>, Tensor)>,
     moments: BTreeMap<String, Tensor>,
     /// Number of consecutive losses that are not finite, by stage.
-    broken: BTreeMap<&'static str, Tensor>,
+    non_finite: BTreeMap<&'static str, Tensor>,
 }
 
 impl Collector {
@@ -77,7 +77,7 @@ impl Collector {
                 let moments = all.f_select(0, process)?.f_select(0, row)?;
                 self.add(name, &moments)?;
                 if let Some(stage) = stage {
-                    self.count_broken(stage, &moments.f_select(0, 1)?)?;
+                    self.count_non_finite(stage, &moments.f_select(0, 1)?)?;
                 }
             }
         }
@@ -85,7 +85,7 @@ impl Collector {
     }
 
     /// Records `loss`, the sum over `images` images of a stage, as its mean per image `Loss/STAGE/loss`.
-    /// [`Collector::broken`] counts it if it is not finite.
+    /// [`Collector::non_finite`] counts it if it is not finite.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -96,21 +96,21 @@ impl Collector {
         Ok(())
     }
 
-    fn count_broken(&mut self, stage: &'static str, loss: &Tensor) -> Result<(), TchError> {
-        let broken = loss.f_isfinite()?.f_logical_not()?.f_to_kind(Kind::Int64)?;
+    fn count_non_finite(&mut self, stage: &'static str, loss: &Tensor) -> Result<(), TchError> {
+        let non_finite = loss.f_isfinite()?.f_logical_not()?.f_to_kind(Kind::Int64)?;
         // One more if this loss is not finite, otherwise 0.
-        let count = match self.broken.get(stage) {
-            Some(before) => before.f_add_scalar(1)?.f_mul(&broken)?,
-            None => broken,
+        let count = match self.non_finite.get(stage) {
+            Some(before) => before.f_add_scalar(1)?.f_mul(&non_finite)?,
+            None => non_finite,
         };
-        self.broken.insert(stage, count);
+        self.non_finite.insert(stage, count);
         Ok(())
     }
 
     /// A stage whose last `most` or more losses were not finite. Waits for the device.
     #[must_use]
-    pub fn broken(&self, most: i64) -> Option<&'static str> {
-        self.broken.iter().find(|(_, count)| count.int64_value(&[]) >= most).map(|(stage, _)| *stage)
+    pub fn non_finite(&self, most: i64) -> Option<&'static str> {
+        self.non_finite.iter().find(|(_, count)| count.int64_value(&[]) >= most).map(|(stage, _)| *stage)
     }
 
     /// Mean of the values reported as `name`, if there are any. Waits for the device.
@@ -266,7 +266,7 @@ mod tests {
         let mut report = |loss: f32| {
             collector.report_loss("G", &Tensor::from(loss), 1.0).unwrap();
             collector.reduce(&Group::alone()).unwrap();
-            collector.broken(2)
+            collector.non_finite(2)
         };
         let found = [f32::NAN, 1.0, f32::INFINITY, f32::NAN, 1.0].map(&mut report);
         assert_eq!(found, [None, None, None, Some("G"), None]);

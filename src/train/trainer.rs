@@ -39,7 +39,7 @@ use super::trained::{Trained, average, ema_decay};
 use crate::cli::LossArg;
 
 /// Iterations between checks of the losses. A run ends if as many consecutive losses are not finite.
-const PATIENCE: u32 = 16;
+const LOSS_CHECK_ITERATIONS: u32 = 16;
 
 /// Networks in a snapshot: EMA and trained weights.
 const NETWORKS: [&str; 2] = ["ema", "net"];
@@ -256,8 +256,8 @@ impl<'a> Trainer<'a> {
         evaluate: Option<&Evaluate<'_>>,
     ) -> anyhow::Result<Outcome> {
         let options = &self.run.options;
-        let target = thousands(options.duration * 1e3);
-        let per_tick = thousands(options.tick).max(1);
+        let target = images_of_kimg(options.duration * 1e3);
+        let per_tick = images_of_kimg(options.tick).max(1);
         let group = &*self.run.group;
         let starts = [self.tick_start, self.images];
         let open = || Records::open(&self.run.outdir, starts, evaluate, options.keep_best);
@@ -284,14 +284,14 @@ impl<'a> Trainer<'a> {
             let tick = self.ticks == 0 || self.images >= self.tick_start + per_tick;
             let seen = self.images - since_images;
             if (tick || reached) && seen > 0 {
-                self.look_at_losses(PATIENCE.into())?;
+                self.look_at_losses(LOSS_CHECK_ITERATIONS.into())?;
                 let elapsed = since.elapsed().as_secs_f64().max(1e-9);
                 let total = start.elapsed().as_secs_f64();
-                let pace = whole(seen) / elapsed;
-                let left = whole(target.saturating_sub(self.images)) / pace;
+                let pace = as_f64(seen) / elapsed;
+                let left = as_f64(target.saturating_sub(self.images)) / pace;
                 let remaining = limit.map_or(left, |l| left.min((l.as_secs_f64() - total).max(0.0)));
                 report(&Status {
-                    kimg: whole(self.images) / 1e3,
+                    kimg: as_f64(self.images) / 1e3,
                     seconds: total,
                     images_per_second: pace,
                     eta_seconds: if reached { 0.0 } else { remaining },
@@ -301,13 +301,13 @@ impl<'a> Trainer<'a> {
                 (since, since_images) = (Instant::now(), self.images);
                 let mut line = self.collector.summary();
                 for (name, number) in [
-                    ("Progress/tick", Some(whole(self.ticks))),
-                    (KIMG, Some(whole(self.images) / 1e3)),
+                    ("Progress/tick", Some(as_f64(self.ticks))),
+                    (KIMG, Some(as_f64(self.images) / 1e3)),
                     ("Timing/total_sec", Some(total)),
                     ("Timing/sec_per_tick", Some(elapsed)),
-                    ("Timing/sec_per_kimg", Some(elapsed / whole(seen) * 1e3)),
+                    ("Timing/sec_per_kimg", Some(elapsed / as_f64(seen) * 1e3)),
                     ("Timing/maintenance_sec", Some(maintenance)),
-                    ("Resources/cpu_mem_gb", resident().map(|bytes| whole(bytes) / f64::from(1 << 30))),
+                    ("Resources/cpu_mem_gb", resident().map(|bytes| as_f64(bytes) / f64::from(1 << 30))),
                 ] {
                     if let Some(number) = number {
                         line.insert(name.to_owned(), json!({"num": 1, "mean": number, "std": 0.0}));
@@ -417,12 +417,12 @@ impl<'a> Trainer<'a> {
 
     /// An error if the last `most` losses of a stage were not finite.
     fn look_at_losses(&self, most: i64) -> anyhow::Result<()> {
-        match self.collector.broken(most) {
+        match self.collector.non_finite(most) {
             None => Ok(()),
             Some(stage) => Err(self.run.group.shared(anyhow::anyhow!(
                 "training diverged: the last {most} losses of {stage} or more were not finite, at {:.1} kimg. The last state and snapshot in `{}` are kept; \
                  try a lower learning rate",
-                whole(self.images) / 1e3,
+                as_f64(self.images) / 1e3,
                 self.run.outdir.display()
             ))),
         }
@@ -436,8 +436,8 @@ impl<'a> Trainer<'a> {
         let batches =
             own.clone().map(|k| data.batch(&part(k), self.run.device)).collect::<anyhow::Result<Vec<Batch>>>()?;
         let batches: Vec<Batch> = batches.into_iter().map(|b| b.in_kind(self.run.kind)).collect();
-        let warm_up = thousands(options.lr_rampup_kimg);
-        let lr_scale = if warm_up == 0 { 1.0 } else { (whole(self.images) / whole(warm_up)).min(1.0) };
+        let warm_up = images_of_kimg(options.lr_rampup_kimg);
+        let lr_scale = if warm_up == 0 { 1.0 } else { (as_f64(self.images) / as_f64(warm_up)).min(1.0) };
         let (net, optimizer, collector) = (&self.net, &mut self.generator.optimizer, &mut self.collector);
         match &mut self.objective {
             Objective::Adversarial(d) => {
@@ -463,12 +463,12 @@ impl<'a> Trainer<'a> {
             }
         }
         let decay =
-            ema_decay(options.batch, whole(self.images), options.ema * 1e3, options.ema_warmup, options.ema_beta);
+            ema_decay(options.batch, as_f64(self.images), options.ema * 1e3, options.ema_warmup, options.ema_beta);
         average(&mut self.average, self.generator.optimizer.values(), decay)?;
         self.images += u64::from(options.batch);
         self.iteration += 1;
-        if self.iteration.is_multiple_of(u64::from(PATIENCE)) {
-            self.look_at_losses(PATIENCE.into())?;
+        if self.iteration.is_multiple_of(u64::from(LOSS_CHECK_ITERATIONS)) {
+            self.look_at_losses(LOSS_CHECK_ITERATIONS.into())?;
         }
         Ok(())
     }
@@ -631,12 +631,12 @@ fn transfer(path: &Path, net: &NetConfig) -> anyhow::Result<Weights> {
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "image counts, clamped at 0 by the cast")]
-fn thousands(kimg: f64) -> u64 {
+fn images_of_kimg(kimg: f64) -> u64 {
     (kimg * 1e3).round() as u64
 }
 
 #[allow(clippy::cast_precision_loss, reason = "image counts below 2^53")]
-pub(super) fn whole(count: u64) -> f64 {
+pub(super) fn as_f64(count: u64) -> f64 {
     count as f64
 }
 

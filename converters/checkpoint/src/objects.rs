@@ -532,7 +532,7 @@ pub(crate) enum Blob {
 /// Value `id` as a byte string; `None` if it is not one.
 pub(crate) fn blob(p: &Pickle, id: Id) -> Option<Blob> {
     if let Node::Bytes(range) = p.node(id) {
-        return Some(Blob::InFile(range.clone()));
+        return p.in_file().then(|| Blob::InFile(range.clone()));
     }
     let &[text, encoding] = p.call(id, "_codecs.encode")? else { return None };
     matches!(p.text(encoding)?, "latin1" | "latin-1").then_some(Blob::Text(text))

@@ -77,6 +77,7 @@ pub struct Pickle {
     nodes: Vec<Node>,
     inline: HashMap<Id, Vec<u8>>,
     root: Id,
+    in_file: bool,
 }
 
 impl Pickle {
@@ -90,12 +91,19 @@ impl Pickle {
 
     /// Reads one pickle from the start of `bytes`, which begin at offset `base` of the file or of a decoded part of it.
     pub(crate) fn read(input: &Input<'_>, bytes: &[u8], base: usize) -> Result<(Self, usize)> {
+        let of_file = input.bytes.get(base..).and_then(|rest| rest.get(..bytes.len()));
+        let in_file = of_file.is_some_and(|same| std::ptr::eq(same, bytes));
         let mut machine = Machine::new(input, bytes, base);
         loop {
             if let Some(root) = machine.step()? {
-                return Ok((Self { nodes: machine.nodes, inline: machine.inline, root }, machine.at));
+                return Ok((Self { nodes: machine.nodes, inline: machine.inline, root, in_file }, machine.at));
             }
         }
+    }
+
+    /// Whether ranges of [`Node::Bytes`] are offsets in the file; false if the pickle was inflated or decoded.
+    pub(crate) fn in_file(&self) -> bool {
+        self.in_file
     }
 
     /// Id of the pickled value.

@@ -73,12 +73,18 @@ impl Args {
         Ok(self.take(name, "a number", Value::as_f64)?.unwrap_or(default))
     }
 
-    /// Reads a bound; `default` if it is absent or null. `serde_json` writes infinite numbers as null.
+    /// Reads a bound; `default` if it is absent or null. Infinity is text if it comes from a pickle; `serde_json` writes it
+    /// as null.
     ///
     /// # Errors
-    /// `Config` if it is neither a number nor null.
+    /// `Config` if it is neither a number, nor infinity, nor null.
     pub fn bound(&mut self, name: &str, default: f64) -> Result<f64> {
-        let read = |v: &Value| if v.is_null() { Some(None) } else { v.as_f64().map(Some) };
+        let read = |v: &Value| match v.as_str() {
+            Some("inf") => Some(Some(f64::INFINITY)),
+            Some("-inf") => Some(Some(f64::NEG_INFINITY)),
+            _ if v.is_null() => Some(None),
+            _ => v.as_f64().map(Some),
+        };
         Ok(self.take(name, "a number", read)?.flatten().unwrap_or(default))
     }
 
@@ -119,5 +125,22 @@ pub(crate) fn within(name: &str, value: usize, low: usize, high: usize) -> Resul
         Ok(())
     } else {
         Err(config(format!("`{name}`: expected {low} to {high}, found {value}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_may_be_infinite() {
+        let values = [serde_json::json!("inf"), serde_json::json!("-inf"), Value::Null, serde_json::json!(2)];
+        let found = values.map(|value| {
+            let mut args = Args::new(serde_json::Map::from_iter([("sigma_max".to_owned(), value)]));
+            args.bound("sigma_max", 80.0).unwrap()
+        });
+        assert_eq!(found, [f64::INFINITY, f64::NEG_INFINITY, 80.0, 2.0]);
+        let mut args = Args::new(serde_json::Map::from_iter([("sigma_max".to_owned(), serde_json::json!("large"))]));
+        assert!(args.bound("sigma_max", 80.0).is_err());
     }
 }

@@ -9,7 +9,7 @@ use crate::kernels::{
     Epilogue, MIN_TILES, Work, for_axis, multiply, step, transform_output_columns, transform_output_rows,
     transform_strips, vectorised,
 };
-use crate::shape::{Grid, Images, Layout, Pool, Scratch, Shape, Task, at_least};
+use crate::shape::{Grid, Images, Layout, Pool, Shape, Task, TaskMemory, at_least};
 
 /// A convolution with fixed filters, an optional bias and ReLU.
 #[derive(Debug)]
@@ -203,7 +203,7 @@ struct Strips<'a, 'b> {
     grid: Grid,
     index: usize,
     rows: &'a mut Rows<'b>,
-    scratch: &'a mut Scratch,
+    scratch: &'a mut TaskMemory,
 }
 
 impl Strips<'_, '_> {
@@ -231,7 +231,7 @@ impl Work for Strips<'_, '_> {
         at_least(&mut transformed, points * step * B);
         transform_strips::<S, B, false>(simd, shape, &grid, &images, [first, strips, tiles], &mut transformed, scratch);
 
-        let Scratch { rows: blocked, lines, products, .. } = scratch;
+        let TaskMemory { rows: blocked, lines, products, .. } = scratch;
         at_least(products, points * tiles * B);
         let line = grid.tiles_of_strip * across.tile * B;
         at_least(lines, high * line);

@@ -6,7 +6,7 @@ use pulp::Simd;
 
 use crate::axis::{Axis, MAX_POINTS, MAX_TAPS};
 use crate::kernels::{SUM_LENGTH, Work, load, step, store, transform_strips, vectorised};
-use crate::shape::{Grid, Images, Pool, Scratch, Shape, Task, at_least};
+use crate::shape::{Grid, Images, Pool, Shape, Task, TaskMemory, at_least};
 
 /// Maximum number of taps of a filter: kH · kW.
 const MAX_FILTER: usize = 25;
@@ -199,7 +199,7 @@ struct Tiles<'a> {
     index: usize,
     /// Transformed images `[points, Ci / block, tiles, block]` and gradients `[points, Co / block, tiles, block]`.
     to: &'a mut [f32],
-    scratch: &'a mut Scratch,
+    scratch: &'a mut TaskMemory,
 }
 
 impl Tiles<'_> {

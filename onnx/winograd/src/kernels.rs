@@ -3,7 +3,7 @@
 use pulp::{Simd, WithSimd};
 
 use crate::axis::{Axis, MAX_POINTS};
-use crate::shape::{Grid, Images, Layout, Scratch, Shape, at_least};
+use crate::shape::{Grid, Images, Layout, Shape, TaskMemory, at_least};
 
 /// Minimum number of tiles of a product. [`multiply`] requires a multiple of it.
 pub(crate) const MIN_TILES: usize = 4;
@@ -80,23 +80,23 @@ pub(crate) fn step(blocks: usize, tiles: usize) -> usize {
 }
 
 /// Transforms the tiles of `strips` strips, starting at `first`, to `to [points, C / B, tiles, B]`, with a distance of
-/// [`step`] between points. `images` are the input of the convolution of `shape`, or with `G` the gradient of its
+/// [`step`] between points. `images` are the input of the convolution of `shape`, or with `GRADIENT` the gradient of its
 /// output.
 #[inline(always)]
-pub(crate) fn transform_strips<S: Simd, const B: usize, const G: bool>(
+pub(crate) fn transform_strips<S: Simd, const B: usize, const GRADIENT: bool>(
     simd: S,
     shape: &Shape,
     grid: &Grid,
     images: &Images<'_>,
     [first, strips, tiles]: [usize; 3],
     to: &mut [f32],
-    scratch: &mut Scratch,
+    scratch: &mut TaskMemory,
 ) {
-    let Scratch { zeros, rows: blocked, lines, .. } = scratch;
+    let TaskMemory { zeros, rows: blocked, lines, .. } = scratch;
     let [down, across] = &shape.axes;
     let (high, wide) = (down.points(), across.points());
     let columns = grid.tiles_of_strip * across.tile;
-    let (channels, line, [top, left, ..], window) = match G {
+    let (channels, line, [top, left, ..], window) = match GRADIENT {
         true => (shape.outputs, columns * B, [0; 4], down.tile),
         false => (shape.inputs, (columns + across.taps - 1) * B, shape.pads, high),
     };
@@ -135,19 +135,19 @@ pub(crate) fn transform_strips<S: Simd, const B: usize, const G: bool>(
                 line[..left * B].fill(0.0);
                 line[(left + inside) * B..].fill(0.0);
             }
-            for_axis!(down, transform_rows::<S, B, G>(simd, down, &source, lines, [line, left * B]));
+            for_axis!(down, transform_rows::<S, B, GRADIENT>(simd, down, &source, lines, [line, left * B]));
             for (row, line) in lines.chunks_exact(line).enumerate() {
                 let at = [row * wide * step + block * tiles + strip * grid.tiles_of_strip, step];
-                for_axis!(across, transform_columns::<S, B, G>(simd, across, line, to, at, grid.tiles_of_strip));
+                for_axis!(across, transform_columns::<S, B, GRADIENT>(simd, across, line, to, at, grid.tiles_of_strip));
             }
         }
     }
 }
 
-/// Applies Bᵀ along the height, or A if `G`. `source` has one row for each input row of a tile, or for each output row
-/// if `G`. The results start at `left` in each of `lines`, which are `line` floats apart.
+/// Applies Bᵀ along the height, or A if `GRADIENT`. `source` has one row for each input row of a tile, or for each output row
+/// if `GRADIENT`. The results start at `left` in each of `lines`, which are `line` floats apart.
 #[inline(always)]
-fn transform_rows<S: Simd, const B: usize, const N: usize, const M: usize, const G: bool>(
+fn transform_rows<S: Simd, const B: usize, const N: usize, const M: usize, const GRADIENT: bool>(
     simd: S,
     axis: &Axis,
     source: &[&[f32]; MAX_POINTS],
@@ -160,10 +160,10 @@ fn transform_rows<S: Simd, const B: usize, const N: usize, const M: usize, const
     }
     for at in (0..source[0].len()).step_by(S::F32_LANES) {
         let mut x = [simd.splat_f32s(0.0); MAX_POINTS];
-        for (i, x) in x.iter_mut().enumerate().take(if G { M } else { 2 * N + 2 }) {
+        for (i, x) in x.iter_mut().enumerate().take(if GRADIENT { M } else { 2 * N + 2 }) {
             *x = load(simd, &source[i][at..]);
         }
-        let y = transform::<S, N, M, G>(simd, axis, x);
+        let y = transform::<S, N, M, GRADIENT>(simd, axis, x);
         for (i, y) in y.iter().enumerate().take(2 * N + 2) {
             store(simd, &mut lines[i * line + left + at..], *y);
         }
@@ -171,18 +171,18 @@ fn transform_rows<S: Simd, const B: usize, const N: usize, const M: usize, const
 }
 
 #[inline(always)]
-fn transform<S: Simd, const N: usize, const M: usize, const G: bool>(
+fn transform<S: Simd, const N: usize, const M: usize, const GRADIENT: bool>(
     simd: S,
     axis: &Axis,
     x: [S::f32s; MAX_POINTS],
 ) -> [S::f32s; MAX_POINTS] {
-    if G { axis.gradient_transform::<S, N, M>(simd, x) } else { axis.input_transform::<S, N>(simd, x) }
+    if GRADIENT { axis.gradient_transform::<S, N, M>(simd, x) } else { axis.input_transform::<S, N>(simd, x) }
 }
 
-/// Applies Bᵀ along the width of `line [W, B]`, or A if `G`. Point j of tile t is the block of `B` floats at
+/// Applies Bᵀ along the width of `line [W, B]`, or A if `GRADIENT`. Point j of tile t is the block of `B` floats at
 /// `at + j * step + t` in `to`.
 #[inline(always)]
-fn transform_columns<S: Simd, const B: usize, const N: usize, const M: usize, const G: bool>(
+fn transform_columns<S: Simd, const B: usize, const N: usize, const M: usize, const GRADIENT: bool>(
     simd: S,
     axis: &Axis,
     line: &[f32],
@@ -197,10 +197,10 @@ fn transform_columns<S: Simd, const B: usize, const N: usize, const M: usize, co
     for t in 0..tiles {
         for lane in (0..B).step_by(S::F32_LANES) {
             let mut x = [simd.splat_f32s(0.0); MAX_POINTS];
-            for (j, x) in x.iter_mut().enumerate().take(if G { M } else { 2 * N + 2 }) {
+            for (j, x) in x.iter_mut().enumerate().take(if GRADIENT { M } else { 2 * N + 2 }) {
                 *x = load(simd, &line[(t * M + j) * B + lane..]);
             }
-            let y = transform::<S, N, M, G>(simd, axis, x);
+            let y = transform::<S, N, M, GRADIENT>(simd, axis, x);
             for (j, y) in y.iter().enumerate().take(2 * N + 2) {
                 store(simd, &mut to[(at + j * step + t) * B + lane..], *y);
             }

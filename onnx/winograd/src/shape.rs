@@ -77,13 +77,13 @@ impl Grid {
 /// Working memory, kept between runs.
 #[derive(Debug, Default)]
 pub struct Pool {
-    tasks: Mutex<Vec<Scratch>>,
-    runs: Mutex<Vec<Memory>>,
+    tasks: Mutex<Vec<TaskMemory>>,
+    runs: Mutex<Vec<RunMemory>>,
 }
 
 /// Working memory of a task.
 #[derive(Debug, Default)]
-pub(crate) struct Scratch {
+pub(crate) struct TaskMemory {
     /// A row of padding, `[W, block]`.
     pub(crate) zeros: Vec<f32>,
     /// Input or output rows of a strip in blocks, `[rows, W, block]`, if the images are in planes.
@@ -98,7 +98,7 @@ pub(crate) struct Scratch {
 
 /// Working memory of a run.
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
+pub(crate) struct RunMemory {
     /// Transformed filters or their gradients.
     pub(crate) filters: Vec<f32>,
     /// Transformed images and gradients.
@@ -106,11 +106,11 @@ pub(crate) struct Memory {
 }
 
 impl Pool {
-    pub(crate) fn scratch<T>(&self, run: impl FnOnce(&mut Scratch) -> T) -> T {
+    pub(crate) fn scratch<T>(&self, run: impl FnOnce(&mut TaskMemory) -> T) -> T {
         borrowed(&self.tasks, run)
     }
 
-    pub(crate) fn memory<T>(&self, run: impl FnOnce(&mut Memory) -> T) -> T {
+    pub(crate) fn memory<T>(&self, run: impl FnOnce(&mut RunMemory) -> T) -> T {
         borrowed(&self.runs, run)
     }
 }

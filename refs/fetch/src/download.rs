@@ -64,16 +64,16 @@ impl Job<'_> {
         sources: &[&'s Source],
         partial: &mut Partial,
     ) -> Result<(&'s Source, HashCheck)> {
-        self.take_up(sources, partial)?;
+        self.resume(sources, partial)?;
         let mut errors = Vec::new();
         for (i, source) in sources.iter().enumerate() {
             let last = i + 1 == sources.len();
-            match self.persist(source, last, partial) {
+            match self.download_from(source, last, partial) {
                 Ok(check) => return Ok((source, check)),
-                Err(error) if concerns_all(&error) => return Err(error),
+                Err(error) if is_fatal(&error) => return Err(error),
                 Err(error) => {
                     if !last {
-                        self.watch.tell(&Event::NextSource { error: &error })?;
+                        self.watch.report(&Event::NextSource { error: &error })?;
                     }
                     errors.push(error);
                 }
@@ -83,7 +83,7 @@ impl Job<'_> {
     }
 
     /// Hashes the bytes of an earlier run, or discards them if they cannot be continued.
-    fn take_up(&mut self, sources: &[&Source], partial: &mut Partial) -> Result<()> {
+    fn resume(&mut self, sources: &[&Source], partial: &mut Partial) -> Result<()> {
         let known = partial.entity().is_some_and(|entity| {
             let ours = self.request.sha256.is_full() || sources.iter().any(|s| s.to_string() == entity.source);
             ours && entity.length.or(self.request.bytes).is_none_or(|length| partial.done() <= length)
@@ -91,7 +91,7 @@ impl Job<'_> {
         if partial.done() == 0 {
             Ok(())
         } else if known {
-            partial.take_up(&mut self.watch)
+            partial.resume(&mut self.watch)
         } else {
             self.start_over(partial, "the source of the partial file is unknown")
         }
@@ -99,11 +99,11 @@ impl Job<'_> {
 
     fn start_over(&mut self, partial: &mut Partial, reason: &'static str) -> Result<()> {
         partial.clear()?;
-        self.watch.tell(&Event::StartedOver { reason })
+        self.watch.report(&Event::StartedOver { reason })
     }
 
     /// Attempts to fill `partial` from `source` until the source is given up.
-    fn persist(&mut self, source: &Source, last: bool, partial: &mut Partial) -> Result<HashCheck> {
+    fn download_from(&mut self, source: &Source, last: bool, partial: &mut Partial) -> Result<HashCheck> {
         let mut failures = 0;
         let mut started_over = false;
         loop {
@@ -126,7 +126,7 @@ impl Job<'_> {
                 Err(error) => error,
             };
             let unreached = matches!(error, Error::Connection { .. });
-            if !is_passing(&error) || (unreached && !last) {
+            if !is_temporary(&error) || (unreached && !last) {
                 return Err(error);
             }
             if partial.done().saturating_sub(before) >= PROGRESS {
@@ -285,7 +285,7 @@ impl Job<'_> {
             partial.append(&bytes, total)?;
         }
         let done = partial.done();
-        self.watch.tell(&Event::Receiving { done, total })?;
+        self.watch.report(&Event::Receiving { done, total })?;
         match total {
             Some(total) if done < total => Err(Error::BrokenOff { url: answer.url.clone(), done, total: Some(total) }),
             _ => Ok(()),
@@ -316,12 +316,12 @@ impl Job<'_> {
 }
 
 /// Whether another source would fail in the same way.
-const fn concerns_all(error: &Error) -> bool {
+const fn is_fatal(error: &Error) -> bool {
     matches!(error, Error::Interrupted | Error::NoSpace { .. } | Error::Io(_) | Error::Setting { .. })
 }
 
 /// Whether a later attempt can succeed.
-const fn is_passing(error: &Error) -> bool {
+const fn is_temporary(error: &Error) -> bool {
     match error {
         Error::Connection { .. } | Error::Stalled { .. } | Error::BrokenOff { .. } => true,
         Error::Status { code, .. } => matches!(code, 408 | 425 | 429 | 500 | 502..=504),

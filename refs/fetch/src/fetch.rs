@@ -42,7 +42,7 @@ pub fn fetch(request: &Request, settings: &Settings, progress: &mut dyn Progress
     match job.look(&job.target.clone(), Origin::Cache)? {
         Found::File(file) => return Ok(file),
         Found::Other(error) => {
-            job.watch.tell(&Event::Unusable { error: &error })?;
+            job.watch.report(&Event::Unusable { error: &error })?;
             (other, replaced) = (Some(error), true);
         }
         Found::Nothing => {}
@@ -52,7 +52,7 @@ pub fn fetch(request: &Request, settings: &Settings, progress: &mut dyn Progress
             match job.look(&path, Origin::HuggingFaceCache)? {
                 Found::File(file) => return Ok(file),
                 Found::Other(error) => {
-                    job.watch.tell(&Event::Unusable { error: &error })?;
+                    job.watch.report(&Event::Unusable { error: &error })?;
                     other = other.or(Some(error));
                 }
                 Found::Nothing => {}

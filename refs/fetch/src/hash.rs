@@ -103,7 +103,7 @@ pub(crate) fn of_reader(
     let mut block = vec![0_u8; BLOCK];
     let mut done = 0;
     loop {
-        watch.tell(&Event::Verifying { path, done, total })?;
+        watch.report(&Event::Verifying { path, done, total })?;
         match file.read(&mut block)? {
             0 => return Ok(done),
             count => {

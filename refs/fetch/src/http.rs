@@ -287,11 +287,11 @@ impl Exchange {
 
     /// Waits for the next message, and reports `event` meanwhile.
     fn next(&mut self, event: &Event<'_>, watch: &mut Watch<'_>) -> Result<Message> {
-        watch.tell_in_time(event)?;
+        watch.report_throttled(event)?;
         loop {
             match self.messages.recv_timeout(TICK) {
                 Ok(message) => return Ok(message),
-                Err(RecvTimeoutError::Timeout) => watch.tell(event)?,
+                Err(RecvTimeoutError::Timeout) => watch.report(event)?,
                 // The thread has panicked.
                 Err(RecvTimeoutError::Disconnected) => return Ok(Message::Failed(Failure::BrokenOff)),
             }

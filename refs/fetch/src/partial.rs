@@ -97,7 +97,7 @@ impl Partial {
     }
 
     /// Hashes the bytes of an earlier run.
-    pub(crate) fn take_up(&mut self, watch: &mut Watch<'_>) -> Result<()> {
+    pub(crate) fn resume(&mut self, watch: &mut Watch<'_>) -> Result<()> {
         let path = self.path();
         self.file.seek(SeekFrom::Start(0))?;
         self.state = Sha256::new();

@@ -96,7 +96,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Reports `event` now.
-    pub(crate) fn tell(&mut self, event: &Event<'_>) -> Result<()> {
+    pub(crate) fn report(&mut self, event: &Event<'_>) -> Result<()> {
         self.last = Some(Instant::now());
         match self.progress.update(event) {
             ControlFlow::Continue(()) => Ok(()),
@@ -105,8 +105,8 @@ impl<'a> Watch<'a> {
     }
 
     /// Reports `event` if nothing was reported for [`TICK`].
-    pub(crate) fn tell_in_time(&mut self, event: &Event<'_>) -> Result<()> {
-        if self.last.is_some_and(|last| last.elapsed() < TICK) { Ok(()) } else { self.tell(event) }
+    pub(crate) fn report_throttled(&mut self, event: &Event<'_>) -> Result<()> {
+        if self.last.is_some_and(|last| last.elapsed() < TICK) { Ok(()) } else { self.report(event) }
     }
 
     /// Sleeps for `wait`, and reports `event` with the remaining time.
@@ -114,7 +114,7 @@ impl<'a> Watch<'a> {
         let end = Instant::now() + wait;
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            self.tell(&event(left))?;
+            self.report(&event(left))?;
             if left.is_zero() {
                 return Ok(());
             }

@@ -188,7 +188,7 @@ impl Settings {
     /// The proxy for `url`; `None` if its host is contacted directly.
     pub(crate) fn proxy_for(&self, url: &Url) -> Result<Option<ureq::Proxy>> {
         let Some(proxy) = &self.proxy else { return Ok(None) };
-        if url.is_loopback() || self.no_proxy.split([',', ' ']).any(|entry| names(entry, url)) {
+        if url.is_loopback() || self.no_proxy.split([',', ' ']).any(|entry| no_proxy_matches(entry, url)) {
             return Ok(None);
         }
         let proxy = proxy.reveal();
@@ -206,7 +206,7 @@ fn stored(path: &Path) -> Option<String> {
 }
 
 /// Whether an entry of `NO_PROXY` names the host of `url`.
-fn names(entry: &str, url: &Url) -> bool {
+fn no_proxy_matches(entry: &str, url: &Url) -> bool {
     let host = url.host();
     if entry == "*" {
         return true;
@@ -360,7 +360,7 @@ mod tests {
             ("::/0", "10.0.0.1", false),
         ] {
             let url = Url::parse(&format!("https://{host}/")).unwrap();
-            assert_eq!(names(entry, &url), named, "{entry} {host}");
+            assert_eq!(no_proxy_matches(entry, &url), named, "{entry} {host}");
         }
         let mut settings = Settings::new("/c");
         settings.proxy = Some(Secret::new("http://u:p@proxy:3128"));

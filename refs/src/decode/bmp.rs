@@ -148,7 +148,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let h = header(bytes)?.ok_or_else(end)?;
     let (height, width) = (h.height, h.width);
     // Bytes per pixel: indices, twice while they are unpacked, and their colours; otherwise the pixels.
-    let _leave = memory::leave(height, width, 5, bytes.len())?;
+    let _reservation = memory::reserve(height, width, 5, bytes.len())?;
     let palette = h.palette.map(|(colours, each)| palette_of(bytes, &h, colours, each)).transpose()?;
     let bits = match h.kind {
         Kind::Indexed(bits) => bits,

@@ -55,7 +55,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let transparent = frame.transparent;
     let local = frame.palette.clone();
     // Bytes per pixel: the index and its colour.
-    let _leave = memory::leave(height, width, 5, bytes.len())?;
+    let _reservation = memory::reserve(height, width, 5, bytes.len())?;
     let mut covered = vec![0; h * w];
     decoder.read_into_buffer(&mut covered).map_err(Fault::decoder)?;
     let mut indices = vec![transparent.unwrap_or(0); height * width];

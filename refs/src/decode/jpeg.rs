@@ -151,7 +151,7 @@ fn frame_of(code: u8, segment: &[u8]) -> Result<Frame, Fault> {
 
 /// Checks that an end-of-image marker follows the first scan at `at`, as libjpeg reads markers, and that there are not
 /// too many scans.
-fn ends(bytes: &[u8], mut at: usize, frame: Frame) -> Result<(), Fault> {
+fn check_end(bytes: &[u8], mut at: usize, frame: Frame) -> Result<(), Fault> {
     let most = (MAX_SCANNED / (frame.height * frame.width)).clamp(MIN_SCANS, MAX_SCANS);
     let mut scans = 0;
     while let Some((code, start)) = marker(bytes, at) {
@@ -189,13 +189,13 @@ pub(super) fn raw(bytes: &[u8], colours: Colours) -> Result<(Frame, Vec<u8>), Fa
     let Some(Walk { frame, segments, scan }) = walk(bytes)? else {
         return Err(Fault::expected("a complete header", format!("the end of the data after {} bytes", bytes.len())));
     };
-    ends(bytes, scan, frame)?;
+    check_end(bytes, scan, frame)?;
     let mut each = usize::from(frame.components);
     if frame.is_progressive || be16(bytes, scan + 2).is_none_or(|length| length != 6 + 2 * each) {
         // For an image in several scans, all coefficients are kept, with 16 bits each.
         each += 2 * each;
     }
-    let _leave = memory::leave(frame.height, frame.width, each, 2 * bytes.len())?;
+    let _reservation = memory::reserve(frame.height, frame.width, each, 2 * bytes.len())?;
 
     let mut clean = Vec::with_capacity(bytes.len() + ADOBE.len() + 2);
     clean.extend([0xff, SOI]);

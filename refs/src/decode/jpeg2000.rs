@@ -9,7 +9,7 @@ use jpeg2k::{ColorSpace, DecodeParameters, Image};
 
 use super::Fault;
 use super::jpeg::be16;
-use super::memory::{self, Leave};
+use super::memory::{self, Reservation};
 use super::pixels::{self, Pixels};
 
 /// Most boxes before the codestream.
@@ -110,7 +110,7 @@ fn header(bytes: &[u8]) -> Result<Option<Header>, Fault> {
     }
     let Some(each) = stream.get(42..4 + length) else { return Ok(None) };
     let (width, height) = (x1.saturating_sub(x0), y1.saturating_sub(y0));
-    pixels::gate(height, width)?;
+    pixels::check_size(height, width)?;
     for component in each.chunks_exact(3) {
         match component[0] {
             7 => {}
@@ -244,7 +244,7 @@ fn walk(bytes: &mut [u8], header: Header) -> Result<Style, Fault> {
 }
 
 /// Waits until the memory that OpenJPEG will take at most can be reserved.
-fn leave(header: Header, style: &Style) -> Result<Leave, Fault> {
+fn reserve(header: Header, style: &Style) -> Result<Reservation, Fault> {
     let components = header.components as u64;
     let packets = [style.layers + 1, style.resolutions, components, style.most_precincts, 2];
     let packets = packets.into_iter().fold(1_u64, u64::saturating_mul);
@@ -273,7 +273,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     };
     let mut bytes = bytes.to_vec();
     let style = walk(&mut bytes, header)?;
-    let _leave = leave(header, &style)?;
+    let _reservation = reserve(header, &style)?;
     // In strict mode truncated data are an error, same as in Pillow.
     let image = Image::from_bytes_with(&bytes, DecodeParameters::new().strict(true)).map_err(Fault::decoder)?;
     match image.color_space() {

@@ -16,9 +16,9 @@ static FREED: Condvar = Condvar::new();
 
 /// A reservation of memory, released when it is dropped.
 #[derive(Debug)]
-pub(super) struct Leave(u64);
+pub(super) struct Reservation(u64);
 
-impl Drop for Leave {
+impl Drop for Reservation {
     fn drop(&mut self) {
         *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
         FREED.notify_all();
@@ -27,8 +27,8 @@ impl Drop for Leave {
 
 /// Waits until the memory can be reserved to decode `height` × `width` pixels at `each` bytes per pixel from a file of
 /// `file` bytes. It is an error if one image needs too much.
-pub(super) fn leave(height: usize, width: usize, each: usize, file: usize) -> Result<Leave, Fault> {
-    pixels::gate(height, width)?;
+pub(super) fn reserve(height: usize, width: usize, each: usize, file: usize) -> Result<Reservation, Fault> {
+    pixels::check_size(height, width)?;
     let found = (height * width) as u64 * each as u64 + file as u64;
     if found > MAX {
         let expected = format!("an image that takes at most {MAX} bytes while it is decoded");
@@ -38,7 +38,7 @@ pub(super) fn leave(height: usize, width: usize, each: usize, file: usize) -> Re
 }
 
 /// Waits until `bytes` can be reserved.
-pub(super) fn wait(bytes: u64) -> Leave {
+pub(super) fn wait(bytes: u64) -> Reservation {
     // A reservation of more than `TOGETHER` waits until it is the only one.
     let share = bytes.min(TOGETHER);
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,7 +46,7 @@ pub(super) fn wait(bytes: u64) -> Leave {
         taken = FREED.wait(taken).unwrap_or_else(PoisonError::into_inner);
     }
     *taken += share;
-    Leave(share)
+    Reservation(share)
 }
 
 #[cfg(test)]
@@ -60,7 +60,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    let _leave = leave(10_000, 10_000, 3, 0).unwrap();
+                    let _reservation = reserve(10_000, 10_000, 3, 0).unwrap();
                     most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     std::thread::sleep(std::time::Duration::from_millis(5));
                     running.fetch_sub(1, Ordering::SeqCst);
@@ -68,7 +68,7 @@ mod tests {
             }
         });
         assert_eq!(most.into_inner(), 1);
-        assert!(leave(13_370, 13_370, 5, 1 << 20).is_ok());
-        assert!(leave(13_370, 13_370, 6, 0).is_err());
+        assert!(reserve(13_370, 13_370, 5, 1 << 20).is_ok());
+        assert!(reserve(13_370, 13_370, 6, 0).is_err());
     }
 }

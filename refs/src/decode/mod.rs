@@ -133,7 +133,7 @@ pub fn dims(file: &Path, entry: &str, bytes: &[u8]) -> Result<Option<(usize, usi
     });
     let gated = size.and_then(|size| {
         if let Some((height, width)) = size {
-            pixels::gate(height, width)?;
+            pixels::check_size(height, width)?;
         }
         Ok(size)
     });

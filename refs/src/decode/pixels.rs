@@ -46,7 +46,7 @@ impl Pixels {
 }
 
 /// Rejects sizes beyond the limits before memory is allocated for them.
-pub(super) fn gate(height: usize, width: usize) -> Result<(), Fault> {
+pub(super) fn check_size(height: usize, width: usize) -> Result<(), Fault> {
     let size = || format!("{width}×{height}");
     if height == 0 || width == 0 {
         return Err(Fault::expected("at least one pixel", size()));
@@ -143,7 +143,7 @@ pub(super) fn unpack(rows: &[u8], height: usize, width: usize, bits: usize) -> C
 }
 
 /// Scales grey samples of `bits` (1, 2, 4, 8) to 0…255.
-pub(super) fn widen(samples: &mut [u8], bits: usize) {
+pub(super) fn scale_to_8_bits(samples: &mut [u8], bits: usize) {
     let factor = match bits {
         1 => 255,
         2 => 85,

@@ -57,7 +57,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     check_depth(info.bit_depth, info.color_type)?;
     // Bytes per pixel: the samples; for a palette also the colours; below 8 bits also the packed samples.
     let each = info.color_type.samples() + if info.color_type == ColorType::Indexed { 4 } else { 0 };
-    let _leave = memory::leave(height, width, each + usize::from(info.bit_depth != BitDepth::Eight), bytes.len())?;
+    let _reservation =
+        memory::reserve(height, width, each + usize::from(info.bit_depth != BitDepth::Eight), bytes.len())?;
     let mut reader = reader.read_info().map_err(Fault::decoder)?;
     let beyond = || Fault::expected("a size within the limits", "a larger one");
     let stride = reader.output_line_size(reader.info().width).ok_or_else(beyond)?;
@@ -83,7 +84,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     match info.color_type {
         ColorType::Grayscale => {
             let mut samples = if bits == 8 { data } else { pixels::unpack(&data, height, width, bits).into_owned() };
-            pixels::widen(&mut samples, bits);
+            pixels::scale_to_8_bits(&mut samples, bits);
             Ok(Pixels { height, width, channels: 1, data: samples })
         }
         ColorType::Indexed => {

@@ -110,7 +110,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let short = |found: usize, wanted: usize| Fault::expected(format!("{wanted} samples"), format!("{found}"));
     let Some(h) = header(bytes)? else { return Err(Fault::expected("a complete header", "the end of the data")) };
     let channels = if h.kind == Kind::Rgb { 3 } else { 1 };
-    let _leave = memory::leave(h.height, h.width, channels, bytes.len())?;
+    let _reservation = memory::reserve(h.height, h.width, channels, bytes.len())?;
     let wanted = h.height * h.width * channels;
     let body = &bytes[h.data..];
     let data = match (h.kind, h.plain) {

@@ -102,7 +102,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     };
     // Bytes per pixel: unpacked run lengths, and pixels.
     let each = 2 * bits.div_ceil(8) + if matches!(h.kind, Kind::Indexed | Kind::Bgra5551) { 3 } else { 0 };
-    let _leave = memory::leave(height, width, each, bytes.len())?;
+    let _reservation = memory::reserve(height, width, each, bytes.len())?;
     let stride = (width * bits).div_ceil(8);
     let body = bytes.get(at..).ok_or_else(end)?;
     let unpacked = h.run_lengths.then(|| run_lengths(body, stride, height, bits.div_ceil(8))).transpose()?;

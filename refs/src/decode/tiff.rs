@@ -106,7 +106,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let plain = matches!((layout.photometric, &layout.extra[..]), (WHITE_IS_ZERO | BLACK_IS_ZERO | RGB | YCBCR, []));
     let copies = planar || matches!(orientation, 2..=8) || layout.bits < 8;
     let each = layout.samples * (1 + usize::from(copies)) + if plain { 0 } else { 4 };
-    let _leave = memory::leave(height, width, each, 2 * bytes.len())?;
+    let _reservation = memory::reserve(height, width, each, 2 * bytes.len())?;
     let stored = if compression == JPEG {
         if planar || layout.bits != 8 {
             return Err(Fault::expected("JPEG strips of interleaved 8-bit channels", "others"));
@@ -243,7 +243,7 @@ fn colours(file: &mut File<'_>, layout: &Layout, mut stored: Pixels) -> Result<P
     let padding = |extra: &[u16]| extra.iter().all(|e| *e == 0);
     match (*photometric, *samples, &extra[..]) {
         (WHITE_IS_ZERO | BLACK_IS_ZERO, 1, []) => {
-            pixels::widen(&mut stored.data, *bits);
+            pixels::scale_to_8_bits(&mut stored.data, *bits);
             if *photometric == WHITE_IS_ZERO {
                 stored.data.iter_mut().for_each(|v| *v = 255 - *v);
             }

@@ -33,7 +33,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, Fault> {
     let (height, width) = size(bytes)?.ok_or_else(end)?;
     // Besides the result, the decoder holds lossless pixels as RGBA, and for an animation a frame and its canvas.
     let each = if bytes.get(12..16) == Some(b"VP8 ") { 5 } else { 8 };
-    let _leave = memory::leave(height, width, each, bytes.len())?;
+    let _reservation = memory::reserve(height, width, each, bytes.len())?;
     // The decoder fills in missing data at the end of a lossy image. libwebp requires the whole file.
     let claimed = bytes.get(4..8).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize + 8);
     if bytes.len() < claimed {

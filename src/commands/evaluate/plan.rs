@@ -35,9 +35,6 @@ use crate::sampling::request::SamplingRequest;
 const DEFAULT: [Metric; 3] = [Metric::Fid, Metric::Is, Metric::Pr];
 /// Value of `--protocol` that selects every protocol.
 const EVERY_PROTOCOL: &str = "all";
-/// Every metric, in the order of tables.
-const EVERY: [Metric; 8] =
-    [Metric::Fid, Metric::Sfid, Metric::Is, Metric::Pr, Metric::Dc, Metric::Kid, Metric::ClipFid, Metric::FdInf];
 
 /// An evaluation that is ready to run.
 pub(super) struct Plan {
@@ -197,7 +194,7 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
     let clip_only = asked.iter().all(|m| *m == Metric::ClipFid) && !args.per_class;
     let reference = args.reference.as_deref().map(|path| OpenReference::open(path, clip_only)).transpose()?;
     let clip_reference = args.clip_ref.as_deref().map(|path| OpenReference::open(path, true)).transpose()?;
-    let scene = Scene {
+    let inputs = PlanInputs {
         args,
         networks: &networks,
         samples: &samples,
@@ -208,7 +205,7 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
     let mut planned: Vec<ProtocolPlan> = Vec::new();
     let mut failed = None;
     for protocol in &protocols {
-        match scene.protocol(protocol, &asked, by_name) {
+        match inputs.protocol(protocol, &asked, by_name) {
             Ok(plan) => planned.push(plan),
             Err(problem) if protocols.len() == 1 => return Err(problem),
             Err(problem) if every => {
@@ -223,7 +220,7 @@ pub(super) fn plan(args: &Evaluate, global: &Global, printer: Printer) -> anyhow
             failed.map_or_else(|| anyhow::anyhow!("no protocol"), |p| p.context("no protocol can be evaluated"))
         );
     }
-    notes.extend(scene.size_note());
+    notes.extend(inputs.size_note());
     let known: BTreeSet<&str> = planned.iter().flat_map(ProtocolPlan::keys).collect();
     for condition in &conditions {
         anyhow::ensure!(
@@ -337,7 +334,7 @@ fn metrics_of(args: &Evaluate) -> (Vec<Metric>, bool) {
     let named: Option<Vec<Metric>> = args.metrics.iter().map(|m| m.metric()).collect();
     match named {
         Some(metrics) => (metrics, true),
-        None => (EVERY.to_vec(), false),
+        None => (Metric::EVERY.to_vec(), false),
     }
 }
 
@@ -393,7 +390,7 @@ fn samples(
 }
 
 /// Inputs of the plan of a protocol.
-struct Scene<'a> {
+struct PlanInputs<'a> {
     args: &'a Evaluate,
     networks: &'a [Network],
     samples: &'a Source,
@@ -407,7 +404,7 @@ struct Needs {
     reference: StatsRequest,
 }
 
-impl Scene<'_> {
+impl PlanInputs<'_> {
     /// Plans the metrics `asked` under `protocol`. A metric that cannot be computed is skipped, or an error if the
     /// metrics were requested `by_name`.
     fn protocol(&self, protocol: &'static Protocol, asked: &[Metric], by_name: bool) -> anyhow::Result<ProtocolPlan> {
@@ -539,7 +536,7 @@ impl Scene<'_> {
         let mut records: Records = self.networks.iter().map(describe).collect::<anyhow::Result<_>>()?;
         if let Source::Fused { fused, .. } = self.samples {
             for record in records.values_mut() {
-                fused.settle(record);
+                fused.correct_runtime(record);
             }
         }
         Ok(records)
@@ -710,15 +707,16 @@ impl Scene<'_> {
         reference: &StatsRequest,
     ) -> anyhow::Result<Vec<Deviation>> {
         let mut found = Vec::new();
-        let main_for_others = request.metrics.iter().any(|m| !matches!(m, Metric::ClipFid | Metric::Pr | Metric::Dc))
-            || request.per_class
-            || (samples.keep && protocol.manifold_features == ManifoldFeatures::Pool3);
+        let main_network_needed =
+            request.metrics.iter().any(|m| !matches!(m, Metric::ClipFid | Metric::Pr | Metric::Dc))
+                || request.per_class
+                || (samples.keep && protocol.manifold_features == ManifoldFeatures::Pool3);
         // If the protocol or the command line has a separate network for precision and recall, that network is compared
         // separately.
         let apart = samples.manifold || protocol.manifold_features != ManifoldFeatures::Pool3;
         let manifold = if samples.manifold { Role::Manifold } else { Role::Features };
         for (role, judged_as, needed) in [
-            (Role::Features, Role::Features, main_for_others),
+            (Role::Features, Role::Features, main_network_needed),
             (manifold, Role::Manifold, apart && (request.wants(Metric::Pr) || request.class_neighbours)),
             (Role::Clip, Role::Clip, samples.clip),
         ] {
@@ -751,7 +749,7 @@ impl Scene<'_> {
         }
         found.extend(self.quantiser(protocol).map(|d| (d, false)));
         found.extend(request.deviations(protocol).into_iter().map(|d| (d, true)));
-        self.settle(found)
+        self.ensure_allowed(found)
     }
 
     /// The references to compare with, by role, and the source of their features.
@@ -775,7 +773,7 @@ impl Scene<'_> {
                 }
             }
             for in_file in supplies {
-                sides.push((Role::Features, reference, if in_file { Supply::File } else { Supply::Taken }));
+                sides.push((Role::Features, reference, if in_file { Supply::File } else { Supply::Computed }));
             }
             if request.manifold {
                 sides.push((Role::Manifold, reference, reference.rows("manifold", self.networks, rule)));
@@ -819,7 +817,7 @@ impl Scene<'_> {
     ///
     /// # Errors
     /// If a deviation was neither requested nor allowed, and its kind is refused by default.
-    fn settle(&self, found: Vec<(Deviation, bool)>) -> anyhow::Result<Vec<Deviation>> {
+    fn ensure_allowed(&self, found: Vec<(Deviation, bool)>) -> anyhow::Result<Vec<Deviation>> {
         let (mut listed, mut refused): (Vec<Deviation>, Vec<Deviation>) = (Vec::new(), Vec::new());
         for (deviation, asked) in found {
             let free = asked || !DeviationKind::REFUSED.contains(&deviation.kind) || self.allows(deviation.kind);

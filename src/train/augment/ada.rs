@@ -7,8 +7,8 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::Augmented;
 use super::colour::{Colours, Recolouring};
-use super::draws::{Draws, Style, single};
-use super::warp::{Inverse, Warp, real};
+use super::draws::{Draws, Style, as_f32};
+use super::warp::{Inverse, Warp, as_f64};
 
 /// Settings of [`AdaPipe`]: multipliers of probabilities, and ranges. A transformation with multiplier 0 draws no
 /// random numbers.
@@ -132,12 +132,12 @@ impl AdaPipe {
         let mut inverse = Inverse::identity(images)?;
         if s.xflip > 0.0 {
             let flip = draws.choice(2, s.xflip)?;
-            inverse.widen(&flip.f_mul_scalar(-2.0)?.f_add_scalar(1.0)?)?;
+            inverse.scale_x(&flip.f_mul_scalar(-2.0)?.f_add_scalar(1.0)?)?;
             draws.label(&flip)?;
         }
         if s.rotate90 > 0.0 {
             let quarters = draws.choice(4, s.rotate90)?;
-            inverse.turn(&quarters.f_mul_scalar(FRAC_PI_2)?)?;
+            inverse.rotate(&quarters.f_mul_scalar(FRAC_PI_2)?)?;
             draws.label(&quarters)?;
         }
         if s.xint > 0.0 {
@@ -146,25 +146,25 @@ impl AdaPipe {
             let pixels = |axis: i64, size: i64| shift.f_select(1, axis)?.f_mul_scalar(size)?.f_round();
             let (x, y) = (pixels(0, width)?, pixels(1, height)?);
             inverse.shift(&x, &y)?;
-            draws.label(&x.f_div_scalar(real(width) * s.xint_max)?)?;
-            draws.label(&y.f_div_scalar(real(height) * s.xint_max)?)?;
+            draws.label(&x.f_div_scalar(as_f64(width) * s.xint_max)?)?;
+            draws.label(&y.f_div_scalar(as_f64(height) * s.xint_max)?)?;
         }
         if s.scale > 0.0 {
             let factor = draws.factor(s.scale_std, s.scale)?;
-            inverse.enlarge(&factor, &factor)?;
+            inverse.scale(&factor, &factor)?;
         }
         // Probability of each of the two rotations, such that at least one occurs with the given probability.
-        let one_of_two = 1.0 - (1.0 - single(draws.chance(s.rotate))).clamp(0.0, 1.0).sqrt();
+        let one_of_two = 1.0 - (1.0 - as_f32(draws.chance(s.rotate))).clamp(0.0, 1.0).sqrt();
         let rotate = |draws: &mut Draws, inverse: &mut Inverse| {
             let angle = draws.angle(PI * s.rotate_max, f64::from(one_of_two))?;
-            inverse.turn(&angle)
+            inverse.rotate(&angle)
         };
         if s.rotate > 0.0 {
             rotate(draws, &mut inverse)?;
         }
         if s.aniso > 0.0 {
             let factor = draws.factor(s.aniso_std, s.aniso)?;
-            inverse.enlarge(&factor, &factor.f_reciprocal()?)?;
+            inverse.scale(&factor, &factor.f_reciprocal()?)?;
         }
         if s.rotate > 0.0 {
             rotate(draws, &mut inverse)?;
@@ -231,6 +231,6 @@ impl Ada {
         let off = mean_sign - self.target;
         let sign = if off == 0.0 { 0.0 } else { off.signum() };
         let images = f64::from(batch) * f64::from(Self::INTERVAL);
-        self.p = (self.p + single(sign * images / Self::RAMP)).max(0.0);
+        self.p = (self.p + as_f32(sign * images / Self::RAMP)).max(0.0);
     }
 }

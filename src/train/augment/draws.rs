@@ -31,7 +31,7 @@ impl Draws {
     /// Probability of a transformation with this multiplier. StyleGAN2-ADA computes it in f32.
     pub(super) fn chance(&self, multiplier: f64) -> f64 {
         match self.style {
-            Style::StyleGan2Ada => f64::from(single(multiplier) * single(self.strength)),
+            Style::StyleGan2Ada => f64::from(as_f32(multiplier) * as_f32(self.strength)),
             Style::Edm => multiplier * self.strength,
         }
     }
@@ -52,7 +52,7 @@ impl Draws {
     }
 
     /// Random integers [N] from 0 to `sides` − 1.
-    fn whole(&self, sides: i64) -> Result<Tensor, TchError> {
+    fn integers(&self, sides: i64) -> Result<Tensor, TchError> {
         match self.style {
             Style::StyleGan2Ada => self.uniform(1)?.f_mul_scalar(sides)?.f_floor(),
             Style::Edm => Tensor::f_randint(sides, [self.batch], (Kind::Int64, self.device))?.f_to_kind(Kind::Float),
@@ -70,9 +70,9 @@ impl Draws {
         values.f_where_self(&kept, &values.f_zeros_like()?)
     }
 
-    /// [`Self::whole`] numbers [N], each with the probability [`Self::chance`] of `multiplier`, otherwise 0.
+    /// [`Self::integers`] numbers [N], each with the probability [`Self::chance`] of `multiplier`, otherwise 0.
     pub(super) fn choice(&self, sides: i64, multiplier: f64) -> Result<Tensor, TchError> {
-        self.kept(&self.whole(sides)?, 0, self.chance(multiplier))
+        self.kept(&self.integers(sides)?, 0, self.chance(multiplier))
     }
 
     /// Terms [N]: `std` times normal values, with the probability [`Self::chance`] of `multiplier`, otherwise 0.
@@ -117,6 +117,6 @@ impl Draws {
 
 /// `value` rounded to f32.
 #[allow(clippy::cast_possible_truncation, reason = "tensors are f32")]
-pub(super) fn single(value: f64) -> f32 {
+pub(super) fn as_f32(value: f64) -> f32 {
     value as f32
 }

@@ -7,7 +7,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::colour::{Colours, Recolouring};
 use super::draws::{Draws, Style};
-use super::warp::{Inverse, Warp, real};
+use super::warp::{Inverse, Warp, as_f64};
 use super::{Augmented, gathered};
 
 /// Settings of [`EdmPipe`]: multipliers of probabilities, and ranges. A transformation with multiplier 0 draws no
@@ -153,7 +153,7 @@ impl EdmPipe {
             let shift = draws.symmetric(2, 1.0)?.f_reshape([2, -1])?;
             let shift = draws.kept(&shift, 1, draws.chance(s.translate_int))?;
             let pixels = |axis: i64, size: i64| {
-                shift.f_get(axis)?.f_mul_scalar(real(size) * s.translate_int_max)?.f_round()?.f_to_kind(Kind::Int64)
+                shift.f_get(axis)?.f_mul_scalar(as_f64(size) * s.translate_int_max)?.f_round()?.f_to_kind(Kind::Int64)
             };
             let (x, y) = (pixels(0, width)?, pixels(1, height)?);
             // Source positions, reflected at the edges.
@@ -166,8 +166,8 @@ impl EdmPipe {
             let rows = places(&y.f_neg()?, height)?.f_reshape([-1, 1, height, 1])?;
             let columns = places(&x, width)?.f_reshape([-1, 1, 1, width])?;
             images = gathered(&images, &rows, &columns)?;
-            draws.label(&x.f_div_scalar(real(width) * s.translate_int_max)?)?;
-            draws.label(&y.f_div_scalar(real(height) * s.translate_int_max)?)?;
+            draws.label(&x.f_div_scalar(as_f64(width) * s.translate_int_max)?)?;
+            draws.label(&y.f_div_scalar(as_f64(height) * s.translate_int_max)?)?;
         }
         Ok(images)
     }
@@ -178,21 +178,21 @@ impl EdmPipe {
         let mut inverse = Inverse::identity(images)?;
         if s.scale > 0.0 {
             let factor = draws.factor(s.scale_std, s.scale)?;
-            inverse.enlarge(&factor, &factor)?;
+            inverse.scale(&factor, &factor)?;
         }
         if s.rotate_frac > 0.0 {
             let chance = draws.chance(s.rotate_frac);
             let angle = draws.angle(PI * s.rotate_frac_max, chance)?;
-            inverse.turn(&angle)?;
+            inverse.rotate(&angle)?;
         }
         if s.aniso > 0.0 {
             let (drawn, angle) = (draws.normal(1)?, draws.symmetric(1, PI)?);
             let drawn = draws.kept(&drawn, 0, draws.chance(s.aniso))?;
             let angle = draws.kept(&angle, 0, s.aniso_rotate_prob)?;
             let factor = drawn.f_mul_scalar(s.aniso_std)?.f_exp2()?;
-            inverse.turn(&angle.f_neg()?)?;
-            inverse.enlarge(&factor, &factor.f_reciprocal()?)?;
-            inverse.turn(&angle)?;
+            inverse.rotate(&angle.f_neg()?)?;
+            inverse.scale(&factor, &factor.f_reciprocal()?)?;
+            inverse.rotate(&angle)?;
             draws.label(&drawn.f_mul(&angle.f_cos()?)?)?;
             draws.label(&drawn.f_mul(&angle.f_sin()?)?)?;
         }
@@ -200,7 +200,7 @@ impl EdmPipe {
             let shift = draws.normal(2)?.f_reshape([2, -1])?;
             let shift = draws.kept(&shift, 1, draws.chance(s.translate_frac))?;
             let (x, y) = (shift.f_get(0)?, shift.f_get(1)?);
-            let pixels = |drawn: &Tensor, size: i64| drawn.f_mul_scalar(real(size) * s.translate_frac_std);
+            let pixels = |drawn: &Tensor, size: i64| drawn.f_mul_scalar(as_f64(size) * s.translate_frac_std);
             inverse.shift(&pixels(&x, width)?, &pixels(&y, height)?)?;
             draws.label(&x)?;
             draws.label(&y)?;

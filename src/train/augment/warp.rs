@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::draws::single;
+use super::draws::as_f32;
 use crate::train::libtorch::values_of;
 
 /// Low-pass filter of the wavelet sym6 (Daubechies 1992).
@@ -62,19 +62,19 @@ impl Inverse {
     }
 
     /// Appends a scaling by the factors `x` and `y`, each [N].
-    pub(super) fn enlarge(&mut self, x: &Tensor, y: &Tensor) -> Result<(), TchError> {
+    pub(super) fn scale(&mut self, x: &Tensor, y: &Tensor) -> Result<(), TchError> {
         let zero = self.zero.shallow_clone();
         self.append([[&x.f_reciprocal()?, &zero, &zero], [&zero, &y.f_reciprocal()?, &zero]])
     }
 
     /// Appends a scaling of the width by the factors `x [N]`.
-    pub(super) fn widen(&mut self, x: &Tensor) -> Result<(), TchError> {
+    pub(super) fn scale_x(&mut self, x: &Tensor) -> Result<(), TchError> {
         let one = self.one.shallow_clone();
-        self.enlarge(x, &one)
+        self.scale(x, &one)
     }
 
     /// Appends a rotation by −`by [N]` radians; its inverse rotates by `by`.
-    pub(super) fn turn(&mut self, by: &Tensor) -> Result<(), TchError> {
+    pub(super) fn rotate(&mut self, by: &Tensor) -> Result<(), TchError> {
         let (zero, cos, sin) = (self.zero.shallow_clone(), by.f_cos()?, by.f_sin()?);
         self.append([[&cos, &by.f_neg()?.f_sin()?, &zero], [&sin, &cos, &zero]])
     }
@@ -106,11 +106,11 @@ impl Warp {
         let planes = self.upsampled(&planes.f_reshape([batch * channels, 1, tall / 2, wide / 2])?)?;
 
         let (out_tall, out_wide) = (2 * (height + 2 * EDGE), 2 * (width + 2 * EDGE));
-        let [t, w, ot, ow] = [tall, wide, out_tall, out_wide].map(real);
+        let [t, w, ot, ow] = [tall, wide, out_tall, out_wide].map(as_f64);
         // Coordinate changes: centre of the padded image, upsampled pixels, half a pixel of the upsampling, libtorch's
         // range [-1, 1].
         let chain = [
-            ([1.0, 1.0, real(left - right) / 2.0, real(top - bottom) / 2.0], [1.0, 1.0, 0.0, 0.0]),
+            ([1.0, 1.0, as_f64(left - right) / 2.0, as_f64(top - bottom) / 2.0], [1.0, 1.0, 0.0, 0.0]),
             ([2.0, 2.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]),
             ([1.0, 1.0, -0.5, -0.5], [1.0, 1.0, 0.5, 0.5]),
             ([2.0 / w, 2.0 / t, 0.0, 0.0], [1.0 / (2.0 / ow), 1.0 / (2.0 / ot), 0.0, 0.0]),
@@ -119,7 +119,7 @@ impl Warp {
             .iter()
             .flat_map(|(before, after)| [before, after])
             .flat_map(|[sx, sy, tx, ty]| [*sx, 0.0, *tx, 0.0, *sy, *ty, 0.0, 0.0, 1.0])
-            .map(single)
+            .map(as_f32)
             .collect();
         let chain = Tensor::f_from_slice(&values)?.f_to_device(images.device())?.f_reshape([-1, 2, 3, 3])?;
         for step in chain.f_unbind(0)? {
@@ -154,23 +154,23 @@ impl Warp {
 /// Padding in pixels that the transformations with these inverses need at the left, right, top and bottom edge,
 /// including the filter margin: the maximum over the batch, at most the image size less one.
 fn padding(inverse: &Tensor, height: i64, width: i64) -> Result<[i64; 4], TchError> {
-    let (x, y) = ((real(width) - 1.0) / 2.0, (real(height) - 1.0) / 2.0);
-    let corners: Vec<f32> = [-x, x, x, -x, -y, -y, y, y, 1.0, 1.0, 1.0, 1.0].map(single).to_vec();
+    let (x, y) = ((as_f64(width) - 1.0) / 2.0, (as_f64(height) - 1.0) / 2.0);
+    let corners: Vec<f32> = [-x, x, x, -x, -y, -y, y, y, 1.0, 1.0, 1.0, 1.0].map(as_f32).to_vec();
     let corners = Tensor::f_from_slice(&corners)?.f_to_device(inverse.device())?.f_reshape([3, 4])?;
     let seen = inverse.f_matmul(&corners)?.f_narrow(1, 0, 2)?;
     let (lowest, highest) = (seen.f_amin([0, 2], false)?, seen.f_amax([0, 2], false)?);
     let extremes = values_of(&Tensor::f_cat(&[lowest.f_neg()?, highest], 0)?)?;
     let [left, top, right, bottom] = extremes[..] else { return Err(TchError::Shape("a warp's corners".to_owned())) };
     let beyond = |extreme: f32, centre: f64, size: i64| {
-        let pixels = extreme + single(real(2 * EDGE) - centre);
+        let pixels = extreme + as_f32(as_f64(2 * EDGE) - centre);
         #[allow(clippy::cast_possible_truncation, reason = "a whole number of pixels")]
-        let pixels = pixels.clamp(0.0, single(real(size - 1))).ceil() as i64;
+        let pixels = pixels.clamp(0.0, as_f32(as_f64(size - 1))).ceil() as i64;
         pixels
     };
     Ok([beyond(left, x, width), beyond(right, x, width), beyond(top, y, height), beyond(bottom, y, height)])
 }
 
 #[allow(clippy::cast_precision_loss, reason = "sizes of images")]
-pub(super) fn real(size: i64) -> f64 {
+pub(super) fn as_f64(size: i64) -> f64 {
     size as f64
 }

@@ -172,9 +172,9 @@ impl StyleGan2Config {
         if !(1..=64).contains(&m.num_layers) {
             return Err(config(format!("`num_layers`: expected 1 to 64, found {}", m.num_layers)));
         }
-        let features =
-            [m.embed_features, m.layer_features].into_iter().flatten().chain([s.channel_max, s.channel_base / r]);
-        if features.clone().any(|n| n == 0) || features.take(3).any(|n| n > MAX_CHANNELS) {
+        // The channels of a resolution are at most `channel_max`, so `channel_base / r` needs no upper limit.
+        let mut limited = [m.embed_features, m.layer_features].into_iter().flatten().chain([s.channel_max]);
+        if s.channel_base < r || limited.any(|n| n == 0 || n > MAX_CHANNELS) {
             return Err(config(format!("numbers of features and channels: expected 1 to {MAX_CHANNELS}")));
         }
         for (name, activation) in [("mapping", &m.activation), ("synthesis", &s.activation)] {
