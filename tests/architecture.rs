@@ -63,7 +63,7 @@ fn crates_depend_one_way() {
         ("onnx", &["d2o-budget", "d2o-files"][..]),
         ("onnx/runtime", &["d2o-files", "d2o-onnx", "d2o-winograd"]),
         ("onnx/winograd", &[]),
-        ("converters", &["d2o-checkpoint", "d2o-onnx"]),
+        ("converters", &["d2o-checkpoint", "d2o-files", "d2o-onnx"]),
         ("converters/checkpoint", &["d2o-budget", "d2o-files"]),
         ("refs", &["d2o-budget", "d2o-files"]),
         ("refs/budget", &[]),

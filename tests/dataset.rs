@@ -115,7 +115,7 @@ fn equals_dataset_tool_on_every_source() {
             let (images, labels) = read(&dir.path().join(&out));
             let found: Vec<Value> = images
                 .iter()
-                .map(|a| json!([a.shape(), d2o_refs::batch::hex(&Sha256::digest(a.as_slice().unwrap()))]))
+                .map(|a| json!([a.shape(), d2o_files::hex(&Sha256::digest(a.as_slice().unwrap()))]))
                 .collect();
             assert_eq!(Value::from(found), expected["images"], "{case}");
             assert_eq!(labels, expected["labels"], "{case}");

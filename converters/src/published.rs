@@ -11,6 +11,7 @@
 
 use std::fmt;
 
+use d2o_files::hex;
 use d2o_onnx::metadata::Metadata;
 use sha2::{Digest as _, Sha256};
 
@@ -91,10 +92,6 @@ fn combined(mut lines: Vec<String>) -> String {
     hash.update("d2o weights 1\n");
     lines.iter().for_each(|l| hash.update(l));
     hex(&hash.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Whether the weights of a feature network are those of a published file.

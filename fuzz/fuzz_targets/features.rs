@@ -6,7 +6,7 @@ use std::path::Path;
 use d2o_refs::features::{FeatureFile, MATRICES};
 
 fn read(path: &Path) {
-    let _ = FeatureFile::is_one(path);
+    let _ = FeatureFile::is_feature_file(path);
     let Ok(file) = FeatureFile::open(path) else { return };
     let _ = (file.labels().map(<[i64]>::len), file.digests().map(<[_]>::len), file.meta().is_some(), file.verify());
     for (name, width) in MATRICES.into_iter().filter_map(|m| Some((m, file.width(m)?))) {

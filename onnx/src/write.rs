@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 
-use d2o_files::AtomicFile;
+use d2o_files::{AtomicFile, hex};
 use fs_err as fs;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
@@ -112,7 +112,7 @@ fn write_side(graph: &GraphProto, path: &Path) -> Result<String> {
         }
         at = start + tensor.raw_data.len();
     }
-    let digest: String = digest.finalize().iter().take(DIGEST / 2).map(|b| format!("{b:02x}")).collect();
+    let digest = hex(&digest.finalize()[..DIGEST / 2]);
     file.commit_as(&path.with_file_name(name(&digest)))?;
     Ok(name(&digest))
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use d2o_files::hex;
 use fs_err as fs;
 use ndarray::{Array3, Array4, ArrayView4, Axis};
 use rayon::prelude::*;
@@ -320,16 +321,6 @@ impl std::io::Write for HashWriter<'_> {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
-}
-
-/// Lower-case hexadecimal.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, b| {
-        let _ = write!(text, "{b:02x}");
-        text
-    })
 }
 
 /// `Format` unless `range` lies in a set of `len` images.

@@ -12,12 +12,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use d2o_budget::Budget;
+use d2o_files::hex;
 use ndarray::{Array2, ArrayView2, s};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::batch::{Digest, ImageDims, check_range, hex};
+use crate::batch::{Digest, ImageDims, check_range};
 use crate::error::{Error, Result};
 use crate::hdf5;
 use crate::labels::Labels;

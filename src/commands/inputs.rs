@@ -9,7 +9,7 @@ use clap::Parser as _;
 use d2o_converters::known;
 use d2o_converters::{Architecture, Checkpoint};
 use d2o_fetch::{Request, Source};
-use d2o_files::Scratch;
+use d2o_files::{Scratch, hex};
 use d2o_refs::batch::container_sha256;
 use fs_err as fs;
 use sha2::{Digest as _, Sha256};
@@ -131,7 +131,7 @@ fn cache_name(path: &Path, options: Option<&[&str]>) -> anyhow::Result<String> {
     let program = program.map(|m| (m.len(), m.modified().ok())).ok();
     let mut hash = Sha256::new();
     hash.update(format!("{} {program:?} {options:?} {}", env!("CARGO_PKG_VERSION"), container_sha256(path)?));
-    let digest: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let digest = hex(&hash.finalize()[..8]);
     // The name is included because `d2o export` may recognise a published checkpoint by it.
     let file = path.file_name().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(format!("{file}-{digest}"))

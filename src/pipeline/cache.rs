@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use d2o_refs::batch::hex;
+use d2o_files::hex;
 use d2o_refs::features::FeatureFile;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};

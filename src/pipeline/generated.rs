@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::Context as _;
-use d2o_refs::batch::{ImageDims, ImageSource, hex};
+use d2o_files::hex;
+use d2o_refs::batch::{ImageDims, ImageSource};
 use d2o_refs::error::{Error, Result};
 use d2o_runtime::Session;
 use ndarray::{Array4, Axis, concatenate};

@@ -143,7 +143,7 @@ with h5("h5-image-3T.h5") as f: f.create_dataset("images", (1, 1000000, 1000000,
 with h5("h5-image-3T-contiguous.h5") as f:
     f.create_dataset("images", (1, 1000000, 1000000, 3), "u1")
 with h5("h5-images-1e12-rows-contiguous.h5") as f: f.create_dataset("images", (T, 8, 8, 3), "u1")
-with h5("h5-chunk-4G.h5") as f:
+with h5("h5-chunk-unallocated.h5") as f:
     d = f.create_dataset("images", (4, 8, 8, 3), "u1", chunks=(4, 8, 8, 3), maxshape=(None, 8, 8, 3)); 
 with h5("h5-chunk-4G-b.h5") as f:
     d = f.create_dataset("images", (1 << 24, 8, 8, 3), "u1", chunks=(1 << 24, 8, 8, 1), compression="gzip")

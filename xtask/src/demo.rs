@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use fs_err as fs;
 use serde_json::Value;
 
-use crate::paths::{cache, cargo, component, environment, root, target};
+use crate::paths::{build_d2o, cache, component, environment, root};
 use crate::record::stamp;
 
 /// Seconds of fine-tuning, including about 50 for evaluations of its snapshots.
@@ -37,8 +37,8 @@ const SKIN_TONES: [&str; 5] = ["1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"];
 /// If a step fails, the fine-tuned generator is not clearly better than before, or runtimes differ.
 pub(crate) fn run() -> anyhow::Result<()> {
     let start = Instant::now();
-    build()?;
-    let mut demo = Demo::new()?;
+    eprintln!("demo: building (the first build takes about a quarter of an hour on two cores)");
+    let mut demo = Demo::new(build_d2o(true)?)?;
     let cache = cache()?;
     let (emoji, lite0) = (
         cache.join(component::OPENMOJI).join("svg"),
@@ -150,13 +150,6 @@ pub(crate) fn run() -> anyhow::Result<()> {
     demo.judge()
 }
 
-fn build() -> anyhow::Result<()> {
-    eprintln!("demo: building (the first build takes about a quarter of an hour on two cores)");
-    let status = cargo()?.args(["build", "--package", "d2o", "--features", "train"]).status().context("start cargo")?;
-    ensure!(status.success(), "the build failed ({status})");
-    Ok(())
-}
-
 /// Arguments of one d2o command.
 struct Args(Vec<OsString>);
 
@@ -185,10 +178,9 @@ struct Demo {
 }
 
 impl Demo {
-    fn new() -> anyhow::Result<Self> {
+    fn new(binary: PathBuf) -> anyhow::Result<Self> {
         let dir = root().join("target/demo");
         fs::create_dir_all(&dir)?;
-        let binary = root().join(target()?).join("debug/d2o");
         Ok(Self { dir, binary, start: Instant::now(), stages: Vec::new() })
     }
 

@@ -28,7 +28,7 @@ use serde_json::json;
 
 use self::pack::{File, Part, Piece};
 use crate::parity::output;
-use crate::paths::{cache, cargo, component, root, target};
+use crate::paths::{build_d2o, cache, component, root};
 use crate::python;
 use crate::setup::{Component, Staging, Wheel, download, hash, install, nothing_more};
 
@@ -165,14 +165,9 @@ fn binaries() -> anyhow::Result<Vec<File>> {
     let mut files = Vec::new();
     for (name, training) in [("d2o-plain", false), ("d2o", true)] {
         eprintln!("gpu-kit: building {name}");
-        let mut build = cargo()?;
-        build.args(["build", "--quiet", "-p", "d2o"]);
-        if training {
-            build.args(["--features", "train"]);
-        }
-        ensure!(build.status()?.success(), "{name} does not build");
+        let program = build_d2o(training)?;
         let stripped = staging.0.join(name);
-        output(Command::new("strip").arg("-o").arg(&stripped).arg(target()?.join("debug/d2o")))?;
+        output(Command::new("strip").arg("-o").arg(&stripped).arg(program))?;
         let dynamic = output(Command::new("readelf").env("LC_ALL", "C").args(["--dynamic", "--wide"]).arg(&stripped))?;
         check_libraries(&dynamic, training).with_context(|| format!("{name} cannot be loaded on the GPU machine"))?;
         files.push(File { name: format!("bin/{name}"), content: fs::read(&stripped)? });

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::ensure;
 use fs_err as fs;
 
-use crate::paths::{cache, cargo, environment, root, target};
+use crate::paths::{build_d2o, cache, environment, root, target};
 use crate::python;
 use crate::record::stamp;
 
@@ -20,13 +20,12 @@ const PAGE: &str = "docs/hostile.md";
 /// # Errors
 /// If the build fails, the inputs cannot be made, or a run exceeds the bounds.
 pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
-    ensure!(cargo()?.args(["build", "--quiet", "--package", "d2o"]).status()?.success(), "d2o does not build");
+    let program = build_d2o(false)?;
     let python = python::environment(&cache()?.join("hostile-python"), &REQUIREMENTS)?;
     let work = target()?.join("hostile");
     let mut command = Command::new(python);
     command.envs(environment()?).arg(root().join("xtask/hostile/run.py")).arg(&work);
-    let output =
-        command.arg(target()?.join("debug/d2o")).args(options).stderr(std::process::Stdio::inherit()).output()?;
+    let output = command.arg(program).args(options).stderr(std::process::Stdio::inherit()).output()?;
     ensure!(output.status.success(), "run.py failed ({})", output.status);
     let tables = format!("{}\n\n{}", stamp()?, String::from_utf8(output.stdout)?);
     fs::write(root().join(PAGE), page(&tables))?;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use fs_err as fs;
 use serde_json::{Map, Value, json};
 
-use crate::paths::{cache, cargo, component, environment, root, target};
+use crate::paths::{build_d2o, cache, cargo, component, environment, root, target};
 use crate::python;
 use crate::record::{stamp, write_between};
 
@@ -79,14 +79,11 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     }
     let target = target()?;
     let (out, record) = (target.join("originals"), target.join("originals.json"));
-    let built = cargo()?.args(["build", "-p", "d2o", "--features", "train"]).status()?;
-    if !built.success() {
-        bail!("d2o does not build");
-    }
+    let program = build_d2o(true)?;
     let mut faults = Vec::new();
     for name in names.iter().filter(|n| options.only.is_empty() || options.only.iter().any(|o| o == *n)) {
         eprintln!("originals: {name}");
-        match case(name, &python, &script, &options, &out, &target) {
+        match case(name, &python, &script, &options, &out, &program) {
             Ok(row) => {
                 eprintln!("originals: {row}");
                 let mut rows = recorded(&record)?;
@@ -109,7 +106,7 @@ fn case(
     script: &Path,
     options: &Options,
     out: &Path,
-    target: &Path,
+    program: &Path,
 ) -> anyhow::Result<Value> {
     let mut make = Command::new(python);
     make.arg(script).arg(out).arg("--orig").arg(&options.orig).args(["--case", name]);
@@ -122,14 +119,7 @@ fn case(
     let field = |key: &str| facts[key].as_str().with_context(|| format!("no `{key}`"));
     let (source, graph) = (out.join(field("file")?), out.join(format!("{name}.onnx")));
     let mut export = Command::new(python);
-    export
-        .arg(script)
-        .arg("--measure")
-        .arg(target.join("debug/d2o"))
-        .arg("export")
-        .arg(&source)
-        .arg("--out")
-        .arg(&graph);
+    export.arg(script).arg("--measure").arg(program).arg("export").arg(&source).arg("--out").arg(&graph);
     export
         .args(["--overwrite", "--no-check"])
         .args(facts["options"].as_array().into_iter().flatten().filter_map(Value::as_str));
@@ -181,10 +171,13 @@ pub(crate) fn bench(words: &[&str]) -> anyhow::Result<()> {
     }
     let (source, graph) = (out.join(format!("{NAME}.pkl")), out.join(format!("{NAME}.onnx")));
     let filtered = out.join(format!("{NAME}-winograd.onnx"));
+    let program = build_d2o(true)?;
     for (to, options) in [(&graph, &[][..]), (&filtered, &["--winograd"][..])] {
-        let mut export = cargo()?;
+        let mut export = Command::new(&program);
         export
-            .args(["run", "-q", "-p", "d2o", "--features", "train", "--", "export", "--overwrite", "--no-check"])
+            .current_dir(root())
+            .envs(environment()?)
+            .args(["export", "--overwrite", "--no-check"])
             .args(options)
             .arg(&source)
             .arg("--out")
@@ -221,9 +214,7 @@ pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
             bail!("originals.py failed");
         }
     }
-    if !cargo()?.args(["build", "-q", "-p", "d2o", "--features", "train"]).status()?.success() {
-        bail!("d2o does not build");
-    }
+    let program = build_d2o(true)?;
     let lite0 = cache()?.join(component::LITE0).join("efficientnet-lite0-57934424.pth");
     let vgg = out.join("vgg16_bn.pth");
     let cases = [("lite0", &[&lite0][..]), ("vgg16_bn+lite0", &[&vgg, &lite0])];
@@ -238,7 +229,7 @@ pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
             let (printed, their_peak) = measured(&mut timed)?;
             let printed: Value = serde_json::from_str(printed.trim())?;
             let theirs = printed["images_per_second"].as_f64().context("a speed")?;
-            let (ours, our_peak) = train(&out, &source, backbones, weights)?;
+            let (ours, our_peak) = train(&program, &out, &source, backbones, weights)?;
             println!(
                 "{}",
                 json!({
@@ -253,13 +244,19 @@ pub(crate) fn bench_train(words: &[&str]) -> anyhow::Result<()> {
 }
 
 /// Images per second of `d2o train` (the median of its ticks after the first), and its peak memory, MiB.
-fn train(out: &Path, source: &Path, backbones: &str, weights: &[&PathBuf]) -> anyhow::Result<(f64, u64)> {
+fn train(
+    program: &Path,
+    out: &Path,
+    source: &Path,
+    backbones: &str,
+    weights: &[&PathBuf],
+) -> anyhow::Result<(f64, u64)> {
     let run = out.join("run");
     if run.exists() {
         fs::remove_dir_all(&run)?;
     }
-    let mut command = cargo()?;
-    command.args(["run", "-q", "-p", "d2o", "--features", "train", "--", "train", "--quiet", "--loss", "d2o"]);
+    let mut command = Command::new(program);
+    command.current_dir(root()).envs(environment()?).args(["train", "--quiet", "--loss", "d2o"]);
     command.args(["--batch", "8", "--freeze", "0", "--r1-gamma", "0", "--tick", "0.008", "--duration", "0.000048"]);
     command.arg("--transfer").arg(source).arg("--data").arg(out.join("images.npz")).arg("--outdir").arg(&run);
     command.args(["--backbones", backbones]);

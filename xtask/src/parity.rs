@@ -105,6 +105,7 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     if let Some(odd) = words.iter().step_by(2).find(|w| !OPTIONS.contains(w)) {
         bail!("unknown option `{odd}`: expected {}, each with a path", OPTIONS.join(", "));
     }
+    ensure!(words.len().is_multiple_of(2), "`{}` without a path", words.last().unwrap_or(&""));
     let dir = option("--dir").map_or_else(|| paths::cache().map(|c| c.join("parity")), |d| Ok(PathBuf::from(d)))?;
     fs::create_dir_all(&dir)?;
     let torch = python(option("--python"), &dir.join("torch"), TORCH)?;
@@ -114,7 +115,7 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     };
     let d2o = match option("--d2o") {
         Some(path) => PathBuf::from(path),
-        None => build()?,
+        None => paths::build_d2o(false)?,
     };
     let script = paths::root().join("xtask/parity/originals.py");
     let interpreter = |env: Env| if env == Env::Torch { Some(&torch) } else { tensorflow.as_ref() };
@@ -172,12 +173,6 @@ const OPTIONS: [&str; 7] =
 /// The given interpreter, or that of a virtual environment in `dir` with these packages.
 fn python(given: Option<&str>, dir: &Path, packages: &[&str]) -> anyhow::Result<PathBuf> {
     given.map_or_else(|| crate::python::environment(dir, packages), |path| Ok(path.into()))
-}
-
-fn build() -> anyhow::Result<PathBuf> {
-    let status = paths::cargo()?.args(["build", "-p", "d2o"]).status()?;
-    ensure!(status.success(), "d2o does not build");
-    Ok(paths::target()?.join("debug/d2o"))
 }
 
 /// Standard output of `command`. If it fails, the error contains its standard error.

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 /// Names of the folders in the cache, one for each component of set-up.
 pub(crate) mod component {
@@ -73,4 +73,19 @@ pub(crate) fn cargo() -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).envs(environment()?);
     Ok(command)
+}
+
+/// Builds d2o in the development profile, with training if `training`, and returns its path.
+///
+/// # Errors
+/// If the build fails.
+pub(crate) fn build_d2o(training: bool) -> anyhow::Result<PathBuf> {
+    let mut build = cargo()?;
+    build.args(["build", "--package", "d2o"]);
+    if training {
+        build.args(["--features", "train"]);
+    }
+    let status = build.status().context("start cargo")?;
+    ensure!(status.success(), "d2o does not build ({status})");
+    Ok(root().join(target()?).join("debug/d2o"))
 }

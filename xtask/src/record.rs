@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use fs_err as fs;
 
 use crate::paths::{component, root};
@@ -57,9 +57,10 @@ pub(crate) fn write_between(file: &Path, marks: [&str; 2], text: &str) -> anyhow
     Ok(fs::write(file, format!("{before}{}{text}{}{after}", marks[0], marks[1]))?)
 }
 
-/// Standard output of `command`, run in the root of the repository. The exit status is ignored.
+/// Standard output of `command`, run in the root of the repository.
 fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = command.current_dir(root()).output().with_context(|| format!("run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?} failed ({})", output.status);
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 

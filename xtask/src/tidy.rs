@@ -20,7 +20,7 @@ const CRATES: [&str; 8] =
 /// # Errors
 /// If there are faults. The message lists them, one per line.
 pub(crate) fn run() -> anyhow::Result<()> {
-    eprintln!("test: tidy");
+    eprintln!("lint: tidy");
     let files = tracked()?;
     let mut faults = Vec::new();
     for dir in FIXTURES {

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use d2o_files::hex;
 use serde_json::{Map, Number, Value};
 use sha2::{Digest as _, Sha256};
 
@@ -230,7 +231,7 @@ impl<'a> Walk<'a, '_> {
             return Some(known.clone());
         }
         let text = self.pickle.text(id).filter(|s| !s.is_empty())?;
-        let sha256: String = Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect();
+        let sha256 = hex(&Sha256::digest(text));
         let source = Source { text: text.into(), sha256: sha256.into() };
         self.sources.insert(id, source.clone());
         Some(source)

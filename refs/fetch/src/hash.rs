@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::Path;
 
+use d2o_files::hex;
 use fs_err as fs;
 use sha2::{Digest as _, Sha256};
 
@@ -70,11 +71,6 @@ impl fmt::Display for PublishedHash {
             _ => write!(f, "a sha256 that begins {}", self.0),
         }
     }
-}
-
-/// Hexadecimal digits of `bytes`.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether `text` is a whole SHA-256 in lower case.

@@ -129,9 +129,7 @@ fn follow(url: &Url, location: &str) -> Result<Url> {
     if url.is_https() && !to.is_https() {
         return Err(refused(&to.shown(), "it downgrades https to http"));
     }
-    if !to.is_https() && !to.is_loopback() {
-        return Err(refused(&to.shown(), "http is allowed for servers on this machine only"));
-    }
+    to.ensure_secure().map_err(|problem| refused(&to.shown(), problem))?;
     Ok(to)
 }
 
@@ -358,7 +356,11 @@ mod tests {
         for (from, location, problem) in [
             ("https://a/b", "http://a/c?secret", "to `http://a/c`: it downgrades https to http"),
             ("https://a/b", "http://localhost/", "it downgrades https to http"),
-            ("http://localhost/b", "http://a/", "http is allowed for servers on this machine only"),
+            (
+                "http://localhost/b",
+                "http://a/",
+                "d2o downloads over https only; http is allowed for servers on this machine",
+            ),
             ("https://a/b", "ftp://a/c?secret", "to `ftp://a/c`: its scheme is neither https nor http"),
         ] {
             let error = to(from, location).unwrap_err().to_string();

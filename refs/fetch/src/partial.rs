@@ -4,7 +4,7 @@ use std::fs::TryLockError;
 use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
-use d2o_files::{is_at, sync_folder};
+use d2o_files::{hex, is_at, sync_folder};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -141,7 +141,7 @@ impl Partial {
 
     /// Hash of all bytes.
     pub(crate) fn sha256(&self) -> String {
-        hash::hex(&self.state.clone().finalize())
+        hex(&self.state.clone().finalize())
     }
 
     /// Syncs the file and renames it to the target.

@@ -177,12 +177,9 @@ impl Settings {
 
     /// The address of the Hub.
     pub(crate) fn endpoint(&self) -> Result<Url> {
-        let problem = match Url::parse(&self.hf_endpoint) {
-            Ok(url) if url.is_https() || url.is_loopback() => return Ok(url),
-            Ok(_) => "d2o downloads over https only; http is allowed for servers on this machine",
-            Err(problem) => problem,
-        };
-        Err(Error::setting("HF_ENDPOINT", &self.hf_endpoint, problem))
+        Url::parse(&self.hf_endpoint)
+            .and_then(|url| url.ensure_secure().map(|()| url))
+            .map_err(|problem| Error::setting("HF_ENDPOINT", &self.hf_endpoint, problem))
     }
 
     /// The proxy for `url`; `None` if its host is contacted directly.

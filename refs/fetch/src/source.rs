@@ -2,10 +2,10 @@
 
 use std::fmt;
 
+use d2o_files::hex;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
-use crate::hash;
 use crate::settings::Settings;
 use crate::url::{Url, encode, is_unreserved, split_scheme};
 
@@ -85,11 +85,8 @@ impl Source {
         let (scheme, rest) = split_scheme(text)?;
         let parsed = match scheme.to_ascii_lowercase().as_str() {
             "https" | "http" => Url::parse(text).and_then(|url| {
-                if url.is_https() || url.is_loopback() {
-                    Ok(Kind::Web { text: text.to_owned(), url })
-                } else {
-                    Err("d2o downloads over https only; http is allowed for servers on this machine")
-                }
+                url.ensure_secure()?;
+                Ok(Kind::Web { text: text.to_owned(), url })
             }),
             "hf" => HubFile::parse(rest).ok_or(HUB_FORM).map(Kind::Hub),
             _ => Err("expected an address that begins with https:// or hf://, or the path of a file"),
@@ -117,7 +114,7 @@ impl Source {
                 }
                 if let Some(query) = url.query() {
                     // Files whose addresses differ only in the query are in different folders.
-                    parts.insert(parts.len() - 1, format!("q-{}", &hash::hex(&Sha256::digest(query))[..16]));
+                    parts.insert(parts.len() - 1, format!("q-{}", &hex(&Sha256::digest(query))[..16]));
                 }
                 parts
             }
@@ -196,7 +193,7 @@ fn short(part: String) -> String {
         return part;
     }
     let end = (0..=MAX_PART - 65).rev().find(|at| part.is_char_boundary(*at)).unwrap_or(0);
-    format!("{}-{}", &part[..end], hash::hex(&Sha256::digest(&part)))
+    format!("{}-{}", &part[..end], hex(&Sha256::digest(&part)))
 }
 
 impl fmt::Display for Source {

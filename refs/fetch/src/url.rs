@@ -95,6 +95,14 @@ impl Url {
         Self { path: format!("{}/{path}", self.path.trim_end_matches('/')), query: None, ..self.clone() }
     }
 
+    /// Checks that a download from this address is protected. The error is the reason why not.
+    pub(crate) fn ensure_secure(&self) -> Result<(), &'static str> {
+        if self.is_https() || self.is_loopback() {
+            return Ok(());
+        }
+        Err("d2o downloads over https only; http is allowed for servers on this machine")
+    }
+
     pub(crate) const fn is_https(&self) -> bool {
         matches!(self.scheme, Scheme::Https)
     }

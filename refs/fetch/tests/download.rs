@@ -345,7 +345,7 @@ fn redirects_that_lead_nowhere_are_errors() {
     for (path, text) in [
         (
             "/out",
-            "cannot follow the redirect to `http://example.com/x`: http is allowed for servers on this machine only",
+            "cannot follow the redirect to `http://example.com/x`: d2o downloads over https only; http is allowed for servers on this machine",
         ),
         ("/bad", "cannot follow the redirect to `ftp://x/y`: its scheme is neither https nor http"),
         ("/none", "the server responded with 302 Found"),

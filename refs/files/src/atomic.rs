@@ -204,7 +204,7 @@ fn temporary_name(target: &Path, slot: usize) -> std::ffi::OsString {
         temporary.push(name);
     } else {
         let digest = Sha256::digest(name.as_encoded_bytes());
-        temporary.push(digest.iter().map(|b| format!("{b:02x}")).collect::<String>());
+        temporary.push(crate::hex(&digest));
     }
     temporary.push(format!(".{slot}.partial"));
     temporary

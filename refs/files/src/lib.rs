@@ -9,3 +9,9 @@ mod temporary;
 
 pub use atomic::{AtomicFile, AtomicPath, is_at, sync_folder};
 pub use temporary::{Removed, Scratch, remove_temporary, without_name};
+
+/// `bytes` in lower-case hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
