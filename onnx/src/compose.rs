@@ -67,10 +67,9 @@ pub fn chain(first: &Path, second: &Path, images: &str) -> Result<Model> {
 /// Whether element types and ranks are equal, and all lengths that are known in both.
 fn compatible(given: &ValueInfoProto, taken: &ValueInfoProto) -> bool {
     use crate::proto::DimensionValue::DimValue;
-    let tensor = |v: &ValueInfoProto| v.r#type.as_ref().and_then(|t| t.tensor_type.clone());
-    let (Some(a), Some(b)) = (tensor(given), tensor(taken)) else { return false };
+    let (Some(a), Some(b)) = (given.tensor(), taken.tensor()) else { return false };
     let dims = |t: &crate::proto::TensorTypeProto| t.shape.iter().flat_map(|s| s.dim.clone()).collect::<Vec<_>>();
-    let (x, y) = (dims(&a), dims(&b));
+    let (x, y) = (dims(a), dims(b));
     a.elem_type == b.elem_type
         && x.len() == y.len()
         && x.iter().zip(&y).all(|(p, q)| match (&p.value, &q.value) {

@@ -10,7 +10,7 @@ use crate::metadata::Metadata;
 use crate::opset::{IR_VERSION, OPSET};
 use crate::proto::{
     AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
-    StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+    StringStringEntryProto, TensorProto, TensorShapeProto, ValueInfoProto,
 };
 
 /// Symbol of the batch axis.
@@ -305,14 +305,7 @@ impl GraphBuilder {
         }
         let name = self.unique(name);
         let edge = self.edge(name.clone(), element, dims.iter().map(|d| Dim::Known(*d)).collect());
-        self.initializers.push(TensorProto {
-            dims: shape,
-            data_type: element.code(),
-            name,
-            raw_data: bytes,
-            external_data: Vec::new(),
-            data_location: 0,
-        });
+        self.initializers.push(TensorProto::new(&name, element, shape, bytes));
         if let Some(key) = key {
             self.shared.insert(key, edge.clone());
         }
@@ -415,8 +408,7 @@ fn value_info(name: &str, element: ElementType, dims: &[Dim]) -> ValueInfoProto 
         }),
     };
     let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
-    let tensor = TensorTypeProto { elem_type: element.code(), shape: Some(shape) };
-    ValueInfoProto { name: name.to_owned(), r#type: Some(TypeProto { tensor_type: Some(tensor) }) }
+    ValueInfoProto::new(name, element, Some(shape))
 }
 
 /// The product of `sizes`, if ONNX can store it.

@@ -13,7 +13,7 @@ use crate::check;
 use crate::compose::prune;
 use crate::error::{Result, invalid};
 use crate::graph::{ElementType, Model};
-use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
+use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto};
 
 /// Operators computed in f16.
 const HALF: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
@@ -82,11 +82,8 @@ impl<'a> Rewriter<'a> {
         let outputs: HashSet<String> = self.graph.output.iter().map(|o| o.name.clone()).collect();
         // Edges that are f32 in the original graph. Others (shapes, bytes) are not converted.
         let mut floats: HashSet<String> = self.constants.keys().cloned().collect();
-        let element = |v: &crate::proto::ValueInfoProto| {
-            v.r#type.as_ref().and_then(|t| t.tensor_type.as_ref()).map_or(0, |t| t.elem_type)
-        };
-        floats
-            .extend(self.graph.input.iter().filter(|v| element(v) == ElementType::F32.code()).map(|v| v.name.clone()));
+        let is_float = |v: &&ValueInfoProto| v.tensor().is_some_and(|t| t.elem_type == ElementType::F32.code());
+        floats.extend(self.graph.input.iter().filter(is_float).map(|v| v.name.clone()));
         for mut node in std::mem::take(&mut self.graph.node) {
             let to_float = node.op_type != "Cast"
                 || node.attribute.iter().any(|a| a.name == "to" && a.i == i64::from(ElementType::F32.code()));
@@ -211,7 +208,7 @@ impl<'a> Rewriter<'a> {
             return Err(invalid(&self.graph.name, format!("`{name}`"), "an initializer", "another edge"));
         };
         let mut bytes = Vec::with_capacity(tensor.raw_data.len() / 2);
-        for v in tensor.raw_data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])) {
+        for v in tensor.f32_values() {
             let narrow = f16::from_f32(v);
             if narrow.is_infinite() && v.is_finite() {
                 return Err(invalid(
@@ -223,14 +220,7 @@ impl<'a> Rewriter<'a> {
             }
             bytes.extend(narrow.to_le_bytes());
         }
-        self.initializers.push(TensorProto {
-            dims: tensor.dims.clone(),
-            data_type: ElementType::F16.code(),
-            name: copy.to_owned(),
-            raw_data: bytes,
-            external_data: Vec::new(),
-            data_location: 0,
-        });
+        self.initializers.push(TensorProto::new(copy, ElementType::F16, tensor.dims.clone(), bytes));
         Ok(copy.to_owned())
     }
 }

@@ -15,7 +15,7 @@ use crate::graph::{ElementType, signed};
 use crate::opset::{IR_VERSION, OPSET};
 use crate::proto::{
     AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
-    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, decoded,
+    TensorShapeProto, ValueInfoProto, decoded,
 };
 
 const DOMAIN: &str = "com.microsoft.nchwc";
@@ -29,9 +29,8 @@ pub const INDEX: &str = "index";
 pub fn reorder_input(channels: usize, width: usize) -> Vec<u8> {
     let dims = [1, channels, 1, width].map(signed);
     let dim = dims.iter().map(|d| DimensionProto { value: Some(DimensionValue::DimValue(*d)) }).collect();
-    let tensor = TensorTypeProto { elem_type: ElementType::F32.code(), shape: Some(TensorShapeProto { dim }) };
-    let r#type = Some(TypeProto { tensor_type: Some(tensor) });
-    let value = |name: &str| ValueInfoProto { name: name.to_owned(), r#type: r#type.clone() };
+    let shape = TensorShapeProto { dim };
+    let value = |name: &str| ValueInfoProto::new(name, ElementType::F32, Some(shape.clone()));
     let node = NodeProto {
         input: vec!["x".to_owned()],
         output: vec!["y".to_owned()],
@@ -113,7 +112,7 @@ impl<'a> Convolution<'a> {
         let [_, inputs, height, width] = self.dims;
         let (block, taps) = (self.block, height * width);
         let mut plain = vec![0.0; self.weights.raw_data.len() / 4];
-        for (i, weight) in values(self.weights).enumerate() {
+        for (i, weight) in self.weights.f32_values().enumerate() {
             let (output, input, rest) = (i % block, i / block % block, i / block / block);
             let (tap, rest) = (rest % taps, rest / taps);
             let (input, output) = (rest % (inputs / block) * block + input, rest / (inputs / block) * block + output);
@@ -125,12 +124,8 @@ impl<'a> Convolution<'a> {
     /// The bias, `[Co]`.
     #[must_use]
     pub fn bias(&self) -> Option<Vec<f32>> {
-        self.bias.map(|bias| values(bias).collect())
+        self.bias.map(|bias| bias.f32_values().collect())
     }
-}
-
-fn values(tensor: &TensorProto) -> impl Iterator<Item = f32> {
-    tensor.raw_data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
 }
 
 /// Replaces each convolution that `accept` accepts in the model at `path`, an optimised graph of ONNX Runtime, by a
@@ -200,7 +195,7 @@ mod tests {
 
     fn tensor(name: &str, dims: &[i64], values: impl Iterator<Item = f32>) -> TensorProto {
         let raw_data = values.flat_map(f32::to_le_bytes).collect();
-        TensorProto { dims: dims.to_vec(), data_type: 1, name: name.to_owned(), raw_data, ..TensorProto::default() }
+        TensorProto::new(name, ElementType::F32, dims.to_vec(), raw_data)
     }
 
     /// A graph of one convolution of 16 input and 8 output channels with a bias and an addend.

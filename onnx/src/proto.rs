@@ -5,6 +5,7 @@ use std::path::Path;
 use prost::Message;
 
 use crate::error::{Error, Result};
+use crate::graph::ElementType;
 
 /// Decodes `bytes`, the content of `place` in `file`.
 pub(crate) fn decoded<M: Message + Default>(bytes: &[u8], file: &Path, place: &str) -> Result<M> {
@@ -132,12 +133,36 @@ pub(crate) struct TensorProto {
     pub(crate) data_location: i32,
 }
 
+impl TensorProto {
+    /// A tensor whose values, little-endian, are in the file of the graph.
+    pub(crate) fn new(name: &str, element: ElementType, dims: Vec<i64>, raw_data: Vec<u8>) -> Self {
+        Self { dims, data_type: element.code(), name: name.to_owned(), raw_data, ..Self::default() }
+    }
+
+    /// The values of an f32 tensor in the file of the graph.
+    pub(crate) fn f32_values(&self) -> impl Iterator<Item = f32> {
+        self.raw_data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    }
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct ValueInfoProto {
     #[prost(string, tag = "1")]
     pub(crate) name: String,
     #[prost(message, optional, tag = "2")]
     pub(crate) r#type: Option<TypeProto>,
+}
+
+impl ValueInfoProto {
+    pub(crate) fn new(name: &str, element: ElementType, shape: Option<TensorShapeProto>) -> Self {
+        let tensor_type = Some(TensorTypeProto { elem_type: element.code(), shape });
+        Self { name: name.to_owned(), r#type: Some(TypeProto { tensor_type }) }
+    }
+
+    /// The type, if the value is a tensor.
+    pub(crate) fn tensor(&self) -> Option<&TensorTypeProto> {
+        self.r#type.as_ref()?.tensor_type.as_ref()
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -97,8 +97,7 @@ impl ModelInfo {
             return Err(bad(file, "graph", "outputs", "none"));
         }
         let value = |v: &ValueInfoProto| -> Result<ValueInfo> {
-            let tensor = v.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
-            let tensor = tensor.ok_or_else(|| bad(file, &v.name, "a tensor", "another type"))?;
+            let tensor = v.tensor().ok_or_else(|| bad(file, &v.name, "a tensor", "another type"))?;
             let element = ElementType::from_code(tensor.elem_type).ok_or_else(|| {
                 bad(file, &v.name, "f16, f32, f64, u8, i32, i64 or bool", format!("type {}", tensor.elem_type))
             })?;

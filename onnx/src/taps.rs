@@ -9,7 +9,7 @@ use prost::Message as _;
 use crate::compose::prune;
 use crate::error::{Result, invalid};
 use crate::graph::ElementType;
-use crate::proto::{GraphProto, ModelProto, TensorTypeProto, TypeProto, ValueInfoProto};
+use crate::proto::{GraphProto, ModelProto, ValueInfoProto};
 use crate::read::written;
 
 /// A node of a graph.
@@ -52,10 +52,8 @@ impl Taps {
         let model = written(path)?;
         let empty = GraphProto::default();
         let graph = model.graph.as_ref().unwrap_or(&empty);
-        let declared = graph.input.iter().filter_map(|v| {
-            let tensor = v.r#type.as_ref()?.tensor_type.as_ref()?;
-            Some((v.name.clone(), ElementType::from_code(tensor.elem_type)?))
-        });
+        let declared =
+            graph.input.iter().filter_map(|v| Some((v.name.clone(), ElementType::from_code(v.tensor()?.elem_type)?)));
         let weights =
             graph.initializer.iter().filter_map(|t| Some((t.name.clone(), ElementType::from_code(t.data_type)?)));
         let mut elements: HashMap<String, ElementType> = declared.chain(weights).collect();
@@ -124,9 +122,7 @@ impl Taps {
                 let node = self
                     .writer(edge)
                     .ok_or_else(|| invalid(&graph.name, format!("`{edge}`"), "a node that writes it", "none"))?;
-                let tensor_type = Some(TensorTypeProto { elem_type: node.element.code(), shape: None });
-                let kind = TypeProto { tensor_type };
-                Ok(ValueInfoProto { name: (*edge).to_owned(), r#type: Some(kind) })
+                Ok(ValueInfoProto::new(edge, node.element, None))
             })
             .collect::<Result<_>>()?;
         prune(graph);

@@ -264,15 +264,12 @@ fn point(weight: &str, k: usize) -> String {
 fn transformed(weight: &TensorProto, names: &[String]) -> Vec<TensorProto> {
     let sizes: Vec<usize> = weight.dims.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
     let (pairs, width) = (sizes[0] * sizes[1], sizes[3]);
-    let at = |i: usize| {
-        let b = &weight.raw_data[4 * i..4 * i + 4];
-        f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-    };
+    let values: Vec<f64> = weight.f32_values().map(f64::from).collect();
     let one = |(taps, name): (&[f64; 3], &String)| {
         let mut bytes = Vec::with_capacity(4 * pairs * width);
         for pair in 0..pairs {
             for s in 0..width {
-                let sum: f64 = taps.iter().enumerate().map(|(r, g)| g * at((pair * 3 + r) * width + s)).sum();
+                let sum: f64 = taps.iter().enumerate().map(|(r, g)| g * values[(pair * 3 + r) * width + s]).sum();
                 bytes.extend((sum as f32).to_le_bytes());
             }
         }
@@ -282,14 +279,7 @@ fn transformed(weight: &TensorProto, names: &[String]) -> Vec<TensorProto> {
 }
 
 fn tensor(name: &str, element: ElementType, dims: &[usize], raw_data: Vec<u8>) -> TensorProto {
-    TensorProto {
-        dims: dims.iter().map(|d| signed(*d)).collect(),
-        data_type: element.code(),
-        name: name.to_owned(),
-        raw_data,
-        external_data: Vec::new(),
-        data_location: 0,
-    }
+    TensorProto::new(name, element, dims.iter().map(|d| signed(*d)).collect(), raw_data)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Accelerator, Output, ProviderArg, ResultOutput, Seeds};
+use super::{Accelerator, ProviderArg, ResultOutput, Seeds};
 
 /// `d2o known`.
 #[derive(Debug, Args)]
@@ -72,10 +72,7 @@ pub struct Reproduce {
     /// Batch size
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: Option<u32>,
-    /// Write the comparison as JSON to FILE, or to standard output with `-`
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Replace outputs that exist
+    /// Form of the result
     #[command(flatten)]
-    pub output: Output,
+    pub result: ResultOutput,
 }

@@ -167,6 +167,20 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The options, if this is `d2o export`.
+    #[must_use]
+    pub fn export(self) -> Option<Export> {
+        if let Self::Export(args) = self { Some(args) } else { None }
+    }
+
+    /// The options, if this is `d2o evaluate`.
+    #[must_use]
+    pub fn evaluate(self) -> Option<Evaluate> {
+        if let Self::Evaluate(args) = self { Some(*args) } else { None }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use clap::Parser as _;
 use d2o_evaluations::result::{DeviationKind, Evaluation, digits};
 use d2o_refs::batch::container_sha256;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ExitStatus, ensure_new_result, evaluate, give_result};
-use crate::cli::{Cli, Command, Evaluate, Explain, Global, Metric};
+use super::{ExitStatus, Results, ensure_new_result, evaluate, give_result, parsed};
+use crate::cli::{Command, Evaluate, Explain, Global, Metric};
 use crate::pipeline::metrics::Metric as MetricKind;
 use crate::printer::{Printer, table};
 
@@ -94,10 +93,7 @@ pub fn run(args: &Explain, global: &Global, printer: Printer) -> anyhow::Result<
         });
         each.collect::<Vec<_>>().join("\n\n")
     };
-    match &found[..] {
-        [one] => give_result(&args.result, printer, one, text)?,
-        several => give_result(&args.result, printer, &several, text)?,
-    }
+    give_result(&args.result, printer, &Results::from(&found[..]), text)?;
     Ok(if found.iter().all(|f| f.differences.is_empty()) { ExitStatus::Done } else { ExitStatus::No })
 }
 
@@ -272,13 +268,9 @@ fn measure<'e>(
 fn recorded(result: &Evaluation) -> anyhow::Result<Evaluate> {
     let path = result.samples.path.as_str();
     let words = result.runtime.get("command").and_then(|line| shlex::split(line)).unwrap_or_default();
-    let parsed = |words: &[&str]| match Cli::try_parse_from(words)?.command {
-        Command::Evaluate(evaluate) => Ok(*evaluate),
-        _ => anyhow::bail!("not an evaluation"),
-    };
     // A result of another version, or of another command, has at least the path.
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let recorded = parsed(&words).or_else(|_| parsed(&["d2o", "evaluate", "--", path]))?;
+    let recorded =
+        parsed(words, Command::evaluate).or_else(|_| parsed(["d2o", "evaluate", "--", path], Command::evaluate))?;
     Ok(Evaluate {
         samples: recorded.merge.is_empty().then(|| path.into()),
         per_class: false,

@@ -5,7 +5,6 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use clap::Parser as _;
 use d2o_converters::known;
 use d2o_converters::{Architecture, Checkpoint};
 use d2o_fetch::{Request, Source};
@@ -15,8 +14,8 @@ use fs_err as fs;
 use sha2::{Digest as _, Sha256};
 
 use super::known::published;
-use super::{ExitStatus, export};
-use crate::cli::{Cli, Command, Global, Input, Sampler, Takes};
+use super::{ExitStatus, export, parsed};
+use crate::cli::{Command, Global, Input, Sampler, Takes};
 use crate::downloads::{cache, download, fetch, settings};
 use crate::error::with_hint;
 use crate::printer::Printer;
@@ -101,9 +100,7 @@ fn exported(
     let mut words: Vec<OsString> = vec!["d2o".into(), "export".into()];
     words.extend(options.iter().map(Into::into));
     words.extend(["--out".into(), unchecked.path().join(name).into(), "--".into(), path.into()]);
-    let Command::Export(args) = Cli::try_parse_from(words)?.command else {
-        anyhow::bail!("not an export command");
-    };
+    let args = parsed(words, Command::export)?;
     let status = export::run(&args, global, printer)?;
     anyhow::ensure!(status == ExitStatus::Done, "the exported graph differs between the runtimes");
     match unchecked.persist(&folder) {

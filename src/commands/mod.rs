@@ -17,11 +17,13 @@ pub mod reproduce;
 pub mod train;
 pub mod verify;
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::Context as _;
-use clap::CommandFactory as _;
+use clap::{CommandFactory as _, Parser as _};
 use d2o_files::AtomicFile;
+use serde::Serialize;
 
 use crate::cli::{Cli, Command, ResultOutput};
 use crate::printer::Printer;
@@ -117,6 +119,28 @@ fn give_result(
         printer.json(path, result)?;
     }
     if to.json.as_deref().is_some_and(outputs::is_stdout) { Ok(()) } else { printer.data(&text()) }
+}
+
+/// The command that d2o makes itself from `words`, which begin with `d2o` and the name of the command.
+fn parsed<T>(
+    words: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    of: impl FnOnce(Command) -> Option<T>,
+) -> anyhow::Result<T> {
+    of(Cli::try_parse_from(words)?.command).context("another command")
+}
+
+/// Results of one command in JSON: one alone, several as an array.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Results<'a, T> {
+    One(&'a T),
+    Several(&'a [T]),
+}
+
+impl<'a, T> From<&'a [T]> for Results<'a, T> {
+    fn from(all: &'a [T]) -> Self {
+        if let [one] = all { Self::One(one) } else { Self::Several(all) }
+    }
 }
 
 /// Starts the threads for all work outside the runtimes: `count` threads, or one per core.

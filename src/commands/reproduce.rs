@@ -10,10 +10,9 @@ use d2o_evaluations::result::Evaluation;
 use fs_err as fs;
 use serde::Serialize;
 
-use super::ExitStatus;
 use super::known::{sampler_words, unknown};
+use super::{ExitStatus, ensure_new_result, give_result};
 use crate::cli::{Cli, Command, Global, Metric, Reproduce, Seeds};
-use crate::outputs::{ensure_new, is_stdout};
 use crate::pipeline::metrics::{Metric as MetricKind, general_key};
 use crate::printer::{Printer, shell, table};
 
@@ -66,9 +65,7 @@ pub fn run(args: &Reproduce, global: &Global, printer: Printer) -> anyhow::Resul
         printer.data(&shown.join("\n"))?;
         return Ok(ExitStatus::Done);
     }
-    if let Some(path) = &args.json {
-        ensure_new(path, args.output.overwrite)?;
-    }
+    ensure_new_result(&args.result)?;
     fs::create_dir_all(&args.outdir)?;
     for (words, text) in commands.iter().zip(&shown) {
         printer.note(text);
@@ -84,12 +81,7 @@ pub fn run(args: &Reproduce, global: &Global, printer: Printer) -> anyhow::Resul
     let measured: Evaluation =
         serde_json::from_slice(&fs::read(&result)?).with_context(|| format!("read `{}`", result.display()))?;
     let comparison = compare(known, generator, &measured, shown);
-    if let Some(path) = &args.json {
-        printer.json(path, &comparison)?;
-    }
-    if !args.json.as_deref().is_some_and(is_stdout) {
-        printer.data(&render(&comparison))?;
-    }
+    give_result(&args.result, printer, &comparison, || render(&comparison))?;
     Ok(ExitStatus::Done)
 }
 
@@ -104,7 +96,7 @@ fn commands(args: &Reproduce, known: &Known, generator: &Generator, json: &Path)
         format!("no reference statistics are published for `{}`: pass a file with --ref", known.name)
     })?;
     let graph = args.outdir.join(format!("{}.onnx", known.name));
-    let overwrite = args.output.overwrite.then(|| "--overwrite".into());
+    let overwrite = args.result.output.overwrite.then(|| "--overwrite".into());
     let source = args.checkpoint.clone().map_or_else(|| known.name.clone().into(), OsString::from);
     let mut export: Vec<OsString> = vec!["d2o".into(), "export".into(), source];
     export.extend(["--kind", if one_step { "one-step" } else { "denoiser" }].map(Into::into));

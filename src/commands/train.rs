@@ -30,7 +30,6 @@ mod training {
     use std::time::Instant;
 
     use anyhow::Context as _;
-    use clap::Parser as _;
     use d2o_converters::denoiser::NetConfig;
     use d2o_converters::generators::song::SongConfig;
     use d2o_converters::{Architecture, Checkpoint};
@@ -41,7 +40,7 @@ mod training {
     use serde_json::{Value, json};
 
     use super::{ExitStatus, Global, Printer, Train};
-    use crate::cli::{Arch, Cli, Command, LossArg};
+    use crate::cli::{Arch, Command, LossArg};
     use crate::commands;
     use crate::interrupt::{self, Interrupted};
     use crate::train::augment::edm::EdmSettings;
@@ -273,7 +272,7 @@ mod training {
             if self.options.loss != LossArg::D2o {
                 export.extend(words(&["--kind", "denoiser"]));
             }
-            let Command::Export(export) = Cli::try_parse_from(export)?.command else { anyhow::bail!("not an export") };
+            let export = commands::parsed(export, Command::export)?;
             commands::export::run(&export, self.global, quiet)?;
             let last = self.options.eval_images.unwrap_or(IMAGES) - 1;
             let protocol = self.options.eval_protocol.as_deref().unwrap_or(PROTOCOL);
@@ -284,9 +283,7 @@ mod training {
             evaluate
                 .extend(files.iter().filter_map(|(name, file)| Some([name.into(), file.as_ref()?.into()])).flatten());
             evaluate.push(graph.into());
-            let Command::Evaluate(evaluate) = Cli::try_parse_from(evaluate)?.command else {
-                anyhow::bail!("not an evaluation")
-            };
+            let evaluate = commands::parsed(evaluate, Command::evaluate)?;
             let mut found = commands::evaluate::results(&evaluate, self.global, quiet)?;
             let mut evaluation = found.pop().context("no result")?;
             anyhow::ensure!(evaluation.failed.is_empty(), "{:?}", evaluation.failed);

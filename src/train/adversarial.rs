@@ -11,7 +11,7 @@ use super::discriminator::{ClassRows, Critic};
 use super::distillation::Distillation;
 use super::generator::Generator;
 use super::group::Group;
-use super::libtorch::{LibTorch, Named, Value};
+use super::libtorch::{LibTorch, Named};
 use super::loss::{Adversaries, LossType, flat, r1_loss, unchanged};
 use super::optimizer::{Optimizer, OptimizerConfig};
 use super::snapshot::{State, Stored};
@@ -195,7 +195,6 @@ impl Discriminator {
             Some(pipe) => Ok(pipe.apply(images, p)?.images),
             None => unchanged(images),
         };
-        let labels = |batch: &Batch| batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
         #[allow(clippy::cast_precision_loss, reason = "a batch size")]
         let images = f64::from(self.batch) / (batches.len() * group.size()) as f64;
         let (device, kind) =
@@ -207,7 +206,7 @@ impl Discriminator {
             let (batch, adversaries) = (&batches[part], Adversaries { generator, critic, loss, augment: &augment });
             seed(run_seed, iteration, "generator", first + part);
             let noise = batch.images.randn_like();
-            let (loss, logits) = adversaries.generator_loss(&mut b, &noise, labels(batch).as_ref())?;
+            let (loss, logits) = adversaries.generator_loss(&mut b, &noise, batch.label_input().as_ref())?;
             // The adversarial loss is a sum over images, the distillation loss a mean.
             let (mut whole, mut per_image) = (loss.shallow_clone(), &loss / images);
             if let Some(distillation) = distillation {
@@ -226,7 +225,7 @@ impl Discriminator {
         parts.each(group, |part, critic| {
             let (batch, adversaries) = (&batches[part], Adversaries { generator, critic, loss, augment: &augment });
             seed(run_seed, iteration, "discriminator", first + part);
-            let (noise, labels) = (batch.images.randn_like(), labels(batch));
+            let (noise, labels) = (batch.images.randn_like(), batch.label_input());
             let (loss, real) = adversaries.discriminator_loss(&mut b, &noise, &batch.images, labels.as_ref())?;
             optimizer.backward(&loss)?;
             collector.report_loss("D", &loss, images)?;
@@ -246,7 +245,7 @@ impl Discriminator {
             parts.each(group, |part, critic| {
                 seed(run_seed, iteration, "r1", first + part);
                 let batch = &batches[part];
-                let loss = r1_loss(&mut b, critic, &batch.images, labels(batch).as_ref(), gamma)?;
+                let loss = r1_loss(&mut b, critic, &batch.images, batch.label_input().as_ref(), gamma)?;
                 optimizer.backward(&(&loss * as_f64(interval)))?;
                 collector.report("Loss/r1_penalty", &(&loss * (2.0 / gamma)))?;
                 Ok(collector.report("Loss/D/r1_loss", &loss)?)
@@ -285,7 +284,7 @@ impl Discriminator {
     ) -> anyhow::Result<u64> {
         let Some(critic) = self.parts.critics.first() else { return Ok(0) };
         let before = self.parts.power.copies();
-        let labels = batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
+        let labels = batch.label_input();
         let mut b = LibTorch::running(batch.images.device(), true);
         let adversaries = Adversaries { generator, critic, loss: self.loss, augment: &unchanged };
         self.trained.optimizer.set_requires_grad(false);

@@ -7,6 +7,7 @@ use d2o_refs::batch::{self, ContentHash, ImageSource};
 use ndarray::{ArrayView3, Axis};
 use tch::{Device, Kind, Tensor};
 
+use super::libtorch::Value;
 use crate::engine::cuda_devices;
 
 /// Images that are decoded at a time.
@@ -50,6 +51,12 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The labels as input of a network.
+    #[must_use]
+    pub fn label_input(&self) -> Option<Value> {
+        self.labels.as_ref().map(|labels| Value(labels.shallow_clone()))
+    }
+
     /// The batch with element type `kind`.
     #[must_use]
     pub fn in_kind(self, kind: Kind) -> Self {

@@ -170,7 +170,7 @@ impl Distillation {
     ) -> anyhow::Result<Tensor> {
         let count = usize::try_from(batch.images.size()[0])?;
         let positions = Positions::draw(self.rule, self.max_steps, count)?;
-        let labels = batch.labels.as_ref().map(|l| Value(l.shallow_clone()));
+        let labels = batch.label_input();
         let loss = self.loss(b, generator, &batch.images, noise, labels.as_ref(), &positions)?;
         collector.report("Loss/dist/fake", &loss)?;
         Ok(loss)

@@ -9,7 +9,7 @@ use d2o_evaluations::result::Evaluation;
 use fs_err as fs;
 use serde_json::{Value, json};
 
-use super::stats::{KIMG, Log, unix_time};
+use super::stats::{KIMG, Log, entry, unix_time};
 use super::tensorboard::Events;
 use super::trainer::as_f64;
 
@@ -46,11 +46,11 @@ impl<'a> Evaluations<'a> {
         }
         let Some(evaluation) = (self.evaluate)(path)? else { return Ok(()) };
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut line = json!({KIMG: {"num": 1, "mean": as_f64(images) / 1e3, "std": 0.0}});
+        let mut line = json!({KIMG: entry(as_f64(images) / 1e3)});
         let mut means = Vec::new();
         for (key, metric) in &evaluation.metrics {
             let key = format!("Metrics/{key}");
-            line[&key] = json!({"num": 1, "mean": metric.value, "std": 0.0});
+            line[&key] = entry(metric.value);
             if let Some(interval) = metric.ci95 {
                 line[&key]["ci95"] = json!(interval);
             }

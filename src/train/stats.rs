@@ -18,6 +18,11 @@ use super::group::Group;
 /// Statistic of the images seen, in thousands.
 pub const KIMG: &str = "Progress/kimg";
 
+/// Entry of a single value in a line of `stats.jsonl`.
+pub(super) fn entry(value: f64) -> Value {
+    json!({"num": 1, "mean": value, "std": 0.0})
+}
+
 /// Count, sum and sum of squares.
 type Moments = [f64; 3];
 

@@ -34,7 +34,7 @@ use super::pickle;
 use super::records::Records;
 use super::sampler::InfiniteSampler;
 use super::snapshot::{self, State};
-use super::stats::{Collector, KIMG, resident};
+use super::stats::{Collector, KIMG, entry, resident};
 use super::trained::{Trained, average, ema_decay};
 use crate::cli::LossArg;
 
@@ -310,7 +310,7 @@ impl<'a> Trainer<'a> {
                     ("Resources/cpu_mem_gb", resident().map(|bytes| as_f64(bytes) / f64::from(1 << 30))),
                 ] {
                     if let Some(number) = number {
-                        line.insert(name.to_owned(), json!({"num": 1, "mean": number, "std": 0.0}));
+                        line.insert(name.to_owned(), entry(number));
                     }
                 }
                 if let Some(records) = &mut records {

@@ -295,7 +295,7 @@ class Run:
         """The error in an output: up to three lines with error, caused by or hint, else the last line."""
         lines = [l.strip() for l in text.splitlines() if l.strip()]
         errors = [l for l in lines if l.startswith(("error", "caused by", "hint"))][:3]
-        return ("; ".join(errors) or (lines or ["no word of why"])[-1])[:400]
+        return ("; ".join(errors) or (lines or ["it printed nothing"])[-1])[:400]
 
     @staticmethod
     def named(command):
@@ -331,7 +331,7 @@ class Run:
 
     def made(self, name):
         if name not in self.makers:
-            raise Failed(f"nobody makes {name}")
+            raise Failed(f"no step makes {name}")
         try:
             return self.makers[name].result(timeout=None if self.dry else max(0.0, min(150.0, self.left())))
         except concurrent.futures.TimeoutError:

@@ -8,7 +8,7 @@ use d2o_evaluations::result::{Evaluation, ImageSet, SCHEMA};
 use d2o_refs::batch::container_sha256;
 use d2o_refs::features::FeatureWriter;
 
-use super::ExitStatus;
+use super::{ExitStatus, Results};
 use crate::cli::{Evaluate, Global, Titled};
 use crate::outputs::is_stdout;
 use crate::pipeline::metrics::{EvaluationBuilder, Metric, MetricsContext};
@@ -99,10 +99,7 @@ fn compute(mut plan: Plan, printer: Printer) -> anyhow::Result<ExitStatus> {
         printer.data(&render::render(&evaluations))?;
     }
     if let Some(path) = &plan.outputs.json {
-        match &evaluations[..] {
-            [one] => printer.json(path, one)?,
-            several => printer.json(path, &several)?,
-        }
+        printer.json(path, &Results::from(&evaluations[..]))?;
     }
     if let Some(path) = &plan.outputs.report {
         write_report(path, &plan, &evaluations)?;
