@@ -13,7 +13,7 @@ use crate::paths::{build_d2o, cache, component, environment, root};
 use crate::record::stamp;
 
 /// Seconds of fine-tuning, including about 50 for evaluations of its snapshots.
-const FINE_TUNE: &str = "290";
+const FINE_TUNE: &str = "275";
 /// Ticks between two evaluated snapshots of fine-tuning.
 const SNAPSHOTS: &str = "2";
 /// Images per evaluation of a snapshot: as many as [`SEEDS`] has.
