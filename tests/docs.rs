@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use clap::Parser as _;
 use d2o::cli::Cli;
@@ -220,7 +221,7 @@ fn run_page(page: &str, least: usize) {
         std::iter::once(programs).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
     );
     let path = path.unwrap();
-    let mut run = 0;
+    let (mut run, mut seconds) = (0, 0.0);
     for line in shell_lines(&fs::read_to_string(root.join(page)).unwrap()) {
         let own: Vec<_> =
             commands(&line).into_iter().filter(|words| words.first().is_some_and(|w| w == "d2o")).collect();
@@ -232,6 +233,7 @@ fn run_page(page: &str, least: usize) {
             continue;
         }
         let shorter = line.trim_start_matches("$ ").replace("0-49999", "0-31");
+        let clock = Instant::now();
         let output = Command::new("sh")
             .args(["-e", "-c", &shorter])
             .current_dir(dir)
@@ -242,12 +244,13 @@ fn run_page(page: &str, least: usize) {
             .env("SLURM_ARRAY_TASK_COUNT", "8")
             .output()
             .unwrap();
+        seconds += clock.elapsed().as_secs_f64();
         let expected = line.split_once("exit code ").map_or(0, |(_, code)| code[..1].parse().unwrap());
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(expected), "{page}: {shorter}\n{text}");
         run += 1;
     }
-    println!("{page}: {run} commands");
+    println!("{page}: {run} commands, {seconds:.0} s");
     assert!(run >= least, "{page}: {run} commands were run");
 }
 

@@ -305,7 +305,7 @@ impl GraphBuilder {
         }
         let name = self.unique(name);
         let edge = self.edge(name.clone(), element, dims.iter().map(|d| Dim::Known(*d)).collect());
-        self.initializers.push(TensorProto::new(&name, element, shape, bytes));
+        self.initializers.push(TensorProto::new(&name, element.code(), shape, bytes));
         if let Some(key) = key {
             self.shared.insert(key, edge.clone());
         }
@@ -408,7 +408,7 @@ fn value_info(name: &str, element: ElementType, dims: &[Dim]) -> ValueInfoProto 
         }),
     };
     let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
-    ValueInfoProto::new(name, element, Some(shape))
+    ValueInfoProto::new(name, element.code(), Some(shape))
 }
 
 /// The product of `sizes`, if ONNX can store it.

@@ -220,7 +220,7 @@ impl<'a> Rewriter<'a> {
             }
             bytes.extend(narrow.to_le_bytes());
         }
-        self.initializers.push(TensorProto::new(copy, ElementType::F16, tensor.dims.clone(), bytes));
+        self.initializers.push(TensorProto::new(copy, ElementType::F16.code(), tensor.dims.clone(), bytes));
         Ok(copy.to_owned())
     }
 }

@@ -30,7 +30,7 @@ pub fn reorder_input(channels: usize, width: usize) -> Vec<u8> {
     let dims = [1, channels, 1, width].map(signed);
     let dim = dims.iter().map(|d| DimensionProto { value: Some(DimensionValue::DimValue(*d)) }).collect();
     let shape = TensorShapeProto { dim };
-    let value = |name: &str| ValueInfoProto::new(name, ElementType::F32, Some(shape.clone()));
+    let value = |name: &str| ValueInfoProto::new(name, ElementType::F32.code(), Some(shape.clone()));
     let node = NodeProto {
         input: vec!["x".to_owned()],
         output: vec!["y".to_owned()],
@@ -195,7 +195,7 @@ mod tests {
 
     fn tensor(name: &str, dims: &[i64], values: impl Iterator<Item = f32>) -> TensorProto {
         let raw_data = values.flat_map(f32::to_le_bytes).collect();
-        TensorProto::new(name, ElementType::F32, dims.to_vec(), raw_data)
+        TensorProto::new(name, ElementType::F32.code(), dims.to_vec(), raw_data)
     }
 
     /// A graph of one convolution of 16 input and 8 output channels with a bias and an addend.

@@ -5,7 +5,6 @@ use std::path::Path;
 use prost::Message;
 
 use crate::error::{Error, Result};
-use crate::graph::ElementType;
 
 /// Decodes `bytes`, the content of `place` in `file`.
 pub(crate) fn decoded<M: Message + Default>(bytes: &[u8], file: &Path, place: &str) -> Result<M> {
@@ -135,8 +134,8 @@ pub(crate) struct TensorProto {
 
 impl TensorProto {
     /// A tensor whose values, little-endian, are in the file of the graph.
-    pub(crate) fn new(name: &str, element: ElementType, dims: Vec<i64>, raw_data: Vec<u8>) -> Self {
-        Self { dims, data_type: element.code(), name: name.to_owned(), raw_data, ..Self::default() }
+    pub(crate) fn new(name: &str, data_type: i32, dims: Vec<i64>, raw_data: Vec<u8>) -> Self {
+        Self { dims, data_type, name: name.to_owned(), raw_data, ..Self::default() }
     }
 
     /// The values of an f32 tensor in the file of the graph.
@@ -154,8 +153,8 @@ pub(crate) struct ValueInfoProto {
 }
 
 impl ValueInfoProto {
-    pub(crate) fn new(name: &str, element: ElementType, shape: Option<TensorShapeProto>) -> Self {
-        let tensor_type = Some(TensorTypeProto { elem_type: element.code(), shape });
+    pub(crate) fn new(name: &str, elem_type: i32, shape: Option<TensorShapeProto>) -> Self {
+        let tensor_type = Some(TensorTypeProto { elem_type, shape });
         Self { name: name.to_owned(), r#type: Some(TypeProto { tensor_type }) }
     }
 

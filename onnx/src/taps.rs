@@ -122,7 +122,7 @@ impl Taps {
                 let node = self
                     .writer(edge)
                     .ok_or_else(|| invalid(&graph.name, format!("`{edge}`"), "a node that writes it", "none"))?;
-                Ok(ValueInfoProto::new(edge, node.element, None))
+                Ok(ValueInfoProto::new(edge, node.element.code(), None))
             })
             .collect::<Result<_>>()?;
         prune(graph);

@@ -279,7 +279,7 @@ fn transformed(weight: &TensorProto, names: &[String]) -> Vec<TensorProto> {
 }
 
 fn tensor(name: &str, element: ElementType, dims: &[usize], raw_data: Vec<u8>) -> TensorProto {
-    TensorProto::new(name, element, dims.iter().map(|d| signed(*d)).collect(), raw_data)
+    TensorProto::new(name, element.code(), dims.iter().map(|d| signed(*d)).collect(), raw_data)
 }
 
 #[cfg(test)]
