@@ -63,9 +63,15 @@ pub enum Error {
 /// Result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Index of the first row that contains NaN or infinity.
+#[must_use]
+pub fn first_non_finite_row(rows: ArrayView2<'_, f32>) -> Option<usize> {
+    rows.outer_iter().position(|row| row.iter().any(|v| !v.is_finite()))
+}
+
 /// Checks that all values of `rows` are finite. `what` names the operand; `before` is the number of rows before `rows`.
 pub(crate) fn ensure_finite(what: &'static str, rows: ArrayView2<'_, f32>, before: usize) -> Result<()> {
-    let Some(row) = rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) else { return Ok(()) };
+    let Some(row) = first_non_finite_row(rows) else { return Ok(()) };
     let count = rows.iter().filter(|v| !v.is_finite()).count();
     Err(Error::NotFinite { what, count, row: before + row })
 }

@@ -17,23 +17,13 @@ use crate::labels::LABEL_FILE;
 use crate::limits::Unpacked;
 use crate::listing::text_at;
 use crate::npy::fill;
+use crate::zip_format::{CENTRAL, END, END_64, END_SIZE, END_WINDOW, LOCAL, LOCATOR_64};
 
-/// Signatures of records, little endian.
-pub(crate) const LOCAL: u32 = 0x0403_4b50;
-pub(crate) const CENTRAL: u32 = 0x0201_4b50;
-pub(crate) const END: u32 = 0x0605_4b50;
-pub(crate) const END_64: u32 = 0x0606_4b50;
-pub(crate) const LOCATOR_64: u32 = 0x0706_4b50;
 /// Sizes of records without their variable parts, bytes.
 const LOCAL_SIZE: usize = 30;
 const CENTRAL_SIZE: usize = 46;
-const END_SIZE: usize = 22;
 const END_64_SIZE: usize = 56;
 const LOCATOR_64_SIZE: usize = 20;
-/// Longest comment of an archive, bytes.
-const MAX_COMMENT: usize = 0xffff;
-/// Length of the end of a file in which the end record begins.
-pub(crate) const END_WINDOW: u64 = (END_SIZE + MAX_COMMENT) as u64;
 /// IDs of extra fields: ZIP64 sizes and offset; name in UTF-8.
 const EXTRA_64: u16 = 1;
 const EXTRA_NAME: u16 = 0x7075;

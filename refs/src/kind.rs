@@ -6,8 +6,8 @@ use std::path::Path;
 use d2o_files::kind::{self, HEAD, ZIP};
 use fs_err as fs;
 
-use crate::archive::END_WINDOW;
 use crate::error::{Error, Result};
+use crate::zip_format::{END, END_WINDOW};
 
 /// Opens the regular file at `path`. Pipes are not opened.
 ///
@@ -50,7 +50,7 @@ fn has_end_record(file: &mut fs::File) -> Result<bool> {
     let mut end = Vec::new();
     file.seek(SeekFrom::Start(length.saturating_sub(END_WINDOW)))?;
     file.by_ref().take(END_WINDOW).read_to_end(&mut end)?;
-    Ok(end.windows(4).any(|bytes| bytes == b"PK\x05\x06"))
+    Ok(end.windows(4).any(|bytes| bytes == END.to_le_bytes()))
 }
 
 /// The first [`HEAD`] bytes of `file`. The position is at the start of the file afterwards.

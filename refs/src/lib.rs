@@ -21,6 +21,7 @@ mod kind;
 mod labels;
 mod pixels;
 mod virtual_map;
+mod zip_format;
 mod zip_writer;
 
 pub use error::{Error, Result};

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use d2o_files::AtomicFile;
 
-use crate::archive;
 use crate::error::Result;
+use crate::zip_format;
 
 /// A zip archive that is complete or absent: stored entries with fixed times, so equal content gives equal bytes.
 ///
@@ -98,7 +98,7 @@ impl AtomicZip {
         let header = self.at;
         let size = if large { ZIP64_MARKER } else { low(bytes) };
         let mut out = Vec::with_capacity(64 + name.len());
-        out.extend(archive::LOCAL.to_le_bytes());
+        out.extend(zip_format::LOCAL.to_le_bytes());
         for n in [if large { VERSION_64 } else { VERSION }, flags(name), 0, 0, DATE] {
             out.extend(n.to_le_bytes());
         }
@@ -150,7 +150,7 @@ impl AtomicZip {
             extra.splice(0..0, [1, 0, length[0], length[1]]);
         }
         let out = &mut self.table;
-        out.extend(archive::CENTRAL.to_le_bytes());
+        out.extend(zip_format::CENTRAL.to_le_bytes());
         for n in [UNIX | version, version, flags(&entry.name), 0, 0, DATE] {
             out.extend(n.to_le_bytes());
         }
@@ -178,17 +178,17 @@ impl AtomicZip {
         let few = u16::try_from(entries).unwrap_or(u16::MAX);
         let large = few == u16::MAX || low(bytes) == ZIP64_MARKER || low(start) == ZIP64_MARKER;
         if large {
-            end.extend(archive::END_64.to_le_bytes());
+            end.extend(zip_format::END_64.to_le_bytes());
             end.extend(44_u64.to_le_bytes());
             end.extend([self.version, self.version].map(u16::to_le_bytes).concat());
             end.extend([0; 8]);
             end.extend([entries, entries, bytes, start].map(u64::to_le_bytes).concat());
-            end.extend(archive::LOCATOR_64.to_le_bytes());
+            end.extend(zip_format::LOCATOR_64.to_le_bytes());
             end.extend([0; 4]);
             end.extend((start + bytes).to_le_bytes());
             end.extend(1_u32.to_le_bytes());
         }
-        end.extend(archive::END.to_le_bytes());
+        end.extend(zip_format::END.to_le_bytes());
         end.extend([0; 4]);
         end.extend([few, few].map(u16::to_le_bytes).concat());
         end.extend([if large { ZIP64_MARKER } else { low(bytes) }, low(start)].map(u32::to_le_bytes).concat());

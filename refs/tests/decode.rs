@@ -29,12 +29,7 @@ fn cases() -> (Vec<(String, Vec<u8>)>, Value) {
 }
 
 fn sha256(bytes: impl Iterator<Item = u8>) -> String {
-    use std::fmt::Write as _;
-    let digest = Sha256::digest(bytes.collect::<Vec<_>>());
-    digest.iter().fold(String::new(), |mut text, b| {
-        let _ = write!(text, "{b:02x}");
-        text
-    })
+    d2o_files::hex(&Sha256::digest(bytes.collect::<Vec<_>>()))
 }
 
 fn mode(decoded: &Decoded) -> (&'static str, String) {

@@ -155,18 +155,7 @@ impl Metric {
     /// The metric; `None` for [`Metric::All`].
     #[must_use]
     pub fn metric(self) -> Option<metrics::Metric> {
-        use metrics::Metric as Of;
-        Some(match self {
-            Self::Fid => Of::Fid,
-            Self::Sfid => Of::Sfid,
-            Self::Is => Of::Is,
-            Self::Pr => Of::Pr,
-            Self::Dc => Of::Dc,
-            Self::Kid => Of::Kid,
-            Self::ClipFid => Of::ClipFid,
-            Self::FdInf => Of::FdInf,
-            Self::All => return None,
-        })
+        metrics::Metric::EVERY.into_iter().find(|metric| Self::from(*metric) == self)
     }
 }
 

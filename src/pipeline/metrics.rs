@@ -98,7 +98,8 @@ impl Metric {
 /// The key of the same value of features that are neither those of FID nor those of CLIP-FID: `fd` for `fid`.
 #[must_use]
 pub fn general_key(key: &str) -> Option<&'static str> {
-    let [proper, general] = Names::BOTH.map(|names| Metric::of_key(key).map_or(&[][..], |metric| metric.keys(&names)));
+    let metric = Metric::of_key(key)?;
+    let [proper, general] = Names::BOTH.map(|names| metric.keys(&names));
     proper.iter().zip(general).find(|(proper, _)| **proper == key).map(|(_, general)| *general)
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use d2o_converters::published::WeightsState;
+use d2o_evaluations::error::first_non_finite_row;
 use d2o_evaluations::preprocess::{Preprocessing, Resampling, Resize, Scaling};
 use d2o_evaluations::protocol::{ClipFeatures, INCEPTION, Protocol};
 use d2o_onnx::graph::Dim;
@@ -450,7 +451,7 @@ pub fn hosted<'o>(
 }
 
 fn finite(output: &str, rows: &ArrayView2<'_, f32>, names: &[String]) -> anyhow::Result<()> {
-    match rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
+    match first_non_finite_row(*rows) {
         None => Ok(()),
         Some(row) => {
             let name = names.get(row).map_or("an image", String::as_str);

@@ -8,6 +8,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use d2o_evaluations::error::first_non_finite_row;
 use d2o_refs::batch::{ContentHash, Digest, ImageDims, ImageSource, container_sha256, parts};
 use d2o_refs::features::{FeatureFile, FeatureWriter, Meta};
 use d2o_runtime::{Session, Tensor};
@@ -246,7 +247,7 @@ fn pass_features(
             let mut matrices = Vec::new();
             for name in wanted.iter().filter(|n| part.width(n).is_some()) {
                 let rows = part.read(name, range.clone())?;
-                if let Some(bad) = rows.outer_iter().position(|r| r.iter().any(|v| !v.is_finite())) {
+                if let Some(bad) = first_non_finite_row(rows.view()) {
                     let row = start + bad;
                     anyhow::bail!("`{}`: row {row} of `{name}` contains NaN or infinity", part.path().display());
                 }

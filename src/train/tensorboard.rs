@@ -91,9 +91,8 @@ mod tests {
         let mut events = Events::create(dir.path(), 1.0).unwrap();
         events.scalars(2.0, 4000, [("Loss/G/loss", 0.5)].into_iter()).unwrap();
         let bytes = fs::read(dir.path().join("events.out.tfevents.1.d2o")).unwrap();
-        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
-            hex,
+            d2o_files::hex(&bytes),
             "1800000000000000a37f4b2209000000000000f03f1a0d627261696e2e4576656e743a3286bf577a\
              220000000000000078113dfd09000000000000004010a01f2a140a120a0b4c6f73732f472f6c6f7373150000003ff6ede281"
         );

@@ -159,7 +159,7 @@ pub(crate) fn bytes(count: usize) -> Vec<u8> {
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    d2o_files::hex(&Sha256::digest(bytes))
 }
 
 /// A cache in its own folder, with short waits.
